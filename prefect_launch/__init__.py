@@ -1,0 +1,84 @@
+"""prefect-launch: queue any job on a Prefect work pool; agents build it, run it and report it to the Prefect UI.
+
+Every public name is imported on first use (PEP 562), so that `prefect_launch.inputs`, which a job's own code imports, stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_launch.agent import LaunchAgent, create_and_run_agent
+    from prefect_launch.api import Api
+    from prefect_launch.enqueue import alaunch_add, alaunch_add_many, launch_add, launch_add_many
+    from prefect_launch.errors import ExecutionError, LaunchError
+    from prefect_launch.inputs import load_config, load_wandb_config, manage_config_file, manage_wandb_config
+    from prefect_launch.jobs import acreate_job, create_job
+    from prefect_launch.launch_flow import alaunch, launch
+    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.queues import RunQueue
+    from prefect_launch.runners import AbstractRun
+
+_HOMES = {
+    "AbstractRun": "runners",
+    "Api": "api",
+    "ExecutionError": "errors",
+    "LaunchAgent": "agent",
+    "LaunchError": "errors",
+    "QueuedRun": "queued_run",
+    "RunQueue": "queues",
+    "acreate_job": "jobs",
+    "alaunch": "launch_flow",
+    "alaunch_add": "enqueue",
+    "alaunch_add_many": "enqueue",
+    "create_and_run_agent": "agent",
+    "create_job": "jobs",
+    "launch": "launch_flow",
+    "launch_add": "enqueue",
+    "launch_add_many": "enqueue",
+    "load_config": "inputs",
+    "load_wandb_config": "inputs",
+    "manage_config_file": "inputs",
+    "manage_wandb_config": "inputs",
+}
+
+__all__ = [
+    "AbstractRun",
+    "Api",
+    "ExecutionError",
+    "LaunchAgent",
+    "LaunchError",
+    "QueuedRun",
+    "RunQueue",
+    "__version__",
+    "acreate_job",
+    "alaunch",
+    "alaunch_add",
+    "alaunch_add_many",
+    "create_and_run_agent",
+    "create_job",
+    "launch",
+    "launch_add",
+    "launch_add_many",
+    "load_config",
+    "load_wandb_config",
+    "manage_config_file",
+    "manage_wandb_config",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("prefect-launch")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

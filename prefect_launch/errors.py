@@ -1,0 +1,123 @@
+"""Every error of prefect-launch, grouped by who must act.
+
+All derive from :class:`LaunchError`. A message names the value that was seen, the rule that it broke and the next
+step. The groups decide how an agent ends an item: what the submitter, the queue's owner or the job's own code got wrong is
+``Failed``; what the machine or a service failed to do is ``Crashed``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class LaunchError(Exception):
+    """Base of all errors raised by prefect-launch."""
+
+
+# --- the submitter must act ------------------------------------------------------------------------------------------
+
+
+class SubmitterError(LaunchError):
+    """What was asked for cannot be done; ask for something else."""
+
+
+class SpecError(SubmitterError):
+    """The launch spec breaks a rule: a missing or doubled source, a wrong type, a value outside its range."""
+
+
+class InvalidNameError(SubmitterError):
+    """A name (of a job, queue, alias, …) is not one that can be given."""
+
+
+class NotFoundError(SubmitterError):
+    """A queue, job, alias, version, variable or resource of that name does not exist.
+
+    The message names the nearest right one and lists the others.
+    """
+
+
+class InputError(SubmitterError):
+    """An input does not match the job's schema."""
+
+
+class UnsafeSpecError(SubmitterError):
+    """The spec asks for something that the queue does not allow a submitter to set."""
+
+
+class ArtifactError(SubmitterError):
+    """A job artifact is damaged, truncated, or holds something that must not be unpacked."""
+
+
+class SourceError(SubmitterError):
+    """The job's code cannot be had: a remote that is refused, a commit that is gone, a folder that leaks."""
+
+
+# --- the queue's owner must act --------------------------------------------------------------------------------------
+
+
+class QueueError(LaunchError):
+    """The queue's own configuration is wrong, or the queue is in the way (exists already, has another type)."""
+
+
+# --- the agent's operator must act -----------------------------------------------------------------------------------
+
+
+class OperatorError(LaunchError):
+    """The agent's machine or configuration is at fault."""
+
+
+class AgentConfigError(OperatorError):
+    """The agent's configuration is invalid."""
+
+
+class InfrastructureError(OperatorError):
+    """The machine, the Docker Engine or a registry failed to do what was rightly asked: the item is ``Crashed``."""
+
+
+class ServerUnavailableError(OperatorError):
+    """The Prefect server does not answer."""
+
+
+# --- the job's author must act ---------------------------------------------------------------------------------------
+
+
+class ExecutionError(LaunchError):
+    """A run ended without success.
+
+    Attributes:
+        exit_code: the process's exit code, or ``None`` when it never had one.
+        last_lines: the last lines of the run's log, oldest first.
+    """
+
+    def __init__(self, message: str, *, exit_code: int | None = None, last_lines: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        self.last_lines = tuple(last_lines)
+
+
+# --- we must act -----------------------------------------------------------------------------------------------------
+
+
+class InternalError(LaunchError):
+    """A bug in prefect-launch: a move or an answer that its own rules exclude. Please report it."""
+
+
+def unknown_name(kind: str, value: object, known: Iterable[str], *, where: str = "") -> NotFoundError:
+    """Make the error for a name that does not exist.
+
+    Args:
+        kind: what the name is of, in the singular, such as ``"queue"``.
+        value: the name seen.
+        known: the right names.
+        where: where they were looked for, such as ``" in queue 'gpu'"`` (with its leading space).
+
+    Returns:
+        An error that names the nearest right one and lists up to twenty of them.
+    """
+    names = sorted({str(name) for name in known})
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
+    listing = f" Known: {shown}." if names else f" There is no {kind} yet."
+    return NotFoundError(f"Unknown {kind} {str(value)!r}{where}.{hint}{listing}")

@@ -1,0 +1,54 @@
+"""The rule for names that people give: jobs, queues, aliases, entities, projects, agents.
+
+One rule for all of them, so that a name is safe in a path, a URL, a tag, a container name and an environment variable's value.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from prefect_launch.errors import InvalidNameError
+
+#: The reference's limit for artifact names.
+MAX_NAME_CHARS = 128
+#: The reference's limit for queue names.
+MAX_QUEUE_NAME_CHARS = 64
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")
+
+
+def check_name(kind: str, value: object, *, max_chars: int = MAX_NAME_CHARS) -> str:
+    """Return ``value`` when it is a good name.
+
+    Args:
+        kind: what the name is of, for the message, such as ``"job"``.
+        value: the name.
+        max_chars: the longest that is allowed, in characters.
+
+    Raises:
+        InvalidNameError: when it is not text, empty, too long, holds ``..`` or a character other than letters, digits, ``_``,
+            ``.`` and ``-``, or starts with ``.`` or ``-``. The message suggests a safe one.
+    """
+    if not isinstance(value, str):
+        raise InvalidNameError(f"The {kind} name must be text, not {type(value).__name__} ({value!r}).")
+    if not value:
+        raise InvalidNameError(f"The {kind} name is empty. Give a name of 1 to {max_chars} characters.")
+    if len(value) > max_chars:
+        raise InvalidNameError(
+            f"The {kind} name {value[:24] + '…'!r} has {len(value)} characters; at most {max_chars} are allowed."
+        )
+    if ".." in value or not _NAME.match(value):
+        raise InvalidNameError(
+            f"Invalid {kind} name {value!r}: use letters, digits, '_', '.' and '-', with no '..' and no '.' or '-' in front."
+            f" For example {safe_name(value)!r}."
+        )
+    return value
+
+
+def safe_name(value: str, *, fallback: str = "job") -> str:
+    """Return the nearest good name to ``value``: ``"my job/1"`` gives ``"my-job-1"``."""
+    ascii_only = unicodedata.normalize("NFKD", value).encode("ascii", "ignore").decode()
+    dashed = re.sub(r"[^A-Za-z0-9_.\-]+", "-", ascii_only)
+    dashed = re.sub(r"\.{2,}", ".", dashed).strip(".-")[:MAX_NAME_CHARS].rstrip(".-")
+    return dashed or fallback

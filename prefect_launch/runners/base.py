@@ -1,0 +1,227 @@
+"""What a resource must do: prepare, create, start, watch, stop, find again, remove.
+
+A runner knows nothing of queues, agents or the Prefect server. It gets a `RunPlan`, a frozen value that says all there is to
+know about one attempt at one item, and it must keep these promises:
+
+- `create` makes the process or container under a name derived from the run id and the attempt, with the plan's labels, and does
+  not start it; called again for the same attempt, it returns what exists.
+- What runs outlives the agent. `find` gives it back by its labels, after any crash.
+- The whole output of the job is in `plan.log_path` once `watch` has returned, and grows there while the job runs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_launch.errors import SpecError
+
+
+class SourceKind(str, Enum):
+    """What a job is made of (the reference's `source_type`)."""
+
+    IMAGE = "image"
+    CODE = "artifact"
+    GIT = "repo"
+
+
+class Phase(str, Enum):
+    """Where an item was when it failed, as its state message says it."""
+
+    AGENT = "agent"
+    BUILD = "build"
+    RUN = "run"
+
+
+class Labels:
+    """The keys of the labels that mark what an agent made; the truth about running work is in them."""
+
+    ITEM = "prefect-launch.item"
+    ATTEMPT = "prefect-launch.attempt"
+    RUN_ID = "prefect-launch.run-id"
+    QUEUE = "prefect-launch.queue"
+    AGENT = "prefect-launch.agent"
+    CLAIM = "prefect-launch.claim"
+
+
+class RunPlan(BaseModel):
+    """One attempt at one item, as its runner sees it."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    item_id: str = Field(description="Id of the flow run that is the queue item (a UUID).")
+    attempt: int = Field(default=1, ge=1)
+    run_id: str = Field(description="The launch run id: the caller's `run_id`, or one derived from the item's.")
+    run_dir: Path = Field(description="This attempt's own folder on the agent's machine; it exists.")
+    command: tuple[str, ...] = Field(default=(), description="Entry point; empty: the image's own.")
+    args: tuple[str, ...] = Field(default=(), description="Arguments after the entry point.")
+    env: dict[str, str] = Field(default_factory=dict, repr=False)
+    image: str | None = None
+    code_dir: Path | None = Field(default=None, description="The job's unpacked code, this attempt's own copy.")
+    working_dir: str | None = Field(default=None, description="Relative to the code, or to the image's working directory.")
+    python_version: str | None = Field(default=None, description='The job\'s Python, such as "3.11".')
+    options: dict[str, Any] = Field(default_factory=dict, description="resource_args of this resource, merged and checked.")
+    labels: dict[str, str] = Field(default_factory=dict)
+    file_overrides: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Values merged into the code's config files before the start, by relative path."
+    )
+
+    @property
+    def name(self) -> str:
+        """The name of what is created: the same for the same attempt, on any agent."""
+        return f"launch-{self.item_id}-{self.attempt}"
+
+    @property
+    def log_path(self) -> Path:
+        """The file that holds the job's whole output, both streams as they came."""
+        return self.run_dir / "job.log"
+
+    @property
+    def output_dir(self) -> Path:
+        """Where what the job left in `$LAUNCH_OUTPUT_DIR` is found once it has ended."""
+        return self.run_dir / "outputs"
+
+
+class Exit(BaseModel):
+    """How a job's process ended."""
+
+    model_config = ConfigDict(frozen=True)
+
+    exit_code: int | None = Field(description="As a shell gives it: 128 + the signal's number when a signal ended it.")
+    signal: str | None = Field(default=None, description='Name of the signal that ended it, such as "SIGKILL".')
+    oom_killed: bool = False
+    stopped: bool = Field(default=False, description="Ended because `stop` was asked.")
+    error: str | None = Field(default=None, description="Why it never started, or was lost, in words.")
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def succeeded(self) -> bool:
+        """Exit code 0, and not because it was stopped."""
+        return self.exit_code == 0 and self.error is None and not self.oom_killed
+
+    @property
+    def duration_seconds(self) -> float | None:
+        """Wall time between start and end, in seconds."""
+        if self.started_at is None or self.ended_at is None:
+            return None
+        return max(0.0, (self.ended_at - self.started_at).total_seconds())
+
+    def describe(self) -> str:
+        """Say in words how it ended, such as ``"exit code 3"`` or ``"killed by SIGKILL: out of memory"``."""
+        if self.error:
+            return self.error
+        if self.oom_killed:
+            return f"out of memory: killed by the kernel (exit code {self.exit_code})"
+        if self.signal:
+            return f"ended by signal {self.signal} (exit code {self.exit_code})"
+        return f"exit code {self.exit_code}"
+
+
+class RunState(str, Enum):
+    """Where a created run is, from the machine's own view."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+class Found(BaseModel):
+    """A run that exists on this machine, found by its labels."""
+
+    model_config = ConfigDict(frozen=True)
+
+    handle: str
+    state: RunState
+    labels: dict[str, str]
+    run_dir: Path | None = Field(default=None, description="Where its log and outputs are, when the runner knows.")
+
+
+class Runner(ABC):
+    """One kind of resource. Instances belong to one agent (or one `launch` call); there is no state shared between two.
+
+    A handle is a short text that names what was created (a container id, a supervisor's folder); it is recorded on the flow run
+    as `infrastructure_pid`.
+    """
+
+    #: The resource's name, as in queues and specs: "local-process".
+    name: ClassVar[str]
+    #: Which sources it can run.
+    sources: ClassVar[frozenset[SourceKind]]
+    #: The options (normalised: lower case, dashes) that any submitter may set in `resource_args`.
+    submitter_options: ClassVar[frozenset[str]]
+    #: All options it understands; a queue's owner may set them, and may allow them to submitters.
+    options: ClassVar[frozenset[str]]
+
+    def check(self, plan: RunPlan) -> None:  # noqa: B027 - most resources have nothing more to check
+        """Refuse a plan that this resource cannot run, before anything is made.
+
+        Raises:
+            SpecError: with the value seen, the rule and the next step.
+        """
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the options with normalised names, when every one has a good value.
+
+        Raises:
+            SpecError: for a value of the wrong type.
+            NotFoundError: for an option that this resource does not know.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def check_source(cls, kind: SourceKind) -> None:
+        """Refuse a source that this resource cannot run.
+
+        Raises:
+            SpecError: naming the resource, the source and what it can run.
+        """
+        if kind not in cls.sources:
+            can = ", ".join(sorted(source.name.lower() for source in cls.sources))
+            raise SpecError(
+                f"A job of kind {kind.name.lower()!r} cannot run on the resource {cls.name!r}, which runs: {can}."
+                " Choose another queue or another kind of job."
+            )
+
+    @abstractmethod
+    async def prepare(self, plan: RunPlan) -> None:
+        """Bring about all that the start needs and that can be shared between runs: pull the image, make the environment.
+
+        Raises:
+            InfrastructureError: when the machine or a registry fails.
+            SubmitterError: when what the job asks for cannot be had (its requirements do not resolve).
+        """
+
+    @abstractmethod
+    async def create(self, plan: RunPlan) -> str:
+        """Make the process or container, not started, and return its handle."""
+
+    @abstractmethod
+    async def start(self, handle: str) -> None:
+        """Start what was created. Starting what already runs does nothing."""
+
+    @abstractmethod
+    async def watch(self, handle: str, plan: RunPlan) -> Exit:
+        """Wait until it has ended, its log file is whole and its outputs are in `plan.output_dir`."""
+
+    @abstractmethod
+    async def stop(self, handle: str, grace_seconds: float) -> None:
+        """End it: TERM, and KILL after the grace, to the whole group or container. Returns when it is seen to be gone."""
+
+    @abstractmethod
+    async def find(self, labels: Mapping[str, str]) -> list[Found]:
+        """List what exists on this machine with all these labels, running or not."""
+
+    @abstractmethod
+    async def remove(self, handle: str) -> None:
+        """Remove what was created, once its log and outputs are safe. Removing what is gone does nothing."""
+
+    async def aclose(self) -> None:  # noqa: B027 - most resources hold nothing
+        """Let go of connections and threads; what runs goes on."""

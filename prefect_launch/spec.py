@@ -1,0 +1,265 @@
+"""The launch spec: what one item asks for, as a frozen value.
+
+It is what a queue item's parameters hold, what a launch config file holds, and what `construct_spec` makes of the arguments of
+`launch` and `launch_add`. Checks that need no server are made here; the rest (job, queue, variables) in `prefect_launch.enqueue`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from prefect_launch.errors import LaunchError, SpecError, unknown_name
+from prefect_launch.names import check_name
+from prefect_launch.priority import Priority
+
+#: The Prefect server refuses parameters beyond 512 KiB; what is left is for the rest of the spec.
+MAX_SPEC_BYTES = 500_000
+
+#: Prefect's server rewrites a mapping that has this key, so nobody's data may carry it.
+_RESERVED_KEY = "__prefect_kind"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, populate_by_name=True)
+
+
+class DockerSource(_Part):
+    """A container image to run as it is."""
+
+    docker_image: str | None = None
+    user_id: int | None = Field(default=None, description="User id of generated images.")
+
+
+class GitSource(_Part):
+    """The commit, branch or tag that a git job is taken at."""
+
+    repo: str | None = None
+    version: str | None = None
+
+
+class Overrides(_Part):
+    """What this run does other than its job says."""
+
+    args: tuple[str, ...] = Field(default=(), description="Arguments added after the entry point.")
+    run_config: dict[str, Any] = Field(default_factory=dict, description="The job's inputs.")
+    artifacts: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Values merged into the job's config files, by the file's path."
+    )
+    entry_point: tuple[str, ...] | None = Field(default=None, description="The command that takes the job's place.")
+    dockerfile: str | None = None
+    working_dir: str | None = None
+
+    @field_validator("args", "entry_point", mode="before")
+    @classmethod
+    def _is_list_of_text(cls, value: Any, info: Any) -> Any:
+        if value is None:
+            return value
+        if not isinstance(value, (list, tuple)) or not all(isinstance(part, str) for part in value):
+            raise ValueError(f"override {info.field_name} must be a list of strings, not {type(value).__name__} {value!r}")
+        return tuple(value)
+
+
+class LaunchSpec(_Part):
+    """What one item asks for.
+
+    Exactly one of `job`, `docker.docker_image` (or `image_uri`) and `uri` names what runs.
+    """
+
+    job: str | None = Field(default=None, description="entity/project/name:alias, or the shorter forms.")
+    docker: DockerSource = DockerSource()
+    image_uri: str | None = None
+    uri: str | None = Field(default=None, description="A git URI (a later issue), or a scheduler's placeholder.")
+    git: GitSource = GitSource()
+    entity: str | None = None
+    project: str | None = None
+    name: str | None = Field(default=None, description="The run's display name.")
+    run_id: str | None = None
+    author: str | None = None
+    sweep_id: str | None = None
+    resource: str | None = None
+    resource_args: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    template_variables: dict[str, Any] = Field(default_factory=dict)
+    overrides: Overrides = Overrides()
+    python_version: str | None = None
+    registry: dict[str, Any] = Field(default_factory=dict)
+    builder: dict[str, Any] = Field(default_factory=dict)
+    additional_services: tuple[dict[str, Any], ...] = ()
+    priority: Priority = Priority.MEDIUM
+
+    @field_validator("priority", mode="before")
+    @classmethod
+    def _parse_priority(cls, value: Any) -> Priority:
+        return Priority.MEDIUM if value is None else Priority.parse(value)
+
+    @field_validator("entity", "project", "run_id", "sweep_id", "author")
+    @classmethod
+    def _is_name(cls, value: str | None, info: Any) -> str | None:
+        return value if value is None else check_name(info.field_name, value)
+
+    @field_validator("name")
+    @classmethod
+    def _is_display_name(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or len(value) > 200 or not value.isprintable()):
+            raise SpecError(
+                f"Invalid run name {value[:40]!r} ({len(value)} characters): use 1 to 200 printable characters."
+            )
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_known(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            data = {key: value for key, value in data.items() if value is not None}
+            for key in data:
+                if key not in cls.model_fields:
+                    raise unknown_name("launch option", key, cls.model_fields)
+        return data
+
+    @property
+    def image(self) -> str | None:
+        """The container image that is named directly, if one is."""
+        return self.docker.docker_image or self.image_uri
+
+    @property
+    def is_scheduler(self) -> bool:
+        """Whether this item is a sweep's scheduler (counted apart from jobs by an agent)."""
+        return bool(self.uri and self.uri.startswith("placeholder"))
+
+    def check_source(self) -> LaunchSpec:
+        """Return this spec when it names exactly one thing to run.
+
+        Raises:
+            SpecError: when it names none, or more than one.
+        """
+        named = {"job": self.job, "docker_image": self.image, "uri": self.uri}
+        given = [key for key, value in named.items() if value]
+        if len(given) != 1:
+            seen = " and ".join(f"{key}={named[key]!r}" for key in given) or "none of them"
+            raise SpecError(
+                f"Exactly one of job, docker_image or uri must be specified in the launch spec; got {seen}."
+                " Keep the one that you mean."
+            )
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """Return the spec as JSON-ready parameters, without what was left at its default."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        return dumped
+
+
+def parse_spec(data: Mapping[str, Any]) -> LaunchSpec:
+    """Make a spec of plain data.
+
+    Args:
+        data: a launch config, or an item's parameters. It is not changed.
+
+    Raises:
+        SpecError: when a value has the wrong type or is out of its range, when it is not JSON (NaN, infinity), is larger than
+            500 kB, or uses a key that Prefect's server would rewrite.
+        NotFoundError: when an option's name is not known.
+        InvalidNameError: when a name in it is none.
+    """
+    if not isinstance(data, Mapping):
+        raise SpecError(f"A launch config must be a mapping of option names to values, not {type(data).__name__}.")
+    _check_json(data)
+    try:
+        return LaunchSpec.model_validate(_plain(data))
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def construct_spec(config: Mapping[str, Any] | None = None, **arguments: Any) -> LaunchSpec:
+    """Make the spec of a call: the arguments win over the config, key by key.
+
+    Args:
+        config: a launch config; it is not changed.
+        **arguments: of `launch` and `launch_add`: `uri, job, template_variables, project, entity, resource, entry_point, name,
+            version, docker_image, resource_args, run_id, repository, sweep_id, author, priority`. `None` is "not given".
+
+    Returns:
+        The spec, with exactly one source.
+
+    Raises:
+        LaunchError: as `parse_spec` and `LaunchSpec.check_source` do.
+    """
+    if config is not None and not isinstance(config, Mapping):
+        raise SpecError(f"config must be a mapping (a launch config), not {type(config).__name__}.")
+    given = {key: value for key, value in arguments.items() if value is not None}
+    data = {key: value for key, value in (config or {}).items() if value is not None}
+    for part, key, value in (
+        ("git", "version", given.pop("version", None)),
+        ("docker", "docker_image", given.pop("docker_image", None)),
+        ("overrides", "entry_point", given.pop("entry_point", None)),
+        ("registry", "uri", given.pop("repository", None)),
+    ):
+        if value is not None:
+            data[part] = {**_mapping(part, data.get(part)), key: value}
+    if "template_variables" in given:
+        own = _mapping("template_variables", given.pop("template_variables"))
+        data["template_variables"] = {**_mapping("template_variables", data.get("template_variables")), **own}
+    return parse_spec({**data, **given}).check_source()
+
+
+def _mapping(name: str, value: object) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise SpecError(f"{name} must be a mapping, not {type(value).__name__} {value!r}.")
+    return value
+
+
+def _check_json(data: Mapping[str, Any]) -> None:
+    try:
+        text = json.dumps(_plain(data), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"The launch spec cannot be written as JSON: {_json_fault(data) or error}.") from None
+    if len(text.encode()) > MAX_SPEC_BYTES:
+        raise SpecError(
+            f"The launch spec has {len(text.encode()):,} bytes; at most {MAX_SPEC_BYTES:,} are allowed."
+            " Put large inputs in a file that the job reads."
+        )
+    if f'"{_RESERVED_KEY}"' in text:
+        raise SpecError(f"The key {_RESERVED_KEY!r} is reserved by Prefect and cannot be used in a launch spec. Rename it.")
+
+
+def _plain(value: Any) -> Any:
+    """Copy nested mappings and sequences to plain dicts and lists, so that nothing of the caller's is shared."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _json_fault(value: Any, path: str = "") -> str | None:
+    if isinstance(value, Mapping):
+        children = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
+    elif isinstance(value, (list, tuple)):
+        children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    elif isinstance(value, float) and not math.isfinite(value):
+        return f"{path} is {value}, which JSON does not have"
+    elif value is None or isinstance(value, (str, int, float, bool)):
+        return None
+    else:
+        return f"{path} is a {type(value).__name__}"
+    return next((fault for key, item in children if (fault := _json_fault(item, key))), None)
+
+
+def _readable(error: ValidationError) -> LaunchError:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, LaunchError):
+        return cause
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        models: dict[str, type[BaseModel]] = {"overrides": Overrides, "docker": DockerSource, "git": GitSource}
+        model = models.get(str(first["loc"][0]))
+        known = model.model_fields if model else LaunchSpec.model_fields
+        return unknown_name("launch option", first["loc"][-1], known, where=f" in {first['loc'][0]!r}")
+    return SpecError(f"Invalid launch spec: {where}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r}).")
