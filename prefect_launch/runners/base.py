@@ -21,14 +21,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.errors import SpecError
-
-
-class SourceKind(str, Enum):
-    """What a job is made of (the reference's `source_type`)."""
-
-    IMAGE = "image"
-    CODE = "artifact"
-    GIT = "repo"
+from prefect_launch.jobs.model import SourceKind
 
 
 class Phase(str, Enum):

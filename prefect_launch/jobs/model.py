@@ -1,0 +1,235 @@
+"""What a job is, as frozen values: its document (`wandb-job.json`, the reference's schema), one version of it, a list's row.
+
+A document holds nothing of where or when it was made, so that the same content has the same digest on every machine. It does no
+input or output: `prefect_launch.jobs.registry` stores and finds jobs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefect_launch.errors import ArtifactError
+
+#: The file that describes a job, under the reference's name.
+DOCUMENT_FILE: Final = "wandb-job.json"
+#: The code of a code job, beside it.
+CODE_FILE: Final = "code.tar.gz"
+#: What is known about a version that is not its content: description, commit of the folder, who made it.
+METADATA_FILE: Final = "metadata.json"
+
+#: The reference's name for the job's own config, among the things that can have a schema.
+CONFIG_INPUTS: Final = "@wandb.config"
+
+
+class SourceKind(str, Enum):
+    """What a job is made of (the reference's `source_type`)."""
+
+    IMAGE = "image"
+    CODE = "artifact"
+    GIT = "repo"
+
+
+class _Part(BaseModel):
+    # What another program put beside our keys is let be: the digest is taken of the file's bytes, not of this model.
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class GitCommit(_Part):
+    """A remote, without credentials, and the full id of a commit in it."""
+
+    remote: str
+    commit: str
+
+
+class _BuiltSource(_Part):
+    entrypoint: tuple[str, ...] = ()
+    notebook: bool = False
+    build_context: str | None = Field(default=None, description="Folder that the image is built in, relative to the code.")
+    dockerfile: str | None = Field(default=None, description="Path of the Dockerfile, relative to the build context.")
+    base_image: str | None = Field(default=None, description="Image that the code runs in as it is, without a build.")
+
+
+class GitJobSource(_BuiltSource):
+    """Code at a commit of a git remote."""
+
+    git: GitCommit
+
+
+class CodeJobSource(_BuiltSource):
+    """An archive of a folder of code, kept in the job store."""
+
+    artifact: str = Field(description="launch-code://sha256/<digest of the archive's uncompressed bytes>")
+
+
+class ImageJobSource(_Part):
+    """A container image to run as it is."""
+
+    image: str
+    entrypoint: tuple[str, ...] = ()
+
+
+_SOURCE_CLASSES: Final = {
+    SourceKind.GIT: GitJobSource,
+    SourceKind.CODE: CodeJobSource,
+    SourceKind.IMAGE: ImageJobSource,
+}
+
+
+class JobDocument(_Part):
+    """The content of `wandb-job.json`."""
+
+    version: str = Field(default="v0", alias="_version", description='"0.17.0" when a build context or Dockerfile is named.')
+    source_type: SourceKind
+    source: GitJobSource | CodeJobSource | ImageJobSource
+    input_types: dict[str, Any] = Field(default_factory=dict)
+    output_types: dict[str, Any] = Field(default_factory=dict)
+    runtime: str | None = Field(default=None, description='The Python it wants, such as "3.11".')
+    services: dict[str, Literal["always", "never"]] | None = None
+    input_schemas: dict[str, dict[str, Any]] | None = None
+
+    def dump(self) -> bytes:
+        """Return the document as its file's bytes: the same value always gives the same bytes."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def parse_document(content: bytes, *, where: str) -> JobDocument:
+    """Read a job's document.
+
+    Args:
+        content: the bytes of `wandb-job.json`.
+        where: the job that it belongs to, for the message.
+
+    Raises:
+        ArtifactError: when it is no JSON, or not of the schema.
+    """
+    try:
+        document = JobDocument.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the whole"
+        raise ArtifactError(
+            f"{DOCUMENT_FILE} of the job {where} cannot be used: {place}: {first['msg']}. Create the job again."
+        ) from None
+    if not isinstance(document.source, _SOURCE_CLASSES[document.source_type]):
+        raise ArtifactError(
+            f"{DOCUMENT_FILE} of the job {where} says source_type {document.source_type.value!r}, but its source has the fields"
+            f" {sorted(document.source.model_fields_set)}. Create the job again."
+        )
+    return document
+
+
+@dataclass(frozen=True)
+class Job:
+    """One version of a job.
+
+    A dataclass, not a model: pydantic's own `BaseModel.schema` would be in the way of the name that users expect.
+    """
+
+    entity: str
+    project: str
+    name: str
+    version: int
+    digest: str = field(metadata={"doc": "sha256:<hex> of its document"})
+    document: JobDocument
+    aliases: tuple[str, ...] = ()
+    description: str | None = None
+    created_at: datetime | None = None
+    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def path(self) -> str:
+        """`entity/project/name`."""
+        return f"{self.entity}/{self.project}/{self.name}"
+
+    @property
+    def reference(self) -> str:
+        """The full name of this very version: `entity/project/name:v3`. It means the same for ever."""
+        return f"{self.path}:v{self.version}"
+
+    def __str__(self) -> str:
+        return self.reference
+
+    @property
+    def kind(self) -> SourceKind:
+        """What it is made of."""
+        return self.document.source_type
+
+    @property
+    def entry_point(self) -> tuple[str, ...]:
+        """The command; empty for an image that brings its own."""
+        return self.document.source.entrypoint
+
+    @property
+    def image(self) -> str | None:
+        """The image of an image job."""
+        return self.document.source.image if isinstance(self.document.source, ImageJobSource) else None
+
+    @property
+    def base_image(self) -> str | None:
+        """The image that the code of a code or git job runs in without a build."""
+        return self.document.source.base_image if isinstance(self.document.source, _BuiltSource) else None
+
+    @property
+    def runtime(self) -> str | None:
+        """The Python it wants, such as "3.11"."""
+        return self.document.runtime
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """The JSON schema of its inputs, if it has one."""
+        return (self.document.input_schemas or {}).get(CONFIG_INPUTS)
+
+
+class PutOutcome(str, Enum):
+    """What storing a job came to, in the reference's words."""
+
+    CREATED = "Created"
+    UPDATED = "Updated"
+    UNCHANGED = "No changes detected for"
+
+
+@dataclass(frozen=True)
+class PutResult:
+    """A stored job, and whether it is new."""
+
+    job: Job
+    outcome: PutOutcome
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """A job as a list shows it."""
+
+    entity: str
+    project: str
+    name: str
+    version_count: int
+    latest_version: int
+    aliases: tuple[str, ...]
+    kind: SourceKind
+    description: str | None = None
+    updated_at: datetime | None = None
+
+    @property
+    def path(self) -> str:
+        """`entity/project/name`."""
+        return f"{self.entity}/{self.project}/{self.name}"
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one way to write a JSON value as bytes: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_of(content: bytes) -> str:
+    """Return `sha256:<hex>` of the bytes."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
