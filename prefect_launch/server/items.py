@@ -1,0 +1,195 @@
+"""The server's flow runs: making, reading, polling and moving items."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+import anyio
+
+from prefect_launch.errors import InternalError, ServerUnavailableError, SpecError
+from prefect_launch.server.rest import Rest
+from prefect_launch.server.values import Item, ItemDraft, State, Verdict
+from prefect_launch.states import StateType
+
+#: The server's limit for one bulk request.
+_BULK: Final = 100
+#: Attempts at items that a busy SQLite server left out of a bulk request.
+_BULK_ATTEMPTS: Final = 20
+_BULK_PAUSE_SECONDS: Final = 0.2
+_BUSY_WORDS: Final = ("database is locked", "timeout", "deadlock")
+
+
+class ItemCalls:
+    """Calls about items."""
+
+    _rest: Rest
+
+    async def create_item(self, deployment_id: UUID, draft: ItemDraft) -> Item | None:
+        """Make an item, or return the one that was made with the same idempotency key.
+
+        Returns:
+            The item; `None` when the deployment is gone.
+
+        Raises:
+            SpecError: when the server refuses the parameters or the template variables, with its reason.
+        """
+        made = await self._rest.get("POST", f"/deployments/{deployment_id}/create_flow_run", json=_body(draft))
+        return None if made is None else Item.model_validate(made)
+
+    async def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
+        """Make many items, each exactly once: what a busy server left out is sent again under the same key.
+
+        Raises:
+            SpecError: when the server refuses one; those made before it stay (the caller knows their keys).
+            ServerUnavailableError: when the server stayed too busy.
+        """
+        ids: list[UUID] = []
+        for start in range(0, len(drafts), _BULK):
+            ids.extend(await self._create_batch(deployment_id, drafts[start : start + _BULK]))
+        return [
+            Item(
+                id=item_id,
+                name=draft.name,
+                deployment_id=deployment_id,
+                parameters=draft.parameters,
+                job_variables=draft.job_variables,
+                idempotency_key=draft.idempotency_key,
+                tags=draft.tags,
+                labels=draft.labels,
+                work_queue_name=draft.work_queue_name,
+                state=draft.state,
+                state_type=draft.state.type,
+                state_name=draft.state.name,
+            )
+            for item_id, draft in zip(ids, drafts, strict=True)
+        ]
+
+    async def _create_batch(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[UUID]:
+        made: dict[int, UUID] = {}
+        for _ in range(_BULK_ATTEMPTS):
+            left = [index for index in range(len(drafts)) if index not in made]
+            if not left:
+                break
+            body = [_body(drafts[index]) for index in left]
+            answer = await self._rest.get("POST", f"/deployments/{deployment_id}/create_flow_run/bulk", json=body)
+            if answer is None:
+                raise SpecError(f"The deployment {deployment_id} is gone: was the queue deleted meanwhile?")
+            for index, result in zip(left, answer["results"], strict=True):
+                if result.get("flow_run_id"):
+                    made[index] = UUID(result["flow_run_id"])
+                elif not any(word in str(result.get("error")).lower() for word in _BUSY_WORDS):
+                    raise SpecError(f"The Prefect server refuses item {drafts[index].name!r}: {result.get('error')}")
+            if len(made) < len(drafts):
+                await anyio.sleep(_BULK_PAUSE_SECONDS)
+        if len(made) < len(drafts):
+            raise ServerUnavailableError(
+                f"The Prefect server was too busy to take {len(drafts) - len(made)} of {len(drafts)} items."
+                " Queue the same list again: what is there already is not made twice."
+            )
+        return [made[index] for index in range(len(drafts))]
+
+    async def read_item(self, item_id: UUID) -> Item | None:
+        """Read one item."""
+        found = await self._rest.get("GET", f"/flow_runs/{item_id}")
+        return None if found is None else Item.model_validate(found)
+
+    async def delete_item(self, item_id: UUID) -> None:
+        """Delete an item with its log; one that is gone is fine."""
+        await self._rest.get("DELETE", f"/flow_runs/{item_id}")
+
+    async def list_items(
+        self,
+        *,
+        pool: str | None = None,
+        ids: Collection[UUID] | None = None,
+        state_types: Collection[StateType] | None = None,
+        tags: Collection[str] | None = None,
+        limit: int = 200,
+        offset: int = 0,
+    ) -> list[Item]:
+        """List items, newest first."""
+        body: dict[str, Any] = {"sort": "EXPECTED_START_TIME_DESC", "limit": limit, "offset": offset}
+        body.update(_filters(pool=pool, ids=ids, state_types=state_types, tags=tags))
+        return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
+
+    async def count_items(self, *, pool: str, queue: str | None = None, state_types: Collection[StateType]) -> int:
+        """Count the items of a pool, or of one of its work queues, in these states."""
+        body = _filters(pool=pool, state_types=state_types)
+        if queue is not None:
+            body["work_pool_queues"] = {"name": {"any_": [queue]}}
+        return int(await self._rest.get("POST", "/flow_runs/count", json=body))
+
+    async def poll(self, pool: str, *, limit: int, before: datetime) -> list[Item]:
+        """List what waits in the pool and is due, the most urgent first; nothing when the pool is gone or paused."""
+        body = {"limit": limit, "scheduled_before": before.isoformat()}
+        path = f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs"
+        found = await self._rest.get("POST", path, json=body)
+        return [Item.model_validate(entry["flow_run"]) for entry in found or ()]
+
+    async def propose(
+        self, item_id: UUID, state: State, *, transition_id: UUID | None = None, force: bool = False
+    ) -> Verdict:
+        """Propose a state; the same transition id may be sent twice.
+
+        Raises:
+            InternalError: when there is no such item.
+        """
+        proposed = {
+            "type": state.type.value,
+            "name": state.name,
+            "message": state.message,
+            "data": state.data,
+            "state_details": {
+                **state.state_details,
+                "flow_run_id": str(item_id),
+                "transition_id": str(transition_id or uuid4()),
+            },
+        }
+        body = {"state": proposed, "force": force}
+        answer = await self._rest.get("POST", f"/flow_runs/{item_id}/set_state", json=body)
+        if answer is None:
+            raise InternalError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
+        return Verdict.model_validate(answer)
+
+    async def read_states(self, item_id: UUID) -> list[State]:
+        """List the states that an item was in, oldest first."""
+        found = await self._rest.get("GET", "/flow_run_states/", params={"flow_run_id": str(item_id)})
+        return [State.model_validate(state) for state in found or ()]
+
+    async def record_infrastructure(self, item_id: UUID, handle: str) -> None:
+        """Record what was created for an item, as Prefect's `infrastructure_pid`."""
+        await self._rest.get("PATCH", f"/flow_runs/{item_id}", json={"infrastructure_pid": handle})
+
+    async def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:
+        """Add labels to an item."""
+        await self._rest.get("PATCH", f"/flow_runs/{item_id}/labels", json=dict(labels))
+
+
+def _body(draft: ItemDraft) -> dict[str, Any]:
+    state = {"type": draft.state.type.value, "name": draft.state.name, "message": draft.state.message}
+    body = draft.model_dump(mode="json", exclude={"state"}, exclude_none=True)
+    return {**body, "state": state}
+
+
+def _filters(
+    *,
+    pool: str | None = None,
+    ids: Collection[UUID] | None = None,
+    state_types: Collection[StateType] | None = None,
+    tags: Collection[str] | None = None,
+) -> dict[str, Any]:
+    runs: dict[str, Any] = {}
+    if ids is not None:
+        runs["id"] = {"any_": [str(item_id) for item_id in ids]}
+    if state_types is not None:
+        runs["state"] = {"type": {"any_": [state_type.value for state_type in state_types]}}
+    if tags is not None:
+        runs["tags"] = {"all_": list(tags)}
+    filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": ["launch"]}}}
+    if pool is not None:
+        filters["work_pools"] = {"name": {"any_": [pool]}}
+    return filters

@@ -1,0 +1,135 @@
+"""The door to the Prefect server: all that prefect-launch asks of it.
+
+Two classes are this door: `prefect_launch.server.client.PrefectServer` and the in-memory twin
+`prefect_launch.testing.InMemoryServer`. The same contract tests run on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from prefect_launch.server.values import (
+    Deployment,
+    Item,
+    ItemDraft,
+    LogRecord,
+    Pool,
+    PriorityQueue,
+    State,
+    Verdict,
+    Worker,
+)
+from prefect_launch.states import StateType
+
+
+class Server(Protocol):
+    """What the server does for us. Every call raises `ServerUnavailableError` when it does not answer."""
+
+    api_url: str
+    ui_url: str
+
+    # --- queues ---
+    async def read_pool(self, name: str) -> Pool | None: ...
+    async def list_pools(self) -> list[Pool]:
+        """List the work pools of type `launch`."""
+        ...
+
+    async def create_pool(
+        self, name: str, *, base_job_template: dict[str, Any], description: str | None, concurrency_limit: int | None
+    ) -> Pool | None:
+        """Make a work pool of type `launch`; `None` when the name is taken.
+
+        Raises:
+            QueueError: when the server refuses the template or the name.
+        """
+        ...
+
+    async def update_pool(self, name: str, **changes: Any) -> None: ...
+    async def delete_pool(self, name: str) -> bool: ...
+    async def list_queues(self, pool: str) -> list[PriorityQueue]: ...
+    async def create_queue(self, pool: str, name: str, priority: int) -> None:
+        """Make a work queue in the pool; one that is there already stays."""
+        ...
+
+    # --- deployments of the flow `launch` ---
+    async def read_deployment(self, deployment_id: UUID) -> Deployment | None: ...
+    async def find_deployment(self, name: str, *, flow: str = "launch") -> Deployment | None: ...
+    async def list_deployments(self, pool: str) -> list[Deployment]: ...
+    async def upsert_deployment(
+        self,
+        name: str,
+        *,
+        flow: str = "launch",
+        pool: str,
+        parameters: dict[str, Any],
+        parameter_schema: dict[str, Any],
+        description: str,
+        tags: Collection[str],
+        labels: Mapping[str, Any],
+        enforce: bool,
+        version: str | None = None,
+    ) -> UUID: ...
+    async def delete_deployment(self, deployment_id: UUID) -> None: ...
+
+    # --- items ---
+    async def create_item(self, deployment_id: UUID, draft: ItemDraft) -> Item | None:
+        """Make an item, or return the one that was made with the same idempotency key; `None`: the deployment is gone.
+
+        Raises:
+            SpecError: when the server refuses the parameters or the template variables, with its reason.
+        """
+        ...
+
+    async def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
+        """Make many items in as few requests as there can be; each exactly once, in their order."""
+        ...
+
+    async def read_item(self, item_id: UUID) -> Item | None: ...
+    async def delete_item(self, item_id: UUID) -> None: ...
+    async def list_items(
+        self,
+        *,
+        pool: str | None = None,
+        ids: Collection[UUID] | None = None,
+        state_types: Collection[StateType] | None = None,
+        tags: Collection[str] | None = None,
+        limit: int = 200,
+        offset: int = 0,
+    ) -> list[Item]:
+        """List items, newest first."""
+        ...
+
+    async def count_items(self, *, pool: str, queue: str | None = None, state_types: Collection[StateType]) -> int: ...
+    async def poll(self, pool: str, *, limit: int, before: datetime) -> list[Item]:
+        """List what waits in the pool and is due, the most urgent first, inside the pool's and its queues' limits."""
+        ...
+
+    async def propose(
+        self, item_id: UUID, state: State, *, transition_id: UUID | None = None, force: bool = False
+    ) -> Verdict: ...
+    async def read_states(self, item_id: UUID) -> list[State]: ...
+    async def record_infrastructure(self, item_id: UUID, handle: str) -> None: ...
+    async def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None: ...
+
+    # --- logs, artifacts, events ---
+    async def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None: ...
+    async def read_logs(self, item_id: UUID, *, limit: int = 200, offset: int = 0) -> list[LogRecord]: ...
+    async def create_artifact(
+        self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None
+    ) -> None: ...
+    async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]: ...
+    async def beat_items(self, items: Sequence[Item]) -> None:
+        """Tell the server that these items are alive (Prefect's `prefect.flow-run.heartbeat` event)."""
+        ...
+
+    def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
+        """Yield the id of an item of these pools whenever one is queued or asked to stop; ends when the connection does."""
+        ...
+
+    # --- agents ---
+    async def beat_worker(self, pool: str, name: str, interval_seconds: int) -> None: ...
+    async def list_workers(self, pool: str) -> list[Worker]: ...
+    async def delete_worker(self, pool: str, name: str) -> None: ...

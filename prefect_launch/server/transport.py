@@ -1,0 +1,81 @@
+"""The HTTP transport under Prefect's client: patient with a busy server, plain about one that is not there.
+
+Prefect's own retry waits two seconds and more after the `503` that a SQLite server gives whenever two writers meet; here it is
+50 to 500 ms. Writes of one client go one at a time, which is what such a server can take (concurrent writers only lengthen each
+other's wait). When the server cannot be reached for longer than the patience, `ServerUnavailableError` says so.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Final
+
+import anyio
+import httpx
+
+from prefect_launch.errors import ServerUnavailableError
+
+#: A caller at a prompt hears within 15 s that the server is not there: this is what is left for trying again.
+DEFAULT_PATIENCE_SECONDS: Final = 10.0
+CONNECT_TIMEOUT_SECONDS: Final = 3.0
+#: Requests on a loaded SQLite server were seen to take tens of seconds.
+READ_TIMEOUT_SECONDS: Final = 60.0
+
+_RETRY_MIN_SECONDS: Final = 0.05
+_RETRY_MAX_SECONDS: Final = 0.5
+_BUSY: Final = frozenset({429, 502, 503})
+_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
+#: Sent, but the answer was lost. All that we write can be sent twice: creations carry an idempotency key, moves a transition id.
+_LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.PoolTimeout)
+
+
+class ServerTransport(httpx.AsyncBaseTransport):
+    """Sends requests, again when the server is busy or away for a moment."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport, *, address: str, patience_seconds: float) -> None:
+        self._inner = inner
+        self._address = address
+        self._patience = patience_seconds
+        self._writing = anyio.Semaphore(1)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send one request.
+
+        Raises:
+            ServerUnavailableError: when no answer came within the patience.
+        """
+        if _is_read(request):
+            return await self._send(request)
+        async with self._writing:
+            return await self._send(request)
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        give_up_at = time.monotonic() + self._patience
+        while True:
+            fault: Exception | None = None
+            try:
+                response = await self._inner.handle_async_request(request)
+                if response.status_code not in _BUSY:
+                    return response
+            except (*_UNREACHED, *_LOST) as error:
+                fault = error
+            if time.monotonic() >= give_up_at:
+                if fault is None:
+                    return response
+                raise ServerUnavailableError(
+                    f"The Prefect server at {self._address} does not answer"
+                    f" ({type(fault).__name__}: {fault or 'no answer in time'}). Start it with 'prefect server start',"
+                    " or set PREFECT_API_URL to the address of the one to use."
+                ) from fault
+            if fault is None:
+                await response.aclose()
+            await anyio.sleep(random.uniform(_RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS))
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._inner.aclose()
+
+
+def _is_read(request: httpx.Request) -> bool:
+    return request.method == "GET" or request.url.path.endswith(("/filter", "/count", "/latest/filter"))

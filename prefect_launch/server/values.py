@@ -1,0 +1,169 @@
+"""What the Prefect server tells us, as frozen values: items (flow runs), queues (work pools), verdicts.
+
+Only the fields that we read; whatever else a server version sends is ignored.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_launch.states import TERMINAL, ItemState, StateType
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+
+
+class State(_Value):
+    """A state that an item was or is in."""
+
+    type: StateType
+    name: str
+    message: str | None = None
+    timestamp: datetime | None = None
+    data: Any = None
+    state_details: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def of(cls, state: ItemState, message: str | None = None) -> State:
+        """Make the state that is to be proposed."""
+        return cls(type=state.type, name=state.label, message=message)
+
+
+class Item(_Value):
+    """A queue item: a flow run of the flow `launch`."""
+
+    id: UUID
+    name: str
+    created: datetime | None = None
+    deployment_id: UUID | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    job_variables: dict[str, Any] | None = None
+    idempotency_key: str | None = None
+    tags: tuple[str, ...] = ()
+    labels: dict[str, Any] = Field(default_factory=dict)
+    run_count: int = 0
+    state: State | None = None
+    state_type: StateType | None = None
+    state_name: str | None = None
+    work_pool_name: str | None = None
+    work_queue_name: str | None = None
+    work_queue_id: UUID | None = None
+    expected_start_time: datetime | None = None
+    next_scheduled_start_time: datetime | None = None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    total_run_time: float = 0.0
+    infrastructure_pid: str | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether the item has ended."""
+        return self.state_type in TERMINAL
+
+    @property
+    def message(self) -> str:
+        """The message of its state, or an empty text."""
+        return (self.state.message or "") if self.state else ""
+
+
+class Pool(_Value):
+    """A queue, as the server knows it: a work pool."""
+
+    id: UUID
+    name: str
+    type: str
+    description: str | None = None
+    is_paused: bool = False
+    concurrency_limit: int | None = None
+    base_job_template: dict[str, Any] = Field(default_factory=dict)
+    status: str | None = None
+    created: datetime | None = None
+
+
+class PriorityQueue(_Value):
+    """A work queue of a pool: one priority of a queue."""
+
+    id: UUID
+    name: str
+    priority: int | None = None
+    is_paused: bool = False
+    concurrency_limit: int | None = None
+
+
+class Deployment(_Value):
+    """A deployment: what items of a queue, or of one job, are made from."""
+
+    id: UUID
+    name: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameter_openapi_schema: dict[str, Any] | None = None
+    tags: tuple[str, ...] = ()
+    labels: dict[str, Any] | None = None
+    work_pool_name: str | None = None
+    work_queue_name: str | None = None
+    version: str | None = None
+
+
+class Worker(_Value):
+    """An agent, as its heartbeats tell the server."""
+
+    name: str
+    last_heartbeat_time: datetime | None = None
+    heartbeat_interval_seconds: int | None = None
+    status: str | None = None
+
+
+class Answer(str, Enum):
+    """What the server said to a proposed state."""
+
+    ACCEPT = "ACCEPT"
+    REJECT = "REJECT"
+    ABORT = "ABORT"
+    WAIT = "WAIT"
+
+
+class Verdict(_Value):
+    """The server's answer to a proposed state."""
+
+    status: Answer
+    state: State | None = None
+    details: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the item is in the proposed state now."""
+        return self.status is Answer.ACCEPT
+
+    @property
+    def reason(self) -> str:
+        """Why not, in the server's words."""
+        return str(self.details.get("reason") or "")
+
+
+class LogRecord(_Value):
+    """One record of an item's log, as the UI shows it."""
+
+    name: str = "launch"
+    level: int = 20
+    message: str
+    timestamp: datetime
+
+
+class ItemDraft(_Value):
+    """An item that is to be made."""
+
+    name: str
+    parameters: dict[str, Any]
+    job_variables: dict[str, Any] = Field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+    labels: dict[str, Any] = Field(default_factory=dict)
+    work_queue_name: str = "default"
+    idempotency_key: str
+    parent_task_run_id: UUID | None = None
+    state: State = Field(default_factory=lambda: State.of(ItemState.QUEUED))
