@@ -1,0 +1,59 @@
+# `make demo` runs the product, `make test` everything that CI runs. Both set up all they need by themselves.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# More arguments for pytest: make test-unit PYTEST="-k claim -x"
+PYTEST ?=
+
+.PHONY: help venv demo test test-machine test-unit test-integration lint types format bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+$(VENV)/.made-run: pyproject.toml constraints.txt scripts/make-venv.sh
+	@scripts/make-venv.sh "$(PYTHON)" "$(VENV)" run
+
+$(VENV)/.made-dev: pyproject.toml constraints.txt scripts/make-venv.sh
+	@scripts/make-venv.sh "$(PYTHON)" "$(VENV)" dev
+
+venv: $(VENV)/.made-dev ## Make the virtual environment for development
+
+demo: $(VENV)/.made-run ## Train on real data through a queue and an agent, and show the table
+	@$(BIN)/prefect-launch demo
+
+test: test-machine $(VENV)/.made-dev ## Set up, then run every check and every test
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-integration
+
+test-machine: ## Install what the integration tests need (Docker Engine, PostgreSQL, git)
+	@scripts/setup-test-machine.sh
+
+test-unit: $(VENV)/.made-dev ## Run the tests that need nothing but Python
+	$(BIN)/python -m pytest tests/unit $(PYTEST)
+
+test-integration: test-machine $(VENV)/.made-dev ## Run the tests on a real server and a real engine
+	$(BIN)/python -m pytest tests/integration tests/acceptance $(PYTEST)
+
+lint: $(VENV)/.made-dev ## Check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.made-dev ## Check types
+	$(BIN)/mypy
+	$(BIN)/mypy tests/support
+
+format: $(VENV)/.made-dev ## Put the code into the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.made-dev ## Measure the product against its floors
+	$(BIN)/python -m benchmarks
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info

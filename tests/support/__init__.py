@@ -1,0 +1,1 @@
+"""What the tests need around them: servers, an engine and images, each started lazily and stopped for certain."""

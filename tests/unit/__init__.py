@@ -1,0 +1,1 @@
+"""Unit tests: no server, no engine, no network; the whole folder takes seconds."""
