@@ -96,6 +96,10 @@ class ExecutionError(LaunchError):
         self.last_lines = tuple(last_lines)
 
 
+class JobCodeError(LaunchError):
+    """The job's own code uses `prefect_launch.inputs` in a way that cannot work, or runs where it finds no inputs."""
+
+
 # --- we must act -----------------------------------------------------------------------------------------------------
 
 
