@@ -1,0 +1,25 @@
+"""What a job's own code may import: its config, its config files, and where to leave its outputs.
+
+Works in any Python from 3.10 on with nothing else installed: no Prefect, no pydantic, and PyYAML and jsonschema only
+when a YAML file or a schema is used. It imports in a few milliseconds. It talks to no server: all it reads is in the
+environment that the agent made (`prefect_launch.job_environment`), all it writes is in files.
+"""
+
+from __future__ import annotations
+
+from prefect_launch.errors import InputError, JobCodeError, LaunchError
+from prefect_launch.inputs.declare import manage_config_file, manage_wandb_config
+from prefect_launch.inputs.environment import load_config, load_wandb_config
+from prefect_launch.inputs.outputs import output_dir, save_outputs
+
+__all__ = [
+    "InputError",
+    "JobCodeError",
+    "LaunchError",
+    "load_config",
+    "load_wandb_config",
+    "manage_config_file",
+    "manage_wandb_config",
+    "output_dir",
+    "save_outputs",
+]

@@ -1,0 +1,205 @@
+"""The schema that a job declares for its inputs: what may be given as one, and whether values keep to it.
+
+A schema is a JSON schema (a dict, or the path of a .json file) or a pydantic model. The reference's own additions are
+understood: `required: true` on a property, and `format: "secret"`, whose value is never shown or written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prefect_launch.errors import InputError, JobCodeError
+
+_HIDDEN = "***"
+_SECRET_FORMATS = ("secret", "password")
+_SHOWN_VALUE_CHARS = 80
+_BRANCHES = ("allOf", "anyOf", "oneOf")
+
+
+def load_schema(schema: object) -> dict[str, Any]:
+    """Return a JSON schema of whatever stands for one.
+
+    Args:
+        schema: a dict, a pydantic model class or instance, or the path of a JSON file.
+
+    Raises:
+        JobCodeError: when it is none of these, or no valid schema.
+    """
+    loaded = _as_dict(schema)
+    normal: dict[str, Any] = _lift_required(loaded)
+    jsonschema = _jsonschema()
+    try:
+        jsonschema.validators.validator_for(normal, jsonschema.Draft202012Validator).check_schema(normal)
+    except jsonschema.SchemaError as error:
+        where = ".".join(str(part) for part in error.absolute_path) or "its top level"
+        raise JobCodeError(f"The schema is not a valid JSON schema, at {where}: {error.message}") from None
+    return normal
+
+
+def check_values(values: Mapping[str, Any], schema: Mapping[str, Any], *, where: str, whole: Mapping[str, Any]) -> None:
+    """Refuse inputs that break their schema.
+
+    Args:
+        values: the inputs, JSON-ready: what `include` and `exclude` left.
+        schema: as `load_schema` returns it.
+        where: where they come from, for the message, such as "the config file 'c.json'".
+        whole: the config before `include` and `exclude`; a required property that was only left out by them is not
+            missed.
+
+    Raises:
+        InputError: naming the field, its value (unless it is a secret) and the rule.
+    """
+    jsonschema = _jsonschema()
+    from referencing.exceptions import Unresolvable  # jsonschema's own dependency
+
+    validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
+    try:
+        faults = [error for error in validator.iter_errors(values) if not _was_left_out(error, whole)]
+    except Unresolvable as error:
+        raise JobCodeError(
+            f"The schema refers to something that it does not hold: {error}. Put it under '$defs'."
+        ) from None
+    worst = jsonschema.exceptions.best_match(faults)
+    if worst is not None:
+        raise InputError(
+            f"Invalid input in {where}: {_describe(worst)}. Correct it in the launch config, or correct the schema."
+        )
+
+
+def hide_secrets(value: Any, schema: Mapping[str, Any]) -> Any:
+    """Return a copy of inputs in which what the schema calls a secret reads `***`."""
+    return _hide(value, [schema], schema)
+
+
+def _as_dict(schema: object) -> dict[str, Any]:
+    if isinstance(schema, Mapping):
+        return dict(schema)
+    make = getattr(schema, "model_json_schema", None)
+    if callable(make):
+        made: dict[str, Any] = make()
+        return made
+    if isinstance(schema, (str, os.PathLike)):
+        return _read_schema_file(os.fspath(schema))
+    raise JobCodeError(
+        "schema must be a dict, Pydantic model instance, or Pydantic model class (or the path of a JSON-schema file),"
+        f" not {type(schema).__name__} {schema!r}."
+    )
+
+
+def _read_schema_file(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            loaded = json.load(stream)
+    except (OSError, ValueError, RecursionError) as error:
+        raise JobCodeError(f"The schema file {path!r} cannot be read: {error}. Name a JSON-schema file.") from None
+    if not isinstance(loaded, dict):
+        raise JobCodeError(f"The schema file {path!r} holds a {type(loaded).__name__}, and must hold an object.")
+    return loaded
+
+
+def _lift_required(schema: Any) -> Any:
+    """Move `required: true` of a property to its parent's list, where JSON schema wants it."""
+    if isinstance(schema, list):
+        return [_lift_required(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    lifted = {key: _lift_required(value) for key, value in schema.items()}
+    properties = lifted.get("properties")
+    if isinstance(properties, dict):
+        marked = [name for name, part in properties.items() if isinstance(part, dict) and part.get("required") is True]
+        lifted["properties"] = {name: _without_mark(part) for name, part in properties.items()}
+        given = lifted.get("required")
+        if marked and (given is None or isinstance(given, list)):
+            lifted["required"] = [*(given or []), *(name for name in marked if name not in (given or []))]
+    return lifted
+
+
+def _without_mark(part: Any) -> Any:
+    if isinstance(part, dict) and isinstance(part.get("required"), bool):
+        return {key: value for key, value in part.items() if key != "required"}
+    return part
+
+
+def _was_left_out(error: Any, whole: Mapping[str, Any]) -> bool:
+    if error.validator != "required":
+        return False
+    there: Any = whole
+    for key in error.absolute_path:
+        there = there[key]
+    return all(name in there for name in error.validator_value if name not in error.instance)
+
+
+def _describe(error: Any) -> str:
+    """Say what is wrong without jsonschema's own text where that would quote a whole object, secrets included."""
+    field = ".".join(str(part) for part in error.absolute_path)
+    at = f" at {field!r}" if field else ""
+    if error.validator in ("required", "additionalProperties", "dependentRequired", "unevaluatedProperties"):
+        return f"{error.message}{at}"
+    name = repr(field) if field else "the config"
+    rule = json.dumps(error.validator_value, default=str)
+    return f"{name} is {_shown(error)}, which breaks the rule {error.validator}: {rule[:400]}"
+
+
+def _shown(error: Any) -> str:
+    if isinstance(error.instance, (dict, list)):
+        return f"a {'mapping' if isinstance(error.instance, dict) else 'list'} of {len(error.instance)} items"
+    if isinstance(error.schema, dict) and _is_secret(error.schema):
+        return "a secret value"
+    text = repr(error.instance)
+    return text if len(text) <= _SHOWN_VALUE_CHARS else text[:_SHOWN_VALUE_CHARS] + "…"
+
+
+def _is_secret(schema: Mapping[str, Any]) -> bool:
+    return schema.get("format") in _SECRET_FORMATS
+
+
+def _hide(value: Any, schemas: list[Any], root: Mapping[str, Any]) -> Any:
+    branches = [branch for schema in schemas for branch in _branches(schema, root, ())]
+    if value is not None and any(_is_secret(branch) for branch in branches):
+        return _HIDDEN
+    if isinstance(value, dict):
+        return {key: _hide(item, _below(branches, "properties", key), root) for key, item in value.items()}
+    if isinstance(value, list):
+        items = [branch["items"] for branch in branches if "items" in branch]
+        return [_hide(item, items, root) for item in value]
+    return value
+
+
+def _below(branches: list[Mapping[str, Any]], keyword: str, key: str) -> list[Any]:
+    return [branch[keyword][key] for branch in branches if key in branch.get(keyword, {})]
+
+
+def _branches(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...]) -> Iterator[Mapping[str, Any]]:
+    """Yield a schema and all that may apply with it: what it refers to, and the members of allOf, anyOf, oneOf."""
+    if not isinstance(schema, Mapping):
+        return
+    yield schema
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and reference not in seen:
+        yield from _branches(_referred(reference, root), root, (*seen, reference))
+    for keyword in _BRANCHES:
+        for branch in schema.get(keyword, ()):
+            yield from _branches(branch, root, seen)
+
+
+def _referred(reference: str, root: Mapping[str, Any]) -> Any:
+    target: Any = root if reference.startswith("#") else None
+    for part in reference.lstrip("#").strip("/").split("/"):
+        if part:
+            target = target.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(target, Mapping) else None
+    return target
+
+
+def _jsonschema() -> Any:
+    try:
+        import jsonschema  # only when a schema is given: 100 ms, and not every job has it
+        import jsonschema.validators
+    except ImportError:
+        raise JobCodeError(
+            "Checking inputs against a schema needs jsonschema, which is not installed."
+            " Add 'jsonschema' to the job's requirements, or leave the schema out."
+        ) from None
+    return jsonschema
