@@ -1,0 +1,30 @@
+"""What a submitter may ask of an agent's machine: pure rules, with no server and no engine behind them.
+
+The agent's operator trusts the queue's owner; neither trusts a submitter. So these rules see the submitter's own
+arguments, before they are merged with the queue's and before macros are filled; what the queue itself sets is not
+refused.
+"""
+
+from __future__ import annotations
+
+from prefect_launch.safety.manifest import check_kubernetes_manifest
+from prefect_launch.safety.options import (
+    check_submitter_args,
+    locked_options,
+    merge_resource_args,
+    normalise_option,
+    normalise_options,
+    read_env,
+)
+from prefect_launch.safety.secure_mode import check_secure_mode
+
+__all__ = [
+    "check_kubernetes_manifest",
+    "check_secure_mode",
+    "check_submitter_args",
+    "locked_options",
+    "merge_resource_args",
+    "normalise_option",
+    "normalise_options",
+    "read_env",
+]
