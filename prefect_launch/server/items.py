@@ -50,23 +50,7 @@ class ItemCalls:
         ids: list[UUID] = []
         for start in range(0, len(drafts), _BULK):
             ids.extend(await self._create_batch(deployment_id, drafts[start : start + _BULK]))
-        return [
-            Item(
-                id=item_id,
-                name=draft.name,
-                deployment_id=deployment_id,
-                parameters=draft.parameters,
-                job_variables=draft.job_variables,
-                idempotency_key=draft.idempotency_key,
-                tags=draft.tags,
-                labels=draft.labels,
-                work_queue_name=draft.work_queue_name,
-                state=draft.state,
-                state_type=draft.state.type,
-                state_name=draft.state.name,
-            )
-            for item_id, draft in zip(ids, drafts, strict=True)
-        ]
+        return [draft.made(item_id, deployment_id) for item_id, draft in zip(ids, drafts, strict=True)]
 
     async def _create_batch(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[UUID]:
         made: dict[int, UUID] = {}

@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.rest import Rest
 from prefect_launch.server.values import Item, LogRecord
 
@@ -69,11 +70,16 @@ class TelemetryCalls:
     async def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
         """Yield the id of an item of these pools whenever one is queued or asked to stop.
 
-        The event comes before the server has committed the change. The iterator ends, or raises, with the connection.
+        The event comes before the server has committed the change. What happened in the minute before the connection is
+        told too. The iterator ends when the server closes the connection.
+
+        Raises:
+            ServerUnavailableError: when the event stream cannot be reached, or breaks.
         """
+        from prefect.events import ResourceSpecification
         from prefect.events.clients import PrefectEventSubscriber
         from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter, EventResourceFilter
-        from prefect.types import ResourceSpecification
+        from websockets.exceptions import WebSocketException
 
         watched = EventFilter(
             event=EventNameFilter(prefix=["prefect.flow-run."]),
@@ -82,8 +88,14 @@ class TelemetryCalls:
                 labels=ResourceSpecification({"prefect.state-type": ["SCHEDULED", "CANCELLING"]})
             ),
         )
-        async with PrefectEventSubscriber(
-            api_url=self.api_url, filter=watched, reconnection_attempts=0
-        ) as subscriber:
-            async for event in subscriber:
-                yield event.resource.id.removeprefix(_ITEM_RESOURCE)
+        try:
+            async with PrefectEventSubscriber(
+                api_url=self.api_url, filter=watched, reconnection_attempts=0
+            ) as subscriber:
+                async for event in subscriber:
+                    yield event.resource.id.removeprefix(_ITEM_RESOURCE)
+        except (OSError, WebSocketException) as error:
+            raise ServerUnavailableError(
+                f"The event stream of the Prefect server at {self.api_url} cannot be read ({type(error).__name__}: {error})."
+                " Connect again, and ask the server for what waits meanwhile."
+            ) from error

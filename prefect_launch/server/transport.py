@@ -25,6 +25,8 @@ READ_TIMEOUT_SECONDS: Final = 60.0
 _RETRY_MIN_SECONDS: Final = 0.05
 _RETRY_MAX_SECONDS: Final = 0.5
 _BUSY: Final = frozenset({429, 502, 503})
+#: A server that says that it is busy is there, and was seen to be so for half a minute: it gets this many times the patience.
+_BUSY_PATIENCE_FACTOR: Final = 6
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
 #: Sent, but the answer was lost. All that we write can be sent twice: creations carry an idempotency key, moves a transition id.
 _LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.PoolTimeout)
@@ -43,34 +45,33 @@ class ServerTransport(httpx.AsyncBaseTransport):
         """Send one request.
 
         Raises:
-            ServerUnavailableError: when no answer came within the patience.
+            ServerUnavailableError: when no answer came within the patience, or the server stayed busy for longer still.
         """
-        if _is_read(request):
-            return await self._send(request)
-        async with self._writing:
-            return await self._send(request)
-
-    async def _send(self, request: httpx.Request) -> httpx.Response:
-        give_up_at = time.monotonic() + self._patience
+        failing_since: float | None = None
         while True:
-            fault: Exception | None = None
             try:
-                response = await self._inner.handle_async_request(request)
+                response = await self._send(request)
                 if response.status_code not in _BUSY:
                     return response
-            except (*_UNREACHED, *_LOST) as error:
-                fault = error
-            if time.monotonic() >= give_up_at:
-                if fault is None:
-                    return response
-                raise ServerUnavailableError(
-                    f"The Prefect server at {self._address} does not answer"
-                    f" ({type(fault).__name__}: {fault or 'no answer in time'}). Start it with 'prefect server start',"
-                    " or set PREFECT_API_URL to the address of the one to use."
-                ) from fault
-            if fault is None:
                 await response.aclose()
+                fault, patience = f"busy: {response.status_code}", self._patience * _BUSY_PATIENCE_FACTOR
+            except (*_UNREACHED, *_LOST) as error:
+                fault, patience = f"{type(error).__name__}: {error or 'no answer in time'}", self._patience
+            now = time.monotonic()
+            failing_since = now if failing_since is None else failing_since
+            if now - failing_since >= patience:
+                raise ServerUnavailableError(
+                    f"The Prefect server at {self._address} does not answer ({fault}). Start it with"
+                    " 'prefect server start', or set PREFECT_API_URL to the address of the one to use."
+                )
             await anyio.sleep(random.uniform(_RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS))
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        """Send it once. A write waits for its turn, and gives it up between attempts: those behind it learn no later than it."""
+        if _is_read(request):
+            return await self._inner.handle_async_request(request)
+        async with self._writing:
+            return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close the connections."""

@@ -167,3 +167,20 @@ class ItemDraft(_Value):
     idempotency_key: str
     parent_task_run_id: UUID | None = None
     state: State = Field(default_factory=lambda: State.of(ItemState.QUEUED))
+
+    def made(self, item_id: UUID, deployment_id: UUID) -> Item:
+        """Return the item that was made of this, as far as its maker knows it (what the deployment adds is not in it)."""
+        return Item(
+            id=item_id,
+            name=self.name,
+            deployment_id=deployment_id,
+            parameters=self.parameters,
+            job_variables=self.job_variables,
+            idempotency_key=self.idempotency_key,
+            tags=self.tags,
+            labels=self.labels,
+            work_queue_name=self.work_queue_name,
+            state=self.state,
+            state_type=self.state.type,
+            state_name=self.state.name,
+        )
