@@ -1,0 +1,186 @@
+"""Fixtures for every test. What costs time (servers, engine, images) starts once a run, when a test first asks for it.
+
+The environment is set before Prefect is first imported: the tests see neither the machine's Prefect profile nor its
+settings, and no client starts an ephemeral server unasked. Unit tests ask for none of the servers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+_HOME = Path(tempfile.mkdtemp(prefix="launch-test-home-"))
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[_name]
+os.environ["PREFECT_HOME"] = str(_HOME)
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+
+import pytest  # noqa: E402  # the environment comes first
+
+from tests.support.processes import MARK, kill_all, wait_until_gone  # noqa: E402
+
+if TYPE_CHECKING:
+    from tests.support.docker_engine import DockerEngine
+    from tests.support.postgres import PostgresServer
+    from tests.support.prefect_server import PrefectServerProcess
+
+LEFTOVER_SECONDS = 5.0
+
+
+def engine_required() -> bool:
+    """Whether a missing engine or database fails the tests (in CI) instead of skipping them."""
+    return os.environ.get("CI") == "true" or os.environ.get("LAUNCH_TEST_REQUIRE_ENGINE") == "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_outlives_the_tests() -> Iterator[None]:
+    """Fail the run when a process that it started, directly or not, is still there at its end; kill it by its id."""
+    mark = uuid4().hex
+    os.environ[MARK] = mark
+    yield
+    left = wait_until_gone(mark, LEFTOVER_SECONDS)
+    kill_all(left)
+    assert not left, f"the tests left processes behind, now killed: {left}"
+
+
+@pytest.fixture(scope="session")
+def session_folder() -> Iterator[Path]:
+    """A folder that every user of the machine may pass through, removed at the end of the run."""
+    folder = Path(tempfile.mkdtemp(prefix="launch-test-"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def _sqlite_server(session_folder: Path) -> Iterator[PrefectServerProcess]:
+    from tests.support.prefect_server import server_on_sqlite
+
+    server = server_on_sqlite(session_folder / "server-sqlite")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server; `.create_database()` gives the URL of an empty database."""
+    from tests.support.postgres import PostgresMissingError, PostgresServer
+
+    try:
+        server = PostgresServer()
+    except PostgresMissingError as missing:
+        _missing(missing)
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _postgres_server(postgres: PostgresServer, session_folder: Path) -> Iterator[PrefectServerProcess]:
+    from tests.support.prefect_server import PrefectServerProcess
+
+    server = PrefectServerProcess(session_folder / "server-postgres", database_url=postgres.create_database())
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def prefect_server(_sqlite_server: PrefectServerProcess) -> Iterator[PrefectServerProcess]:
+    """The run's Prefect server on SQLite; inside the test PREFECT_API_URL leads to it."""
+    with _client_settings(_sqlite_server):
+        yield _sqlite_server
+
+
+@pytest.fixture
+def postgres_prefect_server(_postgres_server: PrefectServerProcess) -> Iterator[PrefectServerProcess]:
+    """The run's Prefect server on PostgreSQL; inside the test PREFECT_API_URL leads to it."""
+    with _client_settings(_postgres_server):
+        yield _postgres_server
+
+
+@pytest.fixture
+def own_prefect_server(tmp_path: Path) -> Iterator[PrefectServerProcess]:
+    """A Prefect server on SQLite for this test alone, which may stop, kill and restart it; PREFECT_API_URL is its."""
+    from tests.support.prefect_server import server_on_sqlite
+
+    server = server_on_sqlite(tmp_path / "server")
+    server.start()
+    with _client_settings(server):
+        yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def _engine() -> Iterator[DockerEngine]:
+    from tests.support.docker_engine import DockerEngine, EngineMissingError
+
+    try:
+        engine = DockerEngine.find_or_start()
+    except EngineMissingError as missing:
+        _missing(missing)
+    yield engine
+    running = engine.running_containers()
+    engine.stop()
+    assert not running, f"the tests left containers running, now gone with their engine: {running}"
+
+
+@pytest.fixture
+def engine(_engine: DockerEngine, monkeypatch: pytest.MonkeyPatch) -> DockerEngine:
+    """The run's Docker Engine; inside the test DOCKER_HOST leads to it."""
+    monkeypatch.setenv("DOCKER_HOST", _engine.host)
+    return _engine
+
+
+@pytest.fixture(scope="session")
+def _image(_engine: DockerEngine) -> Callable[[str], str]:
+    from tests.support import images
+
+    def ensure(kind: str) -> str:
+        client = _engine.client()
+        try:
+            return images.ensure_shell_image(client) if kind == "shell" else images.ensure_python_image(client)
+        finally:
+            client.close()
+
+    return ensure
+
+
+@pytest.fixture
+def shell_image(engine: DockerEngine, _image: Callable[[str], str]) -> str:
+    """Name of a 2 MB image with a shell, on the run's engine."""
+    return _image("shell")
+
+
+@pytest.fixture
+def python_image(engine: DockerEngine, _image: Callable[[str], str]) -> str:
+    """Name of an image with this machine's Python, on the run's engine."""
+    return _image("python")
+
+
+def _client_settings(server: PrefectServerProcess) -> ExitStack:
+    """Lead Prefect's clients in this process, and every process started from it, to a server, until closed."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+
+    stack = ExitStack()
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    for name, value in server.client_environment().items():
+        patch.setenv(name, value)
+    # This process read its settings before; threads and subprocesses read the environment.
+    stack.enter_context(temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_UI_URL: server.ui_url}))
+    return stack
+
+
+def _missing(reason: Exception) -> None:
+    if engine_required():
+        pytest.fail(str(reason), pytrace=False)
+    pytest.skip(str(reason))

@@ -1,0 +1,178 @@
+"""The Docker Engine of the tests: one that answers already, or a private one started and removed by them.
+
+A private engine has its own socket, data, bridge and subnet, so that it and others on the machine leave each other
+alone. It needs root. The storage driver is the engine's own choice (overlay2, or vfs where overlays do not nest).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from uuid import uuid4
+
+import docker
+from docker.errors import DockerException
+
+from tests.support.processes import ChildProcess
+
+START_SECONDS = 60.0
+PING_SECONDS = 5
+# Private /24 networks to choose from; one is taken that no route of the machine touches.
+SUBNETS = ipaddress.ip_network("172.29.0.0/16")
+
+
+class EngineMissingError(RuntimeError):
+    """No Docker Engine answers, and none can be started here."""
+
+
+class DockerEngine:
+    """A Docker Engine and the way to it.
+
+    Args:
+        host: Its address, as in DOCKER_HOST.
+        private: The engine behind it when the tests started it.
+    """
+
+    def __init__(self, host: str, private: PrivateEngine | None = None) -> None:
+        self.host = host
+        self._private = private
+
+    @classmethod
+    def find_or_start(cls) -> DockerEngine:
+        """Take the machine's engine when one answers; start a private one otherwise.
+
+        Returns:
+            An engine that answers.
+
+        Raises:
+            EngineMissingError: There is none, and none can be started; the message says what to do.
+        """
+        host = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+        if _answers(host):
+            return cls(host)
+        private = PrivateEngine()
+        return cls(private.host, private)
+
+    def client(self) -> docker.DockerClient:
+        """Make a client of this engine.
+
+        Returns:
+            The client; the caller closes it.
+        """
+        return docker.DockerClient(base_url=self.host, timeout=120)
+
+    def running_containers(self) -> list[str]:
+        """Names of the containers that run on a private engine; nothing is known of others' engines.
+
+        Returns:
+            The names.
+        """
+        if self._private is None:
+            return []
+        client = self.client()
+        try:
+            return [container.name for container in client.containers.list()]
+        finally:
+            client.close()
+
+    def stop(self) -> None:
+        """Stop the engine and remove its data when the tests started it."""
+        if self._private:
+            self._private.stop()
+
+
+class PrivateEngine:
+    """A `dockerd` of the tests' own, started on construction.
+
+    Raises:
+        EngineMissingError: Not root, or no `dockerd` or `ip` here.
+    """
+
+    def __init__(self) -> None:
+        dockerd, ip = shutil.which("dockerd", path=_SBIN_TOO), shutil.which("ip", path=_SBIN_TOO)
+        if os.geteuid() or not dockerd or not ip:
+            raise EngineMissingError(
+                "no Docker Engine answers, and a private one needs root, dockerd and ip:"
+                " start Docker, set DOCKER_HOST, or run scripts/setup-test-machine.sh as root"
+            )
+        self._ip = ip
+        self._folder = Path(tempfile.mkdtemp(prefix="launch-test-docker-"))
+        self.host = f"unix://{self._folder}/docker.sock"
+        self._bridge = f"lt{uuid4().hex[:10]}"  # an interface's name has at most 15 characters
+        self._add_bridge()
+        self._process = self._start(dockerd)
+
+    def stop(self) -> None:
+        """Stop the engine and remove its bridge, mounts and data."""
+        self._process.stop()
+        subprocess.run([self._ip, "link", "delete", self._bridge], check=True)
+        for mount in _mounts_below(self._folder):
+            subprocess.run(["umount", "--lazy", mount], check=True)
+        shutil.rmtree(self._folder)
+
+    def _add_bridge(self) -> None:
+        address = _free_subnet()
+        for command in (
+            ["link", "add", "name", self._bridge, "type", "bridge"],
+            ["address", "add", address, "dev", self._bridge],
+            ["link", "set", self._bridge, "up"],
+        ):
+            subprocess.run([self._ip, *command], check=True)
+
+    def _start(self, dockerd: str) -> ChildProcess:
+        command = [
+            dockerd,
+            *("--host", self.host),
+            *("--data-root", str(self._folder / "data")),
+            *("--exec-root", str(self._folder / "exec")),
+            *("--pidfile", str(self._folder / "docker.pid")),
+            *("--bridge", self._bridge),
+            # No file of the machine's own engine has a say here.
+            *("--config-file", str(self._folder / "daemon.json")),
+        ]
+        (self._folder / "daemon.json").write_text("{}\n")
+        environment = {**os.environ, "PATH": _SBIN_TOO}
+        process = ChildProcess(command, self._folder / "dockerd.log", environment=environment)
+        process.wait_until(lambda: _answers(self.host), START_SECONDS)
+        return process
+
+
+_SBIN_TOO = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
+
+
+def _answers(host: str) -> bool:
+    try:
+        client = docker.DockerClient(base_url=host, timeout=PING_SECONDS)
+    except DockerException:
+        return False
+    try:
+        return bool(client.ping())
+    except (DockerException, OSError):
+        return False
+    finally:
+        client.close()
+
+
+def _free_subnet() -> str:
+    """The bridge's address in a /24 that no route of the machine overlaps."""
+    taken = [_network(line.split()) for line in Path("/proc/net/route").read_text().splitlines()[1:]]
+    for subnet in SUBNETS.subnets(new_prefix=24):
+        if not any(subnet.overlaps(network) for network in taken if network.prefixlen):
+            return f"{next(subnet.hosts())}/24"
+    raise EngineMissingError(f"every /24 of {SUBNETS} is routed on this machine: free one for the tests' bridge")
+
+
+def _network(route: list[str]) -> ipaddress.IPv4Network:
+    # Columns 1 and 7 are destination and mask, hexadecimal, in the machine's (little endian) byte order.
+    destination, mask = (ipaddress.ip_address(bytes.fromhex(route[column])[::-1]) for column in (1, 7))
+    return ipaddress.IPv4Network(f"{destination}/{mask}")
+
+
+def _mounts_below(folder: Path) -> list[str]:
+    """Mount points inside a folder, the innermost first."""
+    points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    return sorted((point for point in points if point.startswith(f"{folder}/")), key=len, reverse=True)

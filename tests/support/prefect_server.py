@@ -1,0 +1,165 @@
+"""A real Prefect server as a process of its own: own port, own home, own database.
+
+Promises: a start of about 6 s (a migrated SQLite file is kept in `.cache/` and copied; the first ever start takes 20
+to 30 s), a restart on the same port and database, and no look at the machine's own Prefect profile.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+import httpx
+
+from tests.support.ports import free_port
+from tests.support.processes import ChildProcess
+
+START_SECONDS = 180.0
+CACHE = Path(__file__).resolve().parents[2] / ".cache"
+# Which block types are in the database is noted beside it: a copy of one without the other registers too few.
+TEMPLATE_FILES = ("prefect.db", "memo_store.toml")
+
+
+class PrefectServerProcess:
+    """A Prefect server on the loopback.
+
+    Args:
+        home: Its PREFECT_HOME; made when it is not there. Logs go to `server.log` in it.
+        database_url: Where it keeps its data; None is a SQLite file in its home.
+        settings: More PREFECT_ settings for it.
+        python: Interpreter whose Prefect is started.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        database_url: str | None = None,
+        settings: Mapping[str, str] | None = None,
+        python: str = sys.executable,
+    ) -> None:
+        home.mkdir(parents=True, exist_ok=True)
+        self.home = home
+        self.port = free_port()
+        self.ui_url = f"http://127.0.0.1:{self.port}"
+        self.api_url = f"{self.ui_url}/api"
+        self.log = home / "server.log"
+        self._python = python
+        self._settings = {
+            **({"PREFECT_API_DATABASE_CONNECTION_URL": database_url} if database_url else {}),
+            **(settings or {}),
+        }
+        self._process: ChildProcess | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the running server; None when it is stopped."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers.
+
+        Raises:
+            RuntimeError: It ended or did not answer; the message has its last output.
+        """
+        command = [self._python, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        self._process = ChildProcess(command, self.log, environment=self._environment())
+        self._process.wait_until(self.healthy, START_SECONDS)
+
+    def stop(self) -> None:
+        """Stop the server as an administrator would."""
+        if self._process:
+            self._process.stop()
+            self._process = None
+
+    def kill(self) -> None:
+        """End the server as a crash would."""
+        if self._process:
+            self._process.kill()
+            self._process = None
+
+    def restart(self) -> None:
+        """Stop the server and start it again on the same port and database."""
+        self.stop()
+        self.start()
+
+    def healthy(self) -> bool:
+        """Whether the server answers now."""
+        try:
+            return httpx.get(f"{self.api_url}/health", timeout=5).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def client_environment(self) -> dict[str, str]:
+        """The settings that lead a client, or a command of Prefect's, to this server."""
+        return {
+            "PREFECT_API_URL": self.api_url,
+            "PREFECT_UI_URL": self.ui_url,
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        }
+
+    def _environment(self) -> dict[str, str]:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        return {
+            **inherited,
+            "PREFECT_HOME": str(self.home),
+            "PREFECT_SERVER_UI_API_URL": self.api_url,
+            "PREFECT_UI_URL": self.ui_url,
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            **self._settings,
+        }
+
+
+def server_on_sqlite(home: Path, settings: Mapping[str, str] | None = None) -> PrefectServerProcess:
+    """Make a server whose SQLite file is already migrated. It is not started.
+
+    Args:
+        home: Its PREFECT_HOME, an empty folder or none yet.
+        settings: More PREFECT_ settings for it.
+
+    Returns:
+        The server.
+    """
+    template = _sqlite_template(CACHE)
+    home.mkdir(parents=True, exist_ok=True)
+    for name in TEMPLATE_FILES:
+        shutil.copy(template / name, home / name)
+    return PrefectServerProcess(home, settings=settings)
+
+
+def _sqlite_template(cache: Path) -> Path:
+    """The folder with a migrated database of the installed Prefect, made by a first start when it is not there."""
+    template = cache / f"prefect-{version('prefect')}"
+    cache.mkdir(exist_ok=True)
+    with (cache / "prefect.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two test runs in one work tree make it once
+        if not template.is_dir():
+            _make_template(template)
+    return template
+
+
+def _make_template(template: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=template.parent) as scratch:
+        server = PrefectServerProcess(Path(scratch) / "home")
+        try:
+            server.start()
+        finally:
+            server.stop()
+        made = Path(scratch) / "template"
+        made.mkdir()
+        # A stopped server leaves much of its data in the write-ahead log; a backup has all of it in one file.
+        with (
+            closing(sqlite3.connect(server.home / "prefect.db")) as source,
+            closing(sqlite3.connect(made / "prefect.db")) as target,
+        ):
+            source.backup(target)
+        shutil.copy(server.home / "memo_store.toml", made / "memo_store.toml")
+        made.rename(template)
