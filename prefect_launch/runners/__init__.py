@@ -1,0 +1,58 @@
+"""Where jobs run: the runner's contract, one file a resource, and the handle on a run that looks like a Future.
+
+Names are imported on first use, so that asking for one resource does not import the others' libraries.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_launch.runners.base import Exit, Found, Labels, Phase, Runner, RunPlan, RunState
+    from prefect_launch.runners.registry import make_runner, runner_class, runner_names
+    from prefect_launch.runners.run import AbstractRun, RunnerRun, Status
+
+_HOMES = {
+    "AbstractRun": "run",
+    "Exit": "base",
+    "Found": "base",
+    "Labels": "base",
+    "Phase": "base",
+    "RunPlan": "base",
+    "RunState": "base",
+    "Runner": "base",
+    "RunnerRun": "run",
+    "Status": "run",
+    "make_runner": "registry",
+    "runner_class": "registry",
+    "runner_names": "registry",
+}
+
+__all__ = [
+    "AbstractRun",
+    "Exit",
+    "Found",
+    "Labels",
+    "Phase",
+    "RunPlan",
+    "RunState",
+    "Runner",
+    "RunnerRun",
+    "Status",
+    "make_runner",
+    "runner_class",
+    "runner_names",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,10 +1,10 @@
 """What a resource must do: prepare, create, start, watch, stop, find again, remove.
 
-A runner knows nothing of queues, agents or the Prefect server. It gets a `RunPlan`, a frozen value that says all there is to
-know about one attempt at one item, and it must keep these promises:
+A runner knows nothing of queues, agents or the Prefect server. It gets a `RunPlan`, a frozen value that says all there
+is to know about one attempt at one item, and it must keep these promises:
 
-- `create` makes the process or container under a name derived from the run id and the attempt, with the plan's labels, and does
-  not start it; called again for the same attempt, it returns what exists.
+- `create` makes the process or container under a name derived from the run id and the attempt, with the plan's labels,
+  and does not start it; called again for the same attempt, it returns what exists.
 - What runs outlives the agent. `find` gives it back by its labels, after any crash.
 - The whole output of the job is in `plan.log_path` once `watch` has returned, and grows there while the job runs.
 """
@@ -57,12 +57,17 @@ class RunPlan(BaseModel):
     env: dict[str, str] = Field(default_factory=dict, repr=False)
     image: str | None = None
     code_dir: Path | None = Field(default=None, description="The job's unpacked code, this attempt's own copy.")
-    working_dir: str | None = Field(default=None, description="Relative to the code, or to the image's working directory.")
+    working_dir: str | None = Field(
+        default=None, description="Relative to the code, or to the image's working directory."
+    )
     python_version: str | None = Field(default=None, description='The job\'s Python, such as "3.11".')
-    options: dict[str, Any] = Field(default_factory=dict, description="resource_args of this resource, merged and checked.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="resource_args of this resource, merged and checked."
+    )
     labels: dict[str, str] = Field(default_factory=dict)
     file_overrides: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Values merged into the code's config files before the start, by relative path."
+        default_factory=dict,
+        description="Values merged into the code's config files before the start, by relative path.",
     )
 
     @property
@@ -93,6 +98,10 @@ class Exit(BaseModel):
     error: str | None = Field(default=None, description="Why it never started, or was lost, in words.")
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    peak_memory_bytes: int | None = Field(
+        default=None, description="Largest resident memory seen, where it can be told."
+    )
+    warnings: tuple[str, ...] = Field(default=(), description="What could not be kept or told, such as unsafe outputs.")
 
     @property
     def succeeded(self) -> bool:
@@ -113,7 +122,8 @@ class Exit(BaseModel):
         if self.oom_killed:
             return f"out of memory: killed by the kernel (exit code {self.exit_code})"
         if self.signal:
-            return f"ended by signal {self.signal} (exit code {self.exit_code})"
+            foreign = ", which this agent did not send" if self.signal == "SIGKILL" and not self.stopped else ""
+            return f"ended by signal {self.signal} (exit code {self.exit_code}){foreign}"
         return f"exit code {self.exit_code}"
 
 
@@ -139,8 +149,8 @@ class Found(BaseModel):
 class Runner(ABC):
     """One kind of resource. Instances belong to one agent (or one `launch` call); there is no state shared between two.
 
-    A handle is a short text that names what was created (a container id, a supervisor's folder); it is recorded on the flow run
-    as `infrastructure_pid`.
+    A handle is a short text that names what was created (a container id, a supervisor's folder); it is recorded on the
+    flow run as `infrastructure_pid`.
     """
 
     #: The resource's name, as in queues and specs: "local-process".
@@ -151,6 +161,15 @@ class Runner(ABC):
     submitter_options: ClassVar[frozenset[str]]
     #: All options it understands; a queue's owner may set them, and may allow them to submitters.
     options: ClassVar[frozenset[str]]
+
+    def __init__(self, home: Path) -> None:
+        """Make a runner; nothing is connected or made before it is asked for.
+
+        Args:
+            home: the folder of the agent on this machine, where a runner keeps what its runs share (environments, a
+                register).
+        """
+        self.home = home
 
     def check(self, plan: RunPlan) -> None:  # noqa: B027 - most resources have nothing more to check
         """Refuse a plan that this resource cannot run, before anything is made.
@@ -185,7 +204,7 @@ class Runner(ABC):
 
     @abstractmethod
     async def prepare(self, plan: RunPlan) -> None:
-        """Bring about all that the start needs and that can be shared between runs: pull the image, make the environment.
+        """Bring about what the start needs and runs can share: pull the image, make the environment.
 
         Raises:
             InfrastructureError: when the machine or a registry fails.
@@ -198,7 +217,14 @@ class Runner(ABC):
 
     @abstractmethod
     async def start(self, handle: str) -> None:
-        """Start what was created. Starting what already runs does nothing."""
+        """Start what was created. Starting what already ran, or was stopped, does nothing.
+
+        A command that cannot be run (no such program) is no error here: `watch` gives exit code 127 or 126, as a shell
+        does.
+
+        Raises:
+            InfrastructureError: when the machine fails to start it.
+        """
 
     @abstractmethod
     async def watch(self, handle: str, plan: RunPlan) -> Exit:
@@ -206,7 +232,7 @@ class Runner(ABC):
 
     @abstractmethod
     async def stop(self, handle: str, grace_seconds: float) -> None:
-        """End it: TERM, and KILL after the grace, to the whole group or container. Returns when it is seen to be gone."""
+        """End it, the whole group or container: TERM, then KILL after the grace. Returns when it is seen to be gone."""
 
     @abstractmethod
     async def find(self, labels: Mapping[str, str]) -> list[Found]:

@@ -1,0 +1,270 @@
+"""The resource `local-process`: a job is a process group on the agent's own machine, in a folder and a venv of its own.
+
+Each run has a supervisor process (`supervisor.py`) that outlives the agent, so an agent that starts again finds the run
+by its labels and reads how it ended. A run's handle is its folder. Nothing is polled: the end of a supervisor is told
+by the kernel. It does not wall the job in: a process can do what the agent's user can do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+
+from prefect_launch.environments.venv import Environments, Venv
+from prefect_launch.errors import InfrastructureError, SpecError
+from prefect_launch.inputs.config_files import find_config_file, merge_into_file
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.runners import supervisor
+from prefect_launch.runners.base import Exit, Found, Runner, RunPlan, RunState
+from prefect_launch.runners.process_files import RunFolder
+from prefect_launch.runners.process_options import OPTIONS, check_process_options
+
+#: What a job gets of the agent's own environment. The rest (the server's key among it) is not a job's business.
+_PASSED_ON = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    }
+)
+_PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_")
+#: A supervisor that still has not gone this long after everything was killed hangs in the kernel (a dead network disk).
+_STOP_MARGIN_SECONDS = 15.0
+_SUPERVISOR_LOG = "supervisor.log"
+
+
+class LocalProcessRunner(Runner):
+    """Runs jobs as processes of the agent's user."""
+
+    name: ClassVar[str] = "local-process"
+    sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.CODE, SourceKind.GIT})
+    submitter_options: ClassVar[frozenset[str]] = OPTIONS
+    options: ClassVar[frozenset[str]] = OPTIONS
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._register = home / "processes"
+        self._environments = Environments(home / "environments")
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        return check_process_options(options)
+
+    def check(self, plan: RunPlan) -> None:
+        if plan.image is not None:
+            raise SpecError(
+                f"Cannot specify docker image with local-process resource runner (got {plan.image!r})."
+                " Use a queue of the resource local-container."
+            )
+        if not plan.command:
+            raise SpecError(
+                "A job on local-process must have an entry point; give one, such as entry_point=['python', 'main.py']."
+            )
+        _working_dir(plan)
+        check_process_options(plan.options)
+
+    async def prepare(self, plan: RunPlan) -> None:
+        self.check(plan)
+        await self._venv(plan)
+
+    async def create(self, plan: RunPlan) -> str:
+        self.check(plan)
+        venv = await self._venv(plan)
+        await anyio.to_thread.run_sync(self._create, plan, venv)
+        return str(plan.run_dir)
+
+    async def start(self, handle: str) -> None:
+        await anyio.to_thread.run_sync(self._start, handle)
+
+    async def watch(self, handle: str, plan: RunPlan) -> Exit:
+        folder = RunFolder(Path(handle))
+        await self._gone(folder)
+        end = folder.exit()
+        if end is not None:
+            return end
+        if folder.read(supervisor.STOP) is not None and folder.read(supervisor.STARTED) is None:
+            return Exit(exit_code=None, stopped=True, error="stopped before it was started")
+        await anyio.to_thread.run_sync(folder.kill_job)
+        return Exit(exit_code=None, error=_lost(folder), stopped=folder.read(supervisor.STOP) is not None)
+
+    async def stop(self, handle: str, grace_seconds: float) -> None:
+        folder = RunFolder(Path(handle))
+        if folder.exit() is not None or not folder.path.exists():
+            return
+        folder.write(supervisor.STOP, {"grace_seconds": max(0.0, grace_seconds)})
+        pid = folder.supervisor_pid()
+        if pid is None:
+            await anyio.to_thread.run_sync(folder.kill_job)
+            return
+        os.kill(pid, signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self._gone(folder), grace_seconds + _STOP_MARGIN_SECONDS)
+        except asyncio.TimeoutError:
+            raise InfrastructureError(
+                f"The processes of {handle!r} do not end, {grace_seconds + _STOP_MARGIN_SECONDS:g} s after they were"
+                " told to"
+                f" (supervisor: process {pid}). They hang in the kernel; look at this machine's disks and devices."
+            ) from None
+
+    async def find(self, labels: Mapping[str, str]) -> list[Found]:
+        return await anyio.to_thread.run_sync(self._find, dict(labels))
+
+    async def remove(self, handle: str) -> None:
+        await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
+
+    async def _venv(self, plan: RunPlan) -> Venv:
+        return await self._environments.ensure(plan.code_dir, plan.python_version)
+
+    def _create(self, plan: RunPlan, venv: Venv) -> None:
+        folder = RunFolder(plan.run_dir)
+        if folder.read(supervisor.PROCESS) is None:
+            for warning in venv.warnings:
+                _add_line(plan.log_path, f"[prefect-launch] {warning}")
+            plan.output_dir.mkdir(exist_ok=True)
+            cwd = _working_dir(plan)
+            for path, values in plan.file_overrides.items():
+                merge_into_file(find_config_file(path, cwd), values)
+            folder.write(supervisor.ENVIRONMENT, job_variables(plan, venv))
+            # The last of the files: what is created is whole.
+            folder.write(
+                supervisor.PROCESS,
+                {
+                    "name": plan.name,
+                    "command": [*plan.command, *plan.args],
+                    "cwd": str(cwd),
+                    "nice": plan.options.get("nice", 0),
+                    "labels": plan.labels,
+                },
+            )
+        self._register.mkdir(parents=True, exist_ok=True)
+        link = self._register / plan.name
+        if not link.is_symlink():
+            link.symlink_to(plan.run_dir.absolute())
+
+    def _start(self, handle: str) -> None:
+        ready, told = os.pipe()
+        try:
+            with open(Path(handle) / _SUPERVISOR_LOG, "ab") as log:
+                child = subprocess.Popen(
+                    [sys.executable, "-I", "-S", str(Path(supervisor.__file__)), handle, str(told)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=(told,),
+                    start_new_session=True,
+                    env={"PATH": os.environ.get("PATH", os.defpath)},
+                )
+        except OSError as error:
+            os.close(ready)
+            raise InfrastructureError(
+                f"The process of {handle!r} cannot be started: {error}. Look at this machine."
+            ) from error
+        finally:
+            os.close(told)
+        # Ends when the job's program runs, or the supervisor found that there is nothing to start.
+        os.read(ready, 1)
+        os.close(ready)
+        if handle in self._children and self._children[handle].poll() is None:
+            child.wait()  # A second start: that supervisor ends at once, the first one stays.
+        else:
+            self._children[handle] = child
+
+    async def _gone(self, folder: RunFolder) -> None:
+        """Wait until the run's supervisor has ended, as the kernel tells it."""
+        pid = folder.supervisor_pid()
+        if pid is not None:
+            try:
+                descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                descriptor = -1
+            if descriptor >= 0:
+                try:
+                    if folder.supervisor_pid() == pid:  # Else another process has got the id just now.
+                        await _readable(descriptor)
+                finally:
+                    os.close(descriptor)
+        child = self._children.pop(str(folder.path), None)
+        if child is not None:
+            await anyio.to_thread.run_sync(child.wait)
+
+    def _find(self, labels: dict[str, str]) -> list[Found]:
+        found = []
+        for link in sorted(self._register.iterdir()) if self._register.is_dir() else []:
+            folder = RunFolder(Path(os.readlink(link)))
+            process = folder.read(supervisor.PROCESS)
+            if process is not None and labels.items() <= process["labels"].items():
+                found.append(
+                    Found(handle=str(folder.path), state=folder.state, labels=process["labels"], run_dir=folder.path)
+                )
+        return found
+
+    def _remove(self, folder: RunFolder) -> None:
+        process = folder.read(supervisor.PROCESS)
+        if process is None:
+            return
+        if folder.state is RunState.RUNNING:
+            raise InfrastructureError(f"The run {process['name']!r} still runs, so it is not removed. Stop it first.")
+        (folder.path / supervisor.ENVIRONMENT).unlink(missing_ok=True)
+        (folder.path / supervisor.PROCESS).unlink(missing_ok=True)
+        (self._register / process["name"]).unlink(missing_ok=True)
+
+
+def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:
+    """Return a job's whole environment: what machines need, the queue's and the submitter's `env`, then what the plan
+    says."""
+    inherited = {
+        key: value for key, value in os.environ.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)
+    }
+    variables = {
+        **inherited,
+        "PYTHONUNBUFFERED": "1",  # A log that is to be followed live must not wait in a buffer.
+        **plan.options.get("env", {}),
+        **plan.env,
+        "LAUNCH_OUTPUT_DIR": str(plan.output_dir.absolute()),
+    }
+    path = variables.get("PATH", os.defpath)
+    return {**variables, "VIRTUAL_ENV": str(venv.path), "PATH": f"{venv.path / 'bin'}{os.pathsep}{path}"}
+
+
+def _working_dir(plan: RunPlan) -> Path:
+    code = (plan.code_dir or plan.run_dir).resolve()
+    folder = (code / (plan.working_dir or ".")).resolve()
+    if not folder.is_dir() or not (folder == code or code in folder.parents):
+        raise SpecError(
+            f"The working directory {plan.working_dir!r} is not a folder of the job's code."
+            " Name one that is, relative to the code's top."
+        )
+    return folder
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    loop.add_reader(descriptor, told.set)
+    try:
+        await told.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _lost(folder: RunFolder) -> str:
+    if folder.read(supervisor.STARTED) is None:
+        return "it was never started"
+    return (
+        "the supervisor of the process was lost (killed, or the machine restarted), and its exit code with it;"
+        " what was left of the job has been killed"
+    )
+
+
+def _add_line(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")

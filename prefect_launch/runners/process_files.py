@@ -1,0 +1,128 @@
+"""The files by which an agent and the supervisor of a `local-process` job speak, and what they say about the process.
+
+The truth about a run is in its folder, so any agent can read it after any crash. A process is named by its id, its
+start time and the boot it belongs to, so that one that got the same id later is never taken for it. Nothing here blocks
+for long or waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from prefect_launch.runners import supervisor
+from prefect_launch.runners.base import Exit, RunState
+
+
+class RunFolder:
+    """One run's folder, as an agent sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return what a file says, or None when it is not there."""
+        try:
+            value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return value
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Write a file (readable by its owner only), whole or not at all."""
+        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            json.dump(value, file)
+        temporary.replace(self.path / name)
+
+    @property
+    def state(self) -> RunState:
+        """Where the run is. One whose supervisor was lost is `EXITED`."""
+        if self.read(supervisor.EXIT) is not None:
+            return RunState.EXITED
+        if self.supervisor_pid() is not None:
+            return RunState.RUNNING
+        return RunState.CREATED if self.read(supervisor.STARTED) is None else RunState.EXITED
+
+    def supervisor_pid(self) -> int | None:
+        """Return the id of the supervisor's process when it lives."""
+        return living_pid(self.read(supervisor.SUPERVISOR))
+
+    def exit(self) -> Exit | None:
+        """Return how the run ended, as its supervisor wrote it down."""
+        told = self.read(supervisor.EXIT)
+        if told is None:
+            return None
+        return Exit(
+            exit_code=told.get("exit_code"),
+            signal=told.get("signal"),
+            oom_killed=told.get("oom_killed", False),
+            stopped=told.get("stopped", False),
+            error=told.get("error"),
+            started_at=_time(told.get("started_at")),
+            ended_at=_time(told.get("ended_at")),
+            peak_memory_bytes=told.get("peak_memory_bytes"),
+        )
+
+    def kill_job(self) -> list[int]:
+        """Kill what is left of the job when its supervisor is gone; return the ids of those processes."""
+        started = self.read(supervisor.STARTED)
+        if started is None or started["boot_id"] != supervisor.identity(os.getpid())["boot_id"]:
+            return []
+        members = _marked(f"LAUNCH_OUTPUT_DIR={self.path / 'outputs'}")
+        if living_pid(started) is not None or supervisor.stat_fields(started["pid"]) is None:
+            members |= _group(started["pid"])  # Else its id belongs to another process by now, so the group is gone.
+        for pid in members:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return sorted(members)
+
+
+def living_pid(identity: dict[str, Any] | None) -> int | None:
+    """Return the process id of `identity` (as `supervisor.identity` made it) when that very process lives."""
+    if identity is None:
+        return None
+    pid: int = identity["pid"]
+    fields = supervisor.stat_fields(pid)
+    if fields is None or fields[0] in ("Z", "X") or fields[19] != identity["start_time"]:
+        return None
+    return pid if supervisor.identity(pid)["boot_id"] == identity["boot_id"] else None
+
+
+def _processes() -> Iterator[int]:
+    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+
+
+def _group(group: int) -> set[int]:
+    """Return the living processes of a process group that leads its own session, as a job's does."""
+    members = set()
+    for pid in _processes():
+        fields = supervisor.stat_fields(pid)
+        if fields is not None and fields[0] not in ("Z", "X") and int(fields[2]) == group == int(fields[3]):
+            members.add(pid)
+    return members
+
+
+def _marked(variable: str) -> set[int]:
+    """Return the processes that were started with this environment variable: a job's, wherever they went."""
+    found = set()
+    for pid in _processes():
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # Ended, or another user's: not the job's.
+        if variable.encode() in environment:
+            found.add(pid)
+    return found
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)

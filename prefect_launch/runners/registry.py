@@ -1,0 +1,67 @@
+"""The one table of resources: which name is which runner.
+
+Runners are entry points of the group `prefect_launch.runners`, so a third party adds a resource with a package of its
+own. A runner's module is imported when it is asked for. This package's own are known without its metadata too (a plain
+checkout).
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from prefect_launch.errors import AgentConfigError, unknown_name
+from prefect_launch.runners.base import Runner
+
+_GROUP = "prefect_launch.runners"
+_BUILT_IN = {
+    "local-process": "prefect_launch.runners.local_process:LocalProcessRunner",
+    "local-container": "prefect_launch.runners.local_container:LocalContainerRunner",
+}
+
+
+def runner_names() -> tuple[str, ...]:
+    """Return the names of all resources that can be run here, sorted."""
+    return tuple(sorted(_table()))
+
+
+def runner_class(name: str) -> type[Runner]:
+    """Return the runner of a resource.
+
+    Args:
+        name: the resource's name, such as "local-container".
+
+    Raises:
+        NotFoundError: when there is none of that name; the message names the nearest right one.
+        AgentConfigError: when a third party's runner cannot be imported, or is none.
+    """
+    table = _table()
+    if name not in table:
+        raise unknown_name("resource", name, table)
+    module, _, attribute = table[name].partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise AgentConfigError(
+            f"The runner of the resource {name!r}, {table[name]!r}, cannot be imported ({error})."
+            " Install or repair the package that brings it."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, Runner)):
+        raise AgentConfigError(
+            f"The runner of the resource {name!r}, {table[name]!r}, is no class derived from Runner."
+        )
+    return found
+
+
+def make_runner(name: str, home: Path) -> Runner:
+    """Return a new runner of a resource, for one agent whose folder is `home`.
+
+    Raises:
+        LaunchError: as `runner_class` does.
+    """
+    return runner_class(name)(home)
+
+
+def _table() -> dict[str, str]:
+    return {**_BUILT_IN, **{point.name: point.value for point in entry_points(group=_GROUP)}}

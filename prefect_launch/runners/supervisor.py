@@ -1,0 +1,292 @@
+"""The parent of one `local-process` job: starts it once, waits for it, writes down how it ended.
+
+Run as a script by its path (`python -I -S supervisor.py RUN_DIR [READY_FD]`), with the standard library only, in a
+session of its own, so that it lives on when the agent ends. It promises: `started.json` is on disk before any code of
+the job runs, and stands for "must never be started again"; `exit.json` is on disk after everything that the job left
+running is gone. It is told what to do by files in RUN_DIR (see `process_files.py`), and by SIGTERM: "read stop.json and
+stop". It knows no agent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import sys
+import time
+
+TYPE_CHECKING = False  # `typing` would be a fifth of this script's start.
+if TYPE_CHECKING:
+    from typing import Any
+
+    Told = dict[str, Any]
+
+PROCESS = "process.json"
+ENVIRONMENT = "environment.json"
+SUPERVISOR = "supervisor.json"
+STARTED = "started.json"
+STOP = "stop.json"
+EXIT = "exit.json"
+LOCK = "supervisor.lock"
+LOG = "job.log"
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+#: As shells say it: the command was found but cannot be run; it was not found.
+_CANNOT_RUN, _NOT_FOUND = 126, 127
+#: How long killed processes may take to be gone; a process in an uninterruptible call (a dead network disk) can take
+#: for ever.
+_REAP_SECONDS = 10.0
+
+
+class Job:
+    """The job's main process and all that descends from it."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.status: int | None = None
+        self.peak_memory_bytes = 0
+        self.kill_at: float | None = None
+        self.killed_by_us = False
+
+    def reap(self) -> bool:
+        """Collect every descendant that has ended (orphans come to us: we are the subreaper). Returns whether any is
+        left."""
+        while True:
+            try:
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
+            except ChildProcessError:
+                return False
+            if pid == 0:
+                return True
+            self.peak_memory_bytes = max(self.peak_memory_bytes, usage.ru_maxrss * 1024)
+            if pid == self.pid:
+                self.status = status
+
+    def signal_all(self, number: int) -> None:
+        """Send a signal to every living descendant, also those that left the job's process group."""
+        for pid in descendants(os.getpid()):
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                continue
+
+
+def main(run_dir: str, ready_fd: int | None) -> None:
+    # First of all: a stop that comes early must wait for us, not end us.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+    if ready_fd is not None:
+        os.set_inheritable(ready_fd, False)
+    os.chdir(run_dir)
+    lock = os.open(LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return  # Another supervisor has this run.
+    if os.path.exists(EXIT) or os.path.exists(STARTED):
+        return
+    write_json(SUPERVISOR, identity(os.getpid()))
+    begun = time.time()
+    if os.path.exists(STOP):
+        finish({"stopped": True, "error": "stopped before it was started", "ended_at": begun})
+        return
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    kills_before = out_of_memory_kills()
+    process = read_json(PROCESS)
+    job, problem = start(process, read_json(ENVIRONMENT))
+    unlink(ENVIRONMENT)
+    if ready_fd is not None:
+        os.close(ready_fd)
+    if problem is not None:
+        job.reap()
+        finish({**problem, "started_at": begun, "ended_at": time.time()})
+        return
+    supervise(job)
+    end_leftovers(job)
+    finish({**outcome(job, kills_before), "started_at": begun, "ended_at": time.time()})
+
+
+def start(process: Told, environment: Told) -> tuple[Job, Told | None]:
+    """Fork the job; let it go on to its own code only once `started.json` is on disk. Returns it, and why it could not
+    run."""
+    go_read, go_write = os.pipe()
+    problem_read, problem_write = os.pipe()
+    log = os.open(LOG, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    pid = os.fork()
+    if pid == 0:
+        os.close(go_write)
+        become_job(process, environment, log, go_read, problem_write)
+    os.close(go_read)
+    os.close(problem_write)
+    write_json(STARTED, identity(pid))
+    os.write(go_write, b"1")
+    os.close(go_write)
+    with os.fdopen(problem_read, "rb") as pipe:
+        told = pipe.read()  # Ends when the job's own program takes over (the pipe closes on exec).
+    if told:
+        os.waitpid(pid, 0)
+        return Job(pid), json.loads(told)
+    return Job(pid), None
+
+
+def become_job(process: Told, environment: Told, log: int, go: int, problem: int) -> None:
+    """In the child: take on the job's session, streams and folder, and turn into its program. Never returns."""
+    command = process["command"]
+    try:
+        os.setsid()
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Should we be killed, the job must not go on unwatched.
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        for target, source in ((0, nothing), (1, log), (2, log)):
+            os.dup2(source, target)
+        if os.read(go, 1) != b"1":
+            os._exit(_CANNOT_RUN)
+        os.chdir(process["cwd"])
+        if process.get("nice"):
+            os.nice(process["nice"])
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; programs expect the default.
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        os.execvpe(command[0], command, environment)
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        what = {
+            "exit_code": _NOT_FOUND if missing else _CANNOT_RUN,
+            "error": f"the entry point {command!r} cannot be run in {process['cwd']!r}: {error.strerror}",
+        }
+        os.write(problem, json.dumps(what).encode())
+    finally:
+        os._exit(_CANNOT_RUN)
+
+
+def supervise(job: Job) -> None:
+    """Wait until the job's main process has ended; stop it when told to."""
+    while job.status is None:
+        timeout = 3600.0 if job.kill_at is None else max(0.0, job.kill_at - time.monotonic())
+        told = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, timeout)
+        if told is not None and told.si_signo == signal.SIGTERM and os.path.exists(STOP):
+            deadline = time.monotonic() + float(read_json(STOP).get("grace_seconds", 0))
+            job.kill_at = deadline if job.kill_at is None else min(job.kill_at, deadline)
+            job.signal_all(signal.SIGTERM)
+        if job.kill_at is not None and time.monotonic() >= job.kill_at:
+            job.killed_by_us = True
+            job.signal_all(signal.SIGKILL)
+            job.kill_at = time.monotonic() + 1.0  # Again: it may have forked meanwhile.
+        job.reap()
+
+
+def end_leftovers(job: Job) -> None:
+    """Give what is left the rest of a stop's grace, then kill it: a job is over when its main process is, as in a
+    container."""
+    give_up = time.monotonic() + _REAP_SECONDS + max(0.0, (job.kill_at or 0.0) - time.monotonic())
+    while time.monotonic() < give_up:
+        if not job.reap():
+            return
+        left = -1.0 if job.kill_at is None or job.killed_by_us else job.kill_at - time.monotonic()
+        if left <= 0:
+            job.signal_all(signal.SIGKILL)
+            left = 0.05
+        signal.sigtimedwait({signal.SIGCHLD}, left)
+
+
+def outcome(job: Job, kills_before: int) -> Told:
+    """Say how the main process ended. A kill counts as out of memory only when the kernel counted one meanwhile."""
+    status = job.status or 0
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    code = 128 + number if number else os.WEXITSTATUS(status)
+    stopped = os.path.exists(STOP)
+    killed = code == 128 + signal.SIGKILL and not stopped
+    return {
+        "exit_code": code,
+        "signal": signal_name(number),
+        "oom_killed": killed and out_of_memory_kills() > kills_before,
+        "stopped": stopped,
+        "peak_memory_bytes": job.peak_memory_bytes,
+    }
+
+
+def signal_name(number: int) -> str | None:
+    """Return such as "SIGKILL", also for a real-time signal that Python has no name for."""
+    if not number:
+        return None
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGNAL {number}"
+
+
+def out_of_memory_kills() -> int:
+    """Return how often the kernel has killed a process for want of memory (the machine's or a control group's)."""
+    try:
+        with open("/proc/vmstat", encoding="ascii") as lines:
+            return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0
+
+
+def descendants(root: int) -> list[int]:
+    """Return the ids of all living processes below `root`."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        fields = stat_fields(int(entry)) if entry.isdigit() else None
+        if fields is not None and fields[0] not in ("Z", "X"):
+            children.setdefault(int(fields[1]), []).append(int(entry))
+    found, left = [], [root]
+    while left:
+        below = children.get(left.pop(), [])
+        found += below
+        left += below
+    return found
+
+
+def stat_fields(pid: int) -> list[str] | None:
+    """Return the fields of `/proc/PID/stat` from the state on (its third), or None when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def identity(pid: int) -> Told:
+    """Return what names a process for good: a process id alone is used again."""
+    fields = stat_fields(pid)
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return {"pid": pid, "start_time": fields[19] if fields else None, "boot_id": file.read().strip()}
+
+
+def prctl(option: int, value: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl failed")
+
+
+def read_json(name: str) -> Told:
+    with open(name, encoding="utf-8") as file:
+        value: Told = json.load(file)
+    return value
+
+
+def write_json(name: str, value: Told) -> None:
+    """Write a file whole or not at all, whatever is killed when."""
+    temporary = f"{name}.{os.getpid()}.tmp"
+    with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, name)
+
+
+def unlink(name: str) -> None:
+    if os.path.exists(name):
+        os.unlink(name)
+
+
+def finish(value: Told) -> None:
+    unlink(ENVIRONMENT)
+    write_json(EXIT, value)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,0 +1,204 @@
+"""What every runner must do, as tests: derive a test class from `RunnerContract` and give it a `world` fixture.
+
+A world makes runners of one kind on one machine, and plans whose command does what one of the texts below says (they are shell
+scripts, so a real machine runs them as they are; a twin knows them by heart). Needs pytest with `asyncio_mode = auto`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import pytest
+
+from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan, RunState
+
+SUCCEED = "exit 0"
+FAIL = "exit 3"
+KILL_ITSELF = "kill -9 $$"
+ARGS = 'for arg in "$@"; do printf "[%s]\\n" "$arg"; done'
+ENV = 'printf "[%s]\\n" "$ODD"'
+LOG = "printf 'one\\n'; printf 'two\\n' >&2; printf 'b\\377d, no newline'"
+OUTPUTS = 'mkdir "$LAUNCH_OUTPUT_DIR/deep"; printf \'{"accuracy": 0.9}\' > "$LAUNCH_OUTPUT_DIR/outputs.json";' + (
+    ' printf hello > "$LAUNCH_OUTPUT_DIR/deep/file.txt"'
+)
+SLEEP = "sleep 60"
+SLEEP_SHORTLY = "sleep 1; echo awake; exit 4"
+IGNORE_TERM = "trap '' TERM; echo deaf; while true; do sleep 0.1; done"
+MISSING = "no-such-program"
+
+#: What the programs above write.
+ODD = "a b  'c' \"d\" $HOME `x` \\ ünï 漢字 \n second line"
+ODD_ARGS = ("a b", "it's", '"quoted"', "$HOME", "*", "ünï 漢字", "", "--flag=x y", "back\\slash")
+
+#: What a stop may take beyond its grace: the goal is one second on a quiet machine, tests share theirs.
+_STOP_MARGIN_SECONDS = 3.0
+
+
+class World(Protocol):
+    """A machine that runs of one kind are made on."""
+
+    def runner(self) -> Runner:
+        """Return a new runner, as an agent that has just started makes one."""
+        ...
+
+    def plan(self, script: str, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> RunPlan:
+        """Return a new plan, with a folder and labels of its own, whose command runs this script."""
+        ...
+
+
+async def run(runner: Runner, plan: RunPlan) -> Exit:
+    """Run a plan from its preparation to its end."""
+    await runner.prepare(plan)
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    return await runner.watch(handle, plan)
+
+
+class RunnerContract:
+    """The contract of `prefect_launch.runners.base.Runner`."""
+
+    async def test_job_that_exits_with_zero_succeeds(self, world: World) -> None:
+        end = await run(world.runner(), world.plan(SUCCEED))
+        assert (end.exit_code, end.succeeded, end.signal, end.error) == (0, True, None, None)
+        assert end.duration_seconds is not None
+        assert end.duration_seconds < 30
+
+    async def test_exit_code_of_a_failing_job_is_told(self, world: World) -> None:
+        end = await run(world.runner(), world.plan(FAIL))
+        assert (end.exit_code, end.succeeded, end.stopped) == (3, False, False)
+
+    async def test_signal_that_ended_a_job_is_named(self, world: World) -> None:
+        end = await run(world.runner(), world.plan(KILL_ITSELF))
+        assert (end.exit_code, end.signal, end.oom_killed, end.succeeded) == (137, "SIGKILL", False, False)
+        assert "SIGKILL" in end.describe()
+
+    async def test_arguments_arrive_exactly(self, world: World) -> None:
+        plan = world.plan(ARGS, args=ODD_ARGS)
+        await run(world.runner(), plan)
+        assert plan.log_path.read_text(encoding="utf-8") == "".join(f"[{arg}]\n" for arg in ODD_ARGS)
+
+    async def test_environment_arrives_exactly(self, world: World) -> None:
+        plan = world.plan(ENV, env={"ODD": ODD})
+        await run(world.runner(), plan)
+        assert plan.log_path.read_text(encoding="utf-8") == f"[{ODD}]\n"
+
+    async def test_log_is_whole_with_bytes_that_are_no_text_and_no_final_newline(self, world: World) -> None:
+        plan = world.plan(LOG)
+        await run(world.runner(), plan)
+        log = plan.log_path.read_bytes()
+        assert sorted(log.split(b"\n")) == sorted([b"one", b"two", b"b\xffd, no newline"]) or log in (
+            b"one\nb\xffd, no newlinetwo\n",  # Two streams: an engine may hand them on in another order.
+        )
+
+    async def test_outputs_are_collected(self, world: World) -> None:
+        plan = world.plan(OUTPUTS)
+        end = await run(world.runner(), plan)
+        assert end.succeeded, plan.log_path.read_text(encoding="utf-8")
+        assert (plan.output_dir / "outputs.json").read_text(encoding="utf-8") == '{"accuracy": 0.9}'
+        assert (plan.output_dir / "deep" / "file.txt").read_text(encoding="utf-8") == "hello"
+
+    async def test_program_that_is_not_there_fails_as_in_a_shell(self, world: World) -> None:
+        end = await run(world.runner(), world.plan(MISSING))
+        assert (end.exit_code, end.succeeded) == (127, False)
+        assert MISSING in end.describe()
+
+    async def test_silent_job_is_stopped_within_its_grace(self, world: World) -> None:
+        await self._stop_is_seen(world, SLEEP, grace_seconds=2.0)
+
+    async def test_job_that_ignores_term_is_killed_after_its_grace(self, world: World) -> None:
+        end = await self._stop_is_seen(world, IGNORE_TERM, grace_seconds=1.0)
+        assert end.signal == "SIGKILL"
+
+    async def test_stopping_what_has_ended_changes_nothing(self, world: World) -> None:
+        runner, plan = world.runner(), world.plan(FAIL)
+        handle = await self._start(runner, plan)
+        await runner.watch(handle, plan)
+        await runner.stop(handle, 5.0)
+        assert (await runner.watch(handle, plan)).exit_code == 3
+
+    async def test_run_that_was_stopped_before_its_start_never_runs(self, world: World) -> None:
+        runner, plan = world.runner(), world.plan(SUCCEED)
+        await runner.prepare(plan)
+        handle = await runner.create(plan)
+        await runner.stop(handle, 1.0)
+        await runner.start(handle)
+        end = await runner.watch(handle, plan)
+        assert (end.succeeded, end.stopped) == (False, True)
+
+    async def test_new_runner_finds_a_run_by_its_labels_and_watches_it(self, world: World) -> None:
+        plan = world.plan(SLEEP_SHORTLY)
+        first = world.runner()
+        handle = await self._start(first, plan)
+        await first.aclose()
+        second = world.runner()
+        [found] = await second.find({Labels.ITEM: plan.item_id})
+        assert (found.handle, found.state, found.run_dir) == (handle, RunState.RUNNING, plan.run_dir)
+        assert found.labels.items() >= plan.labels.items()
+        end = await second.watch(found.handle, plan)
+        assert end.exit_code == 4
+        assert plan.log_path.read_bytes() == b"awake\n"
+        assert (await second.find({Labels.ITEM: plan.item_id}))[0].state is RunState.EXITED
+        assert await second.find({Labels.ITEM: "another"}) == []
+
+    async def test_watch_that_was_cut_off_goes_on_with_no_gap_and_no_repeat(self, world: World) -> None:
+        plan = world.plan(SLEEP_SHORTLY)
+        first = world.runner()
+        handle = await self._start(first, plan)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(first.watch(handle, plan), 0.3)
+        await first.aclose()
+        assert (await world.runner().watch(handle, plan)).exit_code == 4
+        assert plan.log_path.read_bytes() == b"awake\n"
+
+    async def test_creating_twice_makes_one(self, world: World) -> None:
+        plan = world.plan(SUCCEED)
+        runner = world.runner()
+        await runner.prepare(plan)
+        assert await runner.create(plan) == await world.runner().create(plan)
+        [found] = await runner.find({Labels.ITEM: plan.item_id})
+        assert found.state is RunState.CREATED
+
+    async def test_starting_twice_runs_once(self, world: World) -> None:
+        runner, plan = world.runner(), world.plan(LOG)
+        handle = await self._start(runner, plan)
+        await runner.start(handle)
+        await runner.watch(handle, plan)
+        await world.runner().start(handle)
+        await runner.watch(handle, plan)
+        assert plan.log_path.read_bytes().count(b"one") == 1
+
+    async def test_run_that_ended_unseen_is_watched_to_its_end(self, world: World) -> None:
+        plan = world.plan(FAIL)
+        handle = await self._start(world.runner(), plan)
+        await asyncio.sleep(1.0)
+        assert (await world.runner().watch(handle, plan)).exit_code == 3
+
+    async def test_removing_twice_removes_once(self, world: World) -> None:
+        runner, plan = world.runner(), world.plan(SUCCEED)
+        handle = await self._start(runner, plan)
+        await runner.watch(handle, plan)
+        await runner.remove(handle)
+        await runner.remove(handle)
+        assert await runner.find({Labels.ITEM: plan.item_id}) == []
+        assert plan.log_path.exists()
+
+    async def _start(self, runner: Runner, plan: RunPlan) -> str:
+        await runner.prepare(plan)
+        handle = await runner.create(plan)
+        await runner.start(handle)
+        return handle
+
+    async def _stop_is_seen(self, world: World, script: str, grace_seconds: float) -> Exit:
+        runner, plan = world.runner(), world.plan(script)
+        handle = await self._start(runner, plan)
+        watching: asyncio.Task[Any] = asyncio.create_task(runner.watch(handle, plan))
+        await asyncio.sleep(0.3)
+        begun = time.monotonic()
+        await runner.stop(handle, grace_seconds)
+        assert time.monotonic() - begun < grace_seconds + _STOP_MARGIN_SECONDS
+        end: Exit = await asyncio.wait_for(watching, 10)
+        assert (end.stopped, end.succeeded) == (True, False)
+        return end
