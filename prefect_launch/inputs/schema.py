@@ -62,6 +62,8 @@ def check_values(values: Mapping[str, Any], schema: Mapping[str, Any], *, where:
         raise JobCodeError(
             f"The schema refers to something that it does not hold: {error}. Put it under '$defs'."
         ) from None
+    except RecursionError:
+        raise JobCodeError("The schema refers to itself without end. Correct its '$ref'.") from None
     worst = jsonschema.exceptions.best_match(faults)
     if worst is not None:
         raise InputError(
