@@ -1,0 +1,189 @@
+"""The house rules that a machine can check: the layout, the direction of imports, docstrings, and what files may name."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+PACKAGE = "prefect_launch"
+MOST_LINES = 300
+
+# Who may not know whom, below the package: a runner knows nothing of queues, a source nothing of agents, and so on.
+FRONT_DOORS = {"agent", "cli", "enqueue", "launch_flow"}
+FORBIDDEN_IMPORTS = {
+    "errors": FRONT_DOORS | {"jobs", "queues", "runners", "server", "sources", "spec"},
+    "spec": FRONT_DOORS | {"queues", "runners", "server", "sources"},
+    "runners": FRONT_DOORS | {"api", "queued_run", "queues", "server", "sources"},
+    "builds": FRONT_DOORS | {"queued_run", "queues", "server"},
+    "environments": FRONT_DOORS | {"queued_run", "queues", "runners", "server"},
+    "sources": FRONT_DOORS | {"queued_run", "queues", "runners", "server"},
+    "jobs": FRONT_DOORS | {"queued_run", "queues", "runners", "server"},
+    "enqueue": {"agent", "cli"},
+    "agent": {"cli"},
+}
+# What a job's own code imports must start in milliseconds.
+TOO_HEAVY_FOR_JOBS = ("prefect", "docker", "httpx", "pydantic", "git", "sqlalchemy", "fastapi")
+
+# An index of packages by its address; the public one may be named.
+INDEX_ADDRESS = re.compile(r"https?://(?!pypi\.org|[\w.-]*example\.)[^\s\"'`]+/simple\b")
+PRIVATE_TALK = re.compile(r"\bissue #?\d+\b(?!.*PrefectHQ)", re.IGNORECASE)
+
+
+def test_no_python_file_is_longer_than_300_lines() -> None:
+    long = {name: lines for name, lines in _line_counts() if lines > MOST_LINES}
+
+    assert not long, f"split these by concern: {long}"
+
+
+def test_every_module_says_what_it_is_for() -> None:
+    silent = [name for name, tree in _trees(".") if tree.body and not ast.get_docstring(tree)]
+
+    assert not silent
+
+
+def test_every_public_class_and_function_of_the_library_has_a_docstring() -> None:
+    silent = [
+        f"{name}:{node.lineno} {node.name}"
+        for name, tree in _trees(PACKAGE)
+        for node in _public_definitions(tree)
+        if not ast.get_docstring(node) and "overload" not in _decorators(node)
+    ]
+
+    assert not silent
+
+
+def test_library_never_imports_what_is_deployed_with_it() -> None:
+    outside = {"flows", "blocks", "tests", "benchmarks", "examples"}
+    wrong = [f"{name} imports {used}" for name, used in _imports() if used.split(".")[0] in outside]
+
+    assert not wrong
+
+
+def test_imports_run_from_the_front_doors_inwards() -> None:
+    wrong = [
+        f"{name} imports {used}"
+        for name, used in _imports()
+        if used.startswith(f"{PACKAGE}.")
+        and used.split(".")[1] in FORBIDDEN_IMPORTS.get(Path(name).parts[1].removesuffix(".py"), set())
+    ]
+
+    assert not wrong
+
+
+def test_inputs_of_a_job_load_without_prefect_or_anything_heavy() -> None:
+    code = f"import sys, {PACKAGE}.inputs; print(*{{name.split('.')[0] for name in sys.modules}})"
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
+    ).stdout
+
+    assert not set(loaded.split()) & set(TOO_HEAVY_FOR_JOBS)
+
+
+def test_every_test_name_is_a_sentence() -> None:
+    short = [
+        f"{name}:{node.lineno} {node.name}"
+        for name, tree in _trees("tests")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+        and node.name.count("_") < 3
+    ]
+
+    assert not short
+
+
+def test_no_file_names_a_package_index_or_a_path_of_this_machine() -> None:
+    private = [re.escape(place) for place in _places_of_this_machine()]
+    patterns = [INDEX_ADDRESS, PRIVATE_TALK, *map(re.compile, private)]
+    wrong = [
+        f"{name}: {found.group()}"
+        for name, text in _texts()
+        for pattern in patterns
+        if (found := pattern.search(text)) and PROJECT / name != Path(__file__)
+    ]
+
+    assert not wrong
+
+
+def test_pinned_versions_name_no_address() -> None:
+    lines = (PROJECT / "constraints.txt").read_text().splitlines()
+
+    assert not [
+        line for line in lines if not line.startswith("#") and not re.match(r"^[\w.-]+==[\w.+!-]+( ; .*)?$", line)
+    ]
+
+
+def _places_of_this_machine() -> Iterator[str]:
+    yield str(PROJECT)
+    if not sys.base_prefix.startswith("/usr"):
+        yield sys.base_prefix
+    for variable in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "UV_DEFAULT_INDEX", "UV_INDEX_URL"):
+        yield from (place for place in os.environ.get(variable, "").split() if "pypi.org" not in place)
+
+
+@cache
+def _project_files() -> list[str]:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    return [name for name in listed.splitlines() if (PROJECT / name).is_file()]
+
+
+def _texts() -> Iterator[tuple[str, str]]:
+    for name in _project_files():
+        content = (PROJECT / name).read_bytes()
+        if b"\0" not in content:
+            yield name, content.decode(errors="replace")
+
+
+def _line_counts() -> Iterator[tuple[str, int]]:
+    for name, text in _texts():
+        if name.endswith(".py"):
+            yield name, text.count("\n")
+
+
+def _trees(folder: str) -> Iterator[tuple[str, ast.Module]]:
+    for name, text in _texts():
+        if name.endswith(".py") and (PROJECT / folder) in (PROJECT / name).parents:
+            yield name, ast.parse(text, filename=name)
+
+
+def _public_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    for node in tree.body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+            continue
+        yield node
+        if isinstance(node, ast.ClassDef):
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and not member.name.startswith("_"):
+                    yield member
+
+
+def _decorators(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> set[str]:
+    return {ast.unparse(decorator).split(".")[-1] for decorator in node.decorator_list}
+
+
+def _imports() -> Iterator[tuple[str, str]]:
+    """Each module of the library with each name that it imports, `if TYPE_CHECKING` left out."""
+    for name, tree in _trees(PACKAGE):
+        typing_only = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            for inner in ast.walk(node)
+        }
+        for node in ast.walk(tree):
+            if id(node) in typing_only:
+                continue
+            if isinstance(node, ast.Import):
+                yield from ((name, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield name, node.module
+                yield from ((name, f"{node.module}.{alias.name}") for alias in node.names)
