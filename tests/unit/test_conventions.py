@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: the layout, the direction of imports, docstrings, and what files may name."""
+"""The house rules that a machine can check: layout, the direction of imports, docstrings, what no file may name."""
 
 from __future__ import annotations
 
@@ -80,9 +80,8 @@ def test_imports_run_from_the_front_doors_inwards() -> None:
 def test_inputs_of_a_job_load_without_prefect_or_anything_heavy() -> None:
     code = f"import sys, {PACKAGE}.inputs; print(*{{name.split('.')[0] for name in sys.modules}})"
 
-    loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PROJECT
-    ).stdout
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT).stdout
 
     assert not set(loaded.split()) & set(TOO_HEAVY_FOR_JOBS)
 
@@ -116,9 +115,9 @@ def test_no_file_names_a_package_index_or_a_path_of_this_machine() -> None:
 def test_pinned_versions_name_no_address() -> None:
     lines = (PROJECT / "constraints.txt").read_text().splitlines()
 
-    assert not [
-        line for line in lines if not line.startswith("#") and not re.match(r"^[\w.-]+==[\w.+!-]+( ; .*)?$", line)
-    ]
+    pin = re.compile(r"[\w.-]+==[\w.+!-]+( ; .*)?")
+
+    assert not [line for line in lines if not line.startswith("#") and not pin.fullmatch(line)]
 
 
 def _places_of_this_machine() -> Iterator[str]:
@@ -160,7 +159,7 @@ def _public_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.Asyn
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
             continue
         yield node
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) and not node.bases:  # with a base, its docstring goes for the method too
             for member in node.body:
                 if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and not member.name.startswith("_"):
                     yield member
