@@ -1,0 +1,45 @@
+"""Putting these inputs into a job's own environment, so that a job need not install Prefect.
+
+Only this package, the errors and the top of `prefect_launch` are copied: the standard library is all they need. They
+go behind everything else on the environment's path, so that a job which does require prefect-launch gets the one that
+it asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+from prefect_launch.inputs.atomic import write_atomically
+
+_FOLDER = "_prefect_launch_inputs"
+_PATH_FILE = "prefect_launch_inputs.pth"
+
+
+def carry_inputs(site_packages: Path) -> None:
+    """Make `import prefect_launch.inputs` work in an environment.
+
+    What is there already is left alone when it is the same: doing this before each run costs a millisecond, and
+    brings an environment that an older version made up to date.
+
+    Args:
+        site_packages: the environment's folder of that name; it exists.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    package = Path(__file__).parents[1]
+    sources = [package / "__init__.py", package / "errors.py", *sorted((package / "inputs").glob("*.py"))]
+    for source in sources:
+        target = site_packages / _FOLDER / source.relative_to(package.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(target, source.read_text(encoding="utf-8"))
+    # Relative, so that the environment can be moved. Python puts what a .pth file names behind site-packages.
+    _write(site_packages / _PATH_FILE, f"{_FOLDER}\n")
+
+
+def _write(file: Path, text: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if file.read_text(encoding="utf-8") == text:
+            return
+    write_atomically(file, text)
