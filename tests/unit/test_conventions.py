@@ -161,7 +161,9 @@ def _public_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.Asyn
         yield node
         if isinstance(node, ast.ClassDef) and not node.bases:  # with a base, its docstring goes for the method too
             for member in node.body:
-                if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and not member.name.startswith("_"):
+                if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef) and not member.name.startswith(
+                    ("_", "test_")
+                ):
                     yield member
 
 
