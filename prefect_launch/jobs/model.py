@@ -1,7 +1,7 @@
-"""What a job is, as frozen values: its document (`wandb-job.json`, the reference's schema), one version of it, a list's row.
+"""What a job is, as frozen values: its document (`wandb-job.json`), one version of it, one row of a list.
 
-A document holds nothing of where or when it was made, so that the same content has the same digest on every machine. It does no
-input or output: `prefect_launch.jobs.registry` stores and finds jobs.
+The document has the reference's schema. It holds nothing of where or when it was made, so that the same content has
+the same digest on every machine. No input or output here: `prefect_launch.jobs.registry` stores and finds jobs.
 """
 
 from __future__ import annotations
@@ -47,13 +47,15 @@ class GitCommit(_Part):
     """A remote, without credentials, and the full id of a commit in it."""
 
     remote: str
-    commit: str
+    commit: str = Field(pattern=r"^[0-9a-f]{40}(?:[0-9a-f]{24})?$")
 
 
 class _BuiltSource(_Part):
     entrypoint: tuple[str, ...] = ()
     notebook: bool = False
-    build_context: str | None = Field(default=None, description="Folder that the image is built in, relative to the code.")
+    build_context: str | None = Field(
+        default=None, description="Folder that the image is built in, relative to the code."
+    )
     dockerfile: str | None = Field(default=None, description="Path of the Dockerfile, relative to the build context.")
     base_image: str | None = Field(default=None, description="Image that the code runs in as it is, without a build.")
 
@@ -67,7 +69,17 @@ class GitJobSource(_BuiltSource):
 class CodeJobSource(_BuiltSource):
     """An archive of a folder of code, kept in the job store."""
 
-    artifact: str = Field(description="launch-code://sha256/<digest of the archive's uncompressed bytes>")
+    artifact: str = Field(pattern=r"^launch-code://sha256/[0-9a-f]{64}$")
+
+    @classmethod
+    def artifact_of(cls, content_digest: str) -> str:
+        """Return the `artifact` that names an archive by the digest of its bytes before compression."""
+        return f"launch-code://{content_digest.replace(':', '/')}"
+
+    @property
+    def content_digest(self) -> str:
+        """`sha256:<hex>` of the archive's bytes before compression, which differs between versions of zlib."""
+        return self.artifact.removeprefix("launch-code://").replace("/", ":")
 
 
 class ImageJobSource(_Part):
@@ -87,7 +99,9 @@ _SOURCE_CLASSES: Final = {
 class JobDocument(_Part):
     """The content of `wandb-job.json`."""
 
-    version: str = Field(default="v0", alias="_version", description='"0.17.0" when a build context or Dockerfile is named.')
+    version: str = Field(
+        default="v0", alias="_version", description='"0.17.0" when a build context or Dockerfile is named.'
+    )
     source_type: SourceKind
     source: GitJobSource | CodeJobSource | ImageJobSource
     input_types: dict[str, Any] = Field(default_factory=dict)
@@ -121,10 +135,32 @@ def parse_document(content: bytes, *, where: str) -> JobDocument:
         ) from None
     if not isinstance(document.source, _SOURCE_CLASSES[document.source_type]):
         raise ArtifactError(
-            f"{DOCUMENT_FILE} of the job {where} says source_type {document.source_type.value!r}, but its source has the fields"
-            f" {sorted(document.source.model_fields_set)}. Create the job again."
+            f"{DOCUMENT_FILE} of the job {where} says source_type {document.source_type.value!r}, but its source has"
+            f" the fields {sorted(document.source.model_fields_set)}. Create the job again."
         )
     return document
+
+
+class StoredFile(_Part):
+    """How a file's bytes are found in the job store, and known to be whole."""
+
+    digest: str = Field(description="sha256:<hex>")
+    size: int = Field(description="In bytes.")
+
+
+def parse_metadata(content: bytes, *, where: str) -> dict[str, Any]:
+    """Read a job's metadata file.
+
+    Raises:
+        ArtifactError: when it is no JSON object.
+    """
+    try:
+        value = json.loads(content)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{METADATA_FILE} of the job {where} is no JSON object. Create the job again.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -138,8 +174,9 @@ class Job:
     project: str
     name: str
     version: int
-    digest: str = field(metadata={"doc": "sha256:<hex> of its document"})
+    digest: str  # of its document, which names the digest of its code
     document: JobDocument
+    files: Mapping[str, StoredFile] = field(default_factory=lambda: MappingProxyType({}))
     aliases: tuple[str, ...] = ()
     description: str | None = None
     created_at: datetime | None = None
@@ -203,6 +240,19 @@ class PutResult:
 
     job: Job
     outcome: PutOutcome
+
+
+@dataclass(frozen=True)
+class JobDraft:
+    """A job that is to be stored."""
+
+    name: str
+    document: JobDocument
+    entity: str | None = None
+    project: str | None = None
+    code: bytes | None = field(default=None, repr=False)
+    description: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def parse_reference(text: object, *, entity: str, project: str) -> JobReference:
     parts = path.split("/")
     if len(parts) > 3:
         raise InvalidNameError(
-            f"Invalid job {text[:80]!r}: it has {len(parts)} parts between slashes; use entity/project/name:alias, or less."
+            f"Invalid job {text[:80]!r}: it has {len(parts)} parts between slashes;"
+            " use entity/project/name:alias, or less."
         )
     if colon and not alias:
         raise InvalidNameError(f"Invalid job {text!r}: the alias after ':' is empty. Leave out the ':' for 'latest'.")

@@ -1,0 +1,237 @@
+"""From what an author names (a folder, a git remote, an image) to a job that can be stored: one function a kind.
+
+Everything is checked here, before anything is stored; the commit of a git job is fixed, the code of a folder packed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from anyio import to_thread
+from prefect.logging import get_logger
+from pydantic import BaseModel, ConfigDict
+
+from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
+from prefect_launch.jobs.archive import pack
+from prefect_launch.jobs.entries import LATEST, check_alias
+from prefect_launch.jobs.entrypoint import DEFAULT_ENTRY_POINT, check_in_code, parse_entry_point, refuse_parents
+from prefect_launch.jobs.model import (
+    CONFIG_INPUTS,
+    CodeJobSource,
+    GitCommit,
+    GitJobSource,
+    ImageJobSource,
+    JobDocument,
+    JobDraft,
+    SourceKind,
+)
+from prefect_launch.jobs.naming import check_runtime, job_name, parse_image, runtime_of
+from prefect_launch.jobs.schema import SchemaSource, load_schema
+from prefect_launch.jobs.work_tree import describe_work_tree
+from prefect_launch.names import check_name
+from prefect_launch.sources.git_command import Git
+from prefect_launch.sources.git_resolve import resolve_commit
+from prefect_launch.sources.remote import check_remote, name_of
+
+_logger = get_logger("launch.jobs")
+
+#: The reference's words for kinds, and the word that its artifact has for code.
+JOB_TYPES: Final[Mapping[str, SourceKind]] = MappingProxyType(
+    {
+        "image": SourceKind.IMAGE,
+        "code": SourceKind.CODE,
+        "artifact": SourceKind.CODE,
+        "git": SourceKind.GIT,
+        "repo": SourceKind.GIT,
+    }
+)
+
+
+class JobRequest(BaseModel):
+    """What an author says about a job that is to be made. See `prefect_launch.jobs.create.acreate_job`."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    path: str
+    job_type: str
+    entity: str | None = None
+    project: str | None = None
+    name: str | None = None
+    description: str | None = None
+    aliases: tuple[str, ...] = ()
+    runtime: str | None = None
+    entrypoint: tuple[str, ...] = ()
+    git_hash: str | None = None
+    build_context: str | None = None
+    dockerfile: str | None = None
+    base_image: str | None = None
+    services: dict[str, Literal["always", "never"]] | None = None
+    input_schema: Any = None
+
+    @property
+    def kind(self) -> SourceKind:
+        """What it is made of.
+
+        Raises:
+            SpecError: when the job type is unknown.
+        """
+        if self.job_type not in JOB_TYPES:
+            known = unknown_name("job type", self.job_type, ("image", "code", "git"))
+            raise SpecError(f"Invalid job type: {self.job_type!r}. {known}")
+        return JOB_TYPES[self.job_type]
+
+
+async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[JobDraft, tuple[str, ...]]:
+    """Make a job of what its author named.
+
+    Args:
+        request: what the author says.
+        git: how git is run.
+
+    Returns:
+        The job, and the aliases that shall mean it, without `latest`.
+
+    Raises:
+        SubmitterError: of the kind that fits, when something in the request is wrong.
+        InfrastructureError: when a git host cannot be reached.
+    """
+    kind = request.kind
+    if request.name is not None:
+        check_name("job", request.name)
+    check_runtime(request.runtime)
+    aliases = tuple(check_alias(alias) for alias in request.aliases)
+    _check_paths(request)
+    draft, own_alias = await _MAKERS[kind](request, git or Git())
+    return draft, tuple(dict.fromkeys([*aliases, *([own_alias] if own_alias else [])]))
+
+
+async def _draft_image(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
+    name, tag = parse_image(request.path)
+    for option in ("git_hash", "build_context", "dockerfile", "base_image"):
+        if getattr(request, option) is not None:
+            raise SpecError(
+                f"An image job takes no {option} ({getattr(request, option)!r}): its image is run as it is."
+            )
+    if request.runtime:
+        _logger.warning("The runtime %s is not used: the image %s brings its own.", request.runtime, request.path)
+    source = ImageJobSource(image=request.path, entrypoint=request.entrypoint)
+    document = await _document(request, SourceKind.IMAGE, source, runtime=None, folder=None)
+    return _draft(request, job_name(name), document), _alias_of_tag(tag)
+
+
+async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
+    if request.git_hash is not None:
+        raise SpecError(f"A code job takes no git_hash ({request.git_hash!r}). Make a git job of the remote instead.")
+    folder = await to_thread.run_sync(_code_folder, request.path)
+    entry_point = _entry_point(request)
+    archive = await pack(folder)
+    check_in_code(entry_point, archive.paths, build_context=request.build_context, folder=folder)
+    runtime = request.runtime or await to_thread.run_sync(runtime_of, folder)
+    source = CodeJobSource(
+        artifact=CodeJobSource.artifact_of(archive.content_digest), entrypoint=entry_point, **_build(request)
+    )
+    document = await _document(request, SourceKind.CODE, source, runtime=runtime, folder=folder)
+    state = await describe_work_tree(folder)
+    metadata = {"git": state} if state else {}
+    return _draft(request, job_name(folder.name), document, code=archive.content, metadata=metadata), None
+
+
+async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
+    remote = check_remote(request.path)
+    entry_point = _entry_point(request)
+    refuse_parents(entry_point)
+    commit = await resolve_commit(git, remote, request.git_hash)
+    source = GitJobSource(git=GitCommit(remote=remote, commit=commit), entrypoint=entry_point, **_build(request))
+    # Which Python the code asks for is seen where it is fetched: see `prefect_launch.jobs.naming.runtime_of`.
+    document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, folder=None)
+    return _draft(request, job_name(name_of(remote)), document), None
+
+
+_Maker = Callable[[JobRequest, Git], Awaitable[tuple[JobDraft, "str | None"]]]
+_MAKERS: Final[Mapping[SourceKind, _Maker]] = MappingProxyType(
+    {SourceKind.IMAGE: _draft_image, SourceKind.CODE: _draft_code, SourceKind.GIT: _draft_git}
+)
+
+
+async def _document(
+    request: JobRequest,
+    kind: SourceKind,
+    source: GitJobSource | CodeJobSource | ImageJobSource,
+    *,
+    runtime: str | None,
+    folder: Path | None,
+) -> JobDocument:
+    given: SchemaSource | None = request.input_schema
+    schema = await load_schema(given, folder=folder) if given is not None else None
+    return JobDocument.model_validate(
+        {
+            "_version": "0.17.0" if request.build_context or request.dockerfile else "v0",
+            "source_type": kind,
+            "source": source,
+            "runtime": runtime,
+            "services": request.services,
+            "input_schemas": {CONFIG_INPUTS: schema} if schema is not None else None,
+        }
+    )
+
+
+def _draft(
+    request: JobRequest,
+    default_name: str,
+    document: JobDocument,
+    *,
+    code: bytes | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> JobDraft:
+    return JobDraft(
+        name=request.name or default_name,
+        entity=request.entity,
+        project=request.project,
+        document=document,
+        code=code,
+        description=request.description,
+        metadata=metadata or {},
+    )
+
+
+def _build(request: JobRequest) -> dict[str, Any]:
+    given = {key: getattr(request, key) for key in ("build_context", "dockerfile", "base_image")}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _entry_point(request: JobRequest) -> tuple[str, ...]:
+    if request.entrypoint:
+        return parse_entry_point(request.entrypoint)
+    _logger.warning("No entry point given for %s: using %s.", request.path, " ".join(DEFAULT_ENTRY_POINT))
+    return DEFAULT_ENTRY_POINT
+
+
+def _code_folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise SourceError(
+            f"The code folder {path!r} does not exist, or is no folder. Name the folder of the job's code."
+        )
+    return folder.resolve()
+
+
+def _check_paths(request: JobRequest) -> None:
+    for option in ("build_context", "dockerfile"):
+        value = getattr(request, option)
+        if value is not None and (PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts):
+            raise SpecError(f"The {option} {value!r} must be a path inside the job's code, without '..'.")
+    if request.base_image is not None:
+        parse_image(request.base_image)
+
+
+def _alias_of_tag(tag: str | None) -> str | None:
+    if tag is None or tag == LATEST:
+        return None
+    try:
+        return check_alias(tag)
+    except InvalidNameError as error:
+        _logger.warning("The image's tag does not become an alias: %s", error)
+        return None

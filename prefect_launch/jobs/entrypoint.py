@@ -1,0 +1,93 @@
+"""The command of a job: read from text as a shell would read it, never run by one, and found in the job's code."""
+
+from __future__ import annotations
+
+import posixpath
+import shlex
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from prefect_launch.errors import SourceError, SpecError, unknown_name
+
+#: The reference's own, when a job names no entry point.
+DEFAULT_ENTRY_POINT: Final = ("python", "main.py")
+
+_FILE_ENDINGS: Final = (".py", ".sh")
+#: After one of these, what follows is no file of the job's.
+_NO_FILE: Final = frozenset({"-m", "-c"})
+
+
+def parse_entry_point(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return a command as its parts; empty when none was given.
+
+    Args:
+        given: `"python train.py --lr 0.1"`, or the list of its parts.
+
+    Raises:
+        SpecError: when quotes do not match, a part is no text, or holds a character that no command can.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, str):
+        try:
+            parts: tuple[object, ...] = tuple(shlex.split(given))
+        except ValueError as error:
+            raise SpecError(f"The entry point {given!r} cannot be read: {error}. Close its quotes.") from None
+    elif isinstance(given, Sequence):
+        parts = tuple(given)
+    else:
+        raise SpecError(f"The entry point must be text or a list of text, not {type(given).__name__} {given!r}.")
+    if not parts:
+        raise SpecError(
+            f"The entry point {given!r} is empty. Name a command, such as 'python train.py', or leave it out."
+        )
+    for part in parts:
+        if not isinstance(part, str) or "\0" in part:
+            raise SpecError(f"The entry point {given!r} holds {part!r}; each of its parts must be text.")
+    return tuple(str(part) for part in parts)
+
+
+def refuse_parents(entry_point: Sequence[str]) -> None:
+    """Refuse an entry point that leaves the job's code.
+
+    Raises:
+        SpecError: when a part of it holds `..` as a part of a path.
+    """
+    for part in entry_point:
+        if ".." in part.split("/"):
+            raise SpecError(
+                f"The entry point {shlex.join(entry_point)!r} leaves the job's code with '..'. Name a file in it."
+            )
+
+
+def entry_file(entry_point: Sequence[str]) -> str | None:
+    """Return the file of the job's code that a command runs, when one can be told: `train.py` of `python -u train.py`."""
+    for part in entry_point:
+        if part in _NO_FILE:
+            return None
+        if part.endswith(_FILE_ENDINGS) and not posixpath.isabs(part) and not part.startswith("-"):
+            return posixpath.normpath(part)
+    return None
+
+
+def check_in_code(
+    entry_point: Sequence[str], paths: Collection[str], *, build_context: str | None, folder: object
+) -> None:
+    """Refuse an entry point whose file is not in the code.
+
+    Args:
+        entry_point: the command.
+        paths: what is packed, as relative POSIX paths.
+        build_context: a folder in the code that paths may be relative to, too.
+        folder: where the code is, for the message.
+
+    Raises:
+        SourceError: naming the file, the nearest one, and the files that an ignore file may have left out.
+    """
+    wanted = entry_file(entry_point)
+    places = [""] if build_context is None else ["", build_context]
+    if wanted is None or any(posixpath.normpath(posixpath.join(place, wanted)) in paths for place in places):
+        return
+    scripts = [path for path in paths if path.endswith(_FILE_ENDINGS)]
+    listed = unknown_name("entry point file", wanted, scripts, where=f" in the code folder {folder}")
+    raise SourceError(f"{listed} Give the entry point, or see whether .launchignore or .gitignore leaves the file out.")

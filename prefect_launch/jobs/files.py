@@ -1,0 +1,151 @@
+"""Files in a Prefect storage block, whichever it is: bytes and folders by relative path, never on the event loop.
+
+A file on a local disk appears whole or not at all, even when the writer dies; object stores promise the same. What a
+block raises becomes `InfrastructureError`. Whether bytes are the right ones is `prefect_launch.jobs.blobs`' concern.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from anyio import to_thread
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+
+from prefect_launch.errors import InfrastructureError
+
+_T = TypeVar("_T")
+
+
+class StorageBlock(Protocol):
+    """What a Prefect storage block can do; each of these may be a coroutine function, too."""
+
+    def read_path(self, path: str) -> Any: ...
+    def write_path(self, path: str, content: bytes) -> Any: ...
+    def get_directory(self, from_path: str | None = None, local_path: str | None = None) -> Any: ...
+    def put_directory(self, local_path: str | None = None, to_path: str | None = None) -> Any: ...
+
+
+class StoredFiles:
+    """The files under one prefix of one storage block.
+
+    Args:
+        storage: any storage block that reads and writes paths and folders.
+        prefix: the folder in it that all paths are relative to; empty for its own base path.
+    """
+
+    def __init__(self, storage: StorageBlock, prefix: str = "") -> None:
+        self._storage = storage
+        self._prefix = prefix.strip("/")
+
+    def __str__(self) -> str:
+        base = getattr(self._storage, "basepath", None) or type(self._storage).__name__
+        return f"{str(base).rstrip('/')}/{self._prefix}".rstrip("/")
+
+    async def read(self, path: str) -> bytes | None:
+        """Return a file's bytes, or `None` when it is not there.
+
+        Raises:
+            InfrastructureError: when the storage fails.
+        """
+        content = await self._call("read", path, self._storage.read_path, self._at(path))
+        return content if content is None else bytes(content)
+
+    async def write(self, path: str, content: bytes) -> None:
+        """Store a file, in the place of any that is there.
+
+        Raises:
+            InfrastructureError: when the storage fails.
+        """
+        if isinstance(self._storage, LocalFileSystem):
+            # The block writes in place: a reader, or the next start after a crash, would see half a file.
+            await self._call("write", path, _write_whole, self._storage.basepath or ".", self._at(path), content)
+        else:
+            await self._call("write", path, self._storage.write_path, self._at(path), content)
+
+    async def put_folder(self, folder: Path, path: str) -> None:
+        """Store all files of a local folder under a path. They are streamed, not held in memory.
+
+        Raises:
+            InfrastructureError: when the storage fails.
+        """
+        await self._call(
+            "write", path, partial(self._storage.put_directory, local_path=str(folder), to_path=self._at(path))
+        )
+
+    async def get_folder(self, path: str, folder: Path) -> bool:
+        """Copy all files under a path to a local folder; `False` when there are none.
+
+        Raises:
+            InfrastructureError: when the storage fails.
+        """
+        before = _count(folder)
+        if isinstance(self._storage, RemoteFileSystem):
+            # fsspec remembers listings for the life of the process; another process may have written since.
+            await to_thread.run_sync(self._storage.filesystem.invalidate_cache)
+        await self._call(
+            "read", path, partial(self._storage.get_directory, from_path=self._at(path), local_path=str(folder))
+        )
+        return _count(folder) > before
+
+    def _at(self, path: str) -> str:
+        return f"{self._prefix}/{path}" if self._prefix else path
+
+    async def _call(self, verb: str, path: str, method: Callable[..., _T], *args: Any) -> _T | None:
+        try:
+            return await to_thread.run_sync(partial(_run, method, *args))
+        except Exception as error:
+            # A block is anybody's code, and raises what it likes.
+            if verb == "read" and _says_missing(error):
+                return None
+            raise InfrastructureError(
+                f"The job store at {self} could not {verb} {path!r}: {type(error).__name__}: {error}."
+                " Look at the storage block's address and credentials, and whether its service runs."
+            ) from error
+
+
+def _run(method: Callable[..., _T], *args: Any) -> _T:
+    """Call a block's method in a worker thread, where some give a value and others a coroutine."""
+    result: Any = method(*args)
+    if inspect.isawaitable(result):
+        result = asyncio.run(_awaited(result))
+    return cast(_T, result)
+
+
+async def _awaited(result: Any) -> Any:
+    return await result
+
+
+def _says_missing(error: Exception) -> bool:
+    # LocalFileSystem says it with a ValueError, fsspec with FileNotFoundError, boto3 with a code in its answer.
+    if isinstance(error, FileNotFoundError):
+        return True
+    if isinstance(error, ValueError):
+        return "does not exist" in str(error)
+    answer = getattr(error, "response", None)
+    code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+    return code in ("404", "NoSuchKey") or type(error).__name__ in ("NotFound", "ResourceNotFoundError", "BlobNotFound")
+
+
+def _write_whole(base: str, path: str, content: bytes) -> None:
+    target = Path(base).expanduser() / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with draft.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _count(folder: Path) -> int:
+    return sum(len(names) for _, _, names in os.walk(folder))

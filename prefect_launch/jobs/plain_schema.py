@@ -1,0 +1,151 @@
+"""A JSON schema made plain: no references, closed to unknown inputs, checked.
+
+An object that lists its properties and says nothing else refuses others. Defaults must obey the schema. A schema that
+refers to another file or address is refused, so nothing is ever fetched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any, Final
+
+from jsonschema import Draft202012Validator, FormatChecker, SchemaError
+
+from prefect_launch.errors import SpecError
+
+Schema = dict[str, Any]
+
+#: Keywords whose value is one schema, a list of schemas, or a mapping of names to schemas.
+_ONE: Final = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_MANY: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
+_NAMED: Final = ("properties", "patternProperties", "dependentSchemas")
+#: An object with one of these is described in parts: closing a part would refuse what another part allows.
+_PARTS: Final = frozenset({"allOf", "anyOf", "oneOf", "if", "then", "else", "patternProperties", "dependentSchemas"})
+
+
+def plain_schema(raw: object, *, name: str = "the schema") -> Schema:
+    """Return a schema without references, closed to unknown inputs, and checked.
+
+    Args:
+        raw: a JSON schema, draft 2020-12, as plain data. It is not changed.
+        name: what to call it in a message.
+
+    Raises:
+        SpecError: as `load_schema` does.
+    """
+    if not isinstance(raw, Mapping):
+        raise SpecError(f"{name} must be a JSON schema, a mapping; it is {type(raw).__name__}.")
+    schema: Schema = _closed(_lifted(_inlined(_required_lists(raw), raw, (), name)))
+    schema.pop("$defs", None)
+    schema.pop("definitions", None)
+    schema.setdefault("type", "object")
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        place = "/".join(str(part) for part in error.path) or "its top"
+        raise SpecError(f"{name} is no valid JSON schema: at {place}: {error.message}. Correct it there.") from None
+    if schema["type"] != "object":
+        raise SpecError(
+            f"{name} must describe an object, whose properties are the job's inputs; not {schema['type']!r}."
+        )
+    _check_defaults(schema, name, "")
+    return schema
+
+
+def _mapped(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> Schema:
+    """Return a schema with a change made to each schema directly in it."""
+    result = dict(schema)
+    for key, value in schema.items():
+        if (key in _ONE and isinstance(value, Mapping)) or (key in _NAMED and isinstance(value, Mapping)):
+            result[key] = change(value) if key in _ONE else {name: change(each) for name, each in value.items()}
+        elif key in _MANY and isinstance(value, list):
+            result[key] = [change(each) for each in value]
+    return result
+
+
+def _inlined(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...], name: str) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    reference = schema.get("$ref", schema.get("$dynamicRef"))
+    if reference is None:
+        return _mapped(schema, lambda each: _inlined(each, root, seen, name))
+    if reference in seen:
+        raise SpecError(
+            f"{name} refers to itself through {reference!r}; inputs of any depth cannot be shown as a form."
+        )
+    target = _target(reference, root, name)
+    beside = {key: value for key, value in schema.items() if key not in ("$ref", "$dynamicRef")}
+    return {**_inlined(_required_lists(target), root, (*seen, reference), name), **beside}
+
+
+def _target(reference: object, root: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    parts = str(reference).split("/")
+    place: Any = root
+    for part in parts[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        place = place.get(key) if isinstance(place, Mapping) else None
+    if parts[0] != "#" or not isinstance(place, Mapping):
+        raise SpecError(f"{name} refers to {reference!r}, which is not in it. Put the definition into '$defs'.")
+    return place
+
+
+def _required_lists(schema: Any) -> Any:
+    """Read the reference's `required: true` on a property as the standard's list on the object."""
+    if not isinstance(schema, Mapping):
+        return schema
+    result = _mapped(schema, _required_lists)
+    properties = result.get("properties")
+    if isinstance(properties, Mapping):
+        marked = [key for key, each in properties.items() if isinstance(each, Mapping) and each.get("required") is True]
+        result["properties"] = {
+            key: {word: value for word, value in each.items() if word != "required" or not isinstance(value, bool)}
+            if isinstance(each, Mapping)
+            else each
+            for key, each in properties.items()
+        }
+        if marked:
+            result["required"] = sorted({*result.get("required", ()), *marked})
+    return result
+
+
+def _lifted(schema: Any) -> Any:
+    """Put the content of an `allOf` of one in its place: pydantic writes such for a field with a default."""
+    if not isinstance(schema, Mapping):
+        return schema
+    result = _mapped(schema, _lifted)
+    parts = result.get("allOf")
+    if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping):
+        result = {**parts[0], **{key: value for key, value in result.items() if key != "allOf"}}
+    return result
+
+
+def _closed(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    in_parts = bool(_PARTS & schema.keys()) and "properties" in schema
+    result = dict(schema) if in_parts or "allOf" in schema else _mapped(schema, _closed)
+    if "properties" in result and not in_parts:
+        result.setdefault("additionalProperties", "unevaluatedProperties" in result)
+    return result
+
+
+def _check_defaults(schema: Any, name: str, path: str) -> None:
+    if not isinstance(schema, Mapping):
+        return
+    if isinstance(schema.get("default"), float) and not math.isfinite(schema["default"]):
+        raise SpecError(f"{name}: the default of {path!r} is {schema['default']}, which JSON does not have.")
+    if "default" in schema and path:
+        for error in validator(schema).iter_errors(deepcopy(schema["default"])):
+            raise SpecError(
+                f"{name}: the default of {path!r}, {schema['default']!r}, breaks its own rule: {error.message}."
+                " Correct the default or the rule."
+            )
+    for key, each in (schema.get("properties") or {}).items():
+        _check_defaults(each, name, f"{path}.{key}" if path else key)
+
+
+def validator(schema: Mapping[str, Any]) -> Draft202012Validator:
+    """Return what checks values against a plain schema, formats such as `date-time` included."""
+    return Draft202012Validator(dict(schema), format_checker=FormatChecker())

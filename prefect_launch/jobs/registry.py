@@ -1,0 +1,274 @@
+"""Jobs, stored and found: versions `v0, v1, …`, aliases that move, and `latest`, which is always the highest version.
+
+Its promises: two writers at once lose no version, and the same content makes no second one; what is read is what was
+stored, or is refused; a version that was read once costs no request when asked for again, an alias one small request.
+The files are written before the index names them, so what the index names is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from prefect_launch.errors import ArtifactError, NotFoundError, unknown_name
+from prefect_launch.jobs import outputs
+from prefect_launch.jobs.blobs import Blobs
+from prefect_launch.jobs.entries import LATEST, AliasEntry, VersionEntry, check_alias, shorten, version_of
+from prefect_launch.jobs.index import JobIndex
+from prefect_launch.jobs.model import (
+    CODE_FILE,
+    DOCUMENT_FILE,
+    METADATA_FILE,
+    CodeJobSource,
+    Job,
+    JobDraft,
+    JobSummary,
+    PutOutcome,
+    PutResult,
+    canonical_json,
+    digest_of,
+    parse_document,
+    parse_metadata,
+)
+from prefect_launch.jobs.reference import JobReference, parse_reference
+from prefect_launch.jobs.store import JobStore
+from prefect_launch.jobs.unpack import unpack
+from prefect_launch.jobs.versions import Versions
+from prefect_launch.names import check_name
+
+
+class JobRegistry:
+    """The jobs of one server and one store.
+
+    Args:
+        index: where versions and aliases are known.
+        store: where the files are.
+        entity: the entity of names that say none.
+        project: the project of names that say none.
+    """
+
+    def __init__(self, index: JobIndex, store: JobStore, *, entity: str, project: str) -> None:
+        self._versions = Versions(index)
+        self._store = store
+        self._entity = entity
+        self._project = project
+
+    # --- storing ---
+
+    async def put(self, draft: JobDraft, aliases: Sequence[str] = ()) -> PutResult:
+        """Store a job as its next version, unless the latest version is the same.
+
+        Args:
+            draft: the job.
+            aliases: what shall mean this version from now on, beside `latest`.
+
+        Raises:
+            InvalidNameError: when a name or an alias is no good one.
+            InfrastructureError: when the storage fails; nothing is in the index then.
+            ServerUnavailableError: when the server does not answer.
+        """
+        path = self._path(draft)
+        moved = tuple(dict.fromkeys(check_alias(alias) for alias in aliases if alias != LATEST))
+        contents = _contents(draft)
+        highest = await self._versions.highest(path)
+        if highest is not None and await self._is_same(highest, contents):
+            entry, outcome = highest, PutOutcome.UNCHANGED
+        else:
+            entry, outcome = await self._next_version(path, draft, contents, after=highest)
+        await self._versions.settle_latest(path)
+        for alias in moved:
+            await self._versions.point(alias, entry)
+        job = await self._job(entry)
+        self._store.cache.add(job)
+        return PutResult(job=_with_aliases(job, (*moved, LATEST)), outcome=outcome)
+
+    async def _is_same(self, entry: VersionEntry, contents: Mapping[str, bytes]) -> bool:
+        """Say whether a version has this content, its files being whole, or mended here and now."""
+        if entry.digest != digest_of(contents[DOCUMENT_FILE]):
+            return False
+        blobs = await self._blobs()
+        for name, file in entry.files.items():
+            if digest_of(contents.get(name, b"")) == file.digest:
+                await blobs.put(contents[name])
+            elif not await blobs.holds(file):
+                return False
+        return True
+
+    async def _next_version(
+        self, path: str, draft: JobDraft, contents: Mapping[str, bytes], *, after: VersionEntry | None
+    ) -> tuple[VersionEntry, PutOutcome]:
+        blobs = await self._blobs()
+        files = {name: await blobs.put(content) for name, content in contents.items()}
+        number = after.version + 1 if after else 0
+        while True:
+            entry = VersionEntry(
+                job=path,
+                version=number,
+                digest=files[DOCUMENT_FILE].digest,
+                kind=draft.document.source_type,
+                files=files,
+                created=datetime.now(timezone.utc),
+                description=shorten(draft.description),
+            )
+            if await self._versions.create(entry):
+                return entry, PutOutcome.UPDATED if number else PutOutcome.CREATED
+            taken = await self._versions.read(path, number)
+            if taken is not None and taken.digest == entry.digest:
+                # Another writer was faster with the same, or our own request was sent twice.
+                return taken, PutOutcome.UNCHANGED
+            number += 1
+
+    # --- finding ---
+
+    async def resolve(self, reference: str) -> Job:
+        """Find a job.
+
+        Args:
+            reference: `entity/project/name:alias`, or shorter; `v3` as the alias means that version for ever.
+
+        Raises:
+            InvalidNameError: when it is no job's name.
+            NotFoundError: when there is no such job, alias or version. The nearest right one is named.
+            ArtifactError: when its files are damaged or gone.
+            ServerUnavailableError: when the server does not answer.
+        """
+        wanted = parse_reference(reference, entity=self._entity, project=self._project)
+        version = version_of(wanted)
+        digest = None
+        if version is None:
+            alias = await self._versions.read_alias(wanted.path, wanted.alias)
+            if alias is None:
+                raise await self._unknown(wanted)
+            version, digest = alias.version, alias.digest
+        job = self._store.cache.get(wanted.path, version, digest=digest)
+        if job is None:
+            entry = await self._versions.read(wanted.path, version)
+            if entry is None:
+                raise await self._unknown(wanted)
+            job = await self._job(entry)
+            self._store.cache.add(job)
+        return job if version_of(wanted) is not None else _with_aliases(job, (wanted.alias,))
+
+    async def aliases(self, job: Job) -> tuple[str, ...]:
+        """List the aliases that mean this version now, `latest` included."""
+        _, found = await self._versions.find(path=job.path)
+        return tuple(sorted(entry.alias for entry in found if entry.version == job.version))
+
+    async def fetch_code(self, job: Job, destination: Path) -> None:
+        """Unpack the code of a code job.
+
+        Args:
+            job: the job.
+            destination: the folder that is made; it must not exist yet, or be empty.
+
+        Raises:
+            ArtifactError: when the job has no code, or its archive is damaged or holds what must not be unpacked.
+                Nothing is left behind.
+            InfrastructureError: when the storage or the disk fails.
+        """
+        source, file = job.document.source, job.files.get(CODE_FILE)
+        if not isinstance(source, CodeJobSource) or file is None:
+            raise ArtifactError(f"The job {job.reference} is of kind {job.kind.name.lower()} and has no code archive.")
+        archive = await (await self._blobs()).get(file, name=CODE_FILE, job=job.reference)
+        await unpack(archive, destination, content_digest=source.content_digest, job=job.reference)
+
+    # --- the outputs of runs ---
+
+    async def put_outputs(
+        self, item_id: str, attempt: int, folder: Path, *, extra: Mapping[str, Path] | None = None
+    ) -> list[str]:
+        """Store what an attempt at an item left behind. See `prefect_launch.jobs.outputs.put_outputs`."""
+        return await outputs.put_outputs(await self._store.files(), item_id, attempt, folder, extra=extra)
+
+    async def get_outputs(self, item_id: str, attempt: int, folder: Path) -> list[str]:
+        """Copy what an attempt left behind to a folder. See `prefect_launch.jobs.outputs.get_outputs`."""
+        return await outputs.get_outputs(await self._store.files(), item_id, attempt, folder)
+
+    async def read_output(self, item_id: str, attempt: int, name: str) -> bytes | None:
+        """Return one file that an attempt left behind, or `None`."""
+        return await outputs.read_output(await self._store.files(), item_id, attempt, name)
+
+    # --- inside ---
+
+    def _path(self, draft: JobDraft) -> str:
+        return JobReference(
+            entity=check_name("entity", draft.entity or self._entity),
+            project=check_name("project", draft.project or self._project),
+            name=check_name("job", draft.name),
+        ).path
+
+    async def _blobs(self) -> Blobs:
+        return Blobs(await self._store.files())
+
+    async def _job(self, entry: VersionEntry) -> Job:
+        blobs = await self._blobs()
+        label = f"{entry.job}:v{entry.version}"
+
+        async def read(name: str) -> bytes:
+            if name not in entry.files:
+                raise ArtifactError(f"The job {label} has no {name}. Create it again.")
+            return await blobs.get(entry.files[name], name=name, job=label)
+
+        entity, project, name = entry.job.split("/")
+        metadata = parse_metadata(await read(METADATA_FILE), where=label)
+        return Job(
+            entity=entity,
+            project=project,
+            name=name,
+            version=entry.version,
+            digest=entry.digest,
+            document=parse_document(await read(DOCUMENT_FILE), where=label),
+            files=entry.files,
+            description=metadata.pop("description", None),
+            created_at=entry.created,
+            metadata=metadata,
+        )
+
+    async def _unknown(self, wanted: JobReference) -> NotFoundError:
+        versions, aliases = await self._versions.find(path=wanted.path)
+        if versions:
+            known = [*(entry.alias for entry in aliases), *(f"v{entry.version}" for entry in versions)]
+            return unknown_name("job alias or version", wanted.alias, known, where=f" of the job {wanted.path!r}")
+        versions, _ = await self._versions.find(entity=wanted.entity, project=wanted.project)
+        if versions:
+            names = [entry.job.rpartition("/")[2] for entry in versions]
+            return unknown_name("job", wanted.name, names, where=f" in {wanted.entity}/{wanted.project}")
+        versions, _ = await self._versions.find()
+        return unknown_name("job", wanted.path, [entry.job for entry in versions])
+
+    async def list(self, entity: str | None = None, project: str | None = None) -> list[JobSummary]:
+        """List the jobs of an entity and a project, of all when they are left out, by name."""
+        versions, aliases = await self._versions.find(entity=entity, project=project)
+        return [
+            _summary([entry for entry in versions if entry.job == path], aliases)
+            for path in sorted({entry.job for entry in versions})
+        ]
+
+
+def _contents(draft: JobDraft) -> dict[str, bytes]:
+    metadata: dict[str, Any] = {**draft.metadata, **({"description": draft.description} if draft.description else {})}
+    contents = {DOCUMENT_FILE: draft.document.dump(), METADATA_FILE: canonical_json(metadata)}
+    return contents if draft.code is None else {**contents, CODE_FILE: draft.code}
+
+
+def _with_aliases(job: Job, aliases: tuple[str, ...]) -> Job:
+    return replace(job, aliases=aliases)
+
+
+def _summary(versions: Sequence[VersionEntry], aliases: Iterable[AliasEntry]) -> JobSummary:
+    newest = max(versions, key=lambda entry: entry.version)
+    entity, project, name = newest.job.split("/")
+    return JobSummary(
+        entity=entity,
+        project=project,
+        name=name,
+        version_count=len(versions),
+        latest_version=newest.version,
+        aliases=tuple(sorted(entry.alias for entry in aliases if entry.job == newest.job)),
+        kind=newest.kind,
+        description=newest.description,
+        updated_at=newest.created,
+    )

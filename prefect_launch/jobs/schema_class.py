@@ -1,0 +1,81 @@
+"""The JSON schema of a class in somebody's module, had from a process of its own.
+
+Importing a job's module here would run its code in the caller's process and leave it in `sys.modules`, under names
+such as `train` or `config` that the next job uses, too. This module is also what that process runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from prefect_launch.errors import SpecError
+
+#: Importing a module of a job may import a large framework, from a cold disk.
+_TIMEOUT_SECONDS: Final = 120.0
+
+
+async def read_schema_class(module: str, attribute: str, *, folder: Path) -> object:
+    """Import `module` from a folder, in a new process, and return the JSON schema that `attribute` is or has.
+
+    Args:
+        module: dotted name of the module.
+        attribute: a pydantic class or instance in it, or a dict.
+        folder: where modules are looked for first; then in the working directory, then where Python looks.
+
+    Raises:
+        SpecError: when it cannot be imported, takes too long, or is neither.
+    """
+    name = f"{module}:{attribute}"
+    with tempfile.TemporaryDirectory(prefix="launch-schema-") as scratch:
+        answer = anyio.Path(scratch, "schema.json")
+        command = [sys.executable, "-m", __name__, module, attribute, str(answer)]
+        try:
+            with anyio.fail_after(_TIMEOUT_SECONDS):
+                ended = await anyio.run_process(
+                    command,
+                    cwd=await anyio.Path(folder).resolve(),
+                    env=await _environment(folder),
+                    check=False,
+                    stdout=subprocess.DEVNULL,
+                )
+        except TimeoutError:
+            raise SpecError(
+                f"Importing the schema {name} took more than {_TIMEOUT_SECONDS:.0f} s. Put the class into a module that"
+                " does nothing when it is imported."
+            ) from None
+        if ended.returncode != 0 or not await answer.exists():
+            last = ended.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit code {ended.returncode}"]
+            raise SpecError(
+                f"The schema {name} cannot be imported from {folder}: {last[0]}. It must be a pydantic class, or a"
+                " dict, in a module that can be imported in this environment; or give the schema as a JSON file."
+            )
+        schema: object = json.loads(await answer.read_text(encoding="utf-8"))
+        return schema
+
+
+async def _environment(folder: Path) -> dict[str, str]:
+    here = await anyio.Path.cwd()
+    own = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    paths = [str(await anyio.Path(folder).resolve()), str(here), *own]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def _main(module: str, attribute: str, answer: str) -> None:
+    found = getattr(importlib.import_module(module), attribute)
+    schema = found.model_json_schema() if hasattr(found, "model_json_schema") else found
+    if not isinstance(schema, dict):
+        raise TypeError(f"{module}:{attribute} is neither a pydantic class nor a dict, but {type(found).__name__}")
+    Path(answer).write_text(json.dumps(schema, allow_nan=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

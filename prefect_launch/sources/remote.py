@@ -1,0 +1,69 @@
+"""Which git remotes may be asked: https, ssh and `git@host:path`, and none that holds a password.
+
+The rule and its words are the reference's. Everything else that git understands runs programs (`ext::`), reads the
+machine's own files (`file://`, a path) or is an option in disguise (a leading `-`).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+from typing import Final
+from urllib.parse import urlsplit
+
+from prefect_launch.errors import SourceError
+
+#: What git itself is told, too, so that a redirect or a submodule cannot get round the rule.
+ALLOWED_PROTOCOLS: Final = ("https", "ssh")
+
+_HOST: Final = r"[A-Za-z0-9\[](?:[A-Za-z0-9.:\-_\]]*)"
+_SCP: Final = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.\-]*@{_HOST}:[^:\s-][^\s]*\Z")
+_URL: Final = re.compile(rf"(?:https|ssh)://(?:[^@/\s-][^@/\s]*@)?{_HOST}/[^\s]+\Z")
+
+
+def check_remote(remote: object) -> str:
+    """Return the remote when it may be asked.
+
+    Raises:
+        SourceError: when it is of another kind, or holds credentials.
+    """
+    text = remote if isinstance(remote, str) else repr(remote)
+    allowed = bool(_URL.match(text) or _SCP.match(text)) and text.isprintable()
+    if not allowed:
+        raise SourceError(
+            f"Refusing to fetch git remote {_masked(text)[:200]!r}: only https://, ssh://, and git@host:path remotes"
+            " are allowed."
+        )
+    if _has_credentials(text):
+        raise SourceError(
+            f"The git remote {_masked(text)!r} holds credentials, which would be stored with the job. Leave them out,"
+            " and let git find them where it runs: a credential helper, or an ssh key."
+        )
+    return text
+
+
+def without_credentials(remote: str) -> str:
+    """Return a remote as it may be recorded: an https remote without user and password."""
+    if "://" not in remote:
+        return remote
+    parts = urlsplit(remote)
+    host = parts.netloc.rpartition("@")[2]
+    user = parts.username or ""
+    return parts._replace(netloc=f"{user}@{host}" if user and parts.scheme == "ssh" else host).geturl()
+
+
+def name_of(remote: str) -> str:
+    """Return what a remote's repository is called: `git@host:team/Digits.git` gives `team-Digits`."""
+    path = urlsplit(remote).path if "://" in remote else remote.partition(":")[2]
+    return "-".join(PurePosixPath(path.strip("/").removesuffix(".git")).parts)
+
+
+def _has_credentials(remote: str) -> bool:
+    if "://" not in remote:
+        return False
+    parts = urlsplit(remote)
+    return bool(parts.password) or (parts.scheme == "https" and "@" in parts.netloc)
+
+
+def _masked(remote: str) -> str:
+    return re.sub(r"(?<=://)[^@/]*@", "***@", remote)
