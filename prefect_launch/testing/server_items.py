@@ -1,0 +1,255 @@
+"""The in-memory server's flow runs: made, read, polled and moved as the real one does."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from prefect_launch.errors import InternalError, SpecError
+from prefect_launch.server.values import Item, ItemDraft, PriorityQueue, State, Verdict
+from prefect_launch.states import StateType
+from prefect_launch.testing import server_checks as checks
+from prefect_launch.testing.server_rules import entered, judge
+from prefect_launch.testing.server_store import Calls, StoredDeployment, StoredItem, StoredPool, as_json, call
+
+_FLOW: Final = "launch"
+#: The server's limit for one page.
+_PAGE: Final = 200
+#: What the limits of pools and queues count.
+_IN_WORK = frozenset({StateType.PENDING, StateType.RUNNING})
+_TOLD = frozenset({StateType.SCHEDULED, StateType.CANCELLING})
+
+
+class ItemTwin(Calls):
+    """Calls about items."""
+
+    # --- making ---
+
+    @call
+    def create_item(self, deployment_id: UUID, draft: ItemDraft) -> Item | None:
+        """Make an item, or return the one that was made with the same idempotency key; `None`: the deployment is gone.
+
+        Raises:
+            SpecError: when the server would refuse the parameters or the template variables.
+        """
+        checks.check_size(draft.parameters)
+        kept = self._store.deployments.get(deployment_id)
+        if kept is None:
+            return None
+        fault = self._fault(kept, draft)
+        if fault is not None:
+            raise checks.refused(fault)
+        return self._make(kept, draft)
+
+    @call
+    def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
+        """Make many items. As on the real server, one that is refused does not keep the others of its request back.
+
+        Raises:
+            SpecError: when the server would refuse one, or the deployment is gone.
+        """
+        for draft in drafts:
+            checks.check_size(draft.parameters)
+        kept = self._store.deployments.get(deployment_id)
+        if kept is None:
+            raise SpecError(f"The deployment {deployment_id} is gone: was the queue deleted meanwhile?")
+        made: list[Item] = []
+        refused: list[str] = []
+        for draft in drafts:
+            fault = self._fault(kept, draft)
+            if fault is None:
+                made.append(draft.made(self._make(kept, draft).id, deployment_id))
+            else:
+                refused.append(f"The Prefect server refuses item {draft.name!r}: {fault}")
+        if refused:
+            raise SpecError(refused[0])
+        return made
+
+    def _make(self, kept: StoredDeployment, draft: ItemDraft) -> Item:
+        there = self._find(kept.flow, draft.idempotency_key)
+        if there is not None:
+            return there.item
+        deployment = kept.deployment
+        pool = self._store.pools[deployment.work_pool_name or ""]
+        queue = _queue_of(pool, draft.work_queue_name)
+        labels = {**(deployment.labels or {}), "prefect.deployment.id": str(deployment.id), **as_json(draft.labels)}
+        item = Item(
+            id=uuid4(),
+            name=draft.name,
+            created=self._store.now(),
+            deployment_id=deployment.id,
+            parameters={**deployment.parameters, **as_json(draft.parameters)},
+            job_variables=as_json(draft.job_variables),
+            idempotency_key=draft.idempotency_key,
+            tags=tuple(sorted({*deployment.tags, *draft.tags})),
+            labels=labels,
+            work_pool_name=pool.pool.name,
+            work_queue_name=queue.name,
+            work_queue_id=queue.id,
+        )
+        stored = self._store.items[item.id] = StoredItem(item, kept.flow)
+        first = draft.state
+        self._enter_state(stored, State(type=first.type, name=first.name, message=first.message))
+        return stored.item
+
+    def _fault(self, kept: StoredDeployment, draft: ItemDraft) -> str | None:
+        deployment, fault = kept.deployment, None
+        pool = self._store.pools.get(deployment.work_pool_name or "")
+        if kept.enforce:
+            parameters = {**deployment.parameters, **as_json(draft.parameters)}
+            fault = checks.parameter_fault(parameters, deployment.parameter_openapi_schema or {})
+        if fault is None and pool is not None:
+            fault = checks.variable_fault(pool.pool.base_job_template, as_json(draft.job_variables))
+        if fault is not None:
+            return f"Error creating flow run: {fault}"
+        if pool is not None:
+            return None
+        return (
+            f"Cannot create flow run in work queue {draft.work_queue_name} because deployment {deployment.id}"
+            " is not associated with a work pool. Please remove work_pool_name and try again."
+        )
+
+    def _find(self, flow: str, key: str) -> StoredItem | None:
+        made = self._store.items.values()
+        return next((one for one in made if one.flow == flow and one.item.idempotency_key == key), None)
+
+    # --- reading ---
+
+    @call
+    def read_item(self, item_id: UUID) -> Item | None:
+        """Read one item."""
+        stored = self._store.items.get(item_id)
+        return None if stored is None else stored.item
+
+    @call
+    def delete_item(self, item_id: UUID) -> None:
+        """Delete an item with its log; one that is gone is fine."""
+        self._store.items.pop(item_id, None)
+        self._store.logs.pop(item_id, None)
+
+    @call
+    def list_items(
+        self,
+        *,
+        pool: str | None = None,
+        ids: Collection[UUID] | None = None,
+        state_types: Collection[StateType] | None = None,
+        tags: Collection[str] | None = None,
+        limit: int = 200,
+        offset: int = 0,
+    ) -> list[Item]:
+        """List items, newest first."""
+        _check_page(limit)
+        found = [
+            stored.item
+            for stored in reversed(self._store.items.values())
+            if stored.flow == _FLOW
+            and (pool is None or stored.item.work_pool_name == pool)
+            and (ids is None or stored.item.id in ids)
+            and (state_types is None or stored.item.state_type in state_types)
+            and (tags is None or set(tags) <= set(stored.item.tags))
+        ]
+        found.sort(key=lambda item: item.expected_start_time or self._store.now(), reverse=True)
+        return found[offset : offset + limit]
+
+    @call
+    def count_items(self, *, pool: str, queue: str | None = None, state_types: Collection[StateType]) -> int:
+        """Count the items of a pool, or of one of its work queues, in these states."""
+        inside = [stored.item for stored in self._store.items.values() if stored.flow == _FLOW]
+        inside = [item for item in inside if item.work_pool_name == pool and item.state_type in state_types]
+        return sum(queue is None or item.work_queue_name == queue for item in inside)
+
+    @call
+    def read_states(self, item_id: UUID) -> list[State]:
+        """List the states that an item was in, oldest first."""
+        stored = self._store.items.get(item_id)
+        return [] if stored is None else stored.history
+
+    @call
+    def poll(self, pool: str, *, limit: int, before: datetime) -> list[Item]:
+        """List what waits in the pool and is due, the most urgent first, inside the pool's and its queues' limits."""
+        _check_page(limit)
+        stored = self._store.pools.get(pool)
+        if stored is None or stored.pool.is_paused:
+            return []
+        inside = [each.item for each in self._store.items.values() if each.item.work_pool_name == pool]
+        free = min(limit, _free(stored.pool.concurrency_limit, inside))
+        due: list[Item] = []
+        for queue in sorted(stored.queues.values(), key=lambda queue: queue.priority or 0):
+            if not queue.is_paused:
+                due.extend(_due([item for item in inside if item.work_queue_id == queue.id], queue, before))
+        return [item.model_copy(update={"state": None, "work_pool_name": None}) for item in due[:free]]
+
+    # --- moving and marking ---
+
+    @call
+    def propose(
+        self, item_id: UUID, state: State, *, transition_id: UUID | None = None, force: bool = False
+    ) -> Verdict:
+        """Propose a state.
+
+        Raises:
+            InternalError: when there is no such item.
+        """
+        stored = self._store.items.get(item_id)
+        if stored is None:
+            raise InternalError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
+        details = {**as_json(state.state_details), "transition_id": str(transition_id or uuid4())}
+        proposed = state.model_copy(update={"state_details": details, "data": as_json(state.data)})
+        ruling = judge(stored.item, proposed, force=force, now=self._store.now())
+        if ruling.state is not None:
+            self._enter_state(stored, ruling.state)
+        return Verdict(status=ruling.answer, state=stored.item.state, details=ruling.details)
+
+    def _enter_state(self, stored: StoredItem, state: State) -> None:
+        stored.item = entered(stored.item, state, stored.history, self._store.now())
+        if stored.item.state is not None:
+            stored.history.append(stored.item.state)
+        if state.type in _TOLD:
+            self._store.tell(stored.item)
+
+    @call
+    def record_infrastructure(self, item_id: UUID, handle: str) -> None:
+        """Record what was created for an item; for one that is gone, nothing happens."""
+        stored = self._store.items.get(item_id)
+        if stored is not None:
+            stored.item = stored.item.model_copy(update={"infrastructure_pid": handle})
+
+    @call
+    def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:
+        """Add labels to an item; for one that is gone, nothing happens."""
+        stored = self._store.items.get(item_id)
+        if stored is not None:
+            merged = {**stored.item.labels, **as_json(dict(labels))}
+            stored.item = stored.item.model_copy(update={"labels": merged})
+
+
+def _check_page(limit: int) -> None:
+    if limit > _PAGE:
+        raise checks.refused(f"Invalid limit: must be less than or equal to {_PAGE}.")
+
+
+def _queue_of(pool: StoredPool, name: str) -> PriorityQueue:
+    """Return the pool's work queue of that name; one that is not there is made, with the first free priority."""
+    if name not in pool.queues:
+        taken = {queue.priority for queue in pool.queues.values()}
+        free = next(number for number in range(1, len(taken) + 2) if number not in taken)
+        pool.queues[name] = PriorityQueue(id=uuid4(), name=name, priority=free)
+    return pool.queues[name]
+
+
+def _free(limit: int | None, items: Collection[Item]) -> int:
+    in_work = sum(item.state_type in _IN_WORK for item in items)
+    return _PAGE if limit is None else max(0, limit - in_work)
+
+
+def _due(items: Collection[Item], queue: PriorityQueue, before: datetime) -> list[Item]:
+    waiting = [
+        (item.next_scheduled_start_time, item)
+        for item in items
+        if item.state_type is StateType.SCHEDULED and item.next_scheduled_start_time is not None
+    ]
+    due = sorted((each for each in waiting if each[0] <= before), key=lambda each: each[0])
+    return [item for _, item in due][: _free(queue.concurrency_limit, items)]

@@ -1,0 +1,244 @@
+"""The in-memory server's work pools, work queues and deployments."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from prefect_launch.errors import QueueError
+from prefect_launch.server.pools import POOL_TYPE
+from prefect_launch.server.values import Deployment, Pool, PriorityQueue, Worker
+from prefect_launch.testing import server_checks as checks
+from prefect_launch.testing.server_store import Calls, StoredDeployment, StoredPool, as_json, call
+
+#: An agent that was not heard of for this many of its intervals is offline.
+_MISSED_BEATS: Final = 3
+_DEFAULT_QUEUE: Final = "default"
+
+
+class PoolTwin(Calls):
+    """Calls about queues and agents."""
+
+    # --- work pools ---
+
+    @call
+    def read_pool(self, name: str) -> Pool | None:
+        """Read one work pool."""
+        stored = self._store.pools.get(name)
+        return None if stored is None else self._shown(stored)
+
+    @call
+    def list_pools(self) -> list[Pool]:
+        """List the work pools of type `launch`."""
+        return [self._shown(stored) for _, stored in sorted(self._store.pools.items())]
+
+    @call
+    def create_pool(
+        self, name: str, *, base_job_template: dict[str, Any], description: str | None, concurrency_limit: int | None
+    ) -> Pool | None:
+        """Make a work pool with its queue `default`; `None` when the name is taken.
+
+        Raises:
+            QueueError: when the server would refuse it.
+        """
+        fields = {
+            "base_job_template": as_json(base_job_template),
+            "description": description,
+            "concurrency_limit": concurrency_limit,
+        }
+        checks.check_pool_name(name)
+        checks.check_pool_fields(name, fields)
+        checks.check_template_defaults(name, fields["base_job_template"])
+        if name in self._store.pools:
+            return None
+        pool = Pool(id=uuid4(), name=name, type=POOL_TYPE, created=self._store.now(), **fields)
+        queue = PriorityQueue(id=uuid4(), name=_DEFAULT_QUEUE, priority=1)
+        self._store.pools[name] = StoredPool(pool, {queue.name: queue})
+        return self._shown(self._store.pools[name])
+
+    async def update_pool(self, name: str, **changes: Any) -> None:
+        """Change fields of a work pool. A new template's schema and defaults are not checked, as on the real server.
+
+        Raises:
+            QueueError: when there is none, or the server would refuse the change.
+        """
+        await self._update_pool(name, changes)
+
+    @call
+    def _update_pool(self, name: str, changes: dict[str, Any]) -> None:
+        stored = self._store.pools.get(name)
+        if stored is None:
+            raise checks.queue_refused(name, f'Work pool "{name}" not found.')
+        changes = as_json(changes)
+        checks.check_pool_fields(name, changes)
+        stored.pool = stored.pool.model_copy(update=changes)
+
+    @call
+    def delete_pool(self, name: str) -> bool:
+        """Delete a work pool with its work queues; deployments and items stay, in no pool."""
+        if self._store.pools.pop(name, None) is None:
+            return False
+        for kept in self._store.deployments.values():
+            if kept.deployment.work_pool_name == name:
+                kept.deployment = kept.deployment.model_copy(update={"work_pool_name": None})
+        for item in self._store.items.values():
+            if item.item.work_pool_name == name:
+                item.item = item.item.model_copy(update={"work_pool_name": None, "work_queue_id": None})
+        return True
+
+    def _shown(self, stored: StoredPool) -> Pool:
+        online = any(self._status(worker) == "ONLINE" for worker in stored.workers.values())
+        status = "PAUSED" if stored.pool.is_paused else "READY" if online else "NOT_READY"
+        return stored.pool.model_copy(update={"status": status})
+
+    # --- work queues ---
+
+    @call
+    def list_queues(self, pool: str) -> list[PriorityQueue]:
+        """List a pool's work queues, the most urgent first."""
+        stored = self._store.pools.get(pool)
+        return sorted(stored.queues.values(), key=_priority) if stored else []
+
+    @call
+    def create_queue(self, pool: str, name: str, priority: int) -> None:
+        """Make a work queue; those of its priority and below move down. One that is there already stays.
+
+        Raises:
+            QueueError: when the pool is gone.
+            SpecError: for a priority below 1.
+        """
+        if priority < 1:
+            raise checks.refused("body.priority: Input should be greater than 0")
+        stored = self._store.pools.get(pool)
+        if stored is None:
+            raise _gone(pool)
+        if name not in stored.queues:
+            others = sorted(stored.queues.values(), key=_priority)
+            at = sum(_priority(queue) < priority for queue in others)
+            others.insert(at, PriorityQueue(id=uuid4(), name=name, priority=priority))
+            stored.queues = {queue.name: queue for queue in _without_ties(others)}
+
+    # --- deployments ---
+
+    @call
+    def read_deployment(self, deployment_id: UUID) -> Deployment | None:
+        """Read one deployment."""
+        kept = self._store.deployments.get(deployment_id)
+        return None if kept is None else kept.deployment
+
+    @call
+    def find_deployment(self, name: str, *, flow: str = "launch") -> Deployment | None:
+        """Read the deployment `flow/name`."""
+        kept = self._named(name, flow)
+        return None if kept is None else kept.deployment
+
+    @call
+    def list_deployments(self, pool: str) -> list[Deployment]:
+        """List the deployments whose items go to a pool."""
+        kept = (kept.deployment for kept in self._store.deployments.values())
+        return [deployment for deployment in kept if deployment.work_pool_name == pool]
+
+    @call
+    def upsert_deployment(
+        self,
+        name: str,
+        *,
+        flow: str = "launch",
+        pool: str,
+        parameters: dict[str, Any],
+        parameter_schema: dict[str, Any],
+        description: str,
+        tags: Collection[str],
+        labels: Mapping[str, Any],
+        enforce: bool,
+        version: str | None = None,
+    ) -> UUID:
+        """Make a deployment, or bring the one of that name up to date.
+
+        Raises:
+            QueueError: when there is no such pool.
+            SpecError: when the server would refuse the schema, or the parameters under it.
+        """
+        checks.check_parameter_schema(parameters, parameter_schema, enforce=enforce)
+        if pool not in self._store.pools:
+            raise _gone(pool)
+        there = self._named(name, flow)
+        flow_id = self._store.flow_ids.setdefault(flow, uuid4())
+        there_labels = (there.deployment.labels or {}) if there else {}
+        kept = {**there_labels, **labels} == there_labels
+        deployment = Deployment(
+            id=there.deployment.id if there else uuid4(),
+            name=name,
+            parameters=as_json(parameters),
+            parameter_openapi_schema=as_json(parameter_schema),
+            tags=tuple(tags),
+            labels=there_labels if there and kept else {"prefect.flow.id": str(flow_id), **as_json(dict(labels))},
+            work_pool_name=pool,
+            work_queue_name=_DEFAULT_QUEUE,
+            version=version,
+        )
+        self._store.deployments[deployment.id] = StoredDeployment(deployment, flow, description, enforce)
+        return deployment.id
+
+    @call
+    def delete_deployment(self, deployment_id: UUID) -> None:
+        """Delete a deployment and its items that wait and never ran; one that is gone is fine."""
+        if self._store.deployments.pop(deployment_id, None) is None:
+            return
+        for item_id, stored in list(self._store.items.items()):
+            item = stored.item
+            never_ran = item.state_type == "SCHEDULED" and item.run_count == 0
+            if item.deployment_id == deployment_id and never_ran and item.state_name != "AwaitingConcurrencySlot":
+                del self._store.items[item_id]
+
+    def _named(self, name: str, flow: str) -> StoredDeployment | None:
+        kept = self._store.deployments.values()
+        return next((one for one in kept if one.deployment.name == name and one.flow == flow), None)
+
+    # --- agents ---
+
+    @call
+    def beat_worker(self, pool: str, name: str, interval_seconds: int) -> None:
+        """Note that an agent is alive; in a pool that is gone, nothing happens."""
+        stored = self._store.pools.get(pool)
+        if stored is not None:
+            beat = {"last_heartbeat_time": self._store.now(), "heartbeat_interval_seconds": interval_seconds}
+            stored.workers[name] = Worker(name=name, **beat)
+
+    @call
+    def list_workers(self, pool: str) -> list[Worker]:
+        """List the agents that have beaten for a pool."""
+        stored = self._store.pools.get(pool)
+        workers = stored.workers.values() if stored else ()
+        return [worker.model_copy(update={"status": self._status(worker)}) for worker in workers]
+
+    @call
+    def delete_worker(self, pool: str, name: str) -> None:
+        """Forget an agent; one that is gone is fine."""
+        stored = self._store.pools.get(pool)
+        if stored is not None:
+            stored.workers.pop(name, None)
+
+    def _status(self, worker: Worker) -> str:
+        if worker.last_heartbeat_time is None or worker.heartbeat_interval_seconds is None:
+            return "OFFLINE"
+        quiet = self._store.now() - worker.last_heartbeat_time
+        limit = timedelta(seconds=worker.heartbeat_interval_seconds * _MISSED_BEATS)
+        return "ONLINE" if quiet <= limit else "OFFLINE"
+
+
+def _priority(queue: PriorityQueue) -> int:
+    return queue.priority or 0
+
+
+def _without_ties(queues: Iterable[PriorityQueue]) -> Iterable[PriorityQueue]:
+    last = 0
+    for queue in queues:
+        last = _priority(queue) if _priority(queue) > last else last + 1
+        yield queue.model_copy(update={"priority": last})
+
+
+def _gone(pool: str) -> QueueError:
+    return QueueError(f"There is no queue {pool!r} on the Prefect server (any more): was it deleted meanwhile?")

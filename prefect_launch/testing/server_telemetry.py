@@ -1,0 +1,68 @@
+"""The in-memory server's logs, artifacts, heartbeats of items, and event stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import Any
+from uuid import UUID, uuid4
+
+from prefect_launch.server.values import Item, LogRecord
+from prefect_launch.testing import server_checks as checks
+from prefect_launch.testing.server_store import Calls, Watcher, as_json, call
+
+
+class TelemetryTwin(Calls):
+    """Calls about logs, artifacts and events."""
+
+    @call
+    def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
+        """Add records to an item's log, whether the item is there or not."""
+        log = self._store.logs.setdefault(item_id, [])
+        log.extend(record.model_copy(update={"message": record.message.replace("\0", "")}) for record in records)
+
+    @call
+    def read_logs(self, item_id: UUID, *, limit: int = 200, offset: int = 0) -> list[LogRecord]:
+        """Read an item's log, oldest first."""
+        records = sorted(self._store.logs.get(item_id, ()), key=lambda record: record.timestamp)
+        return records[offset : offset + limit]
+
+    @call
+    def create_artifact(self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None) -> None:
+        """Attach an artifact to an item.
+
+        Raises:
+            SpecError: for a key that is not of `[a-z0-9-]`.
+        """
+        checks.check_artifact_key(key)
+        now = self._store.now().isoformat()
+        artifact = {"id": str(uuid4()), "created": now, "updated": now, "key": key, "type": kind}
+        more = {"description": description, "data": as_json(data), "metadata_": None}
+        self._store.artifacts.append({**artifact, **more, "flow_run_id": str(item_id), "task_run_id": None})
+
+    @call
+    def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
+        """List an item's artifacts."""
+        return [artifact for artifact in self._store.artifacts if artifact["flow_run_id"] == str(item_id)]
+
+    @call
+    def beat_items(self, items: Sequence[Item]) -> None:
+        """Note that these items are alive."""
+        self._store.heartbeats.update({item.id: self._store.now() for item in items})
+
+    def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
+        """Yield the id of an item of these pools whenever one is queued or asked to stop, from this call on.
+
+        Ends when the server goes down.
+
+        Raises:
+            ServerUnavailableError: at the first step, when the server is down.
+        """
+        watcher = Watcher(pool_ids)
+        with self._store.lock:
+            self._store.watchers.add(watcher)
+        return self._told(watcher)
+
+    async def _told(self, watcher: Watcher) -> AsyncIterator[str]:
+        await self._enter("watch_pools")
+        while (item_id := await watcher.next()) is not None:
+            yield item_id
