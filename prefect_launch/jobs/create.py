@@ -148,23 +148,23 @@ def _request(
 ) -> JobRequest:
     if isinstance(aliases, str):
         raise SpecError(f"aliases must be a list of names, not the text {aliases!r}. Write [{aliases!r}].")
-    values = dict(
-        path=fspath(path),
-        job_type=job_type,
-        entity=entity,
-        project=project,
-        name=name,
-        description=description,
-        aliases=tuple(aliases or ()),
-        runtime=runtime,
-        entrypoint=parse_entry_point(entrypoint),
-        git_hash=git_hash,
-        build_context=build_context,
-        dockerfile=dockerfile,
-        base_image=base_image,
-        services=dict(services) if services else None,
-        input_schema=schema,
-    )
+    values = {
+        "path": fspath(path),
+        "job_type": job_type,
+        "entity": entity,
+        "project": project,
+        "name": name,
+        "description": description,
+        "aliases": tuple(aliases or ()),
+        "runtime": runtime,
+        "entrypoint": parse_entry_point(entrypoint),
+        "git_hash": git_hash,
+        "build_context": build_context,
+        "dockerfile": dockerfile,
+        "base_image": base_image,
+        "services": dict(services) if services else None,
+        "input_schema": schema,
+    }
     try:
         return JobRequest.model_validate(values)
     except ValidationError as error:

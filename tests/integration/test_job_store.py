@@ -1,0 +1,122 @@
+"""The contracts of index and store on a real Prefect server, with a folder and with an S3 bucket; the block itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+
+from prefect_launch.api import Api
+from prefect_launch.jobs import acreate_job
+from prefect_launch.jobs.index import ServerJobIndex
+from prefect_launch.jobs.registry import JobRegistry
+from prefect_launch.jobs.store import JobStore
+from tests.support.job_contract import JobIndexContract, JobStoreContract, image_draft, unique
+from tests.support.prefect_server import PrefectServerProcess
+from tests.support.s3 import new_bucket, s3_service
+
+PROJECT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """Address of an S3 service."""
+    with s3_service() as address:
+        yield address
+
+
+@pytest.fixture
+async def index(prefect_server: PrefectServerProcess) -> AsyncIterator[ServerJobIndex]:
+    """The index on the run's server."""
+    async with get_client() as client:
+        yield ServerJobIndex(client)
+
+
+class TestServerIndex(JobIndexContract):
+    """The server's variables."""
+
+    async def test_more_values_than_one_page_are_all_found(self, index: ServerJobIndex) -> None:
+        stem, tag = unique("page").replace("-", "_"), unique("tag")
+        for number in range(205):
+            await index.create(f"{stem}_{number:03}", {"n": number}, [tag])
+
+        assert [value["n"] for _, value in await index.find([tag])] == list(range(205))
+
+
+class TestServerIndexAndLocalFolder(JobStoreContract):
+    """What a user has who sets nothing up."""
+
+    @pytest.fixture
+    def storage(self, tmp_path: Path) -> LocalFileSystem:
+        return LocalFileSystem(basepath=str(tmp_path / "store"))
+
+
+class TestServerIndexAndBucket(JobStoreContract):
+    """What a team has."""
+
+    @pytest.fixture
+    def storage(self, s3: str) -> RemoteFileSystem:
+        return new_bucket(s3)
+
+
+async def test_saved_store_block_keeps_jobs_where_it_says(
+    prefect_server: PrefectServerProcess, s3: str, tmp_path: Path
+) -> None:
+    bucket, name = new_bucket(s3), unique("store")
+    await JobStore(storage=bucket, prefix="launch").asave(name)
+    (tmp_path / "main.py").write_text("print(1)")
+
+    job = await acreate_job(tmp_path, "code", name=unique("train"), api=Api(job_store=name))
+
+    loaded = await JobStore.aload(name)
+    assert isinstance(loaded.storage, RemoteFileSystem)
+    assert loaded.storage.basepath == bucket.basepath
+    assert await (await loaded.files()).read(f"blobs/sha256/{job.digest[7:9]}/{job.digest[7:]}") is not None
+
+
+async def test_store_can_name_a_saved_storage_block_of_any_type(index: ServerJobIndex, tmp_path: Path) -> None:
+    name = unique("disk")
+    await LocalFileSystem(basepath=str(tmp_path / "disk")).asave(name)
+    registry = JobRegistry(index, JobStore(storage=f"local-file-system/{name}"), entity=unique("team"), project="p")
+
+    await registry.put(image_draft("train"))
+
+    assert list((tmp_path / "disk").rglob("blobs"))
+
+
+async def test_block_file_registers_with_prefects_own_command(prefect_server: PrefectServerProcess) -> None:
+    command = [sys.executable, "-m", "prefect", "block", "register", "--file", str(PROJECT / "blocks" / "job_store.py")]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)  # noqa: ASYNC221
+
+    assert ended.returncode == 0, ended.stderr
+    assert "Launch Job Store" in ended.stdout
+
+
+async def test_looking_up_a_cached_job_costs_one_request_by_alias_and_none_by_version(
+    prefect_server: PrefectServerProcess, tmp_path: Path
+) -> None:
+    requests: list[str] = []
+    async with get_client() as client:
+        registry = JobRegistry(
+            ServerJobIndex(client),
+            JobStore(storage=LocalFileSystem(basepath=str(tmp_path))),
+            entity=unique("team"),
+            project="p",
+        )
+        await registry.put(image_draft("train", f"a:{uuid4().hex}"))
+
+        async def count(request: object) -> None:
+            requests.append(str(request))
+
+        client._client.event_hooks["request"].append(count)
+        await registry.resolve("train:v0")
+        assert len(requests) == 0
+        await registry.resolve("train")
+        assert len(requests) == 1

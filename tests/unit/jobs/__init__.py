@@ -1,0 +1,1 @@
+"""Jobs: made, stored, found, refused."""
