@@ -11,6 +11,7 @@ is to know about one attempt at one item, and it must keep these promises:
 
 from __future__ import annotations
 
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
@@ -22,6 +23,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
+from prefect_launch.states import ItemState
+
+_SIGNALS = frozenset(int(one) for one in signal.Signals)
 
 
 class Phase(str, Enum):
@@ -127,6 +131,12 @@ class Exit(BaseModel):
         return f"exit code {self.exit_code}"
 
 
+def signal_of(exit_code: int | None) -> str | None:
+    """Return the name of the signal that an exit code tells of, as shells have it: 137 is "SIGKILL"."""
+    number = (exit_code or 0) - 128
+    return signal.Signals(number).name if number in _SIGNALS else None
+
+
 class RunState(str, Enum):
     """Where a created run is, from the machine's own view."""
 
@@ -201,6 +211,10 @@ class Runner(ABC):
                 f"A job of kind {kind.name.lower()!r} cannot run on the resource {cls.name!r}, which runs: {can}."
                 " Choose another queue or another kind of job."
             )
+
+    async def missing(self, plan: RunPlan) -> ItemState | None:
+        """Say what `prepare` will take its time for, as the state that shows it; `None` when everything is there."""
+        return None
 
     @abstractmethod
     async def prepare(self, plan: RunPlan) -> None:

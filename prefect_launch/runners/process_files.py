@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect_launch.runners import supervisor
-from prefect_launch.runners.base import Exit, RunState
+from prefect_launch.runners.base import Exit, RunState, signal_of
 
 
 class RunFolder:
@@ -61,7 +61,7 @@ class RunFolder:
             return None
         return Exit(
             exit_code=told.get("exit_code"),
-            signal=told.get("signal"),
+            signal=told.get("signal") or signal_of(told.get("exit_code")),
             oom_killed=told.get("oom_killed", False),
             stopped=told.get("stopped", False),
             error=told.get("error"),

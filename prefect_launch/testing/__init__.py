@@ -1,4 +1,5 @@
-"""In-memory twins of every outside thing, for this project's tests and for its users'; each is imported on first use."""
+"""In-memory twins of every outside thing, for this project's tests and for its users'; each is imported on first
+use."""
 
 from __future__ import annotations
 
@@ -9,16 +10,18 @@ if TYPE_CHECKING:
     from prefect_launch.testing.engine import InMemoryEngine
     from prefect_launch.testing.job_index import InMemoryJobIndex
     from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner, Script
+    from prefect_launch.testing.server import InMemoryServer
 
 _HOMES = {
     "InMemoryEngine": "engine",
     "InMemoryJobIndex": "job_index",
     "InMemoryMachine": "runner",
     "InMemoryRunner": "runner",
+    "InMemoryServer": "server",
     "Script": "runner",
 }
 
-__all__ = ["InMemoryEngine", "InMemoryJobIndex", "InMemoryMachine", "InMemoryRunner", "Script"]
+__all__ = ["InMemoryEngine", "InMemoryJobIndex", "InMemoryMachine", "InMemoryRunner", "InMemoryServer", "Script"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
 """What every runner must do, as tests: derive a test class from `RunnerContract` and give it a `world` fixture.
 
-A world makes runners of one kind on one machine, and plans whose command does what one of the texts below says (they are shell
-scripts, so a real machine runs them as they are; a twin knows them by heart). Needs pytest with `asyncio_mode = auto`.
+A world makes runners of one kind on one machine, and plans whose command does what one of the texts below says (they
+are shell scripts, so a real machine runs them as they are; a twin knows them by heart). Needs pytest with `asyncio_mode
+= auto`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan, RunState
 
 SUCCEED = "exit 0"
 FAIL = "exit 3"
-KILL_ITSELF = "kill -9 $$"
+#: A child, since the first process of a container cannot kill itself.
+KILL_ITSELF = "sh -c 'kill -9 $$'; exit $?"
 ARGS = 'for arg in "$@"; do printf "[%s]\\n" "$arg"; done'
 ENV = 'printf "[%s]\\n" "$ODD"'
 LOG = "printf 'one\\n'; printf 'two\\n' >&2; printf 'b\\377d, no newline'"

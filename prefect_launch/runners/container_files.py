@@ -1,0 +1,125 @@
+"""Files into and out of containers, as tar archives, so that a remote engine works like a local one.
+
+In: the outputs folder, and config files with a run's values merged in. Out: what a job left in its outputs folder. An
+    archive that
+comes out of a container is the job's word, so nothing in it is written outside of the target, and links and devices
+stay behind.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from prefect_launch.errors import JobCodeError
+from prefect_launch.inputs.config_files import merge_into_file, normal_path
+from prefect_launch.runners.engine import Engine, TooLargeError
+
+#: Where `$LAUNCH_OUTPUT_DIR` points in every container; the folder above is for nothing else.
+OUTPUT_DIR = "/launch/outputs"
+#: What a run may leave there. More wants a volume: an archive is copied twice.
+MAX_OUTPUT_BYTES = 20 * 1024**3
+#: What a config file may have.
+_MAX_CONFIG_BYTES = 16 * 1024**2
+
+
+def open_folder_archive(name: str) -> bytes:
+    """Return an archive with one empty folder that every user may write to."""
+    folder = tarfile.TarInfo(name)
+    folder.type = tarfile.DIRTYPE
+    folder.mode = 0o777
+    return _archive([(folder, b"")])
+
+
+async def merge_config_file(
+    engine: Engine, container_id: str, working_dir: str, path: str, values: Mapping[str, Any]
+) -> None:
+    """Merge values into a config file of a container that does not run yet.
+
+    Raises:
+        JobCodeError: when the image has no such file there, or it is no mapping.
+    """
+    name = normal_path(path)
+    inside = posixpath.join(working_dir, name)
+    with tempfile.TemporaryDirectory(prefix="launch-config-") as folder:
+        packed = io.BytesIO()
+        there = await engine.get_archive(container_id, inside, packed, _MAX_CONFIG_BYTES)
+        changed = await anyio.to_thread.run_sync(_merged, packed, Path(folder), inside, values) if there else None
+    if changed is None:
+        raise JobCodeError(
+            f"The config file {name!r} is not in the image, as a file in its working directory {working_dir!r}."
+            " Correct the path, or put the file into the image."
+        )
+    await engine.put_archive(container_id, posixpath.dirname(inside), changed)
+
+
+async def collect_outputs(engine: Engine, container_id: str, target: Path) -> tuple[str, ...]:
+    """Copy what a job left in its outputs folder; return what had to be left behind, in words."""
+    with tempfile.TemporaryFile(prefix="launch-outputs-") as packed:
+        try:
+            there = await engine.get_archive(container_id, OUTPUT_DIR, packed, MAX_OUTPUT_BYTES)
+        except TooLargeError as error:
+            return (f"the outputs are not kept: {error} Write large files to a volume of the queue.",)
+        if not there:
+            return ()
+        packed.seek(0)
+        return await anyio.to_thread.run_sync(_unpack, packed, target)
+
+
+def _merged(packed: io.BytesIO, folder: Path, inside: str, values: Mapping[str, Any]) -> bytes | None:
+    packed.seek(0)
+    with tarfile.open(fileobj=packed) as archive:
+        member = archive.next()
+        content = archive.extractfile(member) if member is not None and member.isreg() else None
+        if member is None or content is None:
+            return None
+        file = folder / posixpath.basename(inside)
+        file.write_bytes(content.read())
+    merge_into_file(file, values)
+    changed = file.read_bytes()
+    member.size = len(changed)
+    return _archive([(member, changed)])
+
+
+def _archive(members: list[tuple[tarfile.TarInfo, bytes]]) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as archive:
+        for member, content in members:
+            archive.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def _unpack(packed: Any, target: Path) -> tuple[str, ...]:
+    """Unpack an archive of the outputs folder; its own name comes off the members' paths."""
+    left_behind = []
+    root = target.resolve()
+    with tarfile.open(fileobj=packed) as archive:
+        for member in archive:
+            relative = member.name.partition("/")[2]
+            path = (root / relative).resolve()
+            if not relative:
+                continue
+            if root not in path.parents or not (member.isreg() or member.isdir()):
+                kind = "no file and no folder" if root in path.parents else "outside of the outputs folder"
+                left_behind.append(f"the output {relative!r} is not kept: it is {kind}")
+            elif member.isdir():
+                path.mkdir(parents=True, exist_ok=True)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _write(archive, member, path)
+    return tuple(left_behind)
+
+
+def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
+    content = archive.extractfile(member)
+    if content is not None:
+        with content, path.open("wb") as file:
+            shutil.copyfileobj(content, file)

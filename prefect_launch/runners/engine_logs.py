@@ -1,0 +1,165 @@
+"""A container's log, copied live into the run's `job.log` with no gap and no repeat, whoever copies and however often.
+
+The engine's log is the truth; its order never changes. A position file says how many of its pieces, from some second
+on, are in the first so many bytes of `job.log`; whoever goes on cuts the file there and skips those pieces. So a copier
+that was killed between the two files does no harm. One thread copies one container's log. It does not watch whether the
+container lives.
+"""
+
+from __future__ import annotations
+
+import calendar
+import json
+import os
+import threading
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from prefect_launch.errors import InfrastructureError
+from prefect_launch.runners.engine import Engine, LogStream
+
+#: Between two looks at a log whose stream ended while its container goes on (the engine restarted).
+_REOPEN_SECONDS = 0.5
+#: How often the position is written while a job writes without pause.
+_SAVE_SECONDS = 0.5
+#: Seconds that are counted apart: pieces of two streams may stand in the log a little out of order.
+_WINDOW = 3
+
+
+class LogPosition:
+    """How far a log has been copied: pieces since the second `since`, and the bytes they and all before them take."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.log_bytes = 0
+        self._counts: dict[str, int] = {}
+        try:
+            told = json.loads(path.read_text(encoding="ascii"))
+            self.log_bytes, self._counts = told["log_bytes"], dict(told["counts"])
+        except FileNotFoundError:
+            return
+
+    def restart(self) -> None:
+        """Forget all: the log is copied from its beginning."""
+        self.log_bytes, self._counts = 0, {}
+
+    @property
+    def since(self) -> int:
+        """The second to read from, since 1970."""
+        first = min(self._counts, default="")
+        return calendar.timegm(time.strptime(first, "%Y-%m-%dT%H:%M:%S")) if first else 0
+
+    @property
+    def pieces(self) -> int:
+        """How many pieces from that second on are copied."""
+        return sum(self._counts.values())
+
+    def add(self, second: str, size: int) -> None:
+        """Count one more piece."""
+        self.log_bytes += size
+        if second >= min(self._counts, default=""):
+            self._counts[second] = self._counts.get(second, 0) + 1
+            if len(self._counts) > _WINDOW:
+                del self._counts[min(self._counts)]
+
+    def save(self) -> None:
+        """Write the position whole or not at all."""
+        temporary = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
+        temporary.write_text(json.dumps({"log_bytes": self.log_bytes, "counts": self._counts}), encoding="ascii")
+        temporary.replace(self._path)
+
+
+class LogCopier:
+    """Copies one container's log in a thread of its own.
+
+    Args:
+        engine: where the container is.
+        container_id: which one.
+        log_path: the file that its log goes into.
+    """
+
+    def __init__(self, engine: Engine, container_id: str, log_path: Path) -> None:
+        self._engine = engine
+        self._container_id = container_id
+        self._log_path = log_path
+        self._ended = threading.Event()
+        self._closed = threading.Event()
+        self._done = threading.Event()
+        self._stream: LogStream | None = None
+        self.problem: str | None = None
+        self._thread = threading.Thread(target=self._run, name=f"log-{container_id[:12]}", daemon=True)
+
+    def start(self) -> None:
+        """Begin to copy."""
+        self._thread.start()
+
+    def finish(self, timeout: float) -> None:
+        """Copy what is left of a container that has ended; blocks until its log is whole.
+
+        Args:
+            timeout: seconds after which a stream that does not end by itself is cut off; the rest is then read at once.
+        """
+        self._ended.set()
+        if not self._done.wait(timeout):
+            self._cut_off()
+            self._done.wait(timeout)
+
+    def close(self) -> None:
+        """Stop copying, wherever it is; blocks until the file is let go of."""
+        self._closed.set()
+        self._ended.set()
+        self._cut_off()
+        self._thread.join()
+
+    def _run(self) -> None:
+        position = LogPosition(self._log_path.with_name("log-position.json"))
+        try:
+            with _opened(self._log_path, position) as file:
+                while not self._closed.is_set():
+                    last = self._ended.is_set()
+                    self._read(file, position, follow=not last)
+                    if last:
+                        return
+                    self._ended.wait(_REOPEN_SECONDS)
+        except OSError as error:
+            self.problem = f"the log could not be written: {error}"
+        finally:
+            self._done.set()
+
+    def _read(self, file: BinaryIO, position: LogPosition, *, follow: bool) -> None:
+        skip = position.pieces
+        saved = time.monotonic()
+        try:
+            self._stream = self._engine.open_log(self._container_id, position.since, follow=follow)
+            for piece in self._stream:
+                if skip:
+                    skip -= 1
+                    continue
+                if self._closed.is_set():
+                    break
+                stamp, _, content = piece.partition(b" ")
+                file.write(content)
+                position.add(stamp[:19].decode("ascii"), len(content))
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    position.save()
+                    saved = time.monotonic()
+            self.problem = None
+        except InfrastructureError as error:
+            self.problem = f"the end of the log could not be read: {error}"
+        finally:
+            position.save()
+
+    def _cut_off(self) -> None:
+        stream = self._stream
+        if stream is not None:
+            stream.close()
+
+
+def _opened(path: Path, position: LogPosition) -> BinaryIO:
+    """Open a log to go on at a position, unbuffered: what is in it can be followed at once."""
+    file = open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
+    if path.stat().st_size < position.log_bytes:
+        position.restart()  # The machine lost what was written last.
+    file.truncate(position.log_bytes)
+    return file

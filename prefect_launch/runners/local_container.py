@@ -1,0 +1,283 @@
+"""The resource `local-container`: a job is a container of the Docker Engine that the agent can reach.
+
+Nothing is bind-mounted, so a remote engine does as well as a local one: files go in and come out as archives. A run's
+handle is its container's id; its labels say whose it is, so an agent that starts again finds it. Ends are told by the
+engine's events. A container gets the engine's `local` log driver, which keeps bytes as they are. It does not build
+images and does not push them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import posixpath
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+
+from prefect_launch.errors import InfrastructureError, SpecError
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, signal_of
+from prefect_launch.runners.container_files import (
+    OUTPUT_DIR,
+    collect_outputs,
+    merge_config_file,
+    open_folder_archive,
+)
+from prefect_launch.runners.container_options import (
+    OPTIONS,
+    SUBMITTER_OPTIONS,
+    apply_options,
+    check_container_options,
+)
+from prefect_launch.runners.engine import Container, Engine, Image, NameTakenError
+from prefect_launch.runners.engine_logs import LogCopier
+
+RUN_DIR_LABEL = "prefect-launch.run-dir"
+
+#: How long the engine may take to end a container that it was told to kill.
+_KILL_SECONDS = 15.0
+#: How long the log's stream may stay open once its container has ended, before it is cut off and the rest is read at
+#: once.
+_LOG_END_SECONDS = 5.0
+#: A chatty job may write 2 GiB while no agent copies its log; beyond that its oldest lines are lost.
+_LOG_CONFIG = {"Type": "local", "Config": {"max-size": "1g", "max-file": "2", "compress": "false"}}
+_ROOT = ("", "0", "root", "0:0", "root:root")
+_STOP_FILE = "stop.json"
+_UNTOUCHED_FILE = "outputs-untouched"
+
+
+class LocalContainerRunner(Runner):
+    """Runs jobs as containers.
+
+    Args:
+        home: the agent's folder.
+        engine: the Docker Engine; by default the one that `DOCKER_HOST` names, or this machine's.
+    """
+
+    name: ClassVar[str] = "local-container"
+    sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.IMAGE})
+    submitter_options: ClassVar[frozenset[str]] = SUBMITTER_OPTIONS
+    options: ClassVar[frozenset[str]] = OPTIONS
+
+    def __init__(self, home: Path, engine: Engine | None = None) -> None:
+        super().__init__(home)
+        self._engine = engine or _default_engine()
+        self._fresh: set[str] = set()
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        return check_container_options(options)
+
+    def check(self, plan: RunPlan) -> None:
+        if not plan.image:
+            raise SpecError(
+                "A run on local-container must have an image. Give docker_image, or a job made of an image;"
+                " code runs on a queue of the resource local-process."
+            )
+        check_container_options(plan.options)
+
+    async def prepare(self, plan: RunPlan) -> None:
+        self.check(plan)
+        image = str(plan.image)
+        if await self._engine.image(image) is None:
+            await self._engine.pull(image, apply_options({}, plan.options).get("platform"))
+
+    async def create(self, plan: RunPlan) -> str:
+        self.check(plan)
+        image = await self._engine.image(str(plan.image))
+        if image is None:
+            raise InfrastructureError(
+                f"The image {plan.image!r} is not on this machine any more; it was there a moment ago. Try again."
+            )
+        config = container_config(plan, image)
+        platform = config.pop("platform", None)
+        try:
+            container_id = await self._engine.create(plan.name, config, platform)
+        except NameTakenError as error:
+            container_id = await self._existing(plan, error)
+        await self._fill(container_id, plan, config)
+        self._fresh.add(container_id)
+        return container_id
+
+    async def start(self, handle: str) -> None:
+        # What this runner has just made needs no look: that look is a tenth of what a start costs beyond the engine's
+        # own time.
+        if handle not in self._fresh:
+            container = await self._engine.container(handle)
+            if container is None or not container.waits_for_start or _was_stopped(_run_dir(container.labels)):
+                return
+        self._fresh.discard(handle)
+        await self._engine.start(handle)
+
+    async def watch(self, handle: str, plan: RunPlan) -> Exit:
+        container = await self._engine.container(handle)
+        if container is not None and container.waits_for_start and _was_stopped(plan.run_dir):
+            return Exit(exit_code=None, stopped=True, error="stopped before it was started")
+        copier = LogCopier(self._engine, handle, plan.log_path)
+        copier.start()
+        try:
+            container = await self._engine.ended(handle)
+            await anyio.to_thread.run_sync(copier.finish, _LOG_END_SECONDS)
+        finally:
+            # Also when this is cancelled: the next one who watches goes on where this one has ended.
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(copier.close)
+        warnings = [copier.problem] if copier.problem and container is not None else []
+        if container is not None:
+            warnings += await self._collect(handle, plan)
+        return _exit(container, stopped=_was_stopped(plan.run_dir), warnings=tuple(warnings))
+
+    async def stop(self, handle: str, grace_seconds: float) -> None:
+        container = await self._engine.container(handle)
+        if container is None or container.ended:
+            return
+        await anyio.to_thread.run_sync(_note_stop, _run_dir(container.labels))
+        self._fresh.discard(handle)
+        if container.status == "created":
+            return
+        await self._engine.kill(handle, container.stop_signal)
+        if await self._ends_within(handle, grace_seconds):
+            return
+        await self._engine.kill(handle, "SIGKILL")
+        if not await self._ends_within(handle, _KILL_SECONDS):
+            raise InfrastructureError(
+                f"The container {container.name!r} has not ended {_KILL_SECONDS:g} s after it was killed."
+                " Look at the Docker Engine and at this machine's disks and devices."
+            )
+
+    async def find(self, labels: Mapping[str, str]) -> list[Found]:
+        found = await self._engine.containers(labels)
+        return [
+            Found(handle=one.id, state=_state(one), labels=one.labels, run_dir=_run_dir(one.labels))
+            for one in found
+            if Labels.ITEM in one.labels
+        ]
+
+    async def remove(self, handle: str) -> None:
+        self._fresh.discard(handle)
+        await self._engine.remove(handle)
+
+    async def aclose(self) -> None:
+        await self._engine.aclose()
+
+    async def _existing(self, plan: RunPlan, taken: NameTakenError) -> str:
+        """Return the container that an earlier call made for this attempt."""
+        container = await self._engine.container(plan.name)
+        if container is None or container.labels.get(Labels.ITEM) != plan.labels.get(Labels.ITEM):
+            raise taken
+        return container.id
+
+    async def _fill(self, container_id: str, plan: RunPlan, config: Mapping[str, Any]) -> None:
+        """Put in what the job finds at its start. Doing it again changes nothing."""
+        untouched = plan.run_dir / _UNTOUCHED_FILE
+        if untouched.exists():
+            return
+        if OUTPUT_DIR not in config["Volumes"]:
+            folder, name = posixpath.split(OUTPUT_DIR)
+            await self._engine.put_archive(container_id, folder, open_folder_archive(name))
+        for path, values in plan.file_overrides.items():
+            await merge_config_file(self._engine, container_id, config["WorkingDir"], path, values)
+        untouched.write_text(await self._engine.changed_at(container_id, OUTPUT_DIR) or "", encoding="utf-8")
+
+    async def _collect(self, handle: str, plan: RunPlan) -> tuple[str, ...]:
+        """Fetch the outputs, unless the engine says that the folder is as it was made: a look costs a tenth of a
+        copy."""
+        await anyio.to_thread.run_sync(lambda: plan.output_dir.mkdir(exist_ok=True))
+        try:
+            untouched = (plan.run_dir / _UNTOUCHED_FILE).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            untouched = ""
+        try:
+            if await self._engine.changed_at(handle, OUTPUT_DIR) == untouched:
+                return ()
+            return await collect_outputs(self._engine, handle, plan.output_dir)
+        except (InfrastructureError, OSError) as error:
+            return (f"the outputs are not kept: {error}",)
+
+    async def _ends_within(self, handle: str, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._engine.ended(handle), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
+
+
+def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
+    """Return what the Docker Engine API is told to create, and `platform` apart.
+
+    What the plan says wins over options. A run as root gets an unnamed volume for its outputs, which costs nothing;
+    another user gets the folder above as the volume, and a folder in it that it can write to.
+    """
+    options = dict(plan.options)
+    made = apply_options(
+        {
+            "Image": plan.image,
+            "Labels": {**plan.labels, RUN_DIR_LABEL: str(plan.run_dir)},
+            "Env": {**plan.env, "LAUNCH_OUTPUT_DIR": OUTPUT_DIR},
+            "HostConfig": {"LogConfig": _LOG_CONFIG},
+            **({"Entrypoint": list(plan.command)} if plan.command else {}),
+        },
+        {**options, "env": {"PYTHONUNBUFFERED": "1", **options.get("env", {})}},
+    )
+    made["Env"] = [f"{name}={value}" for name, value in made["Env"].items()]
+    base = posixpath.join("/", image.working_dir, made.get("WorkingDir", ""))
+    made["WorkingDir"] = posixpath.normpath(posixpath.join(base, plan.working_dir or ""))
+    if plan.command:
+        made["Cmd"] = list(plan.args)
+    elif plan.args or "Cmd" in made:
+        made["Cmd"] = [*made.get("Cmd", []), *plan.args]
+    is_root = made.get("User", image.user) in _ROOT
+    made["Volumes"] = {OUTPUT_DIR if is_root else posixpath.dirname(OUTPUT_DIR): {}}
+    return made
+
+
+def _default_engine() -> Engine:
+    from prefect_launch.runners.docker_engine import DockerEngine
+
+    return DockerEngine(event_labels=(Labels.ITEM,))
+
+
+def _exit(container: Container | None, *, stopped: bool, warnings: tuple[str, ...]) -> Exit:
+    if container is None:
+        return Exit(
+            exit_code=None,
+            stopped=stopped,
+            error="the container was removed by somebody else while it ran, and its exit code with it",
+        )
+    error = None
+    if container.failed_to_start:
+        error = f"the entry point cannot be run in the image {container.image!r}: {container.error}"
+    code = container.exit_code
+    return Exit(
+        exit_code=code,
+        signal=None if error else signal_of(code),
+        # A child that was killed for want of memory is no failure when the job itself went on and succeeded.
+        oom_killed=container.oom_killed and code != 0,
+        stopped=stopped,
+        error=error,
+        started_at=container.started_at,
+        ended_at=container.ended_at,
+        warnings=warnings,
+    )
+
+
+def _state(container: Container) -> RunState:
+    if container.status == "created":
+        return RunState.CREATED
+    return RunState.EXITED if container.ended else RunState.RUNNING
+
+
+def _run_dir(labels: Mapping[str, str]) -> Path | None:
+    folder = labels.get(RUN_DIR_LABEL)
+    return Path(folder) if folder else None
+
+
+def _was_stopped(run_dir: Path | None) -> bool:
+    return run_dir is not None and (run_dir / _STOP_FILE).exists()
+
+
+def _note_stop(run_dir: Path | None) -> None:
+    if run_dir is not None and run_dir.is_dir():
+        (run_dir / _STOP_FILE).touch()
