@@ -61,7 +61,9 @@ class Overrides(_Part):
         if value is None:
             return value
         if not isinstance(value, (list, tuple)) or not all(isinstance(part, str) for part in value):
-            raise ValueError(f"override {info.field_name} must be a list of strings, not {type(value).__name__} {value!r}")
+            raise ValueError(
+                f"override {info.field_name} must be a list of strings, not {type(value).__name__} {value!r}"
+            )
         return tuple(value)
 
 
@@ -225,7 +227,9 @@ def _check_json(data: Mapping[str, Any]) -> None:
             " Put large inputs in a file that the job reads."
         )
     if f'"{_RESERVED_KEY}"' in text:
-        raise SpecError(f"The key {_RESERVED_KEY!r} is reserved by Prefect and cannot be used in a launch spec. Rename it.")
+        raise SpecError(
+            f"The key {_RESERVED_KEY!r} is reserved by Prefect and cannot be used in a launch spec. Rename it."
+        )
 
 
 def _plain(value: Any) -> Any:
@@ -262,4 +266,6 @@ def _readable(error: ValidationError) -> LaunchError:
         model = models.get(str(first["loc"][0]))
         known = model.model_fields if model else LaunchSpec.model_fields
         return unknown_name("launch option", first["loc"][-1], known, where=f" in {first['loc'][0]!r}")
-    return SpecError(f"Invalid launch spec: {where}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r}).")
+    return SpecError(
+        f"Invalid launch spec: {where}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})."
+    )

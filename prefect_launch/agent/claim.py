@@ -1,0 +1,87 @@
+"""The claim: how an item becomes this agent's, and nobody else's.
+
+What the server promises is less than it seems. Of two agents that propose `Pending` for a *waiting* item, one wins. But the server also
+lets an item that has *ended* become `Pending`, so an agent with an old poll result would run it again. Therefore: propose exactly
+`Pending`, with a transition id, never by force; then read the item, and compare how often it ran with what the poll said. When it
+differs, put the end back that it had, and let go. Limits of a queue are applied by the server when it is polled, not at the claim;
+so after a claim the active items are counted, and the item is given back when they are too many.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+from uuid import UUID, uuid4
+
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Answer, Item, State, Verdict
+from prefect_launch.states import TERMINAL, ItemState, StateType
+
+log = logging.getLogger("prefect_launch.agent")
+
+_COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
+
+
+async def claim(server: Server, polled: Item, *, holder: str) -> Item | None:
+    """Claim an item that a poll returned.
+
+    Args:
+        server: the door.
+        polled: the item as the poll returned it.
+        holder: who claims, as people read it in the state's message.
+
+    Returns:
+        The item as it is now; `None` when it is not ours.
+    """
+    token = uuid4()
+    wanted = State.of(ItemState.CLAIMED, f"Claimed by {holder}.")
+    verdict = await server.propose(polled.id, wanted, transition_id=token)
+    if not (verdict.accepted or _is_own_repeat(verdict, token)):
+        log.debug("%s lost %s", polled.id, verdict.reason)
+        return None
+    current = await server.read_item(polled.id)
+    if current is None:
+        return None
+    if current.run_count != polled.run_count:
+        await _put_end_back(server, current)
+        return None
+    if _transition_of(current.state) != str(token):
+        return None
+    log.info("%s claimed %s", polled.id, polled.name)
+    return current
+
+
+async def give_back(server: Server, item: Item, why: str) -> None:
+    """Put a claimed item that was not started back into its queue."""
+    verdict = await server.propose(item.id, State.of(ItemState.QUEUED, why))
+    log.info("%s given-back %s %s", item.id, why, verdict.reason)
+
+
+async def is_over_limit(server: Server, item: Item, *, pool_limit: int | None, queue_limit: int | None) -> bool:
+    """Whether more items are in work than the queue, or its priority, allows, the claimed one counted in."""
+    pool = item.work_pool_name or ""
+    if pool_limit is not None and await server.count_items(pool=pool, state_types=_COUNTED) > pool_limit:
+        return True
+    if queue_limit is None:
+        return False
+    active = await server.count_items(pool=pool, queue=item.work_queue_name, state_types=_COUNTED)
+    return active > queue_limit
+
+
+def _is_own_repeat(verdict: Verdict, token: UUID) -> bool:
+    """Whether the server says that it has made this very transition already: the answer to the first request was lost."""
+    return verdict.status is Answer.REJECT and _transition_of(verdict.state) == str(token)
+
+
+def _transition_of(state: State | None) -> str | None:
+    return None if state is None else str(state.state_details.get("transition_id"))
+
+
+async def _put_end_back(server: Server, item: Item) -> None:
+    """Restore the end of an item that had run already when the claim of an old poll result came through."""
+    ends = [state for state in await server.read_states(item.id) if state.type in TERMINAL]
+    if not ends:
+        await give_back(server, item, "Claimed from an old poll result.")
+        return
+    await server.propose(item.id, ends[-1], force=True)
+    log.info("%s restored %s", item.id, ends[-1].name)

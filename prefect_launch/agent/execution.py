@@ -1,0 +1,237 @@
+"""One attempt at one claimed item: plan, prepare, create, record, start, Running, watch, finish.
+
+Each step can be the last one of this agent's life. What was created is found again by its labels, under a name that is the same for
+the same attempt; so the next agent goes on from there (`prefect_launch.agent.recover`), and nothing is lost or started twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+
+from prefect_launch.agent.config import AgentConfig
+from prefect_launch.agent.logs import LogShipper
+from prefect_launch.agent.moves import move, until_server_is_back
+from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
+from prefect_launch.agent.tracker import JobTracker
+from prefect_launch.item_spec import spec_of
+from prefect_launch.planning import Request, make_plan
+from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
+from prefect_launch.runners.registry import make_runner
+from prefect_launch.states import ItemState, StateType
+
+if TYPE_CHECKING:
+    from prefect_launch.session import Session
+
+T = TypeVar("T")
+
+log = logging.getLogger("prefect_launch.agent")
+
+
+class StopAskedError(Exception):
+    """The item was asked to stop before anything of it ran."""
+
+
+@dataclass
+class Workshop:
+    """What all executions of one agent share.
+
+    Attributes:
+        config: the agent's.
+        session: its connection.
+        runners: made on first use, one a resource.
+    """
+
+    config: AgentConfig
+    session: Session
+    runners: dict[str, Runner] = field(default_factory=dict)
+
+    def runner(self, resource: str) -> Runner:
+        """Return the agent's runner of a resource."""
+        if resource not in self.runners:
+            self.runners[resource] = make_runner(resource, self.config.home)
+        return self.runners[resource]
+
+    async def aclose(self) -> None:
+        """Let go of the runners' connections; what runs goes on."""
+        for runner in self.runners.values():
+            await runner.aclose()
+
+
+class Execution:
+    """One attempt at one item, from the claim to the final state.
+
+    Args:
+        workshop: the agent's.
+        tracker: of the item.
+    """
+
+    def __init__(self, workshop: Workshop, tracker: JobTracker) -> None:
+        self._shop = workshop
+        self._server = workshop.session.server
+        self._tracker = tracker
+        self._item = tracker.item
+
+    async def run(self) -> Outcome:
+        """Do the whole attempt.
+
+        Returns:
+            How it ended; the item is in that state.
+        """
+        try:
+            runner, plan = await self._start()
+        except StopAskedError:
+            return await self._end(Outcome(state=ItemState.CANCELLED, message="Stopped before it was started."))
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one item ends that item, never the agent
+            if not isinstance(error, (OSError,)):
+                log.debug("%s failed to start", self._item.id, exc_info=True)
+            return await self._end(outcome_of_error(error, self._tracker.phase))
+        return await self._watch(runner, plan, StateType.RUNNING)
+
+    async def resume(self, runner: Runner, plan: RunPlan, handle: str, current: StateType) -> Outcome:
+        """Go on with a run that was created by an agent that is gone.
+
+        Args:
+            runner: of its resource.
+            plan: as it was kept in the run's folder.
+            handle: of what exists.
+            current: the type of the state that the item is in.
+        """
+        self._tracker.handle = handle
+        self._tracker.phase = Phase.RUN
+        if current is StateType.PENDING:
+            await runner.start(handle)
+            await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._shop.config.name}.")
+        return await self._watch(runner, plan, StateType.RUNNING)
+
+    async def _start(self) -> tuple[Runner, RunPlan]:
+        queue = await self._shop.session.queue(self._tracker.queue)
+        request = Request(
+            spec=spec_of(self._item),
+            item_id=str(self._item.id),
+            attempt=self._item.run_count + 1,
+            queue=self._tracker.queue,
+            config=queue.config,
+            labels=self._labels(),
+        )
+        plan = await self._unless_stopped(make_plan(request, self._shop.config.site, self._shop.session.jobs))
+        runner = self._shop.runner(queue.config.resource)
+        runner.check(plan)
+        waits_for = await runner.missing(plan)
+        if waits_for is not None:
+            self._tracker.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT
+            await self._move(StateType.PENDING, waits_for, f"On {self._shop.config.name}.")
+        await self._unless_stopped(runner.prepare(plan))
+        self._tracker.phase = Phase.RUN
+        handle = await runner.create(plan)
+        self._tracker.handle = handle
+        await until_server_is_back(
+            f"record what {self._item.id} runs in", lambda: self._server.record_infrastructure(self._item.id, handle)
+        )
+        if self._tracker.stop.is_set():
+            await runner.remove(handle)
+            raise StopAskedError
+        await runner.start(handle)
+        where = f"Runs on {self._shop.config.name} ({queue.config.resource} {Path(handle).name[:12]})."
+        await self._move(StateType.PENDING, ItemState.RUNNING, where)
+        return runner, plan
+
+    def _labels(self) -> dict[str, str]:
+        claim = (self._item.state.state_details if self._item.state else {}).get("transition_id")
+        return {
+            Labels.ITEM: str(self._item.id),
+            Labels.ATTEMPT: str(self._item.run_count + 1),
+            Labels.RUN_ID: str(self._item.parameters.get("run_id") or ""),
+            Labels.QUEUE: self._tracker.queue,
+            Labels.AGENT: self._shop.config.name,
+            Labels.CLAIM: str(claim or ""),
+        }
+
+    async def _move(self, current: StateType, target: ItemState, message: str) -> None:
+        """Move the item on its way; when the server says that it is being stopped, stop it."""
+        state = await move(self._server, self._item.id, current, target, message)
+        if state.type in (StateType.CANCELLING, StateType.CANCELLED):
+            self._tracker.stop.set()
+
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
+        """Do something long, unless the item is asked to stop meanwhile.
+
+        Raises:
+            StopAskedError: when it was.
+        """
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._tracker.stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise StopAskedError
+            return task.result()
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _watch(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
+        handle = self._tracker.handle or ""
+        shipper = LogShipper(self._server, self._item.id, plan.log_path)
+        background = [
+            asyncio.create_task(shipper.follow()),
+            asyncio.create_task(self._stop_when_asked(runner, handle)),
+        ]
+        try:
+            end = await runner.watch(handle, plan)
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on
+            return await self._end(outcome_of_error(error, Phase.RUN), current)
+        finally:
+            for task in background:
+                task.cancel()
+            await asyncio.wait(background)
+        await shipper.finish()
+        warnings = [*end.warnings, *await self._keep(plan)]
+        outcome = outcome_of_exit(end)
+        if warnings:
+            outcome = outcome.model_copy(update={"message": f"{outcome.message} Note: {' '.join(warnings)}"})
+        ended = await self._end(outcome, current)
+        await runner.remove(handle)
+        return ended
+
+    async def _stop_when_asked(self, runner: Runner, handle: str) -> None:
+        await self._tracker.stop.wait()
+        log.info("%s stopping", self._item.id)
+        await runner.stop(handle, self._shop.config.stopped_run_timeout)
+
+    async def _keep(self, plan: RunPlan) -> list[str]:
+        """Keep the run's outputs and its whole log; returns what went wrong with it, in words."""
+        log_path = plan.log_path
+        extra = {"job.log": log_path} if await anyio.Path(log_path).exists() else {}
+        faults = []
+        try:
+            await self._shop.session.jobs.put_outputs(plan.item_id, plan.attempt, plan.output_dir, extra=extra)
+        except Exception as error:  # noqa: BLE001 - a store that fails does not make a good run a bad one
+            faults.append(f"The outputs could not be kept ({error}); they are in {plan.output_dir}.")
+        fault = await until_server_is_back(
+            f"show the outputs of {self._item.id}",
+            lambda: publish_outputs(self._server, self._item.id, plan.run_id, plan.output_dir),
+        )
+        return [*faults, *([fault] if fault else [])]
+
+    async def _end(self, outcome: Outcome, current: StateType = StateType.PENDING) -> Outcome:
+        """Set the item's final state; one that was asked to stop meanwhile can only become cancelled."""
+        if self._tracker.stop.is_set() and outcome.state is not ItemState.CANCELLED:
+            outcome = outcome.model_copy(update={"state": ItemState.CANCELLED})
+        state = await move(self._server, self._item.id, current, outcome.state, outcome.message, data=outcome.data)
+        if state.type is StateType.CANCELLING:
+            outcome = outcome.model_copy(update={"state": ItemState.CANCELLED})
+            await move(self._server, self._item.id, state.type, outcome.state, outcome.message, data=outcome.data)
+        return outcome

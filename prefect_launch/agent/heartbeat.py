@@ -1,0 +1,37 @@
+"""Telling the server that the agent is alive, and what it works on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+import anyio
+
+from prefect_launch.errors import LaunchError
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Item
+
+log = logging.getLogger("prefect_launch.agent")
+
+#: The server calls a worker offline after three intervals.
+WORKER_SECONDS: Final = 15
+#: A run whose heartbeats stop for three of these is lost.
+ITEM_SECONDS: Final = 30
+
+
+async def beat(server: Server, name: str, queues: Collection[str], items: Callable[[], Sequence[Item]]) -> None:
+    """Beat for the agent every 15 s and for its items every 30 s, for ever; a server that is away is no fault."""
+    items_due = 0.0
+    while True:
+        try:
+            for queue in queues:
+                await server.beat_worker(queue, name, WORKER_SECONDS)
+            alive = items()
+            if alive and time.monotonic() >= items_due:
+                await server.beat_items(alive)
+                items_due = time.monotonic() + ITEM_SECONDS
+        except LaunchError as error:
+            log.debug("heartbeat failed: %s", error)
+        await anyio.sleep(WORKER_SECONDS)

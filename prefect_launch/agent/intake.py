@@ -1,0 +1,125 @@
+"""How an agent comes by items: its queues in turn, polled, claimed, and checked against their limits."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.agent.candidates import Candidates
+from prefect_launch.agent.claim import claim, give_back, is_over_limit
+from prefect_launch.agent.moves import log
+from prefect_launch.errors import LaunchError, unknown_name
+from prefect_launch.server.values import Item
+
+if TYPE_CHECKING:
+    from prefect_launch.session import Session
+
+#: How often the limits of queues are read; between, a claim costs no request for them.
+LIMITS_SECONDS: Final = 10.0
+#: How many claims are tried for at one call before other queues have their turn.
+_TRIES: Final = 8
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The concurrency limits of one queue: of the whole, and of each priority by its work queue's name."""
+
+    pool: int | None
+    queues: dict[str, int]
+
+    def of(self, item: Item) -> tuple[int | None, int | None]:
+        """Return the limits that apply to an item: of its queue, of its priority."""
+        return self.pool, self.queues.get(item.work_queue_name or "")
+
+
+class Intake:
+    """Takes items in for one agent.
+
+    Args:
+        session: an open connection.
+        queues: names of the agent's queues.
+        holder: who claims, as people read it.
+    """
+
+    def __init__(self, session: Session, queues: Sequence[str], holder: str) -> None:
+        self._session = session
+        self._server = session.server
+        self._holder = holder
+        self._turn = deque(queues)
+        self._candidates = {queue: Candidates(session.server, queue) for queue in queues}
+        self._limits: dict[str, Limits] = {}
+
+    async def next(self, *, slots: int, skip: Collection[UUID]) -> tuple[Item, str] | None:
+        """Return a claimed item of the first queue in turn that has one; that queue's next turn comes last.
+
+        Args:
+            slots: how many the agent could start now.
+            skip: items that it holds already.
+        """
+        for queue in tuple(self._turn):
+            item = await self.pop(queue, slots=slots, skip=skip)
+            if item is not None:
+                self._turn.remove(queue)
+                self._turn.append(queue)
+                return item, queue
+        return None
+
+    async def pop(self, queue: str, *, slots: int = 1, skip: Collection[UUID] = ()) -> Item | None:
+        """Return a claimed item of one queue; `None` when none can be had now.
+
+        Raises:
+            NotFoundError: when the agent has no such queue.
+            ServerUnavailableError: when the server does not answer.
+        """
+        candidates = self._candidates.get(queue)
+        if candidates is None:
+            raise unknown_name("queue", queue, self._candidates, where=" of this agent")
+        for _ in range(_TRIES):
+            polled = await candidates.next(slots=slots, skip=skip)
+            if polled is None:
+                return None
+            item = await claim(self._server, polled, holder=self._holder)
+            if item is None:
+                candidates.lost()
+            elif await self._fits(queue, item):
+                return item
+        return None
+
+    async def _fits(self, queue: str, item: Item) -> bool:
+        limits = self._limits.get(queue)
+        if limits is None:
+            return True
+        pool_limit, queue_limit = limits.of(item)
+        if not await is_over_limit(self._server, item, pool_limit=pool_limit, queue_limit=queue_limit):
+            return True
+        await give_back(self._server, item, "The queue's limit of items in work was reached meanwhile.")
+        return False
+
+    def look_again(self) -> None:
+        """Forget what was polled: something new has come in."""
+        for candidates in self._candidates.values():
+            candidates.forget()
+
+    async def read_limits(self) -> None:
+        """Read the limits of the queues."""
+        for queue in self._candidates:
+            pool = await self._server.read_pool(queue)
+            priorities = await self._server.list_queues(queue) if pool else []
+            self._limits[queue] = Limits(
+                pool=pool.concurrency_limit if pool else None,
+                queues={one.name: one.concurrency_limit for one in priorities if one.concurrency_limit is not None},
+            )
+
+    async def watch_limits(self) -> None:
+        """Read the limits again and again, for ever."""
+        while True:
+            await anyio.sleep(LIMITS_SECONDS)
+            try:
+                await self.read_limits()
+            except LaunchError as error:
+                log.debug("limits not read: %s", error)

@@ -1,0 +1,146 @@
+"""A job's log on its way to the UI: read from the run's log file as it grows, in few and bounded records.
+
+The file is the whole log and the truth. How far it was sent is kept beside it, so that an agent that finds the run again goes on
+where the last one stopped: no gap, no repeat. A chatty job cannot flood the server: past its share only the end is sent, with a
+note of what was left out.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.agent.moves import until_server_is_back
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import LogRecord
+
+#: The most characters of one record: Prefect Cloud takes 25 000, and one record costs the server as much as one line.
+RECORD_CHARS: Final = 20_000
+#: The most that is read and sent at a time.
+CHUNK_BYTES: Final = 10 * RECORD_CHARS
+#: The share of one run's log that the server gets while the run goes on.
+SHARE_BYTES: Final = 2_000_000
+#: What it gets of the end when the log was longer.
+TAIL_BYTES: Final = RECORD_CHARS
+LOOK_SECONDS: Final = 0.5
+_POSITION_FILE: Final = "log-sent.json"
+
+
+class LogShipper:
+    """Sends one run's log file to the server.
+
+    Args:
+        server: the door.
+        item_id: the item.
+        path: the log file; it may not be there yet.
+    """
+
+    def __init__(self, server: Server, item_id: UUID, path: Path) -> None:
+        self._server = server
+        self._item_id = item_id
+        self._path = path
+        self._sent = _read_position(path)
+
+    async def follow(self) -> None:
+        """Send what comes, until cancelled."""
+        while True:
+            await self._send_new(whole_lines=True)
+            await anyio.sleep(LOOK_SECONDS)
+
+    async def finish(self) -> None:
+        """Send what is left, now that nothing more is written."""
+        await self._send_new(whole_lines=False)
+        size = await anyio.to_thread.run_sync(_size, self._path)
+        if size > self._sent:
+            await self._send_tail(size)
+
+    async def last_lines(self, count: int) -> list[str]:
+        """Return the last lines of the file."""
+        size = await anyio.to_thread.run_sync(_size, self._path)
+        data = await anyio.to_thread.run_sync(_read, self._path, max(0, size - CHUNK_BYTES), CHUNK_BYTES)
+        return data.decode("utf-8", "replace").splitlines()[-count:]
+
+    async def _send_new(self, *, whole_lines: bool) -> None:
+        while self._sent < SHARE_BYTES:
+            room = min(CHUNK_BYTES, SHARE_BYTES - self._sent)
+            data = await anyio.to_thread.run_sync(_read, self._path, self._sent, room)
+            data = _cut(data, whole_lines=whole_lines, full=len(data) == room)
+            if not data:
+                return
+            await self._send(data, self._sent + len(data))
+
+    async def _send_tail(self, size: int) -> None:
+        start = max(self._sent, size - TAIL_BYTES)
+        tail = await anyio.to_thread.run_sync(_read, self._path, start, size - start)
+        note = f"[… {start - self._sent:,} bytes left out here; the whole log is kept with the run's outputs …]\n"
+        await self._send((note.encode() if start > self._sent else b"") + tail, size)
+
+    async def _send(self, data: bytes, position: int) -> None:
+        records = split_records(data.decode("utf-8", "replace"))
+        if records:
+            await until_server_is_back("take the log", lambda: self._server.write_logs(self._item_id, records))
+        self._sent = position
+        await anyio.to_thread.run_sync(_write_position, self._path, position)
+
+
+def split_records(text: str) -> list[LogRecord]:
+    """Join lines into records of at most `RECORD_CHARS`; a longer line is cut."""
+    now = datetime.now(timezone.utc)
+    parts: list[str] = []
+    for line in text.replace("\x00", "\ufffd").splitlines():
+        for start in range(0, max(len(line), 1), RECORD_CHARS):
+            piece = line[start : start + RECORD_CHARS]
+            if parts and start == 0 and len(parts[-1]) + len(piece) < RECORD_CHARS:
+                parts[-1] += f"\n{piece}"
+            else:
+                parts.append(piece)
+    return [LogRecord(name="job", message=part, timestamp=now) for part in parts if part.strip()]
+
+
+def _cut(data: bytes, *, whole_lines: bool, full: bool) -> bytes:
+    """Return what can be sent of `data`: up to its last line's end, or all of it but a character that is cut in two."""
+    end = data.rfind(b"\n") + 1
+    if end:
+        return data[:end]
+    if whole_lines and not full:
+        return b""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    pending = len(decoder.getstate()[0]) if full else 0
+    return data[: len(data) - pending]
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _read(path: Path, start: int, count: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            return file.read(count)
+    except FileNotFoundError:
+        return b""
+
+
+def _read_position(path: Path) -> int:
+    try:
+        return int(json.loads((path.parent / _POSITION_FILE).read_text())["bytes"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def _write_position(path: Path, position: int) -> None:
+    target = path.parent / _POSITION_FILE
+    part = target.with_suffix(".part")
+    part.write_text(json.dumps({"bytes": position}))
+    part.replace(target)

@@ -1,0 +1,68 @@
+"""Moving an item from state to state: one function, against the table of allowed moves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.errors import InternalError, ServerUnavailableError
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import State
+from prefect_launch.states import ItemState, StateType, is_allowed
+
+T = TypeVar("T")
+
+log = logging.getLogger("prefect_launch.agent")
+
+_RETRY_FIRST_SECONDS: Final = 0.5
+_RETRY_MAX_SECONDS: Final = 5.0
+
+
+async def until_server_is_back(what: str, call: Callable[[], Awaitable[T]]) -> T:
+    """Make a call again and again until the server answers: what a job did must reach the server, however long it is away."""
+    pause = _RETRY_FIRST_SECONDS
+    told = False
+    while True:
+        try:
+            return await call()
+        except ServerUnavailableError as error:
+            if not told:
+                log.warning("waiting for the server to %s: %s", what, error)
+                told = True
+            await anyio.sleep(pause)
+            pause = min(pause * 2, _RETRY_MAX_SECONDS)
+
+
+async def move(
+    server: Server, item_id: UUID, current: StateType, target: ItemState, message: str, *, data: Any = None
+) -> State:
+    """Move an item, and wait for a server that is away.
+
+    Args:
+        server: the door.
+        item_id: the item.
+        current: the type of the state that it is in.
+        target: where it goes.
+        message: why, in words.
+        data: kept with the state, such as the exit code.
+
+    Returns:
+        The state that it is in now. It is another than `target` when the server refused: someone has asked it to stop, or has
+        ended it, meanwhile.
+
+    Raises:
+        InternalError: when the move is not in the table.
+    """
+    if not is_allowed(current, target):
+        raise InternalError(f"Item {item_id}: the move from {current.value} to {target.label} is not allowed.")
+    wanted = State(type=target.type, name=target.label, message=message, data=data)
+    verdict = await until_server_is_back(f"move {item_id} to {target.label}", lambda: server.propose(item_id, wanted))
+    if verdict.accepted or verdict.state is None:
+        log.info("%s %s %s", item_id, target.label.lower(), message)
+        return verdict.state or wanted
+    log.warning("%s refused %s: %s", item_id, target.label.lower(), verdict.reason)
+    return verdict.state

@@ -1,0 +1,99 @@
+"""How a run's end becomes the item's state, its message, and the artifacts that show what it left."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Final
+from uuid import UUID
+
+import anyio
+from pydantic import BaseModel, ConfigDict
+
+from prefect_launch.errors import InfrastructureError, LaunchError, OperatorError
+from prefect_launch.runners.base import Exit, Phase
+from prefect_launch.server.protocol import Server
+from prefect_launch.states import ItemState
+
+OUTPUTS_FILE: Final = "outputs.json"
+#: A dict of outputs larger than this is no table for people to read.
+_OUTPUTS_BYTES: Final = 1_000_000
+
+
+class Outcome(BaseModel):
+    """The state that an item ends in, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: ItemState
+    message: str
+    data: dict[str, Any] | None = None
+
+
+def outcome_of_exit(end: Exit) -> Outcome:
+    """Say how a run that was started has ended.
+
+    Exit code 0 is success. A run that was stopped is cancelled. Out of memory, a lost supervisor or a container that someone
+    removed is the machine's fault.
+    """
+    data = {"exit_code": end.exit_code, "signal": end.signal, "oom_killed": end.oom_killed}
+    lasted = "" if end.duration_seconds is None else f" after {end.duration_seconds:.1f} s"
+    if end.stopped:
+        return Outcome(state=ItemState.CANCELLED, message=f"Stopped{lasted}: {end.describe()}.", data=data)
+    if end.succeeded:
+        return Outcome(state=ItemState.COMPLETED, message=f"Finished{lasted} with exit code 0.", data=data)
+    if end.oom_killed or end.error:
+        return Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {_sentence(end.describe())}", data=data)
+    message = f"[{Phase.RUN.value}] The job ended{lasted} with {end.describe()}."
+    return Outcome(state=ItemState.FAILED, message=message, data=data)
+
+
+def outcome_of_error(error: BaseException, phase: Phase) -> Outcome:
+    """Say how an item ends that could not be started: the machine's fault is a crash, what was asked for a failure."""
+    fault = isinstance(error, (InfrastructureError, OSError)) or (
+        isinstance(error, OperatorError) or not isinstance(error, LaunchError)
+    )
+    text = str(error) if isinstance(error, LaunchError) else f"{type(error).__name__}: {error}"
+    return Outcome(state=ItemState.CRASHED if fault else ItemState.FAILED, message=f"[{phase.value}] {_sentence(text)}")
+
+
+def _sentence(text: str) -> str:
+    stripped = text.strip()
+    return (stripped[:1].upper() + stripped[1:]) if stripped else "No reason was given."
+
+
+async def publish_outputs(server: Server, item_id: UUID, run_id: str, output_dir: Path) -> str | None:
+    """Show a run's `outputs.json` as an artifact of its item.
+
+    Returns:
+        What is wrong with the file, in words; `None` when it was shown or there is none.
+    """
+    outputs, fault = await anyio.to_thread.run_sync(read_outputs, output_dir)
+    if outputs:
+        rows = [{"output": key, "value": value} for key, value in outputs.items()]
+        key = re.sub(r"[^a-z0-9]+", "-", f"outputs-{run_id}".lower()).strip("-")
+        await server.create_artifact(
+            item_id, key=key, kind="table", data=json.dumps(rows), description=f"Outputs of run `{run_id}`."
+        )
+    return fault
+
+
+def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
+    """Read a run's `outputs.json`: a flat dict.
+
+    Returns:
+        The outputs, and what is wrong with the file, if anything.
+    """
+    path = output_dir / OUTPUTS_FILE
+    if not path.is_file() or path.is_symlink():
+        return {}, None
+    if path.stat().st_size > _OUTPUTS_BYTES:
+        return {}, f"{OUTPUTS_FILE} has {path.stat().st_size:,} bytes; at most {_OUTPUTS_BYTES:,} are shown."
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        return {}, f"{OUTPUTS_FILE} is no JSON: {error}."
+    if not isinstance(found, dict) or any(isinstance(value, (dict, list)) for value in found.values()):
+        return {}, f"{OUTPUTS_FILE} must hold one flat dict of names to texts, numbers, booleans or null."
+    return found, None

@@ -1,0 +1,49 @@
+"""What an agent remembers of one item while it works on it.
+
+The truth is in the labels of what runs; this is only the agent's handle on its own work, and is gone with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+from prefect_launch.runners.base import Phase
+from prefect_launch.server.values import Item
+
+
+@dataclass
+class JobTracker:
+    """One item in work.
+
+    Attributes:
+        item: as it was claimed.
+        queue: its queue's name.
+        is_scheduler: a sweep's scheduler, which does not count as a job.
+        phase: where it is, for the message should it fail.
+        handle: what was created for it, once it was.
+        file_saver: folder that gets an `error.log` when the agent itself fails over the item.
+        stop: is set when it is to be stopped.
+        ended: is set when its work here is over, whatever came of it.
+    """
+
+    item: Item
+    queue: str
+    is_scheduler: bool = False
+    phase: Phase = Phase.AGENT
+    handle: str | None = None
+    file_saver: Path | None = None
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def id(self) -> UUID:
+        """The item's id."""
+        return self.item.id
+
+    @property
+    def thread_id(self) -> str:
+        """The item's id as text, which the reference calls a thread id."""
+        return str(self.item.id)

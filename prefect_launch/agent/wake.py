@@ -1,0 +1,65 @@
+"""What wakes an agent: the server's events, its own finished work, and a clock as the fallback."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from typing import Final
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.errors import LaunchError
+from prefect_launch.server.protocol import Server
+
+log = logging.getLogger("prefect_launch.agent")
+
+#: An event is sent before the server has committed what it tells; a second look finds what the first was too early for.
+SECOND_LOOK_SECONDS: Final = 0.15
+_RECONNECT_FIRST_SECONDS: Final = 0.5
+_RECONNECT_MAX_SECONDS: Final = 10.0
+
+
+class Wake:
+    """An alarm that many can ring and the loop waits for."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    def ring(self) -> None:
+        """Wake the loop."""
+        self._rung.set()
+
+    def ring_twice(self) -> None:
+        """Wake the loop now, and again when the server must have committed."""
+        self.ring()
+        asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self.ring)
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until someone rings, or the time is up."""
+        with anyio.move_on_after(seconds):
+            await self._rung.wait()
+        self._rung.clear()
+
+
+async def listen(server: Server, pool_ids: Collection[UUID], heard: Callable[[str], None]) -> None:
+    """Tell of every item of these queues that is queued or asked to stop, for ever; connect again when the connection ends.
+
+    Args:
+        server: the door.
+        pool_ids: ids of the queues' work pools.
+        heard: is called with the item's id, on the event loop.
+    """
+    pause = _RECONNECT_FIRST_SECONDS
+    while True:
+        try:
+            async for item_id in server.watch_pools(pool_ids):
+                pause = _RECONNECT_FIRST_SECONDS
+                heard(item_id)
+        except (OSError, LaunchError) as error:
+            log.debug("event stream ended: %s", error)
+        except Exception as error:  # noqa: BLE001 - whatever a WebSocket library raises: events are a help, polling goes on
+            log.debug("event stream broke: %r", error)
+        await anyio.sleep(pause)
+        pause = min(pause * 2, _RECONNECT_MAX_SECONDS)

@@ -1,0 +1,337 @@
+"""`Api`: where the Prefect server is, and who asks. The start of everything.
+
+An `Api` is a plain value, so that it can be a flow's parameter. It opens its connection when it is first used and keeps it on a
+thread of its own, so that its methods can be called from synchronous and asynchronous code alike.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+
+from prefect_launch.background import Background
+from prefect_launch.errors import InvalidNameError, NotFoundError, QueueError
+from prefect_launch.names import check_name
+from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
+from prefect_launch.states import StateType
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+
+    from prefect_launch.jobs.model import Job
+    from prefect_launch.jobs.registry import JobRegistry
+    from prefect_launch.jobs.store import JobStore
+    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.queues import RunQueue
+    from prefect_launch.server.protocol import Server
+    from prefect_launch.session import Session
+
+T = TypeVar("T")
+
+_PAGE = 200
+
+
+def _from_environment(*names: str) -> str:
+    return next((os.environ[name] for name in names if os.environ.get(name)), "default")
+
+
+class Api(BaseModel):
+    """The Prefect server, as prefect-launch uses it.
+
+    Attributes:
+        url: address of the server's API; by default Prefect's own setting (`PREFECT_API_URL`, or the active profile).
+        entity: who owns what is made and what a short job name means; by default `LAUNCH_ENTITY`, `WANDB_ENTITY` or `default`.
+        project: the project, likewise; by default `LAUNCH_PROJECT`, `WANDB_PROJECT` or `default`.
+        job_store: name of the `launch-job-store` block document that keeps jobs; by default the document `default` when there is
+            one, else a local folder.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str | None = None
+    entity: str = Field(default_factory=lambda: _from_environment("LAUNCH_ENTITY", "WANDB_ENTITY"))
+    project: str = Field(default_factory=lambda: _from_environment("LAUNCH_PROJECT", "WANDB_PROJECT"))
+    job_store: str | None = None
+
+    _background: Background[Session] | None = PrivateAttr(None)
+    _background_url: str | None = PrivateAttr(None)
+
+    @field_validator("entity", "project")
+    @classmethod
+    def _is_name(cls, value: str, info: Any) -> str:
+        return check_name(info.field_name, value)
+
+    # --- connections ---
+
+    @asynccontextmanager
+    async def connect(self, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> AsyncIterator[Server]:
+        """Open the door to the server on this event loop.
+
+        Args:
+            patience_seconds: for how long a request is tried again while the server is busy or away.
+        """
+        from prefect_launch.server.client import connect
+
+        async with connect(self.url, patience_seconds=patience_seconds) as server:
+            yield server
+
+    @asynccontextmanager
+    async def job_registry(self, server: Server | None = None) -> AsyncIterator[JobRegistry]:
+        """Open the job registry on this event loop, over a server that is open or one of its own."""
+        if server is None:
+            async with self.connect() as own, self.job_registry(own) as registry:
+                yield registry
+            return
+        from prefect_launch.jobs.index import ServerJobIndex
+        from prefect_launch.jobs.registry import JobRegistry
+
+        client: PrefectClient = server.client  # type: ignore[attr-defined]
+        store = await self._load_store(client)
+        yield JobRegistry(ServerJobIndex(client), store, entity=self.entity, project=self.project)
+
+    async def _load_store(self, client: PrefectClient) -> JobStore:
+        from prefect_launch.jobs.store import JobStore
+
+        try:
+            return cast("JobStore", await JobStore.aload(self.job_store or "default", client=client))
+        except ValueError as error:
+            if self.job_store is None:
+                return JobStore()
+            raise NotFoundError(
+                f"There is no job store {self.job_store!r} on {self.ui_url} ({error}). Save a 'launch-job-store' block of"
+                " that name first."
+            ) from error
+
+    @asynccontextmanager
+    async def open(self, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> AsyncIterator[Session]:
+        """Open the server and the job registry on this event loop."""
+        from prefect_launch.session import Session
+
+        async with self.connect(patience_seconds=patience_seconds) as server, self.job_registry(server) as jobs:
+            yield Session(server, jobs)
+
+    def call(self, function: Callable[[Session], Awaitable[T]]) -> T:
+        """Run an async function of an open session from synchronous code, over the connection that is kept."""
+        return self._connection().call(function)
+
+    async def acall(self, function: Callable[[Session], Awaitable[T]]) -> T:
+        """Run an async function of an open session from any event loop, over the connection that is kept."""
+        return await self._connection().acall(function)
+
+    def _connection(self) -> Background[Session]:
+        address = self._address()
+        if self._background is None or not self._background.alive or self._background_url != address:
+            if self._background is not None:
+                self._background.close()
+            self._background = Background(self.open, name="prefect-launch-api")
+            self._background_url = address
+        return self._background
+
+    def _address(self) -> str | None:
+        from prefect.settings import PREFECT_API_URL
+
+        address: str | None = self.url or PREFECT_API_URL.value()
+        return address
+
+    @property
+    def ui_url(self) -> str:
+        """Address of the server's UI."""
+        return (self._address() or "").rstrip("/").removesuffix("/api")
+
+    # --- queues ---
+
+    def create_run_queue(
+        self,
+        name: str,
+        type: str,
+        entity: str | None = None,
+        prioritization_mode: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+        *,
+        concurrency: int | None = None,
+        submitter_options: Iterable[str] = (),
+    ) -> RunQueue:
+        """Make a queue.
+
+        Args:
+            name: 1 to 64 letters, digits, `_`, `.`, `-`.
+            type: the resource that its items run on, such as `local-process` or `local-container`.
+            entity: its owner; by default this `Api`'s.
+            prioritization_mode: `V0` (four priorities, the default) or `DISABLED` (one).
+            config: the resource's options; `{{var}}` in it stands for a template variable.
+            template_variables: `{name: {"schema": {type, enum, minimum, maximum, default}}}`.
+            concurrency: how many items may be in work at a time, at least 1; `None` for no limit.
+            submitter_options: options that submitters may set besides the resource's usual ones.
+
+        Raises:
+            QueueError: when it is there already, or its configuration is wrong.
+            InvalidNameError: for a bad name.
+            NotFoundError: for an unknown resource or option.
+        """
+        return self._write_queue(
+            name, type, entity, prioritization_mode, config, template_variables, concurrency, submitter_options, False
+        )
+
+    def upsert_run_queue(
+        self,
+        name: str,
+        type: str,
+        entity: str | None = None,
+        prioritization_mode: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+        *,
+        concurrency: int | None = None,
+        submitter_options: Iterable[str] = (),
+    ) -> RunQueue:
+        """Make a queue, or bring the one of that name up to date; arguments as `create_run_queue`."""
+        return self._write_queue(
+            name, type, entity, prioritization_mode, config, template_variables, concurrency, submitter_options, True
+        )
+
+    def _write_queue(
+        self,
+        name: str,
+        resource: str,
+        entity: str | None,
+        mode: str | None,
+        config: Mapping[str, Any] | None,
+        variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
+        concurrency: int | None,
+        submitter_options: Iterable[str],
+        replace: bool,
+    ) -> RunQueue:
+        from prefect_launch.queues import RunQueue, check_queue_name, create_queue, make_config
+
+        check_queue_name(name)
+        if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
+            raise QueueError(f"A queue's concurrency limit must be 1 or more, not {concurrency!r}.")
+        owner = check_name("entity", entity or self.entity)
+        made = make_config(
+            resource, config, variables, entity=owner, prioritization_mode=mode, submitter_options=submitter_options
+        )
+        pool = self.call(lambda session: create_queue(session, name, made, concurrency=concurrency, replace=replace))
+        return RunQueue(self, pool)
+
+    def run_queue(self, name: str) -> RunQueue:
+        """Return the queue of that name.
+
+        Raises:
+            NotFoundError: when there is none; names the nearest one.
+        """
+        from prefect_launch.queues import RunQueue
+
+        async def read(session: Session) -> Any:
+            session.forget_queue(name)
+            await session.queue(name)
+            return await session.server.read_pool(name)
+
+        return RunQueue(self, self.call(read))
+
+    def run_queues(self) -> list[RunQueue]:
+        """List the queues, by name; work pools of the type that have no launch configuration are left out."""
+        from prefect_launch.queues import RunQueue
+
+        found = []
+        for pool in self.call(lambda session: session.server.list_pools()):
+            try:
+                found.append(RunQueue(self, pool))
+            except QueueError:
+                continue
+        return sorted(found, key=lambda queue: queue.name)
+
+    def update_run_queue(self, name: str, **changes: Any) -> None:
+        """Change a queue's `is_paused` or `concurrency_limit`.
+
+        Raises:
+            NotFoundError: when there is none of that name.
+        """
+
+        async def update(session: Session) -> None:
+            await session.queue(name)
+            await session.server.update_pool(name, **changes)
+
+        self.call(update)
+
+    def delete_run_queue(self, name: str) -> int:
+        """Delete a queue with its waiting items; returns how many those were.
+
+        Raises:
+            NotFoundError: when there is none of that name.
+        """
+        from prefect_launch.queues import delete_queue
+
+        return self.call(lambda session: delete_queue(session, name))
+
+    # --- items and jobs ---
+
+    def items(
+        self, *, queue: str | None = None, states: Iterable[StateType] | None = None, limit: int | None = _PAGE
+    ) -> list[QueuedRun]:
+        """List items, newest first.
+
+        Args:
+            queue: only of this queue.
+            states: only in states of these types.
+            limit: how many at most; `None` for all.
+        """
+        from prefect_launch.queued_run import QueuedRun
+
+        wanted = None if states is None else list(states)
+
+        async def read(session: Session) -> list[Any]:
+            if queue is not None:
+                await session.queue(queue)
+            found: list[Any] = []
+            while limit is None or len(found) < limit:
+                size = _PAGE if limit is None else min(_PAGE, limit - len(found))
+                page = await session.server.list_items(pool=queue, state_types=wanted, limit=size, offset=len(found))
+                found.extend(page)
+                if len(page) < size:
+                    break
+            return found
+
+        return [QueuedRun.of(self, item) for item in self.call(read) if item.work_pool_name or queue]
+
+    def queued_run(self, item_id: str | UUID) -> QueuedRun:
+        """Return the item of that id.
+
+        Raises:
+            InvalidNameError: when the id is no UUID.
+            NotFoundError: when there is none.
+        """
+        from prefect_launch.queued_run import QueuedRun
+
+        try:
+            wanted = item_id if isinstance(item_id, UUID) else UUID(item_id)
+        except ValueError:
+            raise InvalidNameError(
+                f"Invalid item id {item_id!r}: give the UUID that 'launch_add' or 'prefect-launch item list' shows."
+            ) from None
+        item = self.call(lambda session: session.server.read_item(wanted))
+        if item is None:
+            raise NotFoundError(
+                f"There is no item {str(wanted)!r} on {self.ui_url}. 'prefect-launch item list' shows them."
+            )
+        return QueuedRun.of(self, item)
+
+    def job(self, name: str) -> Job:
+        """Return the job that `entity/project/name:alias`, or a shorter form, names.
+
+        Raises:
+            NotFoundError: when there is none; names the nearest one.
+        """
+        return self.call(lambda session: session.jobs.resolve(name))
+
+
+@lru_cache(maxsize=1)
+def default_api() -> Api:
+    """Return the `Api` of calls that name none (`launch_add` has no such argument): one a process, to keep its connection."""
+    return Api()

@@ -1,0 +1,116 @@
+"""A job as a deployment `launch/<job>`: people start it from the UI, by a schedule, by an automation or by `prefect deployment run`.
+
+Its form has the job's own inputs at the top level, with their types, defaults and limits, and the launch options in one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from prefect_launch.errors import InputError, QueueError
+from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER
+from prefect_launch.queues import QUEUE_LABEL
+from prefect_launch.runners.registry import runner_class
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
+    from prefect_launch.session import Session
+
+_OPTIONS_SCHEMA: Final[dict[str, Any]] = {
+    "title": "Launch options",
+    "type": "object",
+    "description": "How this run is launched. Leave it as it is for the job's own way.",
+    "properties": {
+        "name": {"title": "Name", "type": "string", "description": "The run's display name."},
+        "args": {
+            "title": "Arguments",
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Arguments added after the entry point.",
+        },
+        "resource_args": {
+            "title": "Resource arguments",
+            "type": "object",
+            "description": 'Options of the resource, such as {"local-container": {"memory": "2g"}}.',
+        },
+        "project": {"title": "Project", "type": "string"},
+        "author": {"title": "Author", "type": "string"},
+    },
+    "additionalProperties": False,
+    "default": {},
+}
+
+
+async def deploy_job(
+    session: Session, job_name: str, queue_name: str, *, name: str | None = None
+) -> tuple[Job, UUID, str]:
+    """Make the deployment of a job on a queue, or bring it up to date.
+
+    Args:
+        session: an open `Api`.
+        job_name: the job; the version that it names now is what the deployment starts, until it is deployed again.
+        queue_name: where its items go.
+        name: of the deployment; by default the job's.
+
+    Returns:
+        The job, the deployment's id, and its name.
+
+    Raises:
+        NotFoundError: for an unknown job or queue.
+        InputError: when an input of the job is called `launch`, which is the group of launch options.
+        QueueError: when the name is that of a queue's own deployment, or of a job's that is on another queue.
+    """
+    job = await session.jobs.resolve(job_name)
+    queue = await session.queue(queue_name)
+    runner_class(queue.config.resource).check_source(job.kind)
+    wanted = name or job.name
+    there = await session.server.find_deployment(wanted)
+    if there is not None and not (there.labels or {}).get(FORM_LABEL):
+        raise QueueError(
+            f"The deployment launch/{wanted} is a queue's own. Deploy the job under another name (--name)."
+        )
+    if there is not None and there.work_pool_name != queue.name:
+        raise QueueError(
+            f"The deployment launch/{wanted} is on the queue {there.work_pool_name!r}. Deploy the job under another name"
+            " (--name), or delete that deployment first."
+        )
+    labels = {JOB_LABEL: job.reference, FORM_LABEL: "job", QUEUE_LABEL: queue.name}
+    deployment_id = await session.server.upsert_deployment(
+        wanted,
+        pool=queue.name,
+        parameters={},
+        parameter_schema=form_schema(job),
+        description=f"{job.description or ''}\n\nStarts the job `{job.reference}` on the queue **{queue.name}**.".strip(),
+        tags=[f"job:{job.name}", f"version:v{job.version}", f"queue:{queue.name}"],
+        labels=labels,
+        enforce=True,
+        version=f"v{job.version}",
+    )
+    return job, deployment_id, wanted
+
+
+def form_schema(job: Job) -> dict[str, Any]:
+    """Return the parameter schema of a job's deployment: its inputs in their order, then the launch options.
+
+    Raises:
+        InputError: when an input is called `launch`.
+    """
+    schema: Mapping[str, Any] = job.schema or {}
+    inputs = schema.get("properties") or {}
+    if OPTIONS_PARAMETER in inputs:
+        raise InputError(
+            f"The job {job.reference} has an input called {OPTIONS_PARAMETER!r}, which is the name of the group of launch"
+            " options in a deployment's form. Rename the input to deploy the job."
+        )
+    placed = {
+        key: {"title": key, **value, "position": position} for position, (key, value) in enumerate(inputs.items())
+    }
+    return {
+        "type": "object",
+        "title": "Parameters",
+        "properties": {**placed, OPTIONS_PARAMETER: {**_OPTIONS_SCHEMA, "position": len(placed)}},
+        "required": list(schema.get("required") or ()),
+        "additionalProperties": schema.get("additionalProperties", not inputs),
+    }

@@ -1,0 +1,363 @@
+"""`launch_add`: put a job on a queue.
+
+Everything is checked before anything is made: the source, the queue, the job and its inputs, the template variables, the options.
+A refused call leaves nothing behind. In a flow, `launch_add` is a task of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+from prefect_launch.api import Api, default_api
+from prefect_launch.errors import NotFoundError, QueueError, SpecError
+from prefect_launch.item_spec import labels_of, run_id_of, tags_of
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.jobs.schema import check_inputs
+from prefect_launch.planning import default_resource
+from prefect_launch.priority import Priority
+from prefect_launch.queued_run import QueuedRun
+from prefect_launch.queues import DEFAULT_QUEUE, QUEUE_LABEL, create_queue, make_config
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.safety import check_submitter_args, locked_options
+from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.session import KnownQueue, Session
+from prefect_launch.spec import LaunchSpec, construct_spec, parse_spec
+from prefect_launch.templates import check_variables
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
+
+#: A queue that was deleted and made again meanwhile is seen at the second try.
+_ATTEMPTS: Final = 2
+
+
+def launch_add(
+    uri: str | None = None,
+    job: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    template_variables: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    queue_name: str | None = None,
+    resource: str | None = None,
+    entry_point: Sequence[str] | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    docker_image: str | None = None,
+    project_queue: str | None = None,
+    resource_args: Mapping[str, Any] | None = None,
+    run_id: str | None = None,
+    build: bool = False,
+    repository: str | None = None,
+    sweep_id: str | None = None,
+    author: str | None = None,
+    priority: int | str | None = None,
+) -> QueuedRun:
+    """Put one item on a queue of the Prefect server.
+
+    Args:
+        uri: a git URI. Not built yet: register it with `create_job(…, job_type="git")` and give `job`.
+        job: `entity/project/name:alias`, or a shorter form. Exactly one of `job`, `docker_image` and `uri`.
+        config: a launch config; arguments win over it, key by key. It is not changed.
+        template_variables: values of the queue's template variables.
+        project: of the run; by default the job's, or the default one.
+        entity: of the run, likewise.
+        queue_name: of the queue; `default`, which is made on first use, when none is given.
+        resource: must be the queue's, when given.
+        entry_point: command, as a list of texts, that takes the place of the job's own.
+        name: the run's display name, 1 to 200 characters.
+        version: git branch, tag or commit.
+        docker_image: image to run.
+        project_queue: kept for callers of the reference's library.
+        resource_args: `{resource: {option: value}}`, over the queue's own; the queue says which options may be set.
+        run_id: a name for the run. Queuing the same spec again under it gives the item that is there.
+        build: build an image first. Not built yet.
+        repository: where the built image is pushed.
+        sweep_id: id of the sweep that it belongs to.
+        author: who asks.
+        priority: 1 (critical), 2 (high), 3 (medium, the default), 4 (low), or the word.
+
+    Returns:
+        A handle on the item.
+
+    Raises:
+        SpecError: for a missing or doubled source, and for values of the wrong type or out of their range.
+        InputError: when the inputs do not match the job's schema.
+        NotFoundError: for an unknown queue, job, alias, variable, option or resource; names the nearest right one.
+        UnsafeSpecError: for an option that the queue does not let submitters set.
+        ServerUnavailableError: when the server does not answer within 15 s.
+    """
+    spec, queue = _request(locals())
+    api = default_api()
+    if _in_flow():
+        return _task()(api, spec, queue)
+    return api.call(lambda session: add_item(api, session, spec, queue))
+
+
+async def alaunch_add(
+    uri: str | None = None,
+    job: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    template_variables: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    queue_name: str | None = None,
+    resource: str | None = None,
+    entry_point: Sequence[str] | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    docker_image: str | None = None,
+    project_queue: str | None = None,
+    resource_args: Mapping[str, Any] | None = None,
+    run_id: str | None = None,
+    build: bool = False,
+    repository: str | None = None,
+    sweep_id: str | None = None,
+    author: str | None = None,
+    priority: int | str | None = None,
+) -> QueuedRun:
+    """`launch_add` for async code; arguments, result and errors are the same."""
+    spec, queue = _request(locals())
+    api = default_api()
+    if _in_flow():
+        return await _async_task()(api, spec, queue)
+    return await api.acall(lambda session: add_item(api, session, spec, queue))
+
+
+def launch_add_many(
+    specs: Iterable[LaunchSpec | Mapping[str, Any]], queue_name: str | None = None, *, api: Api | None = None
+) -> list[QueuedRun]:
+    """Put many items on one queue, in as few requests as there can be; each exactly once, in their order.
+
+    Args:
+        specs: launch configs.
+        queue_name: of the queue; `default` when none is given.
+        api: the server; the default one when none is given.
+
+    Returns:
+        A handle on each.
+
+    Raises:
+        LaunchError: as `launch_add`; nothing is queued when one of the specs is refused.
+    """
+    own = api or default_api()
+    read = [_parse(spec) for spec in specs]
+    return own.call(lambda session: add_items(own, session, read, queue_name or DEFAULT_QUEUE))
+
+
+async def alaunch_add_many(
+    specs: Iterable[LaunchSpec | Mapping[str, Any]], queue_name: str | None = None, *, api: Api | None = None
+) -> list[QueuedRun]:
+    """`launch_add_many` for async code."""
+    own = api or default_api()
+    read = [_parse(spec) for spec in specs]
+    return await own.acall(lambda session: add_items(own, session, read, queue_name or DEFAULT_QUEUE))
+
+
+def _parse(spec: LaunchSpec | Mapping[str, Any]) -> LaunchSpec:
+    return (spec if isinstance(spec, LaunchSpec) else parse_spec(spec)).check_source()
+
+
+def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str]:
+    """Read the arguments of a call into a spec and the queue's name."""
+    given = dict(arguments)
+    queue = given.pop("queue_name") or DEFAULT_QUEUE
+    given.pop("project_queue")
+    spec = construct_spec(given.pop("config"), **{key: value for key, value in given.items() if key != "build"})
+    if given["build"]:
+        raise SpecError("build=True is not supported by this version: build the image yourself and give docker_image.")
+    if spec.uri and not spec.is_scheduler:
+        raise SpecError(
+            f"uri={spec.uri!r} is not supported by this version: make a job of it with"
+            f" create_job({spec.uri!r}, 'git', entrypoint=…) and queue that job."
+        )
+    return spec, queue
+
+
+# --- what is done with a session -------------------------------------------------------------------------------------
+
+
+async def add_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> QueuedRun:
+    """Check a spec and make its item; see `launch_add`."""
+    named = spec.run_id is not None
+    for _ in range(_ATTEMPTS):
+        queue, draft = await prepare_item(api, session, spec, queue_name)
+        item = await session.server.create_item(queue.deployment_id, draft)
+        if item is not None and item.work_pool_name == queue.name:
+            return QueuedRun.of(api, _same(item, draft, queue) if named else item)
+        if item is not None and named:
+            _same(item, draft, queue)
+        await _drop(session, queue, item)
+    raise QueueError(
+        f"The queue {queue_name!r} was deleted while the item was made; nothing was queued. Make the queue."
+    )
+
+
+async def _drop(session: Session, queue: KnownQueue, item: Item | None) -> None:
+    """Take back an item whose queue had gone, and read the queue anew."""
+    session.forget_queue(queue.name)
+    if item is not None:
+        await session.server.delete_item(item.id)
+
+
+async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], queue_name: str) -> list[QueuedRun]:
+    """Check all specs, then make all items; see `launch_add_many`."""
+    session.forget_queue(queue_name)
+    prepared = [await prepare_item(api, session, spec, queue_name) for spec in specs]
+    if not prepared:
+        return []
+    queue = prepared[0][0]
+    drafts = [draft for _, draft in prepared]
+    taken = [draft.idempotency_key for draft in drafts]
+    if len(set(taken)) < len(taken):
+        twice = next(key for key in taken if taken.count(key) > 1)
+        raise SpecError(f"Two specs of the list have the run_id {twice.rpartition('/')[2]!r}; each needs its own.")
+    made = await session.server.create_items(queue.deployment_id, drafts)
+    return [QueuedRun.of(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]
+
+
+async def prepare_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> tuple[KnownQueue, ItemDraft]:
+    """Check a spec against the server's queues and jobs, and return what is to be made."""
+    job = await session.jobs.resolve(spec.job) if spec.job else None
+    queue = await _queue(session, queue_name, spec, job)
+    _check_resource(spec, queue, job)
+    check_variables(queue.name, queue.config, spec.template_variables)
+    full = _completed(api, spec, job)
+    parameters = {key: value for key, value in full.dump().items() if key not in ("template_variables", "priority")}
+    return queue, ItemDraft(
+        name=full.name or f"{job.name if job else _image_name(full)}-{full.run_id}",
+        parameters=parameters,
+        job_variables=dict(full.template_variables),
+        tags=tags_of(full, queue=queue.name, job=job.name if job else None, version=job.version if job else None),
+        labels=labels_of(full, job=job.reference if job else None) | {QUEUE_LABEL: queue.name},
+        work_queue_name=_work_queue(full, queue),
+        idempotency_key=f"{full.entity}/{full.project}/{full.run_id}",
+    )
+
+
+async def _queue(session: Session, name: str, spec: LaunchSpec, job: Job | None) -> KnownQueue:
+    try:
+        return await session.queue(name)
+    except NotFoundError:
+        if name != DEFAULT_QUEUE:
+            raise
+    resource = spec.resource or default_resource(job)
+    await create_queue(session, name, make_config(resource, None, None), replace=True)
+    return await session.queue(name)
+
+
+def _check_resource(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> None:
+    resource = queue.config.resource
+    runner = runner_class(resource)
+    if spec.resource and spec.resource != resource:
+        runner_class(spec.resource)
+        raise SpecError(
+            f"Queue {queue.name!r} runs its items on {resource!r}, but the spec asks for {spec.resource!r}."
+            " Leave resource out, or choose a queue of that resource."
+        )
+    if not spec.is_scheduler:
+        runner.check_source(job.kind if job else SourceKind.IMAGE)
+    for other in set(spec.resource_args) - {resource}:
+        raise SpecError(f"resource_args are for {other!r}, but queue {queue.name!r} runs its items on {resource!r}.")
+    options = check_submitter_args(
+        spec.resource_args.get(resource, {}),
+        resource=resource,
+        allowed=runner.submitter_options,
+        extra_allowed=queue.config.submitter_options,
+        locked=locked_options(queue.config.resource_args),
+    )
+    runner.check_options(options)
+
+
+def _completed(api: Api, spec: LaunchSpec, job: Job | None) -> LaunchSpec:
+    """Return the spec with the job pinned, its inputs checked and its names filled in."""
+    changes: dict[str, Any] = {
+        "run_id": spec.run_id or secrets.token_hex(4),
+        "entity": spec.entity or (job.entity if job else api.entity),
+        "project": spec.project or (job.project if job else api.project),
+    }
+    if job is not None:
+        changes["job"] = job.reference
+        if job.schema:
+            inputs = check_inputs(job.schema, spec.overrides.run_config)
+            changes["overrides"] = spec.overrides.model_copy(update={"run_config": inputs})
+    return spec.model_copy(update=changes)
+
+
+def _work_queue(spec: LaunchSpec, queue: KnownQueue) -> str:
+    if queue.config.prioritization_mode == "DISABLED" and spec.priority is not Priority.MEDIUM:
+        raise SpecError(
+            f"Queue {queue.name!r} has no priorities (its prioritization mode is DISABLED); leave priority out."
+        )
+    return spec.priority.work_queue
+
+
+def _same(item: Item, draft: ItemDraft, queue: KnownQueue) -> Item:
+    """Return the item that was there under the caller's run id, when it is of the same spec.
+
+    Raises:
+        SpecError: when it is of another.
+    """
+    same_spec = (item.parameters, item.job_variables or {}) == (draft.parameters, draft.job_variables)
+    if same_spec and item.work_pool_name == queue.name:
+        return item
+    where = f" on queue {item.work_pool_name!r}" if item.work_pool_name != queue.name else ""
+    raise SpecError(
+        f"The run_id {run_id_of(item)!r} is taken by another spec (item {item.id}{where}). Choose another run_id, or queue the"
+        " same spec to get that item."
+    )
+
+
+def _image_name(spec: LaunchSpec) -> str:
+    return (spec.image or "launch").rpartition("/")[2].partition("@")[0].partition(":")[0]
+
+
+# --- inside a flow ---------------------------------------------------------------------------------------------------
+
+
+def _in_flow() -> bool:
+    from prefect.context import FlowRunContext, TaskRunContext
+
+    return FlowRunContext.get() is not None and TaskRunContext.get() is None
+
+
+def _with_run_id(spec: LaunchSpec) -> LaunchSpec:
+    """Give the spec a run id made of the calling task run, so that a retry of the task finds what its first try made."""
+    from prefect.context import TaskRunContext
+
+    context = TaskRunContext.get()
+    if spec.run_id or context is None:
+        return spec
+    run = context.task_run
+    derived = hashlib.sha256(f"{run.flow_run_id}/{run.task_key}/{run.dynamic_key}".encode()).hexdigest()[:8]
+    return spec.model_copy(update={"run_id": derived})
+
+
+@lru_cache(maxsize=1)
+def _task() -> Any:
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    @task(name="launch_add", cache_policy=NO_CACHE, persist_result=False)
+    def add(api: Api, spec: LaunchSpec, queue: str) -> QueuedRun:
+        named = _with_run_id(spec)
+        return api.call(lambda session: add_item(api, session, named, queue))
+
+    return add
+
+
+@lru_cache(maxsize=1)
+def _async_task() -> Any:
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+
+    @task(name="launch_add", cache_policy=NO_CACHE, persist_result=False)
+    async def add(api: Api, spec: LaunchSpec, queue: str) -> QueuedRun:
+        named = _with_run_id(spec)
+        return await api.acall(lambda session: add_item(api, session, named, queue))
+
+    return add

@@ -1,0 +1,81 @@
+"""Between an item and its launch spec: what the parameters, labels and tags of a flow run hold.
+
+An item made by `launch_add` carries the spec as its parameters. One made from a job's own deployment (in the UI, by a schedule,
+by `prefect deployment run`) carries the job's inputs at the top level and the launch options in one group, `launch`; which job
+it is stands in the labels that it has from its deployment.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from prefect_launch.errors import SpecError
+from prefect_launch.server.values import Item
+from prefect_launch.spec import LaunchSpec, parse_spec
+
+#: Label: the job, at the version that was pinned.
+JOB_LABEL: Final = "prefect-launch.job"
+#: Label of items that were made from a job's form.
+FORM_LABEL: Final = "prefect-launch.form"
+#: The parameter of a job's form that holds the launch options.
+OPTIONS_PARAMETER: Final = "launch"
+#: The launch options that a job's form offers.
+FORM_OPTIONS: Final = ("name", "args", "resource_args", "project", "author")
+
+_RUN_ID_CHARS = 8
+
+
+def spec_of(item: Item) -> LaunchSpec:
+    """Return what an item asks for, with a run id.
+
+    Raises:
+        SpecError: when its parameters are no good spec.
+    """
+    data = _form_spec(item) if item.labels.get(FORM_LABEL) else dict(item.parameters)
+    if item.job_variables:
+        data["template_variables"] = item.job_variables
+    return parse_spec({**data, "run_id": run_id_of(item)}).check_source()
+
+
+def _form_spec(item: Item) -> dict[str, Any]:
+    job = item.labels.get(JOB_LABEL)
+    if not job:
+        raise SpecError("The item has no job: its deployment has lost its labels. Deploy the job again.")
+    inputs = dict(item.parameters)
+    options = inputs.pop(OPTIONS_PARAMETER, None) or {}
+    if not isinstance(options, dict):
+        raise SpecError(f"The parameter {OPTIONS_PARAMETER!r} must be a group of launch options, not {options!r}.")
+    overrides = {"run_config": inputs, "args": options.pop("args", None) or []}
+    return {**options, "job": job, "overrides": overrides}
+
+
+def run_id_of(item: Item) -> str:
+    """Return the launch run id of an item: the caller's, or one made of the item's own id."""
+    return str(item.parameters.get("run_id") or str(item.id)[:_RUN_ID_CHARS])
+
+
+def tags_of(spec: LaunchSpec, *, queue: str | None, job: str | None, version: int | None) -> tuple[str, ...]:
+    """Return the tags by which an item is found in the UI."""
+    named = {
+        "queue": queue,
+        "job": job,
+        "version": None if version is None else f"v{version}",
+        "entity": spec.entity,
+        "project": spec.project,
+        "author": spec.author,
+        "sweep": spec.sweep_id,
+    }
+    return tuple(f"{key}:{value}" for key, value in named.items() if value)
+
+
+def labels_of(spec: LaunchSpec, *, job: str | None) -> dict[str, str]:
+    """Return the labels of an item."""
+    named = {
+        "job": job,
+        "run-id": spec.run_id,
+        "entity": spec.entity,
+        "project": spec.project,
+        "author": spec.author,
+        "sweep": spec.sweep_id,
+    }
+    return {f"prefect-launch.{key}": value for key, value in named.items() if value}

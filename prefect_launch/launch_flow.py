@@ -1,0 +1,215 @@
+"""`launch`: run a job here and now, in the caller's process, as a flow.
+
+Called alone it is a flow run of its own; called in a flow it is a subflow of it, with its tasks. `alaunch` is the flow, `launch` the same for
+synchronous code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
+from uuid import UUID
+
+import anyio
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+
+from prefect_launch.agent.config import default_home
+from prefect_launch.agent.logs import LogShipper
+from prefect_launch.agent.outcome import outcome_of_exit, publish_outputs
+from prefect_launch.api import Api
+from prefect_launch.errors import ExecutionError, LaunchError, SpecError
+from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan
+from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
+from prefect_launch.runners.registry import make_runner
+from prefect_launch.runners.run import DEFAULT_GRACE_SECONDS, AbstractRun, RunnerRun
+from prefect_launch.session import Session
+from prefect_launch.spec import LaunchSpec, construct_spec
+
+T = TypeVar("T")
+
+_LAST_LINES = 20
+
+
+@task(name="prepare", cache_policy=NO_CACHE, persist_result=False)
+async def _prepare(runner: Runner, plan: RunPlan) -> None:
+    """Pull the image, or make the environment."""
+    runner.check(plan)
+    await runner.prepare(plan)
+
+
+@task(name="run", cache_policy=NO_CACHE, persist_result=False)
+async def _run(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, synchronous: bool) -> RunnerRun:
+    """Create and start it; follow it to its end when the caller waits."""
+    handle = await runner.create(plan)
+    await session.server.record_infrastructure(flow_run_id, handle)
+    await runner.start(handle)
+    run = RunnerRun(runner, handle, plan)
+    if synchronous:
+        await _follow(session, flow_run_id, runner, handle, run, plan)
+    return run
+
+
+async def _follow(
+    session: Session, flow_run_id: UUID, runner: Runner, handle: str, run: RunnerRun, plan: RunPlan
+) -> None:
+    shipper = LogShipper(session.server, flow_run_id, plan.log_path)
+    follow = asyncio.create_task(shipper.follow())
+    try:
+        await run.wait()
+    except asyncio.CancelledError:
+        with anyio.CancelScope(shield=True):
+            await runner.stop(handle, DEFAULT_GRACE_SECONDS)
+        raise
+    finally:
+        follow.cancel()
+        await asyncio.wait({follow})
+    await shipper.finish()
+    await _keep(session, flow_run_id, plan)
+    if run.exit is not None and not run.exit.succeeded:
+        raise _failure(plan, run.exit, await shipper.last_lines(_LAST_LINES))
+    await runner.remove(handle)
+
+
+async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan) -> None:
+    extra = {"job.log": plan.log_path} if plan.log_path.exists() else {}
+    await session.jobs.put_outputs(plan.item_id, plan.attempt, plan.output_dir, extra=extra)
+    await publish_outputs(session.server, flow_run_id, plan.run_id, plan.output_dir)
+
+
+def _failure(plan: RunPlan, end: Exit, lines: list[str]) -> ExecutionError:
+    tail = "\n".join(f"  {line}" for line in lines)
+    return ExecutionError(
+        f"Run {plan.run_id}: {outcome_of_exit(end).message} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
+        exit_code=end.exit_code,
+        last_lines=lines,
+    )
+
+
+@flow(name="launch", validate_parameters=False, persist_result=False, retries=0)
+async def alaunch(
+    api: Api,
+    job: str | None = None,
+    entry_point: Sequence[str] | None = None,
+    version: str | None = None,
+    name: str | None = None,
+    resource: str | None = None,
+    resource_args: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    docker_image: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    synchronous: bool = True,
+    run_id: str | None = None,
+    repository: str | None = None,
+) -> AbstractRun:
+    """Run a job here and now.
+
+    Args:
+        api: the Prefect server.
+        job: `entity/project/name:alias`, or a shorter form. Exactly one of `job` and `docker_image`.
+        entry_point: command, as a list of texts, that takes the place of the job's own.
+        version: git branch, tag or commit.
+        name: the run's display name.
+        resource: `local-process` or `local-container`; by default what the job's kind needs.
+        resource_args: `{resource: {option: value}}`.
+        project: of the run.
+        entity: of the run.
+        docker_image: image to run.
+        config: a launch config; arguments win over it, key by key. It is not changed.
+        synchronous: wait until the run has ended.
+        run_id: a name for the run.
+        repository: where a built image is pushed.
+
+    Returns:
+        The run. It goes on by itself when `synchronous` is false.
+
+    Raises:
+        ExecutionError: when a run that was waited for failed; with the exit code and the last lines of its log.
+        LaunchError: when it cannot be started; see the subclasses.
+    """
+    spec = construct_spec(
+        config,
+        job=job,
+        entry_point=entry_point,
+        version=version,
+        name=name,
+        resource=resource,
+        resource_args=resource_args,
+        project=project,
+        entity=entity,
+        docker_image=docker_image,
+        run_id=run_id,
+        repository=repository,
+    )
+    if spec.uri:
+        raise SpecError(f"uri={spec.uri!r} is not supported by this version: make a git job of it and launch that.")
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise LaunchError("launch is a Prefect flow: call it, or `alaunch`, not the function under it.")
+    flow_run = context.flow_run
+    async with api.open() as session:
+        chosen, plan = await _plan(session, spec, str(flow_run.id), max(1, flow_run.run_count))
+        runner = make_runner(chosen, default_home())
+        try:
+            await _prepare(runner, plan)
+            return await _run(session, flow_run.id, runner, plan, synchronous)
+        finally:
+            if synchronous:
+                await runner.aclose()
+
+
+async def _plan(session: Session, spec: LaunchSpec, item_id: str, attempt: int) -> tuple[str, RunPlan]:
+    job = await session.jobs.resolve(spec.job) if spec.job else None
+    resource = spec.resource or default_resource(job)
+    labels = {Labels.ITEM: item_id, Labels.ATTEMPT: str(attempt), Labels.RUN_ID: spec.run_id or item_id[:8]}
+    request = Request(spec=spec, item_id=item_id, attempt=attempt, config=local_config(resource), labels=labels)
+    return resource, await make_plan(request, Site(home=default_home()), session.jobs)
+
+
+def launch(
+    api: Api,
+    job: str | None = None,
+    entry_point: Sequence[str] | None = None,
+    version: str | None = None,
+    name: str | None = None,
+    resource: str | None = None,
+    resource_args: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    docker_image: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    synchronous: bool = True,
+    run_id: str | None = None,
+    repository: str | None = None,
+) -> AbstractRun:
+    """`alaunch` for synchronous code; arguments, result and errors are the same. On a running event loop it blocks: use `alaunch`."""
+    return run_sync(alaunch(**locals()))
+
+
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine to its end from synchronous code, in the caller's context, on a thread of its own when a loop runs here."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(asyncio.run(work))
+        except BaseException as error:
+            failure.append(error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="prefect-launch-sync")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

@@ -1,0 +1,205 @@
+"""From a launch spec to a `RunPlan`: the job resolved, its inputs and options checked, its code laid out on this machine.
+
+Used by an agent for an item of a queue, and by `launch` for a run here and now. What a submitter wrote is checked here even when
+it was checked at the enqueue: an item made in the UI comes straight from there.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_launch.errors import SpecError
+from prefect_launch.job_environment import JobContext, WandbServer, job_environment
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.jobs.schema import check_inputs
+from prefect_launch.macros import fill_macros, macro_values
+from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.safety import (
+    check_secure_mode,
+    check_submitter_args,
+    locked_options,
+    merge_resource_args,
+)
+from prefect_launch.secret_blocks import resolve_secrets
+from prefect_launch.sources import source_of
+from prefect_launch.spec import LaunchSpec
+from prefect_launch.templates import QueueConfig, check_variables
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
+    from prefect_launch.jobs.registry import JobRegistry
+
+PLAN_FILE: Final = "plan.json"
+
+
+class Site(BaseModel):
+    """What the machine's operator decides about the runs that are made on it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    home: Path = Field(description="The folder of prefect-launch on this machine.")
+    secure_mode: bool = False
+    macros: dict[str, str] = Field(default_factory=dict)
+    wandb: WandbServer = WandbServer()
+
+    def run_dir(self, item_id: str, attempt: int) -> Path:
+        """Return the folder of one attempt at one item."""
+        return self.home / "runs" / item_id / str(attempt)
+
+
+class Request(BaseModel):
+    """One attempt that is to be planned."""
+
+    model_config = ConfigDict(frozen=True)
+
+    spec: LaunchSpec
+    item_id: str
+    attempt: int = 1
+    queue: str | None = None
+    config: QueueConfig
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
+    """Plan one attempt: check everything, then lay out its folder and code.
+
+    Raises:
+        SubmitterError: when the spec, the inputs or the options are wrong, or the code cannot be had.
+        QueueError: when the queue's own options are wrong.
+    """
+    spec = request.spec
+    job = await jobs.resolve(spec.job) if spec.job else None
+    runner = runner_class(request.config.resource)
+    runner.check_source(job.kind if job else SourceKind.IMAGE)
+    spec = _with_inputs(spec, job)
+    options = runner.check_options(await _options(request, site, spec, spec.image or (job.image if job else None)))
+    run_dir = site.run_dir(request.item_id, request.attempt)
+    await anyio.to_thread.run_sync(_make_run_dir, run_dir)
+    code_dir = None
+    if job is not None and job.kind is not SourceKind.IMAGE:
+        code_dir = run_dir / "code"
+        await anyio.to_thread.run_sync(_clear, code_dir)
+        await source_of(job).fetch(job, code_dir, jobs)
+    plan = RunPlan(
+        item_id=request.item_id,
+        attempt=request.attempt,
+        run_id=spec.run_id or request.item_id[:8],
+        run_dir=run_dir,
+        command=spec.overrides.entry_point or (job.entry_point if job else ()),
+        args=spec.overrides.args,
+        env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
+        image=spec.image or (job.image if job else None),
+        code_dir=code_dir,
+        working_dir=spec.overrides.working_dir,
+        python_version=spec.python_version or (job.runtime if job else None),
+        options=options,
+        labels=request.labels,
+        file_overrides=spec.overrides.files,
+    )
+    await anyio.to_thread.run_sync(save_plan, plan)
+    return plan
+
+
+def _with_inputs(spec: LaunchSpec, job: Job | None) -> LaunchSpec:
+    if job is None or not job.schema:
+        return spec
+    inputs = check_inputs(job.schema, spec.overrides.run_config)
+    return spec.model_copy(update={"overrides": spec.overrides.model_copy(update={"run_config": inputs})})
+
+
+async def _options(request: Request, site: Site, spec: LaunchSpec, image: str | None) -> dict[str, Any]:
+    config, resource = request.config, request.config.resource
+    runner = runner_class(resource)
+    for other in set(spec.resource_args) - {resource}:
+        raise SpecError(f"resource_args are for {other!r}, but this item runs on {resource!r}.")
+    if request.queue is not None:
+        check_variables(request.queue, config, spec.template_variables)
+    submitted = check_submitter_args(
+        spec.resource_args.get(resource, {}),
+        resource=resource,
+        allowed=runner.submitter_options,
+        extra_allowed=config.submitter_options,
+        locked=locked_options(config.resource_args),
+    )
+    if site.secure_mode:
+        check_secure_mode(spec)
+    of_queue = await resolve_secrets(config.fill(spec.template_variables))
+    merged = merge_resource_args(of_queue, {**submitted, **await _submitted_env(submitted)})
+    macros = macro_values(
+        run_id=spec.run_id or request.item_id[:8],
+        item_id=request.item_id,
+        attempt=request.attempt,
+        project_name=spec.project,
+        entity_name=spec.entity,
+        run_name=spec.name,
+        image_uri=image,
+        author=spec.author,
+        queue_name=request.queue,
+        named=site.macros,
+    )
+    return fill_macros(merged, macros)
+
+
+async def _submitted_env(submitted: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the secrets that a submitter named. They may stand in `env` alone, where no command line shows them."""
+    return {"env": await resolve_secrets(submitted["env"])} if "env" in submitted else {}
+
+
+def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path) -> JobContext:
+    return JobContext.of(
+        spec,
+        run_id=spec.run_id or request.item_id[:8],
+        item_id=request.item_id,
+        attempt=request.attempt,
+        output_dir=str(run_dir / "outputs"),
+        queue=request.queue,
+        queue_entity=request.config.entity,
+        job=job.reference if job else None,
+        entity=spec.entity or (job.entity if job else None),
+        project=spec.project or (job.project if job else None),
+    )
+
+
+def _make_run_dir(run_dir: Path) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.chmod(0o700)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an agent that died had begun to unpack; a run that was created already has its code and is not planned again."""
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def save_plan(plan: RunPlan) -> None:
+    """Keep a plan in its run folder, without its environment, for an agent that finds the run again."""
+    whole = plan.run_dir / PLAN_FILE
+    part = whole.with_suffix(".part")
+    part.write_text(plan.model_dump_json(exclude={"env", "options"}))
+    part.replace(whole)
+
+
+def load_plan(run_dir: Path) -> RunPlan | None:
+    """Read the plan of a run folder; `None` when there is none."""
+    try:
+        text = (run_dir / PLAN_FILE).read_text()
+    except OSError:
+        return None
+    return RunPlan.model_validate_json(text)
+
+
+def local_config(resource: str, options: Mapping[str, Any] | None = None) -> QueueConfig:
+    """Return the config of a run that comes from no queue."""
+    return QueueConfig(resource=resource, resource_args=dict(options or {}))
+
+
+def default_resource(job: Job | None) -> str:
+    """Return the resource of a run that names none: an image needs a container, code a process."""
+    return "local-container" if job is None or job.kind is SourceKind.IMAGE else "local-process"

@@ -1,0 +1,275 @@
+"""Run queues: work pools of type `launch`, with four priorities, a resource and its template variables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from prefect_launch.errors import QueueError, unknown_name
+from prefect_launch.names import MAX_QUEUE_NAME_CHARS, check_name
+from prefect_launch.priority import Priority
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.safety import normalise_option, normalise_options
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Pool
+from prefect_launch.spec import LaunchSpec
+from prefect_launch.states import StateType
+from prefect_launch.templates import QueueConfig, check_placeholders, read_template_variables
+
+if TYPE_CHECKING:
+    from prefect_launch.api import Api
+    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.session import Session
+
+#: The queue that is made on first use; every other one must be made by its owner.
+DEFAULT_QUEUE: Final = "default"
+#: Label of deployments and items: the queue that they belong to.
+QUEUE_LABEL: Final = "prefect-launch.queue"
+PRIORITIZATION_MODES: Final = ("V0", "DISABLED")
+#: Prefect keeps these names to itself.
+_RESERVED_PREFIX: Final = "prefect"
+
+
+def deployment_name(queue: str) -> str:
+    """Return the name of the deployment (of the flow `launch`) that a queue's items are made from."""
+    return f"queue-{queue}"
+
+
+def make_config(
+    resource: str,
+    config: Mapping[str, Any] | None,
+    template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
+    *,
+    entity: str | None = None,
+    prioritization_mode: str | None = None,
+    submitter_options: Iterable[str] = (),
+) -> QueueConfig:
+    """Make and check a queue's configuration, with nothing asked of the server.
+
+    Args:
+        resource: name of the resource, such as `local-container`.
+        config: the resource's options; `{"resource_args": {resource: options}}` is understood too.
+        template_variables: see `prefect_launch.templates.read_template_variables`.
+        entity: owner of the queue.
+        prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
+        submitter_options: options that submitters may set besides the resource's usual ones.
+
+    Raises:
+        NotFoundError: for an unknown resource or option.
+        QueueError: for a template variable or mode that is not right.
+    """
+    runner = runner_class(resource)
+    options = _options_of(resource, config)
+    allowed = tuple(dict.fromkeys(normalise_option(option) for option in submitter_options))
+    for option in (*options, *allowed):
+        if option not in runner.options:
+            raise unknown_name("option", option, runner.options, where=f" of the resource {resource!r}")
+    if prioritization_mode is not None and prioritization_mode not in PRIORITIZATION_MODES:
+        raise QueueError(
+            f"Unknown prioritization mode {prioritization_mode!r}: use 'V0' (four priorities) or 'DISABLED' (one)."
+        )
+    return check_placeholders(
+        QueueConfig(
+            resource=resource,
+            resource_args=options,
+            template_variables=read_template_variables(template_variables),
+            submitter_options=allowed,
+            entity=entity,
+            prioritization_mode=prioritization_mode or "V0",
+        )
+    )
+
+
+def _options_of(resource: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    if config is None:
+        return {}
+    if not isinstance(config, Mapping):
+        raise QueueError(f"A queue's config must be a mapping of options, not {type(config).__name__} {config!r}.")
+    options = config
+    if set(config) == {"resource_args"}:
+        options = config["resource_args"]
+        if set(options) - {resource}:
+            raise QueueError(f"The queue's resource is {resource!r}, but its config is for {', '.join(options)}.")
+        options = options.get(resource, {})
+    return normalise_options(options)
+
+
+def check_queue_name(name: object) -> str:
+    """Return a good name for a queue.
+
+    Raises:
+        InvalidNameError: when it is none.
+        QueueError: when Prefect keeps it to itself.
+    """
+    good = check_name("queue", name, max_chars=MAX_QUEUE_NAME_CHARS)
+    if good.lower().startswith(_RESERVED_PREFIX):
+        raise QueueError(
+            f"Queue names that begin with 'prefect' are reserved by Prefect: choose another than {good!r}."
+        )
+    return good
+
+
+async def create_queue(
+    session: Session, name: str, config: QueueConfig, *, concurrency: int | None = None, replace: bool = False
+) -> Pool:
+    """Make a queue: its work pool, its priorities, its deployment.
+
+    Args:
+        session: an open `Api`.
+        name: of the queue.
+        config: of the queue.
+        concurrency: how many of its items may be in work at a time; `None` for no limit.
+        replace: bring a queue of that name up to date instead of refusing.
+
+    Raises:
+        QueueError: when it is there already, or its resource would change under waiting items.
+    """
+    check_queue_name(name)
+    server = session.server
+    template = config.to_template()
+    text = f"Launch queue on {config.resource}."
+    pool = await server.create_pool(name, base_job_template=template, description=text, concurrency_limit=concurrency)
+    if pool is None:
+        pool = await _replace(server, name, config, concurrency) if replace else None
+    if pool is None:
+        raise QueueError(
+            f"The queue {name!r} is there already. Choose another name, or ask to replace its configuration."
+        )
+    if config.prioritization_mode != "DISABLED":
+        for priority in Priority:
+            if priority is not Priority.MEDIUM:
+                await server.create_queue(name, priority.work_queue, int(priority))
+    session.forget_queue(name)
+    await ensure_deployment(server, name, config)
+    return pool
+
+
+async def _replace(server: Server, name: str, config: QueueConfig, concurrency: int | None) -> Pool | None:
+    pool = await server.read_pool(name)
+    if pool is None:
+        return None
+    try:
+        resource = QueueConfig.from_template(name, pool.base_job_template).resource
+    except QueueError:
+        resource = config.resource
+    if resource != config.resource:
+        waiting = await server.count_items(pool=name, state_types=[StateType.SCHEDULED])
+        if waiting:
+            raise QueueError(
+                f"The queue {name!r} has {waiting} waiting items for {resource}; its resource cannot become"
+                f" {config.resource}. Make a new queue, or wait until it is empty."
+            )
+    changes: dict[str, Any] = {"base_job_template": config.to_template()}
+    if concurrency is not None:
+        changes["concurrency_limit"] = concurrency
+    await server.update_pool(name, **changes)
+    return await server.read_pool(name)
+
+
+async def ensure_deployment(server: Server, name: str, config: QueueConfig) -> UUID:
+    """Return the id of the deployment that a queue's items are made from; it is made when it is missing."""
+    wanted = deployment_name(name)
+    there = await server.find_deployment(wanted)
+    if there is not None and there.work_pool_name == name:
+        return there.id
+    return await server.upsert_deployment(
+        wanted,
+        pool=name,
+        parameters={},
+        parameter_schema=LaunchSpec.model_json_schema(),
+        description=f"Any job on the queue **{name}** ({config.resource}). `launch_add(…, queue_name={name!r})` uses it.",
+        tags=["launch", f"queue:{name}"],
+        labels={QUEUE_LABEL: name},
+        enforce=False,
+    )
+
+
+async def delete_queue(session: Session, name: str) -> int:
+    """Delete a queue with its deployments and waiting items; what runs goes on.
+
+    Returns:
+        How many waiting items went with it.
+
+    Raises:
+        NotFoundError: when there is none of that name.
+    """
+    await session.queue(name)
+    waiting = await session.server.count_items(pool=name, state_types=[StateType.SCHEDULED])
+    for deployment in await session.server.list_deployments(name):
+        await session.server.delete_deployment(deployment.id)
+    await session.server.delete_pool(name)
+    session.forget_queue(name)
+    return waiting
+
+
+class RunQueue:
+    """A run queue.
+
+    Attributes:
+        name: of the queue, and of its work pool.
+        entity: its owner.
+        type: the resource that its items run on.
+        template_variables: JSON schemas by name.
+        prioritization_mode: `V0` or `DISABLED`.
+        id: of the work pool.
+    """
+
+    def __init__(self, api: Api, pool: Pool) -> None:
+        config = QueueConfig.from_template(pool.name, pool.base_job_template)
+        self._api = api
+        self._config = config
+        self.name = pool.name
+        self.id = str(pool.id)
+        self.entity = config.entity or api.entity
+        self.type = config.resource
+        self.template_variables = dict(config.template_variables)
+        self.prioritization_mode = config.prioritization_mode
+        self.is_paused = pool.is_paused
+        self.concurrency_limit = pool.concurrency_limit
+        self.submitter_options = config.submitter_options
+
+    def __repr__(self) -> str:
+        return f"<RunQueue {self.name} ({self.type})>"
+
+    @property
+    def default_resource_config(self) -> dict[str, Any]:
+        """The options that every item of the queue gets: `{"resource_args": {type: options}}`."""
+        return {"resource_args": {self.type: dict(self._config.resource_args)}}
+
+    @property
+    def url(self) -> str:
+        """The queue's page in the UI."""
+        return f"{self._api.ui_url}/work-pools/work-pool/{self.name}"
+
+    @property
+    def items(self) -> list[QueuedRun]:
+        """All items of the queue, newest first; read anew at each use."""
+        return self._api.items(queue=self.name, limit=None)
+
+    def pause(self) -> None:
+        """Let no further item start; what runs goes on."""
+        self._api.update_run_queue(self.name, is_paused=True)
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Let items start again."""
+        self._api.update_run_queue(self.name, is_paused=False)
+        self.is_paused = False
+
+    def set_concurrency_limit(self, limit: int | None) -> None:
+        """Set how many items may be in work at a time (at least 1); `None` for no limit.
+
+        Raises:
+            QueueError: for a number below 1.
+        """
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise QueueError(
+                f"A queue's concurrency limit must be 1 or more, not {limit!r}. Pause the queue to stop it."
+            )
+        self._api.update_run_queue(self.name, concurrency_limit=limit)
+        self.concurrency_limit = limit
+
+    def delete(self) -> int:
+        """Delete the queue with its waiting items; returns how many those were."""
+        return self._api.delete_run_queue(self.name)

@@ -1,0 +1,77 @@
+"""What an open `Api` holds: the server, the job registry and what was lately read of the queues."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from prefect_launch.errors import unknown_name
+from prefect_launch.server.pools import POOL_TYPE
+from prefect_launch.server.protocol import Server
+from prefect_launch.templates import QueueConfig
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.registry import JobRegistry
+
+#: For how long a queue that was read is not read again. The server checks each item against the queue as it is, so what is
+#: old costs a better message, never a wrong item.
+QUEUE_MEMORY_SECONDS: Final = 30.0
+
+
+@dataclass(frozen=True)
+class KnownQueue:
+    """A queue as it was when it was read.
+
+    Attributes:
+        pool_id: id of the work pool.
+        deployment_id: id of the deployment that its items are made from.
+    """
+
+    name: str
+    pool_id: UUID
+    deployment_id: UUID
+    config: QueueConfig
+    read_at: float = field(default_factory=time.monotonic)
+
+
+class Session:
+    """An open connection.
+
+    Attributes:
+        server: the door to the Prefect server.
+        jobs: the jobs that are kept.
+    """
+
+    def __init__(self, server: Server, jobs: JobRegistry) -> None:
+        self.server = server
+        self.jobs = jobs
+        self._queues: dict[str, KnownQueue] = {}
+
+    async def queue(self, name: str) -> KnownQueue:
+        """Return a queue by its name.
+
+        Raises:
+            NotFoundError: when there is none of that name; names the nearest one.
+            QueueError: when the work pool of that name is not a launch queue.
+        """
+        known = self._queues.get(name)
+        if known is not None and time.monotonic() - known.read_at < QUEUE_MEMORY_SECONDS:
+            return known
+        self._queues[name] = known = await self._read_queue(name)
+        return known
+
+    def forget_queue(self, name: str) -> None:
+        """Read the queue anew the next time."""
+        self._queues.pop(name, None)
+
+    async def _read_queue(self, name: str) -> KnownQueue:
+        from prefect_launch.queues import ensure_deployment
+
+        pool = await self.server.read_pool(name)
+        if pool is None or pool.type != POOL_TYPE:
+            raise unknown_name("queue", name, [known.name for known in await self.server.list_pools()])
+        config = QueueConfig.from_template(name, pool.base_job_template)
+        deployment_id = await ensure_deployment(self.server, name, config)
+        return KnownQueue(name=name, pool_id=pool.id, deployment_id=deployment_id, config=config)

@@ -1,0 +1,211 @@
+"""A queue's configuration as a Prefect base job template, and back.
+
+The queue's owner writes a resource config in which `{{var}}` stands for a template variable; Prefect keeps it as a work pool's
+`base_job_template`, whose `variables` schema makes the server itself refuse a wrong value and an unknown variable.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+import jsonschema
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefect_launch.errors import QueueError, SpecError, unknown_name
+
+_PLACEHOLDER = re.compile(r"\{\{\s*([\w.\-$]+)\s*\}\}")
+_TYPES: Final = ("string", "integer", "number", "boolean")
+_KEYWORDS: Final = ("type", "enum", "minimum", "maximum", "default", "title", "description")
+
+
+class QueueConfig(BaseModel):
+    """What a queue's owner configures: the part of a queue that is kept in its base job template."""
+
+    model_config = ConfigDict(frozen=True)
+
+    resource: str
+    resource_args: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the resource, with placeholders."
+    )
+    template_variables: dict[str, dict[str, Any]] = Field(default_factory=dict, description="JSON schema by name.")
+    submitter_options: tuple[str, ...] = Field(
+        default=(), description="Options that submitters may set besides the usual."
+    )
+    entity: str | None = None
+    prioritization_mode: str = "V0"
+
+    def to_template(self) -> dict[str, Any]:
+        """Return the work pool's `base_job_template`."""
+        required = [name for name, schema in self.template_variables.items() if "default" not in schema]
+        return {
+            "job_configuration": {
+                "resource": self.resource,
+                "resource_args": {self.resource: self.resource_args},
+                "submitter_options": list(self.submitter_options),
+                "entity": self.entity,
+                "prioritization_mode": self.prioritization_mode,
+            },
+            "variables": {
+                "type": "object",
+                "properties": {name: {"title": name, **schema} for name, schema in self.template_variables.items()},
+                "required": required,
+                "additionalProperties": False,
+            },
+        }
+
+    @classmethod
+    def from_template(cls, name: str, template: Mapping[str, Any]) -> QueueConfig:
+        """Read a work pool's `base_job_template`.
+
+        Raises:
+            QueueError: when it is not one of ours; the message says how to repair it.
+        """
+        configuration = template.get("job_configuration")
+        properties = (template.get("variables") or {}).get("properties") or {}
+        try:
+            resource = configuration["resource"]  # type: ignore[index]
+            return cls(
+                resource=resource,
+                resource_args=(configuration.get("resource_args") or {}).get(resource) or {},  # type: ignore[union-attr]
+                template_variables={
+                    key: {
+                        word: schema[word]
+                        for word in _KEYWORDS
+                        if word in schema and (word, schema[word]) != ("title", key)
+                    }
+                    for key, schema in properties.items()
+                },
+                submitter_options=tuple(configuration.get("submitter_options") or ()),  # type: ignore[union-attr]
+                entity=configuration.get("entity"),  # type: ignore[union-attr]
+                prioritization_mode=configuration.get("prioritization_mode") or "V0",  # type: ignore[union-attr]
+            )
+        except (TypeError, KeyError, AttributeError, ValidationError):
+            raise QueueError(
+                f"The work pool {name!r} has no launch configuration: its base job template needs job_configuration.resource"
+                " and job_configuration.resource_args. Write it anew with 'prefect-launch queue create --replace'."
+            ) from None
+
+    def fill(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the resource's options with the template variables filled in.
+
+        A value that is one placeholder keeps the variable's type; one with text around it becomes text. A variable without a
+        value and default leaves its option out.
+        """
+        known = {name: schema["default"] for name, schema in self.template_variables.items() if "default" in schema}
+        filled = _fill(self.resource_args, {**known, **values})
+        return {} if filled is _LEAVE_OUT else filled
+
+
+class _LeaveOut:
+    pass
+
+
+_LEAVE_OUT: Final = _LeaveOut()
+
+
+def placeholders(value: Any) -> list[str]:
+    """List the names of the template variables in a value, nested ones too. Prefect's own (`prefect.…`, `$…`) are left out."""
+    names = _PLACEHOLDER.findall(json.dumps(value))
+    return [name for name in names if not name.startswith(("prefect.", "$"))]
+
+
+def _fill(value: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(value, Mapping):
+        pairs = ((key, _fill(item, values)) for key, item in value.items())
+        return {key: item for key, item in pairs if item is not _LEAVE_OUT}
+    if isinstance(value, list):
+        return [item for item in (_fill(part, values) for part in value) if item is not _LEAVE_OUT]
+    if not isinstance(value, str):
+        return value
+    whole = _PLACEHOLDER.fullmatch(value.strip())
+    if whole and not whole[1].startswith(("prefect.", "$")):
+        return values.get(whole[1], _LEAVE_OUT)
+    return _PLACEHOLDER.sub(lambda match: str(values[match[1]]) if match[1] in values else match[0], value)
+
+
+def read_template_variables(given: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
+    """Read template variables as the reference writes them.
+
+    Args:
+        given: `{name: {"schema": {…}}}`, `{name: {…}}`, or a list of `{"name": …, "schema": {…} or JSON text}`.
+
+    Raises:
+        QueueError: for a schema that uses more than type (string, integer, number, boolean), enum, minimum, maximum, default,
+            title and description, or whose default or enum break its own rule.
+    """
+    if not given:
+        return {}
+    pairs = given.items() if isinstance(given, Mapping) else ((entry["name"], entry) for entry in given)
+    return {name: _read_schema(name, entry.get("schema", entry)) for name, entry in pairs}
+
+
+def _read_schema(name: str, schema: Any) -> dict[str, Any]:
+    if isinstance(schema, str):
+        schema = json.loads(schema)
+    schema = {key: value for key, value in schema.items() if key != "name"}
+    if not re.fullmatch(r"[A-Za-z_][\w\-]*", name):
+        raise QueueError(f"Invalid template variable name {name!r}: use letters, digits and '_', a letter first.")
+    for keyword in schema:
+        if keyword not in _KEYWORDS:
+            raise QueueError(str(unknown_name("keyword", keyword, _KEYWORDS, where=f" in template variable {name!r}")))
+    if schema.get("type", "string") not in _TYPES:
+        raise QueueError(f"Template variable {name!r} has the type {schema['type']!r}; use one of {', '.join(_TYPES)}.")
+    schema = {"type": "string", **schema}
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+        for value in (*schema.get("enum", ()), *([schema["default"]] if "default" in schema else ())):
+            jsonschema.validate(value, schema)
+    except jsonschema.ValidationError as error:
+        raise QueueError(
+            f"Template variable {name!r}: its default or enum breaks its own rule: {error.message}."
+        ) from None
+    except jsonschema.SchemaError as error:
+        raise QueueError(f"Template variable {name!r} has no good schema: {error.message}.") from None
+    if schema.get("minimum", float("-inf")) > schema.get("maximum", float("inf")):
+        raise QueueError(
+            f"Template variable {name!r}: minimum {schema['minimum']} is above maximum {schema['maximum']}."
+        )
+    return schema
+
+
+def check_placeholders(config: QueueConfig) -> QueueConfig:
+    """Return the config when every placeholder in it is a declared template variable.
+
+    Raises:
+        QueueError: naming the one that is not.
+    """
+    for name in placeholders(config.resource_args):
+        if name not in config.template_variables:
+            unknown = unknown_name("template variable", name, config.template_variables, where=" in the queue's config")
+            raise QueueError(f"{unknown} Declare it in template_variables.")
+    return config
+
+
+def check_variables(queue: str, config: QueueConfig, values: Mapping[str, Any]) -> None:
+    """Check template variables before the server does, for errors that name the nearest right one.
+
+    Raises:
+        NotFoundError: for a variable that the queue does not have.
+        SpecError: for a missing one, or a value that has the wrong type or is out of its range.
+    """
+    for name, value in values.items():
+        if name not in config.template_variables:
+            raise unknown_name("template variable", name, config.template_variables, where=f" of queue {queue!r}")
+        schema = config.template_variables[name]
+        error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
+        if error is not None:
+            rule = ", ".join(f"{key} {schema[key]}" for key in ("type", "enum", "minimum", "maximum") if key in schema)
+            raise SpecError(
+                f"Template variable {name!r} of queue {queue!r} cannot be {value!r}: {error.message} ({rule})."
+            )
+    missing = [
+        name for name, schema in config.template_variables.items() if "default" not in schema and name not in values
+    ]
+    if missing:
+        raise SpecError(
+            f"Queue {queue!r} needs a value for the template variable {missing[0]!r}"
+            f" (template_variables={{{missing[0]!r}: …}}, or -v {missing[0]}=… on the command line)."
+        )
