@@ -6,23 +6,21 @@ alone. It needs root. The storage driver is the engine's own choice (overlay2, o
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from uuid import uuid4
 
 import docker
 from docker.errors import DockerException
 
+from tests.support.bridge import Bridge
 from tests.support.processes import ChildProcess
 
 START_SECONDS = 60.0
 PING_SECONDS = 5
-# Private /24 networks to choose from; one is taken that no route of the machine touches.
-SUBNETS = ipaddress.ip_network("172.29.0.0/16")
+_SBIN_TOO = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 class EngineMissingError(RuntimeError):
@@ -89,39 +87,35 @@ class PrivateEngine:
     """A `dockerd` of the tests' own, started on construction.
 
     Raises:
-        EngineMissingError: Not root, or no `dockerd` or `ip` here.
+        EngineMissingError: Not root, or a program is missing here.
     """
 
     def __init__(self) -> None:
-        dockerd, ip = shutil.which("dockerd", path=_SBIN_TOO), shutil.which("ip", path=_SBIN_TOO)
-        if os.geteuid() or not dockerd or not ip:
+        dockerd = shutil.which("dockerd", path=_SBIN_TOO)
+        if os.geteuid() or not dockerd:
             raise EngineMissingError(
-                "no Docker Engine answers, and a private one needs root, dockerd and ip:"
+                "no Docker Engine answers, and a private one needs root and dockerd:"
                 " start Docker, set DOCKER_HOST, or run scripts/setup-test-machine.sh as root"
             )
-        self._ip = ip
+        try:
+            self._bridge = Bridge(_SBIN_TOO)
+        except FileNotFoundError as missing:
+            raise EngineMissingError(str(missing)) from missing
         self._folder = Path(tempfile.mkdtemp(prefix="launch-test-docker-"))
         self.host = f"unix://{self._folder}/docker.sock"
-        self._bridge = f"lt{uuid4().hex[:10]}"  # an interface's name has at most 15 characters
-        self._add_bridge()
-        self._process = self._start(dockerd)
+        try:
+            self._process = self._start(dockerd)
+        except RuntimeError:
+            self._bridge.remove()
+            raise
 
     def stop(self) -> None:
         """Stop the engine and remove its bridge, mounts and data."""
         self._process.stop()
-        subprocess.run([self._ip, "link", "delete", self._bridge], check=True)
+        self._bridge.remove()
         for mount in _mounts_below(self._folder):
             subprocess.run(["umount", "--lazy", mount], check=True)
         shutil.rmtree(self._folder)
-
-    def _add_bridge(self) -> None:
-        address = _free_subnet()
-        for command in (
-            ["link", "add", "name", self._bridge, "type", "bridge"],
-            ["address", "add", address, "dev", self._bridge],
-            ["link", "set", self._bridge, "up"],
-        ):
-            subprocess.run([self._ip, *command], check=True)
 
     def _start(self, dockerd: str) -> ChildProcess:
         command = [
@@ -130,7 +124,7 @@ class PrivateEngine:
             *("--data-root", str(self._folder / "data")),
             *("--exec-root", str(self._folder / "exec")),
             *("--pidfile", str(self._folder / "docker.pid")),
-            *("--bridge", self._bridge),
+            *("--bridge", self._bridge.name),
             # No file of the machine's own engine has a say here.
             *("--config-file", str(self._folder / "daemon.json")),
         ]
@@ -139,9 +133,6 @@ class PrivateEngine:
         process = ChildProcess(command, self._folder / "dockerd.log", environment=environment)
         process.wait_until(lambda: _answers(self.host), START_SECONDS)
         return process
-
-
-_SBIN_TOO = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 def _answers(host: str) -> bool:
@@ -155,21 +146,6 @@ def _answers(host: str) -> bool:
         return False
     finally:
         client.close()
-
-
-def _free_subnet() -> str:
-    """The bridge's address in a /24 that no route of the machine overlaps."""
-    taken = [_network(line.split()) for line in Path("/proc/net/route").read_text().splitlines()[1:]]
-    for subnet in SUBNETS.subnets(new_prefix=24):
-        if not any(subnet.overlaps(network) for network in taken if network.prefixlen):
-            return f"{next(subnet.hosts())}/24"
-    raise EngineMissingError(f"every /24 of {SUBNETS} is routed on this machine: free one for the tests' bridge")
-
-
-def _network(route: list[str]) -> ipaddress.IPv4Network:
-    # Columns 1 and 7 are destination and mask, hexadecimal, in the machine's (little endian) byte order.
-    destination, mask = (ipaddress.ip_address(bytes.fromhex(route[column])[::-1]) for column in (1, 7))
-    return ipaddress.IPv4Network(f"{destination}/{mask}")
 
 
 def _mounts_below(folder: Path) -> list[str]:
