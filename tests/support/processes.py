@@ -76,13 +76,14 @@ class ChildProcess:
             seconds: How long at most.
 
         Raises:
-            RuntimeError: The program ended, or was not ready in time. Its last output is in the message.
+            RuntimeError: The program ended, or was not ready in time and was killed. Its last output is in the message.
         """
         deadline = time.monotonic() + seconds
         while not ready():
             if not self.running:
                 raise RuntimeError(f"{self._name} ended with {self._process.returncode}:\n{self.tail()}")
             if time.monotonic() > deadline:
+                self.kill()
                 raise RuntimeError(f"{self._name} was not ready after {seconds} s:\n{self.tail()}")
             time.sleep(POLL_SECONDS)
 
