@@ -22,6 +22,7 @@ else:
 
 _INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)(?:\s+|=)(?P<file>\S+)\Z")
 _EDITABLE = re.compile(r"(?:-e|--editable)(?:\s+|=)")
+_WHEELS = re.compile(r"(?P<option>-f|--find-links)(?:\s+|=)(?P<folder>\S+)\Z")
 _LOCAL = re.compile(r"\.{0,2}/|\.\.?(?:\[|\s|;|\Z)")
 
 
@@ -91,6 +92,9 @@ class _Reader:
         if included:
             self.read(folder / included["file"], self.constraints if line.startswith(("-c", "--c")) else into)
             return
+        wheels = _WHEELS.match(line)
+        if wheels and "://" not in wheels["folder"]:
+            line = f"{wheels['option']} {(folder / wheels['folder']).resolve()}"
         # An environment is shared by runs and outlives their code, so nothing in it may point there.
         requirement = _EDITABLE.sub("", line)
         if _LOCAL.match(requirement):

@@ -1,5 +1,4 @@
-"""In-memory twins of every outside thing, for this project's tests and for its users'; each is imported on first
-use."""
+"""In-memory twins of every outside thing, for this project's tests and for its users', imported on first use."""
 
 from __future__ import annotations
 
@@ -7,21 +6,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prefect_launch.testing.engine import InMemoryEngine
+    from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
     from prefect_launch.testing.job_index import InMemoryJobIndex
-    from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner, Script
+    from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
+    from prefect_launch.testing.script import Script
     from prefect_launch.testing.server import InMemoryServer
 
 _HOMES = {
+    "InMemoryDocker": "engine",
     "InMemoryEngine": "engine",
     "InMemoryJobIndex": "job_index",
     "InMemoryMachine": "runner",
     "InMemoryRunner": "runner",
     "InMemoryServer": "server",
-    "Script": "runner",
+    "Script": "script",
 }
 
-__all__ = ["InMemoryEngine", "InMemoryJobIndex", "InMemoryMachine", "InMemoryRunner", "InMemoryServer", "Script"]
+__all__ = [
+    "InMemoryDocker",
+    "InMemoryEngine",
+    "InMemoryJobIndex",
+    "InMemoryMachine",
+    "InMemoryRunner",
+    "InMemoryServer",
+    "Script",
+]
 
 
 def __getattr__(name: str) -> Any:

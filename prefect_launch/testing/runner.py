@@ -1,0 +1,186 @@
+"""An in-memory runner: a machine without processes, for tests of what is built on runners (an agent, `launch`).
+
+An `InMemoryMachine` is what outlives an agent; an `InMemoryRunner` is one agent's hold on it, so a test that makes a
+second runner has restarted the agent. It counts what was started, so "runs once" can be asserted. Logs and outputs are
+real files.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, ClassVar
+
+from prefect_launch.errors import InfrastructureError, unknown_name
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.runners.base import Exit, Found, Runner, RunPlan, RunState
+from prefect_launch.safety.options import normalise_options
+from prefect_launch.testing.script import Script, ScriptedProcess
+
+_OPTIONS = frozenset({"e", "env", "nice", "secret-door"})
+
+
+@dataclass
+class _Run:
+    plan: RunPlan
+    script: Script
+    process: ScriptedProcess | None = None
+    stopped: bool = False
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def state(self) -> RunState:
+        if self.process is None:
+            return RunState.CREATED
+        return RunState.RUNNING if self.process.exit_code is None else RunState.EXITED
+
+
+@dataclass
+class InMemoryMachine:
+    """What runs, whoever watches.
+
+    Args:
+        script: says what the job of a plan does; by default every job ends with 0 at once.
+
+    Attributes:
+        runs: what exists, by handle.
+        prepared, started, removed: the handles (names) of the runs that went through this, in order.
+    """
+
+    script: Callable[[RunPlan], Script] = lambda plan: Script()
+    runs: dict[str, _Run] = field(default_factory=dict)
+    prepared: list[str] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+
+    @property
+    def running(self) -> list[str]:
+        """The handles of the runs that run now."""
+        return [handle for handle, run in self.runs.items() if run.state is RunState.RUNNING]
+
+    def lose(self, handle: str) -> None:
+        """Let a run vanish, as when somebody removes its container by force."""
+        run = self.runs.pop(handle)
+        if run.process is not None:
+            run.process.kill(9)
+
+
+class InMemoryRunner(Runner):
+    """A runner on an in-memory machine; its class attributes are those of `local-process`, and may be set in a
+    subclass.
+
+    Args:
+        home: as every runner's; nothing is written there.
+        machine: what it runs on; a new one by default.
+    """
+
+    name: ClassVar[str] = "in-memory"
+    sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
+    submitter_options: ClassVar[frozenset[str]] = _OPTIONS - {"secret-door"}
+    options: ClassVar[frozenset[str]] = _OPTIONS
+
+    def __init__(self, home: Path, machine: InMemoryMachine | None = None) -> None:
+        super().__init__(home)
+        self.machine = machine or InMemoryMachine()
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        checked = normalise_options(options)
+        for name in checked:
+            if name not in cls.options:
+                raise unknown_name("option", name, cls.options, where=f" in resource_args.{cls.name}")
+        return checked
+
+    async def prepare(self, plan: RunPlan) -> None:
+        self.check(plan)
+        self.machine.prepared.append(plan.name)
+        _raise(self.machine.script(plan).prepare_error)
+
+    async def create(self, plan: RunPlan) -> str:
+        script = self.machine.script(plan)
+        _raise(script.create_error)
+        self.machine.runs.setdefault(plan.name, _Run(plan, script))
+        return plan.name
+
+    async def start(self, handle: str) -> None:
+        run = self.machine.runs.get(handle)
+        if run is None or run.process is not None or run.stopped:
+            return
+        _raise(run.script.start_error)
+        self.machine.started.append(handle)
+        run.started_at = datetime.now(timezone.utc)
+        run.plan.log_path.touch()
+        run.process = ScriptedProcess(_runnable(run.script), lambda piece: _append(run.plan, piece), lambda: _end(run))
+
+    async def watch(self, handle: str, plan: RunPlan) -> Exit:
+        run = self.machine.runs.get(handle)
+        if run is None:
+            return Exit(exit_code=None, error="the run was removed by somebody else")
+        if run.process is None:
+            return Exit(exit_code=None, stopped=run.stopped, error="stopped before it was started")
+        code = await run.process.wait()
+        if handle not in self.machine.runs:
+            return Exit(exit_code=None, error="the run was removed by somebody else while it ran")
+        return Exit(
+            exit_code=code,
+            signal=run.process.signal,
+            oom_killed=run.script.oom_killed and not run.stopped,
+            stopped=run.stopped,
+            error=f"the entry point {run.plan.command!r} is not there" if run.script.missing else None,
+            started_at=run.started_at,
+            ended_at=run.ended_at,
+        )
+
+    async def stop(self, handle: str, grace_seconds: float) -> None:
+        run = self.machine.runs.get(handle)
+        if run is None or run.state is RunState.EXITED:
+            return
+        run.stopped = True
+        if run.process is None:
+            return
+        run.process.kill(signal.SIGTERM)
+        if run.script.ignores_term:
+            run.process.kill(signal.SIGKILL)
+        await run.process.wait()
+
+    async def find(self, labels: Mapping[str, str]) -> list[Found]:
+        return [
+            Found(handle=handle, state=run.state, labels=run.plan.labels, run_dir=run.plan.run_dir)
+            for handle, run in self.machine.runs.items()
+            if labels.items() <= run.plan.labels.items()
+        ]
+
+    async def remove(self, handle: str) -> None:
+        run = self.machine.runs.get(handle)
+        if run is None:
+            return
+        if run.state is RunState.RUNNING:
+            raise InfrastructureError(f"The run {handle!r} still runs, so it is not removed. Stop it first.")
+        del self.machine.runs[handle]
+        self.machine.removed.append(handle)
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
+
+
+def _runnable(script: Script) -> Script:
+    return Script(exit_code=127) if script.missing else script
+
+
+def _append(plan: RunPlan, piece: bytes) -> None:
+    with plan.log_path.open("ab") as file:
+        file.write(piece)
+
+
+def _end(run: _Run) -> None:
+    run.ended_at = datetime.now(timezone.utc)
+    for name, content in run.script.outputs.items():
+        path = run.plan.output_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)

@@ -1,0 +1,89 @@
+"""What a job does in the in-memory twins: how long it takes, what it writes, how it ends. Nothing runs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from prefect_launch.errors import LaunchError
+from prefect_launch.runners.base import signal_of
+
+
+@dataclass(frozen=True)
+class Script:
+    """One job's behaviour.
+
+    Attributes:
+        seconds: how long it runs, after its log lines were written.
+        exit_code: how it ends by itself.
+        log: what it writes at its start, piece by piece.
+        late_log: what it writes at its end.
+        outputs: files that it leaves in its outputs folder, by relative path.
+        ignores_term: whether only a kill ends it.
+        oom_killed: whether the kernel ends it for want of memory.
+        missing: whether its program does not exist.
+        prepare_error, create_error, start_error: raised by that step of its runner.
+    """
+
+    seconds: float = 0.0
+    exit_code: int = 0
+    log: tuple[bytes, ...] = ()
+    late_log: tuple[bytes, ...] = ()
+    outputs: Mapping[str, bytes] = field(default_factory=dict)
+    ignores_term: bool = False
+    oom_killed: bool = False
+    missing: bool = False
+    prepare_error: LaunchError | None = None
+    create_error: LaunchError | None = None
+    start_error: LaunchError | None = None
+
+
+class ScriptedProcess:
+    """A script that "runs" in the current event loop.
+
+    Args:
+        script: what it does.
+        write: takes what it writes.
+        on_end: called once it has ended.
+    """
+
+    def __init__(self, script: Script, write: Callable[[bytes], None], on_end: Callable[[], None]) -> None:
+        self.exit_code: int | None = None
+        self._script = script
+        self._write = write
+        self._on_end = on_end
+        self._ended = asyncio.Event()
+        self._killed_with: int | None = None
+        self._told = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    @property
+    def signal(self) -> str | None:
+        """The signal that ended it."""
+        return signal_of(self.exit_code)
+
+    def kill(self, number: int) -> None:
+        """Send it a signal: 9 ends it always, another one unless it ignores TERM."""
+        if number == 9 or not self._script.ignores_term:
+            self._killed_with = number
+            self._told.set()
+
+    async def wait(self) -> int:
+        """Wait until it has ended; return its exit code."""
+        await self._ended.wait()
+        return self.exit_code or 0
+
+    async def _run(self) -> None:
+        script = self._script
+        for piece in script.log:
+            self._write(piece)
+        try:
+            await asyncio.wait_for(self._told.wait(), script.seconds if script.seconds > 0 else 0.001)
+        except asyncio.TimeoutError:
+            for piece in script.late_log:
+                self._write(piece)
+        code = 137 if script.oom_killed else script.exit_code
+        self.exit_code = code if self._killed_with is None else 128 + self._killed_with
+        self._on_end()
+        self._ended.set()

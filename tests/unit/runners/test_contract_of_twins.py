@@ -1,0 +1,78 @@
+"""The runner's contract on the in-memory twins: the runner itself, and the container runner on an in-memory engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from prefect_launch.runners.base import Labels, Runner, RunPlan
+from prefect_launch.runners.local_container import LocalContainerRunner
+from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
+from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
+from prefect_launch.testing.runner_contract import MISSING, RunnerContract
+from tests.unit.runners.scripts import script_of
+
+
+class TwinWorld:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def runner(self) -> Runner:
+        raise NotImplementedError
+
+    def plan(self, script: str, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> RunPlan:
+        item = str(uuid4())
+        run_dir = self.folder / item
+        run_dir.mkdir()
+        return RunPlan(
+            item_id=item,
+            run_id=item[:8],
+            run_dir=run_dir,
+            image="shell",
+            command=(MISSING,) if script == MISSING else ("sh", "-c", script, "sh"),
+            args=tuple(args),
+            env=dict(env or {}),
+            labels={Labels.ITEM: item, Labels.AGENT: "contract"},
+        )
+
+
+class InMemoryWorld(TwinWorld):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.machine = InMemoryMachine(lambda plan: script_of(plan.command, plan.args, plan.env))
+
+    def runner(self) -> Runner:
+        return InMemoryRunner(self.folder, self.machine)
+
+
+class InMemoryDockerWorld(TwinWorld):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.docker = InMemoryDocker(
+            lambda config: script_of(
+                config["Entrypoint"], config["Cmd"], dict(one.split("=", 1) for one in config["Env"])
+            ),
+            images={"shell": {}},
+        )
+
+    def runner(self) -> Runner:
+        return LocalContainerRunner(self.folder, InMemoryEngine(self.docker))
+
+
+class TestInMemoryRunner(RunnerContract):
+    """Each promise of the contract, kept by the in-memory runner."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> InMemoryWorld:
+        return InMemoryWorld(tmp_path)
+
+
+class TestLocalContainerOnInMemoryEngine(RunnerContract):
+    """Each promise of the contract, kept by the container runner on an in-memory engine."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> InMemoryDockerWorld:
+        return InMemoryDockerWorld(tmp_path)
