@@ -1,11 +1,12 @@
 """The door to a real Prefect server: `connect` opens it, `PrefectServer` is what it opens.
 
-Everything goes through Prefect's own client, so that keys, headers, certificates and CSRF tokens are its business; the transport
-under it is ours (`prefect_launch.server.transport`).
+Everything goes through Prefect's own client, so that keys, headers, certificates and CSRF tokens are its business; the
+transport under it is ours (`prefect_launch.server.transport`).
 """
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -81,9 +82,7 @@ async def connect(
         yield PrefectServer(client)
 
 
-def _tls() -> object:
-    import ssl
-
+def _tls() -> ssl.SSLContext:
     import certifi
     from prefect.settings import PREFECT_API_SSL_CERT_FILE, PREFECT_API_TLS_INSECURE_SKIP_VERIFY
 

@@ -126,7 +126,11 @@ class Server(Protocol):
         ...
 
     def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
-        """Yield the id of an item of these pools whenever one is queued or asked to stop; ends when the connection does."""
+        """Yield an empty text once the stream is open, then the id of an item of these pools whenever one is queued or
+        asked to stop; ends, or raises `ServerUnavailableError`, when the connection does.
+
+        What happened before the empty text may not be told: ask for it then.
+        """
         ...
 
     # --- agents ---

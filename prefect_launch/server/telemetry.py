@@ -68,10 +68,11 @@ class TelemetryCalls:
         await self._rest.get("POST", "/events", json=events)
 
     async def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
-        """Yield the id of an item of these pools whenever one is queued or asked to stop.
+        """Yield an empty text once the stream is open, then the id of an item of these pools whenever one is queued or
+        asked to stop.
 
-        The event comes before the server has committed the change. What happened in the minute before the connection is
-        told too. The iterator ends when the server closes the connection.
+        What happened before the empty text may not be told: ask for it then. An event comes before the server has
+            committed the change. The iterator ends when the server closes the connection.
 
         Raises:
             ServerUnavailableError: when the event stream cannot be reached, or breaks.
@@ -92,10 +93,11 @@ class TelemetryCalls:
             async with PrefectEventSubscriber(
                 api_url=self.api_url, filter=watched, reconnection_attempts=0
             ) as subscriber:
+                yield ""
                 async for event in subscriber:
                     yield event.resource.id.removeprefix(_ITEM_RESOURCE)
         except (OSError, WebSocketException) as error:
             raise ServerUnavailableError(
-                f"The event stream of the Prefect server at {self.api_url} cannot be read ({type(error).__name__}: {error})."
-                " Connect again, and ask the server for what waits meanwhile."
+                f"The event stream of the Prefect server at {self.api_url} cannot be read"
+                f" ({type(error).__name__}: {error}). Connect again, and ask the server for what waits meanwhile."
             ) from error

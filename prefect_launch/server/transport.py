@@ -1,8 +1,9 @@
 """The HTTP transport under Prefect's client: patient with a busy server, plain about one that is not there.
 
-Prefect's own retry waits two seconds and more after the `503` that a SQLite server gives whenever two writers meet; here it is
-50 to 500 ms. Writes of one client go one at a time, which is what such a server can take (concurrent writers only lengthen each
-other's wait). When the server cannot be reached for longer than the patience, `ServerUnavailableError` says so.
+Prefect's own retry waits two seconds and more after the `503` that a SQLite server gives whenever two writers meet;
+here it is 50 to 500 ms. Writes of one client go one at a time, which is what such a server can take (concurrent writers
+only lengthen each other's wait). When the server cannot be reached for longer than the patience,
+`ServerUnavailableError` says so.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ READ_TIMEOUT_SECONDS: Final = 60.0
 _RETRY_MIN_SECONDS: Final = 0.05
 _RETRY_MAX_SECONDS: Final = 0.5
 _BUSY: Final = frozenset({429, 502, 503})
-#: A server that says that it is busy is there, and was seen to be so for half a minute: it gets this many times the patience.
+#: A server that says that it is busy is there, and was seen to be so for half a minute: it gets this many times the
+#: patience.
 _BUSY_PATIENCE_FACTOR: Final = 6
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
-#: Sent, but the answer was lost. All that we write can be sent twice: creations carry an idempotency key, moves a transition id.
+#: Sent, but the answer was lost. All that we write can be sent twice: creations carry an idempotency key, moves a
+#: transition id.
 _LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.PoolTimeout)
 
 
@@ -67,7 +70,7 @@ class ServerTransport(httpx.AsyncBaseTransport):
             await anyio.sleep(random.uniform(_RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS))
 
     async def _send(self, request: httpx.Request) -> httpx.Response:
-        """Send it once. A write waits for its turn, and gives it up between attempts: those behind it learn no later than it."""
+        """Send it once. A write waits for its turn, and gives it up between attempts: none waits out another's patience."""
         if _is_read(request):
             return await self._inner.handle_async_request(request)
         async with self._writing:

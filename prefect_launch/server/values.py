@@ -169,7 +169,7 @@ class ItemDraft(_Value):
     state: State = Field(default_factory=lambda: State.of(ItemState.QUEUED))
 
     def made(self, item_id: UUID, deployment_id: UUID) -> Item:
-        """Return the item that was made of this, as far as its maker knows it (what the deployment adds is not in it)."""
+        """Return the item that was made of this, as far as its maker knows it: without what the deployment adds."""
         return Item(
             id=item_id,
             name=self.name,

@@ -50,6 +50,8 @@ class ItemTwin(Calls):
         Raises:
             SpecError: when the server would refuse one, or the deployment is gone.
         """
+        if not drafts:
+            return []
         for draft in drafts:
             checks.check_size(draft.parameters)
         kept = self._store.deployments.get(deployment_id)

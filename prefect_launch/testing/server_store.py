@@ -142,7 +142,7 @@ def call(body: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], Co
     """Make a call to the server of the code that answers it."""
     name = body.__name__.lstrip("_")
 
-    async def asked(self: S, *args: P.args, **kwargs: P.kwargs) -> R:
+    async def asked(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
         await self._enter(name)
         with self._store.lock:
             self._check_up()

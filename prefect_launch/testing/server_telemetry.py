@@ -50,9 +50,9 @@ class TelemetryTwin(Calls):
         self._store.heartbeats.update({item.id: self._store.now() for item in items})
 
     def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
-        """Yield the id of an item of these pools whenever one is queued or asked to stop, from this call on.
+        """Yield an empty text, then the id of an item of these pools whenever one is queued or asked to stop.
 
-        Ends when the server goes down.
+        Tells what happens from this call on. Ends when the server goes down.
 
         Raises:
             ServerUnavailableError: at the first step, when the server is down.
@@ -64,5 +64,6 @@ class TelemetryTwin(Calls):
 
     async def _told(self, watcher: Watcher) -> AsyncIterator[str]:
         await self._enter("watch_pools")
+        yield ""
         while (item_id := await watcher.next()) is not None:
             yield item_id

@@ -1,0 +1,26 @@
+"""What every door to a Prefect server does: the tests that the real server and its in-memory twin pass alike.
+
+A test class derives from `ServerContract` and gives it a fixture `server`.
+"""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from prefect_launch.server.protocol import Server
+from tests.contract.server_items import ItemContract
+from tests.contract.server_moves import MoveContract
+from tests.contract.server_place import Place, make_place
+from tests.contract.server_queues import QueueContract
+from tests.contract.server_telemetry import TelemetryContract
+
+
+class ServerContract(QueueContract, ItemContract, MoveContract, TelemetryContract):
+    """All of it."""
+
+    @pytest.fixture
+    async def place(self, server: Server) -> Place:
+        """A queue of the test's own."""
+        return await make_place(server, f"q-{uuid4().hex[:8]}")

@@ -1,0 +1,236 @@
+"""The contract's rules for making, finding and polling items."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from prefect_launch.errors import SpecError
+from prefect_launch.priority import Priority
+from prefect_launch.server.values import State
+from prefect_launch.states import ItemState, StateType
+from tests.contract.server_place import Place, draft, soon
+
+REFUSED_VARIABLES: list[tuple[dict[str, Any], str]] = [
+    ({}, "Validation failed. Failure reason: 'site' is a required property"),
+    (
+        {"site": "east"},
+        "Validation failed for field 'site'. Failure reason: 'east' is not one of ['north', 'south']",
+    ),
+    (
+        {"site": "north", "gpus": 9},
+        "Validation failed for field 'gpus'. Failure reason: 9 is greater than the maximum of 8",
+    ),
+    (
+        {"site": "north", "gpus": "two"},
+        "Validation failed for field 'gpus'. Failure reason: 'two' is not valid under any of the given schemas",
+    ),
+    (
+        {"site": "north", "gpu": 1},
+        "Validation failed. Failure reason: Additional properties are not allowed ('gpu' was unexpected)",
+    ),
+]
+
+
+class ItemContract:
+    """Items that are made, listed, polled and deleted."""
+
+    # --- making ---
+
+    async def test_item_has_what_it_was_made_of_over_what_its_deployment_says(self, place: Place) -> None:
+        labels = {"owner": "me", "attempts": 2}
+        made = await place.add("train", parameters={"epochs": 5}, tags=("mine",), labels=labels)
+        read = await place.read(made)
+        assert read == made
+        assert (read.name, read.deployment_id, read.run_count) == ("train", place.deployment_id, 0)
+        assert read.parameters == {"lr": 0.1, "epochs": 5}
+        assert read.job_variables == {"site": "north"}  # the defaults of the template are not written
+        assert set(read.tags) == {"from-deployment", "mine"}
+        assert read.labels.items() >= {"origin": "deployment", "owner": "me", "attempts": 2}.items()
+        assert read.labels["prefect.deployment.id"] == str(place.deployment_id)
+        assert (read.state_type, read.state_name, read.message) == (StateType.SCHEDULED, "Queued", "")
+        assert (read.work_pool_name, read.work_queue_name) == (place.pool, "default")
+        assert read.next_scheduled_start_time == read.expected_start_time is not None
+        assert (read.start_time, read.end_time, read.infrastructure_pid) == (None, None, None)
+
+    async def test_item_made_twice_under_one_key_is_one_item(self, place: Place) -> None:
+        first = await place.add("first", idempotency_key=f"key-{place.pool}")
+        second = await place.add("second", idempotency_key=f"key-{place.pool}")
+        assert (second.id, second.name) == (first.id, "first")
+
+    async def test_key_is_the_flow_s_not_the_deployment_s(self, place: Place) -> None:
+        key = f"key-{place.pool}"
+        first = await place.add("first", idempotency_key=key)
+        other = await place.deploy(f"{place.pool}-other")
+        second = await place.server.create_item(other, draft("second", idempotency_key=key))
+        assert second is not None
+        assert second.id == first.id
+
+    async def test_key_of_deleted_item_is_free_again(self, place: Place) -> None:
+        first = await place.add("first", idempotency_key=f"key-{place.pool}")
+        await place.server.delete_item(first.id)
+        assert (await place.add("second", idempotency_key=f"key-{place.pool}")).id != first.id
+
+    @pytest.mark.parametrize(("variables", "reason"), REFUSED_VARIABLES)
+    async def test_template_variables_outside_the_queue_s_schema_are_refused(
+        self, place: Place, variables: dict[str, Any], reason: str
+    ) -> None:
+        with pytest.raises(SpecError) as refusal:
+            await place.add(job_variables=variables)
+        assert str(refusal.value) == f"The Prefect server refuses this: Error creating flow run: {reason}"
+        assert await place.poll() == []
+
+    async def test_variable_with_a_default_may_be_null(self, place: Place) -> None:
+        assert (await place.add(job_variables={"site": "north", "gpus": None})).job_variables is not None
+
+    @pytest.mark.parametrize("lr", ["fast", 0])
+    async def test_parameters_outside_the_deployment_s_schema_are_refused_when_it_is_enforced(
+        self, place: Place, lr: Any
+    ) -> None:
+        with pytest.raises(SpecError, match=r"Error creating flow run: Validation failed for field 'lr'\."):
+            await place.add(parameters={"lr": lr})
+        await place.deploy(enforce=False)
+        assert (await place.add(parameters={"lr": lr})).parameters["lr"] == lr
+
+    async def test_parameter_that_the_schema_does_not_know_is_taken(self, place: Place) -> None:
+        assert (await place.add(parameters={"unknown": 1})).parameters == {"lr": 0.1, "unknown": 1}
+
+    async def test_parameters_over_half_a_mebibyte_are_refused(self, place: Place) -> None:
+        with pytest.raises(SpecError, match="Flow run parameters must be less than 524,288 bytes"):
+            await place.add(parameters={"text": "x" * 524_288})
+
+    async def test_item_of_unknown_work_queue_makes_that_queue_the_last(self, place: Place) -> None:
+        item = await place.add(work_queue_name="someday")
+        queues = await place.server.list_queues(place.pool)
+        assert (queues[-1].name, queues[-1].priority) == ("someday", 5)
+        assert (await place.read(item)).work_queue_name == "someday"
+
+    async def test_item_of_deployment_that_is_gone_is_none(self, place: Place) -> None:
+        assert await place.server.create_item(uuid4(), draft()) is None
+
+    # --- making many ---
+
+    async def test_many_items_are_made_in_order_and_once(self, place: Place) -> None:
+        drafts = [draft(f"item-{number}") for number in range(103)]
+        made = await place.server.create_items(place.deployment_id, drafts)
+        again = await place.server.create_items(place.deployment_id, drafts)
+        assert [item.name for item in made] == [each.name for each in drafts]
+        assert [item.id for item in again] == [item.id for item in made]
+        waiting = [StateType.SCHEDULED]
+        assert await place.server.count_items(pool=place.pool, state_types=waiting) == 103
+        assert (await place.read(made[102])).name == "item-102"
+
+    async def test_one_refused_of_many_is_named_and_the_others_stay(self, place: Place) -> None:
+        drafts = [draft("good"), draft("bad", job_variables={"site": "east"}), draft("fine")]
+        with pytest.raises(SpecError, match=r"The Prefect server refuses item 'bad': .*'east' is not one of"):
+            await place.server.create_items(place.deployment_id, drafts)
+        assert sorted(await place.poll()) == ["fine", "good"]
+
+    async def test_many_items_of_deployment_that_is_gone_are_refused(self, place: Place) -> None:
+        with pytest.raises(SpecError, match="is gone"):
+            await place.server.create_items(uuid4(), [draft()])
+
+    async def test_no_items_are_made_of_no_drafts(self, place: Place) -> None:
+        assert await place.server.create_items(place.deployment_id, []) == []
+
+    # --- finding ---
+
+    async def test_items_are_listed_newest_first_and_by_page(self, place: Place) -> None:
+        for name in "abc":
+            await place.add(name)
+        listed = await place.server.list_items(pool=place.pool)
+        assert [item.name for item in listed] == ["c", "b", "a"]
+        page = await place.server.list_items(pool=place.pool, limit=1, offset=1)
+        assert [item.name for item in page] == ["b"]
+
+    async def test_items_are_found_by_id_state_and_tags(self, place: Place) -> None:
+        waiting = await place.add("waiting", tags=("x", "y"))
+        running = await place.add("running", tags=("x",))
+        await place.move(running, ItemState.CLAIMED, ItemState.RUNNING)
+
+        async def names(**which: Any) -> list[str]:
+            return [item.name for item in await place.server.list_items(pool=place.pool, **which)]
+
+        assert await names(ids=[waiting.id, uuid4()]) == ["waiting"]
+        assert await names(ids=[]) == []
+        assert await names(state_types=[StateType.RUNNING, StateType.PENDING]) == ["running"]
+        assert await names(tags=["x"]) == ["running", "waiting"]
+        assert await names(tags=["x", "y"]) == ["waiting"]
+
+    async def test_items_are_counted_by_work_queue_and_state(self, place: Place) -> None:
+        await place.add(priority=Priority.HIGH)
+        await place.move(await place.add(priority=Priority.HIGH), ItemState.CLAIMED)
+        await place.add(priority=Priority.LOW)
+        count = place.server.count_items
+        assert await count(pool=place.pool, state_types=[StateType.SCHEDULED]) == 2
+        assert await count(pool=place.pool, queue="high", state_types=[StateType.SCHEDULED]) == 1
+        assert await count(pool=place.pool, queue="low", state_types=[StateType.PENDING]) == 0
+
+    async def test_page_over_200_is_refused(self, place: Place) -> None:
+        with pytest.raises(SpecError, match="Invalid limit: must be less than or equal to 200"):
+            await place.server.list_items(limit=201)
+
+    async def test_deleted_item_is_gone_with_its_log_and_may_be_deleted_twice(self, place: Place) -> None:
+        item = await place.add()
+        await place.server.delete_item(item.id)
+        await place.server.delete_item(item.id)
+        assert await place.server.read_item(item.id) is None
+        assert await place.poll() == []
+
+    async def test_labels_are_added_to_an_item_at_any_time(self, place: Place) -> None:
+        item = await place.add(labels={"owner": "me"})
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING)
+        await place.server.label_item(item.id, {"owner": "you", "gpu": 3})
+        assert (await place.read(item)).labels.items() >= {"owner": "you", "gpu": 3, "origin": "deployment"}.items()
+
+    async def test_marks_on_deleted_item_do_nothing(self, place: Place) -> None:
+        await place.server.label_item(uuid4(), {"gpu": 3})
+        await place.server.record_infrastructure(uuid4(), "container-1")
+
+    # --- polling ---
+
+    async def test_poll_gives_the_urgent_first_and_then_the_oldest(self, place: Place) -> None:
+        for priority in (Priority.LOW, Priority.MEDIUM, Priority.CRITICAL, Priority.MEDIUM, Priority.HIGH):
+            await place.add(f"{priority.name.lower()}-{len(await place.poll())}", priority=priority)
+        assert await place.poll() == ["critical-2", "high-4", "medium-1", "medium-3", "low-0"]
+        assert await place.poll(limit=2) == ["critical-2", "high-4"]
+
+    async def test_polled_item_has_all_but_its_state_s_message(self, place: Place) -> None:
+        item = await place.add("train", labels={"owner": "me"})
+        polled = (await place.server.poll(place.pool, limit=1, before=soon()))[0]
+        assert (polled.state, polled.work_pool_name) == (None, None)
+        assert polled == (await place.read(item)).model_copy(update={"state": None, "work_pool_name": None})
+
+    async def test_poll_gives_only_what_waits_under_whatever_name(self, place: Place) -> None:
+        await place.move(await place.add("claimed"), ItemState.CLAIMED)
+        await place.move(await place.add("stopped"), ItemState.CANCELLING)
+        await place.add("from-the-ui", state=State(type=StateType.SCHEDULED, name="Scheduled"))
+        assert await place.poll() == ["from-the-ui"]
+
+    async def test_item_queued_again_stands_behind_those_that_wait(self, place: Place) -> None:
+        again = await place.add("again")
+        await place.add("waiting")
+        await place.move(again, ItemState.CLAIMED, ItemState.FAILED, ItemState.QUEUED)
+        assert await place.poll() == ["waiting", "again"]
+
+    async def test_poll_of_pool_that_is_gone_gives_nothing(self, place: Place) -> None:
+        assert await place.server.poll(f"{place.pool}-gone", limit=5, before=soon()) == []
+
+    async def test_pool_s_limit_counts_claimed_and_running_but_not_stopping_items(self, place: Place) -> None:
+        items = [await place.add(f"item-{number}") for number in range(5)]
+        await place.server.update_pool(place.pool, concurrency_limit=3)
+        await place.move(items[0], ItemState.CLAIMED)
+        await place.move(items[1], ItemState.CLAIMED, ItemState.RUNNING)
+        assert await place.poll() == ["item-2"]
+        await place.move(items[1], ItemState.CANCELLING)
+        assert await place.poll() == ["item-2", "item-3"]
+        assert (await place.move(items[4], ItemState.CLAIMED)).accepted  # the limit holds for polls only
+
+    async def test_paused_pool_gives_nothing_until_it_is_resumed(self, place: Place) -> None:
+        await place.add()
+        await place.server.update_pool(place.pool, is_paused=True)
+        assert await place.poll() == []
+        await place.server.update_pool(place.pool, is_paused=False)
+        assert await place.poll() == ["item"]

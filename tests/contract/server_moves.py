@@ -1,0 +1,222 @@
+"""The contract's rules for how an item goes from state to state, the trap of the claim among them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from uuid import uuid4
+
+import anyio
+import pytest
+
+from prefect_launch.errors import InternalError
+from prefect_launch.server.values import Answer, State, Verdict
+from prefect_launch.states import ItemState, StateType
+from tests.contract.server_place import Place
+
+CLAIM = State.of(ItemState.CLAIMED)
+ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)
+ON_THE_WAY = (ItemState.BUILDING, ItemState.PULLING, ItemState.STARTING)
+
+
+class MoveContract:
+    """Every proposal's answer."""
+
+    # --- the claim ---
+
+    async def test_claim_of_waiting_item_is_accepted_and_names_its_state(self, place: Place) -> None:
+        item = await place.add()
+        verdict = await place.server.propose(item.id, State.of(ItemState.CLAIMED, "claimed by box-1"))
+        assert verdict.status is Answer.ACCEPT
+        read = await place.read(item)
+        assert (read.state_type, read.state_name, read.message) == (StateType.PENDING, "Pending", "claimed by box-1")
+        assert read.next_scheduled_start_time is None
+
+    async def test_second_claim_is_aborted_and_shows_the_first(self, place: Place) -> None:
+        item = await place.add()
+        await place.server.propose(item.id, State.of(ItemState.CLAIMED, "claimed by box-1"))
+        verdict = await place.server.propose(item.id, State.of(ItemState.CLAIMED, "claimed by box-2"))
+        assert verdict.status is Answer.ABORT
+        assert verdict.reason == "This run is in a PENDING state and cannot transition to a PENDING state."
+        assert verdict.state is not None
+        assert verdict.state.message == "claimed by box-1"
+
+    async def test_item_claimed_by_many_at_once_has_one_winner(self, place: Place) -> None:
+        item = await place.add()
+        verdicts: list[Verdict] = []
+
+        async def claim() -> None:
+            verdicts.append(await place.server.propose(item.id, CLAIM))
+
+        async with anyio.create_task_group() as agents:
+            for _ in range(8):
+                agents.start_soon(claim)
+        assert sum(verdict.accepted for verdict in verdicts) == 1
+
+    async def test_own_claim_sent_twice_is_told_apart_by_its_transition_id(self, place: Place) -> None:
+        item, transition = await place.add(), uuid4()
+        await place.server.propose(item.id, CLAIM, transition_id=transition)
+        again = await place.server.propose(item.id, CLAIM, transition_id=transition)
+        assert again.status is Answer.REJECT
+        assert again.reason == "This run has already made this state transition."
+        assert again.state is not None
+        assert again.state.state_details["transition_id"] == str(transition)
+
+    @pytest.mark.parametrize("state", ON_THE_WAY)
+    async def test_claimed_item_goes_on_under_another_name_and_stays_claimed(
+        self, place: Place, state: ItemState
+    ) -> None:
+        item = await place.add()
+        assert (await place.move(item, ItemState.CLAIMED, state)).accepted
+        assert (await place.read(item)).state_name == state.label
+        assert (await place.move(item, ItemState.CLAIMED)).status is Answer.ABORT
+        assert (await place.move(item, state)).status is Answer.ABORT
+
+    @pytest.mark.parametrize("end", ENDS)
+    async def test_ended_item_may_be_claimed_again_which_is_the_trap(self, place: Place, end: ItemState) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING, end)
+        assert (await place.move(item, ItemState.CLAIMED)).accepted
+        assert (await place.read(item)).run_count == 1  # what tells the claimer that it was late
+
+    @pytest.mark.parametrize("state", [ItemState.RUNNING, ItemState.CANCELLED])
+    async def test_running_or_cancelled_item_cannot_be_claimed(self, place: Place, state: ItemState) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, state)
+        verdict = await place.move(item, ItemState.CLAIMED)
+        assert verdict.status is Answer.ABORT
+        assert verdict.reason == f"This run is in a {state.type.value} state and cannot transition to a PENDING state."
+
+    async def test_claimed_item_can_be_given_back(self, place: Place) -> None:
+        item = await place.add()
+        assert (await place.move(item, ItemState.CLAIMED, ItemState.QUEUED)).accepted
+        assert await place.poll() == ["item"]
+
+    # --- running and ending ---
+
+    async def test_each_entry_to_running_counts_as_an_attempt(self, place: Place) -> None:
+        item = await place.add()
+        counts = []
+        for _ in range(2):
+            await place.move(item, ItemState.CLAIMED, ItemState.RUNNING)
+            counts.append((await place.read(item)).run_count)
+            await place.move(item, ItemState.FAILED, ItemState.QUEUED)
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.RUNNING)
+        assert [*counts, (await place.read(item)).run_count] == [1, 2, 4]
+
+    async def test_ended_item_has_its_times_and_its_states_in_order(self, place: Place) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED)
+        read = await place.read(item)
+        assert read.is_terminal
+        assert read.start_time is not None
+        assert read.end_time is not None
+        assert read.end_time > read.start_time
+        assert read.total_run_time == pytest.approx((read.end_time - read.start_time).total_seconds(), abs=1e-3)
+        states = await place.server.read_states(item.id)
+        assert [state.name for state in states] == ["Queued", "Pending", "Running", "Completed"]
+
+    async def test_item_that_ends_before_it_runs_starts_and_ends_at_once(self, place: Place) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.FAILED)
+        read = await place.read(item)
+        assert read.start_time == read.end_time is not None
+        assert read.run_count == 0
+
+    @pytest.mark.parametrize("state", [ItemState.CRASHED, ItemState.CANCELLING])
+    async def test_ended_item_neither_crashes_nor_stops(self, place: Place, state: ItemState) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED)
+        verdict = await place.move(item, state)
+        assert verdict.status is Answer.ABORT
+        assert verdict.reason == "Run is already in terminal state COMPLETED."
+
+    @pytest.mark.parametrize("end", [*ENDS, ItemState.CANCELLED])
+    async def test_ended_item_can_be_queued_again_and_has_no_end_time_then(self, place: Place, end: ItemState) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING, end)
+        assert (await place.move(item, ItemState.QUEUED)).accepted
+        assert (await place.read(item)).end_time is None
+        assert await place.poll() == ["item"]
+
+    async def test_ended_item_takes_another_end(self, place: Place) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED)
+        assert (await place.move(item, ItemState.FAILED)).accepted
+
+    async def test_completed_item_with_a_result_keeps_it(self, place: Place) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING)
+        result = State.of(ItemState.COMPLETED).model_copy(update={"data": {"type": "launch", "exit_code": 0}})
+        assert (await place.server.propose(item.id, result)).accepted
+        claim, again = await place.move(item, ItemState.CLAIMED), await place.move(item, ItemState.COMPLETED)
+        assert (claim.status, claim.reason) == (Answer.REJECT, "Run is already COMPLETED.")
+        assert (again.status, (await place.read(item)).state_name) == (Answer.REJECT, "Completed")
+        state = (await place.read(item)).state
+        assert state is not None
+        assert state.data == {"type": "launch", "exit_code": 0}
+
+    # --- stopping ---
+
+    async def test_waiting_item_asked_to_stop_is_cancelled_at_once(self, place: Place) -> None:
+        item = await place.add()
+        verdict = await place.move(item, ItemState.CANCELLING)
+        assert verdict.status is Answer.REJECT
+        assert verdict.reason == "Scheduled flow run has no infrastructure to terminate."
+        assert verdict.state is not None
+        assert verdict.state.type is StateType.CANCELLED
+        assert (await place.read(item)).is_terminal
+
+    @pytest.mark.parametrize("state", [ItemState.CLAIMED, ItemState.RUNNING])
+    async def test_item_in_work_asked_to_stop_is_stopping(self, place: Place, state: ItemState) -> None:
+        item = await place.add()
+        assert (await place.move(item, ItemState.CLAIMED, *([state] * (state is ItemState.RUNNING)))).accepted
+        assert (await place.move(item, ItemState.CANCELLING)).accepted
+
+    async def test_waiting_item_with_infrastructure_asked_to_stop_is_stopping(self, place: Place) -> None:
+        item = await place.add()
+        await place.server.record_infrastructure(item.id, "container-1")
+        assert (await place.move(item, ItemState.CANCELLING)).accepted
+        assert (await place.read(item)).infrastructure_pid == "container-1"
+
+    @pytest.mark.parametrize(
+        "state", [ItemState.RUNNING, *ENDS, ItemState.QUEUED, ItemState.CLAIMED, ItemState.CANCELLING]
+    )
+    async def test_stopping_item_goes_nowhere_but_to_cancelled(self, place: Place, state: ItemState) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.CANCELLING)
+        verdict = await place.move(item, state)
+        assert verdict.status is Answer.REJECT
+        assert verdict.reason == "Cannot transition flows that are cancelling to a state other than Cancelled."
+        assert (await place.move(item, ItemState.CANCELLED)).accepted
+
+    # --- time, force, and what is not there ---
+
+    async def test_item_queued_for_later_is_not_due_and_may_not_run_yet(self, place: Place) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.FAILED)
+        later = datetime.now(timezone.utc) + timedelta(hours=1)
+        queued = State.of(ItemState.QUEUED).model_copy(update={"state_details": {"scheduled_time": later.isoformat()}})
+        assert (await place.server.propose(item.id, queued)).accepted
+        assert (await place.read(item)).next_scheduled_start_time == later
+        assert await place.poll() == []
+        early = await place.move(item, ItemState.CLAIMED, ItemState.STARTING, ItemState.RUNNING)
+        assert early.status is Answer.WAIT
+        assert early.details["delay_seconds"] == pytest.approx(3600, abs=30)
+        assert (await place.read(item)).state_name == "Starting"
+
+    async def test_force_overrides_every_rule_but_that_nothing_is_stopped(self, place: Place) -> None:
+        item = await place.add()
+        assert (await place.move(item, ItemState.CLAIMED, ItemState.CLAIMED, force=True)).accepted
+        await place.move(item, ItemState.RUNNING, ItemState.CANCELLING)
+        assert (await place.move(item, ItemState.COMPLETED, force=True)).accepted
+        assert (await place.move(item, ItemState.CRASHED, force=True)).accepted
+        waiting = await place.add()
+        assert (await place.move(waiting, ItemState.CANCELLING, force=True)).status is Answer.REJECT
+        assert (await place.read(waiting)).state_type is StateType.CANCELLED
+
+    async def test_move_of_deleted_item_is_refused_plainly(self, place: Place) -> None:
+        item = await place.add()
+        await place.server.delete_item(item.id)
+        with pytest.raises(InternalError, match=str(item.id)):
+            await place.move(item, ItemState.CLAIMED)
+        assert await place.server.read_states(item.id) == []

@@ -1,0 +1,117 @@
+"""The contract's rules for logs, artifacts, heartbeats and the event stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta, timezone
+from uuid import uuid4
+
+import anyio
+import pytest
+
+from prefect_launch.errors import SpecError
+from prefect_launch.server.values import Item, LogRecord
+from prefect_launch.states import ItemState
+from tests.contract.server_place import Place, draft, make_place
+
+#: An event takes about 40 ms; a loaded machine gets its time.
+PATIENCE_SECONDS = 20.0
+
+
+class TelemetryContract:
+    """What is told about items."""
+
+    # --- logs ---
+
+    async def test_log_is_read_in_the_order_of_its_times(self, place: Place) -> None:
+        item, now = await place.add(), datetime.now(timezone.utc)
+        late, early = _record("late", now), _record("early", now - timedelta(seconds=2))
+        await place.server.write_logs(item.id, [late, early])
+        await place.server.write_logs(item.id, [_record("between", now - timedelta(seconds=1), level=40)])
+        records = await place.server.read_logs(item.id)
+        assert [record.message for record in records] == ["early", "between", "late"]
+        assert (records[0], records[1].level, records[1].name) == (early, 40, "launch")
+        page = await place.server.read_logs(item.id, limit=1, offset=1)
+        assert [record.message for record in page] == ["between"]
+
+    async def test_nul_in_a_log_line_is_left_out(self, place: Place) -> None:
+        item = await place.add()
+        await place.server.write_logs(item.id, [_record("a\0b", datetime.now(timezone.utc))])
+        assert [record.message for record in await place.server.read_logs(item.id)] == ["ab"]
+
+    async def test_log_of_an_item_that_is_not_there_is_taken(self, place: Place) -> None:
+        await place.server.write_logs(uuid4(), [_record("late", datetime.now(timezone.utc))])
+        await place.server.write_logs(uuid4(), [])
+        assert await place.server.read_logs(uuid4()) == []
+
+    # --- artifacts ---
+
+    async def test_artifacts_of_an_item_are_all_kept(self, place: Place) -> None:
+        item, other = await place.add(), await place.add()
+        create = place.server.create_artifact
+        await create(item.id, key="report", kind="markdown", data="# one", description="why")
+        await create(item.id, key="report", kind="table", data=[{"accuracy": 0.9}])
+        await create(other.id, key="report", kind="markdown", data="other")
+        artifacts = await place.server.list_artifacts(item.id)
+        seen = {artifact["type"]: (artifact["key"], artifact["data"]) for artifact in artifacts}
+        assert seen == {"markdown": ("report", "# one"), "table": ("report", [{"accuracy": 0.9}])}
+        assert {artifact["description"] for artifact in artifacts} == {"why", None}
+        assert {artifact["flow_run_id"] for artifact in artifacts} == {str(item.id)}
+
+    async def test_artifact_with_a_bad_key_is_refused(self, place: Place) -> None:
+        item = await place.add()
+        with pytest.raises(SpecError, match="must only contain lowercase letters, numbers, and dashes"):
+            await place.server.create_artifact(item.id, key="My_Report", kind="markdown", data="")
+
+    async def test_heartbeats_of_items_are_taken(self, place: Place) -> None:
+        await place.server.beat_items([await place.add(), await place.add()])
+        await place.server.beat_items([])
+
+    # --- events ---
+
+    async def test_item_queued_once_the_watch_is_open_is_told(self, place: Place) -> None:
+        watch = await _open(place)
+        items = [await place.add(), await place.add()]
+        items += await place.server.create_items(place.deployment_id, [draft(), draft()])
+        assert await _told(watch, until=items[-1]) == [str(item.id) for item in items]
+
+    async def test_request_to_stop_and_new_turn_are_told_and_nothing_else(self, place: Place) -> None:
+        watch = await _open(place)
+        first = await place.add()
+        await place.move(first, ItemState.CLAIMED, ItemState.RUNNING, ItemState.CANCELLING, ItemState.CANCELLED)
+        await place.move(first, ItemState.QUEUED, ItemState.CANCELLING)
+        last = await place.add()
+        assert await _told(watch, until=last) == [str(first.id)] * 3 + [str(last.id)]
+
+    async def test_only_items_of_the_pools_asked_for_are_told(self, place: Place) -> None:
+        other = await make_place(place.server, f"{place.pool}-2")
+        third = await make_place(place.server, f"{place.pool}-3")
+        watch = await _open(place, other)
+        await third.add()
+        items = [await other.add(), await place.add()]
+        assert await _told(watch, until=items[-1]) == [str(item.id) for item in items]
+
+    async def test_two_watchers_are_both_told(self, place: Place) -> None:
+        watches = [await _open(place), await _open(place)]
+        item = await place.add()
+        assert [await _told(watch, until=item) for watch in watches] == [[str(item.id)]] * 2
+
+
+def _record(message: str, timestamp: datetime, level: int = 20) -> LogRecord:
+    return LogRecord(message=message, timestamp=timestamp, level=level)
+
+
+async def _open(*places: Place) -> AsyncIterator[str]:
+    watch = places[0].server.watch_pools([place.pool_id for place in places])
+    with anyio.fail_after(PATIENCE_SECONDS):
+        assert await anext(watch) == ""
+    return watch
+
+
+async def _told(watch: AsyncIterator[str], *, until: Item) -> list[str]:
+    told: list[str] = []
+    with anyio.fail_after(PATIENCE_SECONDS):
+        while str(until.id) not in told:
+            told.append(await anext(watch))
+    await watch.aclose()  # type: ignore[attr-defined]
+    return told
