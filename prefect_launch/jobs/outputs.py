@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import anyio
 from anyio import to_thread
 from prefect.logging import get_logger
 
@@ -41,14 +41,11 @@ async def put_outputs(
     Raises:
         InfrastructureError: when the storage fails.
     """
-    staging = Path(await to_thread.run_sync(lambda: tempfile.mkdtemp(prefix=".outputs-", dir=folder.parent)))
-    try:
-        stored = await to_thread.run_sync(_stage, folder, staging, dict(extra or {}))
+    async with anyio.TemporaryDirectory(prefix=".outputs-", dir=str(folder.parent)) as staging:
+        stored = await to_thread.run_sync(_stage, folder, Path(staging), dict(extra or {}))
         if stored:
-            await files.put_folder(staging, _path(item_id, attempt))
+            await files.put_folder(Path(staging), _path(item_id, attempt))
         return stored
-    finally:
-        await to_thread.run_sync(lambda: shutil.rmtree(staging, ignore_errors=True))
 
 
 async def get_outputs(files: StoredFiles, item_id: str, attempt: int, folder: Path) -> list[str]:

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -35,7 +34,7 @@ async def read_schema_class(module: str, attribute: str, *, folder: Path) -> obj
         SpecError: when it cannot be imported, takes too long, or is neither.
     """
     name = f"{module}:{attribute}"
-    with tempfile.TemporaryDirectory(prefix="launch-schema-") as scratch:
+    async with anyio.TemporaryDirectory(prefix="launch-schema-") as scratch:
         answer = anyio.Path(scratch, "schema.json")
         command = [sys.executable, "-m", __name__, module, attribute, str(answer)]
         try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+import anyio
 from anyio import to_thread
 
 from prefect_launch.errors import InfrastructureError, InternalError, SourceError
@@ -51,7 +51,7 @@ class GitSource(Source):
             InfrastructureError: when the network, the host or the disk is at fault.
         """
         await to_thread.run_sync(lambda: destination.parent.mkdir(parents=True, exist_ok=True))
-        with tempfile.TemporaryDirectory(prefix=".git-", dir=destination.parent) as scratch:
+        async with anyio.TemporaryDirectory(prefix=".git-", dir=str(destination.parent)) as scratch:
             folder = Path(scratch, "code")
             await to_thread.run_sync(folder.mkdir)
             await self._git.run("init", "--quiet", "--template=", ".", cwd=folder)

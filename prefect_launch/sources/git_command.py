@@ -93,7 +93,7 @@ _FOREIGN: Final = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_
 
 def _fault(command: str, said: str) -> InfrastructureError | SourceError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    reason = re.sub(r"(?<=://)[^@/\s]*@", "***@", " | ".join(lines[-4:]))[:600] or "it said nothing"
+    reason = re.sub(r"(?<=://)[^@/\s]*@", "***@", " | ".join(lines[-4:]))[:600].rstrip(".") or "it said nothing"
     if _NETWORK_FAULT.search(said):
         return InfrastructureError(f"'git {command}' failed: {reason}. Look at the network, and at the git host.")
     return SourceError(

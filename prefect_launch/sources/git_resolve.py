@@ -7,9 +7,10 @@ branch, then a tag, then a commit. Without a name, it is the remote's own defaul
 from __future__ import annotations
 
 import re
-import tempfile
 from pathlib import Path
 from typing import Final
+
+import anyio
 
 from prefect_launch.errors import SourceError, unknown_name
 from prefect_launch.sources.git_command import ASK_TIMEOUT_SECONDS, Git
@@ -31,7 +32,7 @@ async def resolve_commit(git: Git, remote: str, ref: str | None) -> str:
         SourceError: when the remote cannot be read.
         InfrastructureError: when the network or the host is at fault.
     """
-    with tempfile.TemporaryDirectory(prefix="launch-git-") as scratch:
+    async with anyio.TemporaryDirectory(prefix="launch-git-") as scratch:
         folder = Path(scratch)
         refs = _parse(
             await git.run(

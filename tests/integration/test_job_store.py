@@ -13,7 +13,7 @@ from prefect.client.orchestration import get_client
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from prefect_launch.api import Api
-from prefect_launch.jobs import acreate_job
+from prefect_launch.jobs import acreate_job, create_job
 from prefect_launch.jobs.index import ServerJobIndex
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
@@ -120,3 +120,13 @@ async def test_looking_up_a_cached_job_costs_one_request_by_alias_and_none_by_ve
         assert len(requests) == 0
         await registry.resolve("train")
         assert len(requests) == 1
+
+
+def test_job_is_made_and_found_from_synchronous_code(prefect_server: PrefectServerProcess, tmp_path: Path) -> None:
+    (tmp_path / "main.py").write_text("print(1)")
+    api, name = Api(), unique("train")
+
+    made = create_job(tmp_path, "code", name=name, aliases=["best"], api=api)
+
+    assert made.reference == f"default/default/{name}:v0"
+    assert api.job(f"{name}:best").digest == made.digest

@@ -1,0 +1,210 @@
+"""Making jobs from images, folders and git: what is recorded, what is refused, and that nothing is left then."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, SourceError, SpecError
+from prefect_launch.jobs import create
+from prefect_launch.jobs.create import create_in
+from prefect_launch.jobs.drafts import JobRequest
+from prefect_launch.jobs.model import GitJobSource, SourceKind
+from prefect_launch.jobs.registry import JobRegistry
+from prefect_launch.sources import source_of
+from prefect_launch.testing import InMemoryJobIndex
+from tests.support.git_repository import Repository
+
+
+def _request(path: object, job_type: str, **options: Any) -> JobRequest:
+    """Return what `create_job` makes of its arguments."""
+    made: JobRequest = create._request(
+        *(str(path), job_type, None, None, options.pop("name", None), options.pop("description", None)),
+        *(options.pop(key, None) for key in ("aliases", "runtime", "entrypoint", "git_hash", "build_context")),
+        *(options.pop(key, None) for key in ("dockerfile", "base_image", "services", "schema")),
+    )
+    assert not options
+    return made
+
+
+# --- images ---
+
+
+async def test_image_job_keeps_the_image_and_takes_its_tag_as_alias(registry: JobRegistry) -> None:
+    job = (await create_in(registry, _request("host:5000/team/train:1.2", "image"))).job
+
+    assert (job.name, job.image, job.kind) == ("job-host-5000-team-train", "host:5000/team/train:1.2", SourceKind.IMAGE)
+    assert (await registry.resolve("job-host-5000-team-train:1.2")).version == 0
+    assert job.entry_point == ()
+
+
+async def test_image_tag_that_looks_like_a_version_becomes_no_alias(registry: JobRegistry) -> None:
+    job = (await create_in(registry, _request("train:v7", "image", name="train"))).job
+
+    assert job.aliases == ("latest",)
+
+
+@pytest.mark.parametrize("image", ["", "UPPER/case", "a b", "-x", "name:tag:tag", "a//b", "x" * 600, "a:../b"])
+async def test_image_name_that_is_none_is_refused(registry: JobRegistry, image: str) -> None:
+    with pytest.raises(SpecError, match="Invalid image"):
+        await create_in(registry, _request(image, "image"))
+
+
+async def test_image_job_refuses_what_only_code_has(registry: JobRegistry) -> None:
+    with pytest.raises(SpecError, match="takes no git_hash"):
+        await create_in(registry, _request("train", "image", git_hash="main"))
+    with pytest.raises(SpecError, match="takes no base_image"):
+        await create_in(registry, _request("train", "image", base_image="python:3.12"))
+
+
+# --- code ---
+
+
+async def test_code_job_keeps_entry_point_runtime_schema_and_code(
+    registry: JobRegistry, code: Path, tmp_path: Path
+) -> None:
+    (code / ".python-version").write_text("3.10.4\n")
+    schema = {"properties": {"rate": {"type": "number", "default": 0.1}}}
+    request = _request(code, "code", entrypoint="python main.py --name 'a b'", schema=schema, description="Digits")
+
+    job = (await create_in(registry, request)).job
+    await source_of(job).fetch(job, tmp_path / "out", registry)
+
+    assert (job.name, job.description, job.runtime) == ("job-digits", "Digits", "3.10")
+    assert job.entry_point == ("python", "main.py", "--name", "a b")
+    assert job.schema == {**schema, "type": "object", "additionalProperties": False}
+    assert (tmp_path / "out" / "main.py").read_text() == "print('hello')\n"
+
+
+async def test_runtime_is_the_argument_then_the_file_then_this_interpreter(registry: JobRegistry, code: Path) -> None:
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+    assert (await create_in(registry, _request(code, "code"))).job.runtime == here
+    (code / ".python-version").write_text("3.10")
+    assert (await create_in(registry, _request(code, "code"))).job.runtime == "3.10"
+    (code / "runtime.txt").write_text("python-3.12.1")
+    assert (await create_in(registry, _request(code, "code"))).job.runtime == "3.12"
+    assert (await create_in(registry, _request(code, "code", runtime="3.13"))).job.runtime == "3.13"
+
+
+@pytest.mark.parametrize("runtime", ["3", "2.7", "3.11.2", "python3", "3.x"])
+async def test_runtime_of_another_form_is_refused(registry: JobRegistry, code: Path, runtime: str) -> None:
+    with pytest.raises(SpecError, match=r"write the Python version as '3\.N'"):
+        await create_in(registry, _request(code, "code", runtime=runtime))
+
+
+async def test_entry_point_that_is_not_in_the_code_is_refused_with_the_nearest(
+    registry: JobRegistry, code: Path
+) -> None:
+    with pytest.raises(SourceError, match=r"Unknown entry point file 'mian\.py' .* Did you mean 'main\.py'"):
+        await create_in(registry, _request(code, "code", entrypoint="python mian.py"))
+    (code / ".launchignore").write_text("main.py\n")
+    with pytest.raises(SourceError, match=r"see whether \.launchignore"):
+        await create_in(registry, _request(code, "code"))
+
+
+async def test_entry_point_that_runs_a_module_or_a_program_is_taken(registry: JobRegistry, code: Path) -> None:
+    for command in ("python -m digits.train", "make train", ["bash", "-c", "python other.py"], "python -u ./main.py"):
+        await create_in(registry, _request(code, "code", entrypoint=command))
+
+
+async def test_entry_point_may_lie_in_the_build_context(registry: JobRegistry, code: Path) -> None:
+    (code / "image").mkdir()
+    (code / "image" / "train.py").write_text("")
+    options: dict[str, Any] = {"build_context": "image", "dockerfile": "Dockerfile", "base_image": "python:3.12"}
+
+    job = (await create_in(registry, _request(code, "code", entrypoint="python train.py", **options))).job
+
+    written = job.document.model_dump(by_alias=True, mode="json")
+    assert written["_version"] == "0.17.0"
+    assert {key: written["source"][key] for key in options} == options
+
+
+async def test_folder_of_a_work_tree_records_commit_and_changes(registry: JobRegistry, tmp_path: Path) -> None:
+    repository = Repository(tmp_path / "repo")
+    commit = repository.commit(main="print(1)")
+    repository.git("remote", "add", "origin", "https://me:token@example.com/team/repo")
+
+    clean = (await create_in(registry, _request(repository.path, "code"))).job
+    (repository.path / "main.py").write_text("print(2)")
+    changed = (await create_in(registry, _request(repository.path, "code"))).job
+
+    assert clean.metadata["git"] == {"commit": commit, "dirty": False, "remote": "https://example.com/team/repo"}
+    assert changed.metadata["git"]["dirty"] is True
+
+
+async def test_same_folder_twice_makes_one_version_and_a_change_a_second(registry: JobRegistry, code: Path) -> None:
+    first = await create_in(registry, _request(code, "code"))
+    second = await create_in(registry, _request(code, "code", description="other words", aliases=["best"]))
+    (code / "main.py").write_text("print('bye')\n")
+    third = await create_in(registry, _request(code, "code"))
+
+    assert [each.outcome.value for each in (first, second, third)] == ["Created", "No changes detected for", "Updated"]
+    assert third.job.version == 1
+
+
+# --- git ---
+
+
+async def test_git_remote_that_is_refused_is_refused_before_git_is_run(registry: JobRegistry) -> None:
+    for remote in ("file:///etc", "ext::sh -c x", "--upload-pack=x", "/srv/repo"):
+        with pytest.raises(SourceError, match="Refusing to fetch git remote"):
+            await create_in(registry, _request(remote, "git", entrypoint="python main.py"))
+
+
+async def test_git_entry_point_that_leaves_the_code_is_refused(registry: JobRegistry) -> None:
+    with pytest.raises(SpecError, match=r"leaves the job's code with '\.\.'"):
+        await create_in(registry, _request("https://example.com/d", "git", entrypoint="python ../main.py"))
+
+
+async def test_forged_commit_that_is_an_option_is_no_commit() -> None:
+    with pytest.raises(ValueError, match="commit"):
+        GitJobSource.model_validate({"git": {"remote": "https://example.com/d", "commit": "--upload-pack=x"}})
+
+
+# --- all kinds ---
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"job_type": "docker"}, SpecError),
+        ({"path": "gone"}, SourceError),
+        ({"name": "a/b"}, InvalidNameError),
+        ({"name": "a..b"}, InvalidNameError),
+        ({"name": "x" * 300}, InvalidNameError),
+        ({"name": "a\x07b"}, InvalidNameError),
+        ({"aliases": ["v1"]}, InvalidNameError),
+        ({"aliases": "best"}, SpecError),
+        ({"entrypoint": "python 'main.py"}, SpecError),
+        ({"entrypoint": ""}, SpecError),
+        ({"entrypoint": ["python", 3]}, SpecError),
+        ({"build_context": "../x"}, SpecError),
+        ({"dockerfile": "/etc/passwd"}, SpecError),
+        ({"services": {"tensorboard": "sometimes"}}, SpecError),
+        ({"schema": "nothing:Here"}, SpecError),
+        ({"git_hash": "main"}, SpecError),
+    ],
+)
+async def test_bad_request_gives_one_clear_error_and_leaves_nothing(
+    registry: JobRegistry, index: InMemoryJobIndex, code: Path, options: dict[str, Any], error: type[LaunchError]
+) -> None:
+    given = dict(options)
+    with pytest.raises(error):
+        await create_in(registry, _request(given.pop("path", code), given.pop("job_type", "code"), **given))
+
+    assert index.calls["create"] == index.calls["write"] == 0
+    assert await registry.list() == []
+
+
+async def test_unknown_job_type_is_answered_with_the_known_ones(registry: JobRegistry) -> None:
+    with pytest.raises(SpecError, match=r"Invalid job type: 'imagee'.*Did you mean 'image'.*code, git, image"):
+        await create_in(registry, _request("train", "imagee"))
+
+
+async def test_nothing_stored_yet_is_said_so(registry: JobRegistry) -> None:
+    with pytest.raises(NotFoundError, match="There is no job yet"):
+        await registry.resolve("train")
