@@ -1,6 +1,7 @@
 """prefect-launch: queue any job on a Prefect work pool; agents build it, run it and report it to the Prefect UI.
 
-Every public name is imported on first use (PEP 562), so that `prefect_launch.inputs`, which a job's own code imports, stays light.
+Every public name is imported on first use (PEP 562), so that `prefect_launch.inputs`, which a job's own code imports,
+stays light.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """`Api`: where the Prefect server is, and who asks. The start of everything.
 
-An `Api` is a plain value, so that it can be a flow's parameter. It opens its connection when it is first used and keeps it on a
-thread of its own, so that its methods can be called from synchronous and asynchronous code alike.
+An `Api` is a plain value, so that it can be a flow's parameter. It opens its connection when it is first used and keeps
+it on a thread of its own, so that its methods can be called from synchronous and asynchronous code alike.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -15,8 +15,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
+from prefect_launch.api_queues import QueueCalls
 from prefect_launch.background import Background
-from prefect_launch.errors import InvalidNameError, NotFoundError, QueueError
+from prefect_launch.errors import InvalidNameError, NotFoundError
 from prefect_launch.names import check_name
 from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.states import StateType
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
     from prefect_launch.jobs.store import JobStore
     from prefect_launch.queued_run import QueuedRun
-    from prefect_launch.queues import RunQueue
     from prefect_launch.server.protocol import Server
     from prefect_launch.session import Session
 
@@ -41,15 +41,16 @@ def _from_environment(*names: str) -> str:
     return next((os.environ[name] for name in names if os.environ.get(name)), "default")
 
 
-class Api(BaseModel):
+class Api(QueueCalls, BaseModel):
     """The Prefect server, as prefect-launch uses it.
 
     Attributes:
         url: address of the server's API; by default Prefect's own setting (`PREFECT_API_URL`, or the active profile).
-        entity: who owns what is made and what a short job name means; by default `LAUNCH_ENTITY`, `WANDB_ENTITY` or `default`.
+        entity: who owns what is made and what a short job name means; by default `LAUNCH_ENTITY`, `WANDB_ENTITY` or
+            `default`.
         project: the project, likewise; by default `LAUNCH_PROJECT`, `WANDB_PROJECT` or `default`.
-        job_store: name of the `launch-job-store` block document that keeps jobs; by default the document `default` when there is
-            one, else a local folder.
+        job_store: name of the `launch-job-store` block document that keeps jobs; by default the document `default` when
+            there is one, else a local folder.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -143,132 +144,6 @@ class Api(BaseModel):
     def ui_url(self) -> str:
         """Address of the server's UI."""
         return (self._address() or "").rstrip("/").removesuffix("/api")
-
-    # --- queues ---
-
-    def create_run_queue(
-        self,
-        name: str,
-        type: str,
-        entity: str | None = None,
-        prioritization_mode: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
-        *,
-        concurrency: int | None = None,
-        submitter_options: Iterable[str] = (),
-    ) -> RunQueue:
-        """Make a queue.
-
-        Args:
-            name: 1 to 64 letters, digits, `_`, `.`, `-`.
-            type: the resource that its items run on, such as `local-process` or `local-container`.
-            entity: its owner; by default this `Api`'s.
-            prioritization_mode: `V0` (four priorities, the default) or `DISABLED` (one).
-            config: the resource's options; `{{var}}` in it stands for a template variable.
-            template_variables: `{name: {"schema": {type, enum, minimum, maximum, default}}}`.
-            concurrency: how many items may be in work at a time, at least 1; `None` for no limit.
-            submitter_options: options that submitters may set besides the resource's usual ones.
-
-        Raises:
-            QueueError: when it is there already, or its configuration is wrong.
-            InvalidNameError: for a bad name.
-            NotFoundError: for an unknown resource or option.
-        """
-        return self._write_queue(
-            name, type, entity, prioritization_mode, config, template_variables, concurrency, submitter_options, False
-        )
-
-    def upsert_run_queue(
-        self,
-        name: str,
-        type: str,
-        entity: str | None = None,
-        prioritization_mode: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
-        *,
-        concurrency: int | None = None,
-        submitter_options: Iterable[str] = (),
-    ) -> RunQueue:
-        """Make a queue, or bring the one of that name up to date; arguments as `create_run_queue`."""
-        return self._write_queue(
-            name, type, entity, prioritization_mode, config, template_variables, concurrency, submitter_options, True
-        )
-
-    def _write_queue(
-        self,
-        name: str,
-        resource: str,
-        entity: str | None,
-        mode: str | None,
-        config: Mapping[str, Any] | None,
-        variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
-        concurrency: int | None,
-        submitter_options: Iterable[str],
-        replace: bool,
-    ) -> RunQueue:
-        from prefect_launch.queues import RunQueue, check_queue_name, create_queue, make_config
-
-        check_queue_name(name)
-        if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
-            raise QueueError(f"A queue's concurrency limit must be 1 or more, not {concurrency!r}.")
-        owner = check_name("entity", entity or self.entity)
-        made = make_config(
-            resource, config, variables, entity=owner, prioritization_mode=mode, submitter_options=submitter_options
-        )
-        pool = self.call(lambda session: create_queue(session, name, made, concurrency=concurrency, replace=replace))
-        return RunQueue(self, pool)
-
-    def run_queue(self, name: str) -> RunQueue:
-        """Return the queue of that name.
-
-        Raises:
-            NotFoundError: when there is none; names the nearest one.
-        """
-        from prefect_launch.queues import RunQueue
-
-        async def read(session: Session) -> Any:
-            session.forget_queue(name)
-            await session.queue(name)
-            return await session.server.read_pool(name)
-
-        return RunQueue(self, self.call(read))
-
-    def run_queues(self) -> list[RunQueue]:
-        """List the queues, by name; work pools of the type that have no launch configuration are left out."""
-        from prefect_launch.queues import RunQueue
-
-        found = []
-        for pool in self.call(lambda session: session.server.list_pools()):
-            try:
-                found.append(RunQueue(self, pool))
-            except QueueError:
-                continue
-        return sorted(found, key=lambda queue: queue.name)
-
-    def update_run_queue(self, name: str, **changes: Any) -> None:
-        """Change a queue's `is_paused` or `concurrency_limit`.
-
-        Raises:
-            NotFoundError: when there is none of that name.
-        """
-
-        async def update(session: Session) -> None:
-            await session.queue(name)
-            await session.server.update_pool(name, **changes)
-
-        self.call(update)
-
-    def delete_run_queue(self, name: str) -> int:
-        """Delete a queue with its waiting items; returns how many those were.
-
-        Raises:
-            NotFoundError: when there is none of that name.
-        """
-        from prefect_launch.queues import delete_queue
-
-        return self.call(lambda session: delete_queue(session, name))
 
     # --- items and jobs ---
 

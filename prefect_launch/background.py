@@ -1,6 +1,7 @@
 """An event loop in a thread of its own, which holds a connection open between calls of synchronous code.
 
-Opening a connection for each call would cost more than the call. The thread is a daemon: it does not keep the process alive.
+Opening a connection for each call would cost more than the call. The thread is a daemon: it does not keep the process
+alive.
 """
 
 from __future__ import annotations

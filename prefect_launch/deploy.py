@@ -1,6 +1,8 @@
-"""A job as a deployment `launch/<job>`: people start it from the UI, by a schedule, by an automation or by `prefect deployment run`.
+"""A job as a deployment `launch/<job>`: people start it from the UI, by a schedule, by an automation or by `prefect
+deployment run`.
 
-Its form has the job's own inputs at the top level, with their types, defaults and limits, and the launch options in one group.
+Its form has the job's own inputs at the top level, with their types, defaults and limits, and the launch options in one
+group.
 """
 
 from __future__ import annotations

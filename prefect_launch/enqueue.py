@@ -1,35 +1,24 @@
 """`launch_add`: put a job on a queue.
 
-Everything is checked before anything is made: the source, the queue, the job and its inputs, the template variables, the options.
-A refused call leaves nothing behind. In a flow, `launch_add` is a task of it.
+Everything is checked before anything is made: the source, the queue, the job and its inputs, the template variables,
+the options. A refused call leaves nothing behind. In a flow, `launch_add` is a task of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from prefect_launch.api import Api, default_api
-from prefect_launch.errors import NotFoundError, QueueError, SpecError
-from prefect_launch.item_spec import labels_of, run_id_of, tags_of
-from prefect_launch.jobs.model import SourceKind
-from prefect_launch.jobs.schema import check_inputs
-from prefect_launch.planning import default_resource
-from prefect_launch.priority import Priority
+from prefect_launch.errors import QueueError, SpecError
+from prefect_launch.item_draft import prepare_item, same_item
 from prefect_launch.queued_run import QueuedRun
-from prefect_launch.queues import DEFAULT_QUEUE, QUEUE_LABEL, create_queue, make_config
-from prefect_launch.runners.registry import runner_class
-from prefect_launch.safety import check_submitter_args, locked_options
-from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.queues import DEFAULT_QUEUE
+from prefect_launch.server.values import Item
 from prefect_launch.session import KnownQueue, Session
 from prefect_launch.spec import LaunchSpec, construct_spec, parse_spec
-from prefect_launch.templates import check_variables
-
-if TYPE_CHECKING:
-    from prefect_launch.jobs.model import Job
 
 #: A queue that was deleted and made again meanwhile is seen at the second try.
 _ATTEMPTS: Final = 2
@@ -94,7 +83,8 @@ def launch_add(
     spec, queue = _request(locals())
     api = default_api()
     if _in_flow():
-        return _task()(api, spec, queue)
+        added: QueuedRun = _task()(api, spec, queue)
+        return added
     return api.call(lambda session: add_item(api, session, spec, queue))
 
 
@@ -124,7 +114,8 @@ async def alaunch_add(
     spec, queue = _request(locals())
     api = default_api()
     if _in_flow():
-        return await _async_task()(api, spec, queue)
+        added: QueuedRun = await _async_task()(api, spec, queue)
+        return added
     return await api.acall(lambda session: add_item(api, session, spec, queue))
 
 
@@ -188,9 +179,9 @@ async def add_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str
         queue, draft = await prepare_item(api, session, spec, queue_name)
         item = await session.server.create_item(queue.deployment_id, draft)
         if item is not None and item.work_pool_name == queue.name:
-            return QueuedRun.of(api, _same(item, draft, queue) if named else item)
+            return QueuedRun.of(api, same_item(item, draft, queue) if named else item)
         if item is not None and named:
-            _same(item, draft, queue)
+            same_item(item, draft, queue)
         await _drop(session, queue, item)
     raise QueueError(
         f"The queue {queue_name!r} was deleted while the item was made; nothing was queued. Make the queue."
@@ -218,102 +209,6 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
         raise SpecError(f"Two specs of the list have the run_id {twice.rpartition('/')[2]!r}; each needs its own.")
     made = await session.server.create_items(queue.deployment_id, drafts)
     return [QueuedRun.of(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]
-
-
-async def prepare_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> tuple[KnownQueue, ItemDraft]:
-    """Check a spec against the server's queues and jobs, and return what is to be made."""
-    job = await session.jobs.resolve(spec.job) if spec.job else None
-    queue = await _queue(session, queue_name, spec, job)
-    _check_resource(spec, queue, job)
-    check_variables(queue.name, queue.config, spec.template_variables)
-    full = _completed(api, spec, job)
-    parameters = {key: value for key, value in full.dump().items() if key not in ("template_variables", "priority")}
-    return queue, ItemDraft(
-        name=full.name or f"{job.name if job else _image_name(full)}-{full.run_id}",
-        parameters=parameters,
-        job_variables=dict(full.template_variables),
-        tags=tags_of(full, queue=queue.name, job=job.name if job else None, version=job.version if job else None),
-        labels=labels_of(full, job=job.reference if job else None) | {QUEUE_LABEL: queue.name},
-        work_queue_name=_work_queue(full, queue),
-        idempotency_key=f"{full.entity}/{full.project}/{full.run_id}",
-    )
-
-
-async def _queue(session: Session, name: str, spec: LaunchSpec, job: Job | None) -> KnownQueue:
-    try:
-        return await session.queue(name)
-    except NotFoundError:
-        if name != DEFAULT_QUEUE:
-            raise
-    resource = spec.resource or default_resource(job)
-    await create_queue(session, name, make_config(resource, None, None), replace=True)
-    return await session.queue(name)
-
-
-def _check_resource(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> None:
-    resource = queue.config.resource
-    runner = runner_class(resource)
-    if spec.resource and spec.resource != resource:
-        runner_class(spec.resource)
-        raise SpecError(
-            f"Queue {queue.name!r} runs its items on {resource!r}, but the spec asks for {spec.resource!r}."
-            " Leave resource out, or choose a queue of that resource."
-        )
-    if not spec.is_scheduler:
-        runner.check_source(job.kind if job else SourceKind.IMAGE)
-    for other in set(spec.resource_args) - {resource}:
-        raise SpecError(f"resource_args are for {other!r}, but queue {queue.name!r} runs its items on {resource!r}.")
-    options = check_submitter_args(
-        spec.resource_args.get(resource, {}),
-        resource=resource,
-        allowed=runner.submitter_options,
-        extra_allowed=queue.config.submitter_options,
-        locked=locked_options(queue.config.resource_args),
-    )
-    runner.check_options(options)
-
-
-def _completed(api: Api, spec: LaunchSpec, job: Job | None) -> LaunchSpec:
-    """Return the spec with the job pinned, its inputs checked and its names filled in."""
-    changes: dict[str, Any] = {
-        "run_id": spec.run_id or secrets.token_hex(4),
-        "entity": spec.entity or (job.entity if job else api.entity),
-        "project": spec.project or (job.project if job else api.project),
-    }
-    if job is not None:
-        changes["job"] = job.reference
-        if job.schema:
-            inputs = check_inputs(job.schema, spec.overrides.run_config)
-            changes["overrides"] = spec.overrides.model_copy(update={"run_config": inputs})
-    return spec.model_copy(update=changes)
-
-
-def _work_queue(spec: LaunchSpec, queue: KnownQueue) -> str:
-    if queue.config.prioritization_mode == "DISABLED" and spec.priority is not Priority.MEDIUM:
-        raise SpecError(
-            f"Queue {queue.name!r} has no priorities (its prioritization mode is DISABLED); leave priority out."
-        )
-    return spec.priority.work_queue
-
-
-def _same(item: Item, draft: ItemDraft, queue: KnownQueue) -> Item:
-    """Return the item that was there under the caller's run id, when it is of the same spec.
-
-    Raises:
-        SpecError: when it is of another.
-    """
-    same_spec = (item.parameters, item.job_variables or {}) == (draft.parameters, draft.job_variables)
-    if same_spec and item.work_pool_name == queue.name:
-        return item
-    where = f" on queue {item.work_pool_name!r}" if item.work_pool_name != queue.name else ""
-    raise SpecError(
-        f"The run_id {run_id_of(item)!r} is taken by another spec (item {item.id}{where}). Choose another run_id, or queue the"
-        " same spec to get that item."
-    )
-
-
-def _image_name(spec: LaunchSpec) -> str:
-    return (spec.image or "launch").rpartition("/")[2].partition("@")[0].partition(":")[0]
 
 
 # --- inside a flow ---------------------------------------------------------------------------------------------------

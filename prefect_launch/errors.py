@@ -1,8 +1,8 @@
 """Every error of prefect-launch, grouped by who must act.
 
 All derive from :class:`LaunchError`. A message names the value that was seen, the rule that it broke and the next
-step. The groups decide how an agent ends an item: what the submitter, the queue's owner or the job's own code got wrong is
-``Failed``; what the machine or a service failed to do is ``Crashed``.
+step. The groups decide how an agent ends an item: what the submitter, the queue's owner or the job's own code got wrong
+is ``Failed``; what the machine or a service failed to do is ``Crashed``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Between an item and its launch spec: what the parameters, labels and tags of a flow run hold.
 
-An item made by `launch_add` carries the spec as its parameters. One made from a job's own deployment (in the UI, by a schedule,
-by `prefect deployment run`) carries the job's inputs at the top level and the launch options in one group, `launch`; which job
-it is stands in the labels that it has from its deployment.
+An item made by `launch_add` carries the spec as its parameters. One made from a job's own deployment (in the UI, by a
+schedule, by `prefect deployment run`) carries the job's inputs at the top level and the launch options in one group,
+`launch`; which job it is stands in the labels that it has from its deployment.
 """
 
 from __future__ import annotations

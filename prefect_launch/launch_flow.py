@@ -1,7 +1,7 @@
 """`launch`: run a job here and now, in the caller's process, as a flow.
 
-Called alone it is a flow run of its own; called in a flow it is a subflow of it, with its tasks. `alaunch` is the flow, `launch` the same for
-synchronous code.
+Called alone it is a flow run of its own; called in a flow it is a subflow of it, with its tasks. `alaunch` is the flow,
+`launch` the same for synchronous code.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
-import anyio
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
@@ -58,17 +57,15 @@ async def _follow(
     session: Session, flow_run_id: UUID, runner: Runner, handle: str, run: RunnerRun, plan: RunPlan
 ) -> None:
     shipper = LogShipper(session.server, flow_run_id, plan.log_path)
-    follow = asyncio.create_task(shipper.follow())
+    shipper.follow()
     try:
         await run.wait()
+        await shipper.finish()
     except asyncio.CancelledError:
-        with anyio.CancelScope(shield=True):
-            await runner.stop(handle, DEFAULT_GRACE_SECONDS)
+        await runner.stop(handle, DEFAULT_GRACE_SECONDS)
         raise
     finally:
-        follow.cancel()
-        await asyncio.wait({follow})
-    await shipper.finish()
+        await shipper.let_go()
     await _keep(session, flow_run_id, plan)
     if run.exit is not None and not run.exit.succeeded:
         raise _failure(plan, run.exit, await shipper.last_lines(_LAST_LINES))
@@ -188,7 +185,8 @@ def launch(
     repository: str | None = None,
 ) -> AbstractRun:
     """`alaunch` for synchronous code; arguments, result and errors are the same. On a running event loop it blocks: use `alaunch`."""
-    return run_sync(alaunch(**locals()))
+    run: AbstractRun = run_sync(alaunch(**locals()))
+    return run
 
 
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
@@ -203,7 +201,7 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
     def run() -> None:
         try:
             result.append(asyncio.run(work))
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised in the calling thread
             failure.append(error)
 
     context = contextvars.copy_context()

@@ -1,6 +1,7 @@
 """The rule for names that people give: jobs, queues, aliases, entities, projects, agents.
 
-One rule for all of them, so that a name is safe in a path, a URL, a tag, a container name and an environment variable's value.
+One rule for all of them, so that a name is safe in a path, a URL, a tag, a container name and an environment variable's
+value.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def check_name(kind: str, value: object, *, max_chars: int = MAX_NAME_CHARS) -> 
         max_chars: the longest that is allowed, in characters.
 
     Raises:
-        InvalidNameError: when it is not text, empty, too long, holds ``..`` or a character other than letters, digits, ``_``,
-            ``.`` and ``-``, or starts with ``.`` or ``-``. The message suggests a safe one.
+        InvalidNameError: when it is not text, empty, too long, holds ``..`` or a character other than letters, digits,
+            ``_``, ``.`` and ``-``, or starts with ``.`` or ``-``. The message suggests a safe one.
     """
     if not isinstance(value, str):
         raise InvalidNameError(f"The {kind} name must be text, not {type(value).__name__} ({value!r}).")

@@ -1,7 +1,8 @@
-"""From a launch spec to a `RunPlan`: the job resolved, its inputs and options checked, its code laid out on this machine.
+"""From a launch spec to a `RunPlan`: the job resolved, its inputs and options checked, its code laid out on this
+machine.
 
-Used by an agent for an item of a queue, and by `launch` for a run here and now. What a submitter wrote is checked here even when
-it was checked at the enqueue: an item made in the UI comes straight from there.
+Used by an agent for an item of a queue, and by `launch` for a run here and now. What a submitter wrote is checked here
+even when it was checked at the enqueue: an item made in the UI comes straight from there.
 """
 
 from __future__ import annotations

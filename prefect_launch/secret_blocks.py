@@ -1,7 +1,8 @@
-"""Secrets: Prefect `Secret` blocks that a spec or a queue names, read on the agent when a run starts and nowhere before.
+"""Secrets: Prefect `Secret` blocks that a spec or a queue names, read on the agent when a run starts and nowhere
+before.
 
-Only `{{ prefect.blocks.secret.<name> }}` is filled in. What is read goes into the run's environment and options; it is never
-written to the database, a log, a command line or a file that stays.
+Only `{{ prefect.blocks.secret.<name> }}` is filled in. What is read goes into the run's environment and options; it is
+never written to the database, a log, a command line or a file that stays.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ async def _read(name: str) -> str:
     from prefect.blocks.system import Secret
 
     try:
-        block = await Secret.aload(name)
+        block: Any = await Secret.aload(name)
     except ValueError:
         raise NotFoundError(
             f"There is no Secret block {name!r} on the Prefect server. Make it in the UI (Blocks, Secret) or with"

@@ -15,8 +15,8 @@ from prefect_launch.templates import QueueConfig
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
 
-#: For how long a queue that was read is not read again. The server checks each item against the queue as it is, so what is
-#: old costs a better message, never a wrong item.
+#: For how long a queue that was read is not read again. The server checks each item against the queue as it is, so what
+#: is old costs a better message, never a wrong item.
 QUEUE_MEMORY_SECONDS: Final = 30.0
 
 

@@ -1,7 +1,8 @@
 """The launch spec: what one item asks for, as a frozen value.
 
-It is what a queue item's parameters hold, what a launch config file holds, and what `construct_spec` makes of the arguments of
-`launch` and `launch_add`. Checks that need no server are made here; the rest (job, queue, variables) in `prefect_launch.enqueue`.
+It is what a queue item's parameters hold, what a launch config file holds, and what `construct_spec` makes of the
+arguments of `launch` and `launch_add`. Checks that need no server are made here; the rest (job, queue, variables) in
+`prefect_launch.enqueue`.
 """
 
 from __future__ import annotations
@@ -162,8 +163,8 @@ def parse_spec(data: Mapping[str, Any]) -> LaunchSpec:
         data: a launch config, or an item's parameters. It is not changed.
 
     Raises:
-        SpecError: when a value has the wrong type or is out of its range, when it is not JSON (NaN, infinity), is larger than
-            500 kB, or uses a key that Prefect's server would rewrite.
+        SpecError: when a value has the wrong type or is out of its range, when it is not JSON (NaN, infinity), is
+            larger than 500 kB, or uses a key that Prefect's server would rewrite.
         NotFoundError: when an option's name is not known.
         InvalidNameError: when a name in it is none.
     """
@@ -181,8 +182,9 @@ def construct_spec(config: Mapping[str, Any] | None = None, **arguments: Any) ->
 
     Args:
         config: a launch config; it is not changed.
-        **arguments: of `launch` and `launch_add`: `uri, job, template_variables, project, entity, resource, entry_point, name,
-            version, docker_image, resource_args, run_id, repository, sweep_id, author, priority`. `None` is "not given".
+        **arguments: of `launch` and `launch_add`: `uri, job, template_variables, project, entity, resource,
+        entry_point, name, version, docker_image, resource_args, run_id, repository, sweep_id, author, priority`. `None`
+        is "not given".
 
     Returns:
         The spec, with exactly one source.

@@ -1,7 +1,7 @@
 """The states of an item, and the one function that moves it.
 
-An item is a flow run; where it stands is the flow run's state. Prefect keeps a *type*, which its server orchestrates by, and a
-*name*, which people read. Source of the names and of who sets them: docs/design.md, "The life of an item".
+An item is a flow run; where it stands is the flow run's state. Prefect keeps a *type*, which its server orchestrates
+by, and a *name*, which people read. Source of the names and of who sets them: docs/design.md, "The life of an item".
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class ItemState(Enum):
     """The states that prefect-launch sets, each with Prefect's type."""
 
     QUEUED = ("Queued", StateType.SCHEDULED)
-    #: The claim. The server refuses a second one only under exactly this name (a `Pending` of any other name is let through).
+    #: The claim. The server refuses a second one only under exactly this name (a `Pending` of any other name is let
+    #: through).
     CLAIMED = ("Pending", StateType.PENDING)
     BUILDING = ("Building", StateType.PENDING)
     PULLING = ("Pulling", StateType.PENDING)

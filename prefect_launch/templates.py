@@ -1,7 +1,8 @@
 """A queue's configuration as a Prefect base job template, and back.
 
-The queue's owner writes a resource config in which `{{var}}` stands for a template variable; Prefect keeps it as a work pool's
-`base_job_template`, whose `variables` schema makes the server itself refuse a wrong value and an unknown variable.
+The queue's owner writes a resource config in which `{{var}}` stands for a template variable; Prefect keeps it as a work
+pool's `base_job_template`, whose `variables` schema makes the server itself refuse a wrong value and an unknown
+variable.
 """
 
 from __future__ import annotations
@@ -91,12 +92,12 @@ class QueueConfig(BaseModel):
     def fill(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the resource's options with the template variables filled in.
 
-        A value that is one placeholder keeps the variable's type; one with text around it becomes text. A variable without a
-        value and default leaves its option out.
+        A value that is one placeholder keeps the variable's type; one with text around it becomes text. A variable
+        without a value and default leaves its option out.
         """
         known = {name: schema["default"] for name, schema in self.template_variables.items() if "default" in schema}
-        filled = _fill(self.resource_args, {**known, **values})
-        return {} if filled is _LEAVE_OUT else filled
+        filled: dict[str, Any] = _fill(self.resource_args, {**known, **values})
+        return filled
 
 
 class _LeaveOut:
@@ -133,8 +134,8 @@ def read_template_variables(given: Mapping[str, Any] | Iterable[Mapping[str, Any
         given: `{name: {"schema": {…}}}`, `{name: {…}}`, or a list of `{"name": …, "schema": {…} or JSON text}`.
 
     Raises:
-        QueueError: for a schema that uses more than type (string, integer, number, boolean), enum, minimum, maximum, default,
-            title and description, or whose default or enum break its own rule.
+        QueueError: for a schema that uses more than type (string, integer, number, boolean), enum, minimum, maximum,
+            default, title and description, or whose default or enum break its own rule.
     """
     if not given:
         return {}
@@ -142,10 +143,10 @@ def read_template_variables(given: Mapping[str, Any] | Iterable[Mapping[str, Any
     return {name: _read_schema(name, entry.get("schema", entry)) for name, entry in pairs}
 
 
-def _read_schema(name: str, schema: Any) -> dict[str, Any]:
-    if isinstance(schema, str):
-        schema = json.loads(schema)
-    schema = {key: value for key, value in schema.items() if key != "name"}
+def _read_schema(name: str, given: Any) -> dict[str, Any]:
+    if isinstance(given, str):
+        given = json.loads(given)
+    schema: dict[str, Any] = {key: value for key, value in given.items() if key != "name"}
     if not re.fullmatch(r"[A-Za-z_][\w\-]*", name):
         raise QueueError(f"Invalid template variable name {name!r}: use letters, digits and '_', a letter first.")
     for keyword in schema:

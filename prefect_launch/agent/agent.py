@@ -1,14 +1,13 @@
 """`LaunchAgent`: claims items of its queues, runs them on this machine, and reports them.
 
-The loop knows only claim, start, watch, finish. What it finds it hands to an `Execution`; what it has not in its own memory it finds
-again by labels (`prefect_launch.agent.recover`). Work outlives the loop: the next agent of the same name goes on with it.
+The loop knows only claim, start, watch, finish. What it finds it hands to an `Execution`; what it has not in its own
+memory it finds again by labels (`prefect_launch.agent.recover`). Work outlives the loop: the next agent of the same
+name goes on with it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import socket
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,14 +17,14 @@ from uuid import UUID
 from prefect_launch.agent.config import AgentConfig, parse_agent_config
 from prefect_launch.agent.crew import Crew
 from prefect_launch.agent.execution import Execution, Workshop
-from prefect_launch.agent.heartbeat import beat
 from prefect_launch.agent.intake import Intake
-from prefect_launch.agent.moves import log, move, until_server_is_back
+from prefect_launch.agent.loop import Loop
+from prefect_launch.agent.moves import log, move
 from prefect_launch.agent.outcome import Outcome
-from prefect_launch.agent.recover import Adopted, find_own_runs, give_back_orphans
+from prefect_launch.agent.recover import Adopted
 from prefect_launch.agent.tracker import JobTracker
-from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, Wake, listen
-from prefect_launch.errors import AgentConfigError, LaunchError, ServerUnavailableError
+from prefect_launch.agent.wake import Wake
+from prefect_launch.errors import AgentConfigError, LaunchError
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item
 from prefect_launch.spec import LaunchSpec
@@ -34,8 +33,6 @@ from prefect_launch.states import TERMINAL, ItemState, StateType
 if TYPE_CHECKING:
     from prefect_launch.api import Api
 
-_STATUS_SECONDS: Final = 300.0
-_VERBOSE_STATUS_SECONDS: Final = 20.0
 #: Free slots that an agent without a limit polls for.
 _MANY: Final = 50
 
@@ -57,10 +54,9 @@ class LaunchAgent:
         self.api = api
         self.config = config if isinstance(config, AgentConfig) else parse_agent_config(config)
         self.status = "POLLING"
-        self._wake = Wake()
-        self._crew = Crew(self.finish_thread_id)
-        self._stopping = False
-        self._stops_due = 0.0
+        self.wake = Wake()
+        self.crew = Crew(self.finish_thread_id)
+        self.stopping = False
         self._workshop: Workshop | None = None
         self._intake: Intake | None = None
         LaunchAgent._latest = self
@@ -86,17 +82,17 @@ class LaunchAgent:
     @property
     def thread_ids(self) -> list[str]:
         """Ids of the items in work."""
-        return self._crew.thread_ids
+        return self.crew.thread_ids
 
     @property
     def num_running_jobs(self) -> int:
         """How many items are in work, schedulers left out."""
-        return self._crew.count(schedulers=False)
+        return self.crew.count(schedulers=False)
 
     @property
     def num_running_schedulers(self) -> int:
         """How many sweep schedulers are in work."""
-        return self._crew.count(schedulers=True)
+        return self.crew.count(schedulers=True)
 
     @property
     def holder(self) -> str:
@@ -114,12 +110,13 @@ class LaunchAgent:
         self.status = status
         if status == "KILLED":
             for queue in self.config.queues:
-                await self._shop.session.server.delete_worker(queue, self.config.name)
+                await self.shop.session.server.delete_worker(queue, self.config.name)
 
     # --- a connection ---
 
     @property
-    def _shop(self) -> Workshop:
+    def shop(self) -> Workshop:
+        """What its executions share, while it is connected."""
         if self._workshop is None:
             raise LaunchError(
                 "The agent is not connected: use it inside 'async with agent.connected():', or run its loop()."
@@ -155,14 +152,15 @@ class LaunchAgent:
         Raises:
             LaunchError: when the server does not answer, or the agent has no such queue.
         """
-        return await self._intake_now.pop(queue, slots=self._free_slots, skip=self._crew.held)
+        return await self.intake.pop(queue, slots=self.free_slots, skip=self.crew.held)
 
     async def get_job_and_queue(self) -> tuple[Item, str] | None:
         """Claim the next item of the first queue in turn that has one; its turn comes last then."""
-        return await self._intake_now.next(slots=self._free_slots, skip=self._crew.held)
+        return await self.intake.next(slots=self.free_slots, skip=self.crew.held)
 
     @property
-    def _free_slots(self) -> int:
+    def free_slots(self) -> int:
+        """How many jobs it could start now."""
         return int(min(self.config.max_jobs - self.num_running_jobs, _MANY))
 
     # --- working on them ---
@@ -176,7 +174,7 @@ class LaunchAgent:
             file_saver: folder that gets an `error.log` when the agent itself fails over the item.
         """
         tracker = JobTracker(item=job, queue=queue, is_scheduler=is_scheduler(job), file_saver=file_saver)
-        self._crew.begin(tracker, lambda: self.task_run_job(job.parameters, job, {}, self.api, tracker))
+        self.crew.begin(tracker, lambda: self.task_run_job(job.parameters, job, {}, self.api, tracker))
 
     async def task_run_job(
         self,
@@ -202,20 +200,9 @@ class LaunchAgent:
             except LaunchError as error:
                 await self.fail_run_queue_item(str(job.id), str(error), Phase.AGENT.value)
                 return Outcome(state=ItemState.FAILED, message=str(error))
-            return await Execution(self._shop, job_tracker).run()
+            return await Execution(self.shop, job_tracker).run()
 
-        await self._crew.do(job_tracker, work)
-
-    def _resume(self, run: Adopted) -> None:
-        tracker = JobTracker(item=run.item, queue=run.queue, is_scheduler=is_scheduler(run.item), handle=run.handle)
-        current = run.item.state_type or StateType.RUNNING
-        if current is StateType.CANCELLING:
-            tracker.stop.set()
-
-        async def work() -> Outcome:
-            return await Execution(self._shop, tracker).resume(run.runner, run.plan, run.handle, current)
-
-        self._crew.begin(tracker, lambda: self._crew.do(tracker, work))
+        await self.crew.do(job_tracker, work)
 
     async def finish_thread_id(self, thread_id: str, exception: BaseException | None = None) -> None:
         """Be done with an item: its slot is free, and the loop looks for the next.
@@ -224,13 +211,13 @@ class LaunchAgent:
             thread_id: the item's id.
             exception: what the agent failed over, if it did; it is logged.
         """
-        tracker = self._crew.find(thread_id)
+        tracker = self.crew.find(thread_id)
         if exception is not None:
             log.error("%s agent-failed %s: %s", thread_id, type(exception).__name__, exception, exc_info=exception)
             if tracker is not None and tracker.file_saver is not None:
                 (tracker.file_saver / "error.log").write_text(f"{type(exception).__name__}: {exception}\n")
-        self._crew.forget(thread_id)
-        self._wake.ring()
+        self.crew.forget(thread_id)
+        self.wake.ring()
 
     async def fail_run_queue_item(
         self, run_queue_item_id: str, message: str, phase: str, files: Sequence[str | Path] | None = None
@@ -243,14 +230,14 @@ class LaunchAgent:
             phase: `agent`, `build` or `run`.
             files: files that are kept with the item's outputs.
         """
-        server, item_id = self._shop.session.server, UUID(run_queue_item_id)
+        server, item_id = self.shop.session.server, UUID(run_queue_item_id)
         item = await server.read_item(item_id)
         if item is None or item.state_type in TERMINAL:
             return
         if files:
             extra = {Path(file).name: Path(file) for file in files}
             folder = Path(files[0]).parent / "outputs"
-            await self._shop.session.jobs.put_outputs(run_queue_item_id, item.run_count + 1, folder, extra=extra)
+            await self.shop.session.jobs.put_outputs(run_queue_item_id, item.run_count + 1, folder, extra=extra)
         current = item.state_type or StateType.PENDING
         await move(server, item_id, current, ItemState.FAILED, f"[{Phase(phase).value}] {message}")
 
@@ -267,7 +254,7 @@ class LaunchAgent:
             sweep_id = UUID(str(sweep))
         except ValueError:
             return
-        run = await self._shop.session.server.read_item(sweep_id)
+        run = await self.shop.session.server.read_item(sweep_id)
         if run is not None and run.is_terminal:
             raise LaunchError(f"The sweep {sweep_id} of this item has ended already ({run.state_name}); it is not run.")
 
@@ -288,107 +275,28 @@ class LaunchAgent:
             KeyboardInterrupt: when it is asked to stop by the keyboard.
         """
         async with self.connected():
-            server = self._shop.session.server
-            known = [await self._shop.session.queue(queue) for queue in self.config.queues]
-            background = [
-                asyncio.create_task(beat(server, self.config.name, self.config.queues, lambda: self._crew.items)),
-                asyncio.create_task(listen(server, [queue.pool_id for queue in known], self._heard)),
-                asyncio.create_task(self._intake_now.watch_limits()),
-                asyncio.create_task(self._tell_status()),
-            ]
-            try:
-                await self._recover()
-                await self._intake_now.read_limits()
-                await self._work(
-                    until_empty, None if max_runtime_seconds is None else time.monotonic() + max_runtime_seconds
-                )
-            finally:
-                for task in background:
-                    task.cancel()
-                await self._leave()
+            await Loop(self, until_empty=until_empty, max_runtime_seconds=max_runtime_seconds).run()
 
     def stop(self) -> None:
         """Ask the loop to end; what runs goes on."""
-        self._stopping = True
-        self._wake.ring()
+        self.stopping = True
+        self.wake.ring()
 
-    async def _work(self, until_empty: bool, ends_at: float | None) -> None:
-        while not self._stopping and (ends_at is None or time.monotonic() < ends_at):
-            try:
-                await self._fill()
-                await self._stop_what_is_cancelled()
-                if until_empty and not self._crew.thread_ids and await self._is_empty():
-                    return
-            except ServerUnavailableError as error:
-                log.warning("server-away %s", error)
-            left = self.config.poll_seconds if ends_at is None else ends_at - time.monotonic()
-            await self._wake.wait(min(self.config.poll_seconds, max(left, 0.0)))
+    def resume(self, run: Adopted) -> None:
+        """Take up a run that an agent of this name has left."""
+        tracker = JobTracker(item=run.item, queue=run.queue, is_scheduler=is_scheduler(run.item), handle=run.handle)
+        current = run.item.state_type or StateType.RUNNING
+        if current is StateType.CANCELLING:
+            tracker.stop.set()
 
-    async def _fill(self) -> None:
-        while self._free_slots > 0 and not self._stopping:
-            found = await self.get_job_and_queue()
-            if found is None:
-                return
-            await self.run_job(*found)
-            await self._set_status()
+        async def work() -> Outcome:
+            return await Execution(self.shop, tracker).resume(run.runner, run.plan, run.handle, current)
 
-    async def _recover(self) -> None:
-        runs = await until_server_is_back("find the runs of the agent's last life", lambda: find_own_runs(self._shop))
-        for run in runs:
-            self._resume(run)
-        await until_server_is_back(
-            "give back what was claimed and not started",
-            lambda: give_back_orphans(self._shop, self.config.queues, self.holder, self._crew.held),
-        )
-
-    async def _is_empty(self) -> bool:
-        server = self._shop.session.server
-        for queue in self.config.queues:
-            if await server.count_items(pool=queue, state_types=[StateType.SCHEDULED]):
-                return False
-        return True
-
-    def _heard(self, item_id: str) -> None:
-        """Act on an event: an item in work may be asked to stop, any other may be a new one."""
-        if self._crew.find(item_id) is None:
-            self._intake_now.look_again()
-            self._wake.ring_twice()
-        else:
-            self._stops_due = 0.0
-            asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._wake.ring)
-
-    async def _stop_what_is_cancelled(self) -> None:
-        """Stop the items in work that were asked to: when an event told of one, and now and then in case none came."""
-        ids = self._crew.held
-        if not ids or time.monotonic() < self._stops_due:
-            return
-        self._stops_due = time.monotonic() + self.config.poll_seconds
-        stopping = [StateType.CANCELLING, StateType.CANCELLED]
-        for item in await self._shop.session.server.list_items(ids=ids, state_types=stopping):
-            tracker = self._crew.find(str(item.id))
-            if tracker is not None and not tracker.stop.is_set():
-                log.info("%s stop-asked", item.id)
-                tracker.stop.set()
-
-    async def _tell_status(self) -> None:
-        pause = _VERBOSE_STATUS_SECONDS if self.config.verbosity else _STATUS_SECONDS
-        while True:
-            self.print_status()
-            await asyncio.sleep(pause)
-
-    async def _set_status(self) -> None:
-        await self.update_status("RUNNING" if self._crew.thread_ids else "POLLING")
-
-    async def _leave(self) -> None:
-        await self._crew.leave()
-        try:
-            await self.update_status("KILLED")
-        except LaunchError as error:
-            log.debug("not taken off the list: %s", error)
-        log.info("agent %s left", self.config.name)
+        self.crew.begin(tracker, lambda: self.crew.do(tracker, work))
 
     @property
-    def _intake_now(self) -> Intake:
+    def intake(self) -> Intake:
+        """How it comes by items, while it is connected."""
         if self._intake is None:
             raise LaunchError(
                 "The agent is not connected: use it inside 'async with agent.connected():', or run its loop()."

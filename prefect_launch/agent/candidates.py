@@ -1,8 +1,9 @@
 """What could be claimed: the items that one queue's last poll returned, most urgent first, for a short while.
 
-Polls are shared out over claims: four times the free slots are asked for. An agent that is alone takes them first in, first out. One
-that lost a claim lately has others beside it, and shuffles inside one priority, so that they do not all run for the same item. What
-is older than the window is not used: the longer an item lies here, the likelier another agent has had it.
+Polls are shared out over claims: four times the free slots are asked for. An agent that is alone takes them first in,
+first out. One that lost a claim lately has others beside it, and shuffles inside one priority, so that they do not all
+run for the same item. What is older than the window is not used: the longer an item lies here, the likelier another
+agent has had it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The claim: how an item becomes this agent's, and nobody else's.
 
-What the server promises is less than it seems. Of two agents that propose `Pending` for a *waiting* item, one wins. But the server also
-lets an item that has *ended* become `Pending`, so an agent with an old poll result would run it again. Therefore: propose exactly
-`Pending`, with a transition id, never by force; then read the item, and compare how often it ran with what the poll said. When it
-differs, put the end back that it had, and let go. Limits of a queue are applied by the server when it is polled, not at the claim;
-so after a claim the active items are counted, and the item is given back when they are too many.
+What the server promises is less than it seems. Of two agents that propose `Pending` for a *waiting* item, one wins. But
+the server also lets an item that has *ended* become `Pending`, so an agent with an old poll result would run it again.
+Therefore: propose exactly `Pending`, with a transition id, never by force; then read the item, and compare how often it
+ran with what the poll said. When it differs, put the end back that it had, and let go. Limits of a queue are applied by
+the server when it is polled, not at the claim; so after a claim the active items are counted, and the item is given
+back when they are too many.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One attempt at one claimed item: plan, prepare, create, record, start, Running, watch, finish.
 
-Each step can be the last one of this agent's life. What was created is found again by its labels, under a name that is the same for
-the same attempt; so the next agent goes on from there (`prefect_launch.agent.recover`), and nothing is lost or started twice.
+Each step can be the last one of this agent's life. What was created is found again by its labels, under a name that is
+the same for the same attempt; so the next agent goes on from there (`prefect_launch.agent.recover`), and nothing is
+lost or started twice.
 """
 
 from __future__ import annotations
@@ -88,11 +89,8 @@ class Execution:
             runner, plan = await self._start()
         except StopAskedError:
             return await self._end(Outcome(state=ItemState.CANCELLED, message="Stopped before it was started."))
-        except asyncio.CancelledError:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one item ends that item, never the agent
-            if not isinstance(error, (OSError,)):
-                log.debug("%s failed to start", self._item.id, exc_info=True)
+        except Exception as error:
+            log.debug("%s failed to start", self._item.id, exc_info=True)
             return await self._end(outcome_of_error(error, self._tracker.phase))
         return await self._watch(runner, plan, StateType.RUNNING)
 
@@ -183,21 +181,17 @@ class Execution:
     async def _watch(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
         handle = self._tracker.handle or ""
         shipper = LogShipper(self._server, self._item.id, plan.log_path)
-        background = [
-            asyncio.create_task(shipper.follow()),
-            asyncio.create_task(self._stop_when_asked(runner, handle)),
-        ]
+        shipper.follow()
+        stopper = asyncio.create_task(self._stop_when_asked(runner, handle))
         try:
             end = await runner.watch(handle, plan)
-        except asyncio.CancelledError:
-            raise
+            await shipper.finish()
         except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on
             return await self._end(outcome_of_error(error, Phase.RUN), current)
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.wait(background)
-        await shipper.finish()
+            stopper.cancel()
+            await asyncio.wait({stopper})
+            await shipper.let_go()
         warnings = [*end.warnings, *await self._keep(plan)]
         outcome = outcome_of_exit(end)
         if warnings:

@@ -1,14 +1,16 @@
 """A job's log on its way to the UI: read from the run's log file as it grows, in few and bounded records.
 
-The file is the whole log and the truth. How far it was sent is kept beside it, so that an agent that finds the run again goes on
-where the last one stopped: no gap, no repeat. A chatty job cannot flood the server: past its share only the end is sent, with a
-note of what was left out.
+The file is the whole log and the truth. How far it was sent is kept beside it, so that an agent that finds the run
+again goes on where the last one stopped: no gap, no repeat. A chatty job cannot flood the server: past its share only
+the end is sent, with a note of what was left out.
 """
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import json
+from collections.abc import Coroutine, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
@@ -46,19 +48,34 @@ class LogShipper:
         self._item_id = item_id
         self._path = path
         self._sent = _read_position(path)
+        self._ended = asyncio.Event()
+        self._following: asyncio.Task[None] | None = None
 
-    async def follow(self) -> None:
-        """Send what comes, until cancelled."""
-        while True:
-            await self._send_new(whole_lines=True)
-            await anyio.sleep(LOOK_SECONDS)
+    def follow(self) -> None:
+        """Send what comes, from now on."""
+        self._following = asyncio.create_task(self._follow())
 
     async def finish(self) -> None:
         """Send what is left, now that nothing more is written."""
+        self._ended.set()
+        if self._following is not None:
+            await self._following
         await self._send_new(whole_lines=False)
         size = await anyio.to_thread.run_sync(_size, self._path)
         if size > self._sent:
             await self._send_tail(size)
+
+    async def let_go(self) -> None:
+        """Stop to send; the next agent goes on where this one was."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.wait({self._following})
+
+    async def _follow(self) -> None:
+        while not self._ended.is_set():
+            await self._send_new(whole_lines=True)
+            with anyio.move_on_after(LOOK_SECONDS):
+                await self._ended.wait()
 
     async def last_lines(self, count: int) -> list[str]:
         """Return the last lines of the file."""
@@ -83,10 +100,23 @@ class LogShipper:
 
     async def _send(self, data: bytes, position: int) -> None:
         records = split_records(data.decode("utf-8", "replace"))
+        await until_server_is_back("take the log", lambda: _whole(self._deliver(records, position)))
+
+    async def _deliver(self, records: Sequence[LogRecord], position: int) -> None:
         if records:
-            await until_server_is_back("take the log", lambda: self._server.write_logs(self._item_id, records))
+            await self._server.write_logs(self._item_id, records)
         self._sent = position
         await anyio.to_thread.run_sync(_write_position, self._path, position)
+
+
+async def _whole(work: Coroutine[None, None, None]) -> None:
+    """Do something to its end even when cancelled meanwhile: what was sent must be noted as sent."""
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
 
 
 def split_records(text: str) -> list[LogRecord]:

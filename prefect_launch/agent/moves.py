@@ -51,8 +51,8 @@ async def move(
         data: kept with the state, such as the exit code.
 
     Returns:
-        The state that it is in now. It is another than `target` when the server refused: someone has asked it to stop, or has
-        ended it, meanwhile.
+        The state that it is in now. It is another than `target` when the server refused: someone has asked it to stop,
+        or has ended it, meanwhile.
 
     Raises:
         InternalError: when the move is not in the table.

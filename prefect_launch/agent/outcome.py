@@ -34,8 +34,8 @@ class Outcome(BaseModel):
 def outcome_of_exit(end: Exit) -> Outcome:
     """Say how a run that was started has ended.
 
-    Exit code 0 is success. A run that was stopped is cancelled. Out of memory, a lost supervisor or a container that someone
-    removed is the machine's fault.
+    Exit code 0 is success. A run that was stopped is cancelled. Out of memory, a lost supervisor or a container that
+    someone removed is the machine's fault.
     """
     data = {"exit_code": end.exit_code, "signal": end.signal, "oom_killed": end.oom_killed}
     lasted = "" if end.duration_seconds is None else f" after {end.duration_seconds:.1f} s"

@@ -1,7 +1,8 @@
 """What an agent does first: find what its last life left, on this machine and on the server.
 
-The labels of what exists are the truth. A run that the item still belongs to is taken up again; what belongs to an item that has ended, or
-that has a newer attempt, is stopped and removed. An item that this agent had claimed, of which nothing exists, goes back into its queue.
+The labels of what exists are the truth. A run that the item still belongs to is taken up again; what belongs to an item
+that has ended, or that has a newer attempt, is stopped and removed. An item that this agent had claimed, of which
+nothing exists, goes back into its queue.
 """
 
 from __future__ import annotations

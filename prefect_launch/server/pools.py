@@ -72,9 +72,15 @@ class PoolCalls:
         return sorted(queues, key=lambda queue: queue.priority or 0)
 
     async def create_queue(self, pool: str, name: str, priority: int) -> None:
-        """Make a work queue in the pool; one that is there already stays."""
+        """Make a work queue in the pool; one that is there already stays.
+
+        Raises:
+            QueueError: when the pool is gone.
+        """
         path = f"/work_pools/{quote(pool, safe='')}/queues"
         response = await self._rest.call("POST", path, json={"name": name, "priority": priority})
+        if response.status_code == 404:
+            raise QueueError(f"There is no queue {pool!r} on the Prefect server (any more): was it deleted meanwhile?")
         if not is_taken(response):
             raise_refusal(response)
 
@@ -85,13 +91,15 @@ class PoolCalls:
 
     async def find_deployment(self, name: str, *, flow: str = "launch") -> Deployment | None:
         """Read the deployment `flow/name`."""
-        found = await self._rest.get("GET", f"/deployments/name/{quote(flow, safe='')}/{quote(name, safe='')}")
+        found = await self._rest.get("GET", _deployment_path(flow, name))
         return None if found is None else Deployment.model_validate(found)
 
     async def list_deployments(self, pool: str) -> list[Deployment]:
         """List the deployments whose items go to a pool."""
         body = {"limit": _PAGE, "work_pools": {"name": {"any_": [pool]}}}
-        return [Deployment.model_validate(found) for found in await self._rest.get("POST", "/deployments/filter", json=body)]
+        return [
+            Deployment.model_validate(found) for found in await self._rest.get("POST", "/deployments/filter", json=body)
+        ]
 
     async def upsert_deployment(
         self,
@@ -123,18 +131,19 @@ class PoolCalls:
             "enforce_parameter_schema": enforce,
             "version": version,
         }
-        there = await self.find_deployment(name, flow=flow)
-        if there is not None and there.work_pool_name == pool and there.labels is not None:
-            same = {key: there.labels.get(key) for key in labels} == dict(labels)
-            if same:
-                fields.pop("labels")
-                response = await self._rest.call("PATCH", f"/deployments/{there.id}", json=fields)
-                raise_refusal(response)
-                return there.id
+        there = await self._rest.get("GET", _deployment_path(flow, name))
+        same_labels = there is not None and {**(there.get("labels") or {}), **labels} == there.get("labels")
+        if there is not None and same_labels and there["work_pool_name"] == pool:
+            fields.pop("labels")  # what is left can be patched, which leaves the schedules alone
+            await self._rest.get("PATCH", f"/deployments/{there['id']}", json=fields)
+            return UUID(there["id"])
+        if there is not None:  # labels cannot be patched; making it again would drop its schedules
+            fields |= {"paused": there["paused"], "schedules": [_schedule(entry) for entry in there["schedules"]]}
         flow_id = (await self._rest.get("POST", "/flows/", json={"name": flow}))["id"]
-        created = await self._rest.call("POST", "/deployments/", json={"name": name, "flow_id": flow_id, **fields})
-        raise_refusal(created)
-        return UUID(created.json()["id"])
+        made = await self._rest.get("POST", "/deployments/", json={"name": name, "flow_id": flow_id, **fields})
+        if made is None:
+            raise QueueError(f"The queue {pool!r} was deleted while its deployment {name!r} was made.")
+        return UUID(made["id"])
 
     async def delete_deployment(self, deployment_id: UUID) -> None:
         """Delete a deployment and its waiting items; one that is gone is fine."""
@@ -147,12 +156,23 @@ class PoolCalls:
 
     async def list_workers(self, pool: str) -> list[Worker]:
         """List the agents that have beaten for a pool."""
-        found = await self._rest.get("POST", f"/work_pools/{quote(pool, safe='')}/workers/filter", json={"limit": _PAGE})
+        found = await self._rest.get(
+            "POST", f"/work_pools/{quote(pool, safe='')}/workers/filter", json={"limit": _PAGE}
+        )
         return [Worker.model_validate(worker) for worker in found or ()]
 
     async def delete_worker(self, pool: str, name: str) -> None:
         """Take an agent that leaves off the pool's list; one that is gone is fine."""
         await self._rest.get("DELETE", f"/work_pools/{quote(pool, safe='')}/workers/{quote(name, safe='')}")
+
+
+def _deployment_path(flow: str, name: str) -> str:
+    return f"/deployments/name/{quote(flow, safe='')}/{quote(name, safe='')}"
+
+
+def _schedule(entry: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("schedule", "active", "max_scheduled_runs", "parameters", "slug")
+    return {key: entry[key] for key in kept if entry.get(key) is not None}
 
 
 def _raise_queue_error(name: str, response: Any) -> None:

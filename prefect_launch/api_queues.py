@@ -1,0 +1,150 @@
+"""What an `Api` does with queues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from prefect_launch.errors import QueueError
+from prefect_launch.names import check_name
+
+if TYPE_CHECKING:
+    from prefect_launch.api import Api
+    from prefect_launch.queues import RunQueue
+    from prefect_launch.session import Session
+
+
+class QueueCalls:
+    """The calls of an `Api` about queues; a part of `Api`, which is what `self` is."""
+
+    entity: str
+
+    @property
+    def _api(self) -> Api:
+        return cast("Api", self)
+
+    def create_run_queue(
+        self,
+        name: str,
+        type: str,
+        entity: str | None = None,
+        prioritization_mode: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+        *,
+        concurrency: int | None = None,
+        submitter_options: Iterable[str] = (),
+    ) -> RunQueue:
+        """Make a queue.
+
+        Args:
+            name: 1 to 64 letters, digits, `_`, `.`, `-`.
+            type: the resource that its items run on, such as `local-process` or `local-container`.
+            entity: its owner; by default this `Api`'s.
+            prioritization_mode: `V0` (four priorities, the default) or `DISABLED` (one).
+            config: the resource's options; `{{var}}` in it stands for a template variable.
+            template_variables: `{name: {"schema": {type, enum, minimum, maximum, default}}}`.
+            concurrency: how many items may be in work at a time, at least 1; `None` for no limit.
+            submitter_options: options that submitters may set besides the resource's usual ones.
+
+        Raises:
+            QueueError: when it is there already, or its configuration is wrong.
+            InvalidNameError: for a bad name.
+            NotFoundError: for an unknown resource or option.
+        """
+        return self._write_queue(
+            name, type, entity, prioritization_mode, config, template_variables, concurrency, submitter_options, False
+        )
+
+    def upsert_run_queue(
+        self,
+        name: str,
+        type: str,
+        entity: str | None = None,
+        prioritization_mode: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
+        *,
+        concurrency: int | None = None,
+        submitter_options: Iterable[str] = (),
+    ) -> RunQueue:
+        """Make a queue, or bring the one of that name up to date; arguments as `create_run_queue`."""
+        return self._write_queue(
+            name, type, entity, prioritization_mode, config, template_variables, concurrency, submitter_options, True
+        )
+
+    def _write_queue(
+        self,
+        name: str,
+        resource: str,
+        entity: str | None,
+        mode: str | None,
+        config: Mapping[str, Any] | None,
+        variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
+        concurrency: int | None,
+        submitter_options: Iterable[str],
+        replace: bool,
+    ) -> RunQueue:
+        from prefect_launch.queues import RunQueue, check_queue_name, create_queue, make_config
+
+        check_queue_name(name)
+        if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
+            raise QueueError(f"A queue's concurrency limit must be 1 or more, not {concurrency!r}.")
+        owner = check_name("entity", entity or self.entity)
+        made = make_config(
+            resource, config, variables, entity=owner, prioritization_mode=mode, submitter_options=submitter_options
+        )
+        pool = self._api.call(
+            lambda session: create_queue(session, name, made, concurrency=concurrency, replace=replace)
+        )
+        return RunQueue(self._api, pool)
+
+    def run_queue(self, name: str) -> RunQueue:
+        """Return the queue of that name.
+
+        Raises:
+            NotFoundError: when there is none; names the nearest one.
+        """
+        from prefect_launch.queues import RunQueue
+
+        async def read(session: Session) -> Any:
+            session.forget_queue(name)
+            await session.queue(name)
+            return await session.server.read_pool(name)
+
+        return RunQueue(self._api, self._api.call(read))
+
+    def run_queues(self) -> list[RunQueue]:
+        """List the queues, by name; work pools of the type that have no launch configuration are left out."""
+        from prefect_launch.queues import RunQueue
+
+        found = []
+        for pool in self._api.call(lambda session: session.server.list_pools()):
+            try:
+                found.append(RunQueue(self._api, pool))
+            except QueueError:
+                continue
+        return sorted(found, key=lambda queue: queue.name)
+
+    def update_run_queue(self, name: str, **changes: Any) -> None:
+        """Change a queue's `is_paused` or `concurrency_limit`.
+
+        Raises:
+            NotFoundError: when there is none of that name.
+        """
+
+        async def update(session: Session) -> None:
+            await session.queue(name)
+            await session.server.update_pool(name, **changes)
+
+        self._api.call(update)
+
+    def delete_run_queue(self, name: str) -> int:
+        """Delete a queue with its waiting items; returns how many those were.
+
+        Raises:
+            NotFoundError: when there is none of that name.
+        """
+        from prefect_launch.queues import delete_queue
+
+        return self._api.call(lambda session: delete_queue(session, name))
