@@ -105,7 +105,8 @@ class Api(QueueCalls, BaseModel):
             if self.job_store is None:
                 return JobStore()
             raise NotFoundError(
-                f"There is no job store {self.job_store!r} on {self.ui_url} ({error}). Save a 'launch-job-store' block of"
+                f"There is no job store {self.job_store!r} on {self.ui_url} ({error})."
+                " Save a 'launch-job-store' block of"
                 " that name first."
             ) from error
 
@@ -208,5 +209,5 @@ class Api(QueueCalls, BaseModel):
 
 @lru_cache(maxsize=1)
 def default_api() -> Api:
-    """Return the `Api` of calls that name none (`launch_add` has no such argument): one a process, to keep its connection."""
+    """Return the `Api` of calls that name none: one a process, to keep its connection."""
     return Api()

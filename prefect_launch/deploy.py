@@ -75,8 +75,8 @@ async def deploy_job(
         )
     if there is not None and there.work_pool_name != queue.name:
         raise QueueError(
-            f"The deployment launch/{wanted} is on the queue {there.work_pool_name!r}. Deploy the job under another name"
-            " (--name), or delete that deployment first."
+            f"The deployment launch/{wanted} is on the queue {there.work_pool_name!r}."
+            " Deploy the job under another name (--name), or delete that deployment first."
         )
     labels = {JOB_LABEL: job.reference, FORM_LABEL: "job", QUEUE_LABEL: queue.name}
     deployment_id = await session.server.upsert_deployment(
@@ -84,7 +84,7 @@ async def deploy_job(
         pool=queue.name,
         parameters={},
         parameter_schema=form_schema(job),
-        description=f"{job.description or ''}\n\nStarts the job `{job.reference}` on the queue **{queue.name}**.".strip(),
+        description=f"{job.description or ''}\n\nStarts `{job.reference}` on the queue **{queue.name}**.".strip(),
         tags=[f"job:{job.name}", f"version:v{job.version}", f"queue:{queue.name}"],
         labels=labels,
         enforce=True,
@@ -103,8 +103,8 @@ def form_schema(job: Job) -> dict[str, Any]:
     inputs = schema.get("properties") or {}
     if OPTIONS_PARAMETER in inputs:
         raise InputError(
-            f"The job {job.reference} has an input called {OPTIONS_PARAMETER!r}, which is the name of the group of launch"
-            " options in a deployment's form. Rename the input to deploy the job."
+            f"The job {job.reference} has an input called {OPTIONS_PARAMETER!r}, which is the name of the group of"
+            " launch options in a deployment's form. Rename the input to deploy the job."
         )
     placed = {
         key: {"title": key, **value, "position": position} for position, (key, value) in enumerate(inputs.items())

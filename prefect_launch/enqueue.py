@@ -221,7 +221,7 @@ def _in_flow() -> bool:
 
 
 def _with_run_id(spec: LaunchSpec) -> LaunchSpec:
-    """Give the spec a run id made of the calling task run, so that a retry of the task finds what its first try made."""
+    """Give the spec a run id made of the calling task run, so that its retry finds what its first try made."""
     from prefect.context import TaskRunContext
 
     context = TaskRunContext.get()

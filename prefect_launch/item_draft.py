@@ -111,8 +111,8 @@ def same_item(item: Item, draft: ItemDraft, queue: KnownQueue) -> Item:
         return item
     where = f" on queue {item.work_pool_name!r}" if item.work_pool_name != queue.name else ""
     raise SpecError(
-        f"The run_id {run_id_of(item)!r} is taken by another spec (item {item.id}{where}). Choose another run_id, or queue the"
-        " same spec to get that item."
+        f"The run_id {run_id_of(item)!r} is taken by another spec (item {item.id}{where})."
+        " Choose another run_id, or queue the same spec to get that item."
     )
 
 

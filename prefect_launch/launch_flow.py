@@ -184,13 +184,13 @@ def launch(
     run_id: str | None = None,
     repository: str | None = None,
 ) -> AbstractRun:
-    """`alaunch` for synchronous code; arguments, result and errors are the same. On a running event loop it blocks: use `alaunch`."""
+    """`alaunch` for synchronous code; arguments, result and errors are the same. It blocks a running event loop."""
     run: AbstractRun = run_sync(alaunch(**locals()))
     return run
 
 
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end from synchronous code, in the caller's context, on a thread of its own when a loop runs here."""
+    """Run a coroutine from synchronous code, in the caller's context; on a thread when a loop runs in this one."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -41,7 +41,7 @@ def check_name(kind: str, value: object, *, max_chars: int = MAX_NAME_CHARS) -> 
         )
     if ".." in value or not _NAME.match(value):
         raise InvalidNameError(
-            f"Invalid {kind} name {value!r}: use letters, digits, '_', '.' and '-', with no '..' and no '.' or '-' in front."
+            f"Invalid {kind} name {value!r}: use letters, digits, '_', '.' and '-', no '..' and no '.' or '-' in front."
             f" For example {safe_name(value)!r}."
         )
     return value

@@ -174,7 +174,7 @@ def _make_run_dir(run_dir: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what an agent that died had begun to unpack; a run that was created already has its code and is not planned again."""
+    """Remove what an agent that died had begun to unpack."""
     if folder.exists():
         shutil.rmtree(folder)
 

@@ -178,7 +178,7 @@ async def ensure_deployment(server: Server, name: str, config: QueueConfig) -> U
         pool=name,
         parameters={},
         parameter_schema=LaunchSpec.model_json_schema(),
-        description=f"Any job on the queue **{name}** ({config.resource}). `launch_add(…, queue_name={name!r})` uses it.",
+        description=f"Any job on the queue **{name}** ({config.resource}). `launch_add` makes its items from it.",
         tags=["launch", f"queue:{name}"],
         labels={QUEUE_LABEL: name},
         enforce=False,

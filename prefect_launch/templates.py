@@ -85,7 +85,7 @@ class QueueConfig(BaseModel):
             )
         except (TypeError, KeyError, AttributeError, ValidationError):
             raise QueueError(
-                f"The work pool {name!r} has no launch configuration: its base job template needs job_configuration.resource"
+                f"The work pool {name!r} has no launch configuration: its base job template needs job_configuration"
                 " and job_configuration.resource_args. Write it anew with 'prefect-launch queue create --replace'."
             ) from None
 
@@ -108,7 +108,7 @@ _LEAVE_OUT: Final = _LeaveOut()
 
 
 def placeholders(value: Any) -> list[str]:
-    """List the names of the template variables in a value, nested ones too. Prefect's own (`prefect.…`, `$…`) are left out."""
+    """List the template variables in a value, nested ones too; Prefect's own (`prefect.…`, `$…`) are left out."""
     names = _PLACEHOLDER.findall(json.dumps(value))
     return [name for name in names if not name.startswith(("prefect.", "$"))]
 

@@ -70,7 +70,7 @@ async def is_over_limit(server: Server, item: Item, *, pool_limit: int | None, q
 
 
 def _is_own_repeat(verdict: Verdict, token: UUID) -> bool:
-    """Whether the server says that it has made this very transition already: the answer to the first request was lost."""
+    """Whether the server says that it made this very transition already: the first answer was lost."""
     return verdict.status is Answer.REJECT and _transition_of(verdict.state) == str(token)
 
 

@@ -23,7 +23,7 @@ _RETRY_MAX_SECONDS: Final = 5.0
 
 
 async def until_server_is_back(what: str, call: Callable[[], Awaitable[T]]) -> T:
-    """Make a call again and again until the server answers: what a job did must reach the server, however long it is away."""
+    """Make a call until the server answers: what a job did must reach it, however long it is away."""
     pause = _RETRY_FIRST_SECONDS
     told = False
     while True:

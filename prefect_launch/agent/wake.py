@@ -60,7 +60,7 @@ async def listen(server: Server, pool_ids: Collection[UUID], heard: Callable[[st
                 heard(item_id)
         except (OSError, LaunchError) as error:
             log.debug("event stream ended: %s", error)
-        except Exception as error:  # noqa: BLE001 - whatever a WebSocket library raises: events are a help, polling
-            goes on log.debug("event stream broke: %r", error)
+        except Exception as error:  # noqa: BLE001 - whatever a WebSocket raises: polling goes on without events
+            log.debug("event stream broke: %r", error)
         await anyio.sleep(pause)
         pause = min(pause * 2, _RECONNECT_MAX_SECONDS)
