@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 import time
+from contextlib import nullcontext
 from typing import Final
 
 import anyio
@@ -30,8 +31,8 @@ _BUSY: Final = frozenset({429, 502, 503})
 #: patience.
 _BUSY_PATIENCE_FACTOR: Final = 6
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
-#: Sent, but the answer was lost. All that we write can be sent twice: creations carry an idempotency key, moves a
-#: transition id.
+#: Sent, but the answer was lost. What we write can be sent twice: creations carry an idempotency key, moves a
+#: transition id. (Log records and artifacts carry nothing, and may then be there twice.)
 _LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.PoolTimeout)
 
 
@@ -52,29 +53,24 @@ class ServerTransport(httpx.AsyncBaseTransport):
         """
         failing_since: float | None = None
         while True:
-            try:
-                response = await self._send(request)
-                if response.status_code not in _BUSY:
-                    return response
-                await response.aclose()
-                fault, patience = f"busy: {response.status_code}", self._patience * _BUSY_PATIENCE_FACTOR
-            except (*_UNREACHED, *_LOST) as error:
-                fault, patience = f"{type(error).__name__}: {error or 'no answer in time'}", self._patience
-            now = time.monotonic()
-            failing_since = now if failing_since is None else failing_since
-            if now - failing_since >= patience:
+            # A write gives up its turn between attempts: none waits out another's patience.
+            async with nullcontext() if _is_read(request) else self._writing:
+                started = time.monotonic()
+                try:
+                    response = await self._inner.handle_async_request(request)
+                    if response.status_code not in _BUSY:
+                        return response
+                    await response.aclose()
+                    fault, patience = f"busy: {response.status_code}", self._patience * _BUSY_PATIENCE_FACTOR
+                except (*_UNREACHED, *_LOST) as error:
+                    fault, patience = f"{type(error).__name__}: {error or 'no answer in time'}", self._patience
+            failing_since = started if failing_since is None else failing_since
+            if time.monotonic() - failing_since >= patience:
                 raise ServerUnavailableError(
                     f"The Prefect server at {self._address} does not answer ({fault}). Start it with"
                     " 'prefect server start', or set PREFECT_API_URL to the address of the one to use."
                 )
             await anyio.sleep(random.uniform(_RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS))
-
-    async def _send(self, request: httpx.Request) -> httpx.Response:
-        """Send it once. A write waits for its turn, and gives it up between attempts: none waits out another's patience."""
-        if _is_read(request):
-            return await self._inner.handle_async_request(request)
-        async with self._writing:
-            return await self._inner.handle_async_request(request)
 
     async def aclose(self) -> None:
         """Close the connections."""

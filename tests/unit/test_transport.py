@@ -1,0 +1,167 @@
+"""The transport under Prefect's client, on HTTP servers on the loopback: patient with a busy one, plain about none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import anyio
+import httpx
+import pytest
+from anyio.abc import SocketStream
+
+from prefect_launch.errors import ServerUnavailableError
+from prefect_launch.server.transport import ServerTransport
+from tests.support.ports import free_port
+
+#: Answers one request (its method and path) with a status, or by `None`: the connection is cut.
+Answer = Callable[[str], Awaitable[int | None]]
+
+
+@asynccontextmanager
+async def http_server(answer: Answer) -> AsyncIterator[str]:
+    """A server that does nothing but answer; gives its address."""
+
+    async def serve(stream: SocketStream) -> None:
+        async with stream:
+            request = b""
+            while b"\r\n\r\n" not in request:
+                request += await stream.receive()
+            status = await answer(request.split(b" HTTP/")[0].decode())
+            if status is not None:
+                head = f"HTTP/1.1 {status} Word\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+                await stream.send(head.encode())
+
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
+        yield f"http://127.0.0.1:{listener.extra(anyio.abc.SocketAttribute.local_port)}"
+        tasks.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def client_of(address: str, patience_seconds: float = 5.0) -> AsyncIterator[httpx.AsyncClient]:
+    inner = httpx.AsyncHTTPTransport()
+    transport = ServerTransport(inner, address=address, patience_seconds=patience_seconds)
+    async with httpx.AsyncClient(base_url=address, transport=transport, timeout=3) as client:
+        yield client
+
+
+def one_after_another(*statuses: int | None) -> Answer:
+    """Answer with these statuses, then with 200."""
+    left = list(statuses)
+
+    async def answer(_: str) -> int | None:
+        return left.pop(0) if left else 200
+
+    return answer
+
+
+@pytest.mark.parametrize("status", [429, 502, 503])
+async def test_busy_server_is_asked_again_well_within_a_second(status: int) -> None:
+    async with http_server(one_after_another(status)) as address, client_of(address) as client:
+        started = time.monotonic()
+        response = await client.post("/flow_runs/", json={})
+        assert response.status_code == 200
+        assert time.monotonic() - started < 1.0
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 422, 500])
+async def test_answer_that_is_no_busy_one_is_returned_as_it_is(status: int) -> None:
+    async with http_server(one_after_another(status)) as address, client_of(address) as client:
+        assert (await client.get("/flow_runs/")).status_code == status
+
+
+async def test_answer_that_was_lost_is_asked_for_again() -> None:
+    async with http_server(one_after_another(None, None)) as address, client_of(address) as client:
+        assert (await client.post("/flow_runs/", json={})).status_code == 200
+
+
+async def test_server_that_is_not_there_is_told_within_the_patience() -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    async with client_of(address, patience_seconds=0.5) as client:
+        started = time.monotonic()
+        with pytest.raises(
+            ServerUnavailableError, match=f"server at {address} does not answer .*'prefect server start'"
+        ):
+            await client.get("/health")
+        assert time.monotonic() - started < 2.0
+
+
+async def test_server_that_comes_back_within_the_patience_is_reached() -> None:
+    with anyio.fail_after(20):
+        async with http_server(one_after_another()) as address:
+            pass
+        port = int(address.rsplit(":", 1)[1])
+        async with client_of(address, patience_seconds=15) as client, anyio.create_task_group() as tasks:
+            answers: list[int] = []
+            answered = anyio.Event()
+
+            async def ask() -> None:
+                answers.append((await client.get("/health")).status_code)
+                answered.set()
+
+            tasks.start_soon(ask)
+            await anyio.sleep(0.2)
+            assert answers == []
+            listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=port)
+            async with listener, anyio.create_task_group() as serving:
+                serving.start_soon(listener.serve, _say_yes)
+                await answered.wait()
+                serving.cancel_scope.cancel()
+    assert answers == [200]
+
+
+async def test_server_that_stays_busy_is_given_up_after_more_than_the_patience() -> None:
+    async def busy(_: str) -> int:
+        return 503
+
+    async with http_server(busy) as address, client_of(address, patience_seconds=0.2) as client:
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailableError, match="busy: 503"):
+            await client.post("/flow_runs/", json={})
+        assert 1.0 < time.monotonic() - started < 4.0
+
+
+async def test_writes_go_one_at_a_time_and_reads_beside_them() -> None:
+    writing, most_writes, reads = 0, 0, 0
+
+    async def answer(request: str) -> int:
+        nonlocal writing, most_writes, reads
+        if request.startswith("GET") or request.endswith("/filter"):
+            reads += writing > 0
+            return 200
+        writing += 1
+        most_writes = max(most_writes, writing)
+        await anyio.sleep(0.05)
+        writing -= 1
+        return 200
+
+    async with http_server(answer) as address, client_of(address) as client, anyio.create_task_group() as callers:
+        for _ in range(4):
+            callers.start_soon(client.post, "/flow_runs/")
+            callers.start_soon(client.patch, "/flow_runs/1")
+        await anyio.sleep(0.08)
+        callers.start_soon(client.get, "/flow_runs/1")
+        callers.start_soon(client.post, "/flow_runs/filter")
+    assert most_writes == 1
+    assert reads == 2
+
+
+async def test_write_that_waits_for_a_busy_server_lets_the_next_one_through() -> None:
+    async def answer(request: str) -> int:
+        return 503 if request.endswith("/stuck") else 200
+
+    async with http_server(answer) as address, client_of(address) as client, anyio.create_task_group() as callers:
+        callers.start_soon(client.post, "/stuck")
+        await anyio.sleep(0.1)
+        with anyio.fail_after(3):
+            assert (await client.post("/other")).status_code == 200
+        callers.cancel_scope.cancel()
+
+
+async def _say_yes(stream: SocketStream) -> None:
+    async with stream:
+        await stream.receive()
+        await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
