@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -176,11 +175,11 @@ class Job:
     version: int
     digest: str  # of its document, which names the digest of its code
     document: JobDocument
-    files: Mapping[str, StoredFile] = field(default_factory=lambda: MappingProxyType({}))
+    files: Mapping[str, StoredFile] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     description: str | None = None
     created_at: datetime | None = None
-    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -252,7 +251,7 @@ class JobDraft:
     project: str | None = None
     code: bytes | None = field(default=None, repr=False)
     description: str | None = None
-    metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

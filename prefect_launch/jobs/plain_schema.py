@@ -6,9 +6,8 @@ refers to another file or address is refused, so nothing is ever fetched.
 
 from __future__ import annotations
 
-import math
+import json
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from typing import Any, Final
 
 from jsonschema import Draft202012Validator, FormatChecker, SchemaError
@@ -37,7 +36,11 @@ def plain_schema(raw: object, *, name: str = "the schema") -> Schema:
     """
     if not isinstance(raw, Mapping):
         raise SpecError(f"{name} must be a JSON schema, a mapping; it is {type(raw).__name__}.")
-    schema: Schema = _closed(_lifted(_inlined(_required_lists(raw), raw, (), name)))
+    try:
+        root = json.loads(json.dumps(dict(raw), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise SpecError(f"{name} cannot be written as JSON: {error}. Use plain, finite values in it.") from None
+    schema: Schema = _closed(_lifted(_inlined(_required_lists(root), root, (), name)))
     schema.pop("$defs", None)
     schema.pop("definitions", None)
     schema.setdefault("type", "object")
@@ -58,8 +61,10 @@ def _mapped(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> Schema:
     """Return a schema with a change made to each schema directly in it."""
     result = dict(schema)
     for key, value in schema.items():
-        if (key in _ONE and isinstance(value, Mapping)) or (key in _NAMED and isinstance(value, Mapping)):
-            result[key] = change(value) if key in _ONE else {name: change(each) for name, each in value.items()}
+        if key in _ONE and isinstance(value, Mapping):
+            result[key] = change(value)
+        elif key in _NAMED and isinstance(value, Mapping):
+            result[key] = {name: change(each) for name, each in value.items()}
         elif key in _MANY and isinstance(value, list):
             result[key] = [change(each) for each in value]
     return result
@@ -134,10 +139,8 @@ def _closed(schema: Any) -> Any:
 def _check_defaults(schema: Any, name: str, path: str) -> None:
     if not isinstance(schema, Mapping):
         return
-    if isinstance(schema.get("default"), float) and not math.isfinite(schema["default"]):
-        raise SpecError(f"{name}: the default of {path!r} is {schema['default']}, which JSON does not have.")
     if "default" in schema and path:
-        for error in validator(schema).iter_errors(deepcopy(schema["default"])):
+        for error in validator(schema).iter_errors(schema["default"]):
             raise SpecError(
                 f"{name}: the default of {path!r}, {schema['default']!r}, breaks its own rule: {error.message}."
                 " Correct the default or the rule."
@@ -147,5 +150,5 @@ def _check_defaults(schema: Any, name: str, path: str) -> None:
 
 
 def validator(schema: Mapping[str, Any]) -> Draft202012Validator:
-    """Return what checks values against a plain schema, formats such as `date-time` included."""
+    """Return what checks values against a plain schema, formats such as `date` and `uuid` included."""
     return Draft202012Validator(dict(schema), format_checker=FormatChecker())

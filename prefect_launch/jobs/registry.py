@@ -116,7 +116,9 @@ class JobRegistry:
             if await self._versions.create(entry):
                 return entry, PutOutcome.UPDATED if number else PutOutcome.CREATED
             taken = await self._versions.read(path, number)
-            if taken is not None and taken.digest == entry.digest:
+            if taken is None:
+                continue  # somebody deleted it: the number is free again
+            if taken.digest == entry.digest:
                 # Another writer was faster with the same, or our own request was sent twice.
                 return taken, PutOutcome.UNCHANGED
             number += 1
