@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prefect_launch.testing.api import InMemoryApi
     from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
     from prefect_launch.testing.job_index import InMemoryJobIndex
     from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from prefect_launch.testing.server import InMemoryServer
 
 _HOMES = {
+    "InMemoryApi": "api",
     "InMemoryDocker": "engine",
     "InMemoryEngine": "engine",
     "InMemoryJobIndex": "job_index",
@@ -23,6 +25,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "InMemoryApi",
     "InMemoryDocker",
     "InMemoryEngine",
     "InMemoryJobIndex",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
+import anyio
 import pytest
 
+from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.client import PrefectServer, connect
 from tests.contract.server_contract import ServerContract
+from tests.contract.server_place import make_place
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
@@ -19,3 +25,42 @@ class TestPrefectServer(ServerContract):
     async def server(self, prefect_server: PrefectServerProcess) -> AsyncIterator[PrefectServer]:
         async with connect(prefect_server.api_url) as server:
             yield server
+
+
+async def test_server_that_is_not_there_is_told_within_15_seconds() -> None:
+    started = time.monotonic()
+    async with connect(f"http://127.0.0.1:{free_port()}/api") as server:
+        with pytest.raises(ServerUnavailableError, match="'prefect server start'"):
+            await server.list_pools()
+    assert time.monotonic() - started < 15
+
+
+async def test_event_stream_of_server_that_is_not_there_is_told_at_once() -> None:
+    async with connect(f"http://127.0.0.1:{free_port()}/api") as server:
+        with anyio.fail_after(5), pytest.raises(ServerUnavailableError, match="event stream"):
+            await anext(server.watch_pools([uuid4()]))
+
+
+async def test_restart_ends_the_event_stream_and_is_waited_out_by_calls(
+    own_prefect_server: PrefectServerProcess,
+) -> None:
+    async with connect(own_prefect_server.api_url, patience_seconds=60) as server:
+        place = await make_place(server, "gpu")
+        item = await place.add()
+        watch = server.watch_pools([place.pool_id])
+        assert await anext(watch) == ""
+        await anyio.to_thread.run_sync(own_prefect_server.stop)
+        with anyio.fail_after(20):
+            assert await _end_of(watch) in ("ended", "broke")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.to_thread.run_sync, own_prefect_server.start)
+            assert (await place.read(item)).id == item.id  # asked while it is away
+
+
+async def _end_of(watch: AsyncIterator[str]) -> str:
+    try:
+        async for _ in watch:
+            pass
+    except ServerUnavailableError:
+        return "broke"
+    return "ended"

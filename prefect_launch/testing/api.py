@@ -1,0 +1,64 @@
+"""`Api` with nothing outside: its Prefect server, its job index and its job store are in memory.
+
+Everything that takes an `Api` takes this one, and finds behind it the same `InMemoryServer`, from whatever thread or
+event loop it asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+from prefect.filesystems import RemoteFileSystem
+from pydantic import PrivateAttr
+
+from prefect_launch.api import Api
+from prefect_launch.jobs.registry import JobRegistry
+from prefect_launch.jobs.store import JobStore
+from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
+from prefect_launch.testing.job_index import InMemoryJobIndex
+from prefect_launch.testing.server import InMemoryServer
+
+if TYPE_CHECKING:
+    from prefect_launch.server.protocol import Server
+
+
+def _memory_store() -> JobStore:
+    # fsspec keeps all that is in memory in one place for the process: each store takes a folder of its own there.
+    return JobStore(storage=RemoteFileSystem(basepath=f"memory://launch-{uuid4().hex}"))
+
+
+class InMemoryApi(Api):
+    """The door to a Prefect server that is in memory.
+
+    A copy (`model_copy`, for another entity or project) leads to the same server and the same jobs.
+    """
+
+    _server: InMemoryServer = PrivateAttr(default_factory=InMemoryServer)
+    _index: InMemoryJobIndex = PrivateAttr(default_factory=InMemoryJobIndex)
+    _store: JobStore = PrivateAttr(default_factory=_memory_store)
+
+    @property
+    def server(self) -> InMemoryServer:
+        """The server behind it, for a test to take down, hold up and look into."""
+        return self._server
+
+    @property
+    def store(self) -> JobStore:
+        """Where its jobs are kept."""
+        return self._store
+
+    @asynccontextmanager
+    async def connect(self, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> AsyncIterator[Server]:
+        """Open the door to the server on this event loop; its patience is none."""
+        yield self._server
+
+    @asynccontextmanager
+    async def job_registry(self, server: Server | None = None) -> AsyncIterator[JobRegistry]:
+        """Open the job registry."""
+        yield JobRegistry(self._index, self._store, entity=self.entity, project=self.project)
+
+    def _address(self) -> str | None:
+        return self._server.api_url
