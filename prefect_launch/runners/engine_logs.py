@@ -25,24 +25,30 @@ _REOPEN_SECONDS = 0.5
 _SAVE_SECONDS = 0.5
 #: Seconds that are counted apart: pieces of two streams may stand in the log a little out of order.
 _WINDOW = 3
+#: The engine cuts longer lines into pieces of this size.
+_PIECE_BYTES = 16 * 1024
 
 
 class LogPosition:
-    """How far a log has been copied: pieces since the second `since`, and the bytes they and all before them take."""
+    """How far a log has been copied: the pieces since the second `since`, and the bytes of `job.log` up to there."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.log_bytes = 0
         self._counts: dict[str, int] = {}
+        self._in_long_line = False
+        self._owes_newline = False
         try:
             told = json.loads(path.read_text(encoding="ascii"))
-            self.log_bytes, self._counts = told["log_bytes"], dict(told["counts"])
         except FileNotFoundError:
             return
+        self.log_bytes, self._counts = told["log_bytes"], dict(told["counts"])
+        self._in_long_line, self._owes_newline = told["in_long_line"], told["owes_newline"]
 
     def restart(self) -> None:
         """Forget all: the log is copied from its beginning."""
         self.log_bytes, self._counts = 0, {}
+        self._in_long_line = self._owes_newline = False
 
     @property
     def since(self) -> int:
@@ -55,19 +61,39 @@ class LogPosition:
         """How many pieces from that second on are copied."""
         return sum(self._counts.values())
 
-    def add(self, second: str, size: int) -> None:
-        """Count one more piece."""
-        self.log_bytes += size
+    def add(self, piece: bytes) -> bytes:
+        """Count one more piece of the engine's log, and return what is to be written for it."""
+        stamp, _, content = piece.partition(b" ")
+        second = stamp[:19].decode("ascii")
+        content = self._with_lost_newline(content)
+        self.log_bytes += len(content)
         if second >= min(self._counts, default=""):
             self._counts[second] = self._counts.get(second, 0) + 1
             if len(self._counts) > _WINDOW:
                 del self._counts[min(self._counts)]
+        return content
 
     def save(self) -> None:
         """Write the position whole or not at all."""
+        told = {
+            "log_bytes": self.log_bytes,
+            "counts": self._counts,
+            "in_long_line": self._in_long_line,
+            "owes_newline": self._owes_newline,
+        }
         temporary = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-        temporary.write_text(json.dumps({"log_bytes": self.log_bytes, "counts": self._counts}), encoding="ascii")
+        temporary.write_text(json.dumps(told), encoding="ascii")
         temporary.replace(self._path)
+
+    def _with_lost_newline(self, content: bytes) -> bytes:
+        """Put back the end of a line that the engine cut into pieces: its `local` log driver (20.10) drops that
+        newline."""
+        before = b"\n" if self._owes_newline else b""
+        whole_line = content.endswith(b"\n")
+        full = len(content) == _PIECE_BYTES
+        self._owes_newline = self._in_long_line and not whole_line and not full
+        self._in_long_line = full and not whole_line
+        return before + content
 
 
 class LogCopier:
@@ -138,9 +164,7 @@ class LogCopier:
                     continue
                 if self._closed.is_set():
                     break
-                stamp, _, content = piece.partition(b" ")
-                file.write(content)
-                position.add(stamp[:19].decode("ascii"), len(content))
+                file.write(position.add(piece))
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     position.save()
                     saved = time.monotonic()

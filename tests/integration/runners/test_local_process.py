@@ -147,7 +147,7 @@ async def test_secrets_are_on_no_command_line_and_in_no_file_once_the_job_runs(
     await runner.start(handle)
     await until_log_has(plan, "seen")
     written = [*Path("/proc").glob("[0-9]*/cmdline"), *(file for file in plan.run_dir.rglob("*") if file.is_file())]
-    text = b"".join(file.read_bytes() for file in written if file.exists())  # noqa: ASYNC240
+    text = b"".join(file.read_bytes() for file in written if file.exists())
     await runner.stop(handle, 0.1)
     assert b"hush-4711" not in text
 

@@ -1,0 +1,65 @@
+"""Copying an engine's log: positions, repeats, and the newline that an engine loses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefect_launch.runners.engine_logs import LogPosition
+
+S1, S2, S9 = b"2026-01-01T00:00:01.5Z ", b"2026-01-01T00:00:02.5Z ", b"2026-01-01T00:00:09.5Z "
+FULL = b"x" * 16384
+
+
+def written(path: Path, *pieces: bytes) -> bytes:
+    position = LogPosition(path)
+    return b"".join(position.add(piece) for piece in pieces)
+
+
+def test_position_counts_the_pieces_of_its_last_seconds_only(tmp_path: Path) -> None:
+    position = LogPosition(tmp_path / "p.json")
+    assert (position.since, position.pieces) == (0, 0)
+    for second in range(1, 9):
+        position.add(b"2026-01-01T00:00:0%d.1Z a\n" % second)
+        position.add(b"2026-01-01T00:00:0%d.2Z b\n" % second)
+    position.save()
+    again = LogPosition(tmp_path / "p.json")
+    assert (again.since, again.pieces, again.log_bytes) == (1767225606, 6, 32)
+
+
+def test_late_piece_of_a_second_that_is_no_longer_read_is_not_counted(tmp_path: Path) -> None:
+    position = LogPosition(tmp_path / "p.json")
+    for second in range(3, 9):
+        position.add(b"2026-01-01T00:00:0%d.1Z a\n" % second)
+    before = position.pieces
+    position.add(S1 + b"late\n")
+    assert position.pieces == before
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ((S1 + FULL, S1 + b"end", S1 + b"next\n"), FULL + b"end\nnext\n"),
+        ((S1 + FULL, S1 + b"end\n", S1 + b"next\n"), FULL + b"end\nnext\n"),
+        ((S1 + FULL, S1 + b"", S1 + b"next\n"), FULL + b"\nnext\n"),
+        ((S1 + FULL, S1 + FULL, S1 + b"end", S1 + FULL, S1 + b"e2"), FULL + FULL + b"end\n" + FULL + b"e2"),
+        ((S1 + FULL, S1 + b"end of all"), FULL + b"end of all"),
+        ((S1 + b"no newline", S2 + b"other stream\n"), b"no newlineother stream\n"),
+        ((S1 + b"a b\n", S9 + b"\n"), b"a b\n\n"),
+    ],
+)
+def test_line_that_was_cut_into_pieces_keeps_its_newline(
+    tmp_path: Path, pieces: tuple[bytes, ...], expected: bytes
+) -> None:
+    assert written(tmp_path / "p.json", *pieces) == expected
+
+
+def test_newline_that_is_owed_is_remembered_by_the_next_copier(tmp_path: Path) -> None:
+    position = LogPosition(tmp_path / "p.json")
+    position.add(S1 + FULL)
+    position.save()
+    position = LogPosition(tmp_path / "p.json")
+    position.add(S1 + b"end")
+    position.save()
+    assert LogPosition(tmp_path / "p.json").add(S1 + b"next\n") == b"\nnext\n"
