@@ -27,6 +27,7 @@ import anyio
 from prefect_launch.environments.pip_config import uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements
 from prefect_launch.errors import AgentConfigError, InfrastructureError, SourceError
+from prefect_launch.inputs.carry import carry_inputs
 
 _READY = ".ready"
 _LOCK_POLL_SECONDS = 0.1
@@ -92,6 +93,7 @@ class Environments:
             async with _locked(self.folder / f"{path.name}.lock"):
                 if not await anyio.to_thread.run_sync(_touch, path):
                     await self._make(path, python, requirements)
+        await anyio.to_thread.run_sync(_carry_inputs, path)
         return Venv(path, python.warnings)
 
     async def _python(self, version: str | None) -> _Python:
@@ -168,6 +170,17 @@ def _uv_path() -> str:
     except FileNotFoundError as error:
         raise AgentConfigError(
             f"The program uv is not there ({error}). Install prefect-launch's dependencies again."
+        ) from error
+
+
+def _carry_inputs(path: Path) -> None:
+    """Let the job's code import `prefect_launch.inputs`; an older version's are brought up to date."""
+    try:
+        carry_inputs(next(path.glob("lib/python*/site-packages")))
+    except (OSError, StopIteration) as error:
+        raise InfrastructureError(
+            f"The job's environment {str(path)!r} cannot be completed ({error!r}). Look at this machine's disk;"
+            " remove the folder to have it made again."
         ) from error
 
 
