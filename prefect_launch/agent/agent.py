@@ -18,6 +18,7 @@ from prefect_launch.agent.config import AgentConfig, parse_agent_config
 from prefect_launch.agent.crew import Crew
 from prefect_launch.agent.execution import Execution, Workshop
 from prefect_launch.agent.intake import Intake
+from prefect_launch.agent.lock import only_agent
 from prefect_launch.agent.loop import Loop
 from prefect_launch.agent.moves import log, move
 from prefect_launch.agent.outcome import Outcome
@@ -270,11 +271,11 @@ class LaunchAgent:
             max_runtime_seconds: end after this time.
 
         Raises:
-            AgentConfigError: when the agent has no queue.
+            AgentConfigError: when the agent has no queue, or another of its name runs on this machine.
             NotFoundError: when one of its queues does not exist.
             KeyboardInterrupt: when it is asked to stop by the keyboard.
         """
-        async with self.connected():
+        async with only_agent(self.config.home, self.config.name), self.connected():
             await Loop(self, until_empty=until_empty, max_runtime_seconds=max_runtime_seconds).run()
 
     def stop(self) -> None:

@@ -1,0 +1,165 @@
+"""Serving an agent as a deployment on a schedule: one run at a time, each a shift, the next one takes over.
+
+A shift ends before the next is due, so that none is ever refused for overlapping; the deployment's limit of one run is only the net under
+that. A shift that crashed is replaced at once. Runs that a stopped service left waiting or running are cleared away: no pile of late
+or cancelled runs is left in the UI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from prefect_launch.agent.config import AgentConfig
+from prefect_launch.agent.moves import log
+from prefect_launch.errors import AgentConfigError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import FlowRun
+
+    from prefect_launch.api import Api
+
+FLOW_NAME: Final = "launch-agent"
+DEFAULT_INTERVAL_SECONDS: Final = 600.0
+#: A shift costs the server about ten writes and the machine some seconds of a core.
+MIN_INTERVAL_SECONDS: Final = 60.0
+#: What a shift leaves free before the next one: time to let go, and for the clocks to differ.
+MARGIN_SECONDS: Final = 10.0
+#: How often the service looks whether a shift is on.
+LOOK_SECONDS: Final = 5.0
+_PAGE: Final = 200
+
+
+async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFAULT_INTERVAL_SECONDS) -> None:
+    """Serve an agent until stopped by SIGINT or SIGTERM.
+
+    Args:
+        api: the server.
+        config: the agent's settings.
+        interval_seconds: from the start of one shift to the start of the next, at least 60 s.
+
+    Raises:
+        AgentConfigError: for an interval that is too short, or no queue.
+        NotFoundError: when a queue does not exist.
+    """
+    from prefect import aserve
+    from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.types.entrypoint import EntrypointType
+
+    from prefect_launch.agent.flow import launch_agent
+
+    if interval_seconds < MIN_INTERVAL_SECONDS:
+        raise AgentConfigError(
+            f"The interval of an agent's shifts is {interval_seconds:g} s; use {MIN_INTERVAL_SECONDS:g} s or more."
+        )
+    if not config.queues:
+        raise AgentConfigError("To serve an agent please specify its queues (-q QUEUE).")
+    async with api.open() as session:
+        for queue in config.queues:
+            await session.queue(queue)
+        client: PrefectClient = session.server.client  # type: ignore[attr-defined]
+        deployment = await launch_agent.ato_deployment(
+            name=config.name,
+            interval=timedelta(seconds=interval_seconds),
+            parameters={
+                "config": config.model_dump(mode="json", exclude_defaults=True) | {"name": config.name},
+                "api": api.model_dump(mode="json"),
+                "max_runtime_seconds": interval_seconds - MARGIN_SECONDS,
+            },
+            entrypoint_type=EntrypointType.MODULE_PATH,
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
+            description=f"The agent **{config.name}** on the queues {', '.join(config.queues)}.",
+            tags=["launch-agent", *(f"queue:{queue}" for queue in config.queues)],
+        )
+        deployment_id = await deployment.aapply()
+        await clear_away(client, deployment_id, "The agent's service was started anew.")
+        watcher = asyncio.create_task(keep_a_shift_on(client, deployment_id))
+        service = asyncio.create_task(aserve(deployment, query_seconds=int(LOOK_SECONDS), print_starting_message=False))
+        log.info("agent %s served as %s/%s", config.name, FLOW_NAME, config.name)
+        try:
+            with _stopped_by_signals(service):
+                await service
+        except asyncio.CancelledError:
+            log.info("agent %s is stopped; what runs goes on", config.name)
+        finally:
+            watcher.cancel()
+            with suppress(asyncio.CancelledError):
+                await watcher
+            await clear_away(client, deployment_id, "The agent's service was stopped.")
+
+
+@contextmanager
+def _stopped_by_signals(service: asyncio.Task[None]) -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the service in order; left to Prefect, SIGTERM would leave its run Running for ever."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, service.cancel)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def keep_a_shift_on(client: PrefectClient, deployment_id: UUID) -> None:
+    """Start a shift at once whenever none is on: at the start, after a crash, and between two that the schedule brings."""
+    while True:
+        runs = await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"])
+        waiting = [run for run in runs if run.state_type and run.state_type.value == "SCHEDULED"]
+        if len(waiting) == len(runs):
+            await _start_shift(client, deployment_id, waiting)
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+async def _start_shift(client: PrefectClient, deployment_id: UUID, waiting: list[FlowRun]) -> None:
+    """Start a shift that ends before the next one of the schedule, unless that one is as good as there."""
+    now = datetime.now(timezone.utc)
+    due = [(run.expected_start_time - now).total_seconds() for run in waiting if run.expected_start_time]
+    left = min(due, default=MIN_INTERVAL_SECONDS) - MARGIN_SECONDS
+    if left < MARGIN_SECONDS:
+        return
+    deployment = await client.read_deployment(deployment_id)
+    longest = float(deployment.parameters.get("max_runtime_seconds") or left)
+    await client.create_flow_run_from_deployment(
+        deployment_id,
+        parameters={"max_runtime_seconds": min(left, longest)},
+        tags=["launch-agent"],
+        idempotency_key=f"shift-{deployment_id}-{now.isoformat()}",
+    )
+
+
+async def clear_away(client: PrefectClient, deployment_id: UUID, why: str) -> None:
+    """Delete the agent's runs that wait or were refused, and end those that nothing runs any more."""
+    from prefect.states import Cancelled
+
+    for run in await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]):
+        if run.state_type and run.state_type.value == "SCHEDULED":
+            await client.delete_flow_run(run.id)
+        else:
+            await client.set_flow_run_state(run.id, Cancelled(message=why), force=True)
+    for run in await _runs(client, deployment_id, ["CANCELLED"]):
+        if not run.start_time:
+            await client.delete_flow_run(run.id)
+
+
+async def _runs(client: PrefectClient, deployment_id: UUID, state_types: list[str]) -> list[FlowRun]:
+    from prefect.client.schemas.filters import (
+        DeploymentFilter,
+        DeploymentFilterId,
+        FlowRunFilter,
+        FlowRunFilterState,
+        FlowRunFilterStateType,
+    )
+
+    wanted: Any = state_types
+    return await client.read_flow_runs(
+        deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])),
+        flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=wanted))),
+        limit=_PAGE,
+    )

@@ -1,0 +1,8 @@
+"""What Prefect finds of prefect-launch by its entry point: the worker type and the block types."""
+
+from __future__ import annotations
+
+from prefect_launch.jobs.store import JobStore
+from prefect_launch.worker import LaunchWorker
+
+__all__ = ["JobStore", "LaunchWorker"]
