@@ -13,7 +13,9 @@ import pytest
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.client import PrefectServer, connect
 from tests.contract.server_contract import ServerContract
-from tests.contract.server_place import make_place
+from tests.contract.server_items import ItemContract
+from tests.contract.server_moves import MoveContract
+from tests.contract.server_place import Place, make_place
 from tests.support.ports import free_port
 
 if TYPE_CHECKING:
@@ -25,6 +27,16 @@ class TestPrefectServer(ServerContract):
     async def server(self, prefect_server: PrefectServerProcess) -> AsyncIterator[PrefectServer]:
         async with connect(prefect_server.api_url) as server:
             yield server
+
+
+@pytest.mark.postgres
+class TestPrefectServerOnPostgres(ItemContract, MoveContract):
+    """Polls and claims are other SQL and other locks there."""
+
+    @pytest.fixture
+    async def place(self, postgres_prefect_server: PrefectServerProcess) -> AsyncIterator[Place]:
+        async with connect(postgres_prefect_server.api_url) as server:
+            yield await make_place(server, f"q-{uuid4().hex[:8]}")
 
 
 async def test_server_that_is_not_there_is_told_within_15_seconds() -> None:

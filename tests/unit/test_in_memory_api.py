@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from prefect_launch import create_job
 from prefect_launch.enqueue import alaunch_add_many, launch_add_many
 from prefect_launch.errors import NotFoundError, ServerUnavailableError
 from prefect_launch.states import StateType
@@ -45,6 +46,13 @@ def test_server_that_is_down_is_told_to_the_caller(api: InMemoryApi) -> None:
         api.run_queues()
     api.server.up()
     assert len(api.run_queues()) == 1
+
+
+def test_job_that_is_made_is_found_and_its_files_are_kept_in_memory(api: InMemoryApi) -> None:
+    made = create_job("busybox:1", "image", name="train", api=api)
+    assert api.job("train").digest == made.digest == api.job("acme/digits/train:v0").digest
+    (run,) = launch_add_many([{"job": "train"}], "gpu", api=api)
+    assert run.item.state_name == "Queued"
 
 
 def test_job_that_is_not_there_is_not_found(api: InMemoryApi) -> None:
