@@ -7,8 +7,9 @@ it on a thread of its own, so that its methods can be called from synchronous an
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
@@ -207,7 +208,24 @@ class Api(QueueCalls, BaseModel):
         return self.call(lambda session: session.jobs.resolve(name))
 
 
-@lru_cache(maxsize=1)
+_chosen: ContextVar[Api | None] = ContextVar("prefect_launch_api", default=None)
+
+
+@contextmanager
+def use_api(api: Api) -> Iterator[Api]:
+    """Let the calls inside the block that name no `Api` use this one; `launch_add` has no argument for it."""
+    token = _chosen.set(api)
+    try:
+        yield api
+    finally:
+        _chosen.reset(token)
+
+
 def default_api() -> Api:
-    """Return the `Api` of calls that name none: one a process, to keep its connection."""
+    """Return the `Api` of calls that name none: that of `use_api`, or one a process, to keep its connection."""
+    return _chosen.get() or _of_process()
+
+
+@lru_cache(maxsize=1)
+def _of_process() -> Api:
     return Api()

@@ -107,6 +107,14 @@ class InternalError(LaunchError):
     """A bug in prefect-launch: a move or an answer that its own rules exclude. Please report it."""
 
 
+class ServerFailedError(InternalError):
+    """The Prefect server failed over a request (5xx). It may not the next time."""
+
+
+class ItemGoneError(InternalError):
+    """The item is not on the server any more: somebody deleted it while it was waiting to be moved."""
+
+
 def unknown_name(kind: str, value: object, known: Iterable[str], *, where: str = "") -> NotFoundError:
     """Make the error for a name that does not exist.
 

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 
 import anyio
 
-from prefect_launch.errors import InternalError, ServerUnavailableError, SpecError
+from prefect_launch.errors import ItemGoneError, ServerUnavailableError, SpecError
 from prefect_launch.server.rest import Rest
 from prefect_launch.server.values import Item, ItemDraft, State, Verdict
 from prefect_launch.states import StateType
@@ -120,7 +120,7 @@ class ItemCalls:
         """Propose a state; the same transition id may be sent twice.
 
         Raises:
-            InternalError: when there is no such item.
+            ItemGoneError: when there is no such item.
         """
         proposed = {
             "type": state.type.value,
@@ -136,7 +136,7 @@ class ItemCalls:
         body = {"state": proposed, "force": force}
         answer = await self._rest.get("POST", f"/flow_runs/{item_id}/set_state", json=body)
         if answer is None:
-            raise InternalError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
+            raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
         return Verdict.model_validate(answer)
 
     async def read_states(self, item_id: UUID) -> list[State]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from prefect_launch.errors import InternalError, SpecError
+from prefect_launch.errors import InternalError, ServerFailedError, SpecError
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -34,14 +34,14 @@ class Rest:
 
         Raises:
             ServerUnavailableError: when no answer came (from the transport).
-            InternalError: when the server failed.
+            ServerFailedError: when the server failed.
         """
         try:
             response: httpx.Response = await self._client.request(method, path, json=json, params=params)  # type: ignore[arg-type]
         except httpx.HTTPStatusError as error:
             response = error.response
         if response.status_code >= 500:
-            raise InternalError(
+            raise ServerFailedError(
                 f"The Prefect server failed with {response.status_code} on {method} {path}: {detail(response)[:500]}"
             )
         return response

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from prefect_launch.errors import InternalError, SpecError
+from prefect_launch.errors import ItemGoneError, SpecError
 from prefect_launch.server.values import Item, ItemDraft, PriorityQueue, State, Verdict
 from prefect_launch.states import StateType
 from prefect_launch.testing import server_checks as checks
@@ -193,11 +193,11 @@ class ItemTwin(Calls):
         """Propose a state.
 
         Raises:
-            InternalError: when there is no such item.
+            ItemGoneError: when there is no such item.
         """
         stored = self._store.items.get(item_id)
         if stored is None:
-            raise InternalError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
+            raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
         details = {**as_json(state.state_details), "transition_id": str(transition_id or uuid4())}
         proposed = state.model_copy(update={"state_details": details, "data": as_json(state.data)})
         ruling = judge(stored.item, proposed, force=force, now=self._store.now())
