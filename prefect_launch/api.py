@@ -16,6 +16,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
+from prefect_launch.api_jobs import JobCalls
 from prefect_launch.api_queues import QueueCalls
 from prefect_launch.background import Background
 from prefect_launch.errors import InvalidNameError, NotFoundError
@@ -26,11 +27,11 @@ from prefect_launch.states import StateType
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
-    from prefect_launch.jobs.model import Job
     from prefect_launch.jobs.registry import JobRegistry
     from prefect_launch.jobs.store import JobStore
     from prefect_launch.queued_run import QueuedRun
     from prefect_launch.server.protocol import Server
+    from prefect_launch.server.values import Item
     from prefect_launch.session import Session
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ def _from_environment(*names: str) -> str:
     return next((os.environ[name] for name in names if os.environ.get(name)), "default")
 
 
-class Api(QueueCalls, BaseModel):
+class Api(QueueCalls, JobCalls, BaseModel):
     """The Prefect server, as prefect-launch uses it.
 
     Attributes:
@@ -147,7 +148,7 @@ class Api(QueueCalls, BaseModel):
         """Address of the server's UI."""
         return (self._address() or "").rstrip("/").removesuffix("/api")
 
-    # --- items and jobs ---
+    # --- items ---
 
     def items(
         self, *, queue: str | None = None, states: Iterable[StateType] | None = None, limit: int | None = _PAGE
@@ -161,12 +162,18 @@ class Api(QueueCalls, BaseModel):
         """
         from prefect_launch.queued_run import QueuedRun
 
+        return [QueuedRun.of(self, item) for item in self.read_items(queue=queue, states=states, limit=limit)]
+
+    def read_items(
+        self, *, queue: str | None = None, states: Iterable[StateType] | None = None, limit: int | None = _PAGE
+    ) -> list[Item]:
+        """Like `items`, but returns the items as they are now instead of handles on them."""
         wanted = None if states is None else list(states)
 
-        async def read(session: Session) -> list[Any]:
+        async def read(session: Session) -> list[Item]:
             if queue is not None:
                 await session.queue(queue)
-            found: list[Any] = []
+            found: list[Item] = []
             while limit is None or len(found) < limit:
                 size = _PAGE if limit is None else min(_PAGE, limit - len(found))
                 page = await session.server.list_items(pool=queue, state_types=wanted, limit=size, offset=len(found))
@@ -175,7 +182,7 @@ class Api(QueueCalls, BaseModel):
                     break
             return found
 
-        return [QueuedRun.of(self, item) for item in self.call(read) if item.work_pool_name or queue]
+        return [item for item in self.call(read) if item.work_pool_name or queue]
 
     def queued_run(self, item_id: str | UUID) -> QueuedRun:
         """Return the item of that id.
@@ -198,14 +205,6 @@ class Api(QueueCalls, BaseModel):
                 f"There is no item {str(wanted)!r} on {self.ui_url}. 'prefect-launch item list' shows them."
             )
         return QueuedRun.of(self, item)
-
-    def job(self, name: str) -> Job:
-        """Return the job that `entity/project/name:alias`, or a shorter form, names.
-
-        Raises:
-            NotFoundError: when there is none; names the nearest one.
-        """
-        return self.call(lambda session: session.jobs.resolve(name))
 
 
 _chosen: ContextVar[Api | None] = ContextVar("prefect_launch_api", default=None)

@@ -9,6 +9,7 @@ from prefect_launch.errors import QueueError
 from prefect_launch.names import check_name
 
 if TYPE_CHECKING:
+    from prefect_launch.activity import AgentInfo, QueueActivity
     from prefect_launch.api import Api
     from prefect_launch.queues import RunQueue
     from prefect_launch.session import Session
@@ -148,3 +149,16 @@ class QueueCalls:
         from prefect_launch.queues import delete_queue
 
         return self._api.call(lambda session: delete_queue(session, name))
+
+    def queue_activity(self, queues: Iterable[str]) -> list[QueueActivity]:
+        """Tell how much waits and is in work on each of these queues, and which agents are there for it."""
+        from prefect_launch.activity import queue_activity
+
+        names = list(queues)
+        return self._api.call(lambda session: queue_activity(session, names))
+
+    def agents(self) -> list[AgentInfo]:
+        """List the agents of all queues, by name."""
+        from prefect_launch.activity import agents
+
+        return self._api.call(agents)
