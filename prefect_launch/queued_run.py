@@ -175,7 +175,7 @@ class QueuedRun:
         tail = "\n".join(f"  {line}" for line in lines)
         data = item.state.data if item.state and isinstance(item.state.data, dict) else {}
         return ExecutionError(
-            f"Run {self.name} ({self.id}) ended as {item.state_name}: {item.message or 'no reason given'}\n{tail}".rstrip(),
+            f"Run {self.name} ({self.id}) ended as {item.state_name}: {item.message or '(no reason)'}\n{tail}".rstrip(),
             exit_code=data.get("exit_code"),
             last_lines=lines,
         )

@@ -86,7 +86,8 @@ class QueueConfig(BaseModel):
         except (TypeError, KeyError, AttributeError, ValidationError):
             raise QueueError(
                 f"The work pool {name!r} has no launch configuration: its base job template needs"
-                " job_configuration.resource and .resource_args. Write it anew with 'prefect-launch queue create --replace'."
+                " job_configuration.resource and .resource_args."
+                " Write it anew with 'prefect-launch queue create --replace'."
             ) from None
 
     def fill(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`prefect worker start --type launch`: Prefect's own way to start an agent, over the same core.
 
-The worker's loop is the agent's: it wakes on events, guards its claims and stops what is cancelled, which Prefect's own worker loop does not.
+The worker's loop is the agent's: it wakes on events, guards its claims and stops what is cancelled, which Prefect's own
+worker loop does not.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
         self,
         flow_run: FlowRun,
         configuration: LaunchJobConfiguration,
-        task_status: anyio.abc.TaskStatus[str] | None = None,
+        task_status: anyio.abc.TaskStatus[int] | None = None,
     ) -> LaunchWorkerResult:
         """Run one flow run that is claimed already."""
         agent = self._make_agent()
@@ -90,7 +91,7 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
             tracker = JobTracker(item=item, queue=self._work_pool_name)
             outcome = await Execution(agent.shop, tracker).run()
         if task_status is not None:
-            task_status.started(tracker.handle or str(flow_run.id))
+            task_status.started(tracker.handle or str(flow_run.id))  # type: ignore[arg-type]
         return LaunchWorkerResult(
             status_code=0 if outcome.state is ItemState.COMPLETED else 1, identifier=tracker.handle or str(flow_run.id)
         )

@@ -218,6 +218,8 @@ class LaunchAgent:
             if tracker is not None and tracker.file_saver is not None:
                 (tracker.file_saver / "error.log").write_text(f"{type(exception).__name__}: {exception}\n")
         self.crew.forget(thread_id)
+        if self._intake is not None:
+            self._intake.freed()
         self.wake.ring()
 
     async def fail_run_queue_item(

@@ -44,6 +44,7 @@ class Candidates:
         self._items: deque[Item] = deque()
         self._polled_at = float("-inf")
         self._lost_at = float("-inf")
+        self._was_all = False
 
     def lost(self) -> None:
         """Note that another agent was faster with an item."""
@@ -52,6 +53,11 @@ class Candidates:
     def forget(self) -> None:
         """Poll anew at the next use: something has come in that may be more urgent."""
         self._items.clear()
+        self._polled_at = float("-inf")
+
+    def freed(self) -> None:
+        """Note that an item in work has ended: a queue at its limit may have more to give now."""
+        self._was_all = False
 
     async def next(self, *, slots: int, skip: Collection[UUID]) -> Item | None:
         """Return the next item to try for; `None` when the queue has none.
@@ -63,17 +69,21 @@ class Candidates:
         Raises:
             ServerUnavailableError: when the server does not answer.
         """
-        if not self._items or time.monotonic() - self._polled_at > WINDOW_SECONDS:
-            limit = min(POLL_LIMIT, POLL_FACTOR * max(slots, 1))
-            self._polled_at = time.monotonic()
-            found = await self._server.poll(self._queue, limit=limit, before=datetime.now(timezone.utc))
-            contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS
-            self._items = deque(shuffled(found) if contended else found)
+        stale = time.monotonic() - self._polled_at > WINDOW_SECONDS
+        if stale or (not self._items and not self._was_all):
+            await self._poll(min(POLL_LIMIT, POLL_FACTOR * max(slots, 1)))
         while self._items:
             item = self._items.popleft()
             if item.id not in skip:
                 return item
         return None
+
+    async def _poll(self, limit: int) -> None:
+        self._polled_at = time.monotonic()
+        found = await self._server.poll(self._queue, limit=limit, before=datetime.now(timezone.utc))
+        contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS
+        self._items = deque(shuffled(found) if contended else found)
+        self._was_all = len(found) < limit
 
 
 def shuffled(items: Iterable[Item]) -> list[Item]:

@@ -2,10 +2,10 @@
 
 What the server promises is less than it seems. Of two agents that propose `Pending` for a *waiting* item, one wins. But
 the server also lets an item that has *ended* become `Pending`, so an agent with an old poll result would run it again.
-Therefore: propose exactly `Pending`, with a transition id, never by force; then read the item, and compare how often it
-ran with what the poll said. When it differs, put the end back that it had, and let go. Limits of a queue are applied by
-the server when it is polled, not at the claim; so after a claim the active items are counted, and the item is given
-back when they are too many.
+Therefore: propose exactly `Pending`, with a transition id, never by force; then read the item, and see whether it has
+ended since the poll (it ran once more, or ended before it ran). If it has, put the end back that it had, and let go.
+Limits of a queue are applied by the server when it is polled, not at the claim; so after a claim the active items are
+counted, and the item is given back when they are too many.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import logging
 from typing import Final
 from uuid import UUID, uuid4
 
+from prefect_launch.errors import ItemGoneError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Answer, Item, State, Verdict
 from prefect_launch.states import TERMINAL, ItemState, StateType
@@ -36,17 +37,22 @@ async def claim(server: Server, polled: Item, *, holder: str) -> Item | None:
     """
     token = uuid4()
     wanted = State.of(ItemState.CLAIMED, f"Claimed by {holder}.")
-    verdict = await server.propose(polled.id, wanted, transition_id=token)
+    try:
+        verdict = await server.propose(polled.id, wanted, transition_id=token)
+    except ItemGoneError:
+        log.debug("%s lost: it was deleted", polled.id)
+        return None
     if not (verdict.accepted or _is_own_repeat(verdict, token)):
         log.debug("%s lost %s", polled.id, verdict.reason)
         return None
     current = await server.read_item(polled.id)
     if current is None:
         return None
-    if current.run_count != polled.run_count:
+    if await _has_ended_since(server, polled, current):
         await _put_end_back(server, current)
         return None
     if _transition_of(current.state) != str(token):
+        await _finish_cancelling(server, current)
         return None
     log.info("%s claimed %s", polled.id, polled.name)
     return current
@@ -67,6 +73,28 @@ async def is_over_limit(server: Server, item: Item, *, pool_limit: int | None, q
         return False
     active = await server.count_items(pool=pool, queue=item.work_queue_name, state_types=_COUNTED)
     return active > queue_limit
+
+
+async def _has_ended_since(server: Server, polled: Item, current: Item) -> bool:
+    """Whether the item has ended between the poll and the claim.
+
+    `run_count` grows when an item runs; one that ended before it ran has got a start time, as the server gives one to
+    every item that ends. For one that had ended before the poll too (it was put back), only its states can tell.
+    """
+    if current.run_count != polled.run_count:
+        return True
+    if polled.start_time is None:
+        return current.start_time is not None
+    queued_at = polled.next_scheduled_start_time
+    ends = [state.timestamp for state in await server.read_states(polled.id) if state.type in TERMINAL]
+    return queued_at is not None and any(ended_at is not None and ended_at > queued_at for ended_at in ends)
+
+
+async def _finish_cancelling(server: Server, item: Item) -> None:
+    """End an item that was asked to stop right after the claim: nothing of it runs, and nobody else would end it."""
+    if item.state_type is StateType.CANCELLING:
+        await server.propose(item.id, State.of(ItemState.CANCELLED, "Stopped before it was started."))
+        log.info("%s cancelled before it was started", item.id)
 
 
 def _is_own_repeat(verdict: Verdict, token: UUID) -> bool:

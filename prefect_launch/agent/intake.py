@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
 #: How often the limits of queues are read; between, a claim costs no request for them.
 LIMITS_SECONDS: Final = 10.0
-#: How many claims are tried for at one call before other queues have their turn.
-_TRIES: Final = 8
+#: The longest pause after an item was given back.
+GIVEN_BACK_SECONDS: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Intake:
         candidates = self._candidates.get(queue)
         if candidates is None:
             raise unknown_name("queue", queue, self._candidates, where=" of this agent")
-        for _ in range(_TRIES):
+        while True:
             polled = await candidates.next(slots=slots, skip=skip)
             if polled is None:
                 return None
@@ -88,7 +89,9 @@ class Intake:
                 candidates.lost()
             elif await self._fits(queue, item):
                 return item
-        return None
+            else:
+                # Several agents that went over the limit together must not try again together.
+                await anyio.sleep(random.uniform(0, GIVEN_BACK_SECONDS))
 
     async def _fits(self, queue: str, item: Item) -> bool:
         limits = self._limits.get(queue)
@@ -104,6 +107,11 @@ class Intake:
         """Forget what was polled: something new has come in."""
         for candidates in self._candidates.values():
             candidates.forget()
+
+    def freed(self) -> None:
+        """Note that an item in work has ended."""
+        for candidates in self._candidates.values():
+            candidates.freed()
 
     async def read_limits(self) -> None:
         """Read the limits of the queues."""

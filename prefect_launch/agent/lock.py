@@ -49,6 +49,6 @@ async def _take(descriptor: int, folder: Path, name: str, wait_seconds: float) -
             except BlockingIOError:
                 await anyio.sleep(_LOOK_SECONDS)
     raise AgentConfigError(
-        f"An agent called {name!r} runs on this machine already (it holds {folder / name}.lock). Stop it, or give this one"
-        " another name (name: …, or --name)."
+        f"An agent called {name!r} runs on this machine already (it holds {folder / name}.lock)."
+        " Stop it, or give this one another name (name: …, or --name)."
     )

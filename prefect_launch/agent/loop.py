@@ -101,11 +101,15 @@ class Loop:
     def _heard(self, item_id: str) -> None:
         """Act on an event: an item in work may be asked to stop, any other may be a new one."""
         if self._crew.find(item_id) is None:
-            self._agent.intake.look_again()
-            self._agent.wake.ring_twice()
+            self._look()
+            asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._look)
         else:
             self._stops_due = 0.0
             asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._agent.wake.ring)
+
+    def _look(self) -> None:
+        self._agent.intake.look_again()
+        self._agent.wake.ring()
 
     async def _stop_what_is_cancelled(self) -> None:
         """Stop the items in work that were asked to: when an event told of one, and now and then in case none came."""

@@ -1,8 +1,8 @@
 """Serving an agent as a deployment on a schedule: one run at a time, each a shift, the next one takes over.
 
-A shift ends before the next is due, so that none is ever refused for overlapping; the deployment's limit of one run is only the net under
-that. A shift that crashed is replaced at once. Runs that a stopped service left waiting or running are cleared away: no pile of late
-or cancelled runs is left in the UI.
+A shift ends before the next is due, so that none is ever refused for overlapping; the deployment's limit of one run
+is only the net under that. A shift that crashed is replaced at once. Runs that a stopped service left waiting or
+running are cleared away: no pile of late or cancelled runs is left in the UI.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFA
 
 @contextmanager
 def _stopped_by_signals(service: asyncio.Task[None]) -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the service in order; left to Prefect, SIGTERM would leave its run Running for ever."""
+    """Let SIGTERM and SIGINT end the service in order; left to Prefect, a run would stay Running for ever."""
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, service.cancel)
@@ -108,7 +108,7 @@ def _stopped_by_signals(service: asyncio.Task[None]) -> Iterator[None]:
 
 
 async def keep_a_shift_on(client: PrefectClient, deployment_id: UUID) -> None:
-    """Start a shift at once whenever none is on: at the start, after a crash, and between two that the schedule brings."""
+    """Start a shift at once whenever none is on: at the start, after a crash, between two of the schedule."""
     while True:
         runs = await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"])
         waiting = [run for run in runs if run.state_type and run.state_type.value == "SCHEDULED"]
@@ -120,7 +120,7 @@ async def keep_a_shift_on(client: PrefectClient, deployment_id: UUID) -> None:
 async def _start_shift(client: PrefectClient, deployment_id: UUID, waiting: list[FlowRun]) -> None:
     """Start a shift that ends before the next one of the schedule, unless that one is as good as there."""
     now = datetime.now(timezone.utc)
-    due = [(run.expected_start_time - now).total_seconds() for run in waiting if run.expected_start_time]
+    due = [run.expected_start_time.timestamp() - now.timestamp() for run in waiting if run.expected_start_time]
     left = min(due, default=MIN_INTERVAL_SECONDS) - MARGIN_SECONDS
     if left < MARGIN_SECONDS:
         return

@@ -31,11 +31,6 @@ class Wake:
         """Wake the loop."""
         self._rung.set()
 
-    def ring_twice(self) -> None:
-        """Wake the loop now, and again when the server must have committed."""
-        self.ring()
-        asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self.ring)
-
     async def wait(self, seconds: float) -> None:
         """Wait until someone rings, or the time is up."""
         with anyio.move_on_after(seconds):
