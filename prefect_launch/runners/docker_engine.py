@@ -14,7 +14,6 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from typing import Any, BinaryIO, TypeVar
 
 import anyio
@@ -25,6 +24,7 @@ import requests
 import urllib3
 
 from prefect_launch.errors import InfrastructureError, SpecError
+from prefect_launch.runners.docker_answers import read_inspected, read_listed
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.runners.engine_events import EngineEvents, EventSource
 
@@ -39,7 +39,6 @@ _OUTAGE_POLL_SECONDS = 2.0
 _EVENTS = ["start", "die", "oom", "destroy"]
 #: Exit codes of a start that failed for the program's sake: it cannot be run, it is not there.
 _PROGRAM_FAULTS = (126, 127)
-_NEVER = "0001-01-01"
 
 _TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 
@@ -90,12 +89,12 @@ class DockerEngine(Engine):
 
     async def container(self, id_or_name: str) -> Container | None:
         found = await self._call(lambda client: _or_none(client.inspect_container, id_or_name))
-        return None if found is None else _inspected(found)
+        return None if found is None else read_inspected(found)
 
     async def containers(self, labels: Mapping[str, str]) -> list[Container]:
         wanted = [f"{key}={value}" for key, value in labels.items()]
         found = await self._call(lambda client: client.containers(all=True, filters={"label": wanted}))
-        return [_listed(one) for one in found]
+        return [read_listed(one) for one in found]
 
     async def start(self, container_id: str) -> None:
         def start(client: Any) -> None:
@@ -282,38 +281,3 @@ def _pull_failed(name: str, reason: str) -> InfrastructureError:
         f"The image {name!r} is not on this machine and cannot be pulled: {reason}. Check its name, that the registry"
         " can be reached from here, and that this machine's Docker is logged in to it."
     )
-
-
-def _inspected(found: Mapping[str, Any]) -> Container:
-    state, config = found["State"], found["Config"]
-    return Container(
-        id=found["Id"],
-        name=found["Name"].lstrip("/"),
-        status=state["Status"],
-        labels=config.get("Labels") or {},
-        image=config.get("Image") or "",
-        exit_code=state["ExitCode"],
-        oom_killed=state.get("OOMKilled", False),
-        error=state.get("Error") or "",
-        stop_signal=config.get("StopSignal") or "SIGTERM",
-        started_at=_time(state.get("StartedAt")),
-        ended_at=_time(state.get("FinishedAt")),
-    )
-
-
-def _listed(found: Mapping[str, Any]) -> Container:
-    return Container(
-        id=found["Id"],
-        name=(found.get("Names") or [""])[0].lstrip("/"),
-        status=found["State"],
-        labels=found.get("Labels") or {},
-        image=found.get("Image") or "",
-    )
-
-
-def _time(text: str | None) -> datetime | None:
-    """Read the engine's time, whose nanoseconds Python 3.10 cannot."""
-    if not text or text.startswith(_NEVER):
-        return None
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(f"{whole}.{(fraction + '000000')[:6]}+00:00")

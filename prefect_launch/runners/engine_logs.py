@@ -23,6 +23,7 @@ from prefect_launch.runners.engine import Engine, LogStream
 _REOPEN_SECONDS = 0.5
 #: How often the position is written while a job writes without pause.
 _SAVE_SECONDS = 0.5
+_CLOSE_SECONDS = 10.0
 #: Seconds that are counted apart: pieces of two streams may stand in the log a little out of order.
 _WINDOW = 3
 #: The engine cuts longer lines into pieces of this size.
@@ -113,6 +114,7 @@ class LogCopier:
         self._closed = threading.Event()
         self._done = threading.Event()
         self._stream: LogStream | None = None
+        self._copied = 0
         self.problem: str | None = None
         self._thread = threading.Thread(target=self._run, name=f"log-{container_id[:12]}", daemon=True)
 
@@ -120,23 +122,26 @@ class LogCopier:
         """Begin to copy."""
         self._thread.start()
 
-    def finish(self, timeout: float) -> None:
+    def finish(self, silence_seconds: float) -> None:
         """Copy what is left of a container that has ended; blocks until its log is whole.
 
         Args:
-            timeout: seconds after which a stream that does not end by itself is cut off; the rest is then read at once.
+            silence_seconds: a stream that stays open for so long with nothing new is cut off; the rest is read at once.
         """
         self._ended.set()
-        if not self._done.wait(timeout):
-            self._cut_off()
-            self._done.wait(timeout)
+        copied = self._copied
+        while not self._done.wait(silence_seconds):
+            if copied == self._copied:
+                self._cut_off()
+            copied = self._copied
 
     def close(self) -> None:
         """Stop copying, wherever it is; blocks until the file is let go of."""
         self._closed.set()
         self._ended.set()
         self._cut_off()
-        self._thread.join()
+        # An engine that hangs may keep the thread for longer; it writes nothing more once it comes back.
+        self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
         position = LogPosition(self._log_path.with_name("log-position.json"))
@@ -165,6 +170,7 @@ class LogCopier:
                 if self._closed.is_set():
                     break
                 file.write(position.add(piece))
+                self._copied += 1
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     position.save()
                     saved = time.monotonic()

@@ -19,6 +19,7 @@ import anyio
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, signal_of
+from prefect_launch.runners.container_config import RUN_DIR_LABEL, container_config
 from prefect_launch.runners.container_files import (
     OUTPUT_DIR,
     collect_outputs,
@@ -31,19 +32,14 @@ from prefect_launch.runners.container_options import (
     apply_options,
     check_container_options,
 )
-from prefect_launch.runners.engine import Container, Engine, Image, NameTakenError
+from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
-
-RUN_DIR_LABEL = "prefect-launch.run-dir"
 
 #: How long the engine may take to end a container that it was told to kill.
 _KILL_SECONDS = 15.0
 #: How long the log's stream may stay open once its container has ended, before it is cut off and the rest is read at
 #: once.
 _LOG_END_SECONDS = 5.0
-#: A chatty job may write 2 GiB while no agent copies its log; beyond that its oldest lines are lost.
-_LOG_CONFIG = {"Type": "local", "Config": {"max-size": "1g", "max-file": "2", "compress": "false"}}
-_ROOT = ("", "0", "root", "0:0", "root:root")
 _STOP_FILE = "stop.json"
 _UNTOUCHED_FILE = "outputs-untouched"
 
@@ -202,35 +198,6 @@ class LocalContainerRunner(Runner):
         except asyncio.TimeoutError:
             return False
         return True
-
-
-def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
-    """Return what the Docker Engine API is told to create, and `platform` apart.
-
-    What the plan says wins over options. A run as root gets an unnamed volume for its outputs, which costs nothing;
-    another user gets the folder above as the volume, and a folder in it that it can write to.
-    """
-    options = dict(plan.options)
-    made = apply_options(
-        {
-            "Image": plan.image,
-            "Labels": {**plan.labels, RUN_DIR_LABEL: str(plan.run_dir)},
-            "Env": {**plan.env, "LAUNCH_OUTPUT_DIR": OUTPUT_DIR},
-            "HostConfig": {"LogConfig": _LOG_CONFIG},
-            **({"Entrypoint": list(plan.command)} if plan.command else {}),
-        },
-        {**options, "env": {"PYTHONUNBUFFERED": "1", **options.get("env", {})}},
-    )
-    made["Env"] = [f"{name}={value}" for name, value in made["Env"].items()]
-    base = posixpath.join("/", image.working_dir, made.get("WorkingDir", ""))
-    made["WorkingDir"] = posixpath.normpath(posixpath.join(base, plan.working_dir or ""))
-    if plan.command:
-        made["Cmd"] = list(plan.args)
-    elif plan.args or "Cmd" in made:
-        made["Cmd"] = [*made.get("Cmd", []), *plan.args]
-    is_root = made.get("User", image.user) in _ROOT
-    made["Volumes"] = {OUTPUT_DIR if is_root else posixpath.dirname(OUTPUT_DIR): {}}
-    return made
 
 
 def _default_engine() -> Engine:

@@ -1,0 +1,47 @@
+"""From a run's plan to what the Docker Engine API is told to create."""
+
+from __future__ import annotations
+
+import posixpath
+from typing import Any
+
+from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.container_files import OUTPUT_DIR
+from prefect_launch.runners.container_options import apply_options
+from prefect_launch.runners.engine import Image
+
+#: Where a run's folder is, on the machine of the agent that made the container.
+RUN_DIR_LABEL = "prefect-launch.run-dir"
+
+#: A chatty job may write 2 GiB while no agent copies its log; beyond that its oldest lines are lost.
+_LOG_CONFIG = {"Type": "local", "Config": {"max-size": "1g", "max-file": "2", "compress": "false"}}
+_ROOT = ("", "0", "root", "0:0", "root:root")
+
+
+def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
+    """Return what the Docker Engine API is told to create, and `platform` apart.
+
+    What the plan says wins over options. A run as root gets an unnamed volume for its outputs, which costs nothing;
+    another user gets the folder above as the volume, and a folder in it that it can write to.
+    """
+    options = dict(plan.options)
+    made = apply_options(
+        {
+            "Image": plan.image,
+            "Labels": {**plan.labels, RUN_DIR_LABEL: str(plan.run_dir)},
+            "Env": {**plan.env, "LAUNCH_OUTPUT_DIR": OUTPUT_DIR},
+            "HostConfig": {"LogConfig": _LOG_CONFIG},
+            **({"Entrypoint": list(plan.command)} if plan.command else {}),
+        },
+        {**options, "env": {"PYTHONUNBUFFERED": "1", **options.get("env", {})}},
+    )
+    made["Env"] = [f"{name}={value}" for name, value in made["Env"].items()]
+    base = posixpath.join("/", image.working_dir, made.get("WorkingDir", ""))
+    made["WorkingDir"] = posixpath.normpath(posixpath.join(base, plan.working_dir or ""))
+    if plan.command:
+        made["Cmd"] = list(plan.args)
+    elif plan.args or "Cmd" in made:
+        made["Cmd"] = [*made.get("Cmd", []), *plan.args]
+    is_root = made.get("User", image.user) in _ROOT
+    made["Volumes"] = {OUTPUT_DIR if is_root else posixpath.dirname(OUTPUT_DIR): {}}
+    return made
