@@ -14,6 +14,7 @@ import logging
 from typing import Final
 from uuid import UUID, uuid4
 
+from prefect_launch.agent.moves import until_server_is_back
 from prefect_launch.errors import ItemGoneError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Answer, Item, State, Verdict
@@ -38,24 +39,36 @@ async def claim(server: Server, polled: Item, *, holder: str) -> Item | None:
     token = uuid4()
     wanted = State.of(ItemState.CLAIMED, f"Claimed by {holder}.")
     try:
-        verdict = await server.propose(polled.id, wanted, transition_id=token)
+        # A claim whose answer was lost may have been made: it is asked for until it is known, under the same token.
+        verdict = await until_server_is_back(
+            f"claim {polled.id}", lambda: server.propose(polled.id, wanted, transition_id=token)
+        )
     except ItemGoneError:
         log.debug("%s lost: it was deleted", polled.id)
         return None
     if not (verdict.accepted or _is_own_repeat(verdict, token)):
         log.debug("%s lost %s", polled.id, verdict.reason)
         return None
-    current = await server.read_item(polled.id)
+    current = await until_server_is_back(f"read {polled.id}", lambda: server.read_item(polled.id))
     if current is None:
         return None
-    if await _has_ended_since(server, polled, current):
-        await _put_end_back(server, current)
+    if await until_server_is_back(f"judge {polled.id}", lambda: _has_ended_since(server, polled, current)):
+        await until_server_is_back(f"restore {polled.id}", lambda: _put_end_back(server, current))
         return None
     if _transition_of(current.state) != str(token):
         await _finish_cancelling(server, current)
         return None
     log.info("%s claimed %s", polled.id, polled.name)
     return current
+
+
+async def undo_claim(server: Server, item: Item, why: str) -> None:
+    """Undo a claim of which nothing came: a waiting item goes back into its queue, one that had ended gets its end."""
+    before = [state for state in await server.read_states(item.id) if state.type is not StateType.PENDING]
+    if before and before[-1].type in TERMINAL:
+        await _restore(server, item, before[-1])
+    else:
+        await give_back(server, item, why)
 
 
 async def give_back(server: Server, item: Item, why: str) -> None:
@@ -109,8 +122,12 @@ def _transition_of(state: State | None) -> str | None:
 async def _put_end_back(server: Server, item: Item) -> None:
     """Restore the end of an item that had run already when the claim of an old poll result came through."""
     ends = [state for state in await server.read_states(item.id) if state.type in TERMINAL]
-    if not ends:
+    if ends:
+        await _restore(server, item, ends[-1])
+    else:
         await give_back(server, item, "Claimed from an old poll result.")
-        return
-    await server.propose(item.id, ends[-1], force=True)
-    log.info("%s restored %s", item.id, ends[-1].name)
+
+
+async def _restore(server: Server, item: Item, end: State) -> None:
+    await server.propose(item.id, end, force=True)
+    log.info("%s restored %s", item.id, end.name)

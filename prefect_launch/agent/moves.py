@@ -9,7 +9,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.errors import InternalError, ServerUnavailableError
+from prefect_launch.errors import InternalError, ServerFailedError, ServerUnavailableError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import State
 from prefect_launch.states import ItemState, StateType, is_allowed
@@ -20,19 +20,32 @@ log = logging.getLogger("prefect_launch.agent")
 
 _RETRY_FIRST_SECONDS: Final = 0.5
 _RETRY_MAX_SECONDS: Final = 5.0
+#: A request that makes the server fail each time is not sent for ever.
+_FAILURES_MAX: Final = 5
 
 
 async def until_server_is_back(what: str, call: Callable[[], Awaitable[T]]) -> T:
-    """Make a call until the server answers: what a job did must reach it, however long it is away."""
+    """Make a call until the server answers: what a job did must reach it, however long it is away.
+
+    Args:
+        what: what the server is to do, for the log.
+        call: the call; it may be made several times.
+
+    Raises:
+        ServerFailedError: when the server is there, and fails over the call again and again.
+    """
     pause = _RETRY_FIRST_SECONDS
-    told = False
+    tries = failures = 0
     while True:
         try:
             return await call()
-        except ServerUnavailableError as error:
-            if not told:
+        except (ServerUnavailableError, ServerFailedError) as error:
+            failures += isinstance(error, ServerFailedError)
+            if failures >= _FAILURES_MAX:
+                raise
+            if not tries:
                 log.warning("waiting for the server to %s: %s", what, error)
-                told = True
+            tries += 1
             await anyio.sleep(pause)
             pause = min(pause * 2, _RETRY_MAX_SECONDS)
 
@@ -56,10 +69,12 @@ async def move(
 
     Raises:
         InternalError: when the move is not in the table.
+        ItemGoneError: when the item was deleted.
     """
     if not is_allowed(current, target):
         raise InternalError(f"Item {item_id}: the move from {current.value} to {target.label} is not allowed.")
-    wanted = State(type=target.type, name=target.label, message=message, data=data)
+    # PostgreSQL keeps no text with a NUL in it.
+    wanted = State(type=target.type, name=target.label, message=message.replace("\0", "\ufffd"), data=data)
     verdict = await until_server_is_back(f"move {item_id} to {target.label}", lambda: server.propose(item_id, wanted))
     if verdict.accepted or verdict.state is None:
         log.info("%s %s %s", item_id, target.label.lower(), message)
