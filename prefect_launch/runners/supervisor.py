@@ -75,6 +75,7 @@ class Job:
 
 
 def main(run_dir: str, ready_fd: int | None) -> None:
+    """Take the run in `run_dir` from its start to its end; `ready_fd` is closed once its program runs, or nothing will."""
     # First of all: a stop that comes early must wait for us, not end us.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     if ready_fd is not None:
@@ -257,12 +258,14 @@ def identity(pid: int) -> Told:
 
 
 def prctl(option: int, value: int) -> None:
+    """Set an attribute of this process that only the C library's `prctl` can set."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
 def read_json(name: str) -> Told:
+    """Read one of the run's files."""
     with open(name, encoding="utf-8") as file:
         value: Told = json.load(file)
     return value
@@ -279,11 +282,13 @@ def write_json(name: str, value: Told) -> None:
 
 
 def unlink(name: str) -> None:
+    """Remove a file when it is there."""
     if os.path.exists(name):
         os.unlink(name)
 
 
 def finish(value: Told) -> None:
+    """Write down how the run ended."""
     unlink(ENVIRONMENT)
     write_json(EXIT, value)
 

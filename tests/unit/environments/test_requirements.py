@@ -78,11 +78,11 @@ def test_pyproject_that_is_no_toml_is_refused(tmp_path: Path) -> None:
 def test_uv_is_told_what_pip_is_told(tmp_path: Path) -> None:
     file = tmp_path / "pip.conf"
     file.write_text(
-        "[global]\nindex-url = https://a/simple\nextra-index-url =\n    https://b/simple\n    https://c/simple\n"
+        "[global]\nindex-url = https://a.example/packages\nextra-index-url =\n    https://b.example/packages\n    https://c.example/packages\n"
     )
     told = uv_environment({"PIP_FIND_LINKS": "/x /y", "PIP_CERT": "/ca.pem"}, [file])
-    assert told["UV_DEFAULT_INDEX"] == "https://a/simple"
-    assert told["UV_INDEX"] == "https://b/simple https://c/simple"
+    assert told["UV_DEFAULT_INDEX"] == "https://a.example/packages"
+    assert told["UV_INDEX"] == "https://b.example/packages https://c.example/packages"
     assert told["UV_FIND_LINKS"] == "/x,/y"
     assert (told["SSL_CERT_FILE"], told["UV_SYSTEM_CERTS"], told["UV_PYTHON_DOWNLOADS"]) == ("/ca.pem", "true", "never")
 
