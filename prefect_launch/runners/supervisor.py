@@ -75,7 +75,7 @@ class Job:
 
 
 def main(run_dir: str, ready_fd: int | None) -> None:
-    """Take the run in `run_dir` from its start to its end; `ready_fd` is closed once its program runs, or nothing will."""
+    """Take the run in `run_dir` from start to end; `ready_fd` is closed once its program runs, or nothing will."""
     # First of all: a stop that comes early must wait for us, not end us.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     if ready_fd is not None:
