@@ -21,6 +21,7 @@ from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
 from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
 from prefect_launch.agent.tracker import JobTracker
+from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.item_spec import spec_of
 from prefect_launch.planning import Request, make_plan
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
@@ -78,6 +79,7 @@ class Execution:
         self._server = workshop.session.server
         self._tracker = tracker
         self._item = tracker.item
+        self._runner: Runner | None = None
 
     async def run(self) -> Outcome:
         """Do the whole attempt.
@@ -88,10 +90,11 @@ class Execution:
         try:
             runner, plan = await self._start()
         except StopAskedError:
-            return await self._end(Outcome(state=ItemState.CANCELLED, message="Stopped before it was started."))
+            outcome = Outcome(state=ItemState.CANCELLED, message="Stopped before it was started.")
+            return await self._give_up(outcome)
         except Exception as error:
             log.debug("%s failed to start", self._item.id, exc_info=True)
-            return await self._end(outcome_of_error(error, self._tracker.phase))
+            return await self._give_up(outcome_of_error(error, self._tracker.phase))
         return await self._watch(runner, plan, StateType.RUNNING)
 
     async def resume(self, runner: Runner, plan: RunPlan, handle: str, current: StateType) -> Outcome:
@@ -105,9 +108,13 @@ class Execution:
         """
         self._tracker.handle = handle
         self._tracker.phase = Phase.RUN
+        self._runner = runner
         if current is StateType.PENDING:
-            await runner.start(handle)
-            await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._shop.config.name}.")
+            try:
+                await runner.start(handle)
+                await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._shop.config.name}.")
+            except Exception as error:  # noqa: BLE001 - the item says why it does not run
+                return await self._give_up(outcome_of_error(error, Phase.RUN))
         return await self._watch(runner, plan, StateType.RUNNING)
 
     async def _start(self) -> tuple[Runner, RunPlan]:
@@ -121,7 +128,7 @@ class Execution:
             labels=self._labels(),
         )
         plan = await self._unless_stopped(make_plan(request, self._shop.config.site, self._shop.session.jobs))
-        runner = self._shop.runner(queue.config.resource)
+        runner = self._runner = self._shop.runner(queue.config.resource)
         runner.check(plan)
         waits_for = await runner.missing(plan)
         if waits_for is not None:
@@ -135,7 +142,6 @@ class Execution:
             f"record what {self._item.id} runs in", lambda: self._server.record_infrastructure(self._item.id, handle)
         )
         if self._tracker.stop.is_set():
-            await runner.remove(handle)
             raise StopAskedError
         await runner.start(handle)
         where = f"Runs on {self._shop.config.name} ({queue.config.resource} {Path(handle).name[:12]})."
@@ -178,21 +184,32 @@ class Execution:
                 task.cancel()
                 await asyncio.wait({task})
 
+    async def _give_up(self, outcome: Outcome) -> Outcome:
+        """End an item that does not come to run; what was created for it is stopped and removed first."""
+        if self._runner is not None and self._tracker.handle is not None:
+            try:
+                await self._runner.stop(self._tracker.handle, self._shop.config.stopped_run_timeout)
+                await self._runner.remove(self._tracker.handle)
+            except LaunchError as error:
+                log.warning("%s not-cleared %s: %s", self._item.id, self._tracker.handle, error)
+        return await self._end(outcome)
+
     async def _watch(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
         handle = self._tracker.handle or ""
         shipper = LogShipper(self._server, self._item.id, plan.log_path)
         shipper.follow()
         stopper = asyncio.create_task(self._stop_when_asked(runner, handle))
+        faults = []
         try:
             end = await runner.watch(handle, plan)
-            await shipper.finish()
+            faults += await self._finish_log(shipper, plan)
         except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on
             return await self._end(outcome_of_error(error, Phase.RUN), current)
         finally:
             stopper.cancel()
             await asyncio.wait({stopper})
             await shipper.let_go()
-        warnings = [*end.warnings, *await self._keep(plan)]
+        warnings = [*end.warnings, *faults, *await self._keep(plan)]
         outcome = outcome_of_exit(end)
         if warnings:
             outcome = outcome.model_copy(update={"message": f"{outcome.message} Note: {' '.join(warnings)}"})
@@ -205,6 +222,14 @@ class Execution:
         log.info("%s stopping", self._item.id)
         await runner.stop(handle, self._shop.config.stopped_run_timeout)
 
+    async def _finish_log(self, shipper: LogShipper, plan: RunPlan) -> list[str]:
+        """Send what is left of the log; returns what went wrong with it: it does not make a good run a bad one."""
+        try:
+            await shipper.finish()
+        except LaunchError as error:
+            return [f"The log could not be sent whole ({error}); it is in {plan.log_path}."]
+        return []
+
     async def _keep(self, plan: RunPlan) -> list[str]:
         """Keep the run's outputs and its whole log; returns what went wrong with it, in words."""
         log_path = plan.log_path
@@ -214,16 +239,26 @@ class Execution:
             await self._shop.session.jobs.put_outputs(plan.item_id, plan.attempt, plan.output_dir, extra=extra)
         except Exception as error:  # noqa: BLE001 - a store that fails does not make a good run a bad one
             faults.append(f"The outputs could not be kept ({error}); they are in {plan.output_dir}.")
-        fault = await until_server_is_back(
-            f"show the outputs of {self._item.id}",
-            lambda: publish_outputs(self._server, self._item.id, plan.run_id, plan.output_dir),
-        )
+        try:
+            fault = await until_server_is_back(
+                f"show the outputs of {self._item.id}",
+                lambda: publish_outputs(self._server, self._item.id, plan.run_id, plan.output_dir),
+            )
+        except LaunchError as error:
+            fault = f"The outputs could not be shown ({error})."
         return [*faults, *([fault] if fault else [])]
 
     async def _end(self, outcome: Outcome, current: StateType = StateType.PENDING) -> Outcome:
         """Set the item's final state; one that was asked to stop meanwhile can only become cancelled."""
         if self._tracker.stop.is_set() and outcome.state is not ItemState.CANCELLED:
             outcome = outcome.model_copy(update={"state": ItemState.CANCELLED})
+        try:
+            return await self._set_end(outcome, current)
+        except ItemGoneError:
+            log.warning("%s gone %s", self._item.id, outcome.message)
+            return outcome
+
+    async def _set_end(self, outcome: Outcome, current: StateType) -> Outcome:
         state = await move(self._server, self._item.id, current, outcome.state, outcome.message, data=outcome.data)
         if state.type is StateType.CANCELLING:
             outcome = outcome.model_copy(update={"state": ItemState.CANCELLED})

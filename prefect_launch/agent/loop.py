@@ -99,7 +99,12 @@ class Loop:
         return True
 
     def _heard(self, item_id: str) -> None:
-        """Act on an event: an item in work may be asked to stop, any other may be a new one."""
+        """Act on an event: an item in work may be asked to stop, any other may be a new one.
+
+        The first event of a stream has no id: it says that the stream is open, and that some may have been missed.
+        """
+        if not item_id:
+            self._stops_due = 0.0
         if self._crew.find(item_id) is None:
             self._look()
             asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._look)

@@ -22,6 +22,7 @@ from prefect_launch.errors import AgentConfigError
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import FlowRun
+    from prefect.deployments.runner import RunnerDeployment
 
     from prefect_launch.api import Api
 
@@ -31,8 +32,8 @@ DEFAULT_INTERVAL_SECONDS: Final = 600.0
 MIN_INTERVAL_SECONDS: Final = 60.0
 #: What a shift leaves free before the next one: time to let go, and for the clocks to differ.
 MARGIN_SECONDS: Final = 10.0
-#: How often the service looks whether a shift is on.
-LOOK_SECONDS: Final = 5.0
+#: How often the service looks whether a shift is on, and whether one is due.
+LOOK_SECONDS: Final = 2.0
 _PAGE: Final = 200
 
 
@@ -48,7 +49,6 @@ async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFA
         AgentConfigError: for an interval that is too short, or no queue.
         NotFoundError: when a queue does not exist.
     """
-    from prefect import aserve
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.types.entrypoint import EntrypointType
 
@@ -80,7 +80,7 @@ async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFA
         deployment_id = await deployment.aapply()
         await clear_away(client, deployment_id, "The agent's service was started anew.")
         watcher = asyncio.create_task(keep_a_shift_on(client, deployment_id))
-        service = asyncio.create_task(aserve(deployment, query_seconds=int(LOOK_SECONDS), print_starting_message=False))
+        service = asyncio.create_task(_serve(deployment))
         log.info("agent %s served as %s/%s", config.name, FLOW_NAME, config.name)
         try:
             with _stopped_by_signals(service):
@@ -92,6 +92,13 @@ async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFA
             with suppress(asyncio.CancelledError):
                 await watcher
             await clear_away(client, deployment_id, "The agent's service was stopped.")
+
+
+async def _serve(deployment: RunnerDeployment) -> None:
+    from prefect import aserve
+
+    # Without prefetching: a shift that is fetched before the last one has ended would be refused by the limit of one.
+    await aserve(deployment, query_seconds=int(LOOK_SECONDS), prefetch_seconds=0, print_starting_message=False)
 
 
 @contextmanager
@@ -108,44 +115,45 @@ def _stopped_by_signals(service: asyncio.Task[None]) -> Iterator[None]:
 
 
 async def keep_a_shift_on(client: PrefectClient, deployment_id: UUID) -> None:
-    """Start a shift at once whenever none is on: at the start, after a crash, between two of the schedule."""
+    """Start the next shift at once whenever none is on: at the start, after a crash, and after one that has ended."""
     while True:
         runs = await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"])
-        waiting = [run for run in runs if run.state_type and run.state_type.value == "SCHEDULED"]
+        waiting = [run for run in runs if _type_of(run) == "SCHEDULED"]
         if len(waiting) == len(runs):
-            await _start_shift(client, deployment_id, waiting)
+            await _next_shift(client, deployment_id, waiting)
         await asyncio.sleep(LOOK_SECONDS)
 
 
-async def _start_shift(client: PrefectClient, deployment_id: UUID, waiting: list[FlowRun]) -> None:
-    """Start a shift that ends before the next one of the schedule, unless that one is as good as there."""
+async def _next_shift(client: PrefectClient, deployment_id: UUID, waiting: list[FlowRun]) -> None:
+    """Bring the schedule's next run forward, so that there is none left over; make one only before the schedule has."""
+    from prefect.states import Scheduled
+
     now = datetime.now(timezone.utc)
-    due = [run.expected_start_time.timestamp() - now.timestamp() for run in waiting if run.expected_start_time]
-    left = min(due, default=MIN_INTERVAL_SECONDS) - MARGIN_SECONDS
-    if left < MARGIN_SECONDS:
+    dated = [run for run in waiting if run.expected_start_time is not None]
+    if not dated:
+        key = f"shift-{deployment_id}-{now.isoformat()}"
+        await client.create_flow_run_from_deployment(deployment_id, idempotency_key=key)
         return
-    deployment = await client.read_deployment(deployment_id)
-    longest = float(deployment.parameters.get("max_runtime_seconds") or left)
-    await client.create_flow_run_from_deployment(
-        deployment_id,
-        parameters={"max_runtime_seconds": min(left, longest)},
-        tags=["launch-agent"],
-        idempotency_key=f"shift-{deployment_id}-{now.isoformat()}",
-    )
+    first = min(dated, key=lambda run: run.expected_start_time.timestamp() if run.expected_start_time else 0.0)
+    if first.expected_start_time and first.expected_start_time.timestamp() > now.timestamp():
+        await client.set_flow_run_state(first.id, Scheduled(scheduled_time=now, message="The last shift has ended."))
 
 
 async def clear_away(client: PrefectClient, deployment_id: UUID, why: str) -> None:
     """Delete the agent's runs that wait or were refused, and end those that nothing runs any more."""
+    from prefect.exceptions import ObjectNotFound
     from prefect.states import Cancelled
 
-    for run in await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"]):
-        if run.state_type and run.state_type.value == "SCHEDULED":
-            await client.delete_flow_run(run.id)
-        else:
-            await client.set_flow_run_state(run.id, Cancelled(message=why), force=True)
-    for run in await _runs(client, deployment_id, ["CANCELLED"]):
-        if not run.start_time:
-            await client.delete_flow_run(run.id)
+    for run in await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "CANCELLED"]):
+        with suppress(ObjectNotFound):  # a paused schedule takes its runs away by itself
+            if _type_of(run) == "SCHEDULED" or (_type_of(run) == "CANCELLED" and run.start_time == run.end_time):
+                await client.delete_flow_run(run.id)
+            elif _type_of(run) != "CANCELLED":
+                await client.set_flow_run_state(run.id, Cancelled(message=why), force=True)
+
+
+def _type_of(run: FlowRun) -> str:
+    return run.state_type.value if run.state_type else ""
 
 
 async def _runs(client: PrefectClient, deployment_id: UUID, state_types: list[str]) -> list[FlowRun]:
