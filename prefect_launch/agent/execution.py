@@ -220,7 +220,10 @@ class Execution:
     async def _stop_when_asked(self, runner: Runner, handle: str) -> None:
         await self._tracker.stop.wait()
         log.info("%s stopping", self._item.id)
-        await runner.stop(handle, self._shop.config.stopped_run_timeout)
+        try:
+            await runner.stop(handle, self._shop.config.stopped_run_timeout)
+        except LaunchError as error:
+            log.warning("%s not-stopped %s", self._item.id, error)
 
     async def _finish_log(self, shipper: LogShipper, plan: RunPlan) -> list[str]:
         """Send what is left of the log; returns what went wrong with it: it does not make a good run a bad one."""

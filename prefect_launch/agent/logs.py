@@ -1,8 +1,8 @@
 """A job's log on its way to the UI: read from the run's log file as it grows, in few and bounded records.
 
 The file is the whole log and the truth. How far it was sent is kept beside it, so that an agent that finds the run
-again goes on where the last one stopped: no gap, no repeat. A chatty job cannot flood the server: past its share only
-the end is sent, with a note of what was left out.
+again goes on where the last one stopped: no gap, no repeat, even when that one ended in the middle of a request. A
+chatty job cannot flood the server: past its share only the end is sent, with a note of what was left out.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import codecs
 import json
 from collections.abc import Coroutine, Sequence
-from datetime import datetime, timezone
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Final
 from uuid import UUID
@@ -34,6 +35,21 @@ LOOK_SECONDS: Final = 0.5
 _POSITION_FILE: Final = "log-sent.json"
 
 
+@dataclass(frozen=True)
+class Position:
+    """How far a log was sent.
+
+    Attributes:
+        sent: bytes that the server has for certain.
+        asked: up to where a request sends them that was not answered yet.
+        since: time of the first record of that request.
+    """
+
+    sent: int = 0
+    asked: int | None = None
+    since: datetime | None = None
+
+
 class LogShipper:
     """Sends one run's log file to the server.
 
@@ -47,7 +63,9 @@ class LogShipper:
         self._server = server
         self._item_id = item_id
         self._path = path
-        self._sent = _read_position(path)
+        position = _read_position(path)
+        self._sent = position.sent
+        self._asked: Position | None = position if position.asked is not None else None
         self._ended = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
 
@@ -60,6 +78,7 @@ class LogShipper:
         self._ended.set()
         if self._following is not None:
             await self._following
+        await self._settle()
         await self._send_new(whole_lines=False)
         size = await anyio.to_thread.run_sync(_size, self._path)
         if size > self._sent:
@@ -71,7 +90,20 @@ class LogShipper:
             self._following.cancel()
             await asyncio.wait({self._following})
 
+    async def _settle(self) -> None:
+        """Find out whether a request whose answer nobody has, this agent's or the last one's, reached the server."""
+        asked, self._asked = self._asked, None
+        if asked is None or asked.since is None or asked.asked is None:
+            return
+        since = asked.since
+        found = await until_server_is_back(
+            "show the log", lambda: self._server.read_logs(self._item_id, limit=1, since=since)
+        )
+        if found:
+            self._sent = asked.asked
+
     async def _follow(self) -> None:
+        await self._settle()
         while not self._ended.is_set():
             await self._send_new(whole_lines=True)
             with anyio.move_on_after(LOOK_SECONDS):
@@ -103,10 +135,14 @@ class LogShipper:
         await until_server_is_back("take the log", lambda: _whole(self._deliver(records, position)))
 
     async def _deliver(self, records: Sequence[LogRecord], position: int) -> None:
-        if records:
+        await self._settle()
+        if records and self._sent < position:
+            self._asked = Position(self._sent, asked=position, since=records[0].timestamp)
+            await anyio.to_thread.run_sync(_write_position, self._path, self._asked)
             await self._server.write_logs(self._item_id, records)
+            self._asked = None
         self._sent = position
-        await anyio.to_thread.run_sync(_write_position, self._path, position)
+        await anyio.to_thread.run_sync(_write_position, self._path, Position(position))
 
 
 async def _whole(work: Coroutine[None, None, None]) -> None:
@@ -130,7 +166,12 @@ def split_records(text: str) -> list[LogRecord]:
                 parts[-1] += f"\n{piece}"
             else:
                 parts.append(piece)
-    return [LogRecord(name="job", message=part, timestamp=now) for part in parts if part.strip()]
+    # The server sorts by time: no two records may have the same.
+    return [
+        LogRecord(name="job", message=part, timestamp=now + timedelta(microseconds=index))
+        for index, part in enumerate(parts)
+        if part.strip()
+    ]
 
 
 def _cut(data: bytes, *, whole_lines: bool, full: bool) -> bytes:
@@ -162,15 +203,18 @@ def _read(path: Path, start: int, count: int) -> bytes:
         return b""
 
 
-def _read_position(path: Path) -> int:
+def _read_position(path: Path) -> Position:
     try:
-        return int(json.loads((path.parent / _POSITION_FILE).read_text())["bytes"])
+        kept = json.loads((path.parent / _POSITION_FILE).read_text())
+        since = kept.get("since")
+        return Position(int(kept["bytes"]), kept.get("asked"), datetime.fromisoformat(since) if since else None)
     except (OSError, ValueError, KeyError):
-        return 0
+        return Position()
 
 
-def _write_position(path: Path, position: int) -> None:
+def _write_position(path: Path, position: Position) -> None:
     target = path.parent / _POSITION_FILE
     part = target.with_suffix(".part")
-    part.write_text(json.dumps({"bytes": position}))
+    since = None if position.since is None else position.since.isoformat()
+    part.write_text(json.dumps({"bytes": position.sent, "asked": position.asked, "since": since}))
     part.replace(target)

@@ -116,7 +116,12 @@ class Server(Protocol):
 
     # --- logs, artifacts, events ---
     async def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None: ...
-    async def read_logs(self, item_id: UUID, *, limit: int = 200, offset: int = 0) -> list[LogRecord]: ...
+    async def read_logs(
+        self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
+    ) -> list[LogRecord]:
+        """Read an item's log, oldest first; with `since`, what is of that time or later."""
+        ...
+
     async def create_artifact(
         self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None
     ) -> None: ...

@@ -25,10 +25,15 @@ class TelemetryCalls:
         body = [{**record.model_dump(mode="json"), "flow_run_id": str(item_id)} for record in records]
         await self._rest.get("POST", "/logs/", json=body)
 
-    async def read_logs(self, item_id: UUID, *, limit: int = 200, offset: int = 0) -> list[LogRecord]:
-        """Read an item's log, oldest first."""
+    async def read_logs(
+        self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
+    ) -> list[LogRecord]:
+        """Read an item's log, oldest first; with `since`, what is of that time or later."""
         body = {
-            "logs": {"flow_run_id": {"any_": [str(item_id)]}},
+            "logs": {
+                "flow_run_id": {"any_": [str(item_id)]},
+                "timestamp": None if since is None else {"after_": since.isoformat()},
+            },
             "sort": "TIMESTAMP_ASC",
             "limit": limit,
             "offset": offset,

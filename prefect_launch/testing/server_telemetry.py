@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
+from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -21,9 +22,12 @@ class TelemetryTwin(Calls):
         log.extend(record.model_copy(update={"message": record.message.replace("\0", "")}) for record in records)
 
     @call
-    def read_logs(self, item_id: UUID, *, limit: int = 200, offset: int = 0) -> list[LogRecord]:
-        """Read an item's log, oldest first."""
+    def read_logs(
+        self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
+    ) -> list[LogRecord]:
+        """Read an item's log, oldest first; with `since`, what is of that time or later."""
         records = sorted(self._store.logs.get(item_id, ()), key=lambda record: record.timestamp)
+        records = [record for record in records if since is None or record.timestamp >= since]
         return records[offset : offset + limit]
 
     @call
