@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 from uuid import UUID
@@ -20,22 +20,24 @@ from prefect_launch.agent.execution import Execution, Workshop
 from prefect_launch.agent.intake import Intake
 from prefect_launch.agent.lock import only_agent
 from prefect_launch.agent.loop import Loop
-from prefect_launch.agent.moves import log, move
+from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.recover import Adopted
-from prefect_launch.agent.tracker import JobTracker
+from prefect_launch.agent.refusal import check_sweep, fail_item, fail_over
+from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import Wake
 from prefect_launch.errors import AgentConfigError, LaunchError
-from prefect_launch.runners.base import Phase
+from prefect_launch.runners.base import Phase, Runner
 from prefect_launch.server.values import Item
 from prefect_launch.spec import LaunchSpec
-from prefect_launch.states import TERMINAL, ItemState, StateType
+from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
 
 #: Free slots that an agent without a limit polls for.
 _MANY: Final = 50
+_NOT_CONNECTED: Final = "The agent is not connected: use it inside 'async with agent.connected():', or run its loop()."
 
 
 class LaunchAgent:
@@ -44,6 +46,7 @@ class LaunchAgent:
     Args:
         api: the server.
         config: an `AgentConfig`, or a mapping of its settings.
+        runners: ready-made runners, by resource, in the place of the ones that it would make.
 
     Raises:
         AgentConfigError: for a wrong setting.
@@ -51,13 +54,16 @@ class LaunchAgent:
 
     _latest: ClassVar[LaunchAgent | None] = None
 
-    def __init__(self, api: Api, config: AgentConfig | Mapping[str, Any]) -> None:
+    def __init__(
+        self, api: Api, config: AgentConfig | Mapping[str, Any], *, runners: Mapping[str, Runner] | None = None
+    ) -> None:
         self.api = api
         self.config = config if isinstance(config, AgentConfig) else parse_agent_config(config)
         self.status = "POLLING"
         self.wake = Wake()
         self.crew = Crew(self.finish_thread_id)
         self.stopping = False
+        self._runners = dict(runners or {})
         self._workshop: Workshop | None = None
         self._intake: Intake | None = None
         LaunchAgent._latest = self
@@ -119,9 +125,7 @@ class LaunchAgent:
     def shop(self) -> Workshop:
         """What its executions share, while it is connected."""
         if self._workshop is None:
-            raise LaunchError(
-                "The agent is not connected: use it inside 'async with agent.connected():', or run its loop()."
-            )
+            raise LaunchError(_NOT_CONNECTED)
         return self._workshop
 
     @asynccontextmanager
@@ -137,7 +141,7 @@ class LaunchAgent:
                 "To launch an agent please specify a queue or a list of queues (queues: […], or -q QUEUE)."
             )
         async with self.api.open() as session:
-            self._workshop = Workshop(self.config, session)
+            self._workshop = Workshop(self.config, session, dict(self._runners))
             self._intake = Intake(session, self.config.queues, self.holder)
             try:
                 yield self
@@ -153,16 +157,23 @@ class LaunchAgent:
         Raises:
             LaunchError: when the server does not answer, or the agent has no such queue.
         """
-        return await self.intake.pop(queue, slots=self.free_slots, skip=self.crew.held)
+        return await self.intake.pop(
+            queue, slots=self.free_slots, skip=self.crew.held, schedulers=self.takes_schedulers
+        )
 
     async def get_job_and_queue(self) -> tuple[Item, str] | None:
         """Claim the next item of the first queue in turn that has one; its turn comes last then."""
-        return await self.intake.next(slots=self.free_slots, skip=self.crew.held)
+        return await self.intake.next(slots=self.free_slots, skip=self.crew.held, schedulers=self.takes_schedulers)
 
     @property
     def free_slots(self) -> int:
         """How many jobs it could start now."""
         return int(min(self.config.max_jobs - self.num_running_jobs, _MANY))
+
+    @property
+    def takes_schedulers(self) -> bool:
+        """Whether it could start a sweep's scheduler now."""
+        return self.num_running_schedulers < self.config.max_schedulers
 
     # --- working on them ---
 
@@ -197,7 +208,7 @@ class LaunchAgent:
 
         async def work() -> Outcome:
             try:
-                await self.check_sweep_state(launch_spec, api)
+                await until_server_is_back("show the sweep", lambda: self.check_sweep_state(launch_spec, api))
             except LaunchError as error:
                 await self.fail_run_queue_item(str(job.id), str(error), Phase.AGENT.value)
                 return Outcome(state=ItemState.FAILED, message=str(error))
@@ -210,13 +221,10 @@ class LaunchAgent:
 
         Args:
             thread_id: the item's id.
-            exception: what the agent failed over, if it did; it is logged.
+            exception: what the agent failed over, if it did; the item is ended as failed in the phase `agent`.
         """
-        tracker = self.crew.find(thread_id)
         if exception is not None:
-            log.error("%s agent-failed %s: %s", thread_id, type(exception).__name__, exception, exc_info=exception)
-            if tracker is not None and tracker.file_saver is not None:
-                (tracker.file_saver / "error.log").write_text(f"{type(exception).__name__}: {exception}\n")
+            await fail_over(self.shop.session, thread_id, self.crew.find(thread_id), exception)
         self.crew.forget(thread_id)
         if self._intake is not None:
             self._intake.freed()
@@ -233,16 +241,7 @@ class LaunchAgent:
             phase: `agent`, `build` or `run`.
             files: files that are kept with the item's outputs.
         """
-        server, item_id = self.shop.session.server, UUID(run_queue_item_id)
-        item = await server.read_item(item_id)
-        if item is None or item.state_type in TERMINAL:
-            return
-        if files:
-            extra = {Path(file).name: Path(file) for file in files}
-            folder = Path(files[0]).parent / "outputs"
-            await self.shop.session.jobs.put_outputs(run_queue_item_id, item.run_count + 1, folder, extra=extra)
-        current = item.state_type or StateType.PENDING
-        await move(server, item_id, current, ItemState.FAILED, f"[{Phase(phase).value}] {message}")
+        await fail_item(self.shop.session, UUID(run_queue_item_id), message, Phase(phase), files)
 
     async def check_sweep_state(self, launch_spec: Mapping[str, Any] | LaunchSpec, api: Api) -> None:
         """Refuse an item whose sweep has ended.
@@ -253,13 +252,7 @@ class LaunchAgent:
             LaunchError: when the sweep is in a terminal state.
         """
         sweep = launch_spec.sweep_id if isinstance(launch_spec, LaunchSpec) else launch_spec.get("sweep_id")
-        try:
-            sweep_id = UUID(str(sweep))
-        except ValueError:
-            return
-        run = await self.shop.session.server.read_item(sweep_id)
-        if run is not None and run.is_terminal:
-            raise LaunchError(f"The sweep {sweep_id} of this item has ended already ({run.state_name}); it is not run.")
+        await check_sweep(self.shop.session.server, sweep)
 
     # --- the loop ---
 
@@ -277,7 +270,8 @@ class LaunchAgent:
             NotFoundError: when one of its queues does not exist.
             KeyboardInterrupt: when it is asked to stop by the keyboard.
         """
-        async with only_agent(self.config.home, self.config.name), self.connected():
+        async with only_agent(self.config.home, self.config.name), AsyncExitStack() as stack:
+            await until_server_is_back("let the agent in", lambda: stack.enter_async_context(self.connected()))
             await Loop(self, until_empty=until_empty, max_runtime_seconds=max_runtime_seconds).run()
 
     def stop(self) -> None:
@@ -301,12 +295,5 @@ class LaunchAgent:
     def intake(self) -> Intake:
         """How it comes by items, while it is connected."""
         if self._intake is None:
-            raise LaunchError(
-                "The agent is not connected: use it inside 'async with agent.connected():', or run its loop()."
-            )
+            raise LaunchError(_NOT_CONNECTED)
         return self._intake
-
-
-def is_scheduler(item: Item) -> bool:
-    """Whether an item is a sweep's scheduler, which does not count as a job."""
-    return str(item.parameters.get("uri") or "").startswith("placeholder")

@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import Final
 from uuid import UUID
 
+from prefect_launch.agent.tracker import is_scheduler
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 
@@ -59,12 +60,13 @@ class Candidates:
         """Note that an item in work has ended: a queue at its limit may have more to give now."""
         self._was_all = False
 
-    async def next(self, *, slots: int, skip: Collection[UUID]) -> Item | None:
+    async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> Item | None:
         """Return the next item to try for; `None` when the queue has none.
 
         Args:
             slots: how many the agent could start now.
             skip: items that it holds already.
+            schedulers: whether a sweep's scheduler could be started.
 
         Raises:
             ServerUnavailableError: when the server does not answer.
@@ -72,9 +74,17 @@ class Candidates:
         stale = time.monotonic() - self._polled_at > WINDOW_SECONDS
         if stale or (not self._items and not self._was_all):
             await self._poll(min(POLL_LIMIT, POLL_FACTOR * max(slots, 1)))
+        found = self._take(skip, schedulers)
+        if found is None and not self._was_all:
+            # All that came is not for us; what is may lie behind it.
+            await self._poll(POLL_LIMIT)
+            found = self._take(skip, schedulers)
+        return found
+
+    def _take(self, skip: Collection[UUID], schedulers: bool) -> Item | None:
         while self._items:
             item = self._items.popleft()
-            if item.id not in skip:
+            if item.id not in skip and (schedulers or not is_scheduler(item)):
                 return item
         return None
 

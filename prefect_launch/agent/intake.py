@@ -13,7 +13,7 @@ import anyio
 
 from prefect_launch.agent.candidates import Candidates
 from prefect_launch.agent.claim import claim, give_back, is_over_limit
-from prefect_launch.agent.moves import log
+from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.server.values import Item
 
@@ -55,22 +55,25 @@ class Intake:
         self._candidates = {queue: Candidates(session.server, queue) for queue in queues}
         self._limits: dict[str, Limits] = {}
 
-    async def next(self, *, slots: int, skip: Collection[UUID]) -> tuple[Item, str] | None:
+    async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> tuple[Item, str] | None:
         """Return a claimed item of the first queue in turn that has one; that queue's next turn comes last.
 
         Args:
             slots: how many the agent could start now.
             skip: items that it holds already.
+            schedulers: whether a sweep's scheduler could be started.
         """
         for queue in tuple(self._turn):
-            item = await self.pop(queue, slots=slots, skip=skip)
+            item = await self.pop(queue, slots=slots, skip=skip, schedulers=schedulers)
             if item is not None:
                 self._turn.remove(queue)
                 self._turn.append(queue)
                 return item, queue
         return None
 
-    async def pop(self, queue: str, *, slots: int = 1, skip: Collection[UUID] = ()) -> Item | None:
+    async def pop(
+        self, queue: str, *, slots: int = 1, skip: Collection[UUID] = (), schedulers: bool = True
+    ) -> Item | None:
         """Return a claimed item of one queue; `None` when none can be had now.
 
         Raises:
@@ -81,7 +84,7 @@ class Intake:
         if candidates is None:
             raise unknown_name("queue", queue, self._candidates, where=" of this agent")
         while True:
-            polled = await candidates.next(slots=slots, skip=skip)
+            polled = await candidates.next(slots=slots, skip=skip, schedulers=schedulers)
             if polled is None:
                 return None
             item = await claim(self._server, polled, holder=self._holder)
@@ -98,9 +101,13 @@ class Intake:
         if limits is None:
             return True
         pool_limit, queue_limit = limits.of(item)
-        if not await is_over_limit(self._server, item, pool_limit=pool_limit, queue_limit=queue_limit):
+        why = "The queue's limit of items in work was reached meanwhile."
+        if not await until_server_is_back(
+            f"count what is in work beside {item.id}",
+            lambda: is_over_limit(self._server, item, pool_limit=pool_limit, queue_limit=queue_limit),
+        ):
             return True
-        await give_back(self._server, item, "The queue's limit of items in work was reached meanwhile.")
+        await until_server_is_back(f"take {item.id} back", lambda: give_back(self._server, item, why))
         return False
 
     def look_again(self) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import TYPE_CHECKING, Final
+from uuid import UUID
 
 from prefect_launch.agent.heartbeat import beat
 from prefect_launch.agent.moves import log, until_server_is_back
-from prefect_launch.agent.recover import find_own_runs, give_back_orphans
+from prefect_launch.agent.recover import find_own_runs, settle_orphans
 from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError
 from prefect_launch.states import StateType
@@ -43,11 +44,10 @@ class Loop:
 
     async def run(self) -> None:
         """Run until told to stop, until empty, or until the time is up; then let go of what runs."""
-        session = self._agent.shop.session
-        known = [await session.queue(queue) for queue in self._config.queues]
+        pool_ids = await until_server_is_back("show the queues", self._pool_ids)
         background = [
             asyncio.create_task(beat(self._server, self._config.name, self._config.queues, lambda: self._crew.items)),
-            asyncio.create_task(listen(self._server, [queue.pool_id for queue in known], self._heard)),
+            asyncio.create_task(listen(self._server, pool_ids, self._heard)),
             asyncio.create_task(self._agent.intake.watch_limits()),
             asyncio.create_task(self._tell_status()),
         ]
@@ -61,6 +61,10 @@ class Loop:
             await asyncio.wait(background)
             await self._leave()
 
+    async def _pool_ids(self) -> list[UUID]:
+        session = self._agent.shop.session
+        return [(await session.queue(queue)).pool_id for queue in self._config.queues]
+
     async def _work(self) -> None:
         while not self._agent.stopping and time.monotonic() < self._ends_at:
             try:
@@ -70,6 +74,9 @@ class Loop:
                     return
             except ServerUnavailableError as error:
                 log.warning("server-away %s", error)
+            except LaunchError as error:
+                # Whatever the server made of one request, the agent's other work goes on.
+                log.error("failed %s: %s", type(error).__name__, error)
             left = max(self._ends_at - time.monotonic(), 0.0)
             await self._agent.wake.wait(min(self._config.poll_seconds, left))
 
@@ -83,13 +90,13 @@ class Loop:
 
     async def _recover(self) -> None:
         shop = self._agent.shop
-        for run in await until_server_is_back(
-            "find what the last agent of this name left", lambda: find_own_runs(shop)
-        ):
+        left = await until_server_is_back("show what the last agent of this name left", lambda: find_own_runs(shop))
+        for run in left.runs:
             self._agent.resume(run)
+        held = {run.item.id for run in left.runs}
         await until_server_is_back(
-            "give back what was claimed and not started",
-            lambda: give_back_orphans(shop, self._config.queues, self._agent.holder, self._crew.held),
+            "settle what was claimed and does not run",
+            lambda: settle_orphans(shop, self._config.queues, self._agent.holder, held, left.unseen),
         )
 
     async def _is_empty(self) -> bool:

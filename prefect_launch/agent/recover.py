@@ -1,25 +1,28 @@
 """What an agent does first: find what its last life left, on this machine and on the server.
 
 The labels of what exists are the truth. A run that the item still belongs to is taken up again; what belongs to an item
-that has ended, or that has a newer attempt, is stopped and removed. An item that this agent had claimed, of which
-nothing exists, goes back into its queue.
+that has ended, or that has a newer attempt, is stopped and removed. Of an item that this agent had claimed, of which
+nothing exists: one that was not started goes back into its queue, one that ran has crashed, one that was asked to stop
+is cancelled. Where a resource could not be looked at (its engine is away), the items of its queues are left alone.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
-from prefect_launch.agent.claim import give_back
+from prefect_launch.agent.claim import undo_claim
 from prefect_launch.agent.execution import Workshop
+from prefect_launch.agent.moves import move
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning import load_plan
-from prefect_launch.runners.base import Found, Labels, Runner, RunPlan
+from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan
 from prefect_launch.runners.registry import runner_names
+from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
-from prefect_launch.states import ACTIVE, StateType
+from prefect_launch.states import ACTIVE, ItemState, StateType
 
 log = logging.getLogger("prefect_launch.agent")
 
@@ -40,21 +43,35 @@ class Adopted:
     handle: str
 
 
-async def find_own_runs(workshop: Workshop) -> list[Adopted]:
+@dataclass(frozen=True)
+class Inventory:
+    """What was found.
+
+    Attributes:
+        runs: those that go on.
+        unseen: the resources that could not be looked at.
+    """
+
+    runs: list[Adopted] = field(default_factory=list)
+    unseen: set[str] = field(default_factory=set)
+
+
+async def find_own_runs(workshop: Workshop) -> Inventory:
     """Find the runs of this agent's name on this machine, and clear away those that belong to nothing any more."""
-    adopted = []
+    inventory = Inventory()
     for resource in runner_names():
-        runner = workshop.runner(resource)
         try:
+            runner = workshop.runner(resource)
             found = await runner.find({Labels.AGENT: workshop.config.name})
         except LaunchError as error:
             log.debug("cannot look for runs on %s: %s", resource, error)
+            inventory.unseen.add(resource)
             continue
         for one in found:
             run = await _adopt(workshop, runner, one)
             if run is not None:
-                adopted.append(run)
-    return adopted
+                inventory.runs.append(run)
+    return inventory
 
 
 async def _adopt(workshop: Workshop, runner: Runner, found: Found) -> Adopted | None:
@@ -66,11 +83,18 @@ async def _adopt(workshop: Workshop, runner: Runner, found: Found) -> Adopted | 
     plan = load_plan(found.run_dir or workshop.config.site.run_dir(str(item_id), attempt))
     if item is None or plan is None or not _belongs(item, found, attempt):
         log.info("%s clearing %s: its item is %s", item_id, found.handle, item.state_name if item else "gone")
-        await runner.stop(found.handle, workshop.config.stopped_run_timeout)
-        await runner.remove(found.handle)
+        await _clear(workshop, runner, found)
         return None
     log.info("%s found-again %s", item_id, found.handle)
     return Adopted(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
+
+
+async def _clear(workshop: Workshop, runner: Runner, found: Found) -> None:
+    try:
+        await runner.stop(found.handle, workshop.config.stopped_run_timeout)
+        await runner.remove(found.handle)
+    except LaunchError as error:
+        log.warning("not-cleared %s: %s", found.handle, error)
 
 
 def _identity(found: Found) -> tuple[UUID | None, int]:
@@ -86,6 +110,8 @@ def _belongs(item: Item, found: Found, attempt: int) -> bool:
         return False
     if item.state_type is StateType.PENDING:
         return item.run_count + 1 == attempt and _claim_of(item) in ("", found.labels.get(Labels.CLAIM, ""))
+    if item.state_type is StateType.CANCELLING:
+        return item.run_count in (attempt, attempt - 1)
     return item.run_count == attempt
 
 
@@ -96,13 +122,36 @@ def _claim_of(item: Item) -> str:
     return str(item.state.state_details.get("transition_id") or "")
 
 
-async def give_back_orphans(workshop: Workshop, queues: Collection[str], holder: str, held: Collection[UUID]) -> None:
-    """Put back the items that this agent claimed in its last life and of which it had created nothing."""
-    server = workshop.session.server
-    for queue in queues:
-        for item in await server.list_items(pool=queue, state_types=[StateType.PENDING]):
+async def settle_orphans(
+    workshop: Workshop, queues: Collection[str], holder: str, held: Collection[UUID], unseen: Collection[str] = ()
+) -> None:
+    """Settle the items that this agent had claimed in its last life and of which nothing exists.
+
+    Args:
+        workshop: the agent's.
+        queues: names of its queues.
+        holder: who claims, as the state of a claim says it.
+        held: ids of the items that it has in work.
+        unseen: resources that could not be looked at; the items of their queues are left alone.
+    """
+    for name in queues:
+        queue = await workshop.session.queue(name)
+        if queue.config.resource in unseen:
+            log.warning("items of %s are not settled: cannot look for runs on %s", name, queue.config.resource)
+            continue
+        for item in await workshop.session.server.list_items(pool=name, state_types=ACTIVE):
             if item.id not in held and await _was_claimed_by(workshop, item, holder):
-                await give_back(server, item, f"{holder} was ended before it had started this.")
+                await _settle(workshop.session.server, item, holder)
+
+
+async def _settle(server: Server, item: Item, holder: str) -> None:
+    if item.state_type is StateType.PENDING:
+        await undo_claim(server, item, f"{holder} was ended before it had started this.")
+    elif item.state_type is StateType.CANCELLING:
+        await move(server, item.id, StateType.CANCELLING, ItemState.CANCELLED, "Nothing of it runs any more.")
+    else:
+        why = f"[{Phase.RUN.value}] Its run is not on the machine of {holder} any more: somebody has removed it."
+        await move(server, item.id, StateType.RUNNING, ItemState.CRASHED, why)
 
 
 async def _was_claimed_by(workshop: Workshop, item: Item, holder: str) -> bool:

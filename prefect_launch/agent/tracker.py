@@ -14,6 +14,11 @@ from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item
 
 
+def is_scheduler(item: Item) -> bool:
+    """Whether an item is a sweep's scheduler, which does not count as a job."""
+    return str(item.parameters.get("uri") or "").startswith("placeholder")
+
+
 @dataclass
 class JobTracker:
     """One item in work.
