@@ -1,0 +1,194 @@
+"""`prefect-launch item`: look at items, read their logs, stop them, run them again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+
+from prefect_launch.cli.connect import connected
+from prefect_launch.cli.item_view import (
+    SHORT_ID_CHARS,
+    duration_of,
+    fields_of,
+    find,
+    request_of,
+    short_source,
+    state_of,
+)
+from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table
+from prefect_launch.cli.style import JsonOption, examples, group
+from prefect_launch.states import ItemState, StateType
+
+if TYPE_CHECKING:
+    from prefect_launch.api import Api
+    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.server.values import State
+
+app = group("Look at items, read their logs, stop them, run them again.")
+
+ItemId = Annotated[str, typer.Argument(metavar="ID", help="The item's id, or its first characters.")]
+_WORDS = {state.label.lower(): state.type for state in ItemState} | {kind.value.lower(): kind for kind in StateType}
+#: Names of states that share their type with others: `pulling` is one kind of `pending`.
+_NAMES = {state.label.lower() for state in ItemState if state.label.upper() != state.type.value} - {"queued"}
+_COLUMNS = (
+    Column("ID"),
+    Column("NAME", gives_way=True),
+    Column("QUEUE", gives_way=True),
+    Column("STATE"),
+    Column("PRIORITY"),
+    Column("JOB", gives_way=True),
+    Column("AGE", right=True),
+    Column("TOOK", right=True),
+)
+
+
+@app.command("list", epilog=examples("prefect-launch item list -q gpu --state running --state queued"))
+def list_(
+    queue: Annotated[str | None, typer.Option("-q", "--queue", metavar="QUEUE", help="Only of this queue.")] = None,
+    state: Annotated[
+        list[str] | None,
+        typer.Option("--state", metavar="STATE", help="Only in this state, such as queued or failed. Repeat for more."),
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="How many at most.")] = 50,
+    json: JsonOption = False,
+) -> None:
+    """List items, newest first."""
+    types = _types_of(state or ())
+    api = connected()
+    from prefect_launch.queued_run import QueuedRun
+
+    items = api.read_items(queue=queue, states=types or None, limit=limit)
+    exact = {word.lower() for word in state or ()}
+    if exact and exact <= _NAMES:
+        items = [item for item in items if state_of(item) in exact]
+    pairs = [(QueuedRun.of(api, item), item) for item in items]
+    if json:
+        print_json([fields_of(run, item) for run, item in pairs])
+        return
+    rows = [
+        (
+            run.id[:SHORT_ID_CHARS],
+            run.name,
+            run.queue_name,
+            state_of(item),
+            run.priority.name.lower(),
+            short_source(item),
+            ago(item.created).removesuffix(" ago"),
+            lasted(duration_of(item)),
+        )
+        for run, item in pairs
+    ]
+    print_table(_COLUMNS, rows, empty="No such item. Put one on a queue with: prefect-launch add -j JOB -q QUEUE")
+
+
+def _types_of(words: list[str] | tuple[str, ...]) -> list[StateType]:
+    from prefect_launch.errors import unknown_name
+
+    for word in words:
+        if word.lower() not in _WORDS:
+            raise unknown_name("state", word, _WORDS)
+    return sorted({_WORDS[word.lower()] for word in words})
+
+
+@app.command()
+def show(item_id: ItemId, json: JsonOption = False) -> None:
+    """Show an item: its state and why, what it asks for, its times, its states so far."""
+    api = connected()
+    run = find(api, item_id)
+    item = run.item
+    why, states = _why(api, run), _states(api, run)
+    request = request_of(item)
+    if json:
+        history = [{"name": s.name, "type": s.type, "message": s.message, "timestamp": s.timestamp} for s in states]
+        print_json({**fields_of(run, item), **request, "why": why, "states": history})
+        return
+    print_details(
+        [
+            ("id", run.id),
+            ("name", run.name),
+            ("state", state_of(item)),
+            ("message", item.message),
+            ("why", why),
+            ("queue", run.queue_name),
+            ("priority", run.priority.name.lower()),
+            ("job", request["job"]),
+            ("image", request.get("image")),
+            ("inputs", request["inputs"]),
+            ("arguments", request.get("args")),
+            ("entry point", request.get("entry_point")),
+            ("variables", request.get("template_variables")),
+            ("options", request.get("resource_args")),
+            ("run id", run.run_id),
+            ("entity", f"{run.entity}/{run.project}"),
+            ("author", request.get("author")),
+            ("attempts", item.run_count),
+            ("created", local_time(item.created)),
+            ("started", local_time(item.start_time)),
+            ("ended", local_time(item.end_time)),
+            ("took", lasted(duration_of(item))),
+            ("page", run.url),
+        ]
+    )
+    typer.echo()
+    rows = [(local_time(state.timestamp), state.name.lower(), state.message) for state in states]
+    print_table((Column("TIME"), Column("STATE"), Column("MESSAGE", gives_way=True)), rows, empty="")
+
+
+def _why(api: Api, run: QueuedRun) -> str | None:
+    from prefect_launch.activity import why_waiting
+
+    item = run.item
+    return api.call(lambda session: why_waiting(session, item))
+
+
+def _states(api: Api, run: QueuedRun) -> list[State]:
+    return api.call(lambda session: session.server.read_states(UUID(run.id)))
+
+
+@app.command(epilog=examples("prefect-launch item logs 1a2b3c4d -f"))
+def logs(
+    item_id: ItemId,
+    follow: Annotated[bool, typer.Option("-f", "--follow", metavar="", help="Go on until the item has ended.")] = False,
+    json: JsonOption = False,
+) -> None:
+    """Print an item's log."""
+    from prefect_launch.cli.follow import LogTail
+
+    run = find(connected(), item_id)
+    if json:
+        if follow:
+            LogTail(run, lambda _: None).until_end()
+        print_json(
+            [{"time": r.timestamp, "level": r.level, "logger": r.name, "message": r.message} for r in run.logs()]
+        )
+        return
+    tail = LogTail(run, typer.echo)
+    if follow:
+        tail.until_end()
+    else:
+        tail.look()
+
+
+@app.command()
+def cancel(item_id: ItemId, json: JsonOption = False) -> None:
+    """Stop an item: one that waits is gone at once, one that runs is ended by its agent."""
+    run = find(connected(), item_id)
+    state = run.cancel().lower()
+    if json:
+        print_json({"id": run.id, "name": run.name, "state": state})
+        return
+    told = "is cancelled" if state == "cancelled" else "is asked to stop; its agent ends it"
+    typer.echo(f"The item {run.name} ({run.id}) {told}.")
+
+
+@app.command()
+def retry(item_id: ItemId, json: JsonOption = False) -> None:
+    """Put an item that has ended back into its queue, as it was."""
+    run = find(connected(), item_id)
+    run.retry()
+    if json:
+        print_json({"id": run.id, "name": run.name, "state": "queued"})
+        return
+    typer.echo(f"The item {run.name} ({run.id}) is back in the queue {run.queue_name}.")

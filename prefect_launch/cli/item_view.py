@@ -1,0 +1,125 @@
+"""An item as people and programs see it: one row, or all that is known of it; and finding it by its id's beginning."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
+
+if TYPE_CHECKING:
+    from prefect_launch.api import Api
+    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.server.values import Item
+
+#: What a table shows of an id; its beginning is unique in practice, and taken wherever an id is.
+SHORT_ID_CHARS: Final = 8
+_MIN_PREFIX_CHARS: Final = 6
+#: How many items are looked through for the beginning of an id, newest first.
+_SEARCHED: Final = 2_000
+_PREFIX = re.compile(r"[0-9a-f][0-9a-f-]*\Z")
+
+
+def find(api: Api, given: str) -> QueuedRun:
+    """Return the item of an id, or of an id's beginning.
+
+    Raises:
+        InvalidNameError: when it is no id, too short, or the beginning of two items' ids.
+        NotFoundError: when there is no such item.
+    """
+    text = given.strip().lower()
+    if _is_uuid(text):
+        return api.queued_run(text)
+    if len(text) < _MIN_PREFIX_CHARS or not _PREFIX.match(text):
+        raise InvalidNameError(
+            f"Invalid item id {given!r}: give an item's id, or its first {_MIN_PREFIX_CHARS} or more characters, as"
+            " 'prefect-launch item list' shows them."
+        )
+    found = [run for run in api.items(limit=_SEARCHED) if run.id.startswith(text)]
+    if not found:
+        raise NotFoundError(f"No item has an id that begins with {given!r}. 'prefect-launch item list' shows them.")
+    if len(found) > 1:
+        ids = ", ".join(run.id for run in found)
+        raise InvalidNameError(f"{len(found)} items have an id that begins with {given!r}: {ids}. Give more of it.")
+    return found[0]
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def request_of(item: Item) -> dict[str, Any]:
+    """Return what an item asks for; what of it can be read when it is no good spec."""
+    from prefect_launch.item_spec import spec_of
+
+    try:
+        spec = spec_of(item)
+    except LaunchError:
+        return {"job": item.labels.get("prefect-launch.job"), "inputs": item.parameters}
+    return {
+        "job": spec.job,
+        "image": spec.image,
+        "uri": spec.uri,
+        "entity": spec.entity,
+        "project": spec.project,
+        "author": spec.author,
+        "run_id": spec.run_id,
+        "sweep_id": spec.sweep_id,
+        "inputs": spec.overrides.run_config,
+        "args": list(spec.overrides.args),
+        "entry_point": list(spec.overrides.entry_point or ()),
+        "resource_args": spec.resource_args,
+        "template_variables": spec.template_variables,
+    }
+
+
+def short_source(item: Item) -> str:
+    """Return the job as `name:v3`, or the image, of an item."""
+    named = item.labels.get("prefect-launch.job") or item.parameters.get("job")
+    if named:
+        return str(named).rpartition("/")[2]
+    docker = item.parameters.get("docker")
+    image = docker.get("docker_image") if isinstance(docker, Mapping) else None
+    return str(image or item.parameters.get("image_uri") or item.parameters.get("uri") or "")
+
+
+def state_of(item: Item) -> str:
+    """Return its state's name in lower case."""
+    return (item.state_name or "unknown").lower()
+
+
+def duration_of(item: Item) -> float | None:
+    """Return for how long it ran or has been running, in seconds."""
+    if item.start_time is None:
+        return None
+    return ((item.end_time or datetime.now(timezone.utc)) - item.start_time).total_seconds()
+
+
+def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
+    """Return what a list shows of an item, for programs."""
+    return {
+        "id": run.id,
+        "name": run.name,
+        "run_id": run.run_id,
+        "queue": run.queue_name,
+        "state": state_of(item),
+        "state_type": item.state_type,
+        "message": item.message,
+        "priority": int(run.priority),
+        "job": short_source(item),
+        "entity": run.entity,
+        "project": run.project,
+        "attempts": item.run_count,
+        "created": item.created,
+        "started": item.start_time,
+        "ended": item.end_time,
+        "duration_seconds": duration_of(item),
+        "url": run.url,
+    }

@@ -1,0 +1,114 @@
+"""What `add` and `run` do, once a command's options are read."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from prefect_launch.cli.follow import LogTail
+from prefect_launch.cli.item_view import duration_of, fields_of, state_of
+from prefect_launch.cli.output import lasted, print_json
+from prefect_launch.enqueue import launch_add
+from prefect_launch.errors import SpecError
+from prefect_launch.launch_flow import alaunch
+
+if TYPE_CHECKING:
+    from prefect_launch.api import Api
+    from prefect_launch.cli.request import Request
+    from prefect_launch.queued_run import QueuedRun
+
+_LOOK_SECONDS: Final = 0.5
+
+
+def add_to_queue(api: Api, request: Request, queue: str, *, priority: str | None, wait: bool, as_json: bool) -> None:
+    """Put it on a queue; tell its id and its page.
+
+    Args:
+        api: the server.
+        request: the options.
+        queue: the queue's name.
+        priority: a word or a number.
+        wait: print its log until it ends.
+        as_json: print JSON; the log goes to standard error then.
+
+    Raises:
+        ExecutionError: when it was waited for, and failed.
+        LaunchError: as `launch_add` does.
+    """
+    arguments = request.arguments(api)
+    variables = request.template_variables(api, queue)
+    run = launch_add(uri=request.uri, queue_name=queue, priority=priority, template_variables=variables, **arguments)
+    if not as_json:
+        typer.echo(f"Added {run.name} to the queue {run.queue_name}, with priority {run.priority.name.lower()}.")
+        typer.echo(f"id:   {run.id}")
+        typer.echo(f"page: {run.url}")
+    if wait:
+        _wait(run, log_to_error=as_json)
+    if as_json:
+        print_json(fields_of(run, run.item))
+
+
+def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
+    tail = LogTail(run, lambda text: typer.echo(text, err=log_to_error))
+    try:
+        tail.until_end()
+    except KeyboardInterrupt:
+        typer.echo(f"It goes on. Follow it with: prefect-launch item logs {run.id} -f", err=True)
+        raise
+    item = run.wait_until_finished()
+    typer.echo(f"{run.name} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
+
+
+def run_here(api: Api, request: Request, *, as_json: bool) -> None:
+    """Run it in this process; print its log as it comes.
+
+    Args:
+        api: the server.
+        request: the options.
+        as_json: print JSON at the end; the log goes to standard error then.
+
+    Raises:
+        ExecutionError: when it failed.
+        LaunchError: as `launch` does.
+    """
+    if request.uri:
+        raise SpecError(
+            f"--uri {request.uri!r} is not supported by this version: make a job of it with"
+            " 'prefect-launch job create git', and run that."
+        )
+    run = asyncio.run(_launch(api, request.arguments(api), log_to_error=as_json))
+    item = run.item
+    if as_json:
+        print_json(fields_of(run, item))
+        return
+    typer.echo(f"{run.name} {state_of(item)} after {lasted(duration_of(item))}: {run.url}", err=True)
+
+
+async def _launch(api: Api, arguments: dict[str, Any], *, log_to_error: bool) -> QueuedRun:
+    """Launch it, and print its log beside it: the flow tells the id of its run when it begins."""
+    begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def tell(flow: Any, flow_run: Any, state: Any) -> None:
+        if not begun.done():
+            begun.set_result(str(flow_run.id))
+
+    flow = alaunch.with_options(on_running=[tell])
+    work = asyncio.ensure_future(flow(api, **arguments))
+    await asyncio.wait({work, begun}, return_when=asyncio.FIRST_COMPLETED)
+    if not begun.done():
+        work.result()  # raises what kept the flow from beginning
+    run = await asyncio.to_thread(api.queued_run, await begun)
+    tail = LogTail(run, lambda text: typer.echo(text, err=log_to_error), job_only=True)
+    try:
+        while not work.done():
+            await asyncio.to_thread(tail.look)
+            await asyncio.wait({work}, timeout=_LOOK_SECONDS)
+        await asyncio.to_thread(tail.look)
+        work.result()
+    except asyncio.CancelledError:
+        work.cancel()
+        await asyncio.wait({work})
+        raise
+    return run

@@ -1,0 +1,37 @@
+"""Log lines of commands: our own on standard error, short; Prefect's only when asked for."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+_OURS: Final = ("prefect_launch", "prefect.launch")
+
+
+def set_up(level: int, *, form: str, verbose: bool = False) -> None:
+    """Send our log lines to standard error.
+
+    Args:
+        level: of the lines that are shown.
+        form: of a line.
+        verbose: show Prefect's own lines too.
+    """
+    import prefect.main  # noqa: F401 - sets up Prefect's own logging, which must not come after this
+    from prefect.logging.handlers import PrefectConsoleHandler
+
+    root = logging.getLogger()
+    if not verbose:
+        for console in [each for each in root.handlers if isinstance(each, PrefectConsoleHandler)]:
+            root.removeHandler(console)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S"))
+    for name in _OURS:
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def warnings_only(verbose: bool = False) -> None:
+    """Show our warnings, as a line each."""
+    set_up(logging.WARNING, form="%(levelname)s: %(message)s", verbose=verbose)

@@ -1,0 +1,153 @@
+"""What commands print: JSON for programs, tables and short lists for people.
+
+A table that goes to a pipe or a file is as wide as its values; in a terminal long names give way first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+#: Wide enough that no table is cut when nobody looks at it in a terminal.
+_WIDE_COLUMNS: Final = 1_000
+_STYLES: Final[Mapping[str, str]] = {
+    "completed": "green",
+    "online": "green",
+    "running": "blue",
+    "cancelling": "yellow",
+    "paused": "yellow",
+    "failed": "red",
+    "crashed": "red",
+    "cancelled": "dim",
+    "offline": "dim",
+}
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        title: at its top.
+        right: whether its values stand at its right edge: numbers.
+        gives_way: whether it is cut when the terminal is too narrow.
+    """
+
+    title: str
+    right: bool = False
+    gives_way: bool = False
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+
+
+def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """Print a table, or a text when it has no rows."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(
+            column.title,
+            justify="right" if column.right else "left",
+            overflow="ellipsis",
+            no_wrap=True,
+            min_width=8 if column.gives_way else None,
+            ratio=None,
+        )
+    filled = [[_cell(value) for value in row] for row in rows]
+    if not filled:
+        typer.echo(empty)
+        return
+    console = _console()
+    for cells in _fitted(columns, filled, console.width):
+        table.add_row(*cells)
+    console.print(table)
+
+
+def print_details(pairs: Iterable[tuple[str, object]]) -> None:
+    """Print names and their values below each other; those that are `None` or empty are left out."""
+    from rich.table import Table
+
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in pairs:
+        if value is not None and value != "" and value != {} and value != []:
+            grid.add_row(name, _cell(_yaml(value) if isinstance(value, (Mapping, list, tuple)) else value))
+    _console().print(grid)
+
+
+def ago(moment: datetime | None) -> str:
+    """Tell how long ago something was."""
+    return "" if moment is None else f"{lasted((datetime.now(timezone.utc) - moment).total_seconds())} ago"
+
+
+def lasted(seconds: float | None) -> str:
+    """Tell a duration in its largest unit: `12 s`, `3 min`, `2 h`, `5 d`."""
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if whole >= 2 * size:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def local_time(moment: datetime | None) -> str:
+    """Tell a moment in this machine's time zone."""
+    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(width=None if narrow else _WIDE_COLUMNS, highlight=False, soft_wrap=not narrow)
+
+
+def _cell(value: object) -> Text:
+    from rich.text import Text
+
+    text = "" if value is None else str(value)
+    return Text(text, style=_STYLES.get(text.lower(), ""))
+
+
+def _fitted(columns: Sequence[Column], rows: list[list[Text]], width: int) -> list[list[Text]]:
+    """Cut the columns that give way, the widest first, until the table fits: rich alone would cut every column."""
+    widths = [max([len(column.title), *(row[place].cell_len for row in rows)]) for place, column in enumerate(columns)]
+    may = [place for place, column in enumerate(columns) if column.gives_way]
+    while may and sum(widths) + 2 * len(widths) > width:
+        widest = max(may, key=lambda place: widths[place])
+        if widths[widest] <= max(8, len(columns[widest].title)):
+            break
+        widths[widest] -= 1
+    for row in rows:
+        for place in may:
+            row[place].truncate(widths[place], overflow="ellipsis")
+    return rows
+
+
+def _yaml(value: object) -> str:
+    import yaml
+
+    plain = json.loads(json.dumps(value, default=_plain))
+    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)).rstrip()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value.value if isinstance(value, Enum) else str(value)

@@ -1,0 +1,220 @@
+"""`prefect-launch queue`: make, look at, pause and delete queues."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefect_launch.cli.output import Column, print_details, print_json, print_table
+from prefect_launch.cli.style import EntityOption, JsonOption, examples, group
+from prefect_launch.cli.values import read_mapping
+
+if TYPE_CHECKING:
+    from prefect_launch.activity import QueueActivity
+    from prefect_launch.api import Api
+    from prefect_launch.queues import RunQueue
+
+app = group("Make, look at, pause and delete queues.")
+
+QueueName = Annotated[str, typer.Argument(metavar="NAME", help="The queue's name.")]
+_COLUMNS = (
+    Column("QUEUE", gives_way=True),
+    Column("RESOURCE", gives_way=True),
+    Column("STATE"),
+    Column("WAITING", right=True),
+    Column("IN WORK", right=True),
+    Column("LIMIT", right=True),
+    Column("AGENTS", right=True),
+)
+
+
+@app.command(
+    epilog=examples(
+        "prefect-launch queue create gpu --resource local-process --concurrency 2",
+        'prefect-launch queue create box -r local-container --config \'{"shm-size": "{{shm}}"}\''
+        ' --variables \'{"shm": {"type": "string", "default": "2g"}}\'',
+    )
+)
+def create(
+    name: QueueName,
+    resource: Annotated[
+        str,
+        typer.Option(
+            "-r", "--resource", metavar="RESOURCE", help="What its items run on: local-process, local-container, …"
+        ),
+    ] = "local-process",
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "-c",
+            "--config",
+            metavar="CONFIG",
+            help="The resource's options for every item: JSON, YAML, or a file of it.",
+        ),
+    ] = None,
+    variables: Annotated[
+        str | None,
+        typer.Option(
+            "--variables",
+            metavar="VARIABLES",
+            help="Template variables that stand as {{name}} in the config: JSON, YAML, or a file.",
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option("--concurrency", metavar="N", help="How many items may be in work at a time. Default: no limit."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option("--allow", metavar="OPTION", help="An option that submitters may set besides the usual ones."),
+    ] = None,
+    priorities: Annotated[
+        bool,
+        typer.Option("--priorities/--no-priorities", metavar="", help="Four priorities, or first come, first served."),
+    ] = True,
+    entity: EntityOption = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", metavar="", help="Bring the queue of that name up to date when it is there.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Make a queue."""
+    arguments: dict[str, Any] = {
+        "entity": entity,
+        "prioritization_mode": "V0" if priorities else "DISABLED",
+        "config": None if config is None else read_mapping(config, "--config"),
+        "template_variables": None if variables is None else read_mapping(variables, "--variables"),
+        "concurrency": concurrency,
+        "submitter_options": allow or (),
+    }
+    api = _api()
+    make = api.upsert_run_queue if replace else api.create_run_queue
+    queue = make(name, resource, **arguments)
+    if json:
+        print_json(_summary(api, queue, _activity(api, queue)))
+        return
+    typer.echo(f"The queue {name} is there, for {resource}: {queue.url}")
+    typer.echo(f"Run its items on this machine with: prefect-launch agent start -q {name}")
+
+
+@app.command("list")
+def list_(json: JsonOption = False) -> None:
+    """List the queues, with what waits and what is in work."""
+    api = _api()
+    queues = api.run_queues()
+    activities = api.queue_activity(queue.name for queue in queues)
+    pairs = list(zip(queues, activities, strict=True))
+    if json:
+        print_json([_summary(api, queue, activity) for queue, activity in pairs])
+        return
+    rows = [
+        (
+            queue.name,
+            queue.type,
+            "paused" if queue.is_paused else "open",
+            activity.waiting,
+            activity.active,
+            queue.concurrency_limit or "-",
+            len(activity.agents),
+        )
+        for queue, activity in pairs
+    ]
+    print_table(_COLUMNS, rows, empty="No queue yet. Make one with: prefect-launch queue create NAME")
+
+
+@app.command()
+def show(name: QueueName, json: JsonOption = False) -> None:
+    """Show a queue: its configuration, its template variables, what goes on."""
+    api = _api()
+    queue = api.run_queue(name)
+    activity = _activity(api, queue)
+    if json:
+        print_json(_summary(api, queue, activity))
+        return
+    print_details(
+        [
+            ("name", queue.name),
+            ("resource", queue.type),
+            ("entity", queue.entity),
+            ("state", "paused" if queue.is_paused else "open"),
+            ("priorities", "critical, high, medium, low" if queue.prioritization_mode == "V0" else "none"),
+            ("limit", queue.concurrency_limit or "none"),
+            ("waiting", activity.waiting),
+            ("in work", activity.active),
+            ("agents", ", ".join(activity.agents) or "none online"),
+            ("config", queue.default_resource_config["resource_args"][queue.type]),
+            ("variables", queue.template_variables),
+            ("allowed", ", ".join(queue.submitter_options)),
+            ("page", queue.url),
+        ]
+    )
+
+
+@app.command()
+def pause(name: QueueName) -> None:
+    """Let no further item of a queue start; what runs goes on."""
+    _api().run_queue(name).pause()
+    typer.echo(f"The queue {name} is paused. 'prefect-launch queue resume {name}' lets it go on.")
+
+
+@app.command()
+def resume(name: QueueName) -> None:
+    """Let items of a paused queue start again."""
+    _api().run_queue(name).resume()
+    typer.echo(f"The queue {name} is open again.")
+
+
+@app.command()
+def delete(
+    name: QueueName,
+    yes: Annotated[bool, typer.Option("-y", "--yes", metavar="", help="Delete its waiting items unasked.")] = False,
+) -> None:
+    """Delete a queue with its waiting items and deployments; what runs goes on."""
+    from prefect_launch.errors import QueueError
+
+    api = _api()
+    queue = api.run_queue(name)
+    waiting = _activity(api, queue).waiting
+    if waiting and not yes:
+        if not sys.stdin.isatty():
+            raise QueueError(
+                f"The queue {name!r} has {_items(waiting)} waiting, which would be deleted with it. Say so with --yes."
+            )
+        typer.confirm(f"Delete the queue {name} with {_items(waiting)} that wait?", abort=True)
+    gone = queue.delete()
+    typer.echo(f"The queue {name} is deleted, with {_items(gone)} that waited.")
+
+
+def _items(count: int) -> str:
+    return f"{count} item" if count == 1 else f"{count} items"
+
+
+def _api() -> Api:
+    from prefect_launch.cli.connect import connected
+
+    return connected()
+
+
+def _activity(api: Api, queue: RunQueue) -> QueueActivity:
+    return api.queue_activity([queue.name])[0]
+
+
+def _summary(api: Api, queue: RunQueue, activity: QueueActivity) -> dict[str, Any]:
+    return {
+        "name": queue.name,
+        "id": queue.id,
+        "entity": queue.entity,
+        "resource": queue.type,
+        "is_paused": queue.is_paused,
+        "prioritization_mode": queue.prioritization_mode,
+        "concurrency_limit": queue.concurrency_limit,
+        "waiting": activity.waiting,
+        "in_work": activity.active,
+        "agents_online": list(activity.agents),
+        "config": queue.default_resource_config,
+        "template_variables": queue.template_variables,
+        "submitter_options": list(queue.submitter_options),
+        "url": queue.url,
+    }
