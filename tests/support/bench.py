@@ -1,0 +1,126 @@
+"""A queue on an in-memory server, an in-memory machine, and agents that run the queue's items on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.enqueue import alaunch_add_many
+from prefect_launch.runners.base import RunPlan
+from prefect_launch.server.values import Item, State
+from prefect_launch.states import ItemState, StateType
+from prefect_launch.testing import InMemoryApi, InMemoryMachine, InMemoryRunner, InMemoryServer, Script
+
+RESOURCE = "local-container"
+QUEUE = "gpu"
+DEADLINE_SECONDS = 10.0
+
+
+class Bench:
+    """All that a test of the agent needs.
+
+    Args:
+        folder: for the agents' homes.
+        concurrency: limit of the queue.
+
+    Attributes:
+        machine: where the items run; set its `script` to say what they do.
+    """
+
+    def __init__(self, folder: Path, *, concurrency: int | None = None) -> None:
+        self.folder = folder
+        self.api = InMemoryApi(entity="acme", project="digits")
+        self.api.create_run_queue(QUEUE, RESOURCE, concurrency=concurrency)
+        self.machine = InMemoryMachine()
+
+    @property
+    def server(self) -> InMemoryServer:
+        """The server behind the api."""
+        return self.api.server
+
+    def agent(self, name: str = "box", *, machine: InMemoryMachine | None = None, **config: Any) -> LaunchAgent:
+        """Make an agent; one of the same name is the next life of the first."""
+        runner = InMemoryRunner(self.folder, machine or self.machine)
+        settings = {"queues": [QUEUE], "home": self.folder, "poll_seconds": 0.05, **config}
+        return LaunchAgent(self.api, {"name": name, **settings}, runners={RESOURCE: runner})
+
+    async def add(self, count: int = 1, queue: str = QUEUE, **spec: Any) -> list[Item]:
+        """Put items on a queue."""
+        specs = [{"docker": {"docker_image": "busybox:1"}, **spec} for _ in range(count)]
+        runs = await alaunch_add_many(specs, queue, api=self.api)
+        return [await self.read(UUID(run.id)) for run in runs]
+
+    async def poll(self, limit: int = 10) -> list[Item]:
+        """Poll the queue, as an agent does."""
+        return await self.server.poll(QUEUE, limit=limit, before=datetime.now(timezone.utc))
+
+    async def read(self, item_id: UUID) -> Item:
+        """Read an item that is there."""
+        found = await self.server.read_item(item_id)
+        assert found is not None
+        return found
+
+    async def move(self, item: Item, *states: ItemState) -> None:
+        """Move an item, as somebody else would."""
+        for state in states:
+            verdict = await self.server.propose(item.id, State.of(state))
+            assert verdict.accepted, verdict.reason
+
+    async def states(self, item: Item) -> list[str]:
+        """Names of the states that an item was in, oldest first."""
+        return [state.name for state in await self.server.read_states(item.id)]
+
+    async def log(self, item: Item) -> str:
+        """The item's log, as the UI shows it."""
+        records = await self.server.read_logs(item.id, limit=100_000)
+        return "\n".join(record.message for record in records)
+
+    async def until(self, item: Item, *types: StateType) -> Item:
+        """Wait until an item is in a state of one of these types."""
+        return await eventually(lambda: self.read(item.id), lambda found: found.state_type in types)
+
+    @asynccontextmanager
+    async def running(self, agent: LaunchAgent, **options: Any) -> AsyncIterator[LaunchAgent]:
+        """Run an agent's loop beside the test; it leaves at the end."""
+        loop = asyncio.create_task(agent.loop(**options))
+        try:
+            yield agent
+            agent.stop()
+            await asyncio.wait_for(loop, DEADLINE_SECONDS)
+        finally:
+            loop.cancel()
+            await asyncio.wait({loop})
+
+    def plays(self, *scripts: Script) -> None:
+        """Let the items that are started do this, one after another, the last one for all that come later."""
+        left = list(scripts)
+        chosen: dict[str, Script] = {}
+
+        def script(plan: RunPlan) -> Script:
+            if plan.name not in chosen:
+                chosen[plan.name] = left.pop(0) if len(left) > 1 else left[0]
+            return chosen[plan.name]
+
+        self.machine.script = script
+
+
+async def eventually(look: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
+    """Look again and again until what is seen is good, 10 s at most."""
+    for _ in range(int(DEADLINE_SECONDS / 0.02)):
+        seen = await look()
+        if good(seen):
+            return seen
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"not so within {DEADLINE_SECONDS} s: {seen}")
+
+
+def outcome_data(item: Item) -> Mapping[str, Any]:
+    """The data of an item's state: exit code, signal, out of memory or not."""
+    assert item.state is not None
+    return dict(item.state.data)

@@ -1,0 +1,161 @@
+"""The claim: an item becomes one agent's, and one that has ended is never run again."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from prefect_launch.agent.claim import claim, give_back, is_over_limit, undo_claim
+from prefect_launch.errors import ServerUnavailableError
+from prefect_launch.server.values import State
+from prefect_launch.states import ItemState, StateType
+from tests.support.bench import QUEUE, Bench
+
+ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)
+
+
+async def test_waiting_item_is_claimed_and_names_its_holder(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    mine = await claim(bench.server, polled, holder="box-1")
+    assert mine is not None
+    assert (mine.state_name, mine.message) == ("Pending", "Claimed by box-1.")
+
+
+async def test_item_claimed_by_two_agents_becomes_one_agents(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    claims = await asyncio.gather(*(claim(bench.server, polled, holder=f"box-{n}") for n in range(4)))
+    assert sum(mine is not None for mine in claims) == 1
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_item_that_ran_and_ended_since_the_poll_gets_its_end_back(bench: Bench, end: ItemState) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    await bench.move(polled, ItemState.CLAIMED, ItemState.RUNNING, end)
+    assert await claim(bench.server, polled, holder="late") is None
+    assert (await bench.read(polled.id)).state_name == end.label
+
+
+@pytest.mark.parametrize("end", ENDS)
+async def test_item_that_ended_before_it_ran_gets_its_end_back(bench: Bench, end: ItemState) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    await bench.move(polled, ItemState.CLAIMED, end)
+    assert await claim(bench.server, polled, holder="late") is None
+    assert (await bench.read(polled.id)).state_name == end.label
+
+
+async def test_retried_item_that_ended_again_before_it_ran_gets_its_end_back(bench: Bench) -> None:
+    (item,) = await bench.add()
+    await bench.move(item, ItemState.CLAIMED, ItemState.FAILED, ItemState.QUEUED)
+    (polled,) = await bench.poll()
+    await bench.move(polled, ItemState.CLAIMED, ItemState.CRASHED)
+    assert await claim(bench.server, polled, holder="late") is None
+    assert (await bench.read(polled.id)).state_name == "Crashed"
+
+
+async def test_retried_item_is_claimed(bench: Bench) -> None:
+    (item,) = await bench.add()
+    await bench.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.FAILED, ItemState.QUEUED)
+    (polled,) = await bench.poll()
+    assert await claim(bench.server, polled, holder="box-1") is not None
+
+
+async def test_given_back_item_is_claimed_from_an_old_poll_too(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    first = await claim(bench.server, polled, holder="box-1")
+    assert first is not None
+    await give_back(bench.server, first, "not now")
+    assert await claim(bench.server, polled, holder="box-2") is not None
+
+
+async def test_end_that_is_put_back_keeps_its_message_and_data(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    await bench.move(polled, ItemState.CLAIMED, ItemState.RUNNING)
+    failed = State.of(ItemState.FAILED, "exit code 3").model_copy(update={"data": {"exit_code": 3}})
+    await bench.server.propose(polled.id, failed)
+    assert await claim(bench.server, polled, holder="late") is None
+    state = (await bench.read(polled.id)).state
+    assert state is not None
+    assert (state.message, state.data) == ("exit code 3", {"exit_code": 3})
+
+
+async def test_claim_whose_answer_was_lost_counts_as_won(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    lost: list[str] = []
+
+    async def lose_first_answer(method: str) -> None:
+        if method == "propose" and not lost:
+            lost.append(method)
+            raise ServerUnavailableError("the answer was lost")
+
+    bench.server.after_call = lose_first_answer
+    mine = await claim(bench.server, polled, holder="box-1")
+    assert mine is not None
+    assert await bench.states(polled) == ["Queued", "Pending"]
+
+
+async def test_server_that_goes_away_after_the_claim_is_waited_for(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+
+    async def go_down_once(method: str) -> None:
+        if method == "propose":
+            bench.server.after_call = None
+            bench.server.down()
+            asyncio.get_running_loop().call_later(0.2, bench.server.up)
+
+    bench.server.after_call = go_down_once
+    assert await claim(bench.server, polled, holder="box-1") is not None
+
+
+async def test_item_that_was_deleted_since_the_poll_is_lost(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+    await bench.server.delete_item(polled.id)
+    assert await claim(bench.server, polled, holder="box-1") is None
+
+
+async def test_item_cancelled_right_after_the_claim_ends_as_cancelled(bench: Bench) -> None:
+    await bench.add()
+    (polled,) = await bench.poll()
+
+    async def cancel_before_the_read(method: str) -> None:
+        if method == "read_item":
+            bench.server.before_call = None
+            await bench.move(polled, ItemState.CANCELLING)
+
+    bench.server.before_call = cancel_before_the_read
+    assert await claim(bench.server, polled, holder="box-1") is None
+    assert (await bench.read(polled.id)).state_type is StateType.CANCELLED
+
+
+async def test_claim_over_the_queues_limit_is_seen(bench: Bench) -> None:
+    first, second = await bench.add(2)
+    await bench.move(first, ItemState.CLAIMED)
+    await bench.move(second, ItemState.CLAIMED)
+    mine = await bench.read(second.id)
+    assert await is_over_limit(bench.server, mine, pool_limit=1, queue_limit=None)
+    assert await is_over_limit(bench.server, mine, pool_limit=None, queue_limit=1)
+    assert not await is_over_limit(bench.server, mine, pool_limit=2, queue_limit=2)
+
+
+async def test_undone_claim_of_waiting_item_puts_it_back_into_the_queue(bench: Bench) -> None:
+    (item,) = await bench.add()
+    await bench.move(item, ItemState.CLAIMED)
+    await undo_claim(bench.server, await bench.read(item.id), "lost")
+    assert [found.id for found in await bench.poll()] == [item.id]
+
+
+async def test_undone_claim_of_item_that_had_ended_gives_it_its_end(bench: Bench) -> None:
+    (item,) = await bench.add()
+    await bench.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.FAILED, ItemState.CLAIMED)
+    await undo_claim(bench.server, await bench.read(item.id), "lost")
+    assert (await bench.read(item.id)).state_name == "Failed"
+    assert await bench.server.count_items(pool=QUEUE, state_types=[StateType.SCHEDULED]) == 0
