@@ -31,7 +31,7 @@ _ENVIRONMENT: Final = {
     "name": ("LAUNCH_AGENT_NAME",),
     "home": ("PREFECT_LAUNCH_HOME",),
 }
-_MAXIMUM: Final = re.compile(r"-?\d+(\.\d+)?")
+_MAXIMUM: Final = re.compile(r"-1(\.0+)?|\d+(\.\d+)?")
 
 
 def default_home() -> Path:
@@ -105,7 +105,7 @@ class AgentConfig(BaseModel):
         text = str(value)
         if value == math.inf:
             return math.inf
-        if isinstance(value, bool) or not _MAXIMUM.fullmatch(text) or int(float(text)) < -1:
+        if isinstance(value, bool) or not _MAXIMUM.fullmatch(text):
             raise AgentConfigError(
                 f"The agent's {info.field_name!r} must be a whole number, or -1 for no limit; got {value!r}."
             )
@@ -171,6 +171,8 @@ def _read_file(file: Path | str | None) -> Mapping[str, Any]:
         found = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise AgentConfigError(f"The agent's config file {str(path)!r} is no YAML: {error}") from None
+    except OSError as error:
+        raise AgentConfigError(f"The agent's config file {str(path)!r} cannot be read: {error.strerror}.") from None
     if found is None:
         return {}
     if not isinstance(found, Mapping):

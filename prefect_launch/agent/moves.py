@@ -24,17 +24,20 @@ _RETRY_MAX_SECONDS: Final = 5.0
 _FAILURES_MAX: Final = 5
 
 
-async def until_server_is_back(what: str, call: Callable[[], Awaitable[T]]) -> T:
+async def until_server_is_back(
+    what: str, call: Callable[[], Awaitable[T]], *, pause_seconds: float = _RETRY_FIRST_SECONDS
+) -> T:
     """Make a call until the server answers: what a job did must reach it, however long it is away.
 
     Args:
         what: what the server is to do, for the log.
         call: the call; it may be made several times.
+        pause_seconds: between the first two tries; each further pause is twice as long, up to 5 s.
 
     Raises:
         ServerFailedError: when the server is there, and fails over the call again and again.
     """
-    pause = _RETRY_FIRST_SECONDS
+    pause = pause_seconds
     tries = failures = 0
     while True:
         try:

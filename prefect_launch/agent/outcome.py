@@ -11,7 +11,7 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.errors import InfrastructureError, LaunchError, OperatorError
+from prefect_launch.errors import InternalError, LaunchError, OperatorError
 from prefect_launch.runners.base import Exit, Phase
 from prefect_launch.server.protocol import Server
 from prefect_launch.states import ItemState
@@ -51,9 +51,7 @@ def outcome_of_exit(end: Exit) -> Outcome:
 
 def outcome_of_error(error: BaseException, phase: Phase) -> Outcome:
     """Say how an item ends that could not be started: the machine's fault is a crash, what was asked for a failure."""
-    fault = isinstance(error, (InfrastructureError, OSError)) or (
-        isinstance(error, OperatorError) or not isinstance(error, LaunchError)
-    )
+    fault = isinstance(error, (OperatorError, InternalError)) or not isinstance(error, LaunchError)
     text = str(error) if isinstance(error, LaunchError) else f"{type(error).__name__}: {error}"
     return Outcome(state=ItemState.CRASHED if fault else ItemState.FAILED, message=f"[{phase.value}] {_sentence(text)}")
 
@@ -91,7 +89,8 @@ def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
     if path.stat().st_size > _OUTPUTS_BYTES:
         return {}, f"{OUTPUTS_FILE} has {path.stat().st_size:,} bytes; at most {_OUTPUTS_BYTES:,} are shown."
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        # NaN is no JSON, and what a diverged training writes: it is shown as the text that it is.
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)
     except (ValueError, RecursionError) as error:
         return {}, f"{OUTPUTS_FILE} is no JSON: {error}."
     if not isinstance(found, dict) or any(isinstance(value, (dict, list)) for value in found.values()):

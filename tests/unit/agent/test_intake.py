@@ -1,0 +1,166 @@
+"""How an agent comes by items: order, fairness, limits, and what it asks the server for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from prefect_launch.agent.candidates import POLL_FACTOR, Candidates
+from prefect_launch.agent.intake import Intake
+from prefect_launch.errors import NotFoundError, ServerUnavailableError
+from prefect_launch.server.values import Item
+from prefect_launch.session import Session
+from prefect_launch.states import ItemState, StateType
+from tests.support.bench import QUEUE, RESOURCE, Bench
+
+
+async def intake_of(bench: Bench, *queues: str, holder: str = "box") -> Intake:
+    async with bench.api.open() as session:
+        intake = Intake(Session(bench.server, session.jobs), queues or (QUEUE,), holder)
+        await intake.read_limits()
+        return intake
+
+
+async def drain(candidates: Candidates, *, slots: int) -> list[Item]:
+    found = []
+    while (item := await candidates.next(slots=slots, skip=[one.id for one in found])) is not None:
+        found.append(item)
+    return found
+
+
+# --- candidates ---
+
+
+async def test_agent_that_is_alone_takes_first_in_first_out(bench: Bench) -> None:
+    items = await bench.add(12)
+    found = await drain(Candidates(bench.server, QUEUE), slots=12)
+    assert [item.id for item in found] == [item.id for item in items]
+
+
+async def test_agent_that_lost_a_claim_shuffles_inside_one_priority(bench: Bench) -> None:
+    urgent = await bench.add(3, priority="critical")
+    usual = await bench.add(20)
+    candidates = Candidates(bench.server, QUEUE)
+    candidates.lost()
+    found = [item.id for item in await drain(candidates, slots=23)]
+    assert set(found[:3]) == {item.id for item in urgent}
+    assert set(found[3:]) == {item.id for item in usual}
+    assert found[3:] != [item.id for item in usual]
+
+
+async def test_poll_asks_for_four_items_a_free_slot(bench: Bench) -> None:
+    await bench.add(20)
+    asked: list[int] = []
+    poll = bench.server.poll
+
+    class Watched(type(bench.server)):  # type: ignore[misc]
+        async def poll(self, pool: str, **kwargs: object) -> list[Item]:
+            asked.append(kwargs["limit"])  # type: ignore[arg-type]
+            return await poll(pool, **kwargs)  # type: ignore[arg-type]
+
+    await Candidates(Watched(), QUEUE).next(slots=3, skip=())
+    assert asked == [3 * POLL_FACTOR]
+
+
+async def test_items_of_one_poll_are_used_for_several_claims(bench: Bench) -> None:
+    await bench.add(4)
+    candidates = Candidates(bench.server, QUEUE)
+    await drain(candidates, slots=4)
+    assert bench.server.calls["poll"] == 1
+
+
+async def test_poll_that_is_old_is_not_used(bench: Bench) -> None:
+    first, second = await bench.add(2)
+    candidates = Candidates(bench.server, QUEUE)
+    await candidates.next(slots=2, skip=())
+    await bench.move(second, ItemState.CLAIMED)
+    await asyncio.sleep(0.6)
+    found = await candidates.next(slots=2, skip=())
+    assert found is not None
+    assert found.id == first.id
+
+
+async def test_item_that_comes_while_more_urgent_is_told_goes_first(bench: Bench) -> None:
+    await bench.add(3)
+    candidates = Candidates(bench.server, QUEUE)
+    await candidates.next(slots=1, skip=())
+    (urgent,) = await bench.add(priority="critical")
+    candidates.forget()
+    found = await candidates.next(slots=1, skip=())
+    assert found is not None
+    assert found.id == urgent.id
+
+
+async def test_schedulers_are_passed_over_when_none_may_be_started(bench: Bench) -> None:
+    await bench.add(6, docker={}, uri="placeholder-uri-scheduler")
+    (job,) = await bench.add()
+    found = await Candidates(bench.server, QUEUE).next(slots=1, skip=(), schedulers=False)
+    assert found is not None
+    assert found.id == job.id
+
+
+# --- intake ---
+
+
+async def test_queues_have_their_turn_one_after_another(bench: Bench) -> None:
+    await asyncio.to_thread(bench.api.create_run_queue, "second", RESOURCE)
+    await bench.add(2)
+    await bench.add(2, queue="second")
+    intake = await intake_of(bench, QUEUE, "second")
+    taken = [await intake.next(slots=1, skip=()) for _ in range(5)]
+    assert [found[1] for found in taken if found] == [QUEUE, "second", QUEUE, "second"]
+    assert taken[4] is None
+
+
+async def test_empty_queue_keeps_nobody_waiting(bench: Bench) -> None:
+    await asyncio.to_thread(bench.api.create_run_queue, "second", RESOURCE)
+    await bench.add(2, queue="second")
+    intake = await intake_of(bench, QUEUE, "second")
+    found = [await intake.next(slots=1, skip=()) for _ in range(2)]
+    assert [one[1] for one in found if one] == ["second", "second"]
+
+
+async def test_queue_that_the_agent_does_not_have_is_refused(bench: Bench) -> None:
+    with pytest.raises(NotFoundError, match="gpuu"):
+        await (await intake_of(bench)).pop("gpuu")
+
+
+async def test_server_that_is_away_is_told(bench: Bench) -> None:
+    intake = await intake_of(bench)
+    bench.server.down()
+    with pytest.raises(ServerUnavailableError):
+        await intake.pop(QUEUE)
+
+
+async def test_item_over_the_limit_is_given_back(bench: Bench) -> None:
+    await asyncio.to_thread(bench.api.update_run_queue, QUEUE, concurrency_limit=1)
+    await bench.add(2)
+    intake, other = await intake_of(bench), await intake_of(bench, holder="other")
+    met: list[str] = []
+
+    async def other_is_faster(method: str) -> None:
+        if method == "propose" and not met:
+            met.append(method)
+            assert await other.pop(QUEUE, slots=1) is not None
+
+    bench.server.before_call = other_is_faster
+    assert await intake.pop(QUEUE, slots=2) is None
+    assert await bench.server.count_items(pool=QUEUE, state_types=[StateType.PENDING]) == 1
+    assert await bench.server.count_items(pool=QUEUE, state_types=[StateType.SCHEDULED]) == 1
+
+
+async def test_many_agents_never_hold_more_than_the_limit(bench: Bench) -> None:
+    await asyncio.to_thread(bench.api.update_run_queue, QUEUE, concurrency_limit=2)
+    await bench.add(20)
+    intakes = [await intake_of(bench, holder=f"box-{n}") for n in range(4)]
+    taken = await asyncio.gather(*(intake.pop(QUEUE, slots=4) for intake in intakes))
+    assert 1 <= sum(item is not None for item in taken) <= 2
+    held = await bench.server.count_items(pool=QUEUE, state_types=[StateType.PENDING])
+    assert held == sum(item is not None for item in taken)
+
+
+async def test_paused_queue_gives_nothing(bench: Bench) -> None:
+    await bench.add()
+    await asyncio.to_thread(bench.api.update_run_queue, QUEUE, is_paused=True)
+    assert await (await intake_of(bench)).pop(QUEUE) is None

@@ -1,0 +1,131 @@
+"""How a run's end becomes the item's state, its message and its artifacts."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs, read_outputs
+from prefect_launch.errors import (
+    AgentConfigError,
+    InfrastructureError,
+    InputError,
+    InternalError,
+    QueueError,
+    SpecError,
+    UnsafeSpecError,
+)
+from prefect_launch.runners.base import Exit, Phase
+from prefect_launch.states import ItemState
+from prefect_launch.testing import InMemoryServer
+
+START = datetime(2026, 1, 1, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "words"),
+    [
+        (Exit(exit_code=0), ItemState.COMPLETED, "exit code 0"),
+        (Exit(exit_code=3), ItemState.FAILED, "[run] The job ended with exit code 3."),
+        (Exit(exit_code=143, signal="SIGTERM"), ItemState.FAILED, "signal SIGTERM"),
+        (Exit(exit_code=137, signal="SIGKILL"), ItemState.FAILED, "which this agent did not send"),
+        (Exit(exit_code=137, signal="SIGKILL", oom_killed=True), ItemState.CRASHED, "[run] Out of memory"),
+        (Exit(exit_code=None, error="its container was removed"), ItemState.CRASHED, "Its container was removed"),
+        (Exit(exit_code=143, signal="SIGTERM", stopped=True), ItemState.CANCELLED, "Stopped"),
+        (Exit(exit_code=0, stopped=True), ItemState.CANCELLED, "Stopped"),
+    ],
+)
+def test_exit_gives_state_and_reason(end: Exit, state: ItemState, words: str) -> None:
+    outcome = outcome_of_exit(end)
+    assert outcome.state is state
+    assert words in outcome.message
+
+
+def test_exit_code_and_signal_are_kept_as_data() -> None:
+    outcome = outcome_of_exit(Exit(exit_code=139, signal="SIGSEGV"))
+    assert outcome.data == {"exit_code": 139, "signal": "SIGSEGV", "oom_killed": False}
+
+
+def test_message_says_how_long_it_ran() -> None:
+    end = Exit(exit_code=0, started_at=START, ended_at=START + timedelta(seconds=12.34))
+    assert "after 12.3 s" in outcome_of_exit(end).message
+
+
+@pytest.mark.parametrize(
+    ("error", "state"),
+    [
+        (SpecError("x"), ItemState.FAILED),
+        (InputError("x"), ItemState.FAILED),
+        (UnsafeSpecError("x"), ItemState.FAILED),
+        (QueueError("x"), ItemState.FAILED),
+        (InfrastructureError("x"), ItemState.CRASHED),
+        (AgentConfigError("x"), ItemState.CRASHED),
+        (OSError("disk full"), ItemState.CRASHED),
+        (ZeroDivisionError("a bug"), ItemState.CRASHED),
+        (InternalError("a bug"), ItemState.CRASHED),
+    ],
+)
+def test_error_before_the_start_fails_who_asked_or_crashes_for_the_machine(error: Exception, state: ItemState) -> None:
+    assert outcome_of_error(error, Phase.AGENT).state is state
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_error_says_the_phase_and_the_reason(phase: Phase) -> None:
+    assert outcome_of_error(SpecError("no such thing"), phase).message == f"[{phase.value}] No such thing"
+
+
+def test_error_that_is_none_of_ours_is_named() -> None:
+    assert outcome_of_error(OSError("disk full"), Phase.AGENT) == Outcome(
+        state=ItemState.CRASHED, message="[agent] OSError: disk full"
+    )
+
+
+# --- outputs ---
+
+
+async def test_outputs_are_shown_as_a_table(tmp_path: Path) -> None:
+    (tmp_path / "outputs.json").write_text('{"accuracy": 0.97, "note": "good", "best": true, "none": null}')
+    server, item_id = InMemoryServer(), uuid4()
+    assert await publish_outputs(server, item_id, "Run_1", tmp_path) is None
+    (artifact,) = await server.list_artifacts(item_id)
+    assert (artifact["key"], artifact["type"]) == ("outputs-run-1", "table")
+    assert json.loads(artifact["data"])[0] == {"output": "accuracy", "value": 0.97}
+
+
+async def test_run_without_outputs_shows_none(tmp_path: Path) -> None:
+    server, item_id = InMemoryServer(), uuid4()
+    assert await publish_outputs(server, item_id, "r", tmp_path) is None
+    assert await server.list_artifacts(item_id) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "is no JSON"),
+        ("[1, 2]", "one flat dict"),
+        ('{"a": {"b": 1}}', "one flat dict"),
+        ("[" * 100_000, "is no JSON"),
+        ('"' + "x" * 1_000_001 + '"', "bytes"),
+    ],
+)
+def test_outputs_that_are_wrong_are_told_in_words(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "outputs.json").write_text(content)
+    outputs, fault = read_outputs(tmp_path)
+    assert outputs == {}
+    assert fault is not None
+    assert words in fault
+
+
+def test_nan_of_a_diverged_training_is_shown_as_text(tmp_path: Path) -> None:
+    (tmp_path / "outputs.json").write_text('{"loss": NaN, "best": -Infinity, "epochs": 3}')
+    assert read_outputs(tmp_path) == ({"loss": "NaN", "best": "-Infinity", "epochs": 3}, None)
+
+
+def test_outputs_file_that_is_a_link_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text('{"a": 1}')
+    (tmp_path / "outputs.json").symlink_to(tmp_path / "secret")
+    assert read_outputs(tmp_path) == ({}, None)

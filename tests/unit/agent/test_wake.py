@@ -1,0 +1,62 @@
+"""What wakes an agent: bells, the event stream, and the stream's return after a break."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from prefect_launch.agent.wake import Wake, listen
+from tests.support.bench import QUEUE, Bench, eventually
+
+
+async def test_ring_wakes_at_once_and_is_used_up() -> None:
+    wake = Wake()
+    wake.ring()
+    started = time.monotonic()
+    await wake.wait(5)
+    assert time.monotonic() - started < 1
+    await wake.wait(0.05)
+    assert time.monotonic() - started >= 0.05
+
+
+async def test_clock_wakes_when_nobody_rings() -> None:
+    started = time.monotonic()
+    await Wake().wait(0.1)
+    assert 0.1 <= time.monotonic() - started < 1
+
+
+async def test_items_that_are_queued_are_heard_of(bench: Bench) -> None:
+    heard: list[str] = []
+    pool = await bench.server.read_pool(QUEUE)
+    assert pool is not None
+    listening = asyncio.create_task(listen(bench.server, [pool.id], heard.append))
+    try:
+        await _until_heard(heard, "")
+        (item,) = await bench.add()
+        await _until_heard(heard, str(item.id))
+    finally:
+        listening.cancel()
+
+
+async def test_listening_goes_on_after_the_server_was_away(bench: Bench) -> None:
+    heard: list[str] = []
+    pool = await bench.server.read_pool(QUEUE)
+    assert pool is not None
+    listening = asyncio.create_task(listen(bench.server, [pool.id], heard.append))
+    try:
+        await _until_heard(heard, "")
+        heard.clear()
+        bench.server.down()
+        bench.server.up()
+        await _until_heard(heard, "")
+        (item,) = await bench.add()
+        await _until_heard(heard, str(item.id))
+    finally:
+        listening.cancel()
+
+
+async def _until_heard(heard: list[str], wanted: str) -> None:
+    async def look() -> list[str]:
+        return heard
+
+    await eventually(look, lambda seen: wanted in seen)
