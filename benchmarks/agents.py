@@ -1,0 +1,56 @@
+"""An agent in a process of its own, as `prefect-launch agent start` runs it, or as the flow `launch-agent`.
+
+Run as `python -m benchmarks.agents loop|flow CONFIG_JSON` it is that process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from benchmarks.place import Place
+from tests.support.processes import ChildProcess
+
+
+@contextmanager
+def running_agent(place: Place, queue: str, *, max_jobs: int, in_flow: bool = False) -> Iterator[ChildProcess]:
+    """Run an agent for as long as the block lasts.
+
+    Args:
+        place: where the server and the engine are.
+        queue: the agent's queue.
+        max_jobs: how many items it works on at a time.
+        in_flow: as the body of the flow `launch-agent`, its items being task runs.
+    """
+    config = {"name": f"bench-{queue}", "queues": [queue], "max_jobs": max_jobs}
+    front = "flow" if in_flow else "loop"
+    command = [sys.executable, "-m", "benchmarks.agents", front, json.dumps(config)]
+    process = ChildProcess(command, place.folder / f"agent-{queue}.log", stop_signal=signal.SIGINT)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def main(front: str, config: Mapping[str, Any]) -> None:
+    """Be the agent, until it is interrupted."""
+    from prefect_launch.agent import create_and_run_agent
+    from prefect_launch.agent.flow import launch_agent
+    from prefect_launch.api import Api
+
+    if front == "flow":
+        asyncio.run(launch_agent(dict(config)))
+    else:
+        create_and_run_agent(Api(), config)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], json.loads(sys.argv[2]))
+    except KeyboardInterrupt:
+        sys.exit(0)

@@ -1,0 +1,49 @@
+"""The floor of process items: the calls to the server that an agent makes for each, and nothing between them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from prefect_launch.agent.intake import Intake
+from prefect_launch.agent.moves import move
+from prefect_launch.states import ItemState, StateType
+
+if TYPE_CHECKING:
+    from prefect_launch.api import Api
+    from prefect_launch.server.protocol import Server
+    from prefect_launch.server.values import Item
+
+
+def calls_per_item(api: Api, queue: str, *, slots: int) -> None:
+    """Take every item of a queue from waiting to Completed: poll, claim, read, record, Running, Completed.
+
+    Args:
+        api: the server.
+        queue: the queue's name.
+        slots: how many items are on their way at a time, as in an agent with that many `max_jobs`.
+    """
+    asyncio.run(_empty(api, queue, slots))
+
+
+async def _empty(api: Api, queue: str, slots: int) -> None:
+    async with api.open() as session:
+        intake = Intake(session, [queue], "nobody")
+        on_their_way: set[asyncio.Task[None]] = set()
+        while True:
+            found = await intake.next(slots=slots - len(on_their_way), skip=())
+            if found is not None:
+                on_their_way.add(asyncio.create_task(_report(session.server, found[0])))
+            elif not on_their_way:
+                return
+            if found is None or len(on_their_way) == slots:
+                done, on_their_way = await asyncio.wait(on_their_way, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                    intake.freed()
+
+
+async def _report(server: Server, item: Item) -> None:
+    await server.record_infrastructure(item.id, "/nowhere")
+    await move(server, item.id, StateType.PENDING, ItemState.RUNNING, "Runs nowhere.")
+    await move(server, item.id, StateType.RUNNING, ItemState.COMPLETED, "Finished.")

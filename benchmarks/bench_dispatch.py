@@ -1,0 +1,71 @@
+"""How long a container item waits on an idle agent: from the call of `launch_add` to the engine's `start` event.
+
+The floor is `create` and `start` of the same image over the Engine API, up to the same event, measured in turns with
+the items, so that a busy machine slows both. Each item comes alone: the one before has ended, and the agent sleeps.
+"""
+
+from __future__ import annotations
+
+import time
+from statistics import median
+
+from benchmarks.agents import running_agent
+from benchmarks.bare_engine import LABEL, StartEvents, clear, create_and_start
+from benchmarks.figures import Figure, at_most_over, percentile
+from benchmarks.place import Place
+from prefect_launch.api import use_api
+from prefect_launch.enqueue import launch_add
+from prefect_launch.runners.base import Labels
+
+_ITEMS = 40
+_WARM_UP = 3
+#: After an item has ended: the agent has looked for the next one, and sleeps again.
+_PAUSE_SECONDS = 0.7
+
+
+def measure(place: Place) -> list[Figure]:
+    """Measure both front doors of the agent."""
+    return [
+        *_measure(place, "dispatch-loop", "agent start", in_flow=False),
+        *_measure(place, "dispatch-flow", "flow launch-agent", in_flow=True),
+    ]
+
+
+def _measure(place: Place, queue: str, front: str, *, in_flow: bool) -> list[Figure]:
+    image = place.shell_image
+    place.api.create_run_queue(queue, "local-container")
+    bare, ours = StartEvents(place.engine.api, LABEL), StartEvents(place.engine.api, Labels.ITEM)
+    floors, waits = [], []
+    with use_api(place.api), running_agent(place, queue, max_jobs=1, in_flow=in_flow):
+        for count in range(_WARM_UP + place.rounds(_ITEMS)):
+            floor = _bare(place, image, bare)
+            time.sleep(_PAUSE_SECONDS)
+            wait = _item(queue, image, ours)
+            time.sleep(_PAUSE_SECONDS)
+            if count >= _WARM_UP:
+                floors.append(floor)
+                waits.append(wait)
+    bare.close()
+    ours.close()
+    place.api.run_queue(queue).delete()
+    floor, name = median(floors), f"create + start, median of {len(floors)}"
+    return [
+        Figure(f"dispatch, {front}, p50", median(waits), "ms", floor, name, at_most_over(floor, 250, "ms")),
+        Figure(f"dispatch, {front}, p99", percentile(waits, 0.99), "ms", floor, name, at_most_over(floor, 750, "ms")),
+    ]
+
+
+def _bare(place: Place, image: str, events: StartEvents) -> float:
+    begun = time.time()
+    container_id, name = create_and_start(place.engine.api, image)
+    started = events.wait(name)
+    clear(place.engine.api, container_id)
+    return (started - begun) * 1000
+
+
+def _item(queue: str, image: str, events: StartEvents) -> float:
+    begun = time.time()
+    item = launch_add(docker_image=image, entry_point=["true"], queue_name=queue)
+    started = events.wait(str(item.id))
+    item.wait_until_finished(60)
+    return (started - begun) * 1000

@@ -1,0 +1,95 @@
+"""Where the benchmarks run: a Prefect server on SQLite and a Docker Engine, started when first asked for.
+
+The server is always a fresh one; an engine that answers already is used, else a private one is started. All of it is
+on this machine, so server, database, engine, agent and caller share its cores. Everything started is ended, and what
+was written is removed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tests.support.docker_engine import DockerEngine
+from tests.support.images import ensure_shell_image
+from tests.support.prefect_server import PrefectServerProcess, server_on_sqlite
+
+if TYPE_CHECKING:
+    import docker
+
+    from prefect_launch.api import Api
+
+
+class Place:
+    """What the benchmarks share.
+
+    Attributes:
+        folder: for what they write.
+        quick: few rounds, to see that they work; such figures mean nothing.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack, *, quick: bool) -> None:
+        self.folder = folder
+        self.quick = quick
+        self._stack = stack
+
+    def rounds(self, count: int) -> int:
+        """Return how often to measure: `count` times, or a few times when it is to be quick."""
+        return max(4, count // 20) if self.quick else count
+
+    @cached_property
+    def server(self) -> PrefectServerProcess:
+        """The Prefect server; from now on this process's settings lead to it."""
+        server = server_on_sqlite(self.folder / "server")
+        server.start()
+        self._stack.callback(server.stop)
+        from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+
+        os.environ.update(server.client_environment())
+        addresses = {PREFECT_API_URL: server.api_url, PREFECT_UI_URL: server.ui_url}
+        self._stack.enter_context(temporary_settings(addresses))
+        return server
+
+    @cached_property
+    def api(self) -> Api:
+        """The way to the server."""
+        from prefect_launch.api import Api
+
+        return Api(url=self.server.api_url)
+
+    @cached_property
+    def engine(self) -> docker.DockerClient:
+        """A client of the Docker Engine; from now on this process's settings lead to it."""
+        engine = DockerEngine.find_or_start()
+        self._stack.callback(engine.stop)
+        os.environ["DOCKER_HOST"] = engine.host
+        client = engine.client()
+        self._stack.callback(client.close)
+        return client
+
+    @cached_property
+    def shell_image(self) -> str:
+        """Name of a 2 MB image with a shell, on the engine."""
+        return ensure_shell_image(self.engine)
+
+
+@contextmanager
+def open_place(*, quick: bool) -> Iterator[Place]:
+    """Make the place, in an environment that knows no other Prefect server; clear it away at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="launch-bench-"))
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        del os.environ[name]
+    os.environ["PREFECT_HOME"] = str(folder / "home")
+    os.environ["PREFECT_LAUNCH_HOME"] = str(folder / "launch")
+    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
+    try:
+        with ExitStack() as stack:
+            yield Place(folder, stack, quick=quick)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
