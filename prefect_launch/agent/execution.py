@@ -134,7 +134,7 @@ class Execution:
         if waits_for is not None:
             self._tracker.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT
             await self._move(StateType.PENDING, waits_for, f"On {self._shop.config.name}.")
-        await self._unless_stopped(runner.prepare(plan))
+            await self._unless_stopped(runner.prepare(plan))
         self._tracker.phase = Phase.RUN
         handle = await runner.create(plan)
         self._tracker.handle = handle

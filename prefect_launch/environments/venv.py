@@ -74,6 +74,16 @@ class Environments:
     folder: Path
     _pythons: dict[str | None, _Python] = field(default_factory=dict)
 
+    async def is_ready(self, code_dir: Path | None, python_version: str | None = None) -> bool:
+        """Whether the environment that a job's code needs is there; arguments as `ensure`."""
+        path, _, _ = await self._wanted(code_dir, python_version)
+        return await anyio.to_thread.run_sync(_touch, path)
+
+    async def _wanted(self, code_dir: Path | None, version: str | None) -> tuple[Path, _Python, Requirements]:
+        requirements = await anyio.to_thread.run_sync(read_requirements, code_dir)
+        python = await self._python(version)
+        return self.folder / _key(python, requirements), python, requirements
+
     async def ensure(self, code_dir: Path | None, python_version: str | None = None) -> Venv:
         """Return the environment that a job's code needs; make it when it is not there.
 
@@ -86,9 +96,7 @@ class Environments:
             SourceError: when the requirements do not resolve or build, with uv's last lines.
             InfrastructureError: when an index or the disk fails.
         """
-        requirements = await anyio.to_thread.run_sync(read_requirements, code_dir)
-        python = await self._python(python_version)
-        path = self.folder / _key(python, requirements)
+        path, python, requirements = await self._wanted(code_dir, python_version)
         if not await anyio.to_thread.run_sync(_touch, path):
             async with _locked(self.folder / f"{path.name}.lock"):
                 if not await anyio.to_thread.run_sync(_touch, path):

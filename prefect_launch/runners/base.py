@@ -213,7 +213,7 @@ class Runner(ABC):
             )
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
-        """Say what `prepare` will take its time for, as the state that shows it; `None` when everything is there."""
+        """Say what `prepare` is needed for, as the state that shows it; `None` when everything is there already."""
         return None
 
     @abstractmethod

@@ -34,6 +34,7 @@ from prefect_launch.runners.container_options import (
 )
 from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
+from prefect_launch.states import ItemState
 
 #: How long the engine may take to end a container that it was told to kill.
 _KILL_SECONDS = 15.0
@@ -73,6 +74,9 @@ class LocalContainerRunner(Runner):
                 " code runs on a queue of the resource local-process."
             )
         check_container_options(plan.options)
+
+    async def missing(self, plan: RunPlan) -> ItemState | None:
+        return ItemState.PULLING if await self._engine.image(str(plan.image)) is None else None
 
     async def prepare(self, plan: RunPlan) -> None:
         self.check(plan)

@@ -26,6 +26,7 @@ from prefect_launch.runners import supervisor
 from prefect_launch.runners.base import Exit, Found, Runner, RunPlan, RunState
 from prefect_launch.runners.process_files import RunFolder
 from prefect_launch.runners.process_options import OPTIONS, check_process_options
+from prefect_launch.states import ItemState
 
 #: What a job gets of the agent's own environment. The rest (the server's key among it) is not a job's business.
 _PASSED_ON = frozenset(
@@ -71,6 +72,10 @@ class LocalProcessRunner(Runner):
             )
         _working_dir(plan)
         check_process_options(plan.options)
+
+    async def missing(self, plan: RunPlan) -> ItemState | None:
+        ready = await self._environments.is_ready(plan.code_dir, plan.python_version)
+        return None if ready else ItemState.BUILDING
 
     async def prepare(self, plan: RunPlan) -> None:
         self.check(plan)
