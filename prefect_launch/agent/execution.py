@@ -118,7 +118,8 @@ class Execution:
         return await self._watch(runner, plan, StateType.RUNNING)
 
     async def _start(self) -> tuple[Runner, RunPlan]:
-        queue = await self._shop.session.queue(self._tracker.queue)
+        session = self._shop.session
+        queue = await until_server_is_back("show the queue", lambda: session.queue(self._tracker.queue))
         request = Request(
             spec=spec_of(self._item),
             item_id=str(self._item.id),
@@ -127,7 +128,9 @@ class Execution:
             config=queue.config,
             labels=self._labels(),
         )
-        plan = await self._unless_stopped(make_plan(request, self._shop.config.site, self._shop.session.jobs))
+        plan = await self._unless_stopped(
+            until_server_is_back("show the job", lambda: make_plan(request, self._shop.config.site, session.jobs))
+        )
         runner = self._runner = self._shop.runner(queue.config.resource)
         runner.check(plan)
         waits_for = await runner.missing(plan)

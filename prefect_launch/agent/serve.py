@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +35,8 @@ MIN_INTERVAL_SECONDS: Final = 60.0
 MARGIN_SECONDS: Final = 10.0
 #: How often the service looks whether a shift is on, and whether one is due.
 LOOK_SECONDS: Final = 2.0
+#: What the service is given to end: Prefect gives a run 30 s.
+STOP_SECONDS: Final = 40.0
 _PAGE: Final = 200
 
 
@@ -95,10 +98,30 @@ async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFA
 
 
 async def _serve(deployment: RunnerDeployment) -> None:
-    from prefect import aserve
+    """Serve it on a thread of its own: on the main one, Prefect would take SIGTERM for itself."""
+    inner: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
 
-    # Without prefetching: a shift that is fetched before the last one has ended would be refused by the limit of one.
-    await aserve(deployment, query_seconds=int(LOOK_SECONDS), prefetch_seconds=0, print_starting_message=False)
+    async def on_thread() -> None:
+        from prefect import aserve
+
+        task = asyncio.current_task()
+        assert task is not None
+        inner.set_result((asyncio.get_running_loop(), task))
+        # Without prefetching: a shift that is fetched before the last one has ended would be refused by the limit.
+        await aserve(deployment, query_seconds=int(LOOK_SECONDS), prefetch_seconds=0, print_starting_message=False)
+
+    def run() -> None:
+        with suppress(asyncio.CancelledError):
+            asyncio.run(on_thread())
+
+    thread = asyncio.create_task(asyncio.to_thread(run))
+    try:
+        await asyncio.shield(thread)
+    except asyncio.CancelledError:
+        loop, task = await asyncio.wrap_future(inner)
+        loop.call_soon_threadsafe(task.cancel)
+        await asyncio.wait({thread}, timeout=STOP_SECONDS)
+        raise
 
 
 @contextmanager
