@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 log = logging.getLogger("prefect_launch.agent")
 
-_RETRY_FIRST_SECONDS: Final = 0.5
+_RETRY_FIRST_SECONDS: Final = 0.2
 _RETRY_MAX_SECONDS: Final = 5.0
 #: A request that makes the server fail each time is not sent for ever.
 _FAILURES_MAX: Final = 5

@@ -18,6 +18,7 @@ from prefect_launch.errors import InfrastructureError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Exit, Found, Runner, RunPlan, RunState
 from prefect_launch.safety.options import normalise_options
+from prefect_launch.states import ItemState
 from prefect_launch.testing.script import Script, ScriptedProcess
 
 _OPTIONS = frozenset({"e", "env", "nice", "secret-door"})
@@ -94,6 +95,10 @@ class InMemoryRunner(Runner):
             if name not in cls.options:
                 raise unknown_name("option", name, cls.options, where=f" in resource_args.{cls.name}")
         return checked
+
+    async def missing(self, plan: RunPlan) -> ItemState | None:
+        script = self.machine.script(plan)
+        return script.waits_for or (ItemState.PULLING if script.prepare_error else None)
 
     async def prepare(self, plan: RunPlan) -> None:
         self.check(plan)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import signal_of
+from prefect_launch.states import ItemState
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Script:
         ignores_term: whether only a kill ends it.
         oom_killed: whether the kernel ends it for want of memory.
         missing: whether its program does not exist.
+        waits_for: what its machine has to bring about first: `PULLING` or `BUILDING`.
         prepare_error, create_error, start_error: raised by that step of its runner.
     """
 
@@ -34,6 +36,7 @@ class Script:
     ignores_term: bool = False
     oom_killed: bool = False
     missing: bool = False
+    waits_for: ItemState | None = None
     prepare_error: LaunchError | None = None
     create_error: LaunchError | None = None
     start_error: LaunchError | None = None

@@ -1,0 +1,265 @@
+"""What an agent finds of its last life, whatever ended that one, and wherever."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.agent.loop import Loop
+from prefect_launch.errors import InfrastructureError, ServerUnavailableError
+from prefect_launch.runners.base import Found
+from prefect_launch.server.values import Item, State
+from prefect_launch.states import ItemState, StateType
+from prefect_launch.testing import InMemoryRunner, Script
+from tests.support.bench import QUEUE, RESOURCE, Bench
+
+#: Whether a call comes from the agent that is to die.
+_in_this_life: ContextVar[bool] = ContextVar("in_this_life", default=False)
+
+
+class _Life:
+    """One life of an agent, which hangs for ever at its n-th call outside, as a killed one does."""
+
+    def __init__(self, bench: Bench, *, calls: int) -> None:
+        self._bench = bench
+        self._left = calls
+        self.died_at: str | None = None
+        self.died = asyncio.Event()
+        self._buried = asyncio.Event()
+        bench.server.before_call = lambda method: self.step(f"before {method}")
+        bench.server.after_call = lambda method: self.step(f"after {method}")
+
+    async def live(self) -> None:
+        """Run an agent until its queue is empty, or it dies."""
+        _in_this_life.set(True)
+        runner = _DyingRunner(self._bench.folder, self)
+        settings = {"name": "box", "queues": [QUEUE], "home": self._bench.folder, "poll_seconds": 0.05}
+        agent = LaunchAgent(self._bench.api, settings, runners={RESOURCE: runner})
+        async with agent.connected():  # no lock: a process that dies lets go of it
+            await Loop(agent, until_empty=True, max_runtime_seconds=None).run()
+
+    async def step(self, where: str) -> None:
+        """Make one call outside, or die at it."""
+        if not _in_this_life.get() or where.endswith("beat_worker"):
+            return
+        self._left -= 1
+        if self._left < 0:
+            self.died_at = self.died_at or where
+            self.died.set()
+            await self._buried.wait()
+            raise ServerUnavailableError("it is dead")
+
+    async def bury(self, task: asyncio.Task[None]) -> None:
+        """Clear away a dead agent's tasks; none of its calls takes effect any more."""
+        task.cancel()
+        self._buried.set()
+        await asyncio.wait({task})
+
+
+class _DyingRunner(InMemoryRunner):
+    def __init__(self, home: Path, life: _Life) -> None:
+        super().__init__(home, life._bench.machine)
+        self._life = life
+
+    async def prepare(self, plan: Any) -> None:
+        await self._life.step("before prepare")
+        await super().prepare(plan)
+        await self._life.step("after prepare")
+
+    async def create(self, plan: Any) -> str:
+        await self._life.step("before create")
+        handle = await super().create(plan)
+        await self._life.step("after create")
+        return handle
+
+    async def start(self, handle: str) -> None:
+        await self._life.step("before start")
+        await super().start(handle)
+        await self._life.step("after start")
+
+    async def remove(self, handle: str) -> None:
+        await self._life.step("before remove")
+        await super().remove(handle)
+        await self._life.step("after remove")
+
+
+async def test_agent_that_dies_at_any_call_runs_the_item_once_and_loses_no_line(tmp_path: Path) -> None:
+    died_at: list[str] = []
+    while (where := await _die_at_call(len(died_at), Bench(tmp_path / str(len(died_at))))) is not None:
+        died_at.append(where)
+    assert {"after propose", "before create", "after create", "before start", "after start"} <= set(died_at)
+    assert {"before write_logs", "after write_logs", "after create_artifact", "before remove"} <= set(died_at)
+
+
+async def _die_at_call(calls: int, bench: Bench) -> str | None:
+    """Let an agent die at its n-th call outside and start the next; return where, `None` when it lived on."""
+    script = Script(
+        seconds=0.02,
+        log=(b"one\n",),
+        late_log=(b"two\n",),
+        outputs={"outputs.json": b'{"acc": 1}'},
+        waits_for=ItemState.PULLING,
+    )
+    bench.plays(script)
+    (item,) = await bench.add()
+    life = _Life(bench, calls=calls)
+    dying = asyncio.create_task(life.live())
+    died = asyncio.create_task(life.died.wait())
+    await asyncio.wait({dying, died}, return_when=asyncio.FIRST_COMPLETED)
+    died.cancel()
+    if life.died_at is None:
+        await dying
+        return None
+    await asyncio.sleep(0.04)  # what it had started ends without it
+    await asyncio.wait_for(bench.agent().loop(until_empty=True), 10)
+
+    found = await bench.read(item.id)
+    assert (found.state_type, found.run_count) == (StateType.COMPLETED, 1), life.died_at
+    assert bench.machine.started == [f"launch-{item.id}-1"], life.died_at
+    assert await bench.log(item) == "one\ntwo", life.died_at
+    assert bench.machine.runs == {}, life.died_at
+    await life.bury(dying)
+    return life.died_at
+
+
+async def test_run_that_is_found_again_keeps_its_exit_code(bench: Bench) -> None:
+    bench.plays(Script(seconds=0.3, exit_code=4))
+    (item,) = await bench.add()
+    await bench.agent().loop(max_runtime_seconds=0.15)
+    await asyncio.sleep(0.4)  # it ends while no agent looks
+    await bench.agent().loop(until_empty=True)
+    found = await bench.read(item.id)
+    assert found.state_type is StateType.FAILED
+    assert "exit code 4" in found.message
+
+
+async def test_run_of_another_agent_is_left_alone(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add()
+    await bench.agent("other").loop(max_runtime_seconds=0.2)
+    await bench.agent("box").loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.RUNNING
+    assert len(bench.machine.running) == 1
+
+
+async def test_run_whose_item_has_ended_is_stopped_and_removed(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add()
+    await bench.agent().loop(max_runtime_seconds=0.2)
+    await bench.server.propose(item.id, State.of(ItemState.CRASHED), force=True)
+    await bench.agent().loop(until_empty=True)
+    assert bench.machine.runs == {}
+    assert (await bench.read(item.id)).state_type is StateType.CRASHED
+
+
+async def test_run_whose_item_was_deleted_is_stopped_and_removed(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add()
+    await bench.agent().loop(max_runtime_seconds=0.2)
+    await bench.server.delete_item(item.id)
+    await bench.agent().loop(until_empty=True)
+    assert bench.machine.runs == {}
+
+
+async def test_run_of_an_older_attempt_is_stopped_and_the_newer_one_runs(bench: Bench) -> None:
+    bench.plays(Script(seconds=60), Script())
+    (item,) = await bench.add()
+    await bench.agent().loop(max_runtime_seconds=0.2)
+    await bench.move(item, ItemState.CRASHED, ItemState.QUEUED)
+    await bench.agent().loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert bench.machine.started == [f"launch-{item.id}-1", f"launch-{item.id}-2"]
+    assert bench.machine.runs == {}
+
+
+async def test_run_that_was_cancelled_while_no_agent_looked_is_stopped(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add()
+    await bench.agent().loop(max_runtime_seconds=0.2)
+    await bench.move(item, ItemState.CANCELLING)
+    await bench.agent().loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.CANCELLED
+    assert bench.machine.runs == {}
+
+
+async def test_run_with_labels_that_are_not_ours_is_ignored(bench: Bench) -> None:
+    class Odd(InMemoryRunner):
+        async def find(self, labels: Any) -> list[Found]:
+            return [Found(handle="odd", state="running", labels={**labels, "prefect-launch.item": "x"})]
+
+    agent = LaunchAgent(
+        bench.api, {"queues": [QUEUE], "home": bench.folder}, runners={RESOURCE: Odd(bench.folder, bench.machine)}
+    )
+    await agent.loop(until_empty=True)
+
+
+# --- what was claimed, and of which nothing exists ---
+
+
+async def claimed_by(bench: Bench, agent: LaunchAgent, *further: ItemState) -> Item:
+    (item,) = await bench.add()
+    await bench.server.propose(item.id, State.of(ItemState.CLAIMED, f"Claimed by {agent.holder}."))
+    await bench.move(item, *further)
+    return item
+
+
+@pytest.mark.parametrize("on_the_way", [[], [ItemState.PULLING], [ItemState.BUILDING, ItemState.STARTING]])
+async def test_item_that_was_claimed_and_not_created_is_given_back_and_runs(
+    bench: Bench, on_the_way: list[ItemState]
+) -> None:
+    agent = bench.agent()
+    item = await claimed_by(bench, agent, *on_the_way)
+    await agent.loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert bench.machine.started == [f"launch-{item.id}-1"]
+
+
+async def test_item_that_another_agent_has_claimed_is_left_alone(bench: Bench) -> None:
+    item = await claimed_by(bench, bench.agent("other"))
+    await bench.agent("box").loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.PENDING
+
+
+async def test_item_that_ran_and_of_which_nothing_is_left_has_crashed(bench: Bench) -> None:
+    agent = bench.agent()
+    item = await claimed_by(bench, agent, ItemState.RUNNING)
+    await agent.loop(until_empty=True)
+    found = await bench.read(item.id)
+    assert found.state_type is StateType.CRASHED
+    assert "not on the machine" in found.message
+
+
+async def test_item_that_was_asked_to_stop_and_of_which_nothing_is_left_is_cancelled(bench: Bench) -> None:
+    agent = bench.agent()
+    item = await claimed_by(bench, agent, ItemState.CANCELLING)
+    await agent.loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.CANCELLED
+
+
+async def test_items_are_left_alone_while_the_machine_cannot_be_looked_at(bench: Bench) -> None:
+    class Blind(InMemoryRunner):
+        async def find(self, labels: Any) -> list[Found]:
+            raise InfrastructureError("the engine is away")
+
+    agent = LaunchAgent(
+        bench.api,
+        {"name": "box", "queues": [QUEUE], "home": bench.folder},
+        runners={RESOURCE: Blind(bench.folder, bench.machine)},
+    )
+    items = [await claimed_by(bench, agent), await claimed_by(bench, agent, ItemState.RUNNING)]
+    await agent.loop(until_empty=True)
+    assert [(await bench.read(item.id)).state_name for item in items] == ["Pending", "Running"]
+
+
+async def test_claim_of_an_item_that_had_ended_is_undone(bench: Bench) -> None:
+    agent = bench.agent()
+    item = await claimed_by(bench, agent, ItemState.RUNNING, ItemState.FAILED)
+    await bench.server.propose(item.id, State.of(ItemState.CLAIMED, f"Claimed by {agent.holder}."))
+    await agent.loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.FAILED
+    assert bench.machine.started == []
