@@ -59,17 +59,13 @@ class Background(Generic[R]):
                 raise
             self._ready.set_exception(error)
 
-    def submit(self, function: Callable[[R], Awaitable[T]]) -> Future[T]:
-        """Run `function(resource)` on the loop and return its future."""
-
-        async def run() -> T:
-            return await function(await asyncio.wrap_future(self._ready))
-
-        return asyncio.run_coroutine_threadsafe(run(), self._loop)
-
     def call(self, function: Callable[[R], Awaitable[T]]) -> T:
-        """Run `function(resource)` on the loop and wait for what it returns."""
-        future = self.submit(function)
+        """Run `function(resource)` on the loop and wait for what it returns.
+
+        Raises:
+            Exception: what opening the resource, or the function, raised.
+        """
+        future = self._submit(function, self._ready.result())
         try:
             return future.result()
         except BaseException:
@@ -78,7 +74,14 @@ class Background(Generic[R]):
 
     async def acall(self, function: Callable[[R], Awaitable[T]]) -> T:
         """Like `call`, for a caller on another event loop, which is not blocked."""
-        return await asyncio.wrap_future(self.submit(function))
+        resource = await asyncio.wrap_future(self._ready)
+        return await asyncio.wrap_future(self._submit(function, resource))
+
+    def _submit(self, function: Callable[[R], Awaitable[T]], resource: R) -> Future[T]:
+        async def run() -> T:
+            return await function(resource)
+
+        return asyncio.run_coroutine_threadsafe(run(), self._loop)
 
     def close(self) -> None:
         """Close the resource and end the thread."""

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from prefect_launch.errors import ServerUnavailableError
+from prefect_launch.errors import OperatorError
 from prefect_launch.server.items import ItemCalls
 from prefect_launch.server.pools import PoolCalls
 from prefect_launch.server.rest import Rest
@@ -19,6 +19,7 @@ from prefect_launch.server.telemetry import TelemetryCalls
 from prefect_launch.server.transport import (
     CONNECT_TIMEOUT_SECONDS,
     DEFAULT_PATIENCE_SECONDS,
+    HEALTH_TIMEOUT_SECONDS,
     READ_TIMEOUT_SECONDS,
     ServerTransport,
 )
@@ -54,7 +55,8 @@ async def connect(
         patience_seconds: for how long a request is tried again while the server is busy or away.
 
     Raises:
-        ServerUnavailableError: when no address is known.
+        OperatorError: when no address is known.
+        ServerUnavailableError: when nothing answers there.
     """
     import httpx
     from prefect.client.orchestration import PrefectClient
@@ -62,7 +64,7 @@ async def connect(
 
     address = url or PREFECT_API_URL.value()
     if not address:
-        raise ServerUnavailableError(
+        raise OperatorError(
             "No Prefect server is known. Start one with 'prefect server start' and set PREFECT_API_URL to its address,"
             " such as http://127.0.0.1:4200/api."
         )
@@ -79,6 +81,8 @@ async def connect(
         httpx_settings={"transport": transport, "timeout": timeout},
     )
     async with client:
+        # A server that takes connections and never answers is told within the same time as one that is not there.
+        await client.request("GET", "/health", timeout=HEALTH_TIMEOUT_SECONDS)
         yield PrefectServer(client)
 
 

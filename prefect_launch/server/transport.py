@@ -21,6 +21,8 @@ from prefect_launch.errors import ServerUnavailableError
 #: A caller at a prompt hears within 15 s that the server is not there: this is what is left for trying again.
 DEFAULT_PATIENCE_SECONDS: Final = 10.0
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
+#: A server that is well says so in milliseconds; a busy one was seen to take a second.
+HEALTH_TIMEOUT_SECONDS: Final = 5.0
 #: Requests on a loaded SQLite server were seen to take tens of seconds.
 READ_TIMEOUT_SECONDS: Final = 60.0
 
