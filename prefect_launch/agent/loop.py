@@ -37,6 +37,7 @@ class Loop:
         self._agent = agent
         self._config = agent.config
         self._crew = agent.crew
+        self._intake = agent.intake
         self._server = agent.shop.session.server
         self._until_empty = until_empty
         self._ends_at = float("inf") if max_runtime_seconds is None else time.monotonic() + max_runtime_seconds
@@ -48,12 +49,12 @@ class Loop:
         background = [
             asyncio.create_task(beat(self._server, self._config.name, self._config.queues, lambda: self._crew.items)),
             asyncio.create_task(listen(self._server, pool_ids, self._heard)),
-            asyncio.create_task(self._agent.intake.watch_limits()),
+            asyncio.create_task(self._intake.watch_limits()),
             asyncio.create_task(self._tell_status()),
         ]
         try:
             await self._recover()
-            await until_server_is_back("read the queues' limits", self._agent.intake.read_limits)
+            await until_server_is_back("read the queues' limits", self._intake.read_limits)
             await self._work()
         finally:
             for task in background:
@@ -120,7 +121,7 @@ class Loop:
             asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._agent.wake.ring)
 
     def _look(self) -> None:
-        self._agent.intake.look_again()
+        self._intake.look_again()
         self._agent.wake.ring()
 
     async def _stop_what_is_cancelled(self) -> None:
