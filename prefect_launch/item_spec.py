@@ -7,6 +7,7 @@ schedule, by `prefect deployment run`) carries the job's inputs at the top level
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from prefect_launch.errors import SpecError
@@ -41,17 +42,25 @@ def _form_spec(item: Item) -> dict[str, Any]:
     job = item.labels.get(JOB_LABEL)
     if not job:
         raise SpecError("The item has no job: its deployment has lost its labels. Deploy the job again.")
-    inputs = dict(item.parameters)
-    options = inputs.pop(OPTIONS_PARAMETER, None) or {}
-    if not isinstance(options, dict):
-        raise SpecError(f"The parameter {OPTIONS_PARAMETER!r} must be a group of launch options, not {options!r}.")
-    overrides = {"run_config": inputs, "args": options.pop("args", None) or []}
-    return {**options, "job": job, "overrides": overrides}
+    inputs = {key: value for key, value in item.parameters.items() if key != OPTIONS_PARAMETER}
+    group = item.parameters.get(OPTIONS_PARAMETER) or {}
+    if not isinstance(group, Mapping):
+        raise SpecError(f"The parameter {OPTIONS_PARAMETER!r} must be a group of launch options, not {group!r}.")
+    options = {key: value for key, value in group.items() if key != "args"}
+    return {**options, "job": job, "overrides": {"run_config": inputs, "args": group.get("args") or []}}
+
+
+def options_of(item: Item) -> Mapping[str, Any]:
+    """Return the launch options of an item, unchecked: in one made from a job's form, no input is taken for one."""
+    if not item.labels.get(FORM_LABEL):
+        return item.parameters
+    group = item.parameters.get(OPTIONS_PARAMETER)
+    return group if isinstance(group, Mapping) else {}
 
 
 def run_id_of(item: Item) -> str:
     """Return the launch run id of an item: the caller's, or one made of the item's own id."""
-    return str(item.parameters.get("run_id") or str(item.id)[:_RUN_ID_CHARS])
+    return str(options_of(item).get("run_id") or str(item.id)[:_RUN_ID_CHARS])
 
 
 def tags_of(spec: LaunchSpec, *, queue: str | None, job: str | None, version: int | None) -> tuple[str, ...]:

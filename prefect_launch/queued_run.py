@@ -65,9 +65,9 @@ class QueuedRun:
     @classmethod
     def of(cls, api: Api, item: Item) -> QueuedRun:
         """Make the handle of an item that was read from the server."""
-        from prefect_launch.item_spec import run_id_of
+        from prefect_launch.item_spec import options_of, run_id_of
 
-        parameters = item.parameters
+        options = options_of(item)
         queues = {priority.work_queue: priority for priority in Priority}
         return cls(
             api,
@@ -75,10 +75,10 @@ class QueuedRun:
             name=item.name,
             run_id=run_id_of(item),
             queue_name=item.work_pool_name or "",
-            entity=str(parameters.get("entity") or api.entity),
-            project=str(parameters.get("project") or api.project),
+            entity=str(options.get("entity") or api.entity),
+            project=str(options.get("project") or api.project),
             priority=queues.get(item.work_queue_name or "default", Priority.MEDIUM),
-            sweep=parameters.get("sweep_id"),
+            sweep=options.get("sweep_id"),
         )
 
     def __repr__(self) -> str:

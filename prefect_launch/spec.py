@@ -20,9 +20,13 @@ from prefect_launch.priority import Priority
 
 #: The Prefect server refuses parameters beyond 512 KiB; what is left is for the rest of the spec.
 MAX_SPEC_BYTES = 500_000
+#: Readers of JSON give up somewhere between 200 and 1 000 levels.
+MAX_SPEC_DEPTH = 100
 
 #: Prefect's server rewrites a mapping that has this key, so nobody's data may carry it.
 _RESERVED_KEY = "__prefect_kind"
+#: As JSON writes it.
+_NUL = "\\u0000"
 
 
 class _Part(BaseModel):
@@ -220,26 +224,34 @@ def _mapping(name: str, value: object) -> Mapping[str, Any]:
 
 def _check_json(data: Mapping[str, Any]) -> None:
     try:
-        text = json.dumps(_plain(data), allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
+        text = json.dumps(_plain(data), allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())
+    except (TypeError, ValueError) as error:
         raise SpecError(f"The launch spec cannot be written as JSON: {_json_fault(data) or error}.") from None
-    if len(text.encode()) > MAX_SPEC_BYTES:
+    if size > MAX_SPEC_BYTES:
         raise SpecError(
-            f"The launch spec has {len(text.encode()):,} bytes; at most {MAX_SPEC_BYTES:,} are allowed."
+            f"The launch spec has {size:,} bytes; at most {MAX_SPEC_BYTES:,} are allowed."
             " Put large inputs in a file that the job reads."
         )
+    fault = _json_fault(data) if _NUL in text else None
+    if fault:
+        raise SpecError(f"The launch spec cannot be kept by the server: {fault}.")
     if f'"{_RESERVED_KEY}"' in text:
         raise SpecError(
             f"The key {_RESERVED_KEY!r} is reserved by Prefect and cannot be used in a launch spec. Rename it."
         )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """Copy nested mappings and sequences to plain dicts and lists, so that nothing of the caller's is shared."""
+    if depth > MAX_SPEC_DEPTH:
+        raise SpecError(
+            f"The launch spec is nested more than {MAX_SPEC_DEPTH} levels deep, or refers to itself. Make it flatter."
+        )
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     return value
 
 
@@ -250,11 +262,23 @@ def _json_fault(value: Any, path: str = "") -> str | None:
         children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
     elif isinstance(value, float) and not math.isfinite(value):
         return f"{path} is {value}, which JSON does not have"
-    elif value is None or isinstance(value, (str, int, float, bool)):
+    elif isinstance(value, str):
+        return _text_fault(value, path)
+    elif value is None or isinstance(value, (int, float, bool)):
         return None
     else:
         return f"{path} is a {type(value).__name__}"
     return next((fault for key, item in children if (fault := _json_fault(item, key))), None)
+
+
+def _text_fault(value: str, path: str) -> str | None:
+    if "\0" in value:
+        return f"{path} holds a NUL character, which PostgreSQL does not keep"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return f"{path} holds half of a character (a lone surrogate)"
+    return None
 
 
 def _readable(error: ValidationError) -> LaunchError:

@@ -27,6 +27,7 @@ from prefect_launch.agent.refusal import check_sweep, fail_item, fail_over
 from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import Wake
 from prefect_launch.errors import AgentConfigError, LaunchError
+from prefect_launch.item_spec import options_of
 from prefect_launch.runners.base import Phase, Runner
 from prefect_launch.server.values import Item
 from prefect_launch.spec import LaunchSpec
@@ -186,7 +187,7 @@ class LaunchAgent:
             file_saver: folder that gets an `error.log` when the agent itself fails over the item.
         """
         tracker = JobTracker(item=job, queue=queue, is_scheduler=is_scheduler(job), file_saver=file_saver)
-        self.crew.begin(tracker, lambda: self.task_run_job(job.parameters, job, {}, self.api, tracker))
+        self.crew.begin(tracker, lambda: self.task_run_job(options_of(job), job, {}, self.api, tracker))
 
     async def task_run_job(
         self,

@@ -22,7 +22,7 @@ from prefect_launch.agent.moves import move, until_server_is_back
 from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
 from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.errors import ItemGoneError, LaunchError
-from prefect_launch.item_spec import spec_of
+from prefect_launch.item_spec import run_id_of, spec_of
 from prefect_launch.planning import Request, make_plan
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner
@@ -156,7 +156,7 @@ class Execution:
         return {
             Labels.ITEM: str(self._item.id),
             Labels.ATTEMPT: str(self._item.run_count + 1),
-            Labels.RUN_ID: str(self._item.parameters.get("run_id") or ""),
+            Labels.RUN_ID: run_id_of(self._item),
             Labels.QUEUE: self._tracker.queue,
             Labels.AGENT: self._shop.config.name,
             Labels.CLAIM: str(claim or ""),

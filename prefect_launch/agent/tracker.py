@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+from prefect_launch.item_spec import options_of
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item
 
 
 def is_scheduler(item: Item) -> bool:
     """Whether an item is a sweep's scheduler, which does not count as a job."""
-    return str(item.parameters.get("uri") or "").startswith("placeholder")
+    return str(options_of(item).get("uri") or "").startswith("placeholder")
 
 
 @dataclass
