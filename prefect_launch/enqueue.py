@@ -16,12 +16,14 @@ from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.item_draft import prepare_item, same_item
 from prefect_launch.queued_run import QueuedRun
 from prefect_launch.queues import DEFAULT_QUEUE
-from prefect_launch.server.values import Item
+from prefect_launch.server.values import Item, ItemDraft
 from prefect_launch.session import KnownQueue, Session
 from prefect_launch.spec import LaunchSpec, construct_spec, parse_spec
 
 #: A queue that was deleted and made again meanwhile is seen at the second try.
 _ATTEMPTS: Final = 2
+#: The server's limit for one list.
+_PAGE: Final = 200
 
 
 def launch_add(
@@ -207,8 +209,17 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
     if len(set(taken)) < len(taken):
         twice = next(key for key in taken if taken.count(key) > 1)
         raise SpecError(f"Two specs of the list have the run_id {twice.rpartition('/')[2]!r}; each needs its own.")
+    await _check_taken(session, queue, [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id])
     made = await session.server.create_items(queue.deployment_id, drafts)
     return [QueuedRun.of(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]
+
+
+async def _check_taken(session: Session, queue: KnownQueue, drafts: Sequence[ItemDraft]) -> None:
+    """Refuse run ids that are taken by another spec, before anything is made."""
+    for start in range(0, len(drafts), _PAGE):
+        asked = {draft.idempotency_key: draft for draft in drafts[start : start + _PAGE]}
+        for item in await session.server.list_items(keys=list(asked), limit=_PAGE):
+            same_item(item, asked[item.idempotency_key or ""], queue)
 
 
 # --- inside a flow ---------------------------------------------------------------------------------------------------
@@ -228,7 +239,7 @@ def _with_run_id(spec: LaunchSpec) -> LaunchSpec:
     if spec.run_id or context is None:
         return spec
     run = context.task_run
-    derived = hashlib.sha256(f"{run.flow_run_id}/{run.task_key}/{run.dynamic_key}".encode()).hexdigest()[:8]
+    derived = hashlib.sha256(f"{run.flow_run_id}/{run.task_key}/{run.dynamic_key}".encode()).hexdigest()[:16]
     return spec.model_copy(update={"run_id": derived})
 
 

@@ -39,7 +39,8 @@ async def prepare_item(api: Api, session: Session, spec: LaunchSpec, queue_name:
         tags=tags_of(full, queue=queue.name, job=job.name if job else None, version=job.version if job else None),
         labels=labels_of(full, job=job.reference if job else None) | {QUEUE_LABEL: queue.name},
         work_queue_name=_work_queue(full, queue),
-        idempotency_key=f"{full.entity}/{full.project}/{full.run_id}",
+        # A run id that was made up here may be another item's: it must not be taken for that one.
+        idempotency_key=f"{full.entity}/{full.project}/{full.run_id}" if spec.run_id else secrets.token_hex(16),
     )
 
 

@@ -65,8 +65,8 @@ class QueueConfig(BaseModel):
             QueueError: when it is not one of ours; the message says how to repair it.
         """
         configuration = template.get("job_configuration")
-        properties = (template.get("variables") or {}).get("properties") or {}
         try:
+            properties = (template.get("variables") or {}).get("properties") or {}
             resource = configuration["resource"]  # type: ignore[index]
             return cls(
                 resource=resource,
@@ -140,13 +140,26 @@ def read_template_variables(given: Mapping[str, Any] | Iterable[Mapping[str, Any
     """
     if not given:
         return {}
-    pairs = given.items() if isinstance(given, Mapping) else ((entry["name"], entry) for entry in given)
-    return {name: _read_schema(name, entry.get("schema", entry)) for name, entry in pairs}
+    if isinstance(given, Mapping):
+        pairs = list(given.items())
+    elif isinstance(given, (list, tuple)) and all(isinstance(entry, Mapping) and "name" in entry for entry in given):
+        pairs = [(entry["name"], entry) for entry in given]
+    else:
+        raise QueueError(
+            f"template_variables must be a mapping of names to schemas, or a list of {{name, schema}}, not {given!r}."
+        )
+    return {name: _read_schema(name, entry) for name, entry in pairs}
 
 
-def _read_schema(name: str, given: Any) -> dict[str, Any]:
+def _read_schema(name: str, entry: Any) -> dict[str, Any]:
+    given = entry.get("schema", entry) if isinstance(entry, Mapping) else entry
     if isinstance(given, str):
-        given = json.loads(given)
+        try:
+            given = json.loads(given)
+        except ValueError as error:
+            raise QueueError(f"The schema of template variable {name!r} is no JSON: {error}.") from None
+    if not isinstance(given, Mapping):
+        raise QueueError(f"The schema of template variable {name!r} must be a mapping, not {given!r}.")
     schema: dict[str, Any] = {key: value for key, value in given.items() if key != "name"}
     if not re.fullmatch(r"[A-Za-z_][\w\-]*", name):
         raise QueueError(f"Invalid template variable name {name!r}: use letters, digits and '_', a letter first.")

@@ -92,12 +92,13 @@ class ItemCalls:
         ids: Collection[UUID] | None = None,
         state_types: Collection[StateType] | None = None,
         tags: Collection[str] | None = None,
+        keys: Collection[str] | None = None,
         limit: int = 200,
         offset: int = 0,
     ) -> list[Item]:
-        """List items, newest first."""
+        """List items, newest first; `keys` are idempotency keys."""
         body: dict[str, Any] = {"sort": "EXPECTED_START_TIME_DESC", "limit": limit, "offset": offset}
-        body.update(_filters(pool=pool, ids=ids, state_types=state_types, tags=tags))
+        body.update(_filters(pool=pool, ids=ids, state_types=state_types, tags=tags, keys=keys))
         return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
 
     async def count_items(self, *, pool: str, queue: str | None = None, state_types: Collection[StateType]) -> int:
@@ -165,6 +166,7 @@ def _filters(
     ids: Collection[UUID] | None = None,
     state_types: Collection[StateType] | None = None,
     tags: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
 ) -> dict[str, Any]:
     runs: dict[str, Any] = {}
     if ids is not None:
@@ -173,6 +175,8 @@ def _filters(
         runs["state"] = {"type": {"any_": [state_type.value for state_type in state_types]}}
     if tags is not None:
         runs["tags"] = {"all_": list(tags)}
+    if keys is not None:
+        runs["idempotency_key"] = {"any_": list(keys)}
     filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": ["launch"]}}}
     if pool is not None:
         filters["work_pools"] = {"name": {"any_": [pool]}}

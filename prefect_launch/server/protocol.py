@@ -96,10 +96,11 @@ class Server(Protocol):
         ids: Collection[UUID] | None = None,
         state_types: Collection[StateType] | None = None,
         tags: Collection[str] | None = None,
+        keys: Collection[str] | None = None,
         limit: int = 200,
         offset: int = 0,
     ) -> list[Item]:
-        """List items, newest first."""
+        """List items, newest first; `keys` are idempotency keys."""
         ...
 
     async def count_items(self, *, pool: str, queue: str | None = None, state_types: Collection[StateType]) -> int: ...

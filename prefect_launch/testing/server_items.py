@@ -139,10 +139,11 @@ class ItemTwin(Calls):
         ids: Collection[UUID] | None = None,
         state_types: Collection[StateType] | None = None,
         tags: Collection[str] | None = None,
+        keys: Collection[str] | None = None,
         limit: int = 200,
         offset: int = 0,
     ) -> list[Item]:
-        """List items, newest first."""
+        """List items, newest first; `keys` are idempotency keys."""
         _check_page(limit)
         found = [
             stored.item
@@ -152,6 +153,7 @@ class ItemTwin(Calls):
             and (ids is None or stored.item.id in ids)
             and (state_types is None or stored.item.state_type in state_types)
             and (tags is None or set(tags) <= set(stored.item.tags))
+            and (keys is None or stored.item.idempotency_key in keys)
         ]
         found.sort(key=lambda item: item.expected_start_time or self._store.now(), reverse=True)
         return found[offset : offset + limit]

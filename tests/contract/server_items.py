@@ -55,6 +55,14 @@ class ItemContract:
         assert read.next_scheduled_start_time == read.expected_start_time is not None
         assert (read.start_time, read.end_time, read.infrastructure_pid) == (None, None, None)
 
+    async def test_items_are_found_by_their_idempotency_keys(self, place: Place) -> None:
+        first, _, third = [await place.add(idempotency_key=f"{place.pool}-{number}") for number in range(3)]
+        found = await place.server.list_items(keys=[f"{place.pool}-0", f"{place.pool}-2", "nobodys"])
+        assert {(item.id, item.idempotency_key) for item in found} == {
+            (first.id, f"{place.pool}-0"),
+            (third.id, f"{place.pool}-2"),
+        }
+
     async def test_item_made_twice_under_one_key_is_one_item(self, place: Place) -> None:
         first = await place.add("first", idempotency_key=f"key-{place.pool}")
         second = await place.add("second", idempotency_key=f"key-{place.pool}")

@@ -23,6 +23,14 @@ class TelemetryContract:
 
     # --- logs ---
 
+    async def test_records_since_a_time_include_those_of_that_time(self, place: Place) -> None:
+        item = await place.add()
+        start = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        times = [start + timedelta(microseconds=number) for number in range(3)]
+        await place.server.write_logs(item.id, [LogRecord(message=str(time), timestamp=time) for time in times])
+        found = await place.server.read_logs(item.id, since=times[1])
+        assert [record.timestamp for record in found] == times[1:]
+
     async def test_log_is_read_in_the_order_of_its_times(self, place: Place) -> None:
         item, now = await place.add(), datetime.now(timezone.utc)
         late, early = _record("late", now), _record("early", now - timedelta(seconds=2))

@@ -1,0 +1,168 @@
+"""A queue's configuration as a base job template: placeholders, variables, and the way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prefect_launch.errors import NotFoundError, QueueError, SpecError
+from prefect_launch.templates import (
+    QueueConfig,
+    check_placeholders,
+    check_variables,
+    placeholders,
+    read_template_variables,
+)
+
+GPUS = {"type": "integer", "minimum": 1, "maximum": 8}
+SITE = {"type": "string", "enum": ["north", "south"], "default": "north"}
+
+
+def config(args: dict[str, Any], **variables: dict[str, Any]) -> QueueConfig:
+    return QueueConfig(resource="local-container", resource_args=args, template_variables=variables)
+
+
+def test_config_comes_back_from_its_template() -> None:
+    made = QueueConfig(
+        resource="local-container",
+        resource_args={"gpus": "{{ gpus }}", "memory": "4g"},
+        template_variables={"gpus": GPUS, "site": SITE},
+        submitter_options=("shm-size",),
+        entity="acme",
+        prioritization_mode="DISABLED",
+    )
+    assert QueueConfig.from_template("q", made.to_template()) == made
+
+
+def test_template_refuses_unknown_variables_and_asks_for_those_without_a_default() -> None:
+    variables = config({}, gpus=GPUS, site=SITE).to_template()["variables"]
+    assert variables["additionalProperties"] is False
+    assert variables["required"] == ["gpus"]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        {},
+        {"job_configuration": {}},
+        {"job_configuration": {"command": "x"}, "variables": {}},
+        {"job_configuration": None},
+        {"job_configuration": {"resource": "local-process"}, "variables": ["gpus"]},
+        {"job_configuration": {"resource": 3, "resource_args": {"local-process": "x"}}},
+    ],
+)
+def test_template_that_is_not_ours_is_refused_with_the_repair(template: dict[str, Any]) -> None:
+    with pytest.raises(QueueError, match="has no launch configuration"):
+        QueueConfig.from_template("q", template)
+
+
+# --- filling in ---
+
+
+def test_whole_placeholder_keeps_the_type_and_one_in_text_becomes_text() -> None:
+    made = config({"gpus": "{{gpus}}", "name": "on-{{ site }}-{{gpus}}", "list": ["{{ gpus }}", "x"]}, gpus=GPUS, site=SITE)
+    assert made.fill({"gpus": 2}) == {"gpus": 2, "name": "on-north-2", "list": [2, "x"]}
+
+
+def test_option_of_a_variable_without_a_value_is_left_out() -> None:
+    assert config({"gpus": "{{ gpus }}", "e": {"A": "{{ gpus }}", "B": "b"}}, gpus=GPUS).fill({}) == {"e": {"B": "b"}}
+
+
+def test_prefects_own_placeholders_stay() -> None:
+    own = {"env": {"TOKEN": "{{ prefect.blocks.secret.tok }}"}}
+    assert config(own).fill({}) == own
+    assert placeholders(own) == []
+
+
+def test_value_that_looks_like_a_placeholder_is_not_filled_again() -> None:
+    made = config({"a": "{{ a }}"}, a={"type": "string"}, b={"type": "string", "default": "secret"})
+    assert made.fill({"a": "{{ b }}"}) == {"a": "{{ b }}"}
+
+
+def test_placeholder_that_is_not_declared_is_refused() -> None:
+    with pytest.raises(QueueError, match=r"'gpu'.*Did you mean 'gpus'.*Declare it"):
+        check_placeholders(config({"gpus": "{{ gpu }}"}, gpus=GPUS))
+
+
+# --- reading variables ---
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"gpus": {"schema": GPUS}},
+        {"gpus": GPUS},
+        [{"name": "gpus", "schema": GPUS}],
+        [{"name": "gpus", "schema": '{"type": "integer", "minimum": 1, "maximum": 8}'}],
+    ],
+)
+def test_variables_are_read_in_the_references_forms(given: Any) -> None:
+    assert read_template_variables(given) == {"gpus": GPUS}
+
+
+@pytest.mark.parametrize("given", [None, {}, []])
+def test_no_variables_are_none(given: Any) -> None:
+    assert read_template_variables(given) == {}
+
+
+@pytest.mark.parametrize(
+    ("schema", "words"),
+    [
+        ({"type": "object"}, "use one of string, integer, number, boolean"),
+        ({"type": "integer", "minimun": 1}, "Did you mean 'minimum'"),
+        ({"type": "integer", "default": "x"}, "breaks its own rule"),
+        ({"type": "integer", "maximum": 4, "default": 9}, "breaks its own rule"),
+        ({"type": "integer", "enum": [1, "two"]}, "breaks its own rule"),
+        ({"type": "integer", "minimum": 5, "maximum": 1}, "minimum 5 is above maximum 1"),
+        ({"type": "integer", "minimum": "a"}, "no good schema"),
+        ({"enum": "abc"}, "no good schema"),
+        ("{not json", "is no JSON"),
+        (["a"], "must be a mapping"),
+        (3, "must be a mapping"),
+    ],
+)
+def test_variable_with_a_wrong_schema_is_refused(schema: Any, words: str) -> None:
+    with pytest.raises(QueueError, match=words):
+        read_template_variables({"gpus": {"schema": schema}})
+
+
+@pytest.mark.parametrize("name", ["", "1st", "a b", "a.b", "prefect.x", "$X"])
+def test_variable_of_a_bad_name_is_refused(name: str) -> None:
+    with pytest.raises(QueueError, match="Invalid template variable name"):
+        read_template_variables({name: {"type": "string"}})
+
+
+@pytest.mark.parametrize("given", ["text", [1], [{"schema": {}}], {"gpus": 3}])
+def test_variables_of_another_form_are_refused(given: Any) -> None:
+    with pytest.raises(QueueError):
+        read_template_variables(given)
+
+
+# --- checking values ---
+
+
+@pytest.mark.parametrize("values", [{"gpus": 1}, {"gpus": 8, "site": "south"}])
+def test_good_values_pass(values: dict[str, Any]) -> None:
+    check_variables("q", config({}, gpus=GPUS, site=SITE), values)
+
+
+@pytest.mark.parametrize("values", [{"gpus": 0}, {"gpus": 9}, {"gpus": "2"}, {"gpus": 1.5}, {"gpus": True}, {"gpus": None}])
+def test_value_of_the_wrong_type_or_out_of_range_is_refused_with_the_rule(values: dict[str, Any]) -> None:
+    with pytest.raises(SpecError, match=r"type integer, minimum 1, maximum 8"):
+        check_variables("q", config({}, gpus=GPUS), values)
+
+
+def test_value_outside_the_enum_is_refused() -> None:
+    with pytest.raises(SpecError, match="north"):
+        check_variables("q", config({}, site=SITE), {"site": "west"})
+
+
+def test_unknown_variable_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(NotFoundError, match="Did you mean 'gpus'"):
+        check_variables("q", config({}, gpus=GPUS), {"gpu": 1})
+
+
+def test_missing_variable_is_refused_with_how_to_give_it() -> None:
+    with pytest.raises(SpecError, match="-v gpus="):
+        check_variables("q", config({}, gpus=GPUS), {})
