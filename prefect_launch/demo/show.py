@@ -101,7 +101,7 @@ class Show:
         self._console.print(
             f"Server  {self._api.ui_url}\nQueue   {queue.name} (local-process)\nJob     {job.reference}"
         )
-        return f"{self._api.ui_url}/deployments/deployment/{deployment}"
+        return f"{self._api.ui_url}/deployments/deployment/{deployment}/run"
 
     def _clear_queue(self) -> None:
         """Take away what a demo that was broken off has left waiting."""
@@ -159,15 +159,18 @@ class Show:
         self._console.print(f"Best: [bold]{best.item.name}[/], with {best.accuracy:.2%} of the test images right.")
 
     def _stay(self, form: str) -> None:
-        say, address = self._console.print, self._api.ui_url
-        say(f"\nEvery run with its log and outputs   [bold]{address}/runs[/]")
-        say(f"The agent and its queue              [bold]{address}/work-pools/work-pool/{QUEUE}[/]")
-        say(f"The job's form (Run, Custom run)     [bold]{form}[/]")
+        def say(line: str) -> None:
+            self._console.print(line, soft_wrap=True)
+
+        address = self._api.ui_url
+        say(f"\nLook around:\n  {address}/runs  every run, with its log and its outputs")
+        say(f"  {address}/work-pools/work-pool/{QUEUE}  the queue and its agent")
+        say(f"  {form}  the job's form")
+        say("\nThe command line, in another terminal:")
         if self._home is not None:
-            say(f"\nThe command line, in another terminal:\n  export PREFECT_API_URL={address}/api", soft_wrap=True)
-            say(f"  export PREFECT_HOME={self._home}", soft_wrap=True)
-        say(f"  {_program()} add -j {JOB} -q {QUEUE} --set hidden_units=128\n", soft_wrap=True)
-        say("The agent takes what you queue. Ctrl-C ends it" + (" and the server." if self._home else "."))
+            say(f"  export PREFECT_API_URL={address}/api PREFECT_HOME={self._home}")
+        say(f"  {_program()} add -j {JOB} -q {QUEUE} --set hidden_units=128")
+        say("\nThe agent runs what you queue. Ctrl-C ends it" + (" and the server." if self._home else "."))
         try:
             asyncio.run(LaunchAgent(self._api, self._config).loop())
         except KeyboardInterrupt:
