@@ -68,8 +68,9 @@ async def connect(
             "No Prefect server is known. Start one with 'prefect server start' and set PREFECT_API_URL to its address,"
             " such as http://127.0.0.1:4200/api."
         )
+    tls = _tls()
     transport = ServerTransport(
-        httpx.AsyncHTTPTransport(verify=_tls(), limits=httpx.Limits(max_connections=16, keepalive_expiry=25)),
+        httpx.AsyncHTTPTransport(verify=tls, limits=httpx.Limits(max_connections=16, keepalive_expiry=25)),
         address=address,
         patience_seconds=patience_seconds,
     )
@@ -78,7 +79,8 @@ async def connect(
         address,
         auth_string=PREFECT_API_AUTH_STRING.value(),
         api_key=PREFECT_API_KEY.value(),
-        httpx_settings={"transport": transport, "timeout": timeout},
+        # Prefect's client would load the certificates once more, though our transport is the one that is used.
+        httpx_settings={"transport": transport, "timeout": timeout, "verify": tls},
     )
     async with client:
         # A server that takes connections and never answers is told within the same time as one that is not there.
