@@ -86,11 +86,10 @@ class QueueCalls:
         submitter_options: Iterable[str],
         replace: bool,
     ) -> RunQueue:
-        from prefect_launch.queues import RunQueue, check_queue_name, create_queue, make_config
+        from prefect_launch.queues import RunQueue, check_concurrency, check_queue_name, create_queue, make_config
 
         check_queue_name(name)
-        if concurrency is not None and (isinstance(concurrency, bool) or concurrency < 1):
-            raise QueueError(f"A queue's concurrency limit must be 1 or more, not {concurrency!r}.")
+        check_concurrency(concurrency)
         owner = check_name("entity", entity or self.entity)
         made = make_config(
             resource, config, variables, entity=owner, prioritization_mode=mode, submitter_options=submitter_options

@@ -199,15 +199,22 @@ class QueuedRun:
         return verdict.state.name if verdict.state else self.item.state_name or ""
 
     def retry(self) -> None:
-        """Put an item that has ended back into its queue, as it was.
+        """Put an item that failed, crashed or was cancelled back into its queue, as it was.
 
         Raises:
-            LaunchError: when it has not ended.
+            LaunchError: when it has not ended, or has ended well.
         """
         item = self.item
+        if item.state_type is StateType.COMPLETED:
+            raise LaunchError(
+                f"Item {self.name} ({self.id}) has ended well and keeps its result. Queue the same spec again to run it"
+                " once more."
+            )
         if not item.is_terminal:
             raise LaunchError(f"Item {self.name} ({self.id}) is {item.state_name}: only what has ended can be retried.")
         queued = State.of(ItemState.QUEUED, "Put back by hand.")
+        # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
+        self._api.call(lambda session: session.server.record_infrastructure(UUID(self.id), None))
         verdict = self._api.call(lambda session: session.server.propose(UUID(self.id), queued))
         if not verdict.accepted:
             raise LaunchError(f"Item {self.name} ({self.id}) cannot be retried: {verdict.reason}.")

@@ -84,15 +84,30 @@ def make_config(
 def _options_of(resource: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
     if config is None:
         return {}
-    if not isinstance(config, Mapping):
-        raise QueueError(f"A queue's config must be a mapping of options, not {type(config).__name__} {config!r}.")
-    options = config
+    options = _mapping(config)
     if set(config) == {"resource_args"}:
-        options = config["resource_args"]
+        options = _mapping(config["resource_args"])
         if set(options) - {resource}:
             raise QueueError(f"The queue's resource is {resource!r}, but its config is for {', '.join(options)}.")
-        options = options.get(resource, {})
+        options = _mapping(options.get(resource, {}))
     return normalise_options(options)
+
+
+def _mapping(config: object) -> Mapping[str, Any]:
+    if not isinstance(config, Mapping):
+        raise QueueError(f"A queue's config must be a mapping of options, not {type(config).__name__} {config!r}.")
+    return config
+
+
+def check_concurrency(limit: object) -> int | None:
+    """Return a good limit of a queue.
+
+    Raises:
+        QueueError: when it is no whole number of at least 1.
+    """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
+        raise QueueError(f"A queue's concurrency limit must be 1 or more, not {limit!r}. Pause the queue to stop it.")
+    return limit
 
 
 def check_queue_name(name: object) -> str:
@@ -263,10 +278,7 @@ class RunQueue:
         Raises:
             QueueError: for a number below 1.
         """
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            raise QueueError(
-                f"A queue's concurrency limit must be 1 or more, not {limit!r}. Pause the queue to stop it."
-            )
+        check_concurrency(limit)
         self._api.update_run_queue(self.name, concurrency_limit=limit)
         self.concurrency_limit = limit
 

@@ -145,8 +145,8 @@ class ItemCalls:
         found = await self._rest.get("GET", "/flow_run_states/", params={"flow_run_id": str(item_id)})
         return [State.model_validate(state) for state in found or ()]
 
-    async def record_infrastructure(self, item_id: UUID, handle: str) -> None:
-        """Record what was created for an item, as Prefect's `infrastructure_pid`."""
+    async def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
+        """Record what was created for an item, as Prefect's `infrastructure_pid`; `None`: nothing of it exists."""
         await self._rest.get("PATCH", f"/flow_runs/{item_id}", json={"infrastructure_pid": handle})
 
     async def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:

@@ -215,7 +215,7 @@ class ItemTwin(Calls):
             self._store.tell(stored.item)
 
     @call
-    def record_infrastructure(self, item_id: UUID, handle: str) -> None:
+    def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
         """Record what was created for an item; for one that is gone, nothing happens."""
         stored = self._store.items.get(item_id)
         if stored is not None:

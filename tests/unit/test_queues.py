@@ -1,0 +1,180 @@
+"""Run queues: made, found, changed, paused, limited and deleted; wrong ones leave nothing behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prefect_launch.enqueue import launch_add_many
+from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, QueueError
+from prefect_launch.testing import InMemoryApi
+
+IMAGE = {"docker": {"docker_image": "busybox:1"}}
+GPUS = {"gpus": {"schema": {"type": "integer", "minimum": 1, "maximum": 8, "default": 1}}}
+
+
+@pytest.fixture
+def api() -> InMemoryApi:
+    return InMemoryApi(entity="acme", project="digits")
+
+
+def test_queue_has_what_it_was_made_of(api: InMemoryApi) -> None:
+    made = api.create_run_queue(
+        "gpu", "local-container", config={"gpus": "{{ gpus }}", "memory": "4g"}, template_variables=GPUS, concurrency=3
+    )
+    for queue in (made, api.run_queue("gpu")):
+        assert (queue.name, queue.entity, queue.type) == ("gpu", "acme", "local-container")
+        options = {"gpus": "{{ gpus }}", "memory": "4g"}
+        assert queue.default_resource_config == {"resource_args": {"local-container": options}}
+        assert queue.template_variables == {"gpus": GPUS["gpus"]["schema"]}
+        assert (queue.prioritization_mode, queue.concurrency_limit, queue.is_paused) == ("V0", 3, False)
+        assert queue.items == []
+    assert made.id == api.run_queue("gpu").id
+
+
+def test_queue_has_four_priorities_in_their_order(api: InMemoryApi) -> None:
+    api.create_run_queue("gpu", "local-container")
+    queues = api.call(lambda session: session.server.list_queues("gpu"))
+    assert [queue.name for queue in queues] == ["critical", "high", "default", "low"]
+
+
+def test_queue_without_priorities_has_one(api: InMemoryApi) -> None:
+    api.create_run_queue("gpu", "local-container", prioritization_mode="DISABLED")
+    assert [queue.name for queue in api.call(lambda session: session.server.list_queues("gpu"))] == ["default"]
+
+
+def test_config_in_the_references_wrapping_is_understood(api: InMemoryApi) -> None:
+    config = {"resource_args": {"local-container": {"--shm-size": "1g"}}}
+    queue = api.create_run_queue("gpu", "local-container", config=config)
+    assert queue.default_resource_config == {"resource_args": {"local-container": {"shm-size": "1g"}}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"name": ""}, InvalidNameError, "empty"),
+        ({"name": "a/b"}, InvalidNameError, "Invalid queue name"),
+        ({"name": "../x"}, InvalidNameError, "Invalid queue name"),
+        ({"name": "x" * 65}, InvalidNameError, "at most 64"),
+        ({"name": "a\nb"}, InvalidNameError, "Invalid queue name"),
+        ({"name": "prefect-x"}, QueueError, "reserved"),
+        ({"type": "local-containr"}, NotFoundError, "Did you mean 'local-container'"),
+        ({"prioritization_mode": "V1"}, QueueError, "prioritization mode"),
+        ({"config": {"memroy": "1g"}}, NotFoundError, "Did you mean 'memory'"),
+        ({"config": {"gpus": "{{ gpu }}"}, "template_variables": GPUS}, QueueError, "Did you mean 'gpus'"),
+        ({"config": "text"}, QueueError, "must be a mapping"),
+        ({"config": {"resource_args": {"local-process": {}}}}, QueueError, "config is for local-process"),
+        ({"config": {"resource_args": ["x"]}}, QueueError, "must be a mapping"),
+        ({"config": {"resource_args": {"local-container": "x"}}}, QueueError, "must be a mapping"),
+        ({"template_variables": {"a b": {"type": "string"}}}, QueueError, "Invalid template variable name"),
+        ({"template_variables": "text"}, QueueError, "must be a mapping"),
+        ({"concurrency": 0}, QueueError, "1 or more"),
+        ({"concurrency": -1}, QueueError, "1 or more"),
+        ({"concurrency": True}, QueueError, "1 or more"),
+        ({"concurrency": 1.5}, QueueError, "1 or more"),
+        ({"submitter_options": ["privilegd"]}, NotFoundError, "privileged"),
+        ({"entity": "a/b"}, InvalidNameError, "entity"),
+    ],
+)
+def test_wrong_queue_is_refused_and_nothing_is_made(
+    api: InMemoryApi, changes: dict[str, Any], error: type[LaunchError], words: str
+) -> None:
+    arguments = {"name": "gpu", "type": "local-container", **changes}
+    with pytest.raises(error, match=words):
+        api.create_run_queue(**arguments)
+    assert api.run_queues() == []
+
+
+def test_queue_that_is_there_already_is_not_made_again(api: InMemoryApi) -> None:
+    api.create_run_queue("gpu", "local-container", config={"memory": "1g"})
+    with pytest.raises(QueueError, match="is there already"):
+        api.create_run_queue("gpu", "local-container")
+    assert api.run_queue("gpu").default_resource_config["resource_args"]["local-container"] == {"memory": "1g"}
+
+
+def test_upsert_makes_a_queue_and_brings_it_up_to_date(api: InMemoryApi) -> None:
+    first = api.upsert_run_queue("gpu", "local-container")
+    second = api.upsert_run_queue("gpu", "local-container", config={"memory": "2g"}, concurrency=2)
+    assert first.id == second.id
+    assert api.run_queue("gpu").concurrency_limit == 2
+    assert api.run_queue("gpu").default_resource_config["resource_args"]["local-container"] == {"memory": "2g"}
+
+
+def test_resource_of_a_queue_with_waiting_items_cannot_change(api: InMemoryApi) -> None:
+    api.create_run_queue("gpu", "local-container")
+    launch_add_many([IMAGE], "gpu", api=api)
+    with pytest.raises(QueueError, match="1 waiting item"):
+        api.upsert_run_queue("gpu", "local-process")
+    assert api.run_queue("gpu").type == "local-container"
+
+
+def test_resource_of_an_empty_queue_can_change(api: InMemoryApi) -> None:
+    api.create_run_queue("gpu", "local-container")
+    assert api.upsert_run_queue("gpu", "local-process").type == "local-process"
+
+
+def test_unknown_queue_is_refused_with_the_nearest_one(api: InMemoryApi) -> None:
+    api.create_run_queue("gpu", "local-container")
+    with pytest.raises(NotFoundError, match="Did you mean 'gpu'"):
+        api.run_queue("gup")
+
+
+def test_queues_are_listed_by_name(api: InMemoryApi) -> None:
+    for name in ("b", "a"):
+        api.create_run_queue(name, "local-process")
+    assert [queue.name for queue in api.run_queues()] == ["a", "b"]
+
+
+def test_queue_is_paused_and_goes_on(api: InMemoryApi) -> None:
+    queue = api.create_run_queue("gpu", "local-container")
+    queue.pause()
+    assert queue.is_paused
+    assert api.run_queue("gpu").is_paused
+    queue.resume()
+    assert not api.run_queue("gpu").is_paused
+
+
+def test_limit_is_set_and_lifted(api: InMemoryApi) -> None:
+    queue = api.create_run_queue("gpu", "local-container")
+    queue.set_concurrency_limit(4)
+    assert api.run_queue("gpu").concurrency_limit == 4
+    queue.set_concurrency_limit(None)
+    assert api.run_queue("gpu").concurrency_limit is None
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "2"])
+def test_limit_that_is_none_is_refused(api: InMemoryApi, limit: Any) -> None:
+    queue = api.create_run_queue("gpu", "local-container", concurrency=2)
+    with pytest.raises(QueueError, match="1 or more"):
+        queue.set_concurrency_limit(limit)
+    assert api.run_queue("gpu").concurrency_limit == 2
+
+
+def test_deleted_queue_takes_its_waiting_items_along(api: InMemoryApi) -> None:
+    queue = api.create_run_queue("gpu", "local-container")
+    launch_add_many([IMAGE, IMAGE], "gpu", api=api)
+    assert queue.delete() == 2
+    assert api.run_queues() == []
+    with pytest.raises(NotFoundError):
+        launch_add_many([IMAGE], "gpu", api=api)
+
+
+def test_items_of_a_queue_are_its_own_newest_first(api: InMemoryApi) -> None:
+    queue = api.create_run_queue("gpu", "local-container")
+    api.create_run_queue("other", "local-container")
+    launch_add_many([{**IMAGE, "name": "first"}, {**IMAGE, "name": "second"}], "gpu", api=api)
+    launch_add_many([IMAGE], "other", api=api)
+    assert [run.name for run in queue.items] == ["second", "first"]
+
+
+def test_work_pool_that_is_no_launch_queue_is_told(api: InMemoryApi) -> None:
+    api.create_run_queue("gpu", "local-container")
+    api.call(
+        lambda session: session.server.create_pool(
+            "bare", base_job_template={}, description=None, concurrency_limit=None
+        )
+    )
+    with pytest.raises(QueueError, match="has no launch configuration"):
+        api.run_queue("bare")
+    assert [queue.name for queue in api.run_queues()] == ["gpu"]
