@@ -14,7 +14,7 @@ from prefect_launch.cli.item_view import (
     fields_of,
     find,
     request_of,
-    short_source,
+    source_of,
     state_of,
 )
 from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table
@@ -37,7 +37,7 @@ _COLUMNS = (
     Column("NAME", gives_way=True),
     Column("QUEUE", gives_way=True),
     Column("STATE"),
-    Column("PRIORITY"),
+    Column("PRIO"),
     Column("JOB", gives_way=True),
     Column("AGE", right=True),
     Column("TOOK", right=True),
@@ -74,7 +74,7 @@ def list_(
             run.queue_name,
             state_of(item),
             run.priority.name.lower(),
-            short_source(item),
+            source_of(item).rpartition("/")[2],
             ago(item.created).removesuffix(" ago"),
             lasted(duration_of(item)),
         )
@@ -121,7 +121,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("variables", request.get("template_variables")),
             ("options", request.get("resource_args")),
             ("run id", run.run_id),
-            ("entity", f"{run.entity}/{run.project}"),
+            ("project", f"{run.entity}/{run.project}"),
             ("author", request.get("author")),
             ("attempts", item.run_count),
             ("created", local_time(item.created)),

@@ -80,14 +80,12 @@ def request_of(item: Item) -> dict[str, Any]:
     }
 
 
-def short_source(item: Item) -> str:
-    """Return the job as `name:v3`, or the image, of an item."""
+def source_of(item: Item) -> str:
+    """Return the job, at its version, or the image of an item."""
     named = item.labels.get("prefect-launch.job") or item.parameters.get("job")
-    if named:
-        return str(named).rpartition("/")[2]
     docker = item.parameters.get("docker")
     image = docker.get("docker_image") if isinstance(docker, Mapping) else None
-    return str(image or item.parameters.get("image_uri") or item.parameters.get("uri") or "")
+    return str(named or image or item.parameters.get("image_uri") or item.parameters.get("uri") or "")
 
 
 def state_of(item: Item) -> str:
@@ -113,7 +111,7 @@ def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
         "state_type": item.state_type,
         "message": item.message,
         "priority": int(run.priority),
-        "job": short_source(item),
+        "job": source_of(item),
         "entity": run.entity,
         "project": run.project,
         "attempts": item.run_count,

@@ -94,7 +94,9 @@ async def _launch(api: Api, arguments: dict[str, Any], *, log_to_error: bool) ->
         if not begun.done():
             begun.set_result(str(flow_run.id))
 
-    flow = alaunch.with_options(on_running=[tell])
+    # A function, not a text: Prefect would fill in braces that stand in a text.
+    name = arguments.get("name")
+    flow = alaunch.with_options(on_running=[tell], flow_run_name=(lambda: str(name)) if name else None)
     work = asyncio.ensure_future(flow(api, **arguments))
     await asyncio.wait({work, begun}, return_when=asyncio.FIRST_COMPLETED)
     if not begun.done():

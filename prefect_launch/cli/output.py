@@ -17,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 #: Wide enough that no table is cut when nobody looks at it in a terminal.
@@ -74,7 +75,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, 
     console = _console()
     for cells in _fitted(columns, filled, console.width):
         table.add_row(*cells)
-    console.print(table)
+    _print(console, table)
 
 
 def print_details(pairs: Iterable[tuple[str, object]]) -> None:
@@ -87,7 +88,7 @@ def print_details(pairs: Iterable[tuple[str, object]]) -> None:
     for name, value in pairs:
         if value is not None and value != "" and value != {} and value != []:
             grid.add_row(name, _cell(_yaml(value) if isinstance(value, (Mapping, list, tuple)) else value))
-    _console().print(grid)
+    _print(_console(), grid)
 
 
 def ago(moment: datetime | None) -> str:
@@ -116,6 +117,13 @@ def _console() -> Console:
 
     narrow = sys.stdout.isatty() or "COLUMNS" in os.environ
     return Console(width=None if narrow else _WIDE_COLUMNS, highlight=False, soft_wrap=not narrow)
+
+
+def _print(console: Console, table: Table) -> None:
+    """Print a table without the spaces that fill its last column."""
+    with console.capture() as captured:
+        console.print(table)
+    typer.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _cell(value: object) -> Text:

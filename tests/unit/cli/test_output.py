@@ -1,0 +1,90 @@
+"""Tables and lists for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timedelta, timezone
+from uuid import UUID
+
+import pytest
+
+from prefect_launch.cli.output import Column, ago, lasted, print_details, print_json, print_table
+from prefect_launch.states import StateType
+
+COLUMNS = (Column("ID"), Column("NAME", gives_way=True), Column("STATE"), Column("TOOK", right=True))
+ROWS = [("1a2b3c4d", "a-run-with-a-very-long-name-that-somebody-gave-it-one-day", "running", "3 min")]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_table_fits_the_terminal_and_cuts_only_names(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+
+    print_table(COLUMNS, ROWS, empty="nothing")
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert max(map(len, lines)) <= width
+    assert "1a2b3c4d" in lines[1]
+    assert "running" in lines[1]
+    assert lines[1].endswith("3 min")
+
+
+def test_table_in_a_pipe_is_cut_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+    print_table(COLUMNS, ROWS, empty="nothing")
+
+    assert ROWS[0][1] in capsys.readouterr().out
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(COLUMNS, [("1", "[red]run[/red]", "done", "")], empty="")
+    print_details([("name", "[bold]x[/bold]")])
+
+    shown = capsys.readouterr().out
+    assert "[red]run[/red]" in shown
+    assert "[bold]x[/bold]" in shown
+
+
+def test_empty_table_says_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(COLUMNS, [], empty="No queue yet.")
+
+    assert capsys.readouterr().out == "No queue yet.\n"
+
+
+def test_details_leave_out_what_is_empty_and_lay_out_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    print_details([("id", 1), ("none", None), ("empty", {}), ("inputs", {"lr": 0.1, "model": {"width": 8}})])
+
+    assert capsys.readouterr().out.splitlines() == [
+        "id      1",
+        "inputs  lr: 0.1",
+        "        model:",
+        "          width: 8",
+    ]
+
+
+def test_json_holds_moments_ids_and_states_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    moment = datetime(2026, 1, 2, tzinfo=timezone.utc)
+
+    print_json({"at": moment, "id": UUID(int=1), "state": StateType.RUNNING, "name": "größe"})
+
+    assert json.loads(capsys.readouterr().out) == {
+        "at": "2026-01-02T00:00:00+00:00",
+        "id": str(UUID(int=1)),
+        "state": "RUNNING",
+        "name": "größe",
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 d"), (None, "")]
+)
+def test_durations_are_told_in_their_largest_unit(seconds: float | None, told: str) -> None:
+    assert lasted(seconds) == told
+
+
+def test_moment_is_told_by_its_distance() -> None:
+    assert ago(datetime.now(timezone.utc) - timedelta(minutes=5)) == "5 min ago"
+    assert ago(None) == ""

@@ -1,0 +1,120 @@
+"""The program around the commands: its help, and what becomes of an error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from prefect_launch.cli.main import app, message_of, run
+from prefect_launch.errors import ExecutionError, SpecError
+
+COMMANDS = [
+    [],
+    ["queue"],
+    *(["queue", name] for name in ("create", "list", "show", "pause", "resume", "delete")),
+    ["job"],
+    ["job", "create"],
+    *(["job", "create", name] for name in ("image", "code", "git")),
+    *(["job", name] for name in ("list", "describe", "deploy")),
+    ["add"],
+    ["run"],
+    ["item"],
+    *(["item", name] for name in ("list", "show", "logs", "cancel", "retry")),
+    ["agent"],
+    *(["agent", name] for name in ("start", "serve", "list")),
+    ["demo"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_a_text_for_each_option(command: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"})
+
+    assert shown.exit_code == 0
+    options = [line for line in shown.output.splitlines() if line.lstrip("│ *").startswith("--")]
+    assert options
+    assert not [line for line in options if len(line.strip("│ ").split()) < 4]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["queue", "list"],
+        ["queue", "show", "NAME"],
+        ["queue", "create", "NAME"],
+        ["job", "list"],
+        ["job", "describe", "JOB"],
+        ["item", "list"],
+        ["item", "show", "ID"],
+        ["item", "logs", "ID"],
+        ["agent", "list"],
+        ["add"],
+        ["run"],
+    ],
+    ids=" ".join,
+)
+def test_everything_that_lists_or_shows_prints_json_when_asked(command: list[str]) -> None:
+    shown = CliRunner().invoke(app, [*command, "--help"])
+
+    assert "--json" in shown.output
+
+
+def test_help_is_there_without_prefect() -> None:
+    code = "import sys; sys.argv = ['prefect-launch', '--help']; import prefect_launch.cli as c"
+    code += "\ntry: c.main()\nexcept SystemExit as end: assert end.code == 0"
+    code += (
+        "\nheavy = {'prefect', 'docker', 'pydantic', 'httpx', 'asyncio'} & set(sys.modules); assert not heavy, heavy"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["quue"], "queue"),
+        (["queue"], "prefect-launch queue --help"),
+        (["add", "--nope"], "--nope"),
+        (["queue", "create"], "NAME"),
+        (["item", "list", "--limit", "many"], "--limit"),
+        (["item", "list", "--limit", "0"], "--limit"),
+    ],
+)
+def test_wrong_use_is_told_in_one_line_with_exit_code_1(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(arguments)
+
+    shown = capsys.readouterr()
+    assert code == 1
+    assert shown.out == ""
+    assert shown.err.startswith("Error: ")
+    assert shown.err.count("\n") == 1
+    assert told in shown.err
+
+
+def test_refusal_is_told_in_one_line() -> None:
+    assert message_of(SpecError("priority 9 is none.\nUse 1 to 4.")) == "priority 9 is none. Use 1 to 4."
+
+
+def test_failed_run_is_told_without_its_last_lines() -> None:
+    error = ExecutionError("Run r1 ended as Failed: exit code 3\n  Traceback\n  ValueError", exit_code=3)
+
+    assert message_of(error) == "Run r1 ended as Failed: exit code 3"
+
+
+def test_fault_of_ours_is_named_with_the_way_to_its_traceback() -> None:
+    assert message_of(KeyError("x")) == "Unexpected KeyError: 'x'. Run it again with LAUNCH_DEBUG=1 to see where."
+
+
+def test_declined_question_is_no_fault() -> None:
+    assert message_of(typer.Abort()) == "Stopped; nothing was changed."
+
+
+def test_state_that_is_none_is_refused_with_the_nearest_right_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["item", "list", "--state", "runing"]) == 1
+    assert "Did you mean 'running'?" in capsys.readouterr().err
