@@ -46,7 +46,8 @@ def _form_spec(item: Item) -> dict[str, Any]:
     group = item.parameters.get(OPTIONS_PARAMETER) or {}
     if not isinstance(group, Mapping):
         raise SpecError(f"The parameter {OPTIONS_PARAMETER!r} must be a group of launch options, not {group!r}.")
-    options = {key: value for key, value in group.items() if key != "args"}
+    # A field of the form that was filled in and emptied again comes as an empty text.
+    options = {key: value for key, value in group.items() if key != "args" and value != ""}
     return {**options, "job": job, "overrides": {"run_config": inputs, "args": group.get("args") or []}}
 
 

@@ -50,6 +50,11 @@ def test_form_that_was_left_as_it_is_has_no_options(group: Any) -> None:
     assert spec_of(item({"lr": 0.1, "launch": group}, form=True)).overrides.args == ()
 
 
+def test_fields_of_a_form_that_were_emptied_again_are_not_given() -> None:
+    made = item({"lr": 0.1, "launch": {"name": "", "author": "", "args": []}}, form=True)
+    assert (spec_of(made).name, spec_of(made).author) == (None, None)
+
+
 def test_inputs_of_a_form_are_never_taken_for_launch_options() -> None:
     named = {"run_id": "chosen", "entity": "e", "project": "p", "sweep_id": "s", "uri": "placeholder-x", "job": "j"}
     made = item(named, form=True, work_pool_name="gpu")
