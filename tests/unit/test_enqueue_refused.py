@@ -1,0 +1,103 @@
+"""`launch_add` refuses a bad call with one clear error of the right class, and nothing is queued."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from prefect_launch import launch_add, launch_add_many
+from prefect_launch.errors import (
+    InputError,
+    InvalidNameError,
+    LaunchError,
+    NotFoundError,
+    SpecError,
+    UnsafeSpecError,
+)
+from prefect_launch.testing import InMemoryApi
+from tests.support.enqueueing import IMAGE, inputs, items
+
+REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
+    # the source
+    ({}, SpecError, "Exactly one of job, docker_image or uri"),
+    ({"job": "train", "docker_image": "b"}, SpecError, "Exactly one of"),
+    ({"job": "train", "uri": "https://x/y.git"}, SpecError, "Exactly one of"),
+    ({"uri": "https://x/y.git"}, SpecError, "create_job"),
+    ({"docker_image": "b", "build": True}, SpecError, "build=True"),
+    # names that are not there
+    ({"job": "trian"}, NotFoundError, "Did you mean 'train'"),
+    ({"job": "train:bset"}, NotFoundError, "alias or version 'bset'"),
+    ({"job": "train:v7"}, NotFoundError, "v7"),
+    ({"job": "other/digits/train"}, NotFoundError, "other/digits/train"),
+    ({"job": "a/b/c/d"}, InvalidNameError, "a/b/c/d"),
+    ({"job": "../train"}, InvalidNameError, r"\.\."),
+    ({"docker_image": "b", "queue_name": "gup"}, NotFoundError, "Did you mean 'gpu'"),
+    ({"docker_image": "b", "queue_name": "../gpu"}, LaunchError, r"\.\./gpu"),
+    ({"docker_image": "b", "resource": "local-contaner"}, NotFoundError, "Did you mean 'local-container'"),
+    ({"docker_image": "b", "resource": "local-process"}, SpecError, "runs its items on 'local-container'"),
+    ({"docker_image": "b", "template_variables": {"gpu": 1}}, NotFoundError, "Did you mean 'gpus'"),
+    ({"docker_image": "b", "config": {"overide": {}}}, NotFoundError, "Did you mean 'overrides'"),
+    ({"docker_image": "b", "resource_args": {"local-container": {"memroy": 1}}}, LaunchError, "memroy"),
+    ({"docker_image": "b", "resource_args": {"local-process": {"nice": 1}}}, SpecError, "are for 'local-process'"),
+    ({"job": "train", "queue_name": "cpu", "config": inputs(lr=0.1, epoch=3)}, InputError, "epoch"),
+    # values
+    ({"docker_image": "b", "template_variables": {"gpus": 9}}, SpecError, "maximum 8"),
+    ({"docker_image": "b", "template_variables": {"gpus": "two"}}, SpecError, "type integer"),
+    ({"job": "train", "queue_name": "cpu"}, InputError, "lr"),
+    ({"job": "train", "queue_name": "cpu", "config": inputs(lr="high")}, InputError, "lr"),
+    ({"job": "train", "queue_name": "cpu", "config": inputs(lr=2)}, InputError, "lr"),
+    ({"job": "train", "queue_name": "cpu", "config": inputs(lr=0.1, epochs=1.5)}, InputError, "epochs"),
+    ({"job": "train", "queue_name": "cpu", "config": inputs(lr=0.1, optimiser="rms")}, InputError, "optimiser"),
+    ({"docker_image": "b", "priority": 0}, SpecError, "Invalid priority 0"),
+    ({"docker_image": "b", "priority": 9}, SpecError, "Invalid priority 9"),
+    ({"docker_image": "b", "priority": "urgent"}, SpecError, "Invalid priority 'urgent'"),
+    ({"docker_image": "b", "config": {"overrides": {"args": "--x"}}}, SpecError, "override args must be a list"),
+    ({"docker_image": "b", "config": "not json"}, SpecError, "must be a mapping"),
+    ({"docker_image": "b", "config": inputs(x=math.nan)}, SpecError, "run_config.x is nan"),
+    ({"docker_image": "b", "config": inputs(x="a\0b")}, SpecError, "NUL"),
+    # names
+    ({"docker_image": "b", "entity": "a/b"}, InvalidNameError, "entity"),
+    ({"docker_image": "b", "project": "a..b"}, InvalidNameError, "project"),
+    ({"docker_image": "b", "run_id": "x" * 300}, InvalidNameError, "run_id"),
+    ({"docker_image": "b", "author": "a\nb"}, InvalidNameError, "author"),
+    ({"docker_image": "b", "name": "a\x07b"}, SpecError, "run name"),
+    # what the resource cannot run, or the queue does not let submitters set
+    ({"job": "box", "queue_name": "cpu"}, SpecError, "cannot run on the resource 'local-process'"),
+    ({"docker_image": "b", "queue_name": "cpu"}, SpecError, "cannot run on the resource 'local-process'"),
+    ({"docker_image": "b", "resource_args": {"local-container": {"privileged": True}}}, UnsafeSpecError, "privileged"),
+    ({"docker_image": "b", "resource_args": {"local-container": {"gpus": 4}}}, UnsafeSpecError, "gpus"),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "words"), REFUSED)
+def test_bad_call_is_refused_with_one_clear_error_and_nothing_is_queued(
+    job_api: InMemoryApi, given: dict[str, Any], error: type[LaunchError], words: str
+) -> None:
+    with pytest.raises(error, match=words) as raised:
+        launch_add(**{"queue_name": "gpu", **given})
+    assert "\n" not in str(raised.value)
+    assert items(job_api) == []
+    assert sorted(queue.name for queue in job_api.run_queues()) == ["cpu", "gpu"]
+
+
+#: What can be said in a launch config too.
+REFUSED_IN_LISTS = [
+    case for case in REFUSED if not ({"build", "uri"} & set(case[0]) or isinstance(case[0].get("config"), str))
+]
+
+
+@pytest.mark.parametrize(("given", "error", "words"), REFUSED_IN_LISTS)
+def test_one_bad_spec_of_a_list_keeps_all_from_being_queued(
+    job_api: InMemoryApi, given: dict[str, Any], error: type[LaunchError], words: str
+) -> None:
+    data = dict(given)
+    queue = data.pop("queue_name", "gpu")
+    overrides = data.pop("config", {})
+    image = data.pop("docker_image", None)
+    bad = {**overrides, **data, **({"docker": {"docker_image": image}} if image else {})}
+    good = IMAGE if queue != "cpu" else {"job": "train", **inputs(lr=0.1)}
+    with pytest.raises(error, match=words):
+        launch_add_many([good, bad, good], queue, api=job_api)
+    assert items(job_api) == []
