@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from prefect_launch.errors import ExecutionError, LaunchError, NotFoundError
+from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, NotFoundError
 from prefect_launch.priority import Priority
 from prefect_launch.server.values import Item, LogRecord, State
 from prefect_launch.states import ItemState, StateType
@@ -20,6 +21,7 @@ _POLL_MIN_SECONDS: Final = 0.1
 _POLL_MAX_SECONDS: Final = 1.0
 _LAST_LINES: Final = 20
 _LOG_PAGE: Final = 200
+_OUTPUTS_FILE: Final = "outputs.json"
 _STARTED = frozenset({StateType.RUNNING, StateType.COMPLETED})
 
 
@@ -123,6 +125,29 @@ class QueuedRun:
                     return found
 
         return self._api.call(read)
+
+    def outputs(self) -> dict[str, Any]:
+        """Return the named results that its last attempt left in `outputs.json`; empty when it left none.
+
+        Raises:
+            ArtifactError: when what it left is no JSON object.
+        """
+
+        async def read(session: Session) -> bytes | None:
+            item = await session.server.read_item(UUID(self.id))
+            attempt = max(1, item.run_count if item else 1)
+            return await session.jobs.read_output(self.id, attempt, _OUTPUTS_FILE)
+
+        content = self._api.call(read)
+        try:
+            found = json.loads(content or b"{}")
+        except ValueError as error:
+            raise ArtifactError(
+                f"The {_OUTPUTS_FILE} of {self.name} ({self.id}) is no JSON: {error}. Write it with save_outputs()."
+            ) from None
+        if not isinstance(found, dict):
+            raise ArtifactError(f"The {_OUTPUTS_FILE} of {self.name} ({self.id}) holds no object. Use save_outputs().")
+        return found
 
     def wait_until_started(self, timeout: float | None = None) -> Item:
         """Wait until its process exists (or has ended well).
