@@ -55,7 +55,9 @@ def run_demo(*, server: str | None = None, keep: bool = False, console: Console 
 
 
 def demo_home() -> Path:
-    """Return the demo's folder: `.cache/demo` of a checkout, else one in the user's cache."""
+    """Return the demo's folder: `LAUNCH_DEMO_HOME`, else `.cache/demo` of a checkout, else one in the user's cache."""
+    if os.environ.get("LAUNCH_DEMO_HOME"):
+        return Path(os.environ["LAUNCH_DEMO_HOME"]).absolute()
     if (CHECKOUT / "examples").is_dir():
         return CHECKOUT / ".cache" / "demo"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
