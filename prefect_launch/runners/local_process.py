@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +23,7 @@ from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners import supervisor
 from prefect_launch.runners.base import Exit, Found, Runner, RunPlan, RunState
+from prefect_launch.runners.nursery import Nursery
 from prefect_launch.runners.process_files import RunFolder
 from prefect_launch.runners.process_options import OPTIONS, check_process_options
 from prefect_launch.states import ItemState
@@ -39,7 +39,6 @@ _PASSED_ON = frozenset(
 _PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_")
 #: A supervisor that still has not gone this long after everything was killed hangs in the kernel (a dead network disk).
 _STOP_MARGIN_SECONDS = 15.0
-_SUPERVISOR_LOG = "supervisor.log"
 
 
 class LocalProcessRunner(Runner):
@@ -54,7 +53,8 @@ class LocalProcessRunner(Runner):
         super().__init__(home)
         self._register = home / "processes"
         self._environments = Environments(home / "environments")
-        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._nursery = Nursery()
+        self._starting = threading.Lock()
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,6 +126,9 @@ class LocalProcessRunner(Runner):
     async def remove(self, handle: str) -> None:
         await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
 
+    async def aclose(self) -> None:
+        await anyio.to_thread.run_sync(self._nursery.close)
+
     async def _venv(self, plan: RunPlan) -> Venv:
         return await self._environments.ensure(plan.code_dir, plan.python_version)
 
@@ -158,16 +161,8 @@ class LocalProcessRunner(Runner):
     def _start(self, handle: str) -> None:
         ready, told = os.pipe()
         try:
-            with open(Path(handle) / _SUPERVISOR_LOG, "ab") as log:
-                child = subprocess.Popen(
-                    [sys.executable, "-I", "-S", str(Path(supervisor.__file__)), handle, str(told)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    pass_fds=(told,),
-                    start_new_session=True,
-                    env={"PATH": os.environ.get("PATH", os.defpath)},
-                )
+            with self._starting:
+                self._nursery.fork(handle, told)
         except OSError as error:
             os.close(ready)
             raise InfrastructureError(
@@ -178,10 +173,6 @@ class LocalProcessRunner(Runner):
         # Ends when the job's program runs, or the supervisor found that there is nothing to start.
         os.read(ready, 1)
         os.close(ready)
-        if handle in self._children and self._children[handle].poll() is None:
-            child.wait()  # A second start: that supervisor ends at once, the first one stays.
-        else:
-            self._children[handle] = child
 
     async def _gone(self, folder: RunFolder) -> None:
         """Wait until the run's supervisor has ended, as the kernel tells it."""
@@ -197,9 +188,6 @@ class LocalProcessRunner(Runner):
                         await _readable(descriptor)
                 finally:
                     os.close(descriptor)
-        child = self._children.pop(str(folder.path), None)
-        if child is not None:
-            await anyio.to_thread.run_sync(child.wait)
 
     def _find(self, labels: dict[str, str]) -> list[Found]:
         found = []

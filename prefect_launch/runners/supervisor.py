@@ -1,6 +1,6 @@
 """The parent of one `local-process` job: starts it once, waits for it, writes down how it ended.
 
-Run as a script by its path (`python -I -S supervisor.py RUN_DIR [READY_FD]`), with the standard library only, in a
+`main` runs in a process that the agent's nursery has forked (`nursery.py`), with the standard library only, in a
 session of its own, so that it lives on when the agent ends. It promises: `started.json` is on disk before any code of
 the job runs, and stands for "must never be started again"; `exit.json` is on disk after everything that the job left
 running is gone. It is told what to do by files in RUN_DIR (see `process_files.py`), and by SIGTERM: "read stop.json and
@@ -14,10 +14,9 @@ import fcntl
 import json
 import os
 import signal
-import sys
 import time
 
-TYPE_CHECKING = False  # `typing` would be a fifth of this script's start.
+TYPE_CHECKING = False  # The nursery needs no `typing`.
 if TYPE_CHECKING:
     from typing import Any
 
@@ -291,7 +290,3 @@ def finish(value: Told) -> None:
     """Write down how the run ended."""
     unlink(ENVIRONMENT)
     write_json(EXIT, value)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else None)

@@ -1,0 +1,85 @@
+"""Where supervisors come from: a process that may end, or be ended, without harm to what it started."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.local_process import LocalProcessRunner
+from prefect_launch.testing.runner_contract import run
+from tests.support.processes import POLL_SECONDS
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> LocalProcessRunner:
+    return LocalProcessRunner(tmp_path / "home")
+
+
+def make_plan(folder: Path, *command: str) -> RunPlan:
+    item = str(uuid4())
+    code = folder / "runs" / item / "code"
+    code.mkdir(parents=True)
+    return RunPlan(
+        item_id=item,
+        attempt=1,
+        run_id=item[:8],
+        run_dir=code.parent,
+        code_dir=code,
+        command=command,
+        labels={Labels.ITEM: item},
+    )
+
+
+async def started(runner: LocalProcessRunner, plan: RunPlan) -> str:
+    await runner.prepare(plan)
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    return handle
+
+
+def nursery_of_this_process() -> int:
+    """The id of the one child of this process that is a nursery."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            command = (entry / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(fields[1]) == os.getpid() and b"nursery.py" in command:
+            found.append(int(entry.name))
+    assert len(found) == 1
+    return found[0]
+
+
+async def test_job_goes_on_and_the_next_one_starts_when_the_nursery_is_killed(
+    runner: LocalProcessRunner, tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path, "sh", "-c", f"while [ ! -e {tmp_path}/go ]; do sleep {POLL_SECONDS}; done; exit 7")
+    handle = await started(runner, plan)
+
+    os.kill(nursery_of_this_process(), signal.SIGKILL)
+    (tmp_path / "go").touch()
+    end = await runner.watch(handle, plan)
+    after = await run(runner, make_plan(tmp_path, "sh", "-c", "exit 3"))
+
+    assert (end.exit_code, after.exit_code) == (7, 3)
+    await runner.aclose()
+
+
+async def test_job_goes_on_when_its_agent_lets_go(runner: LocalProcessRunner, tmp_path: Path) -> None:
+    plan = make_plan(tmp_path, "sh", "-c", f"while [ ! -e {tmp_path}/go ]; do sleep {POLL_SECONDS}; done; exit 7")
+    handle = await started(runner, plan)
+
+    await runner.aclose()
+    (tmp_path / "go").touch()
+    end = await LocalProcessRunner(tmp_path / "home").watch(handle, plan)
+
+    assert end.exit_code == 7
