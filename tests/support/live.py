@@ -1,0 +1,137 @@
+"""Real agents on a real server: a queue and a job of one's own, agents as processes, items as Prefect's client sees
+them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect_launch import LaunchAgent, create_job, launch_add_many
+from prefect_launch.api import Api
+from prefect_launch.queued_run import QueuedRun
+from prefect_launch.queues import RunQueue
+from tests.support.processes import ChildProcess
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+START = "from prefect_launch.cli import main; main()"
+DEADLINE_SECONDS = 30.0
+
+
+class Site:
+    """A queue, a job and a home for agents, that no other test uses.
+
+    Args:
+        api_url: of the server.
+        folder: a folder of the test's own.
+        name: of the queue and the job.
+        resource: of the queue.
+        queue: further settings of the queue.
+    """
+
+    def __init__(self, api_url: str, folder: Path, name: str, *, resource: str = "local-process", **queue: Any) -> None:
+        self.api = Api(url=api_url, entity="acme", project="tests")
+        self.api_url = api_url
+        self.folder = folder
+        self.name = name
+        self.queue: RunQueue = self.api.create_run_queue(name, resource, **queue)
+
+    def job(self, script: str, **more: Any) -> str:
+        """Make a code job of a shell script; return its name."""
+        code = self.folder / f"code-{time.monotonic_ns()}"
+        code.mkdir(parents=True)
+        (code / "run.sh").write_text(script)
+        create_job(str(code), "code", name=self.name, entrypoint="sh run.sh", api=self.api, **more)
+        return self.name
+
+    def add(self, *specs: Mapping[str, Any], **spec: Any) -> list[QueuedRun]:
+        """Put specs on the queue; each names this site's job when it names nothing."""
+        wanted = specs or ({},)
+        return launch_add_many(
+            [{**({} if "docker" in {**one, **spec} else {"job": self.name}), **one, **spec} for one in wanted],
+            self.name,
+            api=self.api,
+        )
+
+    def agent(self, name: str = "box", **config: Any) -> LaunchAgent:
+        """Make an agent in this process."""
+        settings = {"queues": [self.name], "home": self.folder / "home", "stopped_run_timeout": 2, **config}
+        return LaunchAgent(self.api, {"name": f"{self.name}-{name}", **settings})
+
+    def work_off(self, **config: Any) -> None:
+        """Run an agent until the queue is empty."""
+        asyncio.run(asyncio.wait_for(self.agent(**config).loop(until_empty=True), DEADLINE_SECONDS * 2))
+
+    def agent_process(self, name: str = "box", *options: str, jobs: int = 1) -> ChildProcess:
+        """Start an agent as a process of its own, through the command line."""
+        command = ["agent", "start", "-q", self.name, "-j", str(jobs), "--name", f"{self.name}-{name}", *options]
+        return ChildProcess(
+            [sys.executable, "-c", START, *command],
+            self.folder / f"agent-{name}.log",
+            environment={
+                **os.environ,
+                "PREFECT_API_URL": self.api_url,
+                "PREFECT_LAUNCH_HOME": str(self.folder / "home"),
+            },
+        )
+
+    # --- what Prefect's own client sees ---
+
+    def flow_run(self, run: QueuedRun) -> FlowRun:
+        """The item as Prefect's client reads it."""
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            return client.read_flow_run(run.id)
+
+    def states(self, run: QueuedRun) -> list[str]:
+        """Names of the states that the item was in, oldest first."""
+        from prefect.client.orchestration import get_client
+
+        with get_client(sync_client=True) as client:
+            return [state.name or "" for state in client.read_flow_run_states(run.id)]
+
+    def log(self, run: QueuedRun) -> str:
+        """The item's log as Prefect's client reads it."""
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+        from prefect.client.schemas.sorting import LogSort
+
+        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        with get_client(sync_client=True) as client:
+            records = client.read_logs(log_filter=wanted, sort=LogSort.TIMESTAMP_ASC, limit=200)
+        return "\n".join(record.message for record in records)
+
+    def artifacts(self, run: QueuedRun) -> list[Any]:
+        """The item's artifacts as Prefect's client reads them."""
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+        wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        with get_client(sync_client=True) as client:
+            return list(client.read_artifacts(artifact_filter=wanted))
+
+
+def until(look: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> Any:
+    """Look again and again until something true is seen.
+
+    Args:
+        look: gives what is seen.
+        seconds: how long at most.
+
+    Returns:
+        What was seen.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        seen = look()
+        if seen:
+            return seen
+        time.sleep(0.1)
+    raise AssertionError(f"nothing of that within {seconds:g} s")
