@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from prefect_launch.errors import unknown_name
+from prefect_launch.errors import QueueError, unknown_name
 from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Pool
 from prefect_launch.templates import QueueConfig
 
 if TYPE_CHECKING:
@@ -65,6 +67,17 @@ class Session:
     def forget_queue(self, name: str) -> None:
         """Read the queue anew the next time."""
         self._queues.pop(name, None)
+
+    def note_pool(self, pool: Pool) -> None:
+        """Bring what is known of a queue up to date with its work pool, which somebody has read for another purpose.
+
+        When it is no launch queue any more, it is forgotten, and the next who asks for it is told why.
+        """
+        known = self._queues.pop(pool.name, None)
+        if known is not None and known.pool_id == pool.id:
+            with suppress(QueueError):
+                config = QueueConfig.from_template(pool.name, pool.base_job_template)
+                self._queues[pool.name] = replace(known, config=config, read_at=time.monotonic())
 
     async def _read_queue(self, name: str) -> KnownQueue:
         from prefect_launch.queues import ensure_deployment

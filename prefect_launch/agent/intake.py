@@ -124,6 +124,8 @@ class Intake:
         """Read the limits of the queues."""
         for queue in self._candidates:
             pool = await self._server.read_pool(queue)
+            if pool:
+                self._session.note_pool(pool)  # No item waits for the queue to be read then.
             priorities = await self._server.list_queues(queue) if pool else []
             self._limits[queue] = Limits(
                 pool=pool.concurrency_limit if pool else None,
