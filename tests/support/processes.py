@@ -87,6 +87,14 @@ class ChildProcess:
                 raise RuntimeError(f"{self._name} was not ready after {seconds} s:\n{self.tail()}")
             time.sleep(POLL_SECONDS)
 
+    def wait(self, seconds: float) -> int:
+        """Wait until the program has ended; returns its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: It has not ended in time.
+        """
+        return self._process.wait(seconds)
+
     def stop(self) -> None:
         """Ask the program to end, and kill its process group when it does not within 30 s."""
         if self.running:

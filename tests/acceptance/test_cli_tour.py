@@ -1,0 +1,160 @@
+"""The whole way of a job through the command line alone, on a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.acceptance.conftest import Cli
+from tests.support.prefect_server import PrefectServerProcess
+from tests.support.processes import ChildProcess
+
+TRAIN = """
+import json, os, sys
+inputs = json.loads(os.environ["LAUNCH_CONFIG"])
+for epoch in range(inputs["epochs"]):
+    print("epoch", epoch, "of", inputs["tag"], inputs["optimizer"]["lr"], flush=True)
+if os.environ.get("LAUNCH_OUTPUT_DIR"):
+    with open(os.environ["LAUNCH_OUTPUT_DIR"] + "/outputs.json", "w") as file:
+        json.dump({"score": 0.5}, file)
+if inputs["fail"]:
+    sys.exit("broken on purpose")
+"""
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "epochs": {"type": "integer", "minimum": 1, "maximum": 9, "default": 2},
+        "tag": {"type": "string", "default": "x"},
+        "fail": {"type": "boolean", "default": False},
+        "optimizer": {"type": "object", "properties": {"lr": {"type": "number", "default": 0.1}}},
+    },
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def queue(prefect_server: PrefectServerProcess, launch_cli: Cli) -> str:
+    """A queue of this test's own."""
+    name = f"tour-{uuid4().hex[:8]}"
+    launch_cli("queue", "create", name)
+    return name
+
+
+@pytest.fixture
+def job(prefect_server: PrefectServerProcess, launch_cli: Cli, tmp_path: Path) -> str:
+    """A code job of this test's own."""
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "train.py").write_text(TRAIN)
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
+    name = f"train-{uuid4().hex[:8]}"
+    made = launch_cli("job", "create", "code", "code", "-E", "python train.py", "--schema", "schema.json", "-n", name)
+    assert made.stdout == f"Created job: default/default/{name}:v0, with aliases: latest\n"
+    return name
+
+
+def test_job_goes_from_a_folder_through_a_queue_to_its_log(launch_cli: Cli, queue: str, job: str) -> None:
+    inputs = ("--set", "epochs=3", "--set", "tag=1.10", "--set", "optimizer.lr=.5")
+    good = launch_cli("add", "-j", job, "-q", queue, *inputs, "-P", "low", "--name", "good [run] {x}")
+    bad = json.loads(launch_cli("add", "-j", job, "-q", queue, "--set", "fail=true", "-P", "1", "--json").stdout)
+    good_id = re.search(r"id:\s+([0-9a-f-]{36})\n", good.stdout)
+    assert good_id
+    assert f"/runs/flow-run/{good_id[1]}" in good.stdout
+    assert (bad["state"], bad["priority"], bad["queue"]) == ("queued", 1, queue)
+    waiting = json.loads(launch_cli("item", "show", good_id[1], "--json").stdout)
+    assert waiting["why"].startswith("No agent is online")
+
+    agent = launch_cli("agent", "start", "-q", queue, "-j", "2", "--until-empty")
+
+    assert agent.stdout == ""
+    assert re.search(rf"^\d\d:\d\d:\d\d {good_id[1]} completed ", agent.stderr, re.MULTILINE)
+    assert "Traceback" not in agent.stderr
+    listed = json.loads(launch_cli("item", "list", "-q", queue, "--json").stdout)
+    assert {item["id"]: item["state"] for item in listed} == {good_id[1]: "completed", bad["id"]: "failed"}
+    shown = json.loads(launch_cli("item", "show", good_id[1][:8], "--json").stdout)
+    assert shown["inputs"] == {"epochs": 3, "tag": "1.10", "fail": False, "optimizer": {"lr": 0.5}}
+    assert shown["job"] == f"default/default/{job}:v0"
+    assert shown["outputs"] == {"score": 0.5}
+    assert [state["name"] for state in shown["states"]][::3] == ["Queued", "Running"]
+    log = launch_cli("item", "logs", good_id[1], "-f").stdout
+    assert log == "".join(f"epoch {epoch} of 1.10 0.5\n" for epoch in range(3))
+    text = launch_cli("item", "show", bad["id"]).stdout
+    assert "exit code 1" in text
+    assert "failed" in text
+
+
+def test_item_that_is_waited_for_gives_its_log_and_its_exit_code(
+    launch_cli: Cli, queue: str, job: str, tmp_path: Path
+) -> None:
+    program = str(Path(sys.executable).with_name("prefect-launch"))
+    agent = ChildProcess([program, "agent", "start", "-q", queue], tmp_path / "agent.log")
+    try:
+        good = launch_cli("add", "-j", job, "-q", queue, "--wait")
+        bad = launch_cli("add", "-j", job, "-q", queue, "--set", "fail=true", "--wait", code=1)
+    finally:
+        agent.stop()
+
+    assert "epoch 0 of x 0.1\nepoch 1 of x 0.1\n" in good.stdout
+    assert "broken on purpose" in bad.stdout
+    assert bad.stderr.startswith("Error: Run ")
+    assert bad.stderr.count("\n") == 1
+
+
+def test_same_run_id_with_the_same_request_gives_the_same_item(launch_cli: Cli, queue: str, job: str) -> None:
+    given = ("add", "-j", job, "-q", queue, "--run-id", f"r-{uuid4().hex[:8]}", "--json")
+
+    first, again = (json.loads(launch_cli(*given).stdout) for _ in range(2))
+    other = launch_cli(*given, "--set", "epochs=5", code=1)
+
+    assert first["id"] == again["id"]
+    assert "is taken by another spec" in other.stderr
+
+
+def test_waiting_item_that_is_cancelled_is_gone_at_once_and_can_be_retried(
+    launch_cli: Cli, queue: str, job: str
+) -> None:
+    item = json.loads(launch_cli("add", "-j", job, "-q", queue, "--json").stdout)["id"]
+
+    cancelled = launch_cli("item", "cancel", item[:8])
+    refused = launch_cli("item", "cancel", item, code=1)
+    retried = json.loads(launch_cli("item", "retry", item, "--json").stdout)
+
+    assert "is cancelled" in cancelled.stdout
+    assert "ended already" in refused.stderr
+    assert retried["state"] == "queued"
+    assert json.loads(launch_cli("item", "show", item, "--json").stdout)["state"] == "queued"
+
+
+def test_job_runs_here_and_now_with_its_log_and_its_exit_code(launch_cli: Cli, job: str) -> None:
+    good = launch_cli("run", "-j", job, "--set", "epochs=1", "--name", "here {x}")
+    bad = launch_cli("run", "-j", job, "--set", "fail=true", "--json", code=1)
+
+    assert good.stdout == "epoch 0 of x 0.1\n"
+    assert good.stderr.startswith("here {x} completed after ")
+    assert bad.stdout == ""
+    assert bad.stderr.splitlines()[-1].startswith("Error: Run ")
+    assert "Traceback" not in bad.stderr
+
+
+def test_job_is_listed_described_and_deployed(launch_cli: Cli, queue: str, job: str, tmp_path: Path) -> None:
+    again = ("job", "create", "code", "code", "-E", "python train.py", "-n", job)
+    same = launch_cli(*again, "--schema", "schema.json", "-a", "best")
+    (tmp_path / "code" / "train.py").write_text("print('changed')\n")
+    changed = launch_cli(*again)
+
+    assert same.stdout.startswith(f"No changes detected for job: default/default/{job}:v0")
+    assert changed.stdout.startswith(f"Updated job: default/default/{job}:v1")
+    listed = {entry["name"]: entry for entry in json.loads(launch_cli("job", "list", "--json").stdout)}
+    assert (listed[job]["versions"], listed[job]["aliases"]) == (2, ["best", "latest"])
+    described = json.loads(launch_cli("job", "describe", f"{job}:best", "--json").stdout)
+    assert (described["version"], described["entry_point"]) == (0, ["python", "train.py"])
+    assert described["schema"]["properties"]["epochs"]["maximum"] == 9
+    assert "minimum 1, maximum 9" in launch_cli("job", "describe", f"{job}:best").stdout
+    deployed = json.loads(launch_cli("job", "deploy", f"{job}:best", "-q", queue, "--json").stdout)
+    assert deployed["command"] == f"prefect deployment run launch/{job}"
+    assert deployed["url"].endswith(f"/deployments/deployment/{deployed['id']}")
