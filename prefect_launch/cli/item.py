@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
@@ -24,7 +24,7 @@ from prefect_launch.states import ItemState, StateType
 if TYPE_CHECKING:
     from prefect_launch.api import Api
     from prefect_launch.queued_run import QueuedRun
-    from prefect_launch.server.values import State
+    from prefect_launch.server.values import Item, State
 
 app = group("Look at items, read their logs, stop them, run them again.")
 
@@ -98,11 +98,11 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     api = connected()
     run = find(api, item_id)
     item = run.item
-    why, states = _why(api, run), _states(api, run)
+    why, states, outputs = _why(api, run), _states(api, run), _outputs(run, item)
     request = request_of(item)
     if json:
         history = [{"name": s.name, "type": s.type, "message": s.message, "timestamp": s.timestamp} for s in states]
-        print_json({**fields_of(run, item), **request, "why": why, "states": history})
+        print_json({**fields_of(run, item), **request, "outputs": outputs, "why": why, "states": history})
         return
     print_details(
         [
@@ -116,6 +116,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("job", request["job"]),
             ("image", request.get("image")),
             ("inputs", request["inputs"]),
+            ("outputs", outputs),
             ("arguments", request.get("args")),
             ("entry point", request.get("entry_point")),
             ("variables", request.get("template_variables")),
@@ -141,6 +142,16 @@ def _why(api: Api, run: QueuedRun) -> str | None:
 
     item = run.item
     return api.call(lambda session: why_waiting(session, item))
+
+
+def _outputs(run: QueuedRun, item: Item) -> dict[str, Any]:
+    from prefect_launch.errors import LaunchError
+
+    try:
+        return run.outputs() if item.is_terminal else {}
+    except LaunchError as error:  # the rest of the item is worth showing where its store cannot be read
+        typer.echo(f"WARNING: The outputs cannot be shown: {error}", err=True)
+        return {}
 
 
 def _states(api: Api, run: QueuedRun) -> list[State]:

@@ -28,7 +28,7 @@ def set_up(level: int, *, form: str, verbose: bool = False) -> None:
     for name in _OURS:
         logger = logging.getLogger(name)
         logger.setLevel(level)
-        logger.addHandler(handler)
+        logger.handlers[:] = [handler]
         logger.propagate = False
 
 
