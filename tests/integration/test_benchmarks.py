@@ -1,0 +1,31 @@
+"""The benchmarks run, and print their table; how fast anything is, is not asked here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+
+
+def test_benchmarks_print_a_row_for_each_figure() -> None:
+    done = bench("--quick", "imports", "enqueue")
+
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("│")[1].strip() for line in done.stdout.splitlines() if line.startswith("│")]
+    assert rows[:2] == ["import prefect_launch.inputs", "prefect-launch --help"]
+    assert {"launch_add, one caller", "launch_add_many, 20 items"} <= set(rows)
+    assert "cores" in done.stdout
+
+
+def test_unknown_benchmark_is_refused_with_the_names_of_all() -> None:
+    done = bench("dispach")
+
+    assert done.returncode == 2
+    assert "unknown benchmark 'dispach'; there are imports, dispatch, throughput, enqueue" in done.stderr
