@@ -10,7 +10,7 @@ The floor of processes is the server alone: the calls that an agent makes for su
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.agents import running_agent
@@ -63,11 +63,11 @@ def _instant_job(place: Place) -> str:
     return job.reference
 
 
-def _floor(place: Place, queue: str, specs: Sequence[dict[str, object]]) -> float:
+def _floor(place: Place, queue: str, specs: Sequence[Mapping[str, object]]) -> float:
     return _on_queue(place, queue, "local-process", specs, lambda: calls_per_item(place.api, queue, slots=_MAX_JOBS))
 
 
-def _rate(place: Place, queue: str, resource: str, specs: Sequence[dict[str, object]]) -> float:
+def _rate(place: Place, queue: str, resource: str, specs: Sequence[Mapping[str, object]]) -> float:
     def work() -> None:
         with running_agent(place, queue, max_jobs=_MAX_JOBS):
             _wait_until_done(place, queue, len(specs))
@@ -76,7 +76,7 @@ def _rate(place: Place, queue: str, resource: str, specs: Sequence[dict[str, obj
 
 
 def _on_queue(
-    place: Place, queue: str, resource: str, specs: Sequence[dict[str, object]], work: Callable[[], None]
+    place: Place, queue: str, resource: str, specs: Sequence[Mapping[str, object]], work: Callable[[], None]
 ) -> float:
     """Put items on a queue of their own, have them done, and return the rate at which they ended."""
     made = place.api.create_run_queue(queue, resource)
