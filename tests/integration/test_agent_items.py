@@ -1,4 +1,4 @@
-"""Items on a real server and with real processes: states, logs, artifacts and outputs, as Prefect's client reads them."""
+"""Items on a real server, with real processes: what Prefect's own client reads of them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,71 @@
+"""Items that are containers, from the queue to the end, on a real server and a real engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from prefect_launch.states import StateType
+from tests.integration.test_agent_items import running
+from tests.support.live import Site, until
+
+if TYPE_CHECKING:
+    from tests.support.docker_engine import DockerEngine
+    from tests.support.prefect_server import PrefectServerProcess
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def site(prefect_server: PrefectServerProcess, engine: DockerEngine, tmp_path: Path, unique: str) -> Site:
+    """A queue of containers of the test's own."""
+    return Site(prefect_server.api_url, tmp_path, unique, resource="local-container")
+
+
+def container(image: str, script: str) -> dict[str, object]:
+    return {"docker": {"docker_image": image}, "overrides": {"entry_point": ["sh", "-c", script]}}
+
+
+def test_container_runs_to_completed_with_its_log_and_outputs(site: Site, shell_image: str) -> None:
+    script = 'echo "hello $WANDB_NAME"; echo "{\\"accuracy\\": 0.9}" > "$LAUNCH_OUTPUT_DIR/outputs.json"'
+    (run,) = site.add(container(shell_image, script), name="box")
+    site.work_off()
+    assert site.states(run)[-2:] == ["Running", "Completed"]
+    assert site.log(run) == "hello box"
+    assert any("0.9" in str(artifact.data) for artifact in site.artifacts(run))
+
+
+def test_container_that_fails_tells_its_exit_code(site: Site, shell_image: str) -> None:
+    (run,) = site.add(container(shell_image, "echo badly; exit 9"))
+    site.work_off()
+    assert site.states(run)[-1] == "Failed"
+    assert "exit code 9" in run.message
+    assert site.log(run) == "badly"
+
+
+def test_image_that_cannot_be_pulled_crashes_the_item_with_the_reason(site: Site) -> None:
+    (run,) = site.add({"docker": {"docker_image": "127.0.0.1:1/no/such:1"}})
+    site.work_off()
+    assert site.states(run) == ["Queued", "Pending", "Pulling", "Crashed"]
+    assert "127.0.0.1:1/no/such:1" in run.message
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_container_that_is_cancelled_is_stopped_even_when_it_ignores_term(
+    site: Site, engine: DockerEngine, shell_image: str, deaf: bool
+) -> None:
+    trap = "trap '' TERM" if deaf else "trap 'exit 3' TERM"
+    (run,) = site.add(container(shell_image, f"{trap}; echo up; while true; do sleep 0.1; done"))
+    with running(site.agent(stopped_run_timeout=1)):
+        until(lambda: "up" in site.log(run))
+        assert run.cancel() == "Cancelling"
+        until(lambda: run.item.state_type is StateType.CANCELLED)
+    assert run.message.startswith("Stopped after")
+    client = engine.client()
+    try:
+        mine = {"label": f"prefect-launch.item={run.id}"}
+        assert client.containers.list(all=True, filters=mine) == []
+    finally:
+        client.close()
