@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from prefect_launch.agent.config_block import LaunchAgentConfig
 from prefect_launch.jobs.store import JobStore
 from prefect_launch.worker import LaunchWorker
 
-__all__ = ["JobStore", "LaunchWorker"]
+__all__ = ["JobStore", "LaunchAgentConfig", "LaunchWorker"]

@@ -1,0 +1,87 @@
+"""`prefect.yaml`, `flows/` and `blocks/`: what a user deploys with Prefect's own commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from prefect_launch.agent.config_block import LaunchAgentConfig
+from prefect_launch.errors import AgentConfigError
+from tests.acceptance.conftest import Cli
+from tests.support.prefect_server import PrefectServerProcess
+
+PROJECT = Path(__file__).resolve().parents[2]
+COMMAND_SECONDS = 120
+# Long enough to run one job on a busy machine; a shift always lasts to its end.
+SHIFT_SECONDS = 15
+
+
+@pytest.fixture
+def saved_blocks(own_prefect_server: PrefectServerProcess) -> PrefectServerProcess:
+    """A server that knows our block types and has their ready documents."""
+    for name in ("job_store", "agent_config"):
+        _run("-m", "prefect", "block", "register", "--file", f"blocks/{name}.py")
+        _run(f"blocks/{name}.py")
+    return own_prefect_server
+
+
+def test_blocks_register_and_their_documents_configure_an_agent(saved_blocks: PrefectServerProcess) -> None:
+    listed = _run("-m", "prefect", "block", "ls")
+    config = LaunchAgentConfig.load("default").agent_config()
+
+    assert "launch-job-store" in listed
+    assert "launch-agent-config" in listed
+    assert config.queues == ("default",)
+    assert config.max_jobs == 1
+
+
+def test_project_deploys_its_flows_on_a_process_pool(own_prefect_server: PrefectServerProcess) -> None:
+    _run("-m", "prefect", "work-pool", "create", "machines", "--type", "process")
+    _run("-m", "prefect", "--no-prompt", "deploy", "--all")
+
+    listed = _run("-m", "prefect", "deployment", "ls")
+
+    assert all(name in listed for name in ("launch-agent/agent", "launch-here/here", "launch-enqueue/enqueue"))
+
+
+def test_agent_flow_runs_an_item_of_the_queue_that_its_block_names(
+    saved_blocks: PrefectServerProcess, launch_cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "main.py").touch()
+    launch_cli("queue", "create", "default")
+    launch_cli("job", "create", "code", "code", "-n", "nothing")
+    _run("-c", "import asyncio; from flows.enqueue import enqueue; asyncio.run(enqueue('nothing', priority='high'))")
+
+    _run(
+        "-c", f"import asyncio; from flows.agent import agent; asyncio.run(agent(max_runtime_seconds={SHIFT_SECONDS}))"
+    )
+
+    listed = launch_cli("item", "list", "--state", "completed").stdout
+    assert "nothing" in listed
+    assert "high" in listed
+
+
+def test_block_with_a_wrong_agent_setting_is_refused_before_it_is_saved() -> None:
+    with pytest.raises(AgentConfigError, match="max_job"):
+        LaunchAgentConfig(queues=["gpu"], more={"max_job": 2})
+
+
+def _run(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=PROJECT,
+        env={**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+    if done.returncode:
+        pytest.fail(f"{' '.join(arguments)} ended with {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
+    return done.stdout
