@@ -58,7 +58,7 @@ def demo_home() -> Path:
     """Return the demo's folder: `LAUNCH_DEMO_HOME`, else `.cache/demo` of a checkout, else one in the user's cache."""
     if os.environ.get("LAUNCH_DEMO_HOME"):
         return Path(os.environ["LAUNCH_DEMO_HOME"]).absolute()
-    if (CHECKOUT / "examples").is_dir():
+    if (CHECKOUT / "pyproject.toml").is_file():
         return CHECKOUT / ".cache" / "demo"
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "prefect-launch" / "demo"
