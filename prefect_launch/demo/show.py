@@ -81,7 +81,9 @@ class Show:
         if keep:
             self._stay(form)
         elif self._home is not None:
-            self._console.print(f"The server is stopped. To look around in its UI: [bold]{_program()} demo --keep[/]")
+            self._console.print(
+                f"The server is stopped. To look around in its UI: [bold]{_program()} demo --keep[/]", soft_wrap=True
+            )
 
     # --- what a user does ---
 
