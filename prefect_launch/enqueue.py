@@ -6,11 +6,10 @@ the options. A refused call leaves nothing behind. In a flow, `launch_add` is a 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final
 
+from prefect_launch import in_flow
 from prefect_launch.api import Api, default_api
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.item_draft import prepare_item, same_item
@@ -82,12 +81,12 @@ def launch_add(
         UnsafeSpecError: for an option that the queue does not let submitters set.
         ServerUnavailableError: when the server does not answer within 15 s.
     """
-    spec, queue = _request(locals())
+    spec, queue, add = _request(locals())
     api = default_api()
-    if _in_flow():
-        added: QueuedRun = _task()(api, spec, queue)
+    if in_flow.is_flow_code():
+        added: QueuedRun = in_flow.sync_task()(api, spec, queue, add)
         return added
-    return api.call(lambda session: add_item(api, session, spec, queue))
+    return api.call(lambda session: add(api, session, spec, queue))
 
 
 async def alaunch_add(
@@ -113,12 +112,12 @@ async def alaunch_add(
     priority: int | str | None = None,
 ) -> QueuedRun:
     """`launch_add` for async code; arguments, result and errors are the same."""
-    spec, queue = _request(locals())
+    spec, queue, add = _request(locals())
     api = default_api()
-    if _in_flow():
-        added: QueuedRun = await _async_task()(api, spec, queue)
+    if in_flow.is_flow_code():
+        added: QueuedRun = await in_flow.async_task()(api, spec, queue, add)
         return added
-    return await api.acall(lambda session: add_item(api, session, spec, queue))
+    return await api.acall(lambda session: add(api, session, spec, queue))
 
 
 def launch_add_many(
@@ -155,8 +154,8 @@ def _parse(spec: LaunchSpec | Mapping[str, Any]) -> LaunchSpec:
     return (spec if isinstance(spec, LaunchSpec) else parse_spec(spec)).check_source()
 
 
-def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str]:
-    """Read the arguments of a call into a spec and the queue's name."""
+def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str, in_flow.Add]:
+    """Read the arguments of a call into a spec, the queue's name, and what makes the item."""
     given = dict(arguments)
     queue = given.pop("queue_name") or DEFAULT_QUEUE
     given.pop("project_queue")
@@ -168,7 +167,9 @@ def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str]:
             f"uri={spec.uri!r} is not supported by this version: make a job of it with"
             f" create_job({spec.uri!r}, 'git', entrypoint=…) and queue that job."
         )
-    return spec, queue
+    named = in_flow.with_run_id(spec, queue)
+    found = named.run_id != spec.run_id and in_flow.is_retry()
+    return named, queue, in_flow.found_again(add_item) if found else add_item
 
 
 # --- what is done with a session -------------------------------------------------------------------------------------
@@ -220,50 +221,3 @@ async def _check_taken(session: Session, queue: KnownQueue, drafts: Sequence[Ite
         asked = {draft.idempotency_key: draft for draft in drafts[start : start + _PAGE]}
         for item in await session.server.list_items(keys=list(asked), limit=_PAGE):
             same_item(item, asked[item.idempotency_key or ""], queue)
-
-
-# --- inside a flow ---------------------------------------------------------------------------------------------------
-
-
-def _in_flow() -> bool:
-    from prefect.context import FlowRunContext, TaskRunContext
-
-    return FlowRunContext.get() is not None and TaskRunContext.get() is None
-
-
-def _with_run_id(spec: LaunchSpec) -> LaunchSpec:
-    """Give the spec a run id made of the calling task run, so that its retry finds what its first try made."""
-    from prefect.context import TaskRunContext
-
-    context = TaskRunContext.get()
-    if spec.run_id or context is None:
-        return spec
-    run = context.task_run
-    derived = hashlib.sha256(f"{run.flow_run_id}/{run.task_key}/{run.dynamic_key}".encode()).hexdigest()[:16]
-    return spec.model_copy(update={"run_id": derived})
-
-
-@lru_cache(maxsize=1)
-def _task() -> Any:
-    from prefect import task
-    from prefect.cache_policies import NO_CACHE
-
-    @task(name="launch_add", cache_policy=NO_CACHE, persist_result=False)
-    def add(api: Api, spec: LaunchSpec, queue: str) -> QueuedRun:
-        named = _with_run_id(spec)
-        return api.call(lambda session: add_item(api, session, named, queue))
-
-    return add
-
-
-@lru_cache(maxsize=1)
-def _async_task() -> Any:
-    from prefect import task
-    from prefect.cache_policies import NO_CACHE
-
-    @task(name="launch_add", cache_policy=NO_CACHE, persist_result=False)
-    async def add(api: Api, spec: LaunchSpec, queue: str) -> QueuedRun:
-        named = _with_run_id(spec)
-        return await api.acall(lambda session: add_item(api, session, named, queue))
-
-    return add

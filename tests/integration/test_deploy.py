@@ -77,7 +77,7 @@ def test_wrong_inputs_are_refused_by_the_server_and_nothing_is_queued(site: Site
     from prefect.exceptions import PrefectHTTPStatusError
 
     name = deploy(site)
-    with pytest.raises(PrefectHTTPStatusError, match="409|422"):
+    with pytest.raises(PrefectHTTPStatusError, match=r"409|422"):
         start(name, **parameters)
     assert site.queue.items == []
 

@@ -1,0 +1,222 @@
+"""`launch` and `launch_add` in plain code and in flows, sync and async, as Prefect's client sees them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from prefect import flow, task
+
+from prefect_launch import ExecutionError, alaunch, alaunch_add, launch, launch_add
+from prefect_launch.api import use_api
+from prefect_launch.errors import NotFoundError, SpecError
+from tests.support.live import Site
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+    from tests.support.prefect_server import PrefectServerProcess
+
+
+@pytest.fixture
+def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A queue with a job that says hello."""
+    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "home"))
+    site = Site(prefect_server.api_url, tmp_path, unique)
+    site.job('echo "hello $WANDB_NAME"; echo \'{"acc": 0.5}\' > "$LAUNCH_OUTPUT_DIR/outputs.json"')
+    return site
+
+
+def flow_runs(**filters: Any) -> list[FlowRun]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    with get_client(sync_client=True) as client:
+        return client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(filters))
+
+
+def task_runs(flow_run_id: object) -> list[str]:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+
+    with get_client(sync_client=True) as client:
+        found = client.read_task_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run_id]}}))
+    return sorted(run.name.rpartition("-")[0] or run.name for run in found)
+
+
+def subflows(parent: object) -> list[FlowRun]:
+    return flow_runs(parent_flow_run_id={"any_": [parent]})
+
+
+# --- launch ---
+
+
+def test_launch_runs_the_job_here_and_now(site: Site) -> None:
+    run = launch(site.api, job=site.name, name="me", run_id="r1")
+    assert run.id == "r1"
+    assert run.status == "finished"
+    assert asyncio.run(run.get_logs()) == "hello me\n"
+
+
+def test_launch_is_a_flow_run_with_its_tasks_log_and_outputs(site: Site) -> None:
+    @flow
+    def parent() -> str:
+        from prefect.context import get_run_context
+
+        launch(site.api, job=site.name, name="me")
+        return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+
+    (child,) = subflows(parent())
+    assert child.state_name == "Completed"
+    assert {"prepare", "run"} <= set(task_runs(child.id))
+    item = site.api.queued_run(child.id)
+    assert "hello me" in site.log(item)
+    assert any("0.5" in str(artifact.data) for artifact in site.artifacts(item))
+
+
+async def test_alaunch_is_a_subflow_of_an_async_flow(site: Site) -> None:
+    @flow
+    async def parent() -> str:
+        from prefect.context import get_run_context
+
+        run = await alaunch(site.api, job=site.name)
+        assert run.status == "finished"
+        return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+
+    (child,) = await asyncio.to_thread(subflows, await parent())
+    assert child.state_name == "Completed"
+
+
+async def test_launch_is_called_from_async_code_too(site: Site) -> None:
+    assert launch(site.api, job=site.name).status == "finished"
+
+
+def test_launch_that_does_not_wait_returns_a_run_that_goes_on(site: Site) -> None:
+    site.job("sleep 1; echo late; exit 0")
+    run = launch(site.api, job=site.name, synchronous=False)
+
+    async def end() -> str | None:
+        assert await run.get_status() == "running"
+        assert await run.wait(timeout=20)
+        return await run.get_logs()
+
+    assert asyncio.run(end()) == "late\n"
+
+
+def test_failing_launch_raises_with_the_exit_code_and_the_last_lines(site: Site) -> None:
+    site.job("echo one; echo two; exit 4")
+    with pytest.raises(ExecutionError) as raised:
+        launch(site.api, job=site.name)
+    assert raised.value.exit_code == 4
+    assert raised.value.last_lines == ("one", "two")
+
+
+def test_wrong_launch_is_refused_before_anything_runs(site: Site) -> None:
+    with pytest.raises(NotFoundError, match="Unknown job"):
+        launch(site.api, job=f"{site.name}x")
+    with pytest.raises(SpecError, match="Exactly one of"):
+        launch(site.api)
+    with pytest.raises(SpecError, match="cannot run on the resource"):
+        launch(site.api, docker_image="busybox", resource="local-process")
+    assert not (site.folder / "home" / "runs").exists()
+
+
+@pytest.mark.engine
+def test_launch_runs_a_container(site: Site, shell_image: str) -> None:
+    run = launch(site.api, docker_image=shell_image, entry_point=["sh", "-c", "echo from inside"])
+    assert asyncio.run(run.get_logs()) == "from inside\n"
+
+
+# --- launch_add ---
+
+
+def test_launch_add_in_a_flow_is_a_task_of_it(site: Site) -> None:
+    @flow
+    def parent() -> tuple[str, list[str]]:
+        from prefect.context import get_run_context
+
+        runs = [launch_add(job=site.name, queue_name=site.name) for _ in range(2)]
+        return str(get_run_context().flow_run.id), [run.id for run in runs]  # type: ignore[union-attr]
+
+    with use_api(site.api):
+        flow_run_id, ids = parent()
+    assert task_runs(flow_run_id) == ["launch_add", "launch_add"]
+    assert {run.id for run in site.queue.items} == set(ids)
+    assert len(ids) == 2
+
+
+async def test_alaunch_add_in_an_async_flow_is_a_task_of_it(site: Site) -> None:
+    @flow
+    async def parent() -> str:
+        from prefect.context import get_run_context
+
+        await alaunch_add(job=site.name, queue_name=site.name)
+        return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+
+    with use_api(site.api):
+        assert await asyncio.to_thread(task_runs, await parent()) == ["launch_add"]
+
+
+def test_retry_of_a_flow_finds_the_item_that_its_first_try_made(site: Site) -> None:
+    tries: list[str] = []
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def parent() -> str:
+        tries.append(launch_add(job=site.name, queue_name=site.name).id)
+        if len(tries) == 1:
+            raise RuntimeError("something else went wrong")
+        return tries[-1]
+
+    with use_api(site.api):
+        parent()
+    assert len(tries) == 2
+    assert len(set(tries)) == len(site.queue.items) == 1
+
+
+@pytest.mark.parametrize("run_id", [None, "named"])
+def test_retry_of_a_users_task_finds_the_items_that_its_first_try_made(site: Site, run_id: str | None) -> None:
+    tries: list[list[str]] = []
+
+    @task(retries=1, retry_delay_seconds=0)
+    def submit() -> None:
+        ids = [None, None] if run_id is None else ["a", "b"]
+        tries.append([launch_add(job=site.name, queue_name=site.name, run_id=one).id for one in ids])
+        if len(tries) == 1:
+            raise RuntimeError("something else went wrong")
+
+    @flow
+    def parent() -> None:
+        submit()
+
+    with use_api(site.api.model_copy(update={"project": site.name})):
+        parent()
+    assert len(tries) == 2
+    assert tries[0] == tries[1]
+    assert len(site.queue.items) == 2
+
+
+def test_retry_of_a_flow_runs_an_item_that_failed_once_more(site: Site) -> None:
+    tries: list[str] = []
+
+    @flow(retries=1, retry_delay_seconds=0)
+    def parent() -> None:
+        run = launch_add(job=site.name, queue_name=site.name)
+        tries.append(run.id)
+        if len(tries) == 1:
+            run.cancel()
+            run.wait_until_finished(timeout=5)
+
+    with use_api(site.api):
+        parent()
+    assert len(set(tries)) == len(site.queue.items) == 2
+
+
+def test_equal_items_of_one_flow_are_apart(site: Site) -> None:
+    @flow
+    def parent() -> set[str]:
+        return {launch_add(job=site.name, queue_name=site.name).id for _ in range(3)}
+
+    with use_api(site.api):
+        assert len(parent()) == 3
