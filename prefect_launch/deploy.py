@@ -13,6 +13,7 @@ from uuid import UUID
 
 from prefect_launch.errors import InputError, QueueError
 from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER
+from prefect_launch.jobs.plain_schema import inputs_in_order
 from prefect_launch.queues import QUEUE_LABEL
 from prefect_launch.runners.registry import runner_class
 
@@ -100,7 +101,7 @@ def form_schema(job: Job) -> dict[str, Any]:
         InputError: when an input is called `launch`.
     """
     schema: Mapping[str, Any] = job.schema or {}
-    inputs = schema.get("properties") or {}
+    inputs = inputs_in_order(schema)
     if OPTIONS_PARAMETER in inputs:
         raise InputError(
             f"The job {job.reference} has an input called {OPTIONS_PARAMETER!r}, which is the name of the group of"

@@ -215,8 +215,10 @@ def _source(job: Job) -> str:
 
 
 def _input_rows(schema: dict[str, Any], prefix: str = "") -> Any:
+    from prefect_launch.jobs.plain_schema import inputs_in_order
+
     required = set(schema.get("required") or ())
-    for name, each in (schema.get("properties") or {}).items():
+    for name, each in inputs_in_order(schema).items():
         if each.get("properties"):
             yield from _input_rows(each, f"{prefix}{name}.")
             continue

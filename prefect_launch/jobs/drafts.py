@@ -29,6 +29,7 @@ from prefect_launch.jobs.model import (
     SourceKind,
 )
 from prefect_launch.jobs.naming import check_runtime, job_name, parse_image, runtime_of
+from prefect_launch.jobs.plain_schema import with_positions
 from prefect_launch.jobs.schema import SchemaSource, load_schema
 from prefect_launch.jobs.work_tree import describe_work_tree
 from prefect_launch.names import check_name
@@ -165,7 +166,7 @@ async def _document(
     folder: Path | None,
 ) -> JobDocument:
     given: SchemaSource | None = request.input_schema
-    schema = await load_schema(given, folder=folder) if given is not None else None
+    schema = with_positions(await load_schema(given, folder=folder)) if given is not None else None
     return JobDocument.model_validate(
         {
             "_version": "0.17.0" if request.build_context or request.dockerfile else "v0",

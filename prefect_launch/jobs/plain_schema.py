@@ -57,6 +57,24 @@ def plain_schema(raw: object, *, name: str = "the schema") -> Schema:
     return schema
 
 
+def with_positions(schema: Mapping[str, Any]) -> Schema:
+    """Return a schema whose inputs know their place (Prefect's `position`): a stored document sorts its keys."""
+    inputs = schema.get("properties") or {}
+    placed = {name: {"position": place, **_as_schema(each)} for place, (name, each) in enumerate(inputs.items())}
+    return {**schema, "properties": placed} if placed else dict(schema)
+
+
+def inputs_in_order(schema: Mapping[str, Any] | None) -> dict[str, Schema]:
+    """Return the inputs of a schema in the order of their `position`, those without one last."""
+    inputs = {name: _as_schema(each) for name, each in ((schema or {}).get("properties") or {}).items()}
+    return dict(sorted(inputs.items(), key=lambda pair: pair[1].get("position", len(inputs))))
+
+
+def _as_schema(schema: Any) -> Schema:
+    """Return a property's schema as a mapping: JSON schema lets `true` and `false` stand for any and none."""
+    return dict(schema) if isinstance(schema, Mapping) else ({} if schema else {"not": {}})
+
+
 def _mapped(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> Schema:
     """Return a schema with a change made to each schema directly in it."""
     result = dict(schema)

@@ -61,7 +61,8 @@ def test_template_that_is_not_ours_is_refused_with_the_repair(template: dict[str
 
 
 def test_whole_placeholder_keeps_the_type_and_one_in_text_becomes_text() -> None:
-    made = config({"gpus": "{{gpus}}", "name": "on-{{ site }}-{{gpus}}", "list": ["{{ gpus }}", "x"]}, gpus=GPUS, site=SITE)
+    options = {"gpus": "{{gpus}}", "name": "on-{{ site }}-{{gpus}}", "list": ["{{ gpus }}", "x"]}
+    made = config(options, gpus=GPUS, site=SITE)
     assert made.fill({"gpus": 2}) == {"gpus": 2, "name": "on-north-2", "list": [2, "x"]}
 
 
@@ -147,8 +148,9 @@ def test_good_values_pass(values: dict[str, Any]) -> None:
     check_variables("q", config({}, gpus=GPUS, site=SITE), values)
 
 
-@pytest.mark.parametrize("values", [{"gpus": 0}, {"gpus": 9}, {"gpus": "2"}, {"gpus": 1.5}, {"gpus": True}, {"gpus": None}])
-def test_value_of_the_wrong_type_or_out_of_range_is_refused_with_the_rule(values: dict[str, Any]) -> None:
+@pytest.mark.parametrize("gpus", [0, 9, "2", 1.5, True, None])
+def test_value_of_the_wrong_type_or_out_of_range_is_refused_with_the_rule(gpus: Any) -> None:
+    values = {"gpus": gpus}
     with pytest.raises(SpecError, match=r"type integer, minimum 1, maximum 8"):
         check_variables("q", config({}, gpus=GPUS), values)
 

@@ -75,7 +75,8 @@ async def test_code_job_keeps_entry_point_runtime_schema_and_code(
 
     assert (job.name, job.description, job.runtime) == ("job-digits", "Digits", "3.10")
     assert job.entry_point == ("python", "main.py", "--name", "a b")
-    assert job.schema == {**schema, "type": "object", "additionalProperties": False}
+    rate = {"type": "number", "default": 0.1, "position": 0}
+    assert job.schema == {"properties": {"rate": rate}, "type": "object", "additionalProperties": False}
     assert (tmp_path / "out" / "main.py").read_text() == "print('hello')\n"
 
 
