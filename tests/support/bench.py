@@ -83,7 +83,8 @@ class Bench:
 
     async def until(self, item: Item, *types: StateType) -> Item:
         """Wait until an item is in a state of one of these types."""
-        return await eventually(lambda: self.read(item.id), lambda found: found.state_type in types)
+        found: Item = await eventually(lambda: self.read(item.id), lambda found: found.state_type in types)
+        return found
 
     @asynccontextmanager
     async def running(self, agent: LaunchAgent, **options: Any) -> AsyncIterator[LaunchAgent]:

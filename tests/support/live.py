@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from prefect_launch import LaunchAgent, create_job, launch_add_many
 from prefect_launch.api import Api
@@ -88,14 +89,14 @@ class Site:
         from prefect.client.orchestration import get_client
 
         with get_client(sync_client=True) as client:
-            return client.read_flow_run(run.id)
+            return client.read_flow_run(UUID(run.id))
 
     def states(self, run: QueuedRun) -> list[str]:
         """Names of the states that the item was in, oldest first."""
         from prefect.client.orchestration import get_client
 
         with get_client(sync_client=True) as client:
-            return [state.name or "" for state in client.read_flow_run_states(run.id)]
+            return [state.name or "" for state in client.read_flow_run_states(UUID(run.id))]
 
     def log(self, run: QueuedRun) -> str:
         """The item's log as Prefect's client reads it."""
