@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import anyio
 import pytest
+from prefect.client.orchestration import PrefectClient
 
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.client import PrefectServer, connect
@@ -41,16 +42,16 @@ class TestPrefectServerOnPostgres(ItemContract, MoveContract):
 
 async def test_server_that_is_not_there_is_told_within_15_seconds() -> None:
     started = time.monotonic()
-    async with connect(f"http://127.0.0.1:{free_port()}/api") as server:
-        with pytest.raises(ServerUnavailableError, match="'prefect server start'"):
-            await server.list_pools()
+    with pytest.raises(ServerUnavailableError, match="'prefect server start'"):
+        async with connect(f"http://127.0.0.1:{free_port()}/api"):
+            pass
     assert time.monotonic() - started < 15
 
 
 async def test_event_stream_of_server_that_is_not_there_is_told_at_once() -> None:
-    async with connect(f"http://127.0.0.1:{free_port()}/api") as server:
-        with anyio.fail_after(5), pytest.raises(ServerUnavailableError, match="event stream"):
-            await anext(server.watch_pools([uuid4()]))
+    server = PrefectServer(PrefectClient(f"http://127.0.0.1:{free_port()}/api"))
+    with anyio.fail_after(5), pytest.raises(ServerUnavailableError, match="event stream"):
+        await anext(server.watch_pools([uuid4()]))
 
 
 async def test_restart_ends_the_event_stream_and_is_waited_out_by_calls(
