@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench
 
+#: Calls that an agent makes beside its work on the item.
+_BESIDE = ("beat_", "list_queues", "read_pool", "find_deployment", "watch_pools", "delete_worker", "count_items")
 #: Whether a call comes from the agent that is to die.
 _in_this_life: ContextVar[bool] = ContextVar("in_this_life", default=False)
 
@@ -25,10 +28,11 @@ _in_this_life: ContextVar[bool] = ContextVar("in_this_life", default=False)
 class _Life:
     """One life of an agent, which hangs for ever at its n-th call outside, as a killed one does."""
 
-    def __init__(self, bench: Bench, *, calls: int) -> None:
+    def __init__(self, bench: Bench, dies_at: str | None) -> None:
         self._bench = bench
-        self._left = calls
-        self.died_at: str | None = None
+        self._dies_at = dies_at
+        self._count: Counter[str] = Counter()
+        self.calls: list[str] = []
         self.died = asyncio.Event()
         self._buried = asyncio.Event()
         bench.server.before_call = lambda method: self.step(f"before {method}")
@@ -45,12 +49,14 @@ class _Life:
 
     async def step(self, where: str) -> None:
         """Make one call outside, or die at it."""
-        if not _in_this_life.get() or where.endswith("beat_worker"):
+        if not _in_this_life.get():
             return
-        self._left -= 1
-        if self._left < 0:
-            self.died_at = self.died_at or where
+        self._count[where] += 1
+        call = f"{where} {self._count[where]}"
+        self.calls.append(call)
+        if call == self._dies_at:
             self.died.set()
+        if self.died.is_set():
             await self._buried.wait()
             raise ServerUnavailableError("it is dead")
 
@@ -89,42 +95,43 @@ class _DyingRunner(InMemoryRunner):
 
 
 async def test_agent_that_dies_at_any_call_runs_the_item_once_and_loses_no_line(tmp_path: Path) -> None:
-    died_at: list[str] = []
-    while (where := await _die_at_call(len(died_at), Bench(tmp_path / str(len(died_at))))) is not None:
-        died_at.append(where)
-    assert {"after propose", "before create", "after create", "before start", "after start"} <= set(died_at)
-    assert {"before write_logs", "after write_logs", "after create_artifact", "before remove"} <= set(died_at)
+    unharmed = await _live(Bench(tmp_path / "unharmed"), None)
+    calls = [call for call in unharmed.calls if not call.split()[1].startswith(_BESIDE)]
+    assert {"after propose 1", "before create 1", "after create 1", "before start 1", "after start 1"} <= set(calls)
+    assert {"before write_logs 1", "after write_logs 1", "after create_artifact 1", "before remove 1"} <= set(calls)
+    for number, call in enumerate(calls):
+        await _live(Bench(tmp_path / str(number)), call)
 
 
-async def _die_at_call(calls: int, bench: Bench) -> str | None:
-    """Let an agent die at its n-th call outside and start the next; return where, `None` when it lived on."""
-    script = Script(
-        seconds=0.02,
-        log=(b"one\n",),
-        late_log=(b"two\n",),
-        outputs={"outputs.json": b'{"acc": 1}'},
-        waits_for=ItemState.PULLING,
+async def _live(bench: Bench, dies_at: str | None) -> _Life:
+    """Let an agent run an item, or die at one of its calls outside and the next one go on: the end is the same."""
+    bench.plays(
+        Script(
+            seconds=0.02,
+            log=(b"one\n",),
+            late_log=(b"two\n",),
+            outputs={"outputs.json": b'{"acc": 1}'},
+            waits_for=ItemState.PULLING,
+        )
     )
-    bench.plays(script)
     (item,) = await bench.add()
-    life = _Life(bench, calls=calls)
-    dying = asyncio.create_task(life.live())
-    died = asyncio.create_task(life.died.wait())
-    await asyncio.wait({dying, died}, return_when=asyncio.FIRST_COMPLETED)
+    life = _Life(bench, dies_at)
+    living, died = asyncio.create_task(life.live()), asyncio.create_task(life.died.wait())
+    await asyncio.wait({living, died}, return_when=asyncio.FIRST_COMPLETED)
     died.cancel()
-    if life.died_at is None:
-        await dying
-        return None
-    await asyncio.sleep(0.04)  # what it had started ends without it
-    await asyncio.wait_for(bench.agent().loop(until_empty=True), 10)
+    if life.died.is_set():
+        await asyncio.sleep(0.04)  # what it had started ends without it
+        await asyncio.wait_for(bench.agent().loop(until_empty=True), 20)
+        await life.bury(living)
+    else:
+        await living
 
     found = await bench.read(item.id)
-    assert (found.state_type, found.run_count) == (StateType.COMPLETED, 1), life.died_at
-    assert bench.machine.started == [f"launch-{item.id}-1"], life.died_at
-    assert await bench.log(item) == "one\ntwo", life.died_at
-    assert bench.machine.runs == {}, life.died_at
-    await life.bury(dying)
-    return life.died_at
+    assert (found.state_type, found.run_count) == (StateType.COMPLETED, 1), dies_at
+    assert bench.machine.started == [f"launch-{item.id}-1"], dies_at
+    assert await bench.log(item) == "one\ntwo", dies_at
+    assert bench.machine.runs == {}, dies_at
+    return life
 
 
 async def test_run_that_is_found_again_keeps_its_exit_code(bench: Bench) -> None:
