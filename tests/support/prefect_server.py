@@ -31,8 +31,8 @@ TEMPLATE_FILES = ("prefect.db", "memo_store.toml")
 #: Prefect's server, without Python's garbage collector. With it, a server on SQLite stands still for a minute every few
 #: dozen writes of several agents: the collector runs on the event loop and finalises a cursor (`sqlite3_reset`), which
 #: waits for the mutex of a connection whose own thread waits in SQLite's busy handler for a lock that only the event
-#: loop can let go; that lasts for Prefect's busy timeout of 60 s. Seen with `py-spy dump --native`; the remedy for users
-#: is PostgreSQL. Tests are short, so what is not collected does not matter.
+#: loop can let go; that lasts for Prefect's busy timeout of 60 s. Seen with `py-spy dump --native`; the remedy for
+#: users is PostgreSQL. Tests are short, so what is not collected does not matter.
 WITHOUT_GC = "import gc, sys; gc.disable(); sys.argv[0] = 'prefect'; from prefect.cli import app; app()"
 
 
