@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from prefect_launch.duration import TimeLimit
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.names import check_name
 from prefect_launch.priority import Priority
@@ -94,6 +95,7 @@ class LaunchSpec(_Part):
     template_variables: dict[str, Any] = Field(default_factory=dict)
     overrides: Overrides = Overrides()
     python_version: str | None = None
+    timeout: TimeLimit = Field(default=None, description="Time limit of the run, from its start: seconds, or '2h'.")
     registry: dict[str, Any] = Field(default_factory=dict)
     builder: dict[str, Any] = Field(default_factory=dict)
     additional_services: tuple[dict[str, Any], ...] = ()

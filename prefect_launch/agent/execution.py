@@ -20,6 +20,7 @@ from prefect_launch.agent.config import AgentConfig
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
 from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
+from prefect_launch.agent.stopping import Stopper
 from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.item_spec import run_id_of, spec_of
@@ -193,6 +194,8 @@ class Execution:
             try:
                 await self._runner.stop(self._tracker.handle, self._shop.config.stopped_run_timeout)
                 await self._runner.remove(self._tracker.handle)
+                if outcome.state is ItemState.CANCELLED:
+                    outcome = outcome.model_copy(update={"message": f"{outcome.message[:-1]}: {self._runner.gone}."})
             except LaunchError as error:
                 log.warning("%s not-cleared %s: %s", self._item.id, self._tracker.handle, error)
         return await self._end(outcome)
@@ -201,7 +204,8 @@ class Execution:
         handle = self._tracker.handle or ""
         shipper = LogShipper(self._server, self._item.id, plan.log_path)
         shipper.follow()
-        stopper = asyncio.create_task(self._stop_when_asked(runner, handle))
+        stopper = Stopper(self._tracker, runner, plan, self._shop.config.stopped_run_timeout)
+        stopping = asyncio.create_task(stopper.watch())
         faults = []
         try:
             end = await runner.watch(handle, plan)
@@ -209,24 +213,16 @@ class Execution:
         except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on
             return await self._end(outcome_of_error(error, Phase.RUN), current)
         finally:
-            stopper.cancel()
-            await asyncio.wait({stopper})
+            stopping.cancel()
+            await asyncio.wait({stopping})
             await shipper.let_go()
         warnings = [*end.warnings, *faults, *await self._keep(plan)]
-        outcome = outcome_of_exit(end)
+        outcome = await stopper.outcome(end) or outcome_of_exit(end)
         if warnings:
             outcome = outcome.model_copy(update={"message": f"{outcome.message} Note: {' '.join(warnings)}"})
         ended = await self._end(outcome, current)
         await runner.remove(handle)
         return ended
-
-    async def _stop_when_asked(self, runner: Runner, handle: str) -> None:
-        await self._tracker.stop.wait()
-        log.info("%s stopping", self._item.id)
-        try:
-            await runner.stop(handle, self._shop.config.stopped_run_timeout)
-        except LaunchError as error:
-            log.warning("%s not-stopped %s", self._item.id, error)
 
     async def _finish_log(self, shipper: LogShipper, plan: RunPlan) -> list[str]:
         """Send what is left of the log; returns what went wrong with it: it does not make a good run a bad one."""

@@ -13,7 +13,7 @@ from uuid import UUID
 from prefect_launch.agent.heartbeat import beat
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.recover import find_own_runs, settle_orphans
-from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, listen
+from prefect_launch.agent.wake import LATER_LOOKS_SECONDS, SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError
 from prefect_launch.states import StateType
 
@@ -117,11 +117,15 @@ class Loop:
             self._look()
             asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._look)
         else:
-            self._stops_due = 0.0
-            asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._agent.wake.ring)
+            for pause in (SECOND_LOOK_SECONDS, *LATER_LOOKS_SECONDS):
+                asyncio.get_running_loop().call_later(pause, self._look_for_stops)
 
     def _look(self) -> None:
         self._intake.look_again()
+        self._agent.wake.ring()
+
+    def _look_for_stops(self) -> None:
+        self._stops_due = 0.0
         self._agent.wake.ring()
 
     async def _stop_what_is_cancelled(self) -> None:

@@ -31,7 +31,8 @@ class JobTracker:
         phase: where it is, for the message should it fail.
         handle: what was created for it, once it was.
         file_saver: folder that gets an `error.log` when the agent itself fails over the item.
-        stop: is set when it is to be stopped.
+        stop: is set when it was asked to stop.
+        preempt: is set when the agent stops it of its own accord, as when its machine is taken away.
         ended: is set when its work here is over, whatever came of it.
     """
 
@@ -42,6 +43,7 @@ class JobTracker:
     handle: str | None = None
     file_saver: Path | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    preempt: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

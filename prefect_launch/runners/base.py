@@ -65,6 +65,7 @@ class RunPlan(BaseModel):
         default=None, description="Relative to the code, or to the image's working directory."
     )
     python_version: str | None = Field(default=None, description='The job\'s Python, such as "3.11".')
+    timeout: float | None = Field(default=None, description="Its time limit, in seconds from its start.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="resource_args of this resource, merged and checked."
     )
@@ -165,6 +166,8 @@ class Runner(ABC):
 
     #: The resource's name, as in queues and specs: "local-process".
     name: ClassVar[str]
+    #: What is seen once a run was stopped and removed, as people are told it.
+    gone: ClassVar[str] = "run removed"
     #: Which sources it can run.
     sources: ClassVar[frozenset[SourceKind]]
     #: The options (normalised: lower case, dashes) that any submitter may set in `resource_args`.

@@ -54,6 +54,7 @@ class LocalContainerRunner(Runner):
     """
 
     name: ClassVar[str] = "local-container"
+    gone: ClassVar[str] = "container removed"
     sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.IMAGE})
     submitter_options: ClassVar[frozenset[str]] = SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS

@@ -45,6 +45,7 @@ class LocalProcessRunner(Runner):
     """Runs jobs as processes of the agent's user."""
 
     name: ClassVar[str] = "local-process"
+    gone: ClassVar[str] = "process group gone"
     sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.CODE, SourceKind.GIT})
     submitter_options: ClassVar[frozenset[str]] = OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS
