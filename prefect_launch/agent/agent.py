@@ -21,6 +21,7 @@ from prefect_launch.agent.intake import Intake
 from prefect_launch.agent.lock import only_agent
 from prefect_launch.agent.loop import Loop
 from prefect_launch.agent.moves import log, until_server_is_back
+from prefect_launch.agent.orders import Orders
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.recover import Adopted
 from prefect_launch.agent.refusal import check_sweep, fail_item, fail_over
@@ -63,7 +64,7 @@ class LaunchAgent:
         self.status = "POLLING"
         self.wake = Wake()
         self.crew = Crew(self.finish_thread_id)
-        self.stopping = False
+        self.orders = Orders(self.wake)
         self._runners = dict(runners or {})
         self._workshop: Workshop | None = None
         self._intake: Intake | None = None
@@ -169,7 +170,7 @@ class LaunchAgent:
     @property
     def free_slots(self) -> int:
         """How many jobs it could start now."""
-        return int(min(self.config.max_jobs - self.num_running_jobs, _MANY))
+        return 0 if self.orders.draining else int(min(self.config.max_jobs - self.num_running_jobs, _MANY))
 
     @property
     def takes_schedulers(self) -> bool:
@@ -277,8 +278,7 @@ class LaunchAgent:
 
     def stop(self) -> None:
         """Ask the loop to end; what runs goes on."""
-        self.stopping = True
-        self.wake.ring()
+        self.orders.leave()
 
     def resume(self, run: Adopted) -> None:
         """Take up a run that an agent of this name has left."""

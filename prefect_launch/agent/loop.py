@@ -13,6 +13,7 @@ from uuid import UUID
 from prefect_launch.agent.heartbeat import beat
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.recover import find_own_runs, settle_orphans
+from prefect_launch.agent.reporting import Reporter
 from prefect_launch.agent.wake import LATER_LOOKS_SECONDS, SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError
 from prefect_launch.states import StateType
@@ -37,6 +38,8 @@ class Loop:
         self._agent = agent
         self._config = agent.config
         self._crew = agent.crew
+        self._orders = agent.orders
+        self._reporter = Reporter(agent)
         self._intake = agent.intake
         self._server = agent.shop.session.server
         self._until_empty = until_empty
@@ -51,10 +54,13 @@ class Loop:
             asyncio.create_task(listen(self._server, pool_ids, self._heard)),
             asyncio.create_task(self._intake.watch_limits()),
             asyncio.create_task(self._tell_status()),
+            asyncio.create_task(self._reporter.post()),
+            asyncio.create_task(self._reporter.watch_orders()),
         ]
         try:
             await self._recover()
             await until_server_is_back("read the queues' limits", self._intake.read_limits)
+            await until_server_is_back("show the agent's orders", self._reporter.read_orders)
             await self._work()
         finally:
             for task in background:
@@ -67,7 +73,8 @@ class Loop:
         return [(await session.queue(queue)).pool_id for queue in self._config.queues]
 
     async def _work(self) -> None:
-        while not self._agent.stopping and time.monotonic() < self._ends_at:
+        self._orders.at_work = True
+        while not self._is_over:
             try:
                 await self._fill()
                 await self._stop_what_is_cancelled()
@@ -81,8 +88,15 @@ class Loop:
             left = max(self._ends_at - time.monotonic(), 0.0)
             await self._agent.wake.wait(min(self._config.poll_seconds, left))
 
+    @property
+    def _is_over(self) -> bool:
+        if self._orders.stopping or time.monotonic() >= self._ends_at:
+            return True
+        # A shift that has drained stays until its time is up: the next one would come at once, and drain too.
+        return self._orders.draining and not self._crew.thread_ids and self._ends_at == float("inf")
+
     async def _fill(self) -> None:
-        while self._agent.free_slots > 0 and not self._agent.stopping:
+        while self._agent.free_slots > 0 and not self._orders.stopping:
             found = await self._agent.get_job_and_queue()
             if found is None:
                 break
@@ -148,9 +162,10 @@ class Loop:
             await asyncio.sleep(pause)
 
     async def _leave(self) -> None:
+        if self._orders.stops_jobs:
+            await self._crew.stop_jobs(self._config.stopped_run_timeout)
+        left = self._reporter.notice("offline")
+        drained = self._orders.drains_from_afar and not left.running and self._ends_at == float("inf")
         await self._crew.leave()
-        try:
-            await self._agent.update_status("KILLED")
-        except LaunchError as error:
-            log.debug("not taken off the list: %s", error)
+        await self._reporter.leave(left, drained=drained)
         log.info("agent %s left", self._config.name)
