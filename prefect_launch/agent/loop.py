@@ -10,10 +10,12 @@ import time
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import anyio
+
 from prefect_launch.agent.heartbeat import beat
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.recover import find_own_runs, settle_orphans
-from prefect_launch.agent.reporting import Reporter
+from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
 from prefect_launch.agent.wake import LATER_LOOKS_SECONDS, SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError
 from prefect_launch.states import StateType
@@ -167,5 +169,16 @@ class Loop:
         left = self._reporter.notice("offline")
         drained = self._orders.drains_from_afar and not left.running and self._ends_at == float("inf")
         await self._crew.leave()
+        if self._orders.stops_jobs:
+            await self._give_back({UUID(item.id) for item in left.running})
         await self._reporter.leave(left, drained=drained)
         log.info("agent %s left", self._config.name)
+
+    async def _give_back(self, held: set[UUID]) -> None:
+        """Put what was claimed and has not come to run back into its queue; leave what would not end alone."""
+        shop = self._agent.shop
+        try:
+            with anyio.move_on_after(LAST_WORDS_SECONDS):
+                await settle_orphans(shop, self._config.queues, self._agent.holder, held)
+        except LaunchError as error:
+            log.warning("not-given-back %s", error)
