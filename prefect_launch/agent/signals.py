@@ -56,19 +56,17 @@ class Signals:
     def hear(self, number: signal.Signals) -> None:
         """Act on a signal."""
         self._heard.append(number)
-        agent, names = self._agent, ", ".join(item.name for item in self._agent.crew.items)
+        agent = self._agent
+        count, ids = len(agent.thread_ids), ", ".join(agent.thread_ids)
         if len(self._heard) == 1 and agent.orders.at_work:
             agent.orders.drain()
-            count = len(agent.thread_ids)
-            what = f"{count} in work: {names}. Once more to leave at once" if count else "nothing is in work"
+            what = f"{count} in work: {ids}. Once more to leave at once" if count else "nothing is in work"
             self._tell(f"Draining: no more items are taken; {what}.")
             return
         self._forget()
         agent.orders.leave(stop_jobs=self._stop_jobs)
-        if not names:
-            self._tell("Leaving; nothing is in work.")
-        else:
-            self._tell(f"Leaving; {names} {'are stopped' if self._stop_jobs else 'go on'}.")
+        what = f"{count} {'are stopped' if self._stop_jobs else 'go on'}: {ids}" if count else "nothing is in work"
+        self._tell(f"Leaving; {what}.")
         if not agent.orders.at_work:
             self._cancel()
         elif not self._stop_jobs:

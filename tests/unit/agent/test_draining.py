@@ -107,7 +107,7 @@ async def test_second_signal_lets_the_agent_leave_and_its_jobs_go_on(bench: Benc
     signals.hear(signal.SIGINT)
     signals.hear(signal.SIGINT)
     assert await asyncio.wait_for(work, 0.8) is signal.SIGINT
-    assert told[1].endswith("go on.")
+    assert told[1] == f"Leaving; 1 go on: {item.id}."
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
     left = await _agent(bench)
     assert (left.state, [one.id for one in left.running]) == ("offline", [str(item.id)])
@@ -126,7 +126,7 @@ async def test_second_signal_stops_the_jobs_when_that_was_wanted(bench: Bench) -
     await asyncio.wait_for(work, 5)
     found = await bench.read(first.id)
     assert (found.state_type, outcome_data(found)["cause"]) == (StateType.CRASHED, "preempted")
-    assert told[1].endswith("are stopped.")
+    assert told[1] == f"Leaving; 1 are stopped: {first.id}."
     assert bench.machine.runs == {}
     assert await bench.states(second) == ["Queued"]
 
