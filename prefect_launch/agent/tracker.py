@@ -6,6 +6,7 @@ The truth is in the labels of what runs; this is only the agent's handle on its 
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -32,6 +33,8 @@ class JobTracker:
         handle: what was created for it, once it was.
         file_saver: folder that gets an `error.log` when the agent itself fails over the item.
         stop: is set when it is to be stopped.
+        claim: the token of the claim that it is held under; empty: not known.
+        claimed_at: when it was taken up, on this process's clock.
         ended: is set when its work here is over, whatever came of it.
     """
 
@@ -42,6 +45,8 @@ class JobTracker:
     handle: str | None = None
     file_saver: Path | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    claim: str = ""
+    claimed_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

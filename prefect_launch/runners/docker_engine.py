@@ -23,7 +23,7 @@ import docker.utils
 import requests
 import urllib3
 
-from prefect_launch.errors import InfrastructureError, SpecError
+from prefect_launch.errors import ImagePullError, InfrastructureError, SpecError
 from prefect_launch.runners.docker_answers import read_inspected, read_listed
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.runners.engine_events import EngineEvents, EventSource
@@ -276,8 +276,8 @@ def _pull(client: Any, name: str, platform: str | None) -> None:
         raise _pull_failed(name, error.explanation or str(error)) from error
 
 
-def _pull_failed(name: str, reason: str) -> InfrastructureError:
-    return InfrastructureError(
+def _pull_failed(name: str, reason: str) -> ImagePullError:
+    return ImagePullError(
         f"The image {name!r} is not on this machine and cannot be pulled: {reason}. Check its name, that the registry"
         " can be reached from here, and that this machine's Docker is logged in to it."
     )

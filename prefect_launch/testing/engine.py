@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from prefect_launch.errors import InfrastructureError
+from prefect_launch.errors import ImagePullError, InfrastructureError
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.testing.script import Script, ScriptedProcess
 
@@ -70,7 +70,7 @@ class InMemoryEngine(Engine):
     async def pull(self, name: str, platform: str | None = None) -> None:
         docker = self._docker()
         if name not in docker.registry:
-            raise InfrastructureError(f"The image {name!r} is not on this machine and cannot be pulled: not found.")
+            raise ImagePullError(f"The image {name!r} is not on this machine and cannot be pulled: not found.")
         docker.pulled.append(name)
         docker.images[name] = docker.registry[name]
 
