@@ -65,7 +65,12 @@ class DockerEngine(Engine):
         if found is None:
             return None
         config = found.get("Config") or {}
-        return Image(id=found["Id"], user=config.get("User") or "", working_dir=config.get("WorkingDir") or "/")
+        return Image(
+            id=found["Id"],
+            digests=tuple(found.get("RepoDigests") or ()),
+            user=config.get("User") or "",
+            working_dir=config.get("WorkingDir") or "/",
+        )
 
     async def pull(self, name: str, platform: str | None = None) -> None:
         await self._call(lambda client: _pull(client, name, platform), abandon_on_cancel=True)
@@ -157,7 +162,7 @@ class DockerEngine(Engine):
 
         return await self._call(changed_at)
 
-    async def put_archive(self, container_id: str, path: str, archive: bytes) -> None:
+    async def put_archive(self, container_id: str, path: str, archive: bytes | BinaryIO) -> None:
         await self._call(lambda client: client.put_archive(container_id, path, archive))
 
     async def get_archive(self, container_id: str, path: str, into: BinaryIO, max_bytes: int) -> bool:
