@@ -43,14 +43,14 @@ async def bring_last_outputs(plan: RunPlan, site: Site, jobs: JobRegistry) -> in
     """
     if plan.attempt < 2 or plan.output_dir.exists():
         return None
-    part = plan.run_dir / "outputs.part"
-    await anyio.to_thread.run_sync(_empty, part)
-    for attempt in range(plan.attempt - 1, 0, -1):
-        local = site.run_dir(plan.item_id, attempt) / plan.output_dir.name
-        if await anyio.to_thread.run_sync(_copy, local, part) or await _fetch(jobs, plan.item_id, attempt, part):
-            await anyio.to_thread.run_sync(part.rename, plan.output_dir)
-            return attempt
-    await anyio.to_thread.run_sync(shutil.rmtree, part)
+    # In a folder of its own until it is whole: an agent may die in the middle of it.
+    async with anyio.TemporaryDirectory(prefix=".last-outputs-", dir=str(plan.run_dir)) as made:
+        part = Path(made) / plan.output_dir.name
+        for attempt in range(plan.attempt - 1, 0, -1):
+            local = site.run_dir(plan.item_id, attempt) / plan.output_dir.name
+            if await anyio.to_thread.run_sync(_copy, local, part) or await _fetch(jobs, plan.item_id, attempt, part):
+                await anyio.to_thread.run_sync(part.rename, plan.output_dir)
+                return attempt
     return None
 
 
@@ -62,12 +62,6 @@ async def _fetch(jobs: JobRegistry, item_id: str, attempt: int, target: Path) ->
     if _WHOLE_LOG in found:
         await anyio.Path(target / _WHOLE_LOG).unlink()
     return bool(set(found) - {_WHOLE_LOG})
-
-
-def _empty(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
 
 
 def _copy(source: Path, target: Path) -> bool:
