@@ -8,15 +8,23 @@ item still in work? When not, it writes nothing, and what it has of the item is 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
-from prefect_launch.agent.moves import until_server_is_back
+import anyio
+
+from prefect_launch.agent.moves import log, until_server_is_back
+from prefect_launch.errors import LaunchError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
 from prefect_launch.states import ACTIVE, ItemState, StateType
 
+if TYPE_CHECKING:
+    from prefect_launch.agent.tracker import JobTracker
+
+#: An agent is called lost after three times as long; one read for each item in work.
+LOOK_SECONDS: Final = 30.0
 _CLAIM: Final = re.compile(r"Claimed by agent (?P<agent>\S+) on (?P<host>.+)\.")
 #: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
 _OURS: Final = ACTIVE | {StateType.CANCELLED}
@@ -47,6 +55,29 @@ def token_of(item: Item) -> str:
     if item.state is None or item.state.name != ItemState.CLAIMED.label:
         return ""
     return str(item.state.state_details.get("transition_id") or "")
+
+
+async def stop_what_is_not_held(server: Server, trackers: Callable[[], Sequence[JobTracker]]) -> None:
+    """Stop, again and again, what runs here for items that are another's by now, or have ended; for ever."""
+    while True:
+        await anyio.sleep(LOOK_SECONDS)
+        try:
+            await stop_once(server, trackers())
+        except LaunchError as error:
+            log.debug("not looked whose the items are: %s", error)
+
+
+async def stop_once(server: Server, trackers: Sequence[JobTracker]) -> None:
+    """Stop what runs here for items that are not held any more.
+
+    Raises:
+        LaunchError: when the server fails.
+    """
+    for tracker in trackers:
+        if tracker.stop.is_set() or await is_held(server, tracker.id, tracker.claim) or tracker.ended.is_set():
+            continue
+        log.warning("%s not-ours-any-more: stopping what runs of it here", tracker.id)
+        tracker.stop.set()
 
 
 async def is_held(server: Server, item_id: UUID, token: str) -> bool:
