@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from prefect_launch.agent.ending import count_retries
-from prefect_launch.errors import ImagePullError, InfrastructureError, SpecError
+from prefect_launch.errors import ImagePullError, InfrastructureError, NotFoundError, SpecError
+from prefect_launch.jobs.create import acreate_job
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.values import Item, State
 from prefect_launch.states import ItemState, StateType
@@ -136,6 +137,19 @@ async def test_spec_that_is_refused_does_not_come_back(bench: Bench) -> None:
     (item,) = await bench.add(retries=rule("failed", "crashed"))
     await bench.agent().loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.FAILED
+
+
+async def test_jobs_rule_applies_to_items_that_have_none(bench: Bench) -> None:
+    job = await acreate_job("busybox:1", "image", name="flaky", retries=rule("failed", most=1), api=bench.api)
+    bench.plays(Script(exit_code=3))
+    items = [*await bench.add(docker=None, job=job.reference), *await bench.add(docker=None, job="flaky", retries=0)]
+    await bench.agent().loop(until_empty=True)
+    assert [(await bench.states(item)).count("AwaitingRetry") for item in items] == [1, 0]
+
+
+async def test_job_with_a_wrong_rule_is_refused(bench: Bench) -> None:
+    with pytest.raises(NotFoundError, match="Unknown cause of a retry 'boom'"):
+        await acreate_job("busybox:1", "image", retries={"on": ["boom"]}, api=bench.api)
 
 
 # --- the outputs of the last attempt ---
