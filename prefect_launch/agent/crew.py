@@ -42,6 +42,11 @@ class Crew:
         return list(self._trackers)
 
     @property
+    def trackers(self) -> list[JobTracker]:
+        """What is remembered of each item in work."""
+        return list(self._trackers.values())
+
+    @property
     def items(self) -> list[Item]:
         """The items in work."""
         return [tracker.item for tracker in self._trackers.values()]

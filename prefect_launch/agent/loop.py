@@ -13,6 +13,8 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.heartbeat import beat
+from prefect_launch.agent.held import stop_what_is_not_held
+from prefect_launch.agent.lost import LostWatch
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.recover import find_own_runs, settle_orphans
 from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
@@ -51,6 +53,7 @@ class Loop:
     async def run(self) -> None:
         """Run until told to stop, until empty, or until the time is up; then let go of what runs."""
         pool_ids = await until_server_is_back("show the queues", self._pool_ids)
+        session = self._agent.shop.session
         background = [
             asyncio.create_task(beat(self._server, self._config.name, self._config.queues, lambda: self._crew.items)),
             asyncio.create_task(listen(self._server, pool_ids, self._heard)),
@@ -58,6 +61,8 @@ class Loop:
             asyncio.create_task(self._tell_status()),
             asyncio.create_task(self._reporter.post()),
             asyncio.create_task(self._reporter.watch_orders()),
+            asyncio.create_task(LostWatch(session, self._config.name, self._config.queues).watch()),
+            asyncio.create_task(stop_what_is_not_held(self._server, lambda: self._crew.trackers)),
         ]
         try:
             await self._recover()

@@ -16,6 +16,7 @@ from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.duration import in_words
 from prefect_launch.errors import LaunchError
+from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Phase, Runner, RunPlan
 from prefect_launch.states import ItemState, StateType
 
@@ -91,13 +92,13 @@ class Stopper:
             return Outcome(state=ItemState.CANCELLED, message=message, data=data)
         if self._tracker.preempt.is_set() and not self._timed_out:
             message = f"[{Phase.RUN.value}] Preempted{lasted}: its agent was told to stop its jobs; {end.describe()}."
-            return Outcome(state=ItemState.CRASHED, message=message, data={**data, "cause": "preempted"})
+            return Outcome(state=ItemState.CRASHED, message=message, data=data, cause=Cause.PREEMPTED)
         limit = self._plan.timeout
         if limit is not None and (self._timed_out or (end.duration_seconds or 0.0) >= limit):
             message = (
                 f"[{Phase.RUN.value}] The job timed out after {in_words(limit)}, its time limit; {end.describe()}."
             )
-            return Outcome(state=ItemState.FAILED, message=message, data={**data, "cause": "timeout"})
+            return Outcome(state=ItemState.FAILED, message=message, data=data, cause=Cause.TIMEOUT)
         return None
 
     async def _remove(self) -> str:

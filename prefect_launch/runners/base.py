@@ -100,6 +100,7 @@ class Exit(BaseModel):
     signal: str | None = Field(default=None, description='Name of the signal that ended it, such as "SIGKILL".')
     oom_killed: bool = False
     stopped: bool = Field(default=False, description="Ended because `stop` was asked.")
+    preempted: bool = Field(default=False, description="Ended because the resource took its machine away.")
     error: str | None = Field(default=None, description="Why it never started, or was lost, in words.")
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -254,6 +255,10 @@ class Runner(ABC):
     @abstractmethod
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         """List what exists on this machine with all these labels, running or not."""
+
+    async def image_of(self, handle: str) -> str | None:
+        """Return the image that a run was created from, by its digest; `None` where there are no images."""
+        return None
 
     @abstractmethod
     async def remove(self, handle: str) -> None:

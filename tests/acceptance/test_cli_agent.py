@@ -132,7 +132,7 @@ def test_second_signal_stops_the_jobs_of_an_agent_that_was_started_so(
     code = end(agent, signal.SIGTERM)
 
     shown = json.loads(launch_cli("item", "show", item, "--json").stdout)
-    assert (code, shown["state"]) == (143, "crashed")
+    assert (code, shown["state"]) == (143, "awaitingretry")
     assert "its agent was told to stop its jobs" in shown["message"]
 
 

@@ -134,6 +134,34 @@ async def _live(bench: Bench, dies_at: str | None) -> _Life:
     return life
 
 
+async def test_agent_that_dies_at_any_call_brings_an_item_back_as_its_rule_says(tmp_path: Path) -> None:
+    calls = 0
+    while await _die_at_call_of_two_attempts(calls, Bench(tmp_path / str(calls))) is not None:
+        calls += 1
+    assert calls > 20
+
+
+async def _die_at_call_of_two_attempts(calls: int, bench: Bench) -> str | None:
+    bench.plays(Script(seconds=0.01, exit_code=3), Script())
+    (item,) = await bench.add(retries={"max": 3, "on": ["failed"], "delay": 0})
+    life = _Life(bench, calls=calls)
+    dying = asyncio.create_task(life.live())
+    died = asyncio.create_task(life.died.wait())
+    await asyncio.wait({dying, died}, return_when=asyncio.FIRST_COMPLETED)
+    died.cancel()
+    try:
+        if life.died_at is not None:
+            await asyncio.wait_for(bench.agent().loop(until_empty=True), 10)
+        found = await bench.read(item.id)
+        told = f"{life.died_at}: {await bench.states(item)} {found.message}"
+        assert (found.state_type, found.run_count) == (StateType.COMPLETED, 2), told
+        assert bench.machine.started == [f"launch-{item.id}-1", f"launch-{item.id}-2"], told
+        assert bench.machine.runs == {}, told
+    finally:
+        await life.bury(dying)
+    return life.died_at
+
+
 async def test_run_that_is_found_again_keeps_its_exit_code(bench: Bench) -> None:
     bench.plays(Script(seconds=0.3, exit_code=4))
     (item,) = await bench.add()
@@ -208,8 +236,8 @@ async def test_run_with_labels_that_are_not_ours_is_ignored(bench: Bench) -> Non
 # --- what was claimed, and of which nothing exists ---
 
 
-async def claimed_by(bench: Bench, agent: LaunchAgent, *further: ItemState) -> Item:
-    (item,) = await bench.add()
+async def claimed_by(bench: Bench, agent: LaunchAgent, *further: ItemState, **spec: Any) -> Item:
+    (item,) = await bench.add(**spec)
     await bench.server.propose(item.id, State.of(ItemState.CLAIMED, f"Claimed by {agent.holder}."))
     await bench.move(item, *further)
     return item
@@ -234,11 +262,20 @@ async def test_item_that_another_agent_has_claimed_is_left_alone(bench: Bench) -
 
 async def test_item_that_ran_and_of_which_nothing_is_left_has_crashed(bench: Bench) -> None:
     agent = bench.agent()
-    item = await claimed_by(bench, agent, ItemState.RUNNING)
+    item = await claimed_by(bench, agent, ItemState.RUNNING, retries=0)
     await agent.loop(until_empty=True)
     found = await bench.read(item.id)
     assert found.state_type is StateType.CRASHED
     assert "not on the machine" in found.message
+
+
+async def test_item_that_ran_and_of_which_nothing_is_left_comes_back(bench: Bench) -> None:
+    agent = bench.agent()
+    item = await claimed_by(bench, agent, ItemState.RUNNING, retries={"delay": 0})
+    await agent.loop(until_empty=True)
+    found = await bench.read(item.id)
+    assert (found.state_type, found.run_count) == (StateType.COMPLETED, 2)
+    assert bench.machine.started == [f"launch-{item.id}-2"]
 
 
 async def test_item_that_was_asked_to_stop_and_of_which_nothing_is_left_is_cancelled(bench: Bench) -> None:

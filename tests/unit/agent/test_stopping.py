@@ -11,7 +11,7 @@ from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.base import Phase
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryRunner, Script
-from tests.support.bench import RESOURCE, Bench, outcome_data
+from tests.support.bench import RESOURCE, Bench
 
 
 @pytest.mark.parametrize("deaf", [False, True])
@@ -22,7 +22,6 @@ async def test_item_whose_time_is_up_is_stopped_and_fails(bench: Bench, deaf: bo
     found = await bench.read(item.id)
     assert found.state_type is StateType.FAILED
     assert found.message.startswith("[run] The job timed out after 0.2 s")
-    assert outcome_data(found)["cause"] == "timeout"
     assert (bench.machine.running, bench.machine.runs) == ([], {})
 
 
@@ -53,7 +52,7 @@ async def test_item_that_was_stopped_at_its_limit_by_an_agent_that_is_gone_fails
     await InMemoryRunner(bench.folder, bench.machine).stop(f"launch-{item.id}-1", 0)
     await bench.agent().loop(until_empty=True)
     found = await bench.read(item.id)
-    assert (found.state_type, outcome_data(found)["cause"]) == (StateType.FAILED, "timeout")
+    assert (found.state_type, "timed out after" in found.message) == (StateType.FAILED, True)
 
 
 async def test_item_that_is_asked_to_stop_at_its_limit_is_cancelled(bench: Bench) -> None:
@@ -118,7 +117,7 @@ async def test_stop_that_the_machine_fails_to_do_is_tried_again(bench: Bench, mo
 
 async def test_item_that_is_stopped_with_its_agent_is_the_machines_fault(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
-    (item,) = await bench.add()
+    (item,) = await bench.add(retries=0)
     async with bench.running(bench.agent()) as agent:
         await bench.until(item, StateType.RUNNING)
         tracker = agent.crew.find(str(item.id))
@@ -127,7 +126,6 @@ async def test_item_that_is_stopped_with_its_agent_is_the_machines_fault(bench: 
         tracker.preempt.set()
         found = await bench.until(item, StateType.CRASHED)
     assert found.message.startswith("[run] Preempted after")
-    assert outcome_data(found)["cause"] == "preempted"
 
 
 class _FailsOnce(InMemoryRunner):
