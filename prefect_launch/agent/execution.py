@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, TypeVar
 import anyio
 
 from prefect_launch.agent.config import AgentConfig
+from prefect_launch.agent.devices.desk import Desk, NotNowError
+from prefect_launch.agent.devices.reader import CardReader
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
 from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
@@ -48,11 +50,17 @@ class Workshop:
         config: the agent's.
         session: its connection.
         runners: made on first use, one a resource.
+        cards: the door to the machine's GPUs.
+        desk: gives out the machine's devices.
     """
 
     config: AgentConfig
     session: Session
     runners: dict[str, Runner] = field(default_factory=dict)
+    cards: CardReader | None = None
+
+    def __post_init__(self) -> None:
+        self.desk = Desk(self.config, self.session, self.runner, self.cards)
 
     def runner(self, resource: str) -> Runner:
         """Return the agent's runner of a resource."""
@@ -92,6 +100,8 @@ class Execution:
         except StopAskedError:
             outcome = Outcome(state=ItemState.CANCELLED, message="Stopped before it was started.")
             return await self._give_up(outcome)
+        except NotNowError as error:
+            return await self._give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
         except Exception as error:
             log.debug("%s failed to start", self._item.id, exc_info=True)
             return await self._give_up(outcome_of_error(error, self._tracker.phase))
@@ -133,6 +143,7 @@ class Execution:
         )
         runner = self._runner = self._shop.runner(queue.config.resource)
         runner.check(plan)
+        plan = await self._shop.desk.equip(self._item.id, runner, plan)
         waits_for = await runner.missing(plan)
         if waits_for is not None:
             self._tracker.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT
@@ -147,7 +158,9 @@ class Execution:
         if self._tracker.stop.is_set():
             raise StopAskedError
         await runner.start(handle)
-        where = f"Runs on {self._shop.config.name} ({queue.config.resource} {Path(handle).name[:12]})."
+        gpus = self._shop.desk.gpus_of(self._item.id)
+        what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
+        where = f"Runs on {self._shop.config.name} ({what})."
         await self._move(StateType.PENDING, ItemState.RUNNING, where)
         return runner, plan
 
