@@ -3,48 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-from typing import Any
 
-import pytest
-
-from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.errors import AgentConfigError
 from prefect_launch.runners.base import Labels
-from prefect_launch.server.values import Item
 from prefect_launch.states import ItemState, StateType
-from prefect_launch.testing import InMemoryCards, InMemoryRunner, Script
+from prefect_launch.testing import InMemoryCards, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
-
-
-def wants(gpus: Any = None, **more: Any) -> dict[str, Any]:
-    options = {**({} if gpus is None else {"gpus": gpus}), **more}
-    return {"resource_args": {RESOURCE: options}}
-
-
-def agent_of(bench: Bench, cards: InMemoryCards | int, **config: Any) -> LaunchAgent:
-    reader = InMemoryCards(cards) if isinstance(cards, int) else cards
-    settings = {"queues": [QUEUE], "home": bench.folder, "poll_seconds": 0.05, "name": "box", "max_jobs": -1, **config}
-    return LaunchAgent(
-        bench.api, settings, runners={RESOURCE: InMemoryRunner(bench.folder, bench.machine)}, cards=reader
-    )
-
-
-def gpus_of(bench: Bench, item: Item) -> list[str]:
-    """The GPUs that a run's label says it holds."""
-    run = bench.machine.runs[f"launch-{item.id}-1"]
-    return list(json.loads(run.plan.labels[Labels.DEVICES])["gpus"])
-
-
-def visible(bench: Bench, item: Item) -> str | None:
-    return bench.machine.runs[f"launch-{item.id}-1"].plan.env.get("CUDA_VISIBLE_DEVICES")
-
-
-async def running(bench: Bench, *items: Item) -> None:
-    for item in items:
-        await bench.until(item, StateType.RUNNING)
-
+from tests.support.devices import agent_of, gpus_of, held, now_async, running, visible, wants
 
 # --- who gets what ---
 
@@ -87,18 +51,13 @@ async def test_items_never_share_a_gpu_however_many_run_one_after_another(bench:
     shared: list[str] = []
 
     async def look(_: str) -> None:
-        held = [one for handle in bench.machine.running for one in _held(bench, handle)]
+        held = [one for handle in bench.machine.running for one in held(bench, handle)]
         shared.extend(one for one in held if held.count(one) > 1)
 
     bench.server.before_call = look
     await agent_of(bench, cards, device_patience_seconds=0).loop(until_empty=True)
     assert len(bench.machine.started) == 8
     assert not shared
-
-
-def _held(bench: Bench, handle: str) -> list[str]:
-    labels = bench.machine.runs[handle].plan.labels
-    return list(json.loads(labels[Labels.DEVICES])["gpus"])
 
 
 async def test_item_that_is_stopped_gives_its_gpus_back(bench: Bench) -> None:
@@ -181,97 +140,6 @@ async def test_nothing_is_kept_for_a_big_item_that_was_cancelled(bench: Bench) -
         await running(bench, small)
 
 
-# --- what never fits ---
-
-
-async def test_item_that_never_fits_fails_with_the_reason_when_there_is_no_other_agent(bench: Bench) -> None:
-    (item,) = await bench.add(**wants(3))
-    (small,) = await bench.add(**wants(1))
-    await agent_of(bench, 2, device_patience_seconds=0.1).loop(until_empty=True)
-    found = await bench.read(item.id)
-    assert found.state_type is StateType.FAILED
-    assert found.message.startswith("[agent] It asks for 3 GPUs, and this agent has GPUs 0,1.")
-    assert (await bench.read(small.id)).state_type is StateType.COMPLETED
-
-
-async def test_item_that_never_fits_here_is_left_to_an_agent_that_can(bench: Bench) -> None:
-    (item,) = await bench.add(**wants(3))
-    async with bench.running(agent_of(bench, 1, name="small", device_patience_seconds=0.2)) as small:
-        await bench.server.beat_worker(QUEUE, "big", 15)
-        await eventually(lambda: bench.log(item), lambda log: "The agent small cannot run this" in log)
-        await eventually(_now(lambda: small.shop.desk.line.is_out_of_patience(item.id)), bool)
-        assert await bench.states(item) == ["Queued"]
-        async with bench.running(agent_of(bench, 4, name="big")):
-            found = await bench.until(item, StateType.COMPLETED)
-    assert (await bench.log(item)).count("cannot run this") == 1
-    assert "agent big" in ((await bench.server.read_states(found.id))[1].message or "")
-
-
-def _now(look: Any) -> Any:
-    async def looked() -> Any:
-        return look()
-
-    return looked
-
-
-async def test_agent_that_shows_no_card_but_must_have_some_does_not_start(bench: Bench) -> None:
-    with pytest.raises(AgentConfigError, match="names the GPU '2'"):
-        await agent_of(bench, 2, gpus=[0, 2]).loop(until_empty=True)
-
-
-async def test_agent_gives_out_only_the_cards_that_it_is_told_to(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with agent_of(bench, 4, gpus=[1, "GPU-00000003"]).connected() as agent:
-        assert [card.index for card in agent.shop.desk.book.stock.cards] == ["1", "3"]
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
-    async with agent_of(bench, 4).connected() as agent:
-        assert [card.index for card in agent.shop.desk.book.stock.cards] == ["0", "2"]
-
-
-# --- other people's processes ---
-
-
-async def test_card_of_a_foreign_process_is_skipped_and_the_status_says_so(
-    bench: Bench, caplog: pytest.LogCaptureFixture
-) -> None:
-    bench.plays(Script(seconds=60))
-    cards = InMemoryCards(2)
-    cards.users = {"0": (77,)}
-    (item,) = await bench.add(**wants(1))
-    with caplog.at_level(logging.INFO, logger="prefect_launch.agent"):
-        async with bench.running(agent_of(bench, cards)) as agent:
-            await running(bench, item)
-            assert gpus_of(bench, item) == ["1"]
-            agent.print_status()
-    assert "GPU 0 is skipped while a foreign process 77 holds it" in caplog.text
-    assert f"GPU 0 skipped, a foreign process 77 holds it; GPU 1 of {str(item.id)[:8]}" in caplog.text
-
-
-async def test_item_waits_for_a_foreign_process_and_keeps_nothing_from_others(bench: Bench) -> None:
-    bench.plays(Script(seconds=0.01))
-    cards = InMemoryCards(2)
-    cards.users = {"0": (77,)}
-    (big,) = await bench.add(**wants("all"))
-    small = await bench.add(3, **wants(1))
-    async with bench.running(agent_of(bench, cards, device_patience_seconds=0)):
-        for item in small:
-            await bench.until(item, StateType.COMPLETED)
-        assert await bench.states(big) == ["Queued"]
-        cards.users = {}
-        await bench.until(big, StateType.COMPLETED)
-
-
-async def test_own_process_on_a_card_is_not_foreign(bench: Bench) -> None:
-    bench.plays(Script(seconds=60))
-    cards = InMemoryCards(2)
-    (first,) = await bench.add(**wants(1))
-    async with bench.running(agent_of(bench, cards)):
-        await running(bench, first)
-        cards.users = {"0": (77,)}
-        (second,) = await bench.add(**wants(1))
-        await running(bench, second)
-        assert gpus_of(bench, second) == ["1"]
-
-
 # --- a restart, a change of mind ---
 
 
@@ -316,7 +184,7 @@ async def test_item_whose_gpu_is_taken_between_claim_and_start_goes_back_into_it
         await eventually(lambda: bench.states(item), lambda states: states[-1] == "Queued" and len(states) > 1)
         assert "Waits for devices" in (await bench.read(item.id)).message
         count = len(await bench.states(item))
-        await eventually(_now(lambda: cards.looks), lambda looks: looks > 2)
+        await eventually(now_async(lambda: cards.looks), lambda looks: looks > 2)
         assert len(await bench.states(item)) == count  # it is not claimed again and again
         cards.users = {}
         await bench.until(item, StateType.COMPLETED)
