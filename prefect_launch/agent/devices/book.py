@@ -7,14 +7,16 @@ the business of `line.py`, and what a foreign process holds is told to it (`busy
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.agent.devices.ask import Ask, in_gib
 from prefect_launch.runners.gpu_option import GpuAsk
 
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 #: CPUs are added up as floats.
 _HAIR = 1e-9
 
@@ -95,12 +97,12 @@ class Book(BaseModel):
         """Return who holds a card."""
         return next((holder for holder, grant in self.held.items() if card in grant.gpus), None)
 
-    def ask(self, ask: Ask, *, busy: Collection[str] = (), reserved: Ask | None = None) -> Grant | Refusal:
+    def ask(self, ask: Ask, *, busy: Mapping[str, str] = _NOTHING, reserved: Ask | None = None) -> Grant | Refusal:
         """Say what an item would get.
 
         Args:
             ask: what it asks for.
-            busy: indexes of the cards that a foreign process holds.
+            busy: what is in the way of cards that no item holds, by index, such as "is held by process 77".
             reserved: what somebody waits for who comes first: of what is free, that much is not given out.
         """
         never = self._never(ask)
@@ -138,8 +140,8 @@ class Book(BaseModel):
             return f"It asks for {in_gib(ask.memory)}, and this agent has {in_gib(self.stock.memory)}."
         return ""
 
-    def _cards_taken(self, asked: GpuAsk, free: list[Card], busy: Collection[str], reserved: Ask | None) -> str:
-        taken = [f"GPU {card.index} is held by a foreign process" for card in self.stock.cards if card.index in busy]
+    def _cards_taken(self, asked: GpuAsk, free: list[Card], busy: Mapping[str, str], reserved: Ask | None) -> str:
+        taken = [f"GPU {index} {why}" for index, why in busy.items()]
         held = [card for card in self.stock.cards if self.holder_of(card.index)]
         taken += [f"{_names(held)} in use by other items"] if held else []
         if reserved is not None and not reserved.gpus.is_none:

@@ -29,6 +29,7 @@ from prefect_launch.item_spec import spec_of
 from prefect_launch.planning import save_plan
 from prefect_launch.priority import Priority
 from prefect_launch.runners.base import Labels, Runner, RunPlan
+from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.safety.options import merge_resource_args
 from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.templates import QueueConfig
@@ -148,7 +149,7 @@ class Desk:
             return plan
         labels = {**plan.labels, Labels.DEVICES: grant.as_label()}
         plan = plan.model_copy(update={"labels": plan.labels if ask.is_nothing else labels})
-        if self._book.stock.cards:
+        if self._book.stock.cards and not (ask.gpus.is_none and _is_chosen_by_hand(plan)):
             plan = runner.give_gpus(plan, grant.gpus)
         await anyio.to_thread.run_sync(save_plan, plan)
         return plan
@@ -179,8 +180,8 @@ class Desk:
         holder = self._book.holder_of(card)
         if holder is not None:
             return f"of {holder[:8]}"
-        users = self._seen.users.get(card)
-        return f"skipped, a foreign {names_of(users)} holds it" if users else "free"
+        why = self._in_the_way(card)
+        return f"skipped: it {why}" if why else "free"
 
     async def _grant(self, item_id: UUID, ask: Ask) -> Grant:
         """Get an execution what it asks for, other than what it was claimed with."""
@@ -222,15 +223,20 @@ class Desk:
             log.debug("%s asks for what cannot be read: %s", item.id, error)
             return Ask()
 
-    async def _busy(self, ask: Ask) -> Collection[str]:
-        """Return the cards that a process holds and no item of ours does."""
+    async def _busy(self, ask: Ask) -> Mapping[str, str]:
+        """Return what is in the way of the cards that no item of ours holds."""
         stock = self._book.stock
         if not stock.cards or (ask.gpus.is_none and not self._line.waiting):
-            return ()
+            return {}
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
             await self._look()
-        gone = {card.index for card in stock.cards} - {card.index for card in self._seen.cards}
-        return [card for card in {*gone, *self._seen.users} if self._book.holder_of(card) is None]
+        free = [card.index for card in stock.cards if self._book.holder_of(card.index) is None]
+        return {card: why for card in free if (why := self._in_the_way(card))}
+
+    def _in_the_way(self, card: str) -> str:
+        if card in self._seen.users:
+            return f"is held by a foreign {names_of(self._seen.users[card])}"
+        return "" if any(one.index == card for one in self._seen.cards) else "is not shown by the driver any more"
 
     async def _look(self) -> Cards:
         before = self._seen.users
@@ -241,7 +247,7 @@ class Desk:
                 log.warning("GPU %s is skipped while a foreign %s holds it", card, names_of(users))
         return self._seen
 
-    def _could_have(self, ask: Ask, busy: Collection[str]) -> bool:
+    def _could_have(self, ask: Ask, busy: Mapping[str, str]) -> bool:
         """Whether an ask can be met once all that runs here has ended."""
         return isinstance(Book(stock=self._book.stock).ask(ask, busy=busy), Grant)
 
@@ -263,3 +269,8 @@ class Desk:
             await self._session.server.write_logs(item.id, [record])
         except LaunchError as error:
             log.debug("%s not told %s", item.id, error)
+
+
+def _is_chosen_by_hand(plan: RunPlan) -> bool:
+    """Whether the queue, or who submitted it, sets which cards the job sees, and asks the agent for none."""
+    return not visible_gpus(()).keys().isdisjoint(plan.options.get("env", {}))

@@ -8,15 +8,13 @@ first needed. A machine without the library or the driver has no cards, and that
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.agent.devices.book import Card
-
-log = logging.getLogger("prefect_launch.agent")
 
 #: Where the driver cannot list processes (some virtual machines), a card with more memory in use than a driver takes by
 #: itself is taken for held.
@@ -50,30 +48,31 @@ class CardReader(Protocol):
 
 
 class NvmlReader:
-    """Asks NVIDIA's driver."""
+    """Asks NVIDIA's driver; the connection stays open, since to open it takes a second on a card that nothing uses."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
 
     def look(self) -> Cards:
         """Look at the cards now."""
-        if self._nvml is None:
-            try:
-                self._nvml = importlib.import_module("pynvml")
-            except ImportError:
-                return Cards(note=_NO_LIBRARY)
-        nvml = self._nvml
         try:
-            nvml.nvmlInit()  # For each look anew: a driver that was loaded again is no matter then.
-        except nvml.NVMLError as error:
-            return Cards(note=f"{_NO_DRIVER}: {error}")
+            nvml = importlib.import_module("pynvml")
+        except ImportError:
+            return Cards(note=_NO_LIBRARY)
         try:
+            if self._nvml is None:
+                nvml.nvmlInit()
+                self._nvml = nvml
             return _all_cards(nvml)
         except nvml.NVMLError as error:
-            log.warning("cards not read: %s", error)
+            self._close()  # a driver that is loaded again wants a new connection
             return Cards(note=f"{_NO_DRIVER}: {error}")
-        finally:
-            nvml.nvmlShutdown()
+
+    def _close(self) -> None:
+        nvml, self._nvml = self._nvml, None
+        if nvml is not None:
+            with suppress(nvml.NVMLError):
+                nvml.nvmlShutdown()
 
 
 def _all_cards(nvml: Any) -> Cards:

@@ -43,6 +43,16 @@ async def test_agent_that_gives_out_no_gpus_leaves_the_environment_alone(bench: 
         assert visible(bench, item) is None
 
 
+async def test_cards_that_a_queue_chooses_by_hand_stay_as_they_are(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add(**wants(env={"CUDA_VISIBLE_DEVICES": "1"}))
+    async with bench.running(agent_of(bench, 2)):
+        await running(bench, item)
+        run = bench.machine.runs[f"launch-{item.id}-1"]
+        assert visible(bench, item) is None
+        assert run.plan.options["env"]["CUDA_VISIBLE_DEVICES"] == "1"
+
+
 async def test_items_never_share_a_gpu_however_many_run_one_after_another(bench: Bench) -> None:
     bench.plays(Script(seconds=0.02))
     cards = InMemoryCards(3)

@@ -112,10 +112,10 @@ def test_cpus_and_memory_are_added_up_over_those_who_hold_them() -> None:
 
 def test_card_of_a_foreign_process_is_passed_over_and_named() -> None:
     book = Book(stock=STOCK)
-    assert granted(book.ask(wants(2), busy=["0"])) == ("1", "2")
-    answer = refused(book.ask(wants(4), busy=["1"]))
+    assert granted(book.ask(wants(2), busy={"0": "is held"})) == ("1", "2")
+    answer = refused(book.ask(wants(4), busy={"1": "is held by process 77"}))
     assert not answer.never
-    assert "GPU 1 is held by a foreign process" in answer.reason
+    assert "GPU 1 is held by process 77" in answer.reason
 
 
 def test_what_is_kept_for_who_comes_first_is_not_given_out() -> None:

@@ -72,6 +72,23 @@ def test_cards_are_shown_with_the_processes_that_compute_on_them(monkeypatch: py
     assert seen.users == {"1": (77, 78)}
 
 
+def test_driver_that_goes_away_and_comes_back_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    library: Any = nvml({0: []})
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    reader, count, opened = NvmlReader(), library.nvmlDeviceGetCount, []
+
+    def lost() -> int:
+        raise NvmlError("GPU is lost")
+
+    library.nvmlInit = lambda: opened.append(1)
+    assert len(reader.look().cards) == len(reader.look().cards) == len(opened) == 1
+    library.nvmlDeviceGetCount = lost
+    assert reader.look().note.endswith("GPU is lost")
+    library.nvmlDeviceGetCount = count
+    assert len(reader.look().cards) == 1
+    assert len(opened) == 2
+
+
 @pytest.mark.parametrize(("used", "users"), [(400 * 1024**2, {}), (2 * 1024**3, {"0": (0,)})])
 def test_driver_that_lists_no_processes_tells_by_the_memory(
     monkeypatch: pytest.MonkeyPatch, used: int, users: dict[str, Any]
