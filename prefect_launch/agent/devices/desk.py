@@ -42,6 +42,8 @@ log = logging.getLogger("prefect_launch.agent")
 
 #: One look at the cards serves all items of a poll.
 _LOOK_SECONDS: Final = 1.0
+#: How many items' asks are remembered.
+_REMEMBERED: Final = 2000
 _ONLINE: Final = "ONLINE"
 _RANKS: Final = {priority.work_queue: int(priority) for priority in Priority}
 
@@ -123,7 +125,10 @@ class Desk:
         shown = {item.id for item in items}
         self._line.saw(queue, shown)
         held = {UUID(holder) for holder in self._book.held}
-        self._asks = {one: ask for one, ask in self._asks.items() if one in shown or one in held or ask[0] is None}
+        # What is known for certain is kept while the item goes back into its queue; to lose it costs one claim more.
+        keeps = len(self._asks) < _REMEMBERED
+        kept = {one for one, (config, _) in self._asks.items() if one in shown or one in held or (keeps and not config)}
+        self._asks = {one: self._asks[one] for one in kept}
 
     def release(self, item_id: UUID | str) -> None:
         """Take back what an item held: it has ended, or was not claimed."""
