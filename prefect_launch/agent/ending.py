@@ -77,7 +77,7 @@ async def end_item(
         ItemGoneError: when the item was deleted.
     """
     retry = await next_try(session, item, outcome)
-    if outcome.state is not ItemState.COMPLETED:
+    if outcome.state not in (ItemState.COMPLETED, ItemState.QUEUED):
         certificate = certify(item, outcome, facts, comes_back=retry.describe() if retry else None)
         await show_certificate(session.server, item, certificate)
     if retry is None:

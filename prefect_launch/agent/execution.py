@@ -18,6 +18,8 @@ import anyio
 
 from prefect_launch.agent.closing import Closing
 from prefect_launch.agent.config import AgentConfig
+from prefect_launch.agent.devices.desk import Desk, NotNowError
+from prefect_launch.agent.devices.reader import CardReader
 from prefect_launch.agent.held import token_of
 from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
@@ -53,12 +55,18 @@ class Workshop:
         session: its connection.
         runners: made on first use, one a resource.
         trusted_seconds: for how long after a claim it is taken for granted: nobody is called lost that soon.
+        cards: the door to the machine's GPUs.
+        desk: gives out the machine's devices.
     """
 
     config: AgentConfig
     session: Session
     runners: dict[str, Runner] = field(default_factory=dict)
     trusted_seconds: float = 30.0
+    cards: CardReader | None = None
+
+    def __post_init__(self) -> None:
+        self.desk = Desk(self.config, self.session, self.runner, self.cards)
 
     def runner(self, resource: str) -> Runner:
         """Return the agent's runner of a resource."""
@@ -99,6 +107,8 @@ class Execution:
         except StopAskedError:
             outcome = Outcome(state=ItemState.CANCELLED, message="Stopped before it was started.")
             return await self._closing.give_up(outcome)
+        except NotNowError as error:
+            return await self._closing.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
         except Exception as error:
             log.debug("%s failed to start", self._item.id, exc_info=True)
             self._closing.know(error=error)
@@ -145,6 +155,7 @@ class Execution:
         self._closing.know(plan=plan)
         runner = self._closing.runner = self._shop.runner(queue.config.resource)
         runner.check(plan)
+        plan = await self._shop.desk.equip(self._item.id, runner, plan)
         await bring_last_outputs(plan, self._shop.config.site, session.jobs)
         waits_for = await runner.missing(plan)
         if waits_for is not None:
@@ -162,7 +173,9 @@ class Execution:
         if self._tracker.stop.is_set() or not await self._closing.is_trusted():
             raise StopAskedError
         await runner.start(handle)
-        where = f"Runs on {self._shop.config.name} ({queue.config.resource} {Path(handle).name[:12]})."
+        gpus = self._shop.desk.gpus_of(self._item.id)
+        what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
+        where = f"Runs on {self._shop.config.name} ({what})."
         await self._move(StateType.PENDING, ItemState.RUNNING, where, data={"image": image} if image else None)
         return runner, plan
 
@@ -205,7 +218,8 @@ class Execution:
         handle = self._tracker.handle or ""
         shipper = LogShipper(self._server, self._item.id, plan.log_path)
         shipper.follow()
-        stopper = Stopper(self._tracker, runner, plan, self._shop.config.stopped_run_timeout)
+        frees = self._shop.desk.gpus_of(self._item.id)
+        stopper = Stopper(self._tracker, runner, plan, self._shop.config.stopped_run_timeout, frees=frees)
         stopping = asyncio.create_task(stopper.watch())
         faults = []
         try:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import anyio
 
+from prefect_launch.agent.execution import Execution
 from prefect_launch.agent.heartbeat import beat
 from prefect_launch.agent.held import stop_what_is_not_held
 from prefect_launch.agent.lost import LostWatch
 from prefect_launch.agent.moves import log, until_server_is_back
-from prefect_launch.agent.recover import find_own_runs, settle_orphans
+from prefect_launch.agent.recover import Adopted, find_own_runs, settle_orphans
 from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
+from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import LATER_LOOKS_SECONDS, SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError
 from prefect_launch.states import StateType
@@ -114,12 +117,22 @@ class Loop:
         shop = self._agent.shop
         left = await until_server_is_back("show what the last agent of this name left", lambda: find_own_runs(shop))
         for run in left.runs:
-            self._agent.resume(run)
+            self._resume(run)
         held = {run.item.id for run in left.runs}
         await until_server_is_back(
             "settle what was claimed and does not run",
             lambda: settle_orphans(shop, self._config.queues, self._agent.holder, held, left.unseen),
         )
+
+    def _resume(self, run: Adopted) -> None:
+        """Take up a run that an agent of this name has left."""
+        tracker = JobTracker(item=run.item, queue=run.queue, is_scheduler=is_scheduler(run.item), handle=run.handle)
+        current = run.item.state_type or StateType.RUNNING
+        if current is StateType.CANCELLING:
+            tracker.stop.set()
+        execution = Execution(self._agent.shop, tracker)
+        work = partial(execution.resume, run.runner, run.plan, run.handle, current)
+        self._crew.begin(tracker, lambda: self._crew.do(tracker, work))
 
     async def _is_empty(self) -> bool:
         for queue in self._config.queues:

@@ -89,6 +89,7 @@ async def _adopt(workshop: Workshop, runner: Runner, found: Found) -> Adopted | 
         await _clear(workshop, runner, found)
         return None
     log.info("%s found-again %s", item_id, found.handle)
+    workshop.desk.restore(item.id, found.labels)
     return Adopted(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
 
 

@@ -32,13 +32,17 @@ class Stopper:
         runner: of its resource.
         plan: of the run, with its time limit.
         grace_seconds: between TERM and KILL.
+        frees: the GPUs that are free once it is gone, in words.
     """
 
-    def __init__(self, tracker: JobTracker, runner: Runner, plan: RunPlan, grace_seconds: float) -> None:
+    def __init__(
+        self, tracker: JobTracker, runner: Runner, plan: RunPlan, grace_seconds: float, *, frees: str = ""
+    ) -> None:
         self._tracker = tracker
         self._runner = runner
         self._plan = plan
         self._grace = grace_seconds
+        self._frees = f", {frees} free" if frees else ""
         self._timed_out = False
 
     async def watch(self) -> None:
@@ -88,7 +92,7 @@ class Stopper:
         data = {"exit_code": end.exit_code, "signal": end.signal, "oom_killed": False}
         lasted = "" if end.duration_seconds is None else f" after {end.duration_seconds:.1f} s"
         if self._tracker.stop.is_set():
-            message = f"Stopped{lasted}: {await self._remove()}, {end.describe()}."
+            message = f"Stopped{lasted}: {await self._remove()}{self._frees}, {end.describe()}."
             return Outcome(state=ItemState.CANCELLED, message=message, data=data)
         if self._tracker.preempt.is_set() and not self._timed_out:
             message = f"[{Phase.RUN.value}] Preempted{lasted}: its agent was told to stop its jobs; {end.describe()}."

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
+from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.states import ItemState
 
 _SIGNALS = frozenset(int(one) for one in signal.Signals)
@@ -45,6 +46,7 @@ class Labels:
     QUEUE = "prefect-launch.queue"
     AGENT = "prefect-launch.agent"
     CLAIM = "prefect-launch.claim"
+    DEVICES = "prefect-launch.devices"
 
 
 class RunPlan(BaseModel):
@@ -175,6 +177,8 @@ class Runner(ABC):
     submitter_options: ClassVar[frozenset[str]]
     #: All options it understands; a queue's owner may set them, and may allow them to submitters.
     options: ClassVar[frozenset[str]]
+    #: Whether its runs take the devices of the agent's own machine, so that the agent gives them out.
+    uses_this_machine: ClassVar[bool] = False
 
     def __init__(self, home: Path) -> None:
         """Make a runner; nothing is connected or made before it is asked for.
@@ -215,6 +219,15 @@ class Runner(ABC):
                 f"A job of kind {kind.name.lower()!r} cannot run on the resource {cls.name!r}, which runs: {can}."
                 " Choose another queue or another kind of job."
             )
+
+    def give_gpus(self, plan: RunPlan, ids: tuple[str, ...]) -> RunPlan:
+        """Return the plan of a run that sees these GPUs of the machine and no others.
+
+        Args:
+            plan: of the run.
+            ids: indexes in the order of the PCI bus; none: it is to see no GPU.
+        """
+        return plan.model_copy(update={"env": {**plan.env, **visible_gpus(ids)}})
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
         """Say what `prepare` is needed for, as the state that shows it; `None` when everything is there already."""

@@ -36,6 +36,7 @@ from prefect_launch.runners.container_options import (
 )
 from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
+from prefect_launch.runners.gpu_option import written_ids
 from prefect_launch.states import ItemState
 
 #: How long the engine may take to end a container that it was told to kill.
@@ -60,6 +61,7 @@ class LocalContainerRunner(Runner):
     sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.IMAGE})
     submitter_options: ClassVar[frozenset[str]] = SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS
+    uses_this_machine: ClassVar[bool] = True
 
     def __init__(self, home: Path, engine: Engine | None = None) -> None:
         super().__init__(home)
@@ -78,6 +80,12 @@ class LocalContainerRunner(Runner):
                 " code runs on a queue of the resource local-process."
             )
         check_container_options(plan.options)
+
+    def give_gpus(self, plan: RunPlan, ids: tuple[str, ...]) -> RunPlan:
+        if ids:
+            return plan.model_copy(update={"options": {**plan.options, "gpus": written_ids(ids)}})
+        # An engine whose default runtime is NVIDIA's shows all cards to an image that says so.
+        return plan.model_copy(update={"env": {**plan.env, "NVIDIA_VISIBLE_DEVICES": "void"}})
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
         return ItemState.PULLING if await self._engine.image(str(plan.image)) is None else None

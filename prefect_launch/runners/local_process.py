@@ -49,6 +49,7 @@ class LocalProcessRunner(Runner):
     sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.CODE, SourceKind.GIT})
     submitter_options: ClassVar[frozenset[str]] = OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS
+    uses_this_machine: ClassVar[bool] = True
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
