@@ -133,7 +133,8 @@ async def _put_back(
     # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
     await until_server_is_back(f"forget the run of {item.id}", lambda: server.record_infrastructure(item.id, None))
     target = ItemState.AWAITING_RETRY
-    message = f"{outcome.state.label}: {outcome.message} {retry.describe()}"
+    why = outcome.message if outcome.message.endswith((".", "!", "?")) else f"{outcome.message}."
+    message = f"{outcome.state.label}: {why} {retry.describe()}"
     state = await move(
         server, item.id, current, target, message, data=outcome.data, due=retry.due, transition_id=transition_id
     )

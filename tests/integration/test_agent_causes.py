@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from prefect_launch.agent.lost import LostWatch
 from prefect_launch.states import StateType
 from tests.integration.test_agent_items import running
 from tests.support.live import Site, until
@@ -114,3 +116,31 @@ def test_cancelled_item_has_a_certificate_too(site: Site) -> None:
         until(lambda: run.item.state_type is StateType.CANCELLED)
     page = certificate(site, run)
     assert "It was asked to stop." in page
+
+
+async def test_lost_agents_item_is_told_and_run_by_another_and_the_first_stops_its_own(
+    prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+) -> None:
+    site = await asyncio.to_thread(Site, prefect_server.api_url, tmp_path, unique)
+    await asyncio.to_thread(site.job, 'echo "attempt $LAUNCH_ATTEMPT"; [ "$LAUNCH_ATTEMPT" = 2 ] || exec sleep 300')
+    (run,) = await asyncio.to_thread(lambda: site.add(retries={"delay": 0}))
+    agent = await asyncio.to_thread(site.agent_process)
+    try:
+        await asyncio.to_thread(until, lambda: "attempt 1" in site.log(run))
+    finally:
+        await asyncio.to_thread(agent.kill)
+    clock = iter(range(0, 1000, 20))
+    async with site.api.open() as session:
+        watch = LostWatch(session, "other", [site.name], clock=lambda: float(next(clock)))
+        for _ in range(6):
+            await watch.look()
+    assert site.states(run)[-1] == "AwaitingRetry"
+    assert f"Agent {site.name}-box on " in site.flow_run(run).state.message
+    other = site.agent("other", home=tmp_path / "other", poll_seconds=0.5)
+    await asyncio.wait_for(other.loop(until_empty=True), 60)
+    assert (site.states(run)[-1], site.flow_run(run).run_count) == ("Completed", 2)
+    # The first comes back: its process of the first attempt is stopped, and the item stays as it is.
+    first = site.agent("box", poll_seconds=0.5)
+    await asyncio.wait_for(first.loop(until_empty=True), 60)
+    assert site.states(run)[-1] == "Completed"
+    assert not list((tmp_path / "home" / "processes").glob("*"))

@@ -134,34 +134,6 @@ async def _live(bench: Bench, dies_at: str | None) -> _Life:
     return life
 
 
-async def test_agent_that_dies_at_any_call_brings_an_item_back_as_its_rule_says(tmp_path: Path) -> None:
-    calls = 0
-    while await _die_at_call_of_two_attempts(calls, Bench(tmp_path / str(calls))) is not None:
-        calls += 1
-    assert calls > 20
-
-
-async def _die_at_call_of_two_attempts(calls: int, bench: Bench) -> str | None:
-    bench.plays(Script(seconds=0.01, exit_code=3), Script())
-    (item,) = await bench.add(retries={"max": 3, "on": ["failed"], "delay": 0})
-    life = _Life(bench, calls=calls)
-    dying = asyncio.create_task(life.live())
-    died = asyncio.create_task(life.died.wait())
-    await asyncio.wait({dying, died}, return_when=asyncio.FIRST_COMPLETED)
-    died.cancel()
-    try:
-        if life.died_at is not None:
-            await asyncio.wait_for(bench.agent().loop(until_empty=True), 10)
-        found = await bench.read(item.id)
-        told = f"{life.died_at}: {await bench.states(item)} {found.message}"
-        assert (found.state_type, found.run_count) == (StateType.COMPLETED, 2), told
-        assert bench.machine.started == [f"launch-{item.id}-1", f"launch-{item.id}-2"], told
-        assert bench.machine.runs == {}, told
-    finally:
-        await life.bury(dying)
-    return life.died_at
-
-
 async def test_run_that_is_found_again_keeps_its_exit_code(bench: Bench) -> None:
     bench.plays(Script(seconds=0.3, exit_code=4))
     (item,) = await bench.add()
