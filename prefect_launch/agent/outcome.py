@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 import anyio
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_launch.errors import InternalError, LaunchError, OperatorError
 from prefect_launch.retry import Cause
@@ -33,6 +34,14 @@ class Outcome(BaseModel):
     message: str
     data: dict[str, Any] | None = None
     cause: Cause | None = Field(default=None, description="Why it ended, for its retry; None: no retry can mend it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_cause(cls, values: Any) -> Any:
+        """Take the cause from the data of the state, where whoever stopped a run has put it."""
+        if isinstance(values, Mapping) and values.get("cause") is None and (values.get("data") or {}).get("cause"):
+            return {**values, "cause": values["data"]["cause"]}
+        return values
 
     def cancelled(self) -> Outcome:
         """Return the same end as that of an item that was asked to stop."""

@@ -63,6 +63,10 @@ def test_exit_tells_the_cause_for_its_retry(end: Exit, cause: Cause | None) -> N
     assert outcome_of_exit(end).cause is cause
 
 
+def test_cause_that_stands_in_the_data_is_taken() -> None:
+    assert Outcome(state=ItemState.FAILED, message="", data={"cause": "timeout"}).cause is Cause.TIMEOUT
+
+
 def test_program_that_cannot_be_run_is_its_authors_failure() -> None:
     assert outcome_of_exit(Exit(exit_code=127, error="no such program")).state is ItemState.FAILED
 
