@@ -28,6 +28,14 @@ CACHE = Path(__file__).resolve().parents[2] / ".cache"
 TEMPLATE_FILES = ("prefect.db", "memo_store.toml")
 
 
+#: Prefect's server, without Python's garbage collector. With it, a server on SQLite stands still for a minute every few
+#: dozen writes of several agents: the collector runs on the event loop and finalises a cursor (`sqlite3_reset`), which
+#: waits for the mutex of a connection whose own thread waits in SQLite's busy handler for a lock that only the event
+#: loop can let go; that lasts for Prefect's busy timeout of 60 s. Seen with `py-spy dump --native`; the remedy for
+#: users is PostgreSQL. Tests are short, so what is not collected does not matter.
+WITHOUT_GC = "import gc, sys; gc.disable(); sys.argv[0] = 'prefect'; from prefect.cli import app; app()"
+
+
 class PrefectServerProcess:
     """A Prefect server on the loopback.
 
@@ -70,7 +78,8 @@ class PrefectServerProcess:
         Raises:
             RuntimeError: It ended or did not answer; the message has its last output.
         """
-        command = [self._python, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        serve = ["server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
+        command = [self._python, "-c", WITHOUT_GC, *serve]
         self._process = ChildProcess(command, self.log, environment=self._environment())
         self._process.wait_until(self.healthy, START_SECONDS)
 
