@@ -9,6 +9,7 @@ from prefect_launch.api import Api
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.item_spec import labels_of, run_id_of, tags_of
 from prefect_launch.jobs.model import SourceKind
+from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning import default_resource
 from prefect_launch.priority import Priority
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 async def prepare_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> tuple[KnownQueue, ItemDraft]:
     """Check a spec against the server's queues and jobs, and return what is to be made."""
+    if spec.image:
+        parse_image(spec.image)
     job = await session.jobs.resolve(spec.job) if spec.job else None
     queue = await _queue(session, queue_name, spec, job)
     _check_resource(spec, queue, job)
@@ -107,7 +110,8 @@ def same_item(item: Item, draft: ItemDraft, queue: KnownQueue) -> Item:
     Raises:
         SpecError: when it is of another.
     """
-    same_spec = (item.parameters, item.job_variables or {}) == (draft.parameters, draft.job_variables)
+    was = (item.parameters, item.job_variables or {}, item.work_queue_name or draft.work_queue_name)
+    same_spec = was == (draft.parameters, draft.job_variables, draft.work_queue_name)
     if same_spec and item.work_pool_name == queue.name:
         return item
     where = f" on queue {item.work_pool_name!r}" if item.work_pool_name != queue.name else ""

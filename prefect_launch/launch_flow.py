@@ -201,11 +201,17 @@ def launch(
     return run
 
 
-def run_sync(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine from synchronous code, in the caller's context; on a thread when a loop runs in this one."""
+def _loop_runs_here() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
+        return False
+    return True
+
+
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine from synchronous code, in the caller's context; on a thread when a loop runs in this one."""
+    if not _loop_runs_here():
         return asyncio.run(work)
     result: list[T] = []
     failure: list[BaseException] = []

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.errors import SpecError
 from prefect_launch.job_environment import JobContext, WandbServer, job_environment
 from prefect_launch.jobs.model import SourceKind
+from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.macros import fill_macros, macro_values
 from prefect_launch.runners.base import RunPlan
@@ -76,6 +77,8 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
         QueueError: when the queue's own options are wrong.
     """
     spec = request.spec
+    if spec.image:
+        parse_image(spec.image)
     job = await jobs.resolve(spec.job) if spec.job else None
     runner = runner_class(request.config.resource)
     runner.check_source(job.kind if job else SourceKind.IMAGE)

@@ -237,6 +237,10 @@ class QueuedRun:
             )
         if not item.is_terminal:
             raise LaunchError(f"Item {self.name} ({self.id}) is {item.state_name}: only what has ended can be retried.")
+        if item.work_pool_name is None:
+            raise LaunchError(
+                f"Item {self.name} ({self.id}) cannot be retried: its queue was deleted. Queue its spec on another."
+            )
         queued = State.of(ItemState.QUEUED, "Put back by hand.")
         # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
         self._api.call(lambda session: session.server.record_infrastructure(UUID(self.id), None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -61,6 +62,8 @@ def make_config(
     """
     runner = runner_class(resource)
     options = _options_of(resource, config)
+    _check_json("config", options)
+    _check_json("template_variables", template_variables if isinstance(template_variables, Mapping) else {})
     allowed = tuple(dict.fromkeys(normalise_option(option) for option in submitter_options))
     for option in (*options, *allowed):
         if option not in runner.options:
@@ -79,6 +82,13 @@ def make_config(
             prioritization_mode=prioritization_mode or "V0",
         )
     )
+
+
+def _check_json(what: str, value: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(value, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise QueueError(f"A queue's {what} must be JSON: {error}. Use plain, finite values in it.") from None
 
 
 def _options_of(resource: str, config: Mapping[str, Any] | None) -> dict[str, Any]:

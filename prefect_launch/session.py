@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from prefect_launch.errors import QueueError, unknown_name
+from prefect_launch.names import check_name
 from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Pool
@@ -58,7 +59,7 @@ class Session:
             NotFoundError: when there is none of that name; names the nearest one.
             QueueError: when the work pool of that name is not a launch queue.
         """
-        known = self._queues.get(name)
+        known = self._queues.get(check_name("queue", name))
         if known is not None and time.monotonic() - known.read_at < QUEUE_MEMORY_SECONDS:
             return known
         self._queues[name] = known = await self._read_queue(name)

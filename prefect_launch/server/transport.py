@@ -23,8 +23,9 @@ DEFAULT_PATIENCE_SECONDS: Final = 10.0
 CONNECT_TIMEOUT_SECONDS: Final = 3.0
 #: A server that is well says so in milliseconds; a busy one was seen to take a second.
 HEALTH_TIMEOUT_SECONDS: Final = 5.0
-#: Requests on a loaded SQLite server were seen to take tens of seconds.
-READ_TIMEOUT_SECONDS: Final = 60.0
+#: A SQLite server under many writes was seen to answer nothing at all for 60 s, which is its own limit for a lock in
+#: the database, and then to go on as if nothing had been: this must be longer.
+READ_TIMEOUT_SECONDS: Final = 75.0
 
 _RETRY_MIN_SECONDS: Final = 0.05
 _RETRY_MAX_SECONDS: Final = 0.5

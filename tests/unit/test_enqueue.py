@@ -41,7 +41,10 @@ def test_item_carries_the_spec_and_is_found_by_its_tags(job_api: InMemoryApi) ->
 
 
 def test_item_of_an_image_is_named_after_it(job_api: InMemoryApi) -> None:
-    run = launch_add(docker_image="registry:5000/team/busybox@sha256:abc", queue_name="gpu")
+    run = launch_add(
+        docker_image="registry:5000/team/busybox@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+        queue_name="gpu",
+    )
     assert run.name.startswith("busybox-")
 
 

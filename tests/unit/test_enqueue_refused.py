@@ -26,6 +26,11 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     ({"job": "train", "uri": "https://x/y.git"}, SpecError, "Exactly one of"),
     ({"uri": "https://x/y.git"}, SpecError, "create_job"),
     ({"docker_image": "b", "build": True}, SpecError, "build=True"),
+    ({"docker_image": "a b"}, SpecError, "Invalid image 'a b'"),
+    ({"docker_image": "-v"}, SpecError, "Invalid image '-v'"),
+    ({"docker_image": "a\n"}, SpecError, "Invalid image"),
+    ({"docker_image": "../x"}, SpecError, "Invalid image"),
+    ({"docker_image": "b", "queue_name": 5}, InvalidNameError, "queue name must be text"),
     # names that are not there
     ({"job": "trian"}, NotFoundError, "Did you mean 'train'"),
     ({"job": "train:bset"}, NotFoundError, "alias or version 'bset'"),

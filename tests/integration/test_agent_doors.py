@@ -1,0 +1,102 @@
+"""The other ways to start an agent: served as a deployment on a schedule, and as a Prefect worker."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from tests.support.live import START, Site, until
+from tests.support.processes import ChildProcess
+
+if TYPE_CHECKING:
+    from tests.support.prefect_server import PrefectServerProcess
+
+#: A shift takes some seconds to start: a Python process with Prefect in it.
+SHIFT_SECONDS = 90.0
+
+
+@pytest.fixture
+def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
+    return Site(prefect_server.api_url, tmp_path, unique)
+
+
+def environment(site: Site) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PREFECT_API_URL": site.api_url,
+        "PREFECT_LAUNCH_HOME": str(site.folder / "home"),
+    }
+
+
+def shifts(site: Site, *states: str) -> list[dict[str, Any]]:
+    """The runs of the served agent in these states (of all when none is named), as the API gives them."""
+    body = {"deployments": {"name": {"any_": [site.name]}}, "flows": {"name": {"any_": ["launch-agent"]}}}
+    found: list[dict[str, Any]] = httpx.post(f"{site.api_url}/flow_runs/filter", json=body).json()
+    return [run for run in found if not states or run["state_type"] in states]
+
+
+def task_runs(site: Site, shift: dict[str, Any]) -> list[dict[str, Any]]:
+    body = {"flow_runs": {"id": {"any_": [shift["id"]]}}}
+    found: list[dict[str, Any]] = httpx.post(f"{site.api_url}/task_runs/filter", json=body).json()
+    return found
+
+
+def shift_process(service: int) -> int:
+    """The id of the process of the shift that is on."""
+    listed = subprocess.run(
+        ["pgrep", "-P", str(service), "-f", "prefect.engine"], capture_output=True, text=True, check=True
+    )
+    return int(listed.stdout.split()[0])
+
+
+def test_served_agent_works_in_shifts_and_a_crashed_one_is_replaced(site: Site) -> None:
+    site.job('echo started; while [ ! -e "$0.go" ]; do sleep 0.1; done; echo ended; exit 0\n')
+    command = ["agent", "serve", "-q", site.name, "--name", site.name, "--interval", "60"]
+    service = ChildProcess(
+        [sys.executable, "-c", START, *command], site.folder / "serve.log", environment=environment(site)
+    )
+    try:
+        (run,) = site.add()
+        run.wait_until_started(SHIFT_SECONDS)
+        (first,) = shifts(site, "RUNNING")
+        until(lambda: [each["name"] for each in task_runs(site, first)] == [run.name])
+
+        os.kill(shift_process(service.pid), signal.SIGKILL)
+        until(lambda: [each for each in shifts(site, "RUNNING") if each["id"] != first["id"]], SHIFT_SECONDS)
+        assert run.state == "running"
+        (go,) = (site.folder / "home" / "runs" / run.id).glob("*/code")
+        (go / "run.sh.go").touch()
+        run.wait_until_finished(SHIFT_SECONDS)
+        assert site.log(run).split() == ["started", "ended"]
+    finally:
+        service.stop()
+
+    assert "is stopped; what runs goes on" in service.tail()
+    ends = Counter(each["state_type"] for each in shifts(site))
+    assert ends["CRASHED"] == 1
+    assert ends["CANCELLED"] <= 1
+    assert set(ends) <= {"CRASHED", "CANCELLED", "COMPLETED"}, "no run is left waiting, late or running"
+
+
+def test_prefect_worker_of_the_type_runs_what_is_queued(site: Site) -> None:
+    site.job("echo worked\n")
+    (run,) = site.add()
+    command = ["-m", "prefect", "worker", "start", "--type", "launch", "-p", site.name, "--run-once"]
+    done = subprocess.run(
+        [sys.executable, *command, "--name", site.name],
+        env=environment(site),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert run.state == "completed"
+    assert site.log(run) == "worked"
