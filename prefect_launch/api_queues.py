@@ -161,3 +161,21 @@ class QueueCalls:
         from prefect_launch.activity import agents
 
         return self._api.call(agents)
+
+    def drain_agent(self, name: str, *, undo: bool = False) -> AgentInfo:
+        """Tell an agent, on whatever machine, to take no more items and to leave when its work is done.
+
+        Args:
+            name: of the agent.
+            undo: let it take items again instead.
+
+        Returns:
+            The agent, as it was before.
+
+        Raises:
+            NotFoundError: when there is no agent of that name.
+            LaunchError: when it is offline, or there is no order to take back.
+        """
+        from prefect_launch.activity import drain_agent
+
+        return self._api.call(lambda session: drain_agent(session, name, undo=undo))

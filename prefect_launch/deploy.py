@@ -38,6 +38,11 @@ _OPTIONS_SCHEMA: Final[dict[str, Any]] = {
             "type": "object",
             "description": 'Options of the resource, such as {"local-container": {"memory": "2g"}}.',
         },
+        "timeout": {
+            "title": "Time limit",
+            "type": "string",
+            "description": "How long it may run, such as 90s, 45min, 2h or 1h30m.",
+        },
         "project": {"title": "Project", "type": "string"},
         "author": {"title": "Author", "type": "string"},
     },

@@ -75,6 +75,10 @@ class InfrastructureError(OperatorError):
     """The machine, the Docker Engine or a registry failed to do what was rightly asked: the item is ``Crashed``."""
 
 
+class ImagePullError(InfrastructureError):
+    """A registry did not give an image."""
+
+
 class ServerUnavailableError(OperatorError):
     """The Prefect server does not answer."""
 

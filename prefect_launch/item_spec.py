@@ -21,7 +21,7 @@ FORM_LABEL: Final = "prefect-launch.form"
 #: The parameter of a job's form that holds the launch options.
 OPTIONS_PARAMETER: Final = "launch"
 #: The launch options that a job's form offers.
-FORM_OPTIONS: Final = ("name", "args", "resource_args", "project", "author")
+FORM_OPTIONS: Final = ("name", "args", "timeout", "resource_args", "project", "author")
 
 _RUN_ID_CHARS = 8
 

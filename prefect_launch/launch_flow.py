@@ -21,6 +21,7 @@ from prefect_launch.agent.config import default_home
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.outcome import outcome_of_exit, publish_outputs
 from prefect_launch.api import Api
+from prefect_launch.duration import in_words
 from prefect_launch.errors import ExecutionError, LaunchError, SpecError
 from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan
 from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
@@ -59,7 +60,7 @@ async def _follow(
     shipper = LogShipper(session.server, flow_run_id, plan.log_path)
     shipper.follow()
     try:
-        await run.wait()
+        await _wait(run, plan)
         await shipper.finish()
     except asyncio.CancelledError:
         await runner.stop(handle, DEFAULT_GRACE_SECONDS)
@@ -72,6 +73,14 @@ async def _follow(
     await runner.remove(handle)
 
 
+async def _wait(run: RunnerRun, plan: RunPlan) -> None:
+    """Wait for its end, and end it when its time is up."""
+    try:
+        await run.wait(plan.timeout)
+    except TimeoutError:
+        await run.cancel()
+
+
 async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan) -> None:
     extra = {"job.log": plan.log_path} if plan.log_path.exists() else {}
     await session.jobs.put_outputs(plan.item_id, plan.attempt, plan.output_dir, extra=extra)
@@ -80,8 +89,11 @@ async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan) -> None:
 
 def _failure(plan: RunPlan, end: Exit, lines: list[str]) -> ExecutionError:
     tail = "\n".join(f"  {line}" for line in lines)
+    told = outcome_of_exit(end).message
+    if end.stopped and plan.timeout is not None:
+        told = f"The job timed out after {in_words(plan.timeout)}, its time limit; {end.describe()}."
     return ExecutionError(
-        f"Run {plan.run_id}: {outcome_of_exit(end).message} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
+        f"Run {plan.run_id}: {told} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
         exit_code=end.exit_code,
         last_lines=lines,
     )

@@ -103,6 +103,7 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
         code_dir=code_dir,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
+        timeout=spec.timeout,
         options=options,
         labels=request.labels,
         file_overrides=spec.overrides.files,

@@ -14,9 +14,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from prefect_launch.duration import TimeLimit
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.names import check_name
 from prefect_launch.priority import Priority
+from prefect_launch.retry import Retries
 
 #: The Prefect server refuses parameters beyond 512 KiB; what is left is for the rest of the spec.
 MAX_SPEC_BYTES = 500_000
@@ -25,8 +27,7 @@ MAX_SPEC_DEPTH = 100
 
 #: Prefect's server rewrites a mapping that has this key, so nobody's data may carry it.
 _RESERVED_KEY = "__prefect_kind"
-#: As JSON writes it.
-_NUL = "\\u0000"
+_NUL = "\\u0000"  # As JSON writes it.
 
 
 class _Part(BaseModel):
@@ -94,10 +95,12 @@ class LaunchSpec(_Part):
     template_variables: dict[str, Any] = Field(default_factory=dict)
     overrides: Overrides = Overrides()
     python_version: str | None = None
+    timeout: TimeLimit = Field(default=None, description="Time limit of the run, from its start: seconds, or '2h'.")
     registry: dict[str, Any] = Field(default_factory=dict)
     builder: dict[str, Any] = Field(default_factory=dict)
     additional_services: tuple[dict[str, Any], ...] = ()
     priority: Priority = Priority.MEDIUM
+    retries: Retries | None = Field(default=None, description="When it is run again; None: as its job says.")
 
     @field_validator("priority", mode="before")
     @classmethod

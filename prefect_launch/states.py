@@ -32,6 +32,8 @@ class ItemState(Enum):
     """The states that prefect-launch sets, each with Prefect's type."""
 
     QUEUED = ("Queued", StateType.SCHEDULED)
+    #: Put back by its retry rule; due at a time of its own. The name is Prefect's.
+    AWAITING_RETRY = ("AwaitingRetry", StateType.SCHEDULED)
     #: The claim. The server refuses a second one only under exactly this name (a `Pending` of any other name is let
     #: through).
     CLAIMED = ("Pending", StateType.PENDING)
@@ -58,6 +60,7 @@ ALLOWED_FROM: dict[ItemState, frozenset[StateType]] = {
     ItemState.QUEUED: frozenset(
         {StateType.PENDING, StateType.FAILED, StateType.CRASHED, StateType.CANCELLED, StateType.COMPLETED}
     ),
+    ItemState.AWAITING_RETRY: frozenset({StateType.PENDING, StateType.RUNNING}),
     ItemState.CLAIMED: frozenset({StateType.SCHEDULED}),
     **dict.fromkeys(_ON_THE_WAY, frozenset({StateType.PENDING})),
     ItemState.RUNNING: frozenset({StateType.PENDING}),

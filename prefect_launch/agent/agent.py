@@ -16,13 +16,14 @@ from uuid import UUID
 
 from prefect_launch.agent.config import AgentConfig, parse_agent_config
 from prefect_launch.agent.crew import Crew
+from prefect_launch.agent.devices.reader import CardReader
 from prefect_launch.agent.execution import Execution, Workshop
 from prefect_launch.agent.intake import Intake
 from prefect_launch.agent.lock import only_agent
 from prefect_launch.agent.loop import Loop
 from prefect_launch.agent.moves import log, until_server_is_back
+from prefect_launch.agent.orders import Orders
 from prefect_launch.agent.outcome import Outcome
-from prefect_launch.agent.recover import Adopted
 from prefect_launch.agent.refusal import check_sweep, fail_item, fail_over
 from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import Wake
@@ -31,7 +32,7 @@ from prefect_launch.item_spec import options_of
 from prefect_launch.runners.base import Phase, Runner
 from prefect_launch.server.values import Item
 from prefect_launch.spec import LaunchSpec
-from prefect_launch.states import ItemState, StateType
+from prefect_launch.states import ItemState
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
@@ -48,6 +49,7 @@ class LaunchAgent:
         api: the server.
         config: an `AgentConfig`, or a mapping of its settings.
         runners: ready-made runners, by resource, in the place of the ones that it would make.
+        cards: the door to this machine's GPUs; by default NVIDIA's driver.
 
     Raises:
         AgentConfigError: for a wrong setting.
@@ -56,15 +58,21 @@ class LaunchAgent:
     _latest: ClassVar[LaunchAgent | None] = None
 
     def __init__(
-        self, api: Api, config: AgentConfig | Mapping[str, Any], *, runners: Mapping[str, Runner] | None = None
+        self,
+        api: Api,
+        config: AgentConfig | Mapping[str, Any],
+        *,
+        runners: Mapping[str, Runner] | None = None,
+        cards: CardReader | None = None,
     ) -> None:
         self.api = api
         self.config = config if isinstance(config, AgentConfig) else parse_agent_config(config)
         self.status = "POLLING"
         self.wake = Wake()
         self.crew = Crew(self.finish_thread_id)
-        self.stopping = False
+        self.orders = Orders(self.wake)
         self._runners = dict(runners or {})
+        self._cards = cards
         self._workshop: Workshop | None = None
         self._intake: Intake | None = None
         LaunchAgent._latest = self
@@ -111,7 +119,9 @@ class LaunchAgent:
         """Log what the agent does, in one line."""
         running, most = self.num_running_jobs, self.config.max_jobs
         polling = f"polling on queues {','.join(self.config.queues)}, " if running < most else ""
-        log.info("agent %s %srunning %d out of a maximum of %s jobs", self.config.name, polling, running, f"{most:g}")
+        devices = self._workshop.desk.describe() if self._workshop else ""
+        done = f"running {running} out of a maximum of {most:g} jobs{devices and '; '}{devices}"
+        log.info("agent %s %s%s", self.config.name, polling, done)
 
     async def update_status(self, status: str) -> None:
         """Set the agent's status: POLLING, RUNNING or KILLED. A killed agent is taken off its queues' lists."""
@@ -142,8 +152,9 @@ class LaunchAgent:
                 "To launch an agent please specify a queue or a list of queues (queues: […], or -q QUEUE)."
             )
         async with self.api.open() as session:
-            self._workshop = Workshop(self.config, session, dict(self._runners))
-            self._intake = Intake(session, self.config.queues, self.holder)
+            self._workshop = Workshop(self.config, session, dict(self._runners), cards=self._cards)
+            await self._workshop.desk.open()
+            self._intake = Intake(session, self.config.queues, self.holder, self._workshop.desk)
             try:
                 yield self
             finally:
@@ -169,7 +180,7 @@ class LaunchAgent:
     @property
     def free_slots(self) -> int:
         """How many jobs it could start now."""
-        return int(min(self.config.max_jobs - self.num_running_jobs, _MANY))
+        return 0 if self.orders.draining else int(min(self.config.max_jobs - self.num_running_jobs, _MANY))
 
     @property
     def takes_schedulers(self) -> bool:
@@ -228,7 +239,7 @@ class LaunchAgent:
             await fail_over(self.shop.session, thread_id, self.crew.find(thread_id), exception)
         self.crew.forget(thread_id)
         if self._intake is not None:
-            self._intake.freed()
+            self._intake.freed(thread_id)
         self.wake.ring()
 
     async def fail_run_queue_item(
@@ -277,20 +288,7 @@ class LaunchAgent:
 
     def stop(self) -> None:
         """Ask the loop to end; what runs goes on."""
-        self.stopping = True
-        self.wake.ring()
-
-    def resume(self, run: Adopted) -> None:
-        """Take up a run that an agent of this name has left."""
-        tracker = JobTracker(item=run.item, queue=run.queue, is_scheduler=is_scheduler(run.item), handle=run.handle)
-        current = run.item.state_type or StateType.RUNNING
-        if current is StateType.CANCELLING:
-            tracker.stop.set()
-
-        async def work() -> Outcome:
-            return await Execution(self.shop, tracker).resume(run.runner, run.plan, run.handle, current)
-
-        self.crew.begin(tracker, lambda: self.crew.do(tracker, work))
+        self.orders.leave()
 
     @property
     def intake(self) -> Intake:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from datetime import datetime, timezone
 from itertools import groupby
-from typing import Final
+from typing import Final, Protocol
 from uuid import UUID
 
 from prefect_launch.agent.tracker import is_scheduler
@@ -31,17 +31,35 @@ WINDOW_SECONDS: Final = 0.5
 CONTENDED_SECONDS: Final = 30.0
 
 
+class Gate(Protocol):
+    """Decides which of the items that a poll returned may be claimed now (the desk that gives out devices)."""
+
+    async def admit(self, queue: str, item: Item) -> bool:
+        """Whether an item may be claimed now; what it needs is kept for it from here on."""
+        ...
+
+    def saw(self, queue: str, items: Collection[Item]) -> None:
+        """Note all that a queue has waiting."""
+        ...
+
+    def release(self, item_id: UUID | str) -> None:
+        """Take back what was kept for an item: it was not claimed, or has ended."""
+        ...
+
+
 class Candidates:
     """The items of one queue that this agent may try for.
 
     Args:
         server: the door.
         queue: the queue's name.
+        gate: decides which of them; by default all.
     """
 
-    def __init__(self, server: Server, queue: str) -> None:
+    def __init__(self, server: Server, queue: str, gate: Gate | None = None) -> None:
         self._server = server
         self._queue = queue
+        self._gate = gate
         self._items: deque[Item] = deque()
         self._polled_at = float("-inf")
         self._lost_at = float("-inf")
@@ -74,17 +92,19 @@ class Candidates:
         stale = time.monotonic() - self._polled_at > WINDOW_SECONDS
         if stale or (not self._items and not self._was_all):
             await self._poll(min(POLL_LIMIT, POLL_FACTOR * max(slots, 1)))
-        found = self._take(skip, schedulers)
+        found = await self._take(skip, schedulers)
         if found is None and not self._was_all:
             # All that came is not for us; what is may lie behind it.
             await self._poll(POLL_LIMIT)
-            found = self._take(skip, schedulers)
+            found = await self._take(skip, schedulers)
         return found
 
-    def _take(self, skip: Collection[UUID], schedulers: bool) -> Item | None:
+    async def _take(self, skip: Collection[UUID], schedulers: bool) -> Item | None:
         while self._items:
             item = self._items.popleft()
-            if item.id not in skip and (schedulers or not is_scheduler(item)):
+            if item.id in skip or not (schedulers or not is_scheduler(item)):
+                continue
+            if self._gate is None or await self._gate.admit(self._queue, item):
                 return item
         return None
 
@@ -94,6 +114,8 @@ class Candidates:
         contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS
         self._items = deque(shuffled(found) if contended else found)
         self._was_all = len(found) < limit
+        if self._gate is not None and (self._was_all or limit == POLL_LIMIT):
+            self._gate.saw(self._queue, found)
 
 
 def shuffled(items: Iterable[Item]) -> list[Item]:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from prefect_launch.agent.devices.stock import AUTO, read_amount_setting, read_gpu_setting
 from prefect_launch.errors import AgentConfigError, LaunchError, unknown_name
 from prefect_launch.job_environment import WandbServer
 from prefect_launch.macros import check_named_macros
@@ -63,6 +64,12 @@ class AgentConfig(BaseModel):
     )
     poll_seconds: float = Field(default=DEFAULT_POLL_SECONDS, gt=0)
     home: Path = Field(default_factory=default_home)
+    gpus: str | tuple[str, ...] = AUTO
+    cpus: str | float = AUTO
+    memory: str | float = AUTO
+    device_patience_seconds: float = Field(
+        default=30, ge=0, description="How long an item that waits for devices lets smaller ones pass."
+    )
     macros: dict[str, str] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
     registry: dict[str, Any] = Field(default_factory=dict)
@@ -111,6 +118,16 @@ class AgentConfig(BaseModel):
             )
         whole = int(float(text))
         return math.inf if whole == -1 else float(whole)
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _read_gpus(cls, value: Any) -> Any:
+        return read_gpu_setting(value)
+
+    @field_validator("cpus", "memory", mode="before")
+    @classmethod
+    def _read_amount(cls, value: Any, info: Any) -> Any:
+        return read_amount_setting(info.field_name, value)
 
     @field_validator("macros")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Final, TypeVar
 from uuid import UUID
 
 from prefect_launch.agent.outcome import Outcome
@@ -13,6 +13,9 @@ from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.server.values import Item
 
 T = TypeVar("T")
+
+#: What the ends of jobs that were stopped take beyond their grace.
+STOP_MARGIN_SECONDS: Final = 20.0
 
 #: Works on one item until its end.
 Work = Callable[[], Awaitable[Outcome]]
@@ -37,6 +40,11 @@ class Crew:
     def thread_ids(self) -> list[str]:
         """Ids of the items in work."""
         return list(self._trackers)
+
+    @property
+    def trackers(self) -> list[JobTracker]:
+        """What is remembered of each item in work."""
+        return list(self._trackers.values())
 
     @property
     def items(self) -> list[Item]:
@@ -85,6 +93,17 @@ class Crew:
             failure = error
         finally:
             await self._finished(tracker.thread_id, failure)
+
+    async def stop_jobs(self, grace_seconds: float) -> None:
+        """Stop what runs, and wait until it has ended; what has not come to run by then is left as it is."""
+        running = [tracker for tracker in self._trackers.values() if tracker.handle is not None]
+        for tracker in running:
+            tracker.preempt.set()
+        if running:
+            ends = [asyncio.ensure_future(tracker.ended.wait()) for tracker in running]
+            _, late = await asyncio.wait(ends, timeout=grace_seconds + STOP_MARGIN_SECONDS)
+            for one in late:
+                one.cancel()
 
     async def leave(self) -> None:
         """Let go of everything: what runs goes on, and the next agent of this name takes it up."""

@@ -16,12 +16,18 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
+from prefect_launch.agent.closing import Closing
 from prefect_launch.agent.config import AgentConfig
+from prefect_launch.agent.devices.desk import Desk, NotNowError
+from prefect_launch.agent.devices.reader import CardReader
+from prefect_launch.agent.held import token_of
+from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
 from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
+from prefect_launch.agent.stopping import Stopper
 from prefect_launch.agent.tracker import JobTracker
-from prefect_launch.errors import ItemGoneError, LaunchError
+from prefect_launch.errors import LaunchError
 from prefect_launch.item_spec import run_id_of, spec_of
 from prefect_launch.planning import Request, make_plan
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
@@ -48,11 +54,19 @@ class Workshop:
         config: the agent's.
         session: its connection.
         runners: made on first use, one a resource.
+        trusted_seconds: for how long after a claim it is taken for granted: nobody is called lost that soon.
+        cards: the door to the machine's GPUs.
+        desk: gives out the machine's devices.
     """
 
     config: AgentConfig
     session: Session
     runners: dict[str, Runner] = field(default_factory=dict)
+    trusted_seconds: float = 30.0
+    cards: CardReader | None = None
+
+    def __post_init__(self) -> None:
+        self.desk = Desk(self.config, self.session, self.runner, self.cards)
 
     def runner(self, resource: str) -> Runner:
         """Return the agent's runner of a resource."""
@@ -79,7 +93,8 @@ class Execution:
         self._server = workshop.session.server
         self._tracker = tracker
         self._item = tracker.item
-        self._runner: Runner | None = None
+        self._closing = Closing(workshop, tracker)
+        tracker.claim = tracker.claim or token_of(tracker.item)
 
     async def run(self) -> Outcome:
         """Do the whole attempt.
@@ -91,10 +106,13 @@ class Execution:
             runner, plan = await self._start()
         except StopAskedError:
             outcome = Outcome(state=ItemState.CANCELLED, message="Stopped before it was started.")
-            return await self._give_up(outcome)
+            return await self._closing.give_up(outcome)
+        except NotNowError as error:
+            return await self._closing.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
         except Exception as error:
             log.debug("%s failed to start", self._item.id, exc_info=True)
-            return await self._give_up(outcome_of_error(error, self._tracker.phase))
+            self._closing.know(error=error)
+            return await self._closing.give_up(outcome_of_error(error, self._tracker.phase))
         return await self._watch(runner, plan, StateType.RUNNING)
 
     async def resume(self, runner: Runner, plan: RunPlan, handle: str, current: StateType) -> Outcome:
@@ -108,13 +126,16 @@ class Execution:
         """
         self._tracker.handle = handle
         self._tracker.phase = Phase.RUN
-        self._runner = runner
+        self._tracker.claim = plan.labels.get(Labels.CLAIM, "")
+        self._closing.runner = runner
+        self._closing.know(plan=plan)
         if current is StateType.PENDING:
             try:
                 await runner.start(handle)
                 await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._shop.config.name}.")
             except Exception as error:  # noqa: BLE001 - the item says why it does not run
-                return await self._give_up(outcome_of_error(error, Phase.RUN))
+                self._closing.know(error=error)
+                return await self._closing.give_up(outcome_of_error(error, Phase.RUN))
         return await self._watch(runner, plan, StateType.RUNNING)
 
     async def _start(self) -> tuple[Runner, RunPlan]:
@@ -131,8 +152,11 @@ class Execution:
         plan = await self._unless_stopped(
             until_server_is_back("show the job", lambda: make_plan(request, self._shop.config.site, session.jobs))
         )
-        runner = self._runner = self._shop.runner(queue.config.resource)
+        self._closing.know(plan=plan)
+        runner = self._closing.runner = self._shop.runner(queue.config.resource)
         runner.check(plan)
+        plan = await self._shop.desk.equip(self._item.id, runner, plan)
+        await bring_last_outputs(plan, self._shop.config.site, session.jobs)
         waits_for = await runner.missing(plan)
         if waits_for is not None:
             self._tracker.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT
@@ -144,27 +168,30 @@ class Execution:
         await until_server_is_back(
             f"record what {self._item.id} runs in", lambda: self._server.record_infrastructure(self._item.id, handle)
         )
-        if self._tracker.stop.is_set():
+        image = await runner.image_of(handle)
+        self._closing.know(image=image)
+        if self._tracker.stop.is_set() or not await self._closing.is_trusted():
             raise StopAskedError
         await runner.start(handle)
-        where = f"Runs on {self._shop.config.name} ({queue.config.resource} {Path(handle).name[:12]})."
-        await self._move(StateType.PENDING, ItemState.RUNNING, where)
+        gpus = self._shop.desk.gpus_of(self._item.id)
+        what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
+        where = f"Runs on {self._shop.config.name} ({what})."
+        await self._move(StateType.PENDING, ItemState.RUNNING, where, data={"image": image} if image else None)
         return runner, plan
 
     def _labels(self) -> dict[str, str]:
-        claim = (self._item.state.state_details if self._item.state else {}).get("transition_id")
         return {
             Labels.ITEM: str(self._item.id),
             Labels.ATTEMPT: str(self._item.run_count + 1),
             Labels.RUN_ID: run_id_of(self._item),
             Labels.QUEUE: self._tracker.queue,
             Labels.AGENT: self._shop.config.name,
-            Labels.CLAIM: str(claim or ""),
+            Labels.CLAIM: self._tracker.claim,
         }
 
-    async def _move(self, current: StateType, target: ItemState, message: str) -> None:
+    async def _move(self, current: StateType, target: ItemState, message: str, data: object = None) -> None:
         """Move the item on its way; when the server says that it is being stopped, stop it."""
-        state = await move(self._server, self._item.id, current, target, message)
+        state = await move(self._server, self._item.id, current, target, message, data=data)
         if state.type in (StateType.CANCELLING, StateType.CANCELLED):
             self._tracker.stop.set()
 
@@ -187,46 +214,34 @@ class Execution:
                 task.cancel()
                 await asyncio.wait({task})
 
-    async def _give_up(self, outcome: Outcome) -> Outcome:
-        """End an item that does not come to run; what was created for it is stopped and removed first."""
-        if self._runner is not None and self._tracker.handle is not None:
-            try:
-                await self._runner.stop(self._tracker.handle, self._shop.config.stopped_run_timeout)
-                await self._runner.remove(self._tracker.handle)
-            except LaunchError as error:
-                log.warning("%s not-cleared %s: %s", self._item.id, self._tracker.handle, error)
-        return await self._end(outcome)
-
     async def _watch(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
         handle = self._tracker.handle or ""
         shipper = LogShipper(self._server, self._item.id, plan.log_path)
         shipper.follow()
-        stopper = asyncio.create_task(self._stop_when_asked(runner, handle))
+        frees = self._shop.desk.gpus_of(self._item.id)
+        stopper = Stopper(self._tracker, runner, plan, self._shop.config.stopped_run_timeout, frees=frees)
+        stopping = asyncio.create_task(stopper.watch())
         faults = []
         try:
             end = await runner.watch(handle, plan)
+            self._closing.know(end=end)
             faults += await self._finish_log(shipper, plan)
         except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on
-            return await self._end(outcome_of_error(error, Phase.RUN), current)
+            self._closing.know(error=error)
+            return await self._closing.lose_sight(outcome_of_error(error, Phase.RUN), current)
         finally:
-            stopper.cancel()
-            await asyncio.wait({stopper})
+            stopping.cancel()
+            await asyncio.wait({stopping})
             await shipper.let_go()
         warnings = [*end.warnings, *faults, *await self._keep(plan)]
-        outcome = outcome_of_exit(end)
+        if end.stopped:
+            await self._closing.complete_facts()
+        outcome = await stopper.outcome(end) or outcome_of_exit(end)
         if warnings:
             outcome = outcome.model_copy(update={"message": f"{outcome.message} Note: {' '.join(warnings)}"})
-        ended = await self._end(outcome, current)
+        ended = await self._closing.end(outcome, current)
         await runner.remove(handle)
         return ended
-
-    async def _stop_when_asked(self, runner: Runner, handle: str) -> None:
-        await self._tracker.stop.wait()
-        log.info("%s stopping", self._item.id)
-        try:
-            await runner.stop(handle, self._shop.config.stopped_run_timeout)
-        except LaunchError as error:
-            log.warning("%s not-stopped %s", self._item.id, error)
 
     async def _finish_log(self, shipper: LogShipper, plan: RunPlan) -> list[str]:
         """Send what is left of the log; returns what went wrong with it: it does not make a good run a bad one."""
@@ -253,20 +268,3 @@ class Execution:
         except LaunchError as error:
             fault = f"The outputs could not be shown ({error})."
         return [*faults, *([fault] if fault else [])]
-
-    async def _end(self, outcome: Outcome, current: StateType = StateType.PENDING) -> Outcome:
-        """Set the item's final state; one that was asked to stop meanwhile can only become cancelled."""
-        if self._tracker.stop.is_set() and outcome.state is not ItemState.CANCELLED:
-            outcome = outcome.model_copy(update={"state": ItemState.CANCELLED})
-        try:
-            return await self._set_end(outcome, current)
-        except ItemGoneError:
-            log.warning("%s gone %s", self._item.id, outcome.message)
-            return outcome
-
-    async def _set_end(self, outcome: Outcome, current: StateType) -> Outcome:
-        state = await move(self._server, self._item.id, current, outcome.state, outcome.message, data=outcome.data)
-        if state.type is StateType.CANCELLING:
-            outcome = outcome.model_copy(update={"state": ItemState.CANCELLED})
-            await move(self._server, self._item.id, state.type, outcome.state, outcome.message, data=outcome.data)
-        return outcome

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.candidates import Candidates
+from prefect_launch.agent.candidates import Candidates, Gate
 from prefect_launch.agent.claim import claim, give_back, is_over_limit
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.errors import LaunchError, unknown_name
@@ -45,14 +45,16 @@ class Intake:
         session: an open connection.
         queues: names of the agent's queues.
         holder: who claims, as people read it.
+        gate: decides which items it may claim now; by default all.
     """
 
-    def __init__(self, session: Session, queues: Sequence[str], holder: str) -> None:
+    def __init__(self, session: Session, queues: Sequence[str], holder: str, gate: Gate | None = None) -> None:
         self._session = session
         self._server = session.server
         self._holder = holder
+        self._gate = gate
         self._turn = deque(queues)
-        self._candidates = {queue: Candidates(session.server, queue) for queue in queues}
+        self._candidates = {queue: Candidates(session.server, queue, gate) for queue in queues}
         self._limits: dict[str, Limits] = {}
 
     async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> tuple[Item, str] | None:
@@ -89,10 +91,12 @@ class Intake:
                 return None
             item = await claim(self._server, polled, holder=self._holder)
             if item is None:
+                self._release(polled.id)
                 candidates.lost()
             elif await self._fits(queue, item):
                 return item
             else:
+                self._release(item.id)
                 # Several agents that went over the limit together must not try again together.
                 await anyio.sleep(random.uniform(0, GIVEN_BACK_SECONDS))
 
@@ -115,10 +119,15 @@ class Intake:
         for candidates in self._candidates.values():
             candidates.forget()
 
-    def freed(self) -> None:
+    def freed(self, item_id: UUID | str) -> None:
         """Note that an item in work has ended."""
+        self._release(item_id)
         for candidates in self._candidates.values():
             candidates.freed()
+
+    def _release(self, item_id: UUID | str) -> None:
+        if self._gate is not None:
+            self._gate.release(item_id)
 
     async def read_limits(self) -> None:
         """Read the limits of the queues."""

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+import anyio
+
+from prefect_launch.agent.execution import Execution
 from prefect_launch.agent.heartbeat import beat
+from prefect_launch.agent.held import stop_what_is_not_held
+from prefect_launch.agent.lost import LostWatch
 from prefect_launch.agent.moves import log, until_server_is_back
-from prefect_launch.agent.recover import find_own_runs, settle_orphans
-from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, listen
+from prefect_launch.agent.recover import Adopted, find_own_runs, settle_orphans
+from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
+from prefect_launch.agent.tracker import JobTracker, is_scheduler
+from prefect_launch.agent.wake import LATER_LOOKS_SECONDS, SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError
 from prefect_launch.states import StateType
 
@@ -37,6 +45,8 @@ class Loop:
         self._agent = agent
         self._config = agent.config
         self._crew = agent.crew
+        self._orders = agent.orders
+        self._reporter = Reporter(agent)
         self._intake = agent.intake
         self._server = agent.shop.session.server
         self._until_empty = until_empty
@@ -46,15 +56,21 @@ class Loop:
     async def run(self) -> None:
         """Run until told to stop, until empty, or until the time is up; then let go of what runs."""
         pool_ids = await until_server_is_back("show the queues", self._pool_ids)
+        session = self._agent.shop.session
         background = [
             asyncio.create_task(beat(self._server, self._config.name, self._config.queues, lambda: self._crew.items)),
             asyncio.create_task(listen(self._server, pool_ids, self._heard)),
             asyncio.create_task(self._intake.watch_limits()),
             asyncio.create_task(self._tell_status()),
+            asyncio.create_task(self._reporter.post()),
+            asyncio.create_task(self._reporter.watch_orders()),
+            asyncio.create_task(LostWatch(session, self._config.name, self._config.queues).watch()),
+            asyncio.create_task(stop_what_is_not_held(self._server, lambda: self._crew.trackers)),
         ]
         try:
             await self._recover()
             await until_server_is_back("read the queues' limits", self._intake.read_limits)
+            await until_server_is_back("show the agent's orders", self._reporter.read_orders)
             await self._work()
         finally:
             for task in background:
@@ -67,7 +83,8 @@ class Loop:
         return [(await session.queue(queue)).pool_id for queue in self._config.queues]
 
     async def _work(self) -> None:
-        while not self._agent.stopping and time.monotonic() < self._ends_at:
+        self._orders.at_work = True
+        while not self._is_over:
             try:
                 await self._fill()
                 await self._stop_what_is_cancelled()
@@ -81,8 +98,15 @@ class Loop:
             left = max(self._ends_at - time.monotonic(), 0.0)
             await self._agent.wake.wait(min(self._config.poll_seconds, left))
 
+    @property
+    def _is_over(self) -> bool:
+        if self._orders.stopping or time.monotonic() >= self._ends_at:
+            return True
+        # A shift that has drained stays until its time is up: the next one would come at once, and drain too.
+        return self._orders.draining and not self._crew.thread_ids and self._ends_at == float("inf")
+
     async def _fill(self) -> None:
-        while self._agent.free_slots > 0 and not self._agent.stopping:
+        while self._agent.free_slots > 0 and not self._orders.stopping:
             found = await self._agent.get_job_and_queue()
             if found is None:
                 break
@@ -93,12 +117,22 @@ class Loop:
         shop = self._agent.shop
         left = await until_server_is_back("show what the last agent of this name left", lambda: find_own_runs(shop))
         for run in left.runs:
-            self._agent.resume(run)
+            self._resume(run)
         held = {run.item.id for run in left.runs}
         await until_server_is_back(
             "settle what was claimed and does not run",
             lambda: settle_orphans(shop, self._config.queues, self._agent.holder, held, left.unseen),
         )
+
+    def _resume(self, run: Adopted) -> None:
+        """Take up a run that an agent of this name has left."""
+        tracker = JobTracker(item=run.item, queue=run.queue, is_scheduler=is_scheduler(run.item), handle=run.handle)
+        current = run.item.state_type or StateType.RUNNING
+        if current is StateType.CANCELLING:
+            tracker.stop.set()
+        execution = Execution(self._agent.shop, tracker)
+        work = partial(execution.resume, run.runner, run.plan, run.handle, current)
+        self._crew.begin(tracker, lambda: self._crew.do(tracker, work))
 
     async def _is_empty(self) -> bool:
         for queue in self._config.queues:
@@ -117,11 +151,15 @@ class Loop:
             self._look()
             asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._look)
         else:
-            self._stops_due = 0.0
-            asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._agent.wake.ring)
+            for pause in (SECOND_LOOK_SECONDS, *LATER_LOOKS_SECONDS):
+                asyncio.get_running_loop().call_later(pause, self._look_for_stops)
 
     def _look(self) -> None:
         self._intake.look_again()
+        self._agent.wake.ring()
+
+    def _look_for_stops(self) -> None:
+        self._stops_due = 0.0
         self._agent.wake.ring()
 
     async def _stop_what_is_cancelled(self) -> None:
@@ -144,9 +182,21 @@ class Loop:
             await asyncio.sleep(pause)
 
     async def _leave(self) -> None:
+        if self._orders.stops_jobs:
+            await self._crew.stop_jobs(self._config.stopped_run_timeout)
+        left = self._reporter.notice("offline")
+        drained = self._orders.drains_from_afar and not left.running and self._ends_at == float("inf")
         await self._crew.leave()
-        try:
-            await self._agent.update_status("KILLED")
-        except LaunchError as error:
-            log.debug("not taken off the list: %s", error)
+        if self._orders.stops_jobs:
+            await self._give_back({UUID(item.id) for item in left.running})
+        await self._reporter.leave(left, drained=drained)
         log.info("agent %s left", self._config.name)
+
+    async def _give_back(self, held: set[UUID]) -> None:
+        """Put what was claimed and has not come to run back into its queue; leave what would not end alone."""
+        shop = self._agent.shop
+        try:
+            with anyio.move_on_after(LAST_WORDS_SECONDS):
+                await settle_orphans(shop, self._config.queues, self._agent.holder, held)
+        except LaunchError as error:
+            log.warning("not-given-back %s", error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -54,7 +55,15 @@ async def until_server_is_back(
 
 
 async def move(
-    server: Server, item_id: UUID, current: StateType, target: ItemState, message: str, *, data: Any = None
+    server: Server,
+    item_id: UUID,
+    current: StateType,
+    target: ItemState,
+    message: str,
+    *,
+    data: Any = None,
+    due: datetime | None = None,
+    transition_id: UUID | None = None,
 ) -> State:
     """Move an item, and wait for a server that is away.
 
@@ -65,6 +74,8 @@ async def move(
         target: where it goes.
         message: why, in words.
         data: kept with the state, such as the exit code.
+        due: when the item may run, for one that goes back into its queue; now, when left out.
+        transition_id: of a move that several may make; the server makes it once.
 
     Returns:
         The state that it is in now. It is another than `target` when the server refused: someone has asked it to stop,
@@ -77,8 +88,16 @@ async def move(
     if not is_allowed(current, target):
         raise InternalError(f"Item {item_id}: the move from {current.value} to {target.label} is not allowed.")
     # PostgreSQL keeps no text with a NUL in it.
-    wanted = State(type=target.type, name=target.label, message=message.replace("\0", "\ufffd"), data=data)
-    verdict = await until_server_is_back(f"move {item_id} to {target.label}", lambda: server.propose(item_id, wanted))
+    wanted = State(
+        type=target.type,
+        name=target.label,
+        message=message.replace("\0", "\ufffd"),
+        data=data,
+        state_details={} if due is None else {"scheduled_time": due.isoformat()},
+    )
+    verdict = await until_server_is_back(
+        f"move {item_id} to {target.label}", lambda: server.propose(item_id, wanted, transition_id=transition_id)
+    )
     if verdict.accepted or verdict.state is None:
         log.info("%s %s %s", item_id, target.label.lower(), message)
         return verdict.state or wanted

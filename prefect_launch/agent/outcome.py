@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
 import anyio
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_launch.errors import InternalError, LaunchError, OperatorError
+from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Phase
 from prefect_launch.server.protocol import Server
 from prefect_launch.states import ItemState
 
 OUTPUTS_FILE: Final = "outputs.json"
+#: What a shell gives as exit code of a program that is not there, or is none.
+NO_PROGRAM: Final = (126, 127)
 #: A dict of outputs larger than this is no table for people to read.
 _OUTPUTS_BYTES: Final = 1_000_000
 
@@ -29,6 +33,23 @@ class Outcome(BaseModel):
     state: ItemState
     message: str
     data: dict[str, Any] | None = None
+    cause: Cause | None = Field(default=None, description="Why it ended, for its retry; None: no retry can mend it.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_cause(cls, values: Any) -> Any:
+        """Take the cause from the data of the state, where whoever stopped a run has put it."""
+        if isinstance(values, Mapping) and values.get("cause") is None and (values.get("data") or {}).get("cause"):
+            return {**values, "cause": values["data"]["cause"]}
+        return values
+
+    def cancelled(self) -> Outcome:
+        """Return the same end as that of an item that was asked to stop."""
+        return self.model_copy(update={"state": ItemState.CANCELLED, "cause": None})
+
+    def not_again(self, why: str) -> Outcome:
+        """Return the same end as one that no retry follows, with the reason."""
+        return self.model_copy(update={"message": f"{self.message} It is not tried again: {why}", "cause": None})
 
 
 def outcome_of_exit(end: Exit) -> Outcome:
@@ -43,17 +64,33 @@ def outcome_of_exit(end: Exit) -> Outcome:
         return Outcome(state=ItemState.CANCELLED, message=f"Stopped{lasted}: {end.describe()}.", data=data)
     if end.succeeded:
         return Outcome(state=ItemState.COMPLETED, message=f"Finished{lasted} with exit code 0.", data=data)
-    if end.oom_killed or end.error:
-        return Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {_sentence(end.describe())}", data=data)
+    cause = cause_of(end)
+    if cause is not Cause.FAILED or end.error:
+        state = ItemState.FAILED if cause is Cause.FAILED else ItemState.CRASHED
+        message = f"[{Phase.RUN.value}] {_sentence(end.describe())}"
+        return Outcome(state=state, message=message, data=data, cause=cause)
     message = f"[{Phase.RUN.value}] The job ended{lasted} with {end.describe()}."
-    return Outcome(state=ItemState.FAILED, message=message, data=data)
+    return Outcome(state=ItemState.FAILED, message=message, data=data, cause=cause)
+
+
+def cause_of(end: Exit) -> Cause:
+    """Say why a run ended without success. A program that cannot be run is its author's doing, not the machine's."""
+    if end.preempted:
+        return Cause.PREEMPTED
+    if end.oom_killed:
+        return Cause.OOM
+    return Cause.LOST if end.error and end.exit_code not in NO_PROGRAM else Cause.FAILED
 
 
 def outcome_of_error(error: BaseException, phase: Phase) -> Outcome:
     """Say how an item ends that could not be started: the machine's fault is a crash, what was asked for a failure."""
     fault = isinstance(error, (OperatorError, InternalError)) or not isinstance(error, LaunchError)
     text = str(error) if isinstance(error, LaunchError) else f"{type(error).__name__}: {error}"
-    return Outcome(state=ItemState.CRASHED if fault else ItemState.FAILED, message=f"[{phase.value}] {_sentence(text)}")
+    return Outcome(
+        state=ItemState.CRASHED if fault else ItemState.FAILED,
+        message=f"[{phase.value}] {_sentence(text)}",
+        cause=Cause.CRASHED if fault else None,
+    )
 
 
 def _sentence(text: str) -> str:

@@ -13,14 +13,17 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from prefect_launch.agent.certificate import Facts
 from prefect_launch.agent.claim import undo_claim
+from prefect_launch.agent.ending import end_item
 from prefect_launch.agent.execution import Workshop
 from prefect_launch.agent.moves import move
+from prefect_launch.agent.outcome import Outcome
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning import load_plan
+from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan
 from prefect_launch.runners.registry import runner_names
-from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 from prefect_launch.states import ACTIVE, ItemState, StateType
 
@@ -86,6 +89,7 @@ async def _adopt(workshop: Workshop, runner: Runner, found: Found) -> Adopted | 
         await _clear(workshop, runner, found)
         return None
     log.info("%s found-again %s", item_id, found.handle)
+    workshop.desk.restore(item.id, found.labels)
     return Adopted(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
 
 
@@ -141,17 +145,19 @@ async def settle_orphans(
             continue
         for item in await workshop.session.server.list_items(pool=name, state_types=ACTIVE):
             if item.id not in held and await _was_claimed_by(workshop, item, holder):
-                await _settle(workshop.session.server, item, holder)
+                await _settle(workshop, item, holder)
 
 
-async def _settle(server: Server, item: Item, holder: str) -> None:
+async def _settle(workshop: Workshop, item: Item, holder: str) -> None:
+    server = workshop.session.server
     if item.state_type is StateType.PENDING:
         await undo_claim(server, item, f"{holder} was ended before it had started this.")
     elif item.state_type is StateType.CANCELLING:
         await move(server, item.id, StateType.CANCELLING, ItemState.CANCELLED, "Nothing of it runs any more.")
     else:
         why = f"[{Phase.RUN.value}] Its run is not on the machine of {holder} any more: somebody has removed it."
-        await move(server, item.id, StateType.RUNNING, ItemState.CRASHED, why)
+        outcome = Outcome(state=ItemState.CRASHED, message=why, cause=Cause.LOST)
+        await end_item(workshop.session, item, outcome, StateType.RUNNING, Facts(agent=holder, attempt=item.run_count))
 
 
 async def _was_claimed_by(workshop: Workshop, item: Item, holder: str) -> bool:

@@ -39,6 +39,7 @@ def _run_job() -> Any:
     from prefect.states import Cancelled, Completed, Crashed, Failed
 
     ends = {ItemState.FAILED: Failed, ItemState.CRASHED: Crashed, ItemState.CANCELLED: Cancelled}
+    ends[ItemState.AWAITING_RETRY] = Crashed  # this attempt's bar; the next one has a bar of its own
 
     @task(name="run_job", cache_policy=NO_CACHE, persist_result=False)
     async def run_job(work: Work) -> Any:

@@ -6,6 +6,7 @@ The truth is in the labels of what runs; this is only the agent's handle on its 
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
@@ -31,7 +32,10 @@ class JobTracker:
         phase: where it is, for the message should it fail.
         handle: what was created for it, once it was.
         file_saver: folder that gets an `error.log` when the agent itself fails over the item.
-        stop: is set when it is to be stopped.
+        stop: is set when it was asked to stop.
+        preempt: is set when the agent stops it of its own accord, as when its machine is taken away.
+        claim: the token of the claim that it is held under; empty: not known.
+        claimed_at: when it was taken up, on this process's clock.
         ended: is set when its work here is over, whatever came of it.
     """
 
@@ -42,6 +46,9 @@ class JobTracker:
     handle: str | None = None
     file_saver: Path | None = None
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    preempt: asyncio.Event = field(default_factory=asyncio.Event)
+    claim: str = ""
+    claimed_at: float = field(default_factory=time.monotonic)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -48,6 +48,12 @@ TargetEntity = Annotated[
 TargetProject = Annotated[
     str | None, typer.Option("-p", "--project", metavar="PROJECT", help="The run's project. Default: the job's.")
 ]
+TimeoutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--timeout", metavar="TIME", help="How long it may run: seconds, or 45min, 2h, 1h30m. Default: no limit."
+    ),
+]
 
 ADD_EXAMPLES = examples(
     "prefect-launch add -j job-digits -q gpu --set epochs=3 --set optimizer.lr=0.01 -P high",
@@ -88,6 +94,7 @@ def add(
     resource_args: ResourceArgsOption = None,
     entity: TargetEntity = None,
     project: TargetProject = None,
+    timeout: TimeoutOption = None,
     wait: Annotated[
         bool, typer.Option("--wait", metavar="", help="Print its log until it ends; exit with 1 when it fails.")
     ] = False,
@@ -110,6 +117,7 @@ def add(
         resource_args=resource_args,
         entity=entity,
         project=project,
+        timeout=timeout,
     )
     add_to_queue(connected(), request, queue, priority=priority, wait=wait, as_json=json)
 
@@ -127,6 +135,7 @@ def run(
     resource_args: ResourceArgsOption = None,
     entity: TargetEntity = None,
     project: TargetProject = None,
+    timeout: TimeoutOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", metavar="", help="Print Prefect's own log lines too.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -146,5 +155,6 @@ def run(
         resource_args=resource_args,
         entity=entity,
         project=project,
+        timeout=timeout,
     )
     run_here(connected(verbose=verbose), request, as_json=json)

@@ -11,6 +11,7 @@ from prefect_launch.cli.output import Column, ago, print_json, print_table
 from prefect_launch.cli.style import JsonOption, examples, group
 
 if TYPE_CHECKING:
+    from prefect_launch.activity import AgentInfo
     from prefect_launch.agent import AgentConfig, LaunchAgent
 
 app = group("Run an agent, serve it as a deployment, see which are there.")
@@ -35,9 +36,8 @@ ConfigFileOption = Annotated[
 NameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Its name. Default: this machine's.")]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="Tell more.")]
 
-_INTERRUPTED: Final = 130
-#: As a shell tells the end by SIGTERM: the queues were not worked off.
-_TERMINATED: Final = 143
+#: As a shell tells the end by a signal (130, 143), though the agent left in order: its queues were not worked off.
+_SIGNALLED: Final = 128
 _LINE: Final = "%(asctime)s %(message)s"
 
 
@@ -56,12 +56,16 @@ def start(
         bool,
         typer.Option("--until-empty", metavar="", help="End with 0 when its queues are empty and its items are done."),
     ] = False,
+    stop_jobs: Annotated[
+        bool, typer.Option("--stop-jobs", metavar="", help="The second signal stops its jobs. Default: they go on.")
+    ] = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Run an agent in the foreground, until Ctrl-C (exit code 130) or SIGTERM (143); its jobs go on then.
+    """Run an agent in the foreground, until Ctrl-C (exit code 130) or SIGTERM (143).
 
-    It prints a line a change: time, item, what happened. The next agent of its name on this machine takes up what
-    still runs.
+    The first signal drains it: it takes no more, and leaves when what runs is done. The second makes it leave at once;
+    its jobs go on, and the next agent of its name on this machine takes them up. It prints a line a change: time,
+    item, what happened.
     """
     settings = _settings(queue, max_jobs, config, name, verbose)
     import asyncio
@@ -70,29 +74,16 @@ def start(
     from prefect_launch.api import default_api
 
     agent = LaunchAgent(default_api(), settings)
-    raise typer.Exit(asyncio.run(_work(agent, until_empty)))
+    raise typer.Exit(asyncio.run(_work(agent, until_empty, stop_jobs)))
 
 
-async def _work(agent: LaunchAgent, until_empty: bool) -> int:
-    """Run the agent's loop; the first signal ends it in order, a second Ctrl-C at once."""
-    import asyncio
-    import signal
+async def _work(agent: LaunchAgent, until_empty: bool, stop_jobs: bool) -> int:
+    """Run the agent's loop: the first signal drains it, the second ends it at once."""
+    from prefect_launch.agent.signals import Signals
 
-    loop = asyncio.get_running_loop()
-    asked: list[int] = []
-
-    def stop(code: int) -> None:
-        asked.append(code)
-        left = agent.thread_ids
-        told = f"{len(left)} go on: {', '.join(left)}" if left else "nothing is in work"
-        typer.echo(f"Leaving; {told}.", err=True)
-        agent.stop()
-        loop.remove_signal_handler(signal.SIGINT)
-
-    loop.add_signal_handler(signal.SIGINT, stop, _INTERRUPTED)
-    loop.add_signal_handler(signal.SIGTERM, stop, _TERMINATED)
-    await agent.loop(until_empty=until_empty)
-    return asked[0] if asked else 0
+    signals = Signals(agent, stop_jobs=stop_jobs, tell=lambda text: typer.echo(text, err=True))
+    heard = await signals.run(until_empty=until_empty)
+    return 0 if heard is None else _SIGNALLED + heard
 
 
 @app.command(epilog=examples("prefect-launch agent serve -q gpu -j 2 --name box-1"))
@@ -128,12 +119,88 @@ def list_(json: JsonOption = False) -> None:
     if json:
         print_json([agent.model_dump(mode="json") for agent in agents])
         return
-    columns = (Column("AGENT", gives_way=True), Column("STATE"), Column("HEARD OF"), Column("QUEUES", gives_way=True))
-    rows = [
-        (agent.name, "online" if agent.online else "offline", ago(agent.last_heartbeat), ", ".join(agent.queues))
-        for agent in agents
-    ]
-    print_table(columns, rows, empty="No agent is there. Start one with: prefect-launch agent start -q QUEUE")
+    columns = (
+        *(
+            Column("AGENT", gives_way=True),
+            Column("STATE"),
+            Column("HOST", gives_way=True),
+            Column("SLOTS", right=True),
+        ),
+        *(Column("RUNS", gives_way=True), Column("HEARD OF"), Column("QUEUES", gives_way=True)),
+    )
+    print_table(
+        columns,
+        [_row(agent) for agent in agents],
+        empty="No agent is there. Start one with: prefect-launch agent start -q QUEUE",
+    )
+
+
+def _row(agent: AgentInfo) -> tuple[object, ...]:
+    told = agent.host is not None
+    slots = f"{agent.in_work}/{'-' if agent.slots is None else agent.slots}" if told else ""
+    more = agent.in_work - len(agent.running)
+    runs = ", ".join([*(item.name for item in agent.running), *([f"{more} more"] if more > 0 else [])])
+    return agent.name, agent.state, agent.host, slots, runs, ago(agent.last_heartbeat), ", ".join(agent.queues)
+
+
+@app.command(epilog=examples("prefect-launch agent drain box-1", "prefect-launch agent drain box-1 --undo"))
+def drain(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The agent, on whatever machine.")],
+    undo: Annotated[bool, typer.Option("--undo", metavar="", help="Let it take items again.")] = False,
+) -> None:
+    """Tell an agent to take no more items, and to leave when what it runs is done."""
+    from prefect_launch.cli.connect import connected
+
+    agent = connected().drain_agent(name, undo=undo)
+    if undo:
+        typer.echo(f"The agent {name} takes items again.")
+    elif agent.running:
+        runs = ", ".join(item.name for item in agent.running)
+        typer.echo(f"The agent {name} drains: it takes no more, and leaves when it is done with {runs}.")
+    else:
+        typer.echo(f"The agent {name} drains: it takes no more, and leaves.")
+
+
+@app.command(epilog=examples("prefect-launch agent unit -q gpu -j 2 --name box-1 > prefect-launch-box-1.service"))
+def unit(
+    queue: QueuesOption = None,
+    max_jobs: MaxJobsOption = None,
+    config: ConfigFileOption = None,
+    name: NameOption = None,
+    of_user: Annotated[
+        bool, typer.Option("--user", metavar="", help="A unit of your own systemd, not of the machine's.")
+    ] = False,
+    stop_time: Annotated[
+        str,
+        typer.Option("--stop-time", metavar="TIME", help="What 'systemctl stop' waits for its jobs. Default: 5min."),
+    ] = "5min",
+) -> None:
+    """Print a systemd unit that runs an agent."""
+    import os
+
+    from prefect.settings import PREFECT_API_URL
+
+    from prefect_launch.cli.unit import unit_text
+    from prefect_launch.errors import AgentConfigError
+
+    settings = _settings(queue, max_jobs, config, name, verbose=False)
+    if not settings.queues:
+        raise AgentConfigError("To run an agent please specify its queues (-q QUEUE, or queues: […] in its config).")
+    arguments = [part for one in queue or () for part in ("-q", one)]
+    arguments += ["-j", max_jobs] if max_jobs is not None else []
+    arguments += ["-c", str(config.absolute())] if config is not None else []
+    environment = {
+        "PREFECT_API_URL": PREFECT_API_URL.value(),
+        "PREFECT_LAUNCH_HOME": os.environ.get("PREFECT_LAUNCH_HOME"),
+    }
+    text = unit_text(
+        settings.name,
+        arguments,
+        {key: value for key, value in environment.items() if value},
+        of_user=of_user,
+        stop_time=stop_time,
+    )
+    typer.echo(text, nl=False)
 
 
 def _settings(

@@ -25,6 +25,8 @@ _WIDE_COLUMNS: Final = 1_000
 _STYLES: Final[Mapping[str, str]] = {
     "completed": "green",
     "online": "green",
+    "polling": "green",
+    "draining": "yellow",
     "running": "blue",
     "cancelling": "yellow",
     "paused": "yellow",

@@ -30,6 +30,7 @@ class Request:
     resource_args: str | None = None
     entity: str | None = None
     project: str | None = None
+    timeout: str | None = None
 
     def arguments(self, api: Api) -> dict[str, Any]:
         """Return the arguments that `launch_add` and `launch` share; the server is asked for the job's schema alone.
@@ -38,9 +39,12 @@ class Request:
             SpecError: when a value cannot be read.
             NotFoundError: for an unknown job.
         """
+        from prefect_launch.duration import read_duration
         from prefect_launch.jobs.entrypoint import parse_entry_point
 
         config = {} if self.config is None else read_mapping(self.config, "--config")
+        if self.timeout is not None:
+            config = {**config, "timeout": read_duration(self.timeout)}
         given = {
             "job": self.job,
             "docker_image": self.docker_image,

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike, fspath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from prefect_launch.errors import SpecError
+from prefect_launch.errors import LaunchError, SpecError
 from prefect_launch.jobs.drafts import JobRequest, draft_job
 from prefect_launch.jobs.entrypoint import parse_entry_point
 from prefect_launch.jobs.model import Job, PutResult
@@ -40,6 +40,7 @@ async def acreate_job(
     base_image: str | None = None,
     services: Mapping[str, str] | None = None,
     schema: SchemaSource | None = None,
+    retries: Mapping[str, Any] | int | None = None,
     api: Api | None = None,
 ) -> Job:
     """Make a job, or its next version; the same content makes no new one.
@@ -61,6 +62,7 @@ async def acreate_job(
         base_image: an image that its code runs in as it is.
         services: `{name: "always" | "never"}`, kept with the job as in the reference.
         schema: what its inputs must obey: a JSON schema or its file, a pydantic class, or `module:Class` in its code.
+        retries: when its items are run again, unless they say: `{"max": 3, "on": ["crashed", "oom"], "delay": 30}`.
         api: the server; by default the one that Prefect's settings name.
 
     Returns:
@@ -76,7 +78,7 @@ async def acreate_job(
     """
     request = _request(
         path, job_type, entity, project, name, description, aliases, runtime, entrypoint, git_hash, build_context,
-        dockerfile, base_image, services, schema,
+        dockerfile, base_image, services, schema, retries,
     )  # fmt: skip
     return (await (api or _default_api()).acall(lambda session: create_in(session.jobs, request))).job
 
@@ -98,12 +100,13 @@ def create_job(
     base_image: str | None = None,
     services: Mapping[str, str] | None = None,
     schema: SchemaSource | None = None,
+    retries: Mapping[str, Any] | int | None = None,
     api: Api | None = None,
 ) -> Job:
     """Make a job, from synchronous code. See `acreate_job`."""
     request = _request(
         path, job_type, entity, project, name, description, aliases, runtime, entrypoint, git_hash, build_context,
-        dockerfile, base_image, services, schema,
+        dockerfile, base_image, services, schema, retries,
     )  # fmt: skip
     return (api or _default_api()).call(lambda session: create_in(session.jobs, request)).job
 
@@ -145,6 +148,7 @@ def _request(
     base_image: str | None,
     services: Mapping[str, str] | None,
     schema: SchemaSource | None,
+    retries: Mapping[str, Any] | int | None = None,
 ) -> JobRequest:
     if isinstance(aliases, str):
         raise SpecError(f"aliases must be a list of names, not the text {aliases!r}. Write [{aliases!r}].")
@@ -164,10 +168,14 @@ def _request(
         "base_image": base_image,
         "services": dict(services) if services else None,
         "input_schema": schema,
+        "retries": retries,
     }
     try:
         return JobRequest.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, LaunchError):
+            raise cause from None
         place = ".".join(str(part) for part in first["loc"])
         raise SpecError(f"Invalid job: {place}: {first['msg']} (got {first['input']!r}).") from None

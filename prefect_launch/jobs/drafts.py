@@ -33,6 +33,7 @@ from prefect_launch.jobs.plain_schema import with_positions
 from prefect_launch.jobs.schema import SchemaSource, load_schema
 from prefect_launch.jobs.work_tree import describe_work_tree
 from prefect_launch.names import check_name
+from prefect_launch.retry import Retries
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_resolve import resolve_commit
 from prefect_launch.sources.remote import check_remote, name_of
@@ -71,6 +72,7 @@ class JobRequest(BaseModel):
     base_image: str | None = None
     services: dict[str, Literal["always", "never"]] | None = None
     input_schema: Any = None
+    retries: Retries | None = None
 
     @property
     def kind(self) -> SourceKind:
@@ -174,6 +176,7 @@ async def _document(
             "source": source,
             "runtime": runtime,
             "services": request.services,
+            "retries": request.retries,
             "input_schemas": {CONFIG_INPUTS: schema} if schema is not None else None,
         }
     )

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.errors import ArtifactError
+from prefect_launch.retry import Retries
 
 #: The file that describes a job, under the reference's name.
 DOCUMENT_FILE: Final = "wandb-job.json"
@@ -108,6 +109,7 @@ class JobDocument(_Part):
     runtime: str | None = Field(default=None, description='The Python it wants, such as "3.11".')
     services: dict[str, Literal["always", "never"]] | None = None
     input_schemas: dict[str, dict[str, Any]] | None = None
+    retries: Retries | None = Field(default=None, description="When its items are run again, unless they say.")
 
     def dump(self) -> bytes:
         """Return the document as its file's bytes: the same value always gives the same bytes."""

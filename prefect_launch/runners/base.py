@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
+from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.states import ItemState
 
 _SIGNALS = frozenset(int(one) for one in signal.Signals)
@@ -45,6 +46,7 @@ class Labels:
     QUEUE = "prefect-launch.queue"
     AGENT = "prefect-launch.agent"
     CLAIM = "prefect-launch.claim"
+    DEVICES = "prefect-launch.devices"
 
 
 class RunPlan(BaseModel):
@@ -65,6 +67,7 @@ class RunPlan(BaseModel):
         default=None, description="Relative to the code, or to the image's working directory."
     )
     python_version: str | None = Field(default=None, description='The job\'s Python, such as "3.11".')
+    timeout: float | None = Field(default=None, description="Its time limit, in seconds from its start.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="resource_args of this resource, merged and checked."
     )
@@ -99,6 +102,7 @@ class Exit(BaseModel):
     signal: str | None = Field(default=None, description='Name of the signal that ended it, such as "SIGKILL".')
     oom_killed: bool = False
     stopped: bool = Field(default=False, description="Ended because `stop` was asked.")
+    preempted: bool = Field(default=False, description="Ended because the resource took its machine away.")
     error: str | None = Field(default=None, description="Why it never started, or was lost, in words.")
     started_at: datetime | None = None
     ended_at: datetime | None = None
@@ -165,12 +169,16 @@ class Runner(ABC):
 
     #: The resource's name, as in queues and specs: "local-process".
     name: ClassVar[str]
+    #: What is seen once a run was stopped and removed, as people are told it.
+    gone: ClassVar[str] = "run removed"
     #: Which sources it can run.
     sources: ClassVar[frozenset[SourceKind]]
     #: The options (normalised: lower case, dashes) that any submitter may set in `resource_args`.
     submitter_options: ClassVar[frozenset[str]]
     #: All options it understands; a queue's owner may set them, and may allow them to submitters.
     options: ClassVar[frozenset[str]]
+    #: Whether its runs take the devices of the agent's own machine, so that the agent gives them out.
+    uses_this_machine: ClassVar[bool] = False
 
     def __init__(self, home: Path) -> None:
         """Make a runner; nothing is connected or made before it is asked for.
@@ -212,6 +220,15 @@ class Runner(ABC):
                 " Choose another queue or another kind of job."
             )
 
+    def give_gpus(self, plan: RunPlan, ids: tuple[str, ...]) -> RunPlan:
+        """Return the plan of a run that sees these GPUs of the machine and no others.
+
+        Args:
+            plan: of the run.
+            ids: indexes in the order of the PCI bus; none: it is to see no GPU.
+        """
+        return plan.model_copy(update={"env": {**plan.env, **visible_gpus(ids)}})
+
     async def missing(self, plan: RunPlan) -> ItemState | None:
         """Say what `prepare` is needed for, as the state that shows it; `None` when everything is there already."""
         return None
@@ -251,6 +268,10 @@ class Runner(ABC):
     @abstractmethod
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         """List what exists on this machine with all these labels, running or not."""
+
+    async def image_of(self, handle: str) -> str | None:
+        """Return the image that a run was created from, by its digest; `None` where there are no images."""
+        return None
 
     @abstractmethod
     async def remove(self, handle: str) -> None:

@@ -15,7 +15,7 @@ import tarfile
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import anyio
 
@@ -37,6 +37,28 @@ def open_folder_archive(name: str) -> bytes:
     folder.type = tarfile.DIRTYPE
     folder.mode = 0o777
     return _archive([(folder, b"")])
+
+
+async def put_outputs_in(engine: Engine, container_id: str, folder: Path) -> None:
+    """Copy the outputs of the last attempt into a container that does not run yet, for every user to change."""
+    with tempfile.TemporaryFile(prefix="launch-outputs-") as packed:
+        await anyio.to_thread.run_sync(_pack_open, folder, packed)
+        packed.seek(0)
+        parent, _ = posixpath.split(OUTPUT_DIR)
+        await engine.put_archive(container_id, parent, packed)
+
+
+def _pack_open(folder: Path, into: BinaryIO) -> None:
+    def opened(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if not (member.isreg() or member.isdir()):
+            return None
+        member.mode = 0o777 if member.isdir() or member.mode & 0o100 else 0o666
+        member.uid = member.gid = 0
+        member.uname = member.gname = ""
+        return member
+
+    with tarfile.open(fileobj=into, mode="w") as archive:
+        archive.add(folder, arcname=posixpath.basename(OUTPUT_DIR), filter=opened)
 
 
 async def merge_config_file(

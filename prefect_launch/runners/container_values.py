@@ -13,6 +13,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from prefect_launch.runners.gpu_option import read_gpus
+
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmgt]?)(?:i?b)?\Z", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _NANO = 1_000_000_000
@@ -83,19 +85,14 @@ def nano_cpus(value: object) -> int:
 
 
 def device_requests(value: object) -> list[dict[str, Any]]:
-    """GPUs: "all", a count, or "device=0,1" (indexes or UUIDs)."""
-    wanted = text(value).strip().strip('"')
-    if wanted in ("0", "none"):
+    """GPUs: "all", a count, or ids (indexes or UUIDs), as every resource takes them."""
+    wanted = read_gpus(value)
+    if wanted.is_none:
         return []
     request: dict[str, Any] = {"Driver": "", "Capabilities": [["gpu"]]}
-    if wanted == "all" or wanted == "-1":
-        return [{**request, "Count": -1}]
-    if wanted.isdigit():
-        return [{**request, "Count": int(wanted)}]
-    ids = [one.strip() for one in wanted.removeprefix("device=").split(",")]
-    if wanted.startswith("device=") and all(ids):
-        return [{**request, "DeviceIDs": ids}]
-    raise ValueError('it must be "all", a count, or "device=" and indexes or UUIDs, such as "device=0,1"')
+    if wanted.ids:
+        return [{**request, "DeviceIDs": list(wanted.ids)}]
+    return [{**request, "Count": -1 if wanted.all else wanted.count}]
 
 
 def ulimits(value: object) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ def read_inspected(found: Mapping[str, Any]) -> Container:
         status=state["Status"],
         labels=config.get("Labels") or {},
         image=config.get("Image") or "",
+        image_id=found.get("Image") or "",
         exit_code=state["ExitCode"],
         oom_killed=state.get("OOMKilled", False),
         error=state.get("Error") or "",

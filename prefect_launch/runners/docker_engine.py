@@ -23,7 +23,7 @@ import docker.utils
 import requests
 import urllib3
 
-from prefect_launch.errors import InfrastructureError, SpecError
+from prefect_launch.errors import ImagePullError, InfrastructureError, SpecError
 from prefect_launch.runners.docker_answers import read_inspected, read_listed
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.runners.engine_events import EngineEvents, EventSource
@@ -65,7 +65,12 @@ class DockerEngine(Engine):
         if found is None:
             return None
         config = found.get("Config") or {}
-        return Image(id=found["Id"], user=config.get("User") or "", working_dir=config.get("WorkingDir") or "/")
+        return Image(
+            id=found["Id"],
+            digests=tuple(found.get("RepoDigests") or ()),
+            user=config.get("User") or "",
+            working_dir=config.get("WorkingDir") or "/",
+        )
 
     async def pull(self, name: str, platform: str | None = None) -> None:
         await self._call(lambda client: _pull(client, name, platform), abandon_on_cancel=True)
@@ -157,7 +162,7 @@ class DockerEngine(Engine):
 
         return await self._call(changed_at)
 
-    async def put_archive(self, container_id: str, path: str, archive: bytes) -> None:
+    async def put_archive(self, container_id: str, path: str, archive: bytes | BinaryIO) -> None:
         await self._call(lambda client: client.put_archive(container_id, path, archive))
 
     async def get_archive(self, container_id: str, path: str, into: BinaryIO, max_bytes: int) -> bool:
@@ -276,8 +281,8 @@ def _pull(client: Any, name: str, platform: str | None) -> None:
         raise _pull_failed(name, error.explanation or str(error)) from error
 
 
-def _pull_failed(name: str, reason: str) -> InfrastructureError:
-    return InfrastructureError(
+def _pull_failed(name: str, reason: str) -> ImagePullError:
+    return ImagePullError(
         f"The image {name!r} is not on this machine and cannot be pulled: {reason}. Check its name, that the registry"
         " can be reached from here, and that this machine's Docker is logged in to it."
     )

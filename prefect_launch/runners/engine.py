@@ -31,8 +31,15 @@ class Image(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
+    digests: tuple[str, ...] = Field(default=(), description="repository@sha256:… of each registry that has it.")
     user: str = Field(default="", description="The user that its containers run as; empty: root.")
     working_dir: str = "/"
+
+    def reference(self, name: str = "") -> str:
+        """Return what means this very image for ever: its digest in the repository of a name, or else its id."""
+        repository = name.partition("@")[0].rpartition(":")[0] or name
+        near = [digest for digest in self.digests if digest.partition("@")[0] in (repository, name)]
+        return next(iter([*near, *self.digests]), self.id)
 
 
 class Container(BaseModel):
@@ -45,6 +52,7 @@ class Container(BaseModel):
     status: str = Field(description="created, running, paused, restarting, removing, exited or dead.")
     labels: dict[str, str] = Field(default_factory=dict)
     image: str = ""
+    image_id: str = ""
     exit_code: int | None = None
     oom_killed: bool = False
     error: str = Field(default="", description="Why it could not be started, in the engine's words.")
@@ -135,7 +143,7 @@ class Engine(ABC):
         folder."""
 
     @abstractmethod
-    async def put_archive(self, container_id: str, path: str, archive: bytes) -> None:
+    async def put_archive(self, container_id: str, path: str, archive: bytes | BinaryIO) -> None:
         """Unpack a tar archive into a folder of a container."""
 
     @abstractmethod

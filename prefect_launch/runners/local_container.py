@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import posixpath
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +26,7 @@ from prefect_launch.runners.container_files import (
     collect_outputs,
     merge_config_file,
     open_folder_archive,
+    put_outputs_in,
 )
 from prefect_launch.runners.container_options import (
     OPTIONS,
@@ -34,6 +36,7 @@ from prefect_launch.runners.container_options import (
 )
 from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
+from prefect_launch.runners.gpu_option import written_ids
 from prefect_launch.states import ItemState
 
 #: How long the engine may take to end a container that it was told to kill.
@@ -54,14 +57,17 @@ class LocalContainerRunner(Runner):
     """
 
     name: ClassVar[str] = "local-container"
+    gone: ClassVar[str] = "container removed"
     sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.IMAGE})
     submitter_options: ClassVar[frozenset[str]] = SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS
+    uses_this_machine: ClassVar[bool] = True
 
     def __init__(self, home: Path, engine: Engine | None = None) -> None:
         super().__init__(home)
         self._engine = engine or _default_engine()
         self._fresh: set[str] = set()
+        self._images: dict[str, str] = {}
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +80,12 @@ class LocalContainerRunner(Runner):
                 " code runs on a queue of the resource local-process."
             )
         check_container_options(plan.options)
+
+    def give_gpus(self, plan: RunPlan, ids: tuple[str, ...]) -> RunPlan:
+        if ids:
+            return plan.model_copy(update={"options": {**plan.options, "gpus": written_ids(ids)}})
+        # An engine whose default runtime is NVIDIA's shows all cards to an image that says so.
+        return plan.model_copy(update={"env": {**plan.env, "NVIDIA_VISIBLE_DEVICES": "void"}})
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
         return ItemState.PULLING if await self._engine.image(str(plan.image)) is None else None
@@ -99,6 +111,7 @@ class LocalContainerRunner(Runner):
             container_id = await self._existing(plan, error)
         await self._fill(container_id, plan, config)
         self._fresh.add(container_id)
+        self._images[container_id] = image.reference(str(plan.image))
         return container_id
 
     async def start(self, handle: str) -> None:
@@ -155,8 +168,16 @@ class LocalContainerRunner(Runner):
             if Labels.ITEM in one.labels
         ]
 
+    async def image_of(self, handle: str) -> str | None:
+        if handle in self._images:
+            return self._images[handle]
+        container = await self._engine.container(handle)
+        image = await self._engine.image(container.image_id) if container is not None else None
+        return None if image is None or container is None else image.reference(container.image)
+
     async def remove(self, handle: str) -> None:
         self._fresh.discard(handle)
+        self._images.pop(handle, None)
         await self._engine.remove(handle)
 
     async def aclose(self) -> None:
@@ -174,12 +195,17 @@ class LocalContainerRunner(Runner):
         untouched = plan.run_dir / _UNTOUCHED_FILE
         if untouched.exists():
             return
-        if OUTPUT_DIR not in config["Volumes"]:
+        of_last_attempt = await anyio.Path(plan.output_dir).is_dir()
+        if of_last_attempt:
+            await put_outputs_in(self._engine, container_id, plan.output_dir)
+        elif OUTPUT_DIR not in config["Volumes"]:
             folder, name = posixpath.split(OUTPUT_DIR)
             await self._engine.put_archive(container_id, folder, open_folder_archive(name))
         for path, values in plan.file_overrides.items():
             await merge_config_file(self._engine, container_id, config["WorkingDir"], path, values)
-        untouched.write_text(await self._engine.changed_at(container_id, OUTPUT_DIR) or "", encoding="utf-8")
+        # A file that is there already can be rewritten without a trace on its folder: then all is fetched.
+        changed_at = None if of_last_attempt else await self._engine.changed_at(container_id, OUTPUT_DIR)
+        untouched.write_text(changed_at or "", encoding="utf-8")
 
     async def _collect(self, handle: str, plan: RunPlan) -> tuple[str, ...]:
         """Fetch the outputs, unless the engine says that the folder is as it was made: a look costs a tenth of a
@@ -192,6 +218,8 @@ class LocalContainerRunner(Runner):
         try:
             if await self._engine.changed_at(handle, OUTPUT_DIR) == untouched:
                 return ()
+            # What the job has removed of the last attempt's outputs must not come back.
+            await anyio.to_thread.run_sync(_empty, plan.output_dir)
             return await collect_outputs(self._engine, handle, plan.output_dir)
         except (InfrastructureError, OSError) as error:
             return (f"the outputs are not kept: {error}",)
@@ -202,6 +230,11 @@ class LocalContainerRunner(Runner):
         except asyncio.TimeoutError:
             return False
         return True
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
 
 
 def _default_engine() -> Engine:

@@ -45,9 +45,11 @@ class LocalProcessRunner(Runner):
     """Runs jobs as processes of the agent's user."""
 
     name: ClassVar[str] = "local-process"
+    gone: ClassVar[str] = "process group gone"
     sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.CODE, SourceKind.GIT})
     submitter_options: ClassVar[frozenset[str]] = OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS
+    uses_this_machine: ClassVar[bool] = True
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)

@@ -1,18 +1,29 @@
 """The options of the resource `local-process`: what may stand under `resource_args.local-process`.
 
 `env`: variables for the job, a mapping or a list of "NAME=value". `nice`: 0 (default) to 19 (kindest to others), as
-`nice` takes it. Everything else is refused by name. What the agent sets (the job's config, run id, …) wins over `env`.
+`nice` takes it. `gpus`: "all", a count, or ids; the agent gives the job cards of its own. `cpus`, `memory`: what it
+will take, by which the agent decides whether it fits beside the others; nothing holds it to that. Everything else is
+refused by name. What the agent sets (the job's config, run id, …) wins over `env`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from prefect_launch.errors import SpecError, unknown_name
+from prefect_launch.runners import container_values as values
+from prefect_launch.runners.gpu_option import read_gpus
 from prefect_launch.safety.options import normalise_options
 
-OPTIONS = frozenset({"e", "env", "nice"})
+OPTIONS = frozenset({"cpus", "e", "env", "gpus", "m", "memory", "nice"})
+
+#: Only these have a value that is read as the containers' options of the same names are.
+_READERS: dict[str, Callable[[object], Any]] = {
+    "cpus": values.nano_cpus,
+    "gpus": read_gpus,
+    "memory": values.size,
+}
 
 
 def check_process_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,6 +39,13 @@ def check_process_options(options: Mapping[str, Any]) -> dict[str, Any]:
             raise unknown_name("option", name, OPTIONS, where=" in resource_args.local-process")
     if "nice" in checked:
         checked["nice"] = _nice(checked["nice"])
+    for name in _READERS.keys() & checked.keys():
+        try:
+            _READERS[name](checked[name])
+        except ValueError as error:
+            raise SpecError(
+                f"Invalid resource_args.local-process option {name!r}: {checked[name]!r}: {error}."
+            ) from None
     return checked
 
 

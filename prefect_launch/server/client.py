@@ -23,12 +23,13 @@ from prefect_launch.server.transport import (
     READ_TIMEOUT_SECONDS,
     ServerTransport,
 )
+from prefect_launch.server.variables import VariableCalls
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 
-class PrefectServer(PoolCalls, ItemCalls, TelemetryCalls):
+class PrefectServer(PoolCalls, ItemCalls, TelemetryCalls, VariableCalls):
     """All that we ask of a Prefect server, over one open client.
 
     Attributes:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_launch.testing.api import InMemoryApi
+    from prefect_launch.testing.devices import InMemoryCards
     from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
     from prefect_launch.testing.job_index import InMemoryJobIndex
     from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "InMemoryApi": "api",
+    "InMemoryCards": "devices",
     "InMemoryDocker": "engine",
     "InMemoryEngine": "engine",
     "InMemoryJobIndex": "job_index",
@@ -26,6 +28,7 @@ _HOMES = {
 
 __all__ = [
     "InMemoryApi",
+    "InMemoryCards",
     "InMemoryDocker",
     "InMemoryEngine",
     "InMemoryJobIndex",

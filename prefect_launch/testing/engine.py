@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from prefect_launch.errors import InfrastructureError
+from prefect_launch.errors import ImagePullError, InfrastructureError
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.testing.script import Script, ScriptedProcess
 
@@ -65,12 +65,13 @@ class InMemoryEngine(Engine):
         self.docker = docker
 
     async def image(self, name: str) -> Image | None:
-        return Image(id=f"sha256:{name}") if name in self._docker().images else None
+        known = name.removeprefix("sha256:")
+        return Image(id=f"sha256:{known}") if known in self._docker().images else None
 
     async def pull(self, name: str, platform: str | None = None) -> None:
         docker = self._docker()
         if name not in docker.registry:
-            raise InfrastructureError(f"The image {name!r} is not on this machine and cannot be pulled: not found.")
+            raise ImagePullError(f"The image {name!r} is not on this machine and cannot be pulled: not found.")
         docker.pulled.append(name)
         docker.images[name] = docker.registry[name]
 
@@ -79,7 +80,12 @@ class InMemoryEngine(Engine):
         if any(one.about.name == name for one in docker.containers.values()):
             raise NameTakenError(f"A container named {name!r} exists already.")
         about = Container(
-            id=uuid4().hex, name=name, status="created", labels=dict(config["Labels"]), image=config["Image"]
+            id=uuid4().hex,
+            name=name,
+            status="created",
+            labels=dict(config["Labels"]),
+            image=config["Image"],
+            image_id=f"sha256:{config['Image']}",
         )
         files = dict(docker.images[config["Image"]])
         docker.containers[about.id] = _Container(about, dict(config), docker.script(config), files)
@@ -127,9 +133,9 @@ class InMemoryEngine(Engine):
         one = self._find(container_id)
         return None if one is None else str(sum(name.startswith(f"{path}/") for name in one.files))
 
-    async def put_archive(self, container_id: str, path: str, archive: bytes) -> None:
+    async def put_archive(self, container_id: str, path: str, archive: bytes | BinaryIO) -> None:
         one = self._find(container_id)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
+        with tarfile.open(fileobj=io.BytesIO(archive) if isinstance(archive, bytes) else archive) as packed:
             for member in packed:
                 content = packed.extractfile(member)
                 if one is not None and content is not None:

@@ -83,6 +83,7 @@ class InMemoryRunner(Runner):
     sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
     submitter_options: ClassVar[frozenset[str]] = _OPTIONS - {"secret-door"}
     options: ClassVar[frozenset[str]] = _OPTIONS
+    uses_this_machine: ClassVar[bool] = True
 
     def __init__(self, home: Path, machine: InMemoryMachine | None = None) -> None:
         super().__init__(home)

@@ -17,13 +17,14 @@ from prefect_launch.testing.server_items import ItemTwin
 from prefect_launch.testing.server_pools import PoolTwin
 from prefect_launch.testing.server_store import Hook, Store
 from prefect_launch.testing.server_telemetry import TelemetryTwin
+from prefect_launch.testing.server_variables import VariableTwin
 
 
 def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-class InMemoryServer(PoolTwin, ItemTwin, TelemetryTwin):
+class InMemoryServer(PoolTwin, ItemTwin, TelemetryTwin, VariableTwin):
     """A Prefect server that lives as long as the object.
 
     Args:

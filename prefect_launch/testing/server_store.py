@@ -96,6 +96,7 @@ class Store:
         self.logs: dict[UUID, list[LogRecord]] = {}
         self.artifacts: list[dict[str, Any]] = []
         self.heartbeats: dict[UUID, datetime] = {}
+        self.variables: dict[str, tuple[Any, tuple[str, ...]]] = {}
         self.watchers: WeakSet[Watcher] = WeakSet()
 
     def pool_of(self, item: Item) -> StoredPool | None:

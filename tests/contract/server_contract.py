@@ -15,9 +15,10 @@ from tests.contract.server_moves import MoveContract
 from tests.contract.server_place import Place, make_place
 from tests.contract.server_queues import QueueContract
 from tests.contract.server_telemetry import TelemetryContract
+from tests.contract.server_variables import VariableContract
 
 
-class ServerContract(QueueContract, ItemContract, MoveContract, TelemetryContract):
+class ServerContract(QueueContract, ItemContract, MoveContract, TelemetryContract, VariableContract):
     """All of it."""
 
     @pytest.fixture

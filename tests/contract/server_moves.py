@@ -52,6 +52,22 @@ class MoveContract:
                 agents.start_soon(claim)
         assert sum(verdict.accepted for verdict in verdicts) == 1
 
+    @pytest.mark.parametrize("moved", [(), (ItemState.RUNNING,)])
+    async def test_item_that_is_put_back_for_a_retry_waits_for_its_time(
+        self, place: Place, moved: tuple[ItemState, ...]
+    ) -> None:
+        item = await place.add()
+        for state in (ItemState.CLAIMED, *moved):
+            await place.server.propose(item.id, State.of(state))
+        due = datetime.now(timezone.utc) + timedelta(seconds=600)
+        wanted = State.of(ItemState.AWAITING_RETRY, "again").model_copy(
+            update={"state_details": {"scheduled_time": due.isoformat()}}
+        )
+        assert (await place.server.propose(item.id, wanted)).accepted
+        read = await place.read(item)
+        assert (read.state_name, read.run_count) == ("AwaitingRetry", len(moved))
+        assert read.next_scheduled_start_time == due
+
     async def test_own_claim_sent_twice_is_told_apart_by_its_transition_id(self, place: Place) -> None:
         item, transition = await place.add(), uuid4()
         await place.server.propose(item.id, CLAIM, transition_id=transition)

@@ -17,6 +17,7 @@ ENDS = {StateType.COMPLETED, StateType.FAILED, StateType.CRASHED, StateType.CANC
 #: From where each state may be entered, written down anew from the design's table.
 TABLE = {
     ItemState.QUEUED: {CLAIMED} | ENDS,
+    ItemState.AWAITING_RETRY: {CLAIMED, RUNS},
     ItemState.CLAIMED: {WAITS},
     ItemState.BUILDING: {CLAIMED},
     ItemState.PULLING: {CLAIMED},

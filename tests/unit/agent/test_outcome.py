@@ -19,6 +19,7 @@ from prefect_launch.errors import (
     SpecError,
     UnsafeSpecError,
 )
+from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Phase
 from prefect_launch.states import ItemState
 from prefect_launch.testing import InMemoryServer
@@ -43,6 +44,31 @@ def test_exit_gives_state_and_reason(end: Exit, state: ItemState, words: str) ->
     outcome = outcome_of_exit(end)
     assert outcome.state is state
     assert words in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("end", "cause"),
+    [
+        (Exit(exit_code=3), Cause.FAILED),
+        (Exit(exit_code=137, signal="SIGKILL"), Cause.FAILED),
+        (Exit(exit_code=127, error="no such program"), Cause.FAILED),
+        (Exit(exit_code=137, signal="SIGKILL", oom_killed=True), Cause.OOM),
+        (Exit(exit_code=143, signal="SIGTERM", preempted=True), Cause.PREEMPTED),
+        (Exit(exit_code=None, error="its supervisor was lost"), Cause.LOST),
+        (Exit(exit_code=0), None),
+        (Exit(exit_code=143, signal="SIGTERM", stopped=True), None),
+    ],
+)
+def test_exit_tells_the_cause_for_its_retry(end: Exit, cause: Cause | None) -> None:
+    assert outcome_of_exit(end).cause is cause
+
+
+def test_cause_that_stands_in_the_data_is_taken() -> None:
+    assert Outcome(state=ItemState.FAILED, message="", data={"cause": "timeout"}).cause is Cause.TIMEOUT
+
+
+def test_program_that_cannot_be_run_is_its_authors_failure() -> None:
+    assert outcome_of_exit(Exit(exit_code=127, error="no such program")).state is ItemState.FAILED
 
 
 def test_exit_code_and_signal_are_kept_as_data() -> None:
@@ -80,7 +106,7 @@ def test_error_says_the_phase_and_the_reason(phase: Phase) -> None:
 
 def test_error_that_is_none_of_ours_is_named() -> None:
     assert outcome_of_error(OSError("disk full"), Phase.AGENT) == Outcome(
-        state=ItemState.CRASHED, message="[agent] OSError: disk full"
+        state=ItemState.CRASHED, message="[agent] OSError: disk full", cause=Cause.CRASHED
     )
 
 

@@ -208,8 +208,8 @@ async def test_run_with_labels_that_are_not_ours_is_ignored(bench: Bench) -> Non
 # --- what was claimed, and of which nothing exists ---
 
 
-async def claimed_by(bench: Bench, agent: LaunchAgent, *further: ItemState) -> Item:
-    (item,) = await bench.add()
+async def claimed_by(bench: Bench, agent: LaunchAgent, *further: ItemState, **spec: Any) -> Item:
+    (item,) = await bench.add(**spec)
     await bench.server.propose(item.id, State.of(ItemState.CLAIMED, f"Claimed by {agent.holder}."))
     await bench.move(item, *further)
     return item
@@ -234,11 +234,20 @@ async def test_item_that_another_agent_has_claimed_is_left_alone(bench: Bench) -
 
 async def test_item_that_ran_and_of_which_nothing_is_left_has_crashed(bench: Bench) -> None:
     agent = bench.agent()
-    item = await claimed_by(bench, agent, ItemState.RUNNING)
+    item = await claimed_by(bench, agent, ItemState.RUNNING, retries=0)
     await agent.loop(until_empty=True)
     found = await bench.read(item.id)
     assert found.state_type is StateType.CRASHED
     assert "not on the machine" in found.message
+
+
+async def test_item_that_ran_and_of_which_nothing_is_left_comes_back(bench: Bench) -> None:
+    agent = bench.agent()
+    item = await claimed_by(bench, agent, ItemState.RUNNING, retries={"delay": 0})
+    await agent.loop(until_empty=True)
+    found = await bench.read(item.id)
+    assert (found.state_type, found.run_count) == (StateType.COMPLETED, 2)
+    assert bench.machine.started == [f"launch-{item.id}-2"]
 
 
 async def test_item_that_was_asked_to_stop_and_of_which_nothing_is_left_is_cancelled(bench: Bench) -> None:

@@ -1,0 +1,175 @@
+"""The death certificate: what is known about a run that did not complete, on one page of the UI.
+
+A frozen value, made of how the run ended, and drawn as a markdown artifact of its item. It holds nothing that the
+item's log and parameters do not hold already.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_launch.agent.diagnosis import ADVICE, Category, diagnose
+from prefect_launch.agent.moves import log, until_server_is_back
+from prefect_launch.agent.outcome import Outcome
+from prefect_launch.errors import LaunchError
+from prefect_launch.item_spec import run_id_of
+from prefect_launch.runners.base import Exit, RunPlan
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Item
+from prefect_launch.states import ItemState
+
+#: As many as a screen shows.
+LAST_LINES: Final = 50
+#: What is read of the log's end for them.
+_TAIL_BYTES: Final = 64_000
+_LINE_CHARS: Final = 500
+_CONTROL: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+_MEBIBYTE: Final = 1024 * 1024
+
+
+class Facts(BaseModel):
+    """What an agent knows about the end of an attempt; all of it may be unknown."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    agent: str | None = Field(default=None, description="Who had it in work.")
+    queue: str | None = None
+    attempt: int | None = None
+    plan: RunPlan | None = None
+    end: Exit | None = Field(default=None, description="How its process ended; None: it never came to run.")
+    error: BaseException | None = Field(default=None, description="Why it did not come to run.")
+    image: str | None = Field(default=None, description="The image that it ran, by its digest.")
+    last_lines: tuple[str, ...] = ()
+
+
+class Certificate(BaseModel):
+    """Why a run did not complete, and what to do."""
+
+    model_config = ConfigDict(frozen=True)
+
+    category: Category
+    level: str = Field(description="error, or info for what somebody asked for.")
+    summary: str
+    detail: str
+    next_step: str
+    facts: dict[str, str] = Field(default_factory=dict, description="What is known, by what it is.")
+    last_lines: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """Draw it."""
+        rows = "".join(f"| {name} | {_cell(value)} |\n" for name, value in self.facts.items())
+        parts = [
+            f"## {self.summary}",
+            _text(self.detail),
+            f"**Next step:** {_text(self.next_step)}",
+            f"| | |\n|---|---|\n{rows}".rstrip(),
+        ]
+        if self.last_lines:
+            parts += [f"### Last {len(self.last_lines)} lines of its log", _fenced(self.last_lines)]
+        return "\n\n".join(parts) + "\n"
+
+
+def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | None = None) -> Certificate:
+    """Make the certificate of an attempt that did not complete.
+
+    Args:
+        item: what was attempted.
+        outcome: how the attempt ended.
+        facts: what is known.
+        comes_back: when it is run again, in words, if it is.
+    """
+    category = diagnose(outcome, facts.end, facts.error, facts.last_lines)
+    advice = ADVICE[category]
+    next_step = f"{comes_back} {advice.next_step}" if comes_back else advice.next_step
+    return Certificate(
+        category=category,
+        level="info" if outcome.state is ItemState.CANCELLED else "error",
+        summary=advice.summary,
+        detail=outcome.message,
+        next_step=next_step,
+        facts={name: str(value) for name, value in _known(item, category, facts).items() if value is not None},
+        last_lines=facts.last_lines,
+    )
+
+
+async def show_certificate(server: Server, item: Item, certificate: Certificate) -> None:
+    """Attach a certificate to its item. A server that refuses it does not keep the item from its end."""
+    key = re.sub(r"[^a-z0-9]+", "-", f"certificate-{run_id_of(item)}".lower()).strip("-")
+
+    async def create() -> None:
+        await server.create_artifact(
+            item.id, key=key, kind="markdown", data=certificate.markdown(), description=certificate.summary
+        )
+
+    try:
+        await until_server_is_back(f"show why {item.id} did not complete", create)
+    except LaunchError as error:
+        log.warning("%s no-certificate: %s", item.id, error)
+
+
+async def read_last_lines(path: Path, count: int = LAST_LINES) -> tuple[str, ...]:
+    """Return the last lines of a log, without colours and control characters; none when there is no log."""
+    data = await anyio.to_thread.run_sync(_tail, path)
+    # A progress bar writes one line again and again; what counts is how it stood last.
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in data.decode("utf-8", "replace").split("\n")]
+    clean = [_CONTROL.sub("", line).rstrip() for line in lines]
+    while clean and not clean[-1]:
+        clean.pop()
+    return tuple(line if len(line) <= _LINE_CHARS else f"{line[:_LINE_CHARS]} …" for line in clean[-count:])
+
+
+def _known(item: Item, category: Category, facts: Facts) -> dict[str, Any]:
+    end, plan = facts.end, facts.plan
+    known: dict[str, Any] = {"category": category.value}
+    if end is not None:
+        known |= {
+            "exit code": end.exit_code,
+            "signal": end.signal,
+            "out of memory": "yes, says the kernel" if end.oom_killed else "no",
+            "duration": None if end.duration_seconds is None else f"{end.duration_seconds:.1f} s",
+            "peak memory": None if end.peak_memory_bytes is None else f"{end.peak_memory_bytes / _MEBIBYTE:,.0f} MiB",
+            "started": None if end.started_at is None else f"{end.started_at:%Y-%m-%d %H:%M:%S} UTC",
+        }
+    if plan is not None:
+        known |= {"command": shlex.join([*plan.command, *plan.args]) or None, "image": plan.image}
+    known |= {
+        "image digest": facts.image,
+        "attempt": facts.attempt or (plan.attempt if plan else None),
+        "queue": facts.queue or item.work_pool_name,
+        "agent": facts.agent,
+        "run folder": plan.run_dir if plan else None,
+    }
+    return known
+
+
+def _tail(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - _TAIL_BYTES))
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _text(text: str) -> str:
+    return re.sub(r"([*_`<>\[\]#|\\])", r"\\\1", text.replace("\0", "\ufffd"))
+
+
+def _cell(value: str) -> str:
+    # In a table, a bar ends the cell even inside of backticks.
+    one_line = " ".join(value.replace("\0", "\ufffd").split()).replace("|", "\\|")
+    return one_line if "`" in one_line else f"`{one_line}`"
+
+
+def _fenced(lines: Sequence[str]) -> str:
+    longest = max((len(run) for line in lines for run in re.findall(r"`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return "\n".join([f"{fence}text", *lines, fence])

@@ -1,0 +1,95 @@
+"""Whose an item is: the claim token says it.
+
+An agent that was cut off from the server, and taken for lost, comes back with work in hand that may be another's by
+now. So before it starts a run, and before it writes its end, it asks: is the last claim of this item mine, and is the
+item still in work? When not, it writes nothing, and what it has of the item is stopped.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.agent.moves import log, until_server_is_back
+from prefect_launch.errors import LaunchError
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Item, State
+from prefect_launch.states import ACTIVE, ItemState, StateType
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.tracker import JobTracker
+
+#: An agent is called lost after three times as long; one read for each item in work.
+LOOK_SECONDS: Final = 30.0
+_CLAIM: Final = re.compile(r"Claimed by agent (?P<agent>\S+) on (?P<host>.+)\.")
+#: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
+_OURS: Final = ACTIVE | {StateType.CANCELLED}
+
+
+class Holder(NamedTuple):
+    """The agent that has claimed an item."""
+
+    agent: str
+    host: str
+
+
+def last_claim(states: Sequence[State]) -> State | None:
+    """Return the last claim among an item's states, oldest first."""
+    claims = [state for state in states if state.type is StateType.PENDING and state.name == ItemState.CLAIMED.label]
+    return claims[-1] if claims else None
+
+
+def holder_of(states: Sequence[State]) -> Holder | None:
+    """Return who has claimed an item, as its last claim says; `None` when no agent of ours has."""
+    claim = last_claim(states)
+    match = _CLAIM.fullmatch(claim.message or "") if claim else None
+    return Holder(match["agent"], match["host"]) if match else None
+
+
+def token_of(item: Item) -> str:
+    """Return the token of the claim that an item is under; empty when its state does not say."""
+    if item.state is None or item.state.name != ItemState.CLAIMED.label:
+        return ""
+    return str(item.state.state_details.get("transition_id") or "")
+
+
+async def stop_what_is_not_held(server: Server, trackers: Callable[[], Sequence[JobTracker]]) -> None:
+    """Stop, again and again, what runs here for items that are another's by now, or have ended; for ever."""
+    while True:
+        await anyio.sleep(LOOK_SECONDS)
+        try:
+            await stop_once(server, trackers())
+        except LaunchError as error:
+            log.debug("not looked whose the items are: %s", error)
+
+
+async def stop_once(server: Server, trackers: Sequence[JobTracker]) -> None:
+    """Stop what runs here for items that are not held any more.
+
+    Raises:
+        LaunchError: when the server fails.
+    """
+    for tracker in trackers:
+        if tracker.stop.is_set() or await is_held(server, tracker.id, tracker.claim) or tracker.ended.is_set():
+            continue
+        log.warning("%s not-ours-any-more: stopping what runs of it here", tracker.id)
+        tracker.stop.set()
+
+
+async def is_held(server: Server, item_id: UUID, token: str) -> bool:
+    """Whether an item is in work under this claim; waits for a server that is away.
+
+    Args:
+        server: the door.
+        item_id: the item.
+        token: of the claim; when it is not known (empty), the item's state alone decides.
+    """
+    states = await until_server_is_back(f"show the states of {item_id}", lambda: server.read_states(item_id))
+    if not states or states[-1].type not in _OURS:
+        return False
+    claim = last_claim(states)
+    return not token or claim is None or str(claim.state_details.get("transition_id")) == token

@@ -1,0 +1,134 @@
+"""Items of agents that are gone: any other agent of the queue tells it, and puts them back when their rule says so.
+
+An agent is lost when its heartbeats have stood still for 90 s *while this agent looked on*, again and again, on its own
+clock. A server that was away, a clock that jumped or an agent that has just come by itself prove nothing: the watch
+starts anew after a gap. An agent that left in order has taken itself off the list, and what it left running is its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+from uuid import uuid5
+
+import anyio
+
+from prefect_launch.agent.certificate import Facts
+from prefect_launch.agent.ending import end_item
+from prefect_launch.agent.held import Holder, holder_of, last_claim
+from prefect_launch.agent.moves import log
+from prefect_launch.agent.outcome import Outcome
+from prefect_launch.errors import LaunchError
+from prefect_launch.retry import Cause
+from prefect_launch.runners.base import Phase
+from prefect_launch.server.values import Item, State, Worker
+from prefect_launch.states import ItemState, StateType
+
+if TYPE_CHECKING:
+    from prefect_launch.session import Session
+
+#: Six heartbeats of an agent; the same patience as for the heartbeats of items.
+LOST_SECONDS: Final = 90.0
+LOOK_SECONDS: Final = 15.0
+#: After a longer gap between two looks nothing is known about the time between.
+_GAP_SECONDS: Final = 45.0
+_PAGE: Final = 200
+
+_Seen = tuple["datetime | None", float]
+
+
+class LostWatch:
+    """One agent's watch over the others of its queues.
+
+    Args:
+        session: an open connection.
+        name: of the agent that watches.
+        queues: its queues.
+        lost_seconds: how long heartbeats must have stood still.
+        clock: gives seconds, and never goes back.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        queues: Collection[str],
+        *,
+        lost_seconds: float = LOST_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._session = session
+        self._server = session.server
+        self._name = name
+        self._queues = tuple(queues)
+        self._lost_seconds = lost_seconds
+        self._clock = clock
+        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._settled: dict[tuple[str, str], datetime | None] = {}
+        self._looked_at = float("-inf")
+
+    async def watch(self) -> None:
+        """Look every 15 s, for ever; a server that is away is no fault."""
+        while True:
+            try:
+                await self.look()
+            except LaunchError as error:
+                log.debug("not looked for lost agents: %s", error)
+            await anyio.sleep(LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Look once, and tell what is lost.
+
+        Raises:
+            LaunchError: when the server does not answer.
+        """
+        if self._clock() - self._looked_at > _GAP_SECONDS:
+            self._seen.clear()
+        for queue in self._queues:
+            for worker in await self._server.list_workers(queue):
+                if worker.name != self._name and self._is_lost(queue, worker):
+                    await self._settle(queue, worker)
+                    self._settled[queue, worker.name] = worker.last_heartbeat_time
+        self._looked_at = self._clock()
+
+    def _is_lost(self, queue: str, worker: Worker) -> bool:
+        key, beat = (queue, worker.name), worker.last_heartbeat_time
+        if key not in self._seen or self._seen[key][0] != beat:
+            self._seen[key] = (beat, self._clock())
+            return False
+        if key in self._settled and self._settled[key] == beat:
+            return False
+        return self._clock() - self._seen[key][1] >= self._lost_seconds
+
+    async def _settle(self, queue: str, worker: Worker) -> None:
+        """Tell of all items in work that the agent of this name holds."""
+        offset = 0
+        states = [StateType.PENDING, StateType.RUNNING]
+        found: list[Item] = []
+        while page := await self._server.list_items(pool=queue, state_types=states, limit=_PAGE, offset=offset):
+            found.extend(page)
+            offset += len(page)
+        for item in found:
+            history = await self._server.read_states(item.id)
+            holder = holder_of(history)
+            if holder is not None and holder.agent == worker.name and history[-1].type in states:
+                await self._tell(item, holder, history, worker)
+
+    async def _tell(self, item: Item, holder: Holder, history: list[State], worker: Worker) -> None:
+        beat = worker.last_heartbeat_time
+        seen = f"{beat:%Y-%m-%d %H:%M:%S} UTC" if beat else "an unknown time"
+        why = f"Agent {holder.agent} on {holder.host} was last seen at {seen}."
+        log.warning("%s lost %s", item.id, why)
+        outcome = Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {why}", cause=Cause.LOST)
+        facts = Facts(agent=f"{holder.agent} on {holder.host}", attempt=_attempt(item))
+        claim = last_claim(history)
+        token = claim.state_details.get("transition_id") if claim else None
+        # Several agents may tell of the same claim; the server takes the first.
+        once = uuid5(item.id, f"lost {token}")
+        await end_item(self._session, item, outcome, history[-1].type, facts, transition_id=once)
+
+
+def _attempt(item: Item) -> int:
+    return item.run_count + (item.state_type is StateType.PENDING)

@@ -1,0 +1,82 @@
+"""Running an agent's loop under signals: the first drains it, the second ends it at once, a third kills it.
+
+For a program whose only work is the agent. What runs when it ends goes on, unless it is told to stop its jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.agent import LaunchAgent
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+#: What a loop gets to leave in order: it may hang in a call to a server that is away.
+LEAVE_SECONDS: Final = 5.0
+
+
+class Signals:
+    """Turns signals into orders for an agent.
+
+    Args:
+        agent: whose loop is run.
+        stop_jobs: the second signal stops what runs.
+        tell: is told in words what was understood.
+    """
+
+    def __init__(self, agent: LaunchAgent, *, stop_jobs: bool, tell: Callable[[str], None]) -> None:
+        self._agent = agent
+        self._stop_jobs = stop_jobs
+        self._tell = tell
+        self._work: asyncio.Future[None] | None = None
+        self._heard: list[signal.Signals] = []
+
+    async def run(self, *, until_empty: bool = False) -> signal.Signals | None:
+        """Run the loop to its end.
+
+        Returns:
+            The first signal that came, if one did.
+        """
+        loop = asyncio.get_running_loop()
+        self._work = asyncio.ensure_future(self._agent.loop(until_empty=until_empty))
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.hear, number)
+        try:
+            await self._work
+        except asyncio.CancelledError:
+            if not self._heard:
+                raise
+        finally:
+            self._forget()
+        return self._heard[0] if self._heard else None
+
+    def hear(self, number: signal.Signals) -> None:
+        """Act on a signal."""
+        self._heard.append(number)
+        agent = self._agent
+        count, ids = len(agent.thread_ids), ", ".join(agent.thread_ids)
+        if len(self._heard) == 1 and agent.orders.at_work:
+            agent.orders.drain()
+            what = f"{count} in work: {ids}. Once more to leave at once" if count else "nothing is in work"
+            self._tell(f"Draining: no more items are taken; {what}.")
+            return
+        self._forget()
+        agent.orders.leave(stop_jobs=self._stop_jobs)
+        what = f"{count} {'are stopped' if self._stop_jobs else 'go on'}: {ids}" if count else "nothing is in work"
+        self._tell(f"Leaving; {what}.")
+        if not agent.orders.at_work:
+            self._cancel()
+        elif not self._stop_jobs:
+            asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._cancel)
+
+    def _cancel(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+
+    def _forget(self) -> None:
+        """Leave the next signal to the system: it ends the process."""
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)

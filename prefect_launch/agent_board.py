@@ -1,0 +1,121 @@
+"""Where agents post how they are, and are told to drain: one variable of the server each.
+
+A worker's heartbeat says only that an agent is alive. What it runs, and in which state it is, stands in the variable
+`launch_agent_<name>`; that it is to drain, in `launch_drain_<name>`. People read them, with `agent list`; no decision
+about an item is made by them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Item
+
+TAG: Final = "launch-agent"
+DRAIN_TAG: Final = "launch-drain"
+#: The server keeps no value of more than 5 000 characters.
+_MOST_CHARS: Final = 4_500
+_NAME_CHARS: Final = 60
+
+
+class RunningItem(BaseModel):
+    """An item that an agent has in work.
+
+    Attributes:
+        id: of the item.
+        name: of its run, cut when it is long.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    name: str
+
+    @classmethod
+    def of(cls, item: Item) -> RunningItem:
+        """Make it of an item."""
+        return cls(id=str(item.id), name=item.name[:_NAME_CHARS])
+
+
+class AgentNotice(BaseModel):
+    """How an agent is, in its own words.
+
+    Attributes:
+        name: of the agent.
+        host: its machine.
+        queues: that it takes items of.
+        slots: how many jobs it runs at a time; `None`: no limit.
+        state: polling, running, draining, or offline: it has left, and what it ran goes on.
+        running: what it has in work; when that is much, the first of it.
+        in_work: how many items it has in work.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    host: str
+    queues: tuple[str, ...]
+    slots: int | None
+    state: str
+    running: tuple[RunningItem, ...] = ()
+    in_work: int = 0
+
+    def short(self) -> AgentNotice:
+        """Return it without what the server would not keep."""
+        found = self
+        while found.running and len(json.dumps(found.model_dump(mode="json"))) > _MOST_CHARS:
+            found = found.model_copy(update={"running": found.running[:-1]})
+        return found
+
+
+async def post_notice(server: Server, notice: AgentNotice) -> None:
+    """Post how an agent is."""
+    await server.write_variable(_key("agent", notice.name), notice.short().model_dump(mode="json"), tags=[TAG])
+
+
+async def take_notice_down(server: Server, name: str) -> None:
+    """Forget how an agent was."""
+    await server.delete_variable(_key("agent", name))
+
+
+async def read_notices(server: Server) -> dict[str, AgentNotice]:
+    """Read what agents have posted, by their names; what is no notice is passed over."""
+    found = {}
+    for value in (await server.list_variables(TAG)).values():
+        try:
+            notice = AgentNotice.model_validate(value)
+        except ValidationError:
+            continue
+        found[notice.name] = notice
+    return found
+
+
+async def order_drain(server: Server, name: str) -> None:
+    """Tell an agent to drain; it reads it within its poll interval."""
+    order = {"agent": name, "at": datetime.now(timezone.utc).isoformat()}
+    await server.write_variable(_key("drain", name), order, tags=[DRAIN_TAG])
+
+
+async def take_drain_back(server: Server, name: str) -> bool:
+    """Let an agent take items again; whether it was told to drain."""
+    return await server.delete_variable(_key("drain", name))
+
+
+async def is_told_to_drain(server: Server, name: str) -> bool:
+    """Whether an agent is told to drain."""
+    order: Any = await server.read_variable(_key("drain", name))
+    return isinstance(order, dict) and order.get("agent") == name
+
+
+def _key(kind: str, name: str) -> str:
+    """Return a variable's name, which has fewer letters than an agent's may have."""
+    safe = re.sub(r"[^a-z0-9_]", "_", name.lower())
+    mark = "" if safe == name else f"_{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+    return f"launch_{kind}_{safe}{mark}"

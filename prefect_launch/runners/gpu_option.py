@@ -1,0 +1,89 @@
+"""The option `gpus` of `resource_args`: how many GPUs a job asks for, or which.
+
+One reading for every resource: "all" (or -1), a count (2, "2"), or ids: a list (`["0", "2"]`), a text with commas
+("0,2"), one UUID, or Docker's own form "device=0,2". A bare number is a count; one single id is `["3"]` or "device=3".
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+_RULE: Final = 'it must be "all", a count, or ids (indexes or UUIDs): a list such as ["0", "2"], "0,2", or "device=0,2"'
+_PREFIX: Final = "device="
+_ID: Final = re.compile(r"\d+|[A-Za-z][\w.:-]*-[\w./:-]+")
+_NONE: Final = ("", "0", "none")
+_ALL: Final = ("all", "-1")
+
+
+class GpuAsk(BaseModel):
+    """Which GPUs a job asks for: a count, all, or ids."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int = 0
+    all: bool = False
+    ids: tuple[str, ...] = ()
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it asks for none."""
+        return not (self.count or self.all or self.ids)
+
+    def __str__(self) -> str:
+        if self.all:
+            return "all GPUs"
+        if self.ids:
+            return f"the GPU{'s' if len(self.ids) > 1 else ''} {','.join(self.ids)}"
+        return f"{self.count} GPU{'' if self.count == 1 else 's'}"
+
+
+def read_gpus(value: object) -> GpuAsk:
+    """Read the option as people write it.
+
+    Raises:
+        ValueError: with the rule in words.
+    """
+    if isinstance(value, (list, tuple)):
+        return _of_ids([_id(one) for one in value])
+    if value is None:
+        return GpuAsk()
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(_RULE)
+    text = str(value).strip().strip('"').strip()
+    if text.lower() in _NONE:
+        return GpuAsk()
+    if text.lower() in _ALL:
+        return GpuAsk(all=True)
+    if text.isdecimal():
+        return GpuAsk(count=int(text))
+    return _of_ids([_id(one) for one in text.removeprefix(_PREFIX).split(",")])
+
+
+def written_ids(ids: tuple[str, ...]) -> str:
+    """Write ids as the option takes them, whatever their number."""
+    return _PREFIX + ",".join(ids)
+
+
+def visible_gpus(ids: tuple[str, ...]) -> dict[str, str]:
+    """Return the environment variables by which a program sees these GPUs and no others."""
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # else CUDA counts the fastest card as 0
+        "CUDA_VISIBLE_DEVICES": ",".join(ids),
+        "NVIDIA_VISIBLE_DEVICES": ",".join(ids) or "void",
+    }
+
+
+def _of_ids(ids: list[str]) -> GpuAsk:
+    if len(set(ids)) != len(ids):
+        raise ValueError("it names a GPU twice")
+    return GpuAsk(ids=tuple(ids))
+
+
+def _id(value: object) -> str:
+    text = str(value).strip()
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not _ID.fullmatch(text):
+        raise ValueError(_RULE)
+    return text

@@ -1,0 +1,28 @@
+"""GPUs in memory: `InMemoryCards`, the twin of `prefect_launch.agent.devices.reader.NvmlReader`."""
+
+from __future__ import annotations
+
+from prefect_launch.agent.devices.book import Card
+from prefect_launch.agent.devices.reader import Cards
+
+
+class InMemoryCards:
+    """A machine's GPUs, with the processes that hold them.
+
+    Args:
+        count: how many there are.
+
+    Attributes:
+        users: by a card's index, the ids of the processes that compute on it; set it as the test wants.
+        looks: how often somebody has looked.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.cards = tuple(Card(index=str(index), uuid=f"GPU-{index:08x}", name="Test GPU") for index in range(count))
+        self.users: dict[str, tuple[int, ...]] = {}
+        self.looks = 0
+
+    def look(self) -> Cards:
+        """Look at the cards."""
+        self.looks += 1
+        return Cards(cards=self.cards, users=dict(self.users), note="" if self.cards else "none in memory")

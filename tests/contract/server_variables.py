@@ -1,0 +1,40 @@
+"""The contract's rules for variables."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from prefect_launch.errors import SpecError
+from tests.contract.server_place import Place
+
+
+class VariableContract:
+    """Small values by name."""
+
+    async def test_variable_is_kept_changed_and_deleted(self, place: Place) -> None:
+        server, name = place.server, f"v_{uuid4().hex[:8]}"
+        assert await server.read_variable(name) is None
+        await server.write_variable(name, {"state": "polling", "slots": 2, "running": []})
+        assert await server.read_variable(name) == {"state": "polling", "slots": 2, "running": []}
+        await server.write_variable(name, {"state": "running"})
+        assert await server.read_variable(name) == {"state": "running"}
+        assert await server.delete_variable(name)
+        assert not await server.delete_variable(name)
+        assert await server.read_variable(name) is None
+
+    async def test_variables_are_listed_by_their_tag(self, place: Place) -> None:
+        server, tag = place.server, f"t-{uuid4().hex[:8]}"
+        names = [f"v_{uuid4().hex[:8]}" for _ in range(3)]
+        for name in names:
+            await server.write_variable(name, name.upper(), tags=[tag, "more"])
+        await server.write_variable(f"v_{uuid4().hex[:8]}", 1)
+        assert await server.list_variables(tag) == {name: name.upper() for name in names}
+
+    @pytest.mark.parametrize(("name", "value"), [("Upper", 1), ("v", "x" * 5_001)])
+    async def test_variable_with_a_bad_name_or_too_long_is_refused(
+        self, place: Place, name: str, value: object
+    ) -> None:
+        with pytest.raises(SpecError, match="refuses this"):
+            await place.server.write_variable(name, value)

@@ -1,0 +1,127 @@
+"""The door to the cards, without a driver and with a library that plays one; and the settings of an agent."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from prefect_launch.agent.config import parse_agent_config
+from prefect_launch.agent.devices.reader import NvmlReader
+from prefect_launch.agent.devices.stock import make_stock
+from prefect_launch.errors import AgentConfigError
+from prefect_launch.testing import InMemoryCards
+
+
+class NvmlError(Exception):
+    """As nvidia-ml-py raises it."""
+
+
+def nvml(processes: dict[int, list[int] | None], *, driver: bool = True, used: int = 0) -> ModuleType:
+    """A library that shows cards with these processes; None: it cannot list them, only the memory in use."""
+
+    def start() -> None:
+        if not driver:
+            raise NvmlError("Driver Not Loaded")
+
+    def list_processes(index: int) -> list[Any]:
+        found = processes[index]
+        if found is None:
+            raise NvmlError("Not Supported")
+        return [SimpleNamespace(pid=pid) for pid in found]
+
+    library: Any = ModuleType("pynvml")
+    library.NVMLError = NvmlError
+    library.nvmlInit = start
+    library.nvmlShutdown = lambda: None
+    library.nvmlDeviceGetCount = lambda: len(processes)
+    library.nvmlDeviceGetHandleByIndex = lambda index: index
+    library.nvmlDeviceGetUUID = lambda index: f"GPU-{index}".encode()
+    library.nvmlDeviceGetName = lambda index: "H100"
+    library.nvmlDeviceGetComputeRunningProcesses = list_processes
+    library.nvmlDeviceGetMemoryInfo = lambda index: SimpleNamespace(used=used)
+    return library  # type: ignore[no-any-return]
+
+
+def test_machine_without_a_driver_has_no_card_and_that_is_no_error() -> None:
+    seen = NvmlReader().look()  # the real library, when it is installed: this machine may have cards
+    assert seen.cards or seen.note
+
+
+def test_missing_library_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    seen = NvmlReader().look()
+    assert seen.cards == ()
+    assert "pip install 'prefect-launch[gpu]'" in seen.note
+
+
+def test_driver_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml({0: []}, driver=False))
+    assert NvmlReader().look().note == "this machine's NVIDIA driver does not answer: Driver Not Loaded"
+
+
+def test_cards_are_shown_with_the_processes_that_compute_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml({0: [], 1: [77, 78]}))
+    seen = NvmlReader().look()
+    assert [(card.index, card.uuid, card.name) for card in seen.cards] == [
+        ("0", "GPU-0", "H100"),
+        ("1", "GPU-1", "H100"),
+    ]
+    assert seen.users == {"1": (77, 78)}
+
+
+def test_driver_that_goes_away_and_comes_back_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    library: Any = nvml({0: []})
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    reader, count, opened = NvmlReader(), library.nvmlDeviceGetCount, []
+
+    def lost() -> int:
+        raise NvmlError("GPU is lost")
+
+    library.nvmlInit = lambda: opened.append(1)
+    assert len(reader.look().cards) == len(reader.look().cards) == len(opened) == 1
+    library.nvmlDeviceGetCount = lost
+    assert reader.look().note.endswith("GPU is lost")
+    library.nvmlDeviceGetCount = count
+    assert len(reader.look().cards) == 1
+    assert len(opened) == 2
+
+
+@pytest.mark.parametrize(("used", "users"), [(400 * 1024**2, {}), (2 * 1024**3, {"0": (0,)})])
+def test_driver_that_lists_no_processes_tells_by_the_memory(
+    monkeypatch: pytest.MonkeyPatch, used: int, users: dict[str, Any]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml({0: None}, used=used))
+    assert NvmlReader().look().users == users
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("auto", "auto"), ("None", "none"), ([], "none"), ([0, 1], ("0", "1")), ("0,1", ("0", "1")), ("2", ("2",))],
+)
+def test_setting_gpus_is_auto_none_or_a_list(written: Any, read: Any) -> None:
+    assert parse_agent_config({"gpus": written}).gpus == read
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"gpus": "some"}, {"gpus": 2}, {"gpus": [True]}, {"cpus": 0}, {"cpus": "x"}, {"memory": "64 apples"}]
+)
+def test_wrong_setting_of_a_device_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    with pytest.raises(AgentConfigError, match=f"'{next(iter(wrong))}'"):
+        parse_agent_config(wrong)
+
+
+def test_amounts_are_the_settings_or_the_machines_own_or_not_counted() -> None:
+    config = parse_agent_config({"cpus": 3, "memory": "64g"})
+    seen = InMemoryCards(0).look()
+    stock = make_stock(config.gpus, config.cpus, config.memory, seen)
+    assert (stock.cpus, stock.memory) == (3, 64 * 1024**3)
+    machine = make_stock("auto", "auto", "auto", seen)
+    assert machine.cpus is not None
+    assert machine.memory is not None
+    assert machine.cpus >= 1
+    assert machine.memory > 1024**2
+    uncounted = make_stock("auto", "none", "none", seen)
+    assert (uncounted.cpus, uncounted.memory) == (None, None)

@@ -1,0 +1,200 @@
+"""Draining and leaving: by signals, through the server; and what the agent tells of itself meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from uuid import UUID
+
+import pytest
+
+from prefect_launch.activity import AgentInfo, agents, drain_agent
+from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.agent.signals import Signals
+from prefect_launch.agent_board import AgentNotice, RunningItem, order_drain, post_notice, read_notices
+from prefect_launch.errors import LaunchError, NotFoundError
+from prefect_launch.states import StateType
+from prefect_launch.testing import Script
+from tests.support.bench import QUEUE, Bench, eventually
+
+
+@pytest.fixture(autouse=True)
+def _notices_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_launch.agent.reporting.WRITE_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_launch.agent.reporting._LOOK_SECONDS", 0.01)
+
+
+# --- draining ---
+
+
+async def test_draining_agent_finishes_what_runs_and_takes_no_more(bench: Bench) -> None:
+    bench.plays(Script(seconds=0.3))
+    first, second = await bench.add(2)
+    agent = bench.agent()
+    loop = asyncio.create_task(agent.loop())
+    await bench.until(first, StateType.RUNNING)
+    agent.orders.drain()
+    await asyncio.wait_for(loop, 5)
+    assert (await bench.read(first.id)).state_type is StateType.COMPLETED
+    assert await bench.states(second) == ["Queued"]
+
+
+async def test_agent_drains_when_the_server_tells_it_to(bench: Bench) -> None:
+    bench.plays(Script(seconds=0.3))
+    first, second = await bench.add(2)
+    loop = asyncio.create_task(bench.agent("Box.1").loop())
+    await bench.until(first, StateType.RUNNING)
+    await order_drain(bench.server, "Box.1")
+    await asyncio.wait_for(loop, 5)
+    assert (await bench.read(first.id)).state_type is StateType.COMPLETED
+    assert await bench.states(second) == ["Queued"]
+    await bench.agent("Box.1").loop(until_empty=True)
+    assert (await bench.read(second.id)).state_type is StateType.COMPLETED
+
+
+async def test_order_to_drain_that_is_taken_back_lets_the_agent_take_items_again(bench: Bench) -> None:
+    bench.plays(Script(seconds=0.4), Script())
+    first, second = await bench.add(2)
+    async with bench.running(bench.agent()) as agent:
+        await bench.until(first, StateType.RUNNING)
+        await _seen(bench, "running")
+        await bench.api.acall(lambda session: drain_agent(session, "box"))
+        await _seen(bench, "draining")
+        assert agent.free_slots == 0
+        await bench.api.acall(lambda session: drain_agent(session, "box", undo=True))
+        await bench.until(second, StateType.COMPLETED)
+
+
+async def test_shift_that_has_drained_stays_until_its_time_is_up(bench: Bench) -> None:
+    (item,) = await bench.add()
+    await order_drain(bench.server, "box")
+    for _ in range(2):
+        await bench.agent().loop(max_runtime_seconds=0.3)
+    assert await bench.states(item) == ["Queued"]
+
+
+async def test_unknown_or_offline_agent_cannot_be_drained(bench: Bench) -> None:
+    async with bench.running(bench.agent("box-1")):
+        await _seen(bench, "polling", "box-1")
+        with pytest.raises(NotFoundError, match="Did you mean 'box-1'"):
+            await bench.api.acall(lambda session: drain_agent(session, "box-2"))
+        with pytest.raises(LaunchError, match="was not told to drain"):
+            await bench.api.acall(lambda session: drain_agent(session, "box-1", undo=True))
+    await post_notice(bench.server, AgentNotice(name="gone", host="h", queues=(QUEUE,), slots=1, state="running"))
+    with pytest.raises(LaunchError, match="is offline"):
+        await bench.api.acall(lambda session: drain_agent(session, "gone"))
+
+
+# --- signals ---
+
+
+async def test_first_signal_drains_the_agent(bench: Bench) -> None:
+    bench.plays(Script(seconds=0.3))
+    (item,) = await bench.add()
+    signals, told, work = _signals(bench.agent())
+    await bench.until(item, StateType.RUNNING)
+    signals.hear(signal.SIGTERM)
+    assert await asyncio.wait_for(work, 5) is signal.SIGTERM
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert told[0].startswith("Draining: no more items are taken; 1 in work: ")
+
+
+async def test_second_signal_lets_the_agent_leave_and_its_jobs_go_on(bench: Bench) -> None:
+    bench.plays(Script(seconds=1))
+    (item,) = await bench.add()
+    signals, told, work = _signals(bench.agent())
+    await bench.until(item, StateType.RUNNING)
+    signals.hear(signal.SIGINT)
+    signals.hear(signal.SIGINT)
+    assert await asyncio.wait_for(work, 0.8) is signal.SIGINT
+    assert told[1] == f"Leaving; 1 go on: {item.id}."
+    assert (await bench.read(item.id)).state_type is StateType.RUNNING
+    left = await _agent(bench)
+    assert (left.state, [one.id for one in left.running]) == ("offline", [str(item.id)])
+    await bench.agent().loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert len(bench.machine.started) == 1
+
+
+async def test_second_signal_stops_the_jobs_when_that_was_wanted(bench: Bench) -> None:
+    bench.plays(Script(seconds=60, ignores_term=True))
+    first, second = await bench.add(2, retries=0)
+    signals, told, work = _signals(bench.agent(max_jobs=1), stop_jobs=True)
+    await bench.until(first, StateType.RUNNING)
+    signals.hear(signal.SIGTERM)
+    signals.hear(signal.SIGTERM)
+    await asyncio.wait_for(work, 5)
+    found = await bench.read(first.id)
+    assert (found.state_type, found.message[:15]) == (StateType.CRASHED, "[run] Preempted")
+    assert told[1] == f"Leaving; 1 are stopped: {first.id}."
+    assert bench.machine.runs == {}
+    assert await bench.states(second) == ["Queued"]
+
+
+async def test_signal_ends_an_agent_that_waits_for_its_server(bench: Bench) -> None:
+    bench.server.down()
+    signals, _, work = _signals(bench.agent())
+    await asyncio.sleep(0.2)
+    signals.hear(signal.SIGTERM)
+    assert await asyncio.wait_for(work, 5) is signal.SIGTERM
+
+
+# --- what it tells ---
+
+
+async def test_agent_tells_its_host_its_slots_and_what_runs(bench: Bench) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add()
+    async with bench.running(bench.agent(max_jobs=3)):
+        seen = await _seen(bench, "running")
+        assert (seen.slots, seen.in_work, seen.queues) == (3, 1, (QUEUE,))
+        assert seen.host
+        assert seen.running == (RunningItem.of(item),)
+
+
+async def test_agent_that_leaves_with_nothing_in_work_is_off_the_list(bench: Bench) -> None:
+    async with bench.running(bench.agent()):
+        await _seen(bench, "polling")
+    assert await bench.api.acall(agents) == []
+    assert await read_notices(bench.server) == {}
+
+
+async def test_idle_agent_writes_its_notice_once(bench: Bench) -> None:
+    await bench.agent().loop(max_runtime_seconds=0.5)
+    assert bench.server.calls["write_variable"] == 1
+
+
+async def test_notice_of_much_work_is_cut_to_what_the_server_keeps(bench: Bench) -> None:
+    running = tuple(RunningItem(id=str(UUID(int=number)), name="x" * 60) for number in range(200))
+    notice = AgentNotice(
+        name="box", host="h", queues=(QUEUE,), slots=None, state="running", running=running, in_work=200
+    )
+    await post_notice(bench.server, notice)
+    kept = (await read_notices(bench.server))["box"]
+    assert kept.in_work == 200
+    assert 10 < len(kept.running) < 200
+
+
+async def test_agents_whose_names_differ_in_case_or_dots_keep_notices_of_their_own(bench: Bench) -> None:
+    names = ["box-1", "box_1", "Box_1", "box.1"]
+    for name in names:
+        await post_notice(bench.server, AgentNotice(name=name, host="h", queues=(QUEUE,), slots=1, state="polling"))
+    assert sorted(await read_notices(bench.server)) == sorted(names)
+
+
+def _signals(
+    agent: LaunchAgent, *, stop_jobs: bool = False
+) -> tuple[Signals, list[str], asyncio.Task[signal.Signals | None]]:
+    told: list[str] = []
+    signals = Signals(agent, stop_jobs=stop_jobs, tell=told.append)
+    return signals, told, asyncio.create_task(signals.run())
+
+
+async def _agent(bench: Bench, name: str = "box") -> AgentInfo:
+    found = {agent.name: agent for agent in await bench.api.acall(agents)}
+    return found.get(name, AgentInfo(name=name, queues=(), state="absent"))
+
+
+async def _seen(bench: Bench, state: str, name: str = "box") -> AgentInfo:
+    seen: AgentInfo = await eventually(lambda: _agent(bench, name), lambda agent: agent.state == state)
+    return seen

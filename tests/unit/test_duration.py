@@ -1,0 +1,54 @@
+"""Durations as people write them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from prefect_launch.duration import in_words, read_duration
+from prefect_launch.errors import SpecError
+from prefect_launch.spec import parse_spec
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [
+        *((600, 600), (0.5, 0.5), ("600", 600), ("90s", 90), ("45 min", 2700), ("2h", 7200), ("2 Hours", 7200)),
+        *(("1h30m", 5400), ("1h 30 min", 5400), ("1.5h", 5400), ("2d", 172_800), ("1 day 1s", 86_401)),
+    ],
+)
+def test_duration_is_read_in_every_usual_spelling(written: Any, seconds: float) -> None:
+    assert read_duration(written) == seconds
+
+
+@pytest.mark.parametrize("written", [None, ""])
+def test_no_duration_is_no_limit(written: Any) -> None:
+    assert read_duration(written) is None
+
+
+@pytest.mark.parametrize(
+    "written", [0, -1, True, float("nan"), float("inf"), "0", "-1", "abc", "2x", "h", "1h30", "1,5h", [], {}]
+)
+def test_what_is_no_duration_is_refused_with_the_ways_to_write_one(written: Any) -> None:
+    with pytest.raises(SpecError, match=r"Invalid duration .* '1h30m'"):
+        read_duration(written)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.5, "0.5 s"), (2, "2 s"), (60, "1 min"), (90, "1 min 30 s"), (5400, "1 h 30 min"), (172_800, "2 d")],
+)
+def test_duration_is_told_exactly(seconds: float, words: str) -> None:
+    assert in_words(seconds) == words
+
+
+def test_spec_keeps_its_time_limit_in_seconds() -> None:
+    spec = parse_spec({"job": "digits", "timeout": "2h"})
+    assert spec.dump() == {"job": "digits", "timeout": 7200.0}
+    assert parse_spec(spec.dump()) == spec
+
+
+def test_spec_with_a_bad_time_limit_is_refused() -> None:
+    with pytest.raises(SpecError, match="Invalid duration 'soon'"):
+        parse_spec({"job": "digits", "timeout": "soon"})
