@@ -79,6 +79,10 @@ class ImagePullError(InfrastructureError):
     """A registry did not give an image."""
 
 
+class RegistryError(InfrastructureError):
+    """A registry failed, did not answer, or refused what was asked of it."""
+
+
 class ServerUnavailableError(OperatorError):
     """The Prefect server does not answer."""
 
