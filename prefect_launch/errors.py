@@ -87,6 +87,10 @@ class ServerUnavailableError(OperatorError):
     """The Prefect server does not answer."""
 
 
+class AnswerLostError(ServerUnavailableError):
+    """A request may have reached the Prefect server or not, and must not be sent again before that is known."""
+
+
 # --- the job's author must act ---------------------------------------------------------------------------------------
 
 

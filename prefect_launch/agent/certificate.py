@@ -99,13 +99,18 @@ def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | Non
     )
 
 
-async def show_certificate(server: Server, item: Item, certificate: Certificate) -> None:
-    """Attach a certificate to its item. A server that refuses it does not keep the item from its end."""
+async def show_certificate(server: Server, item: Item, certificate: Certificate, *, once: str | None = None) -> None:
+    """Attach a certificate to its item, one for each claim. A server that refuses it does not keep the item from its end."""
     key = re.sub(r"[^a-z0-9]+", "-", f"certificate-{run_id_of(item)}".lower()).strip("-")
 
     async def create() -> None:
         await server.create_artifact(
-            item.id, key=key, kind="markdown", data=certificate.markdown(), description=certificate.summary
+            item.id,
+            key=key,
+            kind="markdown",
+            data=certificate.markdown(),
+            description=certificate.summary,
+            once=once,
         )
 
     try:

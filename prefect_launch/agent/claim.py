@@ -14,7 +14,7 @@ import logging
 from typing import Final
 from uuid import UUID, uuid4
 
-from prefect_launch.agent.moves import until_server_is_back
+from prefect_launch.agent.moves import step_id, until_server_is_back
 from prefect_launch.errors import ItemGoneError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Answer, Item, State, Verdict
@@ -73,7 +73,9 @@ async def undo_claim(server: Server, item: Item, why: str) -> None:
 
 async def give_back(server: Server, item: Item, why: str) -> None:
     """Put a claimed item that was not started back into its queue."""
-    verdict = await server.propose(item.id, State.of(ItemState.QUEUED, why))
+    # Under one id: once it is back in its queue another agent may have it, and it must not be taken from that one.
+    queued = State.of(ItemState.QUEUED, why)
+    verdict = await server.propose(item.id, queued, transition_id=step_id(item, "give back"))
     log.info("%s given-back %s %s", item.id, why, verdict.reason)
 
 
@@ -106,7 +108,8 @@ async def _has_ended_since(server: Server, polled: Item, current: Item) -> bool:
 async def _finish_cancelling(server: Server, item: Item) -> None:
     """End an item that was asked to stop right after the claim: nothing of it runs, and nobody else would end it."""
     if item.state_type is StateType.CANCELLING:
-        await server.propose(item.id, State.of(ItemState.CANCELLED, "Stopped before it was started."))
+        stopped = State.of(ItemState.CANCELLED, "Stopped before it was started.")
+        await server.propose(item.id, stopped, transition_id=step_id(item, "stop"))
         log.info("%s cancelled before it was started", item.id)
 
 
@@ -129,5 +132,5 @@ async def _put_end_back(server: Server, item: Item) -> None:
 
 
 async def _restore(server: Server, item: Item, end: State) -> None:
-    await server.propose(item.id, end, force=True)
+    await server.propose(item.id, end, transition_id=step_id(item, "restore"), force=True)
     log.info("%s restored %s", item.id, end.name)

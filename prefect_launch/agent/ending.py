@@ -22,6 +22,7 @@ from prefect_launch.agent.outcome import Outcome
 from prefect_launch.errors import LaunchError
 from prefect_launch.item_spec import spec_of
 from prefect_launch.retry import DEFAULT_RETRIES, Retries
+from prefect_launch.runners.base import Labels
 from prefect_launch.server.values import Item, State
 from prefect_launch.states import TERMINAL, ItemState, StateType
 
@@ -79,10 +80,16 @@ async def end_item(
     retry = await next_try(session, item, outcome)
     if outcome.state not in (ItemState.COMPLETED, ItemState.QUEUED):
         certificate = certify(item, outcome, facts, comes_back=retry.describe() if retry else None)
-        await show_certificate(session.server, item, certificate)
+        await show_certificate(session.server, item, certificate, once=_claim(item, facts))
     if retry is None:
         return await _set_end(session, item, outcome, current, transition_id)
     return await _put_back(session, item, outcome, current, retry, transition_id)
+
+
+def _claim(item: Item, facts: Facts) -> str | None:
+    """Return the claim that an attempt was made under, or else the state that it ends."""
+    kept = facts.plan.labels.get(Labels.CLAIM) if facts.plan else None
+    return kept or (item.state.transition_id if item.state else None)
 
 
 async def next_try(session: Session, item: Item, outcome: Outcome) -> Retry | None:

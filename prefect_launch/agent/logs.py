@@ -32,6 +32,13 @@ SHARE_BYTES: Final = 2_000_000
 #: What it gets of the end when the log was longer.
 TAIL_BYTES: Final = RECORD_CHARS
 LOOK_SECONDS: Final = 0.5
+#: A request whose answer cannot reach us may still be at work on a busy server: its records are looked for after these
+#: pauses before they are sent again.
+SETTLE_SECONDS: Final = (0.5, 1.0, 2.0)
+#: Records that may have the time of ours, or stand before it in the answer.
+_LIKELY_RECORDS: Final = 20
+#: The name under which a job's own lines are shown.
+LOGGER: Final = "job"
 _POSITION_FILE: Final = "log-sent.json"
 
 
@@ -95,12 +102,18 @@ class LogShipper:
         asked, self._asked = self._asked, None
         if asked is None or asked.since is None or asked.asked is None:
             return
-        since = asked.since
+        for pause in (0.0, *SETTLE_SECONDS):
+            await anyio.sleep(pause)
+            if await self._has(asked.since):
+                self._sent = asked.asked
+                return
+
+    async def _has(self, since: datetime) -> bool:
+        """Whether the server has our record of this very time; others may write to this item's log, too."""
         found = await until_server_is_back(
-            "show the log", lambda: self._server.read_logs(self._item_id, limit=1, since=since)
+            "show the log", lambda: self._server.read_logs(self._item_id, limit=_LIKELY_RECORDS, since=since)
         )
-        if found:
-            self._sent = asked.asked
+        return any(record.name == LOGGER and record.timestamp == since for record in found)
 
     async def _follow(self) -> None:
         await self._settle()
@@ -168,7 +181,7 @@ def split_records(text: str) -> list[LogRecord]:
                 parts.append(piece)
     # The server sorts by time: no two records may have the same.
     return [
-        LogRecord(name="job", message=part, timestamp=now + timedelta(microseconds=index))
+        LogRecord(name=LOGGER, message=part, timestamp=now + timedelta(microseconds=index))
         for index, part in enumerate(parts)
         if part.strip()
     ]

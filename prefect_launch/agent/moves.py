@@ -6,13 +6,13 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any, Final, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4, uuid5
 
 import anyio
 
 from prefect_launch.errors import InternalError, ServerFailedError, ServerUnavailableError
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import State
+from prefect_launch.server.values import Item, State
 from prefect_launch.states import ItemState, StateType, is_allowed
 
 T = TypeVar("T")
@@ -52,6 +52,11 @@ async def until_server_is_back(
             tries += 1
             await anyio.sleep(pause)
             pause = min(pause * 2, _RETRY_MAX_SECONDS)
+
+
+def step_id(item: Item, step: str) -> UUID:
+    """Return the transition id of a step out of the state that an item is in: the same whenever it is asked for."""
+    return uuid5(item.id, f"{step} {item.state.transition_id if item.state else None}")
 
 
 async def move(
@@ -95,10 +100,11 @@ async def move(
         data=data,
         state_details={} if due is None else {"scheduled_time": due.isoformat()},
     )
+    token = transition_id or uuid4()
     verdict = await until_server_is_back(
-        f"move {item_id} to {target.label}", lambda: server.propose(item_id, wanted, transition_id=transition_id)
+        f"move {item_id} to {target.label}", lambda: server.propose(item_id, wanted, transition_id=token)
     )
-    if verdict.accepted or verdict.state is None:
+    if verdict.accepted or verdict.state is None or verdict.state.transition_id == str(token):
         log.info("%s %s %s", item_id, target.label.lower(), message)
         return verdict.state or wanted
     log.warning("%s refused %s: %s", item_id, target.label.lower(), verdict.reason)

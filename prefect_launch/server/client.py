@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from prefect_launch.errors import OperatorError
 from prefect_launch.server.items import ItemCalls
 from prefect_launch.server.pools import PoolCalls
+from prefect_launch.server.proposals import ProposalCalls
 from prefect_launch.server.rest import Rest
 from prefect_launch.server.telemetry import TelemetryCalls
 from prefect_launch.server.transport import (
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 
-class PrefectServer(PoolCalls, ItemCalls, TelemetryCalls, VariableCalls):
+class PrefectServer(PoolCalls, ItemCalls, ProposalCalls, TelemetryCalls, VariableCalls):
     """All that we ask of a Prefect server, over one open client.
 
     Attributes:
@@ -43,6 +44,7 @@ class PrefectServer(PoolCalls, ItemCalls, TelemetryCalls, VariableCalls):
         self.api_url = str(client.api_url).rstrip("/")
         self.ui_url = self.api_url.removesuffix("/api")
         self._rest = Rest(client)
+        self._unanswered = set()
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The server's flow runs: making, reading, polling and moving items."""
+"""The server's flow runs: making, reading and polling items."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import anyio
 
-from prefect_launch.errors import ItemGoneError, ServerUnavailableError, SpecError
+from prefect_launch.errors import ServerUnavailableError, SpecError
 from prefect_launch.server.rest import Rest
-from prefect_launch.server.values import Item, ItemDraft, State, Verdict
+from prefect_launch.server.values import Item, ItemDraft
 from prefect_launch.states import StateType
 
 #: Items in one bulk request. The server takes 100, but no faster (31 to 36 a second; 50: 32 to 40), and a SQLite server
@@ -115,36 +115,6 @@ class ItemCalls:
         path = f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs"
         found = await self._rest.get("POST", path, json=body)
         return [Item.model_validate(entry["flow_run"]) for entry in found or ()]
-
-    async def propose(
-        self, item_id: UUID, state: State, *, transition_id: UUID | None = None, force: bool = False
-    ) -> Verdict:
-        """Propose a state; the same transition id may be sent twice.
-
-        Raises:
-            ItemGoneError: when there is no such item.
-        """
-        proposed = {
-            "type": state.type.value,
-            "name": state.name,
-            "message": state.message,
-            "data": state.data,
-            "state_details": {
-                **state.state_details,
-                "flow_run_id": str(item_id),
-                "transition_id": str(transition_id or uuid4()),
-            },
-        }
-        body = {"state": proposed, "force": force}
-        answer = await self._rest.get("POST", f"/flow_runs/{item_id}/set_state", json=body)
-        if answer is None:
-            raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
-        return Verdict.model_validate(answer)
-
-    async def read_states(self, item_id: UUID) -> list[State]:
-        """List the states that an item was in, oldest first."""
-        found = await self._rest.get("GET", "/flow_run_states/", params={"flow_run_id": str(item_id)})
-        return [State.model_validate(state) for state in found or ()]
 
     async def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
         """Record what was created for an item, as Prefect's `infrastructure_pid`; `None`: nothing of it exists."""

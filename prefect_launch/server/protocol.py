@@ -124,8 +124,18 @@ class Server(Protocol):
         ...
 
     async def create_artifact(
-        self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None
-    ) -> None: ...
+        self,
+        item_id: UUID,
+        *,
+        key: str,
+        kind: str,
+        data: Any,
+        description: str | None = None,
+        once: str | None = None,
+    ) -> None:
+        """Attach an artifact, unless the item has one of its key with the same `once`, or without it the same data."""
+        ...
+
     async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]: ...
     async def beat_items(self, items: Sequence[Item]) -> None:
         """Tell the server that these items are alive (Prefect's `prefect.flow-run.heartbeat` event)."""

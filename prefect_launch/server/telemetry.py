@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from prefect_launch.errors import ServerUnavailableError
+import anyio
+
+from prefect_launch.errors import AnswerLostError, ServerUnavailableError
 from prefect_launch.server.rest import Rest
 from prefect_launch.server.values import Item, LogRecord
 
 _ITEM_RESOURCE: Final = "prefect.flow-run."
+#: What an artifact that is made once tells of, in its metadata.
+ONCE: Final = "prefect-launch.once"
+#: Requests in a row whose answers are lost, before the caller hears of it.
+_LOST_MAX: Final = 5
+#: What a server gets to commit a request whose answer cannot reach us any more.
+_LOST_PAUSE_SECONDS: Final = 0.5
 
 
 class TelemetryCalls:
@@ -41,16 +49,44 @@ class TelemetryCalls:
         return [LogRecord.model_validate(found) for found in await self._rest.get("POST", "/logs/filter", json=body)]
 
     async def create_artifact(
-        self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None
+        self,
+        item_id: UUID,
+        *,
+        key: str,
+        kind: str,
+        data: Any,
+        description: str | None = None,
+        once: str | None = None,
     ) -> None:
-        """Attach an artifact (`kind`: markdown, table, …) to an item; the key is of `[a-z0-9-]`."""
+        """Attach an artifact (`kind`: markdown, table, …) to an item, unless it is there: the key is of `[a-z0-9-]`.
+
+        Args:
+            once: what it is told of, such as one attempt: the item has it when there is one of the same key that tells
+                of the same. Without it, the item has it when there is one of the same key and data.
+        """
         body = {"key": key, "type": kind, "data": data, "description": description, "flow_run_id": str(item_id)}
-        await self._rest.get("POST", "/artifacts/", json=body)
+        if once is not None:
+            body["metadata_"] = {ONCE: once}
+        lost = 0
+        while not any(is_same_artifact(found, data, once) for found in await self._artifacts(item_id, key)):
+            try:
+                await self._rest.get("POST", "/artifacts/", json=body)
+                return
+            except AnswerLostError:
+                lost += 1
+                if lost == _LOST_MAX:
+                    raise
+                await anyio.sleep(_LOST_PAUSE_SECONDS)
 
     async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
         """List an item's artifacts."""
-        body = {"artifacts": {"flow_run_id": {"any_": [str(item_id)]}}}
-        found: list[dict[str, Any]] = await self._rest.get("POST", "/artifacts/filter", json=body)
+        return await self._artifacts(item_id)
+
+    async def _artifacts(self, item_id: UUID, key: str | None = None) -> list[dict[str, Any]]:
+        wanted: dict[str, Any] = {"flow_run_id": {"any_": [str(item_id)]}}
+        if key is not None:
+            wanted["key"] = {"any_": [key]}
+        found: list[dict[str, Any]] = await self._rest.get("POST", "/artifacts/filter", json={"artifacts": wanted})
         return found
 
     async def beat_items(self, items: Sequence[Item]) -> None:
@@ -106,3 +142,10 @@ class TelemetryCalls:
                 f"The event stream of the Prefect server at {self.api_url} cannot be read"
                 f" ({type(error).__name__}: {error}). Connect again, and ask the server for what waits meanwhile."
             ) from error
+
+
+def is_same_artifact(found: Mapping[str, Any], data: Any, once: str | None) -> bool:
+    """Whether an artifact of the right key is the one that is to be made."""
+    if once is None:
+        return bool(found["data"] == data)
+    return bool((found.get("metadata_") or {}).get(ONCE) == once)

@@ -3,7 +3,8 @@
 Prefect's own retry waits two seconds and more after the `503` that a SQLite server gives whenever two writers meet;
 here it is 50 to 500 ms. Writes of one client go one at a time, which is what such a server can take (concurrent writers
 only lengthen each other's wait). When the server cannot be reached for longer than the patience,
-`ServerUnavailableError` says so.
+`ServerUnavailableError` says so. A request that would take effect twice is not sent again when its answer was lost:
+`AnswerLostError` leaves it to the caller to look first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Final
 import anyio
 import httpx
 
-from prefect_launch.errors import ServerUnavailableError
+from prefect_launch.errors import AnswerLostError, ServerUnavailableError
 
 #: A caller at a prompt hears within 15 s that the server is not there: this is what is left for trying again.
 DEFAULT_PATIENCE_SECONDS: Final = 10.0
@@ -29,14 +30,18 @@ READ_TIMEOUT_SECONDS: Final = 75.0
 
 _RETRY_MIN_SECONDS: Final = 0.05
 _RETRY_MAX_SECONDS: Final = 0.5
-_BUSY: Final = frozenset({429, 502, 503})
+_BUSY: Final = frozenset({429, 503})
+#: What a proxy says when the server behind it went away in the middle of a request.
+_GATEWAY: Final = frozenset({502, 504})
 #: A server that says that it is busy is there, and was seen to be so for half a minute: it gets this many times the
 #: patience.
 _BUSY_PATIENCE_FACTOR: Final = 6
-_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout)
-#: Sent, but the answer was lost. What we write can be sent twice: creations carry an idempotency key, moves a
-#: transition id. (Log records and artifacts carry nothing, and may then be there twice.)
-_LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError, httpx.PoolTimeout)
+_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+#: Sent, but the answer was lost. Most of what we write can be sent twice: creations carry an idempotency key or a name.
+_LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.WriteTimeout, httpx.RemoteProtocolError)
+#: What cannot: records and artifacts carry no key, and the server knows a state's transition id only as long as the
+#: item is in that state.
+_ONCE: Final = ("/set_state", "/logs/", "/artifacts/")
 
 
 class ServerTransport(httpx.AsyncBaseTransport):
@@ -53,6 +58,7 @@ class ServerTransport(httpx.AsyncBaseTransport):
 
         Raises:
             ServerUnavailableError: when no answer came within the patience, or the server stayed busy for longer still.
+            AnswerLostError: when the answer was lost of a request that must not take effect twice.
         """
         failing_since: float | None = None
         while True:
@@ -61,12 +67,19 @@ class ServerTransport(httpx.AsyncBaseTransport):
                 started = time.monotonic()
                 try:
                     response = await self._inner.handle_async_request(request)
-                    if response.status_code not in _BUSY:
+                    if response.status_code not in _BUSY | _GATEWAY:
                         return response
                     await response.aclose()
                     fault, patience = f"busy: {response.status_code}", self._patience * _BUSY_PATIENCE_FACTOR
+                    lost = response.status_code in _GATEWAY
                 except (*_UNREACHED, *_LOST) as error:
                     fault, patience = f"{type(error).__name__}: {error or 'no answer in time'}", self._patience
+                    lost = isinstance(error, _LOST)
+            if lost and _is_made_once(request):
+                raise AnswerLostError(
+                    f"The answer of the Prefect server at {self._address} was lost ({fault}); whether it has done what"
+                    " was asked is not known. Look, and ask again if it has not."
+                )
             failing_since = started if failing_since is None else failing_since
             if time.monotonic() - failing_since >= patience:
                 raise ServerUnavailableError(
@@ -78,6 +91,10 @@ class ServerTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the connections."""
         await self._inner.aclose()
+
+
+def _is_made_once(request: httpx.Request) -> bool:
+    return request.method == "POST" and request.url.path.endswith(_ONCE)
 
 
 def _is_read(request: httpx.Request) -> bool:

@@ -29,6 +29,12 @@ class State(_Value):
     data: Any = None
     state_details: dict[str, Any] = Field(default_factory=dict)
 
+    @property
+    def transition_id(self) -> str | None:
+        """The id under which it was proposed, if any."""
+        found = self.state_details.get("transition_id")
+        return None if found is None else str(found)
+
     @classmethod
     def of(cls, state: ItemState, message: str | None = None) -> State:
         """Make the state that is to be proposed."""

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+from prefect_launch.server.telemetry import ONCE, is_same_artifact
 from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.testing import server_checks as checks
 from prefect_launch.testing.server_store import Calls, Watcher, as_json, call
@@ -31,16 +32,28 @@ class TelemetryTwin(Calls):
         return records[offset : offset + limit]
 
     @call
-    def create_artifact(self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None) -> None:
-        """Attach an artifact to an item.
+    def create_artifact(
+        self,
+        item_id: UUID,
+        *,
+        key: str,
+        kind: str,
+        data: Any,
+        description: str | None = None,
+        once: str | None = None,
+    ) -> None:
+        """Attach an artifact to an item, unless it has it already.
 
         Raises:
             SpecError: for a key that is not of `[a-z0-9-]`.
         """
         checks.check_artifact_key(key)
+        present = [one for one in self._store.artifacts if (one["flow_run_id"], one["key"]) == (str(item_id), key)]
+        if any(is_same_artifact(one, as_json(data), once) for one in present):
+            return
         now = self._store.now().isoformat()
         artifact = {"id": str(uuid4()), "created": now, "updated": now, "key": key, "type": kind}
-        more = {"description": description, "data": as_json(data), "metadata_": None}
+        more = {"description": description, "data": as_json(data), "metadata_": None if once is None else {ONCE: once}}
         self._store.artifacts.append({**artifact, **more, "flow_run_id": str(item_id), "task_run_id": None})
 
     @call

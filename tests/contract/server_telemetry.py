@@ -66,6 +66,16 @@ class TelemetryContract:
         assert {artifact["description"] for artifact in artifacts} == {"why", None}
         assert {artifact["flow_run_id"] for artifact in artifacts} == {str(item.id)}
 
+    async def test_artifact_that_the_item_has_is_not_made_again(self, place: Place) -> None:
+        item = await place.add()
+        create = place.server.create_artifact
+        for data in ("same", "same", "other"):
+            await create(item.id, key="outputs", kind="markdown", data=data)
+        for once, data in (("first", "a"), ("first", "b"), ("second", "b")):
+            await create(item.id, key="end", kind="markdown", data=data, once=once)
+        seen = sorted((one["key"], one["data"]) for one in await place.server.list_artifacts(item.id))
+        assert seen == [("end", "a"), ("end", "b"), ("outputs", "other"), ("outputs", "same")]
+
     async def test_artifact_with_a_bad_key_is_refused(self, place: Place) -> None:
         item = await place.add()
         with pytest.raises(SpecError, match="must only contain lowercase letters, numbers, and dashes"):

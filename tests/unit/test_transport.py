@@ -11,7 +11,7 @@ import httpx
 import pytest
 from anyio.abc import SocketStream
 
-from prefect_launch.errors import ServerUnavailableError
+from prefect_launch.errors import AnswerLostError, ServerUnavailableError
 from prefect_launch.server.transport import ServerTransport
 from tests.support.ports import free_port
 
@@ -165,3 +165,18 @@ async def _say_yes(stream: SocketStream) -> None:
     async with stream:
         await stream.receive()
         await stream.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+
+@pytest.mark.parametrize("path", ["/flow_runs/x/set_state", "/logs/", "/artifacts/"])
+@pytest.mark.parametrize("answer", [None, 502])
+async def test_request_that_would_take_effect_twice_is_not_sent_again_when_its_answer_was_lost(
+    path: str, answer: int | None
+) -> None:
+    async with http_server(one_after_another(answer)) as address, client_of(address) as client:
+        with pytest.raises(AnswerLostError, match="was lost"):
+            await client.post(path, json={})
+
+
+async def test_request_that_would_take_effect_twice_is_sent_again_to_a_busy_server() -> None:
+    async with http_server(one_after_another(503)) as address, client_of(address) as client:
+        assert (await client.post("/logs/", json=[])).status_code == 200

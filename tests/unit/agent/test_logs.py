@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 
+from prefect_launch.agent import logs
 from prefect_launch.agent.logs import RECORD_CHARS, SHARE_BYTES, TAIL_BYTES, LogShipper, split_records
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.values import LogRecord
@@ -192,6 +194,24 @@ async def test_answer_that_was_lost_leads_to_no_repeat(server: InMemoryServer, i
     path.write_text("one\n")
     await send_whole(server, item_id, path)
     assert await text(server, item_id) == "one"
+
+
+async def test_request_that_was_lost_is_sent_again_though_others_have_written_to_the_log_since(
+    server: InMemoryServer, item_id: UUID, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "SETTLE_SECONDS", (0.0,))
+
+    async def lose_first_request(method: str) -> None:
+        if method == "write_logs" and server.calls[method] == 1:
+            server.before_call = None
+            soon = datetime.now(timezone.utc) + timedelta(seconds=1)
+            await server.write_logs(item_id, [LogRecord(name="somebody", message="else", timestamp=soon)])
+            raise ServerUnavailableError("the request was lost")
+
+    server.before_call = lose_first_request
+    path.write_text("one\n")
+    await send_whole(server, item_id, path)
+    assert sorted(record.message for record in await records(server, item_id)) == ["else", "one"]
 
 
 async def test_server_that_is_away_gets_the_log_when_it_is_back(
