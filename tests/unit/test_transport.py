@@ -44,7 +44,7 @@ async def http_server(answer: Answer) -> AsyncIterator[str]:
 async def client_of(address: str, patience_seconds: float = 5.0) -> AsyncIterator[httpx.AsyncClient]:
     inner = httpx.AsyncHTTPTransport()
     transport = ServerTransport(inner, address=address, patience_seconds=patience_seconds)
-    async with httpx.AsyncClient(base_url=address, transport=transport, timeout=3) as client:
+    async with httpx.AsyncClient(base_url=address, transport=transport, timeout=10) as client:
         yield client
 
 
@@ -126,15 +126,21 @@ async def test_server_that_stays_busy_is_given_up_after_more_than_the_patience()
 
 async def test_writes_go_one_at_a_time_and_reads_beside_them() -> None:
     writing, most_writes, reads = 0, 0, 0
+    first_write, both_reads = anyio.Event(), anyio.Event()
 
     async def answer(request: str) -> int:
         nonlocal writing, most_writes, reads
         if request.startswith("GET") or request.endswith("/filter"):
             reads += writing > 0
+            if reads == 2:
+                both_reads.set()
             return 200
         writing += 1
         most_writes = max(most_writes, writing)
-        await anyio.sleep(0.05)
+        first_write.set()
+        with anyio.move_on_after(5):
+            await both_reads.wait()
+        await anyio.sleep(0.02)
         writing -= 1
         return 200
 
@@ -142,7 +148,7 @@ async def test_writes_go_one_at_a_time_and_reads_beside_them() -> None:
         for _ in range(4):
             callers.start_soon(client.post, "/flow_runs/")
             callers.start_soon(client.patch, "/flow_runs/1")
-        await anyio.sleep(0.08)
+        await first_write.wait()
         callers.start_soon(client.get, "/flow_runs/1")
         callers.start_soon(client.post, "/flow_runs/filter")
     assert most_writes == 1
