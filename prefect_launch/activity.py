@@ -1,4 +1,4 @@
-"""What goes on: how much waits and runs on each queue, which agents are there, why an item waits.
+"""What goes on: how much waits and runs on each queue, and which agents are there.
 
 Read from the server when asked for, and only told to people: nothing is decided by it.
 """
@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.agent_board import AgentNotice, RunningItem, order_drain, read_notices, take_drain_back
 from prefect_launch.errors import LaunchError, unknown_name
-from prefect_launch.server.values import Item, Worker
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Worker
 from prefect_launch.states import ACTIVE, StateType
 
 if TYPE_CHECKING:
     from prefect_launch.session import Session
 
 _ONLINE = "ONLINE"
+#: What an agent tells of itself in its notice.
+_TOLD = {"host", "slots", "running", "in_work", "waits", "devices"}
 
 
 class QueueActivity(BaseModel):
@@ -54,6 +57,8 @@ class AgentInfo(BaseModel):
         slots: how many jobs it runs at a time; `None`: no limit, or not told.
         running: what it has in work; when that is much, the first of it.
         in_work: how many items it has in work.
+        waits: why items wait for its devices, by their ids.
+        devices: who holds each of its GPUs; an empty text for none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,6 +72,8 @@ class AgentInfo(BaseModel):
     slots: int | None = None
     running: tuple[RunningItem, ...] = ()
     in_work: int = 0
+    waits: dict[str, str] = Field(default_factory=dict)
+    devices: str = ""
 
 
 async def queue_activity(session: Session, queues: Iterable[str]) -> list[QueueActivity]:
@@ -97,10 +104,17 @@ async def agents(session: Session) -> list[AgentInfo]:
     return [_agent(name, found.get(name, []), notices.get(name)) for name in sorted(found.keys() | notices.keys())]
 
 
+async def online_agents(server: Server, queue: str) -> list[AgentInfo]:
+    """List the agents that are online for one queue, by name."""
+    workers, notices = await asyncio.gather(server.list_workers(queue), read_notices(server))
+    online = sorted((worker for worker in workers if worker.status == _ONLINE), key=lambda worker: worker.name)
+    return [_agent(worker.name, [(queue, worker)], notices.get(worker.name)) for worker in online]
+
+
 def _agent(name: str, beats: list[tuple[str, Worker]], notice: AgentNotice | None) -> AgentInfo:
     heard = [worker.last_heartbeat_time for _, worker in beats if worker.last_heartbeat_time]
     online = any(worker.status == _ONLINE for _, worker in beats)
-    told = {} if notice is None else notice.model_dump(include={"host", "slots", "running", "in_work"})
+    told = {} if notice is None else notice.model_dump(include=_TOLD)
     return AgentInfo(
         name=name,
         queues=tuple(sorted(pool for pool, _ in beats)) or (notice.queues if notice else ()),
@@ -132,25 +146,3 @@ async def drain_agent(session: Session, name: str, *, undo: bool = False) -> Age
         raise LaunchError(f"The agent {name!r} is offline: it takes no items. Start it, or leave it as it is.")
     await order_drain(session.server, name)
     return there[name]
-
-
-async def why_waiting(session: Session, item: Item) -> str | None:
-    """Tell in words why an item waits; `None` when it does not."""
-    if item.state_type is not StateType.SCHEDULED or item.work_pool_name is None:
-        return None
-    pool = await session.server.read_pool(item.work_pool_name)
-    if pool is None:
-        return f"Its queue {item.work_pool_name!r} was deleted."
-    if pool.is_paused:
-        return f"The queue {pool.name!r} is paused. 'prefect-launch queue resume {pool.name}' lets it go on."
-    due = item.next_scheduled_start_time or item.expected_start_time
-    if due is not None and due > datetime.now(timezone.utc):
-        return f"It is due at {due:%Y-%m-%d %H:%M:%S} UTC."
-    there = await _activity(session, pool.name)
-    if not there.agents:
-        return (
-            f"No agent is online for the queue {pool.name!r}. 'prefect-launch agent start -q {pool.name}' starts one."
-        )
-    if pool.concurrency_limit is not None and there.active >= pool.concurrency_limit:
-        return f"The queue's limit is reached: {there.active} of {pool.concurrency_limit} in work."
-    return f"The agents of the queue are at work on {there.active} items; {there.waiting - 1} others wait."

@@ -13,7 +13,7 @@ import re
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
@@ -23,6 +23,10 @@ DRAIN_TAG: Final = "launch-drain"
 #: The server keeps no value of more than 5 000 characters.
 _MOST_CHARS: Final = 4_500
 _NAME_CHARS: Final = 60
+#: What is told of the items that wait for devices: a third of a notice at most.
+_MOST_WAITS: Final = 6
+_REASON_CHARS: Final = 200
+_DEVICES_CHARS: Final = 500
 
 
 class RunningItem(BaseModel):
@@ -55,6 +59,8 @@ class AgentNotice(BaseModel):
         state: polling, running, draining, or offline: it has left, and what it ran goes on.
         running: what it has in work; when that is much, the first of it.
         in_work: how many items it has in work.
+        waits: why items wait for its devices, by their ids; when that is much, the first of it.
+        devices: who holds each of its GPUs; an empty text for none.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -66,10 +72,13 @@ class AgentNotice(BaseModel):
     state: str
     running: tuple[RunningItem, ...] = ()
     in_work: int = 0
+    waits: dict[str, str] = Field(default_factory=dict)
+    devices: str = ""
 
     def short(self) -> AgentNotice:
         """Return it without what the server would not keep."""
-        found = self
+        waits = {item: reason[:_REASON_CHARS] for item, reason in list(self.waits.items())[:_MOST_WAITS]}
+        found = self.model_copy(update={"waits": waits, "devices": self.devices[:_DEVICES_CHARS]})
         while found.running and len(json.dumps(found.model_dump(mode="json"))) > _MOST_CHARS:
             found = found.model_copy(update={"running": found.running[:-1]})
         return found

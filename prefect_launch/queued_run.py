@@ -16,6 +16,7 @@ from prefect_launch.states import ItemState, StateType
 if TYPE_CHECKING:
     from prefect_launch.api import Api
     from prefect_launch.session import Session
+    from prefect_launch.waiting import Waiting
 
 _POLL_MIN_SECONDS: Final = 0.1
 _POLL_MAX_SECONDS: Final = 1.0
@@ -112,6 +113,24 @@ class QueuedRun:
     def message(self) -> str:
         """Why it is in its state."""
         return self.item.message
+
+    def why_waiting(self) -> Waiting | None:
+        """Tell why it waits: its place in the queue, the reason, and when it will about start.
+
+        Returns:
+            That, `None` when it does not wait. As a text, it is a sentence or two.
+        """
+        return self._api.call(self._why_waiting)
+
+    async def awhy_waiting(self) -> Waiting | None:
+        """`why_waiting` for async code."""
+        return await self._api.acall(self._why_waiting)
+
+    async def _why_waiting(self, session: Session) -> Waiting | None:
+        from prefect_launch.waiting_facts import why_waiting
+
+        item = await session.server.read_item(UUID(self.id))
+        return None if item is None else await why_waiting(session, item)
 
     def logs(self, *, offset: int = 0) -> list[LogRecord]:
         """Return the records of its log from `offset` on, oldest first."""

@@ -60,6 +60,8 @@ class Reporter:
             state=state or usual,
             running=tuple(RunningItem.of(item) for item in items),
             in_work=len(items),
+            waits={str(one.item_id): one.reason for one in agent.shop.desk.line.waiting},
+            devices=agent.shop.desk.describe(),
         )
 
     async def post(self) -> None:

@@ -15,7 +15,9 @@ from prefect_launch.cli.item_view import (
     find,
     request_of,
     source_of,
+    start_in_words,
     state_of,
+    waiting_fields,
 )
 from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table
 from prefect_launch.cli.style import JsonOption, examples, group
@@ -98,11 +100,13 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     api = connected()
     run = find(api, item_id)
     item = run.item
-    why, states, outputs = _why(api, run), _states(api, run), _outputs(run, item)
+    waiting, states, outputs = run.why_waiting(), _states(api, run), _outputs(run, item)
     request = request_of(item)
     if json:
         history = [{"name": s.name, "type": s.type, "message": s.message, "timestamp": s.timestamp} for s in states]
-        print_json({**fields_of(run, item), **request, "outputs": outputs, "why": why, "states": history})
+        print_json(
+            {**fields_of(run, item), **request, "outputs": outputs, **waiting_fields(waiting), "states": history}
+        )
         return
     print_details(
         [
@@ -110,7 +114,9 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("name", run.name),
             ("state", state_of(item)),
             ("message", item.message),
-            ("why", why),
+            ("why", waiting and waiting.reason),
+            ("place", waiting and waiting.position),
+            ("starts", start_in_words(waiting)),
             ("queue", run.queue_name),
             ("priority", run.priority.name.lower()),
             ("job", request["job"]),
@@ -135,13 +141,6 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     typer.echo()
     rows = [(local_time(state.timestamp), state.name.lower(), state.message) for state in states]
     print_table((Column("TIME"), Column("STATE"), Column("MESSAGE", gives_way=True)), rows, empty="")
-
-
-def _why(api: Api, run: QueuedRun) -> str | None:
-    from prefect_launch.activity import why_waiting
-
-    item = run.item
-    return api.call(lambda session: why_waiting(session, item))
 
 
 def _outputs(run: QueuedRun, item: Item) -> dict[str, Any]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prefect_launch.api import Api
     from prefect_launch.queued_run import QueuedRun
     from prefect_launch.server.values import Item
+    from prefect_launch.waiting import Waiting
 
 #: What a table shows of an id; its beginning is unique in practice, and taken wherever an id is.
 SHORT_ID_CHARS: Final = 8
@@ -121,3 +122,25 @@ def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
         "duration_seconds": duration_of(item),
         "url": run.url,
     }
+
+
+def waiting_fields(waiting: Waiting | None) -> dict[str, Any]:
+    """Return why an item waits, for programs."""
+    return {
+        "why": waiting and waiting.reason,
+        "why_cause": waiting and waiting.cause,
+        "place": waiting and waiting.place,
+        "waiting": waiting and waiting.waiting,
+        "expected_start": waiting and waiting.expected_start,
+        "expected_from": (waiting and waiting.basis) or None,
+    }
+
+
+def start_in_words(waiting: Waiting | None) -> str:
+    """Say when a waiting item will about start, in this machine's time zone."""
+    if waiting is None or waiting.expected_start is None:
+        return ""
+    start = waiting.expected_start.astimezone()
+    is_today = start.date() == datetime.now().astimezone().date()
+    told = f"about {start:%H:%M}" if is_today else f"about {start:%Y-%m-%d %H:%M}"
+    return f"{told}, from {waiting.basis}" if waiting.basis else told

@@ -102,12 +102,25 @@ class ItemCalls:
         body.update(_filters(pool=pool, ids=ids, state_types=state_types, tags=tags, keys=keys))
         return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
 
-    async def count_items(self, *, pool: str, queue: str | None = None, state_types: Collection[StateType]) -> int:
-        """Count the items of a pool, or of one of its work queues, in these states."""
-        body = _filters(pool=pool, state_types=state_types)
-        if queue is not None:
-            body["work_pool_queues"] = {"name": {"any_": [queue]}}
+    async def count_items(
+        self,
+        *,
+        pool: str,
+        queue: str | None = None,
+        state_types: Collection[StateType],
+        due_before: datetime | None = None,
+    ) -> int:
+        """Count the items of a pool, or of one of its work queues, in these states; those due by a time, when given."""
+        body = _filters(pool=pool, queue=queue, state_types=state_types)
+        if due_before is not None:
+            body["flow_runs"]["next_scheduled_start_time"] = {"before_": due_before.isoformat()}
         return int(await self._rest.get("POST", "/flow_runs/count", json=body))
+
+    async def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
+        """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
+        body = {"sort": "NEXT_SCHEDULED_START_TIME_ASC", "limit": limit}
+        body.update(_filters(pool=pool, queue=queue, state_types=[StateType.SCHEDULED]))
+        return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
 
     async def poll(self, pool: str, *, limit: int, before: datetime) -> list[Item]:
         """List what waits in the pool and is due, the most urgent first; nothing when the pool is gone or paused."""
@@ -134,6 +147,7 @@ def _body(draft: ItemDraft) -> dict[str, Any]:
 def _filters(
     *,
     pool: str | None = None,
+    queue: str | None = None,
     ids: Collection[UUID] | None = None,
     state_types: Collection[StateType] | None = None,
     tags: Collection[str] | None = None,
@@ -151,4 +165,6 @@ def _filters(
     filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": ["launch"]}}}
     if pool is not None:
         filters["work_pools"] = {"name": {"any_": [pool]}}
+    if queue is not None:
+        filters["work_pool_queues"] = {"name": {"any_": [queue]}}
     return filters

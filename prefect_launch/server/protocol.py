@@ -103,7 +103,21 @@ class Server(Protocol):
         """List items, newest first; `keys` are idempotency keys."""
         ...
 
-    async def count_items(self, *, pool: str, queue: str | None = None, state_types: Collection[StateType]) -> int: ...
+    async def count_items(
+        self,
+        *,
+        pool: str,
+        queue: str | None = None,
+        state_types: Collection[StateType],
+        due_before: datetime | None = None,
+    ) -> int:
+        """Count the items of a pool, or of one of its work queues; with `due_before`, those that are due by then."""
+        ...
+
+    async def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
+        """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
+        ...
+
     async def poll(self, pool: str, *, limit: int, before: datetime) -> list[Item]:
         """List what waits in the pool and is due, the most urgent first, inside the pool's and its queues' limits."""
         ...
@@ -117,6 +131,10 @@ class Server(Protocol):
 
     # --- logs, artifacts, events ---
     async def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None: ...
+    async def write_lines(self, lines: Sequence[tuple[UUID, LogRecord]]) -> None:
+        """Add records to the logs of several items, in one request."""
+        ...
+
     async def read_logs(
         self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
     ) -> list[LogRecord]:

@@ -159,11 +159,30 @@ class ItemTwin(Calls):
         return found[offset : offset + limit]
 
     @call
-    def count_items(self, *, pool: str, queue: str | None = None, state_types: Collection[StateType]) -> int:
-        """Count the items of a pool, or of one of its work queues, in these states."""
-        inside = [stored.item for stored in self._store.items.values() if stored.flow == _FLOW]
-        inside = [item for item in inside if item.work_pool_name == pool and item.state_type in state_types]
-        return sum(queue is None or item.work_queue_name == queue for item in inside)
+    def count_items(
+        self,
+        *,
+        pool: str,
+        queue: str | None = None,
+        state_types: Collection[StateType],
+        due_before: datetime | None = None,
+    ) -> int:
+        """Count the items of a pool, or of one of its work queues, in these states; those due by a time, when given."""
+        inside = [item for item in self._inside(pool, queue) if item.state_type in state_types]
+        return sum(due_before is None or _is_due(item, due_before) for item in inside)
+
+    @call
+    def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
+        """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
+        _check_page(limit)
+        waiting = [item for item in self._inside(pool, queue) if item.state_type is StateType.SCHEDULED]
+        return sorted(waiting, key=lambda item: item.next_scheduled_start_time or self._store.now())[:limit]
+
+    def _inside(self, pool: str, queue: str | None) -> list[Item]:
+        ours = [stored.item for stored in self._store.items.values() if stored.flow == _FLOW]
+        return [
+            item for item in ours if item.work_pool_name == pool and (queue is None or item.work_queue_name == queue)
+        ]
 
     @call
     def read_states(self, item_id: UUID) -> list[State]:
@@ -228,6 +247,10 @@ class ItemTwin(Calls):
         if stored is not None:
             merged = {**stored.item.labels, **as_json(dict(labels))}
             stored.item = stored.item.model_copy(update={"labels": merged})
+
+
+def _is_due(item: Item, before: datetime) -> bool:
+    return item.next_scheduled_start_time is not None and item.next_scheduled_start_time <= before
 
 
 def _check_page(limit: int) -> None:

@@ -19,6 +19,15 @@ class TelemetryTwin(Calls):
     @call
     def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
         """Add records to an item's log, whether the item is there or not."""
+        self._write(item_id, records)
+
+    @call
+    def write_lines(self, lines: Sequence[tuple[UUID, LogRecord]]) -> None:
+        """Add records to the logs of several items."""
+        for item_id, record in lines:
+            self._write(item_id, [record])
+
+    def _write(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
         log = self._store.logs.setdefault(item_id, [])
         log.extend(record.model_copy(update={"message": record.message.replace("\0", "")}) for record in records)
 

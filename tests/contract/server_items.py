@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,7 @@ from prefect_launch.server.values import State
 from prefect_launch.states import ItemState, StateType
 from tests.contract.server_place import Place, draft, soon
 
+LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)
 REFUSED_VARIABLES: list[tuple[dict[str, Any], str]] = [
     ({}, "Validation failed. Failure reason: 'site' is a required property"),
     (
@@ -175,6 +177,30 @@ class ItemContract:
         assert await count(pool=place.pool, state_types=[StateType.SCHEDULED]) == 2
         assert await count(pool=place.pool, queue="high", state_types=[StateType.SCHEDULED]) == 1
         assert await count(pool=place.pool, queue="low", state_types=[StateType.PENDING]) == 0
+
+    async def test_items_that_are_due_by_a_time_are_counted_apart(self, place: Place) -> None:
+        first, second = await place.add("first"), await place.add("second")
+        later = State(type=StateType.SCHEDULED, name="Scheduled", state_details={"scheduled_time": LATER.isoformat()})
+        await place.server.propose((await place.add("third")).id, later)
+        due = [(await place.read(item)).next_scheduled_start_time for item in (first, second)]
+        count = place.server.count_items
+        assert await count(pool=place.pool, state_types=[StateType.SCHEDULED], due_before=due[0]) == 1
+        assert await count(pool=place.pool, state_types=[StateType.SCHEDULED], due_before=due[1]) == 2
+        assert await count(pool=place.pool, state_types=[StateType.SCHEDULED], due_before=LATER) == 3
+
+    async def test_line_of_a_work_queue_is_told_first_in_line_first_also_while_the_pool_is_paused(
+        self, place: Place
+    ) -> None:
+        for name in ("first", "second", "third"):
+            await place.add(name)
+        await place.add("urgent", priority=Priority.HIGH)
+        await place.move(await place.add("claimed"), ItemState.CLAIMED)
+        await place.server.update_pool(place.pool, is_paused=True)
+        line = place.server.list_line
+        assert [item.name for item in await line(place.pool, "default", limit=200)] == ["first", "second", "third"]
+        assert [item.name for item in await line(place.pool, "default", limit=2)] == ["first", "second"]
+        assert [item.name for item in await line(place.pool, "high", limit=5)] == ["urgent"]
+        assert await line(f"{place.pool}-none", "default", limit=5) == []
 
     async def test_page_over_200_is_refused(self, place: Place) -> None:
         with pytest.raises(SpecError, match="Invalid limit: must be less than or equal to 200"):

@@ -52,6 +52,17 @@ class TelemetryContract:
         await place.server.write_logs(uuid4(), [])
         assert await place.server.read_logs(uuid4()) == []
 
+    async def test_lines_of_several_items_go_to_the_log_of_each(self, place: Place) -> None:
+        first, second = await place.add(), await place.add()
+        now = datetime.now(timezone.utc)
+        lines = [(first.id, "a"), (second.id, "b"), (first.id, "c")]
+        await place.server.write_lines(
+            [(of, _record(text, now + timedelta(seconds=number))) for number, (of, text) in enumerate(lines)]
+        )
+        read = place.server.read_logs
+        assert [record.message for record in await read(first.id)] == ["a", "c"]
+        assert [record.message for record in await read(second.id)] == ["b"]
+
     # --- artifacts ---
 
     async def test_artifacts_of_an_item_are_all_kept(self, place: Place) -> None:

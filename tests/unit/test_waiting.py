@@ -1,0 +1,191 @@
+"""Why an item waits, told from facts; and the same read from a server."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+
+from prefect_launch import alaunch_add
+from prefect_launch.activity import AgentInfo
+from prefect_launch.agent_board import AgentNotice, post_notice
+from prefect_launch.forecast import Past
+from prefect_launch.server.values import Item, PriorityQueue, State
+from prefect_launch.states import ItemState, StateType
+from prefect_launch.testing import InMemoryApi
+from prefect_launch.waiting import QueueFacts, WaitCause, WaitFacts, Waiting, tell
+
+NOW = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
+ITEM = Item(id=uuid4(), name="train-1", state_type=StateType.SCHEDULED, work_queue_name="default")
+
+
+def agent(name: str = "box", **facts: Any) -> AgentInfo:
+    return AgentInfo(name=name, queues=("gpu",), online=True, **{"state": "running", "slots": 1, **facts})
+
+
+def at_work(seconds: float, queue: str = "default") -> Item:
+    state = State(type=StateType.RUNNING, name="Running", timestamp=NOW - timedelta(seconds=seconds))
+    return Item(id=uuid4(), name="other", state=state, state_type=StateType.RUNNING, work_queue_name=queue)
+
+
+def why(item: Item = ITEM, *, urgent: int = 0, earlier: int = 0, past: Past | None = None, **queue: Any) -> Waiting:
+    facts = QueueFacts(queue="gpu", now=NOW, **{"agents": (agent(),), **queue})
+    waiting = urgent + earlier + 1
+    return tell(WaitFacts(queue=facts, item=item, urgent=urgent, earlier=earlier, waiting=waiting, past=past))
+
+
+def test_paused_queue_is_the_reason_before_any_other() -> None:
+    told = why(is_paused=True, agents=(), limit=1, in_work=(at_work(1),), earlier=2)
+    assert told.cause is WaitCause.PAUSED
+    assert told.reason == "The queue 'gpu' is paused. 'prefect-launch queue resume gpu' lets it go on."
+    assert (told.position, told.waiting) == ("3rd of 3", 3)
+
+
+def test_paused_priority_is_told_by_its_work_queue() -> None:
+    queues = (PriorityQueue(id=uuid4(), name="default", is_paused=True),)
+    assert "work queue 'default' of the queue 'gpu' is paused" in why(priorities=queues).reason
+
+
+def test_item_that_is_due_later_or_awaits_its_retry_says_when() -> None:
+    due = NOW + timedelta(minutes=5)
+    later = ITEM.model_copy(update={"next_scheduled_start_time": due})
+    told = why(later, past=Past(seconds=(1.0,)))
+    assert (told.cause, told.reason) == (WaitCause.NOT_DUE, "It is due at 2026-05-04 12:05:00 UTC.")
+    assert (told.expected_start, told.basis) == (due, "")
+    retried = later.model_copy(update={"state_name": "AwaitingRetry"})
+    assert why(retried).reason == "It is run again at 2026-05-04 12:05:00 UTC, as its retry rule says."
+
+
+def test_queue_without_an_agent_says_how_one_is_started() -> None:
+    told = why(agents=())
+    assert told.cause is WaitCause.NO_AGENT
+    assert told.reason.startswith("No agent is online for the queue 'gpu'. 'prefect-launch agent start -q gpu'")
+
+
+def test_queue_whose_agents_all_drain_says_so() -> None:
+    told = why(agents=(agent("a", state="draining"), agent("b", state="draining")))
+    assert told.cause is WaitCause.NO_AGENT
+    assert told.reason.startswith("All agents of the queue 'gpu' are draining (a, b)")
+
+
+def test_limit_of_the_queue_and_of_its_priority_are_told_apart() -> None:
+    told = why(limit=2, in_work=(at_work(1), at_work(2)), urgent=1)
+    assert (told.cause, told.place) == (WaitCause.LIMIT, 2)
+    assert told.reason == "The queue's limit is reached: 2 of 2 in work. It is behind 1 of higher priority."
+    queues = (PriorityQueue(id=uuid4(), name="default", concurrency_limit=1),)
+    told = why(priorities=queues, in_work=(at_work(1), at_work(1, "high")))
+    assert told.reason == "The limit of its priority (work queue 'default') is reached: 1 of 1 in work."
+    told = why(priorities=queues, in_work=(at_work(1, "high"),))
+    assert told.cause is WaitCause.TURN
+
+
+def test_item_without_free_devices_says_what_each_agent_has() -> None:
+    reason = "0 of 2 GPUs are free (GPUs 0,1 in use by other items); it asks for 1 GPU."
+    box = agent(slots=4, in_work=2, waits={str(ITEM.id): reason}, devices="GPU 0 of 1a2b3c4d; GPU 1 of 5e6f7a8b")
+    told = why(agents=(box, agent("full", slots=1, in_work=1)))
+    assert told.cause is WaitCause.DEVICES
+    assert told.reason == (
+        f"No agent has the devices free that it asks for. box: {reason} full: 1 of its 1 slots are in use."
+        " Now: box: GPU 0 of 1a2b3c4d; GPU 1 of 5e6f7a8b."
+    )
+    assert why(agents=(box, agent("free", slots=1))).cause is WaitCause.TURN
+
+
+def test_busy_slots_and_who_comes_first_are_told() -> None:
+    told = why(agents=(agent("a", in_work=1), agent("b", slots=2, in_work=2)), urgent=3, earlier=1)
+    assert told.cause is WaitCause.TURN
+    assert told.reason == (
+        "All 3 slots of the queue's agents are busy (a 1 of 1, b 2 of 2)."
+        " It is behind 3 of higher priority and 1 earlier one."
+    )
+    assert why(earlier=5).reason == "Its turn has not come. It is behind 5 earlier ones."
+    assert why().reason == "It is the next: an agent with a free slot takes it within seconds (box)."
+
+
+@pytest.mark.parametrize(
+    ("facts", "seconds"),
+    [
+        ({"agents": (agent(in_work=1),), "in_work": (at_work(40),)}, 60),
+        ({"agents": (agent(in_work=1),), "in_work": (at_work(40),), "earlier": 1}, 160),
+        ({"agents": (agent(slots=8, in_work=1),), "limit": 1, "in_work": (at_work(40),)}, 60),
+        ({"agents": (agent(in_work=1),)}, 50),  # at work for another queue
+        ({"agents": (agent(slots=None, in_work=3),), "in_work": (at_work(40),) * 3, "earlier": 9}, 0),
+        ({"agents": (agent(slots=8, in_work=1, waits={str(ITEM.id): "…"}),), "in_work": (at_work(40),)}, 60),
+    ],
+)
+def test_start_is_expected_from_past_runs(facts: dict[str, Any], seconds: float) -> None:
+    told = why(past=Past(seconds=(100.0, 100.0), job="train"), **facts)
+    assert told.expected_start == NOW + timedelta(seconds=seconds)
+    assert told.basis == "2 past runs of train"
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"agents": ()},
+        {"is_paused": True},
+        {"agents": (agent(waits={str(ITEM.id): "It asks for 4 GPUs, and this agent has no GPU."}),)},
+    ],
+)
+def test_no_start_is_expected_where_somebody_must_act_first(facts: dict[str, Any]) -> None:
+    assert why(past=Past(seconds=(100.0,)), **facts).expected_start is None
+    assert why(in_work=(at_work(1),)).expected_start is None  # nothing is known of past runs
+
+
+def test_whole_text_has_the_reason_the_place_and_the_start() -> None:
+    told = why(agents=(agent(in_work=1),), in_work=(at_work(40),), past=Past(seconds=(100.0,), job="train"), earlier=11)
+    assert str(told) == (
+        "The one slot of the queue's agent is busy (box 1 of 1). It is behind 11 earlier ones."
+        " It is the 12th of 12 in the queue."
+        " Expected to start at about 2026-05-04 12:19 UTC, from 1 past run of train."
+    )
+
+
+@pytest.mark.parametrize(
+    ("place", "word"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (11, "11th"), (112, "112th"), (21, "21st")]
+)
+def test_places_are_told_as_ordinal_numbers(place: int, word: str) -> None:
+    assert why(earlier=place - 1).position == f"{word} of {place}"
+
+
+async def test_handle_of_an_item_tells_its_place_among_priorities_and_earlier_ones(job_api: InMemoryApi) -> None:
+    async def add(priority: int) -> Any:
+        return await alaunch_add(docker_image="busybox:1", queue_name="gpu", priority=priority)
+
+    low, first, second, urgent = [await add(priority) for priority in (4, 3, 3, 1)]
+    told = {run.id: await run.awhy_waiting() for run in (low, first, second, urgent)}
+    assert [told[run.id].position for run in (urgent, first, second, low)] == [
+        "1st of 4",
+        "2nd of 4",
+        "3rd of 4",
+        "4th of 4",
+    ]
+    assert told[low.id].cause is WaitCause.NO_AGENT
+    assert told[low.id].reason.startswith("No agent is online")
+    await job_api.server.beat_worker("gpu", "box", 15)
+    await post_notice(
+        job_api.server, AgentNotice(name="box", host="h", queues=("gpu",), slots=2, state="running", in_work=2)
+    )
+    told_low = await low.awhy_waiting()
+    assert told_low.reason == (
+        "All 2 slots of the queue's agents are busy (box 2 of 2). It is behind 3 of higher priority."
+    )
+
+
+async def test_handle_expects_the_start_from_past_runs_of_its_job_then_of_its_queue(job_api: InMemoryApi) -> None:
+    async def add(**source: Any) -> Any:
+        run = await alaunch_add(queue_name="cpu" if "job" in source else "gpu", **source)
+        return run, UUID(run.id)
+
+    config = {"overrides": {"run_config": {"lr": 0.1}}}
+    done, done_id = await add(job="train", config=config)
+    for state in (ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED):
+        await job_api.server.propose(done_id, State.of(state))
+    waits, _ = await add(job="train", config=config)
+    await job_api.server.beat_worker("cpu", "box", 15)
+    told = await waits.awhy_waiting()
+    assert told.basis == "1 past run of train"
+    assert told.expected_start is not None
+    assert await done.awhy_waiting() is None
