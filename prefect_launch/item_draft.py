@@ -16,9 +16,10 @@ from prefect_launch.priority import Priority
 from prefect_launch.queues import DEFAULT_QUEUE, QUEUE_LABEL, create_queue, make_config
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import check_submitter_args, locked_options
-from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.session import KnownQueue, Session
 from prefect_launch.spec import LaunchSpec
+from prefect_launch.states import ItemState
 from prefect_launch.templates import check_variables
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ async def prepare_item(api: Api, session: Session, spec: LaunchSpec, queue_name:
         tags=tags_of(full, queue=queue.name, job=job.name if job else None, version=job.version if job else None),
         labels=labels_of(full, job=job.reference if job else None) | {QUEUE_LABEL: queue.name},
         work_queue_name=_work_queue(full, queue),
+        state=State.of(ItemState.QUEUED, queue.obstacle or None),
         # A run id that was made up here may be another item's: it must not be taken for that one.
         idempotency_key=f"{full.entity}/{full.project}/{full.run_id}" if spec.run_id else secrets.token_hex(16),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 #: For how long a queue that was read is not read again. The server checks each item against the queue as it is, so what
 #: is old costs a better message, never a wrong item.
 QUEUE_MEMORY_SECONDS: Final = 30.0
+#: Prefect's word for a work pool that no worker beats for.
+_NOT_READY: Final = "NOT_READY"
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,14 @@ class KnownQueue:
     Attributes:
         pool_id: id of the work pool.
         deployment_id: id of the deployment that its items are made from.
+        obstacle: why nothing would start on it then, in words; an empty text when something would.
     """
 
     name: str
     pool_id: UUID
     deployment_id: UUID
     config: QueueConfig
+    obstacle: str = ""
     read_at: float = field(default_factory=time.monotonic)
 
 
@@ -78,7 +83,9 @@ class Session:
         if known is not None and known.pool_id == pool.id:
             with suppress(QueueError):
                 config = QueueConfig.from_template(pool.name, pool.base_job_template)
-                self._queues[pool.name] = replace(known, config=config, read_at=time.monotonic())
+                self._queues[pool.name] = replace(
+                    known, config=config, obstacle=obstacle_of(pool), read_at=time.monotonic()
+                )
 
     async def _read_queue(self, name: str) -> KnownQueue:
         from prefect_launch.queues import ensure_deployment
@@ -88,4 +95,19 @@ class Session:
             raise unknown_name("queue", name, [known.name for known in await self.server.list_pools()])
         config = QueueConfig.from_template(name, pool.base_job_template)
         deployment_id = await ensure_deployment(self.server, name, config)
-        return KnownQueue(name=name, pool_id=pool.id, deployment_id=deployment_id, config=config)
+        return KnownQueue(
+            name=name, pool_id=pool.id, deployment_id=deployment_id, config=config, obstacle=obstacle_of(pool)
+        )
+
+
+def obstacle_of(pool: Pool) -> str:
+    """Say why nothing would start on a queue now, as far as its work pool tells; an empty text when something would.
+
+    The moment is told with it: what was read of a queue serves for a while.
+    """
+    now = f"{datetime.now(timezone.utc):%H:%M:%S} UTC"
+    if pool.is_paused:
+        return f"The queue was paused at {now}: 'prefect-launch queue resume {pool.name}' lets it go on."
+    if pool.status == _NOT_READY:
+        return f"No agent was online for the queue at {now}: 'prefect-launch agent start -q {pool.name}' starts one."
+    return ""

@@ -20,6 +20,7 @@ from prefect_launch.agent.lost import LostWatch
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.recover import Adopted, find_own_runs, settle_orphans
 from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
+from prefect_launch.agent.telling import WaitTeller
 from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import LATER_LOOKS_SECONDS, SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError
@@ -65,6 +66,7 @@ class Loop:
             asyncio.create_task(self._reporter.post()),
             asyncio.create_task(self._reporter.watch_orders()),
             asyncio.create_task(LostWatch(session, self._config.name, self._config.queues).watch()),
+            asyncio.create_task(WaitTeller(session, self._config.name, self._config.queues).watch()),
             asyncio.create_task(stop_what_is_not_held(self._server, lambda: self._crew.trackers)),
         ]
         try:

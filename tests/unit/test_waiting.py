@@ -189,3 +189,18 @@ async def test_handle_expects_the_start_from_past_runs_of_its_job_then_of_its_qu
     assert told.basis == "1 past run of train"
     assert told.expected_start is not None
     assert await done.awhy_waiting() is None
+
+
+async def test_item_queued_where_nothing_starts_says_so_in_its_state(job_api: InMemoryApi) -> None:
+    alone = await alaunch_add(docker_image="busybox:1", queue_name="gpu")
+    assert alone.message.startswith("No agent was online for the queue at ")
+    assert alone.message.endswith(" UTC: 'prefect-launch agent start -q gpu' starts one.")
+    await job_api.server.beat_worker("cpu", "box", 15)
+    await job_api.server.update_pool("cpu", is_paused=True)
+    paused = await alaunch_add(job="train", config={"overrides": {"run_config": {"lr": 0.1}}}, queue_name="cpu")
+    assert paused.message.startswith("The queue was paused at ")
+
+
+async def test_item_queued_where_an_agent_is_online_has_no_message(job_api: InMemoryApi) -> None:
+    await job_api.server.beat_worker("gpu", "box", 15)
+    assert (await alaunch_add(docker_image="busybox:1", queue_name="gpu")).message == ""

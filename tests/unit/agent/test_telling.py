@@ -1,0 +1,141 @@
+"""The line on a waiting item's page: who writes it, when, and that it is no stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from prefect_launch.agent.telling import WaitTeller
+from prefect_launch.agent_board import AgentNotice, post_notice
+from prefect_launch.server.values import Item
+from prefect_launch.states import ItemState
+from tests.support.bench import QUEUE, Bench
+
+
+@pytest.fixture(autouse=True)
+def _told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_launch.agent.telling.WAITED_SECONDS", 0.0)
+
+
+@asynccontextmanager
+async def teller(bench: Bench, name: str = "box") -> AsyncIterator[WaitTeller]:
+    """The hook of an agent that is online with one slot, which is busy."""
+    await is_online(bench, name)
+    async with bench.api.open() as session:
+        yield WaitTeller(session, name, [QUEUE])
+
+
+async def is_online(bench: Bench, name: str, *, in_work: int = 1) -> None:
+    await bench.server.beat_worker(QUEUE, name, 15)
+    notice = AgentNotice(name=name, host="h", queues=(QUEUE,), slots=1, state="running", in_work=in_work)
+    await post_notice(bench.server, notice)
+
+
+async def lines(bench: Bench, item: Item) -> list[str]:
+    return [line for line in (await bench.log(item)).splitlines() if line.startswith("Waits")]
+
+
+async def test_items_are_told_once_why_they_wait_and_at_which_place(bench: Bench) -> None:
+    first, second = await bench.add(2)
+    async with teller(bench) as hook:
+        for _ in range(3):
+            await hook.look(QUEUE)
+    busy = "Waits (its turn): The one slot of the queue's agent is busy (box 1 of 1)."
+    assert await lines(bench, first) == [f"{busy} It is the 1st of 2 in the queue."]
+    assert await lines(bench, second) == [f"{busy} It is behind 1 earlier one. It is the 2nd of 2 in the queue."]
+    (record,) = await bench.server.read_logs(first.id)
+    assert (record.name, record.level) == ("prefect_launch.agent", 20)
+
+
+async def test_line_is_written_again_when_what_keeps_it_waiting_has_changed_and_stays_so(bench: Bench) -> None:
+    (item,) = await bench.add()
+    async with teller(bench) as hook:
+        await hook.look(QUEUE)
+        await bench.server.update_pool(QUEUE, is_paused=True)
+        await hook.look(QUEUE)
+        assert len(await lines(bench, item)) == 1
+        await hook.look(QUEUE)
+        await hook.look(QUEUE)
+    assert [line.partition(":")[0] for line in await lines(bench, item)] == ["Waits (its turn)", "Waits (paused)"]
+
+
+async def test_reason_that_comes_and_goes_is_not_told_again(bench: Bench) -> None:
+    (item,) = await bench.add()
+    async with teller(bench) as hook:
+        for number in range(6):
+            await bench.server.update_pool(QUEUE, is_paused=bool(number % 2))
+            await hook.look(QUEUE)
+    assert len(await lines(bench, item)) == 1
+
+
+async def test_all_lines_of_a_look_are_one_request_and_only_the_front_of_the_line_is_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.add(25)
+    (urgent,) = await bench.add(priority="critical")
+    sent: list[int] = []
+    async with teller(bench) as hook:
+        write = bench.server.write_lines
+
+        async def counted(told: list[object]) -> None:
+            sent.append(len(told))
+            await write(told)
+
+        monkeypatch.setattr(bench.server, "write_lines", counted)
+        await hook.look(QUEUE)
+        await hook.look(QUEUE)
+    assert sent == [20]
+    assert (await lines(bench, urgent))[0].endswith("It is the 1st of 26 in the queue.")
+
+
+async def test_only_the_first_agent_by_name_tells(bench: Bench) -> None:
+    (item,) = await bench.add()
+    async with teller(bench, "box-1"), teller(bench, "box-2") as second:
+        await bench.server.beat_worker(QUEUE, "a-worker-that-tells-nothing", 15)
+        await second.look(QUEUE)
+        assert await lines(bench, item) == []
+        await bench.server.delete_worker(QUEUE, "box-1")
+        await second.look(QUEUE)
+    assert len(await lines(bench, item)) == 1
+
+
+async def test_next_life_of_an_agent_does_not_repeat_the_line(bench: Bench) -> None:
+    (item,) = await bench.add()
+    for _ in range(2):
+        async with teller(bench) as hook:
+            await hook.look(QUEUE)
+    assert len(await lines(bench, item)) == 1
+
+
+async def test_item_that_came_just_now_or_is_due_later_is_not_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_launch.agent.telling.WAITED_SECONDS", 60.0)
+    (item,) = await bench.add()
+    async with teller(bench) as hook:
+        await hook.look(QUEUE)
+    assert await lines(bench, item) == []
+
+
+async def test_queue_in_which_nothing_waits_costs_one_read(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    (item,) = await bench.add()
+    await bench.move(item, ItemState.CLAIMED)
+
+    async def never(*_: object) -> None:
+        raise AssertionError("it is not asked")
+
+    monkeypatch.setattr("prefect_launch.agent.telling.read_queue_facts", never)
+    async with teller(bench) as hook:
+        await hook.look(QUEUE)
+
+
+async def test_line_has_the_expected_start_from_past_runs(bench: Bench) -> None:
+    done, waits = await bench.add(2)
+    await bench.move(done, ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED)
+    async with teller(bench) as hook:
+        await hook.look(QUEUE)
+    (line,) = await lines(bench, waits)
+    assert "Expected to start at about" in line
+    assert line.endswith("from 1 past run of the queue.")
