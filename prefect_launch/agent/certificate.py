@@ -100,7 +100,7 @@ def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | Non
 
 
 async def show_certificate(server: Server, item: Item, certificate: Certificate, *, once: str | None = None) -> None:
-    """Attach a certificate to its item, one for each claim; a server that refuses it does not keep an item from its end."""
+    """Attach a certificate to its item, one for each claim. A server that refuses it does not keep it from its end."""
     key = re.sub(r"[^a-z0-9]+", "-", f"certificate-{run_id_of(item)}".lower()).strip("-")
 
     async def create() -> None:
