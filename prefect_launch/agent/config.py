@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefect_launch.agent.devices.stock import AUTO, read_amount_setting, read_gpu_setting
+from prefect_launch.builds.registries.settings import RegistrySettings, read_registries
 from prefect_launch.errors import AgentConfigError, LaunchError, unknown_name
 from prefect_launch.job_environment import WandbServer
 from prefect_launch.macros import check_named_macros
@@ -73,6 +74,7 @@ class AgentConfig(BaseModel):
     macros: dict[str, str] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
     registry: dict[str, Any] = Field(default_factory=dict)
+    registries: dict[str, RegistrySettings] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
     builder: dict[str, Any] = Field(default_factory=dict)
 
@@ -133,6 +135,11 @@ class AgentConfig(BaseModel):
     @classmethod
     def _macros_are_good(cls, value: dict[str, str]) -> dict[str, str]:
         return check_named_macros(value)
+
+    @field_validator("registries", mode="before")
+    @classmethod
+    def _registries_are_good(cls, value: Any) -> Any:
+        return read_registries(value)
 
     @property
     def site(self) -> Site:

@@ -22,6 +22,12 @@ def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "launch"))
 
 
+def test_registries_are_read_by_their_address() -> None:
+    config = parse_agent_config({"registries": {"https://Registry.example:5000/": {"credentials": "mine"}}})
+
+    assert config.registries["registry.example:5000"].credentials == "mine"
+
+
 def test_defaults_are_the_references() -> None:
     config = resolve_agent_config()
     assert (config.max_jobs, config.max_schedulers, config.queues) == (1, 1, ())
