@@ -8,7 +8,6 @@ time says when one was last used.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import platform
@@ -17,8 +16,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,10 +24,10 @@ import anyio
 from prefect_launch.environments.pip_config import uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements
 from prefect_launch.errors import AgentConfigError, InfrastructureError, SourceError
+from prefect_launch.file_lock import locked
 from prefect_launch.inputs.carry import carry_inputs
 
 _READY = ".ready"
-_LOCK_POLL_SECONDS = 0.1
 #: What uv's message shows of a build that failed: the end of it.
 _SHOWN_LINES = 15
 #: uv's words for a fault of the network or the disk, not of the requirements.
@@ -98,7 +95,7 @@ class Environments:
         """
         path, python, requirements = await self._wanted(code_dir, python_version)
         if not await anyio.to_thread.run_sync(_touch, path):
-            async with _locked(self.folder / f"{path.name}.lock"):
+            async with locked(self.folder / f"{path.name}.lock"):
                 if not await anyio.to_thread.run_sync(_touch, path):
                     await self._make(path, python, requirements)
         await anyio.to_thread.run_sync(_carry_inputs, path)
@@ -203,20 +200,3 @@ def _touch(path: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-@asynccontextmanager
-async def _locked(file: Path) -> AsyncIterator[None]:
-    """Hold a lock that ends with this process. Waiting for it takes no thread, and can be cancelled."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                await anyio.sleep(_LOCK_POLL_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)
