@@ -28,6 +28,7 @@ from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner
 from prefect_launch.runners.run import DEFAULT_GRACE_SECONDS, AbstractRun, RunnerRun
 from prefect_launch.session import Session
+from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec import LaunchSpec, construct_spec
 
 T = TypeVar("T")
@@ -177,7 +178,7 @@ async def _plan(session: Session, spec: LaunchSpec, item_id: str, attempt: int) 
     resource = spec.resource or default_resource(job)
     labels = {Labels.ITEM: item_id, Labels.ATTEMPT: str(attempt), Labels.RUN_ID: spec.run_id or item_id[:8]}
     request = Request(spec=spec, item_id=item_id, attempt=attempt, config=local_config(resource), labels=labels)
-    return resource, await make_plan(request, Site(home=default_home()), session.jobs)
+    return resource, await make_plan(request, Site(home=default_home(), git=machine_git_settings()), session.jobs)
 
 
 def launch(

@@ -31,6 +31,7 @@ from prefect_launch.safety import (
 )
 from prefect_launch.secret_blocks import resolve_secrets
 from prefect_launch.sources import source_of
+from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.spec import LaunchSpec
 from prefect_launch.templates import QueueConfig, check_variables
 
@@ -50,6 +51,7 @@ class Site(BaseModel):
     secure_mode: bool = False
     macros: dict[str, str] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
+    git: GitSettings = GitSettings()
 
     def run_dir(self, item_id: str, attempt: int) -> Path:
         """Return the folder of one attempt at one item."""
@@ -90,7 +92,7 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
     if job is not None and job.kind is not SourceKind.IMAGE:
         code_dir = run_dir / "code"
         await anyio.to_thread.run_sync(_clear, code_dir)
-        await source_of(job).fetch(job, code_dir, jobs)
+        await source_of(job, site.home, site.git).fetch(job, code_dir, jobs)
     plan = RunPlan(
         item_id=request.item_id,
         attempt=request.attempt,

@@ -25,11 +25,16 @@ async def resolve_secrets(value: Any) -> Any:
     names = set(_names(value))
     if not names:
         return value
-    known = {name: await _read(name) for name in names}
+    known = {name: await read_secret(name) for name in names}
     return _fill(value, known)
 
 
-async def _read(name: str) -> str:
+async def read_secret(name: str) -> str:
+    """Return what a Secret block holds.
+
+    Raises:
+        NotFoundError: when there is no such block.
+    """
     from prefect.blocks.system import Secret
 
     try:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings a Debian machine to where the tests can run: git, a Docker Engine, PostgreSQL, a static shell for images.
+# Brings a Debian machine to where the tests can run: git, ssh, a Docker Engine, PostgreSQL, a static shell for images.
 # Idempotent: on a machine that has all of it nothing is asked of the network. It starts nothing; the tests do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -14,6 +14,8 @@ has busybox || wanted+=(busybox-static)
 has ip || wanted+=(iproute2)
 has iptables || wanted+=(iptables)
 has_engine || wanted+=(docker.io)
+has sshd || wanted+=(openssh-server)
+has openssl || wanted+=(openssl)
 has docker-registry || wanted+=(docker-registry)
 has_postgres || wanted+=(postgresql)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || wanted+=(ca-certificates)

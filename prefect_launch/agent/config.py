@@ -23,6 +23,7 @@ from prefect_launch.job_environment import WandbServer
 from prefect_launch.macros import check_named_macros
 from prefect_launch.names import check_name, safe_name
 from prefect_launch.planning import Site
+from prefect_launch.sources.git_settings import GitSettings, machine_git_settings
 
 DEFAULT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/agent.yaml")
 #: The fallback when the server's events do not reach the agent (design: being told beats asking).
@@ -73,6 +74,7 @@ class AgentConfig(BaseModel):
     )
     macros: dict[str, str] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
+    git: GitSettings = Field(default_factory=machine_git_settings)
     registry: dict[str, Any] = Field(default_factory=dict)
     registries: dict[str, RegistrySettings] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
@@ -144,7 +146,7 @@ class AgentConfig(BaseModel):
     @property
     def site(self) -> Site:
         """What the planning of runs needs of it."""
-        return Site(home=self.home, secure_mode=self.secure_mode, macros=self.macros, wandb=self.wandb)
+        return Site(home=self.home, secure_mode=self.secure_mode, macros=self.macros, wandb=self.wandb, git=self.git)
 
 
 def parse_agent_config(data: Mapping[str, Any]) -> AgentConfig:

@@ -36,6 +36,7 @@ from prefect_launch.names import check_name
 from prefect_launch.retry import Retries
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_resolve import resolve_commit
+from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.sources.remote import check_remote, name_of
 
 _logger = get_logger("launch.jobs")
@@ -107,7 +108,7 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
     check_runtime(request.runtime)
     aliases = tuple(check_alias(alias) for alias in request.aliases)
     _check_paths(request)
-    draft, own_alias = await _MAKERS[kind](request, git or Git())
+    draft, own_alias = await _MAKERS[kind](request, git or Git(machine_git_settings()))
     return draft, tuple(dict.fromkeys([*aliases, *([own_alias] if own_alias else [])]))
 
 

@@ -7,15 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from prefect_launch.jobs.model import Job, SourceKind
+from prefect_launch.sources.git_settings import GitSettings
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
 
 
 class Source(ABC):
-    """One kind of source."""
+    """One kind of source.
+
+    Args:
+        home: the folder of prefect-launch on this machine, where what is fetched may be kept for the next time.
+        settings: how git works on this machine.
+    """
 
     kind: ClassVar[SourceKind]
+
+    def __init__(self, home: Path, settings: GitSettings | None = None) -> None:
+        self.home = home
+        self.settings = settings or GitSettings()
 
     @abstractmethod
     async def fetch(self, job: Job, destination: Path, registry: JobRegistry) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import anyio
 from anyio import to_thread
@@ -13,23 +12,33 @@ from prefect_launch.errors import InfrastructureError, InternalError, SourceErro
 from prefect_launch.jobs.model import GitJobSource, Job, SourceKind
 from prefect_launch.sources.base import Source
 from prefect_launch.sources.git_command import Git
-from prefect_launch.sources.remote import ALLOWED_PROTOCOLS, check_remote
+from prefect_launch.sources.git_mirror import Mirrors
+from prefect_launch.sources.git_settings import GitSettings
+from prefect_launch.sources.git_tree import refuse_leaving_links, submodules_of
+from prefect_launch.sources.remote import check_remote
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
+
+#: Submodules in submodules; deeper ones most likely name each other in a ring.
+MOST_LEVELS: Final = 8
 
 
 class GitSource(Source):
     """A commit of a git remote.
 
     Args:
-        allowed_protocols: what git may speak; tests add `file` for a repository on this disk.
+        home: the folder of prefect-launch; the copies of remotes are in `git` in it.
+        settings: how git works on this machine.
+        git: how it is run; tests give one that may use files.
     """
 
     kind: ClassVar[SourceKind] = SourceKind.GIT
 
-    def __init__(self, *, allowed_protocols: Sequence[str] = ALLOWED_PROTOCOLS) -> None:
-        self._git = Git(allowed_protocols=allowed_protocols)
+    def __init__(self, home: Path, settings: GitSettings | None = None, *, git: Git | None = None) -> None:
+        super().__init__(home, settings)
+        self._git = git or Git(settings)
+        self._mirrors = Mirrors(home / "git", self._git)
 
     async def fetch(self, job: Job, destination: Path, registry: JobRegistry) -> None:
         """Check the job's commit out."""
@@ -47,18 +56,14 @@ class GitSource(Source):
             destination: the folder; it must not exist yet, or be empty.
 
         Raises:
-            SourceError: when the remote or the commit cannot be had.
+            SourceError: when the remote or the commit cannot be had, or a link in it leads out of it.
             InfrastructureError: when the network, the host or the disk is at fault.
         """
         await to_thread.run_sync(lambda: destination.parent.mkdir(parents=True, exist_ok=True))
         async with anyio.TemporaryDirectory(prefix=".git-", dir=str(destination.parent)) as scratch:
             folder = Path(scratch, "code")
-            await to_thread.run_sync(folder.mkdir)
-            await self._git.run("init", "--quiet", "--template=", ".", cwd=folder)
-            await self._git.run("remote", "add", "origin", remote, cwd=folder)
-            await self._fetch(commit, folder)
-            await self._git.run("checkout", "--quiet", "--detach", commit, "--", cwd=folder)
-            await self._git.run("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1", cwd=folder)
+            await self._lay_out(remote, commit, folder, level=0)
+            await refuse_leaving_links(folder, remote)
             try:
                 await to_thread.run_sync(folder.replace, destination)
             except OSError as error:
@@ -66,9 +71,17 @@ class GitSource(Source):
                     f"The code of {remote} cannot be put into {destination}: {error}. Is that folder in use?"
                 ) from error
 
-    async def _fetch(self, commit: str, folder: Path) -> None:
-        try:
-            await self._git.run("fetch", "--quiet", "--depth=1", "origin", commit, cwd=folder)
-        except SourceError:
-            # Many hosts do not give a commit by its id: take the branches and tags, and look for it there.
-            await self._git.run("fetch", "--quiet", "--tags", "origin", cwd=folder)
+    async def _lay_out(self, remote: str, commit: str, folder: Path, *, level: int) -> None:
+        if level > MOST_LEVELS:
+            raise SourceError(
+                f"The submodules of {remote} go more than {MOST_LEVELS} levels deep. Do they name each other?"
+            )
+        await to_thread.run_sync(lambda: folder.mkdir(exist_ok=True))
+        await self._git.run("init", "--quiet", "--template=", ".", cwd=folder)
+        await self._git.run("remote", "add", "origin", remote, cwd=folder)
+        await self._mirrors.put(remote, commit, folder)
+        # A filter of the machine's own (git-lfs) may ask the remote.
+        await self._git.run("checkout", "--quiet", "--detach", commit, "--", cwd=folder, remote=remote)
+        for submodule in await submodules_of(self._git, folder, remote):
+            url = check_remote(submodule.url, self._git.protocols)
+            await self._lay_out(url, submodule.commit, folder / submodule.path, level=level + 1)

@@ -43,6 +43,7 @@ async def resolve_commit(git: Git, remote: str, ref: str | None) -> str:
                 "refs/heads/*",
                 "refs/tags/*",
                 cwd=folder,
+                remote=remote,
                 timeout=ASK_TIMEOUT_SECONDS,
             )
         )
@@ -85,13 +86,15 @@ async def _commit_named(git: Git, remote: str, commit: str, folder: Path) -> str
     await git.run("init", "--quiet", "--bare", "--template=", ".", cwd=folder)
     if _COMMIT.match(commit):
         try:
-            await git.run("fetch", "--quiet", "--depth=1", "--filter=tree:0", "--", remote, commit, cwd=folder)
+            await git.run(
+                "fetch", "--quiet", "--depth=1", "--filter=tree:0", "--", remote, commit, cwd=folder, remote=remote
+            )
             return commit
         except SourceError:
             pass  # many hosts do not give a commit by its id; look for it in the branches
     await git.run(
         "fetch", "--quiet", "--filter=tree:0", "--", remote, "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*",
-        cwd=folder,
+        cwd=folder, remote=remote,
     )  # fmt: skip
     try:
         return (await git.run("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", cwd=folder)).strip()

@@ -7,6 +7,7 @@ machine's own files (`file://`, a path) or is an option in disguise (a leading `
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,16 +20,22 @@ ALLOWED_PROTOCOLS: Final = ("https", "ssh")
 _HOST: Final = r"[A-Za-z0-9\[](?:[A-Za-z0-9.:\-_\]]*)"
 _SCP: Final = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.\-]*@{_HOST}:[^:\s-][^\s]*\Z")
 _URL: Final = re.compile(rf"(?:https|ssh)://(?:[^@/\s-][^@/\s]*@)?{_HOST}/[^\s]+\Z")
+_FILE: Final = re.compile(r"file:///[^\s]+\Z")
 
 
-def check_remote(remote: object) -> str:
+def check_remote(remote: object, protocols: Collection[str] = ALLOWED_PROTOCOLS) -> str:
     """Return the remote when it may be asked.
+
+    Args:
+        remote: what was given.
+        protocols: what git may speak; tests add `file`.
 
     Raises:
         SourceError: when it is of another kind, or holds credentials.
     """
     text = remote if isinstance(remote, str) else repr(remote)
-    allowed = bool(_URL.match(text) or _SCP.match(text)) and text.isprintable()
+    known = _URL.match(text) or _SCP.match(text) or ("file" in protocols and _FILE.match(text))
+    allowed = bool(known) and text.isprintable()
     if not allowed:
         raise SourceError(
             f"Refusing to fetch git remote {_masked(text)[:200]!r}: only https://, ssh://, and git@host:path remotes"
@@ -52,10 +59,18 @@ def without_credentials(remote: str) -> str:
     return parts._replace(netloc=f"{user}@{host}" if user and parts.scheme == "ssh" else host).geturl()
 
 
+def split_remote(remote: str) -> tuple[str, str, str]:
+    """Return a remote's scheme (`ssh` for `git@host:path`), its host in lower case with its port if any, its path."""
+    if "://" in remote:
+        parts = urlsplit(remote)
+        return parts.scheme, parts.netloc.rpartition("@")[2].lower(), parts.path.strip("/")
+    host, _, path = remote.partition(":")
+    return "ssh", host.rpartition("@")[2].lower(), path.strip("/")
+
+
 def name_of(remote: str) -> str:
     """Return what a remote's repository is called: `git@host:team/Digits.git` gives `team-Digits`."""
-    path = urlsplit(remote).path if "://" in remote else remote.partition(":")[2]
-    return "-".join(PurePosixPath(path.strip("/").removesuffix(".git")).parts)
+    return "-".join(PurePosixPath(split_remote(remote)[2].removesuffix(".git")).parts)
 
 
 def _has_credentials(remote: str) -> bool:

@@ -71,7 +71,7 @@ async def test_code_job_keeps_entry_point_runtime_schema_and_code(
     request = _request(code, "code", entrypoint="python main.py --name 'a b'", schema=schema, description="Digits")
 
     job = (await create_in(registry, request)).job
-    await source_of(job).fetch(job, tmp_path / "out", registry)
+    await source_of(job, tmp_path).fetch(job, tmp_path / "out", registry)
 
     assert (job.name, job.description, job.runtime) == ("job-digits", "Digits", "3.10")
     assert job.entry_point == ("python", "main.py", "--name", "a b")

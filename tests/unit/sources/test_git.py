@@ -66,7 +66,7 @@ async def test_git_itself_refuses_protocols_that_are_not_allowed(repository: Rep
 
 
 async def test_remote_that_is_gone_is_refused_with_gits_reason(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"'git ls-remote' failed: .*does not appear to be a git repository"):
+    with pytest.raises(SourceError, match=r"'git ls-remote' of file:\S+ failed: .* not appear to be a git repo"):
         await resolve_commit(GIT, f"file://{tmp_path}/gone", None)
 
 
@@ -88,11 +88,11 @@ async def test_one_commit_is_checked_out_without_history(repository: Repository,
     second = repository.commit(main="print('two')")
     repository.commit(main="print('three')")
 
-    await GitSource(allowed_protocols=("file",)).check_out(repository.url, second, tmp_path / "code")
+    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, second, tmp_path / "code")
 
     assert (tmp_path / "code" / "main.py").read_text() == "print('two')"
     assert await GIT.run("rev-list", "--all", "--count", cwd=tmp_path / "code") == "1\n"
-    assert sorted(os.listdir(tmp_path)) == ["code", "remote"]
+    assert sorted(os.listdir(tmp_path)) == ["code", "home", "remote"]
 
 
 async def test_submodules_come_along(repository: Repository, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ async def test_submodules_come_along(repository: Repository, tmp_path: Path) -> 
     repository.git("submodule", "--quiet", "add", inner.url, "inner")
     commit = repository.commit()
 
-    await GitSource(allowed_protocols=("file",)).check_out(repository.url, commit, tmp_path / "code")
+    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
 
     assert (tmp_path / "code" / "inner" / "lib.py").read_text() == "x = 1"
 
@@ -116,16 +116,16 @@ async def test_hooks_of_the_machines_templates_do_not_run(
     monkeypatch.setenv("GIT_TEMPLATE_DIR", str(tmp_path / "template"))
 
     commit = repository.git("rev-parse", "HEAD")
-    await GitSource(allowed_protocols=("file",)).check_out(repository.url, commit, tmp_path / "code")
+    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
 
     assert "ran" not in os.listdir(tmp_path)
 
 
 async def test_commit_that_is_gone_is_refused_and_nothing_is_left(repository: Repository, tmp_path: Path) -> None:
     with pytest.raises(SourceError):
-        await GitSource(allowed_protocols=("file",)).check_out(repository.url, "1" * 40, tmp_path / "code")
+        await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, "1" * 40, tmp_path / "code")
 
-    assert os.listdir(tmp_path) == ["remote"]
+    assert sorted(os.listdir(tmp_path)) == ["home", "remote"]
 
 
 async def test_git_started_inside_another_repository_uses_its_own(
@@ -134,6 +134,6 @@ async def test_git_started_inside_another_repository_uses_its_own(
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
     commit = await resolve_commit(GIT, repository.url, None)
 
-    await GitSource(allowed_protocols=("file",)).check_out(repository.url, commit, tmp_path / "code")
+    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
 
-    assert sorted(os.listdir(tmp_path)) == ["code", "remote"]
+    assert sorted(os.listdir(tmp_path)) == ["code", "home", "remote"]

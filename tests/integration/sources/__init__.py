@@ -1,0 +1,1 @@
+"""Where code comes from, over real networks of this machine's own."""
