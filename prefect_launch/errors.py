@@ -53,6 +53,10 @@ class SourceError(SubmitterError):
     """The job's code cannot be had: a remote that is refused, a commit that is gone, a folder that leaks."""
 
 
+class BuildError(SubmitterError):
+    """The job's image cannot be built: a step of its Dockerfile fails, or its requirements do not resolve."""
+
+
 # --- the queue's owner must act --------------------------------------------------------------------------------------
 
 

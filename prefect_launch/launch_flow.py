@@ -17,10 +17,12 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
-from prefect_launch.agent.config import default_home
+from prefect_launch.agent.building import build_with_log
+from prefect_launch.agent.config import default_home, resolve_agent_config
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.outcome import outcome_of_exit, publish_outputs
 from prefect_launch.api import Api
+from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.duration import in_words
 from prefect_launch.errors import ExecutionError, LaunchError, SpecError
 from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan
@@ -37,10 +39,22 @@ _LAST_LINES = 20
 
 
 @task(name="prepare", cache_policy=NO_CACHE, persist_result=False)
-async def _prepare(runner: Runner, plan: RunPlan) -> None:
-    """Pull the image, or make the environment."""
+async def _prepare(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan) -> RunPlan:
+    """Build or pull the image, or make the environment."""
+    if plan.image_wish is not None:
+        plan = await _with_image(session, flow_run_id, plan)
     runner.check(plan)
     await runner.prepare(plan)
+    return plan
+
+
+async def _with_image(session: Session, flow_run_id: UUID, plan: RunPlan) -> RunPlan:
+    images = ImageMaker(resolve_agent_config().builder)
+    try:
+        found = await images.find(plan)
+        return found or await build_with_log(session.server, flow_run_id, images, plan)
+    finally:
+        await images.aclose()
 
 
 @task(name="run", cache_policy=NO_CACHE, persist_result=False)
@@ -166,7 +180,7 @@ async def alaunch(
         chosen, plan = await _plan(session, spec, str(flow_run.id), max(1, flow_run.run_count))
         runner = make_runner(chosen, default_home())
         try:
-            await _prepare(runner, plan)
+            plan = await _prepare(session, flow_run.id, runner, plan)
             return await _run(session, flow_run.id, runner, plan, synchronous)
         finally:
             if synchronous:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
 from prefect_launch.job_environment import JobContext, WandbServer, job_environment
 from prefect_launch.jobs.model import SourceKind
@@ -101,7 +102,8 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
         command=spec.overrides.entry_point or (job.entry_point if job else ()),
         args=spec.overrides.args,
         env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
-        image=spec.image or (job.image if job else None),
+        image=spec.image or (job.image or job.base_image if job else None),
+        image_wish=_image_wish(spec, job) if runner.needs_image else None,
         code_dir=code_dir,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
@@ -112,6 +114,22 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
     )
     await anyio.to_thread.run_sync(save_plan, plan)
     return plan
+
+
+def _image_wish(spec: LaunchSpec, job: Job | None) -> ImageWish | None:
+    """Return what the job's image is built as; None when it has one, or runs its code in an image as it is."""
+    if job is None or job.image or job.base_image:
+        return None
+    built = job.document.source.model_dump()
+    accelerator = spec.builder.get("accelerator") or {}
+    return ImageWish(
+        entry_point=spec.overrides.entry_point or job.entry_point,
+        dockerfile=spec.overrides.dockerfile or built.get("dockerfile"),
+        build_context=built.get("build_context"),
+        python_version=spec.python_version or job.runtime,
+        base_image=accelerator.get("base_image"),
+        user_id=spec.docker.user_id,
+    )
 
 
 def _with_inputs(spec: LaunchSpec, job: Job | None) -> LaunchSpec:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prefect_launch.agent.devices.stock import AUTO, read_amount_setting, read_gpu_setting
 from prefect_launch.builds.registries.settings import RegistrySettings, read_registries
+from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.errors import AgentConfigError, LaunchError, unknown_name
 from prefect_launch.job_environment import WandbServer
 from prefect_launch.macros import check_named_macros
@@ -78,7 +79,7 @@ class AgentConfig(BaseModel):
     registry: dict[str, Any] = Field(default_factory=dict)
     registries: dict[str, RegistrySettings] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
-    builder: dict[str, Any] = Field(default_factory=dict)
+    builder: BuilderSettings = BuilderSettings()
 
     @model_validator(mode="before")
     @classmethod

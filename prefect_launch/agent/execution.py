@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
+from prefect_launch.agent.building import bring_image
 from prefect_launch.agent.closing import Closing
 from prefect_launch.agent.config import AgentConfig
 from prefect_launch.agent.devices.desk import Desk, NotNowError
@@ -27,6 +28,7 @@ from prefect_launch.agent.moves import move, until_server_is_back
 from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
 from prefect_launch.agent.stopping import Stopper
 from prefect_launch.agent.tracker import JobTracker
+from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.errors import LaunchError
 from prefect_launch.item_spec import run_id_of, spec_of
 from prefect_launch.planning import Request, make_plan
@@ -57,6 +59,7 @@ class Workshop:
         trusted_seconds: for how long after a claim it is taken for granted: nobody is called lost that soon.
         cards: the door to the machine's GPUs.
         desk: gives out the machine's devices.
+        images: builds the images of jobs that have code and none.
     """
 
     config: AgentConfig
@@ -67,6 +70,7 @@ class Workshop:
 
     def __post_init__(self) -> None:
         self.desk = Desk(self.config, self.session, self.runner, self.cards)
+        self.images = ImageMaker(self.config.builder)
 
     def runner(self, resource: str) -> Runner:
         """Return the agent's runner of a resource."""
@@ -78,6 +82,7 @@ class Workshop:
         """Let go of the runners' connections; what runs goes on."""
         for runner in self.runners.values():
             await runner.aclose()
+        await self.images.aclose()
 
 
 class Execution:
@@ -154,6 +159,9 @@ class Execution:
         )
         self._closing.know(plan=plan)
         runner = self._closing.runner = self._shop.runner(queue.config.resource)
+        if plan.image_wish is not None:
+            plan = await self._unless_stopped(bring_image(self._shop, self._tracker, plan, self._move))
+            self._closing.know(plan=plan)
         runner.check(plan)
         plan = await self._shop.desk.equip(self._item.id, runner, plan)
         await bring_last_outputs(plan, self._shop.config.site, session.jobs)

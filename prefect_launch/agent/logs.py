@@ -64,9 +64,11 @@ class LogShipper:
         server: the door.
         item_id: the item.
         path: the log file; it may not be there yet.
+        name: of the logger that its records are of.
     """
 
-    def __init__(self, server: Server, item_id: UUID, path: Path) -> None:
+    def __init__(self, server: Server, item_id: UUID, path: Path, *, name: str = LOGGER) -> None:
+        self._name = name
         self._server = server
         self._item_id = item_id
         self._path = path
@@ -113,7 +115,7 @@ class LogShipper:
         found = await until_server_is_back(
             "show the log", lambda: self._server.read_logs(self._item_id, limit=_LIKELY_RECORDS, since=since)
         )
-        return any(record.name == LOGGER and record.timestamp == since for record in found)
+        return any(record.name == self._name and record.timestamp == since for record in found)
 
     async def _follow(self) -> None:
         await self._settle()
@@ -144,7 +146,7 @@ class LogShipper:
         await self._send((note.encode() if start > self._sent else b"") + tail, size)
 
     async def _send(self, data: bytes, position: int) -> None:
-        records = split_records(data.decode("utf-8", "replace"))
+        records = split_records(data.decode("utf-8", "replace"), name=self._name)
         await until_server_is_back("take the log", lambda: _whole(self._deliver(records, position)))
 
     async def _deliver(self, records: Sequence[LogRecord], position: int) -> None:
@@ -168,7 +170,7 @@ async def _whole(work: Coroutine[None, None, None]) -> None:
         raise
 
 
-def split_records(text: str) -> list[LogRecord]:
+def split_records(text: str, *, name: str = LOGGER) -> list[LogRecord]:
     """Join lines into records of at most `RECORD_CHARS`; a longer line is cut."""
     now = datetime.now(timezone.utc)
     parts: list[str] = []
@@ -181,7 +183,7 @@ def split_records(text: str) -> list[LogRecord]:
                 parts.append(piece)
     # The server sorts by time: no two records may have the same.
     return [
-        LogRecord(name=LOGGER, message=part, timestamp=now + timedelta(microseconds=index))
+        LogRecord(name=name, message=part, timestamp=now + timedelta(microseconds=index))
         for index, part in enumerate(parts)
         if part.strip()
     ]

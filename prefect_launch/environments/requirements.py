@@ -1,14 +1,15 @@
 """What a code folder says that it needs, as one flat text: the key of its environment, and what uv is given.
 
-The first of these that is there counts: `requirements.txt`, `[project] dependencies` of `pyproject.toml`,
-`requirements.frozen.txt`. Included files (`-r`, `-c`) are read in; a package that lies in the code itself is named with
-a digest of its content.
+The first of these that is there counts: `requirements.txt`, `uv.lock` beside a `pyproject.toml`, its `[project]
+dependencies`, `requirements.frozen.txt`. Included files (`-r`, `-c`) are read in; a package that lies in the code
+itself is named with a digest of its content.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,13 @@ class Requirements:
         lines: what uv is given; a package in the code stands there by its absolute path.
         constraints: the same, of constraint files.
         key: text that is the same exactly when the same packages are asked for.
+        local: packages and folders of wheels in the code, by their absolute paths.
     """
 
     lines: tuple[str, ...] = ()
     constraints: tuple[str, ...] = ()
     key: str = ""
+    local: tuple[Path, ...] = ()
 
 
 def read_requirements(code_dir: Path | None) -> Requirements:
@@ -52,12 +55,15 @@ def read_requirements(code_dir: Path | None) -> Requirements:
     reader = _Reader(code_dir.resolve())
     if (code_dir / "requirements.txt").is_file():
         reader.read(code_dir / "requirements.txt", reader.lines)
+    elif (code_dir / "uv.lock").is_file() and (code_dir / "pyproject.toml").is_file():
+        reader.add(_locked(code_dir), reader.root, reader.lines)
     elif dependencies := _project_dependencies(code_dir / "pyproject.toml"):
         reader.lines += dependencies
     elif (code_dir / "requirements.frozen.txt").is_file():
         reader.read(code_dir / "requirements.frozen.txt", reader.lines)
     key = "\n".join([*reader.lines, "--constraints", *reader.constraints, *reader.digests])
-    return Requirements(tuple(reader.lines), tuple(reader.constraints), key.replace(str(reader.root), "<code>"))
+    key = key.replace(str(reader.root), "<code>")
+    return Requirements(tuple(reader.lines), tuple(reader.constraints), key, tuple(dict.fromkeys(reader.local)))
 
 
 class _Reader:
@@ -68,6 +74,7 @@ class _Reader:
         self.lines: list[str] = []
         self.constraints: list[str] = []
         self.digests: list[str] = []
+        self.local: list[Path] = []
         self._seen: set[Path] = set()
 
     def read(self, file: Path, into: list[str]) -> None:
@@ -84,8 +91,11 @@ class _Reader:
         except (OSError, UnicodeDecodeError) as error:
             name = file.relative_to(self.root) if self.root in file.parents else file
             raise SourceError(f"The requirements file {str(name)!r} of the job cannot be read: {error}.") from error
+        self.add(text, real.parent, into)
+
+    def add(self, text: str, folder: Path, into: list[str]) -> None:
         for line in _logical_lines(text):
-            self._add(line, real.parent, into)
+            self._add(line, folder, into)
 
     def _add(self, line: str, folder: Path, into: list[str]) -> None:
         included = _INCLUDE.match(line)
@@ -94,7 +104,8 @@ class _Reader:
             return
         wheels = _WHEELS.match(line)
         if wheels and "://" not in wheels["folder"]:
-            line = f"{wheels['option']} {(folder / wheels['folder']).resolve()}"
+            self.local.append((folder / wheels["folder"]).resolve())
+            line = f"{wheels['option']} {self.local[-1]}"
         # An environment is shared by runs and outlives their code, so nothing in it may point there.
         requirement = _EDITABLE.sub("", line)
         if _LOCAL.match(requirement):
@@ -105,6 +116,7 @@ class _Reader:
                     f"The requirement {line!r} lies outside of the job's code. Put the package into the code."
                 )
             self.digests.append(_content_digest(package))
+            self.local.append(package)
             requirement = f"{package}{rest}"
         into.append(requirement)
 
@@ -123,6 +135,20 @@ def _project_dependencies(file: Path) -> list[str]:
     except (OSError, ValueError) as error:
         raise SourceError(f"The job's pyproject.toml cannot be read: {error}.") from error
     return [str(line) for line in project.get("dependencies", [])]
+
+
+def _locked(code_dir: Path) -> str:
+    """Return what a `uv.lock` fixes, as requirements with hashes; the lock itself decides, nothing is resolved."""
+    import uv
+
+    command = ["export", "--frozen", "--offline", "--no-emit-project", "--no-dev", "--no-header", "--no-annotate"]
+    ended = subprocess.run(
+        [uv.find_uv_bin(), *command, "--quiet", "--no-config"], cwd=code_dir, capture_output=True, check=False
+    )
+    if ended.returncode != 0:
+        said = ended.stderr.decode(errors="replace").strip()
+        raise SourceError(f"The job's uv.lock cannot be read: {said}. Make it anew with 'uv lock'.")
+    return ended.stdout.decode(errors="replace")
 
 
 def _content_digest(path: Path) -> str:

@@ -28,14 +28,22 @@ def carry_inputs(site_packages: Path) -> None:
     Raises:
         OSError: when it cannot be written.
     """
+    for name, text in carried_files().items():
+        target = site_packages / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _write(target, text)
+
+
+def carried_files() -> dict[str, str]:
+    """Return what is put into an environment, by paths relative to its `site-packages`; the path file comes last."""
     package = Path(__file__).parents[1]
     sources = [package / "__init__.py", package / "errors.py", *sorted((package / "inputs").glob("*.py"))]
-    for source in sources:
-        target = site_packages / _FOLDER / source.relative_to(package.parent)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _write(target, source.read_text(encoding="utf-8"))
+    files = {
+        f"{_FOLDER}/{source.relative_to(package.parent).as_posix()}": source.read_text(encoding="utf-8")
+        for source in sources
+    }
     # Relative, so that the environment can be moved. Python puts what a .pth file names behind site-packages.
-    _write(site_packages / _PATH_FILE, f"{_FOLDER}\n")
+    return {**files, _PATH_FILE: f"{_FOLDER}\n"}
 
 
 def _write(file: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.gpu_option import visible_gpus
@@ -62,6 +63,9 @@ class RunPlan(BaseModel):
     args: tuple[str, ...] = Field(default=(), description="Arguments after the entry point.")
     env: dict[str, str] = Field(default_factory=dict, repr=False)
     image: str | None = None
+    image_wish: ImageWish | None = Field(
+        default=None, description="What its image is built as, before the runner gets the plan with the image in it."
+    )
     code_dir: Path | None = Field(default=None, description="The job's unpacked code, this attempt's own copy.")
     working_dir: str | None = Field(
         default=None, description="Relative to the code, or to the image's working directory."
@@ -177,6 +181,8 @@ class Runner(ABC):
     submitter_options: ClassVar[frozenset[str]]
     #: All options it understands; a queue's owner may set them, and may allow them to submitters.
     options: ClassVar[frozenset[str]]
+    #: Whether code runs in an image, which is built when its job names none.
+    needs_image: ClassVar[bool] = False
     #: Whether its runs take the devices of the agent's own machine, so that the agent gives them out.
     uses_this_machine: ClassVar[bool] = False
 

@@ -6,7 +6,7 @@ import posixpath
 from typing import Any
 
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.runners.container_files import OUTPUT_DIR
+from prefect_launch.runners.container_files import CODE_DIR, OUTPUT_DIR
 from prefect_launch.runners.container_options import apply_options
 from prefect_launch.runners.engine import Image
 
@@ -36,7 +36,8 @@ def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
         {**options, "env": {"PYTHONUNBUFFERED": "1", **options.get("env", {})}},
     )
     made["Env"] = [f"{name}={value}" for name, value in made["Env"].items()]
-    base = posixpath.join("/", image.working_dir, made.get("WorkingDir", ""))
+    home = image.working_dir if plan.code_dir is None else CODE_DIR
+    base = posixpath.join("/", home, made.get("WorkingDir", ""))
     made["WorkingDir"] = posixpath.normpath(posixpath.join(base, plan.working_dir or ""))
     if plan.command:
         made["Cmd"] = list(plan.args)

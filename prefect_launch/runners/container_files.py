@@ -1,9 +1,8 @@
 """Files into and out of containers, as tar archives, so that a remote engine works like a local one.
 
-In: the outputs folder, and config files with a run's values merged in. Out: what a job left in its outputs folder. An
-    archive that
-comes out of a container is the job's word, so nothing in it is written outside of the target, and links and devices
-stay behind.
+In: the outputs folder, the code of a job that names a base image, and config files with a run's values merged in. Out:
+what a job left in its outputs folder. An archive that comes out of a container is the job's word, so nothing in it is
+written outside of the target, and links and devices stay behind.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ from prefect_launch.runners.engine import Engine, TooLargeError
 
 #: Where `$LAUNCH_OUTPUT_DIR` points in every container; the folder above is for nothing else.
 OUTPUT_DIR = "/launch/outputs"
+#: Where the code of a job is, in an image that is run as it is.
+CODE_DIR = "/workspace"
 #: What a run may leave there. More wants a volume: an archive is copied twice.
 MAX_OUTPUT_BYTES = 20 * 1024**3
 #: What a config file may have.
@@ -48,9 +49,23 @@ async def put_outputs_in(engine: Engine, container_id: str, folder: Path) -> Non
         await engine.put_archive(container_id, parent, packed)
 
 
-def _pack_open(folder: Path, into: BinaryIO) -> None:
+async def put_code_in(engine: Engine, container_id: str, folder: Path) -> None:
+    """Copy a job's code into a container that does not run yet: its own copy, for whatever user it runs as.
+
+    It is not mounted, so that a remote engine works like a local one, and no run changes the code of another.
+    """
+    with tempfile.TemporaryFile(prefix="launch-code-") as packed:
+        await anyio.to_thread.run_sync(lambda: _pack_open(folder, packed, name=CODE_DIR.lstrip("/"), links=True))
+        packed.seek(0)
+        await engine.put_archive(container_id, "/", packed)
+
+
+def _pack_open(
+    folder: Path, into: BinaryIO, *, name: str = posixpath.basename(OUTPUT_DIR), links: bool = False
+) -> None:
     def opened(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        if not (member.isreg() or member.isdir()):
+        taken = member.isreg() or member.isdir() or (links and (member.issym() or member.islnk()))
+        if posixpath.basename(member.name) == ".git" or not taken:
             return None
         member.mode = 0o777 if member.isdir() or member.mode & 0o100 else 0o666
         member.uid = member.gid = 0
@@ -58,7 +73,7 @@ def _pack_open(folder: Path, into: BinaryIO) -> None:
         return member
 
     with tarfile.open(fileobj=into, mode="w") as archive:
-        archive.add(folder, arcname=posixpath.basename(OUTPUT_DIR), filter=opened)
+        archive.add(folder, arcname=name, filter=opened)
 
 
 async def merge_config_file(

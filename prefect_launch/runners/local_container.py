@@ -26,6 +26,7 @@ from prefect_launch.runners.container_files import (
     collect_outputs,
     merge_config_file,
     open_folder_archive,
+    put_code_in,
     put_outputs_in,
 )
 from prefect_launch.runners.container_options import (
@@ -58,7 +59,8 @@ class LocalContainerRunner(Runner):
 
     name: ClassVar[str] = "local-container"
     gone: ClassVar[str] = "container removed"
-    sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.IMAGE})
+    sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
+    needs_image: ClassVar[bool] = True
     submitter_options: ClassVar[frozenset[str]] = SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS
     uses_this_machine: ClassVar[bool] = True
@@ -76,8 +78,8 @@ class LocalContainerRunner(Runner):
     def check(self, plan: RunPlan) -> None:
         if not plan.image:
             raise SpecError(
-                "A run on local-container must have an image. Give docker_image, or a job made of an image;"
-                " code runs on a queue of the resource local-process."
+                "A run on local-container must have an image. Give docker_image, or a job; the image of a job's code is"
+                " built by its agent."
             )
         check_container_options(plan.options)
 
@@ -195,6 +197,8 @@ class LocalContainerRunner(Runner):
         untouched = plan.run_dir / _UNTOUCHED_FILE
         if untouched.exists():
             return
+        if plan.code_dir is not None:
+            await put_code_in(self._engine, container_id, plan.code_dir)
         of_last_attempt = await anyio.Path(plan.output_dir).is_dir()
         if of_last_attempt:
             await put_outputs_in(self._engine, container_id, plan.output_dir)

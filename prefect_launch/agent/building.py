@@ -1,0 +1,85 @@
+"""Bringing the image of an item whose job has code and none: found by its tag, or built while the item shows it.
+
+The build's log streams into the item's log under the logger `build`; the whole of it is kept beside the run's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.agent.logs import LogShipper
+from prefect_launch.agent.moves import log
+from prefect_launch.builds.log import BuildLog
+from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.errors import LaunchError
+from prefect_launch.planning import save_plan
+from prefect_launch.runners.base import Phase, RunPlan
+from prefect_launch.server.protocol import Server
+from prefect_launch.states import ItemState, StateType
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.execution import Workshop
+    from prefect_launch.agent.tracker import JobTracker
+
+#: In a folder of its own: how far a log was sent is kept beside it.
+BUILD_LOG: Final = "build/build.log"
+
+
+async def bring_image(
+    shop: Workshop,
+    tracker: JobTracker,
+    plan: RunPlan,
+    move: Callable[[StateType, ItemState, str], Awaitable[None]],
+) -> RunPlan:
+    """Return the plan of a run with its image.
+
+    Args:
+        shop: the agent's.
+        tracker: of the item.
+        plan: of a run with code and no image.
+        move: moves the item.
+
+    Raises:
+        LaunchError: as `ImageMaker.make` does.
+    """
+    tracker.phase = Phase.BUILD
+    found = await shop.images.find(plan)
+    if found is None:
+        await move(StateType.PENDING, ItemState.BUILDING, f"On {shop.config.name}.")
+        found = await build_with_log(shop.session.server, tracker.item.id, shop.images, plan)
+    tracker.phase = Phase.AGENT
+    await anyio.to_thread.run_sync(save_plan, found)
+    return found
+
+
+async def build_with_log(server: Server, item_id: UUID, images: ImageMaker, plan: RunPlan) -> RunPlan:
+    """Build the image of a plan, with the build's log in the item's.
+
+    Raises:
+        LaunchError: as `ImageMaker.make` does.
+    """
+    path = plan.run_dir / BUILD_LOG
+    await anyio.to_thread.run_sync(lambda: path.parent.mkdir(exist_ok=True))
+    shipper = LogShipper(server, item_id, path, name="build")
+    shipper.follow()
+    written = BuildLog(path)
+    try:
+        return await images.make(plan, written.write)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(written.close)
+            await _finish(shipper, item_id)
+
+
+async def _finish(shipper: LogShipper, item_id: UUID) -> None:
+    """Send what is left of the build's log; a fault of that is no fault of the build."""
+    try:
+        await shipper.finish()
+    except LaunchError as error:
+        log.warning("%s build-log not sent whole: %s", item_id, error)
+    finally:
+        await shipper.let_go()

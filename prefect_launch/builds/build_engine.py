@@ -1,0 +1,136 @@
+"""What building asks of a Docker Engine besides what running does: builds, steps in containers, commits, tags.
+
+The same door as `DockerEngine`, with more calls. What streams ends when its caller is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+import docker.errors
+import docker.utils
+from docker.types import CancellableStream
+
+from prefect_launch.runners.docker_engine import DockerEngine
+
+
+class BuildEngine(DockerEngine):
+    """A Docker Engine that images are built on."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the engine sees this machine's folders."""
+        return self.address.startswith("unix://")
+
+    async def identity(self) -> str:
+        """Return what tells this engine from every other."""
+        return str((await self._call(lambda client: client.info()))["ID"])
+
+    async def config_of(self, image: str) -> dict[str, Any]:
+        """Return the configuration that an image has; empty when it is not there."""
+
+        def look(client: Any) -> dict[str, Any]:
+            try:
+                return dict(client.inspect_image(image).get("Config") or {})
+            except docker.errors.NotFound:
+                return {}
+
+        return await self._call(look)
+
+    async def images_with(self, label: str) -> list[tuple[str, Mapping[str, str]]]:
+        """Return the ids and labels of the images with a label (`name=value`), intermediate ones too."""
+        found = await self._call(lambda client: client.images(all=True, filters={"label": [label]}))
+        return [(one["Id"], one.get("Labels") or {}) for one in found]
+
+    async def build(self, context: BinaryIO, on_event: Callable[[Mapping[str, Any]], None], **params: Any) -> None:
+        """Build with the engine's own builder.
+
+        Args:
+            context: a tar archive.
+            on_event: gets each event of the build, in a thread.
+            **params: of the engine's call, such as `dockerfile`.
+        """
+        opened: list[CancellableStream] = []
+
+        def build(client: Any) -> None:
+            # The package's own call cannot be cut off, and packs the context by itself.
+            headers = {"Content-Type": "application/x-tar"}
+            response = client._post(
+                client._url("/build"), data=context, params=params, headers=headers, stream=True, timeout=None
+            )
+            client._raise_for_status(response)
+            stream = CancellableStream(client._stream_helper(response, decode=False), response)
+            opened.append(stream)
+            for event in _events(stream):
+                on_event(event)
+
+        await self._until_cancelled(build, opened)
+
+    async def follow(self, container_id: str, on_piece: Callable[[bytes], None]) -> None:
+        """Hand over a container's output until it ends."""
+        opened: list[CancellableStream] = []
+
+        def follow(client: Any) -> None:
+            stream = client.logs(container_id, stream=True, follow=True)
+            opened.append(stream)
+            for piece in stream:
+                on_piece(piece)
+
+        await self._until_cancelled(follow, opened)
+
+    async def commit(self, container_id: str, changes: Iterable[str]) -> str:
+        """Make an image of a container; return its id."""
+        made = await self._call(lambda client: client.commit(container_id, changes=list(changes)))
+        return str(made["Id"])
+
+    async def tag(self, image_id: str, name: str) -> None:
+        """Give an image a name."""
+        repository, tag = docker.utils.parse_repository_tag(name)
+        await self._call(lambda client: client.tag(image_id, repository, tag=tag, force=True))
+
+    async def names(self, prefix: str) -> list[tuple[str, str]]:
+        """Return ids and names of the containers whose names start so."""
+        found = await self._call(lambda client: client.containers(all=True, filters={"name": f"^/{prefix}"}))
+        return [(one["Id"], name.lstrip("/")) for one in found for name in one["Names"][:1]]
+
+    async def put_files(self, container_id: str, folder: str, files: Mapping[str, bytes]) -> None:
+        """Put files that only their owner may read into a folder of a container."""
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as archive:
+            for name, content in files.items():
+                member = tarfile.TarInfo(name)
+                member.size, member.mode = len(content), 0o400
+                archive.addfile(member, io.BytesIO(content))
+        await self.put_archive(container_id, folder, packed.getvalue())
+
+    async def _until_cancelled(self, work: Callable[[Any], None], opened: list[CancellableStream]) -> None:
+        task = asyncio.ensure_future(self._call(work, abandon_on_cancel=True))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            for stream in opened:
+                with suppress(Exception):  # It may have ended by itself just now.
+                    await asyncio.to_thread(stream.close)
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+
+
+def _events(stream: Iterable[bytes]) -> Iterable[Mapping[str, Any]]:
+    """Read JSON objects, one after the other, of pieces that are cut anywhere."""
+    decoder, text = json.JSONDecoder(), ""
+    for piece in stream:
+        text += piece.decode("utf-8", "replace")
+        while text := text.lstrip():
+            try:
+                event, end = decoder.raw_decode(text)
+            except ValueError:
+                break
+            text = text[end:]
+            yield event

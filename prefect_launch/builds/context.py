@@ -1,0 +1,180 @@
+"""What goes into a build, as one list of entries: its digest is a part of the image's tag, its archive what is sent.
+
+Left out are `.git`, caches and environments, and what `.dockerignore` says. Owners and times do not count: the same
+content has the same digest on every machine. A context above the limit is refused, with its largest entries named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Final
+
+from docker.utils import exclude_paths
+
+from prefect_launch.errors import SourceError
+from prefect_launch.jobs.ignore import NEVER_TAKEN
+
+_IGNORE_FILE: Final = ".dockerignore"
+_SHOWN_ENTRIES: Final = 10
+_CHUNK_BYTES: Final = 1024**2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file, link or folder of a context.
+
+    Attributes:
+        name: its path in the context.
+        mode: of its permissions, only whether it can be executed.
+        digest: of its content, or of where it points.
+        size: in bytes.
+        source: the file that holds the content.
+        content: the content, of a file that is generated.
+        target: where a link points.
+        is_folder: whether it is an (empty) folder.
+    """
+
+    name: str
+    mode: int = 0o644
+    digest: str = ""
+    size: int = 0
+    source: Path | None = None
+    content: bytes = b""
+    target: str | None = None
+    is_folder: bool = False
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """The entries of a build, sorted by their names."""
+
+    entries: tuple[Entry, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Hex SHA-256 of names, modes and contents."""
+        whole = hashlib.sha256()
+        for entry in self.entries:
+            kind = "d" if entry.is_folder else "f" if entry.target is None else "l"
+            whole.update(f"{kind}\0{entry.name}\0{entry.mode:o}\0{entry.digest}\0".encode())
+        return whole.hexdigest()
+
+    def below(self, *prefixes: str) -> BuildContext:
+        """Return the part of it whose names start so."""
+        return BuildContext(tuple(entry for entry in self.entries if entry.name.startswith(prefixes)))
+
+    def plus(self, files: Mapping[str, bytes]) -> BuildContext:
+        """Return it with generated files."""
+        made = [Entry(name, digest=_sha(data), size=len(data), content=data) for name, data in files.items()]
+        return merge(self, BuildContext(tuple(made)))
+
+    def write(self, into: BinaryIO) -> None:
+        """Write it as a tar archive, the same bytes for the same content."""
+        with tarfile.open(fileobj=into, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+            for entry in self.entries:
+                _add(archive, entry)
+
+
+def merge(*contexts: BuildContext) -> BuildContext:
+    """Return one context of several; of entries of one name the last counts."""
+    found = {entry.name: entry for context in contexts for entry in context.entries}
+    return BuildContext(tuple(found[name] for name in sorted(found)))
+
+
+def read_context(folder: Path, *, limit: int, prefix: str = "", keep: Iterable[str] = ()) -> BuildContext:
+    """List what of a folder goes into a build.
+
+    Args:
+        folder: the root.
+        limit: the most bytes in all.
+        prefix: put before each name, with its slash.
+        keep: what `.dockerignore` cannot leave out: the Dockerfile.
+
+    Raises:
+        SourceError: when it is above the limit, or a file cannot be read.
+    """
+    names = _names(folder, tuple(keep))
+    sizes = {name: (folder / name).lstat().st_size for name in names if not (folder / name).is_dir()}
+    if sum(sizes.values()) > limit:
+        raise SourceError(_too_large(sizes, limit))
+    try:
+        entries = [_entry(folder / name, f"{prefix}{name}") for name in names]
+    except OSError as error:
+        raise SourceError(f"The build context cannot be read: {error}.") from error
+    return BuildContext(tuple(sorted((one for one in entries if one is not None), key=lambda one: one.name)))
+
+
+def _names(folder: Path, keep: tuple[str, ...]) -> list[str]:
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in NEVER_TAKEN)
+        here = Path(parent).relative_to(folder)
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        empty = [] if folders or files or parent == str(folder) else ["."]
+        found += [(here / name).as_posix() for name in [*files, *links, *empty] if name not in NEVER_TAKEN]
+    ignore = folder / _IGNORE_FILE
+    if not ignore.is_file():
+        return found
+    lines = (line.strip() for line in ignore.read_text(encoding="utf-8", errors="replace").splitlines())
+    patterns = [line for line in lines if line and not line.startswith("#")]
+    kept = exclude_paths(str(folder), patterns)
+    return [name for name in found if name in kept or name in keep]
+
+
+def _entry(path: Path, name: str) -> Entry | None:
+    about = path.lstat()
+    if stat.S_ISLNK(about.st_mode):
+        target = os.readlink(path)
+        return Entry(name, mode=0o777, digest=_sha(target.encode()), target=target)
+    if stat.S_ISDIR(about.st_mode):
+        return Entry(name, mode=0o755, is_folder=True)
+    if not stat.S_ISREG(about.st_mode):
+        return None  # A pipe or a device is no content.
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    mode = 0o755 if about.st_mode & 0o100 else 0o644
+    return Entry(name, mode=mode, digest=digest.hexdigest(), size=about.st_size, source=path)
+
+
+def _add(archive: tarfile.TarFile, entry: Entry) -> None:
+    member = tarfile.TarInfo(entry.name)
+    member.mode = entry.mode
+    if entry.target is not None:
+        member.type, member.linkname = tarfile.SYMTYPE, entry.target
+        archive.addfile(member)
+    elif entry.is_folder:
+        member.type = tarfile.DIRTYPE
+        archive.addfile(member)
+    elif entry.source is None:
+        member.size = len(entry.content)
+        archive.addfile(member, io.BytesIO(entry.content))
+    else:
+        member.size = entry.size
+        with entry.source.open("rb") as file:
+            archive.addfile(member, file)
+
+
+def _too_large(sizes: Mapping[str, int], limit: int) -> str:
+    totals: Counter[str] = Counter()
+    for name, size in sizes.items():
+        top, slash, _ = name.partition("/")
+        totals[f"{top}{slash}"] += size
+    shown = ", ".join(f"{name} ({size:,} bytes)" for name, size in totals.most_common(_SHOWN_ENTRIES))
+    return (
+        f"The build context has {sum(sizes.values()):,} bytes; at most {limit:,} are allowed (the agent's"
+        f" builder.context_limit). The largest entries: {shown}. Leave data out with .dockerignore or .launchignore."
+    )
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

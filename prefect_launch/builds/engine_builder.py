@@ -1,0 +1,176 @@
+"""The builder that needs nothing but the Docker Engine's API: its classic builder, and one step in a container.
+
+The classic builder has no secrets and no mounts. So a generated Dockerfile is cut in three: what comes before the
+installing step and what follows it are built, and the step itself runs in a container between them, whose file system
+is then made a layer. What is mounted there (secrets, certificates, the cache, folders of packages) is in volumes, which
+no layer has. A layer that was installed from the same files on the same base is taken again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final
+
+import anyio
+
+from prefect_launch.builds.build_engine import BuildEngine
+from prefect_launch.builds.builder import Builder, LineSink, failure
+from prefect_launch.builds.context import BuildContext
+from prefect_launch.builds.dependencies import FOLDER
+from prefect_launch.builds.dockerfile import CODE_FOLDER, write_after, write_before
+from prefect_launch.builds.install import CACHE, INSTALL, SECRETS
+from prefect_launch.builds.order import BuildOrder, ImageLabels
+from prefect_launch.builds.owner import BUILD_PREFIX, container_name, is_left_behind
+from prefect_launch.builds.pip_access import PipAccess
+from prefect_launch.errors import InternalError
+
+_CACHE_VOLUME: Final = "prefect-launch-build-cache"
+_DOCKERFILE: Final = "Dockerfile.launch"
+_KEPT_LINES: Final = 40
+
+
+class EngineBuilder(Builder):
+    """Builds over the Engine API alone.
+
+    Args:
+        engine: the Docker Engine.
+        network: of the steps; None is the engine's own.
+    """
+
+    name: ClassVar[str] = "the Docker Engine's classic builder"
+    mounts_folders: ClassVar[bool] = True
+
+    def __init__(self, engine: BuildEngine, network: str | None = None) -> None:
+        self._engine = engine
+        self._network = network
+
+    async def build(self, order: BuildOrder, access: PipAccess, log: LineSink) -> str:
+        await self._sweep()
+        if order.dockerfile is not None:
+            return await self._classic(order.context, order.dockerfile, order, log, labels=order.labels)
+        recipe = order.recipe
+        if recipe is None:
+            raise InternalError("An order without a Dockerfile has no recipe either.")
+        installed = await self._written(order.context.below(FOLDER), write_before(recipe), order, log)
+        if not recipe.conda:
+            installed = await self._install(installed, access, log)
+        code = order.context.below(CODE_FOLDER)
+        return await self._written(code, write_after(recipe, installed), order, log, labels=order.labels)
+
+    async def _written(
+        self, context: BuildContext, text: str, order: BuildOrder, log: LineSink, **params: Mapping[str, str]
+    ) -> str:
+        return await self._classic(context.plus({_DOCKERFILE: text.encode()}), _DOCKERFILE, order, log, **params)
+
+    async def _classic(
+        self,
+        context: BuildContext,
+        dockerfile: str,
+        order: BuildOrder,
+        log: LineSink,
+        labels: Mapping[str, str] | None = None,
+    ) -> str:
+        watch = _Watch(log)
+        params: dict[str, Any] = {"dockerfile": dockerfile, "rm": True, "forcerm": True}
+        params |= {"labels": json.dumps(dict(labels))} if labels else {}
+        params |= {"networkmode": self._network} if self._network else {}
+        params |= {"platform": order.platform} if order.platform else {}
+        with tempfile.TemporaryFile(prefix="launch-context-") as packed:
+            await anyio.to_thread.run_sync(context.write, packed)
+            packed.seek(0)
+            await self._engine.build(packed, watch.see, **params)
+        if watch.error is not None or watch.image is None:
+            raise failure(watch.step, watch.error or "the engine made no image", list(watch.lines))
+        return watch.image
+
+    async def _install(self, image: str, access: PipAccess, log: LineSink) -> str:
+        key = hashlib.sha256(f"{image}\0{INSTALL}".encode()).hexdigest()[:32]
+        label = f"{ImageLabels.STEP}={key}"
+        for image_id, labels in await self._engine.images_with(label):
+            if ImageLabels.TAG not in labels:
+                log("The dependencies are those of an earlier build.\n")
+                return image_id
+        container_id = await self._engine.create(container_name(), self._step(image, access))
+        try:
+            if access.files:
+                await self._engine.put_files(container_id, SECRETS, access.files)
+            await self._run(container_id, log)
+            config = await self._engine.config_of(image)
+            # A commit takes the step's own command over; the image gets back what it had.
+            own = [f"{word} {json.dumps(config.get(key) or [])}" for word, key in _COMMANDS]
+            return await self._engine.commit(container_id, [*own, f"LABEL {label}"])
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._engine.remove(container_id)
+
+    async def _run(self, container_id: str, log: LineSink) -> None:
+        pieces = _Lines(log)
+        await self._engine.start(container_id)
+        await self._engine.follow(container_id, pieces.take)
+        ended = await self._engine.ended(container_id)
+        if ended is None or ended.exit_code != 0:
+            reason = f"exit code {ended.exit_code}" if ended else "its container was removed"
+            raise failure(INSTALL, reason, list(pieces.lines))
+
+    def _step(self, image: str, access: PipAccess) -> dict[str, Any]:
+        binds = [f"{folder}:{folder}:ro" for folder in access.folders]
+        # Not `Volumes` of the configuration, which a commit would take over.
+        mounts = [
+            {"Type": "volume", "Target": SECRETS},
+            {"Type": "volume", "Source": _CACHE_VOLUME, "Target": CACHE},
+        ]
+        host = {"Binds": binds, "Mounts": mounts, **({"NetworkMode": self._network} if self._network else {})}
+        return {"Image": image, "User": "0", "Entrypoint": [], "Cmd": ["sh", "-c", INSTALL], "HostConfig": host}
+
+    async def _sweep(self) -> None:
+        """Remove the containers of builds on this machine whose process is gone, with the secrets in their volumes."""
+        for container_id, name in await self._engine.names(BUILD_PREFIX):
+            if is_left_behind(name):
+                await self._engine.remove(container_id)
+
+
+_COMMANDS: Final = (("ENTRYPOINT", "Entrypoint"), ("CMD", "Cmd"))
+
+
+class _Lines:
+    """Hands pieces of output on as they come, and keeps the last lines."""
+
+    def __init__(self, log: LineSink) -> None:
+        self._log = log
+        self._rest = ""
+        self._kept: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    @property
+    def lines(self) -> list[str]:
+        return [*self._kept, *([self._rest] if self._rest else [])]
+
+    def take(self, piece: bytes | str) -> None:
+        text = piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
+        self._log(text)
+        *whole, self._rest = (self._rest + text).split("\n")
+        self._kept.extend(whole)
+
+
+class _Watch(_Lines):
+    """Reads the events of a classic build."""
+
+    def __init__(self, log: LineSink) -> None:
+        super().__init__(log)
+        self.step = "the start of the build"
+        self.error: str | None = None
+        self.image: str | None = None
+
+    def see(self, event: Mapping[str, Any]) -> None:
+        if text := event.get("stream"):
+            if text.startswith("Step ") and " : " in text:
+                self.step = text.partition(" : ")[2].strip()
+            self.take(text)
+        if event.get("aux", {}).get("ID"):
+            self.image = event["aux"]["ID"]
+        if event.get("error"):
+            self.error = str(event["error"]).strip()
+            self.take(f"{self.error}\n")

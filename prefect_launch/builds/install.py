@@ -1,0 +1,82 @@
+"""The step that installs what a job needs, as a script that runs in the image while it is built.
+
+It makes a virtual environment, with `uv` when there is one or one can be had, and with `pip` otherwise. What it is told
+about package indexes is mounted for this one step (`prefect_launch.builds.pip_access`), and is in no layer.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prefect_launch.builds.dependencies import FOLDER, IMAGE_FOLDER
+
+VENV: Final = "/opt/venv"
+#: Where the step finds its secrets, and a cache that is kept between builds.
+SECRETS: Final = "/run/launch"
+CACHE: Final = "/var/cache/launch"
+INSTALL: Final = f"sh {IMAGE_FOLDER}/install.sh"
+
+_SCRIPT: Final = f"""\
+# Installs the job's requirements into {VENV}.
+set -eu
+here={IMAGE_FOLDER}
+if [ -r {SECRETS}/index.env ]; then . {SECRETS}/index.env; fi
+export UV_CACHE_DIR={CACHE}/uv PIP_CACHE_DIR={CACHE}/pip UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1
+python=$(command -v python3 || command -v python) || {{
+  echo "The base image has no Python. Name another base image, or write a Dockerfile." >&2; exit 1
+}}
+wanted=$(cat "$here/python-version")
+has=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+if [ -n "$wanted" ] && [ "$wanted" != "$has" ]; then
+  echo "Note: the job asks for Python $wanted, and the base image has Python $has."
+fi
+if [ -s "$here/requirements.txt" ]; then
+  uv=$(command -v uv || true)
+  if [ -z "$uv" ]; then
+    uv={CACHE}/tools/bin/uv
+    if [ ! -x "$uv" ]; then
+      new={CACHE}/tools.$$
+      if "$python" -m pip install --quiet --target "$new" uv; then
+        mv "$new" {CACHE}/tools 2>/dev/null || rm -rf "$new"
+      else
+        rm -rf "$new"; echo "uv cannot be had here; pip installs the requirements."
+      fi
+    fi
+    "$uv" --version >/dev/null 2>&1 || uv=
+  fi
+  if [ -n "$uv" ]; then
+    "$uv" venv --quiet --no-project --python "$python" {VENV}
+    "$uv" pip install --no-progress --compile-bytecode --python {VENV}/bin/python \\
+      --requirement "$here/requirements.txt" --constraint "$here/constraints.txt"
+  else
+    "$python" -m venv {VENV}
+    {VENV}/bin/python -m pip install --progress-bar off \\
+      --requirement "$here/requirements.txt" --constraint "$here/constraints.txt"
+  fi
+else
+  "$python" -m venv --without-pip {VENV}
+fi
+site=$({VENV}/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+cp -R "$here/inputs/." "$site/"
+"""
+
+
+def install_files(python_version: str | None) -> dict[str, bytes]:
+    """Return the files of the step, by their names in the build context.
+
+    Args:
+        python_version: the Python that the job asks for.
+    """
+    return {
+        f"{FOLDER}install.sh": _SCRIPT.encode(),
+        f"{FOLDER}python-version": f"{python_version or ''}\n".encode(),
+        **{f"{FOLDER}inputs/{name}": content for name, content in _inputs().items()},
+    }
+
+
+def _inputs() -> dict[str, bytes]:
+    """Return what lets the job's code import `prefect_launch.inputs`, as a local process can."""
+    from prefect_launch.inputs.carry import carried_files
+
+    return {name: text.encode() for name, text in carried_files().items()}

@@ -1,0 +1,189 @@
+"""From the plan of a run whose code has no image to the same plan with one: looked up by its tag, built when missing.
+
+A builder knows nothing of agents, and a runner nothing of builds: this stands between the plan and the runner. What is
+made gets its name last, when it is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from prefect_launch.builds.build_engine import BuildEngine
+from prefect_launch.builds.builder import Builder, LineSink
+from prefect_launch.builds.context import BuildContext, merge, read_context
+from prefect_launch.builds.dependencies import Dependencies, find_dependencies
+from prefect_launch.builds.dockerfile import CODE_FOLDER, Recipe
+from prefect_launch.builds.engine_builder import EngineBuilder
+from prefect_launch.builds.install import install_files
+from prefect_launch.builds.layout import Layout, find_layout, read_bases
+from prefect_launch.builds.local_images import LocalImages
+from prefect_launch.builds.order import BuildOrder
+from prefect_launch.builds.pip_access import PipAccess, read_pip_access
+from prefect_launch.builds.registries.base import Registry
+from prefect_launch.builds.settings import BuilderSettings
+from prefect_launch.builds.wish import ImageWish
+from prefect_launch.errors import AgentConfigError
+from prefect_launch.jobs.naming import parse_image, runtime_of
+from prefect_launch.runners.base import RunPlan
+
+_NO_BUILDER: Final = (
+    "This agent builds no images (builder.type: none), and the job has code but no image. Give the job a base_image,"
+    " make an image job of it, or set builder.type to docker."
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be built for a plan.
+
+    Attributes:
+        order: the image.
+        entry_point: the run's command in it.
+    """
+
+    order: BuildOrder
+    entry_point: tuple[str, ...]
+
+
+class ImageMaker:
+    """Makes the images of one agent, or of one `launch`.
+
+    Args:
+        settings: how.
+        engine: the Docker Engine that builds.
+    """
+
+    def __init__(self, settings: BuilderSettings, engine: BuildEngine | None = None) -> None:
+        self._settings = settings
+        self._engine = engine or BuildEngine()
+        self._registry: Registry = LocalImages(self._engine)
+
+    async def find(self, plan: RunPlan) -> RunPlan | None:
+        """Return the plan with its image when that is there; None when something must be pulled or built first.
+
+        Raises:
+            SubmitterError: when the code cannot be built: its Dockerfile, its size, its requirements.
+            AgentConfigError: when this agent does not build.
+        """
+        layout, dependencies = await self._look(plan)
+        pinned = {base: await self._registry.digest_of(base) for base in await self._bases(plan, layout, dependencies)}
+        if None in pinned.values():
+            return None
+        wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)
+        if await self._registry.digest_of(wanted.order.image) is None:
+            return None
+        return _with_image(plan, wanted)
+
+    async def make(self, plan: RunPlan, log: LineSink) -> RunPlan:
+        """Return the plan with its image, which is built when it is not there.
+
+        Args:
+            plan: of a run with code and no image.
+            log: takes the build's output.
+
+        Raises:
+            LaunchError: as `find` does.
+            BuildError: when a step of the build fails.
+            InfrastructureError: when the base image cannot be had, or the engine or the disk fails.
+        """
+        layout, dependencies = await self._look(plan)
+        pinned = {base: await self._brought(base, log) for base in await self._bases(plan, layout, dependencies)}
+        wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)
+        if await self._registry.digest_of(wanted.order.image) is None:
+            await self._build(wanted.order, log)
+        return _with_image(plan, wanted)
+
+    async def aclose(self) -> None:
+        """Let go of the engine."""
+        await self._engine.aclose()
+
+    async def _build(self, order: BuildOrder, log: LineSink) -> None:
+        builder = self._builder()
+        log(f"Building {order.image} with {builder.name}{f' on {order.base}' if order.base else ''}.\n")
+        image_id = await builder.build(order, await self._access(order, builder), log)
+        await self._engine.tag(image_id, order.image)
+        log(f"Built {order.image} ({image_id}).\n")
+
+    def _builder(self) -> Builder:
+        return EngineBuilder(self._engine, self._settings.network)
+
+    async def _access(self, order: BuildOrder, builder: Builder) -> PipAccess:
+        if not order.installs:
+            return PipAccess()
+        folders = builder.mounts_folders and self._engine.is_local
+        return await anyio.to_thread.run_sync(lambda: read_pip_access(self._settings.pip_config, folders=folders))
+
+    async def _look(self, plan: RunPlan) -> tuple[Layout, Dependencies | None]:
+        if self._settings.type == "none":
+            raise AgentConfigError(_NO_BUILDER)
+        return await anyio.to_thread.run_sync(self._read, plan)
+
+    def _read(self, plan: RunPlan) -> tuple[Layout, Dependencies | None]:
+        layout = find_layout(plan.code_dir or plan.run_dir, plan.image_wish or ImageWish())
+        if layout.dockerfile is not None:
+            return layout, None
+        return layout, find_dependencies(layout.context, self._settings.context_limit)
+
+    async def _brought(self, base: str, log: LineSink) -> str:
+        """Return the digest of a base image, which is pulled when it is not there."""
+        digest = await self._registry.digest_of(base)
+        if digest is None:
+            log(f"Pulling the base image {base}.\n")
+            await self._engine.pull(base, self._settings.platform)
+            digest = await self._registry.digest_of(base)
+        return digest or ""
+
+    async def _bases(self, plan: RunPlan, layout: Layout, dependencies: Dependencies | None) -> tuple[str, ...]:
+        wish = plan.image_wish or ImageWish()
+        return await anyio.to_thread.run_sync(self._read_bases, wish, layout, dependencies)
+
+    def _read_bases(self, wish: ImageWish, layout: Layout, dependencies: Dependencies | None) -> tuple[str, ...]:
+        if dependencies is None:
+            return read_bases(layout.context / (layout.dockerfile or ""))
+        accelerator = wish.base_image or self._settings.accelerator.base_image
+        own = self._settings.conda_base_image if dependencies.conda else self._settings.base_image
+        base = (accelerator or own).replace("{version}", _python_version(layout.context, wish))
+        parse_image(base)
+        return (base,)
+
+    def _want(
+        self, plan: RunPlan, layout: Layout, dependencies: Dependencies | None, pinned: Mapping[str, str | None]
+    ) -> Wanted:
+        wish, settings = plan.image_wish or ImageWish(), self._settings
+        bases = " ".join(f"{base}@{digest}" for base, digest in pinned.items())
+        if dependencies is None:
+            context = read_context(layout.context, limit=settings.context_limit, keep=[layout.dockerfile or ""])
+            order = BuildOrder(context, dockerfile=layout.dockerfile, base=bases, platform=settings.platform)
+            return Wanted(order, layout.entry_point)
+        version = _python_version(layout.context, wish)
+        recipe = Recipe(
+            base=next(iter(pinned)),
+            python_version=version,
+            brings_python=not (wish.base_image or settings.accelerator.base_image),
+            conda=dependencies.conda,
+            user_id=settings.user_id if wish.user_id is None else wish.user_id,
+        )
+        code = read_context(layout.context, limit=settings.context_limit, prefix=CODE_FOLDER)
+        files = BuildContext().plus({} if dependencies.conda else install_files(version))
+        order = BuildOrder(
+            merge(code, dependencies.context, files),
+            recipe=recipe,
+            base=bases,
+            platform=settings.platform,
+            installs=not dependencies.is_empty,
+        )
+        return Wanted(order, layout.entry_point)
+
+
+def _python_version(folder: Path, wish: ImageWish) -> str:
+    return wish.python_version or runtime_of(folder)
+
+
+def _with_image(plan: RunPlan, wanted: Wanted) -> RunPlan:
+    changes = {"image": wanted.order.image, "command": wanted.entry_point, "code_dir": None, "image_wish": None}
+    return plan.model_copy(update=changes)

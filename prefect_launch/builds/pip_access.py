@@ -1,0 +1,116 @@
+"""What pip is told on this machine, as files that are mounted into one build step and are in no layer of the image.
+
+Index addresses may hold passwords, so all of it is a secret: an environment for `uv` and `pip`, and the certificates.
+An index in a folder of this machine is told apart: a builder mounts it where it can, else it is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from prefect_launch.builds.install import SECRETS
+from prefect_launch.environments.pip_config import uv_environment
+from prefect_launch.errors import AgentConfigError
+
+#: uv's variable, pip's, and what stands between several values in uv's.
+_PLACES: Final = (
+    ("UV_DEFAULT_INDEX", "PIP_INDEX_URL", " "),
+    ("UV_INDEX", "PIP_EXTRA_INDEX_URL", " "),
+    ("UV_FIND_LINKS", "PIP_FIND_LINKS", ","),
+)
+_AS_THEY_ARE: Final = (("UV_INSECURE_HOST", "PIP_TRUSTED_HOST"), ("UV_NO_INDEX", "PIP_NO_INDEX"))
+_SYNONYMS: Final = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
+_UV_ONLY: Final = ("UV_INDEX_STRATEGY", "UV_SYSTEM_CERTS", "UV_NATIVE_TLS")
+_PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+
+
+@dataclass(frozen=True)
+class PipAccess:
+    """What an installing step is given.
+
+    Attributes:
+        files: the secrets, by name.
+        folders: folders of this machine that hold packages; each is to be seen at the same path.
+    """
+
+    files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    folders: tuple[str, ...] = ()
+
+
+def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] | None = None) -> PipAccess:
+    """Read what this machine's pip is told.
+
+    Args:
+        setting: `auto`, `none`, or the path of a pip.conf that is read in the place of the machine's.
+        folders: whether folders of this machine can be mounted; else they are left out.
+        environ: the process's own environment by default.
+
+    Raises:
+        AgentConfigError: when the file that is named is not there.
+    """
+    if setting == "none":
+        return PipAccess()
+    told = _told(setting, dict(os.environ if environ is None else environ))
+    variables: dict[str, str] = {name: told[name] for name in (*_UV_ONLY, *_PROXIES) if told.get(name)}
+    for uv_name, pip_name in _AS_THEY_ARE:
+        if told.get(uv_name):
+            variables[uv_name] = variables[pip_name] = told[uv_name]
+    mounted: list[str] = []
+    for uv_name, pip_name, separator in _PLACES:
+        places = [place for place in _value(told, uv_name).replace(",", " ").split() if place]
+        local = {place: folder for place in places if (folder := _folder_of(place)) is not None}
+        kept = [place for place in places if place not in local or (folders and Path(local[place]).is_dir())]
+        mounted += [local[place] for place in kept if place in local]
+        if kept:
+            variables[uv_name], variables[pip_name] = separator.join(kept), " ".join(kept)
+    files = _certificates(told)
+    if files:
+        variables |= dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"), f"{SECRETS}/ca.pem")
+    if variables:
+        lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())]
+        files["index.env"] = "".join(lines).encode()
+    return PipAccess(files, tuple(dict.fromkeys(mounted)))
+
+
+def _told(setting: str, environ: dict[str, str]) -> dict[str, str]:
+    if setting == "auto":
+        return uv_environment(environ)
+    file = Path(setting).expanduser()
+    if not file.is_file():
+        raise AgentConfigError(f"builder.pip_config: there is no file {setting!r}. Name a pip.conf, 'auto' or 'none'.")
+    own = {name: value for name, value in environ.items() if not name.startswith(("PIP_", "UV_"))}
+    return uv_environment(own, [file])
+
+
+def _value(told: Mapping[str, str], name: str) -> str:
+    return told.get(name) or told.get(_SYNONYMS.get(name, name)) or ""
+
+
+def _folder_of(place: str) -> str | None:
+    """Return the folder of this machine that must be seen for a place, if it is one.
+
+    The pages of an index point to files beside it, so the folder above an index is the one.
+    """
+    parts = urlsplit(place)
+    if parts.scheme == "file":
+        path = Path(unquote(parts.path))
+        return str(path.parent if path.name == "simple" else path)
+    return place if place.startswith("/") else None
+
+
+def _certificates(told: Mapping[str, str]) -> dict[str, bytes]:
+    file = told.get("SSL_CERT_FILE")
+    if not file:
+        return {}
+    try:
+        return {"ca.pem": Path(file).read_bytes()}
+    except OSError as error:
+        raise AgentConfigError(
+            f"The certificates of this machine's pip, {file!r}, cannot be read: {error}. Correct pip's 'cert'."
+        ) from error

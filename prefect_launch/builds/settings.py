@@ -1,0 +1,93 @@
+"""How an agent builds images: the part `builder` of its configuration."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from prefect_launch.errors import AgentConfigError, SpecError, unknown_name
+from prefect_launch.jobs.naming import parse_image
+
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
+#: The reference's words for builders that are called otherwise here.
+_SYNONYMS: Final = {"noop": "none"}
+_TYPES: Final = ("docker", "none")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_known(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        for key in data:
+            if key not in cls.model_fields:
+                raise AgentConfigError(str(unknown_name("builder setting", key, cls.model_fields)))
+        return {key: value for key, value in data.items() if value is not None}
+
+
+class Accelerator(_Part):
+    """Images for machines with accelerators."""
+
+    base_image: str | None = Field(default=None, description="In the place of `base_image`.")
+
+    @field_validator("base_image")
+    @classmethod
+    def _is_image(cls, value: str | None) -> str | None:
+        return None if value is None else _good_image("builder.accelerator.base_image", value)
+
+
+class BuilderSettings(_Part):
+    """How images are built.
+
+    `{version}` in a base image stands for the job's Python, such as `3.11`.
+    """
+
+    type: Literal["docker", "none"] = "docker"
+    base_image: str = "python:{version}-slim"
+    conda_base_image: str = "mambaorg/micromamba:2.0.5"
+    accelerator: Accelerator = Accelerator()
+    context_limit: int = Field(default=1024**3, description="The most that goes into a build, in bytes; '1g' is fine.")
+    pip_config: str = Field(
+        default="auto", description="What pip is told in builds: as this machine's pip (auto), none, or a pip.conf."
+    )
+    network: str | None = Field(default=None, description="The network of build steps, such as 'host'.")
+    platform: str | None = Field(default=None, description="Such as linux/amd64; None: the engine's own.")
+    user_id: int = Field(default=1000, ge=0, description="Whom jobs in generated images run as.")
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _is_builder(cls, value: Any) -> Any:
+        name = _SYNONYMS.get(str(value), value)
+        if name not in _TYPES:
+            raise AgentConfigError(str(unknown_name("builder type", name, _TYPES)))
+        return name
+
+    @field_validator("base_image", "conda_base_image")
+    @classmethod
+    def _is_image(cls, value: str, info: Any) -> str:
+        return _good_image(f"builder.{info.field_name}", value)
+
+    @field_validator("context_limit", mode="before")
+    @classmethod
+    def _read_size(cls, value: Any) -> int:
+        match = _SIZE.fullmatch(str(value).strip())
+        if isinstance(value, bool) or match is None:
+            raise AgentConfigError(
+                f"builder.context_limit must be a size such as '1g' or '500m', or a number of bytes; got {value!r}."
+            )
+        return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _good_image(setting: str, value: str) -> str:
+    try:
+        parse_image(value.replace("{version}", "3.11"))
+    except SpecError as error:
+        raise AgentConfigError(f"{setting}: {error}") from None
+    return value
