@@ -15,6 +15,7 @@ from prefect_launch.errors import InputError, QueueError
 from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER
 from prefect_launch.jobs.plain_schema import inputs_in_order
 from prefect_launch.queues import QUEUE_LABEL
+from prefect_launch.retry import Cause
 from prefect_launch.runners.registry import runner_class
 
 if TYPE_CHECKING:
@@ -42,6 +43,23 @@ _OPTIONS_SCHEMA: Final[dict[str, Any]] = {
             "title": "Time limit",
             "type": "string",
             "description": "How long it may run, such as 90s, 45min, 2h or 1h30m.",
+        },
+        "retries": {
+            "title": "Retries",
+            "type": "object",
+            "description": "When it is run again. Empty: as the job says, else up to 5 times when it was lost.",
+            "properties": {
+                "max": {"title": "At most", "type": "integer", "minimum": 0, "maximum": 100},
+                "on": {
+                    "title": "After",
+                    "type": "array",
+                    "items": {"type": "string", "enum": [cause.value for cause in Cause]},
+                    "uniqueItems": True,
+                },
+                "delay": {"title": "Pause before the first, s", "type": "number", "minimum": 0, "maximum": 3600},
+                "backoff": {"title": "Each pause longer by", "type": "number", "minimum": 1, "maximum": 10},
+            },
+            "additionalProperties": False,
         },
         "project": {"title": "Project", "type": "string"},
         "author": {"title": "Author", "type": "string"},

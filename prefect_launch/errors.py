@@ -104,12 +104,21 @@ class ExecutionError(LaunchError):
     Attributes:
         exit_code: the process's exit code, or ``None`` when it never had one.
         last_lines: the last lines of the run's log, oldest first.
+        cause: why, in the word of a retry rule (`failed`, `oom`, `timeout`, …), when that is known.
     """
 
-    def __init__(self, message: str, *, exit_code: int | None = None, last_lines: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        exit_code: int | None = None,
+        last_lines: Sequence[str] = (),
+        cause: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.exit_code = exit_code
         self.last_lines = tuple(last_lines)
+        self.cause = cause
 
 
 class JobCodeError(LaunchError):

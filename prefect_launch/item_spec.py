@@ -21,7 +21,7 @@ FORM_LABEL: Final = "prefect-launch.form"
 #: The parameter of a job's form that holds the launch options.
 OPTIONS_PARAMETER: Final = "launch"
 #: The launch options that a job's form offers.
-FORM_OPTIONS: Final = ("name", "args", "timeout", "resource_args", "project", "author")
+FORM_OPTIONS: Final = ("name", "args", "timeout", "resource_args", "retries", "project", "author")
 
 _RUN_ID_CHARS = 8
 
@@ -48,6 +48,11 @@ def _form_spec(item: Item) -> dict[str, Any]:
         raise SpecError(f"The parameter {OPTIONS_PARAMETER!r} must be a group of launch options, not {group!r}.")
     # A field of the form that was filled in and emptied again comes as an empty text.
     options = {key: value for key, value in group.items() if key != "args" and value != ""}
+    retries = options.pop("retries", None)
+    if isinstance(retries, Mapping):  # The group of a form that nobody has filled in asks for nothing.
+        retries = {key: value for key, value in retries.items() if value not in (None, "", [])} or None
+    if retries is not None:
+        options["retries"] = retries
     return {**options, "job": job, "overrides": {"run_config": inputs, "args": group.get("args") or []}}
 
 

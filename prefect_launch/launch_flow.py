@@ -10,28 +10,34 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from prefect_launch.agent.building import build_with_log
 from prefect_launch.agent.config import default_home, resolve_agent_config
+from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.outcome import outcome_of_exit, publish_outputs
 from prefect_launch.api import Api
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.duration import in_words
 from prefect_launch.errors import ExecutionError, LaunchError, SpecError
+from prefect_launch.launch_retries import retries_here, with_retries
 from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan
+from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner
 from prefect_launch.runners.run import DEFAULT_GRACE_SECONDS, AbstractRun, RunnerRun
 from prefect_launch.session import Session
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec import LaunchSpec, construct_spec
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
 
 T = TypeVar("T")
 
@@ -104,13 +110,15 @@ async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan) -> None:
 
 def _failure(plan: RunPlan, end: Exit, lines: list[str]) -> ExecutionError:
     tail = "\n".join(f"  {line}" for line in lines)
-    told = outcome_of_exit(end).message
+    told, cause = outcome_of_exit(end).message, outcome_of_exit(end).cause
     if end.stopped and plan.timeout is not None:
+        cause = Cause.TIMEOUT
         told = f"The job timed out after {in_words(plan.timeout)}, its time limit; {end.describe()}."
     return ExecutionError(
         f"Run {plan.run_id}: {told} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
         exit_code=end.exit_code,
         last_lines=lines,
+        cause=cause and cause.value,
     )
 
 
@@ -144,7 +152,8 @@ async def alaunch(
         project: of the run.
         entity: of the run.
         docker_image: image to run.
-        config: a launch config; arguments win over it, key by key. It is not changed.
+        config: a launch config; arguments win over it, key by key. It is not changed. Its `retries`, or the job's,
+            hold here too, when the run is waited for.
         synchronous: wait until the run has ended.
         run_id: a name for the run.
         repository: where a built image is pushed.
@@ -177,22 +186,38 @@ async def alaunch(
         raise LaunchError("launch is a Prefect flow: call it, or `alaunch`, not the function under it.")
     flow_run = context.flow_run
     async with api.open() as session:
-        chosen, plan = await _plan(session, spec, str(flow_run.id), max(1, flow_run.run_count))
-        runner = make_runner(chosen, default_home())
-        try:
-            plan = await _prepare(session, flow_run.id, runner, plan)
-            return await _run(session, flow_run.id, runner, plan, synchronous)
-        finally:
-            if synchronous:
-                await runner.aclose()
+        found = await session.jobs.resolve(spec.job) if spec.job else None
+        rule = retries_here(spec, found, synchronous=synchronous)
+
+        async def attempt(number: int) -> AbstractRun:
+            return await _attempt(session, spec, found, flow_run.id, number, synchronous)
+
+        return await with_retries(rule, attempt, first=max(1, flow_run.run_count), logger=get_run_logger())
 
 
-async def _plan(session: Session, spec: LaunchSpec, item_id: str, attempt: int) -> tuple[str, RunPlan]:
-    job = await session.jobs.resolve(spec.job) if spec.job else None
+async def _attempt(
+    session: Session, spec: LaunchSpec, job: Job | None, flow_run_id: UUID, number: int, synchronous: bool
+) -> AbstractRun:
+    chosen, plan = await _plan(session, spec, job, str(flow_run_id), number)
+    runner = make_runner(chosen, default_home())
+    try:
+        plan = await _prepare(session, flow_run_id, runner, plan)
+        return await _run(session, flow_run_id, runner, plan, synchronous)
+    finally:
+        if synchronous:
+            await runner.aclose()
+
+
+async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> tuple[str, RunPlan]:
+    if job is not None:
+        spec = spec.model_copy(update={"job": job.reference})  # every attempt runs the same version
     resource = spec.resource or default_resource(job)
     labels = {Labels.ITEM: item_id, Labels.ATTEMPT: str(attempt), Labels.RUN_ID: spec.run_id or item_id[:8]}
     request = Request(spec=spec, item_id=item_id, attempt=attempt, config=local_config(resource), labels=labels)
-    return resource, await make_plan(request, Site(home=default_home(), git=machine_git_settings()), session.jobs)
+    site = Site(home=default_home(), git=machine_git_settings())
+    plan = await make_plan(request, site, session.jobs)
+    await bring_last_outputs(plan, site, session.jobs)
+    return resource, plan
 
 
 def launch(

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefect_launch.errors import unknown_name
+from prefect_launch.errors import LaunchError, SpecError, unknown_name
 
 #: The longest pause before an attempt: a backoff must not put an item off for days.
 MAX_DELAY_SECONDS: Final = 3600.0
@@ -56,6 +56,8 @@ class Retries(BaseModel):
         if isinstance(data, int) and not isinstance(data, bool):
             return {"max": data}
         if isinstance(data, Mapping):
+            # YAML reads a bare `on` as the word for true.
+            data = {"on" if str(key).lower() == "true" else key: value for key, value in data.items()}
             for key in data:
                 if key not in cls.model_fields:
                     raise unknown_name("retry option", key, cls.model_fields)
@@ -87,3 +89,28 @@ class Retries(BaseModel):
 
 #: What applies when neither the item nor its job says anything.
 DEFAULT_RETRIES: Final = Retries()
+
+
+def parse_retries(value: Any, what: str = "retries") -> Retries:
+    """Make a retry rule of plain data.
+
+    Args:
+        value: a mapping, or a whole number, which is `max`.
+        what: where it was given, for the message.
+
+    Raises:
+        SpecError: for a value of the wrong type or out of its range.
+        NotFoundError: for an unknown option or cause; names the nearest right one.
+    """
+    try:
+        return Retries.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, LaunchError):
+            raise cause from None
+        where = "".join(f".{part}" for part in first["loc"])
+        raise SpecError(
+            f"Invalid {what}{where} {first['input']!r}: {first['msg']}. Give a whole number from 0 to {_MAX_RETRIES},"
+            ' or a mapping such as {"max": 3, "on": ["failed", "oom"], "delay": 30, "backoff": 2}.'
+        ) from None

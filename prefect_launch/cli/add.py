@@ -8,7 +8,7 @@ import typer
 
 from prefect_launch.cli.connect import connected
 from prefect_launch.cli.request import Request
-from prefect_launch.cli.style import ConfigOption, JsonOption, examples
+from prefect_launch.cli.style import ConfigOption, JsonOption, RetriesOption, examples
 
 JobOption = Annotated[
     str | None,
@@ -95,6 +95,7 @@ def add(
     entity: TargetEntity = None,
     project: TargetProject = None,
     timeout: TimeoutOption = None,
+    retries: RetriesOption = None,
     wait: Annotated[
         bool, typer.Option("--wait", metavar="", help="Print its log until it ends; exit with 1 when it fails.")
     ] = False,
@@ -118,6 +119,7 @@ def add(
         entity=entity,
         project=project,
         timeout=timeout,
+        retries=retries,
     )
     add_to_queue(connected(), request, queue, priority=priority, wait=wait, as_json=json)
 
@@ -136,6 +138,7 @@ def run(
     entity: TargetEntity = None,
     project: TargetProject = None,
     timeout: TimeoutOption = None,
+    retries: RetriesOption = None,
     verbose: Annotated[bool, typer.Option("--verbose", metavar="", help="Print Prefect's own log lines too.")] = False,
     json: JsonOption = False,
 ) -> None:
@@ -156,5 +159,6 @@ def run(
         entity=entity,
         project=project,
         timeout=timeout,
+        retries=retries,
     )
     run_here(connected(verbose=verbose), request, as_json=json)

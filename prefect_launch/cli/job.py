@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from prefect_launch.cli.connect import connected
+from prefect_launch.cli.job_view import input_rows, job_fields, retries_of, source, summary_fields
 from prefect_launch.cli.output import Column, ago, local_time, print_details, print_json, print_table
-from prefect_launch.cli.style import EntityOption, JsonOption, ProjectOption, examples, group
-
-if TYPE_CHECKING:
-    from prefect_launch.jobs.model import Job, JobSummary
+from prefect_launch.cli.style import EntityOption, JsonOption, ProjectOption, RetriesOption, examples, group
+from prefect_launch.cli.values import read_retries
 
 app = group("Make, look at and deploy jobs.")
 create_app = group("Make a job of an image, a folder of code, or a git repository.")
@@ -60,13 +59,14 @@ def create_image(
     alias: AliasOption = None,
     schema: SchemaOption = None,
     description: DescriptionOption = None,
+    retries: RetriesOption = None,
     entity: EntityOption = None,
     project: ProjectOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make a job of a container image."""
     given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
-    _create(image, "image", json, entry_point=entry_point, input_schema=schema, **given)
+    _create(image, "image", json, entry_point=entry_point, input_schema=schema, retries=retries, **given)
 
 
 @create_app.command("code", epilog=examples('prefect-launch job create code ./digits -E "python train.py"'))
@@ -77,6 +77,7 @@ def create_code(
     alias: AliasOption = None,
     schema: SchemaOption = None,
     description: DescriptionOption = None,
+    retries: RetriesOption = None,
     runtime: RuntimeOption = None,
     entity: EntityOption = None,
     project: ProjectOption = None,
@@ -84,7 +85,9 @@ def create_code(
 ) -> None:
     """Make a job of a folder of code; .launchignore and .gitignore keep files out."""
     given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
-    _create(folder, "code", json, entry_point=entry_point, input_schema=schema, runtime=runtime, **given)
+    _create(
+        folder, "code", json, entry_point=entry_point, input_schema=schema, runtime=runtime, retries=retries, **given
+    )
 
 
 @create_app.command(
@@ -102,6 +105,7 @@ def create_git(
     alias: AliasOption = None,
     schema: SchemaOption = None,
     description: DescriptionOption = None,
+    retries: RetriesOption = None,
     runtime: RuntimeOption = None,
     entity: EntityOption = None,
     project: ProjectOption = None,
@@ -109,24 +113,37 @@ def create_git(
 ) -> None:
     """Make a job of a commit of a git repository."""
     given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
-    _create(url, "git", json, entry_point=entry_point, input_schema=schema, runtime=runtime, git_hash=ref, **given)
+    _create(
+        url,
+        "git",
+        json,
+        entry_point=entry_point,
+        input_schema=schema,
+        runtime=runtime,
+        retries=retries,
+        git_hash=ref,
+        **given,
+    )
 
 
-def _create(path: str, kind: str, as_json: bool, *, entry_point: str | None, **given: Any) -> None:
+def _create(path: str, kind: str, as_json: bool, *, entry_point: str | None, retries: str | None, **given: Any) -> None:
+    rule = None if retries is None else read_retries(retries)
     api = connected()
     from prefect_launch.jobs.create import create_in
     from prefect_launch.jobs.drafts import JobRequest
     from prefect_launch.jobs.entrypoint import parse_entry_point
+    from prefect_launch.retry import parse_retries
 
     request = JobRequest(
         path=path,
         job_type=kind,
         entrypoint=parse_entry_point(entry_point),
+        retries=None if rule is None else parse_retries(rule),
         **{key: value for key, value in given.items() if value is not None},
     )
     result = api.call(lambda session: create_in(session.jobs, request))
     if as_json:
-        print_json({"outcome": result.outcome.name.lower(), **_job_fields(result.job, result.job.aliases)})
+        print_json({"outcome": result.outcome.name.lower(), **job_fields(result.job, result.job.aliases)})
         return
     typer.echo(f"{result.outcome.value} job: {result.job.reference}, with aliases: {', '.join(result.job.aliases)}")
 
@@ -136,7 +153,7 @@ def list_(entity: EntityOption = None, project: ProjectOption = None, json: Json
     """List the jobs, of one entity or project if you say so."""
     jobs = connected().jobs(entity, project)
     if json:
-        print_json([_summary_fields(job) for job in jobs])
+        print_json([summary_fields(job) for job in jobs])
         return
     rows = [
         (
@@ -159,7 +176,7 @@ def describe(job: JobName, json: JsonOption = False) -> None:
     found = api.job(job)
     aliases = api.job_aliases(found)
     if json:
-        print_json(_job_fields(found, aliases))
+        print_json(job_fields(found, aliases))
         return
     print_details(
         [
@@ -167,15 +184,16 @@ def describe(job: JobName, json: JsonOption = False) -> None:
             ("version", f"v{found.version}"),
             ("aliases", ", ".join(aliases)),
             ("kind", found.kind.name.lower()),
-            ("source", _source(found)),
+            ("source", source(found)),
             ("entry point", " ".join(found.entry_point)),
             ("Python", found.runtime),
             ("description", found.description),
+            ("retries", retries_of(found)),
             ("created", local_time(found.created_at)),
             ("digest", found.digest),
         ]
     )
-    rows = list(_input_rows(found.schema or {}))
+    rows = list(input_rows(found.schema or {}))
     if rows:
         typer.echo()
         print_table(
@@ -206,74 +224,3 @@ def deploy(
     typer.echo(f"The deployment launch/{made} starts {found.reference} on the queue {queue}: {url}")
     example = next((f" -p {key}=…" for key in (found.schema or {}).get("properties") or ()), "")
     typer.echo(f"Start it there, or with: {command}{example}")
-
-
-def _source(job: Job) -> str:
-    source = job.document.source.model_dump(mode="json", exclude_none=True)
-    git = source.get("git")
-    return f"{git['remote']} at {git['commit'][:12]}" if git else str(source.get("image") or "its own code archive")
-
-
-def _input_rows(schema: dict[str, Any], prefix: str = "") -> Any:
-    from prefect_launch.jobs.plain_schema import inputs_in_order
-
-    required = set(schema.get("required") or ())
-    for name, each in inputs_in_order(schema).items():
-        if each.get("properties"):
-            yield from _input_rows(each, f"{prefix}{name}.")
-            continue
-        rules = [f"{word} {each[word]}" for word in _RULES if word in each]
-        shown = "required" if name in required and "default" not in each else _text(each.get("default"))
-        yield f"{prefix}{name}", each.get("type", "any"), shown, ", ".join(rules) or each.get("description", "")
-
-
-_RULES = (
-    "enum",
-    "minimum",
-    "maximum",
-    "exclusiveMinimum",
-    "exclusiveMaximum",
-    "multipleOf",
-    "minLength",
-    "maxLength",
-    "pattern",
-    "format",
-)
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)
-
-
-def _job_fields(job: Job, aliases: tuple[str, ...]) -> dict[str, Any]:
-    return {
-        "job": job.reference,
-        "entity": job.entity,
-        "project": job.project,
-        "name": job.name,
-        "version": job.version,
-        "aliases": list(aliases),
-        "kind": job.kind.name.lower(),
-        "source": job.document.source.model_dump(mode="json", exclude_none=True),
-        "entry_point": list(job.entry_point),
-        "runtime": job.runtime,
-        "description": job.description,
-        "schema": job.schema,
-        "digest": job.digest,
-        "created": job.created_at,
-    }
-
-
-def _summary_fields(job: JobSummary) -> dict[str, Any]:
-    return {
-        "job": job.path,
-        "entity": job.entity,
-        "project": job.project,
-        "name": job.name,
-        "kind": job.kind.name.lower(),
-        "latest_version": job.latest_version,
-        "versions": job.version_count,
-        "aliases": list(job.aliases),
-        "description": job.description,
-        "updated": job.updated_at,
-    }

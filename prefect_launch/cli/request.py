@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefect_launch.cli.values import merged, nested, read_mapping, split_assignment, typed
+from prefect_launch.cli.values import merged, nested, read_mapping, read_retries, split_assignment, typed
 from prefect_launch.errors import SpecError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Request:
     entity: str | None = None
     project: str | None = None
     timeout: str | None = None
+    retries: str | None = None
 
     def arguments(self, api: Api) -> dict[str, Any]:
         """Return the arguments that `launch_add` and `launch` share; the server is asked for the job's schema alone.
@@ -45,6 +46,8 @@ class Request:
         config = {} if self.config is None else read_mapping(self.config, "--config")
         if self.timeout is not None:
             config = {**config, "timeout": read_duration(self.timeout)}
+        if self.retries is not None:
+            config = {**config, "retries": read_retries(self.retries)}
         given = {
             "job": self.job,
             "docker_image": self.docker_image,

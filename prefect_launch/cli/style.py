@@ -20,6 +20,14 @@ ProjectOption = Annotated[
 ConfigOption = Annotated[
     str | None, typer.Option("-c", "--config", metavar="CONFIG", help="A launch config: JSON, YAML, or a file of it.")
 ]
+RetriesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--retries",
+        metavar="RULE",
+        help='When it is run again: how often at most, or {"max": 3, "on": ["failed", "oom"], "delay": 30}.',
+    ),
+]
 
 
 def group(help_text: str) -> typer.Typer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -80,6 +81,20 @@ def _parse(text: str, what: str, *, strict: bool) -> Any:
 
 def _refuse_constant(word: str, what: str) -> Any:
     raise SpecError(f"{what} holds {word}, which JSON does not have. Use a number, or text in quotes.")
+
+
+def read_retries(given: str, option: str = "--retries") -> dict[str, Any]:
+    """Read a retry rule: a whole number, or a mapping as `read_mapping` takes it; returned as a mapping.
+
+    Raises:
+        SpecError: when it is no good rule.
+        NotFoundError: for an unknown option or cause; names the nearest right one.
+    """
+    from prefect_launch.retry import parse_retries
+
+    number = re.fullmatch(r"\s*([+-]?\d+)\s*", given)
+    rule = parse_retries(int(number[1]) if number else read_mapping(given, option), option)
+    return rule.model_dump(mode="json", exclude_unset=True)
 
 
 def split_assignment(text: str, option: str) -> tuple[str, str]:

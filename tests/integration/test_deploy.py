@@ -59,6 +59,15 @@ def test_run_of_the_deployment_is_an_item_with_the_forms_inputs(site: Site) -> N
     assert "args: --fast" in log
 
 
+def test_retries_of_the_form_are_the_items_rule(site: Site) -> None:
+    site.job('echo "try $LAUNCH_ATTEMPT"; [ "$LAUNCH_ATTEMPT" = 2 ]', schema=SCHEMA)
+    flow_run = start(deploy(site), lr=0.5, launch={"retries": {"max": 1, "on": ["failed"], "delay": 0}})
+    site.work_off()
+    run = site.api.queued_run(flow_run.id)
+    assert run.state == "completed", run.message
+    assert "try 2" in site.log(run)
+
+
 def test_command_line_of_prefect_starts_it(site: Site) -> None:
     name = deploy(site)
     command = [sys.executable, "-m", "prefect", "deployment", "run", name, "-p", "lr=0.25", "-p", "epochs=2"]

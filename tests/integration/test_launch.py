@@ -113,6 +113,17 @@ def test_failing_launch_raises_with_the_exit_code_and_the_last_lines(site: Site)
     assert raised.value.last_lines == ("one", "two")
 
 
+def test_failing_launch_is_run_again_as_its_retries_say_with_its_outputs_there_again(site: Site) -> None:
+    twice = 'cd "$LAUNCH_OUTPUT_DIR" && echo x >> tries && [ "$(wc -l < tries)" = 2 ]'
+    site.job(f'echo "try $LAUNCH_ATTEMPT"; {twice}')
+    run = launch(site.api, job=site.name, config={"retries": {"max": 3, "on": ["failed"], "delay": 0}})
+    assert run.status == "finished"
+    assert asyncio.run(run.get_logs()) == "try 2\n"
+    with pytest.raises(ExecutionError) as failed:
+        launch(site.api, job=site.name, config={"retries": {"max": 3, "on": ["oom"], "delay": 0}})
+    assert (failed.value.exit_code, failed.value.cause) == (1, "failed")
+
+
 def test_wrong_launch_is_refused_before_anything_runs(site: Site) -> None:
     with pytest.raises(NotFoundError, match="Unknown job"):
         launch(site.api, job=f"{site.name}x")

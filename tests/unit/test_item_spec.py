@@ -11,6 +11,7 @@ from prefect_launch.agent.tracker import is_scheduler
 from prefect_launch.errors import InvalidNameError, NotFoundError, SpecError
 from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, labels_of, run_id_of, spec_of, tags_of
 from prefect_launch.queued_run import QueuedRun
+from prefect_launch.retry import Cause, Retries
 from prefect_launch.server.values import Item
 from prefect_launch.spec import construct_spec
 from prefect_launch.testing import InMemoryApi
@@ -48,6 +49,19 @@ def test_item_of_a_form_has_its_inputs_at_the_top_and_options_in_a_group() -> No
 @pytest.mark.parametrize("group", [None, {}, {"args": None}])
 def test_form_that_was_left_as_it_is_has_no_options(group: Any) -> None:
     assert spec_of(item({"lr": 0.1, "launch": group}, form=True)).overrides.args == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ({"max": 2, "on": ["failed"]}, Retries(max=2, on=(Cause.FAILED,))),
+        ({"max": 0}, Retries(max=0)),
+        ({"max": None, "on": [], "delay": ""}, None),
+        ({}, None),
+    ],
+)
+def test_retries_of_a_form_are_the_items_rule_unless_nothing_was_filled_in(given: object, rule: Retries | None) -> None:
+    assert spec_of(item({"launch": {"retries": given}}, form=True)).retries == rule
 
 
 def test_fields_of_a_form_that_were_emptied_again_are_not_given() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from prefect_launch.errors import LaunchError
-from prefect_launch.retry import DEFAULT_RETRIES, MAX_DELAY_SECONDS, Cause, Retries
+from prefect_launch.errors import LaunchError, NotFoundError, SpecError
+from prefect_launch.retry import DEFAULT_RETRIES, MAX_DELAY_SECONDS, Cause, Retries, parse_retries
 from prefect_launch.spec import parse_spec
 
 IMAGE = {"docker": {"docker_image": "busybox:1"}}
@@ -61,3 +62,30 @@ def test_number_alone_is_how_often(number: int) -> None:
 def test_wrong_rule_is_refused_with_the_right_words(rule: Any, words: str) -> None:
     with pytest.raises(LaunchError, match=words):
         parse_spec({**IMAGE, "retries": rule})
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (-1, r"Invalid --retries\.max -1: .*greater than or equal to 0.*whole number from 0 to 100, or a mapping"),
+        ({"max": 500}, r"Invalid --retries\.max 500: .*less than or equal to 100"),
+        ({"delay": "soon"}, r"Invalid --retries\.delay 'soon': "),
+        ({"on": 3}, r"Invalid --retries\.on 3: "),
+        ("often", r"Invalid --retries 'often': "),
+    ],
+)
+def test_wrong_rule_is_refused_with_the_value_the_rule_and_an_example(value: object, told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        parse_retries(value, "--retries")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ({"maximum": 3}, "Unknown retry option 'maximum'. Did you mean 'max'?"),
+        ({"on": ["fail"]}, "Unknown cause of a retry 'fail'. Did you mean 'failed'?"),
+    ],
+)
+def test_unknown_word_in_a_rule_is_refused_with_the_nearest_one(value: object, told: str) -> None:
+    with pytest.raises(NotFoundError, match=re.escape(told)):
+        parse_retries(value)

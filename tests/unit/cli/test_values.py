@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.cli.values import merged, nested, read_mapping, split_assignment, typed
+from prefect_launch.cli.values import merged, nested, read_mapping, read_retries, split_assignment, typed
 from prefect_launch.errors import SpecError
 
 
@@ -117,3 +117,21 @@ def test_inputs_of_the_command_line_win_over_the_config_group_by_group() -> None
 
     assert merged(config, {"model": {"width": 16}}) == {"lr": 1, "model": {"layers": 2, "width": 16}}
     assert config == {"lr": 1, "model": {"layers": 2, "width": 8}}
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ("3", {"max": 3}),
+        ('{"max": 3, "on": ["failed"]}', {"max": 3, "on": ["failed"]}),
+        ("{on: oom, delay: 5}", {"on": ["oom"], "delay": 5.0}),
+    ],
+)
+def test_retries_are_a_number_or_a_mapping(given: str, rule: dict[str, object]) -> None:
+    assert read_retries(given) == rule
+
+
+@pytest.mark.parametrize("given", ["-1", "101", "often", "[3]", '{"max": "many"}'])
+def test_retries_that_are_no_rule_are_refused(given: str) -> None:
+    with pytest.raises(SpecError, match="--retries"):
+        read_retries(given)

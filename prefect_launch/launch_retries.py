@@ -1,0 +1,80 @@
+"""Retries of `launch`: the rule of an item of a queue, for a run here and now that somebody waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import anyio
+
+from prefect_launch.agent.outcome import outcome_of_error
+from prefect_launch.errors import ExecutionError, LaunchError, SpecError
+from prefect_launch.retry import DEFAULT_RETRIES, Cause, Retries
+from prefect_launch.runners.base import Phase
+from prefect_launch.spec import LaunchSpec
+
+if TYPE_CHECKING:
+    import logging
+
+    from prefect_launch.jobs.model import Job
+
+    Logger = logging.Logger | logging.LoggerAdapter[Any]
+
+T = TypeVar("T")
+
+#: A run that nobody waits for is run once: there is nobody who could see its end.
+_ONCE: Final = Retries(max=0)
+
+
+def retries_here(spec: LaunchSpec, job: Job | None, *, synchronous: bool) -> Retries:
+    """Return the rule of a run here and now: its spec's, its job's, or the default.
+
+    Raises:
+        SpecError: when the spec asks for retries of a run that is not waited for.
+    """
+    if synchronous:
+        return spec.retries or (job.document.retries if job else None) or DEFAULT_RETRIES
+    if spec.retries is not None and spec.retries.max:
+        raise SpecError(
+            f"retries (max {spec.retries.max}) need somebody who sees the run's end, and synchronous=False waits for"
+            " none: leave retries out, wait for it, or put it on a queue with launch_add."
+        )
+    return _ONCE
+
+
+async def with_retries(
+    rule: Retries,
+    attempt: Callable[[int], Awaitable[T]],
+    *,
+    first: int,
+    logger: Logger,
+) -> T:
+    """Make attempts until one ends well, or the rule gives no more.
+
+    Args:
+        rule: which ends bring it back, how often, how late.
+        attempt: makes the attempt of that number.
+        first: number of the first attempt.
+        logger: gets a line before each further attempt.
+
+    Raises:
+        LaunchError: of the last attempt.
+    """
+    done = 0
+    while True:
+        try:
+            return await attempt(first + done)
+        except LaunchError as error:
+            if done >= rule.max or not rule.covers(_cause_of(error)):
+                raise
+            pause = rule.delay_seconds(done)
+            done += 1
+            told = str(error).partition("\n")[0]
+            logger.warning("%s It is run again in %g s (retry %d of %d).", told, pause, done, rule.max)
+            await anyio.sleep(pause)
+
+
+def _cause_of(error: LaunchError) -> Cause | None:
+    if isinstance(error, ExecutionError):
+        return Cause(error.cause) if error.cause else None
+    return outcome_of_error(error, Phase.RUN).cause
