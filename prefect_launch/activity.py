@@ -59,6 +59,7 @@ class AgentInfo(BaseModel):
         in_work: how many items it has in work.
         waits: why items wait for its devices, by their ids.
         devices: who holds each of its GPUs; an empty text for none.
+        troubles: why it takes no items of a resource, one text each.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,6 +75,7 @@ class AgentInfo(BaseModel):
     in_work: int = 0
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
+    troubles: tuple[str, ...] = ()
 
 
 async def queue_activity(session: Session, queues: Iterable[str]) -> list[QueueActivity]:
@@ -115,6 +117,8 @@ def _agent(name: str, beats: list[tuple[str, Worker]], notice: AgentNotice | Non
     heard = [worker.last_heartbeat_time for _, worker in beats if worker.last_heartbeat_time]
     online = any(worker.status == _ONLINE for _, worker in beats)
     told = {} if notice is None else notice.model_dump(include=_TOLD)
+    if online and notice is not None:
+        told["troubles"] = notice.troubles
     return AgentInfo(
         name=name,
         queues=tuple(sorted(pool for pool, _ in beats)) or (notice.queues if notice else ()),

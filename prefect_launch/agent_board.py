@@ -61,6 +61,7 @@ class AgentNotice(BaseModel):
         in_work: how many items it has in work.
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
+        troubles: why it takes no items of a resource, one text each.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -74,6 +75,7 @@ class AgentNotice(BaseModel):
     in_work: int = 0
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
+    troubles: tuple[str, ...] = ()
 
     def short(self) -> AgentNotice:
         """Return it without what the server would not keep."""

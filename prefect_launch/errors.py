@@ -79,6 +79,10 @@ class InfrastructureError(OperatorError):
     """The machine, the Docker Engine or a registry failed to do what was rightly asked: the item is ``Crashed``."""
 
 
+class UnreachableError(InfrastructureError):
+    """What runs the jobs (the Docker Engine) cannot be reached: the item goes back into its queue."""
+
+
 class ImagePullError(InfrastructureError):
     """A registry did not give an image."""
 

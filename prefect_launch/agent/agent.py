@@ -119,8 +119,8 @@ class LaunchAgent:
         """Log what the agent does, in one line."""
         running, most = self.num_running_jobs, self.config.max_jobs
         polling = f"polling on queues {','.join(self.config.queues)}, " if running < most else ""
-        devices = self._workshop.desk.describe() if self._workshop else ""
-        done = f"running {running} out of a maximum of {most:g} jobs{devices and '; '}{devices}"
+        more = self._workshop.describe() if self._workshop else ""
+        done = f"running {running} out of a maximum of {most:g} jobs{more and '; '}{more}"
         log.info("agent %s %s%s", self.config.name, polling, done)
 
     async def update_status(self, status: str) -> None:
@@ -154,7 +154,8 @@ class LaunchAgent:
         async with self.api.open() as session:
             self._workshop = Workshop(self.config, session, dict(self._runners), cards=self._cards)
             await self._workshop.desk.open()
-            self._intake = Intake(session, self.config.queues, self.holder, self._workshop.desk)
+            opens, desk = self._workshop.reach.is_open, self._workshop.desk
+            self._intake = Intake(session, self.config.queues, self.holder, desk, opens)
             try:
                 yield self
             finally:

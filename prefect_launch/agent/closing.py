@@ -17,7 +17,7 @@ from prefect_launch.agent.certificate import Facts, read_last_lines
 from prefect_launch.agent.ending import end_item
 from prefect_launch.agent.held import is_held
 from prefect_launch.agent.outcome import Outcome
-from prefect_launch.errors import ItemGoneError, LaunchError
+from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
 from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
@@ -68,6 +68,12 @@ class Closing:
             # The next attempt may have the same number, and must not find what this one has left.
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(plan.run_dir, ignore_errors=True))
         return await self.end(outcome)
+
+    async def hand_back(self, error: UnreachableError) -> Outcome:
+        """Put an item back into its queue that does not come to run: what it was to run in is away."""
+        if self.runner is not None:
+            self._shop.reach.lost(self._shop.resource_of(self.runner), str(error))
+        return await self.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
 
     async def lose_sight(self, outcome: Outcome, current: StateType) -> Outcome:
         """End an item whose run cannot be watched; one that cannot be stopped either must get no second attempt."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -26,10 +26,11 @@ from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
 from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
+from prefect_launch.agent.reach import Reach
 from prefect_launch.agent.stopping import Stopper
 from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.builds.maker import ImageMaker
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.item_spec import run_id_of, spec_of
 from prefect_launch.planning import Request, make_plan
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
@@ -60,6 +61,7 @@ class Workshop:
         cards: the door to the machine's GPUs.
         desk: gives out the machine's devices.
         images: builds the images of jobs that have code and none.
+        reach: whether what the agent's queues run on answers.
     """
 
     config: AgentConfig
@@ -71,12 +73,21 @@ class Workshop:
     def __post_init__(self) -> None:
         self.desk = Desk(self.config, self.session, self.runner, self.cards)
         self.images = ImageMaker(self.config.builder)
+        self.reach = Reach(self.session, self.runner)
+
+    def describe(self) -> str:
+        """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""
+        return "; ".join(filter(None, (self.desk.describe(), self.reach.describe())))
 
     def runner(self, resource: str) -> Runner:
         """Return the agent's runner of a resource."""
         if resource not in self.runners:
             self.runners[resource] = make_runner(resource, self.config.home)
         return self.runners[resource]
+
+    def resource_of(self, runner: Runner) -> str:
+        """Return the name of the resource that a runner was made for."""
+        return next((name for name, one in self.runners.items() if one is runner), runner.name)
 
     async def aclose(self) -> None:
         """Let go of the runners' connections; what runs goes on."""
@@ -112,6 +123,8 @@ class Execution:
         except StopAskedError:
             outcome = Outcome(state=ItemState.CANCELLED, message="Stopped before it was started.")
             return await self._closing.give_up(outcome)
+        except UnreachableError as error:
+            return await self._closing.hand_back(error)
         except NotNowError as error:
             return await self._closing.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
         except Exception as error:
@@ -136,7 +149,7 @@ class Execution:
         self._closing.know(plan=plan)
         if current is StateType.PENDING:
             try:
-                await runner.start(handle)
+                await self._insist(runner, lambda: runner.start(handle))
                 await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._shop.config.name}.")
             except Exception as error:  # noqa: BLE001 - the item says why it does not run
                 self._closing.know(error=error)
@@ -176,16 +189,23 @@ class Execution:
         await until_server_is_back(
             f"record what {self._item.id} runs in", lambda: self._server.record_infrastructure(self._item.id, handle)
         )
-        image = await runner.image_of(handle)
+        image = await self._insist(runner, lambda: runner.image_of(handle))
         self._closing.know(image=image)
         if self._tracker.stop.is_set() or not await self._closing.is_trusted():
             raise StopAskedError
-        await runner.start(handle)
+        await self._insist(runner, lambda: runner.start(handle))
+        self._shop.reach.worked(queue.config.resource)
         gpus = self._shop.desk.gpus_of(self._item.id)
         what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
         where = f"Runs on {self._shop.config.name} ({what})."
         await self._move(StateType.PENDING, ItemState.RUNNING, where, data={"image": image} if image else None)
         return runner, plan
+
+    async def _insist(self, runner: Runner, call: Callable[[], Awaitable[T]], *, until_stopped: bool = True) -> T:
+        """Make a call about what was created: it may have come through though no answer did, so it is made again."""
+        return await self._shop.reach.insist(
+            self._shop.resource_of(runner), call, lambda: until_stopped and self._tracker.stop.is_set()
+        )
 
     def _labels(self) -> dict[str, str]:
         return {
@@ -231,7 +251,7 @@ class Execution:
         stopping = asyncio.create_task(stopper.watch())
         faults = []
         try:
-            end = await runner.watch(handle, plan)
+            end = await self._insist(runner, lambda: runner.watch(handle, plan), until_stopped=False)
             self._closing.know(end=end)
             faults += await self._finish_log(shipper, plan)
         except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -46,13 +46,22 @@ class Intake:
         queues: names of the agent's queues.
         holder: who claims, as people read it.
         gate: decides which items it may claim now; by default all.
+        opens: says whether items of a queue may be claimed now; by default always.
     """
 
-    def __init__(self, session: Session, queues: Sequence[str], holder: str, gate: Gate | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        queues: Sequence[str],
+        holder: str,
+        gate: Gate | None = None,
+        opens: Callable[[str], Awaitable[bool]] | None = None,
+    ) -> None:
         self._session = session
         self._server = session.server
         self._holder = holder
         self._gate = gate
+        self._opens = opens
         self._turn = deque(queues)
         self._candidates = {queue: Candidates(session.server, queue, gate) for queue in queues}
         self._limits: dict[str, Limits] = {}
@@ -85,6 +94,8 @@ class Intake:
         candidates = self._candidates.get(queue)
         if candidates is None:
             raise unknown_name("queue", queue, self._candidates, where=" of this agent")
+        if self._opens is not None and not await self._opens(queue):
+            return None
         while True:
             polled = await candidates.next(slots=slots, skip=skip, schedulers=schedulers)
             if polled is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -23,7 +24,7 @@ from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
 from prefect_launch.agent.telling import WaitTeller
 from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import LATER_LOOKS_SECONDS, SECOND_LOOK_SECONDS, listen
-from prefect_launch.errors import LaunchError, ServerUnavailableError
+from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
 from prefect_launch.states import StateType
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Loop:
         self._until_empty = until_empty
         self._ends_at = float("inf") if max_runtime_seconds is None else time.monotonic() + max_runtime_seconds
         self._stops_due = 0.0
+        self._unseen: set[str] = set()
 
     async def run(self) -> None:
         """Run until told to stop, until empty, or until the time is up; then let go of what runs."""
@@ -71,6 +73,7 @@ class Loop:
         ]
         try:
             await self._recover()
+            background.append(asyncio.create_task(self._agent.shop.reach.watch(self._is_back)))
             await until_server_is_back("read the queues' limits", self._intake.read_limits)
             await until_server_is_back("show the agent's orders", self._reporter.read_orders)
             await self._work()
@@ -120,11 +123,35 @@ class Loop:
         left = await until_server_is_back("show what the last agent of this name left", lambda: find_own_runs(shop))
         for run in left.runs:
             self._resume(run)
+        await self._note_unseen(left.unseen)
         held = {run.item.id for run in left.runs}
         await until_server_is_back(
             "settle what was claimed and does not run",
             lambda: settle_orphans(shop, self._config.queues, self._agent.holder, held, left.unseen),
         )
+
+    async def _note_unseen(self, unseen: Collection[str]) -> None:
+        """Claim nothing for a resource of the queues until it was seen what is left there."""
+        session = self._agent.shop.session
+        for resource in {(await session.queue(name)).config.resource for name in self._config.queues} & set(unseen):
+            self._unseen.add(resource)
+            self._agent.shop.reach.lost(resource, "What runs there could not be seen.")
+
+    async def _is_back(self, resource: str) -> None:
+        """See what the last life of this agent has left on a resource that was away when this one began."""
+        shop = self._agent.shop
+        if resource in self._unseen:
+            left = await find_own_runs(shop, [resource])
+            if left.unseen:
+                raise UnreachableError(f"What runs on {resource} could not be seen.")
+            for run in left.runs:
+                self._resume(run)
+            queues = [
+                name for name in self._config.queues if (await shop.session.queue(name)).config.resource == resource
+            ]
+            await settle_orphans(shop, queues, self._agent.holder, self._crew.held)
+            self._unseen.discard(resource)
+        self._agent.wake.ring()
 
     def _resume(self, run: Adopted) -> None:
         """Take up a run that an agent of this name has left."""

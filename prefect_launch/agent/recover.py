@@ -59,10 +59,15 @@ class Inventory:
     unseen: set[str] = field(default_factory=set)
 
 
-async def find_own_runs(workshop: Workshop) -> Inventory:
-    """Find the runs of this agent's name on this machine, and clear away those that belong to nothing any more."""
+async def find_own_runs(workshop: Workshop, resources: Collection[str] | None = None) -> Inventory:
+    """Find the runs of this agent's name on this machine, and clear away those that belong to nothing any more.
+
+    Args:
+        workshop: the agent's.
+        resources: where to look; by default on all.
+    """
     inventory = Inventory()
-    for resource in runner_names():
+    for resource in runner_names() if resources is None else resources:
         try:
             runner = workshop.runner(resource)
             found = await runner.find({Labels.AGENT: workshop.config.name})

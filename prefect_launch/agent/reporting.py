@@ -62,6 +62,7 @@ class Reporter:
             in_work=len(items),
             waits={str(one.item_id): one.reason for one in agent.shop.desk.line.waiting},
             devices=agent.shop.desk.describe(),
+            troubles=tuple(f"{name}: {why}" for name, why in sorted(agent.shop.reach.away.items())),
         )
 
     async def post(self) -> None:

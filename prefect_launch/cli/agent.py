@@ -133,6 +133,9 @@ def list_(json: JsonOption = False) -> None:
         [_row(agent) for agent in agents],
         empty="No agent is there. Start one with: prefect-launch agent start -q QUEUE",
     )
+    for agent in agents:
+        for trouble in agent.troubles:
+            typer.echo(f"{agent.name} takes no items of {trouble}")
 
 
 def _row(agent: AgentInfo) -> tuple[object, ...]:

@@ -235,6 +235,13 @@ class Runner(ABC):
         """
         return plan.model_copy(update={"env": {**plan.env, **visible_gpus(ids)}})
 
+    async def ping(self) -> None:  # noqa: B027 - what runs on the agent's own machine is always there
+        """See whether what it runs on can be reached; cheap.
+
+        Raises:
+            UnreachableError: when it cannot.
+        """
+
     async def missing(self, plan: RunPlan) -> ItemState | None:
         """Say what `prepare` is needed for, as the state that shows it; `None` when everything is there already."""
         return None

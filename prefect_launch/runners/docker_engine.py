@@ -23,7 +23,7 @@ import docker.utils
 import requests
 import urllib3
 
-from prefect_launch.errors import ImagePullError, InfrastructureError, SpecError
+from prefect_launch.errors import ImagePullError, InfrastructureError, SpecError, UnreachableError
 from prefect_launch.runners.docker_answers import read_inspected, read_listed
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.runners.engine_events import EngineEvents, EventSource
@@ -40,6 +40,8 @@ _EVENTS = ["start", "die", "oom", "destroy"]
 #: Exit codes of a start that failed for the program's sake: it cannot be run, it is not there.
 _PROGRAM_FAULTS = (126, 127)
 
+#: It was reached, and stopped to speak in the middle of an answer.
+_BROKEN_OFF = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
 _TRANSPORT_ERRORS = (requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 
 
@@ -59,6 +61,9 @@ class DockerEngine(Engine):
         self._lock = threading.Lock()
         self._limiter: anyio.CapacityLimiter | None = None
         self._events = EngineEvents(self._open_events)
+
+    async def ping(self) -> None:
+        await self._call(lambda client: client.ping(), abandon_on_cancel=True)
 
     async def image(self, name: str) -> Image | None:
         found = await self._call(lambda client: _or_none(client.inspect_image, name))
@@ -226,7 +231,8 @@ class DockerEngine(Engine):
                 f"The Docker Engine at {self.address} failed: {error.explanation or error}. Look at its log."
             ) from error
         except (docker.errors.DockerException, *_TRANSPORT_ERRORS) as error:
-            raise InfrastructureError(
+            kind = InfrastructureError if isinstance(error, _BROKEN_OFF) else UnreachableError
+            raise kind(
                 f"The Docker Engine at {self.address} does not answer ({error}). Start it, allow this user to use it,"
                 " or set DOCKER_HOST to the right address."
             ) from error

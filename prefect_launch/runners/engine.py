@@ -93,7 +93,12 @@ class LogStream(ABC):
 
 
 class Engine(ABC):
-    """One Docker Engine. Every method raises `InfrastructureError` when the engine does not answer or fails."""
+    """One Docker Engine. Every method raises `InfrastructureError` when the engine fails, and `UnreachableError`
+    when it cannot be reached."""
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Return when the engine answers."""
 
     @abstractmethod
     async def image(self, name: str) -> Image | None:

@@ -89,6 +89,9 @@ class LocalContainerRunner(Runner):
         # An engine whose default runtime is NVIDIA's shows all cards to an image that says so.
         return plan.model_copy(update={"env": {**plan.env, "NVIDIA_VISIBLE_DEVICES": "void"}})
 
+    async def ping(self) -> None:
+        await self._engine.ping()
+
     async def missing(self, plan: RunPlan) -> ItemState | None:
         return ItemState.PULLING if await self._engine.image(str(plan.image)) is None else None
 

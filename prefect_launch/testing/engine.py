@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from prefect_launch.errors import ImagePullError, InfrastructureError
+from prefect_launch.errors import ImagePullError, InfrastructureError, UnreachableError
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.testing.script import Script, ScriptedProcess
 
@@ -63,6 +63,9 @@ class InMemoryEngine(Engine):
 
     def __init__(self, docker: InMemoryDocker) -> None:
         self.docker = docker
+
+    async def ping(self) -> None:
+        self._docker()
 
     async def image(self, name: str) -> Image | None:
         known = name.removeprefix("sha256:")
@@ -162,7 +165,7 @@ class InMemoryEngine(Engine):
 
     def _docker(self) -> InMemoryDocker:
         if not self.docker.reachable:
-            raise InfrastructureError("The Docker Engine does not answer. Start it.")
+            raise UnreachableError("The Docker Engine does not answer. Start it.")
         return self.docker
 
     def _find(self, id_or_name: str) -> _Container | None:

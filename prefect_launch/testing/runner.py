@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar
 
-from prefect_launch.errors import InfrastructureError, unknown_name
+from prefect_launch.errors import InfrastructureError, UnreachableError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Exit, Found, Runner, RunPlan, RunState
 from prefect_launch.safety.options import normalise_options
@@ -48,6 +48,7 @@ class InMemoryMachine:
         script: says what the job of a plan does; by default every job ends with 0 at once.
 
     Attributes:
+        reachable: set it to False, and every call of a runner fails as when an engine is down; what runs goes on.
         runs: what exists, by handle.
         prepared, started, removed: the handles (names) of the runs that went through this, in order.
     """
@@ -57,6 +58,7 @@ class InMemoryMachine:
     prepared: list[str] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     removed: list[str] = field(default_factory=list)
+    reachable: bool = True
 
     @property
     def running(self) -> list[str]:
@@ -87,7 +89,21 @@ class InMemoryRunner(Runner):
 
     def __init__(self, home: Path, machine: InMemoryMachine | None = None) -> None:
         super().__init__(home)
-        self.machine = machine or InMemoryMachine()
+        self._machine = machine or InMemoryMachine()
+
+    @property
+    def machine(self) -> InMemoryMachine:
+        """The machine.
+
+        Raises:
+            UnreachableError: while it cannot be reached.
+        """
+        if not self._machine.reachable:
+            raise UnreachableError("The machine does not answer. Start it.")
+        return self._machine
+
+    async def ping(self) -> None:
+        _ = self.machine
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,7 +145,7 @@ class InMemoryRunner(Runner):
         if run.process is None:
             return Exit(exit_code=None, stopped=run.stopped, error="stopped before it was started")
         code = await run.process.wait()
-        if handle not in self.machine.runs:
+        if handle not in self._machine.runs:
             return Exit(exit_code=None, error="the run was removed by somebody else while it ran")
         return Exit(
             exit_code=code,

@@ -1,0 +1,117 @@
+"""An agent whose engine is away: it crashes nothing, says so, and goes on when the engine is back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+
+from prefect_launch.activity import agents
+from prefect_launch.errors import InfrastructureError, UnreachableError
+from prefect_launch.states import StateType
+from prefect_launch.testing import Script
+from tests.support.bench import Bench, eventually
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_launch.agent.reach.ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_launch.agent.reach._PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("prefect_launch.agent.reach._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.reporting.WRITE_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_launch.agent.reporting._LOOK_SECONDS", 0.01)
+
+
+async def troubles(bench: Bench) -> tuple[str, ...]:
+    async with bench.api.open() as session:
+        return tuple(trouble for agent in await agents(session) for trouble in agent.troubles)
+
+
+async def test_items_of_an_engine_that_is_away_stay_queued_until_it_is_back(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    bench.machine.reachable = False
+    items = await bench.add(3)
+    async with bench.running(bench.agent(max_jobs=3)) as agent:
+        seen = await eventually(lambda: troubles(bench), bool)
+        assert seen[0].startswith("local-container: ")
+        await asyncio.sleep(0.3)  # several polls
+        assert [await bench.states(item) for item in items] == [["Queued"]] * 3
+        agent.print_status()
+        assert "takes no items of local-container: " in caplog.text
+        bench.machine.reachable = True
+        for item in items:
+            await bench.until(item, StateType.COMPLETED)
+        assert await eventually(lambda: troubles(bench), lambda seen: not seen) == ()
+    assert caplog.text.count("away local-container") == 1
+
+
+async def test_engine_that_goes_between_claim_and_create_puts_the_item_back(bench: Bench) -> None:
+    broken = Script(create_error=UnreachableError("The engine does not answer."))
+    bench.machine.script = lambda plan: broken if bench.machine.started == ["first"] else Script()
+    bench.machine.started.append("first")
+    (item,) = await bench.add()
+    async with bench.running(bench.agent()):
+        await eventually(lambda: bench.states(item), lambda states: states[-1] == "Queued" and len(states) > 1)
+        bench.machine.started.clear()
+        await bench.until(item, StateType.COMPLETED)
+    states = await bench.states(item)
+    assert states[-2:] == ["Running", "Completed"]
+    assert "Crashed" not in states
+    assert await bench.server.list_artifacts(item.id) == []
+
+
+async def test_answer_to_the_start_that_is_lost_starts_the_job_once(bench: Bench) -> None:
+    script = Script(seconds=0.1)
+    bench.plays(script)
+    agent = bench.agent()
+    runner = agent._runners["local-container"]  # the agent's own
+    start, lost = runner.start, []
+
+    async def start_and_lose_the_answer(handle: str) -> None:
+        await start(handle)
+        if not lost:
+            lost.append(handle)
+            raise UnreachableError("The engine does not answer.")
+
+    runner.start = start_and_lose_the_answer  # type: ignore[method-assign]
+    (item,) = await bench.add()
+    await agent.loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert bench.machine.started == lost
+
+
+async def test_engine_that_fails_without_being_away_crashes_the_item_as_before(bench: Bench) -> None:
+    bench.plays(Script(create_error=InfrastructureError("The engine failed.")))
+    (item,) = await bench.add(retries=0)
+    await bench.agent().loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.CRASHED
+
+
+async def test_runs_of_the_last_life_are_taken_up_when_the_engine_that_was_away_at_the_start_is_back(
+    bench: Bench,
+) -> None:
+    bench.plays(Script(seconds=0.6))
+    (item,) = await bench.add()
+    async with bench.running(bench.agent()):
+        await bench.until(item, StateType.RUNNING)
+    bench.machine.reachable = False
+    (other,) = await bench.add()
+    async with bench.running(bench.agent()):
+        await eventually(lambda: troubles(bench), bool)
+        assert (await bench.read(item.id)).state_type is StateType.RUNNING
+        bench.machine.reachable = True
+        await bench.until(item, StateType.COMPLETED)
+        await bench.until(other, StateType.COMPLETED)
+    assert (await bench.states(item)).count("Running") == 1
+    assert len(bench.machine.started) == 2
+
+
+async def test_engine_that_comes_and_goes_is_asked_more_and_more_seldom(bench: Bench) -> None:
+    async with bench.agent().connected() as agent:
+        reach = agent.shop.reach
+        pauses = [reach._pause(losses) for losses in range(1, 14)]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] <= 60.0
