@@ -20,12 +20,12 @@ class Relay:
     """Passes bytes to a server and back.
 
     Attributes:
-        target: port of the server, on the loopback.
+        target: port of the server on the loopback, or the path of its socket.
         port: its own.
         lost: the requests whose answers it has lost, as "METHOD path", oldest first.
     """
 
-    target: int
+    target: int | str
     port: int = field(default_factory=free_port)
     lost: list[str] = field(default_factory=list)
 
@@ -97,7 +97,10 @@ class Relay:
             self._writers.discard(writer)
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there = await asyncio.open_connection("127.0.0.1", self.target)
+        if isinstance(self.target, str):
+            there_reader, there = await asyncio.open_unix_connection(self.target)
+        else:
+            there_reader, there = await asyncio.open_connection("127.0.0.1", self.target)
         self._writers.add(there)
         asked = [""]
         ways = [
@@ -139,9 +142,9 @@ class Relay:
 
 
 @contextmanager
-def relay_to(port: int) -> Iterator[Relay]:
+def relay_to(target: int | str) -> Iterator[Relay]:
     """Run a relay to a server for as long as the block lasts."""
-    relay = Relay(port)
+    relay = Relay(target)
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
     try:
