@@ -16,7 +16,7 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefect_launch.agent.devices.stock import AUTO, read_amount_setting, read_gpu_setting
+from prefect_launch.agent.devices.stock import AUTO, read_amount_setting, read_gpu_setting, read_limit_setting
 from prefect_launch.builds.registries.settings import RegistrySettings, read_registries
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.errors import AgentConfigError, LaunchError, unknown_name
@@ -72,6 +72,12 @@ class AgentConfig(BaseModel):
     memory: str | float = AUTO
     device_patience_seconds: float = Field(
         default=30, ge=0, description="How long an item that waits for devices lets smaller ones pass."
+    )
+    keep_runs: int | None = Field(
+        default=10 * 1024**3, ge=0, description="What the folders of past runs may take, bytes; None: no limit."
+    )
+    keep_environments: int | None = Field(
+        default=20 * 1024**3, ge=0, description="What the environments of processes may take, bytes; None: no limit."
     )
     macros: dict[str, str] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
@@ -133,6 +139,11 @@ class AgentConfig(BaseModel):
     @classmethod
     def _read_amount(cls, value: Any, info: Any) -> Any:
         return read_amount_setting(info.field_name, value)
+
+    @field_validator("keep_runs", "keep_environments", mode="before")
+    @classmethod
+    def _read_limit(cls, value: Any, info: Any) -> int | None:
+        return read_limit_setting(info.field_name, value)
 
     @field_validator("macros")
     @classmethod

@@ -17,6 +17,7 @@ import anyio
 from prefect_launch.agent.execution import Execution
 from prefect_launch.agent.heartbeat import beat
 from prefect_launch.agent.held import stop_what_is_not_held
+from prefect_launch.agent.housekeeping import Housekeeper
 from prefect_launch.agent.lost import LostWatch
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.recover import Adopted, find_own_runs, settle_orphans
@@ -74,6 +75,7 @@ class Loop:
         try:
             await self._recover()
             background.append(asyncio.create_task(self._agent.shop.reach.watch(self._is_back)))
+            background.append(asyncio.create_task(Housekeeper(self._agent.shop, lambda: self._crew.held).keep()))
             await until_server_is_back("read the queues' limits", self._intake.read_limits)
             await until_server_is_back("show the agent's orders", self._reporter.read_orders)
             await self._work()

@@ -164,6 +164,34 @@ def drain(
         typer.echo(f"The agent {name} drains: it takes no more, and leaves.")
 
 
+@app.command(epilog=examples("prefect-launch agent clean --dry-run", "prefect-launch agent clean --keep-runs 1g"))
+def clean(
+    dry_run: Annotated[bool, typer.Option("--dry-run", metavar="", help="Only tell what would go.")] = False,
+    keep_runs: Annotated[
+        str | None, typer.Option("--keep-runs", metavar="SIZE", help="What past runs may take, such as 10g, or none.")
+    ] = None,
+    keep_environments: Annotated[
+        str | None, typer.Option("--keep-environments", metavar="SIZE", help="What environments may take.")
+    ] = None,
+    config: ConfigFileOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Remove what agents have left on this machine: finished runs, and old folders over their limits.
+
+    Agents do so themselves, at their start and every 5 minutes. What an item that runs or waits needs stays.
+    """
+    import asyncio
+
+    from prefect_launch.agent import resolve_agent_config
+    from prefect_launch.agent.housekeeping import clean as clean_home
+    from prefect_launch.api import default_api
+    from prefect_launch.cli.clean import print_report
+
+    settings = resolve_agent_config(config, keep_runs=keep_runs, keep_environments=keep_environments)
+    report = asyncio.run(clean_home(default_api(), settings, dry_run=dry_run))
+    print_report(report, home=settings.home, dry_run=dry_run, as_json=json)
+
+
 @app.command(epilog=examples("prefect-launch agent unit -q gpu -j 2 --name box-1 > prefect-launch-box-1.service"))
 def unit(
     queue: QueuesOption = None,

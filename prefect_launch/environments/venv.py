@@ -2,8 +2,8 @@
 
 The key is the Python, the platform and the requirements, never the code, so the second launch of a job finds its
 environment in milliseconds. One process makes it while others wait (a file lock); a marker, written last, says that it
-is whole, so a killed build leaves nothing that is taken for an environment. Old ones are not removed here; the marker's
-time says when one was last used.
+is whole, so a killed build leaves nothing that is taken for an environment. Old ones are removed by `shelf.py`; the
+marker's time says when one was last used.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from prefect_launch.errors import AgentConfigError, InfrastructureError, SourceE
 from prefect_launch.file_lock import locked
 from prefect_launch.inputs.carry import carry_inputs
 
-_READY = ".ready"
+#: Is in every whole environment; its time says when it was last used.
+READY = ".ready"
 #: What uv's message shows of a build that failed: the end of it.
 _SHOWN_LINES = 15
 #: uv's words for a fault of the network or the disk, not of the requirements.
@@ -118,7 +119,7 @@ class Environments:
                 *("--requirement", "requirements.txt", "--constraint", "constraints.txt"),
                 cwd=path,
             )
-        (path / _READY).touch()
+        (path / READY).touch()
 
 
 def _key(python: _Python, requirements: Requirements) -> str:
@@ -196,7 +197,7 @@ def _write(path: Path, lines: tuple[str, ...]) -> None:
 def _touch(path: Path) -> bool:
     """Note that an environment is used now; return whether it is whole."""
     try:
-        os.utime(path / _READY)
+        os.utime(path / READY)
     except FileNotFoundError:
         return False
     return True

@@ -153,6 +153,7 @@ class LocalProcessRunner(Runner):
                     "cwd": str(cwd),
                     "nice": plan.options.get("nice", 0),
                     "labels": plan.labels,
+                    "venv": str(venv.path),
                 },
             )
         self._register.mkdir(parents=True, exist_ok=True)

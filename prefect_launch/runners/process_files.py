@@ -86,6 +86,13 @@ class RunFolder:
         return sorted(members)
 
 
+def environments_in_use(register: Path) -> set[Path]:
+    """Return the environments of the runs in a register that have not ended."""
+    folders = [RunFolder(Path(os.readlink(link))) for link in (register.iterdir() if register.is_dir() else ())]
+    told = [folder.read(supervisor.PROCESS) for folder in folders if folder.state is not RunState.EXITED]
+    return {Path(process["venv"]) for process in told if process is not None and "venv" in process}
+
+
 def living_pid(identity: dict[str, Any] | None) -> int | None:
     """Return the process id of `identity` (as `supervisor.identity` made it) when that very process lives."""
     if identity is None:

@@ -51,6 +51,20 @@ def read_amount_setting(name: str, value: Any) -> str | float:
         ) from None
 
 
+def read_limit_setting(name: str, value: Any) -> int | None:
+    """Read a setting such as `keep_runs`: a size such as "10g", in bytes, or "none".
+
+    Raises:
+        AgentConfigError: with the value and the rule.
+    """
+    if value is None or (isinstance(value, str) and value.strip().lower() == NONE):
+        return None
+    try:
+        return values.size(value)
+    except ValueError as error:
+        raise AgentConfigError(f"The agent's {name!r} must be none or a size; got {value!r}: {error}.") from None
+
+
 def make_stock(gpus: str | Sequence[str], cpus: str | float, memory: str | float, seen: Cards) -> Stock:
     """Return what the agent has to give.
 

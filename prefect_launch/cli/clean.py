@@ -1,0 +1,43 @@
+"""What `prefect-launch agent clean` prints."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from prefect_launch.cli.output import Column, ago, print_json, print_table
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.housekeeping import Report
+
+
+def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: bool) -> None:
+    """Print what a clean-up has removed, or would remove."""
+    from prefect_launch.agent.housekeeping import in_bytes
+
+    if report is None:
+        typer.echo(f"An agent cleans {home} just now. Try again in a moment.", err=True)
+        raise typer.Exit(1)
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    rows = [("finished run", name, "", "") for name in report.finished]
+    for shelf in report.shelves:
+        rows += [
+            (shelf.shelf, entry.name, in_bytes(entry.size_bytes), ago(_time(entry.used_at))) for entry in shelf.gone
+        ]
+    if rows:
+        columns = (Column("WHAT"), Column("NAME", gives_way=True), Column("SIZE", right=True), Column("LAST USED"))
+        print_table(columns, rows, empty="")
+    verb = "Would remove" if dry_run else "Removed"
+    typer.echo(f"{verb} {report.describe()} of {home}.")
+    for shelf in report.shelves:
+        limit = "no limit" if shelf.limit_bytes is None else f"limit {in_bytes(shelf.limit_bytes)}"
+        typer.echo(f"{shelf.shelf}: {in_bytes(shelf.kept_bytes)} kept ({limit})")
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, timezone.utc)
