@@ -23,11 +23,13 @@ class Relay:
         target: port of the server on the loopback, or the path of its socket.
         port: its own.
         lost: the requests whose answers it has lost, as "METHOD path", oldest first.
+        refused: those that a busy server has answered with 503, likewise.
     """
 
     target: int | str
     port: int = field(default_factory=free_port)
     lost: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -129,6 +131,8 @@ class Relay:
             if self._is_to_lose(asked[0]):
                 self.lost.append(asked[0])
                 return
+            if data.startswith(b"HTTP/1.1 503"):
+                self.refused.append(asked[0])
             await self._open.wait()
             writer.write(data)
             await writer.drain()
