@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_launch import LaunchAgent, create_job, launch_add_many
+from prefect_launch.agent.logs import LOGGER
 from prefect_launch.api import Api
 from prefect_launch.queued_run import QueuedRun
 from prefect_launch.queues import RunQueue
@@ -106,7 +107,7 @@ class Site:
             return [state.name or "" for state in client.read_flow_run_states(UUID(run.id))]
 
     def log(self, run: QueuedRun) -> str:
-        """The item's log as Prefect's client reads it."""
+        """The job's own lines in its item's log, as Prefect's client reads them; agents write there, too."""
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
         from prefect.client.schemas.sorting import LogSort
@@ -114,7 +115,7 @@ class Site:
         wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
         with get_client(sync_client=True) as client:
             records = client.read_logs(log_filter=wanted, sort=LogSort.TIMESTAMP_ASC, limit=200)
-        return "\n".join(record.message for record in records)
+        return "\n".join(record.message for record in records if record.name == LOGGER)
 
     def artifacts(self, run: QueuedRun) -> list[Any]:
         """The item's artifacts as Prefect's client reads them."""
