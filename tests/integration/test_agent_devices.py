@@ -62,7 +62,7 @@ def test_item_that_never_fits_fails_with_the_reason_and_the_queue_goes_on(site: 
     asyncio.run(asyncio.wait_for(loop, DEADLINE_SECONDS))
     assert site.states(big)[-1] == "Failed"
     assert "[agent] It asks for 2 GPUs, and this agent has GPU 0." in big.message
-    assert "cannot run this: It asks for 2 GPUs" in site.log(big)
+    assert "cannot run this: It asks for 2 GPUs" in site.notes(big)
     assert site.log(small) == "cards=0"
 
 

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 HELD_SECONDS = 3.0
 #: Long enough that a request of the server which has read meanwhile must not write any more ("database is locked").
-TURN_SECONDS = 0.15
+TURN_SECONDS = 0.1
+#: Between two turns the server gets to write.
+PAUSE_SECONDS = 0.2
 
 
 @contextmanager
@@ -43,6 +45,7 @@ def locked(database: Path, *, seconds: float) -> Iterator[None]:
                 first.set()
                 over.wait(seconds)
                 connection.execute("COMMIT")
+                over.wait(PAUSE_SECONDS)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -21,7 +21,7 @@ from prefect_launch.queues import RunQueue
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, Log
 
 START = "from prefect_launch.cli import main; main()"
 DEADLINE_SECONDS = 30.0
@@ -107,15 +107,21 @@ class Site:
             return [state.name or "" for state in client.read_flow_run_states(UUID(run.id))]
 
     def log(self, run: QueuedRun) -> str:
-        """The job's own lines in its item's log, as Prefect's client reads them; agents write there, too."""
+        """The job's own lines in its item's log, as Prefect's client reads them."""
+        return "\n".join(record.message for record in self._records(run) if record.name == LOGGER)
+
+    def notes(self, run: QueuedRun) -> str:
+        """What agents have written into an item's log."""
+        return "\n".join(record.message for record in self._records(run) if record.name != LOGGER)
+
+    def _records(self, run: QueuedRun) -> list[Log]:
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
         from prefect.client.schemas.sorting import LogSort
 
         wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
         with get_client(sync_client=True) as client:
-            records = client.read_logs(log_filter=wanted, sort=LogSort.TIMESTAMP_ASC, limit=200)
-        return "\n".join(record.message for record in records if record.name == LOGGER)
+            return client.read_logs(log_filter=wanted, sort=LogSort.TIMESTAMP_ASC, limit=200)
 
     def artifacts(self, run: QueuedRun) -> list[Any]:
         """The item's artifacts as Prefect's client reads them."""
