@@ -47,6 +47,7 @@ lint: $(VENV)/.made-dev ## Check style and format
 types: $(VENV)/.made-dev ## Check types
 	$(BIN)/mypy
 	$(BIN)/mypy tests/support
+	$(BIN)/mypy benchmarks
 
 format: $(VENV)/.made-dev ## Put the code into the project's format
 	$(BIN)/ruff check --fix .

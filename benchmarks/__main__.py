@@ -6,11 +6,12 @@ import argparse
 import os
 import platform
 from collections.abc import Sequence
+from importlib import import_module
 
 from benchmarks.figures import Figure, print_table
 from benchmarks.place import Place, open_place
 
-NAMES = ("imports", "dispatch", "throughput", "enqueue")
+NAMES = ("imports", "dispatch", "throughput", "agents", "cancel", "restart", "memory", "enqueue")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,22 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _measure(name: str, place: Place) -> list[Figure]:
-    # Imported late: Prefect reads its settings when it is first imported.
     if name == "imports":
         from benchmarks import bench_imports
 
         return bench_imports.measure(place.rounds(15))
-    if name == "dispatch":
-        from benchmarks import bench_dispatch
-
-        return bench_dispatch.measure(place)
-    if name == "throughput":
-        from benchmarks import bench_throughput
-
-        return bench_throughput.measure(place)
-    from benchmarks import bench_enqueue
-
-    return bench_enqueue.measure(place)
+    # Imported late: Prefect reads its settings when it is first imported.
+    figures: list[Figure] = import_module(f"benchmarks.bench_{name}").measure(place)
+    return figures
 
 
 def machine() -> str:

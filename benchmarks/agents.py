@@ -17,8 +17,15 @@ from benchmarks.place import Place
 from tests.support.processes import ChildProcess
 
 
+def config_of(queue: str, *, max_jobs: int, name: str = "bench", **more: Any) -> dict[str, Any]:
+    """Return the settings of an agent of one queue."""
+    return {"name": f"{name}-{queue}", "queues": [queue], "max_jobs": max_jobs, **more}
+
+
 @contextmanager
-def running_agent(place: Place, queue: str, *, max_jobs: int, in_flow: bool = False) -> Iterator[ChildProcess]:
+def running_agent(
+    place: Place, queue: str, *, max_jobs: int, in_flow: bool = False, name: str = "bench", **more: Any
+) -> Iterator[ChildProcess]:
     """Run an agent for as long as the block lasts.
 
     Args:
@@ -26,11 +33,13 @@ def running_agent(place: Place, queue: str, *, max_jobs: int, in_flow: bool = Fa
         queue: the agent's queue.
         max_jobs: how many items it works on at a time.
         in_flow: as the body of the flow `launch-agent`, its items being task runs.
+        name: beginning of its name.
+        more: further settings.
     """
-    config = {"name": f"bench-{queue}", "queues": [queue], "max_jobs": max_jobs}
+    config = config_of(queue, max_jobs=max_jobs, name=name, **more)
     front = "flow" if in_flow else "loop"
     command = [sys.executable, "-m", "benchmarks.agents", front, json.dumps(config)]
-    process = ChildProcess(command, place.folder / f"agent-{queue}.log", stop_signal=signal.SIGINT)
+    process = ChildProcess(command, place.folder / f"agent-{config['name']}.log", stop_signal=signal.SIGINT)
     try:
         yield process
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from prefect_launch.agent.intake import Intake
 from prefect_launch.agent.moves import move
@@ -29,7 +30,7 @@ def calls_per_item(api: Api, queue: str, *, slots: int) -> None:
 async def _empty(api: Api, queue: str, slots: int) -> None:
     async with api.open() as session:
         intake = Intake(session, [queue], "nobody")
-        on_their_way: set[asyncio.Task[None]] = set()
+        on_their_way: set[asyncio.Task[UUID]] = set()
         while True:
             found = await intake.next(slots=slots - len(on_their_way), skip=())
             if found is not None:
@@ -39,11 +40,11 @@ async def _empty(api: Api, queue: str, slots: int) -> None:
             if found is None or len(on_their_way) == slots:
                 done, on_their_way = await asyncio.wait(on_their_way, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    task.result()
-                    intake.freed()
+                    intake.freed(task.result())
 
 
-async def _report(server: Server, item: Item) -> None:
+async def _report(server: Server, item: Item) -> UUID:
     await server.record_infrastructure(item.id, "/nowhere")
     await move(server, item.id, StateType.PENDING, ItemState.RUNNING, "Runs nowhere.")
     await move(server, item.id, StateType.RUNNING, ItemState.COMPLETED, "Finished.")
+    return item.id

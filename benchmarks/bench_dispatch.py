@@ -1,7 +1,7 @@
 """How long a container item waits on an idle agent: from the call of `launch_add` to the engine's `start` event.
 
-The floor is `create` and `start` of the same image over the Engine API, up to the same event, measured in turns with
-the items, so that a busy machine slows both. Each item comes alone: the one before has ended, and the agent sleeps.
+The floor is `create` and `start` of the same image over the Engine API, up to the same event, measured after every
+second item, so that a busy machine slows both. Each item comes alone: the one before has ended, and the agent sleeps.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ from prefect_launch.api import use_api
 from prefect_launch.enqueue import launch_add
 from prefect_launch.runners.base import Labels
 
-_ITEMS = 40
+_LOOP_ITEMS = 60
+_FLOW_ITEMS = 20
 _WARM_UP = 3
+_ITEMS_PER_FLOOR = 2
 #: After an item has ended: the agent has looked for the next one, and sleeps again.
-_PAUSE_SECONDS = 0.7
+_PAUSE_SECONDS = 0.4
 
 
 def measure(place: Place) -> list[Figure]:
     """Measure both front doors of the agent."""
     return [
-        *_measure(place, "dispatch-loop", "agent start", in_flow=False),
-        *_measure(place, "dispatch-flow", "flow launch-agent", in_flow=True),
+        *_measure(place, "dispatch-loop", "agent start", _LOOP_ITEMS, in_flow=False),
+        *_measure(place, "dispatch-flow", "flow launch-agent", _FLOW_ITEMS, in_flow=True),
     ]
 
 
-def _measure(place: Place, queue: str, front: str, *, in_flow: bool) -> list[Figure]:
+def _measure(place: Place, queue: str, front: str, items: int, *, in_flow: bool) -> list[Figure]:
     image = place.shell_image
     place.api.create_run_queue(queue, "local-container")
     bare, ours = StartEvents(place.engine.api, LABEL), StartEvents(place.engine.api, Labels.ITEM)
     floors, waits = [], []
     with use_api(place.api), running_agent(place, queue, max_jobs=1, in_flow=in_flow):
-        for count in range(_WARM_UP + place.rounds(_ITEMS)):
-            floor = _bare(place, image, bare)
-            time.sleep(_PAUSE_SECONDS)
+        for count in range(_WARM_UP + place.rounds(items)):
             wait = _item(queue, image, ours)
             time.sleep(_PAUSE_SECONDS)
             if count >= _WARM_UP:
-                floors.append(floor)
                 waits.append(wait)
+                if count % _ITEMS_PER_FLOOR == 0:
+                    floors.append(_bare(place, image, bare))
     bare.close()
     ours.close()
     place.api.run_queue(queue).delete()

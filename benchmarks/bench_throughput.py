@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -31,7 +32,7 @@ _PROCESSES = 50
 #: The engine works on two containers at a time; the third is being reported meanwhile.
 _CONTAINER_SLOTS = 3
 #: A process item waits for the server for most of its time: with four, the server always has something to do.
-_PROCESS_SLOTS = 4
+PROCESS_SLOTS = 4
 _LOOK_SECONDS = 2.0
 _PATIENCE_SECONDS = 300.0
 
@@ -49,50 +50,53 @@ def _containers(place: Place) -> Figure:
         return max(cycles_per_second(place.engine.api, image, count // 2, parallel=parallel) for parallel in (1, 2))
 
     before = floor()
-    rate = _agent(place, "throughput-containers", "local-container", specs, _CONTAINER_SLOTS)
+    rate = agents_rate(place, "throughput-containers", "local-container", specs, _CONTAINER_SLOTS)
     alone = mean([before, floor()])
     name = f"container items, {_CONTAINER_SLOTS} slots"
     return Figure(name, rate, "items/s", alone, "engine alone, 1 or 2 at a time", at_least_times(alone, 0.85))
 
 
 def _processes(place: Place) -> Figure:
-    specs = [{"job": _instant_job(place)}] * place.rounds(_PROCESSES)
+    specs = [{"job": instant_job(place)}] * place.rounds(_PROCESSES)
     floors, rates = [], []
     # In turns, with a floor at either end: the server slows down as its database grows, and others use the machine.
     for turn in range(2):
-        floors.append(_bare(place, f"throughput-calls-{turn}", specs))
-        rates.append(_agent(place, f"throughput-processes-{turn}", "local-process", specs, _PROCESS_SLOTS))
-    floors.append(_bare(place, "throughput-calls", specs))
+        floors.append(bare_rate(place, f"throughput-calls-{turn}", specs))
+        rates.append(agents_rate(place, f"throughput-processes-{turn}", "local-process", specs, PROCESS_SLOTS))
+    floors.append(bare_rate(place, "throughput-calls", specs))
     alone = mean(floors)
-    name = f"process items, {_PROCESS_SLOTS} slots"
+    name = f"process items, {PROCESS_SLOTS} slots"
     return Figure(name, mean(rates), "items/s", alone, "the same calls, no job", at_least_times(alone, 0.8))
 
 
-def _instant_job(place: Place) -> str:
+def instant_job(place: Place) -> str:
+    """Make a job that ends at once; return its reference."""
     folder = Path(place.folder / "instant")
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     (folder / "main.sh").write_text(":\n")
     job = create_job(folder, "code", name="instant", entrypoint=["sh", "main.sh"], api=place.api)
     return job.reference
 
 
-def _bare(place: Place, queue: str, specs: Specs) -> float:
+def bare_rate(place: Place, queue: str, specs: Specs) -> float:
     """Return the rate of the calls alone."""
 
     def work() -> None:
-        calls_per_item(place.api, queue, slots=_PROCESS_SLOTS)
+        calls_per_item(place.api, queue, slots=PROCESS_SLOTS)
 
-    return _on_queue(place, queue, "local-process", specs, work, _PROCESS_SLOTS)
+    return _on_queue(place, queue, "local-process", specs, work, PROCESS_SLOTS)
 
 
-def _agent(place: Place, queue: str, resource: str, specs: Specs, slots: int) -> float:
-    """Return the rate of an agent."""
+def agents_rate(place: Place, queue: str, resource: str, specs: Specs, slots: int, *, agents: int = 1) -> float:
+    """Return the rate of agents, each with that many slots."""
 
     def work() -> None:
-        with running_agent(place, queue, max_jobs=slots):
+        with ExitStack() as stack:
+            for number in range(agents):
+                stack.enter_context(running_agent(place, queue, max_jobs=slots, name=f"bench-{number}"))
             _wait_until_done(place, queue, len(specs))
 
-    return _on_queue(place, queue, resource, specs, work, slots)
+    return _on_queue(place, queue, resource, specs, work, slots * agents)
 
 
 def _on_queue(place: Place, queue: str, resource: str, specs: Specs, work: Callable[[], None], slots: int) -> float:
