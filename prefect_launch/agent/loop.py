@@ -1,4 +1,4 @@
-"""The loop of an agent: fill the free slots, stop what is to be stopped, wait to be woken.
+"""The loop of an agent: fill the free slots, wait to be woken.
 
 It is woken by the server's events and by its own finished work; the clock is the fallback.
 """
@@ -22,9 +22,10 @@ from prefect_launch.agent.lost import LostWatch
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.recover import Adopted, find_own_runs, settle_orphans
 from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
+from prefect_launch.agent.stop_requests import StopRequests
 from prefect_launch.agent.telling import WaitTeller
 from prefect_launch.agent.tracker import JobTracker, is_scheduler
-from prefect_launch.agent.wake import LATER_LOOKS_SECONDS, SECOND_LOOK_SECONDS, listen
+from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
 from prefect_launch.states import StateType
 
@@ -54,7 +55,7 @@ class Loop:
         self._server = agent.shop.session.server
         self._until_empty = until_empty
         self._ends_at = float("inf") if max_runtime_seconds is None else time.monotonic() + max_runtime_seconds
-        self._stops_due = 0.0
+        self._stops = StopRequests(self._server, agent.crew, agent.config.poll_seconds)
         self._unseen: set[str] = set()
 
     async def run(self) -> None:
@@ -64,6 +65,7 @@ class Loop:
         background = [
             asyncio.create_task(beat(self._server, self._config.name, self._config.queues, lambda: self._crew.items)),
             asyncio.create_task(listen(self._server, pool_ids, self._heard)),
+            asyncio.create_task(self._stops.watch()),
             asyncio.create_task(self._intake.watch_limits()),
             asyncio.create_task(self._tell_status()),
             asyncio.create_task(self._reporter.post()),
@@ -74,6 +76,7 @@ class Loop:
         ]
         try:
             await self._recover()
+            self._stops.look_again()
             background.append(asyncio.create_task(self._agent.shop.reach.watch(self._is_back)))
             background.append(asyncio.create_task(Housekeeper(self._agent.shop, lambda: self._crew.held).keep()))
             await until_server_is_back("read the queues' limits", self._intake.read_limits)
@@ -94,7 +97,6 @@ class Loop:
         while not self._is_over:
             try:
                 await self._fill()
-                await self._stop_what_is_cancelled()
                 if self._until_empty and not self._crew.thread_ids and await self._is_empty():
                     return
             except ServerUnavailableError as error:
@@ -177,34 +179,17 @@ class Loop:
         The first event of a stream has no id: it says that the stream is open, and that some may have been missed.
         """
         if not item_id:
-            self._stops_due = 0.0
-        if self._crew.find(item_id) is None:
+            self._stops.look_again()
+        tracker = self._crew.find(item_id)
+        if tracker is None:
             self._look()
             asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._look)
         else:
-            for pause in (SECOND_LOOK_SECONDS, *LATER_LOOKS_SECONDS):
-                asyncio.get_running_loop().call_later(pause, self._look_for_stops)
+            self._stops.heard(tracker)
 
     def _look(self) -> None:
         self._intake.look_again()
         self._agent.wake.ring()
-
-    def _look_for_stops(self) -> None:
-        self._stops_due = 0.0
-        self._agent.wake.ring()
-
-    async def _stop_what_is_cancelled(self) -> None:
-        """Stop the items in work that were asked to: when an event told of one, and now and then in case none came."""
-        ids = self._crew.held
-        if not ids or time.monotonic() < self._stops_due:
-            return
-        self._stops_due = time.monotonic() + self._config.poll_seconds
-        stopping = [StateType.CANCELLING, StateType.CANCELLED]
-        for item in await self._server.list_items(ids=ids, state_types=stopping):
-            tracker = self._crew.find(str(item.id))
-            if tracker is not None and not tracker.stop.is_set():
-                log.info("%s stop-asked", item.id)
-                tracker.stop.set()
 
     async def _tell_status(self) -> None:
         pause = _VERBOSE_STATUS_SECONDS if self._config.verbosity else _STATUS_SECONDS

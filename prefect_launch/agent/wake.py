@@ -17,8 +17,6 @@ log = logging.getLogger("prefect_launch.agent")
 
 #: An event is sent before the server has committed what it tells; a second look finds what the first was too early for.
 SECOND_LOOK_SECONDS: Final = 0.15
-#: A request to stop is looked for again: a loaded server was seen to take a second and more to commit.
-LATER_LOOKS_SECONDS: Final = (0.6, 2.0)
 _RECONNECT_FIRST_SECONDS: Final = 0.5
 _RECONNECT_MAX_SECONDS: Final = 10.0
 
