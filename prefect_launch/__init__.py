@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from prefect_launch.api import Api
     from prefect_launch.enqueue import alaunch_add, alaunch_add_many, launch_add, launch_add_many
     from prefect_launch.errors import ExecutionError, LaunchError
+    from prefect_launch.explain import Explanation, aexplain_launch, explain_launch
     from prefect_launch.inputs import load_config, load_wandb_config, manage_config_file, manage_wandb_config
     from prefect_launch.jobs import acreate_job, create_job
     from prefect_launch.launch_flow import alaunch, launch
@@ -25,16 +26,19 @@ _HOMES = {
     "AbstractRun": "runners",
     "Api": "api",
     "ExecutionError": "errors",
+    "Explanation": "explain",
     "LaunchAgent": "agent",
     "LaunchError": "errors",
     "QueuedRun": "queued_run",
     "RunQueue": "queues",
     "acreate_job": "jobs",
+    "aexplain_launch": "explain",
     "alaunch": "launch_flow",
     "alaunch_add": "enqueue",
     "alaunch_add_many": "enqueue",
     "create_and_run_agent": "agent",
     "create_job": "jobs",
+    "explain_launch": "explain",
     "launch": "launch_flow",
     "launch_add": "enqueue",
     "launch_add_many": "enqueue",
@@ -48,17 +52,20 @@ __all__ = [
     "AbstractRun",
     "Api",
     "ExecutionError",
+    "Explanation",
     "LaunchAgent",
     "LaunchError",
     "QueuedRun",
     "RunQueue",
     "__version__",
     "acreate_job",
+    "aexplain_launch",
     "alaunch",
     "alaunch_add",
     "alaunch_add_many",
     "create_and_run_agent",
     "create_job",
+    "explain_launch",
     "launch",
     "launch_add",
     "launch_add_many",

@@ -156,6 +156,18 @@ def _parse(spec: LaunchSpec | Mapping[str, Any]) -> LaunchSpec:
 
 def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str, in_flow.Add]:
     """Read the arguments of a call into a spec, the queue's name, and what makes the item."""
+    spec, queue = read_request(arguments)
+    named = in_flow.with_run_id(spec, queue)
+    found = named.run_id != spec.run_id and in_flow.is_retry()
+    return named, queue, in_flow.found_again(add_item) if found else add_item
+
+
+def read_request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str]:
+    """Read the arguments of `launch_add` into a spec and the queue's name.
+
+    Raises:
+        LaunchError: as `launch_add` does for what needs no server to be refused.
+    """
     given = dict(arguments)
     queue = given.pop("queue_name") or DEFAULT_QUEUE
     given.pop("project_queue")
@@ -167,9 +179,7 @@ def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str, in_flow.Add]:
             f"uri={spec.uri!r} is not supported by this version: make a job of it with"
             f" create_job({spec.uri!r}, 'git', entrypoint=…) and queue that job."
         )
-    named = in_flow.with_run_id(spec, queue)
-    found = named.run_id != spec.run_id and in_flow.is_retry()
-    return named, queue, in_flow.found_again(add_item) if found else add_item
+    return spec, queue
 
 
 # --- what is done with a session -------------------------------------------------------------------------------------

@@ -28,15 +28,25 @@ if TYPE_CHECKING:
 
 async def prepare_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> tuple[KnownQueue, ItemDraft]:
     """Check a spec against the server's queues and jobs, and return what is to be made."""
+    job = await resolve_source(session, spec)
+    queue = await _queue(session, queue_name, spec, job)
+    return queue, draft_item(api, queue, spec, job)
+
+
+async def resolve_source(session: Session, spec: LaunchSpec) -> Job | None:
+    """Return the job that a spec names, at its version; `None` for one that names an image."""
     if spec.image:
         parse_image(spec.image)
-    job = await session.jobs.resolve(spec.job) if spec.job else None
-    queue = await _queue(session, queue_name, spec, job)
+    return await session.jobs.resolve(spec.job) if spec.job else None
+
+
+def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -> ItemDraft:
+    """Check a spec against its queue and job, and return what is to be made; the server is not asked."""
     _check_resource(spec, queue, job)
     check_variables(queue.name, queue.config, spec.template_variables)
     full = _completed(api, spec, job)
     parameters = {key: value for key, value in full.dump().items() if key not in ("template_variables", "priority")}
-    return queue, ItemDraft(
+    return ItemDraft(
         name=full.name or f"{job.name if job else _image_name(full)}-{full.run_id}",
         parameters=parameters,
         job_variables=dict(full.template_variables),

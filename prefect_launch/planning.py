@@ -8,7 +8,7 @@ even when it was checked at the enqueue: an item made in the UI comes straight f
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
 
 PLAN_FILE: Final = "plan.json"
+
+#: Fills in the secrets that a value names.
+Secrets = Callable[[Any], Awaitable[Any]]
 
 
 class Site(BaseModel):
@@ -79,22 +82,41 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
         SubmitterError: when the spec, the inputs or the options are wrong, or the code cannot be had.
         QueueError: when the queue's own options are wrong.
     """
-    spec = request.spec
+    job = await _resolve(request.spec, jobs)
+    plan = await _sketch(request, site, job, resolve_secrets)
+    await anyio.to_thread.run_sync(_make_run_dir, plan.run_dir)
+    if job is not None and plan.code_dir is not None:
+        await anyio.to_thread.run_sync(_clear, plan.code_dir)
+        await source_of(job, site.home, site.git).fetch(job, plan.code_dir, jobs)
+    await anyio.to_thread.run_sync(save_plan, plan)
+    return plan
+
+
+async def preview_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
+    """Return the plan that an attempt would have, all checked; nothing is made, and secrets stay as they are named.
+
+    Raises:
+        LaunchError: as `make_plan`, but for what only the agent's machine can tell.
+    """
+    return await _sketch(request, site, await _resolve(request.spec, jobs), _leave_secrets)
+
+
+async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:
     if spec.image:
         parse_image(spec.image)
-    job = await jobs.resolve(spec.job) if spec.job else None
+    return await jobs.resolve(spec.job) if spec.job else None
+
+
+async def _leave_secrets(value: Any) -> Any:
+    return value
+
+
+async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secrets) -> RunPlan:
     runner = runner_class(request.config.resource)
     runner.check_source(job.kind if job else SourceKind.IMAGE)
-    spec = _with_inputs(spec, job)
-    options = runner.check_options(await _options(request, site, spec, spec.image or (job.image if job else None)))
+    spec = _with_inputs(request.spec, job)
     run_dir = site.run_dir(request.item_id, request.attempt)
-    await anyio.to_thread.run_sync(_make_run_dir, run_dir)
-    code_dir = None
-    if job is not None and job.kind is not SourceKind.IMAGE:
-        code_dir = run_dir / "code"
-        await anyio.to_thread.run_sync(_clear, code_dir)
-        await source_of(job, site.home, site.git).fetch(job, code_dir, jobs)
-    plan = RunPlan(
+    return RunPlan(
         item_id=request.item_id,
         attempt=request.attempt,
         run_id=spec.run_id or request.item_id[:8],
@@ -104,16 +126,16 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
         env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
         image=spec.image or (job.image or job.base_image if job else None),
         image_wish=_image_wish(spec, job) if runner.needs_image else None,
-        code_dir=code_dir,
+        code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
         timeout=spec.timeout,
-        options=options,
+        options=runner.check_options(
+            await _options(request, site, spec, spec.image or (job.image if job else None), secrets)
+        ),
         labels=request.labels,
         file_overrides=spec.overrides.files,
     )
-    await anyio.to_thread.run_sync(save_plan, plan)
-    return plan
 
 
 def _image_wish(spec: LaunchSpec, job: Job | None) -> ImageWish | None:
@@ -139,7 +161,9 @@ def _with_inputs(spec: LaunchSpec, job: Job | None) -> LaunchSpec:
     return spec.model_copy(update={"overrides": spec.overrides.model_copy(update={"run_config": inputs})})
 
 
-async def _options(request: Request, site: Site, spec: LaunchSpec, image: str | None) -> dict[str, Any]:
+async def _options(
+    request: Request, site: Site, spec: LaunchSpec, image: str | None, secrets: Secrets
+) -> dict[str, Any]:
     config, resource = request.config, request.config.resource
     runner = runner_class(resource)
     for other in set(spec.resource_args) - {resource}:
@@ -155,8 +179,8 @@ async def _options(request: Request, site: Site, spec: LaunchSpec, image: str | 
     )
     if site.secure_mode:
         check_secure_mode(spec)
-    of_queue = await resolve_secrets(config.fill(spec.template_variables))
-    merged = merge_resource_args(of_queue, {**submitted, **await _submitted_env(submitted)})
+    of_queue = await secrets(config.fill(spec.template_variables))
+    merged = merge_resource_args(of_queue, {**submitted, **await _submitted_env(submitted, secrets)})
     macros = macro_values(
         run_id=spec.run_id or request.item_id[:8],
         item_id=request.item_id,
@@ -172,9 +196,9 @@ async def _options(request: Request, site: Site, spec: LaunchSpec, image: str | 
     return fill_macros(merged, macros)
 
 
-async def _submitted_env(submitted: Mapping[str, Any]) -> dict[str, Any]:
+async def _submitted_env(submitted: Mapping[str, Any], secrets: Secrets) -> dict[str, Any]:
     """Fill in the secrets that a submitter named. They may stand in `env` alone, where no command line shows them."""
-    return {"env": await resolve_secrets(submitted["env"])} if "env" in submitted else {}
+    return {"env": await secrets(submitted["env"])} if "env" in submitted else {}
 
 
 def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path) -> JobContext:

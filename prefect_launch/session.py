@@ -70,6 +70,17 @@ class Session:
         self._queues[name] = known = await self._read_queue(name)
         return known
 
+    async def pool(self, name: str) -> Pool:
+        """Read a queue's work pool; nothing is made or remembered.
+
+        Raises:
+            NotFoundError: when there is no queue of that name; names the nearest one.
+        """
+        pool = await self.server.read_pool(check_name("queue", name))
+        if pool is None or pool.type != POOL_TYPE:
+            raise unknown_name("queue", name, [known.name for known in await self.server.list_pools()])
+        return pool
+
     def forget_queue(self, name: str) -> None:
         """Read the queue anew the next time."""
         self._queues.pop(name, None)
@@ -90,9 +101,7 @@ class Session:
     async def _read_queue(self, name: str) -> KnownQueue:
         from prefect_launch.queues import ensure_deployment
 
-        pool = await self.server.read_pool(name)
-        if pool is None or pool.type != POOL_TYPE:
-            raise unknown_name("queue", name, [known.name for known in await self.server.list_pools()])
+        pool = await self.pool(name)
         config = QueueConfig.from_template(name, pool.base_job_template)
         deployment_id = await ensure_deployment(self.server, name, config)
         return KnownQueue(

@@ -32,6 +32,14 @@ async def why_waiting(session: Session, item: Item) -> Waiting | None:
     return None if queue is None else tell(await _place(session.server, queue, item, past))
 
 
+async def why_would_wait(session: Session, queue_name: str, item: Item) -> Waiting | None:
+    """Tell why an item that is not queued yet would wait; `None` when the queue is not there."""
+    queue, past = await asyncio.gather(
+        read_queue_facts(session.server, queue_name), read_past(session.server, queue_name, item.tags)
+    )
+    return None if queue is None else tell(await _place(session.server, queue, item, past, is_there=False))
+
+
 async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:
     """Read what is known of a queue now; `None` when it is gone."""
     pool, priorities, agents, in_work = await asyncio.gather(
@@ -70,7 +78,9 @@ async def read_past(server: Server, queue: str, tags: tuple[str, ...]) -> Past |
     return None
 
 
-async def _place(server: Server, queue: QueueFacts, item: Item, past: Past | None) -> WaitFacts:
+async def _place(
+    server: Server, queue: QueueFacts, item: Item, past: Past | None, *, is_there: bool = True
+) -> WaitFacts:
     rank = next((one.priority or 0 for one in queue.priorities if one.name == item.work_queue_name), 0)
     above = [one.name for one in queue.priorities if (one.priority or 0) < rank]
     due = item.next_scheduled_start_time or queue.now
@@ -84,5 +94,10 @@ async def _place(server: Server, queue: QueueFacts, item: Item, past: Past | Non
         ),
     )
     return WaitFacts(
-        queue=queue, item=item, urgent=sum(urgent), earlier=max(0, own - 1), waiting=max(1, in_all), past=past
+        queue=queue,
+        item=item,
+        urgent=sum(urgent),
+        earlier=max(0, own - is_there),
+        waiting=max(1, in_all + (not is_there)),
+        past=past,
     )

@@ -59,6 +59,7 @@ ADD_EXAMPLES = examples(
     "prefect-launch add -j job-digits -q gpu --set epochs=3 --set optimizer.lr=0.01 -P high",
     "prefect-launch add -d team/train:1.2 -q box -v memory=4g --wait",
     "prefect-launch add -q gpu -c launch-config.yaml",
+    "prefect-launch add -j job-digits -q gpu --explain",
 )
 RUN_EXAMPLES = examples(
     "prefect-launch run -j job-digits --set epochs=3",
@@ -99,10 +100,13 @@ def add(
     wait: Annotated[
         bool, typer.Option("--wait", metavar="", help="Print its log until it ends; exit with 1 when it fails.")
     ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", metavar="", help="Queue nothing: tell what would run, where, and when.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Put a job on a queue: exactly one of --job, --docker-image and --uri."""
-    from prefect_launch.cli.launching import add_to_queue
+    from prefect_launch.cli.launching import add_to_queue, explain_add
 
     request = Request(
         job=job,
@@ -121,6 +125,9 @@ def add(
         timeout=timeout,
         retries=retries,
     )
+    if explain:
+        explain_add(connected(), request, queue, priority=priority, as_json=json)
+        return
     add_to_queue(connected(), request, queue, priority=priority, wait=wait, as_json=json)
 
 

@@ -50,6 +50,26 @@ def add_to_queue(api: Api, request: Request, queue: str, *, priority: str | None
         print_json(fields_of(run, run.item))
 
 
+def explain_add(api: Api, request: Request, queue: str, *, priority: str | None, as_json: bool) -> None:
+    """Tell what adding it would do; nothing is queued.
+
+    Raises:
+        LaunchError: as `launch_add` does.
+    """
+    from prefect_launch.cli.explain_view import print_explanation
+    from prefect_launch.explain import explain_launch
+
+    arguments = request.arguments(api)
+    variables = request.template_variables(api, queue)
+    told = explain_launch(
+        uri=request.uri, queue_name=queue, priority=priority, template_variables=variables, **arguments
+    )
+    if as_json:
+        print_json(told.model_dump(mode="json"))
+    else:
+        print_explanation(told)
+
+
 def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
     tail = LogTail(run, lambda text: typer.echo(text, err=log_to_error))
     try:

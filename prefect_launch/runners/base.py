@@ -213,6 +213,15 @@ class Runner(ABC):
         raise NotImplementedError
 
     @classmethod
+    def preview(cls, plan: RunPlan) -> dict[str, Any]:
+        """Return what `create` would make of a plan, as far as that can be told away from the agent's machine.
+
+        Variables stand, with their values, in `env` (a mapping) or `Env` (a list of NAME=VALUE).
+        """
+        env = {**plan.options.get("env", {}), **plan.env}
+        return {"command": [*plan.command, *plan.args], "env": env, "labels": plan.labels}
+
+    @classmethod
     def check_source(cls, kind: SourceKind) -> None:
         """Refuse a source that this resource cannot run.
 

@@ -15,6 +15,8 @@ RUN_DIR_LABEL = "prefect-launch.run-dir"
 
 #: A chatty job may write 2 GiB while no agent copies its log; beyond that its oldest lines are lost.
 _LOG_CONFIG = {"Type": "local", "Config": {"max-size": "1g", "max-file": "2", "compress": "false"}}
+#: Stands for a working directory that is not known; no path of an image has this name.
+_OWN_DIR = "\0"
 _ROOT = ("", "0", "root", "0:0", "root:root")
 
 
@@ -46,3 +48,12 @@ def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
     is_root = made.get("User", image.user) in _ROOT
     made["Volumes"] = {OUTPUT_DIR if is_root else posixpath.dirname(OUTPUT_DIR): {}}
     return made
+
+
+def preview_config(plan: RunPlan) -> dict[str, Any]:
+    """Return the same where the image cannot be looked at: its own user and working directory are not known."""
+    config = container_config(plan, Image(id="", working_dir=_OWN_DIR))
+    own = posixpath.join("/", _OWN_DIR)
+    if str(config["WorkingDir"]).startswith(own):
+        config["WorkingDir"] = f"the image's own{config['WorkingDir'].removeprefix(own)}"
+    return config

@@ -20,7 +20,7 @@ import anyio
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, signal_of
-from prefect_launch.runners.container_config import RUN_DIR_LABEL, container_config
+from prefect_launch.runners.container_config import RUN_DIR_LABEL, container_config, preview_config
 from prefect_launch.runners.container_files import (
     OUTPUT_DIR,
     collect_outputs,
@@ -82,6 +82,10 @@ class LocalContainerRunner(Runner):
                 " built by its agent."
             )
         check_container_options(plan.options)
+
+    @classmethod
+    def preview(cls, plan: RunPlan) -> dict[str, Any]:
+        return {"Name": plan.name, **preview_config(plan)}
 
     def give_gpus(self, plan: RunPlan, ids: tuple[str, ...]) -> RunPlan:
         if ids:

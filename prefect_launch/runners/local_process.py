@@ -68,12 +68,17 @@ class LocalProcessRunner(Runner):
                 f"Cannot specify docker image with local-process resource runner (got {plan.image!r})."
                 " Use a queue of the resource local-container."
             )
-        if not plan.command:
-            raise SpecError(
-                "A job on local-process must have an entry point; give one, such as entry_point=['python', 'main.py']."
-            )
+        _check_command(plan)
         _working_dir(plan)
         check_process_options(plan.options)
+
+    @classmethod
+    def preview(cls, plan: RunPlan) -> dict[str, Any]:
+        _check_command(plan)
+        cwd = (plan.code_dir or plan.run_dir) / (plan.working_dir or "")
+        env = {"PYTHONUNBUFFERED": "1", **plan.options.get("env", {}), **plan.env}
+        fixed = dict.fromkeys(("LAUNCH_OUTPUT_DIR", "PATH", "VIRTUAL_ENV"), "")
+        return {**_process(plan, cwd), "python": plan.python_version, "env": {**env, **fixed}}
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
         ready = await self._environments.is_ready(plan.code_dir, plan.python_version)
@@ -145,17 +150,7 @@ class LocalProcessRunner(Runner):
                 merge_into_file(find_config_file(path, cwd), values)
             folder.write(supervisor.ENVIRONMENT, job_variables(plan, venv))
             # The last of the files: what is created is whole.
-            folder.write(
-                supervisor.PROCESS,
-                {
-                    "name": plan.name,
-                    "command": [*plan.command, *plan.args],
-                    "cwd": str(cwd),
-                    "nice": plan.options.get("nice", 0),
-                    "labels": plan.labels,
-                    "venv": str(venv.path),
-                },
-            )
+            folder.write(supervisor.PROCESS, {**_process(plan, cwd), "venv": str(venv.path)})
         self._register.mkdir(parents=True, exist_ok=True)
         link = self._register / plan.name
         if not link.is_symlink():
@@ -229,6 +224,24 @@ def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:
     }
     path = variables.get("PATH", os.defpath)
     return {**variables, "VIRTUAL_ENV": str(venv.path), "PATH": f"{venv.path / 'bin'}{os.pathsep}{path}"}
+
+
+def _check_command(plan: RunPlan) -> None:
+    if not plan.command:
+        raise SpecError(
+            "A job on local-process must have an entry point; give one, such as entry_point=['python', 'main.py']."
+        )
+
+
+def _process(plan: RunPlan, cwd: Path) -> dict[str, Any]:
+    """Return what the supervisor is told to run."""
+    return {
+        "name": plan.name,
+        "command": [*plan.command, *plan.args],
+        "cwd": str(cwd),
+        "nice": plan.options.get("nice", 0),
+        "labels": plan.labels,
+    }
 
 
 def _working_dir(plan: RunPlan) -> Path:

@@ -117,6 +117,29 @@ def test_same_run_id_with_the_same_request_gives_the_same_item(launch_cli: Cli, 
     assert "is taken by another spec" in other.stderr
 
 
+def test_dry_run_tells_what_would_run_and_leaves_nothing_behind(
+    launch_cli: Cli, queue: str, job: str, tmp_path: Path
+) -> None:
+    given = ("add", "-j", job, "-q", queue, "--set", "epochs=3", "--retries", "2", "--explain")
+    files = sorted(tmp_path.rglob("*"))
+
+    text = launch_cli(*given).stdout
+    told = json.loads(launch_cli(*given, "--json").stdout)
+    refused = launch_cli(*given, "--set", "epochz=3", code=1)
+
+    assert "nothing is queued" in text
+    assert "No agent is online" in text
+    assert re.search(r"^command +python train.py$", text, re.MULTILINE)
+    assert told["job"] == f"default/default/{job}:v0"
+    assert told["creates"]["command"] == ["python", "train.py"]
+    assert "LAUNCH_CONFIG" in told["creates"]["env"]
+    assert (told["waiting"]["place"], told["waiting"]["waiting"]) == (1, 1)
+    assert told["parameters"]["retries"] == {"max": 2}
+    assert "epochz" in refused.stderr
+    assert json.loads(launch_cli("item", "list", "-q", queue, "--json").stdout) == []
+    assert sorted(tmp_path.rglob("*")) == files
+
+
 def test_waiting_item_that_is_cancelled_is_gone_at_once_and_can_be_retried(
     launch_cli: Cli, queue: str, job: str
 ) -> None:

@@ -1,0 +1,201 @@
+"""`explain_launch`: what `launch_add` would do, and nothing done.
+
+A dry run: it checks all that `launch_add` checks, then plans the item as an agent would, and says what would be
+created, what the queue has changed of what was asked for, which place the item would take and why it would wait.
+Nothing is made on the server or on this machine. Values of environment variables are never told, only their names.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_launch.api import Api, default_api
+from prefect_launch.enqueue import launch_add, read_request
+from prefect_launch.errors import NotFoundError
+from prefect_launch.explain_changes import Change, changes_of, masked, masked_parameters
+from prefect_launch.image_digest import resolve_digest
+from prefect_launch.item_draft import draft_item, resolve_source, same_item
+from prefect_launch.planning import Request, Site, default_resource, preview_plan
+from prefect_launch.queues import DEFAULT_QUEUE, make_config
+from prefect_launch.runners.base import Labels
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.session import KnownQueue, Session, obstacle_of
+from prefect_launch.spec import LaunchSpec, parse_spec
+from prefect_launch.states import StateType
+from prefect_launch.templates import QueueConfig
+from prefect_launch.waiting import Waiting
+from prefect_launch.waiting_facts import why_would_wait
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+#: What stands for what is known only once the item is there.
+_ITEM: Final = "ITEM-ID"
+_RUN: Final = "RUN-ID"
+_HOME: Final = Path("AGENT-HOME")
+_AT_START: Final = "set-at-start"
+_NO_ID: Final = UUID(int=0)
+
+
+class Explanation(BaseModel):
+    """What would be queued, and what an agent would make of it.
+
+    Attributes:
+        name: the run's; `RUN-ID` stands for the run id that is made up when none was given.
+        queue: that it would go to.
+        resource: that it would run on.
+        priority: its work queue in the pool.
+        job: at the version that would be pinned; `None` for an image.
+        parameters: what the item would carry, values of variables left out.
+        image: that it would run; `None` for a process, and for an image that is still to be built.
+        builds: whether the job's image would be built at the start.
+        digest: of the image; `None` when the agent resolves it at the start.
+        creates: the container or the process, as the agent would make it.
+        options: the resource's options, the queue's and the submitter's together.
+        changes: what is other than what was asked for, and who has changed it.
+        waiting: its place, why it would wait, and when it would about start; `None` when the queue is not there yet.
+        there: id of the item that is queued under this run id already, which `launch_add` would return.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    queue: str
+    resource: str
+    priority: str
+    job: str | None
+    parameters: dict[str, Any]
+    image: str | None
+    builds: bool = False
+    digest: str | None = None
+    creates: dict[str, Any]
+    options: dict[str, Any]
+    changes: tuple[Change, ...] = ()
+    waiting: Waiting | None = Field(default=None)
+    there: str | None = None
+
+
+async def explain_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> Explanation:
+    """Say what queuing a spec would do.
+
+    Raises:
+        LaunchError: as `launch_add` does, and as the agent would for what can be told before it starts.
+    """
+    named = spec if spec.run_id else spec.model_copy(update={"run_id": _RUN})
+    job = await resolve_source(session, named)
+    queue = await _look_at(session, queue_name, default_resource(job) if spec.resource is None else spec.resource)
+    draft = draft_item(api, queue, named, job)
+    there = await _there(session, draft, queue) if spec.run_id else None
+    full = parse_spec({**draft.parameters, "template_variables": draft.job_variables})
+    request = Request(spec=full, item_id=_ITEM, queue=queue.name, config=queue.config, labels=_labels(full, queue))
+    plan = await preview_plan(request, Site(home=_HOME), session.jobs)
+    return Explanation(
+        name=draft.name,
+        queue=queue.name,
+        resource=queue.config.resource,
+        priority=draft.work_queue_name,
+        job=full.job,
+        parameters=masked_parameters(draft.parameters),
+        image=plan.image,
+        builds=plan.image_wish is not None,
+        digest=await resolve_digest(plan.image) if plan.image else None,
+        creates=masked(runner_class(queue.config.resource).preview(plan)),
+        options=masked(plan.options),
+        changes=changes_of(spec, full, queue.config, plan.options),
+        waiting=await why_would_wait(session, queue.name, _item(draft)),
+        there=there,
+    )
+
+
+async def _look_at(session: Session, name: str, resource: str) -> KnownQueue:
+    """Return a queue as it is, or as it would be made at its first use; no deployment is made for it."""
+    try:
+        pool = await session.pool(name)
+    except NotFoundError:
+        if name != DEFAULT_QUEUE:
+            raise
+        config = make_config(resource, None, None)
+        return KnownQueue(name=name, pool_id=_NO_ID, deployment_id=_NO_ID, config=config)
+    config = QueueConfig.from_template(name, pool.base_job_template)
+    return KnownQueue(name=name, pool_id=pool.id, deployment_id=_NO_ID, config=config, obstacle=obstacle_of(pool))
+
+
+async def _there(session: Session, draft: ItemDraft, queue: KnownQueue) -> str | None:
+    """Return the id of the item that is queued under the same run id.
+
+    Raises:
+        SpecError: when it is of another spec.
+    """
+    found = await session.server.list_items(keys=[draft.idempotency_key], limit=1)
+    return str(same_item(found[0], draft, queue).id) if found else None
+
+
+def _labels(spec: LaunchSpec, queue: KnownQueue) -> dict[str, str]:
+    """Return the labels that its agent would put onto what runs."""
+    return {
+        Labels.ITEM: _ITEM,
+        Labels.ATTEMPT: "1",
+        Labels.RUN_ID: spec.run_id or _RUN,
+        Labels.QUEUE: queue.name,
+        Labels.AGENT: _AT_START,
+        Labels.CLAIM: _AT_START,
+    }
+
+
+def _item(draft: ItemDraft) -> Item:
+    return Item(
+        id=uuid4(),
+        name=draft.name,
+        tags=draft.tags,
+        state_type=StateType.SCHEDULED,
+        work_queue_name=draft.work_queue_name,
+    )
+
+
+def _with_arguments_of(
+    original: Callable[P, object],
+) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
+    """Give a function of a mapping the arguments of another function, with their defaults."""
+    signature = inspect.signature(original)
+
+    def give(function: Callable[[Mapping[str, Any]], R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return function(bound.arguments)
+
+        called.__signature__ = signature.replace(return_annotation=Explanation)  # type: ignore[attr-defined]
+        return called
+
+    return give
+
+
+@_with_arguments_of(launch_add)
+def explain_launch(arguments: Mapping[str, Any]) -> Explanation:
+    """Say what `launch_add` would do with these arguments; nothing is queued, nothing is left behind.
+
+    It takes the arguments of `launch_add`.
+
+    Raises:
+        LaunchError: as `launch_add` does.
+    """
+    spec, queue = read_request(arguments)
+    api = default_api()
+    return api.call(lambda session: explain_item(api, session, spec, queue))
+
+
+@_with_arguments_of(launch_add)
+def aexplain_launch(arguments: Mapping[str, Any]) -> Awaitable[Explanation]:
+    """`explain_launch` for async code; arguments, result and errors are the same."""
+    spec, queue = read_request(arguments)
+    api = default_api()
+    return api.acall(lambda session: explain_item(api, session, spec, queue))

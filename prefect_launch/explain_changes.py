@@ -1,0 +1,124 @@
+"""What is other in an item than what its submitter asked for, and who changed it; with no value of a variable in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict
+
+from prefect_launch.safety import locked_options
+from prefect_launch.safety.options import normalise_option, normalise_options, read_env
+from prefect_launch.spec import LaunchSpec
+from prefect_launch.templates import QueueConfig
+
+_ENV: Final = "env"
+_HIDDEN: Final = "***"
+_SECRET: Final = re.compile(r"\{\{\s*prefect\.blocks\.secret\.([a-z0-9-]+)\s*\}\}")
+
+
+class Change(BaseModel):
+    """One thing that is other than what was asked for.
+
+    Attributes:
+        what: a launch option such as `job`, or an option of the resource.
+        asked: what was asked for; `None`: nothing.
+        becomes: what it is.
+        by: who changed it, in words.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    what: str
+    asked: Any = None
+    becomes: Any = None
+    by: str
+
+
+def changes_of(
+    asked: LaunchSpec, full: LaunchSpec, config: QueueConfig, options: Mapping[str, Any]
+) -> tuple[Change, ...]:
+    """List what is other than what was asked for.
+
+    Args:
+        asked: what was asked for.
+        full: the same, completed at the enqueue.
+        config: the queue's.
+        options: the resource's options that it runs with.
+    """
+    return (*_of_spec(asked, full), *_of_variables(asked, config), *_of_options(asked, config, options))
+
+
+def masked(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options, or what is created, without the values of environment variables: their names remain.
+
+    A variable that names a secret is told with the block's name.
+    """
+    return {name: _names(value) if _is_env(name) else value for name, value in options.items()}
+
+
+def masked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an item's parameters with their `resource_args` masked."""
+    by_resource = parameters.get("resource_args")
+    if not isinstance(by_resource, Mapping):
+        return dict(parameters)
+    hidden = {resource: masked(options) for resource, options in by_resource.items()}
+    return {**parameters, "resource_args": hidden}
+
+
+def _is_env(name: str) -> bool:
+    return normalise_option(name) == _ENV
+
+
+def _names(env: Any) -> list[str]:
+    return sorted(_name(name, value) for name, value in read_env(env).items())
+
+
+def _name(name: str, value: str) -> str:
+    secrets = _SECRET.findall(value)
+    return f"{name} (Secret block {', '.join(secrets)})" if secrets else name
+
+
+def _of_spec(asked: LaunchSpec, full: LaunchSpec) -> list[Change]:
+    given = asked.overrides.run_config
+    found = [Change(what="job", asked=asked.job, becomes=full.job, by="pinned")] if asked.job != full.job else []
+    found += [
+        Change(what=f"input {name}", asked=given.get(name), becomes=value, by="the job's schema")
+        for name, value in full.overrides.run_config.items()
+        if given.get(name) != value
+    ]
+    return found + [
+        Change(what=what, becomes=getattr(full, what), by="the job, or your settings")
+        for what in ("entity", "project")
+        if getattr(asked, what) is None
+    ]
+
+
+def _of_variables(asked: LaunchSpec, config: QueueConfig) -> list[Change]:
+    return [
+        Change(what=f"variable {name}", becomes=schema["default"], by="the queue's default")
+        for name, schema in config.template_variables.items()
+        if "default" in schema and name not in asked.template_variables
+    ]
+
+
+def _of_options(asked: LaunchSpec, config: QueueConfig, options: Mapping[str, Any]) -> list[Change]:
+    wanted = _flat(normalise_options(asked.resource_args.get(config.resource, {})))
+    locked = locked_options(config.resource_args)
+    found = []
+    for what, value in _flat(options).items():
+        if what in wanted and str(wanted[what]) == str(value):
+            continue
+        by = "a macro" if what in wanted else "the queue"
+        by += f", from the template variable {locked[what]}" if what in locked else ""
+        asked_for, becomes = (wanted.get(what), value) if "." not in what else (what in wanted and _HIDDEN, _HIDDEN)
+        found.append(Change(what=what, asked=asked_for or None, becomes=becomes, by=by))
+    return found
+
+
+def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with each environment variable as one of its own, `env.NAME`."""
+    env = options.get(_ENV)
+    flat = {name: value for name, value in options.items() if name != _ENV}
+    return {**flat, **{f"{_ENV}.{name}": value for name, value in (env if isinstance(env, Mapping) else {}).items()}}
