@@ -214,10 +214,7 @@ class Runner(ABC):
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
-        """Return what `create` would make of a plan, as far as that can be told away from the agent's machine.
-
-        Variables stand, with their values, in `env` (a mapping) or `Env` (a list of NAME=VALUE).
-        """
+        """Return what `create` would make, as told away from the machine; variables and their values as `env`."""
         env = {**plan.options.get("env", {}), **plan.env}
         return {"command": [*plan.command, *plan.args], "env": env, "labels": plan.labels}
 
