@@ -30,6 +30,8 @@ from prefect_launch.agent.reach import Reach
 from prefect_launch.agent.stopping import Stopper
 from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.builds.registries.keychain import Keychain
+from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.item_spec import run_id_of, spec_of
 from prefect_launch.planning import Request, make_plan
@@ -59,6 +61,7 @@ class Workshop:
         runners: made on first use, one a resource.
         trusted_seconds: for how long after a claim it is taken for granted: nobody is called lost that soon.
         cards: the door to the machine's GPUs.
+        registry: the registries of images, with this agent's credentials.
         desk: gives out the machine's devices.
         images: builds the images of jobs that have code and none.
         reach: whether what the agent's queues run on answers.
@@ -71,6 +74,7 @@ class Workshop:
     cards: CardReader | None = None
 
     def __post_init__(self) -> None:
+        self.registry = RemoteRegistries(Keychain(self.config.registries))
         self.desk = Desk(self.config, self.session, self.runner, self.cards)
         self.images = ImageMaker(self.config.builder)
         self.reach = Reach(self.session, self.runner)
@@ -82,7 +86,7 @@ class Workshop:
     def runner(self, resource: str) -> Runner:
         """Return the agent's runner of a resource."""
         if resource not in self.runners:
-            self.runners[resource] = make_runner(resource, self.config.home)
+            self.runners[resource] = make_runner(resource, self.config.home, self.registry)
         return self.runners[resource]
 
     def resource_of(self, runner: Runner) -> str:

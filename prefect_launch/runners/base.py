@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.builds.registries.base import Registry
 from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
@@ -185,6 +186,9 @@ class Runner(ABC):
     needs_image: ClassVar[bool] = False
     #: Whether its runs take the devices of the agent's own machine, so that the agent gives them out.
     uses_this_machine: ClassVar[bool] = False
+
+    #: Who knows the credentials for images; set by who made the runner. None: as the machine itself is logged in.
+    registry: Registry | None = None
 
     def __init__(self, home: Path) -> None:
         """Make a runner; nothing is connected or made before it is asked for.

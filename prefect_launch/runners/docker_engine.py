@@ -23,10 +23,12 @@ import docker.utils
 import requests
 import urllib3
 
-from prefect_launch.errors import ImagePullError, InfrastructureError, SpecError, UnreachableError
+from prefect_launch.builds.registries.base import Credentials
+from prefect_launch.errors import InfrastructureError, SpecError, UnreachableError
 from prefect_launch.runners.docker_answers import read_inspected, read_listed
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.runners.engine_events import EngineEvents, EventSource
+from prefect_launch.runners.engine_pull import pull_image
 
 T = TypeVar("T")
 
@@ -77,8 +79,8 @@ class DockerEngine(Engine):
             working_dir=config.get("WorkingDir") or "/",
         )
 
-    async def pull(self, name: str, platform: str | None = None) -> None:
-        await self._call(lambda client: _pull(client, name, platform), abandon_on_cancel=True)
+    async def pull(self, name: str, platform: str | None = None, credentials: Credentials | None = None) -> None:
+        await self._call(lambda client: pull_image(client, name, platform, credentials), abandon_on_cancel=True)
 
     async def create(self, name: str, config: Mapping[str, Any], platform: str | None = None) -> str:
         def create(client: Any) -> str:
@@ -275,20 +277,3 @@ def _or_none(ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         return ask(*arguments, **options)
     except docker.errors.NotFound:
         return None
-
-
-def _pull(client: Any, name: str, platform: str | None) -> None:
-    repository, tag = docker.utils.parse_repository_tag(name)
-    try:
-        for line in client.pull(repository, tag=tag or "latest", stream=True, decode=True, platform=platform):
-            if "error" in line:
-                raise _pull_failed(name, line["error"])
-    except docker.errors.APIError as error:
-        raise _pull_failed(name, error.explanation or str(error)) from error
-
-
-def _pull_failed(name: str, reason: str) -> ImagePullError:
-    return ImagePullError(
-        f"The image {name!r} is not on this machine and cannot be pulled: {reason}. Check its name, that the registry"
-        " can be reached from here, and that this machine's Docker is logged in to it."
-    )

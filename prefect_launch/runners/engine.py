@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.builds.registries.base import Credentials
 from prefect_launch.errors import InfrastructureError, LaunchError
 
 
@@ -105,8 +106,13 @@ class Engine(ABC):
         """Return an image when the engine has it."""
 
     @abstractmethod
-    async def pull(self, name: str, platform: str | None = None) -> None:
-        """Fetch an image from its registry."""
+    async def pull(self, name: str, platform: str | None = None, credentials: Credentials | None = None) -> None:
+        """Fetch an image from its registry.
+
+        Args:
+            platform: such as linux/amd64; None: the engine's own.
+            credentials: who to be there; None: nobody in particular, or as the engine's machine is logged in.
+        """
 
     @abstractmethod
     async def create(self, name: str, config: Mapping[str, Any], platform: str | None = None) -> str:

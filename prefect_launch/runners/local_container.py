@@ -103,7 +103,8 @@ class LocalContainerRunner(Runner):
         self.check(plan)
         image = str(plan.image)
         if await self._engine.image(image) is None:
-            await self._engine.pull(image, apply_options({}, plan.options).get("platform"))
+            credentials = await self.registry.credentials_for(image) if self.registry is not None else None
+            await self._engine.pull(image, apply_options({}, plan.options).get("platform"), credentials)
 
     async def create(self, plan: RunPlan) -> str:
         self.check(plan)

@@ -12,6 +12,7 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from prefect_launch.builds.registries.base import Registry
 from prefect_launch.errors import AgentConfigError, unknown_name
 from prefect_launch.runners.base import Runner
 
@@ -55,13 +56,18 @@ def runner_class(name: str) -> type[Runner]:
     return found
 
 
-def make_runner(name: str, home: Path) -> Runner:
+def make_runner(name: str, home: Path, registry: Registry | None = None) -> Runner:
     """Return a new runner of a resource, for one agent whose folder is `home`.
+
+    Args:
+        registry: who knows the credentials for images.
 
     Raises:
         LaunchError: as `runner_class` does.
     """
-    return runner_class(name)(home)
+    runner = runner_class(name)(home)
+    runner.registry = registry
+    return runner
 
 
 @lru_cache(maxsize=1)

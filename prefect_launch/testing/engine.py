@@ -19,6 +19,7 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO
 from uuid import uuid4
 
+from prefect_launch.builds.registries.base import Credentials
 from prefect_launch.errors import ImagePullError, InfrastructureError, UnreachableError
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.testing.script import Script, ScriptedProcess
@@ -46,11 +47,13 @@ class InMemoryDocker:
         script: says what a container does, by its configuration.
         images: the images that are there, and the files in each, by absolute path.
         registry: the images that can be pulled.
+        registry_user: who alone can pull them; None: anybody.
     """
 
     script: Callable[[Mapping[str, Any]], Script] = lambda config: Script()
     images: dict[str, dict[str, bytes]] = field(default_factory=dict)
     registry: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    registry_user: Credentials | None = None
     containers: dict[str, _Container] = field(default_factory=dict)
     pulled: list[str] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
@@ -71,8 +74,10 @@ class InMemoryEngine(Engine):
         known = name.removeprefix("sha256:")
         return Image(id=f"sha256:{known}") if known in self._docker().images else None
 
-    async def pull(self, name: str, platform: str | None = None) -> None:
+    async def pull(self, name: str, platform: str | None = None, credentials: Credentials | None = None) -> None:
         docker = self._docker()
+        if docker.registry_user is not None and credentials != docker.registry_user:
+            raise ImagePullError(f"The image {name!r} is not on this machine and cannot be pulled: unauthorized.")
         if name not in docker.registry:
             raise ImagePullError(f"The image {name!r} is not on this machine and cannot be pulled: not found.")
         docker.pulled.append(name)

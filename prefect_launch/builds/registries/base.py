@@ -8,7 +8,10 @@ pushed or pulled here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+#: The user that Docker's own files write when the password is a token that asks for further ones.
+TOKEN_USER: Final = "<token>"
 
 
 class Credentials(NamedTuple):

@@ -14,11 +14,9 @@ from urllib.request import parse_http_list, parse_keqv_list
 import httpx
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.builds.registries.base import Credentials
+from prefect_launch.builds.registries.base import TOKEN_USER, Credentials
 from prefect_launch.errors import RegistryError
 
-#: The user that Docker's own files write when the password is a token that asks for further ones.
-TOKEN_USER: Final = "<token>"
 _CLIENT_ID: Final = "prefect-launch"
 
 

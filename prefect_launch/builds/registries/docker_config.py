@@ -13,8 +13,7 @@ import docker.auth
 import docker.credentials
 import docker.errors
 
-from prefect_launch.builds.registries.base import Credentials
-from prefect_launch.builds.registries.challenge import TOKEN_USER
+from prefect_launch.builds.registries.base import TOKEN_USER, Credentials
 from prefect_launch.errors import AgentConfigError
 
 #: A helper that waits for somebody to type something waits for ever.

@@ -13,7 +13,6 @@ from typing import Final
 from prefect_launch.builds.registries.base import Credentials
 from prefect_launch.builds.registries.block import read_block
 from prefect_launch.builds.registries.clouds import cloud_of
-from prefect_launch.builds.registries.docker_config import read_docker_config
 from prefect_launch.builds.registries.settings import RegistrySettings
 from prefect_launch.errors import RegistryError
 
@@ -78,11 +77,18 @@ class Keychain:
         cloud = cloud_of(host)
         getter = cloud.getter() if cloud else None
         if getter is None:
-            return await read_docker_config(host)
+            return await _logged_in(host)
         try:
-            return await getter(host) or await read_docker_config(host)
+            return await getter(host) or await _logged_in(host)
         except RegistryError:
-            logged_in = await read_docker_config(host)
+            logged_in = await _logged_in(host)
             if logged_in is None:
                 raise
             return logged_in
+
+
+async def _logged_in(host: str) -> Credentials | None:
+    # The package behind it takes a tenth of a second to load, which an agent of processes need not spend.
+    from prefect_launch.builds.registries.docker_config import read_docker_config
+
+    return await read_docker_config(host)

@@ -11,8 +11,7 @@ import httpx
 import pytest
 import respx
 
-from prefect_launch.builds.registries.base import Credentials
-from prefect_launch.builds.registries.challenge import TOKEN_USER
+from prefect_launch.builds.registries.base import TOKEN_USER, Credentials
 from prefect_launch.builds.registries.client import MANIFEST_TYPES, RegistryClient
 from prefect_launch.builds.registries.reference import parse_reference
 from prefect_launch.errors import RegistryError

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.builds.registries.base import Credentials
-from prefect_launch.builds.registries.challenge import TOKEN_USER
+from prefect_launch.builds.registries.base import TOKEN_USER, Credentials
 from prefect_launch.builds.registries.docker_config import read_docker_config
 from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.settings import read_registries
