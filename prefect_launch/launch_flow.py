@@ -24,6 +24,8 @@ from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.outcome import outcome_of_exit, publish_outputs
 from prefect_launch.api import Api
 from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.builds.registries.keychain import Keychain
+from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.duration import in_words
 from prefect_launch.errors import ExecutionError, LaunchError, SpecError
 from prefect_launch.launch_retries import retries_here, with_retries
@@ -199,7 +201,7 @@ async def _attempt(
     session: Session, spec: LaunchSpec, job: Job | None, flow_run_id: UUID, number: int, synchronous: bool
 ) -> AbstractRun:
     chosen, plan = await _plan(session, spec, job, str(flow_run_id), number)
-    runner = make_runner(chosen, default_home())
+    runner = make_runner(chosen, default_home(), RemoteRegistries(Keychain(resolve_agent_config().registries)))
     try:
         plan = await _prepare(session, flow_run_id, runner, plan)
         return await _run(session, flow_run_id, runner, plan, synchronous)

@@ -17,7 +17,7 @@ from uuid import UUID
 from prefect_launch.agent.config import AgentConfig, parse_agent_config
 from prefect_launch.agent.crew import Crew
 from prefect_launch.agent.devices.reader import CardReader
-from prefect_launch.agent.execution import Execution, Workshop
+from prefect_launch.agent.execution import Execution
 from prefect_launch.agent.intake import Intake
 from prefect_launch.agent.lock import only_agent
 from prefect_launch.agent.loop import Loop
@@ -27,6 +27,7 @@ from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.refusal import check_sweep, fail_item, fail_over
 from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import Wake
+from prefect_launch.agent.workshop import Workshop
 from prefect_launch.errors import AgentConfigError, LaunchError
 from prefect_launch.item_spec import options_of
 from prefect_launch.runners.base import Phase, Runner

@@ -22,8 +22,8 @@ from prefect_launch.server.protocol import Server
 from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.execution import Workshop
     from prefect_launch.agent.tracker import JobTracker
+    from prefect_launch.agent.workshop import Workshop
 
 #: In a folder of its own: how far a log was sent is kept beside it.
 BUILD_LOG: Final = "build/build.log"

@@ -21,8 +21,8 @@ from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
 from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.execution import Workshop
     from prefect_launch.agent.tracker import JobTracker
+    from prefect_launch.agent.workshop import Workshop
     from prefect_launch.runners.base import Runner
 
 log = logging.getLogger("prefect_launch.agent")

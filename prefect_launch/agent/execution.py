@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,29 +17,23 @@ import anyio
 
 from prefect_launch.agent.building import bring_image
 from prefect_launch.agent.closing import Closing
-from prefect_launch.agent.config import AgentConfig
-from prefect_launch.agent.devices.desk import Desk, NotNowError
-from prefect_launch.agent.devices.reader import CardReader
+from prefect_launch.agent.devices.desk import NotNowError
 from prefect_launch.agent.held import token_of
 from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
 from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
-from prefect_launch.agent.reach import Reach
 from prefect_launch.agent.stopping import Stopper
 from prefect_launch.agent.tracker import JobTracker
-from prefect_launch.builds.maker import ImageMaker
-from prefect_launch.builds.registries.keychain import Keychain
-from prefect_launch.builds.registries.remote import RemoteRegistries
+from prefect_launch.agent.workshop import Workshop
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.item_spec import run_id_of, spec_of
 from prefect_launch.planning import Request, make_plan
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
-from prefect_launch.runners.registry import make_runner
 from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
-    from prefect_launch.session import Session
+    pass
 
 T = TypeVar("T")
 
@@ -49,55 +42,6 @@ log = logging.getLogger("prefect_launch.agent")
 
 class StopAskedError(Exception):
     """The item was asked to stop before anything of it ran."""
-
-
-@dataclass
-class Workshop:
-    """What all executions of one agent share.
-
-    Attributes:
-        config: the agent's.
-        session: its connection.
-        runners: made on first use, one a resource.
-        trusted_seconds: for how long after a claim it is taken for granted: nobody is called lost that soon.
-        cards: the door to the machine's GPUs.
-        registry: the registries of images, with this agent's credentials.
-        desk: gives out the machine's devices.
-        images: builds the images of jobs that have code and none.
-        reach: whether what the agent's queues run on answers.
-    """
-
-    config: AgentConfig
-    session: Session
-    runners: dict[str, Runner] = field(default_factory=dict)
-    trusted_seconds: float = 30.0
-    cards: CardReader | None = None
-
-    def __post_init__(self) -> None:
-        self.registry = RemoteRegistries(Keychain(self.config.registries))
-        self.desk = Desk(self.config, self.session, self.runner, self.cards)
-        self.images = ImageMaker(self.config.builder)
-        self.reach = Reach(self.session, self.runner)
-
-    def describe(self) -> str:
-        """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""
-        return "; ".join(filter(None, (self.desk.describe(), self.reach.describe())))
-
-    def runner(self, resource: str) -> Runner:
-        """Return the agent's runner of a resource."""
-        if resource not in self.runners:
-            self.runners[resource] = make_runner(resource, self.config.home, self.registry)
-        return self.runners[resource]
-
-    def resource_of(self, runner: Runner) -> str:
-        """Return the name of the resource that a runner was made for."""
-        return next((name for name, one in self.runners.items() if one is runner), runner.name)
-
-    async def aclose(self) -> None:
-        """Let go of the runners' connections; what runs goes on."""
-        for runner in self.runners.values():
-            await runner.aclose()
-        await self.images.aclose()
 
 
 class Execution:

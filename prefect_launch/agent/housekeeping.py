@@ -28,7 +28,7 @@ from prefect_launch.runners.process_files import environments_in_use
 from prefect_launch.shelf import FRESH_SECONDS, Tidied
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.execution import Workshop
+    from prefect_launch.agent.workshop import Workshop
     from prefect_launch.api import Api
 
 #: Between two looks.
@@ -132,7 +132,7 @@ async def clean(api: Api, config: AgentConfig, *, dry_run: bool = False) -> Repo
     Returns:
         What went, or would; `None` when an agent does it just now.
     """
-    from prefect_launch.agent.execution import Workshop
+    from prefect_launch.agent.workshop import Workshop
 
     async with api.open() as session:
         workshop = Workshop(config, session)

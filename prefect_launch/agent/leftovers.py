@@ -23,7 +23,7 @@ from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.registry import runner_names
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.execution import Workshop
+    from prefect_launch.agent.workshop import Workshop
 
 #: Its own agent removes it within seconds of its item's end.
 SETTLED_SECONDS: Final = 60.0

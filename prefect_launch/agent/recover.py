@@ -16,9 +16,9 @@ from uuid import UUID
 from prefect_launch.agent.certificate import Facts
 from prefect_launch.agent.claim import undo_claim
 from prefect_launch.agent.ending import end_item
-from prefect_launch.agent.execution import Workshop
 from prefect_launch.agent.moves import move
 from prefect_launch.agent.outcome import Outcome
+from prefect_launch.agent.workshop import Workshop
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning import load_plan
 from prefect_launch.retry import Cause

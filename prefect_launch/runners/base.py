@@ -11,7 +11,6 @@ is to know about one attempt at one item, and it must keep these promises:
 
 from __future__ import annotations
 
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
@@ -27,8 +26,6 @@ from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.states import ItemState
-
-_SIGNALS = frozenset(int(one) for one in signal.Signals)
 
 
 class Phase(str, Enum):
@@ -138,12 +135,6 @@ class Exit(BaseModel):
             foreign = ", which this agent did not send" if self.signal == "SIGKILL" and not self.stopped else ""
             return f"ended by signal {self.signal} (exit code {self.exit_code}){foreign}"
         return f"exit code {self.exit_code}"
-
-
-def signal_of(exit_code: int | None) -> str | None:
-    """Return the name of the signal that an exit code tells of, as shells have it: 137 is "SIGKILL"."""
-    number = (exit_code or 0) - 128
-    return signal.Signals(number).name if number in _SIGNALS else None
 
 
 class RunState(str, Enum):

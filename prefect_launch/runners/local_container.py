@@ -19,7 +19,7 @@ import anyio
 
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, signal_of
+from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.container_config import RUN_DIR_LABEL, container_config, preview_config
 from prefect_launch.runners.container_files import (
     OUTPUT_DIR,
@@ -37,6 +37,7 @@ from prefect_launch.runners.container_options import (
 )
 from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
+from prefect_launch.runners.exit_codes import signal_of
 from prefect_launch.runners.gpu_option import written_ids
 from prefect_launch.states import ItemState
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect_launch.runners import supervisor
-from prefect_launch.runners.base import Exit, RunState, signal_of
+from prefect_launch.runners.base import Exit, RunState
+from prefect_launch.runners.exit_codes import signal_of
 
 
 class RunFolder:

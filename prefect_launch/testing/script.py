@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from prefect_launch.errors import LaunchError
-from prefect_launch.runners.base import signal_of
+from prefect_launch.runners.exit_codes import signal_of
 from prefect_launch.states import ItemState
 
 

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.engine
 ImageIn = Callable[[str], str]
 #: Well inside the one large layer of the image.
 MID_PUSH_BYTES = 600_000
+_TLS_HELLO = b"\x16"
 
 
 def log_in(folder: Path, host: str, password: str = PASSWORD) -> None:
@@ -42,7 +43,11 @@ async def failing_registry(status: int) -> AsyncIterator[tuple[str, list[str]]]:
     asked: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
+        head = await reader.read(1)
+        if head == _TLS_HELLO:  # It has no TLS, as a client that begins with it must see.
+            writer.close()
+            return
+        head += await reader.readuntil(b"\r\n\r\n")
         asked.append(head.split(b" HTTP/")[0].decode(errors="replace"))
         writer.write(f"HTTP/1.1 {status} Word\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
         await writer.drain()

@@ -1,0 +1,68 @@
+"""What all executions of one agent share: its connection, its runners, its devices, its images and registries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from prefect_launch.agent.config import AgentConfig
+from prefect_launch.agent.devices.desk import Desk
+from prefect_launch.agent.devices.reader import CardReader
+from prefect_launch.agent.reach import Reach
+from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.builds.registries.keychain import Keychain
+from prefect_launch.builds.registries.remote import RemoteRegistries
+from prefect_launch.runners.base import Runner
+from prefect_launch.runners.registry import make_runner
+
+if TYPE_CHECKING:
+    from prefect_launch.session import Session
+
+
+@dataclass
+class Workshop:
+    """The means of one agent.
+
+    Attributes:
+        config: the agent's.
+        session: its connection.
+        runners: made on first use, one a resource.
+        trusted_seconds: for how long after a claim it is taken for granted: nobody is called lost that soon.
+        cards: the door to the machine's GPUs.
+        registry: the registries of images, with this agent's credentials.
+        desk: gives out the machine's devices.
+        images: builds the images of jobs that have code and none.
+        reach: whether what the agent's queues run on answers.
+    """
+
+    config: AgentConfig
+    session: Session
+    runners: dict[str, Runner] = field(default_factory=dict)
+    trusted_seconds: float = 30.0
+    cards: CardReader | None = None
+
+    def __post_init__(self) -> None:
+        self.registry = RemoteRegistries(Keychain(self.config.registries))
+        self.desk = Desk(self.config, self.session, self.runner, self.cards)
+        self.images = ImageMaker(self.config.builder)
+        self.reach = Reach(self.session, self.runner)
+
+    def describe(self) -> str:
+        """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""
+        return "; ".join(filter(None, (self.desk.describe(), self.reach.describe())))
+
+    def runner(self, resource: str) -> Runner:
+        """Return the agent's runner of a resource."""
+        if resource not in self.runners:
+            self.runners[resource] = make_runner(resource, self.config.home, self.registry)
+        return self.runners[resource]
+
+    def resource_of(self, runner: Runner) -> str:
+        """Return the name of the resource that a runner was made for."""
+        return next((name for name, one in self.runners.items() if one is runner), runner.name)
+
+    async def aclose(self) -> None:
+        """Let go of the runners' connections; what runs goes on."""
+        for runner in self.runners.values():
+            await runner.aclose()
+        await self.images.aclose()
