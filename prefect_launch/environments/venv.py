@@ -21,6 +21,7 @@ from pathlib import Path
 
 import anyio
 
+from prefect_launch.commands import run_command
 from prefect_launch.environments.pip_config import uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements
 from prefect_launch.errors import AgentConfigError, InfrastructureError, SourceError
@@ -134,8 +135,8 @@ def _own_python() -> _Python:
 
 async def _find_python(version: str) -> _Python:
     own = _own_python()
-    process = await anyio.run_process(
-        [_uv_path(), "python", "find", "--no-project", "--system", version], check=False, env=uv_environment()
+    process = await run_command(
+        [_uv_path(), "python", "find", "--no-project", "--system", version], env=uv_environment()
     )
     found = process.stdout.decode(errors="replace").strip()
     if process.returncode == 0 and found:
@@ -149,9 +150,8 @@ async def _find_python(version: str) -> _Python:
 
 async def _uv(*arguments: str, cwd: Path) -> None:
     """Run uv; cancelled, it ends the command too."""
-    process = await anyio.run_process(
+    process = await run_command(
         [_uv_path(), *arguments],
-        check=False,
         stderr=subprocess.STDOUT,
         cwd=cwd,
         env=uv_environment({key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}),

@@ -15,10 +15,10 @@ from typing import Final
 
 import anyio
 
+from prefect_launch.commands import run_command
 from prefect_launch.errors import InfrastructureError, OperatorError, SourceError
 from prefect_launch.secret_blocks import read_secret
 from prefect_launch.sources.git_access import ReadSecret, access_to
-from prefect_launch.sources.git_process import run_in_group
 from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.sources.remote import ALLOWED_PROTOCOLS
 
@@ -100,7 +100,7 @@ class Git:
             environment = {**self._environment(), **access.environment}
             try:
                 with anyio.fail_after(seconds):
-                    ended = await run_in_group(command, cwd=cwd, environment=environment, inherited=inherited)
+                    ended = await run_command(command, cwd=cwd, env=environment, inherited=inherited)
             except FileNotFoundError as error:
                 raise OperatorError(f"git cannot be run in {cwd}: {error}. Install git on this machine.") from None
             except TimeoutError:
@@ -109,8 +109,8 @@ class Git:
                     " git host; a repository that is that large wants a longer 'timeout' in the git settings."
                 ) from None
         if ended.returncode != 0:
-            raise _fault(arguments[0], remote, _masked(ended.stderr, access.secrets))
-        return ended.stdout
+            raise _fault(arguments[0], remote, _masked(ended.stderr.decode(errors="replace"), access.secrets))
+        return ended.stdout.decode(errors="replace")
 
     def _file_rule(self) -> tuple[str, ...]:
         return () if "file" in self.protocols else ("protocol.file.allow=never",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -76,16 +77,16 @@ def test_cancelled_container_is_removed_soon_after_its_grace(
 
 
 def test_item_that_is_cancelled_while_its_environment_is_built_is_never_started(site: Site, tmp_path: Path) -> None:
-    site.job(
-        "touch ../../../ran; sleep 300",
-    )
+    site.job("touch ../../../ran; sleep 300")
     code = next(tmp_path.glob("code-*"))
-    (code / "requirements.txt").write_text("slow @ git+https://10.255.255.1/never/there.git\n")
-    create_job(str(code), "code", name=site.name, entrypoint="sh run.sh", api=site.api)
-    (run,) = site.add()
-    with running(site.agent()):
-        until(lambda: run.state == "building")
-        seconds = _cancel(run)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # Takes the request, and never answers.
+        port = silent.getsockname()[1]
+        (code / "requirements.txt").write_text(f"slow @ http://127.0.0.1:{port}/slow-1-py3-none-any.whl\n")
+        create_job(str(code), "code", name=site.name, entrypoint="sh run.sh", api=site.api)
+        (run,) = site.add()
+        with running(site.agent()):
+            until(lambda: run.state == "building")
+            seconds = _cancel(run)
     assert run.message.startswith("Stopped before it was started")
     assert seconds < PATIENCE_SECONDS
 

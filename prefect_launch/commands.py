@@ -1,0 +1,71 @@
+"""Running another program and reading what it says, off the event loop's back.
+
+A program that is no longer waited for is ended, with all that it has started: git and uv start others, which would go
+on, waiting for a host that does not answer. (`anyio.run_process` would wait for it to end by itself when its task is
+cancelled the way asyncio does it.)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from subprocess import DEVNULL, PIPE, CompletedProcess
+
+from anyio import CapacityLimiter, to_thread
+
+
+async def run_command(
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    stderr: int = PIPE,
+    inherited: Collection[int] = (),
+) -> CompletedProcess[bytes]:
+    """Run a program to its end, without standard input.
+
+    Cancelled, it kills the program and every process of its group first.
+
+    Args:
+        command: the program and its arguments; no shell sees them.
+        cwd: the folder to run in; by default this process's.
+        env: the whole environment; by default this process's.
+        stderr: `subprocess.PIPE`, or `subprocess.STDOUT` to have both streams in one, as they came.
+        inherited: descriptors that stay open in it.
+
+    Returns:
+        Its exit code and what it said.
+
+    Raises:
+        FileNotFoundError: when there is no such program, or no such folder.
+        OSError: when the system cannot start it.
+    """
+    # Made without an await: a cancel cannot come between its start and our hold on it.
+    process = subprocess.Popen(  # noqa: ASYNC220 - asyncio forks in the same way
+        command,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=stderr,
+        cwd=cwd,
+        env=env,
+        start_new_session=True,
+        pass_fds=tuple(inherited),
+    )
+    try:
+        said, complained = await to_thread.run_sync(
+            process.communicate, abandon_on_cancel=True, limiter=CapacityLimiter(1)
+        )
+    except BaseException:
+        _kill_group(process.pid)  # The thread sees its end, and is done.
+        raise
+    return CompletedProcess(list(command), process.returncode, said, complained)
+
+
+def _kill_group(leader: int) -> None:
+    try:
+        os.killpg(leader, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # All of it has ended meanwhile.

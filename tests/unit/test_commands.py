@@ -1,0 +1,65 @@
+"""Running programs: what they say comes back, and one that is not waited for any more is gone at once."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from subprocess import STDOUT
+
+import anyio
+import pytest
+from anyio import to_thread
+
+from prefect_launch.commands import run_command
+from tests.support.live import until
+
+#: Says that it is up, and stays with a child of its own.
+STAYS = ["sh", "-c", "sleep 300 & echo $! > child; echo up > up; wait"]
+
+
+async def test_program_gives_its_exit_code_and_both_streams() -> None:
+    ended = await run_command(["sh", "-c", "echo out; echo err >&2; exit 3"])
+    assert (ended.returncode, ended.stdout, ended.stderr) == (3, b"out\n", b"err\n")
+
+
+async def test_streams_can_be_had_as_one() -> None:
+    ended = await run_command(["sh", "-c", "echo out; echo err >&2"], stderr=STDOUT)
+    assert ended.stdout == b"out\nerr\n"
+
+
+async def test_program_that_is_not_there_is_told() -> None:
+    with pytest.raises(FileNotFoundError):
+        await run_command(["no-such-program-anywhere"])
+
+
+async def test_task_that_is_cancelled_ends_the_program_and_its_children(tmp_path: Path) -> None:
+    task = asyncio.create_task(run_command(STAYS, cwd=tmp_path))
+    child = await _child(tmp_path)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await _gone(child)
+
+
+async def test_scope_whose_time_is_up_ends_the_program_and_its_children(tmp_path: Path) -> None:
+    with anyio.move_on_after(1) as scope:
+        await run_command(STAYS, cwd=tmp_path)
+    assert scope.cancelled_caught
+    await _gone(await _child(tmp_path))
+
+
+async def _child(folder: Path) -> int:
+    await to_thread.run_sync(until, (folder / "up").exists)
+    return int((folder / "child").read_text())
+
+
+async def _gone(pid: int) -> None:
+    """Wait until a process has ended, or is only waited for."""
+    await to_thread.run_sync(until, lambda: _state(pid) in ("", "Z", "X"))
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
