@@ -7,14 +7,19 @@ cancelled the way asyncio does it.)
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, CompletedProcess
+from typing import Final
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter, to_thread
+
+#: How long killed programs may take to be gone; one in an uninterruptible call (a dead network disk) can take for ever.
+_GONE_SECONDS: Final = 5.0
 
 
 async def run_command(
@@ -27,7 +32,7 @@ async def run_command(
 ) -> CompletedProcess[bytes]:
     """Run a program to its end, without standard input.
 
-    Cancelled, it kills the program and every process of its group first.
+    Cancelled, it kills the program and every process of its group, and returns when they are gone.
 
     Args:
         command: the program and its arguments; no shell sees them.
@@ -54,12 +59,13 @@ async def run_command(
         start_new_session=True,
         pass_fds=tuple(inherited),
     )
+    reading = asyncio.ensure_future(to_thread.run_sync(process.communicate, limiter=CapacityLimiter(1)))
     try:
-        said, complained = await to_thread.run_sync(
-            process.communicate, abandon_on_cancel=True, limiter=CapacityLimiter(1)
-        )
+        said, complained = await asyncio.shield(reading)
     except BaseException:
-        _kill_group(process.pid)  # The thread sees its end, and is done.
+        _kill_group(process.pid)
+        with CancelScope(shield=True):
+            await asyncio.wait({reading}, timeout=_GONE_SECONDS)
         raise
     return CompletedProcess(list(command), process.returncode, said, complained)
 
