@@ -12,7 +12,8 @@ from typing import Any, Final
 from prefect_launch import in_flow
 from prefect_launch.api import Api, default_api
 from prefect_launch.errors import QueueError, SpecError
-from prefect_launch.item_draft import prepare_item, same_item
+from prefect_launch.item_draft import CheckedItem, check_item, same_item
+from prefect_launch.named_job import NamedJob, same_uri
 from prefect_launch.queued_run import QueuedRun
 from prefect_launch.queues import DEFAULT_QUEUE
 from prefect_launch.server.values import Item, ItemDraft
@@ -50,7 +51,8 @@ def launch_add(
     """Put one item on a queue of the Prefect server.
 
     Args:
-        uri: a git URI. Not built yet: register it with `create_job(…, job_type="git")` and give `job`.
+        uri: a git repository (https, ssh or `git@host:path`): a job is made of it, with `version` and `entry_point`, or
+            found when there is one of the same commit and entry point, and queued.
         job: `entity/project/name:alias`, or a shorter form. Exactly one of `job`, `docker_image` and `uri`.
         config: a launch config; arguments win over it, key by key. It is not changed.
         template_variables: values of the queue's template variables.
@@ -60,7 +62,7 @@ def launch_add(
         resource: must be the queue's, when given.
         entry_point: command, as a list of texts, that takes the place of the job's own.
         name: the run's display name, 1 to 200 characters.
-        version: git branch, tag or commit.
+        version: git branch, tag or commit of `uri`; by default the remote's default branch.
         docker_image: image to run.
         project_queue: kept for callers of the reference's library.
         resource_args: `{resource: {option: value}}`, over the queue's own; the queue says which options may be set.
@@ -76,6 +78,8 @@ def launch_add(
 
     Raises:
         SpecError: for a missing or doubled source, and for values of the wrong type or out of their range.
+        SourceError: for a `uri` that is no git remote, cannot be read, or lacks the entry point's file.
+        InfrastructureError: when a git host cannot be reached.
         InputError: when the inputs do not match the job's schema.
         NotFoundError: for an unknown queue, job, alias, variable, option or resource; names the nearest right one.
         UnsafeSpecError: for an option that the queue does not let submitters set.
@@ -174,11 +178,6 @@ def read_request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str]:
     spec = construct_spec(given.pop("config"), **{key: value for key, value in given.items() if key != "build"})
     if given["build"]:
         raise SpecError("build=True is not supported by this version: build the image yourself and give docker_image.")
-    if spec.uri and not spec.is_scheduler:
-        raise SpecError(
-            f"uri={spec.uri!r} is not supported by this version: make a job of it with"
-            f" create_job({spec.uri!r}, 'git', entrypoint=…) and queue that job."
-        )
     return spec, queue
 
 
@@ -189,7 +188,9 @@ async def add_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str
     """Check a spec and make its item; see `launch_add`."""
     named = spec.run_id is not None
     for _ in range(_ATTEMPTS):
-        queue, draft = await prepare_item(api, session, spec, queue_name)
+        checked = await check_item(api, session, spec, queue_name)
+        await checked.refuse_taken(session)
+        queue, draft = checked.queue, await checked.made(session)
         item = await session.server.create_item(queue.deployment_id, draft)
         if item is not None and item.work_pool_name == queue.name:
             return QueuedRun.of(api, same_item(item, draft, queue) if named else item)
@@ -211,15 +212,22 @@ async def _drop(session: Session, queue: KnownQueue, item: Item | None) -> None:
 async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], queue_name: str) -> list[QueuedRun]:
     """Check all specs, then make all items; see `launch_add_many`."""
     session.forget_queue(queue_name)
-    prepared = [await prepare_item(api, session, spec, queue_name) for spec in specs]
-    if not prepared:
+    checked: list[CheckedItem] = []
+    of_uri: dict[object, NamedJob] = {}  # A remote is asked once, however many items want it.
+    for spec in specs:
+        checked.append(await check_item(api, session, spec, queue_name, of_uri.get(same_uri(spec))))
+        if spec.uri:
+            of_uri[same_uri(spec)] = checked[-1].named
+    if not checked:
         return []
-    queue = prepared[0][0]
-    drafts = [draft for _, draft in prepared]
-    taken = [draft.idempotency_key for draft in drafts]
+    queue = checked[0].queue
+    taken = [one.draft.idempotency_key for one in checked]
     if len(set(taken)) < len(taken):
         twice = next(key for key in taken if taken.count(key) > 1)
         raise SpecError(f"Two specs of the list have the run_id {twice.rpartition('/')[2]!r}; each needs its own.")
+    for one in checked:
+        await one.refuse_taken(session)
+    drafts = [await one.made(session) for one in checked]
     await _check_taken(session, queue, [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id])
     made = await session.server.create_items(queue.deployment_id, drafts)
     return [QueuedRun.of(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]

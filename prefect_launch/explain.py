@@ -53,7 +53,7 @@ class Explanation(BaseModel):
         queue: that it would go to.
         resource: that it would run on.
         priority: its work queue in the pool.
-        job: at the version that would be pinned; `None` for an image.
+        job: at the version that would be pinned, or made of a URI; `None` for an image.
         parameters: what the item would carry, values of variables left out.
         image: that it would run; `None` for a process, and for an image that is still to be built.
         builds: whether the job's image would be built at the start.
@@ -90,13 +90,13 @@ async def explain_item(api: Api, session: Session, spec: LaunchSpec, queue_name:
         LaunchError: as `launch_add` does, and as the agent would for what can be told before it starts.
     """
     named = spec if spec.run_id else spec.model_copy(update={"run_id": _RUN})
-    job = await resolve_source(session, named)
+    job = (await resolve_source(session, named)).job
     queue = await _look_at(session, queue_name, default_resource(job) if spec.resource is None else spec.resource)
     draft = draft_item(api, queue, named, job)
     there = await _there(session, draft, queue) if spec.run_id else None
     full = parse_spec({**draft.parameters, "template_variables": draft.job_variables})
     request = Request(spec=full, item_id=_ITEM, queue=queue.name, config=queue.config, labels=_labels(full, queue))
-    plan = await preview_plan(request, Site(home=_HOME), session.jobs)
+    plan = await preview_plan(request, Site(home=_HOME), job)
     return Explanation(
         name=draft.name,
         queue=queue.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect_launch.api import Api
@@ -11,6 +12,7 @@ from prefect_launch.item_spec import labels_of, run_id_of, tags_of
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
+from prefect_launch.named_job import NamedJob, job_named_by, with_job
 from prefect_launch.planning import default_resource
 from prefect_launch.priority import Priority
 from prefect_launch.queues import DEFAULT_QUEUE, QUEUE_LABEL, create_queue, make_config
@@ -26,18 +28,64 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
 
 
-async def prepare_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> tuple[KnownQueue, ItemDraft]:
-    """Check a spec against the server's queues and jobs, and return what is to be made."""
-    job = await resolve_source(session, spec)
-    queue = await _queue(session, queue_name, spec, job)
-    return queue, draft_item(api, queue, spec, job)
+@dataclass(frozen=True)
+class CheckedItem:
+    """An item that may be made: nothing about it is wrong, and nothing of it is there yet.
+
+    Attributes:
+        api: whose names are the defaults.
+        queue: that it goes to.
+        spec: what is asked for.
+        named: what it runs.
+        job: the same, as it was when the draft was made.
+        draft: what is to be made.
+    """
+
+    api: Api
+    queue: KnownQueue
+    spec: LaunchSpec
+    named: NamedJob
+    job: Job | None
+    draft: ItemDraft
+
+    async def refuse_taken(self, session: Session) -> None:
+        """Refuse a run id that is taken, before a job is made for an item that cannot be.
+
+        Raises:
+            SpecError: naming the item that has it.
+        """
+        if self.named.draft is not None and self.spec.run_id:
+            for item in await session.server.list_items(keys=[self.draft.idempotency_key], limit=1):
+                same_item(item, self.draft, self.queue)
+
+    async def made(self, session: Session) -> ItemDraft:
+        """Return what is to be made; its job is stored now, if it was new."""
+        job = await self.named.kept(session.jobs)
+        return self.draft if job is self.job else draft_item(self.api, self.queue, self.spec, job)
 
 
-async def resolve_source(session: Session, spec: LaunchSpec) -> Job | None:
-    """Return the job that a spec names, at its version; `None` for one that names an image."""
+async def check_item(
+    api: Api, session: Session, spec: LaunchSpec, queue_name: str, named: NamedJob | None = None
+) -> CheckedItem:
+    """Check a spec against the server's queues and jobs. Nothing is made, but the queue `default` on its first use.
+
+    Args:
+        api: whose names are the defaults.
+        session: an open connection.
+        spec: what is asked for.
+        queue_name: of the queue.
+        named: what the spec names, when it is known already.
+    """
+    named = named or await resolve_source(session, spec)
+    queue = await _queue(session, queue_name, spec, named.job)
+    return CheckedItem(api, queue, spec, named, named.job, draft_item(api, queue, spec, named.job))
+
+
+async def resolve_source(session: Session, spec: LaunchSpec) -> NamedJob:
+    """Return the job that a spec names, at its version, or that would be made of its URI; none for an image."""
     if spec.image:
         parse_image(spec.image)
-    return await session.jobs.resolve(spec.job) if spec.job else None
+    return await job_named_by(spec, session.jobs)
 
 
 def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -> ItemDraft:
@@ -100,12 +148,12 @@ def _completed(api: Api, spec: LaunchSpec, job: Job | None) -> LaunchSpec:
         "entity": spec.entity or (job.entity if job else api.entity),
         "project": spec.project or (job.project if job else api.project),
     }
-    if job is not None:
-        changes["job"] = job.reference
-        if job.schema:
-            inputs = check_inputs(job.schema, spec.overrides.run_config)
-            changes["overrides"] = spec.overrides.model_copy(update={"run_config": inputs})
-    return spec.model_copy(update=changes)
+    if job is None:
+        return spec.model_copy(update=changes)
+    if job.schema:
+        inputs = check_inputs(job.schema, spec.overrides.run_config)
+        changes["overrides"] = spec.overrides.model_copy(update={"run_config": inputs})
+    return with_job(spec.model_copy(update=changes), job)
 
 
 def _work_queue(spec: LaunchSpec, queue: KnownQueue) -> str:

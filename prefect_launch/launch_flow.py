@@ -27,9 +27,10 @@ from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.duration import in_words
-from prefect_launch.errors import ExecutionError, LaunchError, SpecError
+from prefect_launch.errors import ExecutionError, LaunchError
 from prefect_launch.launch_retries import retries_here, with_retries
-from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan
+from prefect_launch.named_job import job_named_by, with_job
+from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan, preview_plan
 from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner
@@ -145,9 +146,10 @@ async def alaunch(
 
     Args:
         api: the Prefect server.
-        job: `entity/project/name:alias`, or a shorter form. Exactly one of `job` and `docker_image`.
+        job: `entity/project/name:alias`, or a shorter form. Exactly one of `job`, `docker_image` and a git `uri` in
+            `config`.
         entry_point: command, as a list of texts, that takes the place of the job's own.
-        version: git branch, tag or commit.
+        version: git branch, tag or commit of the `uri`.
         name: the run's display name.
         resource: `local-process` or `local-container`; by default what the job's kind needs.
         resource_args: `{resource: {option: value}}`.
@@ -181,20 +183,27 @@ async def alaunch(
         run_id=run_id,
         repository=repository,
     )
-    if spec.uri:
-        raise SpecError(f"uri={spec.uri!r} is not supported by this version: make a git job of it and launch that.")
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         raise LaunchError("launch is a Prefect flow: call it, or `alaunch`, not the function under it.")
     flow_run = context.flow_run
     async with api.open() as session:
-        found = await session.jobs.resolve(spec.job) if spec.job else None
+        spec, found = await _pin(session, spec, str(flow_run.id))
         rule = retries_here(spec, found, synchronous=synchronous)
 
         async def attempt(number: int) -> AbstractRun:
             return await _attempt(session, spec, found, flow_run.id, number, synchronous)
 
         return await with_retries(rule, attempt, first=max(1, flow_run.run_count), logger=get_run_logger())
+
+
+async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[LaunchSpec, Job | None]:
+    """Fix the version of the job, so that every attempt runs the same; one of a URI is made when all was checked."""
+    named = await job_named_by(spec, session.jobs)
+    if named.job is not None and named.draft is not None:
+        await preview_plan(_request(with_job(spec, named.job), named.job, item_id, 1), _site(), named.job)
+    job = await named.kept(session.jobs)
+    return (spec if job is None else with_job(spec, job)), job
 
 
 async def _attempt(
@@ -211,15 +220,20 @@ async def _attempt(
 
 
 async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> tuple[str, RunPlan]:
-    if job is not None:
-        spec = spec.model_copy(update={"job": job.reference})  # every attempt runs the same version
-    resource = spec.resource or default_resource(job)
-    labels = {Labels.ITEM: item_id, Labels.ATTEMPT: str(attempt), Labels.RUN_ID: spec.run_id or item_id[:8]}
-    request = Request(spec=spec, item_id=item_id, attempt=attempt, config=local_config(resource), labels=labels)
-    site = Site(home=default_home(), git=machine_git_settings())
+    request, site = _request(spec, job, item_id, attempt), _site()
     plan = await make_plan(request, site, session.jobs)
     await bring_last_outputs(plan, site, session.jobs)
-    return resource, plan
+    return request.config.resource, plan
+
+
+def _request(spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> Request:
+    config = local_config(spec.resource or default_resource(job))
+    labels = {Labels.ITEM: item_id, Labels.ATTEMPT: str(attempt), Labels.RUN_ID: spec.run_id or item_id[:8]}
+    return Request(spec=spec, item_id=item_id, attempt=attempt, config=config, labels=labels)
+
+
+def _site() -> Site:
+    return Site(home=default_home(), git=machine_git_settings())
 
 
 def launch(

@@ -92,18 +92,28 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
     return plan
 
 
-async def preview_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
+async def preview_plan(request: Request, site: Site, job: Job | None) -> RunPlan:
     """Return the plan that an attempt would have, all checked; nothing is made, and secrets stay as they are named.
+
+    Args:
+        request: the attempt.
+        site: this machine.
+        job: that it would run, which need not be stored yet; `None` for an image.
 
     Raises:
         LaunchError: as `make_plan`, but for what only the agent's machine can tell.
     """
-    return await _sketch(request, site, await _resolve(request.spec, jobs), _leave_secrets)
+    return await _sketch(request, site, job, _leave_secrets)
 
 
 async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:
     if spec.image:
         parse_image(spec.image)
+    if spec.uri and not spec.is_scheduler:
+        raise SpecError(
+            f"An item is of a job, not of the URI {spec.uri!r}: the commit is fixed when it is queued, so that it is"
+            " the same at every try. Queue it with launch_add(uri=…) or 'prefect-launch add -u …'."
+        )
     return await jobs.resolve(spec.job) if spec.job else None
 
 

@@ -82,7 +82,7 @@ class LaunchSpec(_Part):
     job: str | None = Field(default=None, description="entity/project/name:alias, or the shorter forms.")
     docker: DockerSource = DockerSource()
     image_uri: str | None = None
-    uri: str | None = Field(default=None, description="A git URI (a later issue), or a scheduler's placeholder.")
+    uri: str | None = Field(default=None, description="A git remote, or a scheduler's placeholder.")
     git: GitSource = GitSource()
     entity: str | None = None
     project: str | None = None

@@ -17,7 +17,15 @@ JobOption = Annotated[
 ImageOption = Annotated[
     str | None, typer.Option("-d", "--docker-image", metavar="IMAGE", help="An image to run as it is.")
 ]
-UriOption = Annotated[str | None, typer.Option("-u", "--uri", metavar="URI", help="A git repository to run.")]
+UriOption = Annotated[
+    str | None, typer.Option("-u", "--uri", metavar="URI", help="A git repository: https, ssh, or git@host:path.")
+]
+RefOption = Annotated[
+    str | None,
+    typer.Option(
+        "-g", "--git-ref", metavar="REF", help="The repository's branch, tag or commit. Default: its main branch."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -58,6 +66,7 @@ TimeoutOption = Annotated[
 ADD_EXAMPLES = examples(
     "prefect-launch add -j job-digits -q gpu --set epochs=3 --set optimizer.lr=0.01 -P high",
     "prefect-launch add -d team/train:1.2 -q box -v memory=4g --wait",
+    'prefect-launch add -u https://github.com/team/train -g v1.2 -E "python train.py" -q gpu',
     "prefect-launch add -q gpu -c launch-config.yaml",
     "prefect-launch add -j job-digits -q gpu --explain",
 )
@@ -71,6 +80,7 @@ def add(
     job: JobOption = None,
     docker_image: ImageOption = None,
     uri: UriOption = None,
+    git_ref: RefOption = None,
     queue: Annotated[
         str, typer.Option("-q", "--queue", metavar="QUEUE", help="The queue; 'default' is made on first use.")
     ] = "default",
@@ -112,6 +122,7 @@ def add(
         job=job,
         docker_image=docker_image,
         uri=uri,
+        git_ref=git_ref,
         config=config,
         inputs=tuple(inputs or ()),
         variables=tuple(variables or ()),
@@ -135,6 +146,7 @@ def run(
     job: JobOption = None,
     docker_image: ImageOption = None,
     uri: UriOption = None,
+    git_ref: RefOption = None,
     config: ConfigOption = None,
     inputs: SetOption = None,
     entry_point: EntryPointOption = None,
@@ -156,6 +168,7 @@ def run(
         job=job,
         docker_image=docker_image,
         uri=uri,
+        git_ref=git_ref,
         config=config,
         inputs=tuple(inputs or ()),
         entry_point=entry_point,

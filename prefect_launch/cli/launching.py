@@ -11,7 +11,6 @@ from prefect_launch.cli.follow import LogTail
 from prefect_launch.cli.item_view import duration_of, fields_of, state_of
 from prefect_launch.cli.output import lasted, print_json
 from prefect_launch.enqueue import launch_add
-from prefect_launch.errors import SpecError
 from prefect_launch.launch_flow import alaunch
 
 if TYPE_CHECKING:
@@ -93,12 +92,10 @@ def run_here(api: Api, request: Request, *, as_json: bool) -> None:
         ExecutionError: when it failed.
         LaunchError: as `launch` does.
     """
+    arguments = request.arguments(api)
     if request.uri:
-        raise SpecError(
-            f"--uri {request.uri!r} is not supported by this version: make a job of it with"
-            " 'prefect-launch job create git', and run that."
-        )
-    run = asyncio.run(_launch(api, request.arguments(api), log_to_error=as_json))
+        arguments["config"] = {**arguments["config"], "uri": request.uri}
+    run = asyncio.run(_launch(api, arguments, log_to_error=as_json))
     item = run.item
     if as_json:
         print_json(fields_of(run, item))

@@ -20,6 +20,7 @@ class Request:
     job: str | None = None
     docker_image: str | None = None
     uri: str | None = None
+    git_ref: str | None = None
     config: str | None = None
     inputs: tuple[str, ...] = ()
     variables: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class Request:
         given = {
             "job": self.job,
             "docker_image": self.docker_image,
+            "version": self.git_ref,
             "config": self._with_inputs(api, config),
             "entry_point": list(parse_entry_point(self.entry_point)) or None,
             "name": self.name,

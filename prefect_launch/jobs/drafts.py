@@ -17,7 +17,13 @@ from pydantic import BaseModel, ConfigDict
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
 from prefect_launch.jobs.archive import pack
 from prefect_launch.jobs.entries import LATEST, check_alias
-from prefect_launch.jobs.entrypoint import DEFAULT_ENTRY_POINT, check_in_code, parse_entry_point, refuse_parents
+from prefect_launch.jobs.entrypoint import (
+    DEFAULT_ENTRY_POINT,
+    check_in_code,
+    entry_file,
+    parse_entry_point,
+    refuse_parents,
+)
 from prefect_launch.jobs.model import (
     CONFIG_INPUTS,
     CodeJobSource,
@@ -35,8 +41,10 @@ from prefect_launch.jobs.work_tree import describe_work_tree
 from prefect_launch.names import check_name
 from prefect_launch.retry import Retries
 from prefect_launch.sources.git_command import Git
+from prefect_launch.sources.git_list import list_files
 from prefect_launch.sources.git_resolve import resolve_commit
 from prefect_launch.sources.git_settings import machine_git_settings
+from prefect_launch.sources.pages import refuse_pages
 from prefect_launch.sources.remote import check_remote, name_of
 
 _logger = get_logger("launch.jobs")
@@ -132,7 +140,13 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     folder = await to_thread.run_sync(_code_folder, request.path)
     entry_point = _entry_point(request)
     archive = await pack(folder)
-    check_in_code(entry_point, archive.paths, build_context=request.build_context, folder=folder)
+    check_in_code(
+        entry_point,
+        archive.paths,
+        build_context=request.build_context,
+        where=f"the code folder {folder}",
+        hint=" Or see whether .launchignore or .gitignore leaves the file out.",
+    )
     runtime = request.runtime or await to_thread.run_sync(runtime_of, folder)
     source = CodeJobSource(
         artifact=CodeJobSource.artifact_of(archive.content_digest), entrypoint=entry_point, **_build(request)
@@ -144,14 +158,29 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
 
 
 async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
-    remote = check_remote(request.path)
+    refuse_pages(request.path)
+    remote = check_remote(request.path, git.protocols)
     entry_point = _entry_point(request)
     refuse_parents(entry_point)
     commit = await resolve_commit(git, remote, request.git_hash)
+    await _check_in_commit(git, remote, commit, entry_point, request.build_context)
     source = GitJobSource(git=GitCommit(remote=remote, commit=commit), entrypoint=entry_point, **_build(request))
     # Which Python the code asks for is seen where it is fetched: see `prefect_launch.jobs.naming.runtime_of`.
     document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, folder=None)
     return _draft(request, job_name(name_of(remote)), document), None
+
+
+async def _check_in_commit(
+    git: Git, remote: str, commit: str, entry_point: tuple[str, ...], build_context: str | None
+) -> None:
+    listed = await list_files(git, remote, commit)
+    if listed is None:
+        return
+    files, submodules = listed
+    wanted = entry_file(entry_point)
+    if wanted is None or any(wanted.startswith(f"{path}/") for path in submodules):
+        return
+    check_in_code(entry_point, files, build_context=build_context, where=f"{remote} at {commit[:12]}")
 
 
 _Maker = Callable[[JobRequest, Git], Awaitable[tuple[JobDraft, "str | None"]]]

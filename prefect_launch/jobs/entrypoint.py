@@ -71,7 +71,7 @@ def entry_file(entry_point: Sequence[str]) -> str | None:
 
 
 def check_in_code(
-    entry_point: Sequence[str], paths: Collection[str], *, build_context: str | None, folder: object
+    entry_point: Sequence[str], paths: Collection[str], *, build_context: str | None, where: str, hint: str = ""
 ) -> None:
     """Refuse an entry point whose file is not in the code.
 
@@ -79,15 +79,16 @@ def check_in_code(
         entry_point: the command.
         paths: what is packed, as relative POSIX paths.
         build_context: a folder in the code that paths may be relative to, too.
-        folder: where the code is, for the message.
+        where: where the code is, for the message.
+        hint: what else may be wrong, for the message.
 
     Raises:
-        SourceError: naming the file, the nearest one, and the files that an ignore file may have left out.
+        SourceError: naming the file, the nearest one, and the others.
     """
     wanted = entry_file(entry_point)
     places = [""] if build_context is None else ["", build_context]
     if wanted is None or any(posixpath.normpath(posixpath.join(place, wanted)) in paths for place in places):
         return
     scripts = [path for path in paths if path.endswith(_FILE_ENDINGS)]
-    listed = unknown_name("entry point file", wanted, scripts, where=f" in the code folder {folder}")
-    raise SourceError(f"{listed} Give the entry point, or see whether .launchignore or .gitignore leaves the file out.")
+    listed = unknown_name("entry point file", wanted, scripts, where=f" in {where}")
+    raise SourceError(f"{listed} Give the entry point that you mean.{hint}")

@@ -85,6 +85,21 @@ class JobRegistry:
         self._store.cache.add(job)
         return PutResult(job=_with_aliases(job, (*moved, LATEST)), outcome=outcome)
 
+    async def find_same(self, draft: JobDraft) -> Job | None:
+        """Return the newest version that has a draft's content, if there is one."""
+        path, digest = self._path(draft), digest_of(draft.document.dump())
+        versions, _ = await self._versions.find(path=path)
+        same = [entry for entry in versions if entry.digest == digest]
+        return await self._job(max(same, key=lambda entry: entry.version)) if same else None
+
+    async def as_job(self, draft: JobDraft) -> Job:
+        """Return a draft as the job that it would be now, to be looked at before it is stored."""
+        highest = await self._versions.highest(self._path(draft))
+        version = highest.version + 1 if highest else 0
+        path = parse_reference(self._path(draft), entity=self._entity, project=self._project)
+        digest = digest_of(draft.document.dump())
+        return Job(path.entity, path.project, path.name, version, digest, document=draft.document)
+
     async def _is_same(self, entry: VersionEntry, contents: Mapping[str, bytes]) -> bool:
         """Say whether a version has this content, its files being whole, or mended here and now."""
         if entry.digest != digest_of(contents[DOCUMENT_FILE]):

@@ -13,6 +13,7 @@ from prefect_launch.errors import (
     InvalidNameError,
     LaunchError,
     NotFoundError,
+    SourceError,
     SpecError,
     UnsafeSpecError,
 )
@@ -24,7 +25,14 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     ({}, SpecError, "Exactly one of job, docker_image or uri"),
     ({"job": "train", "docker_image": "b"}, SpecError, "Exactly one of"),
     ({"job": "train", "uri": "https://x/y.git"}, SpecError, "Exactly one of"),
-    ({"uri": "https://x/y.git"}, SpecError, "create_job"),
+    ({"uri": "ext::sh -c id"}, SourceError, "Refusing to fetch git remote 'ext::sh -c id'"),
+    ({"uri": "file:///etc"}, SourceError, "Refusing"),
+    ({"uri": "--upload-pack=id"}, SourceError, "Refusing"),
+    ({"uri": "https://me:token@x/y.git"}, SourceError, r"'https://\*\*\*@x/y.git' holds credentials"),
+    ({"uri": "https://wandb.ai/team/digits/runs/abc"}, SourceError, "is a W&B run or job"),
+    ({"uri": "https://github.com/team/x/tree/main/sub"}, SourceError, "Give 'https://github.com/team/x' as the URI"),
+    ({"uri": "https://x/y.git", "entry_point": ["python", "../z.py"]}, SpecError, r"leaves the job's code"),
+    ({"uri": "https://x/y.git", "entity": "a/b"}, InvalidNameError, "entity"),
     ({"docker_image": "b", "build": True}, SpecError, "build=True"),
     ({"docker_image": "a b"}, SpecError, "Invalid image 'a b'"),
     ({"docker_image": "-v"}, SpecError, "Invalid image '-v'"),
@@ -89,7 +97,7 @@ def test_bad_call_is_refused_with_one_clear_error_and_nothing_is_queued(
 
 #: What can be said in a launch config too.
 REFUSED_IN_LISTS = [
-    case for case in REFUSED if not ({"build", "uri"} & set(case[0]) or isinstance(case[0].get("config"), str))
+    case for case in REFUSED if not ({"build"} & set(case[0]) or isinstance(case[0].get("config"), str))
 ]
 
 
@@ -101,6 +109,8 @@ def test_one_bad_spec_of_a_list_keeps_all_from_being_queued(
     queue = data.pop("queue_name", "gpu")
     overrides = data.pop("config", {})
     image = data.pop("docker_image", None)
+    if "entry_point" in data:
+        overrides = {**overrides, "overrides": {"entry_point": data.pop("entry_point")}}
     bad = {**overrides, **data, **({"docker": {"docker_image": image}} if image else {})}
     good = IMAGE if queue != "cpu" else {"job": "train", **inputs(lr=0.1)}
     with pytest.raises(error, match=words):
