@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -17,6 +16,7 @@ from prefect_launch.agent.certificate import Facts, read_last_lines
 from prefect_launch.agent.ending import end_item
 from prefect_launch.agent.held import is_held
 from prefect_launch.agent.outcome import Outcome
+from prefect_launch.agent.tracker import now
 from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
 from prefect_launch.states import ItemState, StateType
 
@@ -52,9 +52,11 @@ class Closing:
         self.facts = self.facts.model_copy(update=facts)
 
     async def is_trusted(self) -> bool:
-        """Whether the item is this agent's for certain: one on a long way to its start may have been called lost."""
-        age = time.monotonic() - self._tracker.claimed_at
-        return age < self._shop.trusted_seconds or await self._is_held()
+        """Whether the item is this agent's for certain: one that was not seen to be for long may have been called lost.
+
+        It is seen at the claim, and then with the looks at all items in work that the agent takes anyhow.
+        """
+        return now() - self._tracker.held_at < self._shop.trusted_seconds or await self._is_held()
 
     async def give_up(self, outcome: Outcome) -> Outcome:
         """End an item that does not come to run; what was created for it is stopped and removed first."""
@@ -87,7 +89,7 @@ class Closing:
         Returns:
             What the item has become; as it was given when the item is not this agent's any more.
         """
-        if not await self._is_held():
+        if not await self.is_trusted():
             log.warning("%s not-ours-any-more %s", self._tracker.id, outcome.message)
             return outcome
         if self._tracker.stop.is_set() and outcome.state is not ItemState.CANCELLED:
@@ -101,7 +103,10 @@ class Closing:
             return outcome
 
     async def _is_held(self) -> bool:
-        return await is_held(self._server, self._tracker.id, self._tracker.claim)
+        if not await is_held(self._server, self._tracker.id, self._tracker.claim):
+            return False
+        self._tracker.held_at = now()
+        return True
 
     async def _clear_away(self) -> bool:
         """Stop and remove what was created for the item; return whether it is gone for certain."""

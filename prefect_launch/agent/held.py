@@ -15,6 +15,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.moves import log, until_server_is_back
+from prefect_launch.agent.tracker import now
 from prefect_launch.errors import LaunchError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 #: An agent is called lost after three times as long; one read for each item in work.
 LOOK_SECONDS: Final = 30.0
+#: An item that was seen to be held is taken to be for this long: until after the next look, and half the time after
+#: which an agent is called lost.
+TRUSTED_SECONDS: Final = 45.0
 _CLAIM: Final = re.compile(r"Claimed by agent (?P<agent>\S+) on (?P<host>.+)\.")
 #: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
 _OURS: Final = ACTIVE | {StateType.CANCELLED}
@@ -74,8 +78,15 @@ async def stop_once(server: Server, trackers: Sequence[JobTracker]) -> None:
         LaunchError: when the server fails.
     """
     for tracker in trackers:
-        if tracker.stop.is_set() or await is_held(server, tracker.id, tracker.claim) or tracker.ended.is_set():
+        if tracker.stop.is_set():
             continue
+        looked_at = now()
+        if await is_held(server, tracker.id, tracker.claim):
+            tracker.held_at = looked_at
+            continue
+        if tracker.ended.is_set():
+            continue
+        tracker.held_at = float("-inf")
         log.warning("%s not-ours-any-more: stopping what runs of it here", tracker.id)
         tracker.stop.set()
 

@@ -159,7 +159,14 @@ class Loop:
 
     def _resume(self, run: Adopted) -> None:
         """Take up a run that an agent of this name has left."""
-        tracker = JobTracker(item=run.item, queue=run.queue, is_scheduler=is_scheduler(run.item), handle=run.handle)
+        tracker = JobTracker(
+            item=run.item,
+            queue=run.queue,
+            is_scheduler=is_scheduler(run.item),
+            handle=run.handle,
+            # While no agent was there, this one may have been called lost: to be looked at before it is trusted.
+            held_at=float("-inf"),
+        )
         current = run.item.state_type or StateType.RUNNING
         if current is StateType.CANCELLING:
             tracker.stop.set()

@@ -16,6 +16,11 @@ from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item
 
 
+def now() -> float:
+    """Return seconds on a clock that nobody sets, and that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+
+
 def is_scheduler(item: Item) -> bool:
     """Whether an item is a sweep's scheduler, which does not count as a job."""
     return str(options_of(item).get("uri") or "").startswith("placeholder")
@@ -35,7 +40,7 @@ class JobTracker:
         stop: is set when it was asked to stop.
         preempt: is set when the agent stops it of its own accord, as when its machine is taken away.
         claim: the token of the claim that it is held under; empty: not known.
-        claimed_at: when it was taken up, on this process's clock.
+        held_at: when it was seen last that the claim is the item's last one, by `now()`; at first, when it was made.
         ended: is set when its work here is over, whatever came of it.
     """
 
@@ -48,7 +53,7 @@ class JobTracker:
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     preempt: asyncio.Event = field(default_factory=asyncio.Event)
     claim: str = ""
-    claimed_at: float = field(default_factory=time.monotonic)
+    held_at: float = field(default_factory=now)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

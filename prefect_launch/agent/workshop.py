@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from prefect_launch.agent.config import AgentConfig
 from prefect_launch.agent.devices.desk import Desk
 from prefect_launch.agent.devices.reader import CardReader
+from prefect_launch.agent.held import TRUSTED_SECONDS
 from prefect_launch.agent.reach import Reach
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.keychain import Keychain
@@ -27,7 +28,8 @@ class Workshop:
         config: the agent's.
         session: its connection.
         runners: made on first use, one a resource.
-        trusted_seconds: for how long after a claim it is taken for granted: nobody is called lost that soon.
+        trusted_seconds: for how long after an item was seen to be this agent's it is taken to be: nobody is called lost
+            that soon, and it is looked for within this time.
         cards: the door to the machine's GPUs.
         registry: the registries of images, with this agent's credentials.
         desk: gives out the machine's devices.
@@ -38,7 +40,7 @@ class Workshop:
     config: AgentConfig
     session: Session
     runners: dict[str, Runner] = field(default_factory=dict)
-    trusted_seconds: float = 30.0
+    trusted_seconds: float = TRUSTED_SECONDS
     cards: CardReader | None = None
 
     def __post_init__(self) -> None:
