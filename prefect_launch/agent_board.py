@@ -109,7 +109,7 @@ async def read_notices(server: Server) -> dict[str, AgentNotice]:
 
 
 async def order_drain(server: Server, name: str) -> None:
-    """Tell an agent to drain; it reads it within its poll interval."""
+    """Tell an agent to drain; it hears of it at once, or else within its poll interval."""
     order = {"agent": name, "at": datetime.now(timezone.utc).isoformat()}
     await server.write_variable(_key("drain", name), order, tags=[DRAIN_TAG])
 
@@ -123,6 +123,11 @@ async def is_told_to_drain(server: Server, name: str) -> bool:
     """Whether an agent is told to drain."""
     order: Any = await server.read_variable(_key("drain", name))
     return isinstance(order, dict) and order.get("agent") == name
+
+
+def drain_order_of(name: str) -> str:
+    """Return the name of the variable that tells an agent to drain."""
+    return _key("drain", name)
 
 
 def _key(kind: str, name: str) -> str:

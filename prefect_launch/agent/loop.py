@@ -70,6 +70,7 @@ class Loop:
             asyncio.create_task(self._tell_status()),
             asyncio.create_task(self._reporter.post()),
             asyncio.create_task(self._reporter.watch_orders()),
+            asyncio.create_task(self._reporter.listen()),
             asyncio.create_task(LostWatch(session, self._config.name, self._config.queues).watch()),
             asyncio.create_task(WaitTeller(session, self._config.name, self._config.queues).watch()),
             asyncio.create_task(stop_what_is_not_held(self._server, lambda: self._crew.trackers)),

@@ -1,11 +1,12 @@
 """What an agent tells of itself, and the orders that it reads: hooks beside its loop.
 
 Its notice is written only when it has changed, and every few seconds at most: an idle agent writes nothing. The order
-to drain is read once a poll interval.
+to drain is read once a poll interval, and when the server tells of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 import time
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from prefect_launch.agent.moves import log
+from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, Wake, follow
 from prefect_launch.agent_board import (
     AgentNotice,
     RunningItem,
+    drain_order_of,
     is_told_to_drain,
     post_notice,
     take_drain_back,
@@ -46,6 +49,7 @@ class Reporter:
         self._agent = agent
         self._server: Server = agent.shop.session.server
         self._name = agent.config.name
+        self._told = Wake()
 
     def notice(self, state: str | None = None) -> AgentNotice:
         """Return how the agent is now."""
@@ -94,7 +98,15 @@ class Reporter:
             if self._agent.orders.drains_from_afar is not told:
                 told = not told
                 log.info("agent %s %s", self._name, "was told to drain" if told else "takes items again")
-            await anyio.sleep(self._agent.config.poll_seconds)
+            await self._told.wait(self._agent.config.poll_seconds)
+
+    async def listen(self) -> None:
+        """Look for orders at once when the server tells of one, for ever."""
+        await follow(lambda: self._server.watch_variable(drain_order_of(self._name)), lambda _: self._heard())
+
+    def _heard(self) -> None:
+        self._told.ring()
+        asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._told.ring)
 
     async def leave(self, left: AgentNotice, *, drained: bool) -> None:
         """Take its notice down; when items go on without it, the notice says so.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from typing import Final
 from uuid import UUID
 
@@ -47,12 +47,22 @@ async def listen(server: Server, pool_ids: Collection[UUID], heard: Callable[[st
         pool_ids: ids of the queues' work pools.
         heard: is called with the item's id, on the event loop.
     """
+    await follow(lambda: server.watch_pools(pool_ids), heard)
+
+
+async def follow(connect: Callable[[], AsyncIterator[str]], heard: Callable[[str], None]) -> None:
+    """Tell of everything that a stream of the server's tells, for ever; connect again when the connection ends.
+
+    Args:
+        connect: opens the stream.
+        heard: is called with what it tells, on the event loop.
+    """
     pause = _RECONNECT_FIRST_SECONDS
     while True:
         try:
-            async for item_id in server.watch_pools(pool_ids):
+            async for told in connect():
                 pause = _RECONNECT_FIRST_SECONDS
-                heard(item_id)
+                heard(told)
         except (OSError, LaunchError) as error:
             log.debug("event stream ended: %s", error)
         except Exception as error:  # noqa: BLE001 - whatever a WebSocket raises: polling goes on without events

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from prefect_launch.errors import OperatorError
+from prefect_launch.server.events import EventCalls
 from prefect_launch.server.items import ItemCalls
 from prefect_launch.server.pools import PoolCalls
 from prefect_launch.server.proposals import ProposalCalls
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 
-class PrefectServer(PoolCalls, ItemCalls, ProposalCalls, TelemetryCalls, VariableCalls):
+class PrefectServer(PoolCalls, ItemCalls, ProposalCalls, TelemetryCalls, EventCalls, VariableCalls):
     """All that we ask of a Prefect server, over one open client.
 
     Attributes:

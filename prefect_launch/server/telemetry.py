@@ -1,19 +1,18 @@
-"""What is told about items: log records, artifacts, heartbeats; and the server's event stream."""
+"""What is told about items: log records, artifacts, heartbeats."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final
 from uuid import UUID, uuid4
 
 import anyio
 
-from prefect_launch.errors import AnswerLostError, ServerUnavailableError
+from prefect_launch.errors import AnswerLostError
 from prefect_launch.server.rest import Rest
 from prefect_launch.server.values import Item, LogRecord
 
-_ITEM_RESOURCE: Final = "prefect.flow-run."
 #: What an artifact that is made once tells of, in its metadata.
 ONCE: Final = "prefect-launch.once"
 #: Requests in a row whose answers are lost, before the caller hears of it.
@@ -102,7 +101,7 @@ class TelemetryCalls:
                 "occurred": now,
                 "event": "prefect.flow-run.heartbeat",
                 "resource": {
-                    "prefect.resource.id": f"{_ITEM_RESOURCE}{item.id}",
+                    "prefect.resource.id": f"prefect.flow-run.{item.id}",
                     "prefect.resource.name": item.name,
                 },
                 "related": [],
@@ -111,41 +110,6 @@ class TelemetryCalls:
             for item in items
         ]
         await self._rest.get("POST", "/events", json=events)
-
-    async def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
-        """Yield an empty text once the stream is open, then the id of an item of these pools whenever one is queued or
-        asked to stop.
-
-        What happened before the empty text may not be told: ask for it then. An event comes before the server has
-            committed the change. The iterator ends when the server closes the connection.
-
-        Raises:
-            ServerUnavailableError: when the event stream cannot be reached, or breaks.
-        """
-        from prefect.events import ResourceSpecification
-        from prefect.events.clients import PrefectEventSubscriber
-        from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter, EventResourceFilter
-        from websockets.exceptions import WebSocketException
-
-        watched = EventFilter(
-            event=EventNameFilter(prefix=["prefect.flow-run."]),
-            any_resource=EventAnyResourceFilter(id=[f"prefect.work-pool.{pool_id}" for pool_id in pool_ids]),
-            resource=EventResourceFilter(
-                labels=ResourceSpecification({"prefect.state-type": ["SCHEDULED", "CANCELLING"]})
-            ),
-        )
-        try:
-            async with PrefectEventSubscriber(
-                api_url=self.api_url, filter=watched, reconnection_attempts=0
-            ) as subscriber:
-                yield ""
-                async for event in subscriber:
-                    yield event.resource.id.removeprefix(_ITEM_RESOURCE)
-        except (OSError, WebSocketException) as error:
-            raise ServerUnavailableError(
-                f"The event stream of the Prefect server at {self.api_url} cannot be read"
-                f" ({type(error).__name__}: {error}). Connect again, and ask the server for what waits meanwhile."
-            ) from error
 
 
 def is_same_artifact(found: Mapping[str, Any], data: Any, once: str | None) -> bool:

@@ -12,7 +12,7 @@ import functools
 import json
 import threading
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -63,13 +63,14 @@ class StoredItem:
 class Watcher:
     """One listener to the event stream, on the event loop that it was made on; told from any thread."""
 
-    def __init__(self, pool_ids: Collection[UUID]) -> None:
+    def __init__(self, pool_ids: Collection[UUID] = (), *, variable: str | None = None) -> None:
         self.pool_ids = frozenset(pool_ids)
+        self.variable = variable
         self._loop = asyncio.get_running_loop()
         self._told: asyncio.Queue[str | None] = asyncio.Queue()
 
     def tell(self, item_id: str | None) -> None:
-        """Hand over an item's id; `None` ends the stream."""
+        """Hand over an item's id, or a variable's name; `None` ends the stream."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._told.put_nowait, item_id)
 
@@ -130,6 +131,12 @@ class Calls:
     async def _leave(self, method: str) -> None:
         if self.after_call is not None:
             await self.after_call(method)
+
+    async def _told(self, watcher: Watcher) -> AsyncIterator[str]:
+        await self._enter("watch_pools" if watcher.variable is None else "watch_variable")
+        yield ""
+        while (told := await watcher.next()) is not None:
+            yield told
 
     def _check_up(self) -> None:
         if not self._store.up:

@@ -87,9 +87,3 @@ class TelemetryTwin(Calls):
         with self._store.lock:
             self._store.watchers.add(watcher)
         return self._told(watcher)
-
-    async def _told(self, watcher: Watcher) -> AsyncIterator[str]:
-        await self._enter("watch_pools")
-        yield ""
-        while (item_id := await watcher.next()) is not None:
-            yield item_id

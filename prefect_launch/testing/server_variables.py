@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from typing import Any, Final
 
 from prefect_launch.errors import SpecError
-from prefect_launch.testing.server_store import Calls, as_json, call
+from prefect_launch.testing.server_store import Calls, Watcher, as_json, call
 
 _NAME: Final = re.compile(r"[a-z0-9_-]+")
 _MOST_CHARS: Final = 5_000
@@ -36,11 +36,29 @@ class VariableTwin(Calls):
                 f"The Prefect server refuses this: value: Variable value must be ≤ {_MOST_CHARS} characters"
             )
         self._store.variables[name] = (as_json(value), tuple(tags))
+        self._tell(name)
 
     @call
     def delete_variable(self, name: str) -> bool:
         """Delete a variable; whether it was there."""
+        self._tell(name)
         return self._store.variables.pop(name, None) is not None
+
+    def watch_variable(self, name: str) -> AsyncIterator[str]:
+        """Yield an empty text, then the variable's name whenever it is set or deleted. Ends when the server goes down.
+
+        Raises:
+            ServerUnavailableError: at the first step, when the server is down.
+        """
+        watcher = Watcher(variable=name)
+        with self._store.lock:
+            self._store.watchers.add(watcher)
+        return self._told(watcher)
+
+    def _tell(self, name: str) -> None:
+        for watcher in list(self._store.watchers):
+            if watcher.variable == name:
+                watcher.tell(name)
 
     @call
     def list_variables(self, tag: str) -> dict[str, Any]:

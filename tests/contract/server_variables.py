@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
+import anyio
 import pytest
 
 from prefect_launch.errors import SpecError
@@ -31,6 +32,17 @@ class VariableContract:
             await server.write_variable(name, name.upper(), tags=[tag, "more"])
         await server.write_variable(f"v_{uuid4().hex[:8]}", 1)
         assert await server.list_variables(tag) == {name: name.upper() for name in names}
+
+    async def test_change_of_a_variable_is_told_to_those_who_watch_it(self, place: Place) -> None:
+        server, name, other = place.server, f"v_{uuid4().hex[:8]}", f"v_{uuid4().hex[:8]}"
+        watch = server.watch_variable(name)
+        assert await anext(watch) == ""
+        with anyio.fail_after(10):
+            await server.write_variable(other, 1)
+            await server.write_variable(name, 1)
+            assert await anext(watch) == name
+            await server.delete_variable(name)
+            assert await anext(watch) == name
 
     @pytest.mark.parametrize(("name", "value"), [("Upper", 1), ("v", "x" * 5_001)])
     async def test_variable_with_a_bad_name_or_too_long_is_refused(

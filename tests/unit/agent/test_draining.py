@@ -52,6 +52,13 @@ async def test_agent_drains_when_the_server_tells_it_to(bench: Bench) -> None:
     assert (await bench.read(second.id)).state_type is StateType.COMPLETED
 
 
+async def test_agent_hears_of_an_order_to_drain_long_before_its_next_poll(bench: Bench) -> None:
+    loop = asyncio.create_task(bench.agent(poll_seconds=60).loop())
+    await _seen(bench, "polling")
+    await order_drain(bench.server, "box")
+    await asyncio.wait_for(loop, 5)
+
+
 async def test_order_to_drain_that_is_taken_back_lets_the_agent_take_items_again(bench: Bench) -> None:
     bench.plays(Script(seconds=0.4), Script())
     first, second = await bench.add(2)
