@@ -59,8 +59,8 @@ class InMemoryServer(PoolTwin, ItemTwin, TelemetryTwin, VariableTwin):
 
     @property
     def watching(self) -> int:
-        """How many event streams are open: wait for one before you queue what an agent shall be told of."""
-        return len(self._store.watchers)
+        """How many event streams of queues are open: wait for one before you queue what an agent shall be told of."""
+        return sum(bool(watcher.pool_ids) for watcher in self._store.watchers)
 
     @property
     def heartbeats(self) -> dict[UUID, datetime]:

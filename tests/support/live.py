@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 START = "from prefect_launch.cli import main; main()"
 DEADLINE_SECONDS = 30.0
+LOG_PAGE = 200
 
 
 class Site:
@@ -121,7 +122,10 @@ class Site:
 
         wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
         with get_client(sync_client=True) as client:
-            return client.read_logs(log_filter=wanted, sort=LogSort.TIMESTAMP_ASC, limit=200)
+            found: list[Log] = []
+            while page := client.read_logs(wanted, sort=LogSort.TIMESTAMP_ASC, limit=LOG_PAGE, offset=len(found)):
+                found += page
+            return found
 
     def artifacts(self, run: QueuedRun) -> list[Any]:
         """The item's artifacts as Prefect's client reads them."""
