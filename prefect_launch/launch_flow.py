@@ -18,10 +18,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from prefect_launch.agent.building import build_with_log
+from prefect_launch.agent.certificate import Facts, certify, read_last_lines, show_certificate
 from prefect_launch.agent.config import default_home, resolve_agent_config
 from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
-from prefect_launch.agent.outcome import outcome_of_exit, publish_outputs
+from prefect_launch.agent.outcome import Outcome, outcome_of_exit, publish_outputs
 from prefect_launch.api import Api
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.keychain import Keychain
@@ -38,6 +39,7 @@ from prefect_launch.runners.run import DEFAULT_GRACE_SECONDS, AbstractRun, Runne
 from prefect_launch.session import Session
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec import LaunchSpec, construct_spec
+from prefect_launch.states import ItemState
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -91,10 +93,13 @@ async def _follow(
         raise
     finally:
         await shipper.let_go()
-    await _keep(session, flow_run_id, plan)
-    if run.exit is not None and not run.exit.succeeded:
-        raise _failure(plan, run.exit, await shipper.last_lines(_LAST_LINES))
-    await runner.remove(handle)
+    try:
+        await _keep(session, flow_run_id, plan)
+        if run.exit is not None and not run.exit.succeeded:
+            await _certify(session, flow_run_id, plan, run.exit, await runner.image_of(handle))
+            raise _failure(plan, run.exit, await shipper.last_lines(_LAST_LINES))
+    finally:
+        await runner.remove(handle)
 
 
 async def _wait(run: RunnerRun, plan: RunPlan) -> None:
@@ -111,17 +116,29 @@ async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan) -> None:
     await publish_outputs(session.server, flow_run_id, plan.run_id, plan.output_dir)
 
 
+async def _certify(session: Session, flow_run_id: UUID, plan: RunPlan, end: Exit, image: str | None) -> None:
+    item = await session.server.read_item(flow_run_id)
+    if item is not None:
+        facts = Facts(plan=plan, end=end, image=image, last_lines=await read_last_lines(plan.log_path))
+        await show_certificate(session.server, item, certify(item, _outcome(plan, end), facts))
+
+
+def _outcome(plan: RunPlan, end: Exit) -> Outcome:
+    """Say how it ended; what was stopped for its time limit has failed."""
+    if not (end.stopped and plan.timeout is not None):
+        return outcome_of_exit(end)
+    told = f"The job timed out after {in_words(plan.timeout)}, its time limit; {end.describe()}."
+    return Outcome(state=ItemState.FAILED, message=told, cause=Cause.TIMEOUT)
+
+
 def _failure(plan: RunPlan, end: Exit, lines: list[str]) -> ExecutionError:
     tail = "\n".join(f"  {line}" for line in lines)
-    told, cause = outcome_of_exit(end).message, outcome_of_exit(end).cause
-    if end.stopped and plan.timeout is not None:
-        cause = Cause.TIMEOUT
-        told = f"The job timed out after {in_words(plan.timeout)}, its time limit; {end.describe()}."
+    outcome = _outcome(plan, end)
     return ExecutionError(
-        f"Run {plan.run_id}: {told} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
+        f"Run {plan.run_id}: {outcome.message} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
         exit_code=end.exit_code,
         last_lines=lines,
-        cause=cause and cause.value,
+        cause=outcome.cause and outcome.cause.value,
     )
 
 

@@ -1,7 +1,7 @@
 """The death certificate: what is known about a run that did not complete, on one page of the UI.
 
 A frozen value, made of how the run ended, and drawn as a markdown artifact of its item. It holds nothing that the
-item's log and parameters do not hold already.
+item's log and parameters do not hold already, and not where on its machine the agent keeps its things.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | Non
         category=category,
         level="info" if outcome.state is ItemState.CANCELLED else "error",
         summary=advice.summary,
-        detail=outcome.message,
+        detail=_without_home(outcome.message, facts.plan),
         next_step=next_step,
         facts={name: str(value) for name, value in _known(item, category, facts).items() if value is not None},
         last_lines=facts.last_lines,
@@ -149,9 +149,14 @@ def _known(item: Item, category: Category, facts: Facts) -> dict[str, Any]:
         "attempt": facts.attempt or (plan.attempt if plan else None),
         "queue": facts.queue or item.work_pool_name,
         "agent": facts.agent,
-        "run folder": plan.run_dir if plan else None,
+        "run folder": "/".join(("<home>", *plan.run_dir.parts[-3:])) if plan else None,
     }
     return known
+
+
+def _without_home(text: str, plan: RunPlan | None) -> str:
+    """Leave out where on its machine an agent keeps its things: `<home>/runs/<item>/<attempt>`."""
+    return text if plan is None else text.replace(str(plan.run_dir.parents[2]), "<home>")
 
 
 def _tail(path: Path) -> bytes:

@@ -9,7 +9,9 @@ from uuid import UUID
 
 import anyio
 
+from prefect_launch.agent.certificate import Facts, certify, show_certificate
 from prefect_launch.agent.moves import log, move
+from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Phase
@@ -21,7 +23,12 @@ if TYPE_CHECKING:
 
 
 async def fail_item(
-    session: Session, item_id: UUID, message: str, phase: Phase, files: Sequence[str | Path] | None = None
+    session: Session,
+    item_id: UUID,
+    message: str,
+    phase: Phase,
+    files: Sequence[str | Path] | None = None,
+    facts: Facts | None = None,
 ) -> None:
     """End an item as failed; one that is asked to stop becomes cancelled, one that has ended stays as it is.
 
@@ -31,6 +38,7 @@ async def fail_item(
         message: why.
         phase: where it was.
         files: files that are kept with the item's outputs.
+        facts: what is known about it, for its certificate.
     """
     item = await session.server.read_item(item_id)
     if item is None or item.state_type is None or item.state_type in TERMINAL:
@@ -40,7 +48,9 @@ async def fail_item(
         attempt = item.run_count + (item.state_type is StateType.PENDING)
         await session.jobs.put_outputs(str(item_id), attempt, Path(files[0]).parent / "outputs", extra=extra)
     end = ItemState.CANCELLED if item.state_type is StateType.CANCELLING else ItemState.FAILED
-    await move(session.server, item_id, item.state_type, end, f"[{phase.value}] {message}")
+    outcome = Outcome(state=end, message=f"[{phase.value}] {message}")
+    await show_certificate(session.server, item, certify(item, outcome, facts or Facts(error=LaunchError(message))))
+    await move(session.server, item_id, item.state_type, end, outcome.message)
 
 
 async def fail_over(session: Session, item_id: str, tracker: JobTracker | None, exception: BaseException) -> None:
@@ -52,7 +62,8 @@ async def fail_over(session: Session, item_id: str, tracker: JobTracker | None, 
         files = [tracker.file_saver / "error.log"]
         await anyio.Path(files[0]).write_text(f"{text}\n")
     try:
-        await fail_item(session, UUID(item_id), f"The agent failed over it: {text}", Phase.AGENT, files)
+        facts = Facts(queue=tracker.queue if tracker else None, error=exception)
+        await fail_item(session, UUID(item_id), f"The agent failed over it: {text}", Phase.AGENT, files, facts)
     except LaunchError as error:
         log.error("%s not-ended %s", item_id, error)
 

@@ -42,6 +42,18 @@ def read_listed(found: Mapping[str, Any]) -> Container:
     )
 
 
+def read_memory(found: Mapping[str, Any]) -> int | None:
+    """Read what a container's processes hold, as `docker stats` counts it: what the kernel can drop of files at once is
+    left out. A container that does not run has nothing to tell."""
+    told = found.get("memory_stats") or {}
+    if not told.get("usage"):
+        return None
+    parts = told.get("stats") or {}
+    # The kernel's first version of control groups, and its second.
+    droppable = parts.get("total_inactive_file", parts.get("inactive_file", 0))
+    return int(told["usage"] - min(droppable, told["usage"]))
+
+
 def _time(text: str | None) -> datetime | None:
     """Read the engine's time, whose nanoseconds Python 3.10 cannot."""
     if not text or text.startswith(_NEVER):

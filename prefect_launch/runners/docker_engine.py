@@ -25,7 +25,8 @@ import urllib3
 
 from prefect_launch.builds.registries.base import Credentials
 from prefect_launch.errors import InfrastructureError, SpecError, UnreachableError
-from prefect_launch.runners.docker_answers import read_inspected, read_listed
+from prefect_launch.runners.docker_answers import read_inspected, read_listed, read_memory
+from prefect_launch.runners.docker_streams import EngineEventStream, EngineLogStream
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.runners.engine_events import EngineEvents, EventSource
 from prefect_launch.runners.engine_pull import pull_image
@@ -147,6 +148,12 @@ class DockerEngine(Engine):
                         return container.model_copy(update={"oom_killed": container.oom_killed or news.oom})
                 await news.wait(pause)
 
+    async def memory(self, container_id: str) -> int | None:
+        def memory(client: Any) -> int | None:
+            return read_memory(_or_none(client.stats, container_id, stream=False, one_shot=True) or {})
+
+        return await self._call(memory)
+
     async def remove(self, container_id: str) -> None:
         def remove(client: Any) -> None:
             try:
@@ -193,7 +200,7 @@ class DockerEngine(Engine):
             stream = _or_none(
                 self._connected().logs, container_id, stream=True, follow=follow, timestamps=True, since=since or None
             )
-        return _Stream(stream, self._errors)
+        return EngineLogStream(stream, self._errors)
 
     async def aclose(self) -> None:
         self._events.close()
@@ -222,7 +229,7 @@ class DockerEngine(Engine):
     def _open_events(self) -> EventSource:
         filters = {"type": "container", "event": _EVENTS, "label": list(self._event_labels)}
         with self._errors():
-            return _Events(self._connected().events(decode=True, filters=filters), self._errors)
+            return EngineEventStream(self._connected().events(decode=True, filters=filters), self._errors)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
@@ -238,38 +245,6 @@ class DockerEngine(Engine):
                 f"The Docker Engine at {self.address} does not answer ({error}). Start it, allow this user to use it,"
                 " or set DOCKER_HOST to the right address."
             ) from error
-
-
-class _Stream(LogStream):
-    """The package's stream, with our errors. None stands for a container that is gone."""
-
-    def __init__(self, stream: Any, errors: Callable[[], Any]) -> None:
-        self._stream = stream
-        self._errors = errors
-
-    def __iter__(self) -> Iterator[bytes]:
-        if self._stream is not None:
-            with self._errors():
-                yield from self._stream
-
-    def close(self) -> None:
-        if self._stream is not None:
-            self._stream.close()
-
-
-class _Events:
-    """The package's event stream, with our errors."""
-
-    def __init__(self, stream: Any, errors: Callable[[], Any]) -> None:
-        self._stream = stream
-        self._errors = errors
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        with self._errors():
-            yield from self._stream
-
-    def close(self) -> None:
-        self._stream.close()
 
 
 def _or_none(ask: Callable[..., Any], *arguments: Any, **options: Any) -> Any:

@@ -145,6 +145,10 @@ class Engine(ABC):
         through."""
 
     @abstractmethod
+    async def memory(self, container_id: str) -> int | None:
+        """Return how many bytes the processes of a container hold now; None when it does not run."""
+
+    @abstractmethod
     async def remove(self, container_id: str) -> None:
         """Remove a container with its unnamed volumes; nothing when it is gone."""
 

@@ -39,6 +39,7 @@ from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
 from prefect_launch.runners.exit_codes import signal_of
 from prefect_launch.runners.gpu_option import written_ids
+from prefect_launch.runners.peak_memory import sampled_memory
 from prefect_launch.states import ItemState
 
 #: How long the engine may take to end a container that it was told to kill.
@@ -142,7 +143,8 @@ class LocalContainerRunner(Runner):
         copier = LogCopier(self._engine, handle, plan.log_path)
         copier.start()
         try:
-            container = await self._engine.ended(handle)
+            async with sampled_memory(self._engine, handle) as memory:
+                container = await self._engine.ended(handle)
             await anyio.to_thread.run_sync(copier.finish, _LOG_END_SECONDS)
         finally:
             # Also when this is cancelled: the next one who watches goes on where this one has ended.
@@ -151,7 +153,8 @@ class LocalContainerRunner(Runner):
         warnings = [copier.problem] if copier.problem and container is not None else []
         if container is not None:
             warnings += await self._collect(handle, plan)
-        return _exit(container, stopped=_was_stopped(plan.run_dir), warnings=tuple(warnings))
+        end = _exit(container, stopped=_was_stopped(plan.run_dir), warnings=tuple(warnings))
+        return end.model_copy(update={"peak_memory_bytes": memory.seen_bytes})
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         container = await self._engine.container(handle)

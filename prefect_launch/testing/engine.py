@@ -131,6 +131,10 @@ class InMemoryEngine(Engine):
         await one.ended.wait()
         return one.about if container_id in self.docker.containers else None
 
+    async def memory(self, container_id: str) -> int | None:
+        one = self._find(container_id)
+        return one.script.memory_bytes if one is not None and one.about.status == "running" else None
+
     async def remove(self, container_id: str) -> None:
         self._docker()
         one = self.docker.containers.pop(container_id, None)

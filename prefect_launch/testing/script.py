@@ -23,6 +23,7 @@ class Script:
         outputs: files that it leaves in its outputs folder, by relative path.
         ignores_term: whether only a kill ends it.
         oom_killed: whether the kernel ends it for want of memory.
+        memory_bytes: what it holds while it runs.
         missing: whether its program does not exist.
         waits_for: what its machine has to bring about first: `PULLING` or `BUILDING`.
         prepare_error, create_error, start_error: raised by that step of its runner.
@@ -35,6 +36,7 @@ class Script:
     outputs: Mapping[str, bytes] = field(default_factory=dict)
     ignores_term: bool = False
     oom_killed: bool = False
+    memory_bytes: int | None = None
     missing: bool = False
     waits_for: ItemState | None = None
     prepare_error: LaunchError | None = None

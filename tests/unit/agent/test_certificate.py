@@ -12,7 +12,7 @@ from prefect_launch.agent.diagnosis import ADVICE, Category, diagnose
 from prefect_launch.agent.outcome import outcome_of_error, outcome_of_exit
 from prefect_launch.errors import AgentConfigError, ImagePullError, InfrastructureError, QueueError, SpecError
 from prefect_launch.runners.base import Exit, Phase, RunPlan
-from prefect_launch.states import StateType
+from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
 
@@ -141,3 +141,26 @@ async def test_item_that_completes_gets_none(bench: Bench) -> None:
     (item,) = await bench.add()
     await bench.agent().loop(until_empty=True)
     assert await bench.server.list_artifacts(item.id) == []
+
+
+async def test_page_does_not_tell_where_on_its_machine_an_agent_keeps_its_things(bench: Bench) -> None:
+    (item,) = await bench.add()
+    plan = RunPlan(item_id=str(item.id), run_id="r", run_dir=bench.folder / "runs" / str(item.id) / "1")
+    error = InfrastructureError(f"cannot write {plan.output_dir}")
+    page = certify(item, outcome_of_error(error, Phase.AGENT), Facts(plan=plan, error=error)).markdown()
+    assert str(bench.folder) not in page
+    assert f"<home>/runs/{item.id}/1" in page
+
+
+async def test_item_that_the_agent_ends_without_running_it_gets_its_page_too(bench: Bench) -> None:
+    first, second = await bench.add(2)
+    for item in (first, second):
+        await bench.move(item, ItemState.CLAIMED)
+    async with bench.agent().connected() as agent:
+        await agent.fail_run_queue_item(str(first.id), "its sweep has ended", "agent")
+        await agent.finish_thread_id(str(second.id), ZeroDivisionError("ours"))
+    (page,) = await bench.server.list_artifacts(first.id)
+    assert "its sweep has ended" in page["data"]
+    (page,) = await bench.server.list_artifacts(second.id)
+    assert ADVICE[Category.INTERNAL].summary in page["data"]
+    assert "ZeroDivisionError" in page["data"]
