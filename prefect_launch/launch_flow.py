@@ -99,7 +99,8 @@ async def _follow(
             await _certify(session, flow_run_id, plan, run.exit, await runner.image_of(handle))
             raise _failure(plan, run.exit, await shipper.last_lines(_LAST_LINES))
     finally:
-        await runner.remove(handle)
+        if run.exit is None or run.exit.log_is_whole:
+            await runner.remove(handle)
 
 
 async def _wait(run: RunnerRun, plan: RunPlan) -> None:

@@ -23,7 +23,7 @@ from prefect_launch.states import ItemState, StateType
 if TYPE_CHECKING:
     from prefect_launch.agent.tracker import JobTracker
     from prefect_launch.agent.workshop import Workshop
-    from prefect_launch.runners.base import Runner
+    from prefect_launch.runners.base import Exit, Runner
 
 log = logging.getLogger("prefect_launch.agent")
 
@@ -120,6 +120,15 @@ class Closing:
             log.warning("%s not-cleared %s: %s", self._tracker.id, handle, error)
             return False
         return True
+
+    async def remove(self, end: Exit) -> None:
+        """Remove what the run was in, once its log is safe; what is left otherwise is for the housekeeping."""
+        if self.runner is None or self._tracker.handle is None:
+            return
+        if end.log_is_whole:
+            await self.runner.remove(self._tracker.handle)
+        else:
+            log.warning("%s left %s: its log is not whole yet", self._tracker.id, self._tracker.handle)
 
     async def complete_facts(self) -> None:
         """Learn what is learned from the run itself, before it is removed."""

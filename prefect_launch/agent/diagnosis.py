@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from prefect_launch.agent.outcome import NO_PROGRAM, Outcome
+from prefect_launch.disk import is_disk_full, says_disk_full
 from prefect_launch.errors import (
     ImagePullError,
     InfrastructureError,
@@ -87,7 +88,8 @@ ADVICE: Final[dict[Category, Advice]] = {
         "The GPU has too little free memory for it.", "Use a smaller batch or model, or ask for a larger or freer GPU."
     ),
     Category.DISK_FULL: Advice(
-        "A disk is full.", "Free space on the agent's machine, or let the job write less or to a volume of the queue."
+        "A disk is full.",
+        "Free space on the agent's machine (prefect-launch agent clean), or let the job write less, or to a volume.",
     ),
     Category.JOB: Advice("The job itself ended with an error.", "Read its last lines below, and correct the job."),
     Category.IMAGE: Advice(
@@ -131,11 +133,15 @@ def diagnose(outcome: Outcome, end: Exit | None, error: BaseException | None, la
     """
     if outcome.state is ItemState.CANCELLED:
         return Category.CANCELLED
+    if end is not None and says_disk_full(end.error):
+        return Category.DISK_FULL
     told = {Cause.TIMEOUT: Category.TIMEOUT, Cause.PREEMPTED: Category.PREEMPTED, Cause.LOST: Category.LOST}
     if outcome.cause in told:
         return told[outcome.cause]
     if end is not None:
         return _of_exit(end, last_lines)
+    if is_disk_full(error):
+        return Category.DISK_FULL
     return next((category for kind, category in _OF_ERRORS if isinstance(error, kind)), Category.INTERNAL)
 
 

@@ -216,7 +216,7 @@ class Execution:
         if warnings:
             outcome = outcome.model_copy(update={"message": f"{outcome.message} Note: {' '.join(warnings)}"})
         ended = await self._closing.end(outcome, current)
-        await runner.remove(handle)
+        await self._closing.remove(end)
         return ended
 
     async def _finish_log(self, shipper: LogShipper, plan: RunPlan) -> list[str]:

@@ -122,7 +122,10 @@ async def _remove(one: _Leftover) -> bool:
     try:
         if one.found.state is RunState.EXITED:
             with anyio.fail_after(_LOG_SECONDS):
-                await one.runner.watch(one.found.handle, one.plan)
+                end = await one.runner.watch(one.found.handle, one.plan)
+            if not end.log_is_whole:
+                log.warning("%s not-removed %s: %s", one.item, one.found.handle, " ".join(end.warnings))
+                return False
         await one.runner.remove(one.found.handle)
     except (LaunchError, OSError, TimeoutError) as error:
         log.warning("%s not-removed %s: %s", one.item, one.found.handle, error)

@@ -19,7 +19,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.moves import until_server_is_back
+from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import LogRecord
 
@@ -231,5 +231,9 @@ def _write_position(path: Path, position: Position) -> None:
     target = path.parent / _POSITION_FILE
     part = target.with_suffix(".part")
     since = None if position.since is None else position.since.isoformat()
-    part.write_text(json.dumps({"bytes": position.sent, "asked": position.asked, "since": since}))
-    part.replace(target)
+    try:
+        part.write_text(json.dumps({"bytes": position.sent, "asked": position.asked, "since": since}))
+        part.replace(target)
+    except OSError as error:
+        # On a full disk the log goes on its way all the same; only an agent that dies now may send a part twice.
+        log.warning("not noted how far %s was sent: %s", path, error)

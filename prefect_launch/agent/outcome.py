@@ -12,6 +12,8 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from prefect_launch.disk import NEXT_STEP as DISK_FULL_STEP
+from prefect_launch.disk import is_disk_full
 from prefect_launch.errors import InternalError, LaunchError, OperatorError
 from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Phase
@@ -84,8 +86,11 @@ def cause_of(end: Exit) -> Cause:
 
 def outcome_of_error(error: BaseException, phase: Phase) -> Outcome:
     """Say how an item ends that could not be started: the machine's fault is a crash, what was asked for a failure."""
-    fault = isinstance(error, (OperatorError, InternalError)) or not isinstance(error, LaunchError)
+    full = is_disk_full(error)
+    fault = full or isinstance(error, (OperatorError, InternalError)) or not isinstance(error, LaunchError)
     text = str(error) if isinstance(error, LaunchError) else f"{type(error).__name__}: {error}"
+    if full:
+        text = f"No space left on device: {_sentence(text)} {DISK_FULL_STEP}"
     return Outcome(
         state=ItemState.CRASHED if fault else ItemState.FAILED,
         message=f"[{phase.value}] {_sentence(text)}",

@@ -24,7 +24,7 @@ import anyio
 from prefect_launch.commands import run_command
 from prefect_launch.environments.pip_config import uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements
-from prefect_launch.errors import AgentConfigError, InfrastructureError, SourceError
+from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, SourceError
 from prefect_launch.file_lock import locked
 from prefect_launch.inputs.carry import carry_inputs
 
@@ -99,7 +99,7 @@ class Environments:
         if not await anyio.to_thread.run_sync(_touch, path):
             async with locked(self.folder / f"{path.name}.lock"):
                 if not await anyio.to_thread.run_sync(_touch, path):
-                    await self._make(path, python, requirements)
+                    await self._make_whole(path, python, requirements)
         await anyio.to_thread.run_sync(_carry_inputs, path)
         return Venv(path, python.warnings)
 
@@ -108,6 +108,14 @@ class Environments:
         if wanted not in self._pythons:
             self._pythons[wanted] = _own_python() if wanted is None else await _find_python(wanted)
         return self._pythons[wanted]
+
+    async def _make_whole(self, path: Path, python: _Python, requirements: Requirements) -> None:
+        try:
+            await self._make(path, python, requirements)
+        except (LaunchError, OSError):
+            # On a disk that is full, what is half made would keep it so.
+            await anyio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
+            raise
 
     async def _make(self, path: Path, python: _Python, requirements: Requirements) -> None:
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))

@@ -111,6 +111,7 @@ class Exit(BaseModel):
     peak_memory_bytes: int | None = Field(
         default=None, description="Largest resident memory seen, where it can be told."
     )
+    log_is_whole: bool = Field(default=True, description="False: what is left of its log is still with the run.")
     warnings: tuple[str, ...] = Field(default=(), description="What could not be kept or told, such as unsafe outputs.")
 
     @property

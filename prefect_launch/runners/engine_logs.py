@@ -21,6 +21,8 @@ from prefect_launch.runners.engine import Engine, LogStream
 
 #: Between two looks at a log whose stream ended while its container goes on (the engine restarted).
 _REOPEN_SECONDS = 0.5
+#: Between two tries to write on a disk that is full. The engine keeps the log meanwhile.
+_FULL_SECONDS = 2.0
 #: How often the position is written while a job writes without pause.
 _SAVE_SECONDS = 0.5
 _CLOSE_SECONDS = 10.0
@@ -144,19 +146,26 @@ class LogCopier:
         self._thread.join(_CLOSE_SECONDS)
 
     def _run(self) -> None:
-        position = LogPosition(self._log_path.with_name("log-position.json"))
         try:
-            with _opened(self._log_path, position) as file:
-                while not self._closed.is_set():
-                    last = self._ended.is_set()
-                    self._read(file, position, follow=not last)
-                    if last:
-                        return
-                    self._ended.wait(_REOPEN_SECONDS)
-        except OSError as error:
-            self.problem = f"the log could not be written: {error}"
+            while not self._closed.is_set():
+                last = self._ended.is_set()
+                full = not self._copy(follow=not last)
+                if last:
+                    return
+                self._ended.wait(_FULL_SECONDS if full else _REOPEN_SECONDS)
         finally:
             self._done.set()
+
+    def _copy(self, *, follow: bool) -> bool:
+        """Go on from what is safe on the disk; return whether all that came could be written."""
+        try:
+            position = LogPosition(self._log_path.with_name("log-position.json"))
+            with _opened(self._log_path, position) as file:
+                self._read(file, position, follow=follow)
+        except OSError as error:
+            self.problem = f"the log could not be written: {error}"
+            return False
+        return True
 
     def _read(self, file: BinaryIO, position: LogPosition, *, follow: bool) -> None:
         skip = position.pieces
@@ -169,7 +178,7 @@ class LogCopier:
                     continue
                 if self._closed.is_set():
                     break
-                file.write(position.add(piece))
+                _write(file, position.add(piece))
                 self._copied += 1
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     position.save()
@@ -177,13 +186,20 @@ class LogCopier:
             self.problem = None
         except InfrastructureError as error:
             self.problem = f"the end of the log could not be read: {error}"
-        finally:
-            position.save()
+        # Not when a piece could not be written: the position is ahead of the file then.
+        position.save()
 
     def _cut_off(self) -> None:
         stream = self._stream
         if stream is not None:
             stream.close()
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    """Write all of it: on a disk that is nearly full, an unbuffered file takes a part, and says so."""
+    left = memoryview(content)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _opened(path: Path, position: LogPosition) -> BinaryIO:

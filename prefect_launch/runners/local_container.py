@@ -154,7 +154,7 @@ class LocalContainerRunner(Runner):
         if container is not None:
             warnings += await self._collect(handle, plan)
         end = _exit(container, stopped=_was_stopped(plan.run_dir), warnings=tuple(warnings))
-        return end.model_copy(update={"peak_memory_bytes": memory.seen_bytes})
+        return end.model_copy(update={"peak_memory_bytes": memory.seen_bytes, "log_is_whole": not copier.problem})
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         container = await self._engine.container(handle)

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import anyio
 
+from prefect_launch.disk import NEXT_STEP, has_room
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
@@ -39,6 +40,8 @@ _PASSED_ON = frozenset(
 _PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_")
 #: A supervisor that still has not gone this long after everything was killed hangs in the kernel (a dead network disk).
 _STOP_MARGIN_SECONDS = 15.0
+#: Kept for the note of how a run ended, which must find room on a disk that the job itself has filled: one block.
+_RESERVE_BYTES = 4096
 
 
 class LocalProcessRunner(Runner):
@@ -148,6 +151,7 @@ class LocalProcessRunner(Runner):
             cwd = _working_dir(plan)
             for path, values in plan.file_overrides.items():
                 merge_into_file(find_config_file(path, cwd), values)
+            (plan.run_dir / f"{supervisor.EXIT}.reserve").write_bytes(b" " * _RESERVE_BYTES)
             folder.write(supervisor.ENVIRONMENT, job_variables(plan, venv))
             # The last of the files: what is created is whole.
             folder.write(supervisor.PROCESS, {**_process(plan, cwd), "venv": str(venv.path)})
@@ -267,7 +271,7 @@ async def _readable(descriptor: int) -> None:
 
 def _lost(folder: RunFolder) -> str:
     if folder.read(supervisor.STARTED) is None:
-        return "it was never started"
+        return "it was never started" + ("" if has_room(folder.path) else f": no space left on device. {NEXT_STEP}")
     return (
         "the supervisor of the process was lost (killed, or the machine restarted), and its exit code with it;"
         " what was left of the job has been killed"

@@ -273,8 +273,12 @@ def read_json(name: str) -> Told:
 def write_json(name: str, value: Told) -> None:
     """Write a file whole or not at all, whatever is killed when."""
     temporary = f"{name}.{os.getpid()}.tmp"
-    with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+    if os.path.exists(f"{name}.reserve"):
+        os.replace(f"{name}.reserve", temporary)  # Its blocks are there even when the disk is full by now.
+    keep = ~os.O_TRUNC
+    with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags & keep, 0o600)) as file:
         json.dump(value, file)
+        file.truncate()
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, name)

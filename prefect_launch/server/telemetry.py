@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import anyio
 
 from prefect_launch.errors import AnswerLostError
+from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.rest import Rest
 from prefect_launch.server.values import Item, LogRecord
 
@@ -104,7 +105,7 @@ class TelemetryCalls:
                     "prefect.resource.id": f"prefect.flow-run.{item.id}",
                     "prefect.resource.name": item.name,
                 },
-                "related": [],
+                "related": _pool_of(item),
                 "payload": {},
             }
             for item in items
@@ -117,3 +118,17 @@ def is_same_artifact(found: Mapping[str, Any], data: Any, once: str | None) -> b
     if once is None:
         return bool(found["data"] == data)
     return bool((found.get("metadata_") or {}).get(ONCE) == once)
+
+
+def _pool_of(item: Item) -> list[dict[str, str]]:
+    """Name an item's queue in an event, as the server's own events about the item do."""
+    if item.work_pool_id is None:
+        return []
+    return [
+        {
+            "prefect.resource.id": f"prefect.work-pool.{item.work_pool_id}",
+            "prefect.resource.role": "work-pool",
+            "prefect.resource.name": item.work_pool_name or "",
+            "prefect.work-pool.type": POOL_TYPE,
+        }
+    ]

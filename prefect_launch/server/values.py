@@ -57,6 +57,7 @@ class Item(_Value):
     state: State | None = None
     state_type: StateType | None = None
     state_name: str | None = None
+    work_pool_id: UUID | None = None
     work_pool_name: str | None = None
     work_queue_name: str | None = None
     work_queue_id: UUID | None = None

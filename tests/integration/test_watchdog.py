@@ -1,0 +1,90 @@
+"""The watchdog on a real server: it ends what is not heard of, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import pytest
+
+from prefect_launch.errors import SpecError
+from prefect_launch.server.values import Item, State
+from prefect_launch.states import ItemState
+from prefect_launch.watchdog import aread_watchdog, aremove_watchdog, aset_watchdog, check_patience
+from tests.support.live import Site
+
+if TYPE_CHECKING:
+    from prefect_launch.server.protocol import Server
+    from tests.support.prefect_server import PrefectServerProcess
+
+AFTER_SECONDS = 12.0
+DEADLINE_SECONDS = 60
+
+
+async def in_work(server: Server, item_id: str) -> Item:
+    for state in (ItemState.CLAIMED, ItemState.RUNNING):
+        assert (await server.propose(UUID(item_id), State.of(state))).accepted
+    item = await server.read_item(UUID(item_id))
+    assert item is not None
+    return item
+
+
+async def state_name(server: Server, item: Item) -> str | None:
+    found = await server.read_item(item.id)
+    assert found is not None
+    return found.state_name
+
+
+def test_item_that_is_not_heard_of_is_crashed_and_no_other(
+    own_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+) -> None:
+    site = Site(own_prefect_server.api_url, tmp_path, unique)
+    site.job("true")
+    runs = site.add({}, {}, {}, {})
+
+    async def watch() -> None:
+        assert await aset_watchdog(site.api, AFTER_SECONDS)
+        async with site.api.connect() as server:
+            silent, alive, ended, back = [await in_work(server, run.id) for run in runs]
+            await server.beat_items([silent, alive, ended, back])
+            await server.propose(ended.id, State.of(ItemState.COMPLETED))
+            await server.propose(back.id, State.of(ItemState.AWAITING_RETRY))
+            for _ in range(DEADLINE_SECONDS):
+                await server.beat_items([alive])
+                await asyncio.sleep(1)
+                if await state_name(server, silent) != "Running":
+                    break
+            await asyncio.sleep(3)  # Whatever it does to the others it does at the same time.
+            told = await server.read_item(silent.id)
+            assert told is not None
+            assert (told.state_name, "not heard of for 12 s" in told.message) == ("Crashed", True)
+            others = [await state_name(server, item) for item in (alive, ended, back)]
+            assert others == ["Running", "Completed", "AwaitingRetry"]
+
+    asyncio.run(watch())
+
+
+def test_watchdog_is_there_once_can_be_changed_and_taken_off(prefect_server: PrefectServerProcess) -> None:
+    from prefect.client.orchestration import get_client
+
+    from prefect_launch.api import Api
+
+    api = Api(url=prefect_server.api_url)
+
+    async def set_it() -> list[bool]:
+        return [await aset_watchdog(api, seconds) for seconds in (600.0, 600.0, 900.0)]
+
+    assert asyncio.run(set_it()) == [True, False, True]
+    assert asyncio.run(aread_watchdog(api)) == 900.0
+    with get_client(sync_client=True) as client:
+        assert len(client.read_automations_by_name("prefect-launch watchdog")) == 1
+    assert asyncio.run(aremove_watchdog(api))
+    assert not asyncio.run(aremove_watchdog(api))
+    assert asyncio.run(aread_watchdog(api)) is None
+
+
+def test_time_that_is_too_short_for_an_agent_to_come_back_is_refused() -> None:
+    with pytest.raises(SpecError, match="must be 2 min or more"):
+        check_patience(90)
