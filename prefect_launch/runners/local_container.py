@@ -21,6 +21,7 @@ from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.container_config import RUN_DIR_LABEL, container_config, preview_config
+from prefect_launch.runners.container_exit import exit_of
 from prefect_launch.runners.container_files import (
     OUTPUT_DIR,
     collect_outputs,
@@ -37,7 +38,6 @@ from prefect_launch.runners.container_options import (
 )
 from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
-from prefect_launch.runners.exit_codes import signal_of
 from prefect_launch.runners.gpu_option import written_ids
 from prefect_launch.runners.peak_memory import sampled_memory
 from prefect_launch.states import ItemState
@@ -153,7 +153,7 @@ class LocalContainerRunner(Runner):
         warnings = [copier.problem] if copier.problem and container is not None else []
         if container is not None:
             warnings += await self._collect(handle, plan)
-        end = _exit(container, stopped=_was_stopped(plan.run_dir), warnings=tuple(warnings))
+        end = exit_of(container, stopped=_was_stopped(plan.run_dir), warnings=tuple(warnings))
         return end.model_copy(update={"peak_memory_bytes": memory.seen_bytes, "log_is_whole": not copier.problem})
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
@@ -257,30 +257,6 @@ def _default_engine() -> Engine:
     from prefect_launch.runners.docker_engine import DockerEngine
 
     return DockerEngine(event_labels=(Labels.ITEM,))
-
-
-def _exit(container: Container | None, *, stopped: bool, warnings: tuple[str, ...]) -> Exit:
-    if container is None:
-        return Exit(
-            exit_code=None,
-            stopped=stopped,
-            error="the container was removed by somebody else while it ran, and its exit code with it",
-        )
-    error = None
-    if container.failed_to_start:
-        error = f"the entry point cannot be run in the image {container.image!r}: {container.error}"
-    code = container.exit_code
-    return Exit(
-        exit_code=code,
-        signal=None if error else signal_of(code),
-        # A child that was killed for want of memory is no failure when the job itself went on and succeeded.
-        oom_killed=container.oom_killed and code != 0,
-        stopped=stopped,
-        error=error,
-        started_at=container.started_at,
-        ended_at=container.ended_at,
-        warnings=warnings,
-    )
 
 
 def _state(container: Container) -> RunState:
