@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from prefect_launch.runners.base import Exit, signal_of
+from prefect_launch.runners.base import Exit
 from prefect_launch.runners.engine import Container
+from prefect_launch.runners.exit_codes import signal_of
 
 
 def exit_of(container: Container | None, *, stopped: bool, warnings: tuple[str, ...]) -> Exit:
