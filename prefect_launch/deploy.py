@@ -14,6 +14,7 @@ from uuid import UUID
 from prefect_launch.errors import InputError, QueueError
 from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER
 from prefect_launch.jobs.plain_schema import inputs_in_order
+from prefect_launch.names import check_name
 from prefect_launch.queues import QUEUE_LABEL
 from prefect_launch.retry import Cause
 from prefect_launch.runners.registry import runner_class
@@ -91,7 +92,7 @@ async def deploy_job(
     job = await session.jobs.resolve(job_name)
     queue = await session.queue(queue_name)
     runner_class(queue.config.resource).check_source(job.kind)
-    wanted = name or job.name
+    wanted = check_name("deployment", name) if name else job.name
     there = await session.server.find_deployment(wanted)
     if there is not None and not (there.labels or {}).get(FORM_LABEL):
         raise QueueError(

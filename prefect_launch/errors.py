@@ -10,6 +10,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+#: As much of a wrong name as a message shows: no right one is longer.
+_SHOWN_CHARS = 128
+
 
 class LaunchError(Exception):
     """Base of all errors raised by prefect-launch."""
@@ -161,4 +164,6 @@ def unknown_name(kind: str, value: object, known: Iterable[str], *, where: str =
     hint = f" Did you mean {near[0]!r}?" if near else ""
     shown = ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
     listing = f" Known: {shown}." if names else f" There is no {kind} yet."
-    return NotFoundError(f"Unknown {kind} {str(value)!r}{where}.{hint}{listing}")
+    seen = str(value)
+    shown_value = seen if len(seen) <= _SHOWN_CHARS else f"{seen[: _SHOWN_CHARS - 1]}…"
+    return NotFoundError(f"Unknown {kind} {shown_value!r}{where}.{hint}{listing}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_launch.api import Api
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.item_spec import labels_of, run_id_of, tags_of
+from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
@@ -90,6 +91,8 @@ async def resolve_source(session: Session, spec: LaunchSpec) -> NamedJob:
 
 def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -> ItemDraft:
     """Check a spec against its queue and job, and return what is to be made; the server is not asked."""
+    if job is not None and spec.job:  # beside a URI, it says what the URI is taken at
+        check_version(job, spec.git.version, named=spec.job)
     _check_resource(spec, queue, job)
     check_variables(queue.name, queue.config, spec.template_variables)
     full = _completed(api, spec, job)

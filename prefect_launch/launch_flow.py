@@ -29,6 +29,7 @@ from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.duration import in_words
 from prefect_launch.errors import ExecutionError, LaunchError
+from prefect_launch.launch_failure import failing_with_its_error
 from prefect_launch.launch_retries import retries_here, with_retries
 from prefect_launch.named_job import job_named_by, with_job
 from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan, preview_plan
@@ -144,6 +145,7 @@ def _failure(plan: RunPlan, end: Exit, lines: list[str]) -> ExecutionError:
 
 
 @flow(name="launch", validate_parameters=False, persist_result=False, retries=0)
+@failing_with_its_error
 async def alaunch(
     api: Api,
     job: str | None = None,

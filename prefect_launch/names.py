@@ -42,7 +42,7 @@ def check_name(kind: str, value: object, *, max_chars: int = MAX_NAME_CHARS) -> 
     if ".." in value or not _NAME.match(value):
         raise InvalidNameError(
             f"Invalid {kind} name {value!r}: use letters, digits, '_', '.' and '-', no '..' and no '.' or '-' in front."
-            f" For example {safe_name(value)!r}."
+            f" For example {safe_name(value, fallback='my-' + kind.replace(' ', '-'))!r}."
         )
     return value
 

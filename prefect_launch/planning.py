@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
 from prefect_launch.job_environment import JobContext, WandbServer, job_environment
+from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
@@ -124,6 +125,8 @@ async def _leave_secrets(value: Any) -> Any:
 async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secrets) -> RunPlan:
     runner = runner_class(request.config.resource)
     runner.check_source(job.kind if job else SourceKind.IMAGE)
+    if job is not None and request.spec.job:
+        check_version(job, request.spec.git.version, named=request.spec.job)
     spec = _with_inputs(request.spec, job)
     run_dir = site.run_dir(request.item_id, request.attempt)
     return RunPlan(

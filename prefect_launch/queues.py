@@ -86,7 +86,7 @@ def make_config(
 
 def _check_json(what: str, value: Mapping[str, Any]) -> None:
     try:
-        json.dumps(value, allow_nan=False).encode()
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise QueueError(f"A queue's {what} must be JSON: {error}. Use plain, finite values in it.") from None
 

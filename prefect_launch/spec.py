@@ -19,6 +19,7 @@ from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.names import check_name
 from prefect_launch.priority import Priority
 from prefect_launch.retry import Retries
+from prefect_launch.text import text_fault
 
 #: The Prefect server refuses parameters beyond 512 KiB; what is left is for the rest of the spec.
 MAX_SPEC_BYTES = 500_000
@@ -260,28 +261,21 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 def _json_fault(value: Any, path: str = "") -> str | None:
     if isinstance(value, Mapping):
+        fault = next((fault for key in value if (fault := text_fault(str(key), f"a name in {path or 'it'}"))), None)
+        if fault:
+            return fault
         children = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
     elif isinstance(value, (list, tuple)):
         children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
     elif isinstance(value, float) and not math.isfinite(value):
         return f"{path} is {value}, which JSON does not have"
     elif isinstance(value, str):
-        return _text_fault(value, path)
+        return text_fault(value, path)
     elif value is None or isinstance(value, (int, float, bool)):
         return None
     else:
-        return f"{path} is a {type(value).__name__}"
+        return f"{path} is of the type {type(value).__name__!r}, which JSON does not have"
     return next((fault for key, item in children if (fault := _json_fault(item, key))), None)
-
-
-def _text_fault(value: str, path: str) -> str | None:
-    if "\0" in value:
-        return f"{path} holds a NUL character, which PostgreSQL does not keep"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return f"{path} holds half of a character (a lone surrogate)"
-    return None
 
 
 def _readable(error: ValidationError) -> LaunchError:

@@ -46,6 +46,7 @@ from prefect_launch.sources.git_resolve import resolve_commit
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.sources.pages import refuse_pages
 from prefect_launch.sources.remote import check_remote, name_of
+from prefect_launch.text import nested_text_fault
 
 _logger = get_logger("launch.jobs")
 
@@ -91,8 +92,7 @@ class JobRequest(BaseModel):
             SpecError: when the job type is unknown.
         """
         if self.job_type not in JOB_TYPES:
-            known = unknown_name("job type", self.job_type, ("image", "code", "git"))
-            raise SpecError(f"Invalid job type: {self.job_type!r}. {known}")
+            raise SpecError(str(unknown_name("job type", self.job_type, ("image", "code", "git"))))
         return JOB_TYPES[self.job_type]
 
 
@@ -117,6 +117,9 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
     aliases = tuple(check_alias(alias) for alias in request.aliases)
     _check_paths(request)
     draft, own_alias = await _MAKERS[kind](request, git or Git(machine_git_settings()))
+    told = {"description": draft.description, "metadata": draft.metadata, **draft.document.model_dump()}
+    if fault := nested_text_fault(told, "its document"):
+        raise SpecError(f"The job {draft.name!r} cannot be kept: {fault}.")
     return draft, tuple(dict.fromkeys([*aliases, *([own_alias] if own_alias else [])]))
 
 

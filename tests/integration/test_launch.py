@@ -134,6 +134,15 @@ def test_wrong_launch_is_refused_before_anything_runs(site: Site) -> None:
     assert not (site.folder / "home" / "runs").exists()
 
 
+def test_flow_run_of_a_refused_launch_says_in_its_state_what_the_error_says(site: Site) -> None:
+    name = f"refused-{site.name}"
+    with pytest.raises(SpecError) as refused:
+        asyncio.run(alaunch.with_options(flow_run_name=name)(site.api, docker_image="a b"))
+    (run,) = flow_runs(name={"any_": [name]})
+    assert run.state is not None
+    assert (run.state.name, run.state.message) == ("Failed", str(refused.value))
+
+
 @pytest.mark.engine
 def test_launch_runs_a_container(site: Site, shell_image: str) -> None:
     run = launch(site.api, docker_image=shell_image, entry_point=["sh", "-c", "echo from inside"])

@@ -214,3 +214,10 @@ def test_handles_of_a_list_are_whole(job_api: InMemoryApi) -> None:
     (run,) = launch_add_many([{**IMAGE, "priority": "high"}], "gpu", api=job_api)
     assert (run.queue_name, run.priority, run.state) == ("gpu", 2, "queued")
     assert job_api.call(lambda session: session.server.read_item(UUID(run.id))).state_type is StateType.SCHEDULED
+
+
+@pytest.mark.parametrize("version", ["v0", "0", "latest"])
+def test_version_beside_a_job_is_taken_when_it_agrees_with_it(job_api: InMemoryApi, version: str) -> None:
+    assert launch_add(job="box:latest", queue_name="gpu", version=version).item.labels["prefect-launch.job"] == (
+        "acme/digits/box:v0"
+    )

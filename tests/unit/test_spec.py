@@ -131,7 +131,7 @@ def test_number_that_json_does_not_have_is_refused_with_its_place(given: float) 
 
 @pytest.mark.parametrize(("given", "kind"), [({1, 2}, "set"), (object(), "object"), (b"x", "bytes")])
 def test_value_that_is_no_json_is_refused_with_its_place(given: Any, kind: str) -> None:
-    with pytest.raises(SpecError, match=rf"overrides\.run_config\.x is a {kind}"):
+    with pytest.raises(SpecError, match=rf"overrides\.run_config\.x is of the type '{kind}'"):
         construct_spec({**JOB, "overrides": {"run_config": {"x": given}}})
 
 

@@ -188,6 +188,9 @@ async def test_forged_commit_that_is_an_option_is_no_commit() -> None:
         ({"services": {"tensorboard": "sometimes"}}, SpecError),
         ({"schema": "nothing:Here"}, SpecError),
         ({"git_hash": "main"}, SpecError),
+        ({"description": "half \ud800"}, SpecError),
+        ({"entrypoint": ["python", "\ud800"]}, SpecError),
+        ({"schema": {"type": "object", "properties": {"\ud800": {"type": "string"}}}}, SpecError),
     ],
 )
 async def test_bad_request_gives_one_clear_error_and_leaves_nothing(
@@ -202,7 +205,7 @@ async def test_bad_request_gives_one_clear_error_and_leaves_nothing(
 
 
 async def test_unknown_job_type_is_answered_with_the_known_ones(registry: JobRegistry) -> None:
-    with pytest.raises(SpecError, match=r"Invalid job type: 'imagee'.*Did you mean 'image'.*code, git, image"):
+    with pytest.raises(SpecError, match=r"^Unknown job type 'imagee'. Did you mean 'image'.*code, git, image"):
         await create_in(registry, _request("train", "imagee"))
 
 
