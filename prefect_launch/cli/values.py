@@ -93,7 +93,11 @@ def read_retries(given: str, option: str = "--retries") -> dict[str, Any]:
     from prefect_launch.retry import parse_retries
 
     number = re.fullmatch(r"\s*([+-]?\d+)\s*", given)
-    rule = parse_retries(int(number[1]) if number else read_mapping(given, option), option)
+    try:
+        value = int(number[1]) if number else read_mapping(given, option)
+    except SpecError as error:
+        raise SpecError(f"{error} A whole number, such as '{option} 3', says how often at most.") from None
+    rule = parse_retries(value, option)
     return rule.model_dump(mode="json", exclude_unset=True)
 
 
