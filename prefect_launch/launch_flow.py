@@ -18,29 +18,26 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from prefect_launch.agent.building import build_with_log
-from prefect_launch.agent.certificate import Facts, certify, read_last_lines, show_certificate
 from prefect_launch.agent.config import default_home, resolve_agent_config
 from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
-from prefect_launch.agent.outcome import Outcome, outcome_of_exit, publish_outputs
+from prefect_launch.agent.outcome import publish_outputs
 from prefect_launch.api import Api
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.remote import RemoteRegistries
-from prefect_launch.duration import in_words
-from prefect_launch.errors import ExecutionError, LaunchError
+from prefect_launch.errors import LaunchError
+from prefect_launch.launch_end import failure_of, show_failure
 from prefect_launch.launch_failure import failing_with_its_error
 from prefect_launch.launch_retries import retries_here, with_retries
 from prefect_launch.named_job import job_named_by, with_job
 from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan, preview_plan
-from prefect_launch.retry import Cause
-from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
+from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner
 from prefect_launch.runners.run import DEFAULT_GRACE_SECONDS, AbstractRun, RunnerRun
 from prefect_launch.session import Session
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec import LaunchSpec, construct_spec
-from prefect_launch.states import ItemState
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -97,8 +94,8 @@ async def _follow(
     try:
         await _keep(session, flow_run_id, plan)
         if run.exit is not None and not run.exit.succeeded:
-            await _certify(session, flow_run_id, plan, run.exit, await runner.image_of(handle))
-            raise _failure(plan, run.exit, await shipper.last_lines(_LAST_LINES))
+            await show_failure(session, flow_run_id, plan, run.exit, await runner.image_of(handle))
+            raise failure_of(plan, run.exit, await shipper.last_lines(_LAST_LINES))
     finally:
         if run.exit is None or run.exit.log_is_whole:
             await runner.remove(handle)
@@ -116,32 +113,6 @@ async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan) -> None:
     extra = {"job.log": plan.log_path} if plan.log_path.exists() else {}
     await session.jobs.put_outputs(plan.item_id, plan.attempt, plan.output_dir, extra=extra)
     await publish_outputs(session.server, flow_run_id, plan.run_id, plan.output_dir)
-
-
-async def _certify(session: Session, flow_run_id: UUID, plan: RunPlan, end: Exit, image: str | None) -> None:
-    item = await session.server.read_item(flow_run_id)
-    if item is not None:
-        facts = Facts(plan=plan, end=end, image=image, last_lines=await read_last_lines(plan.log_path))
-        await show_certificate(session.server, item, certify(item, _outcome(plan, end), facts))
-
-
-def _outcome(plan: RunPlan, end: Exit) -> Outcome:
-    """Say how it ended; what was stopped for its time limit has failed."""
-    if not (end.stopped and plan.timeout is not None):
-        return outcome_of_exit(end)
-    told = f"The job timed out after {in_words(plan.timeout)}, its time limit; {end.describe()}."
-    return Outcome(state=ItemState.FAILED, message=told, cause=Cause.TIMEOUT)
-
-
-def _failure(plan: RunPlan, end: Exit, lines: list[str]) -> ExecutionError:
-    tail = "\n".join(f"  {line}" for line in lines)
-    outcome = _outcome(plan, end)
-    return ExecutionError(
-        f"Run {plan.run_id}: {outcome.message} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
-        exit_code=end.exit_code,
-        last_lines=lines,
-        cause=outcome.cause and outcome.cause.value,
-    )
 
 
 @flow(name="launch", validate_parameters=False, persist_result=False, retries=0)
