@@ -89,6 +89,12 @@ def test_process_is_told_with_its_command_and_the_jobs_version(job_api: InMemory
     assert {"LAUNCH_CONFIG", "WANDB_RUN_ID", "VIRTUAL_ENV"} <= set(told.creates["env"])
 
 
+def test_image_that_is_still_to_be_built_is_said_to_be(job_api: InMemoryApi) -> None:
+    told = explain_launch(job="train", config=inputs(lr=0.1), queue_name="gpu")
+    assert (told.image, told.builds, told.digest) == (None, True, None)
+    assert told.creates["Entrypoint"] == ["python", "main.py"]
+
+
 def test_what_the_queue_and_the_job_have_changed_is_told(job_api: InMemoryApi) -> None:
     job_api.create_run_queue("small", "local-container", config={"memory": "2g", "cpus": 1, "env": {"A": "1"}})
     told = explain_launch(docker_image="box", queue_name="small", resource_args={"local-container": {"cpus": 2}})

@@ -11,7 +11,11 @@ from prefect_launch.agent.telling import WaitTeller
 from prefect_launch.agent_board import AgentNotice, post_notice
 from prefect_launch.server.values import Item
 from prefect_launch.states import ItemState
-from tests.support.bench import QUEUE, Bench
+from prefect_launch.testing import Script
+from prefect_launch.waiting import WaitCause, Waiting
+from prefect_launch.waiting_facts import why_waiting
+from tests.support.bench import QUEUE, Bench, eventually
+from tests.support.devices import agent_of, running, wants
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +143,25 @@ async def test_line_has_the_expected_start_from_past_runs(bench: Bench) -> None:
     (line,) = await lines(bench, waits)
     assert "Expected to start at about" in line
     assert line.endswith("from 1 past run of the queue.")
+
+
+async def test_item_that_waits_for_gpus_says_what_the_agent_has_and_who_holds_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_launch.agent.reporting.WRITE_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_launch.agent.reporting._LOOK_SECONDS", 0.01)
+    bench.plays(Script(seconds=60))
+    (holder,) = await bench.add(**wants(2))
+    async with bench.running(agent_of(bench, 2)), bench.api.open() as session:
+        await running(bench, holder)
+        (waits,) = await bench.add(**wants(1))
+
+        async def told() -> Waiting | None:
+            return await why_waiting(session, await bench.read(waits.id))
+
+        seen = await eventually(told, lambda found: found is not None and found.cause is WaitCause.DEVICES)
+        assert "box: 0 of 2 GPUs are free (GPUs 0,1 in use by other items); it asks for 1 GPU." in seen.reason
+        assert f"GPU 0 of {str(holder.id)[:8]}; GPU 1 of {str(holder.id)[:8]}" in seen.reason
+        await WaitTeller(session, "box", [QUEUE]).look(QUEUE)
+    (line,) = await lines(bench, waits)
+    assert line.startswith("Waits (devices): No agent has the devices free that it asks for.")
