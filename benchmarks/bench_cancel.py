@@ -35,7 +35,7 @@ def measure(place: Place) -> list[Figure]:
         use_api(place.api),
         running_agent(place, queue, max_jobs=1, stopped_run_timeout=_GRACE_SECONDS),
     ):
-        for _ in range(1 + place.rounds(_ROUNDS)):
+        for _ in range(1 + place.few(_ROUNDS)):
             floors.append(_stop(place, image))
             times.append(_cancel(launch_add(docker_image=image, entry_point=list(SLEEP), queue_name=queue)))
     floor, name = median(floors[1:]), f"engine stop, grace {_GRACE_SECONDS} s"

@@ -23,16 +23,17 @@ _PSS = re.compile(r"^Pss:\s+(\d+) kB", re.MULTILINE)
 
 def measure(place: Place) -> list[Figure]:
     """Measure the agent at rest and at work."""
-    with queue_of_containers(place, "memory") as queue, agent_at_rest(place, queue, max_jobs=_CONTAINERS) as agent:
+    count = place.few(_CONTAINERS)
+    with queue_of_containers(place, "memory") as queue, agent_at_rest(place, queue, max_jobs=count) as agent:
         time.sleep(_SETTLE_SECONDS)
         at_rest = pss_mib(agent.pid)
-        run_sleepers(place, queue, _CONTAINERS)
+        run_sleepers(place, queue, count)
         time.sleep(_SETTLE_SECONDS)
         at_work = pss_mib(agent.pid)
         ids = [one["Id"] for one in containers(place, queue)]
         shims = [pss_mib(pid) for one in ids if (pid := _shim(one)) is not None]
-    each = (at_work - at_rest) / _CONTAINERS
-    name = f"agent's memory per running job, of {_CONTAINERS}"
+    each = (at_work - at_rest) / count
+    name = f"agent's memory per running job, of {count}"
     return [
         Figure(name, each, "MiB", median(shims) if shims else None, "the container's shim", Goal("≤ 1 MiB", 1.0)),
         Figure("agent's memory at rest", at_rest, "MiB", None, "–"),

@@ -28,19 +28,20 @@ _PATIENCE_SECONDS = 60.0
 
 def measure(place: Place) -> list[Figure]:
     """Kill the agent that has started them, and start agents of its name again."""
+    count = place.few(_CONTAINERS)
     with queue_of_containers(place, "restart") as queue:
-        with agent_at_rest(place, queue, max_jobs=_CONTAINERS) as agent:
-            run_sleepers(place, queue, _CONTAINERS)
+        with agent_at_rest(place, queue, max_jobs=count) as agent:
+            run_sleepers(place, queue, count)
             agent.kill()
-        times = [_adopt(place, queue) for _ in range(_ROUNDS)]
-        floor = median(_list(place, queue) for _ in range(_LISTS))
-    name = f"restart, {_CONTAINERS} containers found again"
+        times = [_adopt(place, queue, count) for _ in range(_ROUNDS)]
+        floor = median(_list(place, queue, count) for _ in range(_LISTS))
+    name = f"restart, {count} containers found again"
     return [Figure(name, median(times), "ms", floor, "one list call", Goal("≤ 2,000 ms", 2000))]
 
 
-def _adopt(place: Place, queue: str) -> float:
+def _adopt(place: Place, queue: str, count: int) -> float:
     """Start an agent, wait until it has all in hand, and let it leave: what runs goes on."""
-    agent = LaunchAgent(place.api, config_of(queue, max_jobs=_CONTAINERS))
+    agent = LaunchAgent(place.api, config_of(queue, max_jobs=count))
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def work() -> None:
@@ -52,7 +53,7 @@ def _adopt(place: Place, queue: str) -> float:
     try:
         _until(lambda: _is_connected(agent))
         begun = time.perf_counter()
-        _until(lambda: len(agent.thread_ids) == _CONTAINERS)
+        _until(lambda: len(agent.thread_ids) == count)
         return (time.perf_counter() - begun) * 1000
     finally:
         loops[0].call_soon_threadsafe(agent.stop)
@@ -66,12 +67,12 @@ def _is_connected(agent: LaunchAgent) -> bool:
         return False
 
 
-def _list(place: Place, queue: str) -> float:
+def _list(place: Place, queue: str, count: int) -> float:
     begun = time.perf_counter()
     found = containers(place, queue)
     spent = (time.perf_counter() - begun) * 1000
-    if len(found) != _CONTAINERS:
-        raise RuntimeError(f"{len(found)} of {_CONTAINERS} containers are there")
+    if len(found) != count:
+        raise RuntimeError(f"{len(found)} of {count} containers are there")
     return spent
 
 

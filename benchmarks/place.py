@@ -43,6 +43,10 @@ class Place:
         """Return how often to measure: `count` times, or a few times when it is to be quick."""
         return max(8, count // 50) if self.quick else count
 
+    def few(self, count: int) -> int:
+        """Return how many things to measure at: `count`, or two when it is to be quick."""
+        return 2 if self.quick else count
+
     @cached_property
     def server(self) -> PrefectServerProcess:
         """The Prefect server; from now on this process's settings lead to it."""

@@ -5,6 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.support.docker_engine import DockerEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,8 +30,18 @@ def test_benchmarks_print_a_row_for_each_figure() -> None:
     assert "cores" in done.stdout
 
 
+@pytest.mark.engine
+def test_benchmarks_of_agents_print_a_row_for_each_figure(engine: DockerEngine) -> None:
+    done = bench("--quick", "agents", "cancel", "restart", "memory")
+
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("│")[1].strip() for line in done.stdout.splitlines() if line.startswith("│")]
+    wanted = {"8 items, two agents", "cancel a silent container, median", "restart, 2 containers found again"}
+    assert {*wanted, "agent's memory per running job, of 2"} <= set(rows)
+
+
 def test_unknown_benchmark_is_refused_with_the_names_of_all() -> None:
     done = bench("dispach")
 
     assert done.returncode == 2
-    assert "unknown benchmark 'dispach'; there are imports, dispatch, throughput, enqueue" in done.stderr
+    assert "unknown benchmark 'dispach'; there are imports, dispatch, throughput, agents, " in done.stderr
