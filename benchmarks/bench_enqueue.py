@@ -19,7 +19,7 @@ from benchmarks.figures import Figure, at_least_times, at_most_times
 from benchmarks.place import Place
 from prefect_launch.api import Api, use_api
 from prefect_launch.enqueue import launch_add, launch_add_many
-from prefect_launch.item_draft import prepare_item
+from prefect_launch.item_draft import check_item
 from prefect_launch.server.values import ItemDraft
 from prefect_launch.session import Session
 from prefect_launch.spec import parse_spec
@@ -95,8 +95,8 @@ def _drafts(api: Api) -> tuple[UUID, Iterator[ItemDraft]]:
     """Return what `launch_add` makes of the spec, under a new key each time."""
 
     async def prepare(session: Session) -> tuple[UUID, ItemDraft]:
-        queue, draft = await prepare_item(api, session, parse_spec(_SPEC), _QUEUE)
-        return queue.deployment_id, draft
+        checked = await check_item(api, session, parse_spec(_SPEC), _QUEUE)
+        return checked.queue.deployment_id, checked.draft
 
     deployment_id, draft = api.call(prepare)
     return deployment_id, (draft.model_copy(update={"idempotency_key": uuid4().hex}) for _ in iter(int, 1))

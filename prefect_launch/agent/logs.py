@@ -35,6 +35,8 @@ LOOK_SECONDS: Final = 0.5
 #: A request whose answer cannot reach us may still be at work on a busy server: its records are looked for after these
 #: pauses before they are sent again.
 SETTLE_SECONDS: Final = (0.5, 1.0, 2.0)
+#: What a request that is under way gets when the agent leaves.
+LAST_WORDS_SECONDS: Final = 5.0
 #: Records that may have the time of ours, or stand before it in the answer.
 _LIKELY_RECORDS: Final = 20
 #: The name under which a job's own lines are shown.
@@ -101,14 +103,15 @@ class LogShipper:
 
     async def _settle(self) -> None:
         """Find out whether a request whose answer nobody has, this agent's or the last one's, reached the server."""
-        asked, self._asked = self._asked, None
+        asked = self._asked
         if asked is None or asked.since is None or asked.asked is None:
             return
         for pause in (0.0, *SETTLE_SECONDS):
             await anyio.sleep(pause)
             if await self._has(asked.since):
                 self._sent = asked.asked
-                return
+                break
+        self._asked = None
 
     async def _has(self, since: datetime) -> bool:
         """Whether the server has our record of this very time; others may write to this item's log, too."""
@@ -147,10 +150,13 @@ class LogShipper:
 
     async def _send(self, data: bytes, position: int) -> None:
         records = split_records(data.decode("utf-8", "replace"), name=self._name)
-        await until_server_is_back("take the log", lambda: _whole(self._deliver(records, position)))
+        await until_server_is_back("take the log", lambda: self._deliver(records, position))
 
     async def _deliver(self, records: Sequence[LogRecord], position: int) -> None:
         await self._settle()
+        await _whole(self._write(records, position))
+
+    async def _write(self, records: Sequence[LogRecord], position: int) -> None:
         if records and self._sent < position:
             self._asked = Position(self._sent, asked=position, since=records[0].timestamp)
             await anyio.to_thread.run_sync(_write_position, self._path, self._asked)
@@ -161,11 +167,16 @@ class LogShipper:
 
 
 async def _whole(work: Coroutine[None, None, None]) -> None:
-    """Do something to its end even when cancelled meanwhile: what was sent must be noted as sent."""
+    """Do something to its end even when cancelled meanwhile: what was sent is better noted as sent.
+
+    A server that is away keeps nobody from leaving: the next agent finds out what has reached it.
+    """
     task = asyncio.ensure_future(work)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=LAST_WORDS_SECONDS)
+        task.cancel()
         await asyncio.wait({task})
         raise
 

@@ -145,6 +145,26 @@ async def test_progress_bar_becomes_lines(server: InMemoryServer, item_id: UUID,
     assert (await text(server, item_id)).splitlines() == ["1%", "50%", "100%"]
 
 
+async def test_agent_that_leaves_does_not_wait_for_a_server_that_is_away_and_the_next_one_sends_all_once(
+    server: InMemoryServer, item_id: UUID, path: Path
+) -> None:
+    async def lose_answer_and_go_away(method: str) -> None:
+        if method == "write_logs":
+            server.after_call = None
+            server.down()
+            raise ServerUnavailableError("the answer was lost")
+
+    server.after_call = lose_answer_and_go_away
+    path.write_text("one\n")
+    first = LogShipper(server, item_id, path)
+    first.follow()
+    await eventually(lambda: asyncio.sleep(0, server.calls["read_logs"]), lambda count: count > 0)
+    await asyncio.wait_for(first.let_go(), 5)
+    server.up()
+    await send_whole(server, item_id, path)
+    assert await text(server, item_id) == "one"
+
+
 async def test_next_agent_goes_on_where_the_last_one_stopped(server: InMemoryServer, item_id: UUID, path: Path) -> None:
     path.write_text("one\n")
     first = LogShipper(server, item_id, path)
