@@ -31,6 +31,7 @@ class JobContext(BaseModel):
     item_id: str = Field(description="Id of the flow run that is the queue item.")
     attempt: int = Field(default=1, ge=1)
     output_dir: str = Field(description="Where the job leaves its outputs, as the job sees it (in its container).")
+    claim: str | None = Field(default=None, description="Token of the claim that this attempt is made under.")
     queue: str | None = Field(default=None, description="The queue's name; none when launched without a queue.")
     queue_entity: str | None = None
     job: str | None = Field(default=None, description="The job's full reference, with its version.")
@@ -139,6 +140,7 @@ def _launch_names(context: JobContext) -> dict[str, str | None]:
         "LAUNCH_ITEM_ID": context.item_id,
         "LAUNCH_QUEUE": context.queue,
         "LAUNCH_ATTEMPT": str(context.attempt),
+        "LAUNCH_CLAIM": context.claim or None,
         "LAUNCH_OUTPUT_DIR": context.output_dir,
     }
 

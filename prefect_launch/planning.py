@@ -7,10 +7,11 @@ even when it was checked at the enqueue: an item made in the UI comes straight f
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,8 +24,9 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.macros import fill_macros, macro_values
-from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.registry import runner_class
+from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
 from prefect_launch.safety import (
     check_secure_mode,
     check_submitter_args,
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
     from prefect_launch.jobs.registry import JobRegistry
 
-PLAN_FILE: Final = "plan.json"
+log = logging.getLogger("prefect_launch.agent")
 
 #: Fills in the secrets that a value names.
 Secrets = Callable[[Any], Awaitable[Any]]
@@ -58,9 +60,19 @@ class Site(BaseModel):
     wandb: WandbServer = WandbServer()
     git: GitSettings = GitSettings()
 
-    def run_dir(self, item_id: str, attempt: int) -> Path:
-        """Return the folder of one attempt at one item."""
-        return self.home / "runs" / item_id / str(attempt)
+    def run_dir(self, item_id: str, attempt: int, claim: str = "") -> Path:
+        """Return the folder of one attempt at one item.
+
+        The same attempt under another claim has a folder of its own: of two agents that share this home, one may have
+        been taken for lost before it ran the item, and must find nothing of the other's in its hands.
+        """
+        return self.home / "runs" / item_id / (f"{attempt}-{claim[:CLAIM_CHARS]}" if claim else str(attempt))
+
+    def run_dirs(self, item_id: str, attempt: int) -> list[Path]:
+        """Return the folders that there are of one attempt, under whichever claims, the last planned first."""
+        folder = self.home / "runs" / item_id
+        found = [path for pattern in (str(attempt), f"{attempt}-*") for path in folder.glob(pattern)]
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 class Request(BaseModel):
@@ -85,7 +97,7 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
     """
     job = await _resolve(request.spec, jobs)
     plan = await _sketch(request, site, job, resolve_secrets)
-    await anyio.to_thread.run_sync(_make_run_dir, plan.run_dir)
+    await anyio.to_thread.run_sync(_make_run_dir, plan.run_dir, plan.labels.get(Labels.CLAIM, ""))
     if job is not None and plan.code_dir is not None:
         await anyio.to_thread.run_sync(_clear, plan.code_dir)
         await source_of(job, site.home, site.git).fetch(job, plan.code_dir, jobs)
@@ -128,7 +140,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secret
     if job is not None and request.spec.job:
         check_version(job, request.spec.git.version, named=request.spec.job)
     spec = _with_inputs(request.spec, job)
-    run_dir = site.run_dir(request.item_id, request.attempt)
+    run_dir = site.run_dir(request.item_id, request.attempt, request.labels.get(Labels.CLAIM, ""))
     return RunPlan(
         item_id=request.item_id,
         attempt=request.attempt,
@@ -220,6 +232,7 @@ def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path)
         run_id=spec.run_id or request.item_id[:8],
         item_id=request.item_id,
         attempt=request.attempt,
+        claim=request.labels.get(Labels.CLAIM),
         output_dir=str(run_dir / "outputs"),
         queue=request.queue,
         queue_entity=request.config.entity,
@@ -229,9 +242,11 @@ def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path)
     )
 
 
-def _make_run_dir(run_dir: Path) -> None:
+def _make_run_dir(run_dir: Path, claim: str) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     run_dir.chmod(0o700)
+    if claim:
+        note_claim(run_dir, claim)
 
 
 def _clear(folder: Path) -> None:
@@ -249,12 +264,14 @@ def save_plan(plan: RunPlan) -> None:
 
 
 def load_plan(run_dir: Path) -> RunPlan | None:
-    """Read the plan of a run folder; `None` when there is none."""
+    """Read the plan of a run folder; `None` when there is none that can be read."""
     try:
-        text = (run_dir / PLAN_FILE).read_text()
-    except OSError:
+        return RunPlan.model_validate_json((run_dir / PLAN_FILE).read_text())
+    except FileNotFoundError:
         return None
-    return RunPlan.model_validate_json(text)
+    except (OSError, ValueError) as error:
+        log.warning("cannot read %s: %s", run_dir / PLAN_FILE, error)
+        return None
 
 
 def local_config(resource: str, options: Mapping[str, Any] | None = None) -> QueueConfig:

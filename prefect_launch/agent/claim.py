@@ -38,6 +38,10 @@ async def claim(server: Server, polled: Item, *, holder: str) -> Item | None:
     """
     token = uuid4()
     wanted = State.of(ItemState.CLAIMED, f"Claimed by {holder}.")
+    if polled.created is not None:
+        # Without one, the claim takes over the time that the item waited for; and by a clock of the server's that is
+        # behind this agent's, the item would not be let run yet.
+        wanted = wanted.model_copy(update={"state_details": {"scheduled_time": polled.created.isoformat()}})
     try:
         # A claim whose answer was lost may have been made: it is asked for until it is known, under the same token.
         verdict = await until_server_is_back(

@@ -167,7 +167,8 @@ class Execution:
 
     async def _move(self, current: StateType, target: ItemState, message: str, data: object = None) -> None:
         """Move the item on its way; when the server says that it is being stopped, stop it."""
-        state = await move(self._server, self._item.id, current, target, message, data=data)
+        ours = self._closing.is_trusted
+        state = await move(self._server, self._item.id, current, target, message, data=data, still_ours=ours)
         if state.type in (StateType.CANCELLING, StateType.CANCELLED):
             self._tracker.stop.set()
 

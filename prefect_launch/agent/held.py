@@ -41,10 +41,20 @@ class Holder(NamedTuple):
     host: str
 
 
+def claims_of(states: Sequence[State]) -> list[State]:
+    """Return the claims among an item's states."""
+    return [state for state in states if state.type is StateType.PENDING and state.name == ItemState.CLAIMED.label]
+
+
 def last_claim(states: Sequence[State]) -> State | None:
     """Return the last claim among an item's states, oldest first."""
-    claims = [state for state in states if state.type is StateType.PENDING and state.name == ItemState.CLAIMED.label]
+    claims = claims_of(states)
     return claims[-1] if claims else None
+
+
+def token_of_claim(claim: State) -> str:
+    """Return a claim's token."""
+    return str(claim.state_details.get("transition_id") or "")
 
 
 def holder_of(states: Sequence[State]) -> Holder | None:
@@ -58,7 +68,7 @@ def token_of(item: Item) -> str:
     """Return the token of the claim that an item is under; empty when its state does not say."""
     if item.state is None or item.state.name != ItemState.CLAIMED.label:
         return ""
-    return str(item.state.state_details.get("transition_id") or "")
+    return token_of_claim(item.state)
 
 
 async def stop_what_is_not_held(server: Server, trackers: Callable[[], Sequence[JobTracker]]) -> None:
@@ -103,4 +113,4 @@ async def is_held(server: Server, item_id: UUID, token: str) -> bool:
     if not states or states[-1].type not in _OURS:
         return False
     claim = last_claim(states)
-    return not token or claim is None or str(claim.state_details.get("transition_id")) == token
+    return not token or claim is None or token_of_claim(claim) == token

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,8 +48,10 @@ async def bring_last_outputs(plan: RunPlan, site: Site, jobs: JobRegistry) -> in
     async with anyio.TemporaryDirectory(prefix=".last-outputs-", dir=str(plan.run_dir)) as made:
         part = Path(made) / plan.output_dir.name
         for attempt in range(plan.attempt - 1, 0, -1):
-            local = site.run_dir(plan.item_id, attempt) / plan.output_dir.name
-            if await anyio.to_thread.run_sync(_copy, local, part) or await _fetch(jobs, plan.item_id, attempt, part):
+            local = [folder / plan.output_dir.name for folder in site.run_dirs(plan.item_id, attempt)]
+            if await anyio.to_thread.run_sync(_copy_first, local, part) or await _fetch(
+                jobs, plan.item_id, attempt, part
+            ):
                 await anyio.to_thread.run_sync(part.rename, plan.output_dir)
                 return attempt
     return None
@@ -62,6 +65,11 @@ async def _fetch(jobs: JobRegistry, item_id: str, attempt: int, target: Path) ->
     if _WHOLE_LOG in found:
         await anyio.Path(target / _WHOLE_LOG).unlink()
     return bool(set(found) - {_WHOLE_LOG})
+
+
+def _copy_first(sources: Sequence[Path], target: Path) -> bool:
+    """Copy the first folder that has any regular files; return whether there was one."""
+    return any(_copy(source, target) for source in sources)
 
 
 def _copy(source: Path, target: Path) -> bool:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import anyio
-from pydantic import ValidationError
 
+from prefect_launch.agent.belonging import identity_of, plan_of
 from prefect_launch.agent.moves import log
 from prefect_launch.errors import LaunchError
-from prefect_launch.planning import load_plan
 from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.registry import runner_names
 
@@ -92,17 +91,11 @@ async def remove_finished(
 
 def _leftover(workshop: Workshop, runner: Runner, found: Found) -> _Leftover | None:
     """Return a run that has ended, when it is certainly one that an agent of this home made."""
-    if found.state is RunState.RUNNING or Labels.AGENT not in found.labels or found.run_dir is None:
+    if found.state is RunState.RUNNING or Labels.AGENT not in found.labels:
         return None
-    try:
-        item = UUID(found.labels[Labels.ITEM])
-        plan = load_plan(found.run_dir)
-    except (KeyError, ValueError, ValidationError):
-        return None
-    if plan is None or plan.run_dir != workshop.config.site.run_dir(str(item), plan.attempt):
-        return None
-    same = plan.labels.get(Labels.CLAIM) == found.labels.get(Labels.CLAIM) and plan.item_id == str(item)
-    return _Leftover(item, runner, found, plan) if same else None
+    identity = identity_of(found)
+    plan = plan_of(workshop.config.site, identity) if identity is not None else None
+    return None if identity is None or plan is None else _Leftover(identity.item_id, runner, found, plan)
 
 
 async def _ended(workshop: Workshop, ids: Collection[UUID], settled_seconds: float) -> set[UUID]:

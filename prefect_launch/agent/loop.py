@@ -23,6 +23,7 @@ from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.recover import Adopted, find_own_runs, settle_orphans
 from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
 from prefect_launch.agent.stop_requests import StopRequests
+from prefect_launch.agent.stray_stops import StrayStops
 from prefect_launch.agent.telling import WaitTeller
 from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, listen
@@ -53,6 +54,7 @@ class Loop:
         self._reporter = Reporter(agent)
         self._intake = agent.intake
         self._server = agent.shop.session.server
+        self._strays = StrayStops(self._server, self._config.queues, lambda: self._crew.held)
         self._until_empty = until_empty
         self._ends_at = float("inf") if max_runtime_seconds is None else time.monotonic() + max_runtime_seconds
         self._stops = StopRequests(self._server, agent.crew, agent.config.poll_seconds)
@@ -74,6 +76,7 @@ class Loop:
             asyncio.create_task(LostWatch(session, self._config.name, self._config.queues).watch()),
             asyncio.create_task(WaitTeller(session, self._config.name, self._config.queues).watch()),
             asyncio.create_task(stop_what_is_not_held(self._server, lambda: self._crew.trackers)),
+            asyncio.create_task(self._strays.watch()),
         ]
         try:
             await self._recover()
@@ -190,6 +193,8 @@ class Loop:
             self._stops.look_again()
         tracker = self._crew.find(item_id)
         if tracker is None:
+            if item_id:
+                self._strays.heard(item_id)
             self._look()
             asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._look)
         else:

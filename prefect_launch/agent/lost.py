@@ -1,5 +1,6 @@
 """Items of agents that are gone: any other agent of the queue tells it, and puts them back when their rule says so.
 
+What was being stopped is cancelled.
 An agent is lost when its heartbeats have stood still for 90 s *while this agent looked on*, again and again, on its own
 clock. A server that was away, a clock that jumped or an agent that has just come by itself prove nothing: the watch
 starts anew after a gap. An agent that left in order has taken itself off the list, and what it left running is its own.
@@ -24,7 +25,7 @@ from prefect_launch.errors import LaunchError
 from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item, State, Worker
-from prefect_launch.states import ItemState, StateType
+from prefect_launch.states import ACTIVE, ItemState, StateType
 
 if TYPE_CHECKING:
     from prefect_launch.session import Session
@@ -105,7 +106,7 @@ class LostWatch:
     async def _settle(self, queue: str, worker: Worker) -> None:
         """Tell of all items in work that the agent of this name holds."""
         offset = 0
-        states = [StateType.PENDING, StateType.RUNNING]
+        states = sorted(ACTIVE)
         found: list[Item] = []
         while page := await self._server.list_items(pool=queue, state_types=states, limit=_PAGE, offset=offset):
             found.extend(page)
@@ -121,13 +122,19 @@ class LostWatch:
         seen = f"{beat:%Y-%m-%d %H:%M:%S} UTC" if beat else "an unknown time"
         why = f"Agent {holder.agent} on {holder.host} was last seen at {seen}."
         log.warning("%s lost %s", item.id, why)
-        outcome = Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {why}", cause=Cause.LOST)
+        current = history[-1].type
+        if current is StateType.CANCELLING:
+            outcome = Outcome(
+                state=ItemState.CANCELLED, message=f"{why} When it comes back, it stops what it has of it."
+            )
+        else:
+            outcome = Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {why}", cause=Cause.LOST)
         facts = Facts(agent=f"{holder.agent} on {holder.host}", attempt=_attempt(item))
         claim = last_claim(history)
         token = claim.state_details.get("transition_id") if claim else None
         # Several agents may tell of the same claim; the server takes the first.
         once = uuid5(item.id, f"lost {token}")
-        await end_item(self._session, item, outcome, history[-1].type, facts, transition_id=once)
+        await end_item(self._session, item, outcome, current, facts, transition_id=once)
 
 
 def _attempt(item: Item) -> int:

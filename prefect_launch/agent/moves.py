@@ -10,9 +10,9 @@ from uuid import UUID, uuid4, uuid5
 
 import anyio
 
-from prefect_launch.errors import InternalError, ServerFailedError, ServerUnavailableError
+from prefect_launch.errors import InternalError, LaunchError, ServerFailedError, ServerUnavailableError
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import Item, State
+from prefect_launch.server.values import Item, State, Verdict
 from prefect_launch.states import ItemState, StateType, is_allowed
 
 T = TypeVar("T")
@@ -23,6 +23,10 @@ _RETRY_FIRST_SECONDS: Final = 0.2
 _RETRY_MAX_SECONDS: Final = 5.0
 #: A request that makes the server fail each time is not sent for ever.
 _FAILURES_MAX: Final = 5
+
+
+class NotOursError(LaunchError):
+    """An item is another agent's by now: this one has nothing more to write about it."""
 
 
 async def until_server_is_back(
@@ -69,6 +73,7 @@ async def move(
     data: Any = None,
     due: datetime | None = None,
     transition_id: UUID | None = None,
+    still_ours: Callable[[], Awaitable[bool]] | None = None,
 ) -> State:
     """Move an item, and wait for a server that is away.
 
@@ -81,6 +86,7 @@ async def move(
         data: kept with the state, such as the exit code.
         due: when the item may run, for one that goes back into its queue; now, when left out.
         transition_id: of a move that several may make; the server makes it once.
+        still_ours: is asked before each try of a move that must not be made late, over what another agent has done.
 
     Returns:
         The state that it is in now. It is another than `target` when the server refused: someone has asked it to stop,
@@ -89,6 +95,7 @@ async def move(
     Raises:
         InternalError: when the move is not in the table.
         ItemGoneError: when the item was deleted.
+        NotOursError: when it is another agent's by now.
     """
     if not is_allowed(current, target):
         raise InternalError(f"Item {item_id}: the move from {current.value} to {target.label} is not allowed.")
@@ -101,9 +108,13 @@ async def move(
         state_details={} if due is None else {"scheduled_time": due.isoformat()},
     )
     token = transition_id or uuid4()
-    verdict = await until_server_is_back(
-        f"move {item_id} to {target.label}", lambda: server.propose(item_id, wanted, transition_id=token)
-    )
+
+    async def propose() -> Verdict:
+        if still_ours is not None and not await still_ours():
+            raise NotOursError(f"Item {item_id} is another agent's by now: it is not moved to {target.label}.")
+        return await server.propose(item_id, wanted, transition_id=token)
+
+    verdict = await until_server_is_back(f"move {item_id} to {target.label}", propose)
     if verdict.accepted or verdict.state is None or verdict.state.transition_id == str(token):
         log.info("%s %s %s", item_id, target.label.lower(), message)
         return verdict.state or wanted

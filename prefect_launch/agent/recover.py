@@ -1,7 +1,8 @@
 """What an agent does first: find what its last life left, on this machine and on the server.
 
-The labels of what exists are the truth. A run that the item still belongs to is taken up again; what belongs to an item
-that has ended, or that has a newer attempt, is stopped and removed. Of an item that this agent had claimed, of which
+The labels of what exists are the truth, once they are proven ours. A run that the item still belongs to is taken up
+again; what belongs to an item that has ended, or that has a newer attempt or claim, is stopped and removed; what only
+looks like a run of ours is left alone. Of an item that this agent had claimed, of which
 nothing exists: one that was not started goes back into its queue, one that ran has crashed, one that was asked to stop
 is cancelled. Where a resource could not be looked at (its engine is away), the items of its queues are left alone.
 """
@@ -13,6 +14,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from prefect_launch.agent.belonging import identity_of, is_ours, is_present, plan_of
 from prefect_launch.agent.certificate import Facts
 from prefect_launch.agent.claim import undo_claim
 from prefect_launch.agent.ending import end_item
@@ -20,7 +22,6 @@ from prefect_launch.agent.moves import move
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.workshop import Workshop
 from prefect_launch.errors import LaunchError
-from prefect_launch.planning import load_plan
 from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan
 from prefect_launch.runners.registry import runner_names
@@ -83,17 +84,22 @@ async def find_own_runs(workshop: Workshop, resources: Collection[str] | None = 
 
 
 async def _adopt(workshop: Workshop, runner: Runner, found: Found) -> Adopted | None:
-    item_id, attempt = _identity(found)
-    if item_id is None:
-        log.warning("ignoring %s: its labels are not ones that this agent gives", found.handle)
+    identity = identity_of(found)
+    if identity is None:
+        log.warning("ignoring %s: its name and labels are not such as an agent gives", found.handle)
         return None
-    item = await workshop.session.server.read_item(item_id)
-    plan = load_plan(found.run_dir or workshop.config.site.run_dir(str(item_id), attempt))
-    if item is None or plan is None or not _belongs(item, found, attempt):
-        log.info("%s clearing %s: its item is %s", item_id, found.handle, item.state_name if item else "gone")
+    server = workshop.session.server
+    item, history = await server.read_item(identity.item_id), await server.read_states(identity.item_id)
+    plan = plan_of(workshop.config.site, identity)
+    if not is_ours(identity, plan, history):
+        log.warning("ignoring %s: it has our labels, but no agent of this home has made it", found.handle)
+        return None
+    if item is None or plan is None or not is_present(identity, item, history):
+        why = f"item is {item.state_name if item else 'gone'}" if plan is not None else "plan is gone or broken"
+        log.info("%s clearing %s: its %s", identity.item_id, found.handle, why)
         await _clear(workshop, runner, found)
         return None
-    log.info("%s found-again %s", item_id, found.handle)
+    log.info("%s found-again %s", item.id, found.handle)
     workshop.desk.restore(item.id, found.labels)
     return Adopted(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
 
@@ -104,31 +110,6 @@ async def _clear(workshop: Workshop, runner: Runner, found: Found) -> None:
         await runner.remove(found.handle)
     except LaunchError as error:
         log.warning("not-cleared %s: %s", found.handle, error)
-
-
-def _identity(found: Found) -> tuple[UUID | None, int]:
-    try:
-        return UUID(found.labels[Labels.ITEM]), int(found.labels[Labels.ATTEMPT])
-    except (KeyError, ValueError):
-        return None, 0
-
-
-def _belongs(item: Item, found: Found, attempt: int) -> bool:
-    """Whether a run is the item's present attempt: `run_count` grows when the item becomes Running."""
-    if item.state_type not in ACTIVE:
-        return False
-    if item.state_type is StateType.PENDING:
-        return item.run_count + 1 == attempt and _claim_of(item) in ("", found.labels.get(Labels.CLAIM, ""))
-    if item.state_type is StateType.CANCELLING:
-        return item.run_count in (attempt, attempt - 1)
-    return item.run_count == attempt
-
-
-def _claim_of(item: Item) -> str:
-    """Return the claim that a `Pending` item is under; a later state of the way (Pulling, …) no longer says."""
-    if item.state is None or item.state_name != "Pending":
-        return ""
-    return str(item.state.state_details.get("transition_id") or "")
 
 
 async def settle_orphans(

@@ -17,6 +17,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.planning import load_plan
+from prefect_launch.runners.run_folder import PLAN_FILE
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 from prefect_launch.shelf import FRESH_SECONDS, Entry, Shelf, being_removed, renamed
@@ -90,7 +91,7 @@ class RunShelf(Shelf):
     def _attempts(self) -> Iterator[Path]:
         for item in self._folder.iterdir() if self._folder.is_dir() else ():
             if _is_id(item.name) and item.is_dir():
-                yield from (path for path in item.iterdir() if path.name.isdigit() and path.is_dir())
+                yield from (path for path in item.iterdir() if _is_attempt(path.name) and path.is_dir())
 
     def _forget_item(self, folder: Path) -> None:
         """Remove the folder of an item of which no attempt is left, with what was noted beside them."""
@@ -105,13 +106,15 @@ class RunShelf(Shelf):
 def _with_image(entries: Sequence[Entry]) -> set[str]:
     found = set()
     for entry in entries:
-        try:
-            plan = load_plan(entry.path)
-        except ValueError:  # damaged: it may be anything
+        plan = load_plan(entry.path)
+        damaged = plan is None and (entry.path / PLAN_FILE).exists()  # It may be anything.
+        if damaged or (plan is not None and plan.image):
             found.add(entry.name)
-        else:
-            found |= {entry.name} if plan is not None and plan.image else set()
     return found
+
+
+def _is_attempt(name: str) -> bool:
+    return name.partition("-")[0].isdigit()
 
 
 def _item_of(entry: Entry) -> str:

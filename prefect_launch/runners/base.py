@@ -3,8 +3,8 @@
 A runner knows nothing of queues, agents or the Prefect server. It gets a `RunPlan`, a frozen value that says all there
 is to know about one attempt at one item, and it must keep these promises:
 
-- `create` makes the process or container under a name derived from the run id and the attempt, with the plan's labels,
-  and does not start it; called again for the same attempt, it returns what exists.
+- `create` makes it under a name derived from the run id and the attempt, with the plan's labels, and does not start it;
+  called again it returns what exists, unless an older claim made that: then it is stopped and removed first.
 - What runs outlives the agent. `find` gives it back by its labels, after any crash.
 - The whole output of the job is in `plan.log_path` once `watch` has returned, and grows there while the job runs.
 """
@@ -155,6 +155,7 @@ class Found(BaseModel):
     state: RunState
     labels: dict[str, str]
     run_dir: Path | None = Field(default=None, description="Where its log and outputs are, when the runner knows.")
+    name: str | None = Field(default=None, description="Its name on the machine, where names are unique.")
 
 
 class Runner(ABC):
@@ -265,8 +266,7 @@ class Runner(ABC):
     async def start(self, handle: str) -> None:
         """Start what was created. Starting what already ran, or was stopped, does nothing.
 
-        A command that cannot be run (no such program) is no error here: `watch` gives exit code 127 or 126, as a shell
-        does.
+        A command that cannot be run (no such program) is no error here: `watch` gives 127 or 126, as a shell does.
 
         Raises:
             InfrastructureError: when the machine fails to start it.

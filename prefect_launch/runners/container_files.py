@@ -98,6 +98,12 @@ async def merge_config_file(
     await engine.put_archive(container_id, posixpath.dirname(inside), changed)
 
 
+def empty_folder(folder: Path) -> None:
+    """Remove all that is in a folder."""
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 async def collect_outputs(engine: Engine, container_id: str, target: Path) -> tuple[str, ...]:
     """Copy what a job left in its outputs folder; return what had to be left behind, in words."""
     with tempfile.TemporaryFile(prefix="launch-outputs-") as packed:

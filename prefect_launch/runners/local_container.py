@@ -8,9 +8,7 @@ images and does not push them.
 
 from __future__ import annotations
 
-import asyncio
 import posixpath
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,6 +23,7 @@ from prefect_launch.runners.container_exit import exit_of
 from prefect_launch.runners.container_files import (
     OUTPUT_DIR,
     collect_outputs,
+    empty_folder,
     merge_config_file,
     open_folder_archive,
     put_code_in,
@@ -40,12 +39,12 @@ from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
 from prefect_launch.runners.gpu_option import written_ids
 from prefect_launch.runners.peak_memory import sampled_memory
+from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
 from prefect_launch.states import ItemState
 
 #: How long the engine may take to end a container that it was told to kill.
 _KILL_SECONDS = 15.0
-#: How long the log's stream may stay open once its container has ended, before it is cut off and the rest is read at
-#: once.
+#: How long the log's stream may stay open once its container has ended, before the rest is read at once.
 _LOG_END_SECONDS = 5.0
 _STOP_FILE = "stop.json"
 _UNTOUCHED_FILE = "outputs-untouched"
@@ -117,12 +116,15 @@ class LocalContainerRunner(Runner):
             )
         config = container_config(plan, image)
         platform = config.pop("platform", None)
+        there = None
         try:
             container_id = await self._engine.create(plan.name, config, platform)
         except NameTakenError as error:
-            container_id = await self._existing(plan, error)
+            there = await self._existing(plan, error)
+            container_id = there or await self._engine.create(plan.name, config, platform)
         await self._fill(container_id, plan, config)
-        self._fresh.add(container_id)
+        if there is None:
+            self._fresh.add(container_id)
         self._images[container_id] = image.reference(str(plan.image))
         return container_id
 
@@ -177,7 +179,7 @@ class LocalContainerRunner(Runner):
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         found = await self._engine.containers(labels)
         return [
-            Found(handle=one.id, state=_state(one), labels=one.labels, run_dir=_run_dir(one.labels))
+            Found(handle=one.id, state=_state(one), labels=one.labels, run_dir=_run_dir(one.labels), name=one.name)
             for one in found
             if Labels.ITEM in one.labels
         ]
@@ -197,12 +199,18 @@ class LocalContainerRunner(Runner):
     async def aclose(self) -> None:
         await self._engine.aclose()
 
-    async def _existing(self, plan: RunPlan, taken: NameTakenError) -> str:
-        """Return the container that an earlier call made for this attempt."""
+    async def _existing(self, plan: RunPlan, taken: NameTakenError) -> str | None:
+        """Return the container that an earlier call made for this attempt; one of another claim is removed."""
         container = await self._engine.container(plan.name)
-        if container is None or container.labels.get(Labels.ITEM) != plan.labels.get(Labels.ITEM):
+        if container is None:
+            return None
+        if container.labels.get(Labels.ITEM) != plan.labels.get(Labels.ITEM):
             raise taken
-        return container.id
+        if container.labels.get(Labels.CLAIM) == plan.labels.get(Labels.CLAIM):
+            return container.id
+        await self.stop(container.id, TAKEOVER_SECONDS)
+        await self.remove(container.id)
+        return None
 
     async def _fill(self, container_id: str, plan: RunPlan, config: Mapping[str, Any]) -> None:
         """Put in what the job finds at its start. Doing it again changes nothing."""
@@ -224,33 +232,25 @@ class LocalContainerRunner(Runner):
         untouched.write_text(changed_at or "", encoding="utf-8")
 
     async def _collect(self, handle: str, plan: RunPlan) -> tuple[str, ...]:
-        """Fetch the outputs, unless the engine says that the folder is as it was made: a look costs a tenth of a
-        copy."""
+        """Fetch the outputs, unless the engine says that the folder is as it was made: a look costs a tenth."""
         await anyio.to_thread.run_sync(lambda: plan.output_dir.mkdir(exist_ok=True))
         try:
-            untouched = (plan.run_dir / _UNTOUCHED_FILE).read_text(encoding="utf-8")
+            untouched = (plan.run_dir / _UNTOUCHED_FILE).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             untouched = ""
         try:
             if await self._engine.changed_at(handle, OUTPUT_DIR) == untouched:
                 return ()
             # What the job has removed of the last attempt's outputs must not come back.
-            await anyio.to_thread.run_sync(_empty, plan.output_dir)
+            await anyio.to_thread.run_sync(empty_folder, plan.output_dir)
             return await collect_outputs(self._engine, handle, plan.output_dir)
         except (InfrastructureError, OSError) as error:
             return (f"the outputs are not kept: {error}",)
 
     async def _ends_within(self, handle: str, seconds: float) -> bool:
-        try:
-            await asyncio.wait_for(self._engine.ended(handle), seconds)
-        except asyncio.TimeoutError:
-            return False
-        return True
-
-
-def _empty(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.mkdir()
+        with anyio.move_on_after(seconds) as limit:
+            await self._engine.ended(handle)
+        return not limit.cancelled_caught
 
 
 def _default_engine() -> Engine:

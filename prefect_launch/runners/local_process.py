@@ -23,10 +23,12 @@ from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners import supervisor
-from prefect_launch.runners.base import Exit, Found, Runner, RunPlan, RunState
+from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.nursery import Nursery
 from prefect_launch.runners.process_files import RunFolder
 from prefect_launch.runners.process_options import OPTIONS, check_process_options
+from prefect_launch.runners.process_register import ProcessRegister, machine
+from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
 from prefect_launch.states import ItemState
 
 #: What a job gets of the agent's own environment. The rest (the server's key among it) is not a job's business.
@@ -56,7 +58,7 @@ class LocalProcessRunner(Runner):
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
-        self._register = home / "processes"
+        self._register = ProcessRegister(home / "processes")
         self._environments = Environments(home / "environments")
         self._nursery = Nursery()
         self._starting = threading.Lock()
@@ -94,6 +96,9 @@ class LocalProcessRunner(Runner):
     async def create(self, plan: RunPlan) -> str:
         self.check(plan)
         venv = await self._venv(plan)
+        for other in await anyio.to_thread.run_sync(self._register.others, plan):
+            await self.stop(str(other), TAKEOVER_SECONDS)
+            await self.remove(str(other))
         await anyio.to_thread.run_sync(self._create, plan, venv)
         return str(plan.run_dir)
 
@@ -106,14 +111,14 @@ class LocalProcessRunner(Runner):
         end = folder.exit()
         if end is not None:
             return end
-        if folder.read(supervisor.STOP) is not None and folder.read(supervisor.STARTED) is None:
+        if folder.has(supervisor.STOP) and not folder.has(supervisor.STARTED):
             return Exit(exit_code=None, stopped=True, error="stopped before it was started")
         await anyio.to_thread.run_sync(folder.kill_job)
-        return Exit(exit_code=None, error=_lost(folder), stopped=folder.read(supervisor.STOP) is not None)
+        return Exit(exit_code=None, error=_lost(folder), stopped=folder.has(supervisor.STOP))
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         folder = RunFolder(Path(handle))
-        if folder.exit() is not None or not folder.path.exists():
+        if folder.has(supervisor.EXIT) or not folder.path.exists():
             return
         folder.write(supervisor.STOP, {"grace_seconds": max(0.0, grace_seconds)})
         pid = folder.supervisor_pid()
@@ -131,7 +136,7 @@ class LocalProcessRunner(Runner):
             ) from None
 
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
-        return await anyio.to_thread.run_sync(self._find, dict(labels))
+        return await anyio.to_thread.run_sync(self._register.find, dict(labels))
 
     async def remove(self, handle: str) -> None:
         await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
@@ -154,11 +159,9 @@ class LocalProcessRunner(Runner):
             (plan.run_dir / f"{supervisor.EXIT}.reserve").write_bytes(b" " * _RESERVE_BYTES)
             folder.write(supervisor.ENVIRONMENT, job_variables(plan, venv))
             # The last of the files: what is created is whole.
-            folder.write(supervisor.PROCESS, {**_process(plan, cwd), "venv": str(venv.path)})
-        self._register.mkdir(parents=True, exist_ok=True)
-        link = self._register / plan.name
-        if not link.is_symlink():
-            link.symlink_to(plan.run_dir.absolute())
+            here = {"machine": machine(), "venv": str(venv.path)}
+            folder.write(supervisor.PROCESS, {**_process(plan, cwd), **here})
+        self._register.add(plan)
 
     def _start(self, handle: str) -> None:
         ready, told = os.pipe()
@@ -191,26 +194,12 @@ class LocalProcessRunner(Runner):
                 finally:
                     os.close(descriptor)
 
-    def _find(self, labels: dict[str, str]) -> list[Found]:
-        found = []
-        for link in sorted(self._register.iterdir()) if self._register.is_dir() else []:
-            folder = RunFolder(Path(os.readlink(link)))
-            process = folder.read(supervisor.PROCESS)
-            if process is not None and labels.items() <= process["labels"].items():
-                found.append(
-                    Found(handle=str(folder.path), state=folder.state, labels=process["labels"], run_dir=folder.path)
-                )
-        return found
-
     def _remove(self, folder: RunFolder) -> None:
-        process = folder.read(supervisor.PROCESS)
-        if process is None:
-            return
         if folder.state is RunState.RUNNING:
-            raise InfrastructureError(f"The run {process['name']!r} still runs, so it is not removed. Stop it first.")
+            raise InfrastructureError(f"The run in {folder.path} still runs, so it is not removed. Stop it first.")
         (folder.path / supervisor.ENVIRONMENT).unlink(missing_ok=True)
         (folder.path / supervisor.PROCESS).unlink(missing_ok=True)
-        (self._register / process["name"]).unlink(missing_ok=True)
+        self._register.remove(folder)
 
 
 def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:
@@ -241,6 +230,7 @@ def _process(plan: RunPlan, cwd: Path) -> dict[str, Any]:
     """Return what the supervisor is told to run."""
     return {
         "name": plan.name,
+        "claim": plan.labels.get(Labels.CLAIM),
         "command": [*plan.command, *plan.args],
         "cwd": str(cwd),
         "nice": plan.options.get("nice", 0),
@@ -270,7 +260,7 @@ async def _readable(descriptor: int) -> None:
 
 
 def _lost(folder: RunFolder) -> str:
-    if folder.read(supervisor.STARTED) is None:
+    if not folder.has(supervisor.STARTED):
         return "it was never started" + ("" if has_room(folder.path) else f": no space left on device. {NEXT_STEP}")
     return (
         "the supervisor of the process was lost (killed, or the machine restarted), and its exit code with it;"

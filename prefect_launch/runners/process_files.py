@@ -8,6 +8,7 @@ for long or waits.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from prefect_launch.runners import supervisor
 from prefect_launch.runners.base import Exit, RunState
 from prefect_launch.runners.exit_codes import signal_of
 
+log = logging.getLogger("prefect_launch.agent")
+
 
 class RunFolder:
     """One run's folder, as an agent sees it."""
@@ -26,13 +29,20 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def has(self, name: str) -> bool:
+        """Whether a file is there, whatever is in it."""
+        return (self.path / name).exists()
+
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return what a file says, or None when it is not there."""
+        """Return what a file says, or None when it is not there or says nothing that can be read."""
         try:
-            value: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        return value
+        except (OSError, ValueError) as error:
+            log.warning("cannot read %s: %s", self.path / name, error)
+            return None
+        return value if isinstance(value, dict) else None
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Write a file (readable by its owner only), whole or not at all."""
@@ -45,46 +55,63 @@ class RunFolder:
     @property
     def state(self) -> RunState:
         """Where the run is. One whose supervisor was lost is `EXITED`."""
-        if self.read(supervisor.EXIT) is not None:
+        if self.has(supervisor.EXIT):
             return RunState.EXITED
         if self.supervisor_pid() is not None:
             return RunState.RUNNING
-        return RunState.CREATED if self.read(supervisor.STARTED) is None else RunState.EXITED
+        return RunState.EXITED if self.has(supervisor.STARTED) else RunState.CREATED
 
     def supervisor_pid(self) -> int | None:
         """Return the id of the supervisor's process when it lives."""
         return living_pid(self.read(supervisor.SUPERVISOR))
 
     def exit(self) -> Exit | None:
-        """Return how the run ended, as its supervisor wrote it down."""
-        told = self.read(supervisor.EXIT)
-        if told is None:
+        """Return how the run ended, as its supervisor wrote it down; None while it has not."""
+        if not self.has(supervisor.EXIT):
             return None
-        return Exit(
-            exit_code=told.get("exit_code"),
-            signal=told.get("signal") or signal_of(told.get("exit_code")),
-            oom_killed=told.get("oom_killed", False),
-            stopped=told.get("stopped", False),
-            error=told.get("error"),
-            started_at=_time(told.get("started_at")),
-            ended_at=_time(told.get("ended_at")),
-            peak_memory_bytes=told.get("peak_memory_bytes"),
-        )
+        try:
+            return _exit(self.read(supervisor.EXIT) or {})
+        except (TypeError, ValueError, OverflowError):
+            return _exit({})
 
     def kill_job(self) -> list[int]:
         """Kill what is left of the job when its supervisor is gone; return the ids of those processes."""
-        started = self.read(supervisor.STARTED)
-        if started is None or started["boot_id"] != supervisor.identity(os.getpid())["boot_id"]:
+        if not self.has(supervisor.STARTED):
             return []
-        members = _marked(f"LAUNCH_OUTPUT_DIR={self.path / 'outputs'}")
-        if living_pid(started) is not None or supervisor.stat_fields(started["pid"]) is None:
-            members |= _group(started["pid"])  # Else its id belongs to another process by now, so the group is gone.
-        for pid in members:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        return sorted(members)
+        started = self.read(supervisor.STARTED) or {}
+        if started.get("boot_id") not in (None, supervisor.identity(os.getpid())["boot_id"]):
+            return []
+        pid = started.get("pid")
+        if isinstance(pid, int) and (living_pid(started) is not None or supervisor.stat_fields(pid) is None):
+            _kill(_group(pid))  # Else its id belongs to another process by now, so the group is gone.
+        return self.kill_marked()
+
+    def kill_marked(self) -> list[int]:
+        """Kill the processes whose environment says that they are of this run; return their ids."""
+        return _kill(_marked(f"LAUNCH_OUTPUT_DIR={self.path.absolute() / 'outputs'}"))
+
+
+def _exit(told: dict[str, Any]) -> Exit:
+    error = None if told else f"how it ended is not known: {supervisor.EXIT} in its run folder is broken"
+    return Exit(
+        exit_code=told.get("exit_code"),
+        signal=told.get("signal") or signal_of(told.get("exit_code")),
+        oom_killed=told.get("oom_killed", False),
+        stopped=told.get("stopped", False),
+        error=told.get("error", error),
+        started_at=_time(told.get("started_at")),
+        ended_at=_time(told.get("ended_at")),
+        peak_memory_bytes=told.get("peak_memory_bytes"),
+    )
+
+
+def _kill(pids: set[int]) -> list[int]:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return sorted(pids)
 
 
 def environments_in_use(register: Path) -> set[Path]:
@@ -96,13 +123,11 @@ def environments_in_use(register: Path) -> set[Path]:
 
 def living_pid(identity: dict[str, Any] | None) -> int | None:
     """Return the process id of `identity` (as `supervisor.identity` made it) when that very process lives."""
-    if identity is None:
+    pid = identity.get("pid") if identity else None
+    fields = supervisor.stat_fields(pid) if isinstance(pid, int) else None
+    if identity is None or fields is None or fields[0] in ("Z", "X") or fields[19] != identity.get("start_time"):
         return None
-    pid: int = identity["pid"]
-    fields = supervisor.stat_fields(pid)
-    if fields is None or fields[0] in ("Z", "X") or fields[19] != identity["start_time"]:
-        return None
-    return pid if supervisor.identity(pid)["boot_id"] == identity["boot_id"] else None
+    return pid if supervisor.identity(os.getpid())["boot_id"] == identity.get("boot_id") else None
 
 
 def _processes() -> Iterator[int]:

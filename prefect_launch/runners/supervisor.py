@@ -30,13 +30,14 @@ STOP = "stop.json"
 EXIT = "exit.json"
 LOCK = "supervisor.lock"
 LOG = "job.log"
+#: The newest claim of the item, written by whoever plans an attempt at it (`run_folder.py`).
+CLAIM = "../claim"
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 #: As shells say it: the command was found but cannot be run; it was not found.
 _CANNOT_RUN, _NOT_FOUND = 126, 127
-#: How long killed processes may take to be gone; a process in an uninterruptible call (a dead network disk) can take
-#: for ever.
+#: How long killed processes may take to be gone; one in an uninterruptible call (a dead network disk) may never be.
 _REAP_SECONDS = 10.0
 
 
@@ -51,8 +52,7 @@ class Job:
         self.killed_by_us = False
 
     def reap(self) -> bool:
-        """Collect every descendant that has ended (orphans come to us: we are the subreaper). Returns whether any is
-        left."""
+        """Collect each descendant that has ended (orphans come to us: we are the subreaper); return if any is left."""
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG)
@@ -88,29 +88,39 @@ def main(run_dir: str, ready_fd: int | None) -> None:
     if os.path.exists(EXIT) or os.path.exists(STARTED):
         return
     write_json(SUPERVISOR, identity(os.getpid()))
-    begun = time.time()
-    if os.path.exists(STOP):
-        finish({"stopped": True, "error": "stopped before it was started", "ended_at": begun})
+    begun = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    process = read_json(PROCESS)
+    refused = refusal(process.get("claim"))
+    if refused is not None:
+        finish(refused, begun)
         return
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
     kills_before = out_of_memory_kills()
-    process = read_json(PROCESS)
     job, problem = start(process, read_json(ENVIRONMENT))
     unlink(ENVIRONMENT)
     if ready_fd is not None:
         os.close(ready_fd)
     if problem is not None:
         job.reap()
-        finish({**problem, "started_at": begun, "ended_at": time.time()})
+        finish({**problem, "started_at": begun[0]}, begun)
         return
     supervise(job)
     end_leftovers(job)
-    finish({**outcome(job, kills_before), "started_at": begun, "ended_at": time.time()})
+    finish({**outcome(job, kills_before), "started_at": begun[0]}, begun)
+
+
+def refusal(claim: str | None) -> Told | None:
+    """Say why nothing may be started: it was told to stop, or its item was claimed again and is another agent's."""
+    if os.path.exists(STOP):
+        return {"stopped": True, "error": "stopped before it was started"}
+    if claim and os.path.exists(CLAIM):
+        with open(CLAIM, encoding="utf-8", errors="replace") as file:
+            return {"error": "not started: the item was claimed again"} if file.read() != claim else None
+    return None
 
 
 def start(process: Told, environment: Told) -> tuple[Job, Told | None]:
-    """Fork the job; let it go on to its own code only once `started.json` is on disk. Returns it, and why it could not
-    run."""
+    """Fork the job; let it go on to its code only once `started.json` is on disk. Return it, and why it cannot run."""
     go_read, go_write = os.pipe()
     problem_read, problem_write = os.pipe()
     log = os.open(LOG, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
@@ -177,8 +187,7 @@ def supervise(job: Job) -> None:
 
 
 def end_leftovers(job: Job) -> None:
-    """Give what is left the rest of a stop's grace, then kill it: a job is over when its main process is, as in a
-    container."""
+    """Give what is left the rest of a stop's grace, then kill it: a job is over when its main process is."""
     give_up = time.monotonic() + _REAP_SECONDS + max(0.0, (job.kill_at or 0.0) - time.monotonic())
     while time.monotonic() < give_up:
         if not job.reap():
@@ -208,12 +217,8 @@ def outcome(job: Job, kills_before: int) -> Told:
 
 def signal_name(number: int) -> str | None:
     """Return such as "SIGKILL", also for a real-time signal that Python has no name for."""
-    if not number:
-        return None
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"SIGNAL {number}"
+    names = {one.value: one.name for one in signal.Signals}
+    return names.get(number, f"SIGNAL {number}") if number else None
 
 
 def out_of_memory_kills() -> int:
@@ -258,16 +263,14 @@ def identity(pid: int) -> Told:
 
 def prctl(option: int, value: int) -> None:
     """Set an attribute of this process that only the C library's `prctl` can set."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, value, 0, 0, 0) != 0:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
 def read_json(name: str) -> Told:
     """Read one of the run's files."""
     with open(name, encoding="utf-8") as file:
-        value: Told = json.load(file)
-    return value
+        return dict(json.load(file))
 
 
 def write_json(name: str, value: Told) -> None:
@@ -290,7 +293,7 @@ def unlink(name: str) -> None:
         os.unlink(name)
 
 
-def finish(value: Told) -> None:
-    """Write down how the run ended."""
+def finish(value: Told, begun: tuple[float, float]) -> None:
+    """Write down how the run ended: its time by a clock that nobody sets meanwhile."""
     unlink(ENVIRONMENT)
-    write_json(EXIT, value)
+    write_json(EXIT, {**value, "ended_at": begun[0] + time.clock_gettime(time.CLOCK_BOOTTIME) - begun[1]})

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 
 from prefect_launch.errors import InfrastructureError, UnreachableError, unknown_name
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import Exit, Found, Runner, RunPlan, RunState
+from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState
+from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
 from prefect_launch.safety.options import normalise_options
 from prefect_launch.states import ItemState
 from prefect_launch.testing.script import Script, ScriptedProcess
@@ -125,6 +126,10 @@ class InMemoryRunner(Runner):
     async def create(self, plan: RunPlan) -> str:
         script = self.machine.script(plan)
         _raise(script.create_error)
+        there = self.machine.runs.get(plan.name)
+        if there is not None and there.plan.labels.get(Labels.CLAIM) != plan.labels.get(Labels.CLAIM):
+            await self.stop(plan.name, TAKEOVER_SECONDS)
+            await self.remove(plan.name)
         self.machine.runs.setdefault(plan.name, _Run(plan, script))
         return plan.name
 
@@ -171,7 +176,7 @@ class InMemoryRunner(Runner):
 
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         return [
-            Found(handle=handle, state=run.state, labels=run.plan.labels, run_dir=run.plan.run_dir)
+            Found(handle=handle, state=run.state, labels=run.plan.labels, run_dir=run.plan.run_dir, name=handle)
             for handle, run in self.machine.runs.items()
             if labels.items() <= run.plan.labels.items()
         ]

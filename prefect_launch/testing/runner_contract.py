@@ -51,6 +51,14 @@ class World(Protocol):
         ...
 
 
+def _claimed(plan: RunPlan, claim: str, **changes: Any) -> RunPlan:
+    """Return a plan of the same attempt under a claim, with a folder of its own, as an agent lays it out."""
+    run_dir = plan.run_dir.parent / f"{plan.run_dir.name}-{claim}"
+    run_dir.mkdir()
+    labels = {**plan.labels, Labels.CLAIM: claim}
+    return plan.model_copy(update={"run_dir": run_dir, "labels": labels, **changes})
+
+
 async def run(runner: Runner, plan: RunPlan) -> Exit:
     """Run a plan from its preparation to its end."""
     await runner.prepare(plan)
@@ -162,6 +170,31 @@ class RunnerContract:
         assert await runner.create(plan) == await world.runner().create(plan)
         [found] = await runner.find({Labels.ITEM: plan.item_id})
         assert found.state is RunState.CREATED
+
+    async def test_creating_again_what_has_run_does_not_run_it_again(self, world: World) -> None:
+        runner, plan = world.runner(), world.plan(LOG)
+        handle = await self._start(runner, plan)
+        await runner.watch(handle, plan)
+        assert await self._start(world.runner(), plan) == handle
+        await runner.watch(handle, plan)
+        assert plan.log_path.read_bytes().count(b"one") == 1
+
+    @pytest.mark.parametrize("started", [False, True])
+    async def test_what_another_claim_made_of_the_same_attempt_is_stopped_and_removed(
+        self, world: World, started: bool
+    ) -> None:
+        lost, runner = world.runner(), world.runner()
+        old = _claimed(world.plan(SLEEP), "lost")
+        await lost.prepare(old)
+        late = await lost.create(old)
+        if started:
+            await lost.start(late)
+        new = _claimed(old, "new", command=world.plan(SLEEP_SHORTLY).command)
+        handle = await self._start(runner, new)
+        [found] = await runner.find({Labels.ITEM: old.item_id})
+        assert (found.handle, found.labels[Labels.CLAIM]) == (handle, "new")
+        assert (await runner.watch(handle, new)).exit_code == 4
+        assert new.log_path.read_bytes() == b"awake\n"
 
     async def test_starting_twice_runs_once(self, world: World) -> None:
         runner, plan = world.runner(), world.plan(LOG)

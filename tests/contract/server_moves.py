@@ -8,6 +8,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
+from prefect_launch.agent.claim import claim
 from prefect_launch.errors import InternalError
 from prefect_launch.server.values import Answer, State, Verdict
 from prefect_launch.states import ItemState, StateType
@@ -219,6 +220,19 @@ class MoveContract:
         assert early.status is Answer.WAIT
         assert early.details["delay_seconds"] == pytest.approx(3600, abs=30)
         assert (await place.read(item)).state_name == "Starting"
+
+    async def test_item_that_was_claimed_before_its_time_by_a_clock_that_is_ahead_may_run(self, place: Place) -> None:
+        item = await place.add()
+        await place.server.propose(item.id, CLAIM)
+        due = datetime.now(timezone.utc) + timedelta(seconds=600)
+        later = State.of(ItemState.AWAITING_RETRY).model_copy(
+            update={"state_details": {"scheduled_time": due.isoformat()}}
+        )
+        await place.server.propose(item.id, later)
+        (polled,) = await place.server.poll(place.pool, limit=1, before=due)
+        claimed = await claim(place.server, polled, holder="agent box on here")
+        assert claimed is not None
+        assert (await place.server.propose(item.id, State.of(ItemState.RUNNING))).status is Answer.ACCEPT
 
     async def test_force_overrides_every_rule_but_that_nothing_is_stopped(self, place: Place) -> None:
         item = await place.add()

@@ -55,7 +55,7 @@ def test_container_of_an_agent_that_never_came_back_goes_when_its_item_has_ended
         assert client.containers.list(all=True, filters=mine) == []
     finally:
         client.close()
-    log = tmp_path / "home" / "runs" / run.id / "1" / "job.log"
+    (log,) = (tmp_path / "home" / "runs" / run.id).glob("1-*/job.log")
     assert log.read_text() == "begun\nover\n"
 
 

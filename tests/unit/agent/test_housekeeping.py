@@ -16,6 +16,7 @@ from prefect_launch.agent.config import parse_agent_config
 from prefect_launch.agent.housekeeping import Housekeeper, Report, in_bytes
 from prefect_launch.environments.shelf import EnvironmentShelf
 from prefect_launch.errors import AgentConfigError
+from prefect_launch.planning import Site
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.server.values import Item
 from prefect_launch.shelf import size_of
@@ -25,6 +26,7 @@ from tests.support.bench import Bench
 
 HOUR = 3600.0
 MEBIBYTE = 1024 * 1024
+CLAIM = "c1a10000-0000-4000-8000-000000000000"
 
 
 def aged(folder: Path, hours: float, size: int = MEBIBYTE) -> Path:
@@ -37,7 +39,8 @@ def aged(folder: Path, hours: float, size: int = MEBIBYTE) -> Path:
 
 def set_age(folder: Path, hours: float) -> None:
     then = time.time() - hours * HOUR
-    for path in (*folder.iterdir(), folder):
+    beside = (path for path in folder.parent.iterdir() if path.is_file())  # What is noted of the item.
+    for path in (*folder.iterdir(), folder, *beside):
         os.utime(path, (then, then))
 
 
@@ -56,7 +59,8 @@ async def ended_items(bench: Bench, count: int) -> list[Item]:
 
 
 def folder_of(bench: Bench, item: Item, attempt: int = 1) -> Path:
-    return bench.folder / "runs" / str(item.id) / str(attempt)
+    site = Site(home=bench.folder)
+    return next(iter(site.run_dirs(str(item.id), attempt)), site.run_dir(str(item.id), attempt))
 
 
 # --- work folders ---
@@ -131,7 +135,7 @@ async def test_dry_run_tells_what_would_go_and_removes_nothing(bench: Bench) -> 
     (item,) = await ended_items(bench, 1)
     set_age(folder_of(bench, item), hours=100)
     report = await keep_house(bench.agent(keep_runs=0), dry_run=True)
-    assert [entry.name for entry in report.shelves[0].gone] == [f"{item.id}/1"]
+    assert [entry.name for entry in report.shelves[0].gone] == [f"{item.id}/{folder_of(bench, item).name}"]
     assert folder_of(bench, item).exists()
 
 
@@ -145,14 +149,14 @@ async def test_no_limit_keeps_everything(bench: Bench) -> None:
 # --- finished runs ---
 
 
-async def left_behind(bench: Bench, item: Item, script: Script, *, claim: str = "c", agent: str = "gone") -> RunPlan:
+async def left_behind(bench: Bench, item: Item, script: Script, *, claim: str = CLAIM, agent: str = "gone") -> RunPlan:
     """Let an agent of another name have died after the end of an item's run, before it removed it."""
     from prefect_launch.planning import save_plan
 
     plan = RunPlan(
         item_id=str(item.id),
         run_id="r",
-        run_dir=folder_of(bench, item),
+        run_dir=Site(home=bench.folder).run_dir(str(item.id), 1, claim),
         labels={
             Labels.ITEM: str(item.id),
             Labels.ATTEMPT: "1",
@@ -195,10 +199,10 @@ async def test_run_that_runs_is_left_to_its_agent_even_when_its_item_has_ended(b
 
 async def test_run_whose_labels_do_not_fit_the_plan_in_this_home_is_not_touched(bench: Bench) -> None:
     (item,) = await bench.add()
-    plan = await left_behind(bench, item, Script(), claim="forged")
+    plan = await left_behind(bench, item, Script())
     await bench.machine.runs[plan.name].process.wait()  # type: ignore[union-attr]
     text = (plan.run_dir / "plan.json").read_text()
-    (plan.run_dir / "plan.json").write_text(text.replace("forged", "true"))
+    (plan.run_dir / "plan.json").write_text(text.replace(CLAIM, str(uuid4())))
     await bench.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.CRASHED)
     await keep_house(bench.agent())
     assert list(bench.machine.runs) == [plan.name]

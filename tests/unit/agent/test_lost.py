@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.held import holder_of, stop_once
 from prefect_launch.agent.lost import LostWatch
 from prefect_launch.server.values import Item
-from prefect_launch.states import StateType
-from prefect_launch.testing import InMemoryMachine, Script
-from tests.support.bench import QUEUE, Bench
+from prefect_launch.states import ItemState, StateType
+from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
+from tests.support.bench import QUEUE, RESOURCE, Bench
 
 
 class Clock:
@@ -149,3 +150,45 @@ async def test_holder_of_an_item_is_read_from_its_claim(bench: Bench) -> None:
     assert holder is not None
     assert holder.agent == "box"
     assert holder_of([]) is None
+
+
+async def test_item_that_was_being_stopped_by_a_lost_agent_is_cancelled(bench: Bench) -> None:
+    item = await left_running(bench)
+    await bench.move(item, ItemState.CANCELLING)
+    async with watching(bench) as watcher:
+        await watcher.looks(seconds=105)
+    found = await bench.read(item.id)
+    assert found.state_type is StateType.CANCELLED
+    assert found.message.startswith("Agent box on ")
+
+
+async def test_agent_that_comes_back_from_its_start_writes_nothing_over_another_agents_claim(bench: Bench) -> None:
+    reached, goes_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(InMemoryRunner):
+        async def start(self, handle: str) -> None:
+            await super().start(handle)
+            reached.set()
+            await goes_on.wait()
+
+    bench.plays(Script(seconds=60), Script(seconds=0.5))
+    (item,) = await bench.add(retries={"delay": 0})
+    slow = Slow(bench.folder, bench.machine)
+    agent = LaunchAgent(bench.api, {"name": "box", "queues": [QUEUE], "home": bench.folder}, runners={RESOURCE: slow})
+    elsewhere = InMemoryMachine(lambda plan: Script(seconds=0.5))
+    async with bench.running(agent):
+        await reached.wait()
+        agent.shop.trusted_seconds = 0.0  # It was cut off for long.
+        async with watching(bench) as watcher:
+            await watcher.watch._settle(QUEUE, (await bench.server.list_workers(QUEUE))[0])
+        async with bench.running(bench.agent("other", machine=elsewhere)):
+            await bench.until(item, StateType.RUNNING)
+            goes_on.set()
+            await bench.until(item, StateType.COMPLETED)
+        for _ in range(200):
+            if not bench.machine.runs:
+                break
+            await asyncio.sleep(0.02)
+    assert (await bench.read(item.id)).run_count == 1
+    assert (await bench.states(item)).count("Running") == 1
+    assert (bench.machine.runs, elsewhere.started) == ({}, [f"launch-{item.id}-1"])
