@@ -29,6 +29,7 @@ class WaitCause(str, Enum):
     PAUSED = "paused"
     NOT_DUE = "not due"
     NO_AGENT = "no agent"
+    AWAY = "engine away"
     LIMIT = "limit"
     DEVICES = "devices"
     TURN = "its turn"
@@ -41,6 +42,7 @@ class QueueFacts(BaseModel):
 
     queue: str
     now: datetime
+    resource: str = ""
     is_paused: bool = False
     limit: int | None = None
     agents: tuple[AgentInfo, ...] = Field(default=(), description="Those that are online.")
@@ -159,6 +161,19 @@ def _no_agent(facts: WaitFacts) -> _Told | None:
     return None
 
 
+def _away(facts: WaitFacts) -> _Told | None:
+    """The agents are there, and what they would run it in is not."""
+    mark = f"{facts.queue.resource}: "
+    each = {
+        agent.name: next((one.removeprefix(mark) for one in agent.troubles if one.startswith(mark)), "")
+        for agent in facts.queue.taking
+    }
+    if not facts.queue.resource or not all(each.values()):
+        return None
+    told = " ".join(f"{name}: {why}" for name, why in each.items())
+    return WaitCause.AWAY, f"No agent of the queue {facts.queue.queue!r} can reach what it would run in. {told}"
+
+
 def _limit(facts: WaitFacts) -> _Told | None:
     queue, name = facts.queue, facts.item.work_queue_name
     active = queue.counted()
@@ -210,6 +225,7 @@ _CHECKS: Final[tuple[Callable[[WaitFacts], _Told | None], ...]] = (
     _paused,
     _not_due,
     _no_agent,
+    _away,
     _limit,
     _no_devices,
     _no_slot,

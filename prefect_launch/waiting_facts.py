@@ -53,6 +53,7 @@ async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:
     return QueueFacts(
         queue=name,
         now=datetime.now(timezone.utc),
+        resource=str((pool.base_job_template.get("job_configuration") or {}).get("resource") or ""),
         is_paused=pool.is_paused,
         limit=pool.concurrency_limit,
         agents=tuple(agents),

@@ -48,6 +48,14 @@ def test_paused_priority_is_told_by_its_work_queue() -> None:
     assert "work queue 'default' of the queue 'gpu' is paused" in why(priorities=queues).reason
 
 
+def test_engine_that_no_agent_can_reach_is_the_reason() -> None:
+    away = agent(troubles=("local-container: The Docker Engine does not answer.",))
+    told = why(agents=(away,), resource="local-container")
+    assert (told.cause, "box: The Docker Engine does not answer." in told.reason) == (WaitCause.AWAY, True)
+    assert why(agents=(away,), resource="local-process").cause is not WaitCause.AWAY
+    assert why(agents=(away, agent("other")), resource="local-container").cause is not WaitCause.AWAY
+
+
 def test_item_that_is_due_later_or_awaits_its_retry_says_when() -> None:
     due = NOW + timedelta(minutes=5)
     later = ITEM.model_copy(update={"next_scheduled_start_time": due})

@@ -1,0 +1,51 @@
+"""Cleaning a machine, and the server's watchdog, from the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from tests.acceptance.conftest import Cli
+from tests.support.prefect_server import PrefectServerProcess
+
+
+def test_clean_tells_first_and_then_removes_what_no_item_needs(
+    prefect_server: PrefectServerProcess, launch_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(home))
+    queue = f"clean-{uuid4().hex[:8]}"
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "main.py").write_text("print('here')\n")
+    launch_cli("queue", "create", queue)
+    launch_cli("job", "create", "code", str(code), "-E", "python main.py", "-n", queue)
+    item = json.loads(launch_cli("add", "-j", queue, "-q", queue, "--json").stdout)["id"]
+    launch_cli("agent", "start", "-q", queue, "--until-empty", "--name", queue)
+    folder = home / "runs" / item / "1"
+    then = time.time() - 3600
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (then, then), follow_symlinks=False)
+    told = launch_cli("agent", "clean", "--dry-run", "--keep-runs", "0").stdout
+    assert f"{item}/1" in told
+    assert "Would remove 1 work folders" in told
+    assert folder.exists()
+    report = json.loads(launch_cli("agent", "clean", "--keep-runs", "0", "--json").stdout)
+    assert [entry["name"] for shelf in report["shelves"] for entry in shelf["gone"]] == [f"{item}/1"]
+    assert not folder.exists()
+    assert "Removed nothing" in launch_cli("agent", "clean").stdout
+
+
+def test_watchdog_is_set_told_and_taken_off(prefect_server: PrefectServerProcess, launch_cli: Cli) -> None:
+    assert "no watchdog" in launch_cli("agent", "watchdog").stdout
+    assert "set: 10 min" in launch_cli("agent", "watchdog", "--after", "10min").stdout
+    assert "there already" in launch_cli("agent", "watchdog", "--after", "600").stdout
+    assert "set: 10 min" in launch_cli("agent", "watchdog").stdout
+    refused = launch_cli("agent", "watchdog", "--after", "30s", code=1)
+    assert "must be 2 min or more" in refused.stderr
+    assert "taken off" in launch_cli("agent", "watchdog", "--remove").stdout
