@@ -234,7 +234,7 @@ def _read_position(path: Path) -> Position:
         kept = json.loads((path.parent / _POSITION_FILE).read_text())
         since = kept.get("since")
         return Position(int(kept["bytes"]), kept.get("asked"), datetime.fromisoformat(since) if since else None)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Position()
 
 

@@ -92,7 +92,8 @@ def _about(folder: RunFolder) -> dict[str, Any] | None:
     """Return what is known of a run: its own file, or its plan when that file is broken."""
     for name in (supervisor.PROCESS, PLAN_FILE):
         about = folder.read(name)
-        if about is not None and isinstance(about.get("labels"), dict):
+        labels = about.get("labels") if about is not None else None
+        if isinstance(labels, dict) and all(isinstance(value, str) for value in labels.values()):
             return about
         if name == supervisor.PROCESS and not folder.has(name) and folder.supervisor_pid() is None:
             return None  # It was removed just now, or never made.

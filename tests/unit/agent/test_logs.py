@@ -75,6 +75,16 @@ async def test_last_line_without_its_end_is_sent_when_the_job_has_ended(
     assert await text(server, item_id) == "one\nlast"
 
 
+@pytest.mark.parametrize("broken", ["", "{", "[]", "3", '{"bytes": null}', '{"bytes": 1, "asked": 2, "since": 5}'])
+async def test_log_whose_position_cannot_be_read_is_sent_from_its_start(
+    server: InMemoryServer, item_id: UUID, path: Path, broken: str
+) -> None:
+    path.write_text("one\ntwo\n")
+    (path.parent / "log-sent.json").write_text(broken)
+    await send_whole(server, item_id, path)
+    assert await text(server, item_id) == "one\ntwo"
+
+
 async def test_job_without_a_log_sends_nothing(server: InMemoryServer, item_id: UUID, path: Path) -> None:
     await send_whole(server, item_id, path)
     assert await records(server, item_id) == []

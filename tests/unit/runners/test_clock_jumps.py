@@ -1,0 +1,51 @@
+"""Clocks that are set while a job runs: its time is told right, and never as less than nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from prefect_launch.agent.stopping import Stopper
+from prefect_launch.agent.tracker import JobTracker
+from prefect_launch.runners import supervisor
+from prefect_launch.runners.base import Exit, RunPlan
+from prefect_launch.states import ItemState, StateType
+from prefect_launch.testing import InMemoryRunner
+from tests.support.bench import Bench
+
+NOW = datetime.now(timezone.utc)
+
+
+@pytest.mark.parametrize("jump_seconds", [-3600.0, 3600.0])
+def test_time_of_a_process_does_not_depend_on_who_sets_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jump_seconds: float
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    begun = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
+    set_clock = time.time() + jump_seconds
+    monkeypatch.setattr(time, "time", lambda: set_clock)
+    supervisor.finish({"exit_code": 0, "started_at": begun[0]}, begun)
+    told = json.loads((tmp_path / supervisor.EXIT).read_text())
+    assert 0 <= told["ended_at"] - told["started_at"] < 5
+
+
+def test_run_that_ended_before_it_started_by_its_engines_clock_took_no_time() -> None:
+    end = Exit(exit_code=0, started_at=NOW, ended_at=NOW - timedelta(hours=1))
+    assert end.duration_seconds == 0.0
+
+
+async def test_run_that_has_started_in_the_future_has_its_whole_time_limit(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    (item,) = await bench.add()
+    await bench.move(item, ItemState.CLAIMED, ItemState.RUNNING)
+    found = await bench.read(item.id)
+    assert found.state is not None
+    assert found.state.type is StateType.RUNNING
+    ahead = found.state.model_copy(update={"timestamp": NOW + timedelta(hours=1)})
+    tracker = JobTracker(item=found.model_copy(update={"state": ahead}), queue="gpu")
+    plan = RunPlan(item_id=str(item.id), run_id="r", run_dir=tmp_path, timeout=60.0)
+    assert Stopper(tracker, InMemoryRunner(tmp_path), plan, 1.0)._left == 60.0
