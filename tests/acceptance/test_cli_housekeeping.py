@@ -27,16 +27,16 @@ def test_clean_tells_first_and_then_removes_what_no_item_needs(
     launch_cli("job", "create", "code", str(code), "-E", "python main.py", "-n", queue)
     item = json.loads(launch_cli("add", "-j", queue, "-q", queue, "--json").stdout)["id"]
     launch_cli("agent", "start", "-q", queue, "--until-empty", "--name", queue)
-    folder = home / "runs" / item / "1"
+    (folder,) = (home / "runs" / item).glob("1-*")
     then = time.time() - 3600
     for path in (*folder.iterdir(), folder):
         os.utime(path, (then, then), follow_symlinks=False)
     told = launch_cli("agent", "clean", "--dry-run", "--keep-runs", "0").stdout
-    assert f"{item}/1" in told
+    assert f"{item}/{folder.name}" in told
     assert "Would remove 1 work folders" in told
     assert folder.exists()
     report = json.loads(launch_cli("agent", "clean", "--keep-runs", "0", "--json").stdout)
-    assert [entry["name"] for shelf in report["shelves"] for entry in shelf["gone"]] == [f"{item}/1"]
+    assert [entry["name"] for shelf in report["shelves"] for entry in shelf["gone"]] == [f"{item}/{folder.name}"]
     assert not folder.exists()
     assert "Removed nothing" in launch_cli("agent", "clean").stdout
 
