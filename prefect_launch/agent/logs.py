@@ -52,11 +52,13 @@ class Position:
         sent: bytes that the server has for certain.
         asked: up to where a request sends them that was not answered yet.
         since: time of the first record of that request.
+        last: time of the last record; the next ones are later, also by a clock that was set back.
     """
 
     sent: int = 0
     asked: int | None = None
     since: datetime | None = None
+    last: datetime | None = None
 
 
 class LogShipper:
@@ -76,6 +78,7 @@ class LogShipper:
         self._path = path
         position = _read_position(path)
         self._sent = position.sent
+        self._last = position.last
         self._asked: Position | None = position if position.asked is not None else None
         self._ended = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
@@ -149,7 +152,9 @@ class LogShipper:
         await self._send((note.encode() if start > self._sent else b"") + tail, size)
 
     async def _send(self, data: bytes, position: int) -> None:
-        records = split_records(data.decode("utf-8", "replace"), name=self._name)
+        records = split_records(data.decode("utf-8", "replace"), name=self._name, after=self._last)
+        if records:
+            self._last = records[-1].timestamp
         await until_server_is_back("take the log", lambda: self._deliver(records, position))
 
     async def _deliver(self, records: Sequence[LogRecord], position: int) -> None:
@@ -158,12 +163,12 @@ class LogShipper:
 
     async def _write(self, records: Sequence[LogRecord], position: int) -> None:
         if records and self._sent < position:
-            self._asked = Position(self._sent, asked=position, since=records[0].timestamp)
+            self._asked = Position(self._sent, position, records[0].timestamp, self._last)
             await anyio.to_thread.run_sync(_write_position, self._path, self._asked)
             await self._server.write_logs(self._item_id, records)
             self._asked = None
         self._sent = position
-        await anyio.to_thread.run_sync(_write_position, self._path, Position(position))
+        await anyio.to_thread.run_sync(_write_position, self._path, Position(position, last=self._last))
 
 
 async def _whole(work: Coroutine[None, None, None]) -> None:
@@ -181,9 +186,11 @@ async def _whole(work: Coroutine[None, None, None]) -> None:
         raise
 
 
-def split_records(text: str, *, name: str = LOGGER) -> list[LogRecord]:
-    """Join lines into records of at most `RECORD_CHARS`; a longer line is cut."""
+def split_records(text: str, *, name: str = LOGGER, after: datetime | None = None) -> list[LogRecord]:
+    """Join lines into records of at most `RECORD_CHARS`, all later than `after`; a longer line is cut."""
     now = datetime.now(timezone.utc)
+    if after is not None:
+        now = max(now, after + timedelta(microseconds=1))
     parts: list[str] = []
     for line in text.replace("\x00", "\ufffd").splitlines():
         for start in range(0, max(len(line), 1), RECORD_CHARS):
@@ -232,18 +239,21 @@ def _read(path: Path, start: int, count: int) -> bytes:
 def _read_position(path: Path) -> Position:
     try:
         kept = json.loads((path.parent / _POSITION_FILE).read_text())
-        since = kept.get("since")
-        return Position(int(kept["bytes"]), kept.get("asked"), datetime.fromisoformat(since) if since else None)
+        return Position(int(kept["bytes"]), kept.get("asked"), _time(kept.get("since")), _time(kept.get("last")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Position()
+
+
+def _time(kept: str | None) -> datetime | None:
+    return datetime.fromisoformat(kept) if kept else None
 
 
 def _write_position(path: Path, position: Position) -> None:
     target = path.parent / _POSITION_FILE
     part = target.with_suffix(".part")
-    since = None if position.since is None else position.since.isoformat()
+    since, last = (None if time is None else time.isoformat() for time in (position.since, position.last))
     try:
-        part.write_text(json.dumps({"bytes": position.sent, "asked": position.asked, "since": since}))
+        part.write_text(json.dumps({"bytes": position.sent, "asked": position.asked, "since": since, "last": last}))
         part.replace(target)
     except OSError as error:
         # On a full disk the log goes on its way all the same; only an agent that dies now may send a part twice.

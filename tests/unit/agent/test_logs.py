@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -264,3 +265,17 @@ async def test_last_lines_are_those_of_the_file(server: InMemoryServer, item_id:
 def test_empty_lines_inside_stay_and_a_blank_log_is_no_record() -> None:
     assert [record.message for record in split_records("a\n\nb\n")] == ["a\n\nb"]
     assert split_records("\n \n") == []
+
+
+async def test_lines_stay_in_order_when_the_clock_is_set_back_between_two_agents(
+    server: InMemoryServer, item_id: UUID, path: Path
+) -> None:
+    path.write_text("one\n")
+    await send_whole(server, item_id, path)
+    ahead = datetime.now(timezone.utc) + timedelta(hours=2)
+    kept = path.parent / "log-sent.json"
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "last": ahead.isoformat()}))
+    with path.open("a") as file:
+        file.write("two\nthree\n")
+    await send_whole(server, item_id, path)
+    assert [record.timestamp > ahead for record in await records(server, item_id)] == [False, True]
