@@ -14,7 +14,7 @@ import stat
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final
@@ -39,26 +39,28 @@ class CodeArchive:
     paths: tuple[str, ...]
 
 
-async def pack(folder: Path) -> CodeArchive:
+async def pack(folder: Path, extra: Mapping[str, bytes] | None = None) -> CodeArchive:
     """Pack the code of a folder, less what its ignore files leave out.
 
     Args:
         folder: the root of the code.
+        extra: files that are packed too, or in the place of the folder's own, by their path.
 
     Raises:
         SourceError: when a link leaves the folder, something in it is no file, folder or link, it cannot be read, is
             empty, or too large.
     """
-    return await to_thread.run_sync(_pack, folder)
+    return await to_thread.run_sync(_pack, folder, extra or {})
 
 
-def _pack(folder: Path) -> CodeArchive:
+def _pack(folder: Path, extra: Mapping[str, bytes]) -> CodeArchive:
     try:
         paths = list_code(folder)
         if not paths:
             raise SourceError(f"The code folder {folder} holds no files that belong to a job. Check its ignore files.")
+        paths = sorted({*paths, *extra})
         with tempfile.TemporaryFile() as tar:
-            _write_tar(folder, paths, tar)
+            _write_tar(folder, paths, tar, extra)
             return CodeArchive(*_compress(folder, paths, tar), paths=tuple(paths))
     except OSError as error:
         raise SourceError(
@@ -66,10 +68,15 @@ def _pack(folder: Path) -> CodeArchive:
         ) from error
 
 
-def _write_tar(folder: Path, paths: Sequence[str], target: IO[bytes]) -> None:
+def _write_tar(folder: Path, paths: Sequence[str], target: IO[bytes], extra: Mapping[str, bytes]) -> None:
     root = folder.resolve()
     with tarfile.open(fileobj=target, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path in paths:
+            if path in extra:
+                member = tarfile.TarInfo(path)
+                member.size = len(extra[path])
+                tar.addfile(member, io.BytesIO(extra[path]))
+                continue
             member = _member(root, path)
             if member.issym():
                 tar.addfile(member)
@@ -124,7 +131,7 @@ def _compress(folder: Path, paths: Sequence[str], tar: IO[bytes]) -> tuple[bytes
 
 
 def _too_large(folder: Path, paths: Sequence[str]) -> SourceError:
-    sizes = sorted(((folder / path).lstat().st_size, path) for path in paths)[-3:]
+    sizes = sorted(((folder / path).lstat().st_size, path) for path in paths if os.path.lexists(folder / path))[-3:]
     largest = ", ".join(f"{path} ({size:,} bytes)" for size, path in reversed(sizes))
     return SourceError(
         f"The code folder {folder} packs to more than {MAX_ARCHIVE_BYTES:,} bytes. The largest files: {largest}."

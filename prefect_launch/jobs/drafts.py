@@ -44,6 +44,7 @@ from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_list import list_files
 from prefect_launch.sources.git_resolve import resolve_commit
 from prefect_launch.sources.git_settings import machine_git_settings
+from prefect_launch.sources.notebook import as_program, convert, notebook_in, script_of
 from prefect_launch.sources.pages import refuse_pages
 from prefect_launch.sources.remote import check_remote, name_of
 from prefect_launch.text import nested_text_fault
@@ -142,7 +143,8 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
         raise SpecError(f"A code job takes no git_hash ({request.git_hash!r}). Make a git job of the remote instead.")
     folder = await to_thread.run_sync(_code_folder, request.path)
     entry_point = _entry_point(request)
-    archive = await pack(folder)
+    program = await to_thread.run_sync(_program_of_notebook, folder, entry_point, request.build_context)
+    archive = await pack(folder, program)
     check_in_code(
         entry_point,
         archive.paths,
@@ -152,7 +154,7 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     )
     runtime = request.runtime or await to_thread.run_sync(runtime_of, folder)
     source = CodeJobSource(
-        artifact=CodeJobSource.artifact_of(archive.content_digest), entrypoint=entry_point, **_build(request)
+        artifact=CodeJobSource.artifact_of(archive.content_digest), **_command(entry_point), **_build(request)
     )
     document = await _document(request, SourceKind.CODE, source, runtime=runtime, folder=folder)
     state = await describe_work_tree(folder)
@@ -167,7 +169,7 @@ async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | Non
     refuse_parents(entry_point)
     commit = await resolve_commit(git, remote, request.git_hash)
     await _check_in_commit(git, remote, commit, entry_point, request.build_context)
-    source = GitJobSource(git=GitCommit(remote=remote, commit=commit), entrypoint=entry_point, **_build(request))
+    source = GitJobSource(git=GitCommit(remote=remote, commit=commit), **_command(entry_point), **_build(request))
     # Which Python the code asks for is seen where it is fetched: see `prefect_launch.jobs.naming.runtime_of`.
     document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, folder=None)
     return _draft(request, job_name(name_of(remote)), document), None
@@ -237,6 +239,21 @@ def _draft(
 def _build(request: JobRequest) -> dict[str, Any]:
     given = {key: getattr(request, key) for key in ("build_context", "dockerfile", "base_image")}
     return {key: value for key, value in given.items() if value is not None}
+
+
+def _command(entry_point: tuple[str, ...]) -> dict[str, Any]:
+    program = as_program(entry_point)
+    return {"entrypoint": program, "notebook": program != entry_point}
+
+
+def _program_of_notebook(folder: Path, entry_point: tuple[str, ...], build_context: str | None) -> dict[str, bytes]:
+    """Return the program that a folder's notebook becomes, by its path."""
+    notebook = notebook_in(entry_point)
+    for place in ("", build_context or "") if notebook else ():
+        path = PurePosixPath(place, notebook or "")
+        if (folder / path).is_file():
+            return {script_of(str(path)): convert((folder / path).read_bytes(), str(path)).encode()}
+    return {}
 
 
 def _entry_point(request: JobRequest) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from prefect_launch.errors import SourceError, SpecError, unknown_name
 #: The reference's own, when a job names no entry point.
 DEFAULT_ENTRY_POINT: Final = ("python", "main.py")
 
-_FILE_ENDINGS: Final = (".py", ".sh")
+_FILE_ENDINGS: Final = (".py", ".sh", ".ipynb")
 #: After one of these, what follows is no file of the job's.
 _NO_FILE: Final = frozenset({"-m", "-c"})
 

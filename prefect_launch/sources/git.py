@@ -15,6 +15,7 @@ from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_mirror import Mirrors
 from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.sources.git_tree import refuse_leaving_links, submodules_of
+from prefect_launch.sources.notebook import convert_in
 from prefect_launch.sources.remote import check_remote
 
 if TYPE_CHECKING:
@@ -45,7 +46,10 @@ class GitSource(Source):
         source = job.document.source
         if not isinstance(source, GitJobSource):
             raise InternalError(f"The job {job.reference} is of kind {job.kind.value!r}, not a git job.")
-        await self.check_out(check_remote(source.git.remote), source.git.commit, destination)
+        remote = check_remote(source.git.remote, self._git.protocols)
+        await self.check_out(remote, source.git.commit, destination)
+        if source.notebook:
+            await to_thread.run_sync(convert_in, destination, source.entrypoint, source.build_context)
 
     async def check_out(self, remote: str, commit: str, destination: Path) -> None:
         """Put the files of a commit into a folder.

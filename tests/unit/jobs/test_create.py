@@ -134,7 +134,12 @@ async def test_folder_of_a_work_tree_records_commit_and_changes(registry: JobReg
     changed = (await create_in(registry, _request(repository.path, "code"))).job
 
     assert clean.metadata["git"] == {"commit": commit, "dirty": False, "remote": "https://example.com/team/repo"}
-    assert changed.metadata["git"]["dirty"] is True
+    (repository.path / "new file.py").write_text("")
+    more = (await create_in(registry, _request(repository.path, "code"))).job
+
+    told = changed.metadata["git"]
+    assert (told["dirty"], told["changed"], told["changed_count"]) == (True, [" M main.py"], 1)
+    assert more.metadata["git"]["changed"] == [" M main.py", "?? new file.py"]
 
 
 async def test_same_folder_twice_makes_one_version_and_a_change_a_second(registry: JobRegistry, code: Path) -> None:
