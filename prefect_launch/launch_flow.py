@@ -23,6 +23,7 @@ from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.outcome import publish_outputs
 from prefect_launch.api import Api
+from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.remote import RemoteRegistries
@@ -58,7 +59,7 @@ async def _prepare(session: Session, flow_run_id: UUID, runner: Runner, plan: Ru
 
 
 async def _with_image(session: Session, flow_run_id: UUID, plan: RunPlan) -> RunPlan:
-    images = ImageMaker(resolve_agent_config().builder)
+    images = ImageMaker(resolve_agent_config().builder, Flights(session.server, "a call of launch"))
     try:
         found = await images.find(plan)
         return found or await build_with_log(session.server, flow_run_id, images, plan)

@@ -13,6 +13,7 @@ import anyio
 
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import log
+from prefect_launch.builds.flight import BUILD_LOGGER
 from prefect_launch.builds.log import BuildLog
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.errors import LaunchError
@@ -64,7 +65,7 @@ async def build_with_log(server: Server, item_id: UUID, images: ImageMaker, plan
     """
     path = plan.run_dir / BUILD_LOG
     await anyio.to_thread.run_sync(lambda: path.parent.mkdir(exist_ok=True))
-    shipper = LogShipper(server, item_id, path, name="build")
+    shipper = LogShipper(server, item_id, path, name=BUILD_LOGGER)
     shipper.follow()
     written = BuildLog(path)
     try:

@@ -9,8 +9,10 @@ import asyncio
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import docker.errors
@@ -32,6 +34,12 @@ class BuildEngine(DockerEngine):
         """Return what tells this engine from every other."""
         return str((await self._call(lambda client: client.info()))["ID"])
 
+    async def has_buildkit(self) -> bool:
+        """Whether BuildKit is embedded in it: in Docker's own engine, since API 1.39."""
+        about = await self._call(lambda client: client.version(api_version=False))
+        is_docker = any(part.get("Name") == "Engine" for part in about.get("Components") or ())
+        return is_docker and docker.utils.version_gte(about["ApiVersion"], "1.39")
+
     async def config_of(self, image: str) -> dict[str, Any]:
         """Return the configuration that an image has; empty when it is not there."""
 
@@ -43,10 +51,10 @@ class BuildEngine(DockerEngine):
 
         return await self._call(look)
 
-    async def images_with(self, label: str) -> list[tuple[str, Mapping[str, str]]]:
-        """Return the ids and labels of the images with a label (`name=value`), intermediate ones too."""
+    async def child_with(self, parent: str, label: str) -> str | None:
+        """Return the id of an image with a label (`name=value`) that was made of another one."""
         found = await self._call(lambda client: client.images(all=True, filters={"label": [label]}))
-        return [(one["Id"], one.get("Labels") or {}) for one in found]
+        return next((str(one["Id"]) for one in found if one.get("ParentId") == parent), None)
 
     async def build(self, context: BinaryIO, on_event: Callable[[Mapping[str, Any]], None], **params: Any) -> None:
         """Build with the engine's own builder.
@@ -99,15 +107,24 @@ class BuildEngine(DockerEngine):
         found = await self._call(lambda client: client.containers(all=True, filters={"name": f"^/{prefix}"}))
         return [(one["Id"], name.lstrip("/")) for one in found for name in one["Names"][:1]]
 
-    async def put_files(self, container_id: str, folder: str, files: Mapping[str, bytes]) -> None:
-        """Put files that only their owner may read into a folder of a container."""
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as archive:
-            for name, content in files.items():
-                member = tarfile.TarInfo(name)
-                member.size, member.mode = len(content), 0o400
-                archive.addfile(member, io.BytesIO(content))
-        await self.put_archive(container_id, folder, packed.getvalue())
+    async def put_files(
+        self, container_id: str, folder: str, secrets: Mapping[str, bytes], programs: Mapping[str, Path]
+    ) -> None:
+        """Put files that only root may read, and programs of this machine, into a folder of a container."""
+
+        def pack() -> None:
+            with tarfile.open(fileobj=packed, mode="w") as archive:
+                for name, content in secrets.items():
+                    member = tarfile.TarInfo(name)
+                    member.size, member.mode = len(content), 0o400
+                    archive.addfile(member, io.BytesIO(content))
+                for name, path in programs.items():
+                    archive.add(path.resolve(), name)
+
+        with tempfile.TemporaryFile(prefix="launch-build-") as packed:
+            await asyncio.to_thread(pack)
+            packed.seek(0)
+            await self.put_archive(container_id, folder, packed)
 
     async def _until_cancelled(self, work: Callable[[Any], None], opened: list[CancellableStream]) -> None:
         task = asyncio.ensure_future(self._call(work, abandon_on_cancel=True))

@@ -30,12 +30,10 @@ class Dependencies:
     Attributes:
         context: what the installing step needs of the code.
         conda: whether it is a conda environment.
-        is_empty: whether nothing is asked for.
     """
 
     context: BuildContext
     conda: bool = False
-    is_empty: bool = False
 
 
 def find_dependencies(folder: Path, limit: int) -> Dependencies:
@@ -53,7 +51,7 @@ def find_dependencies(folder: Path, limit: int) -> Dependencies:
         f"{FOLDER}constraints.txt": _text(found.constraints, folder),
     }
     packages = merge(*(_package(path, folder.resolve(), limit) for path in found.local))
-    return Dependencies(packages.plus(files), is_empty=not found.lines)
+    return Dependencies(packages.plus(files))
 
 
 def _text(lines: tuple[str, ...], folder: Path) -> bytes:

@@ -3,18 +3,20 @@
 1. base: the image that everything stands on, by its digest where it has one;
 2. system: what rarely changes, such as a Python for a base image that brings none;
 3. dependencies: a virtual environment, from the requirement files only, so that a change of the code leaves it alone;
-4. code; 5. whom it runs as. The run's command is no part of it: one image serves every entry point.
+4. whom it runs as, and where; 5. code, which changes most, comes last. The run's command is no part of it: one image
+serves every entry point.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.builds.dependencies import FOLDER, IMAGE_FOLDER
-from prefect_launch.builds.install import CACHE, INSTALL, SECRETS, VENV
+from prefect_launch.builds.install import CACHE, CODE_DIR, INSTALL, SECRETS, VENV
 
-#: Where the code is in an image; jobs start there.
-CODE_DIR = "/workspace"
 CODE_FOLDER = "code/"
 
 _APT = """\
@@ -26,7 +28,8 @@ RUN command -v python3 >/dev/null 2>&1 || {{ \\
 _CONDA = f"""\
 USER root
 COPY {FOLDER}environment.yml {IMAGE_FOLDER}/environment.yml
-RUN micromamba create --yes --prefix {VENV} --file {IMAGE_FOLDER}/environment.yml && micromamba clean --all --yes"""
+RUN micromamba create --yes --prefix {VENV} --file {IMAGE_FOLDER}/environment.yml && micromamba clean --all --yes
+RUN mkdir -p {CODE_DIR} && chown {{user}}:0 {CODE_DIR}"""
 
 
 class Recipe(BaseModel):
@@ -41,15 +44,16 @@ class Recipe(BaseModel):
     user_id: int = 1000
 
 
-def write_dockerfile(recipe: Recipe, *, secrets: tuple[str, ...] = ("index.env", "ca.pem")) -> str:
+def write_dockerfile(recipe: Recipe, *, secrets: tuple[str, ...] = ("index.env", "ca.pem"), cache: bool = False) -> str:
     """Return a Dockerfile for BuildKit.
 
     Args:
         recipe: what goes in.
         secrets: names of the build secrets that the installing step may be given.
+        cache: whether it has a cache that is kept between builds.
     """
-    mounts = [f"--mount=type=secret,id={name},target={SECRETS}/{name},mode=0400" for name in secrets]
-    mounts += [f"--mount=type=cache,target={CACHE}"]
+    mounts = [f"--mount=type=secret,id={name},target={SECRETS}/{name}" for name in secrets]
+    mounts += [f"--mount=type=cache,target={CACHE}"] if cache else []
     install = () if recipe.conda else (f"RUN {' '.join(mounts)} {INSTALL}",)
     return _text(*before_install(recipe), *install, *after_install(recipe))
 
@@ -64,26 +68,30 @@ def write_after(recipe: Recipe, installed: str) -> str:
     return _text(f"FROM {installed}", *after_install(recipe))
 
 
+def write_labels(labels: Mapping[str, str]) -> str:
+    """Return the last section: the image's labels."""
+    return f"LABEL {' '.join(f'{name}={json.dumps(value)}' for name, value in labels.items())}\n"
+
+
 def before_install(recipe: Recipe) -> tuple[str, ...]:
     """Return the sections base, system, and the dependencies up to their installation."""
     base = (f"FROM {recipe.base}",)
     if recipe.conda:
-        return (*base, _CONDA)
+        return (*base, _CONDA.format(user=recipe.user_id))
     system = () if recipe.brings_python else (_APT.format(version=recipe.python_version),)
     return (*base, "USER 0", *system, f"COPY {FOLDER} {IMAGE_FOLDER}/")
 
 
 def after_install(recipe: Recipe) -> tuple[str, ...]:
-    """Return the sections code and user."""
+    """Return the sections user and code."""
     user = f"{recipe.user_id}:0"
     return (
         # HOME and the names, because a user id that /etc/passwd does not know has none of them.
         f"ENV PATH={VENV}/bin:$PATH VIRTUAL_ENV={VENV} PYTHONUNBUFFERED=1 HOME={CODE_DIR} USER=launch LOGNAME=launch",
-        # No WORKDIR before it: it would make the folder as root's, where the job cannot write.
-        f"COPY --chown={user} {CODE_FOLDER} {CODE_DIR}/",
         f"WORKDIR {CODE_DIR}",
         f"USER {user}",
         'ENTRYPOINT []\nCMD ["python"]',
+        f"COPY --chown={user} {CODE_FOLDER} {CODE_DIR}/",
     )
 
 

@@ -13,6 +13,7 @@ import json
 import tempfile
 from collections import deque
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import anyio
@@ -21,7 +22,7 @@ from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.builder import Builder, LineSink, failure
 from prefect_launch.builds.context import BuildContext
 from prefect_launch.builds.dependencies import FOLDER
-from prefect_launch.builds.dockerfile import CODE_FOLDER, write_after, write_before
+from prefect_launch.builds.dockerfile import CODE_FOLDER, write_after, write_before, write_labels
 from prefect_launch.builds.install import CACHE, INSTALL, SECRETS
 from prefect_launch.builds.order import BuildOrder, ImageLabels
 from prefect_launch.builds.owner import BUILD_PREFIX, container_name, is_left_behind
@@ -39,14 +40,16 @@ class EngineBuilder(Builder):
     Args:
         engine: the Docker Engine.
         network: of the steps; None is the engine's own.
+        cache: keep what is downloaded between builds.
     """
 
     name: ClassVar[str] = "the Docker Engine's classic builder"
     mounts_folders: ClassVar[bool] = True
 
-    def __init__(self, engine: BuildEngine, network: str | None = None) -> None:
+    def __init__(self, engine: BuildEngine, *, network: str | None = None, cache: bool = False) -> None:
         self._engine = engine
         self._network = network
+        self._cache = cache
 
     async def build(self, order: BuildOrder, access: PipAccess, log: LineSink) -> str:
         await self._sweep()
@@ -59,12 +62,10 @@ class EngineBuilder(Builder):
         if not recipe.conda:
             installed = await self._install(installed, access, log)
         code = order.context.below(CODE_FOLDER)
-        return await self._written(code, write_after(recipe, installed), order, log, labels=order.labels)
+        return await self._written(code, write_after(recipe, installed) + write_labels(order.labels), order, log)
 
-    async def _written(
-        self, context: BuildContext, text: str, order: BuildOrder, log: LineSink, **params: Mapping[str, str]
-    ) -> str:
-        return await self._classic(context.plus({_DOCKERFILE: text.encode()}), _DOCKERFILE, order, log, **params)
+    async def _written(self, context: BuildContext, text: str, order: BuildOrder, log: LineSink) -> str:
+        return await self._classic(context.plus({_DOCKERFILE: text.encode()}), _DOCKERFILE, order, log)
 
     async def _classic(
         self,
@@ -90,14 +91,13 @@ class EngineBuilder(Builder):
     async def _install(self, image: str, access: PipAccess, log: LineSink) -> str:
         key = hashlib.sha256(f"{image}\0{INSTALL}".encode()).hexdigest()[:32]
         label = f"{ImageLabels.STEP}={key}"
-        for image_id, labels in await self._engine.images_with(label):
-            if ImageLabels.TAG not in labels:
-                log("The dependencies are those of an earlier build.\n")
-                return image_id
+        earlier = await self._engine.child_with(image, label)
+        if earlier is not None:
+            log("The dependencies are those of an earlier build.\n")
+            return earlier
         container_id = await self._engine.create(container_name(), self._step(image, access))
         try:
-            if access.files:
-                await self._engine.put_files(container_id, SECRETS, access.files)
+            await self._engine.put_files(container_id, SECRETS, access.files, _tools())
             await self._run(container_id, log)
             config = await self._engine.config_of(image)
             # A commit takes the step's own command over; the image gets back what it had.
@@ -119,10 +119,8 @@ class EngineBuilder(Builder):
     def _step(self, image: str, access: PipAccess) -> dict[str, Any]:
         binds = [f"{folder}:{folder}:ro" for folder in access.folders]
         # Not `Volumes` of the configuration, which a commit would take over.
-        mounts = [
-            {"Type": "volume", "Target": SECRETS},
-            {"Type": "volume", "Source": _CACHE_VOLUME, "Target": CACHE},
-        ]
+        mounts = [{"Type": "volume", "Target": SECRETS}]
+        mounts += [{"Type": "volume", "Source": _CACHE_VOLUME, "Target": CACHE}] if self._cache else []
         host = {"Binds": binds, "Mounts": mounts, **({"NetworkMode": self._network} if self._network else {})}
         return {"Image": image, "User": "0", "Entrypoint": [], "Cmd": ["sh", "-c", INSTALL], "HostConfig": host}
 
@@ -131,6 +129,16 @@ class EngineBuilder(Builder):
         for container_id, name in await self._engine.names(BUILD_PREFIX):
             if is_left_behind(name):
                 await self._engine.remove(container_id)
+
+
+def _tools() -> dict[str, Path]:
+    """Return the agent's own uv: faster than to have it downloaded, and it is no submitter's to change."""
+    import uv
+
+    try:
+        return {"bin/uv": Path(uv.find_uv_bin())}
+    except FileNotFoundError:
+        return {}
 
 
 _COMMANDS: Final = (("ENTRYPOINT", "Entrypoint"), ("CMD", "Cmd"))

@@ -11,7 +11,9 @@ from typing import Final
 from prefect_launch.builds.dependencies import FOLDER, IMAGE_FOLDER
 
 VENV: Final = "/opt/venv"
-#: Where the step finds its secrets, and a cache that is kept between builds.
+#: Where the code is in an image; jobs start there.
+CODE_DIR: Final = "/workspace"
+#: Where the step finds its secrets and tools, and a cache that is kept between builds, when there is one.
 SECRETS: Final = "/run/launch"
 CACHE: Final = "/var/cache/launch"
 INSTALL: Final = f"sh {IMAGE_FOLDER}/install.sh"
@@ -21,7 +23,12 @@ _SCRIPT: Final = f"""\
 set -eu
 here={IMAGE_FOLDER}
 if [ -r {SECRETS}/index.env ]; then . {SECRETS}/index.env; fi
-export UV_CACHE_DIR={CACHE}/uv PIP_CACHE_DIR={CACHE}/pip UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+export UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+if [ -d {CACHE} ]; then
+  export UV_CACHE_DIR={CACHE}/uv PIP_CACHE_DIR={CACHE}/pip
+else
+  export UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1
+fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1
 python=$(command -v python3 || command -v python) || {{
   echo "The base image has no Python. Name another base image, or write a Dockerfile." >&2; exit 1
@@ -33,44 +40,42 @@ if [ -n "$wanted" ] && [ "$wanted" != "$has" ]; then
 fi
 if [ -s "$here/requirements.txt" ]; then
   uv=$(command -v uv || true)
-  if [ -z "$uv" ]; then
-    uv={CACHE}/tools/bin/uv
-    if [ ! -x "$uv" ]; then
-      new={CACHE}/tools.$$
-      if "$python" -m pip install --quiet --target "$new" uv; then
-        mv "$new" {CACHE}/tools 2>/dev/null || rm -rf "$new"
-      else
-        rm -rf "$new"; echo "uv cannot be had here; pip installs the requirements."
-      fi
-    fi
-    "$uv" --version >/dev/null 2>&1 || uv=
-  fi
+  if [ -z "$uv" ] && [ -x {SECRETS}/bin/uv ]; then uv={SECRETS}/bin/uv; fi
+  if [ -z "$uv" ] && "$python" -m pip install --quiet --target /tmp/launch-uv uv; then uv=/tmp/launch-uv/bin/uv; fi
+  if [ -n "$uv" ] && ! "$uv" --version >/dev/null 2>&1; then uv=; fi
+  if [ -z "$uv" ]; then echo "uv cannot be had here, or does not run; pip installs the requirements."; fi
+  set -- --requirement "$here/requirements.txt"
+  if [ -s "$here/constraints.txt" ]; then set -- "$@" --constraint "$here/constraints.txt"; fi
   if [ -n "$uv" ]; then
     "$uv" venv --quiet --no-project --python "$python" {VENV}
-    "$uv" pip install --no-progress --compile-bytecode --python {VENV}/bin/python \\
-      --requirement "$here/requirements.txt" --constraint "$here/constraints.txt"
+    "$uv" pip install --no-progress --compile-bytecode --python {VENV}/bin/python "$@"
   else
     "$python" -m venv {VENV}
-    {VENV}/bin/python -m pip install --progress-bar off \\
-      --requirement "$here/requirements.txt" --constraint "$here/constraints.txt"
+    {VENV}/bin/python -m pip install --progress-bar off "$@"
   fi
 else
   "$python" -m venv --without-pip {VENV}
 fi
 site=$({VENV}/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cp -R "$here/inputs/." "$site/"
+rm -rf /tmp/launch-uv
+# Made here, so that the job's user can write beside its code.
+mkdir -p {CODE_DIR}
+chown "$(cat "$here/user"):0" {CODE_DIR}
 """
 
 
-def install_files(python_version: str | None) -> dict[str, bytes]:
+def install_files(python_version: str | None, user_id: int) -> dict[str, bytes]:
     """Return the files of the step, by their names in the build context.
 
     Args:
         python_version: the Python that the job asks for.
+        user_id: whom it runs as.
     """
     return {
         f"{FOLDER}install.sh": _SCRIPT.encode(),
         f"{FOLDER}python-version": f"{python_version or ''}\n".encode(),
+        f"{FOLDER}user": f"{user_id}\n".encode(),
         **{f"{FOLDER}inputs/{name}": content for name, content in _inputs().items()},
     }
 

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 import anyio
 
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.builder import Builder, LineSink
+from prefect_launch.builds.choice import choose_builder
 from prefect_launch.builds.context import BuildContext, merge, read_context
 from prefect_launch.builds.dependencies import Dependencies, find_dependencies
 from prefect_launch.builds.dockerfile import CODE_FOLDER, Recipe
-from prefect_launch.builds.engine_builder import EngineBuilder
+from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.install import install_files
 from prefect_launch.builds.layout import Layout, find_layout, read_bases
 from prefect_launch.builds.local_images import LocalImages
@@ -55,11 +58,13 @@ class ImageMaker:
 
     Args:
         settings: how.
+        flights: sees to it that an image is built once.
         engine: the Docker Engine that builds.
     """
 
-    def __init__(self, settings: BuilderSettings, engine: BuildEngine | None = None) -> None:
+    def __init__(self, settings: BuilderSettings, flights: Flights, engine: BuildEngine | None = None) -> None:
         self._settings = settings
+        self._flights = flights
         self._engine = engine or BuildEngine()
         self._registry: Registry = LocalImages(self._engine)
 
@@ -94,8 +99,14 @@ class ImageMaker:
         layout, dependencies = await self._look(plan)
         pinned = {base: await self._brought(base, log) for base in await self._bases(plan, layout, dependencies)}
         wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)
-        if await self._registry.digest_of(wanted.order.image) is None:
-            await self._build(wanted.order, log)
+        order = wanted.order
+
+        async def is_there() -> bool:
+            return await self._registry.digest_of(order.image) is not None
+
+        key = f"{order.image} on {await self._engine.identity()}"
+        build = partial(self._build, order, log)
+        await self._flights.once(key, UUID(plan.item_id), log, is_there=is_there, build=build)
         return _with_image(plan, wanted)
 
     async def aclose(self) -> None:
@@ -103,19 +114,22 @@ class ImageMaker:
         await self._engine.aclose()
 
     async def _build(self, order: BuildOrder, log: LineSink) -> None:
-        builder = self._builder()
+        builder, access = await self._prepared(order, log)
         log(f"Building {order.image} with {builder.name}{f' on {order.base}' if order.base else ''}.\n")
-        image_id = await builder.build(order, await self._access(order, builder), log)
+        image_id = await builder.build(order, access, lambda text: log(access.masked(text)))
         await self._engine.tag(image_id, order.image)
         log(f"Built {order.image} ({image_id}).\n")
 
-    def _builder(self) -> Builder:
-        return EngineBuilder(self._engine, self._settings.network)
+    async def _prepared(self, order: BuildOrder, log: LineSink) -> tuple[Builder, PipAccess]:
+        """Choose a builder, and read what pip is told: an index on this disk wants one that can show it."""
+        access = await self._access(folders=self._engine.is_local and order.recipe is not None)
+        builder = await choose_builder(self._engine, self._settings, with_folders=bool(access.folders))
+        if access.folders and not builder.mounts_folders:
+            log(f"Not seen by {builder.name}: packages in {', '.join(access.folders)} on this machine.\n")
+            access = await self._access(folders=False)
+        return builder, access
 
-    async def _access(self, order: BuildOrder, builder: Builder) -> PipAccess:
-        if not order.installs:
-            return PipAccess()
-        folders = builder.mounts_folders and self._engine.is_local
+    async def _access(self, *, folders: bool) -> PipAccess:
         return await anyio.to_thread.run_sync(lambda: read_pip_access(self._settings.pip_config, folders=folders))
 
     async def _look(self, plan: RunPlan) -> tuple[Layout, Dependencies | None]:
@@ -169,13 +183,12 @@ class ImageMaker:
             user_id=settings.user_id if wish.user_id is None else wish.user_id,
         )
         code = read_context(layout.context, limit=settings.context_limit, prefix=CODE_FOLDER)
-        files = BuildContext().plus({} if dependencies.conda else install_files(version))
+        files = BuildContext().plus({} if dependencies.conda else install_files(version, recipe.user_id))
         order = BuildOrder(
             merge(code, dependencies.context, files),
             recipe=recipe,
             base=bases,
             platform=settings.platform,
-            installs=not dependencies.is_empty,
         )
         return Wanted(order, layout.entry_point)
 

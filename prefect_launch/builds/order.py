@@ -39,7 +39,6 @@ class BuildOrder:
         recipe: of a generated Dockerfile.
         base: the base image of a generated Dockerfile, and its digest.
         platform: such as linux/amd64.
-        installs: whether anything is installed, so that the pip configuration is needed.
         repository: what the image is called, without its tag.
     """
 
@@ -48,7 +47,6 @@ class BuildOrder:
     recipe: Recipe | None = None
     base: str = ""
     platform: str | None = None
-    installs: bool = False
     repository: str = LOCAL_REPOSITORY
     tag: str = field(init=False, default="")
 

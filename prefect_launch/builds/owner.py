@@ -18,6 +18,10 @@ BUILD_PREFIX: Final = "launch-build-"
 _NAME: Final = re.compile(rf"{BUILD_PREFIX}(?P<place>[0-9a-f]{{12}})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]+")
 
 
+#: A process that nobody has waited for is still listed.
+_ENDED: Final = ("Z", "X")
+
+
 def container_name() -> str:
     """Return a new name for a container of a build of this process."""
     pid = os.getpid()
@@ -43,9 +47,10 @@ def this_place() -> str:
 
 
 def started_at(pid: int) -> int:
-    """Return when a process was started, in the kernel's ticks; -1 when there is none."""
+    """Return when a process was started, in the kernel's ticks; -1 when it has ended."""
     try:
         about = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return -1
-    return int(about.rpartition(")")[2].split()[19])
+    state, *rest = about.rpartition(")")[2].split()
+    return -1 if state in _ENDED else int(rest[18])

@@ -7,6 +7,7 @@ An index in a folder of this machine is told apart: a builder mounts it where it
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ _PLACES: Final = (
 _AS_THEY_ARE: Final = (("UV_INSECURE_HOST", "PIP_TRUSTED_HOST"), ("UV_NO_INDEX", "PIP_NO_INDEX"))
 _SYNONYMS: Final = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
 _UV_ONLY: Final = ("UV_INDEX_STRATEGY", "UV_SYSTEM_CERTS", "UV_NATIVE_TLS")
+_PASSWORD: Final = re.compile(r"://[^:@/\s]*:([^@/\s]+)@")
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 
 
@@ -37,10 +39,18 @@ class PipAccess:
     Attributes:
         files: the secrets, by name.
         folders: folders of this machine that hold packages; each is to be seen at the same path.
+        passwords: what no log may show.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     folders: tuple[str, ...] = ()
+    passwords: tuple[str, ...] = field(default=(), repr=False)
+
+    def masked(self, text: str) -> str:
+        """Return a text without the passwords."""
+        for password in self.passwords:
+            text = text.replace(password, "***")
+        return text
 
 
 def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] | None = None) -> PipAccess:
@@ -75,7 +85,12 @@ def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] |
     if variables:
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())]
         files["index.env"] = "".join(lines).encode()
-    return PipAccess(files, tuple(dict.fromkeys(mounted)))
+    return PipAccess(files, tuple(dict.fromkeys(mounted)), _passwords(variables))
+
+
+def _passwords(variables: Mapping[str, str]) -> tuple[str, ...]:
+    found = {password for value in variables.values() for password in _PASSWORD.findall(value)}
+    return tuple(sorted({*found, *map(unquote, found)}, key=len, reverse=True))
 
 
 def _told(setting: str, environ: dict[str, str]) -> dict[str, str]:

@@ -50,12 +50,20 @@ class BuilderSettings(_Part):
     """
 
     type: Literal["docker", "none"] = "docker"
+    backend: Literal["auto", "buildx", "buildkit", "engine"] = Field(
+        default="auto", description="What builds: BuildKit through buildx, an engine's own, or its classic builder."
+    )
     base_image: str = "python:{version}-slim"
     conda_base_image: str = "mambaorg/micromamba:2.0.5"
     accelerator: Accelerator = Accelerator()
     context_limit: int = Field(default=1024**3, description="The most that goes into a build, in bytes; '1g' is fine.")
     pip_config: str = Field(
         default="auto", description="What pip is told in builds: as this machine's pip (auto), none, or a pip.conf."
+    )
+    cache: bool = Field(
+        default=False,
+        description="Keep what pip and uv download between builds. Any build can change what the next one finds there:"
+        " only where all submitters trust each other.",
     )
     network: str | None = Field(default=None, description="The network of build steps, such as 'host'.")
     platform: str | None = Field(default=None, description="Such as linux/amd64; None: the engine's own.")

@@ -24,7 +24,7 @@ from prefect_launch.runners.engine import Engine, TooLargeError
 
 #: Where `$LAUNCH_OUTPUT_DIR` points in every container; the folder above is for nothing else.
 OUTPUT_DIR = "/launch/outputs"
-#: Where the code of a job is, in an image that is run as it is.
+#: Where the code of a job is, in an image that is run as it is; as in images that are built.
 CODE_DIR = "/workspace"
 #: What a run may leave there. More wants a volume: an archive is copied twice.
 MAX_OUTPUT_BYTES = 20 * 1024**3

@@ -182,6 +182,10 @@ class Server(Protocol):
         """
         ...
 
+    async def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
+        """Make a variable; false when there is one of that name, which stays as it is."""
+        ...
+
     async def delete_variable(self, name: str) -> bool: ...
     def watch_variable(self, name: str) -> AsyncIterator[str]:
         """Yield an empty text once the stream is open, then the variable's name whenever it is set or deleted; as

@@ -35,6 +35,18 @@ class VariableCalls:
             return
         raise_refusal(response)
 
+    async def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
+        """Make a variable; false when there is one of that name, which stays as it is.
+
+        Raises:
+            SpecError: for a bad name, or a value that is too long.
+        """
+        response = await self._rest.call("POST", "/variables/", json={"name": name, "value": value, "tags": list(tags)})
+        if is_taken(response):
+            return False
+        raise_refusal(response)
+        return True
+
     async def delete_variable(self, name: str) -> bool:
         """Delete a variable; whether it was there."""
         return await self._rest.get("DELETE", f"/variables/name/{name}") is not None

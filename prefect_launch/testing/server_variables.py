@@ -29,6 +29,9 @@ class VariableTwin(Calls):
         Raises:
             SpecError: for a bad name, or a value that is too long.
         """
+        self._keep(name, value, tags)
+
+    def _keep(self, name: str, value: Any, tags: Collection[str]) -> None:
         if not _NAME.fullmatch(name):
             raise SpecError(f"The Prefect server refuses this: name: Variable name must be of a-z, 0-9, _, -: {name!r}")
         if len(json.dumps(value)) > _MOST_CHARS:
@@ -37,6 +40,14 @@ class VariableTwin(Calls):
             )
         self._store.variables[name] = (as_json(value), tuple(tags))
         self._tell(name)
+
+    @call
+    def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
+        """Make a variable; false when there is one of that name, which stays as it is."""
+        if name in self._store.variables:
+            return False
+        self._keep(name, value, tags)
+        return True
 
     @call
     def delete_variable(self, name: str) -> bool:

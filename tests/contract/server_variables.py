@@ -25,6 +25,12 @@ class VariableContract:
         assert not await server.delete_variable(name)
         assert await server.read_variable(name) is None
 
+    async def test_variable_is_made_by_the_first_who_asks(self, place: Place) -> None:
+        server, name = place.server, f"v_{uuid4().hex[:8]}"
+        assert await server.create_variable(name, 1, tags=["t"])
+        assert not await server.create_variable(name, 2)
+        assert await server.read_variable(name) == 1
+
     async def test_variables_are_listed_by_their_tag(self, place: Place) -> None:
         server, tag = place.server, f"t-{uuid4().hex[:8]}"
         names = [f"v_{uuid4().hex[:8]}" for _ in range(3)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_launch import create_job
+from tests.support.images import PYTHON_IMAGE
 from tests.support.live import Site
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.engine
 class BuildSite(Site):
     """A queue of containers, and agents that build on the tests' Python image."""
 
-    base_image = "launch-test/python:1"
+    base_image = PYTHON_IMAGE
 
     def code_job(self, files: dict[str, str], **more: Any) -> str:
         """Make a code job of some files; return its name."""

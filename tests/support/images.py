@@ -1,6 +1,6 @@
 """Base images for container tests, made from this machine's own files: no registry is asked.
 
-`launch-test/shell:1` is a static busybox with its applets linked (2 MB); `launch-test/python:1` is this machine's
+`launch-test/shell:1` is a static busybox with its applets linked (2 MB); `launch-test/python:2` is this machine's
 Python with its standard library, pip and the shared libraries it needs (100 MB), every file at the path it has here.
 """
 
@@ -21,9 +21,10 @@ from typing import IO
 
 import docker
 from docker.errors import ImageNotFound
+from uv import find_uv_bin
 
 SHELL_IMAGE = "launch-test/shell:1"
-PYTHON_IMAGE = "launch-test/python:1"
+PYTHON_IMAGE = "launch-test/python:2"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
 # Parts of the standard library that no job needs; together most of its size.
@@ -96,7 +97,9 @@ def _add_python(tree: tarfile.TarFile) -> None:
     program = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     library = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix, "base": sys.base_prefix}))
     files = {program, *_library_files(library)}
-    files |= _shared_libraries([program, *(file for file in files if file.suffix == ".so")])
+    # uv's libraries too: images with a Python from a distribution have them.
+    uv = Path(find_uv_bin())
+    files |= _shared_libraries([program, uv, *(file for file in files if file.suffix == ".so")])
     for file in sorted(files):
         tree.add(file, str(file).lstrip("/"), filter=_as_root)
     for name in ("python", "python3"):

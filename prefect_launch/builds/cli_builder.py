@@ -1,0 +1,183 @@
+"""Builders that are reached by Docker's command: BuildKit, through buildx or embedded in an older engine.
+
+They know build secrets and cache mounts, so a Dockerfile of the submitter's own may use them too: what pip is told on
+this machine is there as the secrets `index.env` and `ca.pem`. The context goes in as an archive, so nothing else of
+this machine can; secrets are files of this user for as long as the build runs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar, Final
+
+import anyio
+from anyio.abc import ByteReceiveStream, Process
+
+from prefect_launch.builds.builder import Builder, LineSink, failure
+from prefect_launch.builds.dockerfile import write_dockerfile, write_labels
+from prefect_launch.builds.order import BuildOrder
+from prefect_launch.builds.pip_access import PipAccess
+
+_DOCKERFILE: Final = "Dockerfile.launch"
+_KEPT_LINES: Final = 40
+_STEP: Final = re.compile(r"#(?P<number>\d+) \[[^\]]*\] (?P<text>.*)")
+_ERROR: Final = re.compile(r"#(?P<number>\d+) ERROR: (?P<text>.*)")
+_DIGEST: Final = re.compile(r"#\d+ sha256:[0-9a-f]{64}")
+_SAID: Final = re.compile(r"#\d+ (?:[\d.]+ )?")
+_END_SECONDS: Final = 10.0
+
+
+class CliBuilder(Builder):
+    """Builds through one `docker` command.
+
+    Args:
+        program: its path.
+        address: of the engine.
+        network: of the steps; None is the engine's own.
+        cache: keep what is downloaded between builds.
+    """
+
+    command: ClassVar[tuple[str, ...]]
+
+    def __init__(self, program: str, address: str, *, network: str | None = None, cache: bool = False) -> None:
+        self._program = program
+        self._address = address
+        self._network = network
+        self._cache = cache
+
+    async def build(self, order: BuildOrder, access: PipAccess, log: LineSink) -> str:
+        context = order.context
+        if order.recipe is not None:
+            text = write_dockerfile(order.recipe, secrets=tuple(access.files), cache=self._cache)
+            context = context.plus({_DOCKERFILE: (text + write_labels(order.labels)).encode()})
+        async with anyio.TemporaryDirectory(prefix="launch-build-") as scratch:
+            folder = Path(scratch)
+            await anyio.to_thread.run_sync(_write_secrets, folder, access)
+            with tempfile.TemporaryFile(prefix="launch-context-") as packed:
+                await anyio.to_thread.run_sync(context.write, packed)
+                packed.seek(0)
+                watch = _Watch(log)
+                code = await self._run(self._arguments(order, access, folder), packed.fileno(), watch)
+            if code != 0:
+                raise failure(watch.step, watch.error or f"exit code {code}", list(watch.lines))
+            return (await anyio.Path(folder / "image").read_text()).strip()
+
+    def _arguments(self, order: BuildOrder, access: PipAccess, folder: Path) -> list[str]:
+        arguments = ["--progress=plain", "--iidfile", str(folder / "image"), "--file", order.dockerfile or _DOCKERFILE]
+        for name in access.files:
+            arguments += ["--secret", f"id={name},src={folder / name}"]
+        for name, value in order.labels.items() if order.dockerfile else ():
+            arguments += ["--label", f"{name}={value}"]
+        arguments += ["--network", self._network] if self._network else []
+        arguments += ["--platform", order.platform] if order.platform else []
+        return [self._program, *self.command, *arguments, "-"]
+
+    async def _run(self, command: list[str], stdin: int, watch: _Watch) -> int:
+        environment = {**os.environ, "DOCKER_HOST": self._address, "DOCKER_BUILDKIT": "1"}
+        process = await anyio.open_process(
+            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+        )
+        try:
+            if process.stdout is not None:
+                await _read(process.stdout, watch)
+            return await process.wait()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await _end(process)
+
+
+class BuildxBuilder(CliBuilder):
+    """BuildKit through the plugin buildx."""
+
+    name: ClassVar[str] = "BuildKit (docker buildx)"
+    command: ClassVar[tuple[str, ...]] = ("buildx", "build", "--load")
+
+
+class EmbeddedBuilder(CliBuilder):
+    """The BuildKit in an engine, which commands before version 23 reach by themselves."""
+
+    name: ClassVar[str] = "the Docker Engine's BuildKit"
+    command: ClassVar[tuple[str, ...]] = ("build",)
+
+
+def docker_programs() -> Iterator[str]:
+    """Yield the `docker` commands of this machine, in the order of the path."""
+    seen = set()
+    for folder in os.get_exec_path():
+        found = shutil.which("docker", path=folder)
+        if found is not None and found not in seen:
+            seen.add(found)
+            yield found
+
+
+async def says(*command: str) -> str | None:
+    """Return what a command prints; None when it fails or is not there."""
+    try:
+        ended = await anyio.run_process(list(command), check=False, stderr=subprocess.DEVNULL)
+    except OSError:
+        return None
+    return ended.stdout.decode(errors="replace").strip() if ended.returncode == 0 else None
+
+
+def _write_secrets(folder: Path, access: PipAccess) -> None:
+    for name, content in access.files.items():
+        descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+
+
+async def _read(stream: ByteReceiveStream, watch: _Watch) -> None:
+    async for chunk in stream:
+        watch.take(chunk)
+    watch.end()
+
+
+async def _end(process: Process) -> None:
+    if process.returncode is None:
+        process.terminate()
+        with anyio.move_on_after(_END_SECONDS):
+            await process.wait()
+    if process.returncode is None:
+        process.kill()
+        await process.wait()
+
+
+class _Watch:
+    """Reads the plain progress of BuildKit."""
+
+    def __init__(self, log: LineSink) -> None:
+        self._log = log
+        self._rest = b""
+        self._steps: dict[str, str] = {}
+        self.step = "the start of the build"
+        self.error: str | None = None
+        self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    def take(self, chunk: bytes) -> None:
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        for line in whole:
+            self._see(line.decode("utf-8", "replace").rstrip("\r"))
+
+    def end(self) -> None:
+        if self._rest:
+            self.take(b"\n")
+
+    def _see(self, line: str) -> None:
+        if not line or _DIGEST.fullmatch(line):
+            return
+        self._log(f"{line}\n")
+        if error := _ERROR.match(line):
+            self.error = self.error or error["text"]
+            self.step = self._steps.get(error["number"], self.step)
+            return
+        if step := _STEP.match(line):
+            self._steps[step["number"]] = step["text"]
+        if self.error is None:
+            self.lines.append(_SAID.sub("", line, count=1))

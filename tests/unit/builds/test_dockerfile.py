@@ -1,0 +1,147 @@
+"""The generated Dockerfile, what an image needs, and the tag."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefect_launch.builds.context import BuildContext
+from prefect_launch.builds.dependencies import find_dependencies
+from prefect_launch.builds.dockerfile import Recipe, write_after, write_before, write_dockerfile
+from prefect_launch.builds.order import BuildOrder
+from prefect_launch.errors import SourceError
+
+LIMIT = 1024**3
+
+
+def lines(text: str) -> list[str]:
+    return [line.split()[0] for line in text.splitlines() if line and not line.startswith(" ")]
+
+
+def test_sections_stand_from_what_rarely_changes_to_what_often_does() -> None:
+    text = write_dockerfile(Recipe(base="python:3.11-slim"))
+    order = [
+        "FROM python:3.11-slim",
+        "COPY launch/",
+        "RUN --mount=type=secret",
+        "USER 1000:0",
+        "COPY --chown=1000:0 code/",
+    ]
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_command_of_the_run_is_not_baked_in() -> None:
+    assert "ENTRYPOINT []" in write_dockerfile(Recipe(base="x"))
+
+
+def test_two_halves_are_the_whole_without_the_installing_step() -> None:
+    recipe = Recipe(base="x", user_id=7)
+    whole = [line for line in write_dockerfile(recipe).splitlines() if not line.startswith("RUN --mount")]
+    halves = write_before(recipe).splitlines() + write_after(recipe, "sha256:1").splitlines()
+    assert [line for line in halves if line != "FROM sha256:1"] == whole
+
+
+def test_secrets_are_mounts_of_one_step_and_the_cache_only_where_it_is_allowed() -> None:
+    recipe = Recipe(base="x")
+    assert "type=cache" not in write_dockerfile(recipe)
+    assert "--mount=type=cache,target=/var/cache/launch" in write_dockerfile(recipe, cache=True)
+    assert "type=secret" not in write_dockerfile(recipe, secrets=())
+
+
+def test_accelerator_base_gets_a_python_when_it_has_none() -> None:
+    text = write_dockerfile(Recipe(base="cuda:12", brings_python=False, python_version="3.12"))
+    assert "python3.12-venv" in text
+    assert text.index("apt-get") < text.index("COPY launch/")
+
+
+def test_conda_file_is_installed_by_micromamba() -> None:
+    text = write_dockerfile(Recipe(base="micromamba", conda=True))
+    assert "micromamba create --yes --prefix /opt/venv --file /opt/launch/environment.yml" in text
+    assert "--mount" not in text
+
+
+def code(root: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = root / name.replace("__", "/").replace("_", ".")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def texts(root: Path) -> dict[str, str]:
+    found = find_dependencies(root, LIMIT).context.entries
+    return {entry.name: entry.content.decode() if entry.source is None else "file" for entry in found}
+
+
+def test_requirements_become_one_flat_file(tmp_path: Path) -> None:
+    root = code(tmp_path, requirements_txt="-r more.txt\nnumpy # why\n-c max.txt", more_txt="six", max_txt="six<2")
+    assert texts(root) == {"launch/requirements.txt": "six\nnumpy\n", "launch/constraints.txt": "six<2\n"}
+
+
+def test_package_in_the_code_goes_in_at_a_path_of_the_image(tmp_path: Path) -> None:
+    root = code(tmp_path, requirements_txt="-e ./libs/mine\n-f wheels\n", libs__mine__setup_py="1", wheels__a_whl="2")
+    found = texts(root)
+    assert found["launch/requirements.txt"] == "/opt/launch/src/libs/mine\n-f /opt/launch/src/wheels\n"
+    assert {"launch/src/libs/mine/setup.py", "launch/src/wheels/a.whl"} < set(found)
+
+
+def test_change_of_the_code_leaves_what_is_installed_as_it_is(tmp_path: Path) -> None:
+    root = code(tmp_path, requirements_txt="six", main_py="1")
+    before = find_dependencies(root, LIMIT).context.digest
+    code(root, main_py="2")
+    assert find_dependencies(root, LIMIT).context.digest == before
+    code(root, requirements_txt="six\nnumpy")
+    assert find_dependencies(root, LIMIT).context.digest != before
+
+
+def test_lock_of_uv_wins_over_the_project_file_and_requirements_win_over_both(tmp_path: Path) -> None:
+    project = '[project]\nname = "x"\nversion = "1"\ndependencies = ["six"]\n'
+    root = code(tmp_path, pyproject_toml=project)
+    assert texts(root)["launch/requirements.txt"] == "six\n"
+    code(root, uv_lock='version = 1\nrequires-python = ">=3.10"\n[[package]]\nname = "x"\nversion = "1"\n'
+        'source = { virtual = "." }\ndependencies = [{ name = "six" }]\n[[package]]\nname = "six"\nversion = "1.16.0"\n'
+        'source = { registry = "https://pypi.org/simple" }\n')  # fmt: skip
+    assert "six==1.16.0" in texts(root)["launch/requirements.txt"]
+    code(root, requirements_txt="numpy")
+    assert texts(root)["launch/requirements.txt"] == "numpy\n"
+
+
+def test_lock_that_is_none_is_refused(tmp_path: Path) -> None:
+    code(tmp_path, pyproject_toml='[project]\nname = "x"\nversion = "1"\n', uv_lock="nonsense")
+    with pytest.raises(SourceError, match=r"uv\.lock"):
+        find_dependencies(tmp_path, LIMIT)
+
+
+def test_conda_file_counts_when_no_pip_file_is_there(tmp_path: Path) -> None:
+    root = code(tmp_path, environment_yml="dependencies: [numpy]\n", requirements_frozen_txt="six")
+    assert find_dependencies(root, LIMIT).conda
+    code(root, requirements_txt="six")
+    assert not find_dependencies(root, LIMIT).conda
+
+
+def order(**changes: object) -> BuildOrder:
+    values: dict[str, object] = {
+        "context": BuildContext().plus({"code/a": b"1"}),
+        "recipe": Recipe(base="b"),
+        "base": "b@1",
+    }
+    return BuildOrder(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_tag_is_128_bits_of_all_that_goes_in() -> None:
+    assert len(order().tag) == 32
+    assert order().tag == order().tag
+    changed = [
+        order(context=BuildContext().plus({"code/a": b"2"})),
+        order(recipe=Recipe(base="b", user_id=0)),
+        order(base="b@2"),
+        order(platform="linux/arm64"),
+        order(recipe=None, dockerfile="Dockerfile"),
+    ]
+    assert len({one.tag for one in [order(), *changed]}) == 6
+
+
+def test_place_that_keeps_an_image_is_no_part_of_its_tag() -> None:
+    assert order(repository="registry.example:5000/team").image == f"registry.example:5000/team:{order().tag}"
