@@ -5,6 +5,7 @@ The build's log streams into the item's log under the logger `build`; the whole 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -13,7 +14,7 @@ import anyio
 
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import log
-from prefect_launch.builds.flight import BUILD_LOGGER
+from prefect_launch.builds.flight import BUILD_LOGGER, Flights
 from prefect_launch.builds.log import BuildLog
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.errors import LaunchError
@@ -23,11 +24,19 @@ from prefect_launch.server.protocol import Server
 from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
+    from prefect_launch.agent.config import AgentConfig
     from prefect_launch.agent.tracker import JobTracker
     from prefect_launch.agent.workshop import Workshop
+    from prefect_launch.session import Session
 
 #: In a folder of its own: how far a log was sent is kept beside it.
 BUILD_LOG: Final = "build/build.log"
+
+
+def image_maker(config: AgentConfig, session: Session) -> ImageMaker:
+    """Return what makes the images of an agent."""
+    holder = f"agent {config.name} on {socket.gethostname()}"
+    return ImageMaker(config.builder, Flights(session.server, holder))
 
 
 async def bring_image(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from prefect_launch.agent.building import image_maker
 from prefect_launch.agent.config import AgentConfig
 from prefect_launch.agent.devices.desk import Desk
 from prefect_launch.agent.devices.reader import CardReader
 from prefect_launch.agent.held import TRUSTED_SECONDS
 from prefect_launch.agent.reach import Reach
-from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.runners.base import Runner
@@ -46,7 +46,7 @@ class Workshop:
     def __post_init__(self) -> None:
         self.registry = RemoteRegistries(Keychain(self.config.registries))
         self.desk = Desk(self.config, self.session, self.runner, self.cards)
-        self.images = ImageMaker(self.config.builder)
+        self.images = image_maker(self.config, self.session)
         self.reach = Reach(self.session, self.runner)
 
     def describe(self) -> str:

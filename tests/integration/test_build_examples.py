@@ -1,0 +1,92 @@
+"""Each folder of `tests/examples` is a job: its image is built, and its `verify` runs in it, as the job would.
+
+A `case.json` says what is not told by the files alone. Where an image cannot be built here, `verify` gets the
+Dockerfile.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from prefect_launch.builds.dependencies import find_dependencies
+from prefect_launch.builds.dockerfile import Recipe, write_dockerfile
+from prefect_launch.builds.flight import Flights
+from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.builds.settings import BuilderSettings
+from prefect_launch.builds.wish import ImageWish
+from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.local_container import LocalContainerRunner
+from prefect_launch.testing import InMemoryServer
+from prefect_launch.testing.runner_contract import run
+
+pytestmark = pytest.mark.engine
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def case_of(folder: Path) -> dict[str, Any]:
+    file = folder / "case.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else {}
+
+
+CASES = {folder.name: case_of(folder) for folder in sorted(EXAMPLES.iterdir()) if folder.is_dir()}
+BUILT = [
+    (name, backend)
+    for name, case in CASES.items()
+    for backend in (["none"] if case.get("base_image") else ["engine", "buildkit"])
+    if not case.get("dockerfile_only")
+]
+WRITTEN = [name for name, case in CASES.items() if case.get("dockerfile_only")]
+
+
+@pytest.mark.parametrize(("name", "backend"), BUILT)
+async def test_image_of_the_example_runs_it_as_it_wants(
+    name: str, backend: str, tmp_path: Path, python_image: str
+) -> None:
+    case = CASES[name]
+    code = tmp_path / "code"
+    shutil.copytree(EXAMPLES / name, code, ignore=shutil.ignore_patterns("__pycache__"))
+    item = str(uuid4())
+    command = tuple(case.get("entry_point", ("python", "verify")))
+    wish = ImageWish(entry_point=command, dockerfile=case.get("dockerfile"), python_version="3.11")
+    plan = RunPlan(
+        item_id=item,
+        run_id=item[:8],
+        run_dir=tmp_path,
+        command=command,
+        code_dir=code,
+        image=case.get("base_image"),
+        image_wish=None if case.get("base_image") else wish,
+        labels={Labels.ITEM: item},
+    )
+    log: list[str] = []
+    if plan.image_wish is not None:
+        settings = BuilderSettings.model_validate({"base_image": python_image, "backend": backend})
+        maker = ImageMaker(settings, Flights(InMemoryServer(), "the test"))
+        plan = await maker.make(plan, log.append)
+        assert await maker.find(plan.model_copy(update={"code_dir": code, "image_wish": wish})) == plan.model_copy()
+        await maker.aclose()
+    runner = LocalContainerRunner(tmp_path / "home")
+    try:
+        end = await run(runner, plan)
+    finally:
+        await runner.aclose()
+    assert end.succeeded, "".join(log) + plan.log_path.read_text()
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_dockerfile_of_the_example_is_as_it_wants(name: str, tmp_path: Path) -> None:
+    needs = find_dependencies(EXAMPLES / name, 1024**3)
+    settings = BuilderSettings()
+    base = settings.conda_base_image if needs.conda else settings.base_image
+    file = tmp_path / "Dockerfile"
+    file.write_text(write_dockerfile(Recipe(base=base, conda=needs.conda)))
+    subprocess.run([sys.executable, str(EXAMPLES / name / "verify"), str(file)], check=True)
