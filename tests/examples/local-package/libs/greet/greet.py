@@ -1,1 +1,3 @@
+"""A package that lies in the code of a job."""
+
 WORD = "hello"
