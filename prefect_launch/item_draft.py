@@ -21,6 +21,7 @@ from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import check_submitter_args, locked_options
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.session import KnownQueue, Session
+from prefect_launch.sources.notebook import notebook_in
 from prefect_launch.spec import LaunchSpec
 from prefect_launch.states import ItemState
 from prefect_launch.templates import check_variables
@@ -93,6 +94,7 @@ def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -
     """Check a spec against its queue and job, and return what is to be made; the server is not asked."""
     if job is not None and spec.job:  # beside a URI, it says what the URI is taken at
         check_version(job, spec.git.version, named=spec.job)
+    _refuse_notebook(spec)
     _check_resource(spec, queue, job)
     check_variables(queue.name, queue.config, spec.template_variables)
     full = _completed(api, spec, job)
@@ -119,6 +121,16 @@ async def _queue(session: Session, name: str, spec: LaunchSpec, job: Job | None)
     resource = spec.resource or default_resource(job)
     await create_queue(session, name, make_config(resource, None, None), replace=True)
     return await session.queue(name)
+
+
+def _refuse_notebook(spec: LaunchSpec) -> None:
+    """Refuse a notebook in the place of a job's command: it becomes a program only when a job is made of it."""
+    notebook = None if spec.uri else notebook_in(spec.overrides.entry_point or ())
+    if notebook is not None:
+        raise SpecError(
+            f"The entry point of this run is the notebook {notebook!r}, which no Python runs as it is. Make a job with"
+            " it as the entry point (create_job, or 'prefect-launch job create'), and queue that."
+        )
 
 
 def _check_resource(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> None:

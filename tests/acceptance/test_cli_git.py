@@ -86,3 +86,28 @@ def test_repository_runs_here_and_now_and_a_refused_one_leaves_no_job(launch_cli
     assert "does not let this machine in" in stranger.stderr
     assert name not in jobs
     assert "ran 42" in done.stdout
+
+
+def test_notebook_runs_from_a_folder_and_from_a_repository(launch_cli: Cli, host: GitServer, tmp_path: Path) -> None:
+    cells = ["%matplotlib inline\nimport json, os", "!nvidia-smi\nconfig = json.loads(os.environ['LAUNCH_CONFIG'])"]
+    cells += ["%%time\nfor epoch in range(config['epochs']):\n    print('epoch', epoch)"]
+    notebook = {
+        "nbformat": 4,
+        "nbformat_minor": 4,
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        "cells": [
+            {"cell_type": "code", "metadata": {}, "source": cell, "outputs": [], "execution_count": None}
+            for cell in cells
+        ],
+    }
+    name = f"book-{uuid4().hex[:8]}"
+    repository = host.repository(f"team/{name}")
+    (repository.path / "train.ipynb").write_text(json.dumps(notebook))
+    repository.commit()
+
+    launch_cli("job", "create", "code", str(repository.path), "-n", name, "-E", "train.ipynb")
+    from_folder = launch_cli("run", "-j", name, "--set", "epochs=2").stdout
+    from_git = launch_cli("run", "-u", host.url(f"team/{name}"), "-E", "train.ipynb", "--set", "epochs=2").stdout
+
+    assert "left out of the notebook: !nvidia-smi\nepoch 0\nepoch 1\n" in from_folder
+    assert from_git == from_folder

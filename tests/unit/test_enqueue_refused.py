@@ -25,6 +25,11 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     ({}, SpecError, "Exactly one of job, docker_image or uri"),
     ({"job": "train", "docker_image": "b"}, SpecError, "Exactly one of"),
     ({"job": "train", "uri": "https://x/y.git"}, SpecError, "Exactly one of"),
+    (
+        {"job": "train", "queue_name": "cpu", "entry_point": ["python", "x.ipynb"]},
+        SpecError,
+        "is the notebook 'x.ipynb'",
+    ),
     ({"uri": "ext::sh -c id"}, SourceError, "Refusing to fetch git remote 'ext::sh -c id'"),
     ({"uri": "file:///etc"}, SourceError, "Refusing"),
     ({"uri": "--upload-pack=id"}, SourceError, "Refusing"),
