@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with open_place(quick=given.quick) as place:
         for name in given.names or NAMES:
             print(f"measuring {name} …", flush=True)
-            figures += _measure(name, place)
+            measured = _measure(name, place)
+            figures += measured
+            for figure in measured:  # A long run that is broken off has told what it knew.
+                print(f"  {figure.name}: {figure.value:,.4g} {figure.unit}", flush=True)
     print_table(figures)
 
 
