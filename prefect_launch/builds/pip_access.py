@@ -72,7 +72,8 @@ def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] |
         if told.get(uv_name):
             variables[uv_name] = variables[pip_name] = told[uv_name]
     mounted: list[str] = []
-    for uv_name, pip_name, separator in _PLACES:
+    # uv takes an index that is named beside no-index; pip, whose words these are, does not.
+    for uv_name, pip_name, separator in _PLACES[2:] if told.get("UV_NO_INDEX") else _PLACES:
         places = [place for place in _value(told, uv_name).replace(",", " ").split() if place]
         local = {place: folder for place in places if (folder := _folder_of(place)) is not None}
         kept = [place for place in places if place not in local or (folders and Path(local[place]).is_dir())]

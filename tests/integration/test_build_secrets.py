@@ -1,0 +1,131 @@
+"""What pip is told on a machine reaches the installing step of a build, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import docker
+import pytest
+
+from prefect_launch.builds.flight import Flights
+from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.builds.settings import BuilderSettings
+from prefect_launch.builds.wish import ImageWish
+from prefect_launch.runners.base import RunPlan
+from prefect_launch.testing import InMemoryServer
+
+if TYPE_CHECKING:
+    from tests.support.docker_engine import DockerEngine
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def client(engine: DockerEngine) -> Iterator[docker.APIClient]:
+    client = docker.APIClient(base_url=engine.host, version="auto", timeout=120)
+    yield client
+    client.close()
+
+
+class Index:
+    """A package index on the loopback with one wheel in it, for those who know the password."""
+
+    def __init__(self, name: str, password: str) -> None:
+        self.served = 0
+        wheel, file = make_wheel(name), f"{name}-1-py3-none-any.whl"
+        pages = {f"/{name.replace('_', '-')}/": f'<a href="/{file}">{file}</a>'.encode(), f"/{file}": wheel}
+        secret = "Basic " + base64.b64encode(f"me:{password}".encode()).decode()
+        index = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                known = self.headers.get("Authorization") == secret
+                page = pages.get(self.path) if known else None
+                self.send_response(200 if page else 404 if known else 401)
+                if not known:
+                    self.send_header("WWW-Authenticate", "Basic")
+                self.send_header("Content-Type", "text/html" if self.path.endswith("/") else "application/zip")
+                self.send_header("Content-Length", str(len(page or b"")))
+                self.end_headers()
+                self.wfile.write(page or b"")
+                index.served += self.path.endswith(".whl") and known
+
+            def log_message(self, *_: object) -> None:
+                """Say nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def make_wheel(name: str) -> bytes:
+    """Return a wheel with one module and nothing in it."""
+    about, packed = f"{name}-1.dist-info", io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as wheel:
+        wheel.writestr(f"{name}.py", "")
+        wheel.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("backend", ["engine", "buildkit"])
+async def test_no_layer_history_label_or_log_holds_what_pip_was_told(
+    backend: str, tmp_path: Path, python_image: str, client: docker.APIClient
+) -> None:
+    password, name = uuid4().hex, f"mine_{uuid4().hex[:8]}"
+    index = Index(name, password)
+    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = http://me:{password}@{index.address}\n")
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "requirements.txt").write_text(f"{name}\n")
+    plan = RunPlan(
+        item_id=str(uuid4()),
+        run_id="secrets",
+        run_dir=tmp_path,
+        code_dir=code,
+        image_wish=ImageWish(entry_point=("python", "main.py"), python_version="3.11"),
+    )
+    settings = BuilderSettings.model_validate(
+        {
+            **{"base_image": python_image, "backend": backend, "network": "host"},
+            "pip_config": str(tmp_path / "pip.conf"),
+        }
+    )
+    log: list[str] = []
+    maker = ImageMaker(settings, Flights(InMemoryServer(), "the test"))
+    try:
+        image = str((await maker.make(plan, log.append)).image)
+    finally:
+        await maker.aclose()
+        index.close()
+    assert index.served == 1
+    assert password not in "".join(log)
+    assert password not in json.dumps(client.history(image)) + json.dumps(client.inspect_image(image))
+    assert not holds(client, image, password)
+    assert holds(client, image, f"{name}-1.dist-info")
+    left = [Path(volume["Mountpoint"], "index.env") for volume in client.volumes()["Volumes"] or ()]
+    assert not [file for file in left if file.is_file() and password in file.read_text()]
+
+
+def holds(client: docker.APIClient, image: str, text: str) -> bool:
+    """Whether a text is anywhere in an image: in its layers, as they are, or in what is said about them."""
+    wanted, before = text.encode(), b""
+    for chunk in client.get_image(image):
+        if wanted in before + chunk:
+            return True
+        before = chunk[-len(wanted) :]
+    return False
