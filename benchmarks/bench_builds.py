@@ -1,7 +1,7 @@
 """What a job of code costs beyond an image: its second launch, one changed source line, many agents at once.
 
 The floor of a launch is the same item with an image in the place of the code, on the same agent, in turns. The floor of
-a build is the engine's own build of one file on the image below it.
+a build is the engine's own build of one label on the base image.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from prefect_launch import LaunchAgent, create_job
 from prefect_launch.api import use_api
 from prefect_launch.enqueue import launch_add
 from prefect_launch.runners.base import Labels
+from prefect_launch.server.values import LogRecord
+from prefect_launch.session import Session
 from tests.support.images import ensure_python_image
 
 _LAUNCHES = 12
@@ -72,7 +74,7 @@ def _launches(place: Place, base: str, config: dict[str, Any]) -> list[Figure]:
         Figure(
             "second launch of a code job", median(code), "ms", floor, "an image job", at_most_over(floor, 300, "ms")
         ),
-        Figure("one changed line: its build", median(changed), "ms", median(floors), "the engine's build of one file"),
+        Figure("one changed line: its build", median(changed), "ms", median(floors), "the engine's build of one label"),
     ]
 
 
@@ -106,7 +108,14 @@ def _at_once(place: Place, config: dict[str, Any]) -> Figure:
         await asyncio.gather(*(agent.loop(until_empty=True) for agent in agents))
 
     asyncio.run(asyncio.wait_for(work(), _DEADLINE_SECONDS))
-    notes = [place.api.call(lambda session, one=one: session.server.read_logs(UUID(one.id))) for one in items]
+    notes = [_log(place, UUID(one.id)) for one in items]
     texts = ["\n".join(record.message for record in records if record.name == "build") for records in notes]
     builds = sum("Building " in text and "builds this image already" not in text for text in texts)
     return Figure(f"builds of one image, {_AGENTS} agents at once", builds, "", 1, "one build", Goal("1", 1))
+
+
+def _log(place: Place, item_id: UUID) -> list[LogRecord]:
+    async def read(session: Session) -> list[LogRecord]:
+        return await session.server.read_logs(item_id)
+
+    return place.api.call(read)
