@@ -67,8 +67,9 @@ def launch_add(
         project_queue: kept for callers of the reference's library.
         resource_args: `{resource: {option: value}}`, over the queue's own; the queue says which options may be set.
         run_id: a name for the run. Queuing the same spec again under it gives the item that is there.
-        build: build an image first. Not built yet.
-        repository: where the built image is pushed.
+        build: build the image of the job's code here, push it to `repository`, and queue an image job of it.
+        repository: where the built image is pushed, such as `registry.example:5000/team/train`; by default
+            `builder.destination` of this machine's agent config.
         sweep_id: id of the sweep that it belongs to.
         author: who asks.
         priority: 1 (critical), 2 (high), 3 (medium, the default), 4 (low), or the word.
@@ -163,7 +164,8 @@ def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str, in_flow.Add]:
     spec, queue = read_request(arguments)
     named = in_flow.with_run_id(spec, queue)
     found = named.run_id != spec.run_id and in_flow.is_retry()
-    return named, queue, in_flow.found_again(add_item) if found else add_item
+    add = add_built_item if arguments["build"] else add_item
+    return named, queue, in_flow.found_again(add) if found else add
 
 
 def read_request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str]:
@@ -173,11 +175,14 @@ def read_request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str]:
         LaunchError: as `launch_add` does for what needs no server to be refused.
     """
     given = dict(arguments)
-    queue = given.pop("queue_name") or DEFAULT_QUEUE
+    queue, build = given.pop("queue_name"), given.pop("build")
     given.pop("project_queue")
-    spec = construct_spec(given.pop("config"), **{key: value for key, value in given.items() if key != "build"})
-    if given["build"]:
-        raise SpecError("build=True is not supported by this version: build the image yourself and give docker_image.")
+    if build and not queue:
+        raise SpecError(
+            "Cannot build an image without a queue. Give queue_name; 'launch' builds what it runs here by itself."
+        )
+    queue = queue or DEFAULT_QUEUE
+    spec = construct_spec(given.pop("config"), **given)
     return spec, queue
 
 
@@ -200,6 +205,13 @@ async def add_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str
     raise QueueError(
         f"The queue {queue_name!r} was deleted while the item was made; nothing was queued. Make the queue."
     )
+
+
+async def add_built_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> QueuedRun:
+    """Build and push the image of a spec's job, then make the item of an image job; see `launch_add`."""
+    from prefect_launch.built_job import with_built_job
+
+    return await add_item(api, session, await with_built_job(api, session, spec, queue_name), queue_name)
 
 
 async def _drop(session: Session, queue: KnownQueue, item: Item | None) -> None:

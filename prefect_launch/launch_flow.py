@@ -25,7 +25,6 @@ from prefect_launch.agent.outcome import publish_outputs
 from prefect_launch.api import Api
 from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.maker import ImageMaker
-from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.errors import LaunchError
 from prefect_launch.launch_end import failure_of, show_failure
@@ -49,17 +48,22 @@ _LAST_LINES = 20
 
 
 @task(name="prepare", cache_policy=NO_CACHE, persist_result=False)
-async def _prepare(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan) -> RunPlan:
+async def _prepare(
+    session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, repository: str | None
+) -> RunPlan:
     """Build or pull the image, or make the environment."""
     if plan.image_wish is not None:
-        plan = await _with_image(session, flow_run_id, plan)
+        plan = await _with_image(session, flow_run_id, runner, plan, repository)
     runner.check(plan)
     await runner.prepare(plan)
     return plan
 
 
-async def _with_image(session: Session, flow_run_id: UUID, plan: RunPlan) -> RunPlan:
-    images = ImageMaker(resolve_agent_config().builder, Flights(session.server, "a call of launch"))
+async def _with_image(
+    session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, repository: str | None
+) -> RunPlan:
+    settings = resolve_agent_config().builder.pushing_to(repository)
+    images = ImageMaker(settings, Flights(session.server, "a call of launch"), runner.registry)
     try:
         found = await images.find(plan)
         return found or await build_with_log(session.server, flow_run_id, images, plan)
@@ -202,9 +206,9 @@ async def _attempt(
     session: Session, spec: LaunchSpec, job: Job | None, flow_run_id: UUID, number: int, synchronous: bool
 ) -> AbstractRun:
     chosen, plan = await _plan(session, spec, job, str(flow_run_id), number)
-    runner = make_runner(chosen, default_home(), RemoteRegistries(Keychain(resolve_agent_config().registries)))
+    runner = make_runner(chosen, default_home(), RemoteRegistries(resolve_agent_config().keychain))
     try:
-        plan = await _prepare(session, flow_run_id, runner, plan)
+        plan = await _prepare(session, flow_run_id, runner, plan, spec.registry.get("uri"))
         return await _run(session, flow_run_id, runner, plan, synchronous)
     finally:
         if synchronous:

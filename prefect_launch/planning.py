@@ -150,7 +150,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secret
         args=spec.overrides.args,
         env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
         image=spec.image or (job.image or job.base_image if job else None),
-        image_wish=_image_wish(spec, job) if runner.needs_image else None,
+        image_wish=image_wish(spec, job) if runner.needs_image else None,
         code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
@@ -163,8 +163,8 @@ async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secret
     )
 
 
-def _image_wish(spec: LaunchSpec, job: Job | None) -> ImageWish | None:
-    """Return what the job's image is built as; None when it has one, or runs its code in an image as it is."""
+def image_wish(spec: LaunchSpec, job: Job | None) -> ImageWish | None:
+    """Return what a job's image is built as; None when it has one, or runs its code in an image as it is."""
     if job is None or job.image or job.base_image:
         return None
     built = job.document.source.model_dump()

@@ -17,6 +17,7 @@ from prefect_launch.agent.moves import log
 from prefect_launch.builds.flight import BUILD_LOGGER, Flights
 from prefect_launch.builds.log import BuildLog
 from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.builds.registries.base import Registry
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning import save_plan
 from prefect_launch.runners.base import Phase, RunPlan
@@ -33,10 +34,10 @@ if TYPE_CHECKING:
 BUILD_LOG: Final = "build/build.log"
 
 
-def image_maker(config: AgentConfig, session: Session) -> ImageMaker:
+def image_maker(config: AgentConfig, session: Session, registry: Registry) -> ImageMaker:
     """Return what makes the images of an agent."""
     holder = f"agent {config.name} on {socket.gethostname()}"
-    return ImageMaker(config.builder, Flights(session.server, holder))
+    return ImageMaker(config.builder, Flights(session.server, holder), registry)
 
 
 async def bring_image(

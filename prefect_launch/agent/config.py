@@ -17,6 +17,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefect_launch.agent.devices.stock import AUTO, read_amount_setting, read_gpu_setting, read_limit_setting
+from prefect_launch.builds.registries.keychain import Keychain
+from prefect_launch.builds.registries.reference import parse_reference
 from prefect_launch.builds.registries.settings import RegistrySettings, read_registries
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.errors import AgentConfigError, LaunchError, unknown_name
@@ -154,6 +156,15 @@ class AgentConfig(BaseModel):
     @classmethod
     def _registries_are_good(cls, value: Any) -> Any:
         return read_registries(value)
+
+    @property
+    def keychain(self) -> Keychain:
+        """Who to be at which registry: `registries`, and `builder.credentials` for that of `builder.destination`."""
+        if not self.builder.destination or not self.builder.credentials:
+            return Keychain(self.registries)
+        host = parse_reference(self.builder.destination).host
+        known = self.registries.get(host, RegistrySettings())
+        return Keychain({**self.registries, host: known.model_copy(update={"credentials": self.builder.credentials})})
 
     @property
     def site(self) -> Site:

@@ -11,7 +11,6 @@ from prefect_launch.agent.devices.desk import Desk
 from prefect_launch.agent.devices.reader import CardReader
 from prefect_launch.agent.held import TRUSTED_SECONDS
 from prefect_launch.agent.reach import Reach
-from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import make_runner
@@ -44,9 +43,9 @@ class Workshop:
     cards: CardReader | None = None
 
     def __post_init__(self) -> None:
-        self.registry = RemoteRegistries(Keychain(self.config.registries))
+        self.registry = RemoteRegistries(self.config.keychain)
         self.desk = Desk(self.config, self.session, self.runner, self.cards)
-        self.images = image_maker(self.config, self.session)
+        self.images = image_maker(self.config, self.session, self.registry)
         self.reach = Reach(self.session, self.runner)
 
     def describe(self) -> str:

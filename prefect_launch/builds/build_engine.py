@@ -1,6 +1,6 @@
 """What building asks of a Docker Engine besides what running does: builds, steps in containers, commits, tags.
 
-The same door as `DockerEngine`, with more calls. What streams ends when its caller is cancelled.
+The same door as `PushEngine`, with more calls. What streams ends when its caller is cancelled.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,10 +18,10 @@ import docker.errors
 import docker.utils
 from docker.types import CancellableStream
 
-from prefect_launch.runners.docker_engine import DockerEngine
+from prefect_launch.builds.registries.push_engine import PushEngine
 
 
-class BuildEngine(DockerEngine):
+class BuildEngine(PushEngine):
     """A Docker Engine that images are built on."""
 
     @property
@@ -97,11 +96,6 @@ class BuildEngine(DockerEngine):
         made = await self._call(lambda client: client.commit(container_id, changes=list(changes)))
         return str(made["Id"])
 
-    async def tag(self, image_id: str, name: str) -> None:
-        """Give an image a name."""
-        repository, tag = docker.utils.parse_repository_tag(name)
-        await self._call(lambda client: client.tag(image_id, repository, tag=tag, force=True))
-
     async def names(self, prefix: str) -> list[tuple[str, str]]:
         """Return ids and names of the containers whose names start so."""
         found = await self._call(lambda client: client.containers(all=True, filters={"name": f"^/{prefix}"}))
@@ -125,18 +119,6 @@ class BuildEngine(DockerEngine):
             await asyncio.to_thread(pack)
             packed.seek(0)
             await self.put_archive(container_id, folder, packed)
-
-    async def _until_cancelled(self, work: Callable[[Any], None], opened: list[CancellableStream]) -> None:
-        task = asyncio.ensure_future(self._call(work, abandon_on_cancel=True))
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            for stream in opened:
-                with suppress(Exception):  # It may have ended by itself just now.
-                    await asyncio.to_thread(stream.close)
-            task.cancel()
-            await asyncio.wait({task})
-            raise
 
 
 def _events(stream: Iterable[bytes]) -> Iterable[Mapping[str, Any]]:

@@ -28,9 +28,11 @@ from prefect_launch.builds.local_images import LocalImages
 from prefect_launch.builds.order import BuildOrder
 from prefect_launch.builds.pip_access import PipAccess, read_pip_access
 from prefect_launch.builds.registries.base import Registry
+from prefect_launch.builds.registries.destination import Destination
+from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.builds.wish import ImageWish
-from prefect_launch.errors import AgentConfigError
+from prefect_launch.errors import AgentConfigError, InfrastructureError
 from prefect_launch.jobs.naming import parse_image, runtime_of
 from prefect_launch.runners.base import RunPlan
 
@@ -59,14 +61,25 @@ class ImageMaker:
     Args:
         settings: how.
         flights: sees to it that an image is built once.
+        remote: the registries, with the credentials for them.
         engine: the Docker Engine that builds.
     """
 
-    def __init__(self, settings: BuilderSettings, flights: Flights, engine: BuildEngine | None = None) -> None:
+    def __init__(
+        self,
+        settings: BuilderSettings,
+        flights: Flights,
+        remote: Registry | None = None,
+        engine: BuildEngine | None = None,
+    ) -> None:
         self._settings = settings
         self._flights = flights
         self._engine = engine or BuildEngine()
         self._registry: Registry = LocalImages(self._engine)
+        self._remote = remote or RemoteRegistries()
+        self._destination = (
+            Destination(self._engine, self._remote, settings.destination) if settings.destination else None
+        )
 
     async def find(self, plan: RunPlan) -> RunPlan | None:
         """Return the plan with its image when that is there; None when something must be pulled or built first.
@@ -80,9 +93,8 @@ class ImageMaker:
         if None in pinned.values():
             return None
         wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)
-        if await self._registry.digest_of(wanted.order.image) is None:
-            return None
-        return _with_image(plan, wanted)
+        image = await self._there(wanted.order)
+        return _with_image(plan, wanted, image) if image else None
 
     async def make(self, plan: RunPlan, log: LineSink) -> RunPlan:
         """Return the plan with its image, which is built when it is not there.
@@ -102,12 +114,35 @@ class ImageMaker:
         order = wanted.order
 
         async def is_there() -> bool:
-            return await self._registry.digest_of(order.image) is not None
+            return await self._there(order) is not None
 
-        key = f"{order.image} on {await self._engine.identity()}"
-        build = partial(self._build, order, log)
-        await self._flights.once(key, UUID(plan.item_id), log, is_there=is_there, build=build)
-        return _with_image(plan, wanted)
+        build = partial(self._make, order, log)
+        await self._flights.once(await self._place(order), UUID(plan.item_id), log, is_there=is_there, build=build)
+        image = await self._there(order)
+        if image is None:
+            raise InfrastructureError(
+                f"The image {order.image} was there a moment ago and is gone: somebody has removed it. Try again."
+            )
+        return _with_image(plan, wanted, image)
+
+    async def _there(self, order: BuildOrder) -> str | None:
+        """Return the name of an image that was made before, where images of this maker are kept."""
+        if self._destination is not None:
+            return await self._destination.find(order.tag)
+        return order.image if await self._registry.digest_of(order.image) is not None else None
+
+    async def _place(self, order: BuildOrder) -> str:
+        """Say where an image will be: who builds for the same place waits for each other."""
+        if self._destination is not None:
+            return f"{self._destination.repository}:{order.tag}"
+        return f"{order.image} on {await self._engine.identity()}"
+
+    async def _make(self, order: BuildOrder, log: LineSink) -> None:
+        """Build an image, unless this engine has it, and bring it to where it is kept."""
+        if await self._registry.digest_of(order.image) is None:
+            await self._build(order, log)
+        if self._destination is not None:
+            await self._destination.publish(order.image, order.tag, log)
 
     async def aclose(self) -> None:
         """Let go of the engine."""
@@ -148,7 +183,7 @@ class ImageMaker:
         digest = await self._registry.digest_of(base)
         if digest is None:
             log(f"Pulling the base image {base}.\n")
-            await self._engine.pull(base, self._settings.platform)
+            await self._engine.pull(base, self._settings.platform, await self._remote.credentials_for(base))
             digest = await self._registry.digest_of(base)
         return digest or ""
 
@@ -197,6 +232,6 @@ def _python_version(folder: Path, wish: ImageWish) -> str:
     return wish.python_version or runtime_of(folder)
 
 
-def _with_image(plan: RunPlan, wanted: Wanted) -> RunPlan:
-    changes = {"image": wanted.order.image, "command": wanted.entry_point, "code_dir": None, "image_wish": None}
+def _with_image(plan: RunPlan, wanted: Wanted, image: str) -> RunPlan:
+    changes = {"image": image, "command": wanted.entry_point, "code_dir": None, "image_wish": None}
     return plan.model_copy(update=changes)

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from prefect_launch.builds.registries.reference import parse_repository
 from prefect_launch.errors import AgentConfigError, SpecError, unknown_name
 from prefect_launch.jobs.naming import parse_image
 
@@ -65,9 +66,23 @@ class BuilderSettings(_Part):
         description="Keep what pip and uv download between builds. Any build can change what the next one finds there:"
         " only where all submitters trust each other.",
     )
+    destination: str | None = Field(
+        default=None, description="The repository that built images are pushed to; None: they stay on their engine."
+    )
+    credentials: str | None = Field(
+        default=None, description="DockerRegistryCredentials block for the destination's registry."
+    )
     network: str | None = Field(default=None, description="The network of build steps, such as 'host'.")
     platform: str | None = Field(default=None, description="Such as linux/amd64; None: the engine's own.")
     user_id: int = Field(default=1000, ge=0, description="Whom jobs in generated images run as.")
+
+    def pushing_to(self, repository: str | None) -> BuilderSettings:
+        """Return the settings with the repository that a call names, when it names one.
+
+        Raises:
+            SpecError: when it is no repository.
+        """
+        return self.model_copy(update={"destination": parse_repository(repository)}) if repository else self
 
     @field_validator("type", mode="before")
     @classmethod
@@ -76,6 +91,23 @@ class BuilderSettings(_Part):
         if name not in _TYPES:
             raise AgentConfigError(str(unknown_name("builder type", name, _TYPES)))
         return name
+
+    @field_validator("destination")
+    @classmethod
+    def _is_repository(cls, value: str | None) -> str | None:
+        try:
+            return None if value is None else parse_repository(value)
+        except SpecError as error:
+            raise AgentConfigError(f"builder.destination: {error}") from None
+
+    @model_validator(mode="after")
+    def _credentials_are_for_something(self) -> BuilderSettings:
+        if self.credentials and not self.destination:
+            raise AgentConfigError(
+                f"builder.credentials ({self.credentials!r}) are for the registry of builder.destination, which is not"
+                " set. Set it, or name the block under 'registries'."
+            )
+        return self
 
     @field_validator("base_image", "conda_base_image")
     @classmethod

@@ -67,6 +67,7 @@ ADD_EXAMPLES = examples(
     "prefect-launch add -j job-digits -q gpu --set epochs=3 --set optimizer.lr=0.01 -P high",
     "prefect-launch add -d team/train:1.2 -q box -v memory=4g --wait",
     'prefect-launch add -u https://github.com/team/train -g v1.2 -E "python train.py" -q gpu',
+    "prefect-launch add -j job-digits -q gpu --build --repository registry.example:5000/team/digits",
     "prefect-launch add -q gpu -c launch-config.yaml",
     "prefect-launch add -j job-digits -q gpu --explain",
 )
@@ -82,8 +83,9 @@ def add(
     uri: UriOption = None,
     git_ref: RefOption = None,
     queue: Annotated[
-        str, typer.Option("-q", "--queue", metavar="QUEUE", help="The queue; 'default' is made on first use.")
-    ] = "default",
+        str | None,
+        typer.Option("-q", "--queue", metavar="QUEUE", help="The queue. Default: 'default', made on first use."),
+    ] = None,
     config: ConfigOption = None,
     inputs: SetOption = None,
     variables: Annotated[
@@ -107,6 +109,18 @@ def add(
     project: TargetProject = None,
     timeout: TimeoutOption = None,
     retries: RetriesOption = None,
+    build: Annotated[
+        bool,
+        typer.Option(
+            "-b", "--build", metavar="", help="Build the image of the job's code here, push it, and queue that."
+        ),
+    ] = False,
+    repository: Annotated[
+        str | None,
+        typer.Option(
+            "--repository", metavar="REPOSITORY", help="Where it is pushed: registry.example:5000/team/train."
+        ),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", metavar="", help="Print its log until it ends; exit with 1 when it fails.")
     ] = False,
@@ -117,6 +131,7 @@ def add(
 ) -> None:
     """Put a job on a queue: exactly one of --job, --docker-image and --uri."""
     from prefect_launch.cli.launching import add_to_queue, explain_add
+    from prefect_launch.queues import DEFAULT_QUEUE
 
     request = Request(
         job=job,
@@ -135,9 +150,11 @@ def add(
         project=project,
         timeout=timeout,
         retries=retries,
+        build=build,
+        repository=repository,
     )
     if explain:
-        explain_add(connected(), request, queue, priority=priority, as_json=json)
+        explain_add(connected(), request, queue or DEFAULT_QUEUE, priority=priority, as_json=json)
         return
     add_to_queue(connected(), request, queue, priority=priority, wait=wait, as_json=json)
 

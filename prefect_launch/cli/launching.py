@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from prefect_launch.cli.build_log import build_log
 from prefect_launch.cli.follow import LogTail
 from prefect_launch.cli.item_view import duration_of, fields_of, state_of
 from prefect_launch.cli.output import lasted, print_json
 from prefect_launch.enqueue import launch_add
 from prefect_launch.launch_flow import alaunch
+from prefect_launch.queues import DEFAULT_QUEUE
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
@@ -21,13 +23,15 @@ if TYPE_CHECKING:
 _LOOK_SECONDS: Final = 0.5
 
 
-def add_to_queue(api: Api, request: Request, queue: str, *, priority: str | None, wait: bool, as_json: bool) -> None:
+def add_to_queue(
+    api: Api, request: Request, queue: str | None, *, priority: str | None, wait: bool, as_json: bool
+) -> None:
     """Put it on a queue; tell its id and its page.
 
     Args:
         api: the server.
         request: the options.
-        queue: the queue's name.
+        queue: the queue's name; None: the default one.
         priority: a word or a number.
         wait: print its log until it ends.
         as_json: print JSON; the log goes to standard error then.
@@ -37,8 +41,16 @@ def add_to_queue(api: Api, request: Request, queue: str, *, priority: str | None
         LaunchError: as `launch_add` does.
     """
     arguments = request.arguments(api)
-    variables = request.template_variables(api, queue)
-    run = launch_add(uri=request.uri, queue_name=queue, priority=priority, template_variables=variables, **arguments)
+    variables = request.template_variables(api, queue or DEFAULT_QUEUE)
+    with build_log(request.build):
+        run = launch_add(
+            uri=request.uri,
+            queue_name=queue,
+            priority=priority,
+            template_variables=variables,
+            build=request.build,
+            **arguments,
+        )
     if not as_json:
         typer.echo(f"Added {run.name} to the queue {run.queue_name}, with priority {run.priority.name.lower()}.")
         typer.echo(f"id:   {run.id}")

@@ -33,6 +33,8 @@ class Request:
     project: str | None = None
     timeout: str | None = None
     retries: str | None = None
+    build: bool = False
+    repository: str | None = None
 
     def arguments(self, api: Api) -> dict[str, Any]:
         """Return the arguments that `launch_add` and `launch` share; the server is asked for the job's schema alone.
@@ -61,6 +63,7 @@ class Request:
             "resource_args": self.resource_args and read_mapping(self.resource_args, "--resource-args"),
             "entity": self.entity,
             "project": self.project,
+            "repository": self.repository,
         }
         return {key: value for key, value in given.items() if value is not None}
 

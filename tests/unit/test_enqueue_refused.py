@@ -20,6 +20,7 @@ from prefect_launch.errors import (
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import IMAGE, inputs, items
 
+TRAIN: dict[str, Any] = {"job": "train", "config": inputs(lr=0.1)}
 REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     # the source
     ({}, SpecError, "Exactly one of job, docker_image or uri"),
@@ -39,7 +40,15 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     ({"uri": "https://x/y.git", "entry_point": ["python", "../z.py"]}, SpecError, r"leaves the job's code"),
     ({"uri": "https://x/y.git", "entity": "a/b"}, InvalidNameError, "entity"),
     ({"job": "box", "config": {"git": {"version": "v1"}}}, SpecError, "does not agree with the job 'box', .*at v0"),
-    ({"docker_image": "b", "build": True}, SpecError, "build=True"),
+    # what cannot be built
+    ({"docker_image": "b", "build": True}, SpecError, "nothing to build: a docker_image"),
+    ({"job": "box", "build": True}, SpecError, "nothing to build: the job acme/digits/box:v0"),
+    ({"job": "train", "build": True, "queue_name": None}, SpecError, "without a queue"),
+    ({**TRAIN, "build": True, "queue_name": "cpu"}, SpecError, "for the resource: local-process"),
+    ({**TRAIN, "build": True}, SpecError, r"agent\.yaml"),
+    ({**TRAIN, "build": True, "repository": "r.example/train:1"}, SpecError, "may not have a tag"),
+    ({**TRAIN, "build": True, "repository": "team/train"}, SpecError, "names no registry"),
+    ({"job": "train", "build": True, "repository": "r.example/train"}, InputError, "lr"),
     ({"docker_image": "a b"}, SpecError, "Invalid image 'a b'"),
     ({"docker_image": "-v"}, SpecError, "Invalid image '-v'"),
     ({"docker_image": "a\n"}, SpecError, "Invalid image"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import docker.auth
 import docker.errors
@@ -17,6 +17,8 @@ from prefect_launch.builds.registries.reference import is_digest
 from prefect_launch.errors import RegistryError
 from prefect_launch.runners.docker_engine import DockerEngine
 from prefect_launch.runners.engine_pull import REFUSED, engine_auth
+
+T = TypeVar("T")
 
 #: Takes the lines of a log; may be called from any thread.
 LineSink = Callable[[str], None]
@@ -61,7 +63,11 @@ class PushEngine(DockerEngine):
             opened.append(stream)
             return _follow(stream, name, log)
 
-        task = asyncio.ensure_future(self._call(push, abandon_on_cancel=True))
+        return await self._until_cancelled(push, opened)
+
+    async def _until_cancelled(self, work: Callable[[Any], T], opened: list[CancellableStream]) -> T:
+        """Do work that reads streams; when its caller is cancelled, they are closed, and so it ends."""
+        task = asyncio.ensure_future(self._call(work, abandon_on_cancel=True))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:

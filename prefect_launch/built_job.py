@@ -1,0 +1,158 @@
+"""`launch_add(build=True)`: the image of a job's code, built and pushed here, and an image job in the code job's place.
+
+Agents then need neither the code nor a builder: they pull the image by its digest. The image job is named after the
+job, `NAME-image`; its schema, retries and services are the job's, and its metadata says what it was built from. The
+same code gives the same image, and so the same version of the image job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import anyio
+from prefect.logging import get_logger
+
+from prefect_launch.agent.config import AgentConfig, resolve_agent_config
+from prefect_launch.api import Api
+from prefect_launch.builds.flight import Flights
+from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.builds.registries.reference import parse_repository
+from prefect_launch.builds.registries.remote import RemoteRegistries
+from prefect_launch.errors import SpecError
+from prefect_launch.item_draft import check_item
+from prefect_launch.jobs.model import ImageJobSource, Job, JobDocument, JobDraft, SourceKind
+from prefect_launch.names import safe_name
+from prefect_launch.planning import image_wish
+from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.session import KnownQueue, Session
+from prefect_launch.sources import source_of
+from prefect_launch.spec import DockerSource, GitSource, LaunchSpec
+
+_logger = get_logger("launch.build")
+
+_SUFFIX: Final = "-image"
+
+
+async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> LaunchSpec:
+    """Build the image of what a spec names, push it, and return the spec with an image job in its place.
+
+    Args:
+        api: whose names are the defaults.
+        session: an open connection.
+        spec: what is asked for; its `registry.uri` is the repository.
+        queue_name: of the queue.
+
+    Raises:
+        SpecError: when nothing is to be built, the queue runs no images, or no repository is known.
+        LaunchError: as `launch_add` does; nothing is built then.
+        BuildError: when a step of the build fails.
+        RegistryError: when the registry does not take the image.
+    """
+    checked = await check_item(api, session, spec, queue_name)
+    job = _refuse_what_needs_no_build(checked.job, checked.queue)
+    config = resolve_agent_config()
+    repository = _repository(spec, config)
+    plan = await _built(session, spec, job, config, repository)
+    draft = _image_job(job, str(plan.image), plan.command)
+    kept = (await session.jobs.put(draft)).job
+    return _naming(spec, kept)
+
+
+def _refuse_what_needs_no_build(job: Job | None, queue: KnownQueue) -> Job:
+    resource = queue.config.resource
+    if not runner_class(resource).needs_image:
+        raise SpecError(
+            f"Cannot build a docker image for the resource: {resource}. Queue {queue.name!r} runs its items"
+            " there without one: leave build out, or choose a queue of containers."
+        )
+    if job is None or job.kind is SourceKind.IMAGE or job.base_image:
+        what = f"the job {job.reference}" if job else "a docker_image"
+        raise SpecError(
+            f"There is nothing to build: {what} names its image already. Leave build out, or give a job of code or git."
+        )
+    return job
+
+
+def _repository(spec: LaunchSpec, config: AgentConfig) -> str:
+    given = spec.registry.get("uri") or config.builder.destination
+    if not given:
+        raise SpecError(
+            "build=True needs to know where the image is pushed, for the agents of the queue may be on other machines."
+            " Give repository, such as 'registry.example:5000/team/train', or set builder.destination in"
+            " ~/.config/prefect-launch/agent.yaml; or leave build out, and an agent builds the image itself."
+        )
+    return parse_repository(str(given))
+
+
+async def _built(session: Session, spec: LaunchSpec, job: Job, config: AgentConfig, repository: str) -> RunPlan:
+    """Return a plan with the image, by its digest in the repository, and the command in it."""
+    settings = config.builder.pushing_to(repository)
+    flights = Flights(session.server, "a call of launch_add")
+    images = ImageMaker(settings, flights, RemoteRegistries(config.keychain))
+    try:
+        async with anyio.TemporaryDirectory(prefix="launch-build-") as folder:
+            code = Path(folder) / "code"
+            await source_of(job, config.home, config.git).fetch(job, code, session.jobs)
+            plan = RunPlan(
+                item_id=str(uuid4()),
+                run_id="build",
+                run_dir=Path(folder),
+                code_dir=code,
+                image_wish=image_wish(spec, job),
+            )
+            return await images.find(plan) or await images.make(plan, _line_logger())
+    finally:
+        await images.aclose()
+
+
+def _line_logger() -> Callable[[str], None]:
+    def log(text: str) -> None:
+        for line in text.splitlines():
+            if line.strip():
+                _logger.info("%s", line)
+
+    return log
+
+
+def _image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
+    was = job.document
+    document = JobDocument.model_validate(
+        {
+            "_version": "v0",
+            "source_type": SourceKind.IMAGE,
+            "source": ImageJobSource(image=image, entrypoint=command),
+            "input_types": was.input_types,
+            "output_types": was.output_types,
+            "services": was.services,
+            "retries": was.retries,
+            "input_schemas": was.input_schemas,
+        }
+    )
+    return JobDraft(
+        name=safe_name(f"{job.name}{_SUFFIX}"),
+        entity=job.entity,
+        project=job.project,
+        document=document,
+        description=job.description,
+        metadata={**job.metadata, "built_from": job.reference},
+    )
+
+
+def _naming(spec: LaunchSpec, job: Job) -> LaunchSpec:
+    """Return the spec with the image job; what the build has used up is left out."""
+    overrides = spec.overrides.model_copy(update={"entry_point": None, "dockerfile": None})
+    changes: dict[str, Any] = {
+        "job": job.reference,
+        "uri": None,
+        "git": GitSource(),
+        "docker": DockerSource(),
+        "overrides": overrides,
+        "python_version": None,
+        "builder": {},
+        "registry": {},
+    }
+    return spec.model_copy(update=changes)
