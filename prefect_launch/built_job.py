@@ -23,7 +23,7 @@ from prefect_launch.builds.registries.reference import parse_repository
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.errors import SpecError
 from prefect_launch.item_draft import check_item
-from prefect_launch.jobs.model import ImageJobSource, Job, JobDocument, JobDraft, SourceKind
+from prefect_launch.jobs.model import GitJobSource, ImageJobSource, Job, JobDocument, JobDraft, SourceKind
 from prefect_launch.names import safe_name
 from prefect_launch.planning import image_wish
 from prefect_launch.runners.base import RunPlan
@@ -138,8 +138,14 @@ def _image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
         project=job.project,
         document=document,
         description=job.description,
-        metadata={**job.metadata, "built_from": job.reference},
+        metadata={**job.metadata, "built_from": _origin(job)},
     )
+
+
+def _origin(job: Job) -> str:
+    """Return what an image was built from; a job of a URI is not kept, but its commit is for ever."""
+    source = job.document.source
+    return f"{source.git.remote}@{source.git.commit}" if isinstance(source, GitJobSource) else job.reference
 
 
 def _naming(spec: LaunchSpec, job: Job) -> LaunchSpec:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from prefect_launch import in_flow
 from prefect_launch.api import Api, default_api
 from prefect_launch.errors import QueueError, SpecError
+from prefect_launch.image_digest import Digests
 from prefect_launch.item_draft import CheckedItem, check_item, same_item
 from prefect_launch.named_job import NamedJob, same_uri
 from prefect_launch.queued_run import QueuedRun
@@ -225,9 +226,10 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
     """Check all specs, then make all items; see `launch_add_many`."""
     session.forget_queue(queue_name)
     checked: list[CheckedItem] = []
+    digests: Digests = {}
     of_uri: dict[object, NamedJob] = {}  # A remote is asked once, however many items want it.
     for spec in specs:
-        checked.append(await check_item(api, session, spec, queue_name, of_uri.get(same_uri(spec))))
+        checked.append(await check_item(api, session, spec, queue_name, of_uri.get(same_uri(spec)), digests))
         if spec.uri:
             of_uri[same_uri(spec)] = checked[-1].named
     if not checked:

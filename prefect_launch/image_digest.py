@@ -1,12 +1,84 @@
-"""Which image a name means, by its digest, before an agent has it."""
+"""Which image a name means, by its digest, before an agent has it.
+
+A tag can be moved while an item waits. An item that asks for it (`docker.pin`) has the digest that the tag meant when
+it was queued in its spec, and runs that. It is looked up from the machine that queues, within two seconds; a registry
+that does not tell, or is out of its sight, keeps nobody from queuing: then an agent sees the digest at the start.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Final
 
-async def resolve_digest(image: str) -> str | None:
-    """Return the digest of an image; `None` when only an agent can tell, at the start.
+import anyio
+from prefect.logging import get_logger
 
-    A name that has its digest in it needs nobody to be asked. No registry is asked here.
+from prefect_launch.builds.registries.keychain import Keychain
+from prefect_launch.builds.registries.remote import RemoteRegistries
+from prefect_launch.errors import LaunchError
+from prefect_launch.spec import LaunchSpec
+
+if TYPE_CHECKING:
+    from prefect_launch.builds.registries.base import Registry
+    from prefect_launch.jobs.model import Job
+
+#: In all: whoever queues an item waits for it.
+SECONDS: Final = 2.0
+
+_logger = get_logger("launch.enqueue")
+
+
+def digest_in(image: str) -> str | None:
+    """Return the digest that an image's name has in it; `None` when it has none."""
+    return image.partition("@")[2] or None
+
+
+def at_digest(image: str, digest: str | None) -> str:
+    """Return an image's name with a digest in the place of its tag; as it is when it has its own, or none is known."""
+    if digest is None or digest_in(image):
+        return image
+    name, colon, tag = image.rpartition(":")
+    return f"{image if not colon or '/' in tag else name}@{digest}"
+
+
+#: The digests that were looked up for one call, or were not to be had.
+Digests = dict[str, "str | None"]
+
+
+async def with_digest(
+    spec: LaunchSpec, job: Job | None, known: Digests | None = None, registry: Registry | None = None
+) -> LaunchSpec:
+    """Return a spec with the digest of its image in it, when it asks for that and its registry tells in time.
+
+    Args:
+        spec: what is asked for.
+        job: that it names.
+        known: of earlier specs of the same call: a registry is asked once for an image, however many items want it.
+        registry: the registries; by default all, as this machine is logged in.
     """
-    _, at, digest = image.partition("@")
-    return digest if at else None
+    image = spec.image or (job.image if job is not None else None)
+    if not spec.docker.pin or spec.docker.digest or not image:
+        return spec
+    known = {} if known is None else known
+    if image not in known:
+        known[image] = digest_in(image) or await _ask(image, registry or RemoteRegistries(_this_machine(), pauses=()))
+    return spec.model_copy(update={"docker": spec.docker.model_copy(update={"digest": known[image]})})
+
+
+def _this_machine() -> Keychain:
+    from prefect_launch.agent.config import resolve_agent_config
+
+    return resolve_agent_config().keychain
+
+
+async def _ask(image: str, registry: Registry) -> str | None:
+    reason = f"its registry gave no answer within {SECONDS:g} s"
+    digest = None
+    with anyio.move_on_after(SECONDS):
+        try:
+            digest = await registry.digest_of(image)
+            reason = "its registry has no such image"
+        except LaunchError as error:
+            reason = str(error)
+    if digest is None:
+        _logger.warning("The image %s is queued without its digest: %s", image, reason)
+    return digest

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefect_launch.api import Api
 from prefect_launch.errors import NotFoundError, SpecError
+from prefect_launch.image_digest import Digests, with_digest
 from prefect_launch.item_spec import labels_of, run_id_of, tags_of
 from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
@@ -67,7 +69,12 @@ class CheckedItem:
 
 
 async def check_item(
-    api: Api, session: Session, spec: LaunchSpec, queue_name: str, named: NamedJob | None = None
+    api: Api,
+    session: Session,
+    spec: LaunchSpec,
+    queue_name: str,
+    named: NamedJob | None = None,
+    digests: Digests | None = None,
 ) -> CheckedItem:
     """Check a spec against the server's queues and jobs. Nothing is made, but the queue `default` on its first use.
 
@@ -77,9 +84,11 @@ async def check_item(
         spec: what is asked for.
         queue_name: of the queue.
         named: what the spec names, when it is known already.
+        digests: of images that were looked up for the same call.
     """
     named = named or await resolve_source(session, spec)
     queue = await _queue(session, queue_name, spec, named.job)
+    spec = await with_digest(spec, named.job, digests)
     return CheckedItem(api, queue, spec, named, named.job, draft_item(api, queue, spec, named.job))
 
 
@@ -185,8 +194,8 @@ def same_item(item: Item, draft: ItemDraft, queue: KnownQueue) -> Item:
     Raises:
         SpecError: when it is of another.
     """
-    was = (item.parameters, item.job_variables or {}, item.work_queue_name or draft.work_queue_name)
-    same_spec = was == (draft.parameters, draft.job_variables, draft.work_queue_name)
+    was = (_asked(item.parameters), item.job_variables or {}, item.work_queue_name or draft.work_queue_name)
+    same_spec = was == (_asked(draft.parameters), draft.job_variables, draft.work_queue_name)
     if same_spec and item.work_pool_name == queue.name:
         return item
     where = f" on queue {item.work_pool_name!r}" if item.work_pool_name != queue.name else ""
@@ -194,6 +203,14 @@ def same_item(item: Item, draft: ItemDraft, queue: KnownQueue) -> Item:
         f"The run_id {run_id_of(item)!r} is taken by another spec (item {item.id}{where})."
         " Choose another run_id, or queue the same spec to get that item."
     )
+
+
+def _asked(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a spec asks for: without the digest that was looked up, for its tag may mean another by now."""
+    docker = parameters.get("docker")
+    if not isinstance(docker, Mapping) or not docker.get("pin"):
+        return dict(parameters)
+    return {**parameters, "docker": {key: value for key, value in docker.items() if key != "digest"}}
 
 
 def _image_name(spec: LaunchSpec) -> str:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
+from prefect_launch.image_digest import at_digest
 from prefect_launch.job_environment import JobContext, WandbServer, job_environment
 from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
@@ -149,7 +150,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secret
         command=spec.overrides.entry_point or (job.entry_point if job else ()),
         args=spec.overrides.args,
         env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
-        image=spec.image or (job.image or job.base_image if job else None),
+        image=_image(spec, job),
         image_wish=image_wish(spec, job) if runner.needs_image else None,
         code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,
         working_dir=spec.overrides.working_dir,
@@ -161,6 +162,12 @@ async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secret
         labels=request.labels,
         file_overrides=spec.overrides.files,
     )
+
+
+def _image(spec: LaunchSpec, job: Job | None) -> str | None:
+    """Return the image that is named, pinned to the digest that it had when the item was queued, if that is known."""
+    named = spec.image or (job.image if job else None)
+    return at_digest(named, spec.docker.digest) if named else (job.base_image if job else None)
 
 
 def image_wish(spec: LaunchSpec, job: Job | None) -> ImageWish | None:

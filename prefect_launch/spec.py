@@ -7,8 +7,6 @@ arguments of `launch` and `launch_add`. Checks that need no server are made here
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,16 +17,7 @@ from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.names import check_name
 from prefect_launch.priority import Priority
 from prefect_launch.retry import Retries
-from prefect_launch.text import text_fault
-
-#: The Prefect server refuses parameters beyond 512 KiB; what is left is for the rest of the spec.
-MAX_SPEC_BYTES = 500_000
-#: Readers of JSON give up somewhere between 200 and 1 000 levels.
-MAX_SPEC_DEPTH = 100
-
-#: Prefect's server rewrites a mapping that has this key, so nobody's data may carry it.
-_RESERVED_KEY = "__prefect_kind"
-_NUL = "\\u0000"  # As JSON writes it.
+from prefect_launch.spec_json import check_json, plain
 
 
 class _Part(BaseModel):
@@ -40,6 +29,12 @@ class DockerSource(_Part):
 
     docker_image: str | None = None
     user_id: int | None = Field(default=None, description="User id of generated images.")
+    pin: bool = Field(default=False, description="Ask the registry at the enqueue which digest the image has then.")
+    digest: str | None = Field(
+        default=None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="The image's digest: what its name means to this item.",
+    )
 
 
 class GitSource(_Part):
@@ -178,9 +173,9 @@ def parse_spec(data: Mapping[str, Any]) -> LaunchSpec:
     """
     if not isinstance(data, Mapping):
         raise SpecError(f"A launch config must be a mapping of option names to values, not {type(data).__name__}.")
-    _check_json(data)
+    check_json(data)
     try:
-        return LaunchSpec.model_validate(_plain(data))
+        return LaunchSpec.model_validate(plain(data))
     except ValidationError as error:
         raise _readable(error) from None
 
@@ -224,58 +219,6 @@ def _mapping(name: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise SpecError(f"{name} must be a mapping, not {type(value).__name__} {value!r}.")
     return value
-
-
-def _check_json(data: Mapping[str, Any]) -> None:
-    try:
-        text = json.dumps(_plain(data), allow_nan=False, ensure_ascii=False)
-        size = len(text.encode())
-    except (TypeError, ValueError) as error:
-        raise SpecError(f"The launch spec cannot be written as JSON: {_json_fault(data) or error}.") from None
-    if size > MAX_SPEC_BYTES:
-        raise SpecError(
-            f"The launch spec has {size:,} bytes; at most {MAX_SPEC_BYTES:,} are allowed."
-            " Put large inputs in a file that the job reads."
-        )
-    fault = _json_fault(data) if _NUL in text else None
-    if fault:
-        raise SpecError(f"The launch spec cannot be kept by the server: {fault}.")
-    if f'"{_RESERVED_KEY}"' in text:
-        raise SpecError(
-            f"The key {_RESERVED_KEY!r} is reserved by Prefect and cannot be used in a launch spec. Rename it."
-        )
-
-
-def _plain(value: Any, depth: int = 0) -> Any:
-    """Copy nested mappings and sequences to plain dicts and lists, so that nothing of the caller's is shared."""
-    if depth > MAX_SPEC_DEPTH:
-        raise SpecError(
-            f"The launch spec is nested more than {MAX_SPEC_DEPTH} levels deep, or refers to itself. Make it flatter."
-        )
-    if isinstance(value, Mapping):
-        return {key: _plain(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, depth + 1) for item in value]
-    return value
-
-
-def _json_fault(value: Any, path: str = "") -> str | None:
-    if isinstance(value, Mapping):
-        fault = next((fault for key in value if (fault := text_fault(str(key), f"a name in {path or 'it'}"))), None)
-        if fault:
-            return fault
-        children = [(f"{path}.{key}" if path else str(key), item) for key, item in value.items()]
-    elif isinstance(value, (list, tuple)):
-        children = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-    elif isinstance(value, float) and not math.isfinite(value):
-        return f"{path} is {value}, which JSON does not have"
-    elif isinstance(value, str):
-        return text_fault(value, path)
-    elif value is None or isinstance(value, (int, float, bool)):
-        return None
-    else:
-        return f"{path} is of the type {type(value).__name__!r}, which JSON does not have"
-    return next((fault for key, item in children if (fault := _json_fault(item, key))), None)
 
 
 def _readable(error: ValidationError) -> LaunchError:

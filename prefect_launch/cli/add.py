@@ -121,6 +121,9 @@ def add(
             "--repository", metavar="REPOSITORY", help="Where it is pushed: registry.example:5000/team/train."
         ),
     ] = None,
+    pin: Annotated[
+        bool, typer.Option("--pin", metavar="", help="Run the image that its tag means now, whenever that is.")
+    ] = False,
     wait: Annotated[
         bool, typer.Option("--wait", metavar="", help="Print its log until it ends; exit with 1 when it fails.")
     ] = False,
@@ -151,6 +154,7 @@ def add(
         timeout=timeout,
         retries=retries,
         build=build,
+        pin=pin,
         repository=repository,
     )
     if explain:

@@ -121,6 +121,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("priority", run.priority.name.lower()),
             ("job", request["job"]),
             ("image", request.get("image")),
+            ("digest", request.get("digest")),
             ("inputs", request["inputs"]),
             ("outputs", outputs),
             ("arguments", request.get("args")),

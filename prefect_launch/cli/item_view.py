@@ -67,6 +67,7 @@ def request_of(item: Item) -> dict[str, Any]:
     return {
         "job": spec.job,
         "image": spec.image,
+        "digest": spec.docker.digest,
         "uri": spec.uri,
         "entity": spec.entity,
         "project": spec.project,

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 
 from prefect_launch.errors import SpecError
 from prefect_launch.job_environment import CHUNK_BYTES, JobContext, WandbServer, chunked, job_environment
-from prefect_launch.spec import MAX_SPEC_BYTES, parse_spec
+from prefect_launch.spec import parse_spec
+from prefect_launch.spec_json import MAX_SPEC_BYTES
 
 
 def context(**fields: Any) -> JobContext:

@@ -10,7 +10,8 @@ import pytest
 
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, SpecError
 from prefect_launch.priority import Priority
-from prefect_launch.spec import MAX_SPEC_BYTES, construct_spec, parse_spec
+from prefect_launch.spec import construct_spec, parse_spec
+from prefect_launch.spec_json import MAX_SPEC_BYTES
 
 JOB = {"job": "acme/digits/train:latest"}
 

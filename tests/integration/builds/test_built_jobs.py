@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +119,7 @@ def test_registry_with_a_password_is_used_with_the_block_that_the_config_names(
     desk: Desk, engine: DockerEngine, closed_registry: DockerRegistry, home: Path
 ) -> None:
     block = DockerRegistryCredentials(username=USER, password=SecretStr(PASSWORD), registry_url=closed_registry.host)
-    asyncio.run(block.save("of-builds", overwrite=True))
+    block.save("of-builds", overwrite=True)
     repository = f"{closed_registry.host}/team/{desk.name}"
     configure(home, builder={"destination": repository, "credentials": "of-builds"})
 
@@ -157,3 +156,38 @@ def test_agent_with_a_destination_pushes_what_it_builds_and_takes_what_is_there(
 
     assert desk.states(second) == ["Queued", "Pending", "Pulling", "Running", "Completed"], second.message
     assert "rate 0.25" in desk.log(second)
+
+
+def test_item_runs_what_its_tag_meant_when_it_was_queued(
+    desk: Desk, engine: DockerEngine, open_registry: DockerRegistry
+) -> None:
+    repository = f"{open_registry.host}/team/{desk.name}"
+    first = desk.add_built(repository).item.parameters["job"]
+    built = str(desk.api.job(first).image)
+    tag = f"{repository}:stable"
+    push(engine, built, tag)
+
+    with use_api(desk.api):
+        run = launch_add(
+            config={"docker": {"docker_image": tag, "pin": True}},
+            queue_name=desk.name,
+            entry_point=["python", "-c", "print('as it was')"],
+        )
+
+    assert run.item.parameters["docker"]["digest"] == built.partition("@")[2]
+    push(engine, "launch-test/shell:1", tag)
+    forget_built(engine, repository)
+    desk.work_off(builder={"type": "none"})
+    assert desk.states(run)[-1] == "Completed", run.message
+    assert "as it was" in desk.log(run)
+
+
+def push(engine: DockerEngine, image: str, name: str) -> None:
+    """Put an image of this machine into a registry under a name."""
+    client = engine.client()
+    try:
+        client.images.get(image).tag(name)
+        answer = client.images.push(name)
+        assert "errorDetail" not in answer, answer
+    finally:
+        client.close()
