@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
 
 _HOME = Path(tempfile.mkdtemp(prefix="launch-test-home-"))
@@ -30,6 +30,7 @@ from tests.support.processes import MARK, kill_all, wait_until_gone  # noqa: E40
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
+    from tests.support.docker_registry import DockerRegistry
     from tests.support.postgres import PostgresServer
     from tests.support.prefect_server import PrefectServerProcess
 
@@ -167,6 +168,31 @@ def python_image(engine: DockerEngine, _image: Callable[[str], str]) -> str:
     return _image("python")
 
 
+@pytest.fixture(scope="session")
+def open_registry(session_folder: Path) -> Iterator[DockerRegistry]:
+    """A registry that anybody may use."""
+    registry = _registry(session_folder / "registry-open", has_password=False)
+    yield registry
+    registry.stop()
+
+
+@pytest.fixture(scope="session")
+def closed_registry(session_folder: Path) -> Iterator[DockerRegistry]:
+    """A registry that asks for a user and a password."""
+    registry = _registry(session_folder / "registry-closed", has_password=True)
+    yield registry
+    registry.stop()
+
+
+def _registry(folder: Path, *, has_password: bool) -> DockerRegistry:
+    from tests.support.docker_registry import DockerRegistry, RegistryMissingError
+
+    try:
+        return DockerRegistry(folder, has_password=has_password)
+    except RegistryMissingError as missing:
+        _missing(missing)
+
+
 def _client_settings(server: PrefectServerProcess) -> ExitStack:
     """Lead Prefect's clients in this process, and every process started from it, to a server, until closed."""
     from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
@@ -180,7 +206,7 @@ def _client_settings(server: PrefectServerProcess) -> ExitStack:
     return stack
 
 
-def _missing(reason: Exception) -> None:
+def _missing(reason: Exception) -> NoReturn:
     if engine_required():
         pytest.fail(str(reason), pytrace=False)
     pytest.skip(str(reason))

@@ -1,4 +1,4 @@
-"""Registries of the tests' own, and an engine to push from."""
+"""An engine to push from, and images to push."""
 
 from __future__ import annotations
 
@@ -12,34 +12,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.builds.registries.push_engine import PushEngine
-from tests.conftest import engine_required
 from tests.support.docker_engine import DockerEngine
-from tests.support.docker_registry import DockerRegistry, RegistryMissingError
-
-
-def _registry(folder: Path, *, has_password: bool) -> DockerRegistry:
-    try:
-        return DockerRegistry(folder, has_password=has_password)
-    except RegistryMissingError as missing:
-        if engine_required():
-            pytest.fail(str(missing), pytrace=False)
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="session")
-def open_registry(session_folder: Path) -> Iterator[DockerRegistry]:
-    """A registry that anybody may use."""
-    registry = _registry(session_folder / "registry-open", has_password=False)
-    yield registry
-    registry.stop()
-
-
-@pytest.fixture(scope="session")
-def closed_registry(session_folder: Path) -> Iterator[DockerRegistry]:
-    """A registry that asks for a user and a password."""
-    registry = _registry(session_folder / "registry-closed", has_password=True)
-    yield registry
-    registry.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,79 @@
+"""From a folder of code to a run of its image, through a registry with a password, by the command line alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import yaml
+
+from tests.acceptance.conftest import Cli
+from tests.support.docker_engine import DockerEngine
+from tests.support.docker_registry import PASSWORD, USER, DockerRegistry
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture
+def machine(
+    closed_registry: DockerRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefect_server: object
+) -> None:
+    """A machine whose operator has named the block of the registry, and what images are built on."""
+    from prefect_docker.credentials import DockerRegistryCredentials
+    from pydantic import SecretStr
+
+    block = f"registry-{uuid4().hex[:8]}"
+    DockerRegistryCredentials(
+        username=USER, password=SecretStr(PASSWORD), registry_url=f"http://{closed_registry.host}"
+    ).save(block)
+    settings = {
+        "builder": {"base_image": "launch-test/python:1"},
+        "registries": {closed_registry.host: {"credentials": block}},
+    }
+    folder = tmp_path / "user" / ".config" / "prefect-launch"
+    folder.mkdir(parents=True)
+    (folder / "agent.yaml").write_text(yaml.safe_dump(settings))
+    monkeypatch.setenv("HOME", str(tmp_path / "user"))
+    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "home"))
+
+
+@pytest.mark.usefixtures("machine", "python_image")
+def test_code_is_built_pushed_queued_and_pulled_by_its_digest(
+    launch_cli: Cli, engine: DockerEngine, closed_registry: DockerRegistry, tmp_path: Path
+) -> None:
+    name = f"built-{uuid4().hex[:8]}"
+    repository = f"{closed_registry.host}/team/{name}"
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "main.py").write_text("print('from the image')\n")
+    launch_cli("queue", "create", name, "--resource", "local-container")
+    launch_cli("job", "create", "code", str(code), "--name", name, "-E", "python main.py")
+
+    added = launch_cli("add", "-j", name, "-q", name, "--build", "--repository", repository, "--json")
+
+    assert f"Pushed {repository}@sha256:" in added.stderr
+    item = json.loads(added.stdout)
+    assert item["job"] == f"default/default/{name}-image:v0"
+    client = engine.client()
+    for image in client.images.list(repository):
+        client.images.remove(image.id, force=True)
+    client.close()
+    agent = launch_cli("agent", "start", "-q", name, "--until-empty")
+    assert launch_cli("item", "logs", item["id"]).stdout == "from the image\n"
+    assert json.loads(launch_cli("item", "show", item["id"], "--json").stdout)["state"] == "completed"
+    assert PASSWORD not in added.stdout + added.stderr + agent.stdout + agent.stderr
+
+
+@pytest.mark.usefixtures("machine")
+def test_build_without_a_queue_or_a_repository_is_refused(launch_cli: Cli, tmp_path: Path) -> None:
+    name = f"built-{uuid4().hex[:8]}"
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "main.py").write_text("")
+    launch_cli("queue", "create", name, "--resource", "local-container")
+    launch_cli("job", "create", "code", str(code), "--name", name, "-E", "python main.py")
+
+    assert "without a queue" in launch_cli("add", "-j", name, "--build", code=1).stderr
+    assert "Give repository" in launch_cli("add", "-j", name, "--build", "-q", name, code=1).stderr
