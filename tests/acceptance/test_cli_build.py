@@ -57,7 +57,7 @@ def test_code_is_built_pushed_queued_and_pulled_by_its_digest(
     item = json.loads(added.stdout)
     assert item["job"] == f"default/default/{name}-image:v0"
     client = engine.client()
-    for image in client.images.list(repository):
+    for image in client.images.list(repository, filters={"label": "prefect-launch.image"}):
         client.images.remove(image.id, force=True)
     client.close()
     agent = launch_cli("agent", "start", "-q", name, "--until-empty")

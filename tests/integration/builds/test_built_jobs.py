@@ -72,7 +72,8 @@ def forget_built(engine: DockerEngine, repository: str) -> int:
     """Take the images of a repository off the machine, as if another machine had built them; return how many."""
     client = engine.client()
     try:
-        found = {image.id for image in client.images.list(repository)}
+        # None but built ones: what others on this engine work with stays.
+        found = {image.id for image in client.images.list(repository, filters={"label": "prefect-launch.image"})}
         for image_id in found:
             client.images.remove(image_id, force=True)
         return len(found)
@@ -135,7 +136,7 @@ def test_build_that_cannot_be_pushed_queues_nothing(desk: Desk, closed_registry:
     with pytest.raises(RegistryError, match=r"none are known here.*DockerRegistryCredentials"):
         desk.add_built(f"{closed_registry.host}/team/{desk.name}")
 
-    assert desk.api.items(desk.name) == []
+    assert desk.api.items(queue=desk.name) == []
     assert [job.name for job in desk.api.jobs("acme", "tests") if desk.name in job.name] == [desk.name]
 
 
@@ -169,17 +170,18 @@ def test_item_runs_what_its_tag_meant_when_it_was_queued(
 
     with use_api(desk.api):
         run = launch_add(
-            config={"docker": {"docker_image": tag, "pin": True}},
+            config={"docker": {"docker_image": tag, "pin": True}, "overrides": {"run_config": {"lr": 0.75}}},
             queue_name=desk.name,
-            entry_point=["python", "-c", "print('as it was')"],
+            entry_point=["python", "main.py"],
         )
 
     assert run.item.parameters["docker"]["digest"] == built.partition("@")[2]
-    push(engine, "launch-test/shell:1", tag)
-    forget_built(engine, repository)
+    desk.code_job(MAIN.replace("rate", "speed"))
+    push(engine, str(desk.api.job(desk.add_built(repository).item.parameters["job"]).image), tag)
+    assert forget_built(engine, repository) == 2
     desk.work_off(builder={"type": "none"})
     assert desk.states(run)[-1] == "Completed", run.message
-    assert "as it was" in desk.log(run)
+    assert desk.log(run) == "rate 0.75"
 
 
 def push(engine: DockerEngine, image: str, name: str) -> None:
