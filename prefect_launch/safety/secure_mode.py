@@ -43,6 +43,10 @@ def _locked_in_spec(spec: LaunchSpec) -> Iterator[str]:
         yield 'the "entrypoint" override'
     if spec.overrides.dockerfile:
         yield 'the "dockerfile" override'
+    if spec.builder.get("accelerator"):
+        yield 'the "builder" base image'
+    if spec.docker.user_id is not None:
+        yield 'the "docker" user id'
     if spec.image:
         yield f'the "image" (it runs images of jobs only, and {spec.image!r} is named directly)'
 

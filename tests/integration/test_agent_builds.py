@@ -10,6 +10,7 @@ import docker
 import pytest
 import yaml
 
+from prefect_launch import launch
 from prefect_launch.states import StateType
 from tests.integration.test_agent_items import running
 from tests.support.builds import BuildSite
@@ -70,6 +71,18 @@ def test_code_with_requirements_runs_in_an_image_that_is_built_once(site: BuildS
     (second,) = site.add()
     site.work_off()
     assert site.states(second) == ["Queued", "Pending", "Running", "Completed"], second.message
+
+
+def test_launch_builds_the_image_of_code_here_and_now(
+    site: BuildSite, python_image: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = site.folder / "me/.config/prefect-launch/agent.yaml"
+    config.parent.mkdir(parents=True)
+    config.write_text(yaml.safe_dump({"builder": {"base_image": python_image}}))
+    monkeypatch.setenv("HOME", str(site.folder / "me"))
+    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(site.folder / "home"))
+    job = site.code_job({"main.py": MAIN, "requirements.txt": "six==1.17.0\n"})
+    assert launch(site.api, job=job, resource="local-container").status == "finished"
 
 
 def test_requirement_that_does_not_exist_fails_the_item_with_the_package_and_the_last_lines(site: BuildSite) -> None:
