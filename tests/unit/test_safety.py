@@ -235,8 +235,8 @@ def spec(**fields: Any) -> Any:
         ),
         (spec(resource_args={"local-container": {"Command": "sh"}}), '"command" in resource_args.local-container'),
         (spec(additional_services=[{"config": {"spec": {"hostNetwork": True}}}]), '"hostNetwork" in pod spec'),
-        (spec(builder={"accelerator": {"base_image": "mine:1"}}), "builder"),
-        (spec(docker={"user_id": 0}), "user id"),
+        (spec(builder={"accelerator": {"base_image": "mine:1"}}), 'the "builder" base image'),
+        (spec(docker={"user_id": 0}), 'the "docker" user id'),
     ],
 )
 def test_secure_agent_refuses_what_decides_which_code_runs(launched: Any, locked: str) -> None:
