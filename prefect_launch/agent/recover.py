@@ -1,10 +1,11 @@
 """What an agent does first: find what its last life left, on this machine and on the server.
 
 The labels of what exists are the truth, once they are proven ours. A run that the item still belongs to is taken up
-again; what belongs to an item that has ended, or that has a newer attempt or claim, is stopped and removed; what only
-looks like a run of ours is left alone. Of an item that this agent had claimed, of which
-nothing exists: one that was not started goes back into its queue, one that ran has crashed, one that was asked to stop
-is cancelled. Where a resource could not be looked at (its engine is away), the items of its queues are left alone.
+again; what belongs to an item that has ended, or that has a newer attempt or claim, is stopped and removed, and so is a
+container that was not filled yet; what only looks like a run of ours is left alone. Of an item that this agent had
+claimed, of which nothing exists: one that was not started goes back into its queue, one that ran has crashed, one that
+was asked to stop is cancelled. Where a resource could not be looked at (its engine is away), the items of its queues
+are left alone.
 """
 
 from __future__ import annotations
@@ -97,6 +98,10 @@ async def _adopt(workshop: Workshop, runner: Runner, found: Found) -> Adopted | 
     if item is None or plan is None or not is_present(identity, item, history):
         why = f"item is {item.state_name if item else 'gone'}" if plan is not None else "plan is gone or broken"
         log.info("%s clearing %s: its %s", identity.item_id, found.handle, why)
+        await _clear(workshop, runner, found)
+        return None
+    if not found.is_whole:
+        log.info("%s clearing %s: it was not whole yet", item.id, found.handle)
         await _clear(workshop, runner, found)
         return None
     log.info("%s found-again %s", item.id, found.handle)

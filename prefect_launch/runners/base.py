@@ -156,6 +156,7 @@ class Found(BaseModel):
     labels: dict[str, str]
     run_dir: Path | None = Field(default=None, description="Where its log and outputs are, when the runner knows.")
     name: str | None = Field(default=None, description="Its name on the machine, where names are unique.")
+    is_whole: bool = Field(default=True, description="Whether all is in it; what is not whole was never started.")
 
 
 class Runner(ABC):

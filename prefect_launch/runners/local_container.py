@@ -178,11 +178,7 @@ class LocalContainerRunner(Runner):
 
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         found = await self._engine.containers(labels)
-        return [
-            Found(handle=one.id, state=_state(one), labels=one.labels, run_dir=_run_dir(one.labels), name=one.name)
-            for one in found
-            if Labels.ITEM in one.labels
-        ]
+        return [_found(one) for one in found if Labels.ITEM in one.labels]
 
     async def image_of(self, handle: str) -> str | None:
         if handle in self._images:
@@ -257,6 +253,19 @@ def _default_engine() -> Engine:
     from prefect_launch.runners.docker_engine import DockerEngine
 
     return DockerEngine(event_labels=(Labels.ITEM,))
+
+
+def _found(container: Container) -> Found:
+    run_dir = _run_dir(container.labels)
+    is_filled = container.status != "created" or run_dir is None or (run_dir / _UNTOUCHED_FILE).exists()
+    return Found(
+        handle=container.id,
+        state=_state(container),
+        labels=container.labels,
+        run_dir=run_dir,
+        name=container.name,
+        is_whole=is_filled,
+    )
 
 
 def _state(container: Container) -> RunState:

@@ -40,6 +40,8 @@ AT_LEAST = {
 }
 #: The way of an item whose environment is not there yet.
 BUILD = ["before propose 2", "after propose 2", "before prepare 1", "after prepare 1", "before propose 3"]
+#: The way of a container into which code is put.
+FILL = ["before put_archive 1", "after put_archive 1", "before changed_at 1", "after changed_at 1"]
 #: The steps are shared out over this many tests.
 SHARES = 2
 
@@ -61,10 +63,19 @@ class Stage:
         folder: the agents' home is in it, and the jobs' count.
         name: begins the names of all queues.
         image: of containers.
+        with_code: whether code is put into the image.
     """
 
     def __init__(
-        self, server: PrefectServerProcess, lives: Lives, resource: str, folder: Path, name: str, image: str = ""
+        self,
+        server: PrefectServerProcess,
+        lives: Lives,
+        resource: str,
+        folder: Path,
+        name: str,
+        image: str = "",
+        *,
+        with_code: bool = False,
     ) -> None:
         self.lives = lives
         self.resource = resource
@@ -74,7 +85,9 @@ class Stage:
         self._image = image
         self._count = folder / "count"
         self._count.touch()
-        self._job = "" if image else self.site("job").job(JOB)
+        self._job = ""
+        if with_code or not image:
+            self._job = self.site("job").job(JOB, base_image=image or None)
 
     def site(self, name: str, home: str = "") -> Site:
         config: Mapping[str, Any] = {"env": {"COUNT": str(self._folder)}}
@@ -90,7 +103,7 @@ class Stage:
 
     def add(self, site: Site) -> QueuedRun:
         container = {"docker": {"docker_image": self._image}, "overrides": {"entry_point": ["sh", "-c", JOB]}}
-        (run,) = site.add(container if self._image else {"job": self._job})
+        (run,) = site.add({"job": self._job} if self._job else container)
         return run
 
     def counted(self, site: Site) -> list[str]:
@@ -145,7 +158,8 @@ def stage(request: pytest.FixtureRequest, prefect_server: Any, lives: Lives, tmp
         return Stage(prefect_server, lives, "local-process", tmp_path, unique)
     request.getfixturevalue("engine")
     image = request.getfixturevalue("shell_image")
-    return Stage(prefect_server, lives, "local-container", tmp_path, unique, image)
+    with_code = request.param == "code in containers"
+    return Stage(prefect_server, lives, "local-container", tmp_path, unique, image, with_code=with_code)
 
 
 def die_at(stage: Stage, steps: Sequence[str], home: str = "") -> None:
@@ -180,3 +194,10 @@ def test_agent_killed_at_any_step_runs_the_item_once_and_tells_all_of_it(stage: 
 @pytest.mark.parametrize("stage", ["processes"], indirect=True)
 def test_agent_killed_while_it_makes_an_environment_runs_the_item_once(stage: Stage) -> None:
     die_at(stage, BUILD, home="fresh")
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("stage", ["code in containers"], indirect=True)
+def test_agent_killed_while_it_fills_a_container_runs_the_item_once(stage: Stage) -> None:
+    die_at(stage, FILL)

@@ -1,8 +1,8 @@
 """Agents in processes of their own that kill themselves, as `kill -9` would, before or after a named call outside.
 
 `Lives` is the tests' side: it starts one process that has everything imported, and that forks one agent for each life.
-What an agent asks of the server, of its runner and of the job store goes through a `Door`, which counts the calls by
-name; the agent dies at the one that it was told.
+What an agent asks of the server, of its runner, of the job store and (while it fills a container) of the engine goes
+through a `Door`, which counts the calls by name; the agent dies at the one that it was told.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from pydantic import PrivateAttr
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.api import Api
-from prefect_launch.runners.base import Runner
+from prefect_launch.runners.base import Labels, Runner
+from prefect_launch.runners.docker_engine import DockerEngine
 from prefect_launch.runners.local_container import LocalContainerRunner
 from prefect_launch.runners.local_process import LocalProcessRunner
 from prefect_launch.session import Session
@@ -39,10 +40,10 @@ ON_THE_WAY = frozenset(
         *("propose", "read_item", "read_states", "record_infrastructure", "write_logs", "read_logs", "create_artifact"),
         *("resolve", "put_outputs"),
         *("missing", "prepare", "create", "image_of", "start", "watch", "remove"),
+        *("put_archive", "changed_at"),
     }
 )
 LIFE_SECONDS = 60.0
-RUNNERS = {"local-process": LocalProcessRunner, "local-container": LocalContainerRunner}
 
 
 class Tally:
@@ -208,10 +209,16 @@ def _live(order: dict[str, Any]) -> None:
         os._exit(code)
 
 
+def _runner(resource: str, home: Path, tally: Tally) -> Runner:
+    if resource == LocalProcessRunner.name:
+        return LocalProcessRunner(home)
+    return LocalContainerRunner(home, cast("Any", Door(DockerEngine(event_labels=(Labels.ITEM,)), tally)))
+
+
 async def _work(resource: str, settings: dict[str, Any], tally: Tally) -> None:
     api = MortalApi(url=settings.pop("api_url"), entity="acme", project="tests")
     api._tally = tally
-    runner = Door(RUNNERS[resource](Path(settings["home"])), tally)
+    runner = Door(_runner(resource, Path(settings["home"]), tally), tally)
     agent = LaunchAgent(api, settings, runners={resource: cast("Runner", runner)})
     await agent.loop(until_empty=True)
 
