@@ -92,7 +92,7 @@ async def _built(session: Session, spec: LaunchSpec, job: Job, config: AgentConf
     """Return a plan with the image, by its digest in the repository, and the command in it."""
     settings = config.builder.pushing_to(repository)
     flights = Flights(session.server, "a call of launch_add")
-    images = ImageMaker(settings, flights, RemoteRegistries(config.keychain))
+    images = ImageMaker(settings, flights, RemoteRegistries(config.keychain), home=config.home)
     try:
         async with anyio.TemporaryDirectory(prefix="launch-build-") as folder:
             code = Path(folder) / "code"

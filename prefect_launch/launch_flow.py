@@ -62,8 +62,9 @@ async def _prepare(
 async def _with_image(
     session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, repository: str | None
 ) -> RunPlan:
-    settings = resolve_agent_config().builder.pushing_to(repository)
-    images = ImageMaker(settings, Flights(session.server, "a call of launch"), runner.registry)
+    config = resolve_agent_config()
+    flights = Flights(session.server, "a call of launch")
+    images = ImageMaker(config.builder.pushing_to(repository), flights, runner.registry, home=config.home)
     try:
         found = await images.find(plan)
         return found or await build_with_log(session.server, flow_run_id, images, plan)

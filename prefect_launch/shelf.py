@@ -1,8 +1,8 @@
-"""A shelf: folders of one kind that a machine keeps for later use, up to a size, the one last used longest ago first
-to go.
+"""A shelf: things of one kind that a machine keeps for later use, up to a size, the one last used longest ago first to
+go. What is needed is for each kind of shelf to say.
 
-A folder goes by being renamed first, so nobody finds half of one; what a killed clean-up has left under such a name is
-removed by the next. What is needed is for each kind of shelf to say.
+Most hold folders. A folder goes by being renamed first, so nobody finds half of one; what a killed clean-up has left
+under such a name is removed by the next.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _BATCH: Final = 50
 
 
 class Entry(BaseModel):
-    """One folder on a shelf."""
+    """One thing on a shelf."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    path: Path
+    path: Path = Field(description="The folder itself, or the file that notes the thing.")
     size_bytes: int
     used_at: float = Field(description="When it was last used, seconds since 1970.")
 
@@ -54,7 +54,7 @@ class Tidied(BaseModel):
 
 
 class Shelf(ABC):
-    """Folders of one kind.
+    """Things of one kind.
 
     Args:
         limit_bytes: what they may take together; `None`: no limit.
@@ -66,6 +66,56 @@ class Shelf(ABC):
     def __init__(self, limit_bytes: int | None, *, fresh_seconds: float = FRESH_SECONDS) -> None:
         self.limit_bytes = limit_bytes
         self._fresh_seconds = fresh_seconds
+
+    @abstractmethod
+    async def entries(self, *, dry_run: bool = False) -> list[Entry]:
+        """Measure what is there, the one last used longest ago first.
+
+        Args:
+            dry_run: change nothing.
+        """
+
+    @abstractmethod
+    async def needed(self, entries: Sequence[Entry]) -> set[str]:
+        """Return the names of those that must stay."""
+
+    @abstractmethod
+    async def remove(self, entry: Entry) -> bool:
+        """Let go of one; false when it is in use after all."""
+
+    async def tidy(self, *, dry_run: bool = False) -> Tidied:
+        """Let go of what is over the limit.
+
+        Args:
+            dry_run: only tell what would go.
+        """
+        entries = await self.entries(dry_run=dry_run)
+        total = sum(entry.size_bytes for entry in entries)
+        gone: list[Entry] = []
+        old = [entry for entry in entries if self._is_old(entry.used_at)]
+        for start in range(0, len(old), _BATCH):
+            if self.limit_bytes is None or total <= self.limit_bytes:
+                break
+            batch = old[start : start + _BATCH]
+            needed = await self.needed(batch)
+            for entry in batch:
+                if total <= self.limit_bytes or entry.name in needed:
+                    continue
+                if dry_run or await self.remove(entry):
+                    gone.append(entry)
+                    total -= entry.size_bytes
+        return Tidied(shelf=self.name, limit_bytes=self.limit_bytes, kept_bytes=total, gone=tuple(gone))
+
+    def _is_old(self, used_at: float) -> bool:
+        """Whether nobody can have something in hand that was last used then."""
+        return time.time() - used_at >= self._fresh_seconds
+
+
+class FolderShelf(Shelf):
+    """Folders of one kind."""
+
+    def __init__(self, limit_bytes: int | None, *, fresh_seconds: float = FRESH_SECONDS) -> None:
+        super().__init__(limit_bytes, fresh_seconds=fresh_seconds)
         self._measured: dict[Path, tuple[float, int]] = {}
 
     @abstractmethod
@@ -77,10 +127,6 @@ class Shelf(ABC):
         """Return when a folder was last used; blocks."""
 
     @abstractmethod
-    async def needed(self, entries: Sequence[Entry]) -> set[str]:
-        """Return the names of those that must stay."""
-
-    @abstractmethod
     def take_off(self, entry: Entry) -> Path | None:
         """Rename a folder away; `None` when it is in use after all. Blocks."""
 
@@ -88,26 +134,14 @@ class Shelf(ABC):
     def remains(self) -> list[Path]:
         """List what a clean-up that was killed has renamed and not removed; blocks."""
 
-    async def tidy(self, *, dry_run: bool = False) -> Tidied:
-        """Let go of what is over the limit.
+    async def needed(self, entries: Sequence[Entry]) -> set[str]:
+        return set()  # What is in use is seen when it is taken off.
 
-        Args:
-            dry_run: only tell what would go.
-        """
-        entries = await anyio.to_thread.run_sync(self._entries, dry_run)
-        total = sum(entry.size_bytes for entry in entries)
-        gone: list[Entry] = []
-        old = [entry for entry in entries if time.time() - entry.used_at >= self._fresh_seconds]
-        for start in range(0, len(old), _BATCH):
-            if self.limit_bytes is None or total <= self.limit_bytes:
-                break
-            batch = old[start : start + _BATCH]
-            needed = await self.needed(batch)
-            for entry in batch:
-                if total > self.limit_bytes and entry.name not in needed and await self._remove(entry, dry_run):
-                    gone.append(entry)
-                    total -= entry.size_bytes
-        return Tidied(shelf=self.name, limit_bytes=self.limit_bytes, kept_bytes=total, gone=tuple(gone))
+    async def entries(self, *, dry_run: bool = False) -> list[Entry]:
+        return await anyio.to_thread.run_sync(self._entries, dry_run)
+
+    async def remove(self, entry: Entry) -> bool:
+        return await anyio.to_thread.run_sync(self._remove_now, entry)
 
     def _entries(self, dry_run: bool) -> list[Entry]:
         """Measure the folders, the one last used longest ago first. One that was not used since is not measured
@@ -126,11 +160,6 @@ class Shelf(ABC):
             found.append(Entry(name=name, path=path, size_bytes=size, used_at=used_at))
         self._measured = measured
         return sorted(found, key=lambda entry: entry.used_at)
-
-    async def _remove(self, entry: Entry, dry_run: bool) -> bool:
-        if dry_run:
-            return True
-        return await anyio.to_thread.run_sync(self._remove_now, entry)
 
     def _remove_now(self, entry: Entry) -> bool:
         gone = self.take_off(entry)

@@ -37,7 +37,7 @@ BUILD_LOG: Final = "build/build.log"
 def image_maker(config: AgentConfig, session: Session, registry: Registry) -> ImageMaker:
     """Return what makes the images of an agent."""
     holder = f"agent {config.name} on {socket.gethostname()}"
-    return ImageMaker(config.builder, Flights(session.server, holder), registry)
+    return ImageMaker(config.builder, Flights(session.server, holder), registry, home=config.home)
 
 
 async def bring_image(

@@ -81,6 +81,12 @@ class AgentConfig(BaseModel):
     keep_environments: int | None = Field(
         default=20 * 1024**3, ge=0, description="What the environments of processes may take, bytes; None: no limit."
     )
+    keep_images: int | None = Field(
+        default=50 * 1024**3, ge=0, description="What built images may take on the engine, bytes; None: no limit."
+    )
+    keep_git: int | None = Field(
+        default=10 * 1024**3, ge=0, description="What the copies of git remotes may take, bytes; None: no limit."
+    )
     macros: dict[str, str] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
     git: GitSettings = Field(default_factory=machine_git_settings)
@@ -142,7 +148,7 @@ class AgentConfig(BaseModel):
     def _read_amount(cls, value: Any, info: Any) -> Any:
         return read_amount_setting(info.field_name, value)
 
-    @field_validator("keep_runs", "keep_environments", mode="before")
+    @field_validator("keep_runs", "keep_environments", "keep_images", "keep_git", mode="before")
     @classmethod
     def _read_limit(cls, value: Any, info: Any) -> int | None:
         return read_limit_setting(info.field_name, value)

@@ -1,8 +1,8 @@
-"""Housekeeping: finished runs, old work folders and environments go, so that a machine does not fill up.
+"""Housekeeping: finished runs, old work folders, environments, built images and copies of git remotes go, so that a
+machine does not fill up.
 
 A hook beside the agent's loop, at its start and every few minutes; disks are measured in threads. One process does it
-at a time on one home. Images that an agent has built would be one more shelf in `_shelves`. The job store is not its
-business: what runs have left there stays.
+at a time on one home. The job store is not its business: what runs have left there stays.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from prefect_launch.agent.config import AgentConfig
 from prefect_launch.agent.leftovers import SETTLED_SECONDS, remove_finished
 from prefect_launch.agent.moves import log
 from prefect_launch.agent.run_shelf import RunShelf
+from prefect_launch.builds.image_shelf import ImageShelf
 from prefect_launch.environments.shelf import EnvironmentShelf
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.process_files import environments_in_use
-from prefect_launch.shelf import FRESH_SECONDS, Tidied
+from prefect_launch.shelf import FRESH_SECONDS, Shelf, Tidied
+from prefect_launch.sources.git_shelf import GitShelf
 
 if TYPE_CHECKING:
     from prefect_launch.agent.workshop import Workshop
@@ -80,9 +82,11 @@ class Housekeeper:
         config, home = workshop.config, workshop.config.home
         in_use = partial(environments_in_use, home / "processes")
         self._runs = RunShelf(home / "runs", config.keep_runs, workshop.session.server, fresh_seconds=fresh_seconds)
-        self._shelves = (
+        self._shelves: tuple[Shelf, ...] = (
             self._runs,
             EnvironmentShelf(home / "environments", config.keep_environments, in_use, fresh_seconds=fresh_seconds),
+            GitShelf(home / "git", config.keep_git, fresh_seconds=fresh_seconds),
+            ImageShelf(home, config.keep_images, workshop.images.engine, fresh_seconds=fresh_seconds),
         )
 
     async def keep(self) -> None:

@@ -20,13 +20,13 @@ from prefect_launch.planning import load_plan
 from prefect_launch.runners.run_folder import PLAN_FILE
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
-from prefect_launch.shelf import FRESH_SECONDS, Entry, Shelf, being_removed, renamed
+from prefect_launch.shelf import FRESH_SECONDS, Entry, FolderShelf, being_removed, renamed
 
 #: An item that the server does not know may be another server's whose agents share this home.
 STRANGER_SECONDS: Final = 86_400.0
 
 
-class RunShelf(Shelf):
+class RunShelf(FolderShelf):
     """The folder of runs, `<home>/runs/<item>/<attempt>`.
 
     Args:

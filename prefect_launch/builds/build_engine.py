@@ -11,14 +11,36 @@ import json
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import docker.errors
 import docker.utils
 from docker.types import CancellableStream
 
 from prefect_launch.builds.registries.push_engine import PushEngine
+
+#: What the engine calls an image that has no name of a kind.
+_NAMELESS: Final = ("<none>:<none>", "<none>@<none>")
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that an engine has.
+
+    Attributes:
+        id: its own.
+        names: all of them, with a tag or a digest.
+        size_bytes: with all that it stands on.
+        labels: its labels.
+    """
+
+    id: str
+    names: tuple[str, ...]
+    size_bytes: int
+    labels: Mapping[str, str]
 
 
 class BuildEngine(PushEngine):
@@ -49,6 +71,30 @@ class BuildEngine(PushEngine):
                 return {}
 
         return await self._call(look)
+
+    async def stored_images(self) -> list[StoredImage]:
+        """Return the images that have a name, and the layers of builds that nothing stands on."""
+        return [_stored(one) for one in await self._call(lambda client: client.images())]
+
+    async def images_of_containers(self) -> set[str]:
+        """Return the ids of the images that containers are made of, running or not."""
+        return {str(one["ImageID"]) for one in await self._call(lambda client: client.containers(all=True))}
+
+    async def drop(self, name: str) -> bool:
+        """Take a name off an image, which goes with its last one; false when a container needs it."""
+
+        def drop(client: Any) -> bool:
+            try:
+                client.remove_image(name)
+            except docker.errors.NotFound:
+                return True
+            except docker.errors.APIError as error:
+                if error.status_code != HTTPStatus.CONFLICT:
+                    raise
+                return False
+            return True
+
+        return await self._call(drop)
 
     async def child_with(self, parent: str, label: str) -> str | None:
         """Return the id of an image with a label (`name=value`) that was made of another one."""
@@ -119,6 +165,16 @@ class BuildEngine(PushEngine):
             await asyncio.to_thread(pack)
             packed.seek(0)
             await self.put_archive(container_id, folder, packed)
+
+
+def _stored(about: Mapping[str, Any]) -> StoredImage:
+    names = (*(about.get("RepoTags") or ()), *(about.get("RepoDigests") or ()))
+    return StoredImage(
+        id=str(about["Id"]),
+        names=tuple(name for name in names if name not in _NAMELESS and not name.endswith(":<none>")),
+        size_bytes=int(about["Size"]),
+        labels=about.get("Labels") or {},
+    )
 
 
 def _events(stream: Iterable[bytes]) -> Iterable[Mapping[str, Any]]:

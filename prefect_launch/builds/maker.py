@@ -23,6 +23,7 @@ from prefect_launch.builds.dependencies import Dependencies, find_dependencies
 from prefect_launch.builds.dockerfile import CODE_FOLDER, Recipe
 from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.install import install_files
+from prefect_launch.builds.kept_images import KeptImages
 from prefect_launch.builds.layout import Layout, find_layout, read_bases
 from prefect_launch.builds.local_images import LocalImages
 from prefect_launch.builds.order import BuildOrder
@@ -63,6 +64,11 @@ class ImageMaker:
         flights: sees to it that an image is built once.
         remote: the registries, with the credentials for them.
         engine: the Docker Engine that builds.
+        home: the folder of prefect-launch where it is noted which images are used, so that old ones can go; None: it is
+            not noted, and they stay.
+
+    Attributes:
+        engine: the same.
     """
 
     def __init__(
@@ -71,14 +77,17 @@ class ImageMaker:
         flights: Flights,
         remote: Registry | None = None,
         engine: BuildEngine | None = None,
+        *,
+        home: Path | None = None,
     ) -> None:
         self._settings = settings
         self._flights = flights
-        self._engine = engine or BuildEngine()
-        self._registry: Registry = LocalImages(self._engine)
+        self.engine = engine or BuildEngine()
+        self._kept = KeptImages(home) if home else None
+        self._registry: Registry = LocalImages(self.engine)
         self._remote = remote or RemoteRegistries()
         self._destination = (
-            Destination(self._engine, self._remote, settings.destination) if settings.destination else None
+            Destination(self.engine, self._remote, settings.destination) if settings.destination else None
         )
 
     async def find(self, plan: RunPlan) -> RunPlan | None:
@@ -94,7 +103,7 @@ class ImageMaker:
             return None
         wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)
         image = await self._there(wanted.order)
-        return _with_image(plan, wanted, image) if image else None
+        return await self._with_image(plan, wanted, image) if image else None
 
     async def make(self, plan: RunPlan, log: LineSink) -> RunPlan:
         """Return the plan with its image, which is built when it is not there.
@@ -123,7 +132,13 @@ class ImageMaker:
             raise InfrastructureError(
                 f"The image {order.image} was there a moment ago and is gone: somebody has removed it. Try again."
             )
-        return _with_image(plan, wanted, image)
+        return await self._with_image(plan, wanted, image)
+
+    async def _with_image(self, plan: RunPlan, wanted: Wanted, image: str) -> RunPlan:
+        if self._kept is not None:
+            await anyio.to_thread.run_sync(self._kept.note, wanted.order.tag, (wanted.order.image, image))
+        changes = {"image": image, "command": wanted.entry_point, "code_dir": None, "image_wish": None}
+        return plan.model_copy(update=changes)
 
     async def _there(self, order: BuildOrder) -> str | None:
         """Return the name of an image that was made before, where images of this maker are kept."""
@@ -135,7 +150,7 @@ class ImageMaker:
         """Say where an image will be: who builds for the same place waits for each other."""
         if self._destination is not None:
             return f"{self._destination.repository}:{order.tag}"
-        return f"{order.image} on {await self._engine.identity()}"
+        return f"{order.image} on {await self.engine.identity()}"
 
     async def _make(self, order: BuildOrder, log: LineSink) -> None:
         """Build an image, unless this engine has it, and bring it to where it is kept."""
@@ -146,19 +161,19 @@ class ImageMaker:
 
     async def aclose(self) -> None:
         """Let go of the engine."""
-        await self._engine.aclose()
+        await self.engine.aclose()
 
     async def _build(self, order: BuildOrder, log: LineSink) -> None:
         builder, access = await self._prepared(order, log)
         log(f"Building {order.image} with {builder.name}{f' on {order.base}' if order.base else ''}.\n")
         image_id = await builder.build(order, access, lambda text: log(access.masked(text)))
-        await self._engine.tag(image_id, order.image)
+        await self.engine.tag(image_id, order.image)
         log(f"Built {order.image} ({image_id}).\n")
 
     async def _prepared(self, order: BuildOrder, log: LineSink) -> tuple[Builder, PipAccess]:
         """Choose a builder, and read what pip is told: an index on this disk wants one that can show it."""
-        access = await self._access(folders=self._engine.is_local and order.recipe is not None)
-        builder = await choose_builder(self._engine, self._settings, with_folders=bool(access.folders))
+        access = await self._access(folders=self.engine.is_local and order.recipe is not None)
+        builder = await choose_builder(self.engine, self._settings, with_folders=bool(access.folders))
         if access.folders and not builder.mounts_folders:
             log(f"Not seen by {builder.name}: packages in {', '.join(access.folders)} on this machine.\n")
             access = await self._access(folders=False)
@@ -183,7 +198,7 @@ class ImageMaker:
         digest = await self._registry.digest_of(base)
         if digest is None:
             log(f"Pulling the base image {base}.\n")
-            await self._engine.pull(base, self._settings.platform, await self._remote.credentials_for(base))
+            await self.engine.pull(base, self._settings.platform, await self._remote.credentials_for(base))
             digest = await self._registry.digest_of(base)
         return digest or ""
 
@@ -230,8 +245,3 @@ class ImageMaker:
 
 def _python_version(folder: Path, wish: ImageWish) -> str:
     return wish.python_version or runtime_of(folder)
-
-
-def _with_image(plan: RunPlan, wanted: Wanted, image: str) -> RunPlan:
-    changes = {"image": image, "command": wanted.entry_point, "code_dir": None, "image_wish": None}
-    return plan.model_copy(update=changes)

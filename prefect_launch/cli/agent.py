@@ -173,10 +173,16 @@ def clean(
     keep_environments: Annotated[
         str | None, typer.Option("--keep-environments", metavar="SIZE", help="What environments may take.")
     ] = None,
+    keep_images: Annotated[
+        str | None, typer.Option("--keep-images", metavar="SIZE", help="What images built of code may take.")
+    ] = None,
+    keep_git: Annotated[
+        str | None, typer.Option("--keep-git", metavar="SIZE", help="What the copies of git repositories may take.")
+    ] = None,
     config: ConfigFileOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Remove what agents have left on this machine: finished runs, and old folders over their limits.
+    """Remove what agents have left on this machine: finished runs, and what is old and over its limit.
 
     Agents do so themselves, at their start and every 5 minutes. What an item that runs or waits needs stays.
     """
@@ -187,7 +193,8 @@ def clean(
     from prefect_launch.api import default_api
     from prefect_launch.cli.clean import print_report
 
-    settings = resolve_agent_config(config, keep_runs=keep_runs, keep_environments=keep_environments)
+    kept = {"keep_runs": keep_runs, "keep_environments": keep_environments}
+    settings = resolve_agent_config(config, **kept, keep_images=keep_images, keep_git=keep_git)
     report = asyncio.run(clean_home(default_api(), settings, dry_run=dry_run))
     print_report(report, home=settings.home, dry_run=dry_run, as_json=json)
 

@@ -13,6 +13,7 @@ import yaml
 from prefect_launch import launch
 from prefect_launch.states import StateType
 from tests.integration.test_agent_items import running
+from tests.integration.test_housekeeping import keep_house
 from tests.support.builds import BuildSite
 from tests.support.live import until
 
@@ -83,6 +84,17 @@ def test_launch_builds_the_image_of_code_here_and_now(
     monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(site.folder / "home"))
     job = site.code_job({"main.py": MAIN, "requirements.txt": "six==1.17.0\n"})
     assert launch(site.api, job=job, resource="local-container").status == "finished"
+
+
+def test_built_image_over_the_limit_goes_and_is_built_again_when_it_is_wanted(site: BuildSite) -> None:
+    site.code_job({"main.py": "print('ran')"})
+    (first,) = site.add()
+    site.work_off()
+    (gone,) = keep_house(site.agent("other", keep_images=0)).shelves[-1].gone
+    assert f"Built prefect-launch/built:{gone.name}" in site.notes(first)
+    (second,) = site.add()
+    site.work_off()
+    assert site.states(second) == ["Queued", "Pending", "Building", "Running", "Completed"], second.message
 
 
 def test_requirement_that_does_not_exist_fails_the_item_with_the_package_and_the_last_lines(site: BuildSite) -> None:

@@ -20,6 +20,7 @@ from prefect_launch.planning import Site
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.server.values import Item
 from prefect_launch.shelf import size_of
+from prefect_launch.sources.git_shelf import GitShelf
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
@@ -245,6 +246,18 @@ async def test_what_a_killed_clean_up_has_left_is_removed_by_the_next(tmp_path: 
     assert not left.exists()
 
 
+# --- copies of git remotes ---
+
+
+async def test_git_copies_over_the_limit_go_but_none_that_git_holds(tmp_path: Path) -> None:
+    old, held, young = (aged(tmp_path / name, hours) for name, hours in (("old", 9), ("held", 8), ("young", 0)))
+    with (tmp_path / "held.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tidied = await GitShelf(tmp_path, MEBIBYTE).tidy()
+    assert [entry.name for entry in tidied.gone] == ["old"]
+    assert [path.exists() for path in (old, held, young)] == [False, True, True]
+
+
 # --- the rest ---
 
 
@@ -262,8 +275,9 @@ def test_file_with_two_names_counts_once(tmp_path: Path) -> None:
 
 
 def test_limits_are_sizes_or_none() -> None:
-    config = parse_agent_config({"keep_runs": "1.5g", "keep_environments": "none"})
+    config = parse_agent_config({"keep_runs": "1.5g", "keep_environments": "none", "keep_git": 0, "keep_images": "2m"})
     assert (config.keep_runs, config.keep_environments) == (1.5 * 1024**3, None)
+    assert (config.keep_git, config.keep_images) == (0, 2 * MEBIBYTE)
     with pytest.raises(AgentConfigError, match="'keep_runs' must be none or a size; got 'much'"):
         parse_agent_config({"keep_runs": "much"})
 

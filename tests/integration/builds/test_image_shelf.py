@@ -1,0 +1,134 @@
+"""Which built images go from an engine when they take too much, and which stay."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from prefect_launch.builds.build_engine import BuildEngine
+from prefect_launch.builds.image_shelf import ImageShelf
+from prefect_launch.builds.kept_images import KeptImages
+from prefect_launch.shelf import Tidied
+
+if TYPE_CHECKING:
+    from docker import DockerClient
+
+    from tests.support.docker_engine import DockerEngine
+
+pytestmark = pytest.mark.engine
+
+MEBIBYTE = 1024 * 1024
+
+
+class Rack:
+    """A home, and images of a test's own; each is a mebibyte more than its base."""
+
+    def __init__(self, client: DockerClient, home: Path, base: str) -> None:
+        self.client = client
+        self.home = home
+        self._base = base
+        self._names: list[str] = []
+
+    def image(self, hours: float = 0.0, *, noted: bool = True) -> str:
+        """Make an image that was last used some hours ago; return its tag."""
+        tag = uuid4().hex
+        name = f"launch-test/built:{tag}"
+        command = ["dd", "if=/dev/zero", "of=/data", "bs=1M", "count=1"]
+        container = self.client.containers.create(self._base, command)
+        container.start()
+        container.wait(timeout=30)
+        label = f'LABEL prefect-launch.base="{self._base}@sha256:x" made="{tag}"'
+        container.commit("launch-test/built", tag=tag, changes=[label])
+        container.remove()
+        self._names.append(name)
+        if noted:
+            KeptImages(self.home).note(tag, [name])
+            then = time.time() - hours * 3600
+            os.utime(self.home / "images" / tag, (then, then))
+        return tag
+
+    def names(self) -> set[str]:
+        """The tags of this test's images that are there."""
+        there = {tag for image in self.client.images.list() for tag in image.tags}
+        return {name.rpartition(":")[2] for name in self._names if name in there}
+
+    async def tidy(self, limit: float | None, *, dry_run: bool = False) -> Tidied:
+        engine = BuildEngine()
+        try:
+            return await ImageShelf(self.home, None if limit is None else int(limit), engine).tidy(dry_run=dry_run)
+        finally:
+            await engine.aclose()
+
+    def clear(self) -> None:
+        for name in {name for name in self._names if name.rpartition(":")[2] in self.names()}:
+            self.client.images.remove(name, force=True)
+
+
+@pytest.fixture
+def rack(engine: DockerEngine, shell_image: str, tmp_path: Path) -> Iterator[Rack]:
+    client = engine.client()
+    rack = Rack(client, tmp_path, shell_image)
+    yield rack
+    rack.clear()
+    client.close()
+
+
+async def test_images_over_the_limit_go_the_one_last_used_longest_ago_first(rack: Rack) -> None:
+    old, older, young = rack.image(hours=2), rack.image(hours=3), rack.image()
+    somebody_elses = rack.image(noted=False)
+    told = await rack.tidy(2.5 * MEBIBYTE, dry_run=True)
+    assert rack.names() == {old, older, young, somebody_elses}
+    done = await rack.tidy(2.5 * MEBIBYTE)
+    assert [entry.name for entry in told.gone] == [entry.name for entry in done.gone] == [older]
+    assert done.gone[0].size_bytes == pytest.approx(MEBIBYTE, rel=0.1)  # its base is not counted
+    assert rack.names() == {old, young, somebody_elses}
+    assert {note.name for note in KeptImages(rack.home).notes()} == {old, young}
+
+
+async def test_image_that_a_container_needs_or_that_somebody_has_named_stays(rack: Rack) -> None:
+    needed, named, free = rack.image(hours=3), rack.image(hours=3), rack.image(hours=3)
+    container = rack.client.containers.create(f"launch-test/built:{needed}", ["true"])
+    own = f"launch-test/somebodys-own:{named[:8]}"
+    rack.client.images.get(f"launch-test/built:{named}").tag(own)
+    try:
+        assert [entry.name for entry in (await rack.tidy(0)).gone] == [free]
+        assert rack.names() == {needed, named}
+        container.remove()
+        assert [entry.name for entry in (await rack.tidy(0)).gone] == [needed]
+    finally:
+        rack.client.images.remove(own)
+
+
+async def test_image_used_lately_stays_and_so_does_one_used_since_it_was_measured(rack: Rack) -> None:
+    tag = rack.image(hours=1)
+    engine = BuildEngine()
+    shelf = ImageShelf(rack.home, 0, engine)
+    (entry,) = await shelf.entries()
+    KeptImages(rack.home).note(tag, [])
+    assert not await shelf.remove(entry)
+    await engine.aclose()
+    assert (await rack.tidy(0)).gone == ()
+    assert rack.names() == {tag}
+
+
+async def test_note_of_an_image_that_was_removed_by_hand_goes(rack: Rack) -> None:
+    tag = rack.image(hours=1)
+    rack.client.images.remove(f"launch-test/built:{tag}")
+    await rack.tidy(None, dry_run=True)
+    assert [note.name for note in KeptImages(rack.home).notes()] == [tag]
+    assert (await rack.tidy(None)).gone == ()
+    assert KeptImages(rack.home).notes() == []
+
+
+async def test_home_that_has_built_nothing_asks_no_engine(tmp_path: Path) -> None:
+    engine = BuildEngine(f"unix://{tmp_path}/nobody.sock")
+    assert (await ImageShelf(tmp_path, 0, engine).tidy()).gone == ()
+    KeptImages(tmp_path).note("0123", ["launch-test/built:0123"])
+    assert (await ImageShelf(tmp_path, 0, engine).tidy()).kept_bytes == 0
+    assert [note.name for note in KeptImages(tmp_path).notes()] == ["0123"]
