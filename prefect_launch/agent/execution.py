@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import anyio
 
@@ -22,6 +22,7 @@ from prefect_launch.agent.held import token_of
 from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
+from prefect_launch.agent.older import stop_older_attempts
 from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
 from prefect_launch.agent.stopping import Stopper
 from prefect_launch.agent.tracker import JobTracker
@@ -31,9 +32,6 @@ from prefect_launch.item_spec import run_id_of, spec_of
 from prefect_launch.planning import Request, make_plan
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
 from prefect_launch.states import ItemState, StateType
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
@@ -125,6 +123,7 @@ class Execution:
             self._closing.know(plan=plan)
         runner.check(plan)
         plan = await self._shop.desk.equip(self._item.id, runner, plan)
+        await stop_older_attempts(self._shop, runner, plan)
         await bring_last_outputs(plan, self._shop.config.site, session.jobs)
         waits_for = await runner.missing(plan)
         if waits_for is not None:
