@@ -29,6 +29,7 @@ LOOK_SECONDS: Final = 30.0
 #: An item that was seen to be held is taken to be for this long: until after the next look, and half the time after
 #: which an agent is called lost.
 TRUSTED_SECONDS: Final = 45.0
+_PAGE: Final = 200
 _CLAIM: Final = re.compile(r"Claimed by agent (?P<agent>\S+) on (?P<host>.+)\.")
 #: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
 _OURS: Final = ACTIVE | {StateType.CANCELLED}
@@ -69,6 +70,14 @@ def token_of(item: Item) -> str:
     if item.state is None or item.state.name != ItemState.CLAIMED.label:
         return ""
     return token_of_claim(item.state)
+
+
+async def items_in_work(server: Server, pool: str) -> list[Item]:
+    """Return all items of a queue that an agent has in work."""
+    found: list[Item] = []
+    while page := await server.list_items(pool=pool, state_types=sorted(ACTIVE), limit=_PAGE, offset=len(found)):
+        found.extend(page)
+    return found
 
 
 async def stop_what_is_not_held(server: Server, trackers: Callable[[], Sequence[JobTracker]]) -> None:

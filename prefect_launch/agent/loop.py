@@ -20,7 +20,7 @@ from prefect_launch.agent.held import stop_what_is_not_held
 from prefect_launch.agent.housekeeping import Housekeeper
 from prefect_launch.agent.lost import LostWatch
 from prefect_launch.agent.moves import log, until_server_is_back
-from prefect_launch.agent.recover import Adopted, find_own_runs, settle_orphans
+from prefect_launch.agent.recover import Adopted, clear_away, find_own_runs, settle_orphans
 from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
 from prefect_launch.agent.stop_requests import StopRequests
 from prefect_launch.agent.stray_stops import StrayStops
@@ -131,6 +131,7 @@ class Loop:
         left = await until_server_is_back("show what the last agent of this name left", lambda: find_own_runs(shop))
         for run in left.runs:
             self._resume(run)
+        await clear_away(shop, left.stale)
         await self._note_unseen(left.unseen)
         held = {run.item.id for run in left.runs}
         await until_server_is_back(
@@ -154,6 +155,7 @@ class Loop:
                 raise UnreachableError(f"What runs on {resource} could not be seen.")
             for run in left.runs:
                 self._resume(run)
+            await clear_away(shop, left.stale)
             queues = [
                 name for name in self._config.queues if (await shop.session.queue(name)).config.resource == resource
             ]

@@ -18,7 +18,7 @@ import anyio
 
 from prefect_launch.agent.certificate import Facts
 from prefect_launch.agent.ending import end_item
-from prefect_launch.agent.held import Holder, holder_of, last_claim
+from prefect_launch.agent.held import Holder, holder_of, items_in_work, last_claim
 from prefect_launch.agent.moves import log
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.errors import LaunchError
@@ -35,7 +35,6 @@ LOST_SECONDS: Final = 90.0
 LOOK_SECONDS: Final = 15.0
 #: After a longer gap between two looks nothing is known about the time between.
 _GAP_SECONDS: Final = 45.0
-_PAGE: Final = 200
 
 _Seen = tuple["datetime | None", float]
 
@@ -105,16 +104,10 @@ class LostWatch:
 
     async def _settle(self, queue: str, worker: Worker) -> None:
         """Tell of all items in work that the agent of this name holds."""
-        offset = 0
-        states = sorted(ACTIVE)
-        found: list[Item] = []
-        while page := await self._server.list_items(pool=queue, state_types=states, limit=_PAGE, offset=offset):
-            found.extend(page)
-            offset += len(page)
-        for item in found:
+        for item in await items_in_work(self._server, queue):
             history = await self._server.read_states(item.id)
             holder = holder_of(history)
-            if holder is not None and holder.agent == worker.name and history[-1].type in states:
+            if holder is not None and holder.agent == worker.name and history[-1].type in ACTIVE:
                 await self._tell(item, holder, history, worker)
 
     async def _tell(self, item: Item, holder: Holder, history: list[State], worker: Worker) -> None:

@@ -15,19 +15,22 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from uuid import UUID
 
+import anyio
+
 from prefect_launch.agent.belonging import identity_of, is_ours, is_present, plan_of
 from prefect_launch.agent.certificate import Facts
 from prefect_launch.agent.claim import undo_claim
 from prefect_launch.agent.ending import end_item
+from prefect_launch.agent.held import items_in_work
 from prefect_launch.agent.moves import move
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.workshop import Workshop
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan
 from prefect_launch.runners.registry import runner_names
 from prefect_launch.server.values import Item
-from prefect_launch.states import ACTIVE, ItemState, StateType
+from prefect_launch.states import ItemState, StateType
 
 log = logging.getLogger("prefect_launch.agent")
 
@@ -54,15 +57,17 @@ class Inventory:
 
     Attributes:
         runs: those that go on.
+        stale: what belongs to nothing any more, and is to be cleared away.
         unseen: the resources that could not be looked at.
     """
 
     runs: list[Adopted] = field(default_factory=list)
+    stale: list[tuple[Runner, Found]] = field(default_factory=list)
     unseen: set[str] = field(default_factory=set)
 
 
 async def find_own_runs(workshop: Workshop, resources: Collection[str] | None = None) -> Inventory:
-    """Find the runs of this agent's name on this machine, and clear away those that belong to nothing any more.
+    """Find the runs of this agent's name on this machine, those that go on and those that belong to nothing any more.
 
     Args:
         workshop: the agent's.
@@ -78,35 +83,42 @@ async def find_own_runs(workshop: Workshop, resources: Collection[str] | None = 
             inventory.unseen.add(resource)
             continue
         for one in found:
-            run = await _adopt(workshop, runner, one)
-            if run is not None:
-                inventory.runs.append(run)
+            await _adopt(workshop, runner, one, inventory)
     return inventory
 
 
-async def _adopt(workshop: Workshop, runner: Runner, found: Found) -> Adopted | None:
+async def clear_away(workshop: Workshop, stale: Collection[tuple[Runner, Found]]) -> None:
+    """Stop and remove what belongs to nothing any more, all at once: each may take its whole grace."""
+    async with anyio.create_task_group() as group:
+        for runner, found in stale:
+            group.start_soon(_clear, workshop, runner, found)
+
+
+async def _adopt(workshop: Workshop, runner: Runner, found: Found, inventory: Inventory) -> None:
     identity = identity_of(found)
     if identity is None:
         log.warning("ignoring %s: its name and labels are not such as an agent gives", found.handle)
-        return None
+        return
     server = workshop.session.server
     item, history = await server.read_item(identity.item_id), await server.read_states(identity.item_id)
     plan = plan_of(workshop.config.site, identity)
     if not is_ours(identity, plan, history):
         log.warning("ignoring %s: it has our labels, but no agent of this home has made it", found.handle)
-        return None
+        return
     if item is None or plan is None or not is_present(identity, item, history):
         why = f"item is {item.state_name if item else 'gone'}" if plan is not None else "plan is gone or broken"
         log.info("%s clearing %s: its %s", identity.item_id, found.handle, why)
-        await _clear(workshop, runner, found)
-        return None
+        inventory.stale.append((runner, found))
+        return
     if not found.is_whole:
         log.info("%s clearing %s: it was not whole yet", item.id, found.handle)
-        await _clear(workshop, runner, found)
-        return None
+        inventory.stale.append((runner, found))
+        return
     log.info("%s found-again %s", item.id, found.handle)
     workshop.desk.restore(item.id, found.labels)
-    return Adopted(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
+    inventory.runs.append(
+        Adopted(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
+    )
 
 
 async def _clear(workshop: Workshop, runner: Runner, found: Found) -> None:
@@ -134,9 +146,12 @@ async def settle_orphans(
         if queue.config.resource in unseen:
             log.warning("items of %s are not settled: cannot look for runs on %s", name, queue.config.resource)
             continue
-        for item in await workshop.session.server.list_items(pool=name, state_types=ACTIVE):
+        for item in await items_in_work(workshop.session.server, name):
             if item.id not in held and await _was_claimed_by(workshop, item, holder):
-                await _settle(workshop, item, holder)
+                try:
+                    await _settle(workshop, item, holder)
+                except ItemGoneError:
+                    log.debug("%s is gone", item.id)
 
 
 async def _settle(workshop: Workshop, item: Item, holder: str) -> None:
