@@ -39,7 +39,7 @@ async def test_runs_that_are_slow_to_stop_are_stopped_at_once_and_keep_no_other_
 
 async def test_item_that_is_deleted_while_it_is_settled_keeps_no_agent_from_its_start(bench: Bench) -> None:
     agent = bench.agent()
-    gone, other = await bench.add(2)
+    other, gone = await bench.add(2)
     for item in (gone, other):
         await bench.server.propose(item.id, State.of(ItemState.CLAIMED, f"Claimed by {agent.holder}."))
     deleted = []
