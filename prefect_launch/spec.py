@@ -14,9 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from prefect_launch.duration import TimeLimit
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
+from prefect_launch.jobs.naming import check_runtime
 from prefect_launch.names import check_name
 from prefect_launch.priority import Priority
 from prefect_launch.retry import Retries
+from prefect_launch.spec_build import check_builder, check_inside
 from prefect_launch.spec_json import check_json, plain
 
 
@@ -28,7 +30,7 @@ class DockerSource(_Part):
     """A container image to run as it is."""
 
     docker_image: str | None = None
-    user_id: int | None = Field(default=None, description="User id of generated images.")
+    user_id: int | None = Field(default=None, ge=0, lt=2**31, description="User id of generated images.")
     pin: bool = Field(default=False, description="Ask the registry at the enqueue which digest the image has then.")
     digest: str | None = Field(
         default=None,
@@ -54,8 +56,13 @@ class Overrides(_Part):
         default_factory=dict, description="Values merged into the job's config files, by the file's path."
     )
     entry_point: tuple[str, ...] | None = Field(default=None, description="The command that takes the job's place.")
-    dockerfile: str | None = None
+    dockerfile: str | None = Field(default=None, description="A Dockerfile in the job's code, by its path there.")
     working_dir: str | None = None
+
+    @field_validator("dockerfile")
+    @classmethod
+    def _is_in_the_code(cls, value: str | None) -> str | None:
+        return None if value is None else check_inside("dockerfile", value)
 
     @field_validator("args", "entry_point", mode="before")
     @classmethod
@@ -93,7 +100,7 @@ class LaunchSpec(_Part):
     python_version: str | None = None
     timeout: TimeLimit = Field(default=None, description="Time limit of the run, from its start: seconds, or '2h'.")
     registry: dict[str, Any] = Field(default_factory=dict)
-    builder: dict[str, Any] = Field(default_factory=dict)
+    builder: dict[str, Any] = Field(default_factory=dict, description='{"accelerator": {"base_image": …}}.')
     additional_services: tuple[dict[str, Any], ...] = ()
     priority: Priority = Priority.MEDIUM
     retries: Retries | None = Field(default=None, description="When it is run again; None: as its job says.")
@@ -102,6 +109,16 @@ class LaunchSpec(_Part):
     @classmethod
     def _parse_priority(cls, value: Any) -> Priority:
         return Priority.MEDIUM if value is None else Priority.parse(value)
+
+    @field_validator("builder")
+    @classmethod
+    def _is_of_a_submitter(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_builder(value)
+
+    @field_validator("python_version")
+    @classmethod
+    def _is_python(cls, value: str | None) -> str | None:
+        return check_runtime(value)
 
     @field_validator("entity", "project", "run_id", "sweep_id", "author")
     @classmethod

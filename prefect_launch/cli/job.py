@@ -41,6 +41,19 @@ DescriptionOption = Annotated[
 RuntimeOption = Annotated[
     str | None, typer.Option("-r", "--runtime", metavar="PYTHON", help='The Python it wants, such as "3.11".')
 ]
+BaseImageOption = Annotated[
+    str | None,
+    typer.Option("-B", "--base-image", metavar="IMAGE", help="An image that its code runs in; nothing is built then."),
+]
+DockerfileOption = Annotated[
+    str | None,
+    typer.Option("-D", "--dockerfile", metavar="PATH", help="Its own Dockerfile, in the build context."),
+]
+BuildContextOption = Annotated[
+    str | None,
+    typer.Option("-b", "--build-context", metavar="DIR", help="The folder of its code that the image is built in."),
+]
+_Given = dict[str, Any]
 _COLUMNS = (
     Column("JOB", gives_way=True),
     Column("KIND"),
@@ -65,7 +78,7 @@ def create_image(
     json: JsonOption = False,
 ) -> None:
     """Make a job of a container image."""
-    given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
+    given: _Given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
     _create(image, "image", json, entry_point=entry_point, input_schema=schema, retries=retries, **given)
 
 
@@ -79,15 +92,22 @@ def create_code(
     description: DescriptionOption = None,
     retries: RetriesOption = None,
     runtime: RuntimeOption = None,
+    base_image: BaseImageOption = None,
+    dockerfile: DockerfileOption = None,
+    build_context: BuildContextOption = None,
     entity: EntityOption = None,
     project: ProjectOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make a job of a folder of code; .launchignore and .gitignore keep files out."""
-    given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
-    _create(
-        folder, "code", json, entry_point=entry_point, input_schema=schema, runtime=runtime, retries=retries, **given
-    )
+    given: _Given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
+    image: _Given = {
+        "base_image": base_image,
+        "dockerfile": dockerfile,
+        "build_context": build_context,
+        "runtime": runtime,
+    }
+    _create(folder, "code", json, entry_point=entry_point, input_schema=schema, retries=retries, **image, **given)
 
 
 @create_app.command(
@@ -107,23 +127,23 @@ def create_git(
     description: DescriptionOption = None,
     retries: RetriesOption = None,
     runtime: RuntimeOption = None,
+    base_image: BaseImageOption = None,
+    dockerfile: DockerfileOption = None,
+    build_context: BuildContextOption = None,
     entity: EntityOption = None,
     project: ProjectOption = None,
     json: JsonOption = False,
 ) -> None:
     """Make a job of a commit of a git repository."""
-    given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
-    _create(
-        url,
-        "git",
-        json,
-        entry_point=entry_point,
-        input_schema=schema,
-        runtime=runtime,
-        retries=retries,
-        git_hash=ref,
-        **given,
-    )
+    given: _Given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
+    image: _Given = {
+        "base_image": base_image,
+        "dockerfile": dockerfile,
+        "build_context": build_context,
+        "runtime": runtime,
+    }
+    code: _Given = {"entry_point": entry_point, "git_hash": ref, **image}
+    _create(url, "git", json, input_schema=schema, retries=retries, **code, **given)
 
 
 def _create(path: str, kind: str, as_json: bool, *, entry_point: str | None, retries: str | None, **given: Any) -> None:

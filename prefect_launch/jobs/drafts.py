@@ -5,7 +5,7 @@ Everything is checked here, before anything is stored; the commit of a git job i
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
 from prefect_launch.jobs.archive import pack
+from prefect_launch.jobs.build_files import check_build_files
 from prefect_launch.jobs.entries import LATEST, check_alias
 from prefect_launch.jobs.entrypoint import (
     DEFAULT_ENTRY_POINT,
@@ -47,6 +48,7 @@ from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.sources.notebook import as_program, convert, notebook_in, script_of
 from prefect_launch.sources.pages import refuse_pages
 from prefect_launch.sources.remote import check_remote, name_of
+from prefect_launch.spec_build import check_inside
 from prefect_launch.text import nested_text_fault
 
 _logger = get_logger("launch.jobs")
@@ -145,13 +147,9 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     entry_point = _entry_point(request)
     program = await to_thread.run_sync(_program_of_notebook, folder, entry_point, request.build_context)
     archive = await pack(folder, program)
-    check_in_code(
-        entry_point,
-        archive.paths,
-        build_context=request.build_context,
-        where=f"the code folder {folder}",
-        hint=" Or see whether .launchignore or .gitignore leaves the file out.",
-    )
+    where, hint = f"the code folder {folder}", " Or see whether .launchignore or .gitignore leaves the file out."
+    check_in_code(entry_point, archive.paths, build_context=request.build_context, where=where, hint=hint)
+    _check_build_files(request, archive.paths, where, hint)
     runtime = request.runtime or await to_thread.run_sync(runtime_of, folder)
     source = CodeJobSource(
         artifact=CodeJobSource.artifact_of(archive.content_digest), **_command(entry_point), **_build(request)
@@ -168,7 +166,7 @@ async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | Non
     entry_point = _entry_point(request)
     refuse_parents(entry_point)
     commit = await resolve_commit(git, remote, request.git_hash)
-    await _check_in_commit(git, remote, commit, entry_point, request.build_context)
+    await _check_in_commit(git, remote, commit, entry_point, request)
     source = GitJobSource(git=GitCommit(remote=remote, commit=commit), **_command(entry_point), **_build(request))
     # Which Python the code asks for is seen where it is fetched: see `prefect_launch.jobs.naming.runtime_of`.
     document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, folder=None)
@@ -176,16 +174,24 @@ async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | Non
 
 
 async def _check_in_commit(
-    git: Git, remote: str, commit: str, entry_point: tuple[str, ...], build_context: str | None
+    git: Git, remote: str, commit: str, entry_point: tuple[str, ...], request: JobRequest
 ) -> None:
     listed = await list_files(git, remote, commit)
     if listed is None:
         return
     files, submodules = listed
+    where = f"{remote} at {commit[:12]}"
+    if not submodules:
+        _check_build_files(request, files, where)
     wanted = entry_file(entry_point)
     if wanted is None or any(wanted.startswith(f"{path}/") for path in submodules):
         return
-    check_in_code(entry_point, files, build_context=build_context, where=f"{remote} at {commit[:12]}")
+    check_in_code(entry_point, files, build_context=request.build_context, where=where)
+
+
+def _check_build_files(request: JobRequest, paths: Collection[str], where: str, hint: str = "") -> None:
+    given = {"build_context": request.build_context, "dockerfile": request.dockerfile}
+    check_build_files(paths, **given, where=where, hint=hint)
 
 
 _Maker = Callable[[JobRequest, Git], Awaitable[tuple[JobDraft, "str | None"]]]
@@ -275,8 +281,8 @@ def _code_folder(path: str) -> Path:
 def _check_paths(request: JobRequest) -> None:
     for option in ("build_context", "dockerfile"):
         value = getattr(request, option)
-        if value is not None and (PurePosixPath(value).is_absolute() or ".." in PurePosixPath(value).parts):
-            raise SpecError(f"The {option} {value!r} must be a path inside the job's code, without '..'.")
+        if value is not None:
+            check_inside(option, value)
     if request.base_image is not None:
         parse_image(request.base_image)
 

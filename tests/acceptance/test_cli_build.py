@@ -12,6 +12,8 @@ import yaml
 from tests.acceptance.conftest import Cli
 from tests.support.docker_engine import DockerEngine
 from tests.support.docker_registry import PASSWORD, USER, DockerRegistry
+from tests.support.images import PYTHON_IMAGE
+from tests.support.prefect_server import PrefectServerProcess
 
 pytestmark = pytest.mark.engine
 
@@ -29,7 +31,7 @@ def machine(
         username=USER, password=SecretStr(PASSWORD), registry_url=f"http://{closed_registry.host}"
     ).save(block)
     settings = {
-        "builder": {"base_image": "launch-test/python:1"},
+        "builder": {"base_image": PYTHON_IMAGE},
         "registries": {closed_registry.host: {"credentials": block}},
     }
     folder = tmp_path / "user" / ".config" / "prefect-launch"
@@ -77,3 +79,21 @@ def test_build_without_a_queue_or_a_repository_is_refused(launch_cli: Cli, tmp_p
 
     assert "without a queue" in launch_cli("add", "-j", name, "--build", code=1).stderr
     assert "Give repository" in launch_cli("add", "-j", name, "--build", "-q", name, code=1).stderr
+
+
+def test_job_is_made_with_what_its_image_is_built_of(
+    prefect_server: PrefectServerProcess, launch_cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / "docker").mkdir()
+    (tmp_path / "docker" / "Dockerfile.train").write_text("FROM scratch\n")
+    (tmp_path / "main.py").write_text("")
+    name = f"image-{uuid4().hex[:8]}"
+    job = ("job", "create", "code", str(tmp_path), "-E", "python main.py", "-n", name)
+    refused = launch_cli(*job, "-b", "docker", "-D", "Dockerfile.tran", code=1).stderr
+    assert "Unknown Dockerfile 'Dockerfile.tran'" in refused
+    assert "Did you mean 'Dockerfile.train'?" in refused
+    assert name not in launch_cli("job", "list").stdout
+    made = json.loads(launch_cli(*job, "-b", "docker", "-D", "Dockerfile.train", "--json").stdout)
+    assert "Dockerfile.train" in json.dumps(made)
+    based = json.loads(launch_cli(*job, "-B", "team/base:1", "--json").stdout)
+    assert "team/base:1" in json.dumps(based)

@@ -226,3 +226,27 @@ def test_dump_holds_what_was_given_and_no_defaults() -> None:
     spec = construct_spec({**JOB, "overrides": {"run_config": {"lr": 0.1}}}, priority=1)
     assert spec.dump() == {**JOB, "overrides": {"run_config": {"lr": 0.1}}, "priority": 1}
     assert parse_spec(spec.dump()) == spec
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"overrides": {"dockerfile": "../Dockerfile"}}, "'../Dockerfile' must be a path inside the job's code"),
+        ({"overrides": {"dockerfile": "/etc/passwd"}}, "must be a path inside the job's code"),
+        ({"builder": {"accelerator": {"base_image": "cuda # x"}}}, r"accelerator.base_image: Invalid image 'cuda # x'"),
+        ({"builder": {"cuda": {"base_image": 12}}}, "builder.cuda.base_image must be an image's name, not int 12"),
+        ({"builder": {"accelerator": "cuda:12"}}, "builder.accelerator must be a mapping"),
+        ({"builder": {"acelerator": {}}}, "accelerator"),
+        ({"builder": {"accelerator": {"image": "cuda:12"}}}, "base_image"),
+        ({"python_version": "3.11\nRUN id"}, "Invalid runtime"),
+        ({"docker": {"user_id": -1}}, "docker.user_id"),
+    ],
+)
+def test_wish_for_an_image_that_could_never_be_built_is_refused(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(LaunchError, match=said):
+        construct_spec({"job": "train", **config})
+
+
+def test_base_image_for_accelerators_goes_by_the_references_older_word_too() -> None:
+    spec = construct_spec({"job": "train", "builder": {"cuda": {"base_image": "nvidia/cuda:12"}}})
+    assert spec.builder == {"accelerator": {"base_image": "nvidia/cuda:12"}}

@@ -115,6 +115,7 @@ async def test_entry_point_that_runs_a_module_or_a_program_is_taken(registry: Jo
 async def test_entry_point_may_lie_in_the_build_context(registry: JobRegistry, code: Path) -> None:
     (code / "image").mkdir()
     (code / "image" / "train.py").write_text("")
+    (code / "image" / "Dockerfile").write_text("FROM python:3.12\n")
     options: dict[str, Any] = {"build_context": "image", "dockerfile": "Dockerfile", "base_image": "python:3.12"}
 
     job = (await create_in(registry, _request(code, "code", entrypoint="python train.py", **options))).job

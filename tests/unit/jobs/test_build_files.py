@@ -1,0 +1,41 @@
+"""A job whose Dockerfile or build context is not in its code is not made."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_launch.errors import SourceError
+from prefect_launch.jobs.build_files import check_build_files
+
+PATHS = ("main.py", "docker/Dockerfile.train", "docker/deep/notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("context", "dockerfile"),
+    [
+        (None, None),
+        (None, "docker/Dockerfile.train"),
+        ("docker", "Dockerfile.train"),
+        ("./docker/", "./Dockerfile.train"),
+        ("docker/deep", None),
+    ],
+)
+def test_files_that_are_in_the_code_are_right(context: str | None, dockerfile: str | None) -> None:
+    check_build_files(PATHS, build_context=context, dockerfile=dockerfile, where="the code")
+
+
+@pytest.mark.parametrize(
+    ("context", "dockerfile", "said"),
+    [
+        (None, "Dockerfile", "Unknown Dockerfile 'Dockerfile' in the build context '.' of the code"),
+        (None, "docker/Dockerfile.tran", "docker/Dockerfile.train"),
+        ("docker", "docker/Dockerfile.train", "in the build context 'docker'"),
+        ("dokcer", None, "docker"),
+        ("main.py", None, "Unknown build context 'main.py'"),
+    ],
+)
+def test_file_that_is_not_there_is_refused_with_the_nearest(
+    context: str | None, dockerfile: str | None, said: str
+) -> None:
+    with pytest.raises(SourceError, match=said):
+        check_build_files(PATHS, build_context=context, dockerfile=dockerfile, where="the code")
