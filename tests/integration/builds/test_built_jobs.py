@@ -14,6 +14,7 @@ from prefect_launch import create_job, launch_add
 from prefect_launch.api import use_api
 from prefect_launch.errors import RegistryError
 from tests.support.docker_registry import PASSWORD, USER, DockerRegistry
+from tests.support.images import PYTHON_IMAGE
 from tests.support.live import Site
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.engine
 
-BASE_IMAGE = "launch-test/python:1"
 MAIN = "import json, os\nprint('rate', json.loads(os.environ['LAUNCH_CONFIG'])['lr'])\n"
 SCHEMA = {"type": "object", "properties": {"lr": {"type": "number", "maximum": 1}}, "required": ["lr"]}
 
@@ -57,7 +57,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def configure(folder: Path, **more: Any) -> None:
-    builder = {"base_image": BASE_IMAGE, **more.pop("builder", {})}
+    builder = {"base_image": PYTHON_IMAGE, **more.pop("builder", {})}
     (folder / "agent.yaml").write_text(yaml.safe_dump({"builder": builder, **more}))
 
 
@@ -144,7 +144,7 @@ def test_agent_with_a_destination_pushes_what_it_builds_and_takes_what_is_there(
     desk: Desk, engine: DockerEngine, open_registry: DockerRegistry
 ) -> None:
     repository = f"{open_registry.host}/team/{desk.name}"
-    builder = {"base_image": BASE_IMAGE, "destination": repository}
+    builder = {"base_image": PYTHON_IMAGE, "destination": repository}
     config = {"overrides": {"run_config": {"lr": 0.25}}}
     (first,) = desk.add(config)
     desk.work_off(builder=builder)
