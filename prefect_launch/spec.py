@@ -134,6 +134,17 @@ class LaunchSpec(_Part):
             )
         return value
 
+    @field_validator("resource_args", mode="before")
+    @classmethod
+    def _is_by_resource(cls, value: Any) -> Any:
+        for name, options in value.items() if isinstance(value, Mapping) else ():
+            if not isinstance(options, Mapping):
+                raise SpecError(
+                    f"Invalid resource_args: {name!r} is {options!r}, and must be a resource with its options,"
+                    f" such as {{'local-process': {{'gpus': 1}}}}. Put options below the name of their resource."
+                )
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _names_are_known(cls, data: Any) -> Any:

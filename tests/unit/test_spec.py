@@ -250,3 +250,8 @@ def test_wish_for_an_image_that_could_never_be_built_is_refused(config: dict[str
 def test_base_image_for_accelerators_goes_by_the_references_older_word_too() -> None:
     spec = construct_spec({"job": "train", "builder": {"cuda": {"base_image": "nvidia/cuda:12"}}})
     assert spec.builder == {"accelerator": {"base_image": "nvidia/cuda:12"}}
+
+
+def test_option_that_stands_beside_the_resources_is_refused_with_its_right_place() -> None:
+    with pytest.raises(SpecError, match=r"'gpus' is 2.*\{'local-process': \{'gpus': 1\}\}.*below the name"):
+        parse_spec({"job": "digits", "resource_args": {"gpus": 2}})
