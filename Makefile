@@ -38,7 +38,7 @@ test-unit: $(VENV)/.made-dev ## Run the tests that need nothing but Python
 	$(BIN)/python -m pytest tests/unit $(PYTEST)
 
 test-integration: test-machine $(VENV)/.made-dev ## Run the tests on a real server and a real engine
-	$(BIN)/python -m pytest tests/integration tests/acceptance --durations=10 $(PYTEST)
+	$(BIN)/python -m pytest tests/integration tests/acceptance -n 2 --dist loadfile --durations=10 $(PYTEST)
 
 lint: $(VENV)/.made-dev ## Check style and format
 	$(BIN)/ruff check .

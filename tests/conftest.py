@@ -20,6 +20,7 @@ _HOME = Path(tempfile.mkdtemp(prefix="launch-test-home-"))
 atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
     del os.environ[_name]
+os.environ.pop("COLUMNS", None)  # Set by those who run tests in parallel: tables would be cut to it.
 os.environ["PREFECT_HOME"] = str(_HOME)
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"

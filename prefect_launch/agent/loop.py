@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
+from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -28,7 +29,7 @@ from prefect_launch.agent.telling import WaitTeller
 from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
-from prefect_launch.states import StateType
+from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
     from prefect_launch.agent.agent import LaunchAgent
@@ -181,8 +182,12 @@ class Loop:
         self._crew.begin(tracker, lambda: self._crew.do(tracker, work))
 
     async def _is_empty(self) -> bool:
+        """Whether nothing is due and nothing comes back; what a schedule has planned for later is not waited for."""
+        count = partial(self._server.count_items, state_types=[StateType.SCHEDULED])
         for queue in self._config.queues:
-            if await self._server.count_items(pool=queue, state_types=[StateType.SCHEDULED]):
+            if await count(pool=queue, due_before=datetime.now(timezone.utc)):
+                return False
+            if await count(pool=queue, state_names=[ItemState.AWAITING_RETRY.label]):
                 return False
         return True
 

@@ -109,9 +109,12 @@ class ItemCalls:
         queue: str | None = None,
         state_types: Collection[StateType],
         due_before: datetime | None = None,
+        state_names: Collection[str] | None = None,
     ) -> int:
-        """Count the items of a pool, or of one of its work queues, in these states; those due by a time, when given."""
+        """Count the items of a pool, or of one of its work queues, in these states; less when more is asked of them."""
         body = _filters(pool=pool, queue=queue, state_types=state_types)
+        if state_names is not None:
+            body["flow_runs"]["state"]["name"] = {"any_": list(state_names)}
         if due_before is not None:
             body["flow_runs"]["next_scheduled_start_time"] = {"before_": due_before.isoformat()}
         return int(await self._rest.get("POST", "/flow_runs/count", json=body))

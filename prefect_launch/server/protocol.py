@@ -110,8 +110,17 @@ class Server(Protocol):
         queue: str | None = None,
         state_types: Collection[StateType],
         due_before: datetime | None = None,
+        state_names: Collection[str] | None = None,
     ) -> int:
-        """Count the items of a pool, or of one of its work queues; with `due_before`, those that are due by then."""
+        """Count the items of a pool, or of one of its work queues, in these states.
+
+        Args:
+            pool: the pool.
+            queue: the work queue; by default all of the pool.
+            state_types: types of the states.
+            due_before: only those that are due by then.
+            state_names: only those whose state has one of these names.
+        """
         ...
 
     async def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:

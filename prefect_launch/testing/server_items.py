@@ -166,10 +166,12 @@ class ItemTwin(Calls):
         queue: str | None = None,
         state_types: Collection[StateType],
         due_before: datetime | None = None,
+        state_names: Collection[str] | None = None,
     ) -> int:
-        """Count the items of a pool, or of one of its work queues, in these states; those due by a time, when given."""
+        """Count the items of a pool, or of one of its work queues, in these states; less when more is asked of them."""
         inside = [item for item in self._inside(pool, queue) if item.state_type in state_types]
-        return sum(due_before is None or _is_due(item, due_before) for item in inside)
+        named = [item for item in inside if state_names is None or item.state_name in state_names]
+        return sum(due_before is None or _is_due(item, due_before) for item in named)
 
     @call
     def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:

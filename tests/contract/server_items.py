@@ -188,6 +188,16 @@ class ItemContract:
         assert await count(pool=place.pool, state_types=[StateType.SCHEDULED], due_before=due[1]) == 2
         assert await count(pool=place.pool, state_types=[StateType.SCHEDULED], due_before=LATER) == 3
 
+    async def test_items_in_a_state_of_a_name_are_counted_apart(self, place: Place) -> None:
+        await place.add("queued")
+        back = State(
+            type=StateType.SCHEDULED, name="AwaitingRetry", state_details={"scheduled_time": LATER.isoformat()}
+        )
+        await place.server.propose((await place.add("back")).id, back)
+        count = place.server.count_items
+        assert await count(pool=place.pool, state_types=[StateType.SCHEDULED], state_names=["AwaitingRetry"]) == 1
+        assert await count(pool=place.pool, state_types=[StateType.PENDING], state_names=["AwaitingRetry"]) == 0
+
     async def test_line_of_a_work_queue_is_told_first_in_line_first_also_while_the_pool_is_paused(
         self, place: Place
     ) -> None:
@@ -234,8 +244,9 @@ class ItemContract:
     async def test_polled_item_has_all_but_its_state_s_message(self, place: Place) -> None:
         item = await place.add("train", labels={"owner": "me"})
         polled = (await place.server.poll(place.pool, limit=1, before=soon()))[0]
-        assert (polled.state, polled.work_pool_name) == (None, None)
-        assert polled == (await place.read(item)).model_copy(update={"state": None, "work_pool_name": None})
+        assert (polled.state, polled.work_pool_id, polled.work_pool_name) == (None, None, None)
+        unknown = {"state": None, "work_pool_id": None, "work_pool_name": None}
+        assert polled == (await place.read(item)).model_copy(update=unknown)
 
     async def test_poll_gives_only_what_waits_under_whatever_name(self, place: Place) -> None:
         await place.move(await place.add("claimed"), ItemState.CLAIMED)

@@ -34,7 +34,7 @@ def run_all_once(server: PrefectServerProcess, folder: Path, name: str) -> None:
     count = folder / "count"
     site = Site(server.api_url, folder, name, config={"env": {"COUNT_FILE": str(count)}})
     site.job(COUNT_ITSELF)
-    runs = site.add(*({"run_id": f"r{number}"} for number in range(ITEMS)))
+    runs = site.add(*({"run_id": f"{site.name}-{number}"} for number in range(ITEMS)))
     agents = [site.agent_process(f"box-{number}", "--until-empty", jobs=2) for number in range(AGENTS)]
     started = time.monotonic()
     try:

@@ -53,7 +53,7 @@ class Crowd:
 
     def add(self, count: int) -> None:
         """Put items on the queue."""
-        self.runs += self.site.add(*({"run_id": f"r{number}"} for number in range(count)))
+        self.runs += self.site.add(*({"run_id": f"{self.site.name}-{number}"} for number in range(count)))
 
     def kill(self, name: str) -> None:
         """Kill an agent, as a crash would, and start it again."""
