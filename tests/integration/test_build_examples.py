@@ -10,6 +10,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -24,8 +25,12 @@ from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.builds.wish import ImageWish
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.local_container import LocalContainerRunner
+from prefect_launch.sources.git import GitSource
+from prefect_launch.sources.git_command import Git
+from prefect_launch.sources.notebook import as_program, convert_in
 from prefect_launch.testing import InMemoryServer
 from prefect_launch.testing.runner_contract import run
+from tests.support.git_repository import Repository
 
 pytestmark = pytest.mark.engine
 
@@ -47,15 +52,32 @@ BUILT = [
 WRITTEN = [name for name, case in CASES.items() if case.get("dockerfile_only")]
 
 
+async def lay_out(example: Path, submodules: Sequence[str], folder: Path) -> Path:
+    """Bring an example's code to where an agent would: copied, or fetched from git when it has submodules."""
+    code = folder / "code"
+    if not submodules:
+        return Path(shutil.copytree(example, code, ignore=shutil.ignore_patterns("__pycache__")))
+    repository = Repository(folder / "remote")
+    shutil.copytree(example, repository.path, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*submodules))
+    for name in submodules:
+        inner = Repository(folder / name)
+        shutil.copytree(example / name, inner.path, dirs_exist_ok=True)
+        inner.commit()
+        repository.git("submodule", "--quiet", "add", inner.url, name)
+    source = GitSource(folder / "home", git=Git(allowed_protocols=("file",)))
+    await source.check_out(repository.url, repository.commit(), code)
+    return code
+
+
 @pytest.mark.parametrize(("name", "backend"), BUILT)
 async def test_image_of_the_example_runs_it_as_it_wants(
     name: str, backend: str, tmp_path: Path, python_image: str
 ) -> None:
     case = CASES[name]
-    code = tmp_path / "code"
-    shutil.copytree(EXAMPLES / name, code, ignore=shutil.ignore_patterns("__pycache__"))
+    code = await lay_out(EXAMPLES / name, case.get("submodules", ()), tmp_path)
     item = str(uuid4())
-    command = tuple(case.get("entry_point", ("python", "verify")))
+    command = as_program(case.get("entry_point", ("python", "verify")))
+    convert_in(code, command, None)
     wish = ImageWish(entry_point=command, dockerfile=case.get("dockerfile"), python_version="3.11")
     plan = RunPlan(
         item_id=item,

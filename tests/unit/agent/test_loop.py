@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -21,16 +20,6 @@ async def test_loop_runs_all_items_and_ends_when_the_queue_is_empty(bench: Bench
     assert [await bench.states(item) for item in items] == [["Queued", "Pending", "Running", "Completed"]] * 5
     assert len(bench.machine.started) == len(set(bench.machine.started)) == 5
     assert bench.machine.runs == {}
-
-
-async def test_loop_until_empty_waits_for_no_item_that_is_planned_for_later(bench: Bench) -> None:
-    now, later = await bench.add(2)
-    tomorrow = (datetime.now(timezone.utc) + timedelta(days=1)).isoformat()
-    planned = State(type=StateType.SCHEDULED, name="Scheduled", state_details={"scheduled_time": tomorrow})
-    await bench.server.propose(later.id, planned)
-    await asyncio.wait_for(bench.agent().loop(until_empty=True), 10)
-    assert (await bench.states(now))[-1] == "Completed"
-    assert (await bench.states(later))[-1] == "Scheduled"
 
 
 async def test_item_shows_its_log_its_outputs_and_where_it_ran(bench: Bench) -> None:
