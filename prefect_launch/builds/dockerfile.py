@@ -1,6 +1,6 @@
 """The one function that writes a Dockerfile. The order of its sections is the cache policy.
 
-1. base: the image that everything stands on, by its digest where it has one;
+1. base: the image that everything stands on, by its name; the digest that it had goes into the tag and a label;
 2. system: what rarely changes, such as a Python for a base image that brings none;
 3. dependencies: a virtual environment, from the requirement files only, so that a change of the code leaves it alone;
 4. whom it runs as, and where; 5. code, which changes most, comes last. The run's command is no part of it: one image
