@@ -59,7 +59,7 @@ async def claim(server: Server, polled: Item, *, holder: str) -> Item | None:
     if await until_server_is_back(f"judge {polled.id}", lambda: _has_ended_since(server, polled, current)):
         await until_server_is_back(f"restore {polled.id}", lambda: _put_end_back(server, current))
         return None
-    if _transition_of(current.state) != str(token):
+    if current.state is None or current.state.transition_id != str(token):
         await _finish_cancelling(server, current)
         return None
     log.info("%s claimed %s", polled.id, polled.name)
@@ -119,11 +119,8 @@ async def _finish_cancelling(server: Server, item: Item) -> None:
 
 def _is_own_repeat(verdict: Verdict, token: UUID) -> bool:
     """Whether the server says that it made this very transition already: the first answer was lost."""
-    return verdict.status is Answer.REJECT and _transition_of(verdict.state) == str(token)
-
-
-def _transition_of(state: State | None) -> str | None:
-    return None if state is None else str(state.state_details.get("transition_id"))
+    made = verdict.state.transition_id if verdict.state else None
+    return verdict.status is Answer.REJECT and made == str(token)
 
 
 async def _put_end_back(server: Server, item: Item) -> None:

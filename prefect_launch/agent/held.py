@@ -55,7 +55,7 @@ def last_claim(states: Sequence[State]) -> State | None:
 
 def token_of_claim(claim: State) -> str:
     """Return a claim's token."""
-    return str(claim.state_details.get("transition_id") or "")
+    return claim.transition_id or ""
 
 
 def holder_of(states: Sequence[State]) -> Holder | None:

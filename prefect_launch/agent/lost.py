@@ -124,7 +124,7 @@ class LostWatch:
             outcome = Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {why}", cause=Cause.LOST)
         facts = Facts(agent=f"{holder.agent} on {holder.host}", attempt=_attempt(item))
         claim = last_claim(history)
-        token = claim.state_details.get("transition_id") if claim else None
+        token = claim.transition_id if claim else None
         # Several agents may tell of the same claim; the server takes the first.
         once = uuid5(item.id, f"lost {token}")
         await end_item(self._session, item, outcome, current, facts, transition_id=once)
