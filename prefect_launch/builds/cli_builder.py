@@ -24,6 +24,7 @@ from prefect_launch.builds.builder import Builder, LineSink, failure
 from prefect_launch.builds.dockerfile import write_dockerfile, write_labels
 from prefect_launch.builds.order import BuildOrder
 from prefect_launch.builds.pip_access import PipAccess
+from prefect_launch.commands import run_command
 
 _DOCKERFILE: Final = "Dockerfile.launch"
 _KEPT_LINES: Final = 40
@@ -120,7 +121,7 @@ def docker_programs() -> Iterator[str]:
 async def says(*command: str) -> str | None:
     """Return what a command prints; None when it fails or is not there."""
     try:
-        ended = await anyio.run_process(list(command), check=False, stderr=subprocess.DEVNULL)
+        ended = await run_command(command, stderr=subprocess.DEVNULL)
     except OSError:
         return None
     return ended.stdout.decode(errors="replace").strip() if ended.returncode == 0 else None

@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 import anyio
 
+from prefect_launch.commands import run_command
 from prefect_launch.errors import SpecError
 
 #: Importing a module of a job may import a large framework, from a cold disk.
@@ -39,13 +39,8 @@ async def read_schema_class(module: str, attribute: str, *, folder: Path) -> obj
         command = [sys.executable, "-m", __name__, module, attribute, str(answer)]
         try:
             with anyio.fail_after(_TIMEOUT_SECONDS):
-                ended = await anyio.run_process(
-                    command,
-                    cwd=await anyio.Path(folder).resolve(),
-                    env=await _environment(folder),
-                    check=False,
-                    stdout=subprocess.DEVNULL,
-                )
+                where = Path(await anyio.Path(folder).resolve())
+                ended = await run_command(command, cwd=where, env=await _environment(folder))
         except TimeoutError:
             raise SpecError(
                 f"Importing the schema {name} took more than {_TIMEOUT_SECONDS:.0f} s. Put the class into a module that"
