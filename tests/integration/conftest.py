@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import pytest
+
+from tests.support.live import Site
+
+if TYPE_CHECKING:
+    from tests.support.docker_engine import DockerEngine
+    from tests.support.prefect_server import PrefectServerProcess
 
 
 @pytest.fixture
 def unique() -> str:
     """A short name that no other test uses: tests share a server, so queues, jobs and containers need names apart."""
     return f"t-{uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
+    """A queue of processes of the test's own."""
+    return Site(prefect_server.api_url, tmp_path, unique)
+
+
+@pytest.fixture
+def containers(prefect_server: PrefectServerProcess, engine: DockerEngine, tmp_path: Path, unique: str) -> Site:
+    """A queue of containers of the test's own."""
+    return Site(prefect_server.api_url, tmp_path, unique, resource="local-container")

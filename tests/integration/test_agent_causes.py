@@ -15,20 +15,7 @@ from tests.support.live import Site, until
 
 if TYPE_CHECKING:
     from prefect_launch.queued_run import QueuedRun
-    from tests.support.docker_engine import DockerEngine
     from tests.support.prefect_server import PrefectServerProcess
-
-
-@pytest.fixture
-def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
-    """A queue of processes of the test's own."""
-    return Site(prefect_server.api_url, tmp_path, unique)
-
-
-@pytest.fixture
-def containers(prefect_server: PrefectServerProcess, engine: DockerEngine, tmp_path: Path, unique: str) -> Site:
-    """A queue of containers of the test's own."""
-    return Site(prefect_server.api_url, tmp_path, unique, resource="local-container")
 
 
 def container(image: str, script: str, **more: Any) -> dict[str, Any]:

@@ -22,12 +22,6 @@ if TYPE_CHECKING:
 WAIT = 'echo "cards=$CUDA_VISIBLE_DEVICES"; while [ ! -e {} ]; do sleep 0.05; done'
 
 
-@pytest.fixture
-def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
-    """A queue of processes of the test's own."""
-    return Site(prefect_server.api_url, tmp_path, unique)
-
-
 def agent_of(site: Site, cards: InMemoryCards, **config: Any) -> LaunchAgent:
     return LaunchAgent(site.api, site.agent(max_jobs=-1, poll_seconds=1, **config).config, cards=cards)
 

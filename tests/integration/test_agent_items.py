@@ -19,13 +19,6 @@ from tests.support.live import DEADLINE_SECONDS, Site, until
 
 if TYPE_CHECKING:
     from prefect_launch import LaunchAgent
-    from tests.support.prefect_server import PrefectServerProcess
-
-
-@pytest.fixture
-def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
-    """A queue of processes of the test's own."""
-    return Site(prefect_server.api_url, tmp_path, unique)
 
 
 @contextmanager

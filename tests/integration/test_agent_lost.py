@@ -23,12 +23,6 @@ COUNT_SLOWLY = f"echo x >> ../../ran; for n in $(seq {LINES}); do echo line $n; 
 
 
 @pytest.fixture
-def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
-    """A queue of processes of the test's own."""
-    return Site(prefect_server.api_url, tmp_path, unique)
-
-
-@pytest.fixture
 def agents() -> Iterator[list[ChildProcess]]:
     """Agents as processes; what still runs at the end is killed."""
     started: list[ChildProcess] = []

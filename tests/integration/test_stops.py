@@ -16,8 +16,7 @@ from tests.integration.test_agent_items import running
 from tests.support.live import Site, until
 
 if TYPE_CHECKING:
-    from tests.support.docker_engine import DockerEngine
-    from tests.support.prefect_server import PrefectServerProcess
+    pass
 
 GRACE_SECONDS = 1.0
 #: What a stop may take beyond the grace: it is half a second, and a busy machine gets its time.
@@ -27,18 +26,6 @@ OBEYS = "echo up; exec sleep 300"
 IGNORES_TERM = "trap '' TERM; echo up; while true; do sleep 0.1; done"
 DETACHES = "setsid sh -c 'trap \"\" TERM; while true; do sleep 0.1; done' & echo up; exec sleep 300"
 CHATTERS = "echo up; exec yes a line that is of no use to anybody"
-
-
-@pytest.fixture
-def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
-    """A queue of processes of the test's own."""
-    return Site(prefect_server.api_url, tmp_path, unique)
-
-
-@pytest.fixture
-def containers(prefect_server: PrefectServerProcess, engine: DockerEngine, tmp_path: Path, unique: str) -> Site:
-    """A queue of containers of the test's own."""
-    return Site(prefect_server.api_url, tmp_path, unique, resource="local-container")
 
 
 @pytest.mark.parametrize(
