@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
     from tests.support.prefect_server import PrefectServerProcess
 
-WAIT = 'echo "cards=$CUDA_VISIBLE_DEVICES"; while [ ! -e {} ]; do sleep 0.05; done'
+WAIT = 'echo "cards=$CUDA_VISIBLE_DEVICES"; while [ ! -e {}-$CUDA_VISIBLE_DEVICES ]; do sleep 0.05; done'
 
 
 def agent_of(site: Site, cards: InMemoryCards, **config: Any) -> LaunchAgent:
@@ -31,8 +31,7 @@ def asks(gpus: Any, resource: str = "local-process") -> dict[str, Any]:
 
 
 def test_processes_have_gpus_of_their_own_and_a_restart_remembers_whose(site: Site, tmp_path: Path) -> None:
-    done = tmp_path / "done"
-    site.job(WAIT.format(done))
+    site.job(WAIT.format(tmp_path / "done"))
     first, second = site.add(asks(2), asks(["3"]))
     cards = InMemoryCards(4)
     with running(agent_of(site, cards)):
@@ -43,10 +42,11 @@ def test_processes_have_gpus_of_their_own_and_a_restart_remembers_whose(site: Si
         until(lambda: "cards=2" in site.log(fourth))
         assert agent.shop.desk.describe().count("free") == 0
         assert site.states(third) == ["Queued"]
-        done.touch()
-        for run in (first, second, third, fourth):
-            until(lambda run=run: run.item.state_type is StateType.COMPLETED)  # type: ignore[misc]
-    assert "cards=0,1" in site.log(third)
+        for cards_of, ends in (("0,1", (first, third)), ("2", (fourth,)), ("3", (second,))):
+            (tmp_path / f"done-{cards_of}").touch()
+            for run in ends:
+                until(lambda run=run: run.item.state_type is StateType.COMPLETED)  # type: ignore[misc]
+    assert "cards=0,1" in site.log(third)  # no others were free
 
 
 def test_item_that_never_fits_fails_with_the_reason_and_the_queue_goes_on(site: Site) -> None:

@@ -152,6 +152,8 @@ class Lives:
         number = next(self._numbers)
         log, calls = (self._folder / f"life-{number}.{kind}" for kind in ("log", "calls"))
         order = {"resource": resource, "settings": settings, "dies_at": dies_at, "log": str(log), "calls": str(calls)}
+        # The process that forks is older than the test, and so are its variables: the way to the engine is the test's.
+        order["environment"] = dict(os.environ)
         over = self._over[number] = queue.Queue()
         assert self._process.stdin is not None
         with self._writing:
@@ -194,6 +196,7 @@ def _live(order: dict[str, Any]) -> None:
     code = 1
     try:
         os.setsid()
+        os.environ.update(order["environment"])
         output = os.open(order["log"], os.O_CREAT | os.O_APPEND | os.O_WRONLY)
         nothing = os.open(os.devnull, os.O_RDONLY)
         for source, target in ((nothing, 0), (output, 1), (output, 2)):
