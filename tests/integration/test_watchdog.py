@@ -50,7 +50,7 @@ def test_item_that_is_not_heard_of_is_crashed_and_no_other(
         assert await aset_watchdog(site.api, AFTER_SECONDS)
         async with site.api.connect() as server:
             silent, alive, ended, back = [await in_work(server, run.id) for run in runs]
-            # The server takes an automation up a moment after it said that it was made: more than one beat is seen by it.
+            # The server takes an automation up a moment after it said that it made it: not one beat alone.
             for _ in range(3):
                 await server.beat_items([silent, alive, ended, back])
                 await asyncio.sleep(1)
