@@ -1,11 +1,14 @@
-"""A lock between processes: a file that is locked by the kernel, so that it ends with its holder, however that ends."""
+"""A lock between processes: a file that is locked by the kernel, so that it ends with its holder, however that ends.
+
+The standard-library-only programs that run beside a job (`runners/supervisor.py`, `inputs`) lock for themselves.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -25,15 +28,39 @@ async def locked(file: Path, *, shared: bool = False) -> AsyncIterator[int]:
     Yields:
         The descriptor: a process that inherits it holds the lock too, until it ends.
     """
+    with _opened(file) as descriptor:
+        while not _take(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):  # noqa: ASYNC110 - the holder is another process
+            await anyio.sleep(_POLL_SECONDS)
+        yield descriptor
+
+
+@contextmanager
+def locked_if_free(file: Path) -> Iterator[bool]:
+    """Hold a lock if nobody else holds it now; whoever does is not waited for.
+
+    Args:
+        file: what is locked; it is made, and stays.
+
+    Yields:
+        Whether it is held.
+    """
+    with _opened(file) as descriptor:
+        yield _take(descriptor, fcntl.LOCK_EX)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[int]:
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
-        while True:
-            try:
-                fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                await anyio.sleep(_POLL_SECONDS)
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -5,10 +5,9 @@ Whoever took it in the moment before has left a newer time on it, and it stays, 
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 
+from prefect_launch.file_lock import locked_if_free
 from prefect_launch.shelf import FRESH_SECONDS, Entry, FolderShelf, being_removed, renamed
 
 
@@ -38,20 +37,17 @@ class LockedShelf(FolderShelf):
         return path.stat().st_mtime
 
     def take_off(self, entry: Entry) -> Path | None:
-        descriptor = os.open(self._folder / f"{entry.name}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if self.used_at(entry.path) != entry.used_at or self.is_in_use(entry.path):
-                return None
-            gone = renamed(entry.path, self._folder)
-            if self.used_at(gone) != entry.used_at:
-                gone.rename(entry.path)
-                return None
-            return gone
-        except OSError:  # Its lock is held, or somebody else was faster.
+            with locked_if_free(self._folder / f"{entry.name}.lock") as is_ours:
+                if not is_ours or self.used_at(entry.path) != entry.used_at or self.is_in_use(entry.path):
+                    return None
+                gone = renamed(entry.path, self._folder)
+                if self.used_at(gone) != entry.used_at:
+                    gone.rename(entry.path)
+                    return None
+                return gone
+        except OSError:  # Somebody else was faster.
             return None
-        finally:
-            os.close(descriptor)
 
     def remains(self) -> list[Path]:
         return being_removed(self._folder)

@@ -7,10 +7,7 @@ at a time on one home. The job store is not its business: what runs have left th
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -25,6 +22,7 @@ from prefect_launch.agent.run_shelf import RunShelf
 from prefect_launch.builds.image_shelf import ImageShelf
 from prefect_launch.environments.shelf import EnvironmentShelf
 from prefect_launch.errors import LaunchError
+from prefect_launch.file_lock import locked_if_free
 from prefect_launch.runners.process_files import environments_in_use
 from prefect_launch.shelf import FRESH_SECONDS, Shelf, Tidied
 from prefect_launch.sources.git_shelf import GitShelf
@@ -112,10 +110,8 @@ class Housekeeper:
         Raises:
             LaunchError: when the server does not answer.
         """
-        home = self._shop.config.home
-        await anyio.Path(home).mkdir(parents=True, exist_ok=True)
-        with _alone(os.path.join(home, "housekeeping.lock")) as alone:
-            return await self._once(dry_run) if alone else None
+        with locked_if_free(self._shop.config.home / "housekeeping.lock") as is_ours:
+            return await self._once(dry_run) if is_ours else None
 
     async def _once(self, dry_run: bool) -> Report:
         survey = await remove_finished(self._shop, self._held(), dry_run=dry_run, settled_seconds=self._settled_seconds)
@@ -154,16 +150,3 @@ def in_bytes(amount: int) -> str:
             break
         value /= 1024
     return f"{value:.0f} {unit}" if unit == _UNITS[0] else f"{value:.1f} {unit}"
-
-
-@contextmanager
-def _alone(path: str) -> Iterator[bool]:
-    """Tell whether this process is the only one that keeps this house, for as long as the block lasts."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield True
-    except BlockingIOError:
-        yield False
-    finally:
-        os.close(descriptor)

@@ -5,7 +5,6 @@ It is reached from this machine only. It ends with the demo, even when that is k
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -21,6 +20,7 @@ from typing import Final
 import httpx
 
 from prefect_launch.errors import InfrastructureError
+from prefect_launch.file_lock import locked_if_free
 
 #: The address that the demo's UI has unless someone else listens there, so that it can be bookmarked.
 USUAL_PORT: Final = 4280
@@ -128,22 +128,16 @@ def only_one(home: Path) -> Iterator[None]:
     Raises:
         InfrastructureError: when one is running, or the folder cannot be made.
     """
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(home / "demo.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise InfrastructureError(
-            f"The demo's folder {home} cannot be used: {error.strerror}. Make it writable."
-        ) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InfrastructureError(f"A demo is running in {home} already. Stop it with Ctrl-C, or use its UI.") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            is_ours = stack.enter_context(locked_if_free(home / "demo.lock"))
+        except OSError as error:
+            raise InfrastructureError(
+                f"The demo's folder {home} cannot be used: {error.strerror}. Make it writable."
+            ) from None
+        if not is_ours:
+            raise InfrastructureError(f"A demo is running in {home} already. Stop it with Ctrl-C, or use its UI.")
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _free_port() -> int:
