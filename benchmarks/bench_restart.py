@@ -6,8 +6,6 @@ with its item read and its watch begun. The floor is one list call: the engine's
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable
 from statistics import median
@@ -18,6 +16,7 @@ from benchmarks.place import Place
 from benchmarks.sleepers import agent_at_rest, containers, queue_of_containers, run_sleepers
 from prefect_launch.agent import LaunchAgent
 from prefect_launch.errors import LaunchError
+from tests.support.agent_thread import running
 
 _CONTAINERS = 20
 _ROUNDS = 3
@@ -42,22 +41,11 @@ def measure(place: Place) -> list[Figure]:
 def _adopt(place: Place, queue: str, count: int) -> float:
     """Start an agent, wait until it has all in hand, and let it leave: what runs goes on."""
     agent = LaunchAgent(place.api, config_of(queue, max_jobs=count))
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def work() -> None:
-        loops.append(asyncio.get_running_loop())
-        await agent.loop()
-
-    thread = threading.Thread(target=lambda: asyncio.run(work()))
-    thread.start()
-    try:
+    with running(agent):
         _until(lambda: _is_connected(agent))
         begun = time.perf_counter()
         _until(lambda: len(agent.thread_ids) == count)
         return (time.perf_counter() - begun) * 1000
-    finally:
-        loops[0].call_soon_threadsafe(agent.stop)
-        thread.join()
 
 
 def _is_connected(agent: LaunchAgent) -> bool:

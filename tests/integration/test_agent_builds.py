@@ -12,8 +12,8 @@ import yaml
 
 from prefect_launch import launch
 from prefect_launch.states import StateType
-from tests.integration.test_agent_items import running
 from tests.integration.test_housekeeping import keep_house
+from tests.support.agent_thread import running
 from tests.support.builds import BuildSite
 from tests.support.live import until
 

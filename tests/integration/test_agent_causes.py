@@ -10,7 +10,7 @@ import pytest
 
 from prefect_launch.agent.lost import LostWatch
 from prefect_launch.states import StateType
-from tests.integration.test_agent_items import running
+from tests.support.agent_thread import running
 from tests.support.live import Site, until
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from prefect_launch import LaunchAgent
 from prefect_launch.runners.local_container import LocalContainerRunner
 from prefect_launch.states import StateType
 from prefect_launch.testing import InMemoryCards
-from tests.integration.test_agent_items import running
+from tests.support.agent_thread import running
 from tests.support.live import DEADLINE_SECONDS, Site, until
 
 if TYPE_CHECKING:

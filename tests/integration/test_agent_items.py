@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from prefect_launch.errors import ExecutionError
 from prefect_launch.states import StateType
+from tests.support.agent_thread import running
 from tests.support.live import DEADLINE_SECONDS, Site, until
-
-if TYPE_CHECKING:
-    from prefect_launch import LaunchAgent
-
-
-@contextmanager
-def running(agent: LaunchAgent) -> Iterator[LaunchAgent]:
-    """An agent's loop on a thread beside the test."""
-    loops: list[asyncio.AbstractEventLoop] = []
-
-    async def work() -> None:
-        loops.append(asyncio.get_running_loop())
-        await agent.loop()
-
-    thread = threading.Thread(target=lambda: asyncio.run(work()))
-    thread.start()
-    try:
-        yield agent
-    finally:
-        until(lambda: loops)[0].call_soon_threadsafe(agent.stop)
-        thread.join(DEADLINE_SECONDS)
 
 
 def test_item_runs_to_completed_and_shows_all_that_it_left(site: Site) -> None:

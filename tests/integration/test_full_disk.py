@@ -11,8 +11,8 @@ import pytest
 
 from prefect_launch.states import StateType
 from tests.integration.test_agent_containers import container
-from tests.integration.test_agent_items import running
 from tests.integration.test_housekeeping import keep_house
+from tests.support.agent_thread import running
 from tests.support.live import Site, until
 from tests.support.small_disk import fill, small_disk
 

@@ -15,7 +15,7 @@ import pytest
 from prefect_launch import launch_add
 from prefect_launch.agent_board import order_drain, read_notices, take_drain_back
 from prefect_launch.api import use_api
-from tests.integration.test_agent_items import running
+from tests.support.agent_thread import running
 from tests.support.live import Site, until
 from tests.support.relay import relay_to
 

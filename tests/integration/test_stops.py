@@ -12,7 +12,7 @@ import pytest
 from prefect_launch import create_job
 from prefect_launch.queued_run import QueuedRun
 from prefect_launch.states import StateType
-from tests.integration.test_agent_items import running
+from tests.support.agent_thread import running
 from tests.support.live import Site, until
 
 if TYPE_CHECKING:
