@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefect_launch.errors import LaunchError, SpecError, unknown_name
+from prefect_launch.complaint import first_complaint
+from prefect_launch.errors import SpecError, unknown_name
 
 #: The longest pause before an attempt: a backoff must not put an item off for days.
 MAX_DELAY_SECONDS: Final = 3600.0
@@ -105,10 +106,7 @@ def parse_retries(value: Any, what: str = "retries") -> Retries:
     try:
         return Retries.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, LaunchError):
-            raise cause from None
+        first = first_complaint(error)
         where = "".join(f".{part}" for part in first["loc"])
         raise SpecError(
             f"Invalid {what}{where} {first['input']!r}: {first['msg']}. Give a whole number from 0 to {_MAX_RETRIES},"

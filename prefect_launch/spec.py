@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from prefect_launch.complaint import first_complaint
 from prefect_launch.duration import TimeLimit
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.jobs.naming import check_runtime
@@ -250,10 +251,7 @@ def _mapping(name: str, value: object) -> Mapping[str, Any]:
 
 
 def _readable(error: ValidationError) -> LaunchError:
-    first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
-    if isinstance(cause, LaunchError):
-        return cause
+    first = first_complaint(error)
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         models: dict[str, type[BaseModel]] = {"overrides": Overrides, "docker": DockerSource, "git": GitSource}

@@ -21,7 +21,8 @@ from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.reference import parse_reference
 from prefect_launch.builds.registries.settings import RegistrySettings, read_registries
 from prefect_launch.builds.settings import BuilderSettings
-from prefect_launch.errors import AgentConfigError, LaunchError, unknown_name
+from prefect_launch.complaint import first_complaint
+from prefect_launch.errors import AgentConfigError, unknown_name
 from prefect_launch.job_environment import WandbServer
 from prefect_launch.macros import check_named_macros
 from prefect_launch.names import check_name, safe_name
@@ -187,10 +188,7 @@ def parse_agent_config(data: Mapping[str, Any]) -> AgentConfig:
     try:
         return AgentConfig.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, LaunchError):
-            raise cause from None
+        first = first_complaint(error)
         where = ".".join(str(part) for part in first["loc"])
         raise AgentConfigError(
             f"Agent config error in field {where} (value: {first['input']!r}): {first['msg']}."

@@ -5,8 +5,9 @@ The names that users meet are imported on first use, so that the agent's and the
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prefect_launch.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.create import acreate_job, create_job
@@ -25,8 +26,4 @@ _HOMES = {
 
 __all__ = ["Job", "JobRegistry", "JobStore", "JobSummary", "acreate_job", "create_job"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

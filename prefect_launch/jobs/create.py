@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from prefect_launch.errors import LaunchError, SpecError
+from prefect_launch.complaint import first_complaint
+from prefect_launch.errors import SpecError
 from prefect_launch.jobs.drafts import JobRequest, draft_job
 from prefect_launch.jobs.entrypoint import parse_entry_point
 from prefect_launch.jobs.model import Job, PutResult
@@ -173,9 +174,6 @@ def _request(
     try:
         return JobRequest.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        cause = first.get("ctx", {}).get("error")
-        if isinstance(cause, LaunchError):
-            raise cause from None
+        first = first_complaint(error)
         place = ".".join(str(part) for part in first["loc"])
         raise SpecError(f"Invalid job: {place}: {first['msg']} (got {first['input']!r}).") from None

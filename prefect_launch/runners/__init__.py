@@ -5,8 +5,9 @@ Names are imported on first use, so that asking for one resource does not import
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from prefect_launch.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from prefect_launch.runners.base import Exit, Found, Labels, Phase, Runner, RunPlan, RunState
@@ -45,14 +46,4 @@ __all__ = [
     "runner_names",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
