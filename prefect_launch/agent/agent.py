@@ -156,7 +156,7 @@ class LaunchAgent:
             self._workshop = Workshop(self.config, session, dict(self._runners), cards=self._cards)
             await self._workshop.desk.open()
             opens, desk = self._workshop.reach.is_open, self._workshop.desk
-            self._intake = Intake(session, self.config.queues, self.holder, desk, opens)
+            self._intake = Intake(session, self.config.queues, self.holder, desk, opens, self.config.poll_seconds)
             try:
                 yield self
             finally:

@@ -4,6 +4,10 @@ Polls are shared out over claims: four times the free slots are asked for. An ag
 first out. One that lost a claim lately has others beside it, and shuffles inside one priority, so that they do not all
 run for the same item. What is older than the window is not used: the longer an item lies here, the likelier another
 agent has had it.
+
+A poll also looks a little ahead: what it shows for later (a retry, a run of a schedule) is never claimed before its
+time, but says when to ask again (`due_at`). As it may stand in front of what is due, no answer with it in is taken for
+all that is due.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from itertools import groupby
 from typing import Final, Protocol
 from uuid import UUID
@@ -29,6 +33,11 @@ POLL_LIMIT: Final = 200
 WINDOW_SECONDS: Final = 0.5
 #: For how long after a lost claim the agent takes it that it is not alone.
 CONTENDED_SECONDS: Final = 30.0
+#: How far a poll may look ahead at most, and how much further than to the next poll, which may come a little late.
+_MOST_AHEAD_SECONDS: Final = 24 * 3600.0
+_MARGIN_SECONDS: Final = 1.0
+#: Between two polls for items that were not due yet: the clock that says what is due may run unlike the one that waits.
+_SHORTEST_WAIT_SECONDS: Final = 0.1
 
 
 class Gate(Protocol):
@@ -54,16 +63,24 @@ class Candidates:
         server: the door.
         queue: the queue's name.
         gate: decides which of them; by default all.
+        ahead_seconds: how long it may be to the next poll, which is how far each looks ahead.
     """
 
-    def __init__(self, server: Server, queue: str, gate: Gate | None = None) -> None:
+    def __init__(self, server: Server, queue: str, gate: Gate | None = None, *, ahead_seconds: float = 0.0) -> None:
         self._server = server
         self._queue = queue
         self._gate = gate
+        self._ahead = timedelta(seconds=min(ahead_seconds + _MARGIN_SECONDS, _MOST_AHEAD_SECONDS))
+        self._due_at = float("inf")
         self._items: deque[Item] = deque()
         self._polled_at = float("-inf")
         self._lost_at = float("-inf")
         self._was_all = False
+
+    @property
+    def due_at(self) -> float:
+        """When the first of what the last poll showed for later is due, on the monotonic clock; infinite: none."""
+        return self._due_at
 
     def lost(self) -> None:
         """Note that another agent was faster with an item."""
@@ -89,15 +106,19 @@ class Candidates:
         Raises:
             ServerUnavailableError: when the server does not answer.
         """
-        stale = time.monotonic() - self._polled_at > WINDOW_SECONDS
-        if stale or (not self._items and not self._was_all):
-            await self._poll(min(POLL_LIMIT, POLL_FACTOR * max(slots, 1)))
+        if self._is_stale or (not self._items and not self._was_all):
+            await self._look_ahead(min(POLL_LIMIT, POLL_FACTOR * max(slots, 1)))
         found = await self._take(skip, schedulers)
         if found is None and not self._was_all:
-            # All that came is not for us; what is may lie behind it.
-            await self._poll(POLL_LIMIT)
+            # All that came is not for us, or not yet; what is may lie behind it.
+            self._keep(await self._poll(POLL_LIMIT, datetime.now(timezone.utc)), POLL_LIMIT)
             found = await self._take(skip, schedulers)
         return found
+
+    @property
+    def _is_stale(self) -> bool:
+        now = time.monotonic()
+        return now - self._polled_at > WINDOW_SECONDS or now >= self._due_at
 
     async def _take(self, skip: Collection[UUID], schedulers: bool) -> Item | None:
         while self._items:
@@ -108,14 +129,32 @@ class Candidates:
                 return item
         return None
 
-    async def _poll(self, limit: int) -> None:
+    async def _look_ahead(self, limit: int) -> None:
+        """Poll for what is due, and note when the next is that will be."""
+        now = datetime.now(timezone.utc)
+        found = await self._poll(limit, now + self._ahead)
+        later = [due for item in found if (due := item.next_scheduled_start_time) is not None and due > now]
+        wait = (min(later) - now).total_seconds() if later else float("inf")
+        self._due_at = self._polled_at + max(wait, _SHORTEST_WAIT_SECONDS)
+        self._keep([item for item in found if (item.next_scheduled_start_time or now) <= now], limit, more=bool(later))
+
+    async def _poll(self, limit: int, before: datetime) -> list[Item]:
         self._polled_at = time.monotonic()
-        found = await self._server.poll(self._queue, limit=limit, before=datetime.now(timezone.utc))
+        return await self._server.poll(self._queue, limit=limit, before=before)
+
+    def _keep(self, due: list[Item], limit: int, *, more: bool = False) -> None:
+        """Keep what a poll showed as due.
+
+        Args:
+            due: in the server's order.
+            limit: how many were asked for.
+            more: what is not due yet was shown too, perhaps in the place of what is.
+        """
         contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS
-        self._items = deque(shuffled(found) if contended else found)
-        self._was_all = len(found) < limit
-        if self._gate is not None and (self._was_all or limit == POLL_LIMIT):
-            self._gate.saw(self._queue, found)
+        self._items = deque(shuffled(due) if contended else due)
+        self._was_all = len(due) < limit and not more
+        if self._gate is not None and (self._was_all or (limit == POLL_LIMIT and not more)):
+            self._gate.saw(self._queue, due)
 
 
 def shuffled(items: Iterable[Item]) -> list[Item]:

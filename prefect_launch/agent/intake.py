@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class Intake:
         holder: who claims, as people read it.
         gate: decides which items it may claim now; by default all.
         opens: says whether items of a queue may be claimed now; by default always.
+        poll_seconds: when the next poll comes at the latest: what will be due until then, `due_in` tells.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Intake:
         holder: str,
         gate: Gate | None = None,
         opens: Callable[[str], Awaitable[bool]] | None = None,
+        poll_seconds: float = 0.0,
     ) -> None:
         self._session = session
         self._server = session.server
@@ -63,7 +66,9 @@ class Intake:
         self._gate = gate
         self._opens = opens
         self._turn = deque(queues)
-        self._candidates = {queue: Candidates(session.server, queue, gate) for queue in queues}
+        self._candidates = {
+            queue: Candidates(session.server, queue, gate, ahead_seconds=poll_seconds) for queue in queues
+        }
         self._limits: dict[str, Limits] = {}
 
     async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> tuple[Item, str] | None:
@@ -124,6 +129,14 @@ class Intake:
             return True
         await until_server_is_back(f"take {item.id} back", lambda: give_back(self._server, item, why))
         return False
+
+    def due_in(self) -> float:
+        """In how many seconds the next item that was shown for later is due; infinite when none is known.
+
+        One whose time has come is due already: it was asked for, or there was no use in asking.
+        """
+        now = time.monotonic()
+        return min((one.due_at for one in self._candidates.values() if one.due_at > now), default=float("inf")) - now
 
     def look_again(self) -> None:
         """Forget what was polled: something new has come in."""

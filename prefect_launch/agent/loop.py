@@ -1,6 +1,7 @@
 """The loop of an agent: fill the free slots, wait to be woken.
 
-It is woken by the server's events and by its own finished work; the clock is the fallback.
+It is woken by the server's events, by its own finished work, and by the time at which an item that it saw is due; the
+next poll is the fallback.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ class Loop:
                 # Whatever the server made of one request, the agent's other work goes on.
                 log.error("failed %s: %s", type(error).__name__, error)
             left = max(self._ends_at - time.monotonic(), 0.0)
-            await self._agent.wake.wait(min(self._config.poll_seconds, left))
+            await self._agent.wake.wait(min(self._config.poll_seconds, left, self._intake.due_in()))
 
     @property
     def _is_over(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
 
@@ -240,6 +240,20 @@ class ItemContract:
             await place.add(f"{priority.name.lower()}-{len(await place.poll())}", priority=priority)
         assert await place.poll() == ["critical-2", "high-4", "medium-1", "medium-3", "low-0"]
         assert await place.poll(limit=2) == ["critical-2", "high-4"]
+
+    async def test_poll_that_looks_ahead_shows_later_items_behind_those_of_their_priority_that_are_due(
+        self, place: Place
+    ) -> None:
+        due = datetime.now(timezone.utc) + timedelta(minutes=10)
+        later = State(type=StateType.SCHEDULED, name="Scheduled", state_details={"scheduled_time": due.isoformat()})
+        for name, priority in (("usual", Priority.MEDIUM), ("urgent", Priority.CRITICAL)):
+            item = await place.add(f"{name}-later", priority=priority)
+            assert (await place.server.propose(item.id, later)).accepted
+        await place.add("usual")
+        assert await place.poll() == ["usual"]
+        shown = await place.server.poll(place.pool, limit=50, before=due + timedelta(seconds=1))
+        assert [item.name for item in shown] == ["urgent-later", "usual", "usual-later"]
+        assert [item.next_scheduled_start_time == due for item in shown] == [True, False, True]
 
     async def test_polled_item_has_all_but_its_state_s_message(self, place: Place) -> None:
         item = await place.add("train", labels={"owner": "me"})
