@@ -43,7 +43,8 @@ class QueueCalls:
             type: the resource that its items run on, such as `local-process` or `local-container`.
             entity: its owner; by default this `Api`'s.
             prioritization_mode: `V0` (four priorities, the default) or `DISABLED` (one).
-            config: the resource's options; `{{var}}` in it stands for a template variable.
+            config: the resource's options; `{{var}}` in it stands for a template variable. `docker: {pin: true}` beside
+                them fixes the digest of each item's image when it is queued.
             template_variables: `{name: {"schema": {type, enum, minimum, maximum, default}}}`.
             concurrency: how many items may be in work at a time, at least 1; `None` for no limit.
             submitter_options: options that submitters may set besides the resource's usual ones.
@@ -86,7 +87,8 @@ class QueueCalls:
         submitter_options: Iterable[str],
         replace: bool,
     ) -> RunQueue:
-        from prefect_launch.queues import RunQueue, check_concurrency, check_queue_name, create_queue, make_config
+        from prefect_launch.queue_config import make_config
+        from prefect_launch.queues import RunQueue, check_concurrency, check_queue_name, create_queue
 
         check_queue_name(name)
         check_concurrency(concurrency)

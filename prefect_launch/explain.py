@@ -23,7 +23,8 @@ from prefect_launch.explain_changes import Change, changes_of, masked, masked_pa
 from prefect_launch.image_digest import digest_in, with_digest
 from prefect_launch.item_draft import draft_item, resolve_source, same_item
 from prefect_launch.planning import Request, Site, default_resource, preview_plan
-from prefect_launch.queues import DEFAULT_QUEUE, make_config
+from prefect_launch.queue_config import make_config
+from prefect_launch.queues import DEFAULT_QUEUE
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft
@@ -92,7 +93,7 @@ async def explain_item(api: Api, session: Session, spec: LaunchSpec, queue_name:
     named = spec if spec.run_id else spec.model_copy(update={"run_id": _RUN})
     job = (await resolve_source(session, named)).job
     queue = await _look_at(session, queue_name, default_resource(job) if spec.resource is None else spec.resource)
-    named = await with_digest(named, job)
+    named = await with_digest(named, job, by_queue=queue.config.pin)
     draft = draft_item(api, queue, named, job)
     there = await _there(session, draft, queue) if spec.run_id else None
     full = parse_spec({**draft.parameters, "template_variables": draft.job_variables})

@@ -88,6 +88,8 @@ def _of_spec(asked: LaunchSpec, full: LaunchSpec) -> list[Change]:
         for name, value in full.overrides.run_config.items()
         if given.get(name) != value
     ]
+    if full.docker.pin and not asked.docker.pin:
+        found.append(Change(what="docker.pin", becomes=True, by="the queue"))
     return found + [
         Change(what=what, becomes=getattr(full, what), by="the job, or your settings")
         for what in ("entity", "project")

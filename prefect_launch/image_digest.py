@@ -1,8 +1,9 @@
 """Which image a name means, by its digest, before an agent has it.
 
-A tag can be moved while an item waits. An item that asks for it (`docker.pin`) has the digest that the tag meant when
-it was queued in its spec, and runs that. It is looked up from the machine that queues, within two seconds; a registry
-that does not tell, or is out of its sight, keeps nobody from queuing: then an agent sees the digest at the start.
+A tag can be moved while an item waits. When the item or its queue asks for it (`docker.pin`), the digest that the tag
+meant when it was queued is in its spec, and that is run. It is looked up from the machine that queues, within two
+seconds; a registry that does not tell, or is out of its sight, keeps nobody from queuing: then an agent sees the digest
+at the start.
 """
 
 from __future__ import annotations
@@ -45,23 +46,31 @@ Digests = dict[str, "str | None"]
 
 
 async def with_digest(
-    spec: LaunchSpec, job: Job | None, known: Digests | None = None, registry: Registry | None = None
+    spec: LaunchSpec,
+    job: Job | None,
+    known: Digests | None = None,
+    registry: Registry | None = None,
+    *,
+    by_queue: bool = False,
 ) -> LaunchSpec:
-    """Return a spec with the digest of its image in it, when it asks for that and its registry tells in time.
+    """Return a spec with the digest of its image in it, when that is asked for and its registry tells in time.
 
     Args:
         spec: what is asked for.
         job: that it names.
         known: of earlier specs of the same call: a registry is asked once for an image, however many items want it.
         registry: the registries; by default all, as this machine is logged in.
+        by_queue: whether the queue asks for it; what the spec itself says wins.
     """
     image = spec.image or (job.image if job is not None else None)
-    if not spec.docker.pin or spec.docker.digest or not image:
+    is_asked = by_queue if spec.docker.pin is None else spec.docker.pin
+    if not is_asked or spec.docker.digest or not image:
         return spec
     known = {} if known is None else known
     if image not in known:
         known[image] = digest_in(image) or await _ask(image, registry or RemoteRegistries(_this_machine(), pauses=()))
-    return spec.model_copy(update={"docker": spec.docker.model_copy(update={"digest": known[image]})})
+    docker = spec.docker.model_copy(update={"pin": True, "digest": known[image]})
+    return spec.model_copy(update={"docker": docker})
 
 
 def _this_machine() -> Keychain:

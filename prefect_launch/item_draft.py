@@ -18,7 +18,8 @@ from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.named_job import NamedJob, job_named_by, with_job
 from prefect_launch.planning import default_resource
 from prefect_launch.priority import Priority
-from prefect_launch.queues import DEFAULT_QUEUE, QUEUE_LABEL, create_queue, make_config
+from prefect_launch.queue_config import make_config
+from prefect_launch.queues import DEFAULT_QUEUE, QUEUE_LABEL, create_queue
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import check_submitter_args, locked_options
 from prefect_launch.server.values import Item, ItemDraft, State
@@ -88,7 +89,7 @@ async def check_item(
     """
     named = named or await resolve_source(session, spec)
     queue = await _queue(session, queue_name, spec, named.job)
-    spec = await with_digest(spec, named.job, digests)
+    spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
     return CheckedItem(api, queue, spec, named, named.job, draft_item(api, queue, spec, named.job))
 
 
@@ -206,11 +207,16 @@ def same_item(item: Item, draft: ItemDraft, queue: KnownQueue) -> Item:
 
 
 def _asked(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a spec asks for: without the digest that was looked up, for its tag may mean another by now."""
+    """Return what a spec asks for: without the digest that was looked up, for its tag may mean another by now.
+
+    Nor does it matter that it was to be looked up: the queue's owner may have asked for that in the meantime.
+    """
     docker = parameters.get("docker")
     if not isinstance(docker, Mapping) or not docker.get("pin"):
         return dict(parameters)
-    return {**parameters, "docker": {key: value for key, value in docker.items() if key != "digest"}}
+    named = {key: value for key, value in docker.items() if key not in ("pin", "digest")}
+    rest = {key: value for key, value in parameters.items() if key != "docker"}
+    return {**rest, "docker": named} if named else rest
 
 
 def _image_name(spec: LaunchSpec) -> str:

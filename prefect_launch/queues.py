@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from prefect_launch.errors import QueueError, unknown_name
+from prefect_launch.errors import QueueError
 from prefect_launch.names import MAX_QUEUE_NAME_CHARS, check_name
 from prefect_launch.priority import Priority
-from prefect_launch.runners.registry import runner_class
-from prefect_launch.safety import normalise_option, normalise_options
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Pool
 from prefect_launch.spec import LaunchSpec
 from prefect_launch.states import StateType
-from prefect_launch.templates import QueueConfig, check_placeholders, read_template_variables
+from prefect_launch.templates import QueueConfig
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
@@ -27,7 +23,6 @@ if TYPE_CHECKING:
 DEFAULT_QUEUE: Final = "default"
 #: Label of deployments and items: the queue that they belong to.
 QUEUE_LABEL: Final = "prefect-launch.queue"
-PRIORITIZATION_MODES: Final = ("V0", "DISABLED")
 #: Prefect keeps these names to itself.
 _RESERVED_PREFIX: Final = "prefect"
 
@@ -35,78 +30,6 @@ _RESERVED_PREFIX: Final = "prefect"
 def deployment_name(queue: str) -> str:
     """Return the name of the deployment (of the flow `launch`) that a queue's items are made from."""
     return f"queue-{queue}"
-
-
-def make_config(
-    resource: str,
-    config: Mapping[str, Any] | None,
-    template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
-    *,
-    entity: str | None = None,
-    prioritization_mode: str | None = None,
-    submitter_options: Iterable[str] = (),
-) -> QueueConfig:
-    """Make and check a queue's configuration, with nothing asked of the server.
-
-    Args:
-        resource: name of the resource, such as `local-container`.
-        config: the resource's options; `{"resource_args": {resource: options}}` is understood too.
-        template_variables: see `prefect_launch.templates.read_template_variables`.
-        entity: owner of the queue.
-        prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
-        submitter_options: options that submitters may set besides the resource's usual ones.
-
-    Raises:
-        NotFoundError: for an unknown resource or option.
-        QueueError: for a template variable or mode that is not right.
-    """
-    runner = runner_class(resource)
-    options = _options_of(resource, config)
-    _check_json("config", options)
-    _check_json("template_variables", template_variables if isinstance(template_variables, Mapping) else {})
-    allowed = tuple(dict.fromkeys(normalise_option(option) for option in submitter_options))
-    for option in (*options, *allowed):
-        if option not in runner.options:
-            raise unknown_name("option", option, runner.options, where=f" of the resource {resource!r}")
-    if prioritization_mode is not None and prioritization_mode not in PRIORITIZATION_MODES:
-        raise QueueError(
-            f"Unknown prioritization mode {prioritization_mode!r}: use 'V0' (four priorities) or 'DISABLED' (one)."
-        )
-    return check_placeholders(
-        QueueConfig(
-            resource=resource,
-            resource_args=options,
-            template_variables=read_template_variables(template_variables),
-            submitter_options=allowed,
-            entity=entity,
-            prioritization_mode=prioritization_mode or "V0",
-        )
-    )
-
-
-def _check_json(what: str, value: Mapping[str, Any]) -> None:
-    try:
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise QueueError(f"A queue's {what} must be JSON: {error}. Use plain, finite values in it.") from None
-
-
-def _options_of(resource: str, config: Mapping[str, Any] | None) -> dict[str, Any]:
-    if config is None:
-        return {}
-    options = _mapping(config)
-    if set(config) == {"resource_args"}:
-        options = _mapping(config["resource_args"])
-        if set(options) - {resource}:
-            raise QueueError(f"The queue's resource is {resource!r}, but its config is for {', '.join(options)}.")
-        options = _mapping(options.get(resource, {}))
-    return normalise_options(options)
-
-
-def _mapping(config: object) -> Mapping[str, Any]:
-    if not isinstance(config, Mapping):
-        raise QueueError(f"A queue's config must be a mapping of options, not {type(config).__name__} {config!r}.")
-    return config
 
 
 def check_concurrency(limit: object) -> int | None:
@@ -237,6 +160,7 @@ class RunQueue:
         type: the resource that its items run on.
         template_variables: JSON schemas by name.
         prioritization_mode: `V0` or `DISABLED`.
+        pin: whether its items run the image that their tag meant when they were queued.
         id: of the work pool.
     """
 
@@ -250,6 +174,7 @@ class RunQueue:
         self.type = config.resource
         self.template_variables = dict(config.template_variables)
         self.prioritization_mode = config.prioritization_mode
+        self.pin = config.pin
         self.is_paused = pool.is_paused
         self.concurrency_limit = pool.concurrency_limit
         self.submitter_options = config.submitter_options
@@ -259,8 +184,9 @@ class RunQueue:
 
     @property
     def default_resource_config(self) -> dict[str, Any]:
-        """The options that every item of the queue gets: `{"resource_args": {type: options}}`."""
-        return {"resource_args": {self.type: dict(self._config.resource_args)}}
+        """What every item of the queue gets: `{"resource_args": {type: options}}`, and `docker` if it pins images."""
+        options = {"resource_args": {self.type: dict(self._config.resource_args)}}
+        return {**options, "docker": {"pin": True}} if self.pin else options
 
     @property
     def url(self) -> str:

@@ -32,7 +32,10 @@ class DockerSource(_Part):
 
     docker_image: str | None = None
     user_id: int | None = Field(default=None, ge=0, lt=2**31, description="User id of generated images.")
-    pin: bool = Field(default=False, description="Ask the registry at the enqueue which digest the image has then.")
+    pin: bool | None = Field(
+        default=None,
+        description="Ask the registry at the enqueue which digest the image has then; None: as the queue says.",
+    )
     digest: str | None = Field(
         default=None,
         pattern=r"^sha256:[0-9a-f]{64}$",

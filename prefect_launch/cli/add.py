@@ -122,8 +122,11 @@ def add(
         ),
     ] = None,
     pin: Annotated[
-        bool, typer.Option("--pin", metavar="", help="Run the image that its tag means now, whenever that is.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--pin/--no-pin", metavar="", help="Run the image that its tag means now, whenever that is; or then."
+        ),
+    ] = None,
     wait: Annotated[
         bool, typer.Option("--wait", metavar="", help="Print its log until it ends; exit with 1 when it fails.")
     ] = False,

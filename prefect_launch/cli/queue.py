@@ -74,6 +74,10 @@ def create(
         bool,
         typer.Option("--priorities/--no-priorities", metavar="", help="Four priorities, or first come, first served."),
     ] = True,
+    pin: Annotated[
+        bool,
+        typer.Option("--pin", metavar="", help="Items run the image that their tag means when they are added."),
+    ] = False,
     entity: EntityOption = None,
     replace: Annotated[
         bool, typer.Option("--replace", metavar="", help="Bring the queue of that name up to date when it is there.")
@@ -81,10 +85,11 @@ def create(
     json: JsonOption = False,
 ) -> None:
     """Make a queue."""
+    given = None if config is None else read_mapping(config, "--config")
     arguments: dict[str, Any] = {
         "entity": entity,
         "prioritization_mode": "V0" if priorities else "DISABLED",
-        "config": None if config is None else read_mapping(config, "--config"),
+        "config": {**(given or {}), "docker": {"pin": True}} if pin else given,
         "template_variables": None if variables is None else read_mapping(variables, "--variables"),
         "concurrency": concurrency,
         "submitter_options": allow or (),
@@ -96,6 +101,8 @@ def create(
         print_json(_summary(api, queue, _activity(api, queue)))
         return
     typer.echo(f"The queue {name} is there, for {resource}: {queue.url}")
+    if queue.pin:
+        typer.echo("Its items run the image that their tag means when they are added.")
     typer.echo(f"Run its items on this machine with: prefect-launch agent start -q {name}")
 
 
@@ -145,6 +152,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("in work", activity.active),
             ("agents", ", ".join(activity.agents) or "none online"),
             ("config", queue.default_resource_config["resource_args"][queue.type]),
+            ("images", (queue.pin and "pinned: what their tag means when an item is added") or None),
             ("variables", queue.template_variables),
             ("allowed", ", ".join(queue.submitter_options)),
             ("page", queue.url),
@@ -216,5 +224,6 @@ def _summary(api: Api, queue: RunQueue, activity: QueueActivity) -> dict[str, An
         "config": queue.default_resource_config,
         "template_variables": queue.template_variables,
         "submitter_options": list(queue.submitter_options),
+        "pin": queue.pin,
         "url": queue.url,
     }

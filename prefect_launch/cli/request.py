@@ -34,7 +34,7 @@ class Request:
     timeout: str | None = None
     retries: str | None = None
     build: bool = False
-    pin: bool = False
+    pin: bool | None = None
     repository: str | None = None
 
     def arguments(self, api: Api) -> dict[str, Any]:
@@ -50,8 +50,8 @@ class Request:
         config = {} if self.config is None else read_mapping(self.config, "--config")
         if self.timeout is not None:
             config = {**config, "timeout": read_duration(self.timeout)}
-        if self.pin:
-            config = {**config, "docker": {**(config.get("docker") or {}), "pin": True}}
+        if self.pin is not None:
+            config = {**config, "docker": {**(config.get("docker") or {}), "pin": self.pin}}
         if self.retries is not None:
             config = {**config, "retries": read_retries(self.retries)}
         given = {

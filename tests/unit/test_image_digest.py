@@ -8,7 +8,7 @@ import anyio
 import pytest
 import respx
 
-from prefect_launch import launch_add, launch_add_many
+from prefect_launch import explain_launch, launch_add, launch_add_many
 from prefect_launch.builds.registries.base import Credentials, Registry
 from prefect_launch.errors import RegistryError
 from prefect_launch.image_digest import SECONDS, at_digest, with_digest
@@ -98,6 +98,62 @@ def test_item_has_the_digest_that_its_tag_meant_when_it_was_queued(job_api: InMe
     assert run.item.parameters["docker"]["digest"] == OLD
     assert [one.item.parameters["docker"]["digest"] for one in many] == [OLD, OLD]
     assert asked.call_count == 2
+
+
+def test_queue_that_pins_has_all_its_items_pinned_and_asks_once_for_each_image(job_api: InMemoryApi) -> None:
+    job_api.create_run_queue("pinned", "local-container", config={"memory": "1g", "docker": {"pin": True}})
+    plain = {"docker": {"docker_image": IMAGE}}
+    with respx.mock as web:
+        asked = web.head(URL).respond(200, headers={"Docker-Content-Digest": OLD})
+        run = launch_add(config=plain, queue_name="pinned")
+        many = launch_add_many([plain] * 3, "pinned", api=job_api)
+
+    assert run.item.parameters["docker"] == {"docker_image": IMAGE, "pin": True, "digest": OLD}
+    assert [one.item.parameters["docker"]["digest"] for one in many] == [OLD] * 3
+    assert asked.call_count == 2
+
+
+def test_item_that_is_not_to_be_pinned_wins_over_its_queue(job_api: InMemoryApi) -> None:
+    job_api.create_run_queue("pinned", "local-container", config={"docker": {"pin": True}})
+    free = {"docker": {"docker_image": IMAGE, "pin": False}}
+    with respx.mock:  # nobody may be asked
+        run = launch_add(config=free, queue_name="pinned")
+        (again,) = launch_add_many([free], "pinned", api=job_api)
+
+    assert run.item.parameters["docker"] == again.item.parameters["docker"] == free["docker"]
+
+
+def test_queue_that_pins_takes_items_that_the_registry_does_not_know(job_api: InMemoryApi) -> None:
+    job_api.create_run_queue("pinned", "local-container", config={"docker": {"pin": True}})
+    with respx.mock as web:
+        web.head(URL).respond(404)
+        run = launch_add(config={"docker": {"docker_image": IMAGE}}, queue_name="pinned")
+
+    assert run.state == "queued"
+    assert "digest" not in run.item.parameters["docker"]
+
+
+def test_explanation_tells_that_the_queue_pins(job_api: InMemoryApi) -> None:
+    job_api.create_run_queue("pinned", "local-container", config={"docker": {"pin": True}})
+    with respx.mock as web:
+        web.head(URL).respond(200, headers={"Docker-Content-Digest": OLD})
+        told = explain_launch(docker_image=IMAGE, queue_name="pinned")
+
+    assert told.digest == OLD
+    assert told.creates["Image"] == at_digest(IMAGE, OLD)
+    assert ("docker.pin", True, "the queue") in [(change.what, change.becomes, change.by) for change in told.changes]
+
+
+def test_same_run_id_finds_its_item_when_the_queue_has_begun_to_pin_meanwhile(job_api: InMemoryApi) -> None:
+    job_api.create_run_queue("box", "local-container")
+    first = launch_add(docker_image=IMAGE, queue_name="box", run_id="once")
+    job_api.upsert_run_queue("box", "local-container", config={"docker": {"pin": True}})
+    with respx.mock as web:
+        web.head(URL).respond(200, headers={"Docker-Content-Digest": NEW})
+        (second,) = launch_add_many([{"docker": {"docker_image": IMAGE}, "run_id": "once"}], "box", api=job_api)
+
+    assert second.id == first.id
+    assert second.item.parameters["docker"] == {"docker_image": IMAGE}
 
 
 def test_same_run_id_finds_its_item_when_the_tag_has_moved_meanwhile(job_api: InMemoryApi) -> None:

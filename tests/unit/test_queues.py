@@ -50,6 +50,19 @@ def test_config_in_the_references_wrapping_is_understood(api: InMemoryApi) -> No
     assert queue.default_resource_config == {"resource_args": {"local-container": {"shm-size": "1g"}}}
 
 
+def test_config_says_beside_the_options_that_images_are_pinned(api: InMemoryApi) -> None:
+    for name, config in {
+        "a": {"docker": {"pin": True}, "memory": "1g"},
+        "b": {"docker": {"pin": True}, "resource_args": {"local-container": {"memory": "1g"}}},
+    }.items():
+        api.create_run_queue(name, "local-container", config=config)
+        queue = api.run_queue(name)
+        options = {"local-container": {"memory": "1g"}}
+        assert (queue.pin, queue.default_resource_config) == (True, {"resource_args": options, "docker": {"pin": True}})
+    copy = api.upsert_run_queue("b", "local-container", config={"docker": {"pin": False}, "memory": "1g"})
+    assert (copy.pin, copy.default_resource_config) == (False, {"resource_args": options})
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
@@ -67,6 +80,10 @@ def test_config_in_the_references_wrapping_is_understood(api: InMemoryApi) -> No
         ({"config": {"resource_args": {"local-process": {}}}}, QueueError, "config is for local-process"),
         ({"config": {"resource_args": ["x"]}}, QueueError, "must be a mapping"),
         ({"config": {"resource_args": {"local-container": "x"}}}, QueueError, "must be a mapping"),
+        ({"config": {"docker": {"pin": "yes"}}}, QueueError, "must be a mapping such as"),
+        ({"config": {"docker": True}}, QueueError, "must be a mapping such as"),
+        ({"config": {"docker": {"pinn": True}}}, NotFoundError, "Did you mean 'pin'"),
+        ({"type": "local-process", "config": {"docker": {"pin": True}}}, QueueError, "runs no images"),
         ({"template_variables": {"a b": {"type": "string"}}}, QueueError, "Invalid template variable name"),
         ({"template_variables": "text"}, QueueError, "must be a mapping"),
         ({"concurrency": 0}, QueueError, "1 or more"),

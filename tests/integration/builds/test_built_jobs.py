@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import yaml
 from prefect_docker.credentials import DockerRegistryCredentials
 from pydantic import SecretStr
 
-from prefect_launch import create_job, launch_add
+from prefect_launch import create_job, launch_add, launch_add_many
 from prefect_launch.api import use_api
 from prefect_launch.errors import RegistryError
 from tests.support.docker_registry import PASSWORD, USER, DockerRegistry
@@ -182,6 +183,36 @@ def test_item_runs_what_its_tag_meant_when_it_was_queued(
     desk.work_off(builder={"type": "none"})
     assert desk.states(run)[-1] == "Completed", run.message
     assert desk.log(run) == "rate 0.75"
+
+
+def test_queue_that_pins_runs_what_the_tag_meant_when_each_item_was_queued(
+    desk: Desk, engine: DockerEngine, open_registry: DockerRegistry, image_in: Callable[[str], str]
+) -> None:
+    tag = f"{open_registry.host}/team/{desk.name}:stable"
+    old, new = image_in(open_registry.host), image_in(open_registry.host)
+    desk.api.upsert_run_queue(desk.name, "local-container", config={"docker": {"pin": True}})
+    asked = {"docker": {"docker_image": tag}, "overrides": {"entry_point": ["sha256sum", "/noise"]}}
+    free = {**asked, "docker": {"docker_image": tag, "pin": False}}
+
+    push(engine, old, tag)
+    first, second, unpinned = launch_add_many([asked, asked, free], desk.name, api=desk.api)
+    push(engine, new, tag)
+    (third,) = launch_add_many([asked], desk.name, api=desk.api)
+    desk.work_off(builder={"type": "none"})
+
+    was, is_now = noise_of(engine, old), noise_of(engine, new)
+    assert was != is_now
+    assert [desk.log(run) for run in (first, second, unpinned, third)] == [was, was, is_now, is_now]
+    assert "digest" not in unpinned.item.parameters["docker"]
+
+
+def noise_of(engine: DockerEngine, image: str) -> str:
+    """What tells the images of this test apart."""
+    client = engine.client()
+    try:
+        return str(client.containers.run(image, ["sha256sum", "/noise"], remove=True).decode().strip())
+    finally:
+        client.close()
 
 
 def push(engine: DockerEngine, image: str, name: str) -> None:

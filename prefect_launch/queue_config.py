@@ -1,0 +1,112 @@
+"""What a queue's owner writes, checked: the options of the queue's resource, its template variables, its images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from prefect_launch.errors import QueueError, unknown_name
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.runners.base import Runner
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.safety import normalise_option, normalise_options
+from prefect_launch.templates import QueueConfig, check_placeholders, read_template_variables
+
+PRIORITIZATION_MODES: Final = ("V0", "DISABLED")
+#: What a queue's config says of images, beside the options of its resource.
+_DOCKER: Final = "docker"
+_PIN: Final = "pin"
+
+
+def make_config(
+    resource: str,
+    config: Mapping[str, Any] | None,
+    template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
+    *,
+    entity: str | None = None,
+    prioritization_mode: str | None = None,
+    submitter_options: Iterable[str] = (),
+) -> QueueConfig:
+    """Make and check a queue's configuration, with nothing asked of the server.
+
+    Args:
+        resource: name of the resource, such as `local-container`.
+        config: the resource's options; `{"resource_args": {resource: options}}` is understood too. Beside them may
+            stand `docker: {pin: true}`: every item runs the image that its tag meant when it was queued, unless the
+            item says `pin: false`.
+        template_variables: see `prefect_launch.templates.read_template_variables`.
+        entity: owner of the queue.
+        prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
+        submitter_options: options that submitters may set besides the resource's usual ones.
+
+    Raises:
+        NotFoundError: for an unknown resource or option.
+        QueueError: for a template variable, a mode or a `pin` that is not right.
+    """
+    runner = runner_class(resource)
+    docker, given = _split(config)
+    options = _options_of(resource, given)
+    _check_json("config", options)
+    _check_json("template_variables", template_variables if isinstance(template_variables, Mapping) else {})
+    allowed = tuple(dict.fromkeys(normalise_option(option) for option in submitter_options))
+    for option in (*options, *allowed):
+        if option not in runner.options:
+            raise unknown_name("option", option, runner.options, where=f" of the resource {resource!r}")
+    if prioritization_mode is not None and prioritization_mode not in PRIORITIZATION_MODES:
+        raise QueueError(
+            f"Unknown prioritization mode {prioritization_mode!r}: use 'V0' (four priorities) or 'DISABLED' (one)."
+        )
+    return check_placeholders(
+        QueueConfig(
+            resource=resource,
+            resource_args=options,
+            template_variables=read_template_variables(template_variables),
+            submitter_options=allowed,
+            entity=entity,
+            prioritization_mode=prioritization_mode or "V0",
+            pin=_pin_of(docker, resource, runner),
+        )
+    )
+
+
+def _check_json(what: str, value: Mapping[str, Any]) -> None:
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise QueueError(f"A queue's {what} must be JSON: {error}. Use plain, finite values in it.") from None
+
+
+def _options_of(resource: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    options = _mapping(config)
+    if set(config) == {"resource_args"}:
+        options = _mapping(config["resource_args"])
+        if set(options) - {resource}:
+            raise QueueError(f"The queue's resource is {resource!r}, but its config is for {', '.join(options)}.")
+        options = _mapping(options.get(resource, {}))
+    return normalise_options(options)
+
+
+def _split(config: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any]]:
+    """Return what a config says of images, and the rest of it."""
+    given = dict(_mapping({} if config is None else config))
+    return given.pop(_DOCKER, None), given
+
+
+def _pin_of(docker: Any, resource: str, runner: type[Runner]) -> bool:
+    said = {} if docker is None else docker
+    if not isinstance(said, Mapping) or not isinstance(said.get(_PIN, False), bool):
+        raise QueueError(f"A queue's docker must be a mapping such as {{'pin': True}}, not {docker!r}.")
+    for name in said:
+        if name != _PIN:
+            raise unknown_name("option", str(name), [_PIN], where=" of docker in the queue's config")
+    pin = bool(said.get(_PIN))
+    if pin and SourceKind.IMAGE not in runner.sources:
+        raise QueueError(f"A queue of {resource!r} runs no images: there is none to pin. Leave docker out.")
+    return pin
+
+
+def _mapping(config: object) -> Mapping[str, Any]:
+    if not isinstance(config, Mapping):
+        raise QueueError(f"A queue's config must be a mapping of options, not {type(config).__name__} {config!r}.")
+    return config
