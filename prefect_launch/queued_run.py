@@ -225,7 +225,7 @@ class QueuedRun:
         )
 
     def cancel(self) -> str:
-        """Ask for it to stop: what waits is gone at once, what runs is ended by its agent.
+        """Ask for it to stop: what waits is gone at once, what runs is ended by its agent. Its state tells who asked.
 
         Returns:
             The name of the state it is in after that.
@@ -233,14 +233,15 @@ class QueuedRun:
         Raises:
             LaunchError: when it has ended already.
         """
-        wanted = State.of(ItemState.CANCELLING, "Stop was asked for.")
+        from prefect_launch.stop_asked import ask_to_stop
+
         before = self.item
         if before.is_terminal:
             raise LaunchError(
                 f"Item {self.name} ({self.id}) has ended already, as {before.state_name}: nothing to stop."
             )
-        verdict = self._api.call(lambda session: session.server.propose(UUID(self.id), wanted))
-        return verdict.state.name if verdict.state else self.item.state_name or ""
+        state = self._api.call(lambda session: ask_to_stop(session, before))
+        return state.name if state else self.item.state_name or ""
 
     def retry(self) -> None:
         """Put an item that failed, crashed or was cancelled back into its queue, as it was.

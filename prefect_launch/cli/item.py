@@ -16,6 +16,7 @@ from prefect_launch.cli.item_view import (
     request_of,
     source_of,
     start_in_words,
+    started_at,
     state_of,
     waiting_fields,
 )
@@ -133,7 +134,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("author", request.get("author")),
             ("attempts", item.run_count),
             ("created", local_time(item.created)),
-            ("started", local_time(item.start_time)),
+            ("started", local_time(started_at(item))),
             ("ended", local_time(item.end_time)),
             ("took", lasted(duration_of(item))),
             ("page", run.url),

@@ -95,11 +95,15 @@ def state_of(item: Item) -> str:
     return (item.state_name or "unknown").lower()
 
 
+def started_at(item: Item) -> datetime | None:
+    """Return when it began to run; `None` when it never did: the server gives what ended before a start of its own."""
+    return item.start_time if item.run_count else None
+
+
 def duration_of(item: Item) -> float | None:
     """Return for how long it ran or has been running, in seconds."""
-    if item.start_time is None:
-        return None
-    return ((item.end_time or datetime.now(timezone.utc)) - item.start_time).total_seconds()
+    started = started_at(item)
+    return None if started is None else ((item.end_time or datetime.now(timezone.utc)) - started).total_seconds()
 
 
 def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
         "project": run.project,
         "attempts": item.run_count,
         "created": item.created,
-        "started": item.start_time,
+        "started": started_at(item),
         "ended": item.end_time,
         "duration_seconds": duration_of(item),
         "url": run.url,

@@ -146,10 +146,13 @@ def test_waiting_item_that_is_cancelled_is_gone_at_once_and_can_be_retried(
     item = json.loads(launch_cli("add", "-j", job, "-q", queue, "--json").stdout)["id"]
 
     cancelled = launch_cli("item", "cancel", item[:8])
+    told = json.loads(launch_cli("item", "show", item, "--json").stdout)
     refused = launch_cli("item", "cancel", item, code=1)
     retried = json.loads(launch_cli("item", "retry", item, "--json").stdout)
 
     assert "is cancelled" in cancelled.stdout
+    assert "while it waited: nothing was started." in told["message"]
+    assert told["started"] is None
     assert "ended already" in refused.stderr
     assert retried["state"] == "queued"
     assert json.loads(launch_cli("item", "show", item, "--json").stdout)["state"] == "queued"

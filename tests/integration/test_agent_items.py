@@ -46,7 +46,8 @@ def test_item_that_waits_is_cancelled_and_never_run(site: Site) -> None:
     (run,) = site.add()
     assert run.cancel() == "Cancelled"
     site.work_off()
-    assert site.states(run) == ["Queued", "Cancelled"]
+    assert site.states(run) == ["Queued", "Cancelled", "Cancelled"]  # by the server, then with its reason
+    assert "while it waited: nothing was started." in run.message
 
 
 @pytest.mark.parametrize("deaf", [False, True])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from datetime import datetime, timedelta, timezone
@@ -139,6 +140,28 @@ def test_log_is_read_whole_and_from_an_offset(api: InMemoryApi, run: QueuedRun) 
 def test_waiting_item_is_cancelled_at_once(run: QueuedRun) -> None:
     assert run.cancel() == "Cancelled"
     assert run.state == "cancelled"
+
+
+def test_cancelled_item_tells_by_whom_and_that_nothing_of_it_ran(
+    api: InMemoryApi, run: QueuedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ann")
+    run.cancel()
+    assert re.fullmatch(r"Cancelled by ann on \S+ while it waited: nothing was started\.", run.message)
+    run.retry()
+    move(api, run, CLAIMED, RUNNING, FAILED)
+    run.retry()
+    run.cancel()
+    assert run.message.endswith("while it waited: nothing of it was running.")
+
+
+def test_item_in_work_tells_who_asked_for_its_stop(
+    api: InMemoryApi, run: QueuedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ann")
+    move(api, run, CLAIMED, RUNNING)
+    run.cancel()
+    assert run.message.startswith("Stop was asked for by ann on ")
 
 
 @pytest.mark.parametrize("states", [(CLAIMED,), (CLAIMED, RUNNING)])
