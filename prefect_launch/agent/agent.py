@@ -238,7 +238,7 @@ class LaunchAgent:
             exception: what the agent failed over, if it did; the item is ended as failed in the phase `agent`.
         """
         if exception is not None:
-            await fail_over(self.shop.session, thread_id, self.crew.find(thread_id), exception)
+            await fail_over(self.shop, thread_id, self.crew.find(thread_id), exception)
         self.crew.forget(thread_id)
         if self._intake is not None:
             self._intake.freed(thread_id)

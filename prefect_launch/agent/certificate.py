@@ -92,7 +92,7 @@ def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | Non
         category=category,
         level="info" if outcome.state is ItemState.CANCELLED else "error",
         summary=advice.summary,
-        detail=_without_home(outcome.message, facts.plan),
+        detail=outcome.message if facts.plan is None else without_home(outcome.message, facts.plan.run_dir.parents[2]),
         next_step=next_step,
         facts={name: str(value) for name, value in _known(item, category, facts).items() if value is not None},
         last_lines=facts.last_lines,
@@ -154,9 +154,9 @@ def _known(item: Item, category: Category, facts: Facts) -> dict[str, Any]:
     return known
 
 
-def _without_home(text: str, plan: RunPlan | None) -> str:
-    """Leave out where on its machine an agent keeps its things: `<home>/runs/<item>/<attempt>`."""
-    return text if plan is None else text.replace(str(plan.run_dir.parents[2]), "<home>")
+def without_home(text: str, home: Path) -> str:
+    """Leave out where on its machine an agent keeps its things: `<home>/runs/<item>/<attempt>` is what users see."""
+    return re.sub(rf"{re.escape(str(home))}(?=/|[^\w.-]|$)", "<home>", text)
 
 
 def _tail(path: Path) -> bytes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from prefect_launch.agent.certificate import Facts, read_last_lines
+from prefect_launch.agent.certificate import Facts, read_last_lines, without_home
 from prefect_launch.agent.ending import end_item
 from prefect_launch.agent.held import is_held
 from prefect_launch.agent.outcome import Outcome
@@ -96,11 +96,20 @@ class Closing:
             outcome = outcome.cancelled()
         if outcome.state is not ItemState.COMPLETED:
             await self.complete_facts()
+        outcome = self._told_to_users(outcome)
         try:
             return await end_item(self._shop.session, self._tracker.item, outcome, current, self.facts)
         except ItemGoneError:
             log.warning("%s gone %s", self._tracker.id, outcome.message)
             return outcome
+
+    def _told_to_users(self, outcome: Outcome) -> Outcome:
+        """Return an end as all may read it: where on this machine its things are, the agent's log tells."""
+        message = without_home(outcome.message, self._shop.config.home)
+        if message == outcome.message:
+            return outcome
+        log.info("%s in-full %s", self._tracker.id, outcome.message)
+        return outcome.model_copy(update={"message": message})
 
     async def _is_held(self) -> bool:
         if not await is_held(self._server, self._tracker.id, self._tracker.claim):

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.certificate import Facts, certify, show_certificate
+from prefect_launch.agent.certificate import Facts, certify, show_certificate, without_home
 from prefect_launch.agent.moves import log, move
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.tracker import JobTracker
@@ -19,6 +19,7 @@ from prefect_launch.server.protocol import Server
 from prefect_launch.states import TERMINAL, ItemState, StateType
 
 if TYPE_CHECKING:
+    from prefect_launch.agent.workshop import Workshop
     from prefect_launch.session import Session
 
 
@@ -53,7 +54,7 @@ async def fail_item(
     await move(session.server, item_id, item.state_type, end, outcome.message)
 
 
-async def fail_over(session: Session, item_id: str, tracker: JobTracker | None, exception: BaseException) -> None:
+async def fail_over(shop: Workshop, item_id: str, tracker: JobTracker | None, exception: BaseException) -> None:
     """Tell in the log, in the item's `error.log` and in its state that the agent itself failed over it."""
     text = f"{type(exception).__name__}: {exception}"
     log.error("%s agent-failed %s", item_id, text, exc_info=exception)
@@ -63,7 +64,8 @@ async def fail_over(session: Session, item_id: str, tracker: JobTracker | None, 
         await anyio.Path(files[0]).write_text(f"{text}\n")
     try:
         facts = Facts(queue=tracker.queue if tracker else None, error=exception)
-        await fail_item(session, UUID(item_id), f"The agent failed over it: {text}", Phase.AGENT, files, facts)
+        told = f"The agent failed over it: {without_home(text, shop.config.home)}"
+        await fail_item(shop.session, UUID(item_id), told, Phase.AGENT, files, facts)
     except LaunchError as error:
         log.error("%s not-ended %s", item_id, error)
 

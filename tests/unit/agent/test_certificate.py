@@ -152,6 +152,35 @@ async def test_page_does_not_tell_where_on_its_machine_an_agent_keeps_its_things
     assert f"<home>/runs/{item.id}/1" in page
 
 
+async def test_state_does_not_tell_it_either_but_the_agents_log_does(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "prefect_launch.agent")
+    (item,) = await bench.add()
+    agent = bench.agent()
+    in_the_way = agent.config.home / "runs" / str(item.id)
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.write_text("no folder")
+    await agent.loop(until_empty=True)
+
+    ended = await bench.read(item.id)
+    assert ended.state_type is StateType.CRASHED
+    assert f"<home>/runs/{item.id}" in ended.message
+    assert str(agent.config.home) not in ended.message
+    assert any(str(in_the_way) in line for line in caplog.messages)
+
+
+async def test_failure_of_the_agent_itself_does_not_tell_it_either(bench: Bench) -> None:
+    (item,) = await bench.add()
+    await bench.move(item, ItemState.CLAIMED)
+    async with bench.agent().connected() as agent:
+        await agent.finish_thread_id(
+            str(item.id), OSError(f"{agent.config.home}/x is odd, {agent.config.home}-2 is not")
+        )
+        told = (await bench.read(item.id)).message
+    assert told == f"[agent] The agent failed over it: OSError: <home>/x is odd, {agent.config.home}-2 is not"
+
+
 async def test_item_that_the_agent_ends_without_running_it_gets_its_page_too(bench: Bench) -> None:
     first, second = await bench.add(2)
     for item in (first, second):
