@@ -35,10 +35,10 @@ test-machine: ## Install what the integration tests need (Docker Engine, Postgre
 	@scripts/setup-test-machine.sh
 
 test-unit: $(VENV)/.made-dev ## Run the tests that need nothing but Python
-	$(BIN)/python -m pytest tests/unit $(PYTEST)
+	$(BIN)/python -m pytest tests/unit -n 2 $(PYTEST)
 
 test-integration: test-machine $(VENV)/.made-dev ## Run the tests on a real server and a real engine
-	$(BIN)/python -m pytest tests/integration tests/acceptance -n 2 --dist loadfile --durations=10 $(PYTEST)
+	$(BIN)/python -m pytest tests/acceptance tests/integration -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
 
 lint: $(VENV)/.made-dev ## Check style and format
 	$(BIN)/ruff check .
