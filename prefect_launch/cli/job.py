@@ -2,58 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from prefect_launch.cli.connect import connected
+from prefect_launch.cli.flattened import flattened
+from prefect_launch.cli.job_options import JobOptions
 from prefect_launch.cli.job_view import input_rows, job_fields, retries_of, source, summary_fields
 from prefect_launch.cli.output import Column, ago, local_time, print_details, print_json, print_table
-from prefect_launch.cli.style import EntityOption, JsonOption, ProjectOption, RetriesOption, examples, group
-from prefect_launch.cli.values import read_retries
+from prefect_launch.cli.style import EntityOption, JsonOption, ProjectOption, examples, group
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.drafts import JobRequest
 
 app = group("Make, look at and deploy jobs.")
 create_app = group("Make a job of an image, a folder of code, or a git repository.")
 app.add_typer(create_app, name="create")
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="entity/project/name:alias, or a shorter form.")]
-NameOption = Annotated[
-    str | None, typer.Option("-n", "--name", metavar="NAME", help="The job's name. Default: job-… from its source.")
-]
-EntryPointOption = Annotated[
-    str | None, typer.Option("-E", "--entry-point", metavar="COMMAND", help='Its command, such as "python train.py".')
-]
-AliasOption = Annotated[
-    list[str] | None,
-    typer.Option("-a", "--alias", metavar="ALIAS", help="A name for this version, beside 'latest'. Repeat for more."),
-]
-SchemaOption = Annotated[
-    str | None,
-    typer.Option(
-        "--schema",
-        metavar="SCHEMA",
-        help="What its inputs must obey: a JSON schema's file, or module:Class in its code.",
-    ),
-]
-DescriptionOption = Annotated[
-    str | None, typer.Option("-d", "--description", metavar="TEXT", help="A text for people.")
-]
-RuntimeOption = Annotated[
-    str | None, typer.Option("-r", "--runtime", metavar="PYTHON", help='The Python it wants, such as "3.11".')
-]
-BaseImageOption = Annotated[
-    str | None,
-    typer.Option("-B", "--base-image", metavar="IMAGE", help="An image that its code runs in; nothing is built then."),
-]
-DockerfileOption = Annotated[
-    str | None,
-    typer.Option("-D", "--dockerfile", metavar="PATH", help="Its own Dockerfile, in the build context."),
-]
-BuildContextOption = Annotated[
-    str | None,
-    typer.Option("-b", "--build-context", metavar="DIR", help="The folder of its code that the image is built in."),
-]
-_Given = dict[str, Any]
 _COLUMNS = (
     Column("JOB", gives_way=True),
     Column("KIND"),
@@ -65,102 +32,45 @@ _COLUMNS = (
 
 
 @create_app.command("image", epilog=examples("prefect-launch job create image team/train:1.2 -n train"))
+@flattened("git_hash", "runtime", "base_image", "dockerfile", "build_context")
 def create_image(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="The image, such as team/train:1.2.")],
-    name: NameOption = None,
-    entry_point: EntryPointOption = None,
-    alias: AliasOption = None,
-    schema: SchemaOption = None,
-    description: DescriptionOption = None,
-    retries: RetriesOption = None,
-    entity: EntityOption = None,
-    project: ProjectOption = None,
+    options: JobOptions,
     json: JsonOption = False,
 ) -> None:
     """Make a job of a container image."""
-    given: _Given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
-    _create(image, "image", json, entry_point=entry_point, input_schema=schema, retries=retries, **given)
+    _create(options.request(image, "image"), json)
 
 
 @create_app.command("code", epilog=examples('prefect-launch job create code ./digits -E "python train.py"'))
+@flattened("git_hash")
 def create_code(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of its code.")],
-    name: NameOption = None,
-    entry_point: EntryPointOption = None,
-    alias: AliasOption = None,
-    schema: SchemaOption = None,
-    description: DescriptionOption = None,
-    retries: RetriesOption = None,
-    runtime: RuntimeOption = None,
-    base_image: BaseImageOption = None,
-    dockerfile: DockerfileOption = None,
-    build_context: BuildContextOption = None,
-    entity: EntityOption = None,
-    project: ProjectOption = None,
+    options: JobOptions,
     json: JsonOption = False,
 ) -> None:
     """Make a job of a folder of code; .launchignore and .gitignore keep files out."""
-    given: _Given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
-    image: _Given = {
-        "base_image": base_image,
-        "dockerfile": dockerfile,
-        "build_context": build_context,
-        "runtime": runtime,
-    }
-    _create(folder, "code", json, entry_point=entry_point, input_schema=schema, retries=retries, **image, **given)
+    _create(options.request(folder, "code"), json)
 
 
 @create_app.command(
     "git",
     epilog=examples('prefect-launch job create git https://github.com/team/train.git -g v1.2 -E "python train.py"'),
 )
+@flattened()
 def create_git(
     url: Annotated[str, typer.Argument(metavar="URL", help="The repository: https, ssh, or git@host:path.")],
-    name: NameOption = None,
-    entry_point: EntryPointOption = None,
-    ref: Annotated[
-        str | None,
-        typer.Option("-g", "--git-ref", metavar="REF", help="Branch, tag or commit. Default: its main branch."),
-    ] = None,
-    alias: AliasOption = None,
-    schema: SchemaOption = None,
-    description: DescriptionOption = None,
-    retries: RetriesOption = None,
-    runtime: RuntimeOption = None,
-    base_image: BaseImageOption = None,
-    dockerfile: DockerfileOption = None,
-    build_context: BuildContextOption = None,
-    entity: EntityOption = None,
-    project: ProjectOption = None,
+    options: JobOptions,
     json: JsonOption = False,
 ) -> None:
     """Make a job of a commit of a git repository."""
-    given: _Given = {"name": name, "aliases": alias, "description": description, "entity": entity, "project": project}
-    image: _Given = {
-        "base_image": base_image,
-        "dockerfile": dockerfile,
-        "build_context": build_context,
-        "runtime": runtime,
-    }
-    code: _Given = {"entry_point": entry_point, "git_hash": ref, **image}
-    _create(url, "git", json, input_schema=schema, retries=retries, **code, **given)
+    _create(options.request(url, "git"), json)
 
 
-def _create(path: str, kind: str, as_json: bool, *, entry_point: str | None, retries: str | None, **given: Any) -> None:
-    rule = None if retries is None else read_retries(retries)
+def _create(request: JobRequest, as_json: bool) -> None:
     api = connected()
     from prefect_launch.jobs.create import create_in
-    from prefect_launch.jobs.drafts import JobRequest
-    from prefect_launch.jobs.entrypoint import parse_entry_point
-    from prefect_launch.retry import parse_retries
 
-    request = JobRequest(
-        path=path,
-        job_type=kind,
-        entrypoint=parse_entry_point(entry_point),
-        retries=None if rule is None else parse_retries(rule),
-        **{key: value for key, value in given.items() if value is not None},
-    )
     result = api.call(lambda session: create_in(session.jobs, request))
     if as_json:
         print_json({"outcome": result.outcome.name.lower(), **job_fields(result.job, result.job.aliases)})

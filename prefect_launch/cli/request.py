@@ -6,6 +6,28 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from prefect_launch.cli.launch_options import (
+    BuildOption,
+    EntryPointOption,
+    ImageOption,
+    JobOption,
+    NameOption,
+    PinOption,
+    PriorityOption,
+    QueueOption,
+    RefOption,
+    RepositoryOption,
+    ResourceArgsOption,
+    ResourceOption,
+    RunIdOption,
+    SetOption,
+    TargetEntity,
+    TargetProject,
+    TimeoutOption,
+    UriOption,
+    VariablesOption,
+)
+from prefect_launch.cli.style import ConfigOption, RetriesOption
 from prefect_launch.cli.values import merged, nested, read_mapping, read_retries, split_assignment, typed
 from prefect_launch.errors import SpecError
 
@@ -15,27 +37,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """The options as they were written."""
+    """The options as they were written, in the order of the help."""
 
-    job: str | None = None
-    docker_image: str | None = None
-    uri: str | None = None
-    git_ref: str | None = None
-    config: str | None = None
-    inputs: tuple[str, ...] = ()
-    variables: tuple[str, ...] = ()
-    entry_point: str | None = None
-    name: str | None = None
-    run_id: str | None = None
-    resource: str | None = None
-    resource_args: str | None = None
-    entity: str | None = None
-    project: str | None = None
-    timeout: str | None = None
-    retries: str | None = None
-    build: bool = False
-    pin: bool | None = None
-    repository: str | None = None
+    job: JobOption = None
+    docker_image: ImageOption = None
+    uri: UriOption = None
+    git_ref: RefOption = None
+    queue: QueueOption = None
+    config: ConfigOption = None
+    inputs: SetOption = None
+    variables: VariablesOption = None
+    priority: PriorityOption = None
+    entry_point: EntryPointOption = None
+    name: NameOption = None
+    run_id: RunIdOption = None
+    resource: ResourceOption = None
+    resource_args: ResourceArgsOption = None
+    entity: TargetEntity = None
+    project: TargetProject = None
+    timeout: TimeoutOption = None
+    retries: RetriesOption = None
+    build: BuildOption = False
+    repository: RepositoryOption = None
+    pin: PinOption = None
 
     def arguments(self, api: Api) -> dict[str, Any]:
         """Return the arguments that `launch_add` and `launch` share; the server is asked for the job's schema alone.
