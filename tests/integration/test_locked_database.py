@@ -105,5 +105,5 @@ def test_all_that_users_and_agents_ask_gets_through_between_the_locks_of_another
         states = [state for state in site.states(run) if state != "Building"]
         assert states == ["Queued", "Pending", "Running", "Completed"]
         assert site.log(run) == "hello"
-    assert site.states(cancelled) == ["Queued", "Cancelled"]
+    assert site.states(cancelled) == ["Queued", "Cancelled", "Cancelled"]  # by the server, then with its reason
     assert len(site.api.items(queue=site.name, limit=None)) == len(runs) + 1
