@@ -7,7 +7,6 @@ becomes the context; none, and one is generated. Nothing outside of the code is 
 from __future__ import annotations
 
 import posixpath
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,9 +16,6 @@ from prefect_launch.errors import SourceError
 from prefect_launch.jobs.entrypoint import entry_file
 
 OWN_DOCKERFILE: Final = "Dockerfile.wandb"
-_FROM: Final = re.compile(
-    r"^[ \t]*FROM[ \t]+(?:--\S+[ \t]+)*(?P<image>\S+)(?:[ \t]+AS[ \t]+(?P<stage>\S+))?", re.I | re.M
-)
 
 
 @dataclass(frozen=True)
@@ -58,21 +54,6 @@ def find_layout(code_dir: Path, wish: ImageWish) -> Layout:
             )
         return Layout(context, posixpath.normpath(wish.dockerfile), wish.entry_point)
     return _beside_entry_point(context, wish) or Layout(context, None, wish.entry_point)
-
-
-def read_bases(dockerfile: Path) -> tuple[str, ...]:
-    """Return the images that a Dockerfile's stages stand on; one that a build argument names cannot be told here.
-
-    Raises:
-        SourceError: when it cannot be read.
-    """
-    try:
-        found = list(_FROM.finditer(dockerfile.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"The Dockerfile {dockerfile.name!r} cannot be read: {error}.") from error
-    stages = {(match["stage"] or "").lower() for match in found} | {"scratch"}
-    images = (match["image"] for match in found)
-    return tuple(dict.fromkeys(image for image in images if image.lower() not in stages and "$" not in image))
 
 
 def _beside_entry_point(context: Path, wish: ImageWish) -> Layout | None:

@@ -15,6 +15,7 @@ from uuid import UUID
 
 import anyio
 
+from prefect_launch.builds.bases import read_bases
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.builder import Builder, LineSink
 from prefect_launch.builds.choice import choose_builder
@@ -24,7 +25,7 @@ from prefect_launch.builds.dockerfile import CODE_FOLDER, Recipe
 from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.install import install_files
 from prefect_launch.builds.kept_images import KeptImages
-from prefect_launch.builds.layout import Layout, find_layout, read_bases
+from prefect_launch.builds.layout import Layout, find_layout
 from prefect_launch.builds.local_images import LocalImages
 from prefect_launch.builds.order import BuildOrder
 from prefect_launch.builds.pip_access import PipAccess, read_pip_access

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.layout import find_layout, read_bases
+from prefect_launch.builds.layout import find_layout
 from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SourceError
 
@@ -66,12 +66,3 @@ def test_dockerfile_or_context_that_is_not_in_the_code_is_refused(
     (root / "link").symlink_to("../Dockerfile")
     with pytest.raises(SourceError, match=said):
         find_layout(root, ImageWish(**wish))
-
-
-def test_bases_of_a_dockerfile_are_its_images_and_not_its_stages(tmp_path: Path) -> None:
-    file = tmp_path / "Dockerfile"
-    file.write_text(
-        "ARG V=1\nFROM --platform=linux/amd64 python:3.11 AS base\nFROM base as second\n from debian:12\n"
-        "FROM scratch\nFROM image:$V\nRUN echo FROM nothing\n"
-    )
-    assert read_bases(file) == ("python:3.11", "debian:12")

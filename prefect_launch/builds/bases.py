@@ -1,0 +1,98 @@
+"""Which images a Dockerfile takes from: their digests are a part of what goes into a build.
+
+Read as Docker reads it: comments, continued lines and here-documents hold no instructions, and the defaults of the
+build arguments before the first stage count. What only a build could tell is left out.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from prefect_launch.errors import SourceError
+
+_ESCAPE: Final = re.compile(r"#\s*escape\s*=\s*(?P<sign>[\\`])\s*", re.IGNORECASE)
+_HERE: Final = re.compile(r"(?:^|\s)\d*<<(?P<dash>-?)(?P<quote>[\"']?)(?P<word>\w+)(?P=quote)(?=[\s|&;>)]|$)")
+_INSTRUCTION: Final = re.compile(r"\s*(?P<word>[A-Za-z]+)\s+(?P<flags>(?:--\S+\s+)*)(?P<rest>.*)", re.DOTALL)
+_FROM: Final = re.compile(r"(?P<image>\S+)(?:\s+AS\s+(?P<stage>\S+))?", re.IGNORECASE)
+_TAKEN: Final = re.compile(r"(?:^|[\s,-])from=(?P<image>[^,\s]+)")
+_VARIABLE: Final = re.compile(r"\$(?:\{(?P<long>\w+)(?::?-(?P<other>[^{}]*))?\}|(?P<short>\w+))")
+#: Where files may be taken from another image.
+_TAKERS: Final = ("COPY", "RUN")
+
+
+def read_bases(dockerfile: Path) -> tuple[str, ...]:
+    """Return the images that a Dockerfile copies from, then those that its stages stand on.
+
+    Raises:
+        SourceError: when it cannot be read.
+    """
+    try:
+        text = dockerfile.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SourceError(f"The Dockerfile {dockerfile.name!r} cannot be read: {error}.") from error
+    arguments: dict[str, str] = {}
+    stages, bases, taken = {"scratch"}, list[str](), list[str]()
+    for word, flags, rest in _instructions(text):
+        if word == "ARG" and stages == {"scratch"}:
+            arguments |= _defaults(rest, arguments)
+        elif word == "FROM" and (match := _FROM.match(rest)):
+            bases += _images([_filled_in(match["image"], arguments)], stages)
+            stages.add((match["stage"] or "").lower())
+        elif word in _TAKERS:
+            taken += _images(_TAKEN.findall(flags), stages)
+    return tuple(dict.fromkeys([*taken, *bases]))
+
+
+def _images(names: Iterable[str], stages: Collection[str]) -> list[str]:
+    """Return what of some names is no stage, by its name or number, and can be told here."""
+    return [name for name in names if name.lower() not in stages and not name.isdigit() and "$" not in name]
+
+
+def _instructions(text: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the word, the flags and the rest of each instruction."""
+    lines = text.splitlines()
+    sign = next((match["sign"] for line in lines[:2] if (match := _ESCAPE.fullmatch(line.strip()))), "\\")
+    continued = ""
+    number = 0
+    while number < len(lines):
+        line = lines[number]
+        number += 1
+        if line.lstrip().startswith("#") or (continued and not line.strip()):
+            continue
+        if line.rstrip().endswith(sign):
+            continued += f"{line.rstrip()[:-1]} "
+            continue
+        whole, continued = f"{continued}{line}", ""
+        if match := _INSTRUCTION.match(whole):
+            yield match["word"].upper(), match["flags"], match["rest"]
+            number = _behind_documents(whole, lines, number)
+
+
+def _behind_documents(instruction: str, lines: list[str], number: int) -> int:
+    """Return where the here-documents of an instruction end; one without an end is none."""
+    for match in _HERE.finditer(instruction):
+        ends = (line.lstrip("\t") if match["dash"] else line for line in lines[number:])
+        number = next((place for place, line in enumerate(ends, number + 1) if line == match["word"]), number)
+    return number
+
+
+def _defaults(rest: str, known: Mapping[str, str]) -> dict[str, str]:
+    try:
+        parts = shlex.split(rest)
+    except ValueError:
+        return {}
+    pairs = (part.partition("=") for part in parts)
+    return {name: _filled_in(value, known) for name, sign, value in pairs if sign}
+
+
+def _filled_in(text: str, arguments: Mapping[str, str]) -> str:
+    """Put the arguments' values in; what has none stays."""
+
+    def value(match: re.Match[str]) -> str:
+        return arguments.get(match["long"] or match["short"]) or match["other"] or match[0]
+
+    return _VARIABLE.sub(value, text)
