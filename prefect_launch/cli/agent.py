@@ -226,16 +226,19 @@ def unit(
         bool, typer.Option("--user", metavar="", help="A unit of your own systemd, not of the machine's.")
     ] = False,
     stop_time: Annotated[
-        str,
-        typer.Option("--stop-time", metavar="TIME", help="What 'systemctl stop' waits for its jobs. Default: 5min."),
-    ] = "5min",
+        str | None,
+        typer.Option(
+            "--stop-time", metavar="TIME", help="What 'systemctl stop' waits for its jobs, such as 2h. Default: 5min."
+        ),
+    ] = None,
 ) -> None:
     """Print a systemd unit that runs an agent."""
     import os
 
     from prefect.settings import PREFECT_API_URL
 
-    from prefect_launch.cli.unit import unit_text
+    from prefect_launch.cli.unit import STOP_SECONDS, unit_text
+    from prefect_launch.duration import read_duration
     from prefect_launch.errors import AgentConfigError
 
     settings = _settings(queue, max_jobs, config, name, verbose=False)
@@ -253,7 +256,7 @@ def unit(
         arguments,
         {key: value for key, value in environment.items() if value},
         of_user=of_user,
-        stop_time=stop_time,
+        stop_seconds=read_duration(stop_time) or STOP_SECONDS,
     )
     typer.echo(text, nl=False)
 

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from prefect_launch.duration import in_words
 from prefect_launch.errors import OperatorError
+
+#: How long an agent drains when its unit is stopped, if nothing else is said.
+STOP_SECONDS: Final = 300.0
+#: What an agent that was told to leave gets for it before it is killed; one that stops its jobs waits for their grace.
+_LEAVE_SECONDS: Final = 90.0
 
 _UNIT: Final = """\
 # {file}
@@ -17,8 +23,9 @@ _UNIT: Final = """\
 # {install}
 #
 # 'systemctl stop' drains the agent: it takes no more, and finishes what runs. After {stop_time} it leaves; its jobs go
-# on, and the next start takes them up. The API key of a server that asks for one belongs into {secrets}:
-# PREFECT_API_KEY=…
+# on, and the next start takes them up. 'systemctl kill --kill-who=main' has it leave at once while it drains; without
+# --kill-who, 'systemctl kill' ends its jobs too. The API key of a server that asks for one belongs into
+# {secrets}: PREFECT_API_KEY=…
 [Unit]
 Description=prefect-launch agent {name}
 Wants=network-online.target
@@ -32,7 +39,10 @@ Type=exec
 # Only the agent is signalled: its jobs outlive it.
 KillMode=process
 KillSignal=SIGTERM
-TimeoutStopSec={stop_time}
+# One signal drains it. When the time is up, systemd sends the next one, and it leaves: were it killed then, it could
+# not say so, and the queue's other agents would call it lost.
+ExecStop=-/bin/sh -c 'test -z "$$MAINPID" || {{ kill -TERM "$$MAINPID"; exec {wait}; }}'
+TimeoutStopSec={kill_seconds:.0f}
 # One job that runs out of memory must not take the agent down with it.
 OOMPolicy=continue
 TasksMax=infinity
@@ -47,7 +57,7 @@ WantedBy={target}
 
 
 def unit_text(
-    name: str, arguments: Sequence[str], environment: dict[str, str], *, of_user: bool, stop_time: str
+    name: str, arguments: Sequence[str], environment: dict[str, str], *, of_user: bool, stop_seconds: float
 ) -> str:
     """Return a unit.
 
@@ -56,7 +66,7 @@ def unit_text(
         arguments: of `prefect-launch agent start`.
         environment: what the agent finds in its environment.
         of_user: a unit of the user's own systemd, not of the machine's.
-        stop_time: what systemd waits for a drain, as it writes times.
+        stop_seconds: how long it may drain when it is stopped.
     """
     file = f"prefect-launch-{name}.service"
     folder = "~/.config/systemd/user" if of_user else "/etc/systemd/system"
@@ -75,7 +85,9 @@ def unit_text(
         command=" ".join(_quoted(part, "$$") for part in command),
         environment="".join(f"Environment={_quoted(f'{key}={value}')}\n" for key, value in environment.items()),
         secrets="%h/.config/prefect-launch/agent.env" if of_user else "/etc/prefect-launch/agent.env",
-        stop_time=stop_time,
+        stop_time=in_words(stop_seconds),
+        wait=f'timeout {stop_seconds:.0f} tail --pid="$$MAINPID" -f /dev/null',
+        kill_seconds=stop_seconds + _LEAVE_SECONDS,
         target="default.target" if of_user else "multi-user.target",
     )
 
