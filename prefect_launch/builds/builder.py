@@ -1,6 +1,6 @@
 """What builds an image of an order: the seam, and what builders tell of a failure.
 
-A builder gives back an image without a name: it gets its tag when it is whole, so nothing half-made is ever under it.
+An image gets its tag when it is whole, so nothing half-made is ever under it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Builder(ABC):
 
     @abstractmethod
     async def build(self, order: BuildOrder, access: PipAccess, log: LineSink) -> str:
-        """Build an image and return its id. Cancelled, it stops what it has begun.
+        """Build an image and return its id, or the order's name when it has that already. Cancelled, it stops.
 
         Args:
             order: what is built.

@@ -33,6 +33,8 @@ _ERROR: Final = re.compile(r"#(?P<number>\d+) ERROR: (?P<text>.*)")
 _DIGEST: Final = re.compile(r"#\d+ sha256:[0-9a-f]{64}")
 _SAID: Final = re.compile(r"#\d+ (?:[\d.]+ )?")
 _END_SECONDS: Final = 10.0
+#: Not in a builder of its own that somebody has chosen for buildx: that one sees none of the engine's images.
+_ON_THE_ENGINE: Final = {"DOCKER_BUILDKIT": "1", "BUILDX_BUILDER": "default"}
 
 
 class CliBuilder(Builder):
@@ -68,10 +70,11 @@ class CliBuilder(Builder):
                 code = await self._run(self._arguments(order, access, folder), packed.fileno(), watch)
             if code != 0:
                 raise failure(watch.step, watch.error or f"exit code {code}", list(watch.lines))
-            return (await anyio.Path(folder / "image").read_text()).strip()
+            return order.image
 
     def _arguments(self, order: BuildOrder, access: PipAccess, folder: Path) -> list[str]:
-        arguments = ["--progress=plain", "--iidfile", str(folder / "image"), "--file", order.dockerfile or _DOCKERFILE]
+        # By its name, which it gets when it is whole: of the ids that buildx tells, not every engine knows each.
+        arguments = ["--progress=plain", "--tag", order.image, "--file", order.dockerfile or _DOCKERFILE]
         for name in access.files:
             arguments += ["--secret", f"id={name},src={folder / name}"]
         for name, value in order.labels.items() if order.dockerfile else ():
@@ -81,7 +84,7 @@ class CliBuilder(Builder):
         return [self._program, *self.command, *arguments, "-"]
 
     async def _run(self, command: list[str], stdin: int, watch: _Watch) -> int:
-        environment = {**os.environ, "DOCKER_HOST": self._address, "DOCKER_BUILDKIT": "1"}
+        environment = {**os.environ, **_ON_THE_ENGINE, "DOCKER_HOST": self._address}
         process = await anyio.open_process(
             command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
         )

@@ -167,9 +167,9 @@ class ImageMaker:
     async def _build(self, order: BuildOrder, log: LineSink) -> None:
         builder, access = await self._prepared(order, log)
         log(f"Building {order.image} with {builder.name}{f' on {order.base}' if order.base else ''}.\n")
-        image_id = await builder.build(order, access, lambda text: log(access.masked(text)))
-        await self.engine.tag(image_id, order.image)
-        log(f"Built {order.image} ({image_id}).\n")
+        made = await builder.build(order, access, lambda text: log(access.masked(text)))
+        await self.engine.tag(made, order.image)
+        log(f"Built {order.image}.\n")
 
     async def _prepared(self, order: BuildOrder, log: LineSink) -> tuple[Builder, PipAccess]:
         """Choose a builder, and read what pip is told: an index on this disk wants one that can show it."""
