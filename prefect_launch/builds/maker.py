@@ -34,7 +34,7 @@ from prefect_launch.builds.registries.destination import Destination
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.builds.wish import ImageWish
-from prefect_launch.errors import AgentConfigError, InfrastructureError
+from prefect_launch.errors import AgentConfigError, BuildError, InfrastructureError
 from prefect_launch.jobs.naming import parse_image, runtime_of
 from prefect_launch.runners.base import RunPlan
 
@@ -167,7 +167,10 @@ class ImageMaker:
     async def _build(self, order: BuildOrder, log: LineSink) -> None:
         builder, access = await self._prepared(order, log)
         log(f"Building {order.image} with {builder.name}{f' on {order.base}' if order.base else ''}.\n")
-        made = await builder.build(order, access, lambda text: log(access.masked(text)))
+        try:
+            made = await builder.build(order, access, lambda text: log(access.masked(text)))
+        except (BuildError, InfrastructureError) as error:  # It has the last lines of the log.
+            raise type(error)(access.masked(str(error))) from None
         await self.engine.tag(made, order.image)
         log(f"Built {order.image}.\n")
 

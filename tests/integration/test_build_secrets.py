@@ -20,6 +20,7 @@ from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.builds.wish import ImageWish
+from prefect_launch.errors import BuildError
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.testing import InMemoryServer
 
@@ -91,23 +92,8 @@ async def test_no_layer_history_label_or_log_holds_what_pip_was_told(
 ) -> None:
     password, name = uuid4().hex, f"mine_{uuid4().hex[:8]}"
     index = Index(name, password)
-    (tmp_path / "pip.conf").write_text(f"[global]\nindex-url = http://me:{password}@{index.address}\n")
-    code = tmp_path / "code"
-    code.mkdir()
-    (code / "requirements.txt").write_text(f"{name}\n")
-    plan = RunPlan(
-        item_id=str(uuid4()),
-        run_id="secrets",
-        run_dir=tmp_path,
-        code_dir=code,
-        image_wish=ImageWish(entry_point=("python", "main.py"), python_version="3.11"),
-    )
-    settings = BuilderSettings.model_validate(
-        {
-            **{"base_image": python_image, "backend": backend, "network": "host"},
-            "pip_config": str(tmp_path / "pip.conf"),
-        }
-    )
+    plan = plan_of({"requirements.txt": f"{name}\n"}, tmp_path)
+    settings = told(f"http://me:{password}@{index.address}", tmp_path, base_image=python_image, backend=backend)
     log: list[str] = []
     maker = ImageMaker(settings, Flights(InMemoryServer(), "the test"))
     try:
@@ -122,6 +108,42 @@ async def test_no_layer_history_label_or_log_holds_what_pip_was_told(
     assert holds(client, image, f"{name}-1.dist-info")
     left = [Path(volume["Mountpoint"], "index.env") for volume in client.volumes()["Volumes"] or ()]
     assert not [file for file in left if file.is_file() and password in file.read_text()]
+
+
+@pytest.mark.parametrize("backend", ["engine", "buildkit"])
+async def test_package_that_prints_what_pip_was_told_gets_it_neither_into_the_log_nor_into_the_message(
+    backend: str, tmp_path: Path, python_image: str
+) -> None:
+    password, log = uuid4().hex, list[str]()
+    files = {
+        "requirements.txt": "./leaky\n",
+        "leaky/pyproject.toml": '[build-system]\nrequires = []\nbuild-backend = "leak"\nbackend-path = ["."]\n',
+        "leaky/leak.py": "import os, sys; sys.exit('was told: ' + os.environ['PIP_INDEX_URL'])\n",
+    }
+    settings = told(f"http://me:{password}@127.0.0.1:9", tmp_path, base_image=python_image, backend=backend)
+    maker = ImageMaker(settings, Flights(InMemoryServer(), "the test"))
+    with pytest.raises(BuildError, match=r"was told: http://me:\*\*\*@") as caught:
+        await maker.make(plan_of(files, tmp_path), log.append)
+    await maker.aclose()
+    assert password not in str(caught.value)
+    assert password not in "".join(log)
+
+
+def plan_of(files: dict[str, str], folder: Path) -> RunPlan:
+    """Lay code out, and return the plan of a run whose image is to be built of it."""
+    for name, text in files.items():
+        path = folder / "code" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    wish = ImageWish(entry_point=("python", "main.py"), python_version="3.11")
+    return RunPlan(item_id=str(uuid4()), run_id="secrets", run_dir=folder, code_dir=folder / "code", image_wish=wish)
+
+
+def told(index: str, folder: Path, **settings: str) -> BuilderSettings:
+    """Return settings of a builder whose pip is told an index."""
+    file = folder / "pip.conf"
+    file.write_text(f"[global]\nindex-url = {index}\n")
+    return BuilderSettings.model_validate({**settings, "network": "host", "pip_config": str(file)})
 
 
 def holds(client: docker.APIClient, image: str, text: str) -> bool:
