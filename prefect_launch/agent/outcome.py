@@ -71,7 +71,8 @@ def outcome_of_exit(end: Exit) -> Outcome:
         state = ItemState.FAILED if cause is Cause.FAILED else ItemState.CRASHED
         message = f"[{Phase.RUN.value}] {_sentence(end.describe())}"
         return Outcome(state=state, message=message, data=data, cause=cause)
-    message = f"[{Phase.RUN.value}] The job ended{lasted} with {end.describe()}."
+    how = end.describe().removeprefix("ended ") if end.signal else f"with {end.describe()}"
+    message = f"[{Phase.RUN.value}] The job ended{lasted} {how}."
     return Outcome(state=ItemState.FAILED, message=message, data=data, cause=cause)
 
 

@@ -32,7 +32,7 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
     [
         (Exit(exit_code=0), ItemState.COMPLETED, "exit code 0"),
         (Exit(exit_code=3), ItemState.FAILED, "[run] The job ended with exit code 3."),
-        (Exit(exit_code=143, signal="SIGTERM"), ItemState.FAILED, "signal SIGTERM"),
+        (Exit(exit_code=143, signal="SIGTERM"), ItemState.FAILED, "The job ended by signal SIGTERM (exit code 143)."),
         (Exit(exit_code=137, signal="SIGKILL"), ItemState.FAILED, "which this agent did not send"),
         (Exit(exit_code=137, signal="SIGKILL", oom_killed=True), ItemState.CRASHED, "[run] Out of memory"),
         (Exit(exit_code=None, error="its container was removed"), ItemState.CRASHED, "Its container was removed"),
