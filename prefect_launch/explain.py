@@ -25,8 +25,10 @@ from prefect_launch.item_draft import draft_item, resolve_source, same_item
 from prefect_launch.planning import Request, Site, default_resource, preview_plan
 from prefect_launch.queue_config import make_config
 from prefect_launch.queues import DEFAULT_QUEUE
-from prefect_launch.runners.base import Labels
+from prefect_launch.runners.base import Labels, Runner, RunPlan
+from prefect_launch.runners.gpu_option import GpuAsk, read_gpus
 from prefect_launch.runners.registry import runner_class
+from prefect_launch.safety.options import normalise_options
 from prefect_launch.server.values import Item, ItemDraft
 from prefect_launch.session import KnownQueue, Session, obstacle_of
 from prefect_launch.spec import LaunchSpec, parse_spec
@@ -99,6 +101,7 @@ async def explain_item(api: Api, session: Session, spec: LaunchSpec, queue_name:
     full = parse_spec({**draft.parameters, "template_variables": draft.job_variables})
     request = Request(spec=full, item_id=_ITEM, queue=queue.name, config=queue.config, labels=_labels(full, queue))
     plan = await preview_plan(request, Site(home=_HOME), job)
+    runner = runner_class(queue.config.resource)
     return Explanation(
         name=draft.name,
         queue=queue.name,
@@ -109,10 +112,10 @@ async def explain_item(api: Api, session: Session, spec: LaunchSpec, queue_name:
         image=plan.image,
         builds=plan.image_wish is not None,
         digest=digest_in(plan.image) if plan.image else None,
-        creates=masked(runner_class(queue.config.resource).preview(plan)),
+        creates=masked(runner.preview(plan)),
         options=masked(plan.options),
         changes=changes_of(spec, full, queue.config, plan.options),
-        waiting=await why_would_wait(session, queue.name, _item(draft)),
+        waiting=await why_would_wait(session, queue.name, _item(draft), asks=_gpus_in_words(runner, plan)),
         there=there,
     )
 
@@ -150,6 +153,12 @@ def _labels(spec: LaunchSpec, queue: KnownQueue) -> dict[str, str]:
         Labels.AGENT: _AT_START,
         Labels.CLAIM: _AT_START,
     }
+
+
+def _gpus_in_words(runner: type[Runner], plan: RunPlan) -> str:
+    """Say which GPUs of its agent's machine a run asks for, such as `2 GPUs`; an empty text for none."""
+    gpus = read_gpus(normalise_options(plan.options).get("gpus")) if runner.uses_this_machine else GpuAsk()
+    return "" if gpus.is_none else str(gpus)
 
 
 def _item(draft: ItemDraft) -> Item:

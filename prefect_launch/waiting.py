@@ -75,6 +75,7 @@ class WaitFacts(BaseModel):
     earlier: int = Field(default=0, description="How many of its own priority are due before it.")
     waiting: int = Field(default=1, description="How many wait in the queue, with it.")
     past: Past | None = None
+    asks: str = Field(default="", description="Which GPUs one asks for that no agent has looked at yet: `2 GPUs`.")
 
 
 class Waiting(BaseModel):
@@ -189,6 +190,9 @@ def _limit(facts: WaitFacts) -> _Told | None:
 
 def _no_devices(facts: WaitFacts) -> _Told | None:
     taking = facts.queue.taking
+    if facts.asks and all(agent.host and not agent.devices for agent in taking):
+        whose = f"no agent of the queue {facts.queue.queue!r} has a GPU ({', '.join(agent.name for agent in taking)})"
+        return WaitCause.DEVICES, f"It asks for {facts.asks}, and {whose}."
     told = {agent.name: agent.waits.get(str(facts.item.id)) or _busy(agent) for agent in taking}
     if not all(told.values()) or not any(str(facts.item.id) in agent.waits for agent in taking):
         return None
@@ -217,8 +221,9 @@ def _busy(agent: AgentInfo) -> str:
 def _turn(facts: WaitFacts) -> _Told:
     if facts.urgent or facts.earlier:
         return WaitCause.TURN, f"Its turn has not come.{_ahead(facts)}"
-    names = ", ".join(agent.name for agent in facts.queue.taking)
-    return WaitCause.TURN, f"It is the next: an agent with a free slot takes it within seconds ({names})."
+    names = ", ".join(f"{agent.name}: {agent.devices}" if facts.asks else agent.name for agent in facts.queue.taking)
+    what = f" and {facts.asks}" if facts.asks else ""
+    return WaitCause.TURN, f"It is the next: an agent with a free slot{what} takes it within seconds ({names})."
 
 
 _CHECKS: Final[tuple[Callable[[WaitFacts], _Told | None], ...]] = (
@@ -251,7 +256,7 @@ def _expected_start(facts: WaitFacts, cause: WaitCause) -> datetime | None:
     running = [_seconds_in_work(item, queue.now) for item in queue.in_work]
     elsewhere = sum(agent.in_work for agent in queue.taking) - len(running)
     if cause is WaitCause.DEVICES:
-        if not running and elsewhere <= 0:
+        if facts.asks or (not running and elsewhere <= 0):
             return None  # What is in the way is nothing of ours, or it can never fit.
         slots: int | None = len(running) + max(0, elsewhere)  # No more fits beside what runs.
     else:

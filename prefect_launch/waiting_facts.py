@@ -32,12 +32,22 @@ async def why_waiting(session: Session, item: Item) -> Waiting | None:
     return None if queue is None else tell(await _place(session.server, queue, item, past))
 
 
-async def why_would_wait(session: Session, queue_name: str, item: Item) -> Waiting | None:
-    """Tell why an item that is not queued yet would wait; `None` when the queue is not there."""
+async def why_would_wait(session: Session, queue_name: str, item: Item, *, asks: str = "") -> Waiting | None:
+    """Tell why an item that is not queued yet would wait; `None` when the queue is not there.
+
+    Args:
+        session: an open connection.
+        queue_name: the queue.
+        item: as it would be queued.
+        asks: which GPUs it asks for, in words; an empty text for none.
+    """
     queue, past = await asyncio.gather(
         read_queue_facts(session.server, queue_name), read_past(session.server, queue_name, item.tags)
     )
-    return None if queue is None else tell(await _place(session.server, queue, item, past, is_there=False))
+    if queue is None:
+        return None
+    facts = await _place(session.server, queue, item, past, is_there=False)
+    return tell(facts.model_copy(update={"asks": asks}))
 
 
 async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:

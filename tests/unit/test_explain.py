@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from prefect_launch import aexplain_launch, explain_launch, launch_add
+from prefect_launch.agent_board import AgentNotice, post_notice
 from prefect_launch.errors import InputError, LaunchError, NotFoundError, SpecError, UnsafeSpecError
 from prefect_launch.explain import Explanation
 from prefect_launch.server.values import State
@@ -165,3 +166,15 @@ def test_explanation_is_what_is_queued_then(job_api: InMemoryApi) -> None:
     assert told.parameters == made.item.parameters
     assert told.name == made.name
     job_api.call(lambda session: session.server.propose(UUID(made.id), State.of(ItemState.CANCELLED)))
+
+
+async def test_gpus_that_no_agent_has_are_told_before_anything_waits_for_them(job_api: InMemoryApi) -> None:
+    async def told(devices: str) -> str:
+        notice = AgentNotice(name="box", host="h", queues=("gpu",), slots=2, state="polling", devices=devices)
+        await post_notice(job_api.server, notice)
+        found = await aexplain_launch(docker_image="box", queue_name="gpu", template_variables={"gpus": 2})
+        return found.waiting.reason if found.waiting else ""
+
+    await job_api.server.beat_worker("gpu", "box", 15)
+    assert await told("") == "It asks for 2 GPUs, and no agent of the queue 'gpu' has a GPU (box)."
+    assert "a free slot and 2 GPUs takes it" in await told("GPU 0 free; GPU 1 free")

@@ -101,6 +101,23 @@ def test_item_without_free_devices_says_what_each_agent_has() -> None:
     assert why(agents=(box, agent("free", slots=1))).cause is WaitCause.TURN
 
 
+def test_item_that_no_agent_has_looked_at_yet_says_which_gpus_it_asks_for() -> None:
+    def told(asks: str, *agents: AgentInfo) -> Waiting:
+        queue = QueueFacts(queue="gpu", now=NOW, agents=agents)
+        return tell(WaitFacts(queue=queue, item=ITEM, asks=asks, past=Past(seconds=(1.0,))))
+
+    bare, rich = agent("bare", host="a"), agent("rich", host="b", devices="GPU 0 of 1a2b3c4d; GPU 1 free")
+    assert told("2 GPUs", bare).cause is WaitCause.DEVICES
+    assert told("2 GPUs", bare).reason == "It asks for 2 GPUs, and no agent of the queue 'gpu' has a GPU (bare)."
+    assert told("2 GPUs", agent("bare", host="a", in_work=1)).expected_start is None
+    assert told("2 GPUs", rich).cause is WaitCause.TURN
+    assert "an agent with a free slot and 2 GPUs takes it within" in told("2 GPUs", rich).reason
+    assert "(rich: GPU 0 of 1a2b3c4d; GPU 1 free)" in told("2 GPUs", rich).reason
+    assert told("", bare).cause is WaitCause.TURN
+    silent = agent("silent")  # it has not told yet what it has
+    assert told("2 GPUs", silent).cause is WaitCause.TURN
+
+
 def test_busy_slots_and_who_comes_first_are_told() -> None:
     told = why(agents=(agent("a", in_work=1), agent("b", slots=2, in_work=2)), urgent=3, earlier=1)
     assert told.cause is WaitCause.TURN
