@@ -30,7 +30,7 @@ from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan
 from prefect_launch.runners.registry import runner_names
 from prefect_launch.server.values import Item
-from prefect_launch.states import ItemState, StateType
+from prefect_launch.states import ACTIVE, ItemState, StateType
 
 log = logging.getLogger("prefect_launch.agent")
 
@@ -106,7 +106,9 @@ async def _adopt(workshop: Workshop, runner: Runner, found: Found, inventory: In
         log.warning("ignoring %s: it has our labels, but no agent of this home has made it", found.handle)
         return
     if item is None or plan is None or not is_present(identity, item, history):
-        why = f"item is {item.state_name if item else 'gone'}" if plan is not None else "plan is gone or broken"
+        has_moved_on = item is not None and item.state_type in ACTIVE
+        is_now = "was claimed again" if has_moved_on else f"is {item.state_name if item else 'gone'}"
+        why = f"item {is_now}" if plan is not None else "plan is gone or broken"
         log.info("%s clearing %s: its %s", identity.item_id, found.handle, why)
         inventory.stale.append((runner, found))
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,9 +13,6 @@ from prefect_launch.queued_run import QueuedRun
 from prefect_launch.states import StateType
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
-
-if TYPE_CHECKING:
-    pass
 
 GRACE_SECONDS = 1.0
 #: What a stop may take beyond the grace: it is half a second, and a busy machine gets its time.
