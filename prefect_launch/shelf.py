@@ -46,6 +46,7 @@ class Tidied(BaseModel):
     limit_bytes: int | None
     kept_bytes: int
     gone: tuple[Entry, ...] = ()
+    unseen: str | None = Field(default=None, description="Why it could not be seen what is there; nothing went then.")
 
     @property
     def gone_bytes(self) -> int:
@@ -59,12 +60,16 @@ class Shelf(ABC):
     Args:
         limit_bytes: what they may take together; `None`: no limit.
         fresh_seconds: what was used later than that stays.
+
+    Attributes:
+        unseen: why it could not be seen at the last look what is there; `None` when it could.
     """
 
     name: ClassVar[str]
 
     def __init__(self, limit_bytes: int | None, *, fresh_seconds: float = FRESH_SECONDS) -> None:
         self.limit_bytes = limit_bytes
+        self.unseen: str | None = None
         self._fresh_seconds = fresh_seconds
 
     @abstractmethod
@@ -104,7 +109,13 @@ class Shelf(ABC):
                 if dry_run or await self.remove(entry):
                     gone.append(entry)
                     total -= entry.size_bytes
-        return Tidied(shelf=self.name, limit_bytes=self.limit_bytes, kept_bytes=total, gone=tuple(gone))
+        return Tidied(
+            shelf=self.name,
+            limit_bytes=self.limit_bytes,
+            kept_bytes=total,
+            gone=tuple(gone),
+            unseen=self.unseen,
+        )
 
     def _is_old(self, used_at: float) -> bool:
         """Whether nobody can have something in hand that was last used then."""

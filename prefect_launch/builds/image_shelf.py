@@ -42,13 +42,15 @@ class ImageShelf(Shelf):
         self._stored: dict[str, StoredImage] = {}
 
     async def entries(self, *, dry_run: bool = False) -> list[Entry]:
+        self.unseen = None
         notes = await anyio.to_thread.run_sync(self._kept.notes)
         if not notes:
             return []  # A machine that has built nothing may have no engine.
         try:
             stored = await self._engine.stored_images()
-        except UnreachableError:
-            return []  # The agent tells of it; it is looked at again the next time.
+        except UnreachableError as error:
+            self.unseen = str(error)  # It is looked at again the next time.
+            return []
         return await anyio.to_thread.run_sync(self._measure, notes, stored, dry_run)
 
     async def needed(self, entries: Sequence[Entry]) -> set[str]:

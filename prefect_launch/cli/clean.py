@@ -36,7 +36,8 @@ def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: b
     typer.echo(f"{verb} {report.describe()} of {home}.")
     for shelf in report.shelves:
         limit = "no limit" if shelf.limit_bytes is None else f"limit {in_bytes(shelf.limit_bytes)}"
-        typer.echo(f"{shelf.shelf}: {in_bytes(shelf.kept_bytes)} kept ({limit})")
+        kept = f"not seen ({limit}): {shelf.unseen}" if shelf.unseen else f"{in_bytes(shelf.kept_bytes)} kept ({limit})"
+        typer.echo(f"{shelf.shelf}: {kept}")
 
 
 def _time(seconds: float) -> datetime:

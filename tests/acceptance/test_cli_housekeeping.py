@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_launch.builds.kept_images import KeptImages
 from tests.acceptance.conftest import Cli
 from tests.support.prefect_server import PrefectServerProcess
 
@@ -39,6 +40,21 @@ def test_clean_tells_first_and_then_removes_what_no_item_needs(
     assert [entry["name"] for shelf in report["shelves"] for entry in shelf["gone"]] == [f"{item}/{folder.name}"]
     assert not folder.exists()
     assert "Removed nothing" in launch_cli("agent", "clean").stdout
+
+
+def test_clean_says_that_images_are_not_seen_while_their_engine_is_away(
+    prefect_server: PrefectServerProcess, launch_cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(home))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
+    KeptImages(home).note("0123", ["prefect-launch/built:0123"])
+    told = launch_cli("agent", "clean", "--keep-images", "1g").stdout
+    assert f"built images: not seen (limit 1.0 GiB): The Docker Engine at unix://{tmp_path}/nobody.sock" in told
+    assert "does not answer" in told
+    assert "built images: 0 B" not in told
+    *_, images = json.loads(launch_cli("agent", "clean", "--json").stdout)["shelves"]
+    assert "does not answer" in images["unseen"]
 
 
 def test_watchdog_is_set_told_and_taken_off(prefect_server: PrefectServerProcess, launch_cli: Cli) -> None:
