@@ -57,7 +57,7 @@ class SourceError(SubmitterError):
 
 
 class BuildError(SubmitterError):
-    """The job's image cannot be built: a step of its Dockerfile fails, or its requirements do not resolve."""
+    """The job's image cannot be built: a step fails, its requirements do not resolve, or nothing builds where it is."""
 
 
 # --- the queue's owner must act --------------------------------------------------------------------------------------

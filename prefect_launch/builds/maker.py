@@ -34,13 +34,13 @@ from prefect_launch.builds.registries.destination import Destination
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.builds.wish import ImageWish
-from prefect_launch.errors import AgentConfigError, BuildError, InfrastructureError
+from prefect_launch.errors import BuildError, InfrastructureError
 from prefect_launch.jobs.naming import parse_image, runtime_of
 from prefect_launch.runners.base import RunPlan
 
 _NO_BUILDER: Final = (
-    "This agent builds no images (builder.type: none), and the job has code but no image. Give the job a base_image,"
-    " make an image job of it, or set builder.type to docker."
+    "No images are built here (builder.type: none), and the job has code but no image. Give the job a base_image, queue"
+    " it with build=True ('add --build'), or have the operator set builder.type to docker."
 )
 
 
@@ -95,8 +95,8 @@ class ImageMaker:
         """Return the plan with its image when that is there; None when something must be pulled or built first.
 
         Raises:
-            SubmitterError: when the code cannot be built: its Dockerfile, its size, its requirements.
-            AgentConfigError: when this agent does not build.
+            SubmitterError: when the code cannot be built: its Dockerfile, its size, its requirements, or for want of a
+                builder.
         """
         layout, dependencies = await self._look(plan)
         pinned = {base: await self._registry.digest_of(base) for base in await self._bases(plan, layout, dependencies)}
@@ -116,6 +116,7 @@ class ImageMaker:
         Raises:
             LaunchError: as `find` does.
             BuildError: when a step of the build fails.
+            AgentConfigError: when the builder that is configured is not there.
             InfrastructureError: when the base image cannot be had, or the engine or the disk fails.
         """
         layout, dependencies = await self._look(plan)
@@ -188,7 +189,7 @@ class ImageMaker:
 
     async def _look(self, plan: RunPlan) -> tuple[Layout, Dependencies | None]:
         if self._settings.type == "none":
-            raise AgentConfigError(_NO_BUILDER)
+            raise BuildError(_NO_BUILDER)
         return await anyio.to_thread.run_sync(self._read, plan)
 
     def _read(self, plan: RunPlan) -> tuple[Layout, Dependencies | None]:
