@@ -11,12 +11,16 @@ import contextvars
 import os
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future
-from contextlib import AbstractAsyncContextManager
-from typing import Generic, TypeVar
+from concurrent.futures import Future, wait
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
+from typing import Final, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+#: What a call that is given up gets to end what it has begun (a build, a push), before its caller goes on.
+_END_SECONDS: Final = 10.0
 
 
 class Background(Generic[R]):
@@ -62,29 +66,80 @@ class Background(Generic[R]):
     def call(self, function: Callable[[R], Awaitable[T]]) -> T:
         """Run `function(resource)` on the loop and wait for what it returns.
 
+        Interrupted (Ctrl-C), it cancels the function and waits until that has ended; interrupted again, it does not.
+
         Raises:
             Exception: what opening the resource, or the function, raised.
         """
-        future = self._submit(function, self._ready.result())
+        work = _Work(self._loop, partial(function, self._ready.result()))
         try:
-            return future.result()
+            work.begin()
+            return work.result.result()
         except BaseException:
-            future.cancel()
+            work.cancel()
+            wait([work.result], timeout=_END_SECONDS)
             raise
 
     async def acall(self, function: Callable[[R], Awaitable[T]]) -> T:
         """Like `call`, for a caller on another event loop, which is not blocked."""
         resource = await asyncio.wrap_future(self._ready)
-        return await asyncio.wrap_future(self._submit(function, resource))
-
-    def _submit(self, function: Callable[[R], Awaitable[T]], resource: R) -> Future[T]:
-        async def run() -> T:
-            return await function(resource)
-
-        return asyncio.run_coroutine_threadsafe(run(), self._loop)
+        work = _Work(self._loop, partial(function, resource))
+        result = asyncio.wrap_future(work.result)
+        try:
+            work.begin()
+            return await asyncio.shield(result)
+        except BaseException:
+            work.cancel()
+            await asyncio.wait({result}, timeout=_END_SECONDS)
+            if result.done() and not result.cancelled():
+                result.exception()  # Nobody else reads how it ended; asyncio would complain.
+            raise
 
     def close(self) -> None:
         """Close the resource and end the thread."""
         if self.alive:
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(timeout=5)
+
+
+class _Work(Generic[T]):
+    """One function at work on a loop of another thread.
+
+    Attributes:
+        result: what it returns, or raises. A function that is cancelled has its result when it has ended, not before.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, function: Callable[[], Awaitable[T]]) -> None:
+        self.result: Future[T] = Future()
+        self._loop = loop
+        self._function = function
+        self._task: asyncio.Task[T] | None = None
+
+    def begin(self) -> None:
+        """Begin it."""
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def cancel(self) -> None:
+        """Cancel it, once it has begun; nothing when it has ended."""
+        with suppress(RuntimeError):  # The loop has ended, and all on it.
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def _begin(self) -> None:
+        self._task = self._loop.create_task(self._run())
+        self._task.add_done_callback(self._finish)
+
+    async def _run(self) -> T:
+        return await self._function()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    def _finish(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.result.cancel()
+            self.result.set_running_or_notify_cancel()
+        elif error := task.exception():
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(task.result())

@@ -7,6 +7,7 @@ same code gives the same image, and so the same version of the image job.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +36,7 @@ from prefect_launch.spec import DockerSource, GitSource, LaunchSpec
 _logger = get_logger("launch.build")
 
 _SUFFIX: Final = "-image"
+_STOPPED: Final = "Stopped: the image is not finished, and nothing is queued. The same call builds it anew."
 
 
 async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> LaunchSpec:
@@ -56,7 +58,11 @@ async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_nam
     job = _refuse_what_needs_no_build(checked.job, checked.queue)
     config = resolve_agent_config()
     repository = _repository(spec, config)
-    plan = await _built(session, spec, job, config, repository)
+    try:
+        plan = await _built(session, spec, job, config, repository)
+    except asyncio.CancelledError:
+        _logger.warning(_STOPPED)
+        raise
     draft = _image_job(job, str(plan.image), plan.command)
     kept = (await session.jobs.put(draft)).job
     return _naming(spec, kept)

@@ -63,14 +63,15 @@ async def run_command(
     try:
         said, complained = await asyncio.shield(reading)
     except BaseException:
-        _kill_group(process.pid)
+        kill_group(process.pid)
         with CancelScope(shield=True):
             await asyncio.wait({reading}, timeout=_GONE_SECONDS)
         raise
     return CompletedProcess(list(command), process.returncode, said, complained)
 
 
-def _kill_group(leader: int) -> None:
+def kill_group(leader: int) -> None:
+    """Kill a process that was started as the leader of a group of its own, and all of that group."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:

@@ -3,6 +3,9 @@
 They know build secrets and cache mounts, so a Dockerfile of the submitter's own may use them too: what pip is told on
 this machine is there as the secrets `index.env` and `ca.pem`. The context goes in as an archive, so nothing else of
 this machine can; secrets are files of this user for as long as the build runs.
+
+The command is in a session of its own: a terminal's Ctrl-C is the agent's to act on, whose first one lets builds end.
+It ends with this process, where `setpriv` (util-linux) can see to that.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from prefect_launch.builds.builder import Builder, LineSink, failure
 from prefect_launch.builds.dockerfile import write_dockerfile, write_labels
 from prefect_launch.builds.order import BuildOrder
 from prefect_launch.builds.pip_access import PipAccess
-from prefect_launch.commands import run_command
+from prefect_launch.commands import kill_group, run_command
 
 _DOCKERFILE: Final = "Dockerfile.launch"
 _KEPT_LINES: Final = 40
@@ -32,7 +35,6 @@ _STEP: Final = re.compile(r"#(?P<number>\d+) \[[^\]]*\] (?P<text>.*)")
 _ERROR: Final = re.compile(r"#(?P<number>\d+) ERROR: (?P<text>.*)")
 _DIGEST: Final = re.compile(r"#\d+ sha256:[0-9a-f]{64}")
 _SAID: Final = re.compile(r"#\d+ (?:[\d.]+ )?")
-_END_SECONDS: Final = 10.0
 #: Not in a builder of its own that somebody has chosen for buildx: that one sees none of the engine's images.
 _ON_THE_ENGINE: Final = {"DOCKER_BUILDKIT": "1", "BUILDX_BUILDER": "default"}
 
@@ -85,8 +87,14 @@ class CliBuilder(Builder):
 
     async def _run(self, command: list[str], stdin: int, watch: _Watch) -> int:
         environment = {**os.environ, **_ON_THE_ENGINE, "DOCKER_HOST": self._address}
+        guard = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []
         process = await anyio.open_process(
-            command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+            [*guard, *command],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
         )
         try:
             if process.stdout is not None:
@@ -144,12 +152,9 @@ async def _read(stream: ByteReceiveStream, watch: _Watch) -> None:
 
 
 async def _end(process: Process) -> None:
+    """Kill it if it has not ended: older commands hear no other signal. The engine stops a build that nobody reads."""
     if process.returncode is None:
-        process.terminate()
-        with anyio.move_on_after(_END_SECONDS):
-            await process.wait()
-    if process.returncode is None:
-        process.kill()
+        kill_group(process.pid)
         await process.wait()
 
 

@@ -1,4 +1,7 @@
-"""The log of a build, on standard error while it goes on: an image takes minutes, and silence looks like a fault."""
+"""The log of a build, on standard error while it goes on: an image takes minutes, and silence looks like a fault.
+
+However the command is stopped, the build is ended with it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from contextlib import contextmanager
 from typing import Final
 
 import typer
+
+from prefect_launch.cli.stopping import ending_in_order
 
 _LOGGER: Final = "prefect.launch.build"
 
@@ -33,7 +38,8 @@ def build_log(is_wanted: bool) -> Iterator[None]:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
-        yield
+        with ending_in_order():
+            yield
     finally:
         logger.removeHandler(handler)
         logger.level, logger.propagate = was

@@ -1,0 +1,37 @@
+"""What is left of a build that was stopped: its program, its step, its lease."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from prefect_launch.api import Api
+from tests.support.processes import MARK, marked_processes
+
+#: A Dockerfile whose one step takes so long, and can be known among the processes of this machine by its mark.
+SLOW = "FROM {image}\nWORKDIR /app\nCOPY . .\nRUN echo slow step; sleep {seconds}; : {mark}\n"
+
+
+def build_programs() -> list[str]:
+    """Docker's commands that this test run has started and that still build."""
+    return [left.command for left in marked_processes(os.environ[MARK]) if "--progress=plain" in left.command]
+
+
+def build_steps(mark: str) -> list[str]:
+    """The processes of a build step: those of an engine on this machine."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        try:
+            command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # no process, or one that has ended meanwhile
+            continue
+        if f": {mark}" in command:
+            found.append(command)
+    return found
+
+
+def live_leases(api: Api) -> dict[str, Any]:
+    """The leases that make others wait for a build."""
+    leases: dict[str, Any] = api.call(lambda session: session.server.list_variables("launch-build"))
+    return {name: lease for name, lease in leases.items() if not lease.get("error")}

@@ -1,0 +1,87 @@
+"""A call on another thread's loop that is given up has ended what it began before its caller goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from prefect_launch.background import Background
+
+
+class Desk:
+    """Work that takes for ever, and some time to be put away."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.put_away = False
+
+    async def work(self, resource: str) -> None:
+        try:
+            self.begun.set()
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.2)
+            self.put_away = True
+
+
+@asynccontextmanager
+async def resource() -> AsyncIterator[str]:
+    yield "resource"
+
+
+@pytest.fixture
+def background() -> Iterator[Background[str]]:
+    made = Background(resource, name="of-a-test")
+    yield made
+    made.close()
+
+
+async def upper(text: str) -> str:
+    return text.upper()
+
+
+async def fail(text: str) -> str:
+    raise ValueError(text)
+
+
+def test_call_returns_or_raises_what_the_function_does(background: Background[str]) -> None:
+    assert background.call(upper) == "RESOURCE"
+    with pytest.raises(ValueError, match="resource"):
+        background.call(fail)
+
+
+async def test_call_from_another_loop_returns_or_raises_what_the_function_does(background: Background[str]) -> None:
+    assert await background.acall(upper) == "RESOURCE"
+    with pytest.raises(ValueError, match="resource"):
+        await background.acall(fail)
+
+
+def test_interrupted_call_has_ended_what_it_began(background: Background[str]) -> None:
+    desk = Desk()
+
+    def interrupt() -> None:
+        desk.begun.wait()
+        time.sleep(0.3)  # Python hears a signal late that comes in the very moment when its main thread begins to wait.
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        background.call(desk.work)
+    assert desk.put_away
+    assert background.call(upper) == "RESOURCE"
+
+
+async def test_cancelled_call_from_another_loop_has_ended_what_it_began(background: Background[str]) -> None:
+    desk = Desk()
+    call = asyncio.create_task(background.acall(desk.work))
+    await asyncio.to_thread(desk.begun.wait)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert desk.put_away
