@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -21,15 +22,21 @@ NEXT_STEP: Final = (
 
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, says that a disk is full."""
+    return is_own_disk_full(error) or any(_SAID.search(str(one)) for one in _chain(error))
+
+
+def is_own_disk_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that led to it, is this process's own attempt to write to a full disk."""
+    return any(isinstance(one, OSError) and one.errno in _FULL for one in _chain(error))
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, and what led to it."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _FULL:
-            return True
-        if _SAID.search(str(error)):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def says_disk_full(text: str | None) -> bool:

@@ -82,6 +82,11 @@ class InfrastructureError(OperatorError):
     """The machine, the Docker Engine or a registry failed to do what was rightly asked: the item is ``Crashed``."""
 
 
+class BuildDiskError(InfrastructureError):
+    """A disk was full while an image was built: the build has failed, and the item is ``Failed``; its retry rule sees a
+    fault of the machine."""
+
+
 class UnreachableError(InfrastructureError):
     """What runs the jobs (the Docker Engine) cannot be reached: the item goes back into its queue."""
 

@@ -15,6 +15,7 @@ import anyio
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import log
 from prefect_launch.builds.flight import BUILD_LOGGER, Flights
+from prefect_launch.builds.full_disk import telling_full_disks
 from prefect_launch.builds.log import BuildLog
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.base import Registry
@@ -73,6 +74,11 @@ async def build_with_log(server: Server, item_id: UUID, images: ImageMaker, plan
     Raises:
         LaunchError: as `ImageMaker.make` does.
     """
+    async with telling_full_disks(images.engine):
+        return await _logged(server, item_id, images, plan)
+
+
+async def _logged(server: Server, item_id: UUID, images: ImageMaker, plan: RunPlan) -> RunPlan:
     path = plan.run_dir / BUILD_LOG
     await anyio.to_thread.run_sync(lambda: path.parent.mkdir(exist_ok=True))
     shipper = LogShipper(server, item_id, path, name=BUILD_LOGGER)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_launch.disk import NEXT_STEP as DISK_FULL_STEP
 from prefect_launch.disk import is_disk_full
-from prefect_launch.errors import InternalError, LaunchError, OperatorError
+from prefect_launch.errors import BuildDiskError, InternalError, LaunchError, OperatorError
 from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Phase
 from prefect_launch.server.protocol import Server
@@ -87,6 +87,8 @@ def cause_of(end: Exit) -> Cause:
 
 def outcome_of_error(error: BaseException, phase: Phase) -> Outcome:
     """Say how an item ends that could not be started: the machine's fault is a crash, what was asked for a failure."""
+    if isinstance(error, BuildDiskError):
+        return Outcome(state=ItemState.FAILED, message=f"[{phase.value}] {error}", cause=Cause.CRASHED)
     full = is_disk_full(error)
     fault = full or isinstance(error, (OperatorError, InternalError)) or not isinstance(error, LaunchError)
     text = str(error) if isinstance(error, LaunchError) else f"{type(error).__name__}: {error}"

@@ -10,7 +10,8 @@ import io
 import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -54,6 +55,10 @@ class BuildEngine(PushEngine):
     async def identity(self) -> str:
         """Return what tells this engine from every other."""
         return str((await self._call(lambda client: client.info()))["ID"])
+
+    async def data_folder(self) -> str:
+        """Return where it keeps its data, on its machine."""
+        return str((await self._call(lambda client: client.info()))["DockerRootDir"])
 
     async def has_buildkit(self) -> bool:
         """Whether BuildKit is embedded in it: in Docker's own engine, since API 1.39."""
@@ -120,8 +125,9 @@ class BuildEngine(PushEngine):
             client._raise_for_status(response)
             stream = CancellableStream(client._stream_helper(response, decode=False), response)
             opened.append(stream)
-            for event in _events(stream):
-                on_event(event)
+            with _closed_on_error(stream):
+                for event in _events(stream):
+                    on_event(event)
 
         await self._until_cancelled(build, opened)
 
@@ -132,8 +138,9 @@ class BuildEngine(PushEngine):
         def follow(client: Any) -> None:
             stream = client.logs(container_id, stream=True, follow=True)
             opened.append(stream)
-            for piece in stream:
-                on_piece(piece)
+            with _closed_on_error(stream):
+                for piece in stream:
+                    on_piece(piece)
 
         await self._until_cancelled(follow, opened)
 
@@ -165,6 +172,17 @@ class BuildEngine(PushEngine):
             await asyncio.to_thread(pack)
             packed.seek(0)
             await self.put_archive(container_id, folder, packed)
+
+
+@contextmanager
+def _closed_on_error(stream: CancellableStream) -> Iterator[None]:
+    """Close a stream that is not read to its end: the engine goes on with a build for as long as it is open."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # It may have ended by itself just now.
+            stream.close()
+        raise
 
 
 def _stored(about: Mapping[str, Any]) -> StoredImage:

@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from anyio.abc import ByteReceiveStream, Process
 
 from prefect_launch.builds.builder import Builder, LineSink, failure
 from prefect_launch.builds.dockerfile import write_dockerfile, write_labels
+from prefect_launch.builds.full_disk import packed
 from prefect_launch.builds.order import BuildOrder
 from prefect_launch.builds.pip_access import PipAccess
 from prefect_launch.commands import kill_group, run_command
@@ -65,11 +65,9 @@ class CliBuilder(Builder):
         async with anyio.TemporaryDirectory(prefix="launch-build-") as scratch:
             folder = Path(scratch)
             await anyio.to_thread.run_sync(_write_secrets, folder, access)
-            with tempfile.TemporaryFile(prefix="launch-context-") as packed:
-                await anyio.to_thread.run_sync(context.write, packed)
-                packed.seek(0)
-                watch = _Watch(log)
-                code = await self._run(self._arguments(order, access, folder), packed.fileno(), watch)
+            watch = _Watch(log)
+            async with packed(context) as archive:
+                code = await self._run(self._arguments(order, access, folder), archive.fileno(), watch)
             if code != 0:
                 raise failure(watch.step, watch.error or f"exit code {code}", list(watch.lines))
             return order.image

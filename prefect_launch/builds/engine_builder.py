@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from prefect_launch.builds.builder import Builder, LineSink, failure
 from prefect_launch.builds.context import BuildContext
 from prefect_launch.builds.dependencies import FOLDER
 from prefect_launch.builds.dockerfile import CODE_FOLDER, write_after, write_before, write_labels
+from prefect_launch.builds.full_disk import packed
 from prefect_launch.builds.install import CACHE, INSTALL, SECRETS
 from prefect_launch.builds.order import BuildOrder, ImageLabels
 from prefect_launch.builds.owner import BUILD_PREFIX, container_name, is_left_behind
@@ -80,10 +80,8 @@ class EngineBuilder(Builder):
         params |= {"labels": json.dumps(dict(labels))} if labels else {}
         params |= {"networkmode": self._network} if self._network else {}
         params |= {"platform": order.platform} if order.platform else {}
-        with tempfile.TemporaryFile(prefix="launch-context-") as packed:
-            await anyio.to_thread.run_sync(context.write, packed)
-            packed.seek(0)
-            await self._engine.build(packed, watch.see, **params)
+        async with packed(context) as archive:
+            await self._engine.build(archive, watch.see, **params)
         if watch.error is not None or watch.image is None:
             raise failure(watch.step, watch.error or "the engine made no image", list(watch.lines))
         return watch.image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from prefect_launch.errors import InfrastructureError
@@ -38,6 +39,6 @@ class BuildLog:
                 ) from error
 
     def close(self) -> None:
-        """Let go of the file."""
-        with self._lock:
+        """Let go of the file; what could not be written is tried once more, and was told by `write` already."""
+        with self._lock, suppress(OSError):
             self._file.close()

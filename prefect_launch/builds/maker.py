@@ -23,6 +23,7 @@ from prefect_launch.builds.context import BuildContext, merge, read_context
 from prefect_launch.builds.dependencies import Dependencies, find_dependencies
 from prefect_launch.builds.dockerfile import CODE_FOLDER, Recipe
 from prefect_launch.builds.flight import Flights
+from prefect_launch.builds.full_disk import telling_full_disks
 from prefect_launch.builds.install import install_files
 from prefect_launch.builds.kept_images import KeptImages
 from prefect_launch.builds.layout import Layout, find_layout
@@ -117,8 +118,13 @@ class ImageMaker:
             LaunchError: as `find` does.
             BuildError: when a step of the build fails.
             AgentConfigError: when the builder that is configured is not there.
-            InfrastructureError: when the base image cannot be had, or the engine or the disk fails.
+            BuildDiskError: when a disk is full.
+            InfrastructureError: when the base image cannot be had, or the engine fails.
         """
+        async with telling_full_disks(self.engine):
+            return await self._made(plan, log)
+
+    async def _made(self, plan: RunPlan, log: LineSink) -> RunPlan:
         layout, dependencies = await self._look(plan)
         pinned = {base: await self._brought(base, log) for base in await self._bases(plan, layout, dependencies)}
         wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)

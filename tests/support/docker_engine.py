@@ -17,6 +17,7 @@ from docker.errors import DockerException
 
 from tests.support.bridge import Bridge
 from tests.support.processes import ChildProcess
+from tests.support.small_disk import mount_small_disk
 
 START_SECONDS = 60.0
 PING_SECONDS = 5
@@ -86,11 +87,17 @@ class DockerEngine:
 class PrivateEngine:
     """A `dockerd` of the tests' own, started on construction.
 
+    Args:
+        disk_mebibytes: Keep its data on a disk of its own, of so many MiB, in memory.
+
+    Attributes:
+        data: The folder of its data.
+
     Raises:
         EngineMissingError: Not root, or a program is missing here.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, disk_mebibytes: int | None = None) -> None:
         dockerd = shutil.which("dockerd", path=_SBIN_TOO)
         if os.geteuid() or not dockerd:
             raise EngineMissingError(
@@ -103,6 +110,9 @@ class PrivateEngine:
             raise EngineMissingError(str(missing)) from missing
         self._folder = Path(tempfile.mkdtemp(prefix="launch-test-docker-"))
         self.host = f"unix://{self._folder}/docker.sock"
+        self.data = self._folder / "data"
+        if disk_mebibytes is not None:
+            mount_small_disk(self.data, disk_mebibytes)
         try:
             self._process = self._start(dockerd)
         except RuntimeError:
@@ -121,7 +131,7 @@ class PrivateEngine:
         command = [
             dockerd,
             *("--host", self.host),
-            *("--data-root", str(self._folder / "data")),
+            *("--data-root", str(self.data)),
             *("--exec-root", str(self._folder / "exec")),
             *("--pidfile", str(self._folder / "docker.pid")),
             *("--bridge", self._bridge.name),

@@ -9,12 +9,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-@contextmanager
-def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
-    """Mount a file system in memory of so many MiB on a new folder, for as long as the block lasts."""
+def mount_small_disk(folder: Path, mebibytes: int) -> None:
+    """Mount such a file system for good: whoever does it unmounts it."""
     folder.mkdir(parents=True)
     options = f"size={mebibytes}m,mode=700"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "launch-test", str(folder)], check=True)
+
+
+@contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[Path]:
+    """Mount a file system in memory of so many MiB on a new folder, for as long as the block lasts."""
+    mount_small_disk(folder, mebibytes)
     try:
         yield folder
     finally:

@@ -31,7 +31,7 @@ def build_steps(mark: str) -> list[str]:
     return found
 
 
-def live_leases(api: Api) -> dict[str, Any]:
-    """The leases that make others wait for a build."""
+def live_leases(api: Api, pid: int) -> dict[str, Any]:
+    """The leases of a process that make others wait for a build."""
     leases: dict[str, Any] = api.call(lambda session: session.server.list_variables("launch-build"))
-    return {name: lease for name, lease in leases.items() if not lease.get("error")}
+    return {name: lease for name, lease in leases.items() if lease["pid"] == pid and not lease.get("error")}

@@ -13,8 +13,10 @@ import pytest
 from prefect_launch.agent.diagnosis import Category, diagnose
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.outcome import outcome_of_error, outcome_of_exit
+from prefect_launch.builds.build_engine import BuildEngine
+from prefect_launch.builds.full_disk import telling_full_disks
 from prefect_launch.disk import has_room, is_disk_full
-from prefect_launch.errors import InfrastructureError, SourceError
+from prefect_launch.errors import BuildDiskError, BuildError, InfrastructureError, RegistryError, SourceError
 from prefect_launch.retry import Cause
 from prefect_launch.runners import engine_logs
 from prefect_launch.runners.base import Exit, Phase
@@ -53,6 +55,34 @@ def test_full_disk_is_the_machines_fault_whatever_failed_over_it(error: Exceptio
     assert outcome.message.startswith("[agent] No space left on device: ")
     assert "prefect-launch agent clean" in outcome.message
     assert diagnose(outcome, None, error, []) is Category.DISK_FULL
+
+
+@pytest.mark.parametrize(
+    ("error", "whose"),
+    [
+        (wrapped(FULL), "the disk of the machine that builds is full."),
+        (InfrastructureError("write /x: no space left on device"), "the disk of the Docker Engine at unix:///nobody"),
+    ],
+)
+async def test_full_disk_of_a_build_is_a_failed_build_that_tells_whose_disk_it_is(error: Exception, whose: str) -> None:
+    engine = BuildEngine("unix:///nobody.sock")
+    with pytest.raises(BuildDiskError) as told:
+        async with telling_full_disks(engine), telling_full_disks(engine):
+            raise error
+    outcome = outcome_of_error(told.value, Phase.BUILD)
+    assert (outcome.state, outcome.cause) == (ItemState.FAILED, Cause.CRASHED)
+    assert outcome.message.startswith(f"[build] No space left on device: {whose}")
+    assert outcome.message.count("Free space there") == 1
+    assert str(error) in outcome.message
+    assert diagnose(outcome, None, told.value, []) is Category.DISK_FULL
+
+
+@pytest.mark.parametrize("error", [RegistryError("500: no space left on device"), BuildError("exit code 1")])
+async def test_what_is_no_full_disk_of_a_build_stays_what_it_is(error: Exception) -> None:
+    with pytest.raises(type(error)) as told:
+        async with telling_full_disks(BuildEngine("unix:///nobody.sock")):
+            raise error
+    assert told.value is error
 
 
 def test_process_that_was_never_started_for_want_of_room_says_so() -> None:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.engine
 
 #: Long enough for a test to see that its build was ended by it, and did not end by itself.
-STEP_SECONDS = 12
-PROMPT_SECONDS = 8
+STEP_SECONDS = 15
+PROMPT_SECONDS = 10
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_second_signal_ends_an_agents_build_and_the_next_agent_makes_it(
     assert "Traceback" not in agent.tail()
     until(lambda: not build_steps(site.name), PROMPT_SECONDS)
     assert build_programs() == []
-    assert live_leases(site.api) == {}
+    assert live_leases(site.api, agent.pid) == {}
     assert built_images(engine, site.notes(run)) == []
     site.work_off(builder={"backend": backend})
     assert site.states(run)[-1] == "Completed", run.message
@@ -127,7 +127,7 @@ def test_add_that_is_stopped_while_it_builds_says_so_and_leaves_nothing(
     assert "Traceback" not in first.tail()
     until(lambda: not build_steps(site.name), 1)
     assert build_programs() == []
-    assert live_leases(site.api) == {}
+    assert live_leases(site.api, first.pid) == {}
     assert built_images(engine, first.tail()) == []
     assert httpx.get(f"http://{open_registry.host}/v2/team/{site.name}/tags/list").status_code == 404
     assert site.api.items(queue=site.name) == []
