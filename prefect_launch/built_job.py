@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
 import anyio
@@ -22,7 +22,7 @@ from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.reference import parse_repository
 from prefect_launch.builds.registries.remote import RemoteRegistries
-from prefect_launch.errors import SpecError
+from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.item_draft import check_item
 from prefect_launch.jobs.model import GitJobSource, ImageJobSource, Job, JobDocument, JobDraft, SourceKind
 from prefect_launch.names import safe_name
@@ -36,6 +36,8 @@ from prefect_launch.spec import DockerSource, GitSource, LaunchSpec
 _logger = get_logger("launch.build")
 
 _SUFFIX: Final = "-image"
+#: The tag of an image that is told of before it is built.
+_WHEN_BUILT: Final = "set-when-built"
 _STOPPED: Final = "Stopped: the image is not finished, and nothing is queued. The same call builds it anew."
 
 
@@ -49,23 +51,74 @@ async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_nam
         queue_name: of the queue.
 
     Raises:
-        SpecError: when nothing is to be built, the queue runs no images, or no repository is known.
+        SpecError: when nothing is to be built, the queue runs no images, nothing builds here, or no repository is
+            known.
         LaunchError: as `launch_add` does; nothing is built then.
         BuildError: when a step of the build fails.
         RegistryError: when the registry does not take the image.
     """
     checked = await check_item(api, session, spec, queue_name)
     job = _refuse_what_needs_no_build(checked.job, checked.queue)
-    config = resolve_agent_config()
+    config = _config_of_builder()
     repository = _repository(spec, config)
     try:
         plan = await _built(session, spec, job, config, repository)
     except asyncio.CancelledError:
         _logger.warning(_STOPPED)
         raise
-    draft = _image_job(job, str(plan.image), plan.command)
+    draft = image_job(job, str(plan.image), plan.command)
     kept = (await session.jobs.put(draft)).job
     return _naming(spec, kept)
+
+
+class BuiltJob(NamedTuple):
+    """What a build would bring, as far as it can be told before.
+
+    Attributes:
+        spec: names the image job.
+        job: the image job; one that is not there yet has an image whose tag is no real one.
+        built_of: the job whose code is built.
+        repository: where the image is pushed.
+    """
+
+    spec: LaunchSpec
+    job: Job
+    built_of: Job
+    repository: str
+
+
+async def preview_built_job(session: Session, spec: LaunchSpec, job: Job | None, queue: KnownQueue) -> BuiltJob:
+    """Say what `with_built_job` would make of a spec that was checked; nothing is built, pushed or made.
+
+    Raises:
+        SpecError: as `with_built_job` does.
+    """
+    of = _refuse_what_needs_no_build(job, queue)
+    repository = _repository(spec, _config_of_builder())
+    wish = image_wish(spec, of)
+    draft = image_job(of, f"{repository}:{_WHEN_BUILT}", wish.entry_point if wish else ())
+    made = await _built_last(session, draft) or await session.jobs.as_job(draft)
+    return BuiltJob(_naming(spec, made), made, of, repository)
+
+
+async def _built_last(session: Session, draft: JobDraft) -> Job | None:
+    """Return the image job that there is of the same code, which stays the same unless the base image has changed."""
+    try:
+        last = await session.jobs.resolve(f"{draft.entity}/{draft.project}/{draft.name}")
+    except NotFoundError:
+        return None
+    same = last.metadata.get("built_from") == draft.metadata["built_from"]
+    return last if same and last.entry_point == draft.document.source.entrypoint else None
+
+
+def _config_of_builder() -> AgentConfig:
+    config = resolve_agent_config()
+    if config.builder.type == "none":
+        raise SpecError(
+            "build=True builds on this machine, whose ~/.config/prefect-launch/agent.yaml says builder.type: none. Set"
+            " it to docker, or leave build out: an agent of the queue builds the image then."
+        )
+    return config
 
 
 def _refuse_what_needs_no_build(job: Job | None, queue: KnownQueue) -> Job:
@@ -124,7 +177,14 @@ def _line_logger() -> Callable[[str], None]:
     return log
 
 
-def _image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
+def image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
+    """Return the image job that takes a code job's place.
+
+    Args:
+        job: whose code was built.
+        image: what was made of it, by its digest.
+        command: the run's, in that image.
+    """
     was = job.document
     document = JobDocument.model_validate(
         {

@@ -11,7 +11,7 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,6 +36,9 @@ from prefect_launch.states import StateType
 from prefect_launch.templates import QueueConfig
 from prefect_launch.waiting import Waiting
 from prefect_launch.waiting_facts import why_would_wait
+
+if TYPE_CHECKING:
+    from prefect_launch.built_job import BuiltJob
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,6 +69,9 @@ class Explanation(BaseModel):
         changes: what is other than what was asked for, and who has changed it.
         waiting: its place, why it would wait, and when it would about start; `None` when the queue is not there yet.
         there: id of the item that is queued under this run id already, which `launch_add` would return.
+        built_of: with `build`, the job whose code would be built here first; `job` is then the image job, which is the
+            one that was made of the same code before when there is one.
+        pushed_to: with `build`, the repository of the image.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -84,10 +90,21 @@ class Explanation(BaseModel):
     changes: tuple[Change, ...] = ()
     waiting: Waiting | None = Field(default=None)
     there: str | None = None
+    built_of: str | None = None
+    pushed_to: str | None = None
 
 
-async def explain_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> Explanation:
+async def explain_item(
+    api: Api, session: Session, spec: LaunchSpec, queue_name: str, *, build: bool = False
+) -> Explanation:
     """Say what queuing a spec would do.
+
+    Args:
+        api: whose names are the defaults.
+        session: an open connection.
+        spec: what is asked for.
+        queue_name: of the queue.
+        build: whether its image would be built first.
 
     Raises:
         LaunchError: as `launch_add` does, and as the agent would for what can be told before it starts.
@@ -97,6 +114,12 @@ async def explain_item(api: Api, session: Session, spec: LaunchSpec, queue_name:
     queue = await _look_at(session, queue_name, default_resource(job) if spec.resource is None else spec.resource)
     named = await with_digest(named, job, by_queue=queue.config.pin)
     draft = draft_item(api, queue, named, job)
+    built: BuiltJob | None = None
+    if build:
+        from prefect_launch.built_job import preview_built_job
+
+        built = await preview_built_job(session, named, job, queue)
+        job, draft = built.job, draft_item(api, queue, built.spec, built.job)
     there = await _there(session, draft, queue) if spec.run_id else None
     full = parse_spec({**draft.parameters, "template_variables": draft.job_variables})
     request = Request(spec=full, item_id=_ITEM, queue=queue.name, config=queue.config, labels=_labels(full, queue))
@@ -114,9 +137,11 @@ async def explain_item(api: Api, session: Session, spec: LaunchSpec, queue_name:
         digest=digest_in(plan.image) if plan.image else None,
         creates=masked(runner.preview(plan)),
         options=masked(plan.options),
-        changes=changes_of(spec, full, queue.config, plan.options),
+        changes=changes_of(spec, full, queue.config, plan.options, is_built=build),
         waiting=await why_would_wait(session, queue.name, _item(draft), asks=_gpus_in_words(runner, plan)),
         there=there,
+        built_of=built.built_of.reference if built else None,
+        pushed_to=built.repository if built else None,
     )
 
 
@@ -201,7 +226,8 @@ def explain_launch(arguments: Mapping[str, Any]) -> Explanation:
     """
     spec, queue = read_request(arguments)
     api = default_api()
-    return api.call(lambda session: explain_item(api, session, spec, queue))
+    build = bool(arguments["build"])
+    return api.call(lambda session: explain_item(api, session, spec, queue, build=build))
 
 
 @_with_arguments_of(launch_add)
@@ -209,4 +235,5 @@ def aexplain_launch(arguments: Mapping[str, Any]) -> Awaitable[Explanation]:
     """`explain_launch` for async code; arguments, result and errors are the same."""
     spec, queue = read_request(arguments)
     api = default_api()
-    return api.acall(lambda session: explain_item(api, session, spec, queue))
+    build = bool(arguments["build"])
+    return api.acall(lambda session: explain_item(api, session, spec, queue, build=build))

@@ -37,7 +37,7 @@ class Change(BaseModel):
 
 
 def changes_of(
-    asked: LaunchSpec, full: LaunchSpec, config: QueueConfig, options: Mapping[str, Any]
+    asked: LaunchSpec, full: LaunchSpec, config: QueueConfig, options: Mapping[str, Any], *, is_built: bool = False
 ) -> tuple[Change, ...]:
     """List what is other than what was asked for.
 
@@ -46,8 +46,13 @@ def changes_of(
         full: the same, completed at the enqueue.
         config: the queue's.
         options: the resource's options that it runs with.
+        is_built: whether its image is built first, so that it runs another job.
     """
-    return (*_of_spec(asked, full), *_of_variables(asked, config), *_of_options(asked, config, options))
+    return (
+        *_of_spec(asked, full, "the build" if is_built else "pinned"),
+        *_of_variables(asked, config),
+        *_of_options(asked, config, options),
+    )
 
 
 def masked(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -80,9 +85,9 @@ def _name(name: str, value: str) -> str:
     return f"{name} (Secret block {', '.join(secrets)})" if secrets else name
 
 
-def _of_spec(asked: LaunchSpec, full: LaunchSpec) -> list[Change]:
+def _of_spec(asked: LaunchSpec, full: LaunchSpec, names_job: str) -> list[Change]:
     given = asked.overrides.run_config
-    found = [Change(what="job", asked=asked.job, becomes=full.job, by="pinned")] if asked.job != full.job else []
+    found = [Change(what="job", asked=asked.job, becomes=full.job, by=names_job)] if asked.job != full.job else []
     found += [
         Change(what=f"input {name}", asked=given.get(name), becomes=value, by="the job's schema")
         for name, value in full.overrides.run_config.items()

@@ -19,8 +19,8 @@ from prefect_launch.disk import is_disk_full, is_own_disk_full
 from prefect_launch.errors import BuildDiskError, InfrastructureError, LaunchError, RegistryError
 
 _ENGINE_STEP: Final = (
-    "Free space there ('docker system df' tells what takes it; 'prefect-launch agent clean --keep-images SIZE' removes"
-    " images that were built for code), then try again"
+    "Free space there ('docker system df' tells what takes it; 'docker builder prune' removes what builds have left,"
+    " 'prefect-launch agent clean --keep-images SIZE' images that were built for code), then try again"
 )
 _OWN_STEP: Final = (
     "Free space there ('prefect-launch agent clean' removes what agents need not keep; TMPDIR is where build contexts"

@@ -38,11 +38,10 @@ def add(
 ) -> None:
     """Put a job on a queue: exactly one of --job, --docker-image and --uri."""
     from prefect_launch.cli.launching import add_to_queue, explain_add
-    from prefect_launch.queues import DEFAULT_QUEUE
 
     queue, priority = request.queue, request.priority
     if explain:
-        explain_add(connected(), request, queue or DEFAULT_QUEUE, priority=priority, as_json=json)
+        explain_add(connected(), request, queue, priority=priority, as_json=json)
         return
     add_to_queue(connected(), request, queue, priority=priority, wait=wait, as_json=json)
 

@@ -29,9 +29,10 @@ def print_explanation(told: Explanation) -> None:
             ("place", waiting.position if waiting else "1st: the queue is made at its first use"),
             ("why", waiting and waiting.reason),
             ("starts", start_in_words(waiting)),
+            ("built here", told.built_of and f"the code of {told.built_of}, pushed to {told.pushed_to}"),
             ("job", told.job),
             ("image", "built at the start, of the job's code" if told.builds else told.image),
-            ("digest", told.digest or "resolved at start" if told.image else None),
+            ("digest", told.digest or ("the one of the push" if told.built_of else told.image and "resolved at start")),
             ("options", told.options),
         ]
     )

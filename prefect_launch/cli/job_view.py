@@ -69,6 +69,7 @@ def job_fields(job: Job, aliases: tuple[str, ...]) -> dict[str, Any]:
         "description": job.description,
         "schema": job.schema,
         "retries": retries_of(job),
+        "metadata": job.metadata,
         "digest": job.digest,
         "created": job.created_at,
     }

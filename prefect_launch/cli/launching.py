@@ -61,7 +61,7 @@ def add_to_queue(
         print_json(fields_of(run, run.item))
 
 
-def explain_add(api: Api, request: Request, queue: str, *, priority: str | None, as_json: bool) -> None:
+def explain_add(api: Api, request: Request, queue: str | None, *, priority: str | None, as_json: bool) -> None:
     """Tell what adding it would do; nothing is queued.
 
     Raises:
@@ -71,9 +71,14 @@ def explain_add(api: Api, request: Request, queue: str, *, priority: str | None,
     from prefect_launch.explain import explain_launch
 
     arguments = request.arguments(api)
-    variables = request.template_variables(api, queue)
+    variables = request.template_variables(api, queue or DEFAULT_QUEUE)
     told = explain_launch(
-        uri=request.uri, queue_name=queue, priority=priority, template_variables=variables, **arguments
+        uri=request.uri,
+        queue_name=queue,
+        priority=priority,
+        template_variables=variables,
+        build=request.build,
+        **arguments,
     )
     if as_json:
         print_json(told.model_dump(mode="json"))

@@ -12,6 +12,7 @@ import yaml
 from tests.acceptance.conftest import Cli
 from tests.support.docker_engine import DockerEngine
 from tests.support.docker_registry import PASSWORD, USER, DockerRegistry
+from tests.support.git_server import GitServer
 from tests.support.images import PYTHON_IMAGE
 from tests.support.prefect_server import PrefectServerProcess
 
@@ -66,6 +67,34 @@ def test_code_is_built_pushed_queued_and_pulled_by_its_digest(
     assert launch_cli("item", "logs", item["id"]).stdout == "from the image\n"
     assert json.loads(launch_cli("item", "show", item["id"], "--json").stdout)["state"] == "completed"
     assert PASSWORD not in added.stdout + added.stderr + agent.stdout + agent.stderr
+
+
+@pytest.mark.usefixtures("machine", "python_image")
+def test_code_of_a_git_uri_is_explained_then_built_and_run_without_the_repository(
+    launch_cli: Cli, closed_registry: DockerRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"git-{uuid4().hex[:8]}"
+    repository = f"{closed_registry.host}/team/{name}"
+    host = GitServer(tmp_path / "host")
+    monkeypatch.setenv("GIT_SSL_CAINFO", str(host.certificate))
+    uri = host.url(f"team/{name}")
+    try:
+        commit = host.repository(f"team/{name}").commit(main="print('from git')")
+        launch_cli("queue", "create", name, "--resource", "local-container")
+        add = ("add", "-u", uri, "-E", "python main.py", "-q", name, "--build", "--repository", repository)
+        told = launch_cli(*add, "--explain").stdout
+        assert f"the code of default/default/job-team-{name}:v0, pushed to {repository}" in " ".join(told.split())
+        assert name not in launch_cli("job", "list").stdout
+        item = json.loads(launch_cli(*add, "--json").stdout)
+    finally:
+        host.stop()
+    assert item["job"] == f"default/default/job-team-{name}-image:v0"
+    described = launch_cli("job", "describe", f"job-team-{name}-image", "--json").stdout
+    assert f"{uri}@{commit}" in described
+    launch_cli("agent", "start", "-q", name, "--until-empty")
+    assert launch_cli("item", "logs", item["id"]).stdout == "from git\n"
+    jobs = launch_cli("job", "list").stdout.split()
+    assert [word for word in jobs if name in word] == [f"default/default/job-team-{name}-image"]
 
 
 @pytest.mark.usefixtures("machine")

@@ -12,6 +12,7 @@ import pytest
 
 from prefect_launch import aexplain_launch, explain_launch, launch_add
 from prefect_launch.agent_board import AgentNotice, post_notice
+from prefect_launch.built_job import image_job
 from prefect_launch.errors import InputError, LaunchError, NotFoundError, SpecError, UnsafeSpecError
 from prefect_launch.explain import Explanation
 from prefect_launch.server.values import State
@@ -94,6 +95,68 @@ def test_image_that_is_still_to_be_built_is_said_to_be(job_api: InMemoryApi) -> 
     told = explain_launch(job="train", config=inputs(lr=0.1), queue_name="gpu")
     assert (told.image, told.builds, told.digest) == (None, True, None)
     assert told.creates["Entrypoint"] == ["python", "main.py"]
+
+
+BUILT: dict[str, Any] = {"job": "train", "config": inputs(lr=0.1), "queue_name": "gpu", "build": True}
+REPOSITORY = "registry.example:5000/team/train"
+
+
+@pytest.fixture
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of this user's settings."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "home"))
+    folder = tmp_path / ".config/prefect-launch"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_image_that_would_be_built_first_is_told_with_its_job_and_where_it_goes(
+    job_api: InMemoryApi, user: Path, tmp_path: Path
+) -> None:
+    before = trace(job_api, tmp_path)
+    told = explain_launch(**BUILT, repository=REPOSITORY, entry_point=["python", "other.py"])
+    assert (told.built_of, told.pushed_to) == ("acme/digits/train:v0", REPOSITORY)
+    assert told.job == told.parameters["job"] == "acme/digits/train-image:v0"
+    assert (told.image, told.digest, told.builds) == (f"{REPOSITORY}:set-when-built", None, False)
+    assert told.creates["Entrypoint"] == ["python", "other.py"]
+    assert told.parameters["overrides"]["run_config"]["lr"] == 0.1
+    assert "entry_point" not in told.parameters["overrides"]
+    changes = {change.what: (change.asked, change.becomes, change.by) for change in told.changes}
+    assert changes["job"] == ("train", "acme/digits/train-image:v0", "the build")
+    assert trace(job_api, tmp_path) == before
+
+
+def test_image_job_that_was_built_of_the_same_code_is_told_with_its_digest(job_api: InMemoryApi, user: Path) -> None:
+    digest = "sha256:" + "a" * 64
+    made = image_job(job_api.job("train"), f"{REPOSITORY}@{digest}", ("python", "main.py"))
+    job_api.call(lambda session: session.jobs.put(made))
+    told = explain_launch(**BUILT, repository=REPOSITORY)
+    assert (told.job, told.digest) == ("acme/digits/train-image:v0", digest)
+    told = explain_launch(**BUILT, repository=REPOSITORY, entry_point=["python", "other.py"])
+    assert (told.job, told.digest) == ("acme/digits/train-image:v1", None)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"queue_name": None}, "without a queue"),
+        ({"repository": None}, "Give repository"),
+        ({"queue_name": "cpu"}, "Cannot build a docker image for the resource: local-process"),
+        ({"job": None, "docker_image": "team/box:1", "config": {}}, "There is nothing to build"),
+        ({"builder": "none"}, "builder.type: none"),
+    ],
+)
+def test_build_that_launch_add_refuses_is_refused(
+    job_api: InMemoryApi, user: Path, more: dict[str, Any], words: str
+) -> None:
+    arguments = {**BUILT, "repository": REPOSITORY, **more}
+    (user / "agent.yaml").write_text(f"builder: {{type: {arguments.pop('builder', 'docker')}}}\n")
+    with pytest.raises(SpecError, match=words) as explained:
+        explain_launch(**arguments)
+    with pytest.raises(SpecError) as added:
+        launch_add(**arguments)
+    assert str(explained.value) == str(added.value)
 
 
 def test_what_the_queue_and_the_job_have_changed_is_told(job_api: InMemoryApi) -> None:
