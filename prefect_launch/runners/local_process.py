@@ -122,10 +122,9 @@ class LocalProcessRunner(Runner):
             return
         folder.write(supervisor.STOP, {"grace_seconds": max(0.0, grace_seconds)})
         pid = folder.supervisor_pid()
-        if pid is None:
+        if pid is None or not _was_told(pid):
             await anyio.to_thread.run_sync(folder.kill_job)
             return
-        os.kill(pid, signal.SIGTERM)
         try:
             await asyncio.wait_for(self._gone(folder), grace_seconds + _STOP_MARGIN_SECONDS)
         except asyncio.TimeoutError:
@@ -257,6 +256,15 @@ async def _readable(descriptor: int) -> None:
         await told.wait()
     finally:
         loop.remove_reader(descriptor)
+
+
+def _was_told(pid: int) -> bool:
+    """Tell a supervisor to read its orders; whether it was still there."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _lost(folder: RunFolder) -> str:
