@@ -9,7 +9,7 @@ import typer
 from prefect_launch.cli.connect import connected
 from prefect_launch.cli.flattened import flattened
 from prefect_launch.cli.job_options import JobOptions
-from prefect_launch.cli.job_view import input_rows, job_fields, retries_of, source, summary_fields
+from prefect_launch.cli.job_view import input_rows, job_fields, retries_of, source, summary_fields, work_tree
 from prefect_launch.cli.output import Column, ago, local_time, print_details, print_json, print_table
 from prefect_launch.cli.style import EntityOption, JsonOption, ProjectOption, examples, group
 
@@ -115,6 +115,8 @@ def describe(job: JobName, json: JsonOption = False) -> None:
             ("aliases", ", ".join(aliases)),
             ("kind", found.kind.name.lower()),
             ("source", source(found)),
+            ("work tree", work_tree(found)),
+            ("built from", found.metadata.get("built_from")),
             ("entry point", " ".join(found.entry_point)),
             ("Python", found.runtime),
             ("description", found.description),

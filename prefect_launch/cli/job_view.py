@@ -21,12 +21,29 @@ _RULES = (
     "format",
 )
 
+#: Of the files that were not committed; `--json` has more.
+_SHOWN_CHANGES = 5
+
 
 def source(job: Job) -> str:
     """Say where a job's code or image comes from."""
     source = job.document.source.model_dump(mode="json", exclude_none=True)
     git = source.get("git")
     return f"{git['remote']} at {git['commit'][:12]}" if git else str(source.get("image") or "its own code archive")
+
+
+def work_tree(job: Job) -> str | None:
+    """Say at which commit a folder of code was, and what in it was not committed."""
+    git = job.metadata.get("git")
+    if not git:
+        return None
+    told = f"{git['remote'] or 'a repository without a remote'} at {git['commit'][:12]}"
+    if not git.get("dirty"):
+        return told
+    changed = [str(line).strip() for line in git.get("changed", ())]
+    count = git.get("changed_count", len(changed))
+    shown = ", ".join(changed[:_SHOWN_CHANGES])
+    return f"{told}, {count} not committed: {shown}{', …' if count > _SHOWN_CHANGES else ''}"
 
 
 def input_rows(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, ...]]:

@@ -59,6 +59,7 @@ def test_code_is_built_pushed_queued_and_pulled_by_its_digest(
     assert f"Pushed {repository}@sha256:" in added.stderr
     item = json.loads(added.stdout)
     assert item["job"] == f"default/default/{name}-image:v0"
+    assert f"{name}:v0" in launch_cli("job", "describe", f"{name}-image").stdout
     client = engine.client()
     for image in client.images.list(repository, filters={"label": "prefect-launch.image"}):
         client.images.remove(image.id, force=True)
