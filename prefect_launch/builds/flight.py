@@ -1,7 +1,8 @@
 """One build of an image at a time, across the agents of one server: the others wait, see its log, take what it made.
 
 Who builds holds a lease: a small value on the server, made under a name that only one can make. A lease whose holder is
-gone (its process has ended, or its heart has stopped) counts for nothing, and the next who asks takes the one after it.
+gone (its process has ended, or its heart has stopped) counts for nothing, and the next who asks takes the one after it:
+also when the holder lives, and could not give it back, as the server was away.
 At the worst two build the same thing, which costs time and nothing else: an image gets its tag when it is whole.
 """
 
@@ -15,10 +16,10 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import anyio
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.builds.builder import LineSink
 from prefect_launch.builds.owner import is_gone, started_at, this_place
@@ -31,6 +32,8 @@ BUILD_LOGGER: Final = "build"
 BEAT_SECONDS: Final = 10.0
 #: A holder on another machine is gone when its heart has not beaten for so long, by the watcher's own clock.
 SILENCE_SECONDS: Final = 45.0
+#: A silent holder whose process is there gets this many times as long: it builds, or could not give its lease back.
+_ALIVE_FACTOR: Final = 4
 _LOOK_SECONDS: Final = 1.0
 _TAG: Final = "launch-build"
 _PAGE: Final = 200
@@ -58,6 +61,7 @@ class Lease(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     holder: str
+    token: UUID = Field(default_factory=uuid4)
     item: UUID
     place: str
     pid: int
@@ -141,7 +145,10 @@ class Flights:
         tags = [_TAG, name]
         value = lease.model_dump(mode="json")
         if not await _answered(lambda: self._board.create_variable(own, value, tags=tags)):
-            return False
+            # It may be ours: an answer that was lost is asked for again.
+            found = await self._newest(name)
+            if found is None or found.lease.token != lease.token:
+                return False
         beating = asyncio.create_task(self._beat(own, lease, tags))
         error: str | None = None
         try:
@@ -203,6 +210,7 @@ class _Waited:
         self._log = log
         self._silence = silence
         self._beats: dict[int, tuple[int, float]] = {}
+        self._looked_at = time.monotonic()
         self._read_until: datetime | None = None
         self.seen: set[int] = set()
 
@@ -212,11 +220,14 @@ class _Waited:
         if lease.error is not None or is_gone(lease.place, lease.pid, lease.start):
             return False
         now = time.monotonic()
+        if now - self._looked_at > self._silence / 2:
+            self._beats.clear()  # Nothing was to be heard meanwhile: the server was away.
+        self._looked_at = now
         beat, since = self._beats.get(found.generation, (-1, now))
         if beat != lease.beat:
             since = now
         self._beats[found.generation] = (lease.beat, since)
-        return lease.place == this_place() or now - since < self._silence
+        return now - since < self._silence * (_ALIVE_FACTOR if lease.place == this_place() else 1)
 
     async def look(self, found: _Found) -> None:
         """Show what the build has said since the last look."""

@@ -7,8 +7,9 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime, timezone
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -177,6 +178,32 @@ async def test_server_that_is_away_for_a_moment_holds_nothing_up_for_ever(yard: 
     yard.server.up()
     await task
     assert yard.images == 1
+
+
+async def test_lease_whose_answer_was_lost_is_ones_own(yard: Yard, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = yard.server.create_variable
+
+    async def made_and_sent_again(name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
+        await create(name, value, tags=tags)
+        return await create(name, value, tags=tags)
+
+    monkeypatch.setattr(yard.server, "create_variable", made_and_sent_again)
+    await asyncio.wait_for(yard.ask(), 5)
+    assert (yard.builds, await yard.left()) == (1, {})
+
+
+async def test_lease_that_a_living_process_could_not_give_back_holds_nobody_up_for_ever(yard: Yard) -> None:
+    yard.failure = InfrastructureError("disk full")
+    asked = asyncio.create_task(yard.ask())
+    await asyncio.sleep(0.1)
+    yard.server.down()
+    with pytest.raises(InfrastructureError):
+        await asked
+    yard.server.up()
+    yard.failure = None
+    assert len(await yard.left()) == 1
+    await asyncio.wait_for(yard.ask(), 10)
+    assert (yard.images, await yard.left()) == (1, {})
 
 
 def test_container_of_a_process_that_runs_is_not_left_behind() -> None:
