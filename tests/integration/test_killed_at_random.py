@@ -108,17 +108,20 @@ def watch(made: Crowd, seconds: float, do: Callable[[], None]) -> None:
 
 
 def killed_again_and_again(server: PrefectServerProcess, folder: Path, name: str) -> None:
-    """Run 100 items on two agents, one of which is killed every few seconds."""
+    """Run 100 items on two agents, one of which is killed every few seconds, and twice however fast the machine is."""
     seed = int(os.environ.get("LAUNCH_TEST_SEED", time.time_ns() % 100_000))
     logging.getLogger(__name__).warning("seed %d", seed)
     chance = random.Random(seed)
     with crowd(server, folder, name, agents=2, jobs=3) as made:
         made.add(100)
         due = time.monotonic() + chance.uniform(3, 9)
+        marks = [chance.randint(5, 30), chance.randint(40, 70)]
 
         def kill_when_due() -> None:
             nonlocal due
-            if time.monotonic() >= due:
+            is_marked = bool(marks) and made.started >= marks[0]
+            if is_marked or time.monotonic() >= due:
+                del marks[: int(is_marked)]
                 time.sleep(chance.uniform(0, LOOK_SECONDS))
                 made.kill("box-0")
                 due = time.monotonic() + chance.uniform(3, 9)

@@ -16,7 +16,7 @@ from tests.support.live import Site, until
 
 GRACE_SECONDS = 1.0
 #: What a stop may take beyond the grace: it is half a second, and a busy machine gets its time.
-PATIENCE_SECONDS = 3.0
+PATIENCE_SECONDS = 5.0
 
 OBEYS = "echo up; exec sleep 300"
 IGNORES_TERM = "trap '' TERM; echo up; while true; do sleep 0.1; done"
