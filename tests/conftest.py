@@ -122,6 +122,18 @@ def own_prefect_server(tmp_path: Path) -> Iterator[PrefectServerProcess]:
     server.stop()
 
 
+@pytest.fixture
+def own_postgres_prefect_server(postgres: PostgresServer, tmp_path: Path) -> Iterator[PrefectServerProcess]:
+    """A Prefect server on PostgreSQL for this test alone; PREFECT_API_URL is its."""
+    from tests.support.prefect_server import PrefectServerProcess
+
+    server = PrefectServerProcess(tmp_path / "server", database_url=postgres.create_database())
+    server.start()
+    with _client_settings(server):
+        yield server
+    server.stop()
+
+
 @pytest.fixture(scope="session")
 def _engine() -> Iterator[DockerEngine]:
     from tests.support.docker_engine import DockerEngine, EngineMissingError

@@ -23,7 +23,6 @@ from tests.support.prefect_server import PrefectServerProcess, server_on_sqlite
 
 if TYPE_CHECKING:
     from prefect_launch.queued_run import QueuedRun
-    from tests.support.postgres import PostgresServer
     from tests.support.processes import ChildProcess
 
 #: One write to a file opened for appending: lines of several processes never mix.
@@ -149,15 +148,6 @@ def test_each_of_100_items_runs_once_on_two_agents_of_which_one_is_killed_at_ran
     postgres_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
 ) -> None:
     killed_again_and_again(postgres_prefect_server, tmp_path, unique)
-
-
-@pytest.fixture
-def own_postgres_prefect_server(postgres: PostgresServer, tmp_path: Path) -> Iterator[PrefectServerProcess]:
-    """A Prefect server on PostgreSQL for this test alone."""
-    server = PrefectServerProcess(tmp_path / "server", database_url=postgres.create_database())
-    server.start()
-    yield server
-    server.stop()
 
 
 @pytest.mark.postgres
