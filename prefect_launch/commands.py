@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
@@ -68,6 +69,17 @@ async def run_command(
             await asyncio.wait({reading}, timeout=_GONE_SECONDS)
         raise
     return CompletedProcess(list(command), process.returncode, said, complained)
+
+
+def ending_with_us(command: Sequence[str], signal_name: str) -> list[str]:
+    """Return a command that gets a signal when this process ends, however that does; without `setpriv`, as it was.
+
+    Args:
+        command: the program and its arguments.
+        signal_name: such as `TERM`.
+    """
+    setpriv = shutil.which("setpriv")
+    return [*([setpriv, "--pdeathsig", signal_name] if setpriv else []), *command]
 
 
 def kill_group(leader: int) -> None:

@@ -27,7 +27,7 @@ from prefect_launch.builds.dockerfile import write_dockerfile, write_labels
 from prefect_launch.builds.full_disk import packed
 from prefect_launch.builds.order import BuildOrder
 from prefect_launch.builds.pip_access import PipAccess
-from prefect_launch.commands import kill_group, run_command
+from prefect_launch.commands import ending_with_us, kill_group, run_command
 
 _DOCKERFILE: Final = "Dockerfile.launch"
 _KEPT_LINES: Final = 40
@@ -85,9 +85,8 @@ class CliBuilder(Builder):
 
     async def _run(self, command: list[str], stdin: int, watch: _Watch) -> int:
         environment = {**os.environ, **_ON_THE_ENGINE, "DOCKER_HOST": self._address}
-        guard = [setpriv, "--pdeathsig", "KILL"] if (setpriv := shutil.which("setpriv")) else []
         process = await anyio.open_process(
-            [*guard, *command],
+            ending_with_us(command, "KILL"),
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

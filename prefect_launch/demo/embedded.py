@@ -6,7 +6,6 @@ It is reached from this machine only. It ends with the demo, even when that is k
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Final
 
 import httpx
 
+from prefect_launch.commands import ending_with_us
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.file_lock import locked_if_free
 
@@ -63,10 +63,9 @@ class EmbeddedServer:
 
     def __enter__(self) -> EmbeddedServer:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
-        guard = [setpriv, "--pdeathsig", "TERM"] if (setpriv := shutil.which("setpriv")) else []
         with self.log.open("wb") as output:
             self._process = subprocess.Popen(
-                [*guard, *command],
+                ending_with_us(command, "TERM"),
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
