@@ -66,7 +66,7 @@ async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_nam
     except asyncio.CancelledError:
         _logger.warning(_STOPPED)
         raise
-    draft = _image_job(job, str(plan.image), plan.command)
+    draft = image_job(job, str(plan.image), plan.command)
     kept = (await session.jobs.put(draft)).job
     return _naming(spec, kept)
 
@@ -96,7 +96,7 @@ async def preview_built_job(session: Session, spec: LaunchSpec, job: Job | None,
     of = _refuse_what_needs_no_build(job, queue)
     repository = _repository(spec, _config_of_builder())
     wish = image_wish(spec, of)
-    draft = _image_job(of, f"{repository}:{_WHEN_BUILT}", wish.entry_point if wish else ())
+    draft = image_job(of, f"{repository}:{_WHEN_BUILT}", wish.entry_point if wish else ())
     made = await _built_last(session, draft) or await session.jobs.as_job(draft)
     return BuiltJob(_naming(spec, made), made, of, repository)
 
@@ -177,7 +177,7 @@ def _line_logger() -> Callable[[str], None]:
     return log
 
 
-def _image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
+def image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
     """Return the image job that takes a code job's place: its image by digest, and the run's command in that."""
     was = job.document
     document = JobDocument.model_validate(
