@@ -101,8 +101,10 @@ class Git:
             try:
                 with anyio.fail_after(seconds):
                     ended = await run_command(command, cwd=cwd, env=environment, inherited=inherited)
-            except FileNotFoundError as error:
-                raise OperatorError(f"git cannot be run in {cwd}: {error}. Install git on this machine.") from None
+            except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+                raise OperatorError(
+                    f"git cannot be run in {cwd}: {error}. Install git on this machine, and let this user run it there."
+                ) from None
             except TimeoutError:
                 raise InfrastructureError(
                     f"'git {arguments[0]}'{_of(remote)} took more than {seconds:.0f} s. Look at the network, and at the"
@@ -127,7 +129,12 @@ class Git:
 
 
 #: Set when we ourselves were started by git (in a hook): they would turn our commands to that repository.
-_FOREIGN: Final = frozenset({"GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_NAMESPACE"})
+_FOREIGN: Final = frozenset(
+    {
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_DIR", "GIT_INDEX_FILE", "GIT_NAMESPACE",
+        "GIT_OBJECT_DIRECTORY", "GIT_QUARANTINE_PATH", "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
+    }
+)  # fmt: skip
 
 
 def _fault(command: str, remote: str | None, said: str) -> InfrastructureError | SourceError:

@@ -15,6 +15,8 @@ from tests.support.live import until
 
 #: Says that it is up, and stays with a child of its own.
 STAYS = ["sh", "-c", "sleep 300 & echo $! > child; echo up > up; wait"]
+#: The same, but the child is nobody's any more, and holds what the program says open.
+LETS_GO = ["sh", "-c", "(sleep 300 & echo $! > child); echo up > up; sleep 300"]
 
 
 async def test_program_gives_its_exit_code_and_both_streams() -> None:
@@ -41,9 +43,10 @@ async def test_task_that_is_cancelled_ends_the_program_and_its_children(tmp_path
     await _gone(child)
 
 
-async def test_scope_whose_time_is_up_ends_the_program_and_its_children(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [STAYS, LETS_GO], ids=["its child", "a child that it let go"])
+async def test_scope_whose_time_is_up_ends_the_program_and_its_children(tmp_path: Path, command: list[str]) -> None:
     with anyio.move_on_after(1) as scope:
-        await run_command(STAYS, cwd=tmp_path)
+        await run_command(command, cwd=tmp_path)
     assert scope.cancelled_caught
     await _gone(await _child(tmp_path))
 

@@ -84,6 +84,17 @@ async def test_missing_git_is_told_to_the_machines_operator(
         await resolve_commit(GIT, repository.url, None)
 
 
+async def test_folder_that_git_cannot_enter_is_told_and_no_other_one_is_asked(
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(repository.path)
+    (tmp_path / "file").write_text("")
+
+    for folder in (tmp_path / "gone", tmp_path / "file"):
+        with pytest.raises(OperatorError, match=f"git cannot be run in {folder}: "):
+            await GIT.run("rev-parse", "HEAD", cwd=folder)
+
+
 async def test_one_commit_is_checked_out_without_history(repository: Repository, tmp_path: Path) -> None:
     second = repository.commit(main="print('two')")
     repository.commit(main="print('three')")
@@ -128,10 +139,11 @@ async def test_commit_that_is_gone_is_refused_and_nothing_is_left(repository: Re
     assert sorted(os.listdir(tmp_path)) == ["home", "remote"]
 
 
+@pytest.mark.parametrize("variable", ["GIT_DIR", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_QUARANTINE_PATH"])
 async def test_git_started_inside_another_repository_uses_its_own(
-    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
+    monkeypatch.setenv(variable, str(tmp_path / "other.git"))
     commit = await resolve_commit(GIT, repository.url, None)
 
     await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
