@@ -46,8 +46,6 @@ lint: $(VENV)/.made-dev ## Check style and format
 
 types: $(VENV)/.made-dev ## Check types
 	$(BIN)/mypy
-	$(BIN)/mypy tests/support
-	$(BIN)/mypy benchmarks
 
 format: $(VENV)/.made-dev ## Put the code into the project's format
 	$(BIN)/ruff check --fix .

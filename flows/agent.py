@@ -20,5 +20,5 @@ async def agent(config: str = "default", max_runtime_seconds: float = 590) -> No
         config: name of the `launch-agent-config` block document with the agent's queues.
         max_runtime_seconds: length of the shift; what runs at its end goes on.
     """
-    block = await LaunchAgentConfig.aload(config)
+    block: LaunchAgentConfig = await LaunchAgentConfig.aload(config)
     await LaunchAgent(Api(), block.agent_config()).loop(max_runtime_seconds=max_runtime_seconds)

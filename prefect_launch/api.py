@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from prefect_launch.session import Session
 
 T = TypeVar("T")
+_Api = TypeVar("_Api", bound="Api")
 
 _PAGE = 200
 
@@ -211,7 +212,7 @@ _chosen: ContextVar[Api | None] = ContextVar("prefect_launch_api", default=None)
 
 
 @contextmanager
-def use_api(api: Api) -> Iterator[Api]:
+def use_api(api: _Api) -> Iterator[_Api]:
     """Let the calls inside the block that name no `Api` use this one; `launch_add` has no argument for it."""
     token = _chosen.set(api)
     try:

@@ -45,7 +45,7 @@ def queue(prefect_server: PrefectServerProcess, launch_cli: Cli) -> str:
 def start_agent(queue: str, tmp_path: Path) -> Iterator[StartAgent]:
     """Start an agent in the foreground of a process of its own; its lines are in the process's log."""
     program = str(Path(sys.executable).with_name("prefect-launch"))
-    agents = []
+    agents: list[ChildProcess] = []
 
     def start(name: str, *options: str) -> ChildProcess:
         log = tmp_path / f"agent-{len(agents)}.log"

@@ -31,7 +31,9 @@ def saved_blocks(own_prefect_server: PrefectServerProcess) -> PrefectServerProce
 
 def test_blocks_register_and_their_documents_configure_an_agent(saved_blocks: PrefectServerProcess) -> None:
     listed = _run("-m", "prefect", "block", "ls")
-    config = LaunchAgentConfig.load("default").agent_config()
+    block = LaunchAgentConfig.load("default")
+    assert isinstance(block, LaunchAgentConfig)
+    config = block.agent_config()
 
     assert "launch-job-store" in listed
     assert "launch-agent-config" in listed

@@ -122,7 +122,9 @@ async def test_lost_agents_item_is_told_and_run_by_another_and_the_first_stops_i
         for _ in range(6):
             await watch.look()
     assert site.states(run)[-1] == "AwaitingRetry"
-    assert f"Agent {site.name}-box on " in site.flow_run(run).state.message
+    state = site.flow_run(run).state
+    assert state is not None
+    assert f"Agent {site.name}-box on " in (state.message or "")
     other = site.agent("other", home=tmp_path / "other", poll_seconds=0.5)
     await asyncio.wait_for(other.loop(until_empty=True), 60)
     assert (site.states(run)[-1], site.flow_run(run).run_count) == ("Completed", 2)

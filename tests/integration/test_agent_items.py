@@ -11,7 +11,7 @@ import pytest
 from prefect_launch.errors import ExecutionError
 from prefect_launch.states import StateType
 from tests.support.agent_thread import running
-from tests.support.live import DEADLINE_SECONDS, Site, until
+from tests.support.live import DEADLINE_SECONDS, Site, run_deployment, until
 
 
 def test_item_runs_to_completed_and_shows_all_that_it_left(site: Site) -> None:
@@ -104,12 +104,10 @@ def test_two_agents_hold_the_limit_of_a_queue(site: Site) -> None:
 
 
 def test_item_made_in_the_ui_with_wrong_parameters_fails_and_the_agent_goes_on(site: Site) -> None:
-    from prefect.deployments import run_deployment
-
     site.job("true")
     queue_deployment = f"launch/queue-{site.name}"
     bad = [
-        run_deployment(queue_deployment, parameters=parameters, timeout=0)
+        run_deployment(queue_deployment, parameters=parameters)
         for parameters in ({"jobb": "x"}, {}, {"job": "nobody"}, {"job": site.name, "overrides": "x"})
     ]
     (good,) = site.add()

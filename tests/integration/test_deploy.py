@@ -11,7 +11,7 @@ import pytest
 
 from prefect_launch.deploy import deploy_job
 from prefect_launch.errors import InputError, NotFoundError, QueueError, SpecError
-from tests.support.live import Site
+from tests.support.live import Site, run_deployment
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -43,9 +43,7 @@ def deploy(site: Site, job: str | None = None, **options: Any) -> str:
 
 
 def start(name: str, **parameters: Any) -> FlowRun:
-    from prefect.deployments import run_deployment
-
-    return run_deployment(name, parameters=parameters, timeout=0)
+    return run_deployment(name, parameters=parameters)
 
 
 def test_run_of_the_deployment_is_an_item_with_the_forms_inputs(site: Site) -> None:

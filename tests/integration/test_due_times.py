@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from tests.support.agent_thread import running
-from tests.support.live import DEADLINE_SECONDS, Site, until
+from tests.support.live import DEADLINE_SECONDS, Site, run_deployment, until
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -39,12 +39,10 @@ def test_retry_starts_when_it_is_due(site: Site) -> None:
 
 
 def test_run_that_was_made_for_later_in_the_ui_starts_when_it_is_due(site: Site) -> None:
-    from prefect.deployments import run_deployment
-
     site.job("true")
     with running(site.agent(poll_seconds=POLL_SECONDS)):
         due = datetime.now(timezone.utc) + timedelta(seconds=3)
-        made = run_deployment(f"launch/queue-{site.name}", parameters={"job": site.name}, scheduled_time=due, timeout=0)
+        made = run_deployment(f"launch/queue-{site.name}", parameters={"job": site.name}, scheduled_time=due)
         until(lambda: [state.name for state in states_of(str(made.id))][-1] == "Completed")
     claimed = next(state for state in states_of(str(made.id)) if state.name == "Pending")
     assert 0 <= (claimed.timestamp - due).total_seconds() < LATE_SECONDS

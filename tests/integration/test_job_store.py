@@ -74,7 +74,7 @@ async def test_saved_store_block_keeps_jobs_where_it_says(
 
     job = await acreate_job(tmp_path, "code", name=unique("train"), api=Api(job_store=name))
 
-    loaded = await JobStore.aload(name)
+    loaded: JobStore = await JobStore.aload(name)
     assert isinstance(loaded.storage, RemoteFileSystem)
     assert loaded.storage.basepath == bucket.basepath
     assert await (await loaded.files()).read(f"blobs/sha256/{job.digest[7:9]}/{job.digest[7:]}") is not None

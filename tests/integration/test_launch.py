@@ -136,8 +136,12 @@ def test_wrong_launch_is_refused_before_anything_runs(site: Site) -> None:
 
 def test_flow_run_of_a_refused_launch_says_in_its_state_what_the_error_says(site: Site) -> None:
     name = f"refused-{site.name}"
+
+    async def refuse() -> None:
+        await alaunch.with_options(flow_run_name=name)(site.api, docker_image="a b")
+
     with pytest.raises(SpecError) as refused:
-        asyncio.run(alaunch.with_options(flow_run_name=name)(site.api, docker_image="a b"))
+        asyncio.run(refuse())
     (run,) = flow_runs(name={"any_": [name]})
     assert run.state is not None
     assert (run.state.name, run.state.message) == ("Failed", str(refused.value))

@@ -137,6 +137,25 @@ class Site:
             return list(client.read_artifacts(artifact_filter=wanted))
 
 
+def run_deployment(name: str, **options: Any) -> FlowRun:
+    """Start a deployment by Prefect's own function, and do not wait for its end.
+
+    Args:
+        name: of flow and deployment, as in `launch/train`.
+        options: of `prefect.deployments.run_deployment`.
+
+    Returns:
+        The flow run.
+    """
+    from prefect import deployments
+    from prefect.client.schemas.objects import FlowRun
+
+    # Awaitable where a loop runs: this function is for tests without one.
+    made = deployments.run_deployment(name, timeout=0, **options)
+    assert isinstance(made, FlowRun)
+    return made
+
+
 def until(look: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> Any:
     """Look again and again until something true is seen.
 

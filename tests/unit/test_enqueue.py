@@ -90,9 +90,10 @@ def test_same_spec_under_the_same_run_id_is_one_item(job_api: InMemoryApi) -> No
 
 @pytest.mark.parametrize("changes", [{"config": inputs(lr=0.2)}, {"name": "other"}, {"entry_point": ["x"]}])
 def test_other_spec_under_the_same_run_id_is_refused(job_api: InMemoryApi, changes: dict[str, Any]) -> None:
-    launch_add(**{"job": "train", "queue_name": "cpu", "config": inputs(lr=0.1), "run_id": "r1"})
+    spec: dict[str, Any] = {"job": "train", "queue_name": "cpu", "config": inputs(lr=0.1), "run_id": "r1"}
+    launch_add(**spec)
     with pytest.raises(SpecError, match="The run_id 'r1' is taken by another spec"):
-        launch_add(**{"job": "train", "queue_name": "cpu", "config": inputs(lr=0.1), "run_id": "r1", **changes})
+        launch_add(**{**spec, **changes})
     assert len(items(job_api)) == 1
 
 
@@ -213,7 +214,9 @@ def test_list_with_a_run_id_of_another_spec_is_refused_whole(job_api: InMemoryAp
 def test_handles_of_a_list_are_whole(job_api: InMemoryApi) -> None:
     (run,) = launch_add_many([{**IMAGE, "priority": "high"}], "gpu", api=job_api)
     assert (run.queue_name, run.priority, run.state) == ("gpu", 2, "queued")
-    assert job_api.call(lambda session: session.server.read_item(UUID(run.id))).state_type is StateType.SCHEDULED
+    item = job_api.call(lambda session: session.server.read_item(UUID(run.id)))
+    assert item is not None
+    assert item.state_type is StateType.SCHEDULED
 
 
 @pytest.mark.parametrize("version", ["v0", "0", "latest"])

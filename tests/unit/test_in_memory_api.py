@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from prefect_launch import create_job
@@ -16,7 +14,7 @@ IMAGE = {"docker": {"docker_image": "busybox:1"}}
 
 
 @pytest.fixture
-def api() -> Iterator[InMemoryApi]:
+def api() -> InMemoryApi:
     api = InMemoryApi(entity="acme", project="digits")
     api.create_run_queue("gpu", "local-container")
     return api

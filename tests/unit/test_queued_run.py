@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from prefect_launch.enqueue import launch_add_many
 from prefect_launch.errors import ExecutionError, InvalidNameError, LaunchError, NotFoundError
 from prefect_launch.queued_run import QueuedRun
-from prefect_launch.server.values import LogRecord, State
+from prefect_launch.server.values import LogRecord, State, Verdict
+from prefect_launch.session import Session
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryApi
 
@@ -40,10 +42,14 @@ def run(api: InMemoryApi) -> QueuedRun:
     return run
 
 
+async def _propose(run: QueuedRun, wanted: State, session: Session) -> Verdict:
+    return await session.server.propose(UUID(run.id), wanted)
+
+
 def move(api: InMemoryApi, run: QueuedRun, *states: ItemState, data: object = None, message: str = "why") -> None:
     for state in states:
         wanted = State(type=state.type, name=state.label, message=message, data=data)
-        verdict = api.call(lambda session, wanted=wanted: session.server.propose(UUID(run.id), wanted))
+        verdict = api.call(partial(_propose, run, wanted))
         assert verdict.accepted, verdict.reason
 
 

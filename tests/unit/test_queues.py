@@ -51,10 +51,11 @@ def test_config_in_the_references_wrapping_is_understood(api: InMemoryApi) -> No
 
 
 def test_config_says_beside_the_options_that_images_are_pinned(api: InMemoryApi) -> None:
-    for name, config in {
+    configs: dict[str, dict[str, Any]] = {
         "a": {"docker": {"pin": True}, "memory": "1g"},
         "b": {"docker": {"pin": True}, "resource_args": {"local-container": {"memory": "1g"}}},
-    }.items():
+    }
+    for name, config in configs.items():
         api.create_run_queue(name, "local-container", config=config)
         queue = api.run_queue(name)
         options = {"local-container": {"memory": "1g"}}

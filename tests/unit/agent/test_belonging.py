@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -16,7 +17,7 @@ from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import Bench
 
 
-async def left_running(bench: Bench, **spec: object) -> tuple[Item, RunPlan]:
+async def left_running(bench: Bench, **spec: Any) -> tuple[Item, RunPlan]:
     """An item that runs, with no agent at it, and its plan."""
     bench.plays(Script(seconds=60), Script())
     (item,) = await bench.add(**spec)

@@ -6,7 +6,7 @@ import asyncio
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.held import items_in_work
-from prefect_launch.server.values import State
+from prefect_launch.server.values import Item, State
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench
@@ -42,7 +42,7 @@ async def test_item_that_is_deleted_while_it_is_settled_keeps_no_agent_from_its_
     other, gone = await bench.add(2)
     for item in (gone, other):
         await bench.server.propose(item.id, State.of(ItemState.CLAIMED, f"Claimed by {agent.holder}."))
-    deleted = []
+    deleted: list[Item] = []
 
     async def delete_first(method: str) -> None:
         if method == "propose" and not deleted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def due_in(seconds: float) -> State:
     return retry.model_copy(update={"state_details": {"scheduled_time": due.isoformat()}})
 
 
-async def add_for_later(bench: Bench, seconds: float, **spec: object) -> Item:
+async def add_for_later(bench: Bench, seconds: float, **spec: Any) -> Item:
     """Put an item on the queue that is due in some seconds."""
     (item,) = await bench.add(**spec)
     await bench.move(item, ItemState.CLAIMED)

@@ -23,7 +23,7 @@ async def intake_of(bench: Bench, *queues: str, holder: str = "box") -> Intake:
 
 
 async def drain(candidates: Candidates, *, slots: int) -> list[Item]:
-    found = []
+    found: list[Item] = []
     while (item := await candidates.next(slots=slots, skip=[one.id for one in found])) is not None:
         found.append(item)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,8 @@ async def test_failing_item_says_its_exit_code(bench: Bench) -> None:
 
 @pytest.mark.parametrize("step", ["prepare_error", "create_error", "start_error"])
 async def test_machine_that_fails_before_the_start_crashes_the_item_and_leaves_nothing(bench: Bench, step: str) -> None:
-    bench.plays(Script(**{step: InfrastructureError("the disk is full")}))
+    errors: dict[str, Any] = {step: InfrastructureError("the disk is full")}
+    bench.plays(Script(**errors))
     (item,) = await bench.add()
     await bench.agent().loop(until_empty=True)
     found = await bench.read(item.id)

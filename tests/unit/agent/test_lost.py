@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.held import holder_of, stop_once
@@ -47,7 +48,7 @@ async def watching(bench: Bench, name: str = "other") -> AsyncIterator[Watcher]:
         yield Watcher(LostWatch(session, name, [QUEUE], clock=clock), clock)
 
 
-async def left_running(bench: Bench, name: str = "box", **spec: object) -> Item:
+async def left_running(bench: Bench, name: str = "box", **spec: Any) -> Item:
     """An item that runs under an agent whose machine is gone: its last heartbeat stays on the list."""
     bench.plays(Script(seconds=60), Script())
     (item,) = await bench.add(**spec)

@@ -68,7 +68,8 @@ async def test_answer_to_the_start_that_is_lost_starts_the_job_once(bench: Bench
     bench.plays(script)
     agent = bench.agent()
     runner = agent._runners["local-container"]  # the agent's own
-    start, lost = runner.start, []
+    start = runner.start
+    lost: list[str] = []
 
     async def start_and_lose_the_answer(handle: str) -> None:
         await start(handle)

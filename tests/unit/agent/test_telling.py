@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from uuid import UUID
 
 import pytest
 
 from prefect_launch.agent.telling import WaitTeller
 from prefect_launch.agent_board import AgentNotice, post_notice
-from prefect_launch.server.values import Item
+from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.states import ItemState
 from prefect_launch.testing import Script
 from prefect_launch.waiting import WaitCause, Waiting
@@ -83,7 +84,7 @@ async def test_all_lines_of_a_look_are_one_request_and_only_the_front_of_the_lin
     async with teller(bench) as hook:
         write = bench.server.write_lines
 
-        async def counted(told: list[object]) -> None:
+        async def counted(told: Sequence[tuple[UUID, LogRecord]]) -> None:
             sent.append(len(told))
             await write(told)
 

@@ -132,7 +132,7 @@ async def test_build_that_is_cancelled_is_taken_over_by_one_who_waits(yard: Yard
 def lease(**changes: object) -> dict[str, object]:
     values: dict[str, object] = {"holder": "agent gone", "item": uuid4(), "place": "elsewhere", "pid": 1, "start": 1}
     values["at"] = datetime.now(timezone.utc)
-    return Lease(**{**values, **changes}).model_dump(mode="json")  # type: ignore[arg-type]
+    return Lease(**{**values, **changes}).model_dump(mode="json")
 
 
 async def leave(yard: Yard, value: dict[str, object]) -> None:

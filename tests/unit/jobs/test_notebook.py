@@ -29,7 +29,7 @@ def repository(tmp_path: Path) -> Repository:
 
 
 def _notebook(*cells: str, **metadata: Any) -> bytes:
-    code = [
+    code: list[dict[str, Any]] = [
         {"cell_type": "code", "metadata": {}, "source": cell, "outputs": [], "execution_count": None} for cell in cells
     ]
     text = {"cell_type": "markdown", "metadata": {}, "source": "# Train\nit's *done* here"}

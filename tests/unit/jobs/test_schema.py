@@ -204,7 +204,7 @@ async def test_object_without_listed_properties_stays_open() -> None:
 
 
 async def test_object_described_in_parts_is_not_closed() -> None:
-    parts = {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}
+    parts: dict[str, Any] = {"allOf": [{"properties": {"a": {}}}, {"properties": {"b": {}}}]}
     schema = await _schema({"properties": {"both": parts}})
 
     assert check_inputs(schema, {"both": {"a": 1, "b": 2}}) == {"both": {"a": 1, "b": 2}}

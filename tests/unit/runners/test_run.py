@@ -30,28 +30,33 @@ def test_status_equals_a_status_or_a_text_of_the_same_state() -> None:
 
 async def test_run_that_succeeds_is_finished(tmp_path: Path) -> None:
     run = await start(tmp_path, Script(seconds=0.1, log=(b"hi \xff\n",)))
-    assert (run.id, run.status, await run.get_status()) == ("run-1", "starting", "running")
+    assert run.id == "run-1"
+    assert run.status == "starting"
+    assert await run.get_status() == "running"
     assert await run.wait() is True
-    assert (run.status, await run.get_logs()) == ("finished", "hi �\n")
+    assert run.status == "finished"
+    assert await run.get_logs() == "hi �\n"
 
 
 async def test_run_that_fails_says_why(tmp_path: Path) -> None:
     run = await start(tmp_path, Script(exit_code=3))
     assert await run.wait() is False
-    assert (run.status, run.status.messages) == ("failed", ["exit code 3"])
+    assert run.status == "failed"
+    assert run.status.messages == ["exit code 3"]
 
 
 async def test_wait_that_times_out_leaves_the_run_alone(tmp_path: Path) -> None:
     run = await start(tmp_path, Script(seconds=0.3))
     with pytest.raises(TimeoutError, match="run-1"):
         await run.wait(timeout=0.01)
-    assert await asyncio.gather(run.wait(), run.wait(timeout=5)) == [True, True]
+    assert list(await asyncio.gather(run.wait(), run.wait(timeout=5))) == [True, True]
 
 
 async def test_cancelled_run_is_stopped(tmp_path: Path) -> None:
     run = await start(tmp_path, Script(seconds=60))
     await run.cancel()
-    assert (run.status, await run.get_status()) == ("stopped", "stopped")
+    assert run.status == "stopped"
+    assert await run.get_status() == "stopped"
     await run.cancel()
 
 
