@@ -7,7 +7,7 @@ agent has had it.
 
 A poll also looks a little ahead: what it shows for later (a retry, a run of a schedule) is never claimed before its
 time, but says when to ask again (`due_at`). As it may stand in front of what is due, no answer with it in is taken for
-all that is due.
+all that is due. When it is due, and for another agent, what is behind it is looked at (`prefect_launch.agent.behind`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from itertools import groupby
 from typing import Final, Protocol
 from uuid import UUID
 
+from prefect_launch.agent.behind import PAGE, Behind
 from prefect_launch.agent.tracker import is_scheduler
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 
 #: How many items are asked for, for each free slot.
 POLL_FACTOR: Final = 4
-#: The server refuses more.
-POLL_LIMIT: Final = 200
 #: For how long a poll's items may be claimed.
 WINDOW_SECONDS: Final = 0.5
 #: For how long after a lost claim the agent takes it that it is not alone.
@@ -47,8 +46,8 @@ class Gate(Protocol):
         """Whether an item may be claimed now; what it needs is kept for it from here on."""
         ...
 
-    def saw(self, queue: str, items: Collection[Item]) -> None:
-        """Note all that a queue has waiting."""
+    def saw(self, queue: str, shown: Collection[UUID]) -> None:
+        """Note the ids of all that a queue has waiting."""
         ...
 
     def release(self, item_id: UUID | str) -> None:
@@ -72,6 +71,7 @@ class Candidates:
         self._gate = gate
         self._ahead = timedelta(seconds=min(ahead_seconds + _MARGIN_SECONDS, _MOST_AHEAD_SECONDS))
         self._due_at = float("inf")
+        self._behind = Behind(server, queue)
         self._items: deque[Item] = deque()
         self._polled_at = float("-inf")
         self._lost_at = float("-inf")
@@ -79,8 +79,11 @@ class Candidates:
 
     @property
     def due_at(self) -> float:
-        """When the first of what the last poll showed for later is due, on the monotonic clock; infinite: none."""
-        return self._due_at
+        """When to ask again, on the monotonic clock; infinite: the next poll is soon enough.
+
+        That is when the first of what the last poll showed for later is due, or what is behind it is to be looked at.
+        """
+        return min(self._due_at, self._behind.due_at)
 
     def lost(self) -> None:
         """Note that another agent was faster with an item."""
@@ -90,10 +93,12 @@ class Candidates:
         """Poll anew at the next use: something has come in that may be more urgent."""
         self._items.clear()
         self._polled_at = float("-inf")
+        self._behind.changed()
 
     def freed(self) -> None:
         """Note that an item in work has ended: a queue at its limit may have more to give now."""
         self._was_all = False
+        self._behind.changed()
 
     async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> Item | None:
         """Return the next item to try for; `None` when the queue has none.
@@ -107,12 +112,15 @@ class Candidates:
             ServerUnavailableError: when the server does not answer.
         """
         if self._is_stale or (not self._items and not self._was_all):
-            await self._look_ahead(min(POLL_LIMIT, POLL_FACTOR * max(slots, 1)))
+            await self._look_ahead(min(PAGE, POLL_FACTOR * max(slots, 1)))
         found = await self._take(skip, schedulers)
         if found is None and not self._was_all:
             # All that came is not for us, or not yet; what is may lie behind it.
-            self._keep(await self._poll(POLL_LIMIT, datetime.now(timezone.utc)), POLL_LIMIT)
+            front = await self._poll(PAGE, datetime.now(timezone.utc))
+            self._keep(front, PAGE)
             found = await self._take(skip, schedulers)
+            if found is None and len(front) == PAGE:
+                found = await self._behind.find(front, lambda page: self._take_of(page, skip, schedulers))
         return found
 
     @property
@@ -128,6 +136,12 @@ class Candidates:
             if self._gate is None or await self._gate.admit(self._queue, item):
                 return item
         return None
+
+    async def _take_of(self, page: list[Item], skip: Collection[UUID], schedulers: bool) -> Item | None:
+        """Take an item of a page from behind the front; what is left of it may be claimed for as long as of a poll."""
+        self._polled_at = time.monotonic()
+        self._items = self._in_turn(page)
+        return await self._take(skip, schedulers)
 
     async def _look_ahead(self, limit: int) -> None:
         """Poll for what is due, and note when the next is that will be."""
@@ -150,11 +164,16 @@ class Candidates:
             limit: how many were asked for.
             more: what is not due yet was shown too, perhaps in the place of what is.
         """
-        contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS
-        self._items = deque(shuffled(due) if contended else due)
+        self._items = self._in_turn(due)
         self._was_all = len(due) < limit and not more
-        if self._gate is not None and (self._was_all or (limit == POLL_LIMIT and not more)):
-            self._gate.saw(self._queue, due)
+        if self._was_all:
+            self._behind.is_empty()
+        if self._gate is not None and (self._was_all or (limit == PAGE and not more)):
+            self._gate.saw(self._queue, {item.id for item in due} | self._behind.shown)
+
+    def _in_turn(self, due: list[Item]) -> deque[Item]:
+        contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS
+        return deque(shuffled(due) if contended else due)
 
 
 def shuffled(items: Iterable[Item]) -> list[Item]:

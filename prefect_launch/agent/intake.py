@@ -131,9 +131,10 @@ class Intake:
         return False
 
     def due_in(self) -> float:
-        """In how many seconds the next item that was shown for later is due; infinite when none is known.
+        """In how many seconds a queue is to be asked again, for an item that is due then, or for what is far behind.
 
-        One whose time has come is due already: it was asked for, or there was no use in asking.
+        Infinite when the next poll is soon enough. One whose time has come is due already: it was asked for, or there
+        was no use in asking.
         """
         now = time.monotonic()
         return min((one.due_at for one in self._candidates.values() if one.due_at > now), default=float("inf")) - now

@@ -125,9 +125,24 @@ class ItemCalls:
         body.update(_filters(pool=pool, queue=queue, state_types=[StateType.SCHEDULED]))
         return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
 
-    async def poll(self, pool: str, *, limit: int, before: datetime) -> list[Item]:
-        """List what waits in the pool and is due, the most urgent first; nothing when the pool is gone or paused."""
-        body = {"limit": limit, "scheduled_before": before.isoformat()}
+    async def poll(
+        self,
+        pool: str,
+        *,
+        limit: int,
+        before: datetime,
+        after: datetime | None = None,
+        queues: Collection[str] = (),
+    ) -> list[Item]:
+        """List what waits in the pool, or in these of its work queues, and is due, the most urgent first.
+
+        Nothing when the pool, or one of the work queues, is gone, or the pool is paused.
+        """
+        body: dict[str, Any] = {"limit": limit, "scheduled_before": before.isoformat()}
+        if after is not None:
+            body["scheduled_after"] = after.isoformat()
+        if queues:
+            body["work_queue_names"] = list(queues)
         path = f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs"
         found = await self._rest.get("POST", path, json=body)
         return [Item.model_validate(entry["flow_run"]) for entry in found or ()]

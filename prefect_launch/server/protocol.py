@@ -127,8 +127,24 @@ class Server(Protocol):
         """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
         ...
 
-    async def poll(self, pool: str, *, limit: int, before: datetime) -> list[Item]:
-        """List what waits in the pool and is due, the most urgent first, inside the pool's and its queues' limits."""
+    async def poll(
+        self,
+        pool: str,
+        *,
+        limit: int,
+        before: datetime,
+        after: datetime | None = None,
+        queues: Collection[str] = (),
+    ) -> list[Item]:
+        """List what waits in the pool and is due, the most urgent first, inside the pool's and its queues' limits.
+
+        Args:
+            pool: the pool; nothing when it is gone or paused.
+            limit: the most items.
+            before: only what is due at this time or earlier.
+            after: only what is due at this time or later.
+            queues: only what waits in these of its work queues; by default in all.
+        """
         ...
 
     async def propose(

@@ -193,18 +193,26 @@ class ItemTwin(Calls):
         return [] if stored is None else stored.history
 
     @call
-    def poll(self, pool: str, *, limit: int, before: datetime) -> list[Item]:
-        """List what waits in the pool and is due, the most urgent first, inside the pool's and its queues' limits."""
+    def poll(
+        self,
+        pool: str,
+        *,
+        limit: int,
+        before: datetime,
+        after: datetime | None = None,
+        queues: Collection[str] = (),
+    ) -> list[Item]:
+        """List what waits in the pool, or in these of its work queues, and is due, the most urgent first."""
         _check_page(limit)
         stored = self._store.pools.get(pool)
-        if stored is None or stored.pool.is_paused:
+        if stored is None or stored.pool.is_paused or not stored.queues.keys() >= set(queues):
             return []
         inside = [each.item for each in self._store.items.values() if each.item.work_pool_name == pool]
         free = min(limit, _free(stored.pool.concurrency_limit, inside))
         due: list[Item] = []
         for queue in sorted(stored.queues.values(), key=lambda queue: queue.priority or 0):
-            if not queue.is_paused:
-                due.extend(_due([item for item in inside if item.work_queue_id == queue.id], queue, before))
+            if not queue.is_paused and (not queues or queue.name in queues):
+                due.extend(_due([item for item in inside if item.work_queue_id == queue.id], queue, after, before))
         return [item.model_copy(update={"state": None, "work_pool_name": None}) for item in due[:free]]
 
     # --- moving and marking ---
@@ -274,11 +282,12 @@ def _free(limit: int | None, items: Collection[Item]) -> int:
     return _PAGE if limit is None else max(0, limit - in_work)
 
 
-def _due(items: Collection[Item], queue: PriorityQueue, before: datetime) -> list[Item]:
+def _due(items: Collection[Item], queue: PriorityQueue, after: datetime | None, before: datetime) -> list[Item]:
     waiting = [
         (item.next_scheduled_start_time, item)
         for item in items
         if item.state_type is StateType.SCHEDULED and item.next_scheduled_start_time is not None
     ]
-    due = sorted((each for each in waiting if each[0] <= before), key=lambda each: each[0])
+    inside = (each for each in waiting if each[0] <= before and (after is None or each[0] >= after))
+    due = sorted(inside, key=lambda each: each[0])
     return [item for _, item in due][: _free(queue.concurrency_limit, items)]

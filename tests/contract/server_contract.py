@@ -13,12 +13,13 @@ from prefect_launch.server.protocol import Server
 from tests.contract.server_items import ItemContract
 from tests.contract.server_moves import MoveContract
 from tests.contract.server_place import Place, make_place
+from tests.contract.server_polls import PollContract
 from tests.contract.server_queues import QueueContract
 from tests.contract.server_telemetry import TelemetryContract
 from tests.contract.server_variables import VariableContract
 
 
-class ServerContract(QueueContract, ItemContract, MoveContract, TelemetryContract, VariableContract):
+class ServerContract(QueueContract, ItemContract, PollContract, MoveContract, TelemetryContract, VariableContract):
     """All of it."""
 
     @pytest.fixture

@@ -68,6 +68,30 @@ def test_machine_without_a_gpu_runs_what_asks_for_none_and_refuses_the_rest(site
     assert "this agent has no GPU (its setting is gpus: none)" in greedy.message
 
 
+def test_small_item_behind_230_that_do_not_fit_runs_and_the_big_ones_are_not_starved(
+    site: Site, tmp_path: Path
+) -> None:
+    site.job(WAIT.format(tmp_path / "done"))
+    cards = InMemoryCards(3)
+    (holder,) = site.add(asks(1))
+    with running(agent_of(site, cards, device_patience_seconds=600)) as agent:
+        until(lambda: "cards=0" in site.log(holder))
+        big = site.add(*[asks(3)] * 230)
+        (small,) = site.add(asks(1))
+        until(lambda: "cards=1" in site.log(small))
+        until(lambda: len(agent.shop.desk.line.waiting) == 230)
+        assert site.states(big[0]) == ["Queued"]
+    (late,) = site.add(asks(1))
+    with running(agent_of(site, cards, device_patience_seconds=0)):
+        for card in "01":
+            (tmp_path / f"done-{card}").touch()
+        until(lambda: "cards=0,1,2" in site.log(big[0]))
+        assert site.states(late) == ["Queued"]
+        site.api.update_run_queue(site.name, is_paused=True)
+        (tmp_path / "done-0,1,2").touch()
+        until(lambda: big[0].item.state_type is StateType.COMPLETED)
+
+
 @pytest.mark.engine
 def test_engine_is_told_which_devices_a_container_gets(
     prefect_server: PrefectServerProcess, engine: DockerEngine, shell_image: str, tmp_path: Path, unique: str

@@ -17,6 +17,7 @@ from tests.contract.server_contract import ServerContract
 from tests.contract.server_items import ItemContract
 from tests.contract.server_moves import MoveContract
 from tests.contract.server_place import Place, make_place
+from tests.contract.server_polls import PollContract
 from tests.support.ports import free_port
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class TestPrefectServer(ServerContract):
 
 
 @pytest.mark.postgres
-class TestPrefectServerOnPostgres(ItemContract, MoveContract):
+class TestPrefectServerOnPostgres(ItemContract, PollContract, MoveContract):
     """Polls and claims are other SQL and other locks there."""
 
     @pytest.fixture

@@ -42,6 +42,8 @@ log = logging.getLogger("prefect_launch.agent")
 
 #: One look at the cards serves all items of a poll.
 _LOOK_SECONDS: Final = 1.0
+#: For how long it is taken as known which agents serve a queue: many items of a poll may ask.
+_ALONE_SECONDS: Final = 5.0
 #: How many items' asks are remembered.
 _REMEMBERED: Final = 2000
 _ONLINE: Final = "ONLINE"
@@ -72,6 +74,8 @@ class Desk:
         self._seen = Cards()
         self._looked_at = float("-inf")
         self._book = Book()
+        #: Whether there is no other agent, by queue, and when that was read.
+        self._alone: dict[str, tuple[float, bool]] = {}
         self._line = Line(config.device_patience_seconds)
         #: What items ask for, with the queue's config that it was read under; without one, it is known for certain.
         self._asks: dict[UUID, tuple[QueueConfig | None, Ask]] = {}
@@ -120,9 +124,8 @@ class Desk:
             await self._tell(item, found)
         return found.never and self._line.is_out_of_patience(item.id) and await self._is_alone(queue)
 
-    def saw(self, queue: str, items: Collection[Item]) -> None:
-        """Note all that a queue has waiting, as a poll showed it."""
-        shown = {item.id for item in items}
+    def saw(self, queue: str, shown: Collection[UUID]) -> None:
+        """Note the ids of all that a queue has waiting, as polls showed it."""
         self._line.saw(queue, shown)
         held = {UUID(holder) for holder in self._book.held}
         # What is known for certain is kept while the item goes back into its queue; to lose it costs one claim more.
@@ -231,7 +234,7 @@ class Desk:
     async def _busy(self, ask: Ask) -> Mapping[str, str]:
         """Return what is in the way of the cards that no item of ours holds."""
         stock = self._book.stock
-        if not stock.cards or (ask.gpus.is_none and not self._line.waiting):
+        if not stock.cards or (ask.gpus.is_none and self._line.is_empty):
             return {}
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
             await self._look()
@@ -257,8 +260,12 @@ class Desk:
         return isinstance(Book(stock=self._book.stock).ask(ask, busy=busy), Grant)
 
     async def _is_alone(self, queue: str) -> bool:
-        workers = await self._session.server.list_workers(queue)
-        return not any(worker.status == _ONLINE and worker.name != self._config.name for worker in workers)
+        read_at, alone = self._alone.get(queue, (float("-inf"), False))
+        if time.monotonic() - read_at > _ALONE_SECONDS:
+            workers = await self._session.server.list_workers(queue)
+            alone = not any(worker.status == _ONLINE and worker.name != self._config.name for worker in workers)
+            self._alone[queue] = (time.monotonic(), alone)
+        return alone
 
     async def _tell(self, item: Item, refusal: Refusal) -> None:
         """Say on the item's own page that this agent leaves it to others."""

@@ -54,26 +54,40 @@ class Line:
         self._patience_seconds = patience_seconds
         self._now = now
         self._waiting: dict[UUID, Waiting] = {}
+        #: Who has waited longest, by rank, for each thing that is asked for; `None`: to be found anew. Of thousands
+        #: that ask for the same, only this one can be the head.
+        self._longest: dict[tuple[int, Ask], Waiting] | None = {}
 
     @property
     def waiting(self) -> list[Waiting]:
         """Those who wait, in the order in which they are served."""
-        return sorted((one for one in self._waiting.values() if one.present), key=lambda one: (one.rank, one.since))
+        return sorted((one for one in self._waiting.values() if one.present), key=_turn)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody waits."""
+        return not self._waits_longest()
 
     def wait(self, item_id: UUID, queue: str, ask: Ask, rank: int, reason: str) -> bool:
         """Put an item into the line; whether it is new there."""
         now, known = self._now(), self._waiting.get(item_id)
         since = known.since if known else now
-        self._waiting[item_id] = Waiting(item_id, queue, ask, rank, since=since, seen=now, reason=reason)
+        one = Waiting(item_id, queue, ask, rank, since=since, seen=now, reason=reason)
+        self._waiting[item_id] = one
+        if known is None and self._longest is not None:
+            self._longest.setdefault((rank, ask), one)
+        elif known is not None and (known.rank, known.ask, known.present) != (rank, ask, True):
+            self._longest = None
         return known is None
 
     def leave(self, item_id: UUID) -> None:
         """Take an item out of the line."""
-        self._waiting.pop(item_id, None)
+        if self._waiting.pop(item_id, None) is not None:
+            self._longest = None
 
     def saw(self, queue: str, shown: Collection[UUID]) -> None:
         """Note what a whole poll of a queue showed: who is not there any more keeps nothing for itself."""
-        now = self._now()
+        now, self._longest = self._now(), None
         for one in list(self._waiting.values()):
             if one.item_id in shown:
                 self._waiting[one.item_id] = replace(one, present=True, seen=now)
@@ -97,5 +111,17 @@ class Line:
                 somebody else's process: that may never end.
         """
         patient = self._now() - self._patience_seconds
-        head = next((one for one in self.waiting if one.since <= patient and can(one.ask)), None)
+        heads = sorted(self._waits_longest().values(), key=_turn)
+        head = next((one for one in heads if one.since <= patient and can(one.ask)), None)
         return None if head is None or head.item_id == item_id or rank < head.rank else head.ask
+
+    def _waits_longest(self) -> dict[tuple[int, Ask], Waiting]:
+        if self._longest is None:
+            self._longest = {}
+            for one in self.waiting:
+                self._longest.setdefault((one.rank, one.ask), one)
+        return self._longest
+
+
+def _turn(one: Waiting) -> tuple[int, float]:
+    return one.rank, one.since
