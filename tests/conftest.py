@@ -22,6 +22,7 @@ for _name in [name for name in os.environ if name.startswith("PREFECT_")]:
     del os.environ[_name]
 os.environ.pop("COLUMNS", None)  # Set by those who run tests in parallel: tables would be cut to it.
 os.environ["PREFECT_HOME"] = str(_HOME)
+os.environ["XDG_STATE_HOME"] = str(_HOME / "state")  # What the tests run stays out of the user's own register.
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 

@@ -58,6 +58,10 @@ class Closing:
         """
         return now() - self._tracker.held_at < self._shop.trusted_seconds or await self._is_held()
 
+    def doubt(self) -> None:
+        """Take the item for this agent's only when it is seen to be: somebody else has stopped its run."""
+        self._tracker.held_at = float("-inf")
+
     async def give_up(self, outcome: Outcome) -> Outcome:
         """End an item that does not come to run; what was created for it is stopped and removed first."""
         await self._read_log()

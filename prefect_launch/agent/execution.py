@@ -123,6 +123,7 @@ class Execution:
             self._closing.know(plan=plan)
         runner.check(plan)
         plan = await self._shop.desk.equip(self._item.id, runner, plan)
+        await self._check_ours()  # Else what would be stopped, or removed, could be the next holder's.
         await stop_older_attempts(self._shop, runner, plan)
         await bring_last_outputs(plan, self._shop.config.site, session.jobs)
         waits_for = await runner.missing(plan)
@@ -131,6 +132,7 @@ class Execution:
             await self._move(StateType.PENDING, waits_for, f"On {self._shop.config.name}.")
             await self._unless_stopped(runner.prepare(plan))
         self._tracker.phase = Phase.RUN
+        await self._check_ours()
         handle = await runner.create(plan)
         self._tracker.handle = handle
         await until_server_is_back(
@@ -138,8 +140,7 @@ class Execution:
         )
         image = await self._insist(runner, lambda: runner.image_of(handle))
         self._closing.know(image=image)
-        if self._tracker.stop.is_set() or not await self._closing.is_trusted():
-            raise StopAskedError
+        await self._check_ours()
         await self._insist(runner, lambda: runner.start(handle))
         self._shop.reach.worked(queue.config.resource)
         gpus = self._shop.desk.gpus_of(self._item.id)
@@ -147,6 +148,15 @@ class Execution:
         where = f"Runs on {self._shop.config.name} ({what})."
         await self._move(StateType.PENDING, ItemState.RUNNING, where, data={"image": image} if image else None)
         return runner, plan
+
+    async def _check_ours(self) -> None:
+        """See that the item is still to be run, and by this agent.
+
+        Raises:
+            StopAskedError: when it is not.
+        """
+        if self._tracker.stop.is_set() or not await self._closing.is_trusted():
+            raise StopAskedError
 
     async def _insist(self, runner: Runner, call: Callable[[], Awaitable[T]], *, until_stopped: bool = True) -> T:
         """Make a call about what was created: it may have come through though no answer did, so it is made again."""
@@ -212,7 +222,11 @@ class Execution:
         warnings = [*end.warnings, *faults, *await self._keep(plan)]
         if end.stopped:
             await self._closing.complete_facts()
-        outcome = await stopper.outcome(end) or outcome_of_exit(end)
+        outcome = await stopper.outcome(end)
+        if outcome is None:
+            outcome = outcome_of_exit(end)
+            if end.stopped:
+                self._closing.doubt()
         if warnings:
             outcome = outcome.model_copy(update={"message": f"{outcome.message} Note: {' '.join(warnings)}"})
         ended = await self._closing.end(outcome, current)

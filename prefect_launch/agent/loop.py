@@ -22,6 +22,7 @@ from prefect_launch.agent.held import stop_what_is_not_held
 from prefect_launch.agent.housekeeping import Housekeeper
 from prefect_launch.agent.lost import LostWatch
 from prefect_launch.agent.moves import log, until_server_is_back
+from prefect_launch.agent.older import stop_all_attempts
 from prefect_launch.agent.recover import Adopted, clear_away, find_own_runs, settle_orphans
 from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
 from prefect_launch.agent.stop_requests import StopRequests
@@ -75,7 +76,7 @@ class Loop:
             asyncio.create_task(self._reporter.post()),
             asyncio.create_task(self._reporter.watch_orders()),
             asyncio.create_task(self._reporter.listen()),
-            asyncio.create_task(LostWatch(session, self._config.name, self._config.queues).watch()),
+            asyncio.create_task(self._lost_watch().watch()),
             asyncio.create_task(WaitTeller(session, self._config.name, self._config.queues).watch()),
             asyncio.create_task(stop_what_is_not_held(self._server, lambda: self._crew.trackers)),
             asyncio.create_task(self._strays.watch()),
@@ -93,6 +94,11 @@ class Loop:
                 task.cancel()
             await asyncio.wait(background)
             await self._leave()
+
+    def _lost_watch(self) -> LostWatch:
+        shop = self._agent.shop
+        stop_here = partial(stop_all_attempts, shop)
+        return LostWatch(shop.session, self._config.name, self._config.queues, stop_here=stop_here)
 
     async def _pool_ids(self) -> list[UUID]:
         session = self._agent.shop.session

@@ -1,6 +1,6 @@
 """Items of agents that are gone: any other agent of the queue tells it, and puts them back when their rule says so.
 
-What was being stopped is cancelled.
+What was being stopped is cancelled, and stopped at once where it can be reached from here.
 An agent is lost when its heartbeats have stood still for 90 s *while this agent looked on*, again and again, on its own
 clock. A server that was away, a clock that jumped or an agent that has just come by itself prove nothing: the watch
 starts anew after a gap. An agent that left in order has taken itself off the list, and what it left running is its own.
@@ -9,7 +9,7 @@ starts anew after a gap. An agent that left in order has taken itself off the li
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import uuid5
@@ -48,6 +48,7 @@ class LostWatch:
         queues: its queues.
         lost_seconds: how long heartbeats must have stood still.
         clock: gives seconds, and never goes back.
+        stop_here: stops what an item of a queue has at work within this agent's reach, and says whether there was any.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class LostWatch:
         *,
         lost_seconds: float = LOST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        stop_here: Callable[[str, Item], Awaitable[bool]] | None = None,
     ) -> None:
         self._session = session
         self._server = session.server
@@ -65,6 +67,7 @@ class LostWatch:
         self._queues = tuple(queues)
         self._lost_seconds = lost_seconds
         self._clock = clock
+        self._stop_here = stop_here
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._settled: dict[tuple[str, str], datetime | None] = {}
         self._looked_at = float("-inf")
@@ -108,18 +111,17 @@ class LostWatch:
             history = await self._server.read_states(item.id)
             holder = holder_of(history)
             if holder is not None and holder.agent == worker.name and history[-1].type in ACTIVE:
-                await self._tell(item, holder, history, worker)
+                await self._tell(queue, item, holder, history, worker)
 
-    async def _tell(self, item: Item, holder: Holder, history: list[State], worker: Worker) -> None:
+    async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], worker: Worker) -> None:
         beat = worker.last_heartbeat_time
         seen = f"{beat:%Y-%m-%d %H:%M:%S} UTC" if beat else "an unknown time"
         why = f"Agent {holder.agent} on {holder.host} was last seen at {seen}."
         log.warning("%s lost %s", item.id, why)
         current = history[-1].type
         if current is StateType.CANCELLING:
-            outcome = Outcome(
-                state=ItemState.CANCELLED, message=f"{why} When it comes back, it stops what it has of it."
-            )
+            what = await self._stop_what_is_here(queue, item)
+            outcome = Outcome(state=ItemState.CANCELLED, message=f"{why} {what}")
         else:
             outcome = Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {why}", cause=Cause.LOST)
         facts = Facts(agent=f"{holder.agent} on {holder.host}", attempt=_attempt(item))
@@ -128,6 +130,15 @@ class LostWatch:
         # Several agents may tell of the same claim; the server takes the first.
         once = uuid5(item.id, f"lost {token}")
         await end_item(self._session, item, outcome, current, facts, transition_id=once)
+
+    async def _stop_what_is_here(self, queue: str, item: Item) -> str:
+        """Stop what can be reached of an item that was being stopped; say in words what has become of it."""
+        try:
+            if self._stop_here is not None and await self._stop_here(queue, item):
+                return "Its run was stopped by another agent that reaches it: it is gone."
+        except LaunchError as error:
+            log.warning("%s not-stopped %s", item.id, error)
+        return "When it comes back, it stops what it has of it."
 
 
 def _attempt(item: Item) -> int:

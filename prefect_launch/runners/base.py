@@ -108,9 +108,7 @@ class Exit(BaseModel):
     error: str | None = Field(default=None, description="Why it never started, or was lost, in words.")
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    peak_memory_bytes: int | None = Field(
-        default=None, description="Largest resident memory seen, where it can be told."
-    )
+    peak_memory_bytes: int | None = Field(default=None, description="Largest resident memory seen, where that is told.")
     log_is_whole: bool = Field(default=True, description="False: what is left of its log is still with the run.")
     warnings: tuple[str, ...] = Field(default=(), description="What could not be kept or told, such as unsafe outputs.")
 
@@ -284,6 +282,10 @@ class Runner(ABC):
     @abstractmethod
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         """List what exists on this machine with all these labels, running or not."""
+
+    async def find_beside(self, item_id: str) -> list[Found]:
+        """List what has not ended of an item, also under agents of other homes; none where `find` sees these too."""
+        return []
 
     async def image_of(self, handle: str) -> str | None:
         """Return the image that a run was created from, by its digest; `None` where there are no images."""

@@ -24,6 +24,7 @@ from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners import supervisor
 from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState
+from prefect_launch.runners.machine_register import MachineRegister
 from prefect_launch.runners.nursery import Nursery
 from prefect_launch.runners.process_files import RunFolder
 from prefect_launch.runners.process_options import OPTIONS, check_process_options
@@ -59,6 +60,7 @@ class LocalProcessRunner(Runner):
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         self._register = ProcessRegister(home / "processes")
+        self._machine = MachineRegister()
         self._environments = Environments(home / "environments")
         self._nursery = Nursery()
         self._starting = threading.Lock()
@@ -118,7 +120,10 @@ class LocalProcessRunner(Runner):
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         folder = RunFolder(Path(handle))
-        if folder.has(supervisor.EXIT) or not folder.path.exists():
+        if folder.has(supervisor.EXIT):
+            return
+        if not folder.path.exists():
+            await anyio.to_thread.run_sync(folder.kill_marked)  # Somebody has removed it under its job.
             return
         folder.write(supervisor.STOP, {"grace_seconds": max(0.0, grace_seconds)})
         pid = folder.supervisor_pid()
@@ -136,6 +141,9 @@ class LocalProcessRunner(Runner):
 
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         return await anyio.to_thread.run_sync(self._register.find, dict(labels))
+
+    async def find_beside(self, item_id: str) -> list[Found]:
+        return await anyio.to_thread.run_sync(self._machine.find, item_id)
 
     async def remove(self, handle: str) -> None:
         await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
@@ -160,6 +168,7 @@ class LocalProcessRunner(Runner):
             # The last of the files: what is created is whole.
             here = {"machine": machine(), "venv": str(venv.path)}
             folder.write(supervisor.PROCESS, {**_process(plan, cwd), **here})
+        self._machine.add(plan)
         self._register.add(plan)
 
     def _start(self, handle: str) -> None:
@@ -196,6 +205,7 @@ class LocalProcessRunner(Runner):
     def _remove(self, folder: RunFolder) -> None:
         if folder.state is RunState.RUNNING:
             raise InfrastructureError(f"The run in {folder.path} still runs, so it is not removed. Stop it first.")
+        self._machine.remove(folder)
         (folder.path / supervisor.ENVIRONMENT).unlink(missing_ok=True)
         (folder.path / supervisor.PROCESS).unlink(missing_ok=True)
         self._register.remove(folder)

@@ -14,13 +14,16 @@ import signal
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from prefect_launch.runners import supervisor
 from prefect_launch.runners.base import Exit, RunState
 from prefect_launch.runners.exit_codes import signal_of
 
 log = logging.getLogger("prefect_launch.agent")
+
+#: The variable of a job's environment that marks its processes.
+_MARK: Final = "LAUNCH_OUTPUT_DIR="
 
 
 class RunFolder:
@@ -88,7 +91,7 @@ class RunFolder:
 
     def kill_marked(self) -> list[int]:
         """Kill the processes whose environment says that they are of this run; return their ids."""
-        return _kill(_marked(f"LAUNCH_OUTPUT_DIR={self.path.absolute() / 'outputs'}"))
+        return _kill(_marked(f"{_MARK}{self.path.absolute() / 'outputs'}"))
 
 
 def _exit(told: dict[str, Any]) -> Exit:
@@ -121,6 +124,12 @@ def environments_in_use(register: Path) -> set[Path]:
     return {Path(process["venv"]) for process in told if process is not None and "venv" in process}
 
 
+def folders_at_work() -> set[Path]:
+    """Return the folders of the runs that living processes are marked as."""
+    variables = (one for _, environment in _environments() for one in environment if one.startswith(_MARK.encode()))
+    return {Path(os.fsdecode(one[len(_MARK) :])).parent for one in variables}
+
+
 def living_pid(identity: dict[str, Any] | None) -> int | None:
     """Return the process id of `identity` (as `supervisor.identity` made it) when that very process lives."""
     pid = identity.get("pid") if identity else None
@@ -146,15 +155,15 @@ def _group(group: int) -> set[int]:
 
 def _marked(variable: str) -> set[int]:
     """Return the processes that were started with this environment variable: a job's, wherever they went."""
-    found = set()
+    return {pid for pid, environment in _environments() if os.fsencode(variable) in environment}
+
+
+def _environments() -> Iterator[tuple[int, list[bytes]]]:
     for pid in _processes():
         try:
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            yield pid, Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue  # Ended, or another user's: not the job's.
-        if variable.encode() in environment:
-            found.add(pid)
-    return found
 
 
 def _time(seconds: float | None) -> datetime | None:

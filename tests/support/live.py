@@ -78,8 +78,8 @@ class Site:
         """Run an agent until the queue is empty."""
         asyncio.run(asyncio.wait_for(self.agent(**config).loop(until_empty=True), DEADLINE_SECONDS * 2))
 
-    def agent_process(self, name: str = "box", *options: str, jobs: int = 1) -> ChildProcess:
-        """Start an agent as a process of its own, through the command line."""
+    def agent_process(self, name: str = "box", *options: str, jobs: int = 1, home: str = "home") -> ChildProcess:
+        """Start an agent as a process of its own, through the command line, with a home in the site's folder."""
         command = ["agent", "start", "-q", self.name, "-j", str(jobs), "--name", f"{self.name}-{name}", *options]
         return ChildProcess(
             [sys.executable, "-c", START, *command],
@@ -87,7 +87,7 @@ class Site:
             environment={
                 **os.environ,
                 "PREFECT_API_URL": self.api_url,
-                "PREFECT_LAUNCH_HOME": str(self.folder / "home"),
+                "PREFECT_LAUNCH_HOME": str(self.folder / home),
             },
         )
 

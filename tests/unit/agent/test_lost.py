@@ -52,9 +52,9 @@ async def left_running(bench: Bench, name: str = "box", **spec: Any) -> Item:
     """An item that runs under an agent whose machine is gone: its last heartbeat stays on the list."""
     bench.plays(Script(seconds=60), Script())
     (item,) = await bench.add(**spec)
-    await bench.agent(name).loop(max_runtime_seconds=0.3)
+    async with bench.running(bench.agent(name)):
+        await bench.until(item, StateType.RUNNING)
     await bench.server.beat_worker(QUEUE, name, 15)
-    assert (await bench.read(item.id)).state_type is StateType.RUNNING
     return item
 
 
