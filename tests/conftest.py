@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 from uuid import uuid4
@@ -100,25 +99,29 @@ def _postgres_server(postgres: PostgresServer, session_folder: Path) -> Iterator
 @pytest.fixture
 def prefect_server(_sqlite_server: PrefectServerProcess) -> Iterator[PrefectServerProcess]:
     """The run's Prefect server on SQLite; inside the test PREFECT_API_URL leads to it."""
-    with _client_settings(_sqlite_server):
+    from tests.support.prefect_server import client_settings
+
+    with client_settings(_sqlite_server):
         yield _sqlite_server
 
 
 @pytest.fixture
 def postgres_prefect_server(_postgres_server: PrefectServerProcess) -> Iterator[PrefectServerProcess]:
     """The run's Prefect server on PostgreSQL; inside the test PREFECT_API_URL leads to it."""
-    with _client_settings(_postgres_server):
+    from tests.support.prefect_server import client_settings
+
+    with client_settings(_postgres_server):
         yield _postgres_server
 
 
 @pytest.fixture
 def own_prefect_server(tmp_path: Path) -> Iterator[PrefectServerProcess]:
     """A Prefect server on SQLite for this test alone, which may stop, kill and restart it; PREFECT_API_URL is its."""
-    from tests.support.prefect_server import server_on_sqlite
+    from tests.support.prefect_server import client_settings, server_on_sqlite
 
     server = server_on_sqlite(tmp_path / "server")
     server.start()
-    with _client_settings(server):
+    with client_settings(server):
         yield server
     server.stop()
 
@@ -126,11 +129,11 @@ def own_prefect_server(tmp_path: Path) -> Iterator[PrefectServerProcess]:
 @pytest.fixture
 def own_postgres_prefect_server(postgres: PostgresServer, tmp_path: Path) -> Iterator[PrefectServerProcess]:
     """A Prefect server on PostgreSQL for this test alone; PREFECT_API_URL is its."""
-    from tests.support.prefect_server import PrefectServerProcess
+    from tests.support.prefect_server import PrefectServerProcess, client_settings
 
     server = PrefectServerProcess(tmp_path / "server", database_url=postgres.create_database())
     server.start()
-    with _client_settings(server):
+    with client_settings(server):
         yield server
     server.stop()
 
@@ -205,19 +208,6 @@ def _registry(folder: Path, *, has_password: bool) -> DockerRegistry:
         return DockerRegistry(folder, has_password=has_password)
     except RegistryMissingError as missing:
         _missing(missing)
-
-
-def _client_settings(server: PrefectServerProcess) -> ExitStack:
-    """Lead Prefect's clients in this process, and every process started from it, to a server, until closed."""
-    from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
-
-    stack = ExitStack()
-    patch = stack.enter_context(pytest.MonkeyPatch.context())
-    for name, value in server.client_environment().items():
-        patch.setenv(name, value)
-    # This process read its settings before; threads and subprocesses read the environment.
-    stack.enter_context(temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_UI_URL: server.ui_url}))
-    return stack
 
 
 def _missing(reason: Exception) -> NoReturn:

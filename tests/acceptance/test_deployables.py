@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from prefect_launch.agent.config_block import LaunchAgentConfig
 from prefect_launch.errors import AgentConfigError
 from tests.acceptance.conftest import Cli
-from tests.support.prefect_server import PrefectServerProcess
+from tests.support.prefect_server import PrefectServerProcess, client_settings, server_on_sqlite
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMAND_SECONDS = 120
@@ -20,13 +21,23 @@ COMMAND_SECONDS = 120
 SHIFT_SECONDS = 15
 
 
-@pytest.fixture
-def saved_blocks(own_prefect_server: PrefectServerProcess) -> PrefectServerProcess:
-    """A server that knows our block types and has their ready documents."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServerProcess]:
+    """A server of this file's own: what is deployed here says where every job of a server is kept."""
+    made = server_on_sqlite(tmp_path_factory.mktemp("server"))
+    made.start()
+    with client_settings(made):
+        yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def saved_blocks(server: PrefectServerProcess) -> PrefectServerProcess:
+    """That server, when it knows our block types and has their ready documents."""
     for name in ("job_store", "agent_config"):
         _run("-m", "prefect", "block", "register", "--file", f"blocks/{name}.py")
         _run(f"blocks/{name}.py")
-    return own_prefect_server
+    return server
 
 
 def test_blocks_register_and_their_documents_configure_an_agent(saved_blocks: PrefectServerProcess) -> None:
@@ -41,7 +52,7 @@ def test_blocks_register_and_their_documents_configure_an_agent(saved_blocks: Pr
     assert config.max_jobs == 1
 
 
-def test_project_deploys_its_flows_on_a_process_pool(own_prefect_server: PrefectServerProcess) -> None:
+def test_project_deploys_its_flows_on_a_process_pool(server: PrefectServerProcess) -> None:
     _run("-m", "prefect", "work-pool", "create", "machines", "--type", "process")
     _run("-m", "prefect", "--no-prompt", "deploy", "--all")
 

@@ -13,7 +13,7 @@ import sqlite3
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from importlib.metadata import version
 from pathlib import Path
 
@@ -142,6 +142,27 @@ def server_on_sqlite(home: Path, settings: Mapping[str, str] | None = None) -> P
     for name in TEMPLATE_FILES:
         shutil.copy(template / name, home / name)
     return PrefectServerProcess(home, settings=settings)
+
+
+def client_settings(server: PrefectServerProcess) -> ExitStack:
+    """Lead Prefect's clients in this process, and every process started from it, to a server, until closed.
+
+    Args:
+        server: A server that runs.
+
+    Returns:
+        What to close.
+    """
+    import pytest  # the benchmarks, too, start servers
+    from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+
+    stack = ExitStack()
+    patch = stack.enter_context(pytest.MonkeyPatch.context())
+    for name, value in server.client_environment().items():
+        patch.setenv(name, value)
+    # This process read its settings before; threads and subprocesses read the environment.
+    stack.enter_context(temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_UI_URL: server.ui_url}))
+    return stack
 
 
 def _sqlite_template(cache: Path) -> Path:
