@@ -38,4 +38,6 @@ case $kind in
     dev) "${install[@]}" --editable . --group dev ;;
     *) die "the kind is '$kind'; it must be run or dev." ;;
 esac
+# This project too: it is installed where it lies, and each of its processes would compile it anew.
+"$venv/bin/python" -m compileall -q prefect_launch
 touch "$venv/.made-run" "$venv/.made-$kind"
