@@ -27,6 +27,7 @@ from prefect_launch.states import StateType
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
+    from prefect_launch.builds.registries.base import Registry
     from prefect_launch.jobs.registry import JobRegistry
     from prefect_launch.jobs.store import JobStore
     from prefect_launch.queued_run import QueuedRun
@@ -119,7 +120,7 @@ class Api(QueueCalls, JobCalls, BaseModel):
         from prefect_launch.session import Session
 
         async with self.connect(patience_seconds=patience_seconds) as server, self.job_registry(server) as jobs:
-            yield Session(server, jobs)
+            yield Session(server, jobs, self._registries())
 
     def call(self, function: Callable[[Session], Awaitable[T]]) -> T:
         """Run an async function of an open session from synchronous code, over the connection that is kept."""
@@ -137,6 +138,10 @@ class Api(QueueCalls, JobCalls, BaseModel):
             self._background = Background(self.open, name="prefect-launch-api")
             self._background_url = address
         return self._background
+
+    def _registries(self) -> Registry | None:
+        """Who is asked about images; `None`: all registries, as this machine is logged in."""
+        return None
 
     def _address(self) -> str | None:
         from prefect.settings import PREFECT_API_URL

@@ -20,7 +20,7 @@ from prefect_launch.api import Api, default_api
 from prefect_launch.enqueue import launch_add, read_request
 from prefect_launch.errors import NotFoundError
 from prefect_launch.explain_changes import Change, changes_of, masked, masked_parameters
-from prefect_launch.image_digest import digest_in, with_digest
+from prefect_launch.image_digest import Digests, digest_in, with_digest
 from prefect_launch.item_draft import draft_item, resolve_source, same_item
 from prefect_launch.planning import Request, Site, default_resource, preview_plan
 from prefect_launch.queue_config import make_config
@@ -112,7 +112,7 @@ async def explain_item(
     named = spec if spec.run_id else spec.model_copy(update={"run_id": _RUN})
     job = (await resolve_source(session, named)).job
     queue = await _look_at(session, queue_name, default_resource(job) if spec.resource is None else spec.resource)
-    named = await with_digest(named, job, by_queue=queue.config.pin)
+    named = await with_digest(named, job, Digests(session.seen_digests), by_queue=queue.config.pin)
     draft = draft_item(api, queue, named, job)
     built: BuiltJob | None = None
     if build:
@@ -134,7 +134,7 @@ async def explain_item(
         parameters=masked_parameters(draft.parameters),
         image=plan.image,
         builds=plan.image_wish is not None,
-        digest=digest_in(plan.image) if plan.image else None,
+        digest=digest_in(plan.image_at_enqueue or plan.image or ""),
         creates=masked(runner.preview(plan)),
         options=masked(plan.options),
         changes=changes_of(spec, full, queue.config, plan.options, is_built=build),

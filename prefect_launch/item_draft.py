@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from prefect_launch.api import Api
 from prefect_launch.errors import NotFoundError, SpecError
@@ -31,6 +31,9 @@ from prefect_launch.templates import check_variables
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
+
+#: Of `docker`: what is there when a digest was looked up.
+_LOOKED_UP: Final = frozenset({"pin", "digest", "resolved"})
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ async def check_item(
     """
     named = named or await resolve_source(session, spec)
     queue = await _queue(session, queue_name, spec, named.job)
+    digests = digests or Digests(session.seen_digests)
     spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
     return CheckedItem(api, queue, spec, named, named.job, draft_item(api, queue, spec, named.job))
 
@@ -212,9 +216,9 @@ def _asked(parameters: Mapping[str, Any]) -> dict[str, Any]:
     Nor does it matter that it was to be looked up: the queue's owner may have asked for that in the meantime.
     """
     docker = parameters.get("docker")
-    if not isinstance(docker, Mapping) or not docker.get("pin"):
+    if not isinstance(docker, Mapping) or not (docker.get("pin") or docker.get("resolved")):
         return dict(parameters)
-    named = {key: value for key, value in docker.items() if key not in ("pin", "digest")}
+    named = {key: value for key, value in docker.items() if key not in _LOOKED_UP}
     rest = {key: value for key, value in parameters.items() if key != "docker"}
     return {**rest, "docker": named} if named else rest
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
-from prefect_launch.image_digest import at_digest
+from prefect_launch.image_digest import image_at_enqueue, image_to_run
 from prefect_launch.job_environment import JobContext, WandbServer, job_environment
 from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
@@ -151,23 +151,26 @@ async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secret
         args=spec.overrides.args,
         env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
         image=_image(spec, job),
+        image_at_enqueue=image_at_enqueue(_named_image(spec, job) or "", spec.docker),
         image_wish=image_wish(spec, job) if runner.needs_image else None,
         code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
         timeout=spec.timeout,
-        options=runner.check_options(
-            await _options(request, site, spec, spec.image or (job.image if job else None), secrets)
-        ),
+        options=runner.check_options(await _options(request, site, spec, _named_image(spec, job), secrets)),
         labels=request.labels,
         file_overrides=spec.overrides.files,
     )
 
 
 def _image(spec: LaunchSpec, job: Job | None) -> str | None:
-    """Return the image that is named, pinned to the digest that it had when the item was queued, if that is known."""
-    named = spec.image or (job.image if job else None)
-    return at_digest(named, spec.docker.digest) if named else (job.base_image if job else None)
+    """Return the image that is named, pinned to the digest that it had when the item was queued, if that was asked."""
+    named = _named_image(spec, job)
+    return image_to_run(named, spec.docker) if named else (job.base_image if job else None)
+
+
+def _named_image(spec: LaunchSpec, job: Job | None) -> str | None:
+    return spec.image or (job.image if job else None)
 
 
 def image_wish(spec: LaunchSpec, job: Job | None) -> ImageWish | None:

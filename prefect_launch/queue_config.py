@@ -33,8 +33,8 @@ def make_config(
     Args:
         resource: name of the resource, such as `local-container`.
         config: the resource's options; `{"resource_args": {resource: options}}` is understood too. Beside them may
-            stand `docker: {pin: true}`: every item runs the image that its tag meant when it was queued, unless the
-            item says `pin: false`.
+            stand `docker: {pin: true}`, every item runs just the image that its tag meant when it was queued, or
+            `{pin: false}`, the one that its tag means at the start; what an item says of it wins.
         template_variables: see `prefect_launch.templates.read_template_variables`.
         entity: owner of the queue.
         prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
@@ -93,14 +93,14 @@ def _split(config: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any]]:
     return given.pop(_DOCKER, None), given
 
 
-def _pin_of(docker: Any, resource: str, runner: type[Runner]) -> bool:
+def _pin_of(docker: Any, resource: str, runner: type[Runner]) -> bool | None:
     said = {} if docker is None else docker
-    if not isinstance(said, Mapping) or not isinstance(said.get(_PIN, False), bool):
+    pin = said.get(_PIN) if isinstance(said, Mapping) else None
+    if not isinstance(said, Mapping) or not isinstance(pin, bool | None):
         raise QueueError(f"A queue's docker must be a mapping such as {{'pin': True}}, not {docker!r}.")
     for name in said:
         if name != _PIN:
             raise unknown_name("option", str(name), [_PIN], where=" of docker in the queue's config")
-    pin = bool(said.get(_PIN))
     if pin and SourceKind.IMAGE not in runner.sources:
         raise QueueError(f"A queue of {resource!r} runs no images: there is none to pin. Leave docker out.")
     return pin

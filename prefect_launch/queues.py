@@ -160,7 +160,8 @@ class RunQueue:
         type: the resource that its items run on.
         template_variables: JSON schemas by name.
         prioritization_mode: `V0` or `DISABLED`.
-        pin: whether its items run the image that their tag meant when they were queued.
+        pin: whether its items run just the image that their tag meant when they were queued (True), or the one that it
+            means at the start (False); None: the former where it can be had.
         id: of the work pool.
     """
 
@@ -184,9 +185,9 @@ class RunQueue:
 
     @property
     def default_resource_config(self) -> dict[str, Any]:
-        """What every item of the queue gets: `{"resource_args": {type: options}}`, and `docker` if it pins images."""
+        """What every item of the queue gets: `{"resource_args": {type: options}}`, and `docker` if it says `pin`."""
         options = {"resource_args": {self.type: dict(self._config.resource_args)}}
-        return {**options, "docker": {"pin": True}} if self.pin else options
+        return options if self.pin is None else {**options, "docker": {"pin": self.pin}}
 
     @property
     def url(self) -> str:

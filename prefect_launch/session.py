@@ -11,12 +11,14 @@ from uuid import UUID
 
 from prefect_launch.errors import QueueError, unknown_name
 from prefect_launch.names import check_name
+from prefect_launch.seen_digests import SeenDigests
 from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Pool
 from prefect_launch.templates import QueueConfig
 
 if TYPE_CHECKING:
+    from prefect_launch.builds.registries.base import Registry
     from prefect_launch.jobs.registry import JobRegistry
 
 #: For how long a queue that was read is not read again. The server checks each item against the queue as it is, so what
@@ -50,11 +52,13 @@ class Session:
     Attributes:
         server: the door to the Prefect server.
         jobs: the jobs that are kept.
+        seen_digests: what registries told lately about images.
     """
 
-    def __init__(self, server: Server, jobs: JobRegistry) -> None:
+    def __init__(self, server: Server, jobs: JobRegistry, registry: Registry | None = None) -> None:
         self.server = server
         self.jobs = jobs
+        self.seen_digests = SeenDigests(registry)
         self._queues: dict[str, KnownQueue] = {}
 
     async def queue(self, name: str) -> KnownQueue:

@@ -34,12 +34,17 @@ class DockerSource(_Part):
     user_id: int | None = Field(default=None, ge=0, lt=2**31, description="User id of generated images.")
     pin: bool | None = Field(
         default=None,
-        description="Ask the registry at the enqueue which digest the image has then; None: as the queue says.",
+        description="Run just the image that its name means at the enqueue; None: as the queue says, or that one where"
+        " it can be had; False: the one that its name means at the start.",
     )
     digest: str | None = Field(
         default=None,
         pattern=r"^sha256:[0-9a-f]{64}$",
         description="The image's digest: what its name means to this item.",
+    )
+    resolved: bool = Field(
+        default=False,
+        description="The digest was looked up at the enqueue unasked: where it cannot be had, the name will do.",
     )
 
 

@@ -37,7 +37,11 @@ class QueueConfig(BaseModel):
     )
     entity: str | None = None
     prioritization_mode: str = "V0"
-    pin: bool = Field(default=False, description="Items run the image that their tag meant when they were queued.")
+    pin: bool | None = Field(
+        default=None,
+        description="Items run just the image that their tag means when they are queued, or when they start; None: the"
+        " former where it can be had.",
+    )
 
     def to_template(self) -> dict[str, Any]:
         """Return the work pool's `base_job_template`."""
@@ -49,7 +53,7 @@ class QueueConfig(BaseModel):
                 "submitter_options": list(self.submitter_options),
                 "entity": self.entity,
                 "prioritization_mode": self.prioritization_mode,
-                **({"docker": {"pin": True}} if self.pin else {}),
+                **({} if self.pin is None else {"docker": {"pin": self.pin}}),
             },
             "variables": {
                 "type": "object",
@@ -84,7 +88,7 @@ class QueueConfig(BaseModel):
                 submitter_options=tuple(configuration.get("submitter_options") or ()),  # type: ignore[union-attr]
                 entity=configuration.get("entity"),  # type: ignore[union-attr]
                 prioritization_mode=configuration.get("prioritization_mode") or "V0",  # type: ignore[union-attr]
-                pin=(configuration.get("docker") or {}).get("pin") or False,  # type: ignore[union-attr]
+                pin=(configuration.get("docker") or {}).get("pin"),  # type: ignore[union-attr]
             )
         except (TypeError, KeyError, AttributeError, ValidationError):
             raise QueueError(

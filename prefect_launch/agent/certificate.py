@@ -16,6 +16,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.agent.diagnosis import ADVICE, Category, diagnose
+from prefect_launch.agent.image_note import is_other_image
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.errors import LaunchError
@@ -144,6 +145,8 @@ def _known(item: Item, category: Category, facts: Facts) -> dict[str, Any]:
         }
     if plan is not None:
         known |= {"command": shlex.join([*plan.command, *plan.args]) or None, "image": plan.image}
+        if plan.image_at_enqueue is not None and (facts.image is None or is_other_image(plan, facts.image)):
+            known["image when queued"] = plan.image_at_enqueue + (", not to be had here" if facts.image else "")
     known |= {
         "image digest": facts.image,
         "attempt": facts.attempt or (plan.attempt if plan else None),

@@ -19,6 +19,7 @@ from prefect_launch.agent.building import bring_image
 from prefect_launch.agent.closing import Closing
 from prefect_launch.agent.devices.desk import NotNowError
 from prefect_launch.agent.held import token_of
+from prefect_launch.agent.image_note import tell_other_image
 from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
@@ -143,6 +144,7 @@ class Execution:
         await self._check_ours()
         await self._insist(runner, lambda: runner.start(handle))
         self._shop.reach.worked(queue.config.resource)
+        await tell_other_image(self._server, self._item.id, plan, image)
         gpus = self._shop.desk.gpus_of(self._item.id)
         what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
         where = f"Runs on {self._shop.config.name} ({what})."

@@ -85,6 +85,7 @@ PinOption = Annotated[
     typer.Option(
         "--pin/--no-pin",
         metavar="",
-        help="Run the image that its tag means now, or means then. Default: as the queue says.",
+        help="Run just the image that its tag means now, or means then. Default: as the queue says, or the one of now"
+        " where it can be had.",
     ),
 ]

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 app = group("Make, look at, pause and delete queues.")
 
 QueueName = Annotated[str, typer.Argument(metavar="NAME", help="The queue's name.")]
+#: What a queue's `pin` means, in words.
+_PINS = {
+    None: None,
+    True: "pinned: what their tag means when an item is added",
+    False: "what their tag means at the start",
+}
 _COLUMNS = (
     Column("QUEUE", gives_way=True),
     Column("RESOURCE", gives_way=True),
@@ -75,9 +81,14 @@ def create(
         typer.Option("--priorities/--no-priorities", metavar="", help="Four priorities, or first come, first served."),
     ] = True,
     pin: Annotated[
-        bool,
-        typer.Option("--pin", metavar="", help="Items run the image that their tag means when they are added."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--pin/--no-pin",
+            metavar="",
+            help="Items run just the image that their tag means when they are added, or when they start. Default: the"
+            " former where it can be had.",
+        ),
+    ] = None,
     entity: EntityOption = None,
     replace: Annotated[
         bool, typer.Option("--replace", metavar="", help="Bring the queue of that name up to date when it is there.")
@@ -89,7 +100,7 @@ def create(
     arguments: dict[str, Any] = {
         "entity": entity,
         "prioritization_mode": "V0" if priorities else "DISABLED",
-        "config": {**(given or {}), "docker": {"pin": True}} if pin else given,
+        "config": given if pin is None else {**(given or {}), "docker": {"pin": pin}},
         "template_variables": None if variables is None else read_mapping(variables, "--variables"),
         "concurrency": concurrency,
         "submitter_options": allow or (),
@@ -101,8 +112,8 @@ def create(
         print_json(_summary(api, queue, _activity(api, queue)))
         return
     typer.echo(f"The queue {name} is there, for {resource}: {queue.url}")
-    if queue.pin:
-        typer.echo("Its items run the image that their tag means when they are added.")
+    if queue.pin is not None:
+        typer.echo(f"Its items run the image that their tag means when they {'are added' if queue.pin else 'start'}.")
     typer.echo(f"Run its items on this machine with: prefect-launch agent start -q {name}")
 
 
@@ -152,7 +163,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("in work", activity.active),
             ("agents", ", ".join(activity.agents) or "none online"),
             ("config", queue.default_resource_config["resource_args"][queue.type]),
-            ("images", (queue.pin and "pinned: what their tag means when an item is added") or None),
+            ("images", _PINS[queue.pin]),
             ("variables", queue.template_variables),
             ("allowed", ", ".join(queue.submitter_options)),
             ("page", queue.url),

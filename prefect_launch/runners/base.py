@@ -61,6 +61,7 @@ class RunPlan(BaseModel):
     args: tuple[str, ...] = Field(default=(), description="Arguments after the entry point.")
     env: dict[str, str] = Field(default_factory=dict, repr=False)
     image: str | None = None
+    image_at_enqueue: str | None = Field(default=None, description="`image`, as its tag meant it then; it comes first.")
     image_wish: ImageWish | None = Field(
         default=None, description="What its image is built as, before the runner gets the plan with the image in it."
     )

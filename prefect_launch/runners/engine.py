@@ -38,9 +38,11 @@ class Image(BaseModel):
 
     def reference(self, name: str = "") -> str:
         """Return what means this very image for ever: its digest in the repository of a name, or else its id."""
-        repository = name.partition("@")[0].rpartition(":")[0] or name
-        near = [digest for digest in self.digests if digest.partition("@")[0] in (repository, name)]
-        return next(iter([*near, *self.digests]), self.id)
+        named, _, wanted = name.partition("@")
+        same = [digest for digest in self.digests if wanted and digest.endswith(f"@{wanted}")]
+        repository = named.rpartition(":")[0] or named
+        near = [digest for digest in self.digests if digest.partition("@")[0] in (repository, named)]
+        return next(iter([*same, *near, *self.digests]), self.id)
 
 
 class Container(BaseModel):

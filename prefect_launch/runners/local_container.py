@@ -29,10 +29,10 @@ from prefect_launch.runners.container_files import (
     put_code_in,
     put_outputs_in,
 )
+from prefect_launch.runners.container_image import ContainerImages
 from prefect_launch.runners.container_options import (
     OPTIONS,
     SUBMITTER_OPTIONS,
-    apply_options,
     check_container_options,
 )
 from prefect_launch.runners.engine import Container, Engine, NameTakenError
@@ -70,7 +70,8 @@ class LocalContainerRunner(Runner):
         super().__init__(home)
         self._engine = engine or _default_engine()
         self._fresh: set[str] = set()
-        self._images: dict[str, str] = {}
+        self._images = ContainerImages(self._engine)
+        self._ran: dict[str, str] = {}
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +87,8 @@ class LocalContainerRunner(Runner):
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
-        return {"Name": plan.name, **preview_config(plan)}
+        runs = plan.model_copy(update={"image": plan.image_at_enqueue or plan.image})
+        return {"Name": plan.name, **preview_config(runs)}
 
     def give_gpus(self, plan: RunPlan, ids: tuple[str, ...]) -> RunPlan:
         if ids:
@@ -98,23 +100,20 @@ class LocalContainerRunner(Runner):
         await self._engine.ping()
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
-        return ItemState.PULLING if await self._engine.image(str(plan.image)) is None else None
+        return ItemState.PULLING if await self._images.is_missing(plan) else None
 
     async def prepare(self, plan: RunPlan) -> None:
         self.check(plan)
-        image = str(plan.image)
-        if await self._engine.image(image) is None:
-            credentials = await self.registry.credentials_for(image) if self.registry is not None else None
-            await self._engine.pull(image, apply_options({}, plan.options).get("platform"), credentials)
+        await self._images.bring(plan, self.registry)
 
     async def create(self, plan: RunPlan) -> str:
         self.check(plan)
-        image = await self._engine.image(str(plan.image))
-        if image is None:
+        found = await self._images.find(plan)
+        if found is None:
             raise InfrastructureError(
                 f"The image {plan.image!r} is not on this machine any more; it was there a moment ago. Try again."
             )
-        config = container_config(plan, image)
+        config = container_config(plan.model_copy(update={"image": found.name}), found.image)
         platform = config.pop("platform", None)
         there = None
         try:
@@ -125,7 +124,7 @@ class LocalContainerRunner(Runner):
         await self._fill(container_id, plan, config)
         if there is None:
             self._fresh.add(container_id)
-        self._images[container_id] = image.reference(str(plan.image))
+            self._ran[container_id] = found.image.reference(found.name)
         return container_id
 
     async def start(self, handle: str) -> None:
@@ -181,15 +180,15 @@ class LocalContainerRunner(Runner):
         return [_found(one) for one in found if Labels.ITEM in one.labels]
 
     async def image_of(self, handle: str) -> str | None:
-        if handle in self._images:
-            return self._images[handle]
+        if handle in self._ran:
+            return self._ran[handle]
         container = await self._engine.container(handle)
         image = await self._engine.image(container.image_id) if container is not None else None
         return None if image is None or container is None else image.reference(container.image)
 
     async def remove(self, handle: str) -> None:
         self._fresh.discard(handle)
-        self._images.pop(handle, None)
+        self._ran.pop(handle, None)
         await self._engine.remove(handle)
 
     async def aclose(self) -> None:

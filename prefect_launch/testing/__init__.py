@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prefect_launch.testing.devices import InMemoryCards
     from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
     from prefect_launch.testing.job_index import InMemoryJobIndex
+    from prefect_launch.testing.registry import InMemoryRegistry
     from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
     from prefect_launch.testing.script import Script
     from prefect_launch.testing.server import InMemoryServer
@@ -22,6 +23,7 @@ _HOMES = {
     "InMemoryEngine": "engine",
     "InMemoryJobIndex": "job_index",
     "InMemoryMachine": "runner",
+    "InMemoryRegistry": "registry",
     "InMemoryRunner": "runner",
     "InMemoryServer": "server",
     "Script": "script",
@@ -34,6 +36,7 @@ __all__ = [
     "InMemoryEngine",
     "InMemoryJobIndex",
     "InMemoryMachine",
+    "InMemoryRegistry",
     "InMemoryRunner",
     "InMemoryServer",
     "Script",

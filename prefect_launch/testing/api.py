@@ -1,4 +1,4 @@
-"""`Api` with nothing outside: its Prefect server, its job index and its job store are in memory.
+"""`Api` with nothing outside: its Prefect server, its job index, its job store and its registries are in memory.
 
 Everything that takes an `Api` takes this one, and finds behind it the same `InMemoryServer`, from whatever thread or
 event loop it asks.
@@ -19,9 +19,11 @@ from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
 from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.testing.job_index import InMemoryJobIndex
+from prefect_launch.testing.registry import InMemoryRegistry
 from prefect_launch.testing.server import InMemoryServer
 
 if TYPE_CHECKING:
+    from prefect_launch.builds.registries.base import Registry
     from prefect_launch.server.protocol import Server
 
 
@@ -39,6 +41,7 @@ class InMemoryApi(Api):
     _server: InMemoryServer = PrivateAttr(default_factory=InMemoryServer)
     _index: InMemoryJobIndex = PrivateAttr(default_factory=InMemoryJobIndex)
     _store: JobStore = PrivateAttr(default_factory=_memory_store)
+    _registry: InMemoryRegistry = PrivateAttr(default_factory=InMemoryRegistry)
 
     @property
     def server(self) -> InMemoryServer:
@@ -50,6 +53,11 @@ class InMemoryApi(Api):
         """Where its jobs are kept."""
         return self._store
 
+    @property
+    def registry(self) -> InMemoryRegistry:
+        """The registries that tell the digests of images, all in one, for a test to fill."""
+        return self._registry
+
     @asynccontextmanager
     async def connect(self, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> AsyncIterator[Server]:
         """Open the door to the server on this event loop; its patience is none."""
@@ -59,6 +67,9 @@ class InMemoryApi(Api):
     async def job_registry(self, server: Server | None = None) -> AsyncIterator[JobRegistry]:
         """Open the job registry."""
         yield JobRegistry(self._index, self._store, entity=self.entity, project=self.project)
+
+    def _registries(self) -> Registry:
+        return self._registry
 
     def _address(self) -> str | None:
         return self._server.api_url

@@ -61,7 +61,7 @@ def test_config_says_beside_the_options_that_images_are_pinned(api: InMemoryApi)
         options = {"local-container": {"memory": "1g"}}
         assert (queue.pin, queue.default_resource_config) == (True, {"resource_args": options, "docker": {"pin": True}})
     copy = api.upsert_run_queue("b", "local-container", config={"docker": {"pin": False}, "memory": "1g"})
-    assert (copy.pin, copy.default_resource_config) == (False, {"resource_args": options})
+    assert (copy.pin, copy.default_resource_config) == (False, {"resource_args": options, "docker": {"pin": False}})
 
 
 @pytest.mark.parametrize(

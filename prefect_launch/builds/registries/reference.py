@@ -83,7 +83,7 @@ def parse_repository(text: str) -> str:
             f"The repository {text!r} for built images may not have a tag or digest: the tag is made of what is built."
             f" Write {name!r}."
         )
-    if not _has_host(name):
+    if not has_registry(name):
         example = f"registry.example:5000/{name}"
         raise SpecError(
             f"The repository {text!r} names no registry, so it is not clear where the image goes. Write it with the"
@@ -115,7 +115,7 @@ def is_digest(text: object) -> bool:
 
 
 def _split(name: str) -> tuple[str, str]:
-    if _has_host(name):
+    if has_registry(name):
         first, _, rest = name.partition("/")
         host, repository = normal_host(first), rest
     else:
@@ -125,6 +125,7 @@ def _split(name: str) -> tuple[str, str]:
     return host, repository
 
 
-def _has_host(name: str) -> bool:
+def has_registry(name: str) -> bool:
+    """Whether an image's name begins with its registry's address; without one, it is Docker Hub's, or only local."""
     first, slash, _ = name.partition("/")
     return bool(slash) and ("." in first or ":" in first or first == "localhost")

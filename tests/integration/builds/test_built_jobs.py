@@ -17,6 +17,7 @@ from prefect_launch.errors import RegistryError
 from tests.support.docker_registry import PASSWORD, USER, DockerRegistry
 from tests.support.images import PYTHON_IMAGE
 from tests.support.live import Site
+from tests.support.pushed_images import noise_of, push
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
@@ -204,23 +205,3 @@ def test_queue_that_pins_runs_what_the_tag_meant_when_each_item_was_queued(
     assert was != is_now
     assert [desk.log(run) for run in (first, second, unpinned, third)] == [was, was, is_now, is_now]
     assert "digest" not in unpinned.item.parameters["docker"]
-
-
-def noise_of(engine: DockerEngine, image: str) -> str:
-    """What tells the images of this test apart."""
-    client = engine.client()
-    try:
-        return str(client.containers.run(image, ["sha256sum", "/noise"], remove=True).decode().strip())
-    finally:
-        client.close()
-
-
-def push(engine: DockerEngine, image: str, name: str) -> None:
-    """Put an image of this machine into a registry under a name."""
-    client = engine.client()
-    try:
-        client.images.get(image).tag(name)
-        answer = client.images.push(name)
-        assert "errorDetail" not in answer, answer
-    finally:
-        client.close()

@@ -1,0 +1,50 @@
+"""What an item is told that runs another image than its tag meant when it was queued."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from prefect_launch.agent.moves import log
+from prefect_launch.errors import LaunchError
+from prefect_launch.image_digest import digest_in
+from prefect_launch.server.values import LogRecord
+
+if TYPE_CHECKING:
+    from prefect_launch.runners.base import RunPlan
+    from prefect_launch.server.protocol import Server
+
+LOGGER: Final = "prefect_launch.agent"
+
+
+def is_other_image(plan: RunPlan, image: str | None) -> bool:
+    """Whether a run is of another image than its tag meant at the enqueue.
+
+    Args:
+        plan: of the run.
+        image: that it runs, by its digest; None when that is not known.
+    """
+    wanted = plan.image_at_enqueue
+    return wanted is not None and image is not None and digest_in(image) != digest_in(wanted)
+
+
+async def tell_other_image(server: Server, item_id: UUID, plan: RunPlan, image: str | None) -> None:
+    """Say in an item's log which image its tag meant at the enqueue, and which one runs; nothing when it is that one.
+
+    Nothing depends on the line, so a server that does not take it is no fault.
+    """
+    if not is_other_image(plan, image):
+        return
+    message = (
+        f"{plan.image} meant {digest_in(str(plan.image_at_enqueue))} when this was queued, which could not be had here:"
+        f" what runs is the image of that name, {image}."
+    )
+    log.warning("%s other-image %s", item_id, message)
+    now = datetime.now(timezone.utc)
+    record = LogRecord(name=LOGGER, level=logging.WARNING, message=message, timestamp=now)
+    try:
+        await server.write_logs(item_id, [record])
+    except LaunchError as error:
+        log.debug("%s not told of its image: %s", item_id, error)

@@ -1,0 +1,100 @@
+"""What registries told lately about images, for one session.
+
+A loop of `launch_add` asks once for an image, and a registry that gives no answer is left in peace for a while. Asking
+is never a fault: who queues an item has not asked for this, and must not be kept from it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from prefect.logging import get_logger
+
+from prefect_launch.builds.registries.reference import parse_reference
+
+if TYPE_CHECKING:
+    from prefect_launch.builds.registries.base import Registry
+
+#: Shorter than it takes to push an image anew and queue it.
+KEEP_SECONDS: Final = 3.0
+#: For an image that a registry refused to tell about, and a registry that did not answer.
+PEACE_SECONDS: Final = 60.0
+
+_NEEDED: Final = (
+    "prefect_launch.agent.config",
+    "prefect_launch.builds.registries.docker_config",
+    "prefect_launch.builds.registries.remote",
+)
+_logger = get_logger("launch.enqueue")
+
+
+class SeenDigests:
+    """What registries told lately.
+
+    Args:
+        registry: the registries; by default all, as this machine is logged in.
+    """
+
+    def __init__(self, registry: Registry | None = None) -> None:
+        self._registry = registry
+        self._told: dict[str, tuple[float, str | None]] = {}
+        self._silent: dict[str, float] = {}
+        self._asking: dict[str, anyio.Lock] = {}
+
+    @property
+    def registry(self) -> Registry:
+        """Who is asked, as this machine is configured now."""
+        return self._registry or _all_registries()
+
+    def load(self) -> None:
+        """Load the code that asking needs: on a busy machine, that takes as long as an answer may take."""
+        if self._registry is None:
+            for module in _NEEDED:
+                import_module(module)
+
+    async def digest_of(self, image: str, seconds: float) -> str | None:
+        """Return the digest that an image has now, or had a moment ago; None when it cannot be told in time.
+
+        Args:
+            image: a name with its registry's address.
+            seconds: for how long to wait.
+        """
+        host = parse_reference(image).host
+        asking = False
+        with anyio.move_on_after(seconds):
+            # Those who ask at the same time wait for the first one's answer.
+            async with self._asking.setdefault(host, anyio.Lock()):
+                if self._is_known(image, host):
+                    return self._told.get(image, (0.0, None))[1]
+                asking = True
+                return await self._ask(image)
+        if asking:
+            self._silent[host] = monotonic() + PEACE_SECONDS
+            _logger.debug("The registry %s gave no digest of %s within %.1f s", host, image, seconds)
+        return None
+
+    def _is_known(self, image: str, host: str) -> bool:
+        now = monotonic()
+        self._told = {known: told for known, told in self._told.items() if now < told[0]}
+        return image in self._told or now < self._silent.get(host, 0.0)
+
+    async def _ask(self, image: str) -> str | None:
+        digest, keep = None, KEEP_SECONDS
+        try:
+            digest = await self.registry.digest_of(image)
+        except Exception:
+            # Whatever is wrong with a registry, or with what is configured for it, is not the item's fault.
+            _logger.debug("No digest of the image %s", image, exc_info=True)
+            keep = PEACE_SECONDS
+        self._told[image] = monotonic() + keep, digest
+        return digest
+
+
+def _all_registries() -> Registry:
+    from prefect_launch.agent.config import resolve_agent_config
+    from prefect_launch.builds.registries.remote import RemoteRegistries
+
+    return RemoteRegistries(resolve_agent_config().keychain, pauses=())

@@ -1,0 +1,65 @@
+"""An item that runs another image than its tag meant when it was queued says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from prefect_launch.agent.certificate import Facts, certify
+from prefect_launch.agent.image_note import tell_other_image
+from prefect_launch.agent.outcome import outcome_of_exit
+from prefect_launch.runners.base import Exit, RunPlan
+from tests.support.bench import Bench
+
+OLD, NEW = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
+NAME = "registry.example:5000/team/train"
+WANTED = f"{NAME}@{OLD}"
+
+
+def plan(folder: Path, wanted: str | None = WANTED) -> RunPlan:
+    run_dir = folder / "runs" / "i" / "1"
+    return RunPlan(item_id="i", run_id="r", run_dir=run_dir, image=f"{NAME}:1", image_at_enqueue=wanted)
+
+
+@pytest.mark.parametrize("ran", [f"{NAME}@{NEW}", "sha256:" + "c" * 64])
+async def test_item_is_told_which_image_was_meant_and_which_one_runs(bench: Bench, tmp_path: Path, ran: str) -> None:
+    (item,) = await bench.add()
+
+    await tell_other_image(bench.server, item.id, plan(tmp_path), ran)
+
+    (line,) = (await bench.log(item)).splitlines()
+    assert f"{NAME}:1 meant {OLD} when this was queued" in line
+    assert line.endswith(f"the image of that name, {ran}.")
+
+
+@pytest.mark.parametrize(("wanted", "ran"), [(WANTED, WANTED), (None, f"{NAME}@{NEW}"), (WANTED, None)])
+async def test_item_of_the_image_that_was_meant_is_told_nothing(
+    bench: Bench, tmp_path: Path, wanted: str | None, ran: str | None
+) -> None:
+    (item,) = await bench.add()
+
+    await tell_other_image(bench.server, item.id, plan(tmp_path, wanted), ran)
+
+    assert await bench.log(item) == ""
+
+
+@pytest.mark.parametrize(
+    ("ran", "row"),
+    [
+        (f"{NAME}@{NEW}", f"| image when queued | `{WANTED}, not to be had here` |"),
+        (None, f"| image when queued | `{WANTED}` |"),
+        (WANTED, None),
+    ],
+)
+async def test_certificate_tells_both_images_when_they_are_two(
+    bench: Bench, tmp_path: Path, ran: str | None, row: str | None
+) -> None:
+    (item,) = await bench.add()
+    end = Exit(exit_code=3)
+
+    page = certify(item, outcome_of_exit(end), Facts(plan=plan(tmp_path), end=end, image=ran), comes_back=None)
+
+    assert ("image when queued" in page.markdown()) == (row is not None)
+    assert row is None or row in page.markdown()
+    assert ran is None or f"| image digest | `{ran}` |" in page.markdown()
