@@ -2,7 +2,8 @@
 
 The file is the whole log and the truth. How far it was sent is kept beside it, so that an agent that finds the run
 again goes on where the last one stopped: no gap, no repeat, even when that one ended in the middle of a request. A
-chatty job cannot flood the server: past its share only the end is sent, with a note of what was left out.
+chatty job cannot flood the server: past its share only the end is sent, with a note of what was left out. A progress
+bar is shown as a terminal would, now and then while it is drawn, and its last state.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -20,6 +22,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.moves import log, until_server_is_back
+from prefect_launch.agent.progress import as_shown, is_drawn, newest_state
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import LogRecord
 
@@ -32,6 +35,8 @@ SHARE_BYTES: Final = 2_000_000
 #: What it gets of the end when the log was longer.
 TAIL_BYTES: Final = RECORD_CHARS
 LOOK_SECONDS: Final = 0.5
+#: From one state of a progress bar that is being drawn to the next that is shown.
+BAR_SECONDS: Final = 10.0
 #: A request whose answer cannot reach us may still be at work on a busy server: its records are looked for after these
 #: pauses before they are sent again.
 SETTLE_SECONDS: Final = (0.5, 1.0, 2.0)
@@ -49,16 +54,18 @@ class Position:
     """How far a log was sent.
 
     Attributes:
-        sent: bytes that the server has for certain.
+        sent: bytes of the file that the server has for certain.
         asked: up to where a request sends them that was not answered yet.
         since: time of the first record of that request.
         last: time of the last record; the next ones are later, also by a clock that was set back.
+        shown: bytes that the server was given: less than were read, when bars were drawn in them.
     """
 
     sent: int = 0
     asked: int | None = None
     since: datetime | None = None
     last: datetime | None = None
+    shown: int = 0
 
 
 class LogShipper:
@@ -78,7 +85,10 @@ class LogShipper:
         self._path = path
         position = _read_position(path)
         self._sent = position.sent
+        self._shown = position.shown
         self._last = position.last
+        self._bar_at, self._bar_seen_to = float("-inf"), -1
+        self._is_in_bar = False
         self._asked: Position | None = position if position.asked is not None else None
         self._ended = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
@@ -134,16 +144,38 @@ class LogShipper:
         """Return the last lines of the file."""
         size = await anyio.to_thread.run_sync(_size, self._path)
         data = await anyio.to_thread.run_sync(_read, self._path, max(0, size - CHUNK_BYTES), CHUNK_BYTES)
-        return data.decode("utf-8", "replace").splitlines()[-count:]
+        return as_shown(data).decode("utf-8", "replace").removesuffix("\n").split("\n")[-count:] if data else []
 
     async def _send_new(self, *, whole_lines: bool) -> None:
-        while self._sent < SHARE_BYTES:
-            room = min(CHUNK_BYTES, SHARE_BYTES - self._sent)
-            data = await anyio.to_thread.run_sync(_read, self._path, self._sent, room)
-            data = _cut(data, whole_lines=whole_lines, full=len(data) == room)
+        while self._shown < SHARE_BYTES:
+            room = min(CHUNK_BYTES, SHARE_BYTES - self._shown)
+            data = await anyio.to_thread.run_sync(_read, self._path, self._sent, CHUNK_BYTES)
+            full = len(data) == CHUNK_BYTES
+            if is_drawn(data) and (whole_lines or full):
+                await self._send_bar(data, full=full)
+                if full:
+                    continue
+                return
+            data = _cut(data[:room], whole_lines=whole_lines, full=len(data) >= room)
             if not data:
                 return
             await self._send(data, self._sent + len(data))
+
+    async def _send_bar(self, data: bytes, *, full: bool) -> None:
+        """Send the newest state of a bar when it is time for one; else pass over its older ones when there are many."""
+        seen_to = self._sent + len(data)
+        is_still, self._bar_seen_to = seen_to == self._bar_seen_to, seen_to
+        state = newest_state(data, complete=True)
+        if state is None and (is_still or full):
+            state = newest_state(data, complete=False) or ((len(data), len(data)) if full else None)
+        if state is None:
+            return
+        start, end = state
+        if time.monotonic() - self._bar_at >= BAR_SECONDS or (full and start == 0):
+            await self._send(data[start:end], self._sent + end)
+            self._bar_at, self._is_in_bar = time.monotonic(), True
+        elif full:
+            await self._send(b"", self._sent + start)
 
     async def _send_tail(self, size: int) -> None:
         start = max(self._sent, size - TAIL_BYTES)
@@ -152,7 +184,12 @@ class LogShipper:
         await self._send((note.encode() if start > self._sent else b"") + tail, size)
 
     async def _send(self, data: bytes, position: int) -> None:
-        records = split_records(data.decode("utf-8", "replace"), name=self._name, after=self._last)
+        shown = as_shown(data)
+        if self._is_in_bar and data:
+            shown = shown.removeprefix(b"\n")  # the end of a line that was shown as a bar
+            self._is_in_bar = False
+        self._shown += len(shown)
+        records = split_records(shown.decode("utf-8", "replace"), name=self._name, after=self._last)
         if records:
             self._last = records[-1].timestamp
         await until_server_is_back("take the log", lambda: self._deliver(records, position))
@@ -163,12 +200,13 @@ class LogShipper:
 
     async def _write(self, records: Sequence[LogRecord], position: int) -> None:
         if records and self._sent < position:
-            self._asked = Position(self._sent, position, records[0].timestamp, self._last)
+            self._asked = Position(self._sent, position, records[0].timestamp, self._last, self._shown)
             await anyio.to_thread.run_sync(_write_position, self._path, self._asked)
             await self._server.write_logs(self._item_id, records)
             self._asked = None
         self._sent = position
-        await anyio.to_thread.run_sync(_write_position, self._path, Position(position, last=self._last))
+        done = Position(position, last=self._last, shown=self._shown)
+        await anyio.to_thread.run_sync(_write_position, self._path, done)
 
 
 async def _whole(work: Coroutine[None, None, None]) -> None:
@@ -192,7 +230,7 @@ def split_records(text: str, *, name: str = LOGGER, after: datetime | None = Non
     if after is not None:
         now = max(now, after + timedelta(microseconds=1))
     parts: list[str] = []
-    for line in text.replace("\x00", "\ufffd").splitlines():
+    for line in text.replace("\x00", "\ufffd").removesuffix("\n").split("\n"):
         for start in range(0, max(len(line), 1), RECORD_CHARS):
             piece = line[start : start + RECORD_CHARS]
             if parts and start == 0 and len(parts[-1]) + len(piece) < RECORD_CHARS:
@@ -239,7 +277,8 @@ def _read(path: Path, start: int, count: int) -> bytes:
 def _read_position(path: Path) -> Position:
     try:
         kept = json.loads((path.parent / _POSITION_FILE).read_text())
-        return Position(int(kept["bytes"]), kept.get("asked"), _time(kept.get("since")), _time(kept.get("last")))
+        sent, shown = int(kept["bytes"]), int(kept.get("shown", kept["bytes"]))
+        return Position(sent, kept.get("asked"), _time(kept.get("since")), _time(kept.get("last")), shown)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return Position()
 
@@ -252,8 +291,9 @@ def _write_position(path: Path, position: Position) -> None:
     target = path.parent / _POSITION_FILE
     part = target.with_suffix(".part")
     since, last = (None if time is None else time.isoformat() for time in (position.since, position.last))
+    kept = {"bytes": position.sent, "asked": position.asked, "since": since, "last": last, "shown": position.shown}
     try:
-        part.write_text(json.dumps({"bytes": position.sent, "asked": position.asked, "since": since, "last": last}))
+        part.write_text(json.dumps(kept))
         part.replace(target)
     except OSError as error:
         # On a full disk the log goes on its way all the same; only an agent that dies now may send a part twice.

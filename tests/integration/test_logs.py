@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefect_launch.agent.logs import SHARE_BYTES, TAIL_BYTES
+from prefect_launch.states import StateType
 from tests.integration.test_agent_containers import container
-from tests.support.live import Site
+from tests.support.agent_thread import running
+from tests.support.live import Site, until
 
 if TYPE_CHECKING:
     from prefect_launch.queued_run import QueuedRun
@@ -20,6 +22,18 @@ LINES = 200_000
 CHATTY = "import sys; sys.stdout.write(''.join(f'line {n:06d} of a chatty job\\n' for n in range(200_000)))"
 LONG = "import sys; sys.stdout.write('x' * 5_000_000 + '\\nEND\\n')"
 BYTES = "import sys; sys.stdout.buffer.write(b'a\\xff\\xfe\\x00b\\nc\\n')"
+
+#: A bar as tqdm writes it, and what follows it. It is wide, and on the same stream: the engine hands the end of a line
+#: that has not ended on in pieces of 16 KB, those of each stream by themselves.
+BAR = r"""
+import sys, time
+for n in range(51):
+    sys.stdout.write(f"\rtrain: {2 * n:3d}%|{'#' * (20 * n):1000}| {n}/50")
+    sys.stdout.flush()
+    time.sleep(0.1)
+sys.stdout.write("\n")
+print("done")
+"""
 
 
 def whole_log(site: Site, run: QueuedRun) -> bytes:
@@ -73,3 +87,37 @@ def test_log_of_a_container_is_whole_in_the_file_and_bounded_on_the_server(
     site.work_off()
     assert site.states(run)[-1] == "Completed"
     check(site, run, script)
+
+
+def check_bar(site: Site, run: QueuedRun) -> None:
+    """Run an item that draws a bar, and see what its page shows meanwhile and afterwards."""
+    with running(site.agent()):
+        until(lambda: "train: " in site.log(run))
+        assert run.item.state_type is StateType.RUNNING
+        assert "100%" not in site.log(run)
+        until(lambda: run.item.state_type is StateType.COMPLETED)
+    *states, last, done = site.log(run).splitlines()
+    assert 1 <= len(states) <= 2
+    assert (last, done) == (f"train: 100%|{'#' * 1000}| 50/50", "done")
+    drawn = [f"\rtrain: {2 * n:3d}%|{'#' * (20 * n):1000}| {n}/50".encode() for n in range(51)]
+    assert whole_log(site, run) == b"".join(drawn) + b"\ndone\n"
+
+
+def test_progress_bar_of_a_process_is_shown_while_it_is_drawn(
+    prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+) -> None:
+    site = Site(prefect_server.api_url, tmp_path, unique)
+    script = tmp_path / "bar.py"
+    script.write_text(BAR)
+    site.job(f"python {script}")
+    (run,) = site.add()
+    check_bar(site, run)
+
+
+@pytest.mark.engine
+def test_progress_bar_of_a_container_is_shown_while_it_is_drawn(
+    prefect_server: PrefectServerProcess, engine: DockerEngine, python_image: str, tmp_path: Path, unique: str
+) -> None:
+    site = Site(prefect_server.api_url, tmp_path, unique, resource="local-container")
+    (run,) = site.add({**container(python_image, ""), "overrides": {"entry_point": ["python", "-c", BAR]}})
+    check_bar(site, run)

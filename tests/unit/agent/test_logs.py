@@ -150,12 +150,6 @@ async def test_nul_and_bytes_that_are_not_utf8_are_shown_as_such(
     assert await text(server, item_id) == "a\ufffdb\n\ufffd\ufffd\nc"
 
 
-async def test_progress_bar_becomes_lines(server: InMemoryServer, item_id: UUID, path: Path) -> None:
-    path.write_bytes(b"1%\r50%\r100%\n")
-    await send_whole(server, item_id, path)
-    assert (await text(server, item_id)).splitlines() == ["1%", "50%", "100%"]
-
-
 async def test_agent_that_leaves_does_not_wait_for_a_server_that_is_away_and_the_next_one_sends_all_once(
     server: InMemoryServer, item_id: UUID, path: Path
 ) -> None:
