@@ -20,6 +20,7 @@ from prefect_launch.agent.closing import Closing
 from prefect_launch.agent.devices.desk import NotNowError
 from prefect_launch.agent.held import token_of
 from prefect_launch.agent.image_note import tell_other_image
+from prefect_launch.agent.keeper import kept
 from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
@@ -203,6 +204,15 @@ class Execution:
                 await asyncio.wait({task})
 
     async def _watch(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
+        """Follow the run to its end; when another agent of this home has done so meanwhile, there is nothing to do."""
+        async with kept(plan.run_dir, self._shop.config.name) as at_once:
+            if not at_once:
+                self._closing.doubt()
+                if not await self._closing.is_trusted():
+                    return Outcome(state=ItemState.CANCELLED, message="Another agent has reported on it.")
+            return await self._follow(runner, plan, current)
+
+    async def _follow(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
         handle = self._tracker.handle or ""
         shipper = LogShipper(self._server, self._item.id, plan.log_path)
         shipper.follow()

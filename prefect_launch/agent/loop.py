@@ -18,6 +18,7 @@ import anyio
 
 from prefect_launch.agent.execution import Execution
 from prefect_launch.agent.heartbeat import beat
+from prefect_launch.agent.heir import go_on
 from prefect_launch.agent.held import stop_what_is_not_held
 from prefect_launch.agent.housekeeping import Housekeeper
 from prefect_launch.agent.lost import LostWatch
@@ -35,6 +36,7 @@ from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
     from prefect_launch.agent.agent import LaunchAgent
+    from prefect_launch.server.values import Item
 
 _STATUS_SECONDS: Final = 300.0
 _VERBOSE_STATUS_SECONDS: Final = 20.0
@@ -98,7 +100,19 @@ class Loop:
     def _lost_watch(self) -> LostWatch:
         shop = self._agent.shop
         stop_here = partial(stop_all_attempts, shop)
-        return LostWatch(shop.session, self._config.name, self._config.queues, stop_here=stop_here)
+        return LostWatch(
+            shop.session,
+            self._config.name,
+            self._config.queues,
+            lost_seconds=shop.lost_seconds,
+            stop_here=stop_here,
+            go_on=self._go_on,
+        )
+
+    async def _go_on(self, queue: str, item: Item, lost: str) -> bool:
+        """Report from here on on a run of a lost agent that is within reach; whether this or another agent does."""
+        held = self._crew.find(str(item.id)) is not None
+        return held or await go_on(self._agent.shop, self._resume, queue, item, lost)
 
     async def _pool_ids(self) -> list[UUID]:
         session = self._agent.shop.session
@@ -172,7 +186,7 @@ class Loop:
         self._agent.wake.ring()
 
     def _resume(self, run: Adopted) -> None:
-        """Take up a run that an agent of this name has left."""
+        """Take up a run that an agent of this name, or a lost one of this home, has left."""
         tracker = JobTracker(
             item=run.item,
             queue=run.queue,

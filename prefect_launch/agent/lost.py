@@ -1,4 +1,5 @@
-"""Items of agents that are gone: any other agent of the queue tells it, and puts them back when their rule says so.
+"""Items of agents that are gone: any other agent of the queue goes on with what it can reach of them, tells of the
+rest, and puts that back when its rule says so.
 
 What was being stopped is cancelled, and stopped at once where it can be reached from here.
 An agent is lost when its heartbeats have stood still for 90 s *while this agent looked on*, again and again, on its own
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 
 #: Six heartbeats of an agent; the same patience as for the heartbeats of items.
 LOST_SECONDS: Final = 90.0
-LOOK_SECONDS: Final = 15.0
+#: How often is looked in that time.
+_LOOKS: Final = 6
 #: After a longer gap between two looks nothing is known about the time between.
 _GAP_SECONDS: Final = 45.0
 
@@ -49,6 +51,7 @@ class LostWatch:
         lost_seconds: how long heartbeats must have stood still.
         clock: gives seconds, and never goes back.
         stop_here: stops what an item of a queue has at work within this agent's reach, and says whether there was any.
+        go_on: goes on with the run of an item whose agent, by its name, is lost, and says whether it is gone on with.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class LostWatch:
         lost_seconds: float = LOST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         stop_here: Callable[[str, Item], Awaitable[bool]] | None = None,
+        go_on: Callable[[str, Item, str], Awaitable[bool]] | None = None,
     ) -> None:
         self._session = session
         self._server = session.server
@@ -68,18 +72,19 @@ class LostWatch:
         self._lost_seconds = lost_seconds
         self._clock = clock
         self._stop_here = stop_here
+        self._go_on = go_on
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._settled: dict[tuple[str, str], datetime | None] = {}
         self._looked_at = float("-inf")
 
     async def watch(self) -> None:
-        """Look every 15 s, for ever; a server that is away is no fault."""
+        """Look every 15 s (a sixth of the time), for ever; a server that is away is no fault."""
         while True:
             try:
                 await self.look()
             except LaunchError as error:
                 log.debug("not looked for lost agents: %s", error)
-            await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(self._lost_seconds / _LOOKS)
 
     async def look(self) -> None:
         """Look once, and tell what is lost.
@@ -91,8 +96,8 @@ class LostWatch:
             self._seen.clear()
         for queue in self._queues:
             for worker in await self._server.list_workers(queue):
-                if worker.name != self._name and self._is_lost(queue, worker):
-                    await self._settle(queue, worker)
+                is_lost = worker.name != self._name and self._is_lost(queue, worker)
+                if is_lost and await self._settle(queue, worker):
                     self._settled[queue, worker.name] = worker.last_heartbeat_time
         self._looked_at = self._clock()
 
@@ -105,13 +110,29 @@ class LostWatch:
             return False
         return self._clock() - self._seen[key][1] >= self._lost_seconds
 
-    async def _settle(self, queue: str, worker: Worker) -> None:
-        """Tell of all items in work that the agent of this name holds."""
+    async def _settle(self, queue: str, worker: Worker) -> bool:
+        """Go on with what is within reach of all that the agent of this name holds, and tell of the rest.
+
+        Returns:
+            Whether nothing of it is at work any more: whoever goes on with something may be lost too.
+        """
+        is_over = True
         for item in await items_in_work(self._server, queue):
             history = await self._server.read_states(item.id)
             holder = holder_of(history)
             if holder is not None and holder.agent == worker.name and history[-1].type in ACTIVE:
-                await self._tell(queue, item, holder, history, worker)
+                if await self._is_gone_on_with(queue, item, worker):
+                    is_over = False
+                else:
+                    await self._tell(queue, item, holder, history, worker)
+        return is_over
+
+    async def _is_gone_on_with(self, queue: str, item: Item, worker: Worker) -> bool:
+        try:
+            return self._go_on is not None and await self._go_on(queue, item, worker.name)
+        except LaunchError as error:
+            log.warning("%s not-gone-on-with %s", item.id, error)
+            return False
 
     async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], worker: Worker) -> None:
         beat = worker.last_heartbeat_time

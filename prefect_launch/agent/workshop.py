@@ -10,6 +10,7 @@ from prefect_launch.agent.config import AgentConfig
 from prefect_launch.agent.devices.desk import Desk
 from prefect_launch.agent.devices.reader import CardReader
 from prefect_launch.agent.held import TRUSTED_SECONDS
+from prefect_launch.agent.lost import LOST_SECONDS
 from prefect_launch.agent.reach import Reach
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.runners.base import Runner
@@ -29,6 +30,7 @@ class Workshop:
         runners: made on first use, one a resource.
         trusted_seconds: for how long after an item was seen to be this agent's it is taken to be: nobody is called lost
             that soon, and it is looked for within this time.
+        lost_seconds: for how long another agent's heartbeats must have stood still to call it lost.
         cards: the door to the machine's GPUs.
         registry: the registries of images, with this agent's credentials.
         desk: gives out the machine's devices.
@@ -40,6 +42,7 @@ class Workshop:
     session: Session
     runners: dict[str, Runner] = field(default_factory=dict)
     trusted_seconds: float = TRUSTED_SECONDS
+    lost_seconds: float = LOST_SECONDS
     cards: CardReader | None = None
 
     def __post_init__(self) -> None:

@@ -29,8 +29,8 @@ async def _live(bench: Bench, dies_at: str | None) -> _Life:
     await asyncio.wait({living, died}, return_when=asyncio.FIRST_COMPLETED)
     died.cancel()
     if life.died.is_set():
-        await asyncio.wait_for(bench.agent().loop(until_empty=True), 20)
         await life.bury(living)
+        await asyncio.wait_for(bench.agent().loop(until_empty=True), 20)
     else:
         await living
 

@@ -88,6 +88,10 @@ class _DyingRunner(InMemoryRunner):
         await super().start(handle)
         await self._life.step("after start")
 
+    async def stop(self, handle: str, grace_seconds: float) -> None:
+        await self._life.step("before stop")
+        await super().stop(handle, grace_seconds)
+
     async def remove(self, handle: str) -> None:
         await self._life.step("before remove")
         await super().remove(handle)
@@ -120,9 +124,9 @@ async def _live(bench: Bench, dies_at: str | None) -> _Life:
     await asyncio.wait({living, died}, return_when=asyncio.FIRST_COMPLETED)
     died.cancel()
     if life.died.is_set():
+        await life.bury(living)  # the kernel takes a dead process's locks from it
         await asyncio.sleep(0.04)  # what it had started ends without it
         await asyncio.wait_for(bench.agent().loop(until_empty=True), 20)
-        await life.bury(living)
     else:
         await living
 

@@ -1,0 +1,135 @@
+"""A lost agent's run that is within reach: another agent of its home goes on with it, and nothing runs twice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.agent.keeper import keeper_of, kept
+from prefect_launch.agent.loop import Loop
+from prefect_launch.server.values import Item
+from prefect_launch.states import ItemState, StateType
+from prefect_launch.testing import InMemoryMachine, Script
+from tests.support.bench import QUEUE, Bench, eventually
+
+LOST_SECONDS = 0.3
+
+
+@asynccontextmanager
+async def heir(
+    bench: Bench, name: str = "heir", *, machine: InMemoryMachine | None = None
+) -> AsyncIterator[LaunchAgent]:
+    """An agent at work, which calls others lost soon."""
+    agent = bench.agent(name, machine=machine)
+    async with agent.connected():
+        agent.shop.lost_seconds = LOST_SECONDS
+        working = asyncio.create_task(Loop(agent, until_empty=False, max_runtime_seconds=None).run())
+        try:
+            yield agent
+            agent.stop()
+            await working
+        finally:
+            working.cancel()
+            await asyncio.wait({working})
+
+
+async def orphaned(bench: Bench, script: Script, **spec: Any) -> Item:
+    """An item at work under an agent that ended without a word: its last heartbeat stays on the list."""
+    bench.plays(script)
+    (item,) = await bench.add(**spec)
+    await bench.agent("box").loop(max_runtime_seconds=0.2)
+    await bench.server.beat_worker(QUEUE, "box", 15)
+    assert (await bench.read(item.id)).state_type is StateType.RUNNING
+    return item
+
+
+def done(bench: Bench, item: Item) -> None:
+    """The item's one attempt has come to its own end."""
+    assert bench.machine.started == [f"launch-{item.id}-1"]
+    assert bench.machine.runs == {}
+
+
+async def test_run_that_goes_on_is_gone_on_with(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=1.5, log=(b"one\n",), late_log=(b"two\n",), exit_code=7), retries=0)
+    async with heir(bench):
+        ended = await bench.until(item, *(StateType.FAILED, StateType.CRASHED))
+    assert (ended.state_type, ended.run_count) == (StateType.FAILED, 1)
+    assert "exit code 7" in ended.message
+    assert await bench.log(item) == "one\ntwo"
+    done(bench, item)
+
+
+async def test_run_that_has_ended_keeps_its_end(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=0.4, outputs={"outputs.json": b'{"acc": 1}'}))
+    await eventually(lambda: asyncio.sleep(0, bench.machine.running), lambda running: not running)
+    async with heir(bench):
+        ended = await bench.until(item, *(StateType.COMPLETED, StateType.SCHEDULED))
+    assert (ended.state_type, ended.run_count) == (StateType.COMPLETED, 1)
+    assert any(artifact["type"] == "table" for artifact in await bench.server.list_artifacts(item.id))
+    done(bench, item)
+
+
+async def test_run_that_is_cancelled_is_stopped_by_who_goes_on_with_it(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=60))
+    async with heir(bench) as agent:
+        await eventually(lambda: asyncio.sleep(0, agent.crew.held), lambda held: item.id in held)
+        await bench.move(item, ItemState.CANCELLING)
+        await bench.until(item, StateType.CANCELLED)
+    done(bench, item)
+
+
+async def test_of_two_heirs_one_goes_on_and_the_other_takes_over_from_it(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=2.5))
+    async with heir(bench, "second") as second:
+        async with heir(bench, "first") as first:
+            both = await eventually(
+                lambda: asyncio.sleep(0, first.crew.held | second.crew.held), lambda held: item.id in held
+            )
+            assert both == {item.id}
+        await bench.server.beat_worker(QUEUE, "first", 15)  # it did not leave in order
+        ended = await bench.until(item, *(StateType.COMPLETED, StateType.SCHEDULED))
+    assert (ended.state_type, ended.run_count) == (StateType.COMPLETED, 1)
+    done(bench, item)
+
+
+async def test_lost_agent_that_comes_back_waits_for_its_turn_and_reports_nothing_twice(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=2.0, log=(b"one\n",), outputs={"outputs.json": b'{"acc": 1}'}))
+    async with heir(bench) as agent:
+        await eventually(lambda: asyncio.sleep(0, agent.crew.held), lambda held: item.id in held)
+        async with bench.running(bench.agent("box")) as back:
+            await eventually(lambda: asyncio.sleep(0, back.crew.held), lambda held: item.id in held)
+            await bench.until(item, StateType.COMPLETED)
+            await eventually(lambda: asyncio.sleep(0, back.crew.held), lambda held: not held)
+    assert await bench.states(item) == ["Queued", "Pending", "Running", "Completed"]
+    assert await bench.log(item) == "one"
+    assert len([one for one in await bench.server.list_artifacts(item.id) if one["type"] == "table"]) == 1
+    done(bench, item)
+
+
+async def test_run_of_an_agent_that_hangs_is_told_as_lost(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=60), retries=0)
+    (run,) = bench.machine.runs.values()
+    async with kept(run.plan.run_dir, "box"), heir(bench):
+        ended = await bench.until(item, StateType.CRASHED)
+    assert "was last seen at" in ended.message
+
+
+async def test_run_out_of_reach_is_told_as_lost(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=60), retries=0)
+    async with heir(bench, machine=InMemoryMachine()):
+        ended = await bench.until(item, StateType.CRASHED)
+    assert "was last seen at" in ended.message
+
+
+async def test_run_is_kept_by_one_agent_at_a_time(bench: Bench) -> None:
+    folder = bench.folder / "run"
+    async with kept(folder, "first") as at_once:
+        assert at_once
+        assert keeper_of(folder) == "first"
+        second = asyncio.create_task(kept(folder, "second").__aenter__())
+        await asyncio.sleep(0.05)
+        assert not second.done()
+    assert await second is False
