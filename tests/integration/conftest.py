@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -13,6 +14,7 @@ from tests.support.live import Site
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
     from tests.support.prefect_server import PrefectServerProcess
+    from tests.support.processes import ChildProcess
 
 
 @pytest.fixture
@@ -31,3 +33,12 @@ def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> S
 def containers(prefect_server: PrefectServerProcess, engine: DockerEngine, tmp_path: Path, unique: str) -> Site:
     """A queue of containers of the test's own."""
     return Site(prefect_server.api_url, tmp_path, unique, resource="local-container")
+
+
+@pytest.fixture
+def agents() -> Iterator[list[ChildProcess]]:
+    """Agents as processes; what still runs at the end is killed."""
+    started: list[ChildProcess] = []
+    yield started
+    for agent in started:
+        agent.kill()

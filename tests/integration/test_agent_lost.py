@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,15 +19,6 @@ if TYPE_CHECKING:
 LINES = 40
 #: Numbered lines for four seconds, then an end of its own.
 COUNT_SLOWLY = f"echo x >> ../../ran; for n in $(seq {LINES}); do echo line $n; sleep 0.1; done; exit 5"
-
-
-@pytest.fixture
-def agents() -> Iterator[list[ChildProcess]]:
-    """Agents as processes; what still runs at the end is killed."""
-    started: list[ChildProcess] = []
-    yield started
-    for agent in started:
-        agent.kill()
 
 
 def test_killed_agents_run_goes_on_under_the_next_with_its_whole_log_and_its_exit_code(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_launch.agent.loop import Loop
 from prefect_launch.queued_run import QueuedRun
 from prefect_launch.runners.base import Labels
 from prefect_launch.states import StateType
+from tests.support.impatient import at_work
 from tests.support.live import Site, until
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
+    from tests.support.processes import ChildProcess
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -30,27 +29,11 @@ COUNTING = (
 )
 
 
-@asynccontextmanager
-async def heir(site: Site) -> AsyncIterator[None]:
-    """An agent of the same home under another name, which calls others lost soon."""
-    agent = site.agent("heir")
-    async with agent.connected():
-        agent.shop.lost_seconds = LOST_SECONDS
-        working = asyncio.create_task(Loop(agent, until_empty=False, max_runtime_seconds=None).run())
-        try:
-            yield
-            agent.stop()
-            await working
-        finally:
-            working.cancel()
-            await asyncio.wait({working})
-
-
 def inherit(site: Site, run: QueuedRun) -> None:
-    """Let the heir see the item to its end; it must not come back into its queue."""
+    """Let another agent of the home see the item to its end; it must not come back into its queue."""
 
     async def see() -> None:
-        async with heir(site):
+        async with at_work(site.agent("heir"), lost_seconds=LOST_SECONDS):
             deadline = time.monotonic() + 60
             while not (item := await asyncio.to_thread(lambda: run.item)).is_terminal:
                 assert item.state_type is StateType.RUNNING, item.message
@@ -74,30 +57,30 @@ def check(site: Site, run: QueuedRun) -> None:
     assert run.outputs() == {"lines": 100}
 
 
-def orphan(site: Site, run: QueuedRun) -> None:
+def orphan(site: Site, run: QueuedRun, agents: list[ChildProcess]) -> None:
     """Kill the agent of an item while its job is at work."""
-    box = site.agent_process("box")
-    try:
-        until(lambda: "line 5" in site.log(run))
-    finally:
-        box.kill()
+    agents.append(site.agent_process("box"))
+    until(lambda: "line 5" in site.log(run))
+    agents[0].kill()
 
 
-def test_process_of_a_killed_agent_is_gone_on_with_by_another_of_its_home(site: Site) -> None:
+def test_process_of_a_killed_agent_is_gone_on_with_by_another_of_its_home(
+    site: Site, agents: list[ChildProcess]
+) -> None:
     site.job(COUNTING)
     (run,) = site.add(retries=0)
-    orphan(site, run)
+    orphan(site, run, agents)
     inherit(site, run)
     check(site, run)
 
 
 @pytest.mark.engine
 def test_container_of_a_killed_agent_is_gone_on_with_by_another_of_its_home(
-    containers: Site, engine: DockerEngine, shell_image: str
+    containers: Site, engine: DockerEngine, shell_image: str, agents: list[ChildProcess]
 ) -> None:
     spec = {"docker": {"docker_image": shell_image}, "overrides": {"entry_point": ["sh", "-c", COUNTING]}}
     (run,) = containers.add(spec, retries=0)
-    orphan(containers, run)
+    orphan(containers, run, agents)
     inherit(containers, run)
     check(containers, run)
     client = engine.client()
@@ -107,10 +90,10 @@ def test_container_of_a_killed_agent_is_gone_on_with_by_another_of_its_home(
         client.close()
 
 
-def test_process_that_ended_while_no_agent_was_there_keeps_its_end(site: Site) -> None:
+def test_process_that_ended_while_no_agent_was_there_keeps_its_end(site: Site, agents: list[ChildProcess]) -> None:
     site.job(COUNTING)
     (run,) = site.add(retries=0)
-    orphan(site, run)
+    orphan(site, run, agents)
     time.sleep(LINES * 0.1)
     inherit(site, run)
     check(site, run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -38,15 +37,6 @@ TICKS = (
 )
 #: The first one goes on for long, the next one ends by itself.
 SCRIPT = f"if [ -e $COUNT/again ]; then most=20; else touch $COUNT/again; most=4000; fi; {TICKS}"
-
-
-@pytest.fixture
-def agents() -> Iterator[list[ChildProcess]]:
-    """Agents as processes; what still runs at the end is killed."""
-    started: list[ChildProcess] = []
-    yield started
-    for agent in started:
-        agent.kill()
 
 
 @pytest.fixture

@@ -3,37 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.keeper import keeper_of, kept
-from prefect_launch.agent.loop import Loop
 from prefect_launch.server.values import Item
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryMachine, Script
 from tests.support.bench import QUEUE, Bench, eventually
+from tests.support.impatient import at_work
 
 LOST_SECONDS = 0.3
 
 
-@asynccontextmanager
-async def heir(
+def heir(
     bench: Bench, name: str = "heir", *, machine: InMemoryMachine | None = None
-) -> AsyncIterator[LaunchAgent]:
+) -> AbstractAsyncContextManager[LaunchAgent]:
     """An agent at work, which calls others lost soon."""
-    agent = bench.agent(name, machine=machine)
-    async with agent.connected():
-        agent.shop.lost_seconds = LOST_SECONDS
-        working = asyncio.create_task(Loop(agent, until_empty=False, max_runtime_seconds=None).run())
-        try:
-            yield agent
-            agent.stop()
-            await working
-        finally:
-            working.cancel()
-            await asyncio.wait({working})
+    return at_work(bench.agent(name, machine=machine), lost_seconds=LOST_SECONDS)
 
 
 async def orphaned(bench: Bench, script: Script, **spec: Any) -> Item:
