@@ -35,17 +35,18 @@ async def locked(file: Path, *, shared: bool = False) -> AsyncIterator[int]:
 
 
 @contextmanager
-def locked_if_free(file: Path) -> Iterator[bool]:
+def locked_if_free(file: Path, *, shared: bool = False) -> Iterator[bool]:
     """Hold a lock if nobody else holds it now; whoever does is not waited for.
 
     Args:
         file: what is locked; it is made, and stays.
+        shared: let others that ask for it `shared` hold it too.
 
     Yields:
         Whether it is held.
     """
     with _opened(file) as descriptor:
-        yield _take(descriptor, fcntl.LOCK_EX)
+        yield _take(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import anyio
 from prefect_launch.agent.building import bring_image
 from prefect_launch.agent.closing import Closing
 from prefect_launch.agent.devices.desk import NotNowError
-from prefect_launch.agent.held import token_of
+from prefect_launch.agent.held import is_held, token_of
 from prefect_launch.agent.image_note import tell_other_image
 from prefect_launch.agent.keeper import kept
 from prefect_launch.agent.last_outputs import bring_last_outputs
@@ -33,7 +33,7 @@ from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.item_spec import run_id_of, spec_of
 from prefect_launch.planning import Request, make_plan
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
-from prefect_launch.states import ItemState, StateType
+from prefect_launch.states import ACTIVE, ItemState, StateType
 
 T = TypeVar("T")
 
@@ -206,10 +206,8 @@ class Execution:
     async def _watch(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
         """Follow the run to its end; when another agent of this home has done so meanwhile, there is nothing to do."""
         async with kept(plan.run_dir, self._shop.config.name) as at_once:
-            if not at_once:
-                self._closing.doubt()
-                if not await self._closing.is_trusted():
-                    return Outcome(state=ItemState.CANCELLED, message="Another agent has reported on it.")
+            if not at_once and not await is_held(self._server, self._item.id, self._tracker.claim, among=ACTIVE):
+                return Outcome(state=ItemState.CANCELLED, message="Another agent has reported on it.")
             return await self._follow(runner, plan, current)
 
     async def _follow(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:

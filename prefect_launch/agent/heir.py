@@ -7,7 +7,7 @@ started yet is not gone on with.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from prefect_launch.agent.belonging import identity_of, is_present, plan_of
 from prefect_launch.agent.keeper import keeper_of
@@ -18,7 +18,9 @@ from prefect_launch.runners.base import Labels, RunState
 from prefect_launch.server.values import Item
 
 
-async def go_on(workshop: Workshop, resume: Callable[[Adopted], None], queue: str, item: Item, lost: str) -> bool:
+async def go_on(
+    workshop: Workshop, resume: Callable[[Adopted], None], queue: str, item: Item, lost: Collection[str]
+) -> bool:
     """Go on with the present run of an item whose agent is lost, if it is within reach.
 
     Args:
@@ -26,8 +28,8 @@ async def go_on(workshop: Workshop, resume: Callable[[Adopted], None], queue: st
         resume: takes the run up.
         queue: the item's.
         item: in work.
-        lost: name of the agent that held it. One that still holds on to the run, and does not beat, is stuck: its run
-            is left to be told of.
+        lost: names of the agents that are lost. One of them that still holds on to the run, and does not beat, is
+            stuck: its run is left to be told of.
 
     Returns:
         Whether somebody goes on with it: this agent, or another one of the home that was faster.
@@ -45,8 +47,8 @@ async def go_on(workshop: Workshop, resume: Callable[[Adopted], None], queue: st
             continue
         keeper = keeper_of(plan.run_dir)
         if keeper is not None:
-            return keeper != lost
-        log.warning("%s going-on with %s: its agent %s is lost", item.id, found.handle, lost)
+            return keeper not in lost
+        log.warning("%s going-on with %s: its agent %s is lost", item.id, found.handle, found.labels[Labels.AGENT])
         if found.state is RunState.RUNNING:
             workshop.desk.restore(item.id, found.labels)
         resume(Adopted(item=item, queue=queue, runner=runner, plan=plan, handle=found.handle))

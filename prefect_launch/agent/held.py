@@ -8,7 +8,7 @@ item still in work? When not, it writes nothing, and what it has of the item is 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
@@ -110,16 +110,17 @@ async def stop_once(server: Server, trackers: Sequence[JobTracker]) -> None:
         tracker.stop.set()
 
 
-async def is_held(server: Server, item_id: UUID, token: str) -> bool:
+async def is_held(server: Server, item_id: UUID, token: str, *, among: Collection[StateType] = _OURS) -> bool:
     """Whether an item is in work under this claim; waits for a server that is away.
 
     Args:
         server: the door.
         item_id: the item.
         token: of the claim; when it is not known (empty), the item's state alone decides.
+        among: the states that count as being in work.
     """
     states = await until_server_is_back(f"show the states of {item_id}", lambda: server.read_states(item_id))
-    if not states or states[-1].type not in _OURS:
+    if not states or states[-1].type not in among:
         return False
     claim = last_claim(states)
     return not token or claim is None or token_of_claim(claim) == token

@@ -41,9 +41,9 @@ async def kept(run_dir: Path, agent: str) -> AsyncIterator[bool]:
 
 
 def keeper_of(run_dir: Path) -> str | None:
-    """Return the name of the agent that reports on a run now; `None` when none does."""
+    """Return the name of the agent that reports on a run now; `None` when none does. Looking disturbs no other look."""
     try:
-        with locked_if_free(run_dir / _FILE) as is_free:
+        with locked_if_free(run_dir / _FILE, shared=True) as is_free:
             return None if is_free else (run_dir / _FILE).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         log.debug("%s is not locked: %s", run_dir, error)

@@ -109,7 +109,7 @@ class Loop:
             go_on=self._go_on,
         )
 
-    async def _go_on(self, queue: str, item: Item, lost: str) -> bool:
+    async def _go_on(self, queue: str, item: Item, lost: Collection[str]) -> bool:
         """Report from here on on a run of a lost agent that is within reach; whether this or another agent does."""
         held = self._crew.find(str(item.id)) is not None
         return held or await go_on(self._agent.shop, self._resume, queue, item, lost)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
-from uuid import uuid5
+from uuid import UUID, uuid5
 
 import anyio
 
@@ -22,6 +22,7 @@ from prefect_launch.agent.ending import end_item
 from prefect_launch.agent.held import Holder, holder_of, items_in_work, last_claim
 from prefect_launch.agent.moves import log
 from prefect_launch.agent.outcome import Outcome
+from prefect_launch.agent_board import read_notices
 from prefect_launch.errors import LaunchError
 from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Phase
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 LOST_SECONDS: Final = 90.0
 #: How often is looked in that time.
 _LOOKS: Final = 6
+#: How many looks an agent gets to go on with what another one cannot reach, before that one tells of it.
+_HEIRS_LOOKS: Final = 2
+_OFFLINE: Final = "offline"
 #: After a longer gap between two looks nothing is known about the time between.
 _GAP_SECONDS: Final = 45.0
 
@@ -51,7 +55,8 @@ class LostWatch:
         lost_seconds: how long heartbeats must have stood still.
         clock: gives seconds, and never goes back.
         stop_here: stops what an item of a queue has at work within this agent's reach, and says whether there was any.
-        go_on: goes on with the run of an item whose agent, by its name, is lost, and says whether it is gone on with.
+        go_on: goes on with the run of an item of a queue whose agent is one of those that are lost, by their names, and
+            says whether it is gone on with here.
     """
 
     def __init__(
@@ -63,7 +68,7 @@ class LostWatch:
         lost_seconds: float = LOST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         stop_here: Callable[[str, Item], Awaitable[bool]] | None = None,
-        go_on: Callable[[str, Item, str], Awaitable[bool]] | None = None,
+        go_on: Callable[[str, Item, Collection[str]], Awaitable[bool]] | None = None,
     ) -> None:
         self._session = session
         self._server = session.server
@@ -75,6 +80,7 @@ class LostWatch:
         self._go_on = go_on
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._settled: dict[tuple[str, str], datetime | None] = {}
+        self._left: dict[tuple[str, str], set[UUID]] = {}
         self._looked_at = float("-inf")
 
     async def watch(self) -> None:
@@ -87,7 +93,7 @@ class LostWatch:
             await anyio.sleep(self._lost_seconds / _LOOKS)
 
     async def look(self) -> None:
-        """Look once, and tell what is lost.
+        """Look once, go on with what is within reach, and tell what is lost.
 
         Raises:
             LaunchError: when the server does not answer.
@@ -95,44 +101,66 @@ class LostWatch:
         if self._clock() - self._looked_at > _GAP_SECONDS:
             self._seen.clear()
         for queue in self._queues:
-            for worker in await self._server.list_workers(queue):
-                is_lost = worker.name != self._name and self._is_lost(queue, worker)
-                if is_lost and await self._settle(queue, worker):
-                    self._settled[queue, worker.name] = worker.last_heartbeat_time
+            others = [one for one in await self._server.list_workers(queue) if one.name != self._name]
+            silent = {one.name: one for one in others if self._silence(queue, one) >= self._lost_seconds}
+            for worker in silent.values():
+                key = (queue, worker.name)
+                if self._settled.get(key, ...) != worker.last_heartbeat_time and await self._settle(
+                    queue, worker, silent.keys()
+                ):
+                    self._settled[key] = worker.last_heartbeat_time
+                    self._left.pop(key, None)
         self._looked_at = self._clock()
 
-    def _is_lost(self, queue: str, worker: Worker) -> bool:
+    def _silence(self, queue: str, worker: Worker) -> float:
+        """Return for how long this agent has seen the heartbeats of another stand still, in seconds."""
         key, beat = (queue, worker.name), worker.last_heartbeat_time
         if key not in self._seen or self._seen[key][0] != beat:
             self._seen[key] = (beat, self._clock())
-            return False
-        if key in self._settled and self._settled[key] == beat:
-            return False
-        return self._clock() - self._seen[key][1] >= self._lost_seconds
+            self._left.pop(key, None)
+        return self._clock() - self._seen[key][1]
 
-    async def _settle(self, queue: str, worker: Worker) -> bool:
+    async def _settle(self, queue: str, worker: Worker, lost: Collection[str]) -> bool:
         """Go on with what is within reach of all that the agent of this name holds, and tell of the rest.
+
+        What an agent out of sight may go on with is told of two looks later, unless that agent says it does.
 
         Returns:
             Whether nothing of it is at work any more: whoever goes on with something may be lost too.
         """
-        is_over = True
+        key = (queue, worker.name)
+        left, waits = self._left.get(key), self._go_on is not None
+        if self._silence(queue, worker) >= self._lost_seconds * (1 + _HEIRS_LOOKS / _LOOKS):
+            waits = False
+        kept: set[UUID] = set()
         for item in await items_in_work(self._server, queue):
+            if left is not None and item.id not in left:
+                continue
             history = await self._server.read_states(item.id)
             holder = holder_of(history)
-            if holder is not None and holder.agent == worker.name and history[-1].type in ACTIVE:
-                if await self._is_gone_on_with(queue, item, worker):
-                    is_over = False
-                else:
-                    await self._tell(queue, item, holder, history, worker)
-        return is_over
+            if holder is None or holder.agent != worker.name or history[-1].type not in ACTIVE:
+                continue
+            if await self._is_gone_on_with(queue, item, lost) or waits or await self._is_in_work(item, lost):
+                kept.add(item.id)
+            else:
+                await self._tell(queue, item, holder, history, worker)
+        self._left[key] = kept
+        return not kept
 
-    async def _is_gone_on_with(self, queue: str, item: Item, worker: Worker) -> bool:
+    async def _is_gone_on_with(self, queue: str, item: Item, lost: Collection[str]) -> bool:
         try:
-            return self._go_on is not None and await self._go_on(queue, item, worker.name)
-        except LaunchError as error:
+            return self._go_on is not None and await self._go_on(queue, item, lost)
+        except (LaunchError, OSError) as error:
             log.warning("%s not-gone-on-with %s", item.id, error)
             return False
+
+    async def _is_in_work(self, item: Item, lost: Collection[str]) -> bool:
+        """Whether an agent that is not lost says that it has an item in work; asked only when something is lost."""
+        if self._go_on is None:
+            return False
+        notices = (await read_notices(self._server)).values()
+        living = (one for one in notices if one.name not in lost and one.state != _OFFLINE)
+        return any(running.id == str(item.id) for one in living for running in one.running)
 
     async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], worker: Worker) -> None:
         beat = worker.last_heartbeat_time

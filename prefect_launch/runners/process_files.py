@@ -117,9 +117,18 @@ def _kill(pids: set[int]) -> list[int]:
     return sorted(pids)
 
 
+def registered(register: Path) -> Iterator[tuple[Path, RunFolder]]:
+    """Yield the links of a register and the folders that they lead to; others may strike some out meanwhile."""
+    for link in sorted(register.iterdir()) if register.is_dir() else []:
+        try:
+            yield link, RunFolder(Path(os.readlink(link)))
+        except OSError:
+            continue  # Gone by now, or no link of ours.
+
+
 def environments_in_use(register: Path) -> set[Path]:
     """Return the environments of the runs in a register that have not ended."""
-    folders = [RunFolder(Path(os.readlink(link))) for link in (register.iterdir() if register.is_dir() else ())]
+    folders = (folder for _, folder in registered(register))
     told = [folder.read(supervisor.PROCESS) for folder in folders if folder.state is not RunState.EXITED]
     return {Path(process["venv"]) for process in told if process is not None and "venv" in process}
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect_launch.runners import supervisor
 from prefect_launch.runners.base import Found, Labels, RunPlan
-from prefect_launch.runners.process_files import RunFolder
+from prefect_launch.runners.process_files import RunFolder, registered
 from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE
 
 log = logging.getLogger("prefect_launch.agent")
@@ -65,9 +65,9 @@ class ProcessRegister:
                 link.unlink(missing_ok=True)
 
     def _runs(self, name: str = "") -> Iterator[tuple[Path, RunFolder]]:
-        for link in sorted(self._path.iterdir()) if self._path.is_dir() else []:
-            if link.is_symlink() and (not name or link.name == name or link.name.startswith(f"{name}-")):
-                yield link, RunFolder(Path(os.readlink(link)))
+        for link, folder in registered(self._path):
+            if not name or link.name == name or link.name.startswith(f"{name}-"):
+                yield link, folder
 
     def _drop(self, link: Path, folder: RunFolder) -> None:
         """Strike out what says nothing any more."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import pytest
+
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.keeper import keeper_of, kept
+from prefect_launch.agent_board import read_notices
+from prefect_launch.runners.base import Found
 from prefect_launch.server.values import Item
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryMachine, Script
-from tests.support.bench import QUEUE, Bench, eventually
+from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 from tests.support.impatient import at_work
 
 LOST_SECONDS = 0.3
@@ -95,6 +100,73 @@ async def test_lost_agent_that_comes_back_waits_for_its_turn_and_reports_nothing
     assert await bench.log(item) == "one"
     assert len([one for one in await bench.server.list_artifacts(item.id) if one["type"] == "table"]) == 1
     done(bench, item)
+
+
+@pytest.mark.parametrize("hears", [True, False])
+async def test_run_that_its_heir_cancels_is_not_touched_by_the_lost_agent_that_came_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, hears: bool
+) -> None:
+    item = await orphaned(bench, Script(seconds=60))
+    async with heir(bench) as agent:
+        await eventually(lambda: asyncio.sleep(0, agent.crew.held), lambda held: item.id in held)
+        async with bench.running(bench.agent("box")) as back:
+            await eventually(lambda: asyncio.sleep(0, back.crew.held), lambda held: item.id in held)
+            tracker = back.crew.find(str(item.id))
+            if not hears:  # its stream of events is down
+                monkeypatch.setattr(tracker, "stop", asyncio.Event())
+            await bench.move(item, ItemState.CANCELLING)
+            await bench.until(item, StateType.CANCELLED)
+            await eventually(lambda: asyncio.sleep(0, back.crew.held), lambda held: not held)
+    assert await bench.states(item) == ["Queued", "Pending", "Running", "Cancelling", "Cancelled"]
+    done(bench, item)
+
+
+async def test_run_that_an_heir_follows_is_left_to_it_by_who_cannot_reach_it(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=7), retries=0)
+
+    async def told() -> list[str]:
+        notices = await read_notices(bench.server)
+        return [one.id for one in notices["heir"].running] if "heir" in notices else []
+
+    async def beat() -> None:
+        while True:
+            await bench.server.beat_worker(QUEUE, "heir", 15)
+            await asyncio.sleep(LOST_SECONDS / 10)
+
+    async with heir(bench):
+        await eventually(told, lambda ids: str(item.id) in ids)
+        beating = asyncio.create_task(beat())
+        async with heir(bench, "far", machine=InMemoryMachine()):
+            ended = await bench.until(item, StateType.COMPLETED, StateType.CRASHED)
+        beating.cancel()
+    assert (ended.state_type, ended.run_count) == (StateType.COMPLETED, 1)
+
+
+async def test_run_of_an_heir_that_hangs_is_told_as_lost(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=60), retries=0)
+    await bench.server.beat_worker(QUEUE, "first", 15)
+    (run,) = bench.machine.runs.values()
+    async with kept(run.plan.run_dir, "first"), heir(bench):
+        await bench.until(item, StateType.CRASHED)
+
+
+async def test_disk_that_fails_once_does_not_end_the_watch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = await orphaned(bench, Script(seconds=1.0), retries=0)
+    async with heir(bench) as agent:
+        await eventually(lambda: asyncio.sleep(0, agent.orders.at_work), bool)
+        runner = agent.shop.runner(RESOURCE)
+        find, calls = runner.find, [0]
+
+        async def fail_once(labels: Mapping[str, str]) -> list[Found]:
+            calls[0] += 1
+            if calls[0] == 1:
+                raise OSError("the disk is away")
+            return await find(labels)
+
+        monkeypatch.setattr(runner, "find", fail_once)
+        ended = await bench.until(item, StateType.COMPLETED, StateType.CRASHED)
+    assert ended.state_type is StateType.COMPLETED
+    assert calls[0] > 1
 
 
 async def test_run_of_an_agent_that_hangs_is_told_as_lost(bench: Bench) -> None:

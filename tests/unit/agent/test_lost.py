@@ -131,7 +131,7 @@ async def test_agent_that_comes_back_stops_what_is_another_attempt_by_now(bench:
     async with bench.running(bench.agent("box")) as agent:
         await bench.until(item, StateType.RUNNING)
         async with watching(bench) as watcher:
-            await watcher.watch._settle(QUEUE, (await bench.server.list_workers(QUEUE))[0])
+            await watcher.watch._settle(QUEUE, (await bench.server.list_workers(QUEUE))[0], ["box"])
         async with bench.running(bench.agent("other", machine=InMemoryMachine())):
             await bench.until(item, StateType.COMPLETED)
         await stop_once(bench.server, agent.crew.trackers)
@@ -181,7 +181,7 @@ async def test_agent_that_comes_back_from_its_start_writes_nothing_over_another_
         await reached.wait()
         agent.shop.trusted_seconds = 0.0  # It was cut off for long.
         async with watching(bench) as watcher:
-            await watcher.watch._settle(QUEUE, (await bench.server.list_workers(QUEUE))[0])
+            await watcher.watch._settle(QUEUE, (await bench.server.list_workers(QUEUE))[0], ["box"])
         async with bench.running(bench.agent("other", machine=elsewhere)):
             await bench.until(item, StateType.RUNNING)
             goes_on.set()
