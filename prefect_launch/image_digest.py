@@ -79,7 +79,7 @@ class Digests:
         return self._known[image]
 
     async def unasked(self, image: str) -> str | None:
-        """Return the digest of an image if its registry tells it, or told it lately, in the time that is left."""
+        """Return the digest of an image if its registry tells it in the time that is left."""
         if image not in self._unasked:
             self._seen.load()
             begun = time.monotonic()
@@ -113,6 +113,9 @@ async def with_digest(
         by_queue: what the queue says of `docker.pin`; what the spec itself says wins.
     """
     image = spec.image or (job.image if job is not None else None)
+    if spec.docker.resolved:
+        # Copied from an older item: nobody has asked for that one, and the tag may mean another by now.
+        spec = _changed(spec, digest=None, resolved=False)
     pin = by_queue if spec.docker.pin is None else spec.docker.pin
     if spec.docker.digest or not image or pin is False:
         return spec

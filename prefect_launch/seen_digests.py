@@ -1,7 +1,8 @@
-"""What registries told lately about images, for one session.
+"""What registries tell about images, for one session.
 
-A loop of `launch_add` asks once for an image, and a registry that gives no answer is left in peace for a while. Asking
-is never a fault: who queues an item has not asked for this, and must not be kept from it.
+Calls that ask at the same time share one answer, but none is kept for the next call: the tag may have been moved in
+between. A registry that gives no answer is left in peace for a while. Asking is never a fault: who queues an item has
+not asked for this, and must not be kept from it.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from prefect_launch.builds.registries.reference import parse_reference
 if TYPE_CHECKING:
     from prefect_launch.builds.registries.base import Registry
 
-#: Shorter than it takes to push an image anew and queue it.
-KEEP_SECONDS: Final = 3.0
+#: For how long a registry must have been waited for to be called silent: nearly all that a call may take.
+PATIENCE_SECONDS: Final = 0.9
 #: For an image that a registry refused to tell about, and a registry that did not answer.
 PEACE_SECONDS: Final = 60.0
 
@@ -32,7 +33,7 @@ _logger = get_logger("launch.enqueue")
 
 
 class SeenDigests:
-    """What registries told lately.
+    """What registries tell, and which of them do not.
 
     Args:
         registry: the registries; by default all, as this machine is logged in.
@@ -56,33 +57,44 @@ class SeenDigests:
                 import_module(module)
 
     async def digest_of(self, image: str, seconds: float) -> str | None:
-        """Return the digest that an image has now, or had a moment ago; None when it cannot be told in time.
+        """Return the digest that an image has now; None when it cannot be told in time.
 
         Args:
             image: a name with its registry's address.
             seconds: for how long to wait.
         """
         host = parse_reference(image).host
-        asking = False
+        begun = monotonic()
+        asked = None
+        # What is known costs no time, and waits for nobody.
+        if (known := self._known(image, host, begun)) is not None:
+            return known[0]
         with anyio.move_on_after(seconds):
             # Those who ask at the same time wait for the first one's answer.
             async with self._asking.setdefault(host, anyio.Lock()):
-                if self._is_known(image, host):
-                    return self._told.get(image, (0.0, None))[1]
-                asking = True
+                if (known := self._known(image, host, begun)) is not None:
+                    return known[0]
+                asked = monotonic()
                 return await self._ask(image)
-        if asking:
-            self._silent[host] = monotonic() + PEACE_SECONDS
-            _logger.debug("The registry %s gave no digest of %s within %.1f s", host, image, seconds)
+        if asked is not None:
+            waited = seconds - (asked - begun)
+            _logger.debug("The registry %s gave no digest of %s within %.1f s", host, image, waited)
+            # One that was asked at the end of a call's time had no fair chance.
+            if waited >= PATIENCE_SECONDS:
+                self._silent[host] = monotonic() + PEACE_SECONDS
         return None
 
-    def _is_known(self, image: str, host: str) -> bool:
+    def _known(self, image: str, host: str, begun: float) -> tuple[str | None] | None:
+        """Return what a call that began at that time can be told unasked; `None`: the registry must be asked."""
         now = monotonic()
-        self._told = {known: told for known, told in self._told.items() if now < told[0]}
-        return image in self._told or now < self._silent.get(host, 0.0)
+        self._told = {known: told for known, told in self._told.items() if now < told[0] + PEACE_SECONDS}
+        until, digest = self._told.get(image, (0.0, None))
+        if begun < until:
+            return (digest,)
+        return (None,) if now < self._silent.get(host, 0.0) else None
 
     async def _ask(self, image: str) -> str | None:
-        digest, keep = None, KEEP_SECONDS
+        digest, keep = None, 0.0
         try:
             digest = await self.registry.digest_of(image)
         except Exception:

@@ -145,11 +145,11 @@ class Execution:
         await self._check_ours()
         await self._insist(runner, lambda: runner.start(handle))
         self._shop.reach.worked(queue.config.resource)
-        await tell_other_image(self._server, self._item.id, plan, image)
         gpus = self._shop.desk.gpus_of(self._item.id)
         what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
         where = f"Runs on {self._shop.config.name} ({what})."
         await self._move(StateType.PENDING, ItemState.RUNNING, where, data={"image": image} if image else None)
+        await tell_other_image(self._server, self._item.id, plan, image)
         return runner, plan
 
     async def _check_ours(self) -> None:

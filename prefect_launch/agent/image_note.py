@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from prefect_launch.agent.moves import log
-from prefect_launch.errors import LaunchError
 from prefect_launch.image_digest import digest_in
 from prefect_launch.server.values import LogRecord
 
@@ -33,7 +32,7 @@ def is_other_image(plan: RunPlan, image: str | None) -> bool:
 async def tell_other_image(server: Server, item_id: UUID, plan: RunPlan, image: str | None) -> None:
     """Say in an item's log which image its tag meant at the enqueue, and which one runs; nothing when it is that one.
 
-    Nothing depends on the line, so a server that does not take it is no fault.
+    The item is Running by then, and nothing depends on the line: whatever keeps it from being written is no fault.
     """
     if not is_other_image(plan, image):
         return
@@ -46,5 +45,5 @@ async def tell_other_image(server: Server, item_id: UUID, plan: RunPlan, image: 
     record = LogRecord(name=LOGGER, level=logging.WARNING, message=message, timestamp=now)
     try:
         await server.write_logs(item_id, [record])
-    except LaunchError as error:
+    except Exception as error:  # noqa: BLE001 - the run goes on
         log.debug("%s not told of its image: %s", item_id, error)

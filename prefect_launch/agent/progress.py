@@ -35,12 +35,13 @@ def newest_state(data: bytes, *, complete: bool) -> tuple[int, int] | None:
     if complete:
         # A `\r` that is the last byte may be half of a line's end.
         end = max(data.rfind(_BACK, 0, max(len(data) - 1, 0)), 0)
-    while end > 0:
-        start = data.rfind(_BACK, 0, end) + 1
-        if data[start:end].strip():
-            return start, end
-        end = start - 1
-    return None
+    # What is blank at the end is jumped over at once: there may be megabytes of it.
+    inked = len(data[:end].rstrip())
+    if not inked:
+        return None
+    start = data.rfind(_BACK, 0, inked) + 1
+    back = data.find(_BACK, inked, end)
+    return start, end if back < 0 else back
 
 
 def _last_state(line: bytes) -> bytes:

@@ -128,11 +128,14 @@ class Git:
         }
 
 
-#: Set when we ourselves were started by git (in a hook): they would turn our commands to that repository.
+#: Set when we ourselves were started by git (in a hook): they would turn our commands to that repository. All of
+#: `git rev-parse --local-env-vars` but GIT_CONFIG_COUNT: that one no git sets, only an operator, for all repositories.
 _FOREIGN: Final = frozenset(
     {
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_DIR", "GIT_INDEX_FILE", "GIT_NAMESPACE",
-        "GIT_OBJECT_DIRECTORY", "GIT_QUARANTINE_PATH", "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_DIR",
+        "GIT_GRAFT_FILE", "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_INTERNAL_SUPER_PREFIX", "GIT_NAMESPACE",
+        "GIT_NO_REPLACE_OBJECTS", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_QUARANTINE_PATH", "GIT_REPLACE_REF_BASE",
+        "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
     }
 )  # fmt: skip
 

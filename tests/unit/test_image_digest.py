@@ -162,7 +162,7 @@ def test_item_has_the_digest_though_nobody_asked_for_it(job_api: InMemoryApi) ->
     many = launch_add_many([PLAIN] * 3, "gpu", api=job_api)
 
     assert [one.item.parameters["docker"] for one in (run, *many)] == [RESOLVED] * 4
-    assert job_api.registry.asked == [IMAGE]
+    assert job_api.registry.asked == [IMAGE, IMAGE]
 
 
 def test_item_of_an_image_job_has_the_digest_of_its_image(job_api: InMemoryApi) -> None:
@@ -265,9 +265,8 @@ def test_same_run_id_finds_its_item_when_the_queue_has_begun_to_pin_meanwhile(jo
 
 @pytest.mark.parametrize("config", [PINNED, PLAIN])
 def test_same_run_id_finds_its_item_when_the_tag_has_moved_meanwhile(
-    job_api: InMemoryApi, monkeypatch: pytest.MonkeyPatch, config: dict[str, object]
+    job_api: InMemoryApi, config: dict[str, object]
 ) -> None:
-    monkeypatch.setattr("prefect_launch.seen_digests.KEEP_SECONDS", 0.0)
     job_api.registry.digests[IMAGE] = OLD
     first = launch_add(config=config, queue_name="gpu", run_id="once")
     job_api.registry.digests[IMAGE] = NEW
@@ -278,10 +277,7 @@ def test_same_run_id_finds_its_item_when_the_tag_has_moved_meanwhile(
     assert job_api.registry.asked == [IMAGE, IMAGE]
 
 
-def test_same_run_id_finds_its_item_when_the_registry_is_away_now(
-    job_api: InMemoryApi, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("prefect_launch.seen_digests.KEEP_SECONDS", 0.0)
+def test_same_run_id_finds_its_item_when_the_registry_is_away_now(job_api: InMemoryApi) -> None:
     job_api.registry.digests[IMAGE] = OLD
     first = launch_add(docker_image=IMAGE, queue_name="gpu", run_id="once")
     job_api.registry.error = "it does not answer"

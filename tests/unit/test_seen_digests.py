@@ -1,4 +1,4 @@
-"""What a session remembers of registries: an answer for some seconds, silence for longer, one question at a time."""
+"""What a session remembers of registries: no answer beyond the call, silence for long, one question at a time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import asyncio
 
 import pytest
 
-from prefect_launch import alaunch_add
-from prefect_launch.seen_digests import KEEP_SECONDS, PEACE_SECONDS, SeenDigests
+from prefect_launch import alaunch_add, launch_add
+from prefect_launch.seen_digests import PATIENCE_SECONDS, PEACE_SECONDS, SeenDigests
 from prefect_launch.testing import InMemoryApi, InMemoryRegistry
 
 OLD, NEW = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
 IMAGE = "registry.example:5000/team/train:1"
 OTHER = "registry.example:5000/team/other:1"
+RESOLVED = {"docker_image": IMAGE, "digest": OLD, "resolved": True}
 
 
 class Clock:
@@ -32,23 +33,65 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-async def test_answer_is_kept_for_some_seconds(clock: Clock) -> None:
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> float:
+    monkeypatch.setattr("prefect_launch.seen_digests.PATIENCE_SECONDS", 0.02)
+    return 0.02
+
+
+async def test_answer_is_not_kept_for_the_next_call() -> None:
     registry = InMemoryRegistry({IMAGE: OLD})
     seen = SeenDigests(registry)
 
-    assert [await seen.digest_of(IMAGE, 1) for _ in range(3)] == [OLD] * 3
-    registry.digests[IMAGE] = NEW
-    clock.now += KEEP_SECONDS - 0.1
     assert await seen.digest_of(IMAGE, 1) == OLD
-    clock.now += 0.2
+    registry.digests[IMAGE] = NEW
     assert await seen.digest_of(IMAGE, 1) == NEW
-    assert registry.asked == [IMAGE, IMAGE]
 
 
-async def test_registry_that_did_not_answer_is_left_in_peace_for_all_its_images(clock: Clock) -> None:
+def test_image_that_is_pushed_between_two_calls_gives_each_its_own(job_api: InMemoryApi) -> None:
+    told = []
+    for digest in (OLD, NEW):
+        job_api.registry.digests[IMAGE] = digest
+        told.append(launch_add(docker_image=IMAGE, queue_name="gpu").item.parameters["docker"]["digest"])
+
+    assert told == [OLD, NEW]
+
+
+async def test_answer_of_old_is_not_told_when_the_registry_is_silent(patience: float, clock: Clock) -> None:
+    registry = InMemoryRegistry({IMAGE: OLD})
+    seen = SeenDigests(registry)
+    assert await seen.digest_of(IMAGE, patience) == OLD
+
+    registry.seconds = 60
+    clock.now += 1
+    assert [await seen.digest_of(image, patience) for image in (OTHER, IMAGE)] == [None, None]
+    assert registry.asked == [IMAGE, OTHER]
+
+
+async def test_registry_that_was_asked_at_the_end_of_a_calls_time_is_not_called_silent() -> None:
+    registry = InMemoryRegistry({IMAGE: OLD}, seconds=0.2)
+    seen = SeenDigests(registry)
+
+    assert [await seen.digest_of(IMAGE, seconds) for seconds in (0.0, 0.01, PATIENCE_SECONDS)] == [None, None, OLD]
+
+
+async def test_what_is_known_is_told_while_another_image_is_asked_for() -> None:
+    registry = InMemoryRegistry({OTHER: OLD}, error="wants a password")
+    seen = SeenDigests(registry)
+    assert await seen.digest_of(IMAGE, 1) is None
+
+    registry.error, registry.seconds = "", 0.5
+    other = asyncio.create_task(seen.digest_of(OTHER, 5))
+    await asyncio.sleep(0.05)
+    assert await seen.digest_of(IMAGE, 1) is None
+    assert not other.done()
+    assert await other == OLD
+
+
+async def test_registry_that_did_not_answer_is_left_in_peace_for_all_its_images(patience: float, clock: Clock) -> None:
     registry = InMemoryRegistry({IMAGE: OLD, OTHER: OLD, "elsewhere.example/train": NEW}, seconds=60)
     seen = SeenDigests(registry)
-    assert await seen.digest_of(IMAGE, 0.01) is None
+    assert await seen.digest_of(IMAGE, patience) is None
 
     registry.seconds = 0
     assert await seen.digest_of(IMAGE, 1) is None
@@ -65,10 +108,10 @@ async def test_image_that_was_refused_is_left_in_peace_and_its_registry_is_not(c
     assert await seen.digest_of(IMAGE, 1) is None
 
     registry.error = ""
-    clock.now += KEEP_SECONDS + 0.1
+    clock.now += PEACE_SECONDS - 0.1
     assert await seen.digest_of(IMAGE, 1) is None
     assert await seen.digest_of(OTHER, 1) == OLD
-    clock.now += PEACE_SECONDS
+    clock.now += 0.2
     assert await seen.digest_of(IMAGE, 1) == OLD
 
 
@@ -91,3 +134,15 @@ async def test_who_waits_for_anothers_answer_in_vain_does_not_silence_the_regist
     assert await first == OLD
     registry.digests[OTHER] = NEW
     assert await seen.digest_of(OTHER, 5) == NEW
+
+
+def test_digest_that_was_copied_from_another_item_is_looked_up_again(job_api: InMemoryApi) -> None:
+    job_api.registry.digests[IMAGE] = NEW
+    run = launch_add(config={"docker": RESOLVED}, queue_name="gpu")
+    free = launch_add(config={"docker": {**RESOLVED, "pin": False}}, queue_name="gpu")
+    job_api.registry.error = "it does not answer"
+    unknown = launch_add(config={"docker": RESOLVED}, queue_name="gpu")
+
+    assert run.item.parameters["docker"] == {**RESOLVED, "digest": NEW}
+    assert free.item.parameters["docker"] == {"docker_image": IMAGE, "pin": False}
+    assert unknown.item.parameters["docker"] == {"docker_image": IMAGE}

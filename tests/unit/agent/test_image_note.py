@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import AsyncMock
+from uuid import UUID
 
 import pytest
 
 from prefect_launch.agent.certificate import Facts, certify
 from prefect_launch.agent.image_note import tell_other_image
 from prefect_launch.agent.outcome import outcome_of_exit
+from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.base import Exit, RunPlan
+from prefect_launch.server.protocol import Server
+from prefect_launch.states import StateType
 from tests.support.bench import Bench
 
 OLD, NEW = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
@@ -42,6 +47,30 @@ async def test_item_of_the_image_that_was_meant_is_told_nothing(
     await tell_other_image(bench.server, item.id, plan(tmp_path, wanted), ran)
 
     assert await bench.log(item) == ""
+
+
+async def test_item_is_running_before_it_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    async def tell(_: Server, item_id: UUID, *__: object) -> None:
+        seen.append((await bench.read(item_id)).state_type)
+
+    monkeypatch.setattr("prefect_launch.agent.execution.tell_other_image", tell)
+    (item,) = await bench.add()
+    async with bench.running(bench.agent()):
+        await bench.until(item, StateType.COMPLETED)
+
+    assert seen == [StateType.RUNNING]
+
+
+@pytest.mark.parametrize("error", [UnreachableError("away"), RuntimeError("a fault of ours")])
+async def test_line_that_cannot_be_written_is_no_fault(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (item,) = await bench.add()
+    monkeypatch.setattr(bench.server, "write_logs", AsyncMock(side_effect=error))
+
+    await tell_other_image(bench.server, item.id, plan(tmp_path), f"{NAME}@{NEW}")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from itertools import product
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -53,6 +55,33 @@ def append(path: Path, data: bytes) -> None:
 
 
 # --- what a line shows ---
+
+
+def step_by_step(data: bytes, *, complete: bool) -> tuple[int, int] | None:
+    """Look for the newest state piece by piece."""
+    end = max(data.rfind(b"\r", 0, max(len(data) - 1, 0)), 0) if complete else len(data)
+    while end > 0:
+        start = data.rfind(b"\r", 0, end) + 1
+        if data[start:end].strip():
+            return start, end
+        end = start - 1
+    return None
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_newest_state_is_the_last_piece_that_is_not_blank(complete: bool) -> None:
+    for length in range(8):
+        for letters in product(b"\r ab", repeat=length):
+            line = bytes(letters)
+            assert newest_state(line, complete=complete) == step_by_step(line, complete=complete), line
+
+
+def test_megabytes_that_are_blank_are_jumped_over_at_once() -> None:
+    begun = time.monotonic()
+    for data in (b"\r" * 20_000_000, b"x" + b"\r" * 20_000_000, b" \r" * 10_000_000):
+        assert as_shown(data) == data[:1].strip()
+
+    assert time.monotonic() - begun < 3
 
 
 @pytest.mark.parametrize(

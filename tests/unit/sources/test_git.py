@@ -139,7 +139,10 @@ async def test_commit_that_is_gone_is_refused_and_nothing_is_left(repository: Re
     assert sorted(os.listdir(tmp_path)) == ["home", "remote"]
 
 
-@pytest.mark.parametrize("variable", ["GIT_DIR", "GIT_COMMON_DIR", "GIT_OBJECT_DIRECTORY", "GIT_QUARANTINE_PATH"])
+@pytest.mark.parametrize(
+    "variable",
+    ["GIT_DIR", "GIT_COMMON_DIR", "GIT_CONFIG_PARAMETERS", "GIT_OBJECT_DIRECTORY", "GIT_QUARANTINE_PATH"],
+)
 async def test_git_started_inside_another_repository_uses_its_own(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
