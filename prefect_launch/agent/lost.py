@@ -38,7 +38,6 @@ LOST_SECONDS: Final = 90.0
 _LOOKS: Final = 6
 #: How many looks an agent gets to go on with what another one cannot reach, before that one tells of it.
 _HEIRS_LOOKS: Final = 2
-_OFFLINE: Final = "offline"
 #: After a longer gap between two looks nothing is known about the time between.
 _GAP_SECONDS: Final = 45.0
 
@@ -103,12 +102,12 @@ class LostWatch:
         for queue in self._queues:
             others = [one for one in await self._server.list_workers(queue) if one.name != self._name]
             silent = {one.name: one for one in others if self._silence(queue, one) >= self._lost_seconds}
+            living = {one.name for one in others} - silent.keys()
             for worker in silent.values():
-                key = (queue, worker.name)
-                if self._settled.get(key, ...) != worker.last_heartbeat_time and await self._settle(
-                    queue, worker, silent.keys()
-                ):
-                    self._settled[key] = worker.last_heartbeat_time
+                key, beat = (queue, worker.name), worker.last_heartbeat_time
+                is_settled = key in self._settled and self._settled[key] == beat
+                if not is_settled and await self._settle(queue, worker, silent.keys(), living):
+                    self._settled[key] = beat
                     self._left.pop(key, None)
         self._looked_at = self._clock()
 
@@ -120,7 +119,7 @@ class LostWatch:
             self._left.pop(key, None)
         return self._clock() - self._seen[key][1]
 
-    async def _settle(self, queue: str, worker: Worker, lost: Collection[str]) -> bool:
+    async def _settle(self, queue: str, worker: Worker, lost: Collection[str], living: Collection[str] = ()) -> bool:
         """Go on with what is within reach of all that the agent of this name holds, and tell of the rest.
 
         What an agent out of sight may go on with is told of two looks later, unless that agent says it does.
@@ -140,7 +139,7 @@ class LostWatch:
             holder = holder_of(history)
             if holder is None or holder.agent != worker.name or history[-1].type not in ACTIVE:
                 continue
-            if await self._is_gone_on_with(queue, item, lost) or waits or await self._is_in_work(item, lost):
+            if await self._is_gone_on_with(queue, item, lost) or waits or await self._is_in_work(item, living):
                 kept.add(item.id)
             else:
                 await self._tell(queue, item, holder, history, worker)
@@ -154,13 +153,10 @@ class LostWatch:
             log.warning("%s not-gone-on-with %s", item.id, error)
             return False
 
-    async def _is_in_work(self, item: Item, lost: Collection[str]) -> bool:
-        """Whether an agent that is not lost says that it has an item in work; asked only when something is lost."""
-        if self._go_on is None:
-            return False
-        notices = (await read_notices(self._server)).values()
-        living = (one for one in notices if one.name not in lost and one.state != _OFFLINE)
-        return any(running.id == str(item.id) for one in living for running in one.running)
+    async def _is_in_work(self, item: Item, living: Collection[str]) -> bool:
+        """Whether an agent that beats says that it has an item in work; asked only when something is lost."""
+        notices = (await read_notices(self._server)).values() if living else ()
+        return any(one.id == str(item.id) for notice in notices if notice.name in living for one in notice.running)
 
     async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], worker: Worker) -> None:
         beat = worker.last_heartbeat_time

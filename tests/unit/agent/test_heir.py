@@ -11,7 +11,7 @@ import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.keeper import keeper_of, kept
-from prefect_launch.agent_board import read_notices
+from prefect_launch.agent_board import AgentNotice, RunningItem, post_notice, read_notices
 from prefect_launch.runners.base import Found
 from prefect_launch.server.values import Item
 from prefect_launch.states import ItemState, StateType
@@ -140,6 +140,15 @@ async def test_run_that_an_heir_follows_is_left_to_it_by_who_cannot_reach_it(ben
             ended = await bench.until(item, StateType.COMPLETED, StateType.CRASHED)
         beating.cancel()
     assert (ended.state_type, ended.run_count) == (StateType.COMPLETED, 1)
+
+
+async def test_notice_of_an_agent_that_is_on_no_list_any_more_keeps_nothing(bench: Bench) -> None:
+    item = await orphaned(bench, Script(seconds=60), retries=0)
+    running = (RunningItem.of(item),)
+    left = AgentNotice(name="old", host="vm", queues=(QUEUE,), slots=1, state="running", running=running)
+    await post_notice(bench.server, left)
+    async with heir(bench, machine=InMemoryMachine()):
+        await bench.until(item, StateType.CRASHED)
 
 
 async def test_run_of_an_heir_that_hangs_is_told_as_lost(bench: Bench) -> None:
