@@ -128,9 +128,10 @@ class LostWatch:
             Whether nothing of it is at work any more: whoever goes on with something may be lost too.
         """
         key = (queue, worker.name)
-        left, waits = self._left.get(key), self._go_on is not None
-        if self._silence(queue, worker) >= self._lost_seconds * (1 + _HEIRS_LOOKS / _LOOKS):
-            waits = False
+        left = self._left.get(key)
+        patience = self._lost_seconds * (1 + _HEIRS_LOOKS / _LOOKS)
+        waits = self._go_on is not None and self._silence(queue, worker) < patience
+        in_work = set() if waits else await self._in_work(living)
         kept: set[UUID] = set()
         for item in await items_in_work(self._server, queue):
             if left is not None and item.id not in left:
@@ -139,7 +140,7 @@ class LostWatch:
             holder = holder_of(history)
             if holder is None or holder.agent != worker.name or history[-1].type not in ACTIVE:
                 continue
-            if await self._is_gone_on_with(queue, item, lost) or waits or await self._is_in_work(item, living):
+            if await self._is_gone_on_with(queue, item, lost) or waits or str(item.id) in in_work:
                 kept.add(item.id)
             else:
                 await self._tell(queue, item, holder, history, worker)
@@ -153,10 +154,10 @@ class LostWatch:
             log.warning("%s not-gone-on-with %s", item.id, error)
             return False
 
-    async def _is_in_work(self, item: Item, living: Collection[str]) -> bool:
-        """Whether an agent that beats says that it has an item in work; asked only when something is lost."""
+    async def _in_work(self, living: Collection[str]) -> set[str]:
+        """Return the ids of what agents that beat say they have in work; asked only when something is lost."""
         notices = (await read_notices(self._server)).values() if living else ()
-        return any(one.id == str(item.id) for notice in notices if notice.name in living for one in notice.running)
+        return {one.id for notice in notices if notice.name in living for one in notice.running}
 
     async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], worker: Worker) -> None:
         beat = worker.last_heartbeat_time
