@@ -13,7 +13,6 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = "prefect_launch"
-MOST_LINES = 300
 
 # Who may not know whom, below the package: a runner knows nothing of queues, a source nothing of agents, and so on.
 FRONT_DOORS = {"agent", "cli", "enqueue", "launch_flow"}
@@ -34,12 +33,6 @@ TOO_HEAVY_FOR_JOBS = ("prefect", "docker", "httpx", "pydantic", "git", "sqlalche
 # An index of packages by its address; the public one may be named.
 INDEX_ADDRESS = re.compile(r"https?://(?!pypi\.org|[\w.-]*example\.)[^\s\"'`]+/simple\b")
 PRIVATE_TALK = re.compile(r"\bissue #?\d+\b(?!.*PrefectHQ)", re.IGNORECASE)
-
-
-def test_no_python_file_is_longer_than_300_lines() -> None:
-    long = {name: lines for name, lines in _line_counts() if lines > MOST_LINES}
-
-    assert not long, f"split these by concern: {long}"
 
 
 def test_every_module_says_what_it_is_for() -> None:
@@ -140,12 +133,6 @@ def _texts() -> Iterator[tuple[str, str]]:
         content = (PROJECT / name).read_bytes()
         if b"\0" not in content:
             yield name, content.decode(errors="replace")
-
-
-def _line_counts() -> Iterator[tuple[str, int]]:
-    for name, text in _texts():
-        if name.endswith(".py"):
-            yield name, text.count("\n")
 
 
 def _trees(folder: str) -> Iterator[tuple[str, ast.Module]]:
