@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # More arguments for pytest: make test-unit PYTEST="-k claim -x"
 PYTEST ?=
 
-.PHONY: help venv demo test test-machine test-unit test-integration lint types format bench clean
+.PHONY: help venv demo test test-machine test-unit test-integration lint types docs format bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -28,6 +28,7 @@ demo: $(VENV)/.made-run ## Train on real data through a queue and an agent, and 
 test: test-machine $(VENV)/.made-dev ## Set up, then run every check and every test
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory docs
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-integration
 
@@ -47,6 +48,9 @@ lint: $(VENV)/.made-dev ## Check style and format
 types: $(VENV)/.made-dev ## Check types
 	$(BIN)/mypy
 
+docs: $(VENV)/.made-dev ## Build the documentation site into site/, strictly
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+
 format: $(VENV)/.made-dev ## Put the code into the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -55,4 +59,4 @@ bench: $(VENV)/.made-dev ## Measure the product against its floors
 	$(BIN)/python -m benchmarks
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
+	rm -rf $(VENV) site .cache .pytest_cache .mypy_cache .ruff_cache build dist *.egg-info
