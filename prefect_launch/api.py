@@ -157,24 +157,37 @@ class Api(QueueCalls, JobCalls, BaseModel):
     # --- items ---
 
     def items(
-        self, *, queue: str | None = None, states: Iterable[StateType] | None = None, limit: int | None = _PAGE
+        self,
+        *,
+        queue: str | None = None,
+        states: Iterable[StateType] | None = None,
+        names: Iterable[str] | None = None,
+        limit: int | None = _PAGE,
     ) -> list[QueuedRun]:
         """List items, newest first.
 
         Args:
             queue: only of this queue.
             states: only in states of these types.
+            names: only with one of these names.
             limit: how many at most; `None` for all.
         """
         from prefect_launch.queued_run import QueuedRun
 
-        return [QueuedRun.of(self, item) for item in self.read_items(queue=queue, states=states, limit=limit)]
+        items = self.read_items(queue=queue, states=states, names=names, limit=limit)
+        return [QueuedRun.of(self, item) for item in items]
 
     def read_items(
-        self, *, queue: str | None = None, states: Iterable[StateType] | None = None, limit: int | None = _PAGE
+        self,
+        *,
+        queue: str | None = None,
+        states: Iterable[StateType] | None = None,
+        names: Iterable[str] | None = None,
+        limit: int | None = _PAGE,
     ) -> list[Item]:
         """Like `items`, but returns the items as they are now instead of handles on them."""
         wanted = None if states is None else list(states)
+        named = None if names is None else list(names)
 
         async def read(session: Session) -> list[Item]:
             if queue is not None:
@@ -182,7 +195,9 @@ class Api(QueueCalls, JobCalls, BaseModel):
             found: list[Item] = []
             while limit is None or len(found) < limit:
                 size = _PAGE if limit is None else min(_PAGE, limit - len(found))
-                page = await session.server.list_items(pool=queue, state_types=wanted, limit=size, offset=len(found))
+                page = await session.server.list_items(
+                    pool=queue, state_types=wanted, names=named, limit=size, offset=len(found)
+                )
                 found.extend(page)
                 if len(page) < size:
                     break

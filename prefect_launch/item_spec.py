@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from prefect_launch.errors import SpecError
+from prefect_launch.item_id import short_id
 from prefect_launch.server.values import Item
 from prefect_launch.spec import LaunchSpec, parse_spec
 
@@ -22,8 +23,6 @@ FORM_LABEL: Final = "prefect-launch.form"
 OPTIONS_PARAMETER: Final = "launch"
 #: The launch options that a job's form offers.
 FORM_OPTIONS: Final = ("name", "args", "timeout", "resource_args", "retries", "project", "author")
-
-_RUN_ID_CHARS = 8
 
 
 def spec_of(item: Item) -> LaunchSpec:
@@ -66,7 +65,7 @@ def options_of(item: Item) -> Mapping[str, Any]:
 
 def run_id_of(item: Item) -> str:
     """Return the launch run id of an item: the caller's, or one made of the item's own id."""
-    return str(options_of(item).get("run_id") or str(item.id)[:_RUN_ID_CHARS])
+    return str(options_of(item).get("run_id") or short_id(item.id))
 
 
 def tags_of(spec: LaunchSpec, *, queue: str | None, job: str | None, version: int | None) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.errors import LaunchError
+from prefect_launch.item_id import short_id
 from prefect_launch.launch_end import failure_of, show_failure
 from prefect_launch.launch_failure import failing_with_its_error
 from prefect_launch.launch_retries import retries_here, with_retries
@@ -225,7 +226,7 @@ async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: st
 
 def _request(spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> Request:
     config = local_config(spec.resource or default_resource(job))
-    labels = {Labels.ITEM: item_id, Labels.ATTEMPT: str(attempt), Labels.RUN_ID: spec.run_id or item_id[:8]}
+    labels = {Labels.ITEM: item_id, Labels.ATTEMPT: str(attempt), Labels.RUN_ID: spec.run_id or short_id(item_id)}
     return Request(spec=spec, item_id=item_id, attempt=attempt, config=config, labels=labels)
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
 from prefect_launch.image_digest import image_at_enqueue, image_to_run
+from prefect_launch.item_id import short_id
 from prefect_launch.job_environment import JobContext, WandbServer, job_environment
 from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
@@ -145,7 +146,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secret
     return RunPlan(
         item_id=request.item_id,
         attempt=request.attempt,
-        run_id=spec.run_id or request.item_id[:8],
+        run_id=spec.run_id or short_id(request.item_id),
         run_dir=run_dir,
         command=spec.overrides.entry_point or (job.entry_point if job else ()),
         args=spec.overrides.args,
@@ -217,7 +218,7 @@ async def _options(
     of_queue = await secrets(config.fill(spec.template_variables))
     merged = merge_resource_args(of_queue, {**submitted, **await _submitted_env(submitted, secrets)})
     macros = macro_values(
-        run_id=spec.run_id or request.item_id[:8],
+        run_id=spec.run_id or short_id(request.item_id),
         item_id=request.item_id,
         attempt=request.attempt,
         project_name=spec.project,
@@ -239,7 +240,7 @@ async def _submitted_env(submitted: Mapping[str, Any], secrets: Secrets) -> dict
 def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path) -> JobContext:
     return JobContext.of(
         spec,
-        run_id=spec.run_id or request.item_id[:8],
+        run_id=spec.run_id or short_id(request.item_id),
         item_id=request.item_id,
         attempt=request.attempt,
         claim=request.labels.get(Labels.CLAIM),

@@ -9,7 +9,7 @@ import typer
 
 from prefect_launch.cli.connect import connected
 from prefect_launch.cli.item_view import (
-    SHORT_ID_CHARS,
+    due_in_words,
     duration_of,
     fields_of,
     find,
@@ -22,6 +22,7 @@ from prefect_launch.cli.item_view import (
 )
 from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table
 from prefect_launch.cli.style import JsonOption, examples, group
+from prefect_launch.item_id import short_ids
 from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 app = group("Look at items, read their logs, stop them, run them again.")
 
-ItemId = Annotated[str, typer.Argument(metavar="ID", help="The item's id, or its first characters.")]
+ItemId = Annotated[str, typer.Argument(metavar="ID", help="The item's id, its last 8 characters, or its name.")]
 _WORDS = {state.label.lower(): state.type for state in ItemState} | {kind.value.lower(): kind for kind in StateType}
 #: Names of states that share their type with others: `pulling` is one kind of `pending`.
 _NAMES = {state.label.lower() for state in ItemState if state.label.upper() != state.type.value} - {"queued"}
@@ -44,6 +45,7 @@ _COLUMNS = (
     Column("JOB", gives_way=True),
     Column("AGE", right=True),
     Column("TOOK", right=True),
+    Column("STARTS", right=True),
 )
 
 
@@ -70,9 +72,10 @@ def list_(
     if json:
         print_json([fields_of(run, item) for run, item in pairs])
         return
+    short = short_ids([run.id for run, _ in pairs])
     rows = [
         (
-            run.id[:SHORT_ID_CHARS],
+            short[run.id],
             run.name,
             run.queue_name,
             state_of(item),
@@ -80,10 +83,15 @@ def list_(
             source_of(item).rpartition("/")[2],
             ago(item.created).removesuffix(" ago"),
             lasted(duration_of(item)),
+            due_in_words(item),
         )
         for run, item in pairs
     ]
-    print_table(_COLUMNS, rows, empty="No such item. Put one on a queue with: prefect-launch add -j JOB -q QUEUE")
+    if not any(row[-1] for row in rows):
+        columns, rows = _COLUMNS[:-1], [row[:-1] for row in rows]
+    else:
+        columns = _COLUMNS
+    print_table(columns, rows, empty="No such item. Put one on a queue with: prefect-launch add -j JOB -q QUEUE")
 
 
 def _types_of(words: list[str] | tuple[str, ...]) -> list[StateType]:

@@ -1,4 +1,5 @@
-"""An item as people and programs see it: one row, or all that is known of it; and finding it by its id's beginning."""
+"""An item as people and programs see it: one row, or all that is known of it; and finding it by a part of its id,
+or its name."""
 
 from __future__ import annotations
 
@@ -8,7 +9,9 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from prefect_launch.cli.output import ago, until
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
+from prefect_launch.states import StateType
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
@@ -16,36 +19,49 @@ if TYPE_CHECKING:
     from prefect_launch.server.values import Item
     from prefect_launch.waiting import Waiting
 
-#: What a table shows of an id; its beginning is unique in practice, and taken wherever an id is.
-SHORT_ID_CHARS: Final = 8
-_MIN_PREFIX_CHARS: Final = 6
-#: How many items are looked through for the beginning of an id, newest first.
+#: The least that is taken for an end of an id.
+_MIN_PART_CHARS: Final = 6
+#: How many items are looked through for a part of an id, newest first.
 _SEARCHED: Final = 2_000
-_PREFIX = re.compile(r"[0-9a-f][0-9a-f-]*\Z")
+#: How many candidates a refusal names.
+_NAMED: Final = 10
+_PART = re.compile(r"[0-9a-f-]*\Z")
 
 
 def find(api: Api, given: str) -> QueuedRun:
-    """Return the item of an id, or of an id's beginning.
+    """Return the item of an id, of an id's last or first characters, or of a name.
 
     Raises:
-        InvalidNameError: when it is no id, too short, or the beginning of two items' ids.
+        InvalidNameError: when several items are meant.
         NotFoundError: when there is no such item.
     """
-    text = given.strip().lower()
-    if _is_uuid(text):
-        return api.queued_run(text)
-    if len(text) < _MIN_PREFIX_CHARS or not _PREFIX.match(text):
-        raise InvalidNameError(
-            f"Invalid item id {given!r}: give an item's id, or its first {_MIN_PREFIX_CHARS} or more characters, as"
-            " 'prefect-launch item list' shows them."
-        )
-    found = [run for run in api.items(limit=_SEARCHED) if run.id.startswith(text)]
+    from prefect_launch.queued_run import QueuedRun
+
+    text = given.strip()
+    part = text.lower()
+    if _is_uuid(part):
+        return api.queued_run(part)
+    found = api.read_items(names=[text], limit=_NAMED + 1) if text else []
+    if len(part) >= _MIN_PART_CHARS and _PART.match(part):
+        found += [item for item in api.read_items(limit=_SEARCHED) if _is_part(part, item) and item not in found]
     if not found:
-        raise NotFoundError(f"No item has an id that begins with {given!r}. 'prefect-launch item list' shows them.")
+        raise NotFoundError(
+            f"No item is named {given!r}, nor does the id of one of the {_SEARCHED:,} newest end or begin so (with"
+            f" {_MIN_PART_CHARS} characters or more). 'prefect-launch item list' shows them."
+        )
     if len(found) > 1:
-        ids = ", ".join(run.id for run in found)
-        raise InvalidNameError(f"{len(found)} items have an id that begins with {given!r}: {ids}. Give more of it.")
-    return found[0]
+        told = "; ".join(_candidate(item) for item in found[:_NAMED])
+        more = "; …" if len(found) > _NAMED else ""
+        raise InvalidNameError(f"{given!r} may mean several items: {told}{more}. Give the id of one.")
+    return QueuedRun.of(api, found[0])
+
+
+def _is_part(part: str, item: Item) -> bool:
+    return str(item.id).endswith(part) or str(item.id).startswith(part)
+
+
+def _candidate(item: Item) -> str:
+    return f"{item.id} ({item.name}, {state_of(item)}, made {ago(item.created)})"
 
 
 def _is_uuid(text: str) -> bool:
@@ -124,6 +140,7 @@ def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
         "created": item.created,
         "started": started_at(item),
         "ended": item.end_time,
+        "due": item.next_scheduled_start_time if item.state_type is StateType.SCHEDULED else None,
         "duration_seconds": duration_of(item),
         "url": run.url,
     }
@@ -142,10 +159,22 @@ def waiting_fields(waiting: Waiting | None) -> dict[str, Any]:
 
 
 def start_in_words(waiting: Waiting | None) -> str:
-    """Say when a waiting item will about start, in this machine's time zone."""
+    """Say when a waiting item is due, or will about start, in this machine's time zone."""
+    from prefect_launch.waiting import WaitCause
+
     if waiting is None or waiting.expected_start is None:
         return ""
     start = waiting.expected_start.astimezone()
+    if waiting.cause is WaitCause.NOT_DUE:
+        return f"{until(start)}, at {start:%Y-%m-%d %H:%M:%S}"
     is_today = start.date() == datetime.now().astimezone().date()
     told = f"about {start:%H:%M}" if is_today else f"about {start:%Y-%m-%d %H:%M}"
     return f"{told}, from {waiting.basis}" if waiting.basis else told
+
+
+def due_in_words(item: Item) -> str:
+    """Say in how long a waiting item is due; an empty text when it is due now, or does not wait."""
+    if item.state_type is not StateType.SCHEDULED:
+        return ""
+    due = item.next_scheduled_start_time
+    return until(due) if due is not None and due > datetime.now(timezone.utc) else ""

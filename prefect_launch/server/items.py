@@ -94,12 +94,13 @@ class ItemCalls:
         state_types: Collection[StateType] | None = None,
         tags: Collection[str] | None = None,
         keys: Collection[str] | None = None,
+        names: Collection[str] | None = None,
         limit: int = 200,
         offset: int = 0,
     ) -> list[Item]:
         """List items, newest first; `keys` are idempotency keys."""
         body: dict[str, Any] = {"sort": "EXPECTED_START_TIME_DESC", "limit": limit, "offset": offset}
-        body.update(_filters(pool=pool, ids=ids, state_types=state_types, tags=tags, keys=keys))
+        body.update(_filters(pool=pool, ids=ids, state_types=state_types, tags=tags, keys=keys, names=names))
         return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
 
     async def count_items(
@@ -170,6 +171,7 @@ def _filters(
     state_types: Collection[StateType] | None = None,
     tags: Collection[str] | None = None,
     keys: Collection[str] | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, Any]:
     runs: dict[str, Any] = {}
     if ids is not None:
@@ -180,6 +182,8 @@ def _filters(
         runs["tags"] = {"all_": list(tags)}
     if keys is not None:
         runs["idempotency_key"] = {"any_": list(keys)}
+    if names is not None:
+        runs["name"] = {"any_": list(names)}
     filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": ["launch"]}}}
     if pool is not None:
         filters["work_pools"] = {"name": {"any_": [pool]}}

@@ -97,6 +97,7 @@ class Server(Protocol):
         state_types: Collection[StateType] | None = None,
         tags: Collection[str] | None = None,
         keys: Collection[str] | None = None,
+        names: Collection[str] | None = None,
         limit: int = 200,
         offset: int = 0,
     ) -> list[Item]:

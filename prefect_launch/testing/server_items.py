@@ -78,7 +78,7 @@ class ItemTwin(Calls):
         queue = _queue_of(pool, draft.work_queue_name)
         labels = {**(deployment.labels or {}), "prefect.deployment.id": str(deployment.id), **as_json(draft.labels)}
         item = Item(
-            id=uuid4(),
+            id=_id_made_at(self._store.now()),
             name=draft.name,
             created=self._store.now(),
             deployment_id=deployment.id,
@@ -140,6 +140,7 @@ class ItemTwin(Calls):
         state_types: Collection[StateType] | None = None,
         tags: Collection[str] | None = None,
         keys: Collection[str] | None = None,
+        names: Collection[str] | None = None,
         limit: int = 200,
         offset: int = 0,
     ) -> list[Item]:
@@ -154,6 +155,7 @@ class ItemTwin(Calls):
             and (state_types is None or stored.item.state_type in state_types)
             and (tags is None or set(tags) <= set(stored.item.tags))
             and (keys is None or stored.item.idempotency_key in keys)
+            and (names is None or stored.item.name in names)
         ]
         found.sort(key=lambda item: item.expected_start_time or self._store.now(), reverse=True)
         return found[offset : offset + limit]
@@ -257,6 +259,12 @@ class ItemTwin(Calls):
         if stored is not None:
             merged = {**stored.item.labels, **as_json(dict(labels))}
             stored.item = stored.item.model_copy(update={"labels": merged})
+
+
+def _id_made_at(moment: datetime) -> UUID:
+    """Return a new id of version 7, as the server's are: ordered by time, random at its end."""
+    milliseconds = int(moment.timestamp() * 1000)
+    return UUID(int=(milliseconds << 80) | (0x7 << 76) | (0b10 << 62) | (uuid4().int & ((1 << 62) - 1)))
 
 
 def _is_due(item: Item, before: datetime) -> bool:

@@ -76,7 +76,7 @@ def test_job_goes_from_a_folder_through_a_queue_to_its_log(launch_cli: Cli, queu
     assert "Traceback" not in agent.stderr
     listed = json.loads(launch_cli("item", "list", "-q", queue, "--json").stdout)
     assert {item["id"]: item["state"] for item in listed} == {good_id[1]: "completed", bad["id"]: "failed"}
-    shown = json.loads(launch_cli("item", "show", good_id[1][:8], "--json").stdout)
+    shown = json.loads(launch_cli("item", "show", "good [run] {x}", "--json").stdout)
     assert shown["inputs"] == {"epochs": 3, "tag": "1.10", "fail": False, "optimizer": {"lr": 0.5}}
     assert shown["job"] == f"default/default/{job}:v0"
     assert shown["outputs"] == {"score": 0.5}
@@ -145,7 +145,7 @@ def test_waiting_item_that_is_cancelled_is_gone_at_once_and_can_be_retried(
 ) -> None:
     item = json.loads(launch_cli("add", "-j", job, "-q", queue, "--json").stdout)["id"]
 
-    cancelled = launch_cli("item", "cancel", item[:8])
+    cancelled = launch_cli("item", "cancel", item[-8:])
     told = json.loads(launch_cli("item", "show", item, "--json").stdout)
     refused = launch_cli("item", "cancel", item, code=1)
     retried = json.loads(launch_cli("item", "retry", item, "--json").stdout)

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.errors import SpecError
+from prefect_launch.item_id import short_id
 from prefect_launch.priority import Priority
 from prefect_launch.server.values import State
 from prefect_launch.states import ItemState, StateType
@@ -142,6 +143,12 @@ class ItemContract:
         with pytest.raises(SpecError, match="is gone"):
             await place.server.create_items(uuid4(), [draft()])
 
+    async def test_ids_of_items_made_at_once_begin_alike_and_end_apart(self, place: Place) -> None:
+        made = await place.server.create_items(place.deployment_id, [draft("first"), draft("second")])
+        first, second = (str(item.id) for item in made)
+        assert first[:6] == second[:6]
+        assert short_id(first) != short_id(second)
+
     async def test_no_items_are_made_of_no_drafts(self, place: Place) -> None:
         assert await place.server.create_items(place.deployment_id, []) == []
 
@@ -155,7 +162,7 @@ class ItemContract:
         page = await place.server.list_items(pool=place.pool, limit=1, offset=1)
         assert [item.name for item in page] == ["b"]
 
-    async def test_items_are_found_by_id_state_and_tags(self, place: Place) -> None:
+    async def test_items_are_found_by_id_name_state_and_tags(self, place: Place) -> None:
         waiting = await place.add("waiting", tags=("x", "y"))
         running = await place.add("running", tags=("x",))
         await place.move(running, ItemState.CLAIMED, ItemState.RUNNING)
@@ -166,6 +173,7 @@ class ItemContract:
         assert await names(ids=[waiting.id, uuid4()]) == ["waiting"]
         assert await names(ids=[]) == []
         assert await names(state_types=[StateType.RUNNING, StateType.PENDING]) == ["running"]
+        assert await names(names=["running", "nobody"]) == ["running"]
         assert await names(tags=["x"]) == ["running", "waiting"]
         assert await names(tags=["x", "y"]) == ["waiting"]
 

@@ -16,7 +16,7 @@ from prefect_launch.server.values import Item
 from prefect_launch.spec import construct_spec
 from prefect_launch.testing import InMemoryApi
 
-ID = UUID("12345678-0000-4000-8000-000000000000")
+ID = UUID("12345678-0000-4000-8000-567890abcdef")
 FORM = {FORM_LABEL: "job", JOB_LABEL: "acme/digits/train:v0"}
 
 
@@ -30,7 +30,14 @@ def test_item_of_launch_add_carries_the_spec() -> None:
 
 
 def test_item_without_a_run_id_gets_one_of_its_own_id() -> None:
-    assert spec_of(item({"job": "a"})).run_id == run_id_of(item({"job": "a"})) == "12345678"
+    assert spec_of(item({"job": "a"})).run_id == run_id_of(item({"job": "a"})) == "90abcdef"
+
+
+def test_items_that_a_schedule_makes_at_once_have_run_ids_of_their_own() -> None:
+    made = item({"job": "a"})
+    beside = made.model_copy(update={"id": UUID("12345678-0000-4000-8000-567890abcdee")})
+
+    assert run_id_of(made) != run_id_of(beside)
 
 
 def test_template_variables_come_from_the_job_variables() -> None:
@@ -73,7 +80,7 @@ def test_inputs_of_a_form_are_never_taken_for_launch_options() -> None:
     named = {"run_id": "chosen", "entity": "e", "project": "p", "sweep_id": "s", "uri": "placeholder-x", "job": "j"}
     made = item(named, form=True, work_pool_name="gpu")
     spec = spec_of(made)
-    assert (spec.job, spec.run_id, spec.entity) == ("acme/digits/train:v0", "12345678", None)
+    assert (spec.job, spec.run_id, spec.entity) == ("acme/digits/train:v0", "90abcdef", None)
     assert spec.overrides.run_config == named
     assert not is_scheduler(made)
     run = QueuedRun.of(InMemoryApi(entity="acme", project="digits"), made)

@@ -25,6 +25,7 @@ from prefect_launch.agent.devices.reader import CardReader, Cards, NvmlReader, n
 from prefect_launch.agent.devices.stock import NONE, make_stock
 from prefect_launch.agent.tracker import is_scheduler
 from prefect_launch.errors import LaunchError, OperatorError, SpecError
+from prefect_launch.item_id import short_id
 from prefect_launch.item_spec import spec_of
 from prefect_launch.planning import save_plan
 from prefect_launch.priority import Priority
@@ -187,7 +188,7 @@ class Desk:
     def _use_of(self, card: str) -> str:
         holder = self._book.holder_of(card)
         if holder is not None:
-            return f"of {holder[:8]}"
+            return f"of {short_id(holder)}"
         why = self._in_the_way(card)
         return f"skipped: it {why}" if why else "free"
 

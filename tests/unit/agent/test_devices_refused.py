@@ -67,7 +67,7 @@ async def test_card_of_a_foreign_process_is_skipped_and_the_status_says_so(
             assert gpus_of(bench, item) == ["1"]
             agent.print_status()
     assert "GPU 0 is skipped while a foreign process 77 holds it" in caplog.text
-    assert f"GPU 0 skipped: it is held by a foreign process 77; GPU 1 of {str(item.id)[:8]}" in caplog.text
+    assert f"GPU 0 skipped: it is held by a foreign process 77; GPU 1 of {str(item.id)[-8:]}" in caplog.text
 
 
 async def test_item_waits_for_a_foreign_process_and_keeps_nothing_from_others(bench: Bench) -> None:

@@ -162,7 +162,7 @@ async def test_item_that_waits_for_gpus_says_what_the_agent_has_and_who_holds_it
 
         seen = await eventually(told, lambda found: found is not None and found.cause is WaitCause.DEVICES)
         assert "box: 0 of 2 GPUs are free (GPUs 0,1 in use by other items); it asks for 1 GPU." in seen.reason
-        assert f"GPU 0 of {str(holder.id)[:8]}; GPU 1 of {str(holder.id)[:8]}" in seen.reason
+        assert f"GPU 0 of {str(holder.id)[-8:]}; GPU 1 of {str(holder.id)[-8:]}" in seen.reason
         await WaitTeller(session, "box", [QUEUE]).look(QUEUE)
     (line,) = await lines(bench, waits)
     assert line.startswith("Waits (devices): No agent has the devices free that it asks for.")

@@ -1,0 +1,144 @@
+"""Items as the command line names, finds and shows them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from uuid import UUID, uuid4
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from prefect_launch.api import use_api
+from prefect_launch.cli.main import app
+from prefect_launch.enqueue import launch_add_many
+from prefect_launch.errors import InvalidNameError, NotFoundError
+from prefect_launch.item_id import short_id, short_ids
+from prefect_launch.queued_run import QueuedRun
+from prefect_launch.server.values import State
+from prefect_launch.session import Session
+from prefect_launch.states import ItemState, StateType
+from prefect_launch.testing import InMemoryApi
+
+IMAGE = {"docker": {"docker_image": "busybox:1"}}
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def api() -> Iterator[InMemoryApi]:
+    api = InMemoryApi()
+    api.create_run_queue("gpu", "local-container")
+    with use_api(api):
+        yield api
+
+
+@pytest.fixture
+def command(api: InMemoryApi) -> Command:
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, arguments, env={"COLUMNS": "80"})
+
+    return run
+
+
+def add(api: InMemoryApi, *names: str) -> list[QueuedRun]:
+    return launch_add_many([{**IMAGE, "name": name} for name in names], "gpu", api=api)
+
+
+def propose(api: InMemoryApi, run: QueuedRun, state: State) -> None:
+    async def call(session: Session) -> None:
+        assert (await session.server.propose(UUID(run.id), state)).accepted
+
+    api.call(call)
+
+
+def schedule(api: InMemoryApi, run: QueuedRun, moment: datetime) -> None:
+    details = {"scheduled_time": moment.isoformat()}
+    propose(api, run, State(type=StateType.SCHEDULED, name="Scheduled", state_details=details))
+
+
+def test_items_made_at_once_are_listed_with_ids_that_the_commands_take(api: InMemoryApi, command: Command) -> None:
+    runs = {run.name: run for run in add(api, "first", "second", "third")}
+
+    listed = command("item", "list").stdout
+
+    for name, run in runs.items():
+        shown = re.search(rf"^(\S+)\s+{name}\s", listed, re.MULTILINE)
+        assert shown
+        assert len(shown[1]) == 8
+        assert run.id.endswith(shown[1])
+        assert json.loads(command("item", "show", shown[1], "--json").stdout)["id"] == run.id
+
+
+def test_item_is_found_by_its_name_by_the_start_of_its_id_and_by_its_whole_id(
+    api: InMemoryApi, command: Command
+) -> None:
+    (run,) = add(api, "My Run")
+
+    for given in ("My Run", run.id[:12], run.id, run.id.upper()):
+        assert json.loads(command("item", "show", given, "--json").stdout)["id"] == run.id
+
+
+@pytest.mark.parametrize("given", ["train", "start of the ids"])
+def test_item_that_is_named_ambiguously_is_refused_with_the_candidates(
+    given: str, api: InMemoryApi, command: Command
+) -> None:
+    first, second = add(api, "train", "train")
+    part = first.id[:6] if given != "train" else given
+
+    refused = command("item", "show", part)
+
+    assert isinstance(refused.exception, InvalidNameError)
+    for run in (first, second):
+        assert f"{run.id} (train, queued, made 0 s ago)" in str(refused.exception)
+
+
+@pytest.mark.parametrize("given", ["nobody", "abc", "ffffffff", str(uuid4())])
+def test_item_that_is_not_there_is_told_so(given: str, api: InMemoryApi, command: Command) -> None:
+    add(api, "train")
+
+    assert isinstance(command("item", "show", given).exception, NotFoundError)
+
+
+def test_scheduled_item_is_listed_and_shown_with_the_time_at_which_it_starts(
+    api: InMemoryApi, command: Command
+) -> None:
+    now, later = add(api, "now", "later")
+    moment = datetime.now(timezone.utc) + timedelta(hours=5, minutes=1)
+    schedule(api, later, moment)
+
+    listed, shown = command("item", "list").stdout.splitlines(), command("item", "show", "later").stdout
+
+    assert listed[0].endswith("STARTS")
+    assert [line.endswith("in 5 h") for line in listed[1:]] == [short_id(later.id) in line for line in listed[1:]]
+    assert f"in 5 h, at {moment.astimezone():%Y-%m-%d %H:%M:%S}" in shown
+    assert json.loads(command("item", "show", "later", "--json").stdout)["due"] == moment.isoformat()
+    schedule(api, later, datetime.now(timezone.utc))
+    assert "STARTS" not in command("item", "list").stdout
+    assert now.state == "queued"
+
+
+def test_item_list_cuts_no_title_at_80_columns(api: InMemoryApi, command: Command) -> None:
+    api.create_run_queue("a-queue-with-a-long-name", "local-container")
+    spec = {"docker": {"docker_image": "registry.example/team/a-long-name:1"}, "name": "a-run-with-a-long-name"}
+    (run,) = launch_add_many([{**spec, "priority": "critical"}], "a-queue-with-a-long-name", api=api)
+    due = datetime.now(timezone.utc) + timedelta(minutes=110)
+    details = {"scheduled_time": due.isoformat()}
+    back = ItemState.AWAITING_RETRY
+    propose(api, run, State(type=back.type, name=back.label, state_details=details))
+
+    head, row = command("item", "list").stdout.splitlines()
+    assert head.split() == ["ID", "NAME", "QUEUE", "STATE", "PRIO", "JOB", "AGE", "TOOK", "STARTS"]
+    assert row.split()[3:5] == ["awaitingretry", "critical"]
+    assert max(len(head), len(row)) <= 80
+
+
+def test_ids_that_end_alike_are_shown_longer_until_they_differ() -> None:
+    first, second, third = "00000000-0000-7000-8000-00aabbccddee", "00000000-0000-7000-8000-01aabbccddee", str(uuid4())
+
+    assert short_ids([first, second, third]) == {
+        first: "0aabbccddee",
+        second: "1aabbccddee",
+        third: third[-8:],
+    }
