@@ -1,7 +1,7 @@
 """Short forms of an item's id: its last characters.
 
-Prefect's ids are ordered by time (UUID version 7): the items that a schedule, or one bulk request, makes at once share
-their first characters. The last ones are random.
+The ids that Prefect's schedules give begin with the time (UUID version 7): those made at once share their first
+characters. The last ones are random in any id.
 """
 
 from __future__ import annotations

@@ -45,7 +45,6 @@ _COLUMNS = (
     Column("JOB", gives_way=True),
     Column("AGE", right=True),
     Column("TOOK", right=True),
-    Column("STARTS", right=True),
 )
 
 
@@ -73,7 +72,8 @@ def list_(
         print_json([fields_of(run, item) for run, item in pairs])
         return
     short = short_ids([run.id for run, _ in pairs])
-    rows = [
+    starts = [due_in_words(item) for _, item in pairs]
+    rows: list[tuple[str, ...]] = [
         (
             short[run.id],
             run.name,
@@ -83,14 +83,11 @@ def list_(
             source_of(item).rpartition("/")[2],
             ago(item.created).removesuffix(" ago"),
             lasted(duration_of(item)),
-            due_in_words(item),
+            *([start] if any(starts) else []),
         )
-        for run, item in pairs
+        for (run, item), start in zip(pairs, starts, strict=True)
     ]
-    if not any(row[-1] for row in rows):
-        columns, rows = _COLUMNS[:-1], [row[:-1] for row in rows]
-    else:
-        columns = _COLUMNS
+    columns = (*_COLUMNS, *([Column("STARTS", right=True)] if any(starts) else []))
     print_table(columns, rows, empty="No such item. Put one on a queue with: prefect-launch add -j JOB -q QUEUE")
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Wide enough that no table is cut when nobody looks at it in a terminal.
 _WIDE_COLUMNS: Final = 1_000
+#: What a column that gives way keeps as long as it can.
+_READABLE_CHARS: Final = 8
 _STYLES: Final[Mapping[str, str]] = {
     "completed": "green",
     "online": "green",
@@ -67,8 +69,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, 
             justify="right" if column.right else "left",
             overflow="ellipsis",
             no_wrap=True,
-            min_width=8 if column.gives_way else None,
-            ratio=None,
+            min_width=len(column.title),
         )
     filled = [[_cell(value) for value in row] for row in rows]
     if not filled:
@@ -96,6 +97,11 @@ def print_details(pairs: Iterable[tuple[str, object]]) -> None:
 def ago(moment: datetime | None) -> str:
     """Tell how long ago something was."""
     return "" if moment is None else f"{lasted((datetime.now(timezone.utc) - moment).total_seconds())} ago"
+
+
+def until(moment: datetime) -> str:
+    """Tell in how long something will be."""
+    return f"in {lasted((moment - datetime.now(timezone.utc)).total_seconds())}"
 
 
 def lasted(seconds: float | None) -> str:
@@ -136,17 +142,20 @@ def _cell(value: object) -> Text:
 
 
 def _fitted(columns: Sequence[Column], rows: list[list[Text]], width: int) -> list[list[Text]]:
-    """Cut the columns that give way, the widest first, until the table fits: rich alone would cut every column."""
+    """Cut the columns that give way, the widest first, until the table fits: rich alone would cut every column.
+
+    Where that is not enough, any column is cut; a title never is.
+    """
     widths = [max([len(column.title), *(row[place].cell_len for row in rows)]) for place, column in enumerate(columns)]
-    may = [place for place, column in enumerate(columns) if column.gives_way]
-    while may and sum(widths) + 2 * len(widths) > width:
-        widest = max(may, key=lambda place: widths[place])
-        if widths[widest] <= max(8, len(columns[widest].title)):
-            break
-        widths[widest] -= 1
+    give_way = [place for place, column in enumerate(columns) if column.gives_way]
+    for may, least in ((give_way, _READABLE_CHARS), (give_way, 0), (range(len(columns)), 0)):
+        left = [place for place in may if widths[place] > max(least, len(columns[place].title))]
+        while left and sum(widths) + 2 * len(widths) > width:
+            widths[max(left, key=lambda place: widths[place])] -= 1
+            left = [place for place in left if widths[place] > max(least, len(columns[place].title))]
     for row in rows:
-        for place in may:
-            row[place].truncate(widths[place], overflow="ellipsis")
+        for place, cell in enumerate(row):
+            cell.truncate(widths[place], overflow="ellipsis")
     return rows
 
 

@@ -78,7 +78,7 @@ class ItemTwin(Calls):
         queue = _queue_of(pool, draft.work_queue_name)
         labels = {**(deployment.labels or {}), "prefect.deployment.id": str(deployment.id), **as_json(draft.labels)}
         item = Item(
-            id=_id_made_at(self._store.now()),
+            id=uuid4(),
             name=draft.name,
             created=self._store.now(),
             deployment_id=deployment.id,
@@ -259,12 +259,6 @@ class ItemTwin(Calls):
         if stored is not None:
             merged = {**stored.item.labels, **as_json(dict(labels))}
             stored.item = stored.item.model_copy(update={"labels": merged})
-
-
-def _id_made_at(moment: datetime) -> UUID:
-    """Return a new id of version 7, as the server's are: ordered by time, random at its end."""
-    milliseconds = int(moment.timestamp() * 1000)
-    return UUID(int=(milliseconds << 80) | (0x7 << 76) | (0b10 << 62) | (uuid4().int & ((1 << 62) - 1)))
 
 
 def _is_due(item: Item, before: datetime) -> bool:

@@ -9,7 +9,6 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.errors import SpecError
-from prefect_launch.item_id import short_id
 from prefect_launch.priority import Priority
 from prefect_launch.server.values import State
 from prefect_launch.states import ItemState, StateType
@@ -142,12 +141,6 @@ class ItemContract:
     async def test_many_items_of_deployment_that_is_gone_are_refused(self, place: Place) -> None:
         with pytest.raises(SpecError, match="is gone"):
             await place.server.create_items(uuid4(), [draft()])
-
-    async def test_ids_of_items_made_at_once_begin_alike_and_end_apart(self, place: Place) -> None:
-        made = await place.server.create_items(place.deployment_id, [draft("first"), draft("second")])
-        first, second = (str(item.id) for item in made)
-        assert first[:6] == second[:6]
-        assert short_id(first) != short_id(second)
 
     async def test_no_items_are_made_of_no_drafts(self, place: Place) -> None:
         assert await place.server.create_items(place.deployment_id, []) == []

@@ -84,7 +84,7 @@ def test_inputs_of_a_form_are_never_taken_for_launch_options() -> None:
     assert spec.overrides.run_config == named
     assert not is_scheduler(made)
     run = QueuedRun.of(InMemoryApi(entity="acme", project="digits"), made)
-    assert (run.run_id, run.entity, run.project, run.sweep) == ("12345678", "acme", "digits", None)
+    assert (run.run_id, run.entity, run.project, run.sweep) == ("90abcdef", "acme", "digits", None)
 
 
 @pytest.mark.parametrize("group", ["text", 3, ["a"]])

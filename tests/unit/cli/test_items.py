@@ -80,18 +80,15 @@ def test_item_is_found_by_its_name_by_the_start_of_its_id_and_by_its_whole_id(
         assert json.loads(command("item", "show", given, "--json").stdout)["id"] == run.id
 
 
-@pytest.mark.parametrize("given", ["train", "start of the ids"])
-def test_item_that_is_named_ambiguously_is_refused_with_the_candidates(
-    given: str, api: InMemoryApi, command: Command
-) -> None:
-    first, second = add(api, "train", "train")
-    part = first.id[:6] if given != "train" else given
+def test_item_that_is_named_ambiguously_is_refused_with_the_candidates(api: InMemoryApi, command: Command) -> None:
+    (first,) = add(api, "train")
+    second, third = add(api, "train", short_id(first.id))
 
-    refused = command("item", "show", part)
-
-    assert isinstance(refused.exception, InvalidNameError)
-    for run in (first, second):
-        assert f"{run.id} (train, queued, made 0 s ago)" in str(refused.exception)
+    for given, meant in (("train", [first, second]), (third.name, [first, third])):
+        refused = command("item", "show", given)
+        assert isinstance(refused.exception, InvalidNameError)
+        for run in meant:
+            assert re.search(rf"{run.id} \({run.name}, queued, made \d s ago\)", str(refused.exception))
 
 
 @pytest.mark.parametrize("given", ["nobody", "abc", "ffffffff", str(uuid4())])

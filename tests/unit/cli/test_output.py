@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import datetime, timedelta, timezone
 from uuid import UUID
 
@@ -29,6 +30,20 @@ def test_table_fits_the_terminal_and_cuts_only_names(
     assert "1a2b3c4d" in lines[1]
     assert "running" in lines[1]
     assert lines[1].endswith("3 min")
+
+
+@pytest.mark.parametrize("cut_first", [True, False])
+def test_no_title_is_cut_at_80_columns_though_every_value_is_long(
+    cut_first: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles = ("AGENT", "STATE", "HOST", "SLOTS", "RUNS", "HEARD OF", "QUEUES", "DESCRIPTION", "IN WORK")
+    monkeypatch.setenv("COLUMNS", "80")
+
+    print_table([Column(title, gives_way=cut_first) for title in titles], [["x" * 30] * len(titles)], empty="")
+
+    head, row = capsys.readouterr().out.splitlines()
+    assert re.split(r"\s{2,}", head) == list(titles)
+    assert len(row) <= 80
 
 
 def test_table_in_a_pipe_is_cut_nowhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
