@@ -10,7 +10,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from uuid import UUID
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
     from prefect_launch.jobs.store import JobStore
     from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.secret_blocks import ReadSecret
     from prefect_launch.server.protocol import Server
     from prefect_launch.server.values import Item
     from prefect_launch.session import Session
@@ -120,7 +121,7 @@ class Api(QueueCalls, JobCalls, BaseModel):
         from prefect_launch.session import Session
 
         async with self.connect(patience_seconds=patience_seconds) as server, self.job_registry(server) as jobs:
-            yield Session(server, jobs, self._registries())
+            yield Session(server, jobs, self._registries(), self._secrets(server))
 
     def call(self, function: Callable[[Session], Awaitable[T]]) -> T:
         """Run an async function of an open session from synchronous code, over the connection that is kept."""
@@ -142,6 +143,13 @@ class Api(QueueCalls, JobCalls, BaseModel):
     def _registries(self) -> Registry | None:
         """Who is asked about images; `None`: all registries, as this machine is logged in."""
         return None
+
+    def _secrets(self, server: Server) -> ReadSecret:
+        """Return what reads a Secret block of the server by its name."""
+        from prefect_launch.secret_blocks import read_secret
+
+        client: PrefectClient = server.client  # type: ignore[attr-defined]
+        return partial(read_secret, client=client)
 
     def _address(self) -> str | None:
         from prefect.settings import PREFECT_API_URL

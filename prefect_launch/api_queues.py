@@ -35,6 +35,7 @@ class QueueCalls:
         *,
         concurrency: int | None = None,
         submitter_options: Iterable[str] = (),
+        submitter_secrets: Iterable[str] = (),
     ) -> RunQueue:
         """Make a queue.
 
@@ -48,6 +49,8 @@ class QueueCalls:
             template_variables: `{name: {"schema": {type, enum, minimum, maximum, default}}}`.
             concurrency: how many items may be in work at a time, at least 1; `None` for no limit.
             submitter_options: options that submitters may set besides the resource's usual ones.
+            submitter_secrets: names of the Secret blocks that submitters may name in `env`, and so have; by default
+                none. The queue's own config may name any.
 
         Raises:
             QueueError: when it is there already, or its configuration is wrong.
@@ -55,7 +58,16 @@ class QueueCalls:
             NotFoundError: for an unknown resource or option.
         """
         return self._write_queue(
-            name, type, entity, prioritization_mode, config, template_variables, concurrency, submitter_options, False
+            name,
+            type,
+            entity,
+            prioritization_mode,
+            config,
+            template_variables,
+            concurrency,
+            submitter_options,
+            submitter_secrets,
+            False,
         )
 
     def upsert_run_queue(
@@ -69,10 +81,20 @@ class QueueCalls:
         *,
         concurrency: int | None = None,
         submitter_options: Iterable[str] = (),
+        submitter_secrets: Iterable[str] = (),
     ) -> RunQueue:
         """Make a queue, or bring the one of that name up to date; arguments as `create_run_queue`."""
         return self._write_queue(
-            name, type, entity, prioritization_mode, config, template_variables, concurrency, submitter_options, True
+            name,
+            type,
+            entity,
+            prioritization_mode,
+            config,
+            template_variables,
+            concurrency,
+            submitter_options,
+            submitter_secrets,
+            True,
         )
 
     def _write_queue(
@@ -85,6 +107,7 @@ class QueueCalls:
         variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
         concurrency: int | None,
         submitter_options: Iterable[str],
+        submitter_secrets: Iterable[str],
         replace: bool,
     ) -> RunQueue:
         from prefect_launch.queue_config import make_config
@@ -94,7 +117,13 @@ class QueueCalls:
         check_concurrency(concurrency)
         owner = check_name("entity", entity or self.entity)
         made = make_config(
-            resource, config, variables, entity=owner, prioritization_mode=mode, submitter_options=submitter_options
+            resource,
+            config,
+            variables,
+            entity=owner,
+            prioritization_mode=mode,
+            submitter_options=submitter_options,
+            submitter_secrets=submitter_secrets,
         )
         pool = self._api.call(
             lambda session: create_queue(session, name, made, concurrency=concurrency, replace=replace)

@@ -7,17 +7,19 @@ group.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from prefect_launch.errors import InputError, QueueError
+from prefect_launch.errors import InputError, NotFoundError, QueueError
 from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER
 from prefect_launch.jobs.plain_schema import inputs_in_order
 from prefect_launch.names import check_name
 from prefect_launch.queues import QUEUE_LABEL
 from prefect_launch.retry import Cause
 from prefect_launch.runners.registry import runner_class
+from prefect_launch.safety import secrets_pattern
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -108,7 +110,7 @@ async def deploy_job(
         wanted,
         pool=queue.name,
         parameters={},
-        parameter_schema=form_schema(job),
+        parameter_schema=form_schema(job, secrets=queue.config.submitter_secrets),
         description=f"{job.description or ''}\n\nStarts `{job.reference}` on the queue **{queue.name}**.".strip(),
         tags=[f"job:{job.name}", f"version:v{job.version}", f"queue:{queue.name}"],
         labels=labels,
@@ -118,8 +120,24 @@ async def deploy_job(
     return job, deployment_id, wanted
 
 
-def form_schema(job: Job) -> dict[str, Any]:
+async def refresh_forms(session: Session, queue_name: str) -> None:
+    """Bring the deployments of jobs on a queue up to date with what the queue lets submitters set.
+
+    A deployment whose job is gone stays as it is.
+    """
+    for deployment in await session.server.list_deployments(queue_name):
+        labels = deployment.labels or {}
+        if labels.get(FORM_LABEL) and labels.get(JOB_LABEL):
+            with suppress(NotFoundError):
+                await deploy_job(session, labels[JOB_LABEL], queue_name, name=deployment.name)
+
+
+def form_schema(job: Job, *, secrets: Collection[str] = ()) -> dict[str, Any]:
     """Return the parameter schema of a job's deployment: its inputs in their order, then the launch options.
+
+    Args:
+        job: that it starts.
+        secrets: those that submitters may name; the server itself refuses a run that names another.
 
     Raises:
         InputError: when an input is called `launch`.
@@ -137,7 +155,18 @@ def form_schema(job: Job) -> dict[str, Any]:
     return {
         "type": "object",
         "title": "Parameters",
-        "properties": {**placed, OPTIONS_PARAMETER: {**_OPTIONS_SCHEMA, "position": len(placed)}},
+        "properties": {**placed, OPTIONS_PARAMETER: {**_options_schema(secrets), "position": len(placed)}},
         "required": list(schema.get("required") or ()),
         "additionalProperties": schema.get("additionalProperties", not inputs),
     }
+
+
+def _options_schema(secrets: Collection[str]) -> dict[str, Any]:
+    """Return the schema of the launch options, whose resource arguments name no secret but these."""
+    # Without a type, each of these holds for the values of one type: texts, lists, and mappings such as `env`.
+    text = {"pattern": secrets_pattern(secrets)}
+    value = {**text, "items": text, "additionalProperties": text}
+    by_resource = {"type": "object", "additionalProperties": value}
+    properties = _OPTIONS_SCHEMA["properties"]
+    resource_args = {**properties["resource_args"], "additionalProperties": by_resource}
+    return {**_OPTIONS_SCHEMA, "properties": {**properties, "resource_args": resource_args}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -10,12 +9,12 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.safety import locked_options
 from prefect_launch.safety.options import normalise_option, normalise_options, read_env
+from prefect_launch.secret_blocks import secret_names
 from prefect_launch.spec import LaunchSpec
 from prefect_launch.templates import QueueConfig
 
 _ENV: Final = "env"
 _HIDDEN: Final = "***"
-_SECRET: Final = re.compile(r"\{\{\s*prefect\.blocks\.secret\.([a-z0-9-]+)\s*\}\}")
 
 
 class Change(BaseModel):
@@ -81,7 +80,7 @@ def _names(env: Any) -> list[str]:
 
 
 def _name(name: str, value: str) -> str:
-    secrets = _SECRET.findall(value)
+    secrets = secret_names(value)
     return f"{name} (Secret block {', '.join(secrets)})" if secrets else name
 
 

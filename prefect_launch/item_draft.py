@@ -21,7 +21,12 @@ from prefect_launch.priority import Priority
 from prefect_launch.queue_config import make_config
 from prefect_launch.queues import DEFAULT_QUEUE, QUEUE_LABEL, create_queue
 from prefect_launch.runners.registry import runner_class
-from prefect_launch.safety import check_submitter_args, locked_options
+from prefect_launch.safety import (
+    check_submitter_args,
+    check_submitter_secrets,
+    check_variables_name_no_secret,
+    locked_options,
+)
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.session import KnownQueue, Session
 from prefect_launch.sources.notebook import notebook_in
@@ -111,6 +116,7 @@ def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -
     _refuse_notebook(spec)
     _check_resource(spec, queue, job)
     check_variables(queue.name, queue.config, spec.template_variables)
+    check_variables_name_no_secret(spec.template_variables)
     full = _completed(api, spec, job)
     parameters = {key: value for key, value in full.dump().items() if key not in ("template_variables", "priority")}
     return ItemDraft(
@@ -167,6 +173,7 @@ def _check_resource(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> Non
         extra_allowed=queue.config.submitter_options,
         locked=locked_options(queue.config.resource_args),
     )
+    check_submitter_secrets(options, resource=resource, allowed=queue.config.submitter_secrets)
     runner.check_options(options)
 
 

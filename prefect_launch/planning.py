@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +32,12 @@ from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
 from prefect_launch.safety import (
     check_secure_mode,
     check_submitter_args,
+    check_submitter_secrets,
+    check_variables_name_no_secret,
     locked_options,
     merge_resource_args,
 )
-from prefect_launch.secret_blocks import resolve_secrets
+from prefect_launch.secret_blocks import ReadSecret, fill_secrets, name_secret, read_secrets, secret_names
 from prefect_launch.sources import source_of
 from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.spec import LaunchSpec
@@ -46,9 +48,6 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
 
 log = logging.getLogger("prefect_launch.agent")
-
-#: Fills in the secrets that a value names.
-Secrets = Callable[[Any], Awaitable[Any]]
 
 
 class Site(BaseModel):
@@ -90,15 +89,21 @@ class Request(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
-async def make_plan(request: Request, site: Site, jobs: JobRegistry) -> RunPlan:
-    """Plan one attempt: check everything, then lay out its folder and code.
+async def make_plan(request: Request, site: Site, jobs: JobRegistry, read_secret: ReadSecret) -> RunPlan:
+    """Plan one attempt: check everything, then read its secrets, and lay out its folder and code.
+
+    Args:
+        request: the attempt.
+        site: this machine.
+        jobs: where jobs are kept.
+        read_secret: reads a Secret block.
 
     Raises:
         SubmitterError: when the spec, the inputs or the options are wrong, or the code cannot be had.
         QueueError: when the queue's own options are wrong.
     """
     job = await _resolve(request.spec, jobs)
-    plan = await _sketch(request, site, job, resolve_secrets)
+    plan = await _sketch(request, site, job, read_secret)
     await anyio.to_thread.run_sync(_make_run_dir, plan.run_dir, plan.labels.get(Labels.CLAIM, ""))
     if job is not None and plan.code_dir is not None:
         await anyio.to_thread.run_sync(_clear, plan.code_dir)
@@ -118,7 +123,7 @@ async def preview_plan(request: Request, site: Site, job: Job | None) -> RunPlan
     Raises:
         LaunchError: as `make_plan`, but for what only the agent's machine can tell.
     """
-    return await _sketch(request, site, job, _leave_secrets)
+    return await _sketch(request, site, job, name_secret)
 
 
 async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:
@@ -132,11 +137,7 @@ async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:
     return await jobs.resolve(spec.job) if spec.job else None
 
 
-async def _leave_secrets(value: Any) -> Any:
-    return value
-
-
-async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secrets) -> RunPlan:
+async def _sketch(request: Request, site: Site, job: Job | None, read_secret: ReadSecret) -> RunPlan:
     runner = runner_class(request.config.resource)
     runner.check_source(job.kind if job else SourceKind.IMAGE)
     if job is not None and request.spec.job:
@@ -158,7 +159,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, secrets: Secret
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
         timeout=spec.timeout,
-        options=runner.check_options(await _options(request, site, spec, _named_image(spec, job), secrets)),
+        options=runner.check_options(await _options(request, site, spec, _named_image(spec, job), read_secret)),
         labels=request.labels,
         file_overrides=spec.overrides.files,
     )
@@ -198,7 +199,7 @@ def _with_inputs(spec: LaunchSpec, job: Job | None) -> LaunchSpec:
 
 
 async def _options(
-    request: Request, site: Site, spec: LaunchSpec, image: str | None, secrets: Secrets
+    request: Request, site: Site, spec: LaunchSpec, image: str | None, read_secret: ReadSecret
 ) -> dict[str, Any]:
     config, resource = request.config, request.config.resource
     runner = runner_class(resource)
@@ -206,6 +207,7 @@ async def _options(
         raise SpecError(f"resource_args are for {other!r}, but this item runs on {resource!r}.")
     if request.queue is not None:
         check_variables(request.queue, config, spec.template_variables)
+        check_variables_name_no_secret(spec.template_variables)
     submitted = check_submitter_args(
         spec.resource_args.get(resource, {}),
         resource=resource,
@@ -213,10 +215,14 @@ async def _options(
         extra_allowed=config.submitter_options,
         locked=locked_options(config.resource_args),
     )
+    # Who runs something of no queue is at their own machine, with their own access to the server.
+    allowed = None if request.queue is None else config.submitter_secrets
+    check_submitter_secrets(submitted, resource=resource, allowed=allowed)
     if site.secure_mode:
         check_secure_mode(spec)
-    of_queue = await secrets(config.fill(spec.template_variables))
-    merged = merge_resource_args(of_queue, {**submitted, **await _submitted_env(submitted, secrets)})
+    secrets = await read_secrets([*config.secret_names, *secret_names(submitted)], read_secret)
+    of_queue = config.fill(spec.template_variables, secrets)
+    merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
     macros = macro_values(
         run_id=spec.run_id or short_id(request.item_id),
         item_id=request.item_id,
@@ -230,11 +236,6 @@ async def _options(
         named=site.macros,
     )
     return fill_macros(merged, macros)
-
-
-async def _submitted_env(submitted: Mapping[str, Any], secrets: Secrets) -> dict[str, Any]:
-    """Fill in the secrets that a submitter named. They may stand in `env` alone, where no command line shows them."""
-    return {"env": await secrets(submitted["env"])} if "env" in submitted else {}
 
 
 def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path) -> JobContext:

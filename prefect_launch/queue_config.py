@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ PRIORITIZATION_MODES: Final = ("V0", "DISABLED")
 #: What a queue's config says of images, beside the options of its resource.
 _DOCKER: Final = "docker"
 _PIN: Final = "pin"
+_BLOCK_NAME: Final = re.compile(r"[a-z0-9-]+")
 
 
 def make_config(
@@ -27,6 +29,7 @@ def make_config(
     entity: str | None = None,
     prioritization_mode: str | None = None,
     submitter_options: Iterable[str] = (),
+    submitter_secrets: Iterable[str] = (),
 ) -> QueueConfig:
     """Make and check a queue's configuration, with nothing asked of the server.
 
@@ -39,10 +42,11 @@ def make_config(
         entity: owner of the queue.
         prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
         submitter_options: options that submitters may set besides the resource's usual ones.
+        submitter_secrets: names of the Secret blocks that submitters may name in `env`.
 
     Raises:
         NotFoundError: for an unknown resource or option.
-        QueueError: for a template variable, a mode or a `pin` that is not right.
+        QueueError: for a template variable, a mode, a `pin` or the name of a secret that is not right.
     """
     runner = runner_class(resource)
     docker, given = _split(config)
@@ -63,11 +67,24 @@ def make_config(
             resource_args=options,
             template_variables=read_template_variables(template_variables),
             submitter_options=allowed,
+            submitter_secrets=_secrets_of(submitter_secrets),
             entity=entity,
             prioritization_mode=prioritization_mode or "V0",
             pin=_pin_of(docker, resource, runner),
         )
     )
+
+
+def _secrets_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of Secret blocks, each once."""
+    given = (names,) if isinstance(names, str) else tuple(names)
+    for name in given:
+        if not isinstance(name, str) or not _BLOCK_NAME.fullmatch(name):
+            raise QueueError(
+                f"Invalid name {name!r} of a Secret block in submitter_secrets: use its name on the Prefect server, in"
+                " small letters, digits and '-'."
+            )
+    return tuple(dict.fromkeys(given))
 
 
 def _check_json(what: str, value: Mapping[str, Any]) -> None:

@@ -90,6 +90,10 @@ async def create_queue(
                 await server.create_queue(name, priority.work_queue, int(priority))
     session.forget_queue(name)
     await ensure_deployment(server, name, config)
+    if replace:
+        from prefect_launch.deploy import refresh_forms
+
+        await refresh_forms(session, name)
     return pool
 
 
@@ -160,6 +164,8 @@ class RunQueue:
         type: the resource that its items run on.
         template_variables: JSON schemas by name.
         prioritization_mode: `V0` or `DISABLED`.
+        submitter_options: options that submitters may set besides the resource's usual ones.
+        submitter_secrets: names of the Secret blocks that submitters may name.
         pin: whether its items run just the image that their tag meant when they were queued (True), or the one that it
             means at the start (False); None: the former where it can be had.
         id: of the work pool.
@@ -179,6 +185,7 @@ class RunQueue:
         self.is_paused = pool.is_paused
         self.concurrency_limit = pool.concurrency_limit
         self.submitter_options = config.submitter_options
+        self.submitter_secrets = config.submitter_secrets
 
     def __repr__(self) -> str:
         return f"<RunQueue {self.name} ({self.type})>"

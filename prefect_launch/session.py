@@ -11,6 +11,7 @@ from uuid import UUID
 
 from prefect_launch.errors import QueueError, unknown_name
 from prefect_launch.names import check_name
+from prefect_launch.secret_blocks import ReadSecret, read_secret
 from prefect_launch.seen_digests import SeenDigests
 from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.protocol import Server
@@ -52,12 +53,20 @@ class Session:
     Attributes:
         server: the door to the Prefect server.
         jobs: the jobs that are kept.
+        read_secret: reads a Secret block of the server by its name.
         seen_digests: what registries told lately about images.
     """
 
-    def __init__(self, server: Server, jobs: JobRegistry, registry: Registry | None = None) -> None:
+    def __init__(
+        self,
+        server: Server,
+        jobs: JobRegistry,
+        registry: Registry | None = None,
+        read_secret: ReadSecret = read_secret,
+    ) -> None:
         self.server = server
         self.jobs = jobs
+        self.read_secret = read_secret
         self.seen_digests = SeenDigests(registry)
         self._queues: dict[str, KnownQueue] = {}
 

@@ -16,6 +16,7 @@ import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.errors import QueueError, SpecError, unknown_name
+from prefect_launch.secret_blocks import SECRET_PREFIX, secret_names
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([\w.\-$]+)\s*\}\}")
 _TYPES: Final = ("string", "integer", "number", "boolean")
@@ -35,6 +36,9 @@ class QueueConfig(BaseModel):
     submitter_options: tuple[str, ...] = Field(
         default=(), description="Options that submitters may set besides the usual."
     )
+    submitter_secrets: tuple[str, ...] = Field(
+        default=(), description="Names of Secret blocks that submitters may name in env."
+    )
     entity: str | None = None
     prioritization_mode: str = "V0"
     pin: bool | None = Field(
@@ -51,6 +55,7 @@ class QueueConfig(BaseModel):
                 "resource": self.resource,
                 "resource_args": {self.resource: self.resource_args},
                 "submitter_options": list(self.submitter_options),
+                "submitter_secrets": list(self.submitter_secrets),
                 "entity": self.entity,
                 "prioritization_mode": self.prioritization_mode,
                 **({} if self.pin is None else {"docker": {"pin": self.pin}}),
@@ -86,6 +91,7 @@ class QueueConfig(BaseModel):
                     for key, schema in properties.items()
                 },
                 submitter_options=tuple(configuration.get("submitter_options") or ()),  # type: ignore[union-attr]
+                submitter_secrets=tuple(configuration.get("submitter_secrets") or ()),  # type: ignore[union-attr]
                 entity=configuration.get("entity"),  # type: ignore[union-attr]
                 prioritization_mode=configuration.get("prioritization_mode") or "V0",  # type: ignore[union-attr]
                 pin=(configuration.get("docker") or {}).get("pin"),  # type: ignore[union-attr]
@@ -97,14 +103,24 @@ class QueueConfig(BaseModel):
                 " Write it anew with 'prefect-launch queue create --replace'."
             ) from None
 
-    def fill(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the resource's options with the template variables filled in.
+    @property
+    def secret_names(self) -> list[str]:
+        """The secrets that the queue's owner names in its options."""
+        return secret_names(self.resource_args)
 
-        A value that is one placeholder keeps the variable's type; one with text around it becomes text. A variable
-        without a value and default leaves its option out.
+    def fill(self, values: Mapping[str, Any], secrets: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Return the resource's options with the template variables and secrets filled in, in one pass.
+
+        What a value brings in is not filled again: a submitter's value names neither a variable nor a secret.
+
+        Args:
+            values: of the template variables. A value that is one placeholder keeps the variable's type; one with text
+                around it becomes text. A variable without a value and default leaves its option out.
+            secrets: what the Secret blocks hold, by name; one that is not among them stays as it is named.
         """
         known = {name: schema["default"] for name, schema in self.template_variables.items() if "default" in schema}
-        filled: dict[str, Any] = _fill(self.resource_args, {**known, **values})
+        held = {f"{SECRET_PREFIX}{name}": value for name, value in (secrets or {}).items()}
+        filled: dict[str, Any] = _fill(self.resource_args, {**known, **values, **held})
         return filled
 
 
@@ -175,6 +191,12 @@ def _read_schema(name: str, entry: Any) -> dict[str, Any]:
             raise QueueError(str(unknown_name("keyword", keyword, _KEYWORDS, where=f" in template variable {name!r}")))
     if schema.get("type", "string") not in _TYPES:
         raise QueueError(f"Template variable {name!r} has the type {schema['type']!r}; use one of {', '.join(_TYPES)}.")
+    named = secret_names([schema.get("default"), schema.get("enum")])
+    if named:
+        raise QueueError(
+            f"Template variable {name!r} names the secret {named[0]!r}: a variable's values are shown to everybody, and"
+            " taken as they are. Name the secret in the queue's config."
+        )
     schema = {"type": "string", **schema}
     try:
         jsonschema.Draft202012Validator.check_schema(schema)

@@ -115,8 +115,9 @@ class Execution:
             config=queue.config,
             labels=self._labels(),
         )
+        site = self._shop.config.site
         plan = await self._unless_stopped(
-            until_server_is_back("show the job", lambda: make_plan(request, self._shop.config.site, session.jobs))
+            until_server_is_back("show the job", lambda: make_plan(request, site, session.jobs, session.read_secret))
         )
         self._closing.know(plan=plan)
         runner = self._closing.runner = self._shop.runner(queue.config.resource)

@@ -76,6 +76,14 @@ def create(
         list[str] | None,
         typer.Option("--allow", metavar="OPTION", help="An option that submitters may set besides the usual ones."),
     ] = None,
+    allow_secret: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow-secret",
+            metavar="NAME",
+            help="A Secret block that submitters may name in env, and so have. The queue's config may name any.",
+        ),
+    ] = None,
     priorities: Annotated[
         bool,
         typer.Option("--priorities/--no-priorities", metavar="", help="Four priorities, or first come, first served."),
@@ -104,6 +112,7 @@ def create(
         "template_variables": None if variables is None else read_mapping(variables, "--variables"),
         "concurrency": concurrency,
         "submitter_options": allow or (),
+        "submitter_secrets": allow_secret or (),
     }
     api = _api()
     make = api.upsert_run_queue if replace else api.create_run_queue
@@ -166,6 +175,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("images", _PINS[queue.pin]),
             ("variables", queue.template_variables),
             ("allowed", ", ".join(queue.submitter_options)),
+            ("allowed secrets", ", ".join(queue.submitter_secrets)),
             ("page", queue.url),
         ]
     )
@@ -235,6 +245,7 @@ def _summary(api: Api, queue: RunQueue, activity: QueueActivity) -> dict[str, An
         "config": queue.default_resource_config,
         "template_variables": queue.template_variables,
         "submitter_options": list(queue.submitter_options),
+        "submitter_secrets": list(queue.submitter_secrets),
         "pin": queue.pin,
         "url": queue.url,
     }

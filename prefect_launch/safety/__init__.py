@@ -16,15 +16,19 @@ from prefect_launch.safety.options import (
     normalise_options,
     read_env,
 )
+from prefect_launch.safety.secrets import check_submitter_secrets, check_variables_name_no_secret, secrets_pattern
 from prefect_launch.safety.secure_mode import check_secure_mode
 
 __all__ = [
     "check_kubernetes_manifest",
     "check_secure_mode",
     "check_submitter_args",
+    "check_submitter_secrets",
+    "check_variables_name_no_secret",
     "locked_options",
     "merge_resource_args",
     "normalise_option",
     "normalise_options",
     "read_env",
+    "secrets_pattern",
 ]

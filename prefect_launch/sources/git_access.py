@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from prefect_launch.errors import AgentConfigError, LaunchError
+from prefect_launch.secret_blocks import ReadSecret
 from prefect_launch.sources.git_settings import GitCredential, GitSettings
 from prefect_launch.sources.remote import split_remote
-
-#: Reads a Secret block by its name.
-ReadSecret = Callable[[str], Awaitable[str]]
 
 _USER: Final = "LAUNCH_GIT_USERNAME"
 _TOKEN: Final = "LAUNCH_GIT_TOKEN"

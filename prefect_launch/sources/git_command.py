@@ -17,8 +17,8 @@ import anyio
 
 from prefect_launch.commands import run_command
 from prefect_launch.errors import InfrastructureError, OperatorError, SourceError
-from prefect_launch.secret_blocks import read_secret
-from prefect_launch.sources.git_access import ReadSecret, access_to
+from prefect_launch.secret_blocks import ReadSecret, read_secret
+from prefect_launch.sources.git_access import access_to
 from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.sources.remote import ALLOWED_PROTOCOLS
 

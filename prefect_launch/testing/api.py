@@ -17,6 +17,7 @@ from pydantic import PrivateAttr
 from prefect_launch.api import Api
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
+from prefect_launch.secret_blocks import no_such_secret
 from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.testing.job_index import InMemoryJobIndex
 from prefect_launch.testing.registry import InMemoryRegistry
@@ -24,6 +25,7 @@ from prefect_launch.testing.server import InMemoryServer
 
 if TYPE_CHECKING:
     from prefect_launch.builds.registries.base import Registry
+    from prefect_launch.secret_blocks import ReadSecret
     from prefect_launch.server.protocol import Server
 
 
@@ -42,6 +44,7 @@ class InMemoryApi(Api):
     _index: InMemoryJobIndex = PrivateAttr(default_factory=InMemoryJobIndex)
     _store: JobStore = PrivateAttr(default_factory=_memory_store)
     _registry: InMemoryRegistry = PrivateAttr(default_factory=InMemoryRegistry)
+    _held: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @property
     def server(self) -> InMemoryServer:
@@ -58,6 +61,11 @@ class InMemoryApi(Api):
         """The registries that tell the digests of images, all in one, for a test to fill."""
         return self._registry
 
+    @property
+    def secrets(self) -> dict[str, str]:
+        """What its Secret blocks hold, by name, for a test to fill."""
+        return self._held
+
     @asynccontextmanager
     async def connect(self, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> AsyncIterator[Server]:
         """Open the door to the server on this event loop; its patience is none."""
@@ -67,6 +75,14 @@ class InMemoryApi(Api):
     async def job_registry(self, server: Server | None = None) -> AsyncIterator[JobRegistry]:
         """Open the job registry."""
         yield JobRegistry(self._index, self._store, entity=self.entity, project=self.project)
+
+    def _secrets(self, server: Server) -> ReadSecret:
+        async def read(name: str) -> str:
+            if name not in self._held:
+                raise no_such_secret(name)
+            return self._held[name]
+
+        return read
 
     def _registries(self) -> Registry:
         return self._registry
