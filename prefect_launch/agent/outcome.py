@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -129,13 +130,20 @@ def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
         The outputs, and what is wrong with the file, if anything.
     """
     path = output_dir / OUTPUTS_FILE
-    if not path.is_file() or path.is_symlink():
-        return {}, None
-    if path.stat().st_size > _OUTPUTS_BYTES:
-        return {}, f"{OUTPUTS_FILE} has {path.stat().st_size:,} bytes; at most {_OUTPUTS_BYTES:,} are shown."
     try:
-        # NaN is no JSON, and what a diverged training writes: it is shown as the text that it is.
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=str)
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode):
+            kind = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(stat.S_IFMT(about.st_mode), "special file")
+            return {}, f"{OUTPUTS_FILE} is a {kind}, and is not shown. Write it as a file."
+        if about.st_size > _OUTPUTS_BYTES:
+            return {}, f"{OUTPUTS_FILE} has {about.st_size:,} bytes; at most {_OUTPUTS_BYTES:,} are shown."
+        # NaN is no JSON, and what a diverged training writes: it is shown as the text that it is. Of bytes, json tells
+        # the encoding, by a byte-order mark too.
+        found = json.loads(path.read_bytes(), parse_constant=str)
+    except FileNotFoundError:
+        return {}, None
+    except OSError as error:
+        return {}, f"{OUTPUTS_FILE} cannot be read: {error.strerror}."
     except (ValueError, RecursionError) as error:
         return {}, f"{OUTPUTS_FILE} is no JSON: {error}."
     if not isinstance(found, dict) or any(isinstance(value, (dict, list)) for value in found.values()):

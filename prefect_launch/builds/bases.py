@@ -31,7 +31,7 @@ def read_bases(dockerfile: Path) -> tuple[str, ...]:
         SourceError: when it cannot be read.
     """
     try:
-        text = dockerfile.read_text(encoding="utf-8")
+        text = dockerfile.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SourceError(f"The Dockerfile {dockerfile.name!r} cannot be read: {error}.") from error
     arguments: dict[str, str] = {}

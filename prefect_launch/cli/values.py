@@ -58,7 +58,7 @@ def _is_file(path: Path) -> bool:
 
 def _read(path: Path, option: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"The file {str(path)!r} of {option} cannot be read: {error}.") from None
 

@@ -98,7 +98,7 @@ def _scalar(name: str, value: Any) -> Any:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_bytes())
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from prefect_launch.errors import InputError, JobCodeError
+from prefect_launch.errors import InputError, JobCodeError, unknown_name
+from prefect_launch.inputs.faults import causes, unknown_names, worst_cause
 
 _HIDDEN = "***"
 _SECRET_FORMATS = ("secret", "password")
@@ -57,14 +58,14 @@ def check_values(values: Mapping[str, Any], schema: Mapping[str, Any], *, where:
 
     validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)(schema)
     try:
-        faults = [error for error in validator.iter_errors(values) if not _was_left_out(error, whole)]
+        faults = [error for error in causes(validator.iter_errors(values)) if not _was_left_out(error, whole)]
     except Unresolvable as error:
         raise JobCodeError(
             f"The schema refers to something that it does not hold: {error}. Put it under '$defs'."
         ) from None
     except RecursionError:
         raise JobCodeError("The schema refers to itself without end. Correct its '$ref'.") from None
-    worst = jsonschema.exceptions.best_match(faults)
+    worst = worst_cause(faults)
     if worst is not None:
         raise InputError(
             f"Invalid input in {where}: {_describe(worst)}. Correct it in the launch config, or correct the schema."
@@ -138,6 +139,8 @@ def _describe(error: Any) -> str:
     """Say what is wrong without jsonschema's own text where that would quote a whole object, secrets included."""
     field = ".".join(str(part) for part in error.absolute_path)
     at = f" at {field!r}" if field else ""
+    for name in unknown_names(error):
+        return str(unknown_name("property", name, error.schema.get("properties", {}), where=at)).rstrip(".")
     if error.validator in ("required", "additionalProperties", "dependentRequired", "unevaluatedProperties"):
         return f"{error.message}{at}"
     name = repr(field) if field else "the config"

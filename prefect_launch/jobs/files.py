@@ -124,7 +124,8 @@ async def _awaited(result: Any) -> Any:
 
 def _says_missing(error: Exception) -> bool:
     # LocalFileSystem says it with a ValueError, fsspec with FileNotFoundError, boto3 with a code in its answer.
-    if isinstance(error, FileNotFoundError):
+    # A folder of that name is no file: an object store, which has no folders, says so of itself.
+    if isinstance(error, (FileNotFoundError, IsADirectoryError)):
         return True
     if isinstance(error, ValueError):
         return "does not exist" in str(error)

@@ -55,7 +55,7 @@ def _read_rules(folder: Path) -> Iterator[GitIgnoreSpec]:
         path = folder / name
         if path.is_file():
             try:
-                yield GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8").splitlines())
+                yield GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8-sig").splitlines())
             except (UnicodeDecodeError, ValueError) as error:
                 raise SourceError(
                     f"The ignore file {path} cannot be read: {error}. Write patterns as UTF-8 text."

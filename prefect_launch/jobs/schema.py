@@ -15,11 +15,11 @@ from typing import Any, Final
 import yaml
 from anyio import to_thread
 from jsonschema import ValidationError
-from jsonschema.exceptions import best_match
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from prefect_launch.errors import InputError, SpecError, unknown_name
+from prefect_launch.inputs.faults import unknown_names, worst_cause
 from prefect_launch.jobs.plain_schema import Schema, plain_schema, validator
 from prefect_launch.jobs.schema_class import read_schema_class
 
@@ -68,9 +68,8 @@ def check_inputs(schema: Mapping[str, Any] | None, run_config: Mapping[str, Any]
     inputs = deepcopy(dict(run_config))
     if schema is None:
         return inputs
-    _check_unknown(schema, inputs, "")
     filled = _filled(schema, inputs)
-    error = best_match(validator(schema).iter_errors(filled))
+    error = worst_cause(validator(schema).iter_errors(filled))
     if error is not None:
         raise _readable(error)
     return filled
@@ -104,8 +103,8 @@ def _read_file(beside_code: Path, as_given: Path) -> object:
     if path is None:
         raise SpecError(f"The schema file {str(as_given)!r} does not exist, here or in {beside_code.parent}.")
     try:
-        text = path.read_text(encoding="utf-8")
-        value: object = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        content = path.read_bytes()  # Of bytes, both tell the encoding, by a byte-order mark too.
+        value: object = json.loads(content) if path.suffix == ".json" else yaml.safe_load(content)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise SpecError(f"The schema file {str(path)!r} cannot be read: {error}.") from None
     return value
@@ -129,16 +128,6 @@ def _filled(schema: Mapping[str, Any], value: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _check_unknown(schema: Mapping[str, Any], value: Mapping[str, Any], path: str) -> None:
-    known = _properties(schema)
-    for key, each in value.items():
-        if key not in known and schema.get("additionalProperties") is False and "patternProperties" not in schema:
-            where = f" in {path!r}" if path else ""
-            raise InputError(str(unknown_name("input", key, known, where=where)))
-        if key in known and isinstance(each, Mapping):
-            _check_unknown(known[key], each, f"{path}.{key}" if path else key)
-
-
 def _properties(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     properties = schema.get("properties", {})
     return {key: each for key, each in properties.items() if isinstance(each, Mapping)}
@@ -147,12 +136,18 @@ def _properties(schema: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _readable(error: ValidationError) -> InputError:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path).lstrip(".")
     rule, limit = str(error.validator), error.validator_value
+    for name in unknown_names(error):
+        inside = f"{where}." if where else ""
+        return InputError(
+            str(unknown_name("input", f"{inside}{name}", [f"{inside}{key}" for key in _properties(error.schema)]))
+        )
     if rule == "required":
         missing = error.message.split("'")[1] if "'" in error.message else error.message
         name = f"{where}.{missing}" if where else missing
         return InputError(f"The input {name!r} is required and has no default. Give it a value.")
     described = _RULES.get(rule)
-    text = described.format(limit=limit) if described else error.message
+    words = " or ".join(map(str, limit)) if rule == "type" and isinstance(limit, list) else limit
+    text = described.format(limit=words) if described else error.message
     return InputError(f"The input {where or 'config'!r} is {_short(error.instance)}: {text}.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from uuid import uuid4
@@ -154,4 +155,23 @@ def test_nan_of_a_diverged_training_is_shown_as_text(tmp_path: Path) -> None:
 def test_outputs_file_that_is_a_link_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text('{"a": 1}')
     (tmp_path / "outputs.json").symlink_to(tmp_path / "secret")
+    assert read_outputs(tmp_path) == ({}, "outputs.json is a link, and is not shown. Write it as a file.")
+
+
+def test_folder_or_pipe_in_the_place_of_the_outputs_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "outputs.json").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    assert read_outputs(tmp_path) == ({}, "outputs.json is a folder, and is not shown. Write it as a file.")
+    (tmp_path / "outputs.json").rmdir()
+    (tmp_path / "pipe").rename(tmp_path / "outputs.json")
+    assert read_outputs(tmp_path) == ({}, "outputs.json is a special file, and is not shown. Write it as a file.")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_outputs_file_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "outputs.json").write_bytes('{"note": "größer"}'.encode(encoding))
+    assert read_outputs(tmp_path) == ({"note": "größer"}, None)
+
+
+def test_run_that_left_no_outputs_file_is_told_nothing(tmp_path: Path) -> None:
     assert read_outputs(tmp_path) == ({}, None)

@@ -213,6 +213,28 @@ def test_secret_of_a_pydantic_model_is_not_noted(launched: Launch, tmp_path: Pat
     assert noted(tmp_path, "@wandb.config.json")["values"]["trainer"] == {"steps": 1}
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"kind": "sgd", "momentum": 1}, "'part.momentum' is 1, which breaks the rule exclusiveMaximum"),
+        ({"kind": "sgd", "momentun": 0.5}, "Unknown property 'momentun' at 'part'. Did you mean 'momentum'?"),
+        ({"kind": "lion"}, "'part.kind' is 'lion', which breaks the rule enum"),
+    ],
+)
+def test_value_of_a_union_is_judged_by_the_branch_that_was_meant(
+    launched: Launch, part: dict[str, Any], message: str
+) -> None:
+    launched(config={"part": part})
+    momentum = {"type": "number", "exclusiveMaximum": 1}
+    branches = [
+        {"properties": {"kind": {"const": "adam"}, "beta": {}}, "additionalProperties": False},
+        {"properties": {"kind": {"const": "sgd"}, "momentum": momentum}, "additionalProperties": False},
+    ]
+
+    with pytest.raises(InputError, match=message):
+        manage_wandb_config(schema={"properties": {"part": {"oneOf": branches}}})
+
+
 def test_secret_of_an_alternative_is_not_shown(launched: Launch) -> None:
     launched(config={"seed": 1, "trainer": {"steps": 1}, "token": {"deep": "hunter2"}})
 

@@ -179,7 +179,7 @@ async def test_inputs_given_are_not_changed() -> None:
         ({"epochs": 3, "rat": 1}, "Unknown input 'rat'. Did you mean 'rate'"),
         (
             {"epochs": 3, "optimizer": {"momentun": 1}},
-            "'momentun' in 'optimizer'. Did you mean 'momentum'",
+            "'optimizer.momentun'. Did you mean 'optimizer.momentum'",
         ),
     ],
 )
@@ -188,6 +188,62 @@ async def test_wrong_input_is_named_with_its_value_and_its_rule(inputs: dict[str
 
     with pytest.raises(InputError, match=message):
         check_inputs(schema, inputs)
+
+
+class Adam(BaseModel):
+    kind: Literal["adam"] = "adam"
+    beta: float = 0.9
+
+
+class Sgd(BaseModel):
+    kind: Literal["sgd", "asgd"]
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Tree(BaseModel):
+    depth: int = Field(ge=1)
+
+
+class Forest(BaseModel):
+    trees: int
+    leaves: int | None = None
+
+
+class Unions(BaseModel):
+    tagged: Adam | Sgd = Field(default=Adam(), discriminator="kind")
+    told_apart: Adam | Sgd | None = None
+    untagged: Tree | Forest | None = None
+    several: list[Tree | Forest] = []
+    named: dict[str, Adam | Sgd] = {}
+    ratio: int | list[float] = 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"tagged": {"kind": "sgd", "momentum": 1}}, "'tagged.momentum' is 1: it must be less than 1"),
+        ({"tagged": {"kind": "sgd", "momentun": 0.5}}, "'tagged.momentun'. Did you mean 'tagged.momentum'?"),
+        ({"tagged": {"kind": "lion"}}, r"'tagged.kind' is 'lion': it must be one of \['adam', 'sgd', 'asgd'\]"),
+        ({"tagged": {"momentum": 0.5}}, "'tagged.kind' is required"),
+        ({"tagged": "sgd"}, "'tagged' is 'sgd': it must be of type object"),
+        ({"told_apart": {"kind": "asgd", "momentum": -1}}, "'told_apart.momentum' is -1: it must be at least 0"),
+        ({"untagged": {"depth": 0}}, "'untagged.depth' is 0: it must be at least 1"),
+        ({"untagged": {"trees": 1, "leafs": 2}}, "'untagged.leafs'. Did you mean 'untagged.leaves'?"),
+        ({"untagged": 3}, "'untagged' is 3: it must be of type object or null"),
+        ({"several": [{"depth": 1}, {"trees": "x"}]}, r"'several\[1\].trees' is 'x': it must be of type integer"),
+        ({"named": {"a": {"kind": "sgd", "momentum": "x"}}}, "'named.a.momentum' is 'x': it must be of type number"),
+        ({"ratio": [1, "x"]}, r"'ratio\[1\]' is 'x': it must be of type number"),
+        ({"ratio": "x"}, "'ratio' is 'x': it must be of type integer or array"),
+    ],
+)
+async def test_wrong_input_of_a_union_is_judged_by_the_branch_that_was_meant(
+    inputs: dict[str, Any], message: str
+) -> None:
+    schema = await load_schema(Unions)
+
+    with pytest.raises(InputError, match=message):
+        check_inputs(schema, inputs)
+    assert check_inputs(schema, {"tagged": {"kind": "sgd", "momentum": 0.5}})["tagged"]["momentum"] == 0.5
 
 
 async def test_open_schema_takes_any_input_and_a_job_without_schema_too() -> None:
