@@ -138,9 +138,9 @@ def _readable(error: ValidationError) -> InputError:
     rule, limit = str(error.validator), error.validator_value
     for name in unknown_names(error):
         inside = f"{where}." if where else ""
-        return InputError(
-            str(unknown_name("input", f"{inside}{name}", [f"{inside}{key}" for key in _properties(error.schema)]))
-        )
+        closed = error.schema if isinstance(error.schema, Mapping) else {}
+        known = [f"{inside}{key}" for key in _properties(closed)]
+        return InputError(str(unknown_name("input", f"{inside}{name}", known)))
     if rule == "required":
         missing = error.message.split("'")[1] if "'" in error.message else error.message
         name = f"{where}.{missing}" if where else missing

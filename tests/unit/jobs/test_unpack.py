@@ -49,6 +49,21 @@ async def test_what_was_packed_comes_out_with_links_and_executable_bits(code: Pa
     assert (tmp_path / "out" / "main.py").read_text() == "print('hello')\n"
 
 
+@pytest.mark.parametrize("has_filter", [True, False])
+async def test_owners_and_special_bits_of_an_archive_are_dropped_on_any_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_filter: bool
+) -> None:
+    if not has_filter:  # As on Debian 12's own Python 3.11.2.
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    member = _member("run.sh", size=1)
+    member.mode, member.uid, member.gid, member.uname = 0o6777, 12345, 12345, "nobody"
+
+    await _unpack(tmp_path / "out", member)
+
+    about = (tmp_path / "out" / "run.sh").stat()
+    assert (about.st_mode & 0o7777, about.st_uid, about.st_gid) == (0o755, os.getuid(), os.getgid())
+
+
 @pytest.mark.parametrize(
     ("member", "reason"),
     [
