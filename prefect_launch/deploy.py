@@ -14,7 +14,7 @@ from uuid import UUID
 
 from prefect_launch.errors import InputError, NotFoundError, QueueError
 from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER
-from prefect_launch.jobs.plain_schema import inputs_in_order
+from prefect_launch.jobs.plain_schema import inputs_in_order, within_64_bits
 from prefect_launch.names import check_name
 from prefect_launch.queues import QUEUE_LABEL
 from prefect_launch.retry import Cause
@@ -135,6 +135,8 @@ async def refresh_forms(session: Session, queue_name: str) -> None:
 def form_schema(job: Job, *, secrets: Collection[str] = ()) -> dict[str, Any]:
     """Return the parameter schema of a job's deployment: its inputs in their order, then the launch options.
 
+    Its integers are bounded by what the server can send: it checks a form by this schema, and keeps what it takes.
+
     Args:
         job: that it starts.
         secrets: those that submitters may name; the server itself refuses a run that names another.
@@ -150,7 +152,8 @@ def form_schema(job: Job, *, secrets: Collection[str] = ()) -> dict[str, Any]:
             " launch options in a deployment's form. Rename the input to deploy the job."
         )
     placed = {
-        key: {"title": key, **value, "position": position} for position, (key, value) in enumerate(inputs.items())
+        key: {"title": key, **within_64_bits(value), "position": position}
+        for position, (key, value) in enumerate(inputs.items())
     }
     return {
         "type": "object",

@@ -31,6 +31,7 @@ from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.session import KnownQueue, Session
 from prefect_launch.sources.notebook import notebook_in
 from prefect_launch.spec import LaunchSpec
+from prefect_launch.spec_json import check_json
 from prefect_launch.states import ItemState
 from prefect_launch.templates import check_variables
 
@@ -118,7 +119,9 @@ def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -
     check_variables(queue.name, queue.config, spec.template_variables)
     check_variables_name_no_secret(spec.template_variables)
     full = _completed(api, spec, job)
-    parameters = {key: value for key, value in full.dump().items() if key not in ("template_variables", "priority")}
+    dumped = full.dump()
+    check_json(dumped)  # A spec that was made as an object comes unchecked.
+    parameters = {key: value for key, value in dumped.items() if key not in ("template_variables", "priority")}
     return ItemDraft(
         name=full.name or f"{job.name if job else _image_name(full)}-{full.run_id}",
         parameters=parameters,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable
-from typing import ParamSpec, TypeVar, cast
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect.states import Failed
 
@@ -14,7 +14,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def failing_with_its_error(function: Callable[P, Awaitable[R]]) -> Callable[P, Awaitable[R]]:
+def failing_with_its_error(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Let a flow's function end in a state that says what its `LaunchError` says; its caller gets the error itself."""
 
     @functools.wraps(function)

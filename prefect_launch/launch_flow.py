@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import UUID
 
-from prefect import flow, get_run_logger, task
+from prefect import Flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
@@ -36,6 +36,7 @@ from prefect_launch.planning import Request, Site, default_resource, local_confi
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner
 from prefect_launch.runners.run import DEFAULT_GRACE_SECONDS, AbstractRun, RunnerRun
+from prefect_launch.server_json import check_server_json
 from prefect_launch.session import Session
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec import LaunchSpec, construct_spec
@@ -43,6 +44,7 @@ from prefect_launch.spec import LaunchSpec, construct_spec
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _LAST_LINES = 20
@@ -122,7 +124,20 @@ async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan) -> None:
     await publish_outputs(session.server, flow_run_id, plan.run_id, plan.output_dir)
 
 
-@flow(name="launch", validate_parameters=False, persist_result=False, retries=0)
+class _LaunchFlow(Flow[P, T]):
+    """The flow `launch`, which refuses what the server cannot keep before there is a flow run with it."""
+
+    def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        serialized = super().serialize_parameters(parameters)
+        check_server_json(serialized, "What launch is asked for")
+        return serialized
+
+
+def _launch_flow(function: Callable[P, Coroutine[Any, Any, T]]) -> Flow[P, Coroutine[Any, Any, T]]:
+    return _LaunchFlow(function, name="launch", validate_parameters=False, persist_result=False, retries=0)
+
+
+@_launch_flow
 @failing_with_its_error
 async def alaunch(
     api: Api,

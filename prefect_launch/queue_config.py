@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -12,6 +11,7 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import normalise_option, normalise_options
+from prefect_launch.server_json import check_server_json
 from prefect_launch.templates import QueueConfig, check_placeholders, read_template_variables
 
 PRIORITIZATION_MODES: Final = ("V0", "DISABLED")
@@ -51,8 +51,7 @@ def make_config(
     runner = runner_class(resource)
     docker, given = _split(config)
     options = _options_of(resource, given)
-    _check_json("config", options)
-    _check_json("template_variables", template_variables if isinstance(template_variables, Mapping) else {})
+    check_server_json(options, "The queue's config", error=QueueError)
     allowed = tuple(dict.fromkeys(normalise_option(option) for option in submitter_options))
     for option in (*options, *allowed):
         if option not in runner.options:
@@ -85,13 +84,6 @@ def _secrets_of(names: Iterable[str]) -> tuple[str, ...]:
                 " small letters, digits and '-'."
             )
     return tuple(dict.fromkeys(given))
-
-
-def _check_json(what: str, value: Mapping[str, Any]) -> None:
-    try:
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise QueueError(f"A queue's {what} must be JSON: {error}. Use plain, finite values in it.") from None
 
 
 def _options_of(resource: str, config: Mapping[str, Any]) -> dict[str, Any]:

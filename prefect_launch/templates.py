@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.errors import QueueError, SpecError, unknown_name
 from prefect_launch.secret_blocks import SECRET_PREFIX, secret_names
+from prefect_launch.server_json import check_server_json
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([\w.\-$]+)\s*\}\}")
 _TYPES: Final = ("string", "integer", "number", "boolean")
@@ -183,6 +184,7 @@ def _read_schema(name: str, entry: Any) -> dict[str, Any]:
             raise QueueError(f"The schema of template variable {name!r} is no JSON: {error}.") from None
     if not isinstance(given, Mapping):
         raise QueueError(f"The schema of template variable {name!r} must be a mapping, not {given!r}.")
+    check_server_json(given, f"The schema of template variable {name!r}", error=QueueError)
     schema: dict[str, Any] = {key: value for key, value in given.items() if key != "name"}
     if not re.fullmatch(r"[A-Za-z_][\w\-]*", name):
         raise QueueError(f"Invalid template variable name {name!r}: use letters, digits and '_', a letter first.")

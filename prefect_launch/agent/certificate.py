@@ -24,6 +24,7 @@ from prefect_launch.item_spec import run_id_of
 from prefect_launch.runners.base import Exit, RunPlan
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
+from prefect_launch.server_json import clean_text
 from prefect_launch.states import ItemState
 
 #: As many as a screen shows.
@@ -74,7 +75,7 @@ class Certificate(BaseModel):
         ]
         if self.last_lines:
             parts += [f"### Last {len(self.last_lines)} lines of its log", _fenced(self.last_lines)]
-        return "\n\n".join(parts) + "\n"
+        return clean_text("\n\n".join(parts) + "\n")
 
 
 def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | None = None) -> Certificate:
@@ -110,7 +111,7 @@ async def show_certificate(server: Server, item: Item, certificate: Certificate,
             key=key,
             kind="markdown",
             data=certificate.markdown(),
-            description=certificate.summary,
+            description=clean_text(certificate.summary),
             once=once,
         )
 
@@ -173,12 +174,12 @@ def _tail(path: Path) -> bytes:
 
 
 def _text(text: str) -> str:
-    return re.sub(r"([*_`<>\[\]#|\\])", r"\\\1", text.replace("\0", "\ufffd"))
+    return re.sub(r"([*_`<>\[\]#|\\])", r"\\\1", text)
 
 
 def _cell(value: str) -> str:
     # In a table, a bar ends the cell even inside of backticks.
-    one_line = " ".join(value.replace("\0", "\ufffd").split()).replace("|", "\\|")
+    one_line = " ".join(value.split()).replace("|", "\\|")
     return one_line if "`" in one_line else f"`{one_line}`"
 
 

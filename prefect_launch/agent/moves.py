@@ -13,6 +13,7 @@ import anyio
 from prefect_launch.errors import InternalError, LaunchError, ServerFailedError, ServerUnavailableError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State, Verdict
+from prefect_launch.server_json import clean_json
 from prefect_launch.states import ItemState, StateType, is_allowed
 
 T = TypeVar("T")
@@ -99,12 +100,11 @@ async def move(
     """
     if not is_allowed(current, target):
         raise InternalError(f"Item {item_id}: the move from {current.value} to {target.label} is not allowed.")
-    # PostgreSQL keeps no text with a NUL in it.
     wanted = State(
         type=target.type,
         name=target.label,
-        message=message.replace("\0", "\ufffd"),
-        data=data,
+        message=message,
+        data=clean_json(data),
         state_details={} if due is None else {"scheduled_time": due.isoformat()},
     )
     token = transition_id or uuid4()

@@ -19,6 +19,7 @@ from prefect_launch.errors import BuildDiskError, InternalError, LaunchError, Op
 from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Phase
 from prefect_launch.server.protocol import Server
+from prefect_launch.server_json import clean_json
 from prefect_launch.states import ItemState
 
 OUTPUTS_FILE: Final = "outputs.json"
@@ -127,7 +128,7 @@ def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
     """Read a run's `outputs.json`: a flat dict.
 
     Returns:
-        The outputs, and what is wrong with the file, if anything.
+        The outputs, those that the server cannot keep as text, and what is wrong with the file, if anything.
     """
     path = output_dir / OUTPUTS_FILE
     try:
@@ -148,4 +149,4 @@ def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
         return {}, f"{OUTPUTS_FILE} is no JSON: {error}."
     if not isinstance(found, dict) or any(isinstance(value, (dict, list)) for value in found.values()):
         return {}, f"{OUTPUTS_FILE} must hold one flat dict of names to texts, numbers, booleans or null."
-    return found, None
+    return clean_json(found), None

@@ -14,6 +14,7 @@ from prefect_launch.cli.output import lasted, print_json
 from prefect_launch.enqueue import launch_add
 from prefect_launch.launch_flow import alaunch
 from prefect_launch.queues import DEFAULT_QUEUE
+from prefect_launch.spec import construct_spec
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
@@ -112,6 +113,7 @@ def run_here(api: Api, request: Request, *, as_json: bool) -> None:
     arguments = request.arguments(api)
     if request.uri:
         arguments["config"] = {**arguments["config"], "uri": request.uri}
+    construct_spec(**arguments)  # What is refused has no flow run.
     run = asyncio.run(_launch(api, arguments, log_to_error=as_json))
     item = run.item
     if as_json:

@@ -41,6 +41,7 @@ from prefect_launch.jobs.schema import SchemaSource, load_schema
 from prefect_launch.jobs.work_tree import describe_work_tree
 from prefect_launch.names import check_name
 from prefect_launch.retry import Retries
+from prefect_launch.server_json import check_server_json
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_list import list_files
 from prefect_launch.sources.git_resolve import resolve_commit
@@ -49,7 +50,6 @@ from prefect_launch.sources.notebook import as_program, convert, notebook_in, sc
 from prefect_launch.sources.pages import refuse_pages
 from prefect_launch.sources.remote import check_remote, name_of
 from prefect_launch.spec_build import check_inside
-from prefect_launch.text import nested_text_fault
 
 _logger = get_logger("launch.jobs")
 
@@ -121,8 +121,7 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
     _check_paths(request)
     draft, own_alias = await _MAKERS[kind](request, git or Git(machine_git_settings()))
     told = {"description": draft.description, "metadata": draft.metadata, **draft.document.model_dump()}
-    if fault := nested_text_fault(told, "its document"):
-        raise SpecError(f"The job {draft.name!r} cannot be kept: {fault}.")
+    check_server_json(told, f"The job {draft.name!r}", path="its document")
     return draft, tuple(dict.fromkeys([*aliases, *([own_alias] if own_alias else [])]))
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from jsonschema import Draft202012Validator, FormatChecker, SchemaError
 
 from prefect_launch.errors import SpecError
+from prefect_launch.server_json import MAX_INTEGER, MIN_INTEGER, check_server_json
 
 Schema = dict[str, Any]
 
@@ -36,10 +37,8 @@ def plain_schema(raw: object, *, name: str = "the schema") -> Schema:
     """
     if not isinstance(raw, Mapping):
         raise SpecError(f"{name} must be a JSON schema, a mapping; it is {type(raw).__name__}.")
-    try:
-        root = json.loads(json.dumps(dict(raw), allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise SpecError(f"{name} cannot be written as JSON: {error}. Use plain, finite values in it.") from None
+    check_server_json(raw, name)
+    root = json.loads(json.dumps(dict(raw)))
     schema: Schema = _closed(_lifted(_inlined(_required_lists(root), root, (), name)))
     schema.pop("$defs", None)
     schema.pop("definitions", None)
@@ -68,6 +67,20 @@ def inputs_in_order(schema: Mapping[str, Any] | None) -> dict[str, Schema]:
     """Return the inputs of a schema in the order of their `position`, those without one last."""
     inputs = {name: _as_schema(each) for name, each in ((schema or {}).get("properties") or {}).items()}
     return dict(sorted(inputs.items(), key=lambda pair: pair[1].get("position", len(inputs))))
+
+
+def within_64_bits(schema: Any) -> Any:
+    """Return a schema whose integers have bounds: its own, or those of what the Prefect server can send."""
+    if not isinstance(schema, Mapping):
+        return schema
+    result = _mapped(schema, within_64_bits)
+    kinds = schema.get("type")
+    if kinds == "integer" or (isinstance(kinds, list) and "integer" in kinds):
+        if not schema.keys() & {"minimum", "exclusiveMinimum"}:
+            result["minimum"] = MIN_INTEGER
+        if not schema.keys() & {"maximum", "exclusiveMaximum"}:
+            result["maximum"] = MAX_INTEGER
+    return result
 
 
 def _as_schema(schema: Any) -> Schema:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from prefect_launch.errors import InternalError, ServerFailedError, SpecError
+from prefect_launch.server_json import check_server_json
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -33,6 +34,7 @@ class Rest:
         """Send a request and return its answer, whatever its status below 500.
 
         Raises:
+            SpecError: when what is sent is nothing that the server can keep.
             ServerUnavailableError: when no answer came (from the transport).
             ServerFailedError: when the server failed.
         """
@@ -40,6 +42,9 @@ class Rest:
             response: httpx.Response = await self._client.request(method, path, json=json, params=params)  # type: ignore[arg-type]
         except httpx.HTTPStatusError as error:
             response = error.response
+        except (TypeError, ValueError):  # Of httpx, which writes no NaN, no half of a character, and no set.
+            check_server_json(json, "What is sent to the Prefect server")
+            raise
         if response.status_code >= 500:
             raise ServerFailedError(
                 f"The Prefect server failed with {response.status_code} on {method} {path}: {detail(response)[:500]}"

@@ -18,6 +18,7 @@ import anyio
 import httpx
 
 from prefect_launch.errors import AnswerLostError, ServerUnavailableError
+from prefect_launch.server_json import check_body
 
 #: A caller at a prompt hears within 15 s that the server is not there: this is what is left for trying again.
 DEFAULT_PATIENCE_SECONDS: Final = 10.0
@@ -57,9 +58,11 @@ class ServerTransport(httpx.AsyncBaseTransport):
         """Send one request.
 
         Raises:
+            SpecError: when the server could not send again what it would keep; nothing has left.
             ServerUnavailableError: when no answer came within the patience, or the server stayed busy for longer still.
             AnswerLostError: when the answer was lost of a request that must not take effect twice.
         """
+        check_body(request.content)
         failing_since: float | None = None
         while True:
             # A write gives up its turn between attempts: none waits out another's patience.

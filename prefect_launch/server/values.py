@@ -12,11 +12,13 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.server_json import ServerText
 from prefect_launch.states import TERMINAL, ItemState, StateType
 
 
 class _Value(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
+    # A NaN must not become null on its way: it is refused.
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True, ser_json_inf_nan="constants")
 
 
 class State(_Value):
@@ -24,7 +26,7 @@ class State(_Value):
 
     type: StateType
     name: str
-    message: str | None = None
+    message: ServerText | None = None
     timestamp: datetime | None = None
     data: Any = None
     state_details: dict[str, Any] = Field(default_factory=dict)
@@ -158,7 +160,7 @@ class LogRecord(_Value):
 
     name: str = "launch"
     level: int = 20
-    message: str
+    message: ServerText
     timestamp: datetime
 
 

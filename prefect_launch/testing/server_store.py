@@ -23,6 +23,7 @@ import anyio.lowlevel
 
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.values import Deployment, Item, LogRecord, Pool, PriorityQueue, State, Worker
+from prefect_launch.server_json import check_server_json
 
 #: Awaited with the name of the method at a call.
 Hook = Callable[[str], Awaitable[None]]
@@ -166,6 +167,7 @@ def as_json(value: Any) -> Any:
     """Return a value as it is after the way to the server.
 
     Raises:
-        ValueError: for NaN and infinity, which JSON does not have.
+        SpecError: for what the transport does not let out, since the server could not send it again.
     """
-    return json.loads(json.dumps(value, allow_nan=False))
+    check_server_json(value, "What is sent to the Prefect server")
+    return json.loads(json.dumps(value))

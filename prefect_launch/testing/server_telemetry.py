@@ -28,8 +28,7 @@ class TelemetryTwin(Calls):
             self._write(item_id, [record])
 
     def _write(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
-        log = self._store.logs.setdefault(item_id, [])
-        log.extend(record.model_copy(update={"message": record.message.replace("\0", "")}) for record in records)
+        self._store.logs.setdefault(item_id, []).extend(records)
 
     @call
     def read_logs(

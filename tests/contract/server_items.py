@@ -111,6 +111,38 @@ class ItemContract:
         with pytest.raises(SpecError, match="Flow run parameters must be less than 524,288 bytes"):
             await place.add(parameters={"text": "x" * 524_288})
 
+    @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, "a\0", "\ud800", float("nan"), float("inf")])
+    async def test_value_that_the_server_could_not_send_again_is_refused_wherever_it_is_written(
+        self, place: Place, value: Any
+    ) -> None:
+        item = await place.add()
+        pool = await place.server.read_pool(place.pool)
+        assert pool is not None
+        template = pool.base_job_template
+        odd = {"job_configuration": {**template["job_configuration"], "odd": value}, "variables": template["variables"]}
+        running = State(type=StateType.PENDING, name="Pending", data={"odd": value})
+        variable = f"v-{place.pool}"
+        for write in (
+            place.add(parameters={"odd": [value]}),
+            place.add(job_variables={"site": "north", "gpus": value}),
+            place.add(labels={"odd": value}),
+            place.server.create_items(place.deployment_id, [draft("many", parameters={"odd": value})]),
+            place.server.propose(item.id, running),
+            place.server.create_artifact(item.id, key="odd", kind="table", data=[{"odd": value}]),
+            place.server.update_pool(place.pool, base_job_template=odd),
+            place.server.write_variable(variable, {"odd": value}),
+            place.server.label_item(item.id, {"odd": value}),
+        ):
+            with pytest.raises(SpecError, match="cannot be kept by the server"):
+                await write
+        assert [found.name for found in await place.server.list_items(pool=place.pool)] == [item.name]
+
+    async def test_greatest_and_least_integers_are_kept(self, place: Place) -> None:
+        ends = {"odd": [2**64 - 1, -(2**63)]}
+        await place.add(parameters=ends)
+        (listed,) = await place.server.list_items(pool=place.pool)
+        assert listed.parameters["odd"] == ends["odd"]
+
     async def test_item_of_unknown_work_queue_makes_that_queue_the_last(self, place: Place) -> None:
         item = await place.add(work_queue_name="someday")
         queues = await place.server.list_queues(place.pool)

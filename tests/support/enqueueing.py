@@ -26,7 +26,11 @@ IMAGE = {"docker": {"docker_image": "registry:5000/team/busybox:1"}}
 def make_api(folder: Path) -> InMemoryApi:
     """A server with a queue of containers, one of processes, and two jobs."""
     api = InMemoryApi(entity="acme", project="digits")
-    options: dict[str, Any] = {"config": {"gpus": "{{ gpus }}"}, "template_variables": GPUS, "submitter_secrets": ["my-token"]}
+    options: dict[str, Any] = {
+        "config": {"gpus": "{{ gpus }}"},
+        "template_variables": GPUS,
+        "submitter_secrets": ["my-token"],
+    }
     api.create_run_queue("gpu", "local-container", **options)
     api.create_run_queue("cpu", "local-process")
     code = folder / "code"

@@ -17,6 +17,7 @@ from prefect_launch.errors import (
     SpecError,
     UnsafeSpecError,
 )
+from prefect_launch.spec import DockerSource, LaunchSpec, Overrides
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import IMAGE, inputs, items
 
@@ -40,6 +41,18 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     ({"uri": "https://x/y.git", "entry_point": ["python", "../z.py"]}, SpecError, r"leaves the job's code"),
     ({"uri": "https://x/y.git", "entity": "a/b"}, InvalidNameError, "entity"),
     ({"job": "box", "config": {"git": {"version": "v1"}}}, SpecError, "does not agree with the job 'box', .*at v0"),
+    # what the server could not send again
+    (
+        {"job": "train", "config": inputs(lr=0.1, seed=2**64)},
+        SpecError,
+        r"overrides\.run_config\.seed is 18446744073709551616, which Prefect's server cannot send",
+    ),
+    (
+        {**TRAIN, "template_variables": {"gpus": -(2**64)}},
+        SpecError,
+        r"template_variables\.gpus is -18446744073709551616",
+    ),
+    ({**TRAIN, "resource_args": {"local-container": {"memory": 2**64}}}, SpecError, "memory is 18446744073709551616"),
     # what cannot be built
     ({"docker_image": "b", "build": True}, SpecError, "nothing to build: a docker_image"),
     ({"job": "box", "build": True}, SpecError, "nothing to build: the job acme/digits/box:v0"),
@@ -135,4 +148,11 @@ def test_one_bad_spec_of_a_list_keeps_all_from_being_queued(
     good = IMAGE if queue != "cpu" else {"job": "train", **inputs(lr=0.1)}
     with pytest.raises(error, match=words):
         launch_add_many([good, bad, good], queue, api=job_api)
+    assert items(job_api) == []
+
+
+def test_spec_made_as_an_object_is_checked_as_one_of_plain_data_is(job_api: InMemoryApi) -> None:
+    spec = LaunchSpec(docker=DockerSource(docker_image="b"), overrides=Overrides(run_config={"seed": 2**64}))
+    with pytest.raises(SpecError, match=r"overrides\.run_config\.seed is 18446744073709551616"):
+        launch_add_many([spec], "gpu", api=job_api)
     assert items(job_api) == []

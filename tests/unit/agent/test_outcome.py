@@ -152,6 +152,12 @@ def test_nan_of_a_diverged_training_is_shown_as_text(tmp_path: Path) -> None:
     assert read_outputs(tmp_path) == ({"loss": "NaN", "best": "-Infinity", "epochs": 3}, None)
 
 
+def test_outputs_that_the_server_cannot_send_are_shown_as_text(tmp_path: Path) -> None:
+    (tmp_path / "outputs.json").write_text(r'{"seed": 18446744073709551616, "big": 1e999, "a\u0000": "\ud800", "n": 1}')
+    shown = {"seed": "18446744073709551616", "big": "inf", "a\ufffd": "\ufffd", "n": 1}
+    assert read_outputs(tmp_path) == (shown, None)
+
+
 def test_outputs_file_that_is_a_link_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text('{"a": 1}')
     (tmp_path / "outputs.json").symlink_to(tmp_path / "secret")
