@@ -165,8 +165,7 @@ def _check_resource(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> Non
             f"Queue {queue.name!r} runs its items on {resource!r}, but the spec asks for {spec.resource!r}."
             " Leave resource out, or choose a queue of that resource."
         )
-    if not spec.is_scheduler:
-        runner.check_source(job.kind if job else SourceKind.IMAGE)
+    runner.check_source(job.kind if job else SourceKind.IMAGE)
     for other in set(spec.resource_args) - {resource}:
         raise SpecError(f"resource_args are for {other!r}, but queue {queue.name!r} runs its items on {resource!r}.")
     options = check_submitter_args(

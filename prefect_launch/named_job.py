@@ -51,7 +51,7 @@ async def job_named_by(spec: LaunchSpec, jobs: JobRegistry) -> NamedJob:
     """
     if spec.job:
         return NamedJob(await jobs.resolve(spec.job))
-    if not spec.uri or spec.is_scheduler:
+    if not spec.uri:
         return NamedJob()
     from prefect_launch.jobs.drafts import JobRequest, draft_job
 

@@ -129,7 +129,7 @@ async def preview_plan(request: Request, site: Site, job: Job | None) -> RunPlan
 async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:
     if spec.image:
         parse_image(spec.image)
-    if spec.uri and not spec.is_scheduler:
+    if spec.uri:
         raise SpecError(
             f"An item is of a job, not of the URI {spec.uri!r}: the commit is fixed when it is queued, so that it is"
             " the same at every try. Queue it with launch_add(uri=…) or 'prefect-launch add -u …'."

@@ -94,7 +94,7 @@ class LaunchSpec(_Part):
     job: str | None = Field(default=None, description="entity/project/name:alias, or the shorter forms.")
     docker: DockerSource = DockerSource()
     image_uri: str | None = None
-    uri: str | None = Field(default=None, description="A git remote, or a scheduler's placeholder.")
+    uri: str | None = Field(default=None, description="A git remote.")
     git: GitSource = GitSource()
     entity: str | None = None
     project: str | None = None
@@ -168,11 +168,6 @@ class LaunchSpec(_Part):
     def image(self) -> str | None:
         """The container image that is named directly, if one is."""
         return self.docker.docker_image or self.image_uri
-
-    @property
-    def is_scheduler(self) -> bool:
-        """Whether this item is a sweep's scheduler (counted apart from jobs by an agent)."""
-        return bool(self.uri and self.uri.startswith("placeholder"))
 
     def check_source(self) -> LaunchSpec:
         """Return this spec when it names exactly one thing to run.

@@ -9,11 +9,14 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 from uuid import UUID
 
-from prefect_launch.item_spec import options_of
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item
+
+#: The flow that a sweep's scheduler is a run of; all others are jobs.
+SCHEDULER_FLOW: Final = "launch-sweep"
 
 
 def now() -> float:
@@ -22,8 +25,12 @@ def now() -> float:
 
 
 def is_scheduler(item: Item) -> bool:
-    """Whether an item is a sweep's scheduler, which does not count as a job."""
-    return str(options_of(item).get("uri") or "").startswith("placeholder")
+    """Whether an item is a sweep's scheduler, which does not count as a job.
+
+    Its flow decides, which is that of the deployment that it was made from: no submitter sets it with what an item
+    holds.
+    """
+    return item.flow == SCHEDULER_FLOW
 
 
 @dataclass

@@ -46,6 +46,7 @@ class PrefectServer(PoolCalls, ItemCalls, ProposalCalls, TelemetryCalls, EventCa
         self.ui_url = self.api_url.removesuffix("/api")
         self._rest = Rest(client)
         self._unanswered = set()
+        self._flow_names = {}
 
 
 @asynccontextmanager

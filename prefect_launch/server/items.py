@@ -28,6 +28,7 @@ class ItemCalls:
     """Calls about items."""
 
     _rest: Rest
+    _flow_names: dict[UUID, str]
 
     async def create_item(self, deployment_id: UUID, draft: ItemDraft) -> Item | None:
         """Make an item, or return the one that was made with the same idempotency key.
@@ -80,7 +81,16 @@ class ItemCalls:
     async def read_item(self, item_id: UUID) -> Item | None:
         """Read one item."""
         found = await self._rest.get("GET", f"/flow_runs/{item_id}")
-        return None if found is None else Item.model_validate(found)
+        return None if found is None else await self._with_flow(Item.model_validate(found))
+
+    async def _with_flow(self, item: Item) -> Item:
+        """Return an item with its flow's name, which is read once for each flow and connection."""
+        if item.flow_id is not None and item.flow_id not in self._flow_names:
+            flow = await self._rest.get("GET", f"/flows/{item.flow_id}")
+            if flow is None:  # deleted with its runs meanwhile
+                return item
+            self._flow_names[item.flow_id] = flow["name"]
+        return item.model_copy(update={"flow": self._flow_names.get(item.flow_id) if item.flow_id else None})
 
     async def delete_item(self, item_id: UUID) -> None:
         """Delete an item with its log; one that is gone is fine."""
@@ -146,7 +156,7 @@ class ItemCalls:
             body["work_queue_names"] = list(queues)
         path = f"/work_pools/{quote(pool, safe='')}/get_scheduled_flow_runs"
         found = await self._rest.get("POST", path, json=body)
-        return [Item.model_validate(entry["flow_run"]) for entry in found or ()]
+        return [await self._with_flow(Item.model_validate(entry["flow_run"])) for entry in found or ()]
 
     async def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
         """Record what was created for an item, as Prefect's `infrastructure_pid`; `None`: nothing of it exists."""

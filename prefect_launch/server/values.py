@@ -44,12 +44,14 @@ class State(_Value):
 
 
 class Item(_Value):
-    """A queue item: a flow run of the flow `launch`."""
+    """A queue item: a flow run, of the flow `launch` when it is a job."""
 
     id: UUID
     name: str
     created: datetime | None = None
     deployment_id: UUID | None = None
+    flow_id: UUID | None = None
+    flow: str | None = Field(default=None, description="Its flow's name, which decides its kind; None: was not read.")
     parameters: dict[str, Any] = Field(default_factory=dict)
     job_variables: dict[str, Any] | None = None
     idempotency_key: str | None = None

@@ -82,6 +82,7 @@ class ItemTwin(Calls):
             name=draft.name,
             created=self._store.now(),
             deployment_id=deployment.id,
+            flow_id=self._store.flow_ids[kept.flow],
             parameters={**deployment.parameters, **as_json(draft.parameters)},
             job_variables=as_json(draft.job_variables),
             idempotency_key=draft.idempotency_key,
@@ -123,7 +124,7 @@ class ItemTwin(Calls):
     def read_item(self, item_id: UUID) -> Item | None:
         """Read one item."""
         stored = self._store.items.get(item_id)
-        return None if stored is None else stored.item
+        return None if stored is None else stored.item.model_copy(update={"flow": stored.flow})
 
     @call
     def delete_item(self, item_id: UUID) -> None:
@@ -209,7 +210,8 @@ class ItemTwin(Calls):
         stored = self._store.pools.get(pool)
         if stored is None or stored.pool.is_paused or not stored.queues.keys() >= set(queues):
             return []
-        inside = [each.item for each in self._store.items.values() if each.item.work_pool_name == pool]
+        stored_inside = [each for each in self._store.items.values() if each.item.work_pool_name == pool]
+        inside = [each.item.model_copy(update={"flow": each.flow}) for each in stored_inside]
         free = min(limit, _free(stored.pool.concurrency_limit, inside))
         due: list[Item] = []
         for queue in sorted(stored.queues.values(), key=lambda queue: queue.priority or 0):

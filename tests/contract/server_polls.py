@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from prefect_launch.priority import Priority
 from prefect_launch.server.values import State
 from prefect_launch.states import ItemState, StateType
-from tests.contract.server_place import Place, soon
+from tests.contract.server_place import Place, draft, soon
 
 
 class PollContract:
@@ -39,6 +39,16 @@ class PollContract:
         assert (polled.state, polled.work_pool_id, polled.work_pool_name) == (None, None, None)
         unknown = {"state": None, "work_pool_id": None, "work_pool_name": None}
         assert polled == (await place.read(item)).model_copy(update=unknown)
+
+    async def test_item_tells_the_name_of_the_flow_that_its_deployment_is_of(self, place: Place) -> None:
+        deployment = await place.deploy("sweep", flow="launch-sweep")
+        sweep = await place.server.create_item(deployment, draft("sweep", parameters={"lr": 1, "flow": "launch"}))
+        assert sweep is not None
+        await place.add("train")
+        polled = await place.server.poll(place.pool, limit=50, before=soon())
+        assert {item.name: item.flow for item in polled} == {"sweep": "launch-sweep", "train": "launch"}
+        assert (await place.read(sweep)).flow == "launch-sweep"
+        assert len({item.flow_id for item in polled}) == 2
 
     async def test_poll_gives_only_what_waits_under_whatever_name(self, place: Place) -> None:
         await place.move(await place.add("claimed"), ItemState.CLAIMED)

@@ -8,12 +8,13 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.agent.tracker import SCHEDULER_FLOW
 from prefect_launch.enqueue import alaunch_add_many
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.server.values import Item, State
+from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryApi, InMemoryMachine, InMemoryRunner, InMemoryServer, Script
 
@@ -55,6 +56,26 @@ class Bench:
         specs = [{"docker": {"docker_image": "busybox:1"}, **spec} for _ in range(count)]
         runs = await alaunch_add_many(specs, queue, api=self.api)
         return [await self.read(UUID(run.id)) for run in runs]
+
+    async def add_scheduler(self) -> Item:
+        """Put a sweep's scheduler on the queue: its flow makes it one, whatever its parameters say."""
+        deployment = await self.server.upsert_deployment(
+            "sweep",
+            flow=SCHEDULER_FLOW,
+            pool=QUEUE,
+            parameters={},
+            parameter_schema={},
+            description="",
+            tags=(),
+            labels={},
+            enforce=False,
+        )
+        parameters = {"docker": {"docker_image": "busybox:1"}}
+        made = await self.server.create_item(
+            deployment, ItemDraft(name="sweep", parameters=parameters, idempotency_key=uuid4().hex)
+        )
+        assert made is not None
+        return made
 
     async def poll(self, limit: int = 10) -> list[Item]:
         """Poll the queue, as an agent does."""

@@ -34,6 +34,7 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     ),
     ({"uri": "ext::sh -c id"}, SourceError, "Refusing to fetch git remote 'ext::sh -c id'"),
     ({"uri": "file:///etc"}, SourceError, "Refusing"),
+    ({"uri": "placeholder-uri-scheduler"}, SourceError, "Refusing to fetch git remote 'placeholder-uri-scheduler'"),
     ({"uri": "--upload-pack=id"}, SourceError, "Refusing"),
     ({"uri": "https://me:token@x/y.git"}, SourceError, r"'https://\*\*\*@x/y.git' holds credentials"),
     ({"uri": "https://wandb.ai/team/digits/runs/abc"}, SourceError, "is a W&B run or job"),

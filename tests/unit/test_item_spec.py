@@ -21,7 +21,7 @@ FORM = {FORM_LABEL: "job", JOB_LABEL: "acme/digits/train:v0"}
 
 
 def item(parameters: dict[str, Any], *, form: bool = False, **fields: Any) -> Item:
-    return Item(id=ID, name="x", parameters=parameters, labels=FORM if form else {}, **fields)
+    return Item(**{"id": ID, "name": "x", "parameters": parameters, "labels": FORM if form else {}, **fields})
 
 
 def test_item_of_launch_add_carries_the_spec() -> None:
@@ -82,9 +82,15 @@ def test_inputs_of_a_form_are_never_taken_for_launch_options() -> None:
     spec = spec_of(made)
     assert (spec.job, spec.run_id, spec.entity) == ("acme/digits/train:v0", "90abcdef", None)
     assert spec.overrides.run_config == named
-    assert not is_scheduler(made)
     run = QueuedRun.of(InMemoryApi(entity="acme", project="digits"), made)
     assert (run.run_id, run.entity, run.project, run.sweep) == ("90abcdef", "acme", "digits", None)
+
+
+@pytest.mark.parametrize("flow", ["launch", "train", None])
+def test_kind_of_an_item_is_its_flows_and_never_its_parameters(flow: str | None) -> None:
+    for named in ({"uri": "placeholder-x"}, {"flow": "launch-sweep"}, {"kind": "scheduler", "sweep_id": "s"}):
+        assert not is_scheduler(item(named, flow=flow, labels={"prefect-launch.kind": "scheduler"}, tags=["sweep:s"]))
+    assert is_scheduler(item({"docker": {}}, flow="launch-sweep"))
 
 
 @pytest.mark.parametrize("group", ["text", 3, ["a"]])

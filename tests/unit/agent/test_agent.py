@@ -90,7 +90,8 @@ async def test_run_job_returns_at_once_and_counts_what_runs(bench: Bench) -> Non
 
 async def test_schedulers_are_counted_apart(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
-    await bench.add(2, docker={}, uri="placeholder-uri-scheduler")
+    await bench.add_scheduler()
+    await bench.add_scheduler()
     async with bench.agent(max_jobs=1).connected() as agent:
         popped = await agent.pop_from_queue(QUEUE)
         assert popped is not None

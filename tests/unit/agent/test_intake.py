@@ -93,7 +93,8 @@ async def test_item_that_comes_while_more_urgent_is_told_goes_first(bench: Bench
 
 
 async def test_schedulers_are_passed_over_when_none_may_be_started(bench: Bench) -> None:
-    await bench.add(6, docker={}, uri="placeholder-uri-scheduler")
+    for _ in range(6):
+        await bench.add_scheduler()
     (job,) = await bench.add()
     found = await Candidates(bench.server, QUEUE).next(slots=1, skip=(), schedulers=False)
     assert found is not None
