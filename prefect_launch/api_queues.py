@@ -36,6 +36,7 @@ class QueueCalls:
         concurrency: int | None = None,
         submitter_options: Iterable[str] = (),
         submitter_secrets: Iterable[str] = (),
+        fail_impossible_after: float | str | None = None,
     ) -> RunQueue:
         """Make a queue.
 
@@ -51,6 +52,8 @@ class QueueCalls:
             submitter_options: options that submitters may set besides the resource's usual ones.
             submitter_secrets: names of the Secret blocks that submitters may name in `env`, and so have; by default
                 none. The queue's own config may name any.
+            fail_impossible_after: seconds, or a text such as `1h`, after which an item fails that asks for more than
+                its agent's machine has, while no other agent is online for the queue; by default it waits.
 
         Raises:
             QueueError: when it is there already, or its configuration is wrong.
@@ -60,14 +63,15 @@ class QueueCalls:
         return self._write_queue(
             name,
             type,
-            entity,
-            prioritization_mode,
             config,
             template_variables,
             concurrency,
-            submitter_options,
-            submitter_secrets,
-            False,
+            replace=False,
+            entity=entity,
+            prioritization_mode=prioritization_mode,
+            submitter_options=submitter_options,
+            submitter_secrets=submitter_secrets,
+            fail_impossible_after=fail_impossible_after,
         )
 
     def upsert_run_queue(
@@ -82,33 +86,34 @@ class QueueCalls:
         concurrency: int | None = None,
         submitter_options: Iterable[str] = (),
         submitter_secrets: Iterable[str] = (),
+        fail_impossible_after: float | str | None = None,
     ) -> RunQueue:
         """Make a queue, or bring the one of that name up to date; arguments as `create_run_queue`."""
         return self._write_queue(
             name,
             type,
-            entity,
-            prioritization_mode,
             config,
             template_variables,
             concurrency,
-            submitter_options,
-            submitter_secrets,
-            True,
+            replace=True,
+            entity=entity,
+            prioritization_mode=prioritization_mode,
+            submitter_options=submitter_options,
+            submitter_secrets=submitter_secrets,
+            fail_impossible_after=fail_impossible_after,
         )
 
     def _write_queue(
         self,
         name: str,
         resource: str,
-        entity: str | None,
-        mode: str | None,
         config: Mapping[str, Any] | None,
         variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
         concurrency: int | None,
-        submitter_options: Iterable[str],
-        submitter_secrets: Iterable[str],
+        *,
         replace: bool,
+        entity: str | None,
+        **settings: Any,
     ) -> RunQueue:
         from prefect_launch.queue_config import make_config
         from prefect_launch.queues import RunQueue, check_concurrency, check_queue_name, create_queue
@@ -116,15 +121,7 @@ class QueueCalls:
         check_queue_name(name)
         check_concurrency(concurrency)
         owner = check_name("entity", entity or self.entity)
-        made = make_config(
-            resource,
-            config,
-            variables,
-            entity=owner,
-            prioritization_mode=mode,
-            submitter_options=submitter_options,
-            submitter_secrets=submitter_secrets,
-        )
+        made = make_config(resource, config, variables, entity=owner, **settings)
         pool = self._api.call(
             lambda session: create_queue(session, name, made, concurrency=concurrency, replace=replace)
         )

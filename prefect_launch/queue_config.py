@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from prefect_launch.errors import QueueError, unknown_name
+from prefect_launch.duration import read_duration
+from prefect_launch.errors import QueueError, SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import runner_class
@@ -30,6 +31,7 @@ def make_config(
     prioritization_mode: str | None = None,
     submitter_options: Iterable[str] = (),
     submitter_secrets: Iterable[str] = (),
+    fail_impossible_after: float | str | None = None,
 ) -> QueueConfig:
     """Make and check a queue's configuration, with nothing asked of the server.
 
@@ -43,10 +45,12 @@ def make_config(
         prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
         submitter_options: options that submitters may set besides the resource's usual ones.
         submitter_secrets: names of the Secret blocks that submitters may name in `env`.
+        fail_impossible_after: see `QueueConfig`; seconds, or a text such as `1h`.
 
     Raises:
         NotFoundError: for an unknown resource or option.
-        QueueError: for a template variable, a mode, a `pin` or the name of a secret that is not right.
+        QueueError: for a template variable, a mode, a `pin`, the name of a secret or a `fail_impossible_after` that is
+            not right.
     """
     runner = runner_class(resource)
     docker, given = _split(config)
@@ -70,6 +74,7 @@ def make_config(
             entity=entity,
             prioritization_mode=prioritization_mode or "V0",
             pin=_pin_of(docker, resource, runner),
+            fail_impossible_after=_duration("fail_impossible_after", fail_impossible_after),
         )
     )
 
@@ -84,6 +89,13 @@ def _secrets_of(names: Iterable[str]) -> tuple[str, ...]:
                 " small letters, digits and '-'."
             )
     return tuple(dict.fromkeys(given))
+
+
+def _duration(name: str, value: float | str | None) -> float | None:
+    try:
+        return read_duration(value)
+    except SpecError as error:
+        raise QueueError(f"A queue's {name}: {error}") from None
 
 
 def _options_of(resource: str, config: Mapping[str, Any]) -> dict[str, Any]:

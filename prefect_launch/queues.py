@@ -168,6 +168,7 @@ class RunQueue:
         submitter_secrets: names of the Secret blocks that submitters may name.
         pin: whether its items run just the image that their tag meant when they were queued (True), or the one that it
             means at the start (False); None: the former where it can be had.
+        fail_impossible_after: seconds after which an item fails that asks for more than any agent has; None: it waits.
         id: of the work pool.
     """
 
@@ -186,6 +187,7 @@ class RunQueue:
         self.concurrency_limit = pool.concurrency_limit
         self.submitter_options = config.submitter_options
         self.submitter_secrets = config.submitter_secrets
+        self.fail_impossible_after = config.fail_impossible_after
 
     def __repr__(self) -> str:
         return f"<RunQueue {self.name} ({self.type})>"

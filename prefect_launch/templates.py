@@ -47,6 +47,12 @@ class QueueConfig(BaseModel):
         description="Items run just the image that their tag means when they are queued, or when they start; None: the"
         " former where it can be had.",
     )
+    fail_impossible_after: float | None = Field(
+        default=None,
+        gt=0,
+        description="Seconds after which an item fails that asks for more than its agent can ever give, while no other"
+        " agent is online for the queue; None: it waits.",
+    )
 
     def to_template(self) -> dict[str, Any]:
         """Return the work pool's `base_job_template`."""
@@ -60,6 +66,7 @@ class QueueConfig(BaseModel):
                 "entity": self.entity,
                 "prioritization_mode": self.prioritization_mode,
                 **({} if self.pin is None else {"docker": {"pin": self.pin}}),
+                **({} if self.fail_impossible_after is None else {"fail_impossible_after": self.fail_impossible_after}),
             },
             "variables": {
                 "type": "object",
@@ -96,6 +103,7 @@ class QueueConfig(BaseModel):
                 entity=configuration.get("entity"),  # type: ignore[union-attr]
                 prioritization_mode=configuration.get("prioritization_mode") or "V0",  # type: ignore[union-attr]
                 pin=(configuration.get("docker") or {}).get("pin"),  # type: ignore[union-attr]
+                fail_impossible_after=configuration.get("fail_impossible_after"),  # type: ignore[union-attr]
             )
         except (TypeError, KeyError, AttributeError, ValidationError):
             raise QueueError(

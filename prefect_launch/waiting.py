@@ -220,7 +220,9 @@ def _busy(agent: AgentInfo) -> str:
 
 def _turn(facts: WaitFacts) -> _Told:
     if facts.urgent or facts.earlier:
-        return WaitCause.TURN, f"Its turn has not come.{_ahead(facts)}"
+        blocked = {f"{agent.name}: {reason}" for agent in facts.queue.taking for reason in agent.waits.values()}
+        first = f" The first of them wait for devices: {' '.join(sorted(blocked))}" if blocked else ""
+        return WaitCause.TURN, f"Its turn has not come.{_ahead(facts)}{first}"
     names = ", ".join(f"{agent.name}: {agent.devices}" if facts.asks else agent.name for agent in facts.queue.taking)
     what = f" and {facts.asks}" if facts.asks else ""
     return WaitCause.TURN, f"It is the next: an agent with a free slot{what} takes it within seconds ({names})."

@@ -34,6 +34,9 @@ class LaunchJobConfiguration(BaseJobConfiguration):
     resource: str = Field(default="local-process", description="What the queue's items run on.")
     resource_args: dict[str, Any] = Field(default_factory=dict, description="Options, by resource.")
     submitter_options: list[str] = Field(default_factory=list, description="Options that submitters may set besides.")
+    fail_impossible_after: float | None = Field(
+        default=None, description="Seconds after which an item fails that no agent can ever run; None: it waits."
+    )
 
 
 class LaunchVariables(BaseVariables):

@@ -97,6 +97,15 @@ def create(
             " former where it can be had.",
         ),
     ] = None,
+    fail_impossible_after: Annotated[
+        str | None,
+        typer.Option(
+            "--fail-impossible-after",
+            metavar="TIME",
+            help="Fail an item after this time (1h) that asks for more than an agent's machine has, while no other"
+            " agent is online. Default: it waits.",
+        ),
+    ] = None,
     entity: EntityOption = None,
     replace: Annotated[
         bool, typer.Option("--replace", metavar="", help="Bring the queue of that name up to date when it is there.")
@@ -113,6 +122,7 @@ def create(
         "concurrency": concurrency,
         "submitter_options": allow or (),
         "submitter_secrets": allow_secret or (),
+        "fail_impossible_after": fail_impossible_after,
     }
     api = _api()
     make = api.upsert_run_queue if replace else api.create_run_queue
@@ -176,6 +186,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("variables", queue.template_variables),
             ("allowed", ", ".join(queue.submitter_options)),
             ("allowed secrets", ", ".join(queue.submitter_secrets)),
+            ("impossible", _impossible(queue.fail_impossible_after)),
             ("page", queue.url),
         ]
     )
@@ -216,6 +227,13 @@ def delete(
     typer.echo(f"The queue {name} is deleted, with {_items(gone)} that waited.")
 
 
+def _impossible(seconds: float | None) -> str:
+    """Say what becomes of an item that no agent of the queue can ever run."""
+    from prefect_launch.duration import in_words
+
+    return "items wait" if seconds is None else f"items fail after {in_words(seconds)}"
+
+
 def _items(count: int) -> str:
     return f"{count} item" if count == 1 else f"{count} items"
 
@@ -247,5 +265,6 @@ def _summary(api: Api, queue: RunQueue, activity: QueueActivity) -> dict[str, An
         "submitter_options": list(queue.submitter_options),
         "submitter_secrets": list(queue.submitter_secrets),
         "pin": queue.pin,
+        "fail_impossible_after": queue.fail_impossible_after,
         "url": queue.url,
     }

@@ -51,8 +51,9 @@ def test_processes_have_gpus_of_their_own_and_a_restart_remembers_whose(site: Si
 
 def test_item_that_never_fits_fails_with_the_reason_and_the_queue_goes_on(site: Site) -> None:
     site.job('echo "cards=$CUDA_VISIBLE_DEVICES"')
+    site.api.upsert_run_queue(site.name, "local-process", fail_impossible_after="1s")
     big, small = site.add(asks(2), asks(1))
-    loop = agent_of(site, InMemoryCards(1), device_patience_seconds=1).loop(until_empty=True)
+    loop = agent_of(site, InMemoryCards(1)).loop(until_empty=True)
     asyncio.run(asyncio.wait_for(loop, DEADLINE_SECONDS))
     assert site.states(big)[-1] == "Failed"
     assert "[agent] It asks for 2 GPUs, and this agent has GPU 0." in big.message
@@ -62,8 +63,9 @@ def test_item_that_never_fits_fails_with_the_reason_and_the_queue_goes_on(site: 
 
 def test_machine_without_a_gpu_runs_what_asks_for_none_and_refuses_the_rest(site: Site) -> None:
     site.job("echo fine")
+    site.api.upsert_run_queue(site.name, "local-process", fail_impossible_after="0.1s")
     plain, greedy = site.add({}, asks("all"))
-    site.work_off(device_patience_seconds=0, gpus="none")
+    site.work_off(gpus="none")
     assert site.states(plain)[-1] == "Completed"
     assert "this agent has no GPU (its setting is gpus: none)" in greedy.message
 

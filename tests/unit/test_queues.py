@@ -92,6 +92,8 @@ def test_config_says_beside_the_options_that_images_are_pinned(api: InMemoryApi)
         ({"concurrency": True}, QueueError, "1 or more"),
         ({"concurrency": 1.5}, QueueError, "1 or more"),
         ({"submitter_options": ["privilegd"]}, NotFoundError, "privileged"),
+        ({"fail_impossible_after": "soon"}, QueueError, "fail_impossible_after: Invalid duration 'soon'"),
+        ({"fail_impossible_after": 0}, QueueError, "fail_impossible_after: Invalid duration 0"),
         ({"entity": "a/b"}, InvalidNameError, "entity"),
     ],
 )

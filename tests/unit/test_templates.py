@@ -31,6 +31,7 @@ def test_config_comes_back_from_its_template() -> None:
         submitter_options=("shm-size",),
         entity="acme",
         prioritization_mode="DISABLED",
+        fail_impossible_after=3600,
     )
     assert QueueConfig.from_template("q", made.to_template()) == made
 

@@ -89,6 +89,15 @@ def test_limit_of_the_queue_and_of_its_priority_are_told_apart() -> None:
     assert told.cause is WaitCause.TURN
 
 
+def test_item_behind_others_that_wait_for_devices_says_what_those_wait_for() -> None:
+    reason = "It asks for 3 GPUs, and this agent has GPU 0."
+    box = agent(slots=4, waits={str(uuid4()): reason, str(uuid4()): reason})
+    told = why(agents=(box,), earlier=5000).reason
+    assert told == (
+        f"Its turn has not come. It is behind 5000 earlier ones. The first of them wait for devices: box: {reason}"
+    )
+
+
 def test_item_without_free_devices_says_what_each_agent_has() -> None:
     reason = "0 of 2 GPUs are free (GPUs 0,1 in use by other items); it asks for 1 GPU."
     box = agent(slots=4, in_work=2, waits={str(ITEM.id): reason}, devices="GPU 0 of 1a2b3c4d; GPU 1 of 5e6f7a8b")

@@ -44,6 +44,15 @@ class Stock(BaseModel):
     cpus: float | None = Field(default=None, description="None: not counted.")
     memory: int | None = Field(default=None, description="Bytes; None: not counted.")
     note: str = Field(default="", description="Why it has no GPU, in words.")
+    is_known: bool = Field(
+        default=True, description="Which GPUs it has is known; false: the driver did not answer yet."
+    )
+
+    def with_new(self, seen: Stock) -> Stock:
+        """Return the stock with the cards besides that a later look has shown."""
+        known = {card.index for card in self.cards} | {card.uuid for card in self.cards if card.uuid}
+        new = tuple(card for card in seen.cards if not known & {card.index, card.uuid})
+        return self.model_copy(update={"cards": self.cards + new, "note": "" if self.cards or new else seen.note})
 
 
 class Grant(BaseModel):
@@ -108,6 +117,8 @@ class Book(BaseModel):
         never = self._never(ask)
         if never:
             return Refusal(reason=never, never=True)
+        if not self.stock.is_known and not ask.gpus.is_none:
+            return Refusal(reason=f"It asks for {ask.gpus}, and {self.stock.note}.")
         free = [card for card in self.stock.cards if self.holder_of(card.index) is None and card.index not in busy]
         cpus = _left(self.stock.cpus, sum(grant.cpus for grant in self.held.values()))
         memory = _left(self.stock.memory, sum(grant.memory for grant in self.held.values()))
@@ -129,11 +140,12 @@ class Book(BaseModel):
         cards = self.stock.cards
         why = f" ({self.stock.note})" if self.stock.note else ""
         has = f"this agent has {_names(cards)}" if cards else f"this agent has no GPU{why}"
-        for wanted in ask.gpus.ids:
-            if not any(card.is_called(wanted) for card in cards):
-                return f"It asks for the GPU {wanted!r}, and {has}."
-        if ask.gpus.count > len(cards) or (ask.gpus.all and not cards):
-            return f"It asks for {ask.gpus}, and {has}."
+        if self.stock.is_known:
+            for wanted in ask.gpus.ids:
+                if not any(card.is_called(wanted) for card in cards):
+                    return f"It asks for the GPU {wanted!r}, and {has}."
+            if ask.gpus.count > len(cards) or (ask.gpus.all and not cards):
+                return f"It asks for {ask.gpus}, and {has}."
         if self.stock.cpus is not None and ask.cpus > self.stock.cpus + _HAIR:
             return f"It asks for {ask.cpus:g} CPUs, and this agent has {self.stock.cpus:g}."
         if self.stock.memory is not None and ask.memory > self.stock.memory:

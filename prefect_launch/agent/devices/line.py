@@ -96,10 +96,10 @@ class Line:
             if now - self._waiting[one.item_id].seen > _REMEMBERED_SECONDS:
                 del self._waiting[one.item_id]
 
-    def is_out_of_patience(self, item_id: UUID) -> bool:
-        """Whether an item has waited longer than the line's patience."""
+    def since(self, item_id: UUID) -> float | None:
+        """Return when an item was first found not to fit, on the line's clock; `None` when it does not wait."""
         one = self._waiting.get(item_id)
-        return one is not None and self._now() - one.since >= self._patience_seconds
+        return None if one is None else one.since
 
     def kept_from(self, item_id: UUID, rank: int, can: Callable[[Ask], bool]) -> Ask | None:
         """Return what is kept for the head of the line, as far as it binds an item of this rank.

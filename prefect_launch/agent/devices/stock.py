@@ -74,15 +74,19 @@ def make_stock(gpus: str | Sequence[str], cpus: str | float, memory: str | float
             `CUDA_VISIBLE_DEVICES` leaves out.
 
     Raises:
-        AgentConfigError: when the settings name a card that the machine does not have.
+        AgentConfigError: when the settings name a card that the machine does not have. While the driver does not
+            answer, that is not known: the agent has no card until it does.
     """
-    cards = () if gpus == NONE else _visible(seen.cards) if gpus == AUTO else _named(gpus, seen)
+    cards: tuple[Card, ...] = ()
+    if gpus != NONE and not seen.is_away:
+        cards = _visible(seen.cards) if gpus == AUTO else _named(gpus, seen)
     note = "its setting is gpus: none" if gpus == NONE else seen.note
     return Stock(
         cards=cards,
         cpus=_amount(cpus, float(len(os.sched_getaffinity(0)))),
         memory=_whole(_amount(memory, float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))),
         note=note,
+        is_known=gpus == NONE or not seen.is_away,
     )
 
 

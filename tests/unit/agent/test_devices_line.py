@@ -48,7 +48,7 @@ def test_patience_runs_from_the_first_time_it_did_not_fit() -> None:
     clock.time = 25
     assert not line.wait(BIG, "gpu", wants(4), USUAL, "still busy")
     clock.time = 31
-    assert line.is_out_of_patience(BIG)
+    assert line.since(BIG) == 0
 
 
 def test_head_of_the_line_and_more_urgent_items_are_not_bound() -> None:
@@ -88,8 +88,8 @@ def test_item_whose_queue_was_paused_keeps_its_place_for_a_while() -> None:
     line.saw("gpu", [])
     clock.time = 100
     line.saw("gpu", [BIG])
-    assert line.is_out_of_patience(BIG)
+    assert line.since(BIG) == 0
     line.saw("gpu", [])
     clock.time = 1000
     line.saw("gpu", [])
-    assert not line.is_out_of_patience(BIG)
+    assert line.since(BIG) is None

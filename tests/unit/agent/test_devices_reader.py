@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
 from prefect_launch.agent.config import parse_agent_config
-from prefect_launch.agent.devices.reader import NvmlReader
+from prefect_launch.agent.devices.reader import Cards, CardWatch, NvmlReader
 from prefect_launch.agent.devices.stock import make_stock
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.testing import InMemoryCards
+from tests.support.bench import eventually
 
 
 class NvmlError(Exception):
@@ -59,7 +61,49 @@ def test_missing_library_is_told_with_what_to_install(monkeypatch: pytest.Monkey
 
 def test_driver_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml({0: []}, driver=False))
-    assert NvmlReader().look().note == "this machine's NVIDIA driver does not answer: Driver Not Loaded"
+    seen = NvmlReader().look()
+    assert seen.note == "this machine's NVIDIA driver does not answer: Driver Not Loaded"
+    assert seen.is_away
+
+
+def test_machine_that_has_no_driver_at_all_is_not_one_whose_driver_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    library: Any = nvml({0: []}, driver=False)
+    library.NVML_ERROR_LIBRARY_NOT_FOUND = 12
+    monkeypatch.setattr(NvmlError, "value", 12, raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    assert not NvmlReader().look().is_away
+
+
+def test_card_that_fell_off_the_bus_leaves_the_others_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    library: Any = nvml({0: [], 1: [77], 2: []})
+
+    def handle(index: int) -> int:
+        if index == 0:
+            raise NvmlError("GPU is lost")
+        return index
+
+    library.nvmlDeviceGetHandleByIndex = handle
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    seen = NvmlReader().look()
+    assert ([card.index for card in seen.cards], seen.users, seen.is_away) == (["1", "2"], {"1": (77,)}, False)
+
+
+async def test_driver_that_hangs_is_away_and_asked_by_one_thread_at_a_time() -> None:
+    answers, calls = threading.Event(), []
+
+    class Hangs:
+        def look(self) -> Cards:
+            calls.append(1)
+            answers.wait(10)
+            return Cards(note="it is back")
+
+    watch = CardWatch(Hangs(), most_seconds=0.05)
+    for _ in range(3):
+        seen = await watch.look()
+        assert (seen.is_away, "does not answer within 0.05 s" in seen.note) == (True, True)
+    assert len(calls) == 1
+    answers.set()
+    await eventually(watch.look, lambda seen: seen.note == "it is back")
 
 
 def test_cards_are_shown_with_the_processes_that_compute_on_them(monkeypatch: pytest.MonkeyPatch) -> None:

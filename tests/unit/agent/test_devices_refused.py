@@ -3,34 +3,123 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 
+from prefect_launch.agent_board import read_notices
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.states import StateType
 from prefect_launch.testing import InMemoryCards, Script
-from tests.support.bench import QUEUE, Bench, eventually
-from tests.support.devices import agent_of, gpus_of, now_async, running, wants
+from prefect_launch.waiting_facts import why_waiting
+from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
+from tests.support.devices import agent_of, gpus_of, now_async, running, visible, wants
 
 # --- what never fits ---
 
 
-async def test_item_that_never_fits_fails_with_the_reason_when_there_is_no_other_agent(bench: Bench) -> None:
+async def test_items_that_never_fit_wait_and_one_line_says_why(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    items = await bench.add(40, **wants(3))
+    (small,) = await bench.add(**wants(1))
+    with caplog.at_level(logging.INFO, logger="prefect_launch.agent"):
+        async with bench.running(agent_of(bench, 2, device_patience_seconds=0)) as agent:
+            await bench.until(small, StateType.COMPLETED)
+            await eventually(now_async(lambda: len(agent.shop.desk.line.waiting)), lambda count: count == 40)
+            await eventually(lambda: read_notices(bench.server), lambda told: told["box"].waits)
+            first, last = [await why_waiting(agent.shop.session, item) for item in (items[0], items[-1])]
+    assert [await bench.states(item) for item in items] == [["Queued"]] * 40
+    assert caplog.text.count("It asks for 3 GPUs, and this agent has GPUs 0,1.") == 1
+    assert [("cannot run this" in await bench.log(item)) for item in items].count(True) == 20
+    for told in (first, last):
+        assert told is not None
+        assert "It asks for 3 GPUs, and this agent has GPUs 0,1." in told.reason
+
+
+async def test_item_that_never_fits_fails_when_its_queue_says_so_and_there_is_no_other_agent(bench: Bench) -> None:
+    bench.api.upsert_run_queue(QUEUE, RESOURCE, fail_impossible_after="0.1s")
     (item,) = await bench.add(**wants(3))
     (small,) = await bench.add(**wants(1))
-    await agent_of(bench, 2, device_patience_seconds=0.1).loop(until_empty=True)
+    await agent_of(bench, 2).loop(until_empty=True)
     found = await bench.read(item.id)
     assert found.state_type is StateType.FAILED
-    assert found.message.startswith("[agent] It asks for 3 GPUs, and this agent has GPUs 0,1.")
+    assert found.message.startswith(
+        "[agent] It asks for 3 GPUs, and this agent has GPUs 0,1. No other agent was online"
+    )
     assert (await bench.read(small.id)).state_type is StateType.COMPLETED
+
+
+# --- a driver that does not answer ---
+
+
+async def test_backlog_waits_for_a_driver_that_does_not_answer_and_runs_when_it_does(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.api.upsert_run_queue(QUEUE, RESOURCE, fail_impossible_after="0.1s")
+    cards = InMemoryCards(1)
+    cards.away = "this machine's NVIDIA driver does not answer: Unknown Error"
+    items = await bench.add(10, **wants(1))
+    (plain,) = await bench.add()
+    bench.plays(Script(seconds=60), Script(seconds=0.01))
+    with caplog.at_level(logging.INFO, logger="prefect_launch.agent"):
+        async with bench.running(agent_of(bench, cards)) as agent:
+            await running(bench, plain)
+            assert visible(bench, plain) == ""  # it must not see what others get later
+            looks = cards.looks
+            await eventually(now_async(lambda: cards.looks), lambda count: count > looks)
+            assert [await bench.states(item) for item in items] == [["Queued"]] * 10
+            assert "does not answer: Unknown Error" in agent.shop.desk.describe()
+            assert all("does not answer" in one.reason for one in agent.shop.desk.line.waiting)
+            cards.away = ""
+            for item in items:
+                await bench.until(item, StateType.COMPLETED)
+    assert caplog.text.count("waits-for-devices") == 1
+    assert (caplog.text.count("GPUs away"), caplog.text.count("GPUs back")) == (1, 1)
+
+
+async def test_driver_that_goes_away_later_fails_nothing(bench: Bench) -> None:
+    bench.api.upsert_run_queue(QUEUE, RESOURCE, fail_impossible_after="0.1s")
+    cards = InMemoryCards(2)
+    async with bench.running(agent_of(bench, cards)):
+        cards.away = "the driver does not answer"
+        (item,) = await bench.add(**wants(2))
+        looks = cards.looks
+        await eventually(now_async(lambda: cards.looks), lambda count: count > looks + 1)
+        assert await bench.states(item) == ["Queued"]
+        cards.away = ""
+        await bench.until(item, StateType.COMPLETED)
+
+
+async def test_agent_whose_named_cards_cannot_be_seen_yet_starts_and_waits_for_them(bench: Bench) -> None:
+    cards = InMemoryCards(2)
+    cards.away = "the driver does not answer"
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add(**wants(1))
+    async with bench.running(agent_of(bench, cards, gpus=[1])):
+        await eventually(now_async(lambda: cards.looks), lambda count: count > 1)
+        cards.away = ""
+        await running(bench, item)
+        assert gpus_of(bench, item) == ["1"]
+
+
+async def test_card_that_is_there_again_is_given_out(bench: Bench) -> None:
+    cards = InMemoryCards(2)
+    both, cards.cards = cards.cards, cards.cards[:1]
+    (item,) = await bench.add(**wants(2))
+    async with bench.running(agent_of(bench, cards)):
+        await eventually(now_async(lambda: cards.looks), lambda count: count > 1)
+        assert await bench.states(item) == ["Queued"]
+        cards.cards = both
+        await bench.until(item, StateType.COMPLETED)
 
 
 async def test_item_that_never_fits_here_is_left_to_an_agent_that_can(bench: Bench) -> None:
     (item,) = await bench.add(**wants(3))
-    async with bench.running(agent_of(bench, 1, name="small", device_patience_seconds=0.2)) as small:
-        await bench.server.beat_worker(QUEUE, "big", 15)
+    bench.api.upsert_run_queue(QUEUE, RESOURCE, fail_impossible_after="0.2s")
+    await bench.server.beat_worker(QUEUE, "big", 15)
+    async with bench.running(agent_of(bench, 1, name="small")) as small:
         await eventually(lambda: bench.log(item), lambda log: "The agent small cannot run this" in log)
-        await eventually(now_async(lambda: small.shop.desk.line.is_out_of_patience(item.id)), bool)
+        since = small.shop.desk.line.since(item.id) or 0.0
+        await eventually(now_async(lambda: time.monotonic() - since), lambda waited: waited > 0.4)
         assert await bench.states(item) == ["Queued"]
         async with bench.running(agent_of(bench, 4, name="big")):
             found = await bench.until(item, StateType.COMPLETED)
