@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _ONLINE = "ONLINE"
 #: What an agent tells of itself in its notice.
-_TOLD = {"host", "slots", "running", "in_work", "waits", "devices"}
+_TOLD = {"host", "slots", "running", "in_work", "waits", "devices", "secure_mode"}
 
 
 class QueueActivity(BaseModel):
@@ -60,6 +60,7 @@ class AgentInfo(BaseModel):
         waits: why items wait for its devices, by their ids.
         devices: who holds each of its GPUs; an empty text for none.
         troubles: why it takes no items of a resource, one text each.
+        secure_mode: whether it lets a submitter give inputs and nothing else.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -76,6 +77,7 @@ class AgentInfo(BaseModel):
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
     troubles: tuple[str, ...] = ()
+    secure_mode: bool = False
 
 
 async def queue_activity(session: Session, queues: Iterable[str]) -> list[QueueActivity]:

@@ -62,6 +62,7 @@ class AgentNotice(BaseModel):
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
         troubles: why it takes no items of a resource, one text each.
+        secure_mode: whether it lets a submitter give inputs and nothing else.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -76,6 +77,7 @@ class AgentNotice(BaseModel):
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
     troubles: tuple[str, ...] = ()
+    secure_mode: bool = False
 
     def short(self) -> AgentNotice:
         """Return it without what the server would not keep."""

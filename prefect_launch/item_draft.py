@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from prefect.logging import get_logger
+
 from prefect_launch.api import Api
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.image_digest import Digests, with_digest
@@ -26,6 +28,7 @@ from prefect_launch.safety import (
     check_submitter_secrets,
     check_variables_name_no_secret,
     locked_options,
+    locked_parts,
 )
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.session import KnownQueue, Session
@@ -37,6 +40,8 @@ from prefect_launch.templates import check_variables
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
+
+_logger = get_logger("launch.enqueue")
 
 #: Of `docker`: what is there when a digest was looked up.
 _LOOKED_UP: Final = frozenset({"pin", "digest", "resolved"})
@@ -99,8 +104,22 @@ async def check_item(
     named = named or await resolve_source(session, spec)
     queue = await _queue(session, queue_name, spec, named.job)
     digests = digests or Digests(session.seen_digests)
+    await _tell_what_is_locked(session, queue, spec)
     spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
     return CheckedItem(api, queue, spec, named, named.job, draft_item(api, queue, spec, named.job))
+
+
+async def _tell_what_is_locked(session: Session, queue: KnownQueue, spec: LaunchSpec) -> None:
+    """Warn of an item that no agent which is online for its queue would run; one that would may still come."""
+    locked = locked_parts(spec, pins=queue.config.pin)
+    agents = await session.secure_agents(queue.name) if locked else ()
+    if agents:
+        _logger.warning(
+            "All agents that are online for the queue %s (%s) are in secure mode, which locks %s: there the item fails.",
+            queue.name,
+            ", ".join(agents),
+            ", ".join(locked),
+        )
 
 
 async def resolve_source(session: Session, spec: LaunchSpec) -> NamedJob:

@@ -30,12 +30,12 @@ from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
 from prefect_launch.safety import (
-    check_secure_mode,
     check_submitter_args,
     check_submitter_secrets,
     check_variables_name_no_secret,
     locked_options,
     merge_resource_args,
+    secured,
 )
 from prefect_launch.secret_blocks import ReadSecret, fill_secrets, name_secret, read_secrets, secret_names
 from prefect_launch.sources import source_of
@@ -142,7 +142,8 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
     runner.check_source(job.kind if job else SourceKind.IMAGE)
     if job is not None and request.spec.job:
         check_version(job, request.spec.git.version, named=request.spec.job)
-    spec = _with_inputs(request.spec, job)
+    asked = secured(request.spec, pins=request.config.pin) if site.secure_mode else request.spec
+    spec = _with_inputs(asked, job)
     run_dir = site.run_dir(request.item_id, request.attempt, request.labels.get(Labels.CLAIM, ""))
     return RunPlan(
         item_id=request.item_id,
@@ -218,8 +219,6 @@ async def _options(
     # Who runs something of no queue is at their own machine, with their own access to the server.
     allowed = None if request.queue is None else config.submitter_secrets
     check_submitter_secrets(submitted, resource=resource, allowed=allowed)
-    if site.secure_mode:
-        check_secure_mode(spec)
     secrets = await read_secrets([*config.secret_names, *secret_names(submitted)], read_secret)
     of_queue = config.fill(spec.template_variables, secrets)
     merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))

@@ -69,6 +69,7 @@ class Session:
         self.read_secret = read_secret
         self.seen_digests = SeenDigests(registry)
         self._queues: dict[str, KnownQueue] = {}
+        self._secure_agents: dict[str, tuple[float, tuple[str, ...]]] = {}
 
     async def queue(self, name: str) -> KnownQueue:
         """Return a queue by its name.
@@ -93,6 +94,17 @@ class Session:
         if pool is None or pool.type != POOL_TYPE:
             raise unknown_name("queue", name, [known.name for known in await self.server.list_pools()])
         return pool
+
+    async def secure_agents(self, queue: str) -> tuple[str, ...]:
+        """Return the agents that are online for a queue when all of them are in secure mode; else none."""
+        from prefect_launch.activity import online_agents
+
+        read_at, names = self._secure_agents.get(queue, (float("-inf"), ()))
+        if time.monotonic() - read_at > QUEUE_MEMORY_SECONDS:
+            online = await online_agents(self.server, queue)
+            names = tuple(agent.name for agent in online) if all(agent.secure_mode for agent in online) else ()
+            self._secure_agents[queue] = (time.monotonic(), names)
+        return names
 
     def forget_queue(self, name: str) -> None:
         """Read the queue anew the next time."""

@@ -33,7 +33,7 @@ class LaunchAgentConfig(Block):
     queues: list[str] = Field(default_factory=list, description="The queues that it takes items of, in turn.")
     max_jobs: int = Field(default=1, ge=-1, description="How many jobs at a time; -1 for no limit.")
     max_schedulers: int = Field(default=1, ge=-1, description="How many sweep schedulers at a time.")
-    secure_mode: bool = Field(default=False, description="Refuse what reaches into the machine.")
+    secure_mode: bool = Field(default=False, description="Let submitters give jobs inputs, and nothing else.")
     more: dict[str, Any] = Field(
         default_factory=dict, description="Any other setting of an agent, such as stopped_run_timeout or macros."
     )

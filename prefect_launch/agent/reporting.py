@@ -67,6 +67,7 @@ class Reporter:
             waits={str(one.item_id): one.reason for one in agent.shop.desk.line.waiting},
             devices=agent.shop.desk.describe(),
             troubles=tuple(f"{name}: {why}" for name, why in sorted(agent.shop.reach.away.items())),
+            secure_mode=agent.config.secure_mode,
         )
 
     async def post(self) -> None:

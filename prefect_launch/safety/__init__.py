@@ -17,18 +17,19 @@ from prefect_launch.safety.options import (
     read_env,
 )
 from prefect_launch.safety.secrets import check_submitter_secrets, check_variables_name_no_secret, secrets_pattern
-from prefect_launch.safety.secure_mode import check_secure_mode
+from prefect_launch.safety.secure_mode import locked_parts, secured
 
 __all__ = [
     "check_kubernetes_manifest",
-    "check_secure_mode",
     "check_submitter_args",
     "check_submitter_secrets",
     "check_variables_name_no_secret",
     "locked_options",
+    "locked_parts",
     "merge_resource_args",
     "normalise_option",
     "normalise_options",
     "read_env",
     "secrets_pattern",
+    "secured",
 ]

@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from prefect_launch.errors import SpecError, UnsafeSpecError
 from prefect_launch.safety import (
     check_kubernetes_manifest,
-    check_secure_mode,
     check_submitter_args,
     locked_options,
     merge_resource_args,
     normalise_option,
     read_env,
+    secured,
 )
-from prefect_launch.spec import parse_spec
+from prefect_launch.spec import LaunchSpec, parse_spec
 
 ALLOWED = frozenset({"e", "env", "m", "memory", "cpus", "shm-size", "command"})
 
@@ -218,47 +219,98 @@ def spec(**fields: Any) -> Any:
     return parse_spec({"job": "e/p/j", **fields})
 
 
-@pytest.mark.parametrize(
-    ("launched", "locked"),
-    [
-        (spec(overrides={"entry_point": ["sh", "-c", "true"]}), 'the "entrypoint" override'),
-        (spec(overrides={"dockerfile": "FROM x"}), 'the "dockerfile" override'),
-        (parse_spec({"docker": {"docker_image": "evil:1"}}), 'the "image"'),
-        (parse_spec({"image_uri": "evil:1"}), 'the "image"'),
-        (spec(resource_args={"kubernetes": pod(hostPID=False)}), '"hostPID" in pod spec'),
-        (spec(resource_args={"kubernetes": pod(initContainers=[])}), '"initContainers" in pod spec'),
-        (spec(resource_args={"kubernetes": pod(containers=[{}, {"command": ["x"]}])}), '"command" in container spec'),
-        (spec(resource_args={"kubernetes": pod(containers=[{"image": "x"}])}), '"image" in container spec'),
-        (
-            spec(resource_args={"local-container": {"--entrypoint": "sh"}}),
-            '"entrypoint" in resource_args.local-container',
-        ),
-        (spec(resource_args={"local-container": {"Command": "sh"}}), '"command" in resource_args.local-container'),
-        (spec(additional_services=[{"config": {"spec": {"hostNetwork": True}}}]), '"hostNetwork" in pod spec'),
-        (spec(builder={"accelerator": {"base_image": "mine:1"}}), 'the "builder" base image'),
-        (spec(docker={"user_id": 0}), 'the "docker" user id'),
-    ],
-)
-def test_secure_agent_refuses_what_decides_which_code_runs(launched: Any, locked: str) -> None:
+#: A value of each field of a launch spec that is not its default, by the field's dotted path; what a new field needs
+#: here, and in `FREE` if a submitter may set it on an agent in secure mode.
+SET: dict[str, Any] = {
+    "job": "e/p/other",
+    "docker.docker_image": "evil:1",
+    "docker.user_id": 0,
+    "docker.pin": True,
+    "docker.digest": "sha256:" + "a" * 64,
+    "docker.resolved": True,
+    "image_uri": "evil:1",
+    "uri": "https://evil.example/x.git",
+    "git.repo": "https://x.example/y.git",
+    "git.version": "main",
+    "entity": "acme",
+    "project": "digits",
+    "name": "mine",
+    "run_id": "r1",
+    "author": "ann",
+    "sweep_id": "s1",
+    "resource": "local-process",
+    "resource_args": {"local-process": {"env": {"LD_PRELOAD": "/tmp/x.so"}}},
+    "template_variables": {"gpu": "0"},
+    "overrides.args": ["--evil"],
+    "overrides.run_config": {"lr": 1},
+    "overrides.artifacts": {"a": "b"},
+    "overrides.files": {"conf.json": {"a": 1}},
+    "overrides.entry_point": ["sh", "-c", "true"],
+    "overrides.dockerfile": "Dockerfile.evil",
+    "overrides.working_dir": "../..",
+    "python_version": "3.11",
+    "timeout": 3600,
+    "registry": {"uri": "r.example/x"},
+    "builder": {"accelerator": {"base_image": "mine:1"}},
+    "additional_services": [{"config": {}}],
+    "priority": 1,
+    "retries": {"max": 3},
+}
+PASSES = {
+    *("job", "overrides.run_config", "template_variables", "priority", "name", "entity", "project", "run_id"),
+    *("author", "sweep_id", "resource", "git.repo", "git.version", "docker.digest", "docker.resolved"),
+}
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """The dotted paths of all fields of a model, those of its parts one by one."""
+    found: list[str] = []
+    for name, field in model.model_fields.items():
+        part = field.annotation
+        is_part = isinstance(part, type) and issubclass(part, BaseModel)
+        found += fields_of(part, f"{prefix}{name}.") if is_part and isinstance(part, type) else [f"{prefix}{name}"]
+    return found
+
+
+def spec_with(*paths: str) -> LaunchSpec:
+    """A spec of a job with these fields set."""
+    data: dict[str, Any] = {"job": "e/p/j"}
+    for path in paths:
+        part, _, leaf = path.rpartition(".")
+        (data.setdefault(part, {}) if part else data)[leaf] = SET[path]
+    return parse_spec(data)
+
+
+def test_each_field_of_a_spec_is_known_to_the_test_of_secure_mode() -> None:
+    assert set(fields_of(LaunchSpec)) == set(SET)
+    assert set(SET) >= PASSES
+
+
+@pytest.mark.parametrize("path", sorted(set(SET) - PASSES))
+def test_secure_agent_refuses_all_that_is_not_listed(path: str) -> None:
     with pytest.raises(UnsafeSpecError) as caught:
-        check_secure_mode(launched)
-    assert str(caught.value).startswith(f"This agent is configured to lock {locked}")
+        secured(spec_with(path))
+    assert str(caught.value).startswith("This agent is configured to lock ")
     assert "but the job specification attempts to override it." in str(caught.value)
+    word = {"overrides.entry_point": "entrypoint", "image_uri": "image", "docker.docker_image": "image"}.get(path)
+    assert f'"{word or path.removeprefix("overrides.")}"' in str(caught.value) or path == "resource_args"
 
 
-def test_secure_agent_takes_inputs_and_ordinary_options() -> None:
-    check_secure_mode(
-        spec(
-            overrides={"run_config": {"command": "x", "hostPID": 1}, "args": ["--lr", "1"]},
-            resource_args={
-                "local-container": {"env": {"command": "x"}, "memory": "1g"},
-                "kubernetes": pod(containers=[{"args": ["x"]}]),
-            },
-            additional_services=[{"config": {"spec": {"containers": [{"image": "redis", "command": ["redis"]}]}}}],
-        )
-    )
+def test_secure_agent_takes_a_job_its_inputs_and_names() -> None:
+    assert secured(spec_with(*PASSES)).overrides.run_config == {"lr": 1}
+    assert secured(parse_spec({"job": "e/p/j", "resource_args": {"local-process": {}}}))
 
 
-def test_secure_agent_sees_the_merged_arguments_when_given_them() -> None:
-    with pytest.raises(UnsafeSpecError, match="hostIPC"):
-        check_secure_mode(spec(), {"kubernetes": pod(hostIPC=True)})
+@pytest.mark.parametrize("name", ["LD_PRELOAD", "PYTHONPATH", "PYTHONSTARTUP", "BASH_ENV", "PATH", "HARMLESS"])
+def test_secure_agent_locks_the_whole_environment(name: str) -> None:
+    with pytest.raises(UnsafeSpecError, match=r'lock "env" in resource_args\.local-container but'):
+        secured(parse_spec({"job": "e/p/j", "resource_args": {"local-container": {"e": [f"{name}=x"]}}}))
+
+
+def test_secure_agent_believes_a_digest_only_where_the_queue_pins() -> None:
+    by_submitter = spec_with("docker.digest", "docker.resolved")
+    assert secured(by_submitter).docker.digest is None
+    pinned = spec_with("docker.digest", "docker.pin")
+    assert secured(pinned, pins=True).docker.digest == SET["docker.digest"]
+    with pytest.raises(UnsafeSpecError, match=r'lock "docker.pin"'):
+        secured(pinned, pins=False)
