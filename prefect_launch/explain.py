@@ -7,11 +7,9 @@ Nothing is made on the server or on this machine. Values of environment variable
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -31,6 +29,7 @@ from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety.options import normalise_options
 from prefect_launch.server.values import Item, ItemDraft
 from prefect_launch.session import KnownQueue, Session, obstacle_of
+from prefect_launch.signature import with_arguments_of
 from prefect_launch.spec import LaunchSpec, parse_spec
 from prefect_launch.states import StateType
 from prefect_launch.templates import QueueConfig
@@ -39,9 +38,6 @@ from prefect_launch.waiting_facts import why_would_wait
 
 if TYPE_CHECKING:
     from prefect_launch.built_job import BuiltJob
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 #: What stands for what is known only once the item is there.
 _ITEM: Final = "ITEM-ID"
@@ -196,26 +192,7 @@ def _item(draft: ItemDraft) -> Item:
     )
 
 
-def _with_arguments_of(
-    original: Callable[P, object],
-) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
-    """Give a function of a mapping the arguments of another function, with their defaults."""
-    signature = inspect.signature(original)
-
-    def give(function: Callable[[Mapping[str, Any]], R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> R:
-            bound = signature.bind(*args, **kwargs)
-            bound.apply_defaults()
-            return function(bound.arguments)
-
-        called.__signature__ = signature.replace(return_annotation=Explanation)  # type: ignore[attr-defined]
-        return called
-
-    return give
-
-
-@_with_arguments_of(launch_add)
+@with_arguments_of(launch_add)
 def explain_launch(arguments: Mapping[str, Any]) -> Explanation:
     """Say what `launch_add` would do with these arguments; nothing is queued, nothing is left behind.
 
@@ -230,7 +207,7 @@ def explain_launch(arguments: Mapping[str, Any]) -> Explanation:
     return api.call(lambda session: explain_item(api, session, spec, queue, build=build))
 
 
-@_with_arguments_of(launch_add)
+@with_arguments_of(launch_add)
 def aexplain_launch(arguments: Mapping[str, Any]) -> Awaitable[Explanation]:
     """`explain_launch` for async code; arguments, result and errors are the same."""
     spec, queue = read_request(arguments)

@@ -1,7 +1,7 @@
 """`launch`: run a job here and now, in the caller's process, as a flow.
 
-Called alone it is a flow run of its own; called in a flow it is a subflow of it, with its tasks. `alaunch` is the flow,
-`launch` the same for synchronous code.
+Called alone it is a flow run of its own; called in a flow it is a subflow of it, with its tasks. `launch_flow` is the
+flow, `alaunch` and `launch` call it: where the caller waits, or in the background.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import UUID
 
+import anyio
 from prefect import Flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
@@ -28,18 +29,20 @@ from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.remote import RemoteRegistries
 from prefect_launch.errors import LaunchError
 from prefect_launch.item_id import short_id
-from prefect_launch.launch_end import failure_of, show_failure
-from prefect_launch.launch_failure import failing_with_its_error
+from prefect_launch.launch_end import ending_as_its_run, failure_of, outcome_of_run, show_failure
+from prefect_launch.launch_follow import FollowedRun, follower
 from prefect_launch.launch_retries import retries_here, with_retries
 from prefect_launch.named_job import job_named_by, with_job
 from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan, preview_plan
-from prefect_launch.runners.base import Labels, Runner, RunPlan
-from prefect_launch.runners.registry import make_runner
+from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
+from prefect_launch.runners.registry import make_runner, runner_class
 from prefect_launch.runners.run import DEFAULT_GRACE_SECONDS, AbstractRun, RunnerRun
 from prefect_launch.server_json import check_server_json
 from prefect_launch.session import Session
+from prefect_launch.signature import with_arguments_of
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec import LaunchSpec, construct_spec
+from prefect_launch.states import ItemState
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -76,13 +79,15 @@ async def _with_image(
 
 
 @task(name="run", cache_policy=NO_CACHE, persist_result=False)
-async def _run(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, synchronous: bool) -> RunnerRun:
-    """Create and start it; follow it to its end when the caller waits."""
+async def _run(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, follow: bool) -> RunnerRun:
+    """Create and start it, and follow it to its end."""
     handle = await runner.create(plan)
     await session.server.record_infrastructure(flow_run_id, handle)
     await runner.start(handle)
     run = RunnerRun(runner, handle, plan)
-    if synchronous:
+    if follow:
+        if (followed := FollowedRun.here()) is not None:
+            followed.attempt_started(run)
         await _follow(session, flow_run_id, runner, handle, run, plan)
     return run
 
@@ -93,7 +98,7 @@ async def _follow(
     shipper = LogShipper(session.server, flow_run_id, plan.log_path)
     shipper.follow()
     try:
-        await _wait(run, plan)
+        end, timed_out = await _ended(run, plan)
         await shipper.finish()
     except asyncio.CancelledError:
         await runner.stop(handle, DEFAULT_GRACE_SECONDS)
@@ -102,20 +107,25 @@ async def _follow(
         await shipper.let_go()
     try:
         await _keep(session, flow_run_id, plan)
-        if run.exit is not None and not run.exit.succeeded:
-            await show_failure(session, flow_run_id, plan, run.exit, await runner.image_of(handle))
-            raise failure_of(plan, run.exit, await shipper.last_lines(_LAST_LINES))
+        outcome = outcome_of_run(plan, end, timed_out=timed_out)
+        if outcome.state is not ItemState.COMPLETED:
+            await show_failure(session, flow_run_id, plan, end, outcome, await runner.image_of(handle))
+            raise failure_of(plan, end, outcome, await shipper.last_lines(_LAST_LINES))
     finally:
-        if run.exit is None or run.exit.log_is_whole:
+        if end.log_is_whole:
             await runner.remove(handle)
 
 
-async def _wait(run: RunnerRun, plan: RunPlan) -> None:
-    """Wait for its end, and end it when its time is up."""
+async def _ended(run: RunnerRun, plan: RunPlan) -> tuple[Exit, bool]:
+    """Wait for its end; return how it ended, and whether that is because its time was up."""
+    timed_out = False
     try:
         await run.wait(plan.timeout)
     except TimeoutError:
+        timed_out = True
         await run.cancel()
+    assert run.exit is not None, "it has ended"
+    return run.exit, timed_out
 
 
 async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan) -> None:
@@ -138,8 +148,8 @@ def _launch_flow(function: Callable[P, Coroutine[Any, Any, T]]) -> Flow[P, Corou
 
 
 @_launch_flow
-@failing_with_its_error
-async def alaunch(
+@ending_as_its_run
+async def launch_flow(
     api: Api,
     job: str | None = None,
     entry_point: Sequence[str] | None = None,
@@ -155,7 +165,7 @@ async def alaunch(
     run_id: str | None = None,
     repository: str | None = None,
 ) -> AbstractRun:
-    """Run a job here and now.
+    """Run a job here and now: the flow of `launch` and `alaunch`, which ends when its run has ended.
 
     Args:
         api: the Prefect server.
@@ -170,13 +180,16 @@ async def alaunch(
         entity: of the run.
         docker_image: image to run.
         config: a launch config; arguments win over it, key by key. It is not changed. Its `retries`, or the job's,
-            hold here too, when the run is waited for.
-        synchronous: wait until the run has ended.
+            hold here too.
+        synchronous: wait until the run has ended. When false, the call returns as soon as the run has started, and this
+            process follows it in the background. It blocks at its exit until the run has ended, as a flow does at its
+            end; when it is interrupted (Ctrl-C, SIGTERM), it ends the run. A run on a resource that is elsewhere, of a
+            third party's runner, is followed by nobody but the run that is returned.
         run_id: a name for the run.
         repository: where a built image is pushed.
 
     Returns:
-        The run. It goes on by itself when `synchronous` is false.
+        The run. Its flow run's state is its own: `Running` until it ends, then as it has ended.
 
     Raises:
         ExecutionError: when a run that was waited for failed; with the exit code and the last lines of its log.
@@ -198,16 +211,21 @@ async def alaunch(
     )
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
-        raise LaunchError("launch is a Prefect flow: call it, or `alaunch`, not the function under it.")
+        raise LaunchError("launch_flow is a Prefect flow: call it, not the function under it.")
     flow_run = context.flow_run
+    followed = FollowedRun.here()
     async with api.open() as session:
         spec, found = await _pin(session, spec, str(flow_run.id))
-        rule = retries_here(spec, found, synchronous=synchronous)
+        follow = synchronous or runner_class(spec.resource or default_resource(found)).uses_this_machine
+        rule = retries_here(spec, found, followed=follow)
 
-        async def attempt(number: int) -> AbstractRun:
-            return await _attempt(session, spec, found, flow_run.id, number, synchronous)
+        async def attempt(number: int) -> RunnerRun:
+            return await _attempt(session, spec, found, flow_run.id, number, follow)
 
-        return await with_retries(rule, attempt, first=max(1, flow_run.run_count), logger=get_run_logger())
+        async def pause(seconds: float) -> None:
+            await (anyio.sleep(seconds) if followed is None else followed.unless_stopped(anyio.sleep(seconds)))
+
+        return await with_retries(rule, attempt, first=max(1, flow_run.run_count), logger=get_run_logger(), pause=pause)
 
 
 async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[LaunchSpec, Job | None]:
@@ -220,15 +238,17 @@ async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[Launch
 
 
 async def _attempt(
-    session: Session, spec: LaunchSpec, job: Job | None, flow_run_id: UUID, number: int, synchronous: bool
-) -> AbstractRun:
+    session: Session, spec: LaunchSpec, job: Job | None, flow_run_id: UUID, number: int, follow: bool
+) -> RunnerRun:
     chosen, plan = await _plan(session, spec, job, str(flow_run_id), number)
     runner = make_runner(chosen, default_home(), RemoteRegistries(resolve_agent_config().keychain))
+    followed = FollowedRun.here()
     try:
-        plan = await _prepare(session, flow_run_id, runner, plan, spec.registry.get("uri"))
-        return await _run(session, flow_run_id, runner, plan, synchronous)
+        work = _prepare(session, flow_run_id, runner, plan, spec.registry.get("uri"))
+        plan = await (work if followed is None else followed.unless_stopped(work))
+        return await _run(session, flow_run_id, runner, plan, follow)
     finally:
-        if synchronous:
+        if follow:
             await runner.aclose()
 
 
@@ -249,24 +269,30 @@ def _site() -> Site:
     return Site(home=default_home(), git=machine_git_settings())
 
 
-def launch(
-    api: Api,
-    job: str | None = None,
-    entry_point: Sequence[str] | None = None,
-    version: str | None = None,
-    name: str | None = None,
-    resource: str | None = None,
-    resource_args: Mapping[str, Any] | None = None,
-    project: str | None = None,
-    entity: str | None = None,
-    docker_image: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    synchronous: bool = True,
-    run_id: str | None = None,
-    repository: str | None = None,
-) -> AbstractRun:
+@with_arguments_of(launch_flow.fn)
+async def alaunch(arguments: Mapping[str, Any]) -> AbstractRun:
+    """Run a job here and now.
+
+    Args:
+        **arguments: those of `launch_flow`.
+
+    Returns:
+        The run: when it has ended, or, with `synchronous=False`, as soon as it has started.
+
+    Raises:
+        ExecutionError: when a run that was waited for failed; with the exit code and the last lines of its log.
+        LaunchError: when it cannot be started; see the subclasses.
+    """
+    if arguments["synchronous"]:
+        run: AbstractRun = await launch_flow(**arguments)
+        return run
+    return await follower().begin(lambda: launch_flow(**arguments))
+
+
+@with_arguments_of(launch_flow.fn)
+def launch(arguments: Mapping[str, Any]) -> AbstractRun:
     """`alaunch` for synchronous code; arguments, result and errors are the same. It blocks a running event loop."""
-    run: AbstractRun = run_sync(alaunch(**locals()))
+    run: AbstractRun = run_sync(alaunch(**arguments))
     return run
 
 

@@ -1,4 +1,4 @@
-"""Retries of `launch`: the rule of an item of a queue, for a run here and now that somebody waits for."""
+"""Retries of `launch`: the rule of an item of a queue, for a run here and now that is followed to its end."""
 
 from __future__ import annotations
 
@@ -22,22 +22,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: A run that nobody waits for is run once: there is nobody who could see its end.
+#: A run that nobody follows is run once: there is nobody who could see its end.
 _ONCE: Final = Retries(max=0)
 
 
-def retries_here(spec: LaunchSpec, job: Job | None, *, synchronous: bool) -> Retries:
+def retries_here(spec: LaunchSpec, job: Job | None, *, followed: bool) -> Retries:
     """Return the rule of a run here and now: its spec's, its job's, or the default.
 
+    Args:
+        spec: of the run.
+        job: that it runs.
+        followed: whether the run is followed to its end.
+
     Raises:
-        SpecError: when the spec asks for retries of a run that is not waited for.
+        SpecError: when the spec asks for retries of a run that is not followed.
     """
-    if synchronous:
+    if followed:
         return spec.retries or (job.document.retries if job else None) or DEFAULT_RETRIES
     if spec.retries is not None and spec.retries.max:
         raise SpecError(
-            f"retries (max {spec.retries.max}) need somebody who sees the run's end, and synchronous=False waits for"
-            " none: leave retries out, wait for it, or put it on a queue with launch_add."
+            f"retries (max {spec.retries.max}) need somebody who sees the run's end. With synchronous=False nobody"
+            f" follows a run on the resource {spec.resource!r}, which is not on this machine: leave retries out, wait"
+            " for it, or put it on a queue with launch_add."
         )
     return _ONCE
 
@@ -48,6 +54,7 @@ async def with_retries(
     *,
     first: int,
     logger: Logger,
+    pause: Callable[[float], Awaitable[None]] = anyio.sleep,
 ) -> T:
     """Make attempts until one ends well, or the rule gives no more.
 
@@ -56,6 +63,7 @@ async def with_retries(
         attempt: makes the attempt of that number.
         first: number of the first attempt.
         logger: gets a line before each further attempt.
+        pause: waits for some seconds, between two attempts.
 
     Raises:
         LaunchError: of the last attempt.
@@ -67,11 +75,11 @@ async def with_retries(
         except LaunchError as error:
             if done >= rule.max or not rule.covers(_cause_of(error)):
                 raise
-            pause = rule.delay_seconds(done)
+            delay = rule.delay_seconds(done)
             done += 1
             told = str(error).partition("\n")[0]
-            logger.warning("%s It is run again in %g s (retry %d of %d).", told, pause, done, rule.max)
-            await anyio.sleep(pause)
+            logger.warning("%s It is run again in %g s (retry %d of %d).", told, delay, done, rule.max)
+            await pause(delay)
 
 
 def _cause_of(error: LaunchError) -> Cause | None:

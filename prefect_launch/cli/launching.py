@@ -12,7 +12,7 @@ from prefect_launch.cli.follow import LogTail
 from prefect_launch.cli.item_view import duration_of, fields_of, state_of
 from prefect_launch.cli.output import lasted, print_json
 from prefect_launch.enqueue import launch_add
-from prefect_launch.launch_flow import alaunch
+from prefect_launch.launch_flow import launch_flow
 from prefect_launch.queues import DEFAULT_QUEUE
 from prefect_launch.spec import construct_spec
 
@@ -132,7 +132,7 @@ async def _launch(api: Api, arguments: dict[str, Any], *, log_to_error: bool) ->
 
     # A function, not a text: Prefect would fill in braces that stand in a text.
     name = arguments.get("name")
-    flow = alaunch.with_options(on_running=[tell], flow_run_name=(lambda: str(name)) if name else None)
+    flow = launch_flow.with_options(on_running=[tell], flow_run_name=(lambda: str(name)) if name else None)
     work = asyncio.ensure_future(flow(api, **arguments))
     await asyncio.wait({work, begun}, return_when=asyncio.FIRST_COMPLETED)
     if not begun.done():

@@ -177,7 +177,8 @@ class Runner(ABC):
     options: ClassVar[frozenset[str]]
     #: Whether code runs in an image, which is built when its job names none.
     needs_image: ClassVar[bool] = False
-    #: Whether its runs take the devices of the agent's own machine, so that the agent gives them out.
+    #: Whether its runs are on this very machine: an agent gives out its devices to them, and `launch` follows them to
+    #: their ends when its caller does not wait.
     uses_this_machine: ClassVar[bool] = False
 
     #: Who knows the credentials for images; set by who made the runner. None: as the machine itself is logged in.

@@ -12,6 +12,7 @@ from prefect import flow, task
 from prefect_launch import ExecutionError, alaunch, alaunch_add, launch, launch_add
 from prefect_launch.api import use_api
 from prefect_launch.errors import NotFoundError, SpecError
+from prefect_launch.launch_flow import launch_flow
 from tests.support.live import Site
 
 if TYPE_CHECKING:
@@ -93,18 +94,6 @@ async def test_launch_is_called_from_async_code_too(site: Site) -> None:
     assert launch(site.api, job=site.name).status == "finished"
 
 
-def test_launch_that_does_not_wait_returns_a_run_that_goes_on(site: Site) -> None:
-    site.job("sleep 1; echo late; exit 0")
-    run = launch(site.api, job=site.name, synchronous=False)
-
-    async def end() -> str | None:
-        assert await run.get_status() == "running"
-        assert await run.wait(timeout=20)
-        return await run.get_logs()
-
-    assert asyncio.run(end()) == "late\n"
-
-
 def test_failing_launch_raises_with_the_exit_code_and_the_last_lines(site: Site) -> None:
     site.job("echo one; echo two; exit 4")
     with pytest.raises(ExecutionError) as raised:
@@ -138,7 +127,7 @@ def test_flow_run_of_a_refused_launch_says_in_its_state_what_the_error_says(site
     name = f"refused-{site.name}"
 
     async def refuse() -> None:
-        await alaunch.with_options(flow_run_name=name)(site.api, docker_image="a b")
+        await launch_flow.with_options(flow_run_name=name)(site.api, docker_image="a b")
 
     with pytest.raises(SpecError) as refused:
         asyncio.run(refuse())

@@ -66,10 +66,10 @@ async def test_fault_of_the_machine_comes_back_where_the_rule_names_crashed() ->
     assert await with_retries(rule, attempts, first=1, logger=LOG) == 2
 
 
-def test_spec_wins_over_the_default_and_nobody_waits_means_no_retries() -> None:
+def test_spec_wins_over_the_default_and_nobody_follows_means_no_retries() -> None:
     three = LaunchSpec.model_validate({"job": "a", "retries": 3})
-    assert retries_here(three, None, synchronous=True).max == 3
-    assert retries_here(LaunchSpec(job="a"), None, synchronous=True) is DEFAULT_RETRIES
-    assert retries_here(LaunchSpec(job="a"), None, synchronous=False).max == 0
+    assert retries_here(three, None, followed=True).max == 3
+    assert retries_here(LaunchSpec(job="a"), None, followed=True) is DEFAULT_RETRIES
+    assert retries_here(LaunchSpec(job="a"), None, followed=False).max == 0
     with pytest.raises(SpecError, match=r"retries \(max 3\) need somebody who sees the run's end"):
-        retries_here(three, None, synchronous=False)
+        retries_here(three, None, followed=False)

@@ -1,0 +1,168 @@
+"""`launch(synchronous=False)`: the call returns, and the run is followed to its end, as Prefect's client sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import docker
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.objects import StateType
+
+from prefect_launch import AbstractRun, alaunch, launch
+from prefect_launch.errors import NotFoundError
+from prefect_launch.runners.base import Labels
+from tests.support.live import Site
+from tests.support.processes import ChildProcess
+
+if TYPE_CHECKING:
+    from tests.support.prefect_server import PrefectServerProcess
+
+PROGRAM = """
+import time
+from pathlib import Path
+
+from prefect_launch import Api, launch
+
+config = {{"retries": {{"max": 1, "on": "failed", "delay": 0}}}}
+launch(Api(entity="acme", project="tests"), job="{job}", synchronous=False, config=config)
+Path("{folder}/returned").write_text(str(time.time()))
+{then}
+"""
+
+
+@pytest.fixture
+def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A queue and a job of its name, to be made."""
+    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "home"))
+    return Site(prefect_server.api_url, tmp_path, unique)
+
+
+def program(site: Site, *, then: str = "") -> ChildProcess:
+    """Start a program that launches the site's job and does not wait for it."""
+    return ChildProcess(
+        [sys.executable, "-c", PROGRAM.format(job=site.name, folder=site.folder, then=then)],
+        site.folder / "program.log",
+        environment={**os.environ, "PREFECT_API_URL": site.api_url, "PREFECT_LAUNCH_HOME": str(site.folder / "home")},
+    )
+
+
+def until_written(path: Path) -> str:
+    deadline = time.monotonic() + 60
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, f"{path} is not written"
+        time.sleep(0.05)
+    return path.read_text().strip()
+
+
+def subflows(parent: str) -> list[UUID]:
+    """Ids of the flow runs that a flow run has started, in their order."""
+    wanted = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [parent]}})
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(flow_run_filter=wanted)
+    return [run.id for run in sorted(found, key=lambda run: run.created or datetime.min)]
+
+
+def containers_of(flow_run_id: UUID) -> list[object]:
+    return list(docker.from_env().containers.list(all=True, filters={"label": f"{Labels.ITEM}={flow_run_id}"}))
+
+
+def end_of(flow_run_id: object) -> tuple[StateType, str]:
+    """Type and message of the state that a flow run is in."""
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(flow_run_id).state  # type: ignore[arg-type]
+    assert state is not None
+    return state.type, state.message or ""
+
+
+def test_process_that_does_not_wait_blocks_at_its_exit_until_its_run_has_ended(site: Site) -> None:
+    item = site.folder / "item"
+    site.job(f'echo "$LAUNCH_ITEM_ID" > {item}; sleep 2; echo "late $LAUNCH_ATTEMPT"; exit $((8 + LAUNCH_ATTEMPT))')
+    process = program(site)
+    run = site.api.queued_run(until_written(item))
+    until_written(site.folder / "returned")
+    assert end_of(run.id)[0] is StateType.RUNNING
+    assert process.wait(60) == 0
+    state, message = end_of(run.id)
+    assert state is StateType.FAILED
+    assert "with exit code 10." in message
+    assert site.log(run) == "late 1\nlate 2"
+    assert any(artifact.key.startswith("certificate-") for artifact in site.artifacts(run))
+
+
+@pytest.mark.parametrize(
+    ("then", "sent"),
+    [("time.sleep(60)", signal.SIGINT), ("", signal.SIGTERM)],
+    ids=["by-keyboard-at-work", "by-term-at-its-exit"],
+)
+def test_interrupted_process_ends_the_run_that_it_started(site: Site, then: str, sent: signal.Signals) -> None:
+    item = site.folder / "item"
+    site.job(f'echo "$LAUNCH_ITEM_ID" > {item}; exec sleep 60')
+    process = program(site, then=then)
+    run_id = until_written(item)
+    until_written(site.folder / "returned")
+    time.sleep(0 if then else 0.5)  # The end of the program has no sign that can be waited for.
+    os.kill(process.pid, sent)
+    process.wait(30)
+    state, message = end_of(run_id)
+    assert state is StateType.CANCELLED, process.tail()
+    assert "SIGTERM" in message
+
+
+@pytest.mark.engine
+def test_sync_flow_waits_for_the_container_that_it_started(site: Site, shell_image: str) -> None:
+    told: list[AbstractRun] = []
+
+    @flow
+    def parent() -> str:
+        from prefect.context import get_run_context
+
+        command = ["sh", "-c", "sleep 1; echo inside; exit 7"]
+        told.append(launch(site.api, docker_image=shell_image, entry_point=command, synchronous=False))
+        assert asyncio.run(told[0].get_status()) == "running"
+        return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+
+    (child,) = subflows(parent())
+    assert told[0].status == "failed"
+    assert asyncio.run(told[0].wait()) is False
+    state, message = end_of(child)
+    assert (state, "with exit code 7." in message) == (StateType.FAILED, True)
+    assert site.log(site.api.queued_run(child)) == "inside"
+    assert not containers_of(child)
+
+
+async def test_async_flow_waits_for_a_run_and_can_cancel_another(site: Site) -> None:
+    site.job('sleep "$1"; echo "slept $1"')
+
+    @flow
+    async def parent() -> str:
+        from prefect.context import get_run_context
+
+        _, long = [
+            await alaunch(site.api, job=site.name, config={"overrides": {"args": [seconds]}}, synchronous=False)
+            for seconds in ("1", "60")
+        ]
+        await long.cancel()
+        assert long.status == "stopped"
+        assert await long.wait() is False
+        return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
+
+    children = await asyncio.to_thread(subflows, await parent())
+    ends = [await asyncio.to_thread(end_of, child) for child in children]
+    assert [state for state, _ in ends] == [StateType.COMPLETED, StateType.CANCELLED]
+    assert "with exit code 0." in ends[0][1]
+
+
+def test_run_that_cannot_start_is_told_to_its_caller(site: Site) -> None:
+    with pytest.raises(NotFoundError, match="Unknown job"):
+        launch(site.api, job="no-such-job", synchronous=False)
