@@ -12,7 +12,7 @@ import pytest
 
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.jobs.plain_schema import plain_schema, within_64_bits
-from prefect_launch.launch_flow import alaunch
+from prefect_launch.launch_flow import launch_flow
 from prefect_launch.queue_config import make_config
 from prefect_launch.server.values import LogRecord, State
 from prefect_launch.server_json import check_body, clean_json, json_fault
@@ -120,7 +120,7 @@ def test_schema_of_a_job_with_a_default_beyond_64_bits_is_refused() -> None:
 def test_launch_is_refused_before_there_is_a_flow_run() -> None:
     config = {"overrides": {"run_config": {"seed": 2**64}}}
     with pytest.raises(SpecError, match=r"config\.overrides\.run_config\.seed is 18446744073709551616"):
-        alaunch.serialize_parameters({"job": "digits", "config": config})
+        launch_flow.serialize_parameters({"job": "digits", "config": config})
 
 
 def test_integers_of_a_form_are_bounded_by_what_the_server_can_send() -> None:
