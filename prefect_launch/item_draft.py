@@ -12,11 +12,13 @@ from prefect.logging import get_logger
 from prefect_launch.api import Api
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.image_digest import Digests, with_digest
+from prefect_launch.item_options import is_whole, merged_options
 from prefect_launch.item_spec import labels_of, run_id_of, tags_of
 from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
+from prefect_launch.macros import macro_values
 from prefect_launch.named_job import NamedJob, job_named_by, with_job
 from prefect_launch.planning import default_resource
 from prefect_launch.priority import Priority
@@ -24,10 +26,6 @@ from prefect_launch.queue_config import make_config
 from prefect_launch.queues import DEFAULT_QUEUE, QUEUE_LABEL, create_queue
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import (
-    check_submitter_args,
-    check_submitter_secrets,
-    check_variables_name_no_secret,
-    locked_options,
     locked_parts,
 )
 from prefect_launch.server.values import Item, ItemDraft, State
@@ -36,7 +34,6 @@ from prefect_launch.sources.notebook import notebook_in
 from prefect_launch.spec import LaunchSpec
 from prefect_launch.spec_json import check_json
 from prefect_launch.states import ItemState
-from prefect_launch.templates import check_variables
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -115,7 +112,7 @@ async def _tell_what_is_locked(session: Session, queue: KnownQueue, spec: Launch
     agents = await session.secure_agents(queue.name) if locked else ()
     if agents:
         _logger.warning(
-            "All agents that are online for the queue %s (%s) are in secure mode, which locks %s: there the item fails.",
+            "All agents online for the queue %s (%s) are in secure mode, which locks %s: there the item fails.",
             queue.name,
             ", ".join(agents),
             ", ".join(locked),
@@ -135,9 +132,8 @@ def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -
         check_version(job, spec.git.version, named=spec.job)
     _refuse_notebook(spec)
     _check_resource(spec, queue, job)
-    check_variables(queue.name, queue.config, spec.template_variables)
-    check_variables_name_no_secret(spec.template_variables)
     full = _completed(api, spec, job)
+    _check_options(full, queue, job)
     dumped = full.dump()
     check_json(dumped)  # A spec that was made as an object comes unchecked.
     parameters = {key: value for key, value in dumped.items() if key not in ("template_variables", "priority")}
@@ -185,17 +181,24 @@ def _check_resource(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> Non
             " Leave resource out, or choose a queue of that resource."
         )
     runner.check_source(job.kind if job else SourceKind.IMAGE)
-    for other in set(spec.resource_args) - {resource}:
-        raise SpecError(f"resource_args are for {other!r}, but queue {queue.name!r} runs its items on {resource!r}.")
-    options = check_submitter_args(
-        spec.resource_args.get(resource, {}),
-        resource=resource,
-        allowed=runner.submitter_options,
-        extra_allowed=queue.config.submitter_options,
-        locked=locked_options(queue.config.resource_args),
+
+
+def _check_options(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> None:
+    """Check the options that the item will run with, as far as they are known before its agent starts it."""
+    macros = macro_values(
+        run_id=spec.run_id or "",
+        item_id=spec.run_id or "",
+        attempt=1,
+        project_name=spec.project,
+        entity_name=spec.entity,
+        run_name=spec.name,
+        image_uri=spec.image or (job.image if job else None),
+        author=spec.author,
+        queue_name=queue.name,
     )
-    check_submitter_secrets(options, resource=resource, allowed=queue.config.submitter_secrets)
-    runner.check_options(options)
+    options = merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
+    whole = {name: value for name, value in options.items() if is_whole(value)}
+    runner_class(queue.config.resource).check_options(whole)
 
 
 def _completed(api: Api, spec: LaunchSpec, job: Job | None) -> LaunchSpec:

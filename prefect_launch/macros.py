@@ -26,7 +26,11 @@ BUILT_IN = (
     "attempt",
 )
 
-_MACRO = re.compile(r"\$\{(\w+)\}")
+#: Those of them whose value its submitter chooses freely, or nearly so.
+SUBMITTED = ("project_name", "entity_name", "run_id", "run_name", "image_uri", "author")
+
+#: A macro in a text; its name is the group.
+MACRO = re.compile(r"\$\{(\w+)\}")
 _NAME = re.compile(r"\w+")
 _Value = TypeVar("_Value")
 
@@ -95,7 +99,9 @@ def check_named_macros(named: Mapping[str, str]) -> dict[str, str]:
 
 
 def fill_macros(value: _Value, macros: Mapping[str, str]) -> _Value:
-    """Return a copy of resource arguments with its macros filled in.
+    """Return a copy of resource arguments with its macros filled in: of a run of no queue, whose caller wrote them.
+
+    In a queue's options they are filled by `QueueConfig.fill`, in one pass with the template variables and secrets.
 
     Args:
         value: nested mappings and lists. Text in them is filled; keys and everything else stay. It is not changed.
@@ -108,7 +114,7 @@ def fill_macros(value: _Value, macros: Mapping[str, str]) -> _Value:
 
 def _fill(value: Any, macros: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        return _MACRO.sub(lambda match: macros.get(match[1], match[0]), value)
+        return MACRO.sub(lambda match: macros.get(match[1], match[0]), value)
     if isinstance(value, Mapping):
         return {key: _fill(item, macros) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -20,28 +20,24 @@ from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
 from prefect_launch.image_digest import image_at_enqueue, image_to_run
 from prefect_launch.item_id import short_id
+from prefect_launch.item_options import merged_options, submitted_options
 from prefect_launch.job_environment import JobContext, WandbServer, job_environment
 from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
-from prefect_launch.macros import fill_macros, macro_values
+from prefect_launch.macros import macro_values
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
 from prefect_launch.safety import (
-    check_submitter_args,
-    check_submitter_secrets,
-    check_variables_name_no_secret,
-    locked_options,
-    merge_resource_args,
     secured,
 )
-from prefect_launch.secret_blocks import ReadSecret, fill_secrets, name_secret, read_secrets, secret_names
+from prefect_launch.secret_blocks import ReadSecret, name_secret, read_secrets, secret_names
 from prefect_launch.sources import source_of
 from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.spec import LaunchSpec
-from prefect_launch.templates import QueueConfig, check_variables
+from prefect_launch.templates import QueueConfig
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -202,26 +198,9 @@ def _with_inputs(spec: LaunchSpec, job: Job | None) -> LaunchSpec:
 async def _options(
     request: Request, site: Site, spec: LaunchSpec, image: str | None, read_secret: ReadSecret
 ) -> dict[str, Any]:
-    config, resource = request.config, request.config.resource
-    runner = runner_class(resource)
-    for other in set(spec.resource_args) - {resource}:
-        raise SpecError(f"resource_args are for {other!r}, but this item runs on {resource!r}.")
-    if request.queue is not None:
-        check_variables(request.queue, config, spec.template_variables)
-        check_variables_name_no_secret(spec.template_variables)
-    submitted = check_submitter_args(
-        spec.resource_args.get(resource, {}),
-        resource=resource,
-        allowed=runner.submitter_options,
-        extra_allowed=config.submitter_options,
-        locked=locked_options(config.resource_args),
-    )
-    # Who runs something of no queue is at their own machine, with their own access to the server.
-    allowed = None if request.queue is None else config.submitter_secrets
-    check_submitter_secrets(submitted, resource=resource, allowed=allowed)
+    config = request.config
+    submitted = submitted_options(config, spec, request.queue)
     secrets = await read_secrets([*config.secret_names, *secret_names(submitted)], read_secret)
-    of_queue = config.fill(spec.template_variables, secrets)
-    merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
     macros = macro_values(
         run_id=spec.run_id or short_id(request.item_id),
         item_id=request.item_id,
@@ -234,7 +213,7 @@ async def _options(
         queue_name=request.queue,
         named=site.macros,
     )
-    return fill_macros(merged, macros)
+    return merged_options(config, spec, request.queue, macros=macros, secrets=secrets)
 
 
 def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path) -> JobContext:

@@ -16,12 +16,18 @@ import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.errors import QueueError, SpecError, unknown_name
+from prefect_launch.macros import BUILT_IN, MACRO
 from prefect_launch.secret_blocks import SECRET_PREFIX, secret_names
 from prefect_launch.server_json import check_server_json
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([\w.\-$]+)\s*\}\}")
+#: All that is filled in: a placeholder, or a macro.
+_FILLED = re.compile(rf"{_PLACEHOLDER.pattern}|{MACRO.pattern}")
 _TYPES: Final = ("string", "integer", "number", "boolean")
-_KEYWORDS: Final = ("type", "enum", "minimum", "maximum", "default", "title", "description")
+#: What limits a value, in the order in which it is told.
+_RULES: Final = ("type", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum")
+_KEYWORDS: Final = (*_RULES, "default", "title", "description")
+_OF_TEXT: Final = ("pattern", "minLength", "maxLength")
 
 
 class QueueConfig(BaseModel):
@@ -117,19 +123,25 @@ class QueueConfig(BaseModel):
         """The secrets that the queue's owner names in its options."""
         return secret_names(self.resource_args)
 
-    def fill(self, values: Mapping[str, Any], secrets: Mapping[str, str] | None = None) -> dict[str, Any]:
-        """Return the resource's options with the template variables and secrets filled in, in one pass.
+    def fill(
+        self,
+        values: Mapping[str, Any],
+        secrets: Mapping[str, str] | None = None,
+        macros: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Return the resource's options with the template variables, secrets and macros filled in, in one pass.
 
-        What a value brings in is not filled again: a submitter's value names neither a variable nor a secret.
+        What a value brings in is not filled again: a submitter's value names no variable, no secret and no macro.
 
         Args:
             values: of the template variables. A value that is one placeholder keeps the variable's type; one with text
                 around it becomes text. A variable without a value and default leaves its option out.
             secrets: what the Secret blocks hold, by name; one that is not among them stays as it is named.
+            macros: the values of `${name}`; one that is not among them stays as it is written.
         """
         known = {name: schema["default"] for name, schema in self.template_variables.items() if "default" in schema}
         held = {f"{SECRET_PREFIX}{name}": value for name, value in (secrets or {}).items()}
-        filled: dict[str, Any] = _fill(self.resource_args, {**known, **values, **held})
+        filled: dict[str, Any] = _fill(self.resource_args, {**known, **values, **held}, macros or {})
         return filled
 
 
@@ -146,18 +158,33 @@ def placeholders(value: Any) -> list[str]:
     return [name for name in names if not name.startswith(("prefect.", "$"))]
 
 
-def _fill(value: Any, values: Mapping[str, Any]) -> Any:
+def named_in(text: str) -> list[str]:
+    """List what a text is filled with: the names of template variables, and macros as they are written (`${name}`)."""
+    return [match[1] or match[0] for match in _FILLED.finditer(text)]
+
+
+def fill_text(text: str, values: Mapping[str, Any], macros: Mapping[str, str]) -> str:
+    """Return a text with variables and macros filled in, in one pass; those that are not known stay as written."""
+
+    def value_of(match: re.Match[str]) -> str:
+        known, name = (values, match[1]) if match[1] else (macros, match[2])
+        return str(known[name]) if name in known else match[0]
+
+    return _FILLED.sub(value_of, text)
+
+
+def _fill(value: Any, values: Mapping[str, Any], macros: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
-        pairs = ((key, _fill(item, values)) for key, item in value.items())
+        pairs = ((key, _fill(item, values, macros)) for key, item in value.items())
         return {key: item for key, item in pairs if item is not _LEAVE_OUT}
     if isinstance(value, list):
-        return [item for item in (_fill(part, values) for part in value) if item is not _LEAVE_OUT]
+        return [item for item in (_fill(part, values, macros) for part in value) if item is not _LEAVE_OUT]
     if not isinstance(value, str):
         return value
     whole = _PLACEHOLDER.fullmatch(value.strip())
     if whole and not whole[1].startswith(("prefect.", "$")):
         return values.get(whole[1], _LEAVE_OUT)
-    return _PLACEHOLDER.sub(lambda match: str(values[match[1]]) if match[1] in values else match[0], value)
+    return fill_text(value, values, macros)
 
 
 def read_template_variables(given: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None) -> dict[str, dict[str, Any]]:
@@ -167,8 +194,11 @@ def read_template_variables(given: Mapping[str, Any] | Iterable[Mapping[str, Any
         given: `{name: {"schema": {…}}}`, `{name: {…}}`, or a list of `{"name": …, "schema": {…} or JSON text}`.
 
     Raises:
-        QueueError: for a schema that uses more than type (string, integer, number, boolean), enum, minimum, maximum,
-            default, title and description, or whose default or enum break its own rule.
+        QueueError: for a schema that uses more than type (string, integer, number, boolean), enum, pattern, minLength,
+            maxLength, minimum, maximum, default, title and description, or whose default or enum break its own rule.
+
+    A `pattern` is a regular expression that the whole value must match: `[a-z]+` takes `vision`, and not `../vision`.
+    It is kept as `^(?:[a-z]+)$`, for the server and the UI look for a match anywhere.
     """
     if not given:
         return {}
@@ -208,21 +238,50 @@ def _read_schema(name: str, entry: Any) -> dict[str, Any]:
             " taken as they are. Name the secret in the queue's config."
         )
     schema = {"type": "string", **schema}
+    own = [schema.get("default"), *(schema["enum"] if isinstance(schema.get("enum"), (list, tuple)) else ())]
+    macro = next((macro for text in own if isinstance(text, str) for macro in MACRO.findall(text)), None)
+    if macro in BUILT_IN:
+        raise QueueError(
+            f"Template variable {name!r} has the macro ${{{macro}}} in its default or enum: a variable's values are"
+            " taken as they are. Write the macro in the queue's config."
+        )
+    _check_text_rules(name, schema)
     try:
         jsonschema.Draft202012Validator.check_schema(schema)
-        for value in (*schema.get("enum", ()), *([schema["default"]] if "default" in schema else ())):
-            jsonschema.validate(value, schema)
-    except jsonschema.ValidationError as error:
-        raise QueueError(
-            f"Template variable {name!r}: its default or enum breaks its own rule: {error.message}."
-        ) from None
     except jsonschema.SchemaError as error:
         raise QueueError(f"Template variable {name!r} has no good schema: {error.message}.") from None
+    if "pattern" in schema:
+        schema["pattern"] = f"^(?:{schema['pattern']})$"
+    for value in (*schema.get("enum", ()), *([schema["default"]] if "default" in schema else ())):
+        if fault := _value_fault(schema, value):
+            raise QueueError(f"Template variable {name!r}: its default or enum breaks its own rule: {fault}.")
     if schema.get("minimum", float("-inf")) > schema.get("maximum", float("inf")):
         raise QueueError(
             f"Template variable {name!r}: minimum {schema['minimum']} is above maximum {schema['maximum']}."
         )
     return schema
+
+
+def _check_text_rules(name: str, schema: Mapping[str, Any]) -> None:
+    for keyword in _OF_TEXT:
+        if keyword in schema and schema["type"] != "string":
+            raise QueueError(f"Template variable {name!r}: {keyword} is for text, and its type is {schema['type']!r}.")
+    try:
+        re.compile(schema.get("pattern", ""))
+    except (re.error, TypeError) as error:
+        raise QueueError(
+            f"Template variable {name!r}: its pattern {schema['pattern']!r} is no regular expression: {error}."
+        ) from None
+
+
+def _value_fault(schema: Mapping[str, Any], value: Any) -> str | None:
+    """Return what is wrong with a value under its variable's schema, whose pattern the whole value must match."""
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
+    if error is not None:
+        return str(error.message)
+    if "pattern" in schema and not re.fullmatch(schema["pattern"], value):  # `$` lets a last line break through
+        return f"{value!r} does not match {schema['pattern']!r} from its first to its last character"
+    return None
 
 
 def check_placeholders(config: QueueConfig) -> QueueConfig:
@@ -249,12 +308,9 @@ def check_variables(queue: str, config: QueueConfig, values: Mapping[str, Any]) 
         if name not in config.template_variables:
             raise unknown_name("template variable", name, config.template_variables, where=f" of queue {queue!r}")
         schema = config.template_variables[name]
-        error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(value))
-        if error is not None:
-            rule = ", ".join(f"{key} {schema[key]}" for key in ("type", "enum", "minimum", "maximum") if key in schema)
-            raise SpecError(
-                f"Template variable {name!r} of queue {queue!r} cannot be {value!r}: {error.message} ({rule})."
-            )
+        if fault := _value_fault(schema, value):
+            rule = ", ".join(f"{key} {schema[key]}" for key in _RULES if key in schema)
+            raise SpecError(f"Template variable {name!r} of queue {queue!r} cannot be {value!r}: {fault} ({rule}).")
     missing = [
         name for name, schema in config.template_variables.items() if "default" not in schema and name not in values
     ]

@@ -16,11 +16,13 @@ from prefect_launch.safety.options import (
     normalise_options,
     read_env,
 )
+from prefect_launch.safety.paths import check_path_values
 from prefect_launch.safety.secrets import check_submitter_secrets, check_variables_name_no_secret, secrets_pattern
 from prefect_launch.safety.secure_mode import locked_parts, secured
 
 __all__ = [
     "check_kubernetes_manifest",
+    "check_path_values",
     "check_submitter_args",
     "check_submitter_secrets",
     "check_variables_name_no_secret",

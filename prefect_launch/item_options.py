@@ -1,0 +1,98 @@
+"""An item's resource options: what its submitter asks for, checked, and put together with the queue's.
+
+The queue checks with these rules before an item is made, and the agent before it runs one: an item that was made in the
+UI comes straight to the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect_launch.errors import SpecError
+from prefect_launch.macros import MACRO, fill_macros
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.safety import (
+    check_path_values,
+    check_submitter_args,
+    check_submitter_secrets,
+    check_variables_name_no_secret,
+    locked_options,
+    merge_resource_args,
+)
+from prefect_launch.secret_blocks import fill_secrets, secret_names
+from prefect_launch.spec import LaunchSpec
+from prefect_launch.templates import QueueConfig, check_variables
+
+
+def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) -> dict[str, Any]:
+    """Return the options of a spec under their normal names, when its submitter may set them, and so its variables.
+
+    Args:
+        config: of the queue.
+        spec: what is asked for.
+        queue: its name; `None` for a run of no queue, whose caller is at their own machine.
+
+    Raises:
+        SubmitterError: naming what is refused, and the next step.
+    """
+    resource = config.resource
+    runner = runner_class(resource)
+    for other in set(spec.resource_args) - {resource}:
+        where = "this item runs" if queue is None else f"queue {queue!r} runs its items"
+        raise SpecError(f"resource_args are for {other!r}, but {where} on {resource!r}.")
+    if queue is not None:
+        check_variables(queue, config, spec.template_variables)
+        check_variables_name_no_secret(spec.template_variables)
+    options = check_submitter_args(
+        spec.resource_args.get(resource, {}),
+        resource=resource,
+        allowed=runner.submitter_options,
+        extra_allowed=config.submitter_options,
+        locked=locked_options(config.resource_args),
+    )
+    # Who runs something of no queue has their own access to the server.
+    allowed = None if queue is None else config.submitter_secrets
+    check_submitter_secrets(options, resource=resource, allowed=allowed)
+    runner.check_options(options)
+    return options
+
+
+def merged_options(
+    config: QueueConfig,
+    spec: LaunchSpec,
+    queue: str | None,
+    *,
+    macros: Mapping[str, str],
+    secrets: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the queue's options, filled in, with the submitter's over them.
+
+    Variables, secrets and macros are filled into what the queue's owner wrote, in one pass; of what a submitter wrote,
+    only the secrets in `env`.
+
+    Args:
+        config: of the queue.
+        spec: what is asked for.
+        queue: its name; `None` for a run of no queue.
+        macros: their values; those that are not among them stay as they are written.
+        secrets: what the Secret blocks hold, by name; likewise.
+
+    Raises:
+        SubmitterError: as `submitted_options`, and for a value that changes a path or a bind which it is filled into.
+    """
+    submitted = submitted_options(config, spec, queue)
+    if queue is None:
+        submitted = fill_macros(submitted, macros)
+    check_path_values(config, spec.template_variables, macros)
+    of_queue = config.fill(spec.template_variables, secrets, macros)
+    return merge_resource_args(of_queue, fill_secrets(submitted, secrets))
+
+
+def is_whole(value: Any) -> bool:
+    """Whether nothing is left to be filled into an option's value: no macro of the agent's operator, and no secret."""
+    if isinstance(value, Mapping):
+        return all(is_whole(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(is_whole(item) for item in value)
+    return not (isinstance(value, str) and (MACRO.search(value) or secret_names(value)))
