@@ -20,6 +20,7 @@ from prefect.context import FlowRunContext
 
 from prefect_launch.agent.building import build_with_log
 from prefect_launch.agent.config import default_home, resolve_agent_config
+from prefect_launch.agent.keeping import keep_outputs
 from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.outcome import publish_outputs
@@ -106,7 +107,7 @@ async def _follow(
     finally:
         await shipper.let_go()
     try:
-        await _keep(session, flow_run_id, plan)
+        await _keep(session, flow_run_id, plan, end)
         outcome = outcome_of_run(plan, end, timed_out=timed_out)
         if outcome.state is not ItemState.COMPLETED:
             await show_failure(session, flow_run_id, plan, end, outcome, await runner.image_of(handle))
@@ -128,9 +129,8 @@ async def _ended(run: RunnerRun, plan: RunPlan) -> tuple[Exit, bool]:
     return run.exit, timed_out
 
 
-async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan) -> None:
-    extra = {"job.log": plan.log_path} if plan.log_path.exists() else {}
-    await session.jobs.put_outputs(plan.item_id, plan.attempt, plan.output_dir, extra=extra)
+async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan, end: Exit) -> None:
+    await keep_outputs(session, flow_run_id, plan, end)
     await publish_outputs(session.server, flow_run_id, plan.run_id, plan.output_dir)
 
 

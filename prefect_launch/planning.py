@@ -27,6 +27,7 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.macros import macro_values
+from prefect_launch.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
@@ -56,6 +57,7 @@ class Site(BaseModel):
     macros: dict[str, str] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
     git: GitSettings = GitSettings()
+    outputs: OutputLimits = DEFAULT_OUTPUT_LIMITS
 
     def run_dir(self, item_id: str, attempt: int, claim: str = "") -> Path:
         """Return the folder of one attempt at one item.
@@ -158,6 +160,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
         timeout=spec.timeout,
         options=runner.check_options(await _options(request, site, spec, _named_image(spec, job), read_secret)),
         labels=request.labels,
+        output_limits=site.outputs.within(request.config.outputs),
         file_overrides=spec.overrides.files,
     )
 

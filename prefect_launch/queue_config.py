@@ -6,9 +6,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from pydantic import ValidationError
+
+from prefect_launch.complaint import first_complaint
 from prefect_launch.duration import read_duration
 from prefect_launch.errors import QueueError, SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
+from prefect_launch.output_limits import OutputLimits
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import normalise_option, normalise_options
@@ -19,6 +23,8 @@ PRIORITIZATION_MODES: Final = ("V0", "DISABLED")
 #: What a queue's config says of images, beside the options of its resource.
 _DOCKER: Final = "docker"
 _PIN: Final = "pin"
+#: What it says of the outputs that are kept.
+_OUTPUTS: Final = "outputs"
 _BLOCK_NAME: Final = re.compile(r"[a-z0-9-]+")
 
 
@@ -39,7 +45,8 @@ def make_config(
         resource: name of the resource, such as `local-container`.
         config: the resource's options; `{"resource_args": {resource: options}}` is understood too. Beside them may
             stand `docker: {pin: true}`, every item runs just the image that its tag meant when it was queued, or
-            `{pin: false}`, the one that its tag means at the start; what an item says of it wins.
+            `{pin: false}`, the one that its tag means at the start; what an item says of it wins. And `outputs:
+            {max_bytes: 1g, max_files: 100}`: no more is kept of the outputs of one run.
         template_variables: see `prefect_launch.templates.read_template_variables`.
         entity: owner of the queue.
         prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
@@ -49,11 +56,11 @@ def make_config(
 
     Raises:
         NotFoundError: for an unknown resource or option.
-        QueueError: for a template variable, a mode, a `pin`, the name of a secret or a `fail_impossible_after` that is
-            not right.
+        QueueError: for a template variable, a mode, a `pin`, an output limit, the name of a secret or a
+            `fail_impossible_after` that is not right.
     """
     runner = runner_class(resource)
-    docker, given = _split(config)
+    docker, outputs, given = _split(config)
     options = _options_of(resource, given)
     check_server_json(options, "The queue's config", error=QueueError)
     allowed = tuple(dict.fromkeys(normalise_option(option) for option in submitter_options))
@@ -75,6 +82,7 @@ def make_config(
             prioritization_mode=prioritization_mode or "V0",
             pin=_pin_of(docker, resource, runner),
             fail_impossible_after=_duration("fail_impossible_after", fail_impossible_after),
+            outputs=_outputs_of(outputs),
         )
     )
 
@@ -108,10 +116,22 @@ def _options_of(resource: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return normalise_options(options)
 
 
-def _split(config: Mapping[str, Any] | None) -> tuple[Any, Mapping[str, Any]]:
-    """Return what a config says of images, and the rest of it."""
+def _split(config: Mapping[str, Any] | None) -> tuple[Any, Any, Mapping[str, Any]]:
+    """Return what a config says of images, of outputs, and the rest of it."""
     given = dict(_mapping({} if config is None else config))
-    return given.pop(_DOCKER, None), given
+    return given.pop(_DOCKER, None), given.pop(_OUTPUTS, None), given
+
+
+def _outputs_of(outputs: Any) -> OutputLimits:
+    try:
+        return OutputLimits.model_validate({} if outputs is None else outputs)
+    except ValidationError as error:
+        first = first_complaint(error)
+        where = ".".join(("outputs", *(str(part) for part in first["loc"])))
+        raise QueueError(
+            f"A queue's {where} is not right (value: {first['input']!r}): {first['msg']}. It takes max_bytes, a size"
+            " such as 10g, and max_files, a whole number; or none."
+        ) from None
 
 
 def _pin_of(docker: Any, resource: str, runner: type[Runner]) -> bool | None:

@@ -169,6 +169,7 @@ class RunQueue:
         pin: whether its items run just the image that their tag meant when they were queued (True), or the one that it
             means at the start (False); None: the former where it can be had.
         fail_impossible_after: seconds after which an item fails that asks for more than any agent has; None: it waits.
+        outputs: how much is kept of the outputs of one run; an agent's own limits hold beside them.
         id: of the work pool.
     """
 
@@ -183,6 +184,7 @@ class RunQueue:
         self.template_variables = dict(config.template_variables)
         self.prioritization_mode = config.prioritization_mode
         self.pin = config.pin
+        self.outputs = config.outputs
         self.is_paused = pool.is_paused
         self.concurrency_limit = pool.concurrency_limit
         self.submitter_options = config.submitter_options
@@ -194,9 +196,15 @@ class RunQueue:
 
     @property
     def default_resource_config(self) -> dict[str, Any]:
-        """What every item of the queue gets: `{"resource_args": {type: options}}`, and `docker` if it says `pin`."""
-        options = {"resource_args": {self.type: dict(self._config.resource_args)}}
-        return options if self.pin is None else {**options, "docker": {"pin": self.pin}}
+        """What every item of the queue gets: `{"resource_args": {type: options}}`, `docker` if it says `pin`, and the
+        limits of its `outputs` if it has any."""
+        options: dict[str, Any] = {"resource_args": {self.type: dict(self._config.resource_args)}}
+        outputs = self.outputs.model_dump(exclude_none=True)
+        return {
+            **options,
+            **({} if self.pin is None else {"docker": {"pin": self.pin}}),
+            **({"outputs": outputs} if outputs else {}),
+        }
 
     @property
     def url(self) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.errors import QueueError, SpecError, unknown_name
 from prefect_launch.macros import BUILT_IN, MACRO
+from prefect_launch.output_limits import OutputLimits
 from prefect_launch.secret_blocks import SECRET_PREFIX, secret_names
 from prefect_launch.server_json import check_server_json
 
@@ -48,6 +49,7 @@ class QueueConfig(BaseModel):
     )
     entity: str | None = None
     prioritization_mode: str = "V0"
+    outputs: OutputLimits = Field(default=OutputLimits(), description="How much is kept of the outputs of one run.")
     pin: bool | None = Field(
         default=None,
         description="Items run just the image that their tag means when they are queued, or when they start; None: the"
@@ -73,6 +75,7 @@ class QueueConfig(BaseModel):
                 "prioritization_mode": self.prioritization_mode,
                 **({} if self.pin is None else {"docker": {"pin": self.pin}}),
                 **({} if self.fail_impossible_after is None else {"fail_impossible_after": self.fail_impossible_after}),
+                **({"outputs": outputs} if (outputs := self.outputs.model_dump(exclude_none=True)) else {}),
             },
             "variables": {
                 "type": "object",
@@ -110,6 +113,7 @@ class QueueConfig(BaseModel):
                 prioritization_mode=configuration.get("prioritization_mode") or "V0",  # type: ignore[union-attr]
                 pin=(configuration.get("docker") or {}).get("pin"),  # type: ignore[union-attr]
                 fail_impossible_after=configuration.get("fail_impossible_after"),  # type: ignore[union-attr]
+                outputs=configuration.get("outputs") or OutputLimits(),  # type: ignore[union-attr]
             )
         except (TypeError, KeyError, AttributeError, ValidationError):
             raise QueueError(

@@ -154,6 +154,7 @@ class LaunchAgent:
             )
         async with self.api.open() as session:
             self._workshop = Workshop(self.config, session, dict(self._runners), cards=self._cards)
+            self._workshop.run_ended = self._run_ended
             await self._workshop.desk.open()
             opens, desk = self._workshop.reach.is_open, self._workshop.desk
             self._intake = Intake(session, self.config.queues, self.holder, desk, opens, self.config.poll_seconds)
@@ -240,6 +241,12 @@ class LaunchAgent:
         if exception is not None:
             await fail_over(self.shop, thread_id, self.crew.find(thread_id), exception)
         self.crew.forget(thread_id)
+        if self._intake is not None:
+            self._intake.freed(thread_id)
+        self.wake.ring()
+
+    def _run_ended(self, thread_id: str) -> None:
+        """Free the slot and the devices of an item whose run has ended; its outputs are being kept."""
         if self._intake is not None:
             self._intake.freed(thread_id)
         self.wake.ring()

@@ -26,6 +26,7 @@ from prefect_launch.errors import AgentConfigError, unknown_name
 from prefect_launch.job_environment import WandbServer
 from prefect_launch.macros import check_named_macros
 from prefect_launch.names import check_name, safe_name
+from prefect_launch.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_defaults
 from prefect_launch.planning import Site
 from prefect_launch.sources.git_settings import GitSettings, machine_git_settings
 
@@ -87,6 +88,9 @@ class AgentConfig(BaseModel):
     )
     keep_git: int | None = Field(
         default=10 * 1024**3, ge=0, description="What the copies of git remotes may take, bytes; None: no limit."
+    )
+    outputs: OutputLimits = Field(
+        default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of the outputs of one run; a queue may have less."
     )
     macros: dict[str, str] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
@@ -154,6 +158,11 @@ class AgentConfig(BaseModel):
     def _read_limit(cls, value: Any, info: Any) -> int | None:
         return read_limit_setting(info.field_name, value)
 
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _read_outputs(cls, value: Any) -> Any:
+        return with_defaults(value)
+
     @field_validator("macros")
     @classmethod
     def _macros_are_good(cls, value: dict[str, str]) -> dict[str, str]:
@@ -176,7 +185,14 @@ class AgentConfig(BaseModel):
     @property
     def site(self) -> Site:
         """What the planning of runs needs of it."""
-        return Site(home=self.home, secure_mode=self.secure_mode, macros=self.macros, wandb=self.wandb, git=self.git)
+        return Site(
+            home=self.home,
+            secure_mode=self.secure_mode,
+            macros=self.macros,
+            wandb=self.wandb,
+            git=self.git,
+            outputs=self.outputs,
+        )
 
 
 def parse_agent_config(data: Mapping[str, Any]) -> AgentConfig:

@@ -17,6 +17,10 @@ T = TypeVar("T")
 #: What the ends of jobs that were stopped take beyond their grace.
 STOP_MARGIN_SECONDS: Final = 20.0
 
+#: Runs that have ended and wait for their outputs to be kept without a slot; more keep theirs, or a slow store would
+#: fill the machine's disk.
+MOST_COPYING: Final = 10
+
 #: Works on one item until its end.
 Work = Callable[[], Awaitable[Outcome]]
 #: Is told when the work on an item is over here, with what the agent failed over, if it did.
@@ -57,8 +61,10 @@ class Crew:
         return {tracker.id for tracker in self._trackers.values()}
 
     def count(self, *, schedulers: bool) -> int:
-        """Count the schedulers, or the jobs, in work."""
-        return sum(tracker.is_scheduler is schedulers for tracker in self._trackers.values())
+        """Count the schedulers, or the jobs, that take a slot: a few whose outputs are being kept do not."""
+        kind = [tracker for tracker in self._trackers.values() if tracker.is_scheduler is schedulers]
+        copying = sum(tracker.has_run for tracker in kind)
+        return len(kind) - min(copying, MOST_COPYING)
 
     def find(self, thread_id: str) -> JobTracker | None:
         """Return what is known of an item in work."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
-
-import anyio
 
 from prefect_launch.agent.building import bring_image
 from prefect_launch.agent.closing import Closing
@@ -21,6 +20,7 @@ from prefect_launch.agent.devices.desk import NotNowError
 from prefect_launch.agent.held import is_held, token_of
 from prefect_launch.agent.image_note import tell_other_image
 from prefect_launch.agent.keeper import kept
+from prefect_launch.agent.keeping import keep_outputs
 from prefect_launch.agent.last_outputs import bring_last_outputs
 from prefect_launch.agent.logs import LogShipper
 from prefect_launch.agent.moves import move, until_server_is_back
@@ -32,7 +32,7 @@ from prefect_launch.agent.workshop import Workshop
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.item_spec import run_id_of, spec_of
 from prefect_launch.planning import Request, make_plan
-from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
+from prefect_launch.runners.base import Exit, Labels, Phase, Runner, RunPlan
 from prefect_launch.states import ACTIVE, ItemState, StateType
 
 T = TypeVar("T")
@@ -220,7 +220,8 @@ class Execution:
         stopping = asyncio.create_task(stopper.watch())
         faults = []
         try:
-            end = await self._insist(runner, lambda: runner.watch(handle, plan), until_stopped=False)
+            watch = partial(runner.watch, handle, plan, ended=self._has_run)
+            end = await self._insist(runner, watch, until_stopped=False)
             self._closing.know(end=end)
             faults += await self._finish_log(shipper, plan)
         except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on
@@ -230,7 +231,7 @@ class Execution:
             stopping.cancel()
             await asyncio.wait({stopping})
             await shipper.let_go()
-        warnings = [*end.warnings, *faults, *await self._keep(plan)]
+        warnings = [*end.warnings, *faults, *await self._keep(plan, end)]
         if end.stopped:
             await self._closing.complete_facts()
         outcome = await stopper.outcome(end)
@@ -252,13 +253,17 @@ class Execution:
             return [f"The log could not be sent whole ({error}); it is in {plan.log_path}."]
         return []
 
-    async def _keep(self, plan: RunPlan) -> list[str]:
+    def _has_run(self) -> None:
+        """Free the slot and the devices: the run needs them no more."""
+        self._tracker.has_run = True
+        self._shop.run_ended(self._tracker.thread_id)
+
+    async def _keep(self, plan: RunPlan, end: Exit) -> list[str]:
         """Keep the run's outputs and its whole log; returns what went wrong with it, in words."""
-        log_path = plan.log_path
-        extra = {"job.log": log_path} if await anyio.Path(log_path).exists() else {}
         faults = []
         try:
-            await self._shop.session.jobs.put_outputs(plan.item_id, plan.attempt, plan.output_dir, extra=extra)
+            async with self._shop.copies:
+                faults += await keep_outputs(self._shop.session, self._item.id, plan, end)
         except Exception as error:  # noqa: BLE001 - a store that fails does not make a good run a bad one
             faults.append(f"The outputs could not be kept ({error}); they are in {plan.output_dir}.")
         try:

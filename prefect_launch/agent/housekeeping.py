@@ -20,6 +20,7 @@ from prefect_launch.agent.leftovers import SETTLED_SECONDS, remove_finished
 from prefect_launch.agent.moves import log
 from prefect_launch.agent.run_shelf import RunShelf
 from prefect_launch.builds.image_shelf import ImageShelf
+from prefect_launch.disk import in_bytes
 from prefect_launch.environments.shelf import EnvironmentShelf
 from prefect_launch.errors import LaunchError
 from prefect_launch.file_lock import locked_if_free
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 #: Between two looks.
 LOOK_SECONDS: Final = 300.0
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 class Report(BaseModel):
@@ -140,13 +140,3 @@ async def clean(api: Api, config: AgentConfig, *, dry_run: bool = False) -> Repo
             return await Housekeeper(workshop).once(dry_run=dry_run)
         finally:
             await workshop.aclose()
-
-
-def in_bytes(amount: int) -> str:
-    """Say an amount of bytes as people do, such as `3.1 GiB`."""
-    value, unit = float(amount), _UNITS[0]
-    for unit in _UNITS:
-        if value < 1024 or unit == _UNITS[-1]:
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == _UNITS[0] else f"{value:.1f} {unit}"

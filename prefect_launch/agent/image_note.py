@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from uuid import UUID
 
+from prefect_launch.agent.keeping import LOGGER
 from prefect_launch.agent.moves import log
 from prefect_launch.image_digest import digest_in
 from prefect_launch.server.values import LogRecord
@@ -14,8 +15,6 @@ from prefect_launch.server.values import LogRecord
 if TYPE_CHECKING:
     from prefect_launch.runners.base import RunPlan
     from prefect_launch.server.protocol import Server
-
-LOGGER: Final = "prefect_launch.agent"
 
 
 def is_other_image(plan: RunPlan, image: str | None) -> bool:

@@ -6,24 +6,20 @@ else from the job store. Only regular files are: what is there was written by an
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import anyio
 
+from prefect_launch.agent.keeping import WHOLE_LOG
 from prefect_launch.errors import NotFoundError
+from prefect_launch.holes import copy_tree
 from prefect_launch.planning import Site
 from prefect_launch.runners.base import RunPlan
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
-
-#: The agent's own, stored beside the outputs.
-_WHOLE_LOG: Final = "job.log"
 
 
 async def bring_last_outputs(plan: RunPlan, site: Site, jobs: JobRegistry) -> int | None:
@@ -62,25 +58,11 @@ async def _fetch(jobs: JobRegistry, item_id: str, attempt: int, target: Path) ->
         found = await jobs.get_outputs(item_id, attempt, target)
     except NotFoundError:
         return False
-    if _WHOLE_LOG in found:
-        await anyio.Path(target / _WHOLE_LOG).unlink()
-    return bool(set(found) - {_WHOLE_LOG})
+    if WHOLE_LOG in found:
+        await anyio.Path(target / WHOLE_LOG).unlink()
+    return bool(set(found) - {WHOLE_LOG})
 
 
 def _copy_first(sources: Sequence[Path], target: Path) -> bool:
     """Copy the first folder that has any regular files; return whether there was one."""
-    return any(_copy(source, target) for source in sources)
-
-
-def _copy(source: Path, target: Path) -> bool:
-    """Copy the regular files of a folder; return whether there were any."""
-    copied = False
-    for parent, _, names in os.walk(source):
-        for name in names:
-            path = Path(parent, name)
-            if stat.S_ISREG(path.lstat().st_mode):
-                place = target / path.relative_to(source)
-                place.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(path, place, follow_symlinks=False)
-                copied = True
-    return copied
+    return any(source.is_dir() and copy_tree(source, target) for source in sources)

@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from prefect_launch.disk import NEXT_STEP as DISK_FULL_STEP
 from prefect_launch.disk import is_disk_full
 from prefect_launch.errors import BuildDiskError, InternalError, LaunchError, OperatorError
+from prefect_launch.output_limits import OUTPUTS_FILE
 from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Phase
 from prefect_launch.server.protocol import Server
 from prefect_launch.server_json import clean_json
 from prefect_launch.states import ItemState
 
-OUTPUTS_FILE: Final = "outputs.json"
 #: What a shell gives as exit code of a program that is not there, or is none.
 NO_PROGRAM: Final = (126, 127)
 #: A dict of outputs larger than this is no table for people to read.

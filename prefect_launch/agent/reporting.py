@@ -63,7 +63,7 @@ class Reporter:
             slots=None if math.isinf(agent.config.max_jobs) else int(agent.config.max_jobs),
             state=state or usual,
             running=tuple(RunningItem.of(item) for item in items),
-            in_work=len(items),
+            in_work=agent.num_running_jobs + agent.num_running_schedulers,
             waits={str(one.item_id): one.reason for one in agent.shop.desk.line.waiting},
             devices=agent.shop.desk.describe(),
             troubles=tuple(f"{name}: {why}" for name, why in sorted(agent.shop.reach.away.items())),

@@ -48,6 +48,7 @@ class JobTracker:
         preempt: is set when the agent stops it of its own accord, as when its machine is taken away.
         claim: the token of the claim that it is held under; empty: not known.
         held_at: when it was seen last that the claim is the item's last one, by `now()`; at first, when it was made.
+        has_run: whether its run has ended: what is left is to keep its outputs, which needs no slot.
         ended: is set when its work here is over, whatever came of it.
     """
 
@@ -61,6 +62,7 @@ class JobTracker:
     preempt: asyncio.Event = field(default_factory=asyncio.Event)
     claim: str = ""
     held_at: float = field(default_factory=now)
+    has_run: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

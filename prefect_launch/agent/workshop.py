@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prefect_launch.agent.building import image_maker
 from prefect_launch.agent.config import AgentConfig
@@ -19,6 +21,9 @@ from prefect_launch.runners.registry import make_runner
 if TYPE_CHECKING:
     from prefect_launch.session import Session
 
+#: Runs whose outputs are copied at a time.
+COPIES: Final = 2
+
 
 @dataclass
 class Workshop:
@@ -32,6 +37,8 @@ class Workshop:
             that soon, and it is looked for within this time.
         lost_seconds: for how long another agent's heartbeats must have stood still to call it lost.
         cards: the door to the machine's GPUs.
+        run_ended: is told the id of an item whose run has ended, before its outputs are kept.
+        copies: how many runs' outputs are kept at a time.
         registry: the registries of images, with this agent's credentials.
         desk: gives out the machine's devices.
         images: builds the images of jobs that have code and none.
@@ -44,6 +51,8 @@ class Workshop:
     trusted_seconds: float = TRUSTED_SECONDS
     lost_seconds: float = LOST_SECONDS
     cards: CardReader | None = None
+    run_ended: Callable[[str], None] = lambda item_id: None
+    copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(COPIES))
 
     def __post_init__(self) -> None:
         self.registry = RemoteRegistries(self.config.keychain)

@@ -183,6 +183,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("agents", ", ".join(activity.agents) or "none online"),
             ("config", queue.default_resource_config["resource_args"][queue.type]),
             ("images", _PINS[queue.pin]),
+            ("outputs", queue.outputs.describe() and f"at most {queue.outputs.describe()} of a run are kept"),
             ("variables", queue.template_variables),
             ("allowed", ", ".join(queue.submitter_options)),
             ("allowed secrets", ", ".join(queue.submitter_secrets)),

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import shutil
+import threading
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +21,7 @@ from anyio import to_thread
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from prefect_launch.errors import InfrastructureError
+from prefect_launch.holes import copy_tree
 
 _T = TypeVar("_T")
 
@@ -69,15 +72,25 @@ class StoredFiles:
         else:
             await self._call("write", path, self._storage.write_path, self._at(path), content)
 
+    @property
+    def keeps_holes(self) -> bool:
+        """Whether a hole in a sparse file takes no room in it."""
+        return isinstance(self._storage, LocalFileSystem)
+
     async def put_folder(self, folder: Path, path: str) -> None:
         """Store all files of a local folder under a path. They are streamed, not held in memory.
+
+        On a local disk they take the place of what is there, all at once, and sparse files keep their holes.
 
         Raises:
             InfrastructureError: when the storage fails.
         """
-        await self._call(
-            "write", path, partial(self._storage.put_directory, local_path=str(folder), to_path=self._at(path))
-        )
+        if isinstance(self._storage, LocalFileSystem):
+            await self._copy("write", path, folder, _place(self._storage, self._at(path)))
+        else:
+            await self._call(
+                "write", path, partial(self._storage.put_directory, local_path=str(folder), to_path=self._at(path))
+            )
 
     async def get_folder(self, path: str, folder: Path) -> bool:
         """Copy all files under a path to a local folder; `False` when there are none.
@@ -89,13 +102,25 @@ class StoredFiles:
         if isinstance(self._storage, RemoteFileSystem):
             # fsspec remembers listings for the life of the process; another process may have written since.
             await to_thread.run_sync(self._storage.filesystem.invalidate_cache)
-        await self._call(
-            "read", path, partial(self._storage.get_directory, from_path=self._at(path), local_path=str(folder))
-        )
+        if isinstance(self._storage, LocalFileSystem):
+            await self._copy("read", path, _place(self._storage, self._at(path)), folder)
+        else:
+            await self._call(
+                "read", path, partial(self._storage.get_directory, from_path=self._at(path), local_path=str(folder))
+            )
         return _count(folder) > before
 
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
+
+    async def _copy(self, verb: str, path: str, source: Path, target: Path) -> None:
+        """Copy a folder of a local disk; a caller that is cancelled ends the copy, which another thread makes."""
+        stop = threading.Event()
+        copy = _put_whole if verb == "write" else copy_tree
+        try:
+            await self._call(verb, path, partial(copy, source, target, stop=stop))
+        finally:
+            stop.set()
 
     async def _call(self, verb: str, path: str, method: Callable[..., _T], *args: Any) -> _T | None:
         try:
@@ -132,6 +157,26 @@ def _says_missing(error: Exception) -> bool:
     answer = getattr(error, "response", None)
     code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
     return code in ("404", "NoSuchKey") or type(error).__name__ in ("NotFound", "ResourceNotFoundError", "BlobNotFound")
+
+
+def _place(storage: LocalFileSystem, path: str) -> Path:
+    return Path(storage.basepath or ".").expanduser().absolute() / path
+
+
+def _put_whole(source: Path, target: Path, *, stop: threading.Event) -> int:
+    """Put a copy of a folder in the place of another, which is there until the copy is whole."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(f".{target.name}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)  # of a writer that died
+    draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        copied = copy_tree(source, draft, stop=stop)
+        if target.exists():
+            shutil.rmtree(target)
+        draft.replace(target)
+        return copied
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write_whole(base: str, path: str, content: bytes) -> None:

@@ -1,31 +1,51 @@
 """What a run left behind, kept in the job store beside the jobs: one folder for each attempt at an item.
 
-The folder that is stored was written by anybody's code, so only regular files are taken: a link, a device or a pipe is
-left out with a warning, since following it would copy the agent's own files into the store.
+The folder that is stored was written by anybody's code, so only regular files are taken, and no more than the limits
+say: a link, a device or a pipe is left out, since following it would copy the agent's own files into the store. What is
+left out is told.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
-from prefect.logging import get_logger
+from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.errors import NotFoundError
+from prefect_launch.holes import copy_file, held_bytes
 from prefect_launch.jobs.files import StoredFiles
 from prefect_launch.names import check_name
+from prefect_launch.output_limits import OUTPUTS_FILE, LeftOut, OutputLimits, Selection, kind_of
 
-_logger = get_logger("launch.outputs")
+
+class KeptOutputs(BaseModel):
+    """What was stored of an attempt's outputs.
+
+    Attributes:
+        paths: the relative paths of what was stored, sorted.
+        left_out: what was not.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    paths: tuple[str, ...] = ()
+    left_out: LeftOut = LeftOut()
 
 
 async def put_outputs(
-    files: StoredFiles, item_id: str, attempt: int, folder: Path, *, extra: Mapping[str, Path] | None = None
-) -> list[str]:
+    files: StoredFiles,
+    item_id: str,
+    attempt: int,
+    folder: Path,
+    *,
+    extra: Mapping[str, Path] | None = None,
+    limits: OutputLimits | None = None,
+) -> KeptOutputs:
     """Store the files of a folder.
 
     Args:
@@ -33,19 +53,21 @@ async def put_outputs(
         item_id: the item's flow run id.
         attempt: which attempt at it, from 1.
         folder: what the run left; it need not exist.
-        extra: more files, by the name to store them under, such as the run's log.
+        extra: more files, by the name to store them under, such as the run's log. No limit holds for them.
+        limits: how much of the folder is stored; None: all of it.
 
     Returns:
-        The relative paths of what was stored, sorted.
+        What was stored, and what was left out.
 
     Raises:
         InfrastructureError: when the storage fails.
     """
+    wanted, most = dict(extra or {}), limits or OutputLimits()
     async with anyio.TemporaryDirectory(prefix=".outputs-", dir=str(folder.parent)) as staging:
-        stored = await to_thread.run_sync(_stage, folder, Path(staging), dict(extra or {}))
-        if stored:
+        kept = await to_thread.run_sync(_stage, folder, Path(staging), wanted, most, files.keeps_holes)
+        if kept.paths:
             await files.put_folder(Path(staging), _path(item_id, attempt))
-        return stored
+        return kept
 
 
 async def get_outputs(files: StoredFiles, item_id: str, attempt: int, folder: Path) -> list[str]:
@@ -61,7 +83,7 @@ async def get_outputs(files: StoredFiles, item_id: str, attempt: int, folder: Pa
             f"Attempt {attempt} of the item {item_id} has no outputs in the job store {files}."
             " A run leaves outputs in the folder that $LAUNCH_OUTPUT_DIR names; they are stored when it has ended."
         )
-    return await to_thread.run_sync(lambda: sorted(path for path, _ in _regular_files(folder)))
+    return await to_thread.run_sync(_regular_files, folder)
 
 
 async def read_output(files: StoredFiles, item_id: str, attempt: int, name: str) -> bytes | None:
@@ -73,14 +95,30 @@ async def read_output(files: StoredFiles, item_id: str, attempt: int, name: str)
     return await files.read(f"{_path(item_id, attempt)}/{name}")
 
 
+def _regular_files(folder: Path) -> list[str]:
+    found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    return sorted(path.relative_to(folder).as_posix() for path in found if stat.S_ISREG(path.lstat().st_mode))
+
+
 def _path(item_id: str, attempt: int) -> str:
     return f"outputs/{check_name('item', item_id)}/{int(attempt)}"
 
 
-def _stage(folder: Path, staging: Path, extra: dict[str, Path]) -> list[str]:
+def _stage(folder: Path, staging: Path, extra: dict[str, Path], limits: OutputLimits, keeps_holes: bool) -> KeptOutputs:
     """Link the regular files into a folder of ours: what the storage block then follows is known to be plain."""
-    wanted = {**dict(_regular_files(folder)), **extra}
-    return sorted(name for name, source in wanted.items() if _link(source, staging / name))
+    stored, selection = [], Selection(limits)
+    for name, source in _entries(folder, selection):
+        status = source.lstat()
+        if name in extra:
+            selection.leave_out(name, "the run's log is kept under this name")
+        elif not stat.S_ISREG(status.st_mode):
+            selection.leave_out(name, f"it is {kind_of(status.st_mode)}")
+        elif not os.access(source, os.R_OK):
+            selection.leave_out(name, "it cannot be read")
+        elif selection.takes(name, held_bytes(status) if keeps_holes else status.st_size):
+            stored += [name] if _link(source, staging / name) else []
+    stored += [name for name, source in extra.items() if _link(source, staging / name)]
+    return KeptOutputs(paths=tuple(sorted(stored)), left_out=selection.left_out)
 
 
 def _link(source: Path, target: Path) -> bool:
@@ -90,18 +128,27 @@ def _link(source: Path, target: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target, follow_symlinks=False)
+        copy_file(source, target)
     if stat.S_ISREG(target.lstat().st_mode):
         return True
     target.unlink()
     return False
 
 
-def _regular_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    for parent, folders, names in os.walk(folder):
+def _entries(folder: Path, selection: Selection) -> Iterator[tuple[str, Path]]:
+    """Yield what is in a folder, by relative path: the results first, then by name; folders are gone into."""
+    first = folder / OUTPUTS_FILE
+    if first.is_file():
+        yield OUTPUTS_FILE, first
+
+    def unread(error: OSError) -> None:
+        name = Path(error.filename).relative_to(folder).as_posix()
+        if name != ".":
+            selection.leave_out(f"{name}/", "the folder cannot be read")
+
+    for parent, folders, names in os.walk(folder, onerror=unread):
+        folders.sort()
         for name in sorted([*names, *(each for each in folders if Path(parent, each).is_symlink())]):
             path = Path(parent, name)
-            if stat.S_ISREG(path.lstat().st_mode):
+            if path != first or not path.is_file():
                 yield path.relative_to(folder).as_posix(), path
-            else:
-                _logger.warning("Output %s is no regular file and is not kept.", path)

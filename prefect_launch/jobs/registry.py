@@ -38,6 +38,7 @@ from prefect_launch.jobs.store import JobStore
 from prefect_launch.jobs.unpack import unpack
 from prefect_launch.jobs.versions import Versions
 from prefect_launch.names import check_name
+from prefect_launch.output_limits import OutputLimits
 
 
 class JobRegistry:
@@ -195,10 +196,17 @@ class JobRegistry:
     # --- the outputs of runs ---
 
     async def put_outputs(
-        self, item_id: str, attempt: int, folder: Path, *, extra: Mapping[str, Path] | None = None
-    ) -> list[str]:
+        self,
+        item_id: str,
+        attempt: int,
+        folder: Path,
+        *,
+        extra: Mapping[str, Path] | None = None,
+        limits: OutputLimits | None = None,
+    ) -> outputs.KeptOutputs:
         """Store what an attempt at an item left behind. See `prefect_launch.jobs.outputs.put_outputs`."""
-        return await outputs.put_outputs(await self._store.files(), item_id, attempt, folder, extra=extra)
+        files = await self._store.files()
+        return await outputs.put_outputs(files, item_id, attempt, folder, extra=extra, limits=limits)
 
     async def get_outputs(self, item_id: str, attempt: int, folder: Path) -> list[str]:
         """Copy what an attempt left behind to a folder. See `prefect_launch.jobs.outputs.get_outputs`."""

@@ -12,7 +12,7 @@ is to know about one attempt at one item, and it must keep these promises:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -24,6 +24,7 @@ from prefect_launch.builds.registries.base import Registry
 from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
+from prefect_launch.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.states import ItemState
 
@@ -75,6 +76,7 @@ class RunPlan(BaseModel):
         default_factory=dict, description="resource_args of this resource, merged and checked."
     )
     labels: dict[str, str] = Field(default_factory=dict)
+    output_limits: OutputLimits = Field(default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of its outputs.")
     file_overrides: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Values merged into the code's config files before the start, by relative path.",
@@ -111,7 +113,8 @@ class Exit(BaseModel):
     ended_at: datetime | None = None
     peak_memory_bytes: int | None = Field(default=None, description="Largest resident memory seen, where that is told.")
     log_is_whole: bool = Field(default=True, description="False: what is left of its log is still with the run.")
-    warnings: tuple[str, ...] = Field(default=(), description="What could not be kept or told, such as unsafe outputs.")
+    warnings: tuple[str, ...] = Field(default=(), description="What could not be kept or told.")
+    left_out: LeftOut = Field(default=LeftOut(), description="What its resource has not handed over of its outputs.")
 
     @property
     def succeeded(self) -> bool:
@@ -135,6 +138,10 @@ class Exit(BaseModel):
             foreign = ", which this agent did not send" if self.signal == "SIGKILL" and not self.stopped else ""
             return f"ended by signal {self.signal} (exit code {self.exit_code}){foreign}"
         return f"exit code {self.exit_code}"
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 class RunState(str, Enum):
@@ -274,8 +281,14 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    async def watch(self, handle: str, plan: RunPlan) -> Exit:
-        """Wait until it has ended, its log file is whole and its outputs are in `plan.output_dir`."""
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> Exit:
+        """Wait until it has ended, its log file is whole and its outputs are in `plan.output_dir`.
+
+        Args:
+            handle: of what was started.
+            plan: what it was made from.
+            ended: is called once it has ended, before its outputs are fetched: it needs no more of the machine.
+        """
 
     @abstractmethod
     async def stop(self, handle: str, grace_seconds: float) -> None:

@@ -10,24 +10,29 @@ from __future__ import annotations
 import io
 import posixpath
 import shutil
+import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import anyio
 
+from prefect_launch.disk import in_bytes
 from prefect_launch.errors import JobCodeError
+from prefect_launch.holes import HolesWriter, data_bytes
 from prefect_launch.inputs.config_files import merge_into_file, normal_path
+from prefect_launch.output_limits import OUTPUTS_FILE, LeftOut, OutputLimits, Selection
 from prefect_launch.runners.engine import Engine, TooLargeError
 
 #: Where `$LAUNCH_OUTPUT_DIR` points in every container; the folder above is for nothing else.
 OUTPUT_DIR = "/launch/outputs"
 #: Where the code of a job is, in an image that is run as it is; as in images that are built.
 CODE_DIR = "/workspace"
-#: What a run may leave there. More wants a volume: an archive is copied twice.
-MAX_OUTPUT_BYTES = 20 * 1024**3
+#: What is read of an outputs folder beyond its limit: holes, and files that are left out.
+_ZEROS_BYTES = 20 * 1024**3
+_COPY_BYTES = 1024 * 1024
 #: What a config file may have.
 _MAX_CONFIG_BYTES = 16 * 1024**2
 
@@ -104,17 +109,43 @@ def empty_folder(folder: Path) -> None:
     folder.mkdir()
 
 
-async def collect_outputs(engine: Engine, container_id: str, target: Path) -> tuple[str, ...]:
-    """Copy what a job left in its outputs folder; return what had to be left behind, in words."""
-    with tempfile.TemporaryFile(prefix="launch-outputs-") as packed:
+async def collect_outputs(engine: Engine, container_id: str, target: Path, limits: OutputLimits) -> LeftOut:
+    """Copy what a job left in its outputs folder, within limits; return what had to be left behind.
+
+    The engine hands holes over as zeros: they are read, and made holes again.
+    """
+    selection = Selection(limits)
+    most = sys.maxsize if limits.max_bytes is None else limits.max_bytes + _ZEROS_BYTES
+    with (
+        tempfile.TemporaryFile(prefix=".outputs-", dir=target.parent) as file,
+        HolesWriter(file.fileno(), "w+b", closefd=False) as packed,
+    ):
+        whole = True
         try:
-            there = await engine.get_archive(container_id, OUTPUT_DIR, packed, MAX_OUTPUT_BYTES)
-        except TooLargeError as error:
-            return (f"the outputs are not kept: {error} Write large files to a volume of the queue.",)
-        if not there:
-            return ()
-        packed.seek(0)
-        return await anyio.to_thread.run_sync(_unpack, packed, target)
+            if not await engine.get_archive(container_id, OUTPUT_DIR, cast(BinaryIO, packed), most):
+                return LeftOut()
+        except TooLargeError:
+            whole = False
+        size = packed.finish()
+        if not whole:  # Its results may not have come yet.
+            await _collect_results(engine, container_id, target, selection)
+        await anyio.to_thread.run_sync(_unpack, packed, size, target, selection)
+    if not whole:
+        selection.leave_out("all further files", f"the folder has more than {in_bytes(most)}, holes included")
+    return selection.left_out
+
+
+async def _collect_results(engine: Engine, container_id: str, target: Path, selection: Selection) -> None:
+    packed = io.BytesIO()
+    try:
+        there = await engine.get_archive(container_id, f"{OUTPUT_DIR}/{OUTPUTS_FILE}", packed, _MAX_CONFIG_BYTES)
+    except TooLargeError:
+        return
+    packed.seek(0)
+    with tarfile.open(fileobj=packed) as archive:
+        member = archive.next() if there else None
+        if member is not None and member.isreg() and selection.takes(OUTPUTS_FILE, member.size):
+            _write(archive, member, target / OUTPUTS_FILE)
 
 
 def _merged(packed: io.BytesIO, folder: Path, inside: str, values: Mapping[str, Any]) -> bytes | None:
@@ -140,29 +171,66 @@ def _archive(members: list[tuple[tarfile.TarInfo, bytes]]) -> bytes:
     return packed.getvalue()
 
 
-def _unpack(packed: Any, target: Path) -> tuple[str, ...]:
-    """Unpack an archive of the outputs folder; its own name comes off the members' paths."""
-    left_behind = []
+def _unpack(packed: HolesWriter, size: int, target: Path, selection: Selection) -> None:
+    """Unpack an archive of the outputs folder; its own name comes off the members' paths.
+
+    Args:
+        packed: the archive, which may have been cut off.
+        size: of it, in bytes.
+        target: the folder.
+        selection: decides which files are kept.
+    """
     root = target.resolve()
-    with tarfile.open(fileobj=packed) as archive:
-        for member in archive:
-            relative = member.name.partition("/")[2]
-            path = (root / relative).resolve()
-            if not relative:
+    # The results come first: no other file may take their room.
+    for results_only in (True, False):
+        for archive, member in _members(packed, size):
+            name = member.name.partition("/")[2]
+            if not name or (name == OUTPUTS_FILE) is not results_only:
                 continue
-            if root not in path.parents or not (member.isreg() or member.isdir()):
-                kind = "no file and no folder" if root in path.parents else "outside of the outputs folder"
-                left_behind.append(f"the output {relative!r} is not kept: it is {kind}")
-            elif member.isdir():
-                path.mkdir(parents=True, exist_ok=True)
-            else:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                _write(archive, member, path)
-    return tuple(left_behind)
+            path = (root / name).resolve()
+            if root not in path.parents:
+                selection.leave_out(name, "it is outside of the outputs folder")
+            elif not path.exists() or member.isdir():
+                _unpack_member(archive, member, packed.fileno(), path, selection, name)
+
+
+def _members(packed: HolesWriter, size: int) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the archive and those of its members that are whole."""
+    packed.seek(0)
+    with tarfile.open(fileobj=cast(BinaryIO, packed)) as archive:
+        try:
+            for member in archive:
+                if member.offset_data + member.size > size:
+                    return
+                yield archive, member
+                archive.members.clear()  # type: ignore[attr-defined]  # a job may leave millions
+        except tarfile.ReadError:
+            return
+
+
+def _unpack_member(
+    archive: tarfile.TarFile,
+    member: tarfile.TarInfo,
+    descriptor: int,
+    path: Path,
+    selection: Selection,
+    name: str,
+) -> None:
+    if member.isdir():
+        path.mkdir(parents=True, exist_ok=True)
+    elif not member.isreg():
+        link = member.islnk() or member.issym()
+        selection.leave_out(name, f"it is {'a link' if link else 'a pipe' if member.isfifo() else 'a device'}")
+    else:
+        held = data_bytes(descriptor, member.offset_data, member.offset_data + member.size)
+        if selection.takes(name, held):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(archive, member, path)
 
 
 def _write(archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
     content = archive.extractfile(member)
     if content is not None:
-        with content, path.open("wb") as file:
-            shutil.copyfileobj(content, file)
+        with content, HolesWriter(path, "w") as file:
+            shutil.copyfileobj(content, cast(BinaryIO, file), _COPY_BYTES)
+            file.finish()

@@ -8,8 +8,9 @@ images and does not push them.
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,8 @@ import anyio
 
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState
+from prefect_launch.output_limits import LeftOut
+from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
 from prefect_launch.runners.container_config import RUN_DIR_LABEL, container_config, preview_config
 from prefect_launch.runners.container_exit import exit_of
 from prefect_launch.runners.container_files import (
@@ -46,6 +48,8 @@ from prefect_launch.states import ItemState
 _KILL_SECONDS = 15.0
 #: How long the log's stream may stay open once its container has ended, before the rest is read at once.
 _LOG_END_SECONDS = 5.0
+#: How many containers' outputs are fetched at a time.
+_COPIES = 2
 _STOP_FILE = "stop.json"
 _UNTOUCHED_FILE = "outputs-untouched"
 
@@ -72,6 +76,7 @@ class LocalContainerRunner(Runner):
         self._fresh: set[str] = set()
         self._images = ContainerImages(self._engine)
         self._ran: dict[str, str] = {}
+        self._copies = asyncio.Semaphore(_COPIES)
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,7 +142,7 @@ class LocalContainerRunner(Runner):
         self._fresh.discard(handle)
         await self._engine.start(handle)
 
-    async def watch(self, handle: str, plan: RunPlan) -> Exit:
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> Exit:
         container = await self._engine.container(handle)
         if container is not None and container.waits_for_start and _was_stopped(plan.run_dir):
             return Exit(exit_code=None, stopped=True, error="stopped before it was started")
@@ -146,16 +151,22 @@ class LocalContainerRunner(Runner):
         try:
             async with sampled_memory(self._engine, handle) as memory:
                 container = await self._engine.ended(handle)
+            ended()
             await anyio.to_thread.run_sync(copier.finish, _LOG_END_SECONDS)
         finally:
             # Also when this is cancelled: the next one who watches goes on where this one has ended.
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(copier.close)
         warnings = [copier.problem] if copier.problem and container is not None else []
+        left_out = LeftOut()
         if container is not None:
-            warnings += await self._collect(handle, plan)
+            try:
+                left_out = await self._collect(handle, plan)
+            except (InfrastructureError, OSError) as error:
+                warnings.append(f"the outputs are not kept: {error}")
         end = exit_of(container, stopped=_was_stopped(plan.run_dir), warnings=tuple(warnings))
-        return end.model_copy(update={"peak_memory_bytes": memory.seen_bytes, "log_is_whole": not copier.problem})
+        learned = {"peak_memory_bytes": memory.seen_bytes, "log_is_whole": not copier.problem, "left_out": left_out}
+        return end.model_copy(update=learned)
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         container = await self._engine.container(handle)
@@ -226,21 +237,19 @@ class LocalContainerRunner(Runner):
         changed_at = None if of_last_attempt else await self._engine.changed_at(container_id, OUTPUT_DIR)
         untouched.write_text(changed_at or "", encoding="utf-8")
 
-    async def _collect(self, handle: str, plan: RunPlan) -> tuple[str, ...]:
+    async def _collect(self, handle: str, plan: RunPlan) -> LeftOut:
         """Fetch the outputs, unless the engine says that the folder is as it was made: a look costs a tenth."""
         await anyio.to_thread.run_sync(lambda: plan.output_dir.mkdir(exist_ok=True))
         try:
             untouched = (plan.run_dir / _UNTOUCHED_FILE).read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             untouched = ""
-        try:
-            if await self._engine.changed_at(handle, OUTPUT_DIR) == untouched:
-                return ()
+        if await self._engine.changed_at(handle, OUTPUT_DIR) == untouched:
+            return LeftOut()
+        async with self._copies:
             # What the job has removed of the last attempt's outputs must not come back.
             await anyio.to_thread.run_sync(empty_folder, plan.output_dir)
-            return await collect_outputs(self._engine, handle, plan.output_dir)
-        except (InfrastructureError, OSError) as error:
-            return (f"the outputs are not kept: {error}",)
+            return await collect_outputs(self._engine, handle, plan.output_dir, plan.output_limits)
 
     async def _ends_within(self, handle: str, seconds: float) -> bool:
         with anyio.move_on_after(seconds) as limit:

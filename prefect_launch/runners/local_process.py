@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +23,7 @@ from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners import supervisor
-from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState
+from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
 from prefect_launch.runners.machine_register import MachineRegister
 from prefect_launch.runners.nursery import Nursery
 from prefect_launch.runners.process_files import RunFolder
@@ -107,11 +107,12 @@ class LocalProcessRunner(Runner):
     async def start(self, handle: str) -> None:
         await anyio.to_thread.run_sync(self._start, handle)
 
-    async def watch(self, handle: str, plan: RunPlan) -> Exit:
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> Exit:
         folder = RunFolder(Path(handle))
         await self._gone(folder)
         end = folder.exit()
         if end is not None:
+            ended()
             return end
         if folder.has(supervisor.STOP) and not folder.has(supervisor.STARTED):
             return Exit(exit_code=None, stopped=True, error="stopped before it was started")

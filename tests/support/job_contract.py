@@ -17,6 +17,7 @@ from prefect_launch.jobs.archive import pack
 from prefect_launch.jobs.blobs import _path as blob_path
 from prefect_launch.jobs.index import JobIndex
 from prefect_launch.jobs.model import CODE_FILE, CodeJobSource, ImageJobSource, JobDocument, JobDraft, SourceKind
+from prefect_launch.jobs.outputs import KeptOutputs
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
 
@@ -269,10 +270,11 @@ class JobStoreContract:
 
         stored = await registry.put_outputs(item, 1, outputs, extra={"job.log": log})
 
-        assert stored == ["job.log", "models/best.bin", "outputs.json"]
-        assert await registry.get_outputs(item, 1, tmp_path / "back") == stored
+        assert stored.paths == ("job.log", "models/best.bin", "outputs.json")
+        assert stored.left_out.named == ("folder: it is a link", "stolen: it is a link")
+        assert await registry.get_outputs(item, 1, tmp_path / "back") == list(stored.paths)
         assert await registry.read_output(item, 1, "outputs.json") == b'{"accuracy": 0.9}'
         assert await registry.read_output(item, 1, "stolen") is None
-        assert await registry.put_outputs(item, 2, tmp_path / "nothing") == []
+        assert await registry.put_outputs(item, 2, tmp_path / "nothing") == KeptOutputs()
         with pytest.raises(NotFoundError, match="Attempt 2 of the item"):
             await registry.get_outputs(item, 2, tmp_path / "none")

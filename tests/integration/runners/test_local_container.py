@@ -148,11 +148,14 @@ async def test_outputs_can_be_written_by_any_user_and_on_a_read_only_container(
     assert json.loads((plan.output_dir / "outputs.json").read_text()) == {"x": 1}
 
 
-async def test_output_that_is_no_file_is_left_behind_and_told(bench: Bench) -> None:
-    plan = bench.plan("cd $LAUNCH_OUTPUT_DIR; ln -s /etc/passwd link; mkfifo pipe; echo ok > good.txt")
+async def test_output_that_is_no_file_is_left_behind_and_told_and_holes_are_kept(bench: Bench) -> None:
+    script = "cd $LAUNCH_OUTPUT_DIR; ln -s /etc/passwd link; mkfifo pipe; echo ok > good.txt; truncate -s 300M sparse"
+    plan = bench.plan(script)
     end = await run(bench.runner, plan)
-    assert sorted(path.name for path in plan.output_dir.iterdir()) == ["good.txt"]
-    assert sorted(warning.split("'")[1] for warning in end.warnings) == ["link", "pipe"]
+    assert sorted(path.name for path in plan.output_dir.iterdir()) == ["good.txt", "sparse"]
+    assert end.left_out.named == ("link: it is a link", "pipe: it is a pipe")
+    sparse = (plan.output_dir / "sparse").stat()
+    assert (sparse.st_size, sparse.st_blocks) == (300 * 1024**2, 0)
 
 
 async def test_values_are_merged_into_a_config_file_of_the_image(bench: Bench) -> None:

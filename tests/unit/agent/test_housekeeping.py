@@ -13,7 +13,8 @@ import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.config import parse_agent_config
-from prefect_launch.agent.housekeeping import Housekeeper, Report, in_bytes
+from prefect_launch.agent.housekeeping import Housekeeper, Report
+from prefect_launch.disk import in_bytes
 from prefect_launch.environments.shelf import EnvironmentShelf
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.planning import Site

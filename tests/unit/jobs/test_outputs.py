@@ -1,0 +1,136 @@
+"""Which outputs are kept in a job store on a disk, and that they are kept whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from prefect.filesystems import LocalFileSystem, RemoteFileSystem
+
+from prefect_launch.errors import InfrastructureError
+from prefect_launch.holes import held_bytes
+from prefect_launch.jobs.files import StoredFiles
+from prefect_launch.jobs.outputs import get_outputs, put_outputs
+from prefect_launch.output_limits import OutputLimits
+
+ITEM = str(uuid4())
+MEBIBYTE = 1024 * 1024
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StoredFiles:
+    return StoredFiles(LocalFileSystem(basepath=str(tmp_path / "store")))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "run" / "outputs"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def make_sparse(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.write(b"begin")
+        file.truncate(size)
+
+
+async def test_sparse_output_costs_the_disk_its_data_only_on_both_ways(
+    store: StoredFiles, folder: Path, tmp_path: Path
+) -> None:
+    make_sparse(folder / "model.bin", 3 * 1024 * MEBIBYTE)
+
+    kept = await put_outputs(store, ITEM, 1, folder, limits=OutputLimits(max_bytes=MEBIBYTE))
+    await get_outputs(store, ITEM, 1, tmp_path / "back")
+
+    assert (kept.paths, bool(kept.left_out)) == (("model.bin",), False)
+    for copy in (tmp_path / "store" / "outputs" / ITEM / "1" / "model.bin", tmp_path / "back" / "model.bin"):
+        assert copy.stat().st_size == 3 * 1024 * MEBIBYTE
+        assert held_bytes(copy.stat()) < MEBIBYTE
+
+
+async def test_hole_counts_where_the_store_keeps_none(folder: Path) -> None:
+    make_sparse(folder / "model.bin", 4 * MEBIBYTE)
+    store = StoredFiles(RemoteFileSystem(basepath=f"memory://{uuid4().hex}"))
+
+    kept = await put_outputs(store, ITEM, 1, folder, limits=OutputLimits(max_bytes=MEBIBYTE))
+
+    assert kept.left_out.named == ("model.bin: it has 4.0 MiB",)
+
+
+async def test_results_are_kept_before_all_other_files(store: StoredFiles, folder: Path) -> None:
+    for name in ("a.txt", "outputs.json", "z.txt"):
+        (folder / name).write_text("{}")
+
+    kept = await put_outputs(store, ITEM, 1, folder, limits=OutputLimits(max_files=2))
+
+    assert kept.paths == ("a.txt", "outputs.json")
+    assert kept.left_out.named == ("z.txt: 2 files are kept already",)
+
+
+async def test_log_of_the_agent_is_kept_beside_outputs_that_are_all_too_many(
+    store: StoredFiles, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "a.txt").write_text("x")
+    (folder / "job.log").write_text("the job's own file of that name")
+    log = tmp_path / "run" / "job.log"
+    log.write_text("log\n")
+
+    kept = await put_outputs(store, ITEM, 1, folder, extra={"job.log": log}, limits=OutputLimits(max_files=0))
+
+    assert kept.paths == ("job.log",)
+    assert (tmp_path / "store" / "outputs" / ITEM / "1" / "job.log").read_text() == "log\n"
+    assert kept.left_out.named == (
+        "a.txt: 0 files are kept already",
+        "job.log: the run's log is kept under this name",
+    )
+
+
+async def test_what_is_no_regular_file_is_told_by_its_kind(
+    store: StoredFiles, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "link").symlink_to("/etc/hostname")
+    (folder / "folder").symlink_to("/etc")
+    os.mkfifo(folder / "pipe")
+    monkeypatch.chdir(folder)  # a socket's path has 107 characters at most
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        kept = await put_outputs(store, ITEM, 1, folder)
+
+    assert kept.paths == ()
+    assert kept.left_out.named == (
+        "folder: it is a link",
+        "link: it is a link",
+        "pipe: it is a pipe",
+        "socket: it is a socket",
+    )
+
+
+async def test_outputs_that_are_kept_again_take_the_place_of_the_old_ones(
+    store: StoredFiles, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "old").write_text("old")
+    await put_outputs(store, ITEM, 1, folder)
+    torn = tmp_path / "store" / "outputs" / ITEM / ".1.deadbeef.part"
+    torn.mkdir()  # of an agent that was killed while it copied
+    (folder / "old").unlink()
+    (folder / "new").write_text("new")
+
+    await put_outputs(store, ITEM, 1, folder)
+
+    assert await get_outputs(store, ITEM, 1, tmp_path / "back") == ["new"]
+    assert [path.name for path in torn.parent.iterdir()] == ["1"]
+
+
+async def test_copy_that_fails_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
+    (folder / "file").write_text("x")
+    (tmp_path / "store").write_text("a file where the store's folder should be")
+    store = StoredFiles(LocalFileSystem(basepath=str(tmp_path / "store")))
+
+    with pytest.raises(InfrastructureError, match="could not write"):
+        await put_outputs(store, ITEM, 1, folder)
+
+    assert [path.name for path in folder.parent.iterdir()] == ["outputs"]
