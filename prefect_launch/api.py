@@ -20,7 +20,7 @@ from prefect_launch.api_jobs import JobCalls
 from prefect_launch.api_queues import QueueCalls
 from prefect_launch.background import Background
 from prefect_launch.errors import InvalidNameError, NotFoundError
-from prefect_launch.names import check_name
+from prefect_launch.names import UNNAMED, check_name
 from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.states import StateType
 
@@ -43,7 +43,7 @@ _PAGE = 200
 
 
 def _from_environment(*names: str) -> str:
-    return next((os.environ[name] for name in names if os.environ.get(name)), "default")
+    return next((os.environ[name] for name in names if os.environ.get(name)), UNNAMED)
 
 
 class Api(QueueCalls, JobCalls, BaseModel):

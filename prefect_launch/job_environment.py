@@ -2,24 +2,27 @@
 
 Code that was instrumented for W&B runs unchanged, and `prefect_launch.inputs` reads what is made here. Nothing of the
 agent's own environment is in it. An address or key of a W&B server is only there when the agent's operator configured
-one.
+one; where nobody names any, a job's `wandb` works offline, and what it writes is kept with the outputs.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from prefect_launch.errors import SpecError
+from prefect_launch.names import UNNAMED
 from prefect_launch.spec import LaunchSpec
 
 #: The reference's limit for one variable; what is longer is cut into chunks.
 CHUNK_BYTES = 32_670
 #: Linux refuses to start a process with a `NAME=value` longer than this (MAX_ARG_STRLEN, with its closing zero byte).
 MAX_VARIABLE_BYTES = 128 * 1024 - 1
+#: Who sets one of these means a W&B server.
+_ONLINE: Final = frozenset({"WANDB_API_KEY", "WANDB_BASE_URL"})
 
 
 class JobContext(BaseModel):
@@ -34,7 +37,6 @@ class JobContext(BaseModel):
     claim: str | None = Field(default=None, description="Token of the claim that this attempt is made under.")
     queue: str | None = Field(default=None, description="The queue's name; none when launched without a queue.")
     queue_entity: str | None = None
-    job: str | None = Field(default=None, description="The job's full reference, with its version.")
     image: str | None = Field(default=None, description="The image, when that is what was launched.")
     project: str | None = None
     entity: str | None = None
@@ -56,7 +58,6 @@ class JobContext(BaseModel):
         """
         own = {
             "run_id": spec.run_id,
-            "job": spec.job,
             "image": spec.image,
             "project": spec.project,
             "entity": spec.entity,
@@ -73,7 +74,7 @@ class JobContext(BaseModel):
 class WandbServer(BaseModel):
     """A W&B server that jobs may report to, when the agent's operator configured one."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_url: str | None = None
     api_key: SecretStr | None = None
@@ -108,6 +109,20 @@ def job_environment(
     for name, value in given.items():
         _check(name, value)
     return given
+
+
+def with_default_variables(given: Mapping[str, str], output_dir: str) -> dict[str, str]:
+    """Add the variables that a job has unless its queue, its submitter or the plan of its run says otherwise.
+
+    Args:
+        given: what they say.
+        output_dir: where the job leaves its outputs, as the job sees it.
+    """
+    wandb = {"WANDB_DIR": output_dir}
+    if not _ONLINE & given.keys():
+        wandb["WANDB_MODE"] = "offline"
+    # A log that is to be followed live must not wait in a buffer.
+    return {"PYTHONUNBUFFERED": "1", **wandb, **given}
 
 
 def chunked(name: str, value: str, chunk_bytes: int = CHUNK_BYTES) -> dict[str, str]:
@@ -146,12 +161,12 @@ def _launch_names(context: JobContext) -> dict[str, str | None]:
 
 
 def _wandb_names(context: JobContext) -> dict[str, str | None]:
-    artifacts = {"_wandb_job": context.job, **context.artifacts} if context.job else context.artifacts
     return {
         "WANDB_LAUNCH": "True",
         "WANDB_RUN_ID": context.run_id,
         "WANDB_PROJECT": context.project or None,
-        "WANDB_ENTITY": context.entity or None,
+        # What stands where nobody has named an entity is none of a W&B server's.
+        "WANDB_ENTITY": None if context.entity == UNNAMED else context.entity or None,
         "WANDB_NAME": context.name or None,
         "WANDB_USERNAME": context.author or None,
         "WANDB_SWEEP_ID": context.sweep_id or None,
@@ -160,7 +175,8 @@ def _wandb_names(context: JobContext) -> dict[str, str | None]:
         "WANDB_LAUNCH_QUEUE_NAME": context.queue or None,
         "WANDB_LAUNCH_QUEUE_ENTITY": (context.queue_entity or context.entity or None) if context.queue else None,
         "WANDB_LAUNCH_TRACE_ID": context.item_id,
-        "WANDB_ARTIFACTS": _json(artifacts),
+        # Not the job, as W&B Launch does it: `wandb.init` would ask the W&B server for it, and offline it fails.
+        "WANDB_ARTIFACTS": _json(context.artifacts) if context.artifacts else None,
     }
 
 

@@ -15,6 +15,8 @@ from prefect_launch.errors import InvalidNameError
 MAX_NAME_CHARS = 128
 #: The reference's limit for queue names.
 MAX_QUEUE_NAME_CHARS = 64
+#: What stands for the entity, or the project, that nobody has named.
+UNNAMED = "default"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")
 

@@ -229,7 +229,6 @@ def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path)
         output_dir=str(run_dir / "outputs"),
         queue=request.queue,
         queue_entity=request.config.entity,
-        job=job.reference if job else None,
         entity=spec.entity or (job.entity if job else None),
         project=spec.project or (job.project if job else None),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
+from prefect_launch.job_environment import with_default_variables
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.container_files import CODE_DIR, OUTPUT_DIR
 from prefect_launch.runners.container_options import apply_options
@@ -27,6 +28,7 @@ def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
     another user gets the folder above as the volume, and a folder in it that it can write to.
     """
     options = dict(plan.options)
+    env = with_default_variables({**options.get("env", {}), **plan.env}, OUTPUT_DIR)
     made = apply_options(
         {
             "Image": plan.image,
@@ -35,7 +37,7 @@ def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
             "HostConfig": {"LogConfig": _LOG_CONFIG},
             **({"Entrypoint": list(plan.command)} if plan.command else {}),
         },
-        {**options, "env": {"PYTHONUNBUFFERED": "1", **options.get("env", {})}},
+        {**options, "env": env},
     )
     made["Env"] = [f"{name}={value}" for name, value in made["Env"].items()]
     home = image.working_dir if plan.code_dir is None else CODE_DIR

@@ -21,6 +21,7 @@ from prefect_launch.disk import NEXT_STEP, has_room
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
+from prefect_launch.job_environment import with_default_variables
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners import supervisor
 from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
@@ -83,7 +84,7 @@ class LocalProcessRunner(Runner):
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
         _check_command(plan)
         cwd = (plan.code_dir or plan.run_dir) / (plan.working_dir or "")
-        env = {"PYTHONUNBUFFERED": "1", **plan.options.get("env", {}), **plan.env}
+        env = with_default_variables({**plan.options.get("env", {}), **plan.env}, str(plan.output_dir))
         fixed = dict.fromkeys(("LAUNCH_OUTPUT_DIR", "PATH", "VIRTUAL_ENV"), "")
         return {**_process(plan, cwd), "python": plan.python_version, "env": {**env, **fixed}}
 
@@ -218,13 +219,9 @@ def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:
     inherited = {
         key: value for key, value in os.environ.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)
     }
-    variables = {
-        **inherited,
-        "PYTHONUNBUFFERED": "1",  # A log that is to be followed live must not wait in a buffer.
-        **plan.options.get("env", {}),
-        **plan.env,
-        "LAUNCH_OUTPUT_DIR": str(plan.output_dir.absolute()),
-    }
+    output_dir = str(plan.output_dir.absolute())
+    own = with_default_variables({**plan.options.get("env", {}), **plan.env}, output_dir)
+    variables = {**inherited, **own, "LAUNCH_OUTPUT_DIR": output_dir}
     path = variables.get("PATH", os.defpath)
     return {**variables, "VIRTUAL_ENV": str(venv.path), "PATH": f"{venv.path / 'bin'}{os.pathsep}{path}"}
 

@@ -12,7 +12,14 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_launch.errors import SpecError
-from prefect_launch.job_environment import CHUNK_BYTES, JobContext, WandbServer, chunked, job_environment
+from prefect_launch.job_environment import (
+    CHUNK_BYTES,
+    JobContext,
+    WandbServer,
+    chunked,
+    job_environment,
+    with_default_variables,
+)
 from prefect_launch.spec import parse_spec
 from prefect_launch.spec_json import MAX_SPEC_BYTES
 
@@ -32,7 +39,6 @@ def test_smallest_run_finds_exactly_these_variables() -> None:
         "WANDB_LAUNCH": "True",
         "WANDB_RUN_ID": "r1",
         "WANDB_LAUNCH_TRACE_ID": "i1",
-        "WANDB_ARTIFACTS": "{}",
         "WANDB_CONFIG": "{}",
         "WANDB_LAUNCH_FILE_OVERRIDES": "{}",
     }
@@ -44,7 +50,6 @@ def test_full_run_finds_the_names_of_wandb_too() -> None:
             attempt=2,
             queue="gpu",
             queue_entity="team",
-            job="e/p/j:v3",
             image="img:1",
             project="p",
             entity="e",
@@ -64,7 +69,7 @@ def test_full_run_finds_the_names_of_wandb_too() -> None:
     assert (found["LAUNCH_ATTEMPT"], found["WANDB_RESUME"]) == ("2", "allow")
     assert found["LAUNCH_CONFIG"] == found["WANDB_CONFIG"] == '{"lr": 0.1}'
     assert found["LAUNCH_FILE_OVERRIDES"] == found["WANDB_LAUNCH_FILE_OVERRIDES"] == '{"c.json": {"x": 1}}'
-    assert json.loads(found["WANDB_ARTIFACTS"]) == {"_wandb_job": "e/p/j:v3", "data": "e/p/data:v0"}
+    assert json.loads(found["WANDB_ARTIFACTS"]) == {"data": "e/p/data:v0"}
 
 
 def test_wandb_server_is_named_only_when_the_operator_configured_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +80,25 @@ def test_wandb_server_is_named_only_when_the_operator_configured_one(monkeypatch
     found = job_environment(context(), wandb=server)
     assert (found["WANDB_BASE_URL"], found["WANDB_API_KEY"]) == ("https://wandb.example", "k1")
     assert "k1" not in repr(server)
+
+
+def test_entity_that_nobody_has_named_is_not_told_to_wandb() -> None:
+    assert "WANDB_ENTITY" not in job_environment(context(entity="default"))
+
+
+@pytest.mark.parametrize(
+    ("given", "mode"),
+    [
+        ({}, "offline"),
+        ({"WANDB_API_KEY": "k1"}, None),
+        ({"WANDB_BASE_URL": "https://wandb.example"}, None),
+        ({"WANDB_MODE": "disabled"}, "disabled"),
+    ],
+)
+def test_wandb_works_offline_where_nobody_names_a_server(given: dict[str, str], mode: str | None) -> None:
+    found = with_default_variables(given, "/launch/outputs")
+    assert (found.get("WANDB_MODE"), found["WANDB_DIR"]) == (mode, "/launch/outputs")
+    assert found.items() >= given.items()
 
 
 def test_context_takes_over_what_a_spec_says() -> None:
@@ -88,9 +112,9 @@ def test_context_takes_over_what_a_spec_says() -> None:
             "overrides": {"run_config": {"lr": 1}, "files": {"c.json": {"x": 1}}, "artifacts": {"a": "b"}},
         }
     )
-    made = JobContext.of(spec, item_id="i1", output_dir="/o", job="e/p/j:v2", queue="q", name=None)
+    made = JobContext.of(spec, item_id="i1", output_dir="/o", queue="q", name=None)
 
-    assert (made.run_id, made.job, made.queue, made.entity, made.author) == ("r7", "e/p/j:v2", "q", "e", "me")
+    assert (made.run_id, made.queue, made.entity, made.author) == ("r7", "q", "e", "me")
     assert (made.config, made.file_overrides, made.artifacts) == ({"lr": 1}, {"c.json": {"x": 1}}, {"a": "b"})
 
 
