@@ -72,7 +72,7 @@ async def show_failure(
     """Attach the certificate of a direct run that failed to its flow run."""
     item = await session.server.read_item(flow_run_id)
     if item is not None:
-        facts = Facts(plan=plan, end=end, image=image, last_lines=await read_last_lines(plan.log_path))
+        facts = Facts(plan=plan, end=end, image=image, last_lines=await read_last_lines(plan.log_path, plan.mask))
         await show_certificate(session.server, item, certify(item, outcome, facts))
 
 
@@ -80,7 +80,7 @@ def failure_of(plan: RunPlan, end: Exit, outcome: Outcome, lines: list[str]) -> 
     """Make the error of a direct run that failed: with its exit code, and the last lines of its log."""
     tail = "\n".join(f"  {line}" for line in lines)
     return ExecutionError(
-        f"Run {plan.run_id}: {outcome.message} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
+        f"Run {plan.run_id}: {plan.mask.text(outcome.message)} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
         exit_code=end.exit_code,
         last_lines=lines,
         cause=outcome.cause and outcome.cause.value,

@@ -96,7 +96,7 @@ async def _run(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPla
 async def _follow(
     session: Session, flow_run_id: UUID, runner: Runner, handle: str, run: RunnerRun, plan: RunPlan
 ) -> None:
-    shipper = LogShipper(session.server, flow_run_id, plan.log_path)
+    shipper = LogShipper(session.server, flow_run_id, plan.log_path, mask=plan.mask)
     shipper.follow()
     try:
         end, timed_out = await _ended(run, plan)
@@ -247,6 +247,9 @@ async def _attempt(
         work = _prepare(session, flow_run_id, runner, plan, spec.registry.get("uri"))
         plan = await (work if followed is None else followed.unless_stopped(work))
         return await _run(session, flow_run_id, runner, plan, follow)
+    except LaunchError:
+        with plan.mask.in_errors():
+            raise
     finally:
         if follow:
             await runner.aclose()

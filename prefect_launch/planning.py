@@ -17,7 +17,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.builds.wish import ImageWish
-from prefect_launch.errors import SpecError
+from prefect_launch.errors import LaunchError, ServerUnavailableError, SpecError
 from prefect_launch.image_digest import image_at_enqueue, image_to_run
 from prefect_launch.item_id import short_id
 from prefect_launch.item_options import merged_options, submitted_options
@@ -27,6 +27,7 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.naming import parse_image
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.macros import macro_values
+from prefect_launch.masking import Mask
 from prefect_launch.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.registry import runner_class
@@ -34,7 +35,7 @@ from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
 from prefect_launch.safety import (
     secured,
 )
-from prefect_launch.secret_blocks import ReadSecret, name_secret, read_secrets, secret_names
+from prefect_launch.secret_blocks import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.sources import source_of
 from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.spec import LaunchSpec
@@ -143,6 +144,17 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
     asked = secured(request.spec, pins=request.config.pin) if site.secure_mode else request.spec
     spec = _with_inputs(asked, job)
     run_dir = site.run_dir(request.item_id, request.attempt, request.labels.get(Labels.CLAIM, ""))
+    held: dict[str, str] = {}
+
+    async def read(name: str) -> str:
+        held[name] = await read_secret(name)
+        return held[name]
+
+    try:
+        options = runner.check_options(await _options(request, site, spec, _named_image(spec, job), read))
+    except LaunchError:
+        with _mask(site, held).in_errors():
+            raise
     return RunPlan(
         item_id=request.item_id,
         attempt=request.attempt,
@@ -158,11 +170,42 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
         timeout=spec.timeout,
-        options=runner.check_options(await _options(request, site, spec, _named_image(spec, job), read_secret)),
+        options=options,
         labels=request.labels,
         output_limits=site.outputs.within(request.config.outputs),
+        secrets=tuple(held),
+        mask=_mask(site, held),
         file_overrides=spec.overrides.files,
     )
+
+
+def _mask(site: Site, held: Mapping[str, str]) -> Mask:
+    """Return what hides the secrets that a run is given: those of Secret blocks, by name, and the agent's W&B key."""
+    values = [value for name, value in held.items() if value != reference_to(name)]
+    return Mask([*values, site.wandb.api_key.get_secret_value()] if site.wandb.api_key else values)
+
+
+async def with_mask(plan: RunPlan, site: Site, read_secret: ReadSecret) -> tuple[RunPlan, list[str]]:
+    """Return a plan that was kept in its run folder with what hides its secrets, which are read again for it.
+
+    Of a block that has been changed since the run started, the new value is hidden, and the old one is not known.
+
+    Returns:
+        The plan, and the names of those of its secrets that cannot be read any more.
+
+    Raises:
+        ServerUnavailableError: when the server does not answer.
+    """
+    held, gone = {}, []
+    for name in plan.secrets:
+        try:
+            held[name] = await read_secret(name)
+        except ServerUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a run that goes on is not given up over its log
+            log.warning("the secret %s of %s cannot be read: %s", name, plan.item_id, error)
+            gone.append(name)
+    return plan.model_copy(update={"mask": _mask(site, held)}), gone
 
 
 def _image(spec: LaunchSpec, job: Job | None) -> str | None:

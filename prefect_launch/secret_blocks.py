@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 SECRET_PREFIX: Final = "prefect.blocks.secret."
 _SECRET: Final = re.compile(r"\{\{\s*prefect\.blocks\.secret\.([a-z0-9-]+)\s*\}\}")
 
+#: How a queue's base job template names one: Prefect's server takes what it knows as a placeholder, the usual form
+#: too, for a variable of the template that is not declared, and refuses it.
+_STORED: Final = re.compile(r"\{\{ prefect\.blocks\.secret/([a-z0-9-]+) \}\}")
+
 #: Reads a Secret block by its name.
 ReadSecret = Callable[[str], Awaitable[str]]
 
@@ -43,11 +47,17 @@ def fill_secrets(value: Any, known: Mapping[str, str]) -> Any:
         value: what names them. It is not changed.
         known: what the blocks hold, by name. A secret that is not among them stays as it is named.
     """
-    if isinstance(value, Mapping):
-        return {key: fill_secrets(item, known) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [fill_secrets(item, known) for item in value]
-    return _SECRET.sub(lambda match: known.get(match[1], match[0]), value) if isinstance(value, str) else value
+    return _in_texts(value, lambda text: _SECRET.sub(lambda match: known.get(match[1], match[0]), text))
+
+
+def as_stored(value: Any) -> Any:
+    """Return a queue's config with its secrets named as a base job template can keep them."""
+    return _in_texts(value, lambda text: _SECRET.sub(lambda match: f"{{{{ prefect.blocks.secret/{match[1]} }}}}", text))
+
+
+def from_stored(value: Any) -> Any:
+    """Return what `as_stored` was given."""
+    return _in_texts(value, lambda text: _STORED.sub(lambda match: reference_to(match[1]), text))
 
 
 async def read_secrets(names: Collection[str], read: ReadSecret) -> dict[str, str]:
@@ -91,6 +101,15 @@ def no_such_secret(name: str) -> NotFoundError:
         f"There is no Secret block {name!r} on the Prefect server. Make it in the UI (Blocks, Secret) or with"
         f" Secret(value=…).save({name!r})."
     )
+
+
+def _in_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a copy of nested mappings and lists with their texts changed; keys and everything else stay."""
+    if isinstance(value, Mapping):
+        return {key: _in_texts(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_in_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _names(value: Any) -> list[str]:

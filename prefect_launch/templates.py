@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prefect_launch.errors import QueueError, SpecError, unknown_name
 from prefect_launch.macros import BUILT_IN, MACRO
 from prefect_launch.output_limits import OutputLimits
-from prefect_launch.secret_blocks import SECRET_PREFIX, secret_names
+from prefect_launch.secret_blocks import SECRET_PREFIX, as_stored, from_stored, secret_names
 from prefect_launch.server_json import check_server_json
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([\w.\-$]+)\s*\}\}")
@@ -68,7 +68,7 @@ class QueueConfig(BaseModel):
         return {
             "job_configuration": {
                 "resource": self.resource,
-                "resource_args": {self.resource: self.resource_args},
+                "resource_args": {self.resource: as_stored(self.resource_args)},
                 "submitter_options": list(self.submitter_options),
                 "submitter_secrets": list(self.submitter_secrets),
                 "entity": self.entity,
@@ -98,7 +98,7 @@ class QueueConfig(BaseModel):
             resource = configuration["resource"]  # type: ignore[index]
             return cls(
                 resource=resource,
-                resource_args=(configuration.get("resource_args") or {}).get(resource) or {},  # type: ignore[union-attr]
+                resource_args=from_stored((configuration.get("resource_args") or {}).get(resource) or {}),  # type: ignore[union-attr]
                 template_variables={
                     key: {
                         word: schema[word]

@@ -81,7 +81,7 @@ async def build_with_log(server: Server, item_id: UUID, images: ImageMaker, plan
 async def _logged(server: Server, item_id: UUID, images: ImageMaker, plan: RunPlan) -> RunPlan:
     path = plan.run_dir / BUILD_LOG
     await anyio.to_thread.run_sync(lambda: path.parent.mkdir(exist_ok=True))
-    shipper = LogShipper(server, item_id, path, name=BUILD_LOGGER)
+    shipper = LogShipper(server, item_id, path, name=BUILD_LOGGER, mask=plan.mask)
     shipper.follow()
     written = BuildLog(path)
     try:

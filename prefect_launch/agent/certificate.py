@@ -21,6 +21,7 @@ from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.errors import LaunchError
 from prefect_launch.item_spec import run_id_of
+from prefect_launch.masking import Mask
 from prefect_launch.runners.base import Exit, RunPlan
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
@@ -89,14 +90,17 @@ def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | Non
     """
     category = diagnose(outcome, facts.end, facts.error, facts.last_lines)
     advice = ADVICE[category]
+    mask = facts.plan.mask if facts.plan else Mask()
+    detail = outcome.message if facts.plan is None else without_home(outcome.message, facts.plan.run_dir.parents[2])
+    known = {name: str(value) for name, value in _known(item, category, facts).items() if value is not None}
     next_step = f"{comes_back} {advice.next_step}" if comes_back else advice.next_step
     return Certificate(
         category=category,
         level="info" if outcome.state is ItemState.CANCELLED else "error",
         summary=advice.summary,
-        detail=outcome.message if facts.plan is None else without_home(outcome.message, facts.plan.run_dir.parents[2]),
+        detail=mask.text(detail),
         next_step=next_step,
-        facts={name: str(value) for name, value in _known(item, category, facts).items() if value is not None},
+        facts={name: mask.text(value) for name, value in known.items()},
         last_lines=facts.last_lines,
     )
 
@@ -121,9 +125,9 @@ async def show_certificate(server: Server, item: Item, certificate: Certificate,
         log.warning("%s no-certificate: %s", item.id, error)
 
 
-async def read_last_lines(path: Path, count: int = LAST_LINES) -> tuple[str, ...]:
-    """Return the last lines of a log, without colours and control characters; none when there is no log."""
-    data = await anyio.to_thread.run_sync(_tail, path)
+async def read_last_lines(path: Path, mask: Mask | None = None, count: int = LAST_LINES) -> tuple[str, ...]:
+    """Return the last lines of a log, without colours, control characters and secrets; none when there is no log."""
+    data = await anyio.to_thread.run_sync(_tail, path, mask or Mask())
     # A progress bar writes one line again and again; what counts is how it stood last.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in data.decode("utf-8", "replace").split("\n")]
     clean = [_CONTROL.sub("", line).rstrip() for line in lines]
@@ -163,12 +167,10 @@ def without_home(text: str, home: Path) -> str:
     return re.sub(rf"{re.escape(str(home))}(?=/|[^\w.-]|$)", "<home>", text)
 
 
-def _tail(path: Path) -> bytes:
+def _tail(path: Path, mask: Mask) -> bytes:
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - _TAIL_BYTES))
-            return file.read()
+        size = path.stat().st_size
+        return mask.shown(mask.read(path, max(0, size - _TAIL_BYTES), _TAIL_BYTES))
     except OSError:
         return b""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import traceback
 from typing import TYPE_CHECKING
 
 import anyio
@@ -51,6 +52,12 @@ class Closing:
         """Add what was learned, by the fields of `Facts`."""
         self.facts = self.facts.model_copy(update=facts)
 
+    def tell_why(self, error: BaseException) -> None:
+        """Write to the agent's log why the attempt did not come to run, in full but for its secrets."""
+        if log.isEnabledFor(logging.DEBUG):
+            told = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
+            log.debug("%s failed to start\n%s", self._tracker.id, self._masked(told))
+
     async def is_trusted(self) -> bool:
         """Whether the item is this agent's for certain: one that was not seen to be for long may have been called lost.
 
@@ -78,7 +85,7 @@ class Closing:
     async def hand_back(self, error: UnreachableError) -> Outcome:
         """Put an item back into its queue that does not come to run: what it was to run in is away."""
         if self.runner is not None:
-            self._shop.reach.lost(self._shop.resource_of(self.runner), str(error))
+            self._shop.reach.lost(self._shop.resource_of(self.runner), self._masked(str(error)))
         return await self.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
 
     async def lose_sight(self, outcome: Outcome, current: StateType) -> Outcome:
@@ -94,7 +101,7 @@ class Closing:
             What the item has become; as it was given when the item is not this agent's any more.
         """
         if not await self.is_trusted():
-            log.warning("%s not-ours-any-more %s", self._tracker.id, outcome.message)
+            log.warning("%s not-ours-any-more %s", self._tracker.id, self._masked(outcome.message))
             return outcome
         if self._tracker.stop.is_set() and outcome.state is not ItemState.CANCELLED:
             outcome = outcome.cancelled()
@@ -108,12 +115,16 @@ class Closing:
             return outcome
 
     def _told_to_users(self, outcome: Outcome) -> Outcome:
-        """Return an end as all may read it: where on this machine its things are, the agent's log tells."""
+        """Return an end as all may read it, without secrets: where on this machine its things are, the log tells."""
+        outcome = outcome.model_copy(update={"message": self._masked(outcome.message)})
         message = without_home(outcome.message, self._shop.config.home)
         if message == outcome.message:
             return outcome
         log.info("%s in-full %s", self._tracker.id, outcome.message)
         return outcome.model_copy(update={"message": message})
+
+    def _masked(self, text: str) -> str:
+        return self.facts.plan.mask.text(text) if self.facts.plan else text
 
     async def _is_held(self) -> bool:
         if not await is_held(self._server, self._tracker.id, self._tracker.claim):
@@ -155,5 +166,6 @@ class Closing:
             log.debug("%s image unknown: %s", self._tracker.id, error)
 
     async def _read_log(self) -> None:
-        if self.facts.plan is not None:
-            self.know(last_lines=await read_last_lines(self.facts.plan.log_path))
+        plan = self.facts.plan
+        if plan is not None:
+            self.know(last_lines=await read_last_lines(plan.log_path, plan.mask))

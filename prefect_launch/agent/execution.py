@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -31,8 +32,9 @@ from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.agent.workshop import Workshop
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.item_spec import run_id_of, spec_of
-from prefect_launch.planning import Request, make_plan
+from prefect_launch.planning import Request, make_plan, with_mask
 from prefect_launch.runners.base import Exit, Labels, Phase, Runner, RunPlan
+from prefect_launch.server.values import LogRecord
 from prefect_launch.states import ACTIVE, ItemState, StateType
 
 T = TypeVar("T")
@@ -75,8 +77,8 @@ class Execution:
             return await self._closing.hand_back(error)
         except NotNowError as error:
             return await self._closing.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
-        except Exception as error:
-            log.debug("%s failed to start", self._item.id, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - the item says why it does not run
+            self._closing.tell_why(error)
             self._closing.know(error=error)
             return await self._closing.give_up(outcome_of_error(error, self._tracker.phase))
         return await self._watch(runner, plan, StateType.RUNNING)
@@ -95,6 +97,8 @@ class Execution:
         self._tracker.claim = plan.labels.get(Labels.CLAIM, "")
         self._closing.runner = runner
         self._closing.know(plan=plan)
+        plan = await self._hiding_secrets(plan)
+        self._closing.know(plan=plan)
         if current is StateType.PENDING:
             try:
                 await self._insist(runner, lambda: runner.start(handle))
@@ -103,6 +107,20 @@ class Execution:
                 self._closing.know(error=error)
                 return await self._closing.give_up(outcome_of_error(error, Phase.RUN))
         return await self._watch(runner, plan, StateType.RUNNING)
+
+    async def _hiding_secrets(self, plan: RunPlan) -> RunPlan:
+        """Return a plan that was kept with what hides its secrets; its log tells which cannot be hidden any more."""
+        site, read = self._shop.config.site, self._shop.session.read_secret
+        plan, gone = await until_server_is_back(
+            f"show the secrets of {self._item.id}", lambda: with_mask(plan, site, read)
+        )
+        for name in gone:
+            told = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
+            record = LogRecord(
+                name="launch.agent", level=logging.WARNING, message=told, timestamp=datetime.now(timezone.utc)
+            )
+            await until_server_is_back("take the log", lambda: self._server.write_logs(self._item.id, [record]))  # noqa: B023
+        return plan
 
     async def _start(self) -> tuple[Runner, RunPlan]:
         session = self._shop.session
@@ -213,7 +231,7 @@ class Execution:
 
     async def _follow(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
         handle = self._tracker.handle or ""
-        shipper = LogShipper(self._server, self._item.id, plan.log_path)
+        shipper = LogShipper(self._server, self._item.id, plan.log_path, mask=plan.mask)
         shipper.follow()
         frees = self._shop.desk.gpus_of(self._item.id)
         stopper = Stopper(self._tracker, runner, plan, self._shop.config.stopped_run_timeout, frees=frees)

@@ -7,8 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-import anyio
-
+from prefect_launch.agent.hidden_secrets import hide_in_outputs, kept_log
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.errors import LaunchError
 from prefect_launch.server.values import LogRecord
@@ -43,14 +42,16 @@ async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: 
     Raises:
         InfrastructureError: when the job store fails.
     """
-    extra = {WHOLE_LOG: plan.log_path} if await anyio.Path(plan.log_path).exists() else {}
     put = session.jobs.put_outputs
-    kept = await put(plan.item_id, plan.attempt, plan.output_dir, extra=extra, limits=plan.output_limits)
+    await hide_in_outputs(plan)
+    async with kept_log(plan) as path:
+        extra = {} if path is None else {WHOLE_LOG: path}
+        kept = await put(plan.item_id, plan.attempt, plan.output_dir, extra=extra, limits=plan.output_limits)
     left_out = end.left_out + kept.left_out
     if not left_out:
         return []
     try:
-        told = left_out.describe(plan.output_limits)
+        told = plan.mask.text(left_out.describe(plan.output_limits))
         await until_server_is_back(
             f"take the log of {flow_run_id}", lambda: _tell_once(session.server, flow_run_id, told, end.ended_at)
         )

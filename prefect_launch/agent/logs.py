@@ -23,6 +23,7 @@ import anyio
 
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.progress import as_shown, is_drawn, newest_state
+from prefect_launch.masking import Mask
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import LogRecord
 
@@ -76,10 +77,14 @@ class LogShipper:
         item_id: the item.
         path: the log file; it may not be there yet.
         name: of the logger that its records are of.
+        mask: hides the run's secrets.
     """
 
-    def __init__(self, server: Server, item_id: UUID, path: Path, *, name: str = LOGGER) -> None:
+    def __init__(
+        self, server: Server, item_id: UUID, path: Path, *, name: str = LOGGER, mask: Mask | None = None
+    ) -> None:
         self._name = name
+        self._mask = mask or Mask()
         self._server = server
         self._item_id = item_id
         self._path = path
@@ -143,13 +148,17 @@ class LogShipper:
     async def last_lines(self, count: int) -> list[str]:
         """Return the last lines of the file."""
         size = await anyio.to_thread.run_sync(_size, self._path)
-        data = await anyio.to_thread.run_sync(_read, self._path, max(0, size - CHUNK_BYTES), CHUNK_BYTES)
-        return as_shown(data).decode("utf-8", "replace").removesuffix("\n").split("\n")[-count:] if data else []
+        data = await self._read(max(0, size - CHUNK_BYTES), CHUNK_BYTES)
+        return (
+            self._mask.shown(as_shown(data)).decode("utf-8", "replace").removesuffix("\n").split("\n")[-count:]
+            if data
+            else []
+        )
 
     async def _send_new(self, *, whole_lines: bool) -> None:
         while self._shown < SHARE_BYTES:
             room = min(CHUNK_BYTES, SHARE_BYTES - self._shown)
-            data = await anyio.to_thread.run_sync(_read, self._path, self._sent, CHUNK_BYTES)
+            data = await self._read(self._sent, CHUNK_BYTES)
             full = len(data) == CHUNK_BYTES
             if is_drawn(data) and (whole_lines or full):
                 await self._send_bar(data, full=full)
@@ -177,19 +186,23 @@ class LogShipper:
         elif full:
             await self._send(b"", self._sent + start)
 
+    async def _read(self, start: int, count: int) -> bytes:
+        """Read a part of the file in which each byte of a secret is a blank, wherever the part begins and ends."""
+        return await anyio.to_thread.run_sync(self._mask.read, self._path, start, count)
+
     async def _send_tail(self, size: int) -> None:
         start = max(self._sent, size - TAIL_BYTES)
-        tail = await anyio.to_thread.run_sync(_read, self._path, start, size - start)
+        tail = await self._read(start, size - start)
         note = f"[… {start - self._sent:,} bytes left out here; the whole log is kept with the run's outputs …]\n"
         await self._send((note.encode() if start > self._sent else b"") + tail, size)
 
     async def _send(self, data: bytes, position: int) -> None:
-        shown = as_shown(data)
+        lines = self._mask.shown(as_shown(data))
         if self._is_in_bar and data:
-            shown = shown.removeprefix(b"\n")  # the end of a line that was shown as a bar
+            lines = lines.removeprefix(b"\n")  # the end of a line that was shown as a bar
             self._is_in_bar = False
-        self._shown += len(shown)
-        records = split_records(shown.decode("utf-8", "replace"), name=self._name, after=self._last)
+        self._shown += len(lines)
+        records = split_records(lines.decode("utf-8", "replace"), name=self._name, after=self._last)
         if records:
             self._last = records[-1].timestamp
         await until_server_is_back("take the log", lambda: self._deliver(records, position))
@@ -263,15 +276,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
-
-
-def _read(path: Path, start: int, count: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            return file.read(count)
-    except FileNotFoundError:
-        return b""
 
 
 def _read_position(path: Path) -> Position:

@@ -24,6 +24,7 @@ from prefect_launch.builds.registries.base import Registry
 from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
+from prefect_launch.masking import Mask
 from prefect_launch.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.states import ItemState
@@ -77,6 +78,12 @@ class RunPlan(BaseModel):
     )
     labels: dict[str, str] = Field(default_factory=dict)
     output_limits: OutputLimits = Field(default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of its outputs.")
+    secrets: tuple[str, ...] = Field(
+        default=(), description="Names of the Secret blocks whose values are in its options."
+    )
+    mask: Mask = Field(
+        default_factory=Mask, exclude=True, repr=False, description="Hides its secrets in all that is told of it."
+    )
     file_overrides: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
         description="Values merged into the code's config files before the start, by relative path.",

@@ -67,7 +67,7 @@ class AbstractRun(ABC):
 
     @abstractmethod
     async def get_logs(self) -> str | None:
-        """Return what the job has written so far, both streams as they came; None when there is no log yet."""
+        """Return what the job has written so far, both streams as they came, its secrets masked; None: no log yet."""
 
     @abstractmethod
     async def wait(self, timeout: float | None = None) -> bool:
@@ -138,8 +138,8 @@ class RunnerRun(AbstractRun):
         return self._status
 
     async def get_logs(self) -> str | None:
-        path = self._plan.log_path
-        return await asyncio.to_thread(_read_text, path)
+        text = await asyncio.to_thread(_read_text, self._plan.log_path)
+        return None if text is None else await asyncio.to_thread(self._plan.mask.text, text)
 
     async def wait(self, timeout: float | None = None) -> bool:
         # asyncio.wait_for raises its own TimeoutError on Python 3.10, which is no builtin TimeoutError.

@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.errors import QueueError, SpecError
+from prefect_launch.secret_blocks import as_stored, from_stored
 from prefect_launch.states import ItemState, StateType
 from tests.contract.server_place import INPUTS, TEMPLATE, Place, draft
 
@@ -74,6 +75,19 @@ class QueueContract:
             await place.server.update_pool(place.pool, base_job_template=template)
         assert reason in str(at_first.value)
         assert reason in str(later.value)
+
+    async def test_template_names_a_secret_in_a_form_that_is_no_placeholder(self, place: Place) -> None:
+        def naming(secret: str) -> dict[str, Any]:
+            return {"job_configuration": {"args": {"env": [secret]}}, "variables": {"type": "object"}}
+
+        with pytest.raises(QueueError, match=r"undeclared variable\(s\): prefect\.blocks\.secret\.tok"):
+            await place.server.update_pool(place.pool, base_job_template=naming("{{ prefect.blocks.secret.tok }}"))
+        kept = as_stored(naming("{{ prefect.blocks.secret.tok }}"))
+        await place.server.update_pool(place.pool, base_job_template=kept)
+        pool = await place.server.read_pool(place.pool)
+        assert pool is not None
+        assert pool.base_job_template == kept
+        assert from_stored(kept) == naming("{{ prefect.blocks.secret.tok }}")
 
     @pytest.mark.parametrize(("variables", "reason"), REFUSED_VARIABLES)
     async def test_schema_of_variables_is_checked_when_a_pool_is_made_but_not_when_it_is_changed(

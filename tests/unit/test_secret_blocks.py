@@ -103,6 +103,14 @@ def test_queues_variables_name_no_secret(api: InMemoryApi, schema: dict[str, Any
         api.create_run_queue("vars", "local-process", config={}, template_variables={"who": schema})
 
 
+def test_config_of_a_queue_comes_back_with_the_secrets_that_it_names(api: InMemoryApi) -> None:
+    config = {"env": {"A": f"x {OTHERS}", "B": "{{prefect.blocks.secret.b}}"}}
+    queue = api.create_run_queue("own", "local-process", config=config)
+    assert queue.default_resource_config["resource_args"]["local-process"] == {
+        "env": {"A": f"x {OTHERS}", "B": reference_to("b")}
+    }
+
+
 def test_queue_tells_which_secrets_it_allows(api: InMemoryApi) -> None:
     assert api.run_queue("cpu").submitter_secrets == ("team-token",)
     api.upsert_run_queue("cpu", "local-process", submitter_secrets=["a", "a", "b"])

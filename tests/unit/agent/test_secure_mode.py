@@ -45,7 +45,7 @@ async def test_who_queues_is_told_what_all_agents_of_the_queue_lock(
             return caplog.text
 
         told = await eventually(queued, lambda text: "secure mode" in text)
-    assert 'for the queue gpu (fort) are in secure mode, which locks the "args" override' in told
+    assert 'online for the queue gpu (fort) are in secure mode, which locks the "args" override' in told
 
 
 async def _forget(session: Session) -> None:

@@ -1,0 +1,173 @@
+"""Masks of secrets: what a run was given as a secret reads `********` in all that is told of the run.
+
+A value is found as it is, line by line, and as JSON, URLs, Python's `repr` and base64 write it; what a job encodes in
+another way is not. Values, and lines of them, of fewer than 4 characters are not masked: they stand in any text.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, quote_plus
+
+from prefect_launch.errors import LaunchError
+
+#: What stands for a secret.
+MASK: Final = "********"
+#: Shorter ones would mask half of any text, and are no secrets.
+MIN_CHARS: Final = 4
+#: The part of a base64 text that does not depend on what stands before and after the value is told by so many bytes.
+_MIN_BASE64_BYTES: Final = 8
+_LINE_END: Final = re.compile(r"[\r\n]+")
+#: Neither byte is part of any UTF-8 text: one stands for each byte of a secret, the other for what was this by chance.
+_BLANK: Final = b"\xc1"
+_NO_BLANK: Final = b"\xc0"
+_BLANKS: Final = re.compile(rb"\xc1+")
+_COPY_BYTES: Final = 1 << 20
+
+
+class Mask:
+    """Hides some secrets; one of no secrets changes nothing.
+
+    Args:
+        values: the secrets.
+    """
+
+    def __init__(self, values: Iterable[str] = ()) -> None:
+        forms = {form for value in values for form in _forms(value)}
+        self._longest = max(map(len, forms), default=1)
+        self._pattern = _pattern(forms) if forms else None
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to hide."""
+        return self._pattern is not None
+
+    def __repr__(self) -> str:
+        return "<Mask>"
+
+    def text(self, text: str) -> str:
+        """Return a text with the secrets in it masked."""
+        if self._pattern is None:
+            return text
+        return self.data(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
+
+    def data(self, data: bytes) -> bytes:
+        """Return bytes with the secrets in them masked."""
+        return self.shown(self.blank(data))
+
+    def json(self, value: Any) -> Any:
+        """Return JSON data with the secrets in it masked, names included; a number that holds one becomes the mask."""
+        if self._pattern is None:
+            return value
+        if isinstance(value, Mapping):
+            return {self.text(str(key)): self.json(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.json(item) for item in value]
+        if isinstance(value, str):
+            return self.text(value)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return MASK if is_number and self.text(repr(value)) != repr(value) else value
+
+    def blank(self, data: bytes) -> bytes:
+        """Return bytes of the same length in which each byte of a secret is a blank, which `shown` makes a mask of."""
+        if self._pattern is None:
+            return data
+        found = bytearray(data.replace(_BLANK, _NO_BLANK))
+        for start, end in self._spans(data):
+            found[start:end] = _BLANK * (end - start)
+        return bytes(found)
+
+    def shown(self, data: bytes) -> bytes:
+        """Return what `blank` or `read` gave with a mask in the place of each secret."""
+        return data if self._pattern is None else _BLANKS.sub(MASK.encode(), data)
+
+    def read(self, path: Path, start: int, count: int) -> bytes:
+        """Read a part of a file as `blank` returns it, also of a secret that begins before it or ends behind it.
+
+        Returns:
+            At most `count` bytes from `start` on; none when there is no such file.
+        """
+        lead = min(start, self._longest - 1)
+        try:
+            with path.open("rb") as file:
+                file.seek(start - lead)
+                data = file.read(lead + count + self._longest - 1)
+        except FileNotFoundError:
+            return b""
+        return self.blank(data)[lead : lead + count]
+
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a file with the secrets in it masked."""
+        position, in_secret = 0, False
+        with target.open("wb") as file:
+            while data := self.read(source, position, _COPY_BYTES):
+                position += len(data)
+                file.write(self.shown(data.lstrip(_BLANK) if in_secret else data))
+                in_secret = data.endswith(_BLANK)
+
+    @contextmanager
+    def in_errors(self) -> Iterator[None]:
+        """Mask the secrets in the text of a `LaunchError` that comes out of the block."""
+        try:
+            yield
+        except LaunchError as error:
+            error.args = tuple(self.text(part) if isinstance(part, str) else part for part in error.args)
+            raise
+
+    def _spans(self, data: bytes) -> Iterator[tuple[int, int]]:
+        """Yield where secrets stand; those that overlap are one."""
+        assert self._pattern is not None
+        match = self._pattern.search(data)
+        while match is not None:
+            start, end = match.span()
+            following = self._pattern.search(data, start + 1)  # The next may begin inside of this one.
+            while following is not None and following.start() < end:
+                end = max(end, following.end())
+                following = self._pattern.search(data, following.start() + 1)
+            yield start, end
+            match = following
+
+
+def _forms(value: str) -> Iterator[bytes]:
+    """Yield how a secret may stand in a log, each form at least as long as is masked."""
+    for line in _LINE_END.split(value):
+        piece = line.strip()
+        if len(piece) >= MIN_CHARS:
+            written = (
+                piece,
+                json.dumps(piece)[1:-1],
+                json.dumps(piece, ensure_ascii=False)[1:-1],
+                repr(piece)[1:-1],
+                quote(piece),
+                quote(piece, safe=""),
+                quote_plus(piece),
+            )
+            yield from (form.encode("utf-8", "surrogatepass") for form in written)
+    yield from _base64_forms(value.encode("utf-8", "surrogatepass"))
+    yield from _base64_forms(value.strip().encode("utf-8", "surrogatepass"))
+
+
+def _base64_forms(value: bytes) -> Iterator[bytes]:
+    """Yield what stands of a value in the base64 text of whatever it is a part of, such as `user:password`."""
+    if len(value) < _MIN_BASE64_BYTES:
+        return
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + value)
+        # Four characters tell three bytes: those that also tell a neighbour's bits are left out.
+        first, last = -(-before * 8 // 6), (before + len(value)) * 8 // 6
+        yield whole[first:last]
+        yield whole[first:last].translate(bytes.maketrans(b"+/", b"-_"))
+
+
+def _pattern(forms: Iterable[bytes]) -> re.Pattern[bytes]:
+    """Compile one expression for all forms, the longest first, grouped by their first byte to be quick."""
+    by_first: dict[int, list[bytes]] = {}
+    for form in sorted(forms, key=len, reverse=True):
+        by_first.setdefault(form[0], []).append(re.escape(form[1:]))
+    groups = (re.escape(bytes([first])) + b"(?:" + b"|".join(rest) + b")" for first, rest in by_first.items())
+    return re.compile(b"|".join(groups))
