@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_launch.agent import LaunchAgent, create_and_run_agent
+    from prefect_launch.agent.config_block import LaunchAgentConfig
     from prefect_launch.api import Api
     from prefect_launch.enqueue import alaunch_add, alaunch_add_many, launch_add, launch_add_many
     from prefect_launch.errors import ExecutionError, LaunchError
     from prefect_launch.explain import Explanation, aexplain_launch, explain_launch
     from prefect_launch.inputs import load_config, load_wandb_config, manage_config_file, manage_wandb_config
-    from prefect_launch.jobs import acreate_job, create_job
+    from prefect_launch.jobs import JobStore, acreate_job, create_job
     from prefect_launch.launch_flow import alaunch, launch
     from prefect_launch.queued_run import QueuedRun
     from prefect_launch.queues import RunQueue
@@ -27,7 +28,9 @@ _HOMES = {
     "Api": "api",
     "ExecutionError": "errors",
     "Explanation": "explain",
+    "JobStore": "jobs",
     "LaunchAgent": "agent",
+    "LaunchAgentConfig": "agent.config_block",
     "LaunchError": "errors",
     "QueuedRun": "queued_run",
     "RunQueue": "queues",
@@ -53,7 +56,9 @@ __all__ = [
     "Api",
     "ExecutionError",
     "Explanation",
+    "JobStore",
     "LaunchAgent",
+    "LaunchAgentConfig",
     "LaunchError",
     "QueuedRun",
     "RunQueue",

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from prefect_launch.errors import InputError, NotFoundError, QueueError
-from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER
+from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER, tags_of
 from prefect_launch.jobs.plain_schema import inputs_in_order, within_64_bits
 from prefect_launch.names import check_name
 from prefect_launch.queues import QUEUE_LABEL
 from prefect_launch.retry import Cause
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import secrets_pattern
+from prefect_launch.spec import LaunchSpec
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -106,13 +107,14 @@ async def deploy_job(
             " Deploy the job under another name (--name), or delete that deployment first."
         )
     labels = {JOB_LABEL: job.reference, FORM_LABEL: "job", QUEUE_LABEL: queue.name}
+    as_queued = LaunchSpec(job=job.reference, entity=job.entity, project=job.project)
     deployment_id = await session.server.upsert_deployment(
         wanted,
         pool=queue.name,
         parameters={},
         parameter_schema=form_schema(job, secrets=queue.config.submitter_secrets),
         description=f"{job.description or ''}\n\nStarts `{job.reference}` on the queue **{queue.name}**.".strip(),
-        tags=[f"job:{job.name}", f"version:v{job.version}", f"queue:{queue.name}"],
+        tags=["launch", *tags_of(as_queued, queue=queue.name, job=job.name, version=job.version)],
         labels=labels,
         enforce=True,
         version=f"v{job.version}",

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _POLL_MIN_SECONDS: Final = 0.1
 _POLL_MAX_SECONDS: Final = 1.0
-_LAST_LINES: Final = 20
+#: Lines of its log that are told with the end of a run that did not complete.
+LAST_LINES: Final = 20
 _LOG_PAGE: Final = 200
 _OUTPUTS_FILE: Final = "outputs.json"
 _STARTED = frozenset({StateType.RUNNING, StateType.COMPLETED})
@@ -145,6 +146,11 @@ class QueuedRun:
 
         return self._api.call(read)
 
+    def last_lines(self, count: int = LAST_LINES) -> list[str]:
+        """Return the last lines of its log, at most so many."""
+        records = self.logs()[-count:]
+        return [line for record in records for line in record.message.splitlines()][-count:]
+
     def outputs(self) -> dict[str, Any]:
         """Return the named results that its last attempt left in `outputs.json`; empty when it left none.
 
@@ -214,8 +220,7 @@ class QueuedRun:
             pause = min(pause * 1.5, _POLL_MAX_SECONDS)
 
     def _failure(self, item: Item) -> ExecutionError:
-        records = self.logs()[-_LAST_LINES:]
-        lines = [line for record in records for line in record.message.splitlines()][-_LAST_LINES:]
+        lines = self.last_lines()
         tail = "\n".join(f"  {line}" for line in lines)
         data = item.state.data if item.state and isinstance(item.state.data, dict) else {}
         return ExecutionError(

@@ -25,6 +25,8 @@ DEFAULT_QUEUE: Final = "default"
 QUEUE_LABEL: Final = "prefect-launch.queue"
 #: Prefect keeps these names to itself.
 _RESERVED_PREFIX: Final = "prefect"
+#: How the description of a queue begins that nobody has rewritten.
+_DESCRIBED: Final = "Launch queue on"
 
 
 def deployment_name(queue: str) -> str:
@@ -76,7 +78,7 @@ async def create_queue(
     check_queue_name(name)
     server = session.server
     template = config.to_template()
-    text = f"Launch queue on {config.resource}."
+    text = _description(name, config)
     pool = await server.create_pool(name, base_job_template=template, description=text, concurrency_limit=concurrency)
     if pool is None:
         pool = await _replace(server, name, config, concurrency) if replace else None
@@ -97,6 +99,13 @@ async def create_queue(
     return pool
 
 
+def _description(name: str, config: QueueConfig) -> str:
+    return (
+        f"{_DESCRIBED} {config.resource}. Nothing of it runs before an agent is there: start one on a machine with"
+        f" `prefect-launch agent start -q {name}`."
+    )
+
+
 async def _replace(server: Server, name: str, config: QueueConfig, concurrency: int | None) -> Pool | None:
     pool = await server.read_pool(name)
     if pool is None:
@@ -113,6 +122,8 @@ async def _replace(server: Server, name: str, config: QueueConfig, concurrency: 
                 f" {config.resource}. Make a new queue, or wait until it is empty."
             )
     changes: dict[str, Any] = {"base_job_template": config.to_template()}
+    if pool is not None and (pool.description or "").startswith(_DESCRIBED):  # else somebody has written another
+        changes["description"] = _description(name, config)
     if concurrency is not None:
         changes["concurrency_limit"] = concurrency
     await server.update_pool(name, **changes)

@@ -12,15 +12,15 @@ from prefect_launch.cli.request import Request
 from prefect_launch.cli.style import JsonOption, examples
 
 ADD_EXAMPLES = examples(
-    "prefect-launch add -j job-digits -q gpu --set epochs=3 --set optimizer.lr=0.01 -P high",
+    "prefect-launch add -j digits -q gpu --set epochs=3 --set learning_rate=0.01 -P high",
     "prefect-launch add -d team/train:1.2 -q box -v memory=4g --wait",
     'prefect-launch add -u https://github.com/team/train -g v1.2 -E "python train.py" -q gpu',
-    "prefect-launch add -j job-digits -q gpu --build --repository registry.example:5000/team/digits",
+    "prefect-launch add -j digits -q gpu --build --repository registry.example:5000/team/digits",
     "prefect-launch add -q gpu -c launch-config.yaml",
-    "prefect-launch add -j job-digits -q gpu --explain",
+    "prefect-launch add -j digits -q gpu --explain",
 )
 RUN_EXAMPLES = examples(
-    "prefect-launch run -j job-digits --set epochs=3",
+    "prefect-launch run -j digits --set epochs=3",
     'prefect-launch run -d alpine -E \'echo hello\' -R \'{"local-container": {"memory": "1g"}}\'',
 )
 

@@ -20,9 +20,9 @@ from prefect_launch.cli.item_view import (
     state_of,
     waiting_fields,
 )
-from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table
+from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table, printable
 from prefect_launch.cli.style import JsonOption, examples, group
-from prefect_launch.item_id import short_ids
+from prefect_launch.item_id import short_id, short_ids
 from prefect_launch.states import ItemState, StateType
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ ItemId = Annotated[str, typer.Argument(metavar="ID", help="The item's id, its la
 _WORDS = {state.label.lower(): state.type for state in ItemState} | {kind.value.lower(): kind for kind in StateType}
 #: Names of states that share their type with others: `pulling` is one kind of `pending`.
 _NAMES = {state.label.lower() for state in ItemState if state.label.upper() != state.type.value} - {"queued"}
+_UNSUCCESSFUL = frozenset({StateType.FAILED, StateType.CRASHED, StateType.CANCELLED})
 _COLUMNS = (
     Column("ID"),
     Column("NAME", gives_way=True),
@@ -102,16 +103,25 @@ def _types_of(words: list[str] | tuple[str, ...]) -> list[StateType]:
 
 @app.command()
 def show(item_id: ItemId, json: JsonOption = False) -> None:
-    """Show an item: its state and why, what it asks for, its times, its states so far."""
+    """Show an item: its state and why, what it asks for, its times, its states so far; how the log of one that did not
+    complete ends."""
     api = connected()
     run = find(api, item_id)
     item = run.item
     waiting, states, outputs = run.why_waiting(), _states(api, run), _outputs(run, item)
     request = request_of(item)
+    lines = run.last_lines() if item.state_type in _UNSUCCESSFUL else []
     if json:
         history = [{"name": s.name, "type": s.type, "message": s.message, "timestamp": s.timestamp} for s in states]
         print_json(
-            {**fields_of(run, item), **request, "outputs": outputs, **waiting_fields(waiting), "states": history}
+            {
+                **fields_of(run, item),
+                **request,
+                "outputs": outputs,
+                **waiting_fields(waiting),
+                "states": history,
+                "last_lines": lines,
+            }
         )
         return
     print_details(
@@ -148,6 +158,9 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     typer.echo()
     rows = [(local_time(state.timestamp), state.name.lower(), state.message) for state in states]
     print_table((Column("TIME"), Column("STATE"), Column("MESSAGE", gives_way=True)), rows, empty="")
+    if lines:
+        typer.echo(f"\nThe last lines of its log ('prefect-launch item logs {short_id(run.id)}' has all):")
+        typer.echo("\n".join(f"  {printable(line)}" for line in lines))
 
 
 def _outputs(run: QueuedRun, item: Item) -> dict[str, Any]:

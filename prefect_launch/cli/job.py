@@ -42,7 +42,9 @@ def create_image(
     _create(options.request(image, "image"), json)
 
 
-@create_app.command("code", epilog=examples('prefect-launch job create code ./digits -E "python train.py"'))
+@create_app.command(
+    "code", epilog=examples('prefect-launch job create code examples/digits -n digits -E "python train.py"')
+)
 @flattened("git_hash")
 def create_code(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of its code.")],
@@ -135,7 +137,7 @@ def describe(job: JobName, json: JsonOption = False) -> None:
         )
 
 
-@app.command(epilog=examples("prefect-launch job deploy job-digits -q gpu"))
+@app.command(epilog=examples("prefect-launch job deploy digits -q gpu"))
 def deploy(
     job: JobName,
     queue: Annotated[str, typer.Option("-q", "--queue", metavar="QUEUE", help="The queue that its runs go to.")],

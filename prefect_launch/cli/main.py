@@ -37,7 +37,7 @@ app = typer.Typer(
     epilog=examples(
         "prefect-launch queue create gpu --resource local-process",
         'prefect-launch job create code ./digits -E "python train.py"',
-        "prefect-launch add -j job-digits -q gpu --set epochs=3",
+        "prefect-launch add -j digits -q gpu --set epochs=3",
         "prefect-launch agent start -q gpu",
     ),
 )

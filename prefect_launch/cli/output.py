@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Wide enough that no table is cut when nobody looks at it in a terminal.
 _WIDE_COLUMNS: Final = 1_000
+_CONTROL: Final = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[PX^_][^\x1b]*(?:\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
 #: What a column that gives way keeps as long as it can.
 _READABLE_CHARS: Final = 8
 _STYLES: Final[Mapping[str, str]] = {
@@ -51,6 +56,11 @@ class Column(NamedTuple):
     title: str
     right: bool = False
     gives_way: bool = False
+
+
+def printable(text: str) -> str:
+    """Return a text without what a terminal would obey: escape sequences and control characters."""
+    return _CONTROL.sub("", text)
 
 
 def print_json(value: Any) -> None:

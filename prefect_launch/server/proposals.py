@@ -7,7 +7,7 @@ states are read first, and what reached the server is not made again over what o
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 from uuid import UUID, uuid4
 
 import anyio
@@ -20,6 +20,10 @@ from prefect_launch.server.values import Answer, State, Verdict
 _LOST_MAX: Final = 5
 #: What a server gets to commit a request whose answer cannot reach us any more.
 _LOST_PAUSE_SECONDS: Final = 0.3
+
+#: The server keeps a state's data as an artifact. Of this type, as the results of Prefect's own flows are, it is not
+#: listed among what a run shows; without one, its page has an artifact of no name and type.
+RESULT: Final = "result"
 
 
 class ProposalCalls:
@@ -73,7 +77,7 @@ class ProposalCalls:
             "type": state.type.value,
             "name": state.name,
             "message": state.message,
-            "data": state.data,
+            "data": _as_result(state.data),
             "state_details": {
                 **state.state_details,
                 "flow_run_id": str(item_id),
@@ -85,3 +89,7 @@ class ProposalCalls:
         if answer is None:
             raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
         return Verdict.model_validate(answer)
+
+
+def _as_result(data: Any) -> Any:
+    return {**data, "artifact_type": RESULT} if data and isinstance(data, dict) else data

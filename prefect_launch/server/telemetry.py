@@ -11,6 +11,7 @@ import anyio
 
 from prefect_launch.errors import AnswerLostError
 from prefect_launch.server.pools import POOL_TYPE
+from prefect_launch.server.proposals import RESULT
 from prefect_launch.server.rest import Rest
 from prefect_launch.server.values import Item, LogRecord
 
@@ -83,11 +84,11 @@ class TelemetryCalls:
                 await anyio.sleep(_LOST_PAUSE_SECONDS)
 
     async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
-        """List an item's artifacts."""
+        """List the artifacts that an item shows; the data of its states, which the server keeps as some, are not."""
         return await self._artifacts(item_id)
 
     async def _artifacts(self, item_id: UUID, key: str | None = None) -> list[dict[str, Any]]:
-        wanted: dict[str, Any] = {"flow_run_id": {"any_": [str(item_id)]}}
+        wanted: dict[str, Any] = {"flow_run_id": {"any_": [str(item_id)]}, "type": {"not_any_": [RESULT]}}
         if key is not None:
             wanted["key"] = {"any_": [key]}
         found: list[dict[str, Any]] = await self._rest.get("POST", "/artifacts/filter", json={"artifacts": wanted})

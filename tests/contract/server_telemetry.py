@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from prefect_launch.errors import SpecError
-from prefect_launch.server.values import Item, LogRecord
+from prefect_launch.server.values import Item, LogRecord, State
 from prefect_launch.states import ItemState
 from tests.contract.server_place import Place, draft, make_place
 
@@ -76,6 +76,17 @@ class TelemetryContract:
         assert seen == {"markdown": ("report", "# one"), "table": ("report", [{"accuracy": 0.9}])}
         assert {artifact["description"] for artifact in artifacts} == {"why", None}
         assert {artifact["flow_run_id"] for artifact in artifacts} == {str(item.id)}
+
+    async def test_data_of_a_state_shows_as_no_artifact(self, place: Place) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING)
+        end = ItemState.FAILED
+        verdict = await place.server.propose(item.id, State(type=end.type, name=end.label, data={"exit_code": 3}))
+        assert verdict.accepted
+        read = await place.read(item)
+        assert read.state is not None
+        assert read.state.data == {"exit_code": 3}
+        assert await place.server.list_artifacts(item.id) == []
 
     async def test_artifact_that_the_item_has_is_not_made_again(self, place: Place) -> None:
         item = await place.add()

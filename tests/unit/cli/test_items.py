@@ -6,18 +6,20 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from prefect_launch import cli
 from prefect_launch.api import use_api
 from prefect_launch.cli.main import app
 from prefect_launch.enqueue import launch_add_many
 from prefect_launch.errors import InvalidNameError, NotFoundError
 from prefect_launch.item_id import short_id, short_ids
 from prefect_launch.queued_run import QueuedRun
-from prefect_launch.server.values import State
+from prefect_launch.server.values import LogRecord, State
 from prefect_launch.session import Session
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryApi
@@ -129,6 +131,36 @@ def test_item_list_cuts_no_title_at_80_columns(api: InMemoryApi, command: Comman
     assert head.split() == ["ID", "NAME", "QUEUE", "STATE", "PRIO", "JOB", "AGE", "TOOK", "STARTS"]
     assert row.split()[3:5] == ["awaitingretry", "critical"]
     assert max(len(head), len(row)) <= 80
+
+
+def test_failed_item_is_shown_with_the_last_lines_of_its_log_and_no_terminal_sequence(
+    api: InMemoryApi, command: Command
+) -> None:
+    (run,) = add(api, "broken")
+    start = datetime.now(timezone.utc)
+    texts = ["first", *(f"line {number}" for number in range(18)), "\x1b]0;title\x07\x1b[31mValueError: bad\x1b[0m"]
+    lines = [LogRecord(message=text, timestamp=start + timedelta(seconds=at)) for at, text in enumerate(["no", *texts])]
+    api.call(lambda session: session.server.write_logs(UUID(run.id), lines))
+    assert "last lines" not in command("item", "show", "broken").stdout
+    for state in (ItemState.CLAIMED, ItemState.RUNNING, ItemState.FAILED):
+        propose(api, run, State.of(state))
+
+    shown = command("item", "show", "broken").stdout
+
+    assert "\n  first\n  line 0\n" in shown
+    assert shown.endswith("\n  line 17\n  ValueError: bad\n")
+    assert "  no\n" not in shown
+    assert json.loads(command("item", "show", "broken", "--json").stdout)["last_lines"] == texts
+
+
+def test_help_and_readme_name_the_same_job_and_inputs_that_it_has() -> None:
+    commands = [line for path in (Path(cli.__file__).parent).glob("*.py") for line in path.read_text().splitlines()]
+    commands += Path("README.md").read_text().splitlines()
+    named = re.compile(r"prefect-launch (?:(?:add|run) .*-j|job (?:deploy|describe)) ([a-z]\S*)")
+    inputs = {name for line in commands if " -j digits" in line for name in re.findall(r"--set (\w+)=", line)}
+
+    assert {found[1] for line in commands if (found := named.search(line))} == {"digits"}
+    assert inputs <= set(re.findall(r"^    (\w+): ", Path("examples/digits/inputs.py").read_text(), re.MULTILINE))
 
 
 def test_ids_that_end_alike_are_shown_longer_until_they_differ() -> None:
