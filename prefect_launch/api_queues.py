@@ -46,10 +46,12 @@ class QueueCalls:
             entity: its owner; by default this `Api`'s.
             prioritization_mode: `V0` (four priorities, the default) or `DISABLED` (one).
             config: the resource's options; `{{var}}` in it stands for a template variable. `docker: {pin: true}` beside
-                them fixes the digest of each item's image when it is queued.
+                them fixes the digest of each item's image when it is queued; `limits: {memory: 16g}` is the
+                most that an item may ask for.
             template_variables: `{name: {"schema": {type, enum, minimum, maximum, default}}}`.
             concurrency: how many items may be in work at a time, at least 1; `None` for no limit.
-            submitter_options: options that submitters may set besides the resource's usual ones.
+            submitter_options: options that submitters may set besides the resource's usual ones, or though the config
+                sets them; `env.NAME` for one variable.
             submitter_secrets: names of the Secret blocks that submitters may name in `env`, and so have; by default
                 none. The queue's own config may name any.
             fail_impossible_after: seconds, or a text such as `1h`, after which an item fails that asks for more than

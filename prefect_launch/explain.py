@@ -26,7 +26,8 @@ from prefect_launch.queues import DEFAULT_QUEUE
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import GpuAsk, read_gpus
 from prefect_launch.runners.registry import runner_class
-from prefect_launch.safety.options import normalise_options
+from prefect_launch.safety.limits import fixed_options
+from prefect_launch.safety.options import locked_options, normalise_options
 from prefect_launch.server.values import Item, ItemDraft
 from prefect_launch.session import KnownQueue, Session, obstacle_of
 from prefect_launch.signature import with_arguments_of
@@ -62,6 +63,8 @@ class Explanation(BaseModel):
         digest: of the image; `None` when the agent resolves it at the start.
         creates: the container or the process, as the agent would make it.
         options: the resource's options, the queue's and the submitter's together.
+        limits: the most that an item of the queue may ask for, by the option, or `timeout`.
+        fixed: the options (or `env.NAME`) that the queue sets, and its submitters may not.
         changes: what is other than what was asked for, and who has changed it.
         waiting: its place, why it would wait, and when it would about start; `None` when the queue is not there yet.
         there: id of the item that is queued under this run id already, which `launch_add` would return.
@@ -83,6 +86,8 @@ class Explanation(BaseModel):
     digest: str | None = None
     creates: dict[str, Any]
     options: dict[str, Any]
+    limits: dict[str, Any] = Field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
     waiting: Waiting | None = Field(default=None)
     there: str | None = None
@@ -133,12 +138,18 @@ async def explain_item(
         digest=digest_in(plan.image_at_enqueue or plan.image or ""),
         creates=masked(runner.preview(plan)),
         options=masked(plan.options),
+        limits=dict(queue.config.limits),
+        fixed=_fixed(queue.config, runner),
         changes=changes_of(spec, full, queue.config, plan.options, is_built=build),
         waiting=await why_would_wait(session, queue.name, _item(draft), asks=_gpus_in_words(runner, plan)),
         there=there,
         built_of=built.built_of.reference if built else None,
         pushed_to=built.repository if built else None,
     )
+
+
+def _fixed(config: QueueConfig, runner: type[Runner]) -> tuple[str, ...]:
+    return tuple(sorted({*locked_options(config.resource_args), *fixed_options(config, runner.quantities)}))
 
 
 async def _look_at(session: Session, name: str, resource: str) -> KnownQueue:

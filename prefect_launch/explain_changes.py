@@ -7,7 +7,9 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.duration import in_words
 from prefect_launch.safety import locked_options
+from prefect_launch.safety.limits import time_limit
 from prefect_launch.safety.options import normalise_option, normalise_options, read_env
 from prefect_launch.secret_blocks import secret_names
 from prefect_launch.spec import LaunchSpec
@@ -48,7 +50,7 @@ def changes_of(
         is_built: whether its image is built first, so that it runs another job.
     """
     return (
-        *_of_spec(asked, full, "the build" if is_built else "pinned"),
+        *_of_spec(asked, full, "the build" if is_built else "pinned", time_limit(None, config)),
         *_of_variables(asked, config),
         *_of_options(asked, config, options),
     )
@@ -84,7 +86,7 @@ def _name(name: str, value: str) -> str:
     return f"{name} (Secret block {', '.join(secrets)})" if secrets else name
 
 
-def _of_spec(asked: LaunchSpec, full: LaunchSpec, names_job: str) -> list[Change]:
+def _of_spec(asked: LaunchSpec, full: LaunchSpec, names_job: str, limit: float | None) -> list[Change]:
     given = asked.overrides.run_config
     found = [Change(what="job", asked=asked.job, becomes=full.job, by=names_job)] if asked.job != full.job else []
     found += [
@@ -92,6 +94,8 @@ def _of_spec(asked: LaunchSpec, full: LaunchSpec, names_job: str) -> list[Change
         for name, value in full.overrides.run_config.items()
         if given.get(name) != value
     ]
+    if asked.timeout is None and limit is not None:
+        found.append(Change(what="timeout", becomes=in_words(limit), by="the queue's limit"))
     if full.docker.pin and not asked.docker.pin:
         found.append(Change(what="docker.pin", becomes=True, by="the queue"))
     return found + [
@@ -117,6 +121,8 @@ def _of_options(asked: LaunchSpec, config: QueueConfig, options: Mapping[str, An
         if what in wanted and str(wanted[what]) == str(value):
             continue
         by = "a macro" if what in wanted else "the queue"
+        if what not in wanted and what in config.limits and what not in config.resource_args:
+            by = "the queue's limit"
         by += f", from the template variable {locked[what]}" if what in locked else ""
         asked_for, becomes = (wanted.get(what), value) if "." not in what else (what in wanted and _HIDDEN, _HIDDEN)
         found.append(Change(what=what, asked=asked_for or None, becomes=becomes, by=by))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_launch.errors import SpecError
+from prefect_launch.errors import SpecError, UnsafeSpecError
 from prefect_launch.macros import MACRO, fill_macros
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import (
@@ -19,6 +19,13 @@ from prefect_launch.safety import (
     check_variables_name_no_secret,
     locked_options,
     merge_resource_args,
+)
+from prefect_launch.safety.limits import (
+    check_limits,
+    check_submitter_limits,
+    fixed_options,
+    time_limit,
+    with_limits,
 )
 from prefect_launch.secret_blocks import fill_secrets, secret_names
 from prefect_launch.spec import LaunchSpec
@@ -54,8 +61,25 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
     # Who runs something of no queue has their own access to the server.
     allowed = None if queue is None else config.submitter_secrets
     check_submitter_secrets(options, resource=resource, allowed=allowed)
-    runner.check_options(options)
+    options = runner.check_options(options)
+    if queue is not None:
+        check_submitter_limits(options, config, runner.quantities)
+        _check_overrides(config, spec, fixed_options(config, runner.quantities))
+        time_limit(spec.timeout, config)
     return options
+
+
+def _check_overrides(config: QueueConfig, spec: LaunchSpec, fixed: Mapping[str, str]) -> None:
+    """Refuse what would take the place of an option that the queue fixes."""
+    given = {"working_dir": spec.overrides.working_dir, "entry_point": spec.overrides.entry_point}
+    for name, options in {"working_dir": ("workdir",), "entry_point": ("entrypoint", "command")}.items():
+        option = next((option for option in options if option in fixed), None)
+        if option and given[name] is not None:
+            raise UnsafeSpecError(
+                f"overrides.{name} would take the place of the option {option!r}, which {fixed[option]} and cannot be"
+                " given. Leave it out; the queue's owner can let submitters set it"
+                f" ('prefect-launch queue create … --replace --allow {option}')."
+            )
 
 
 def merged_options(
@@ -86,7 +110,11 @@ def merged_options(
         submitted = fill_macros(submitted, macros)
     check_path_values(config, spec.template_variables, macros)
     of_queue = config.fill(spec.template_variables, secrets, macros)
-    return merge_resource_args(of_queue, fill_secrets(submitted, secrets))
+    merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
+    quantities = runner_class(config.resource).quantities
+    if queue is not None:
+        check_limits({name: value for name, value in merged.items() if is_whole(value)}, config, quantities)
+    return with_limits(merged, config, quantities)
 
 
 def is_whole(value: Any) -> bool:

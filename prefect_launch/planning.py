@@ -35,6 +35,7 @@ from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
 from prefect_launch.safety import (
     secured,
 )
+from prefect_launch.safety.limits import time_limit
 from prefect_launch.secret_blocks import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.sources import source_of
 from prefect_launch.sources.git_settings import GitSettings
@@ -169,7 +170,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
         code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
-        timeout=spec.timeout,
+        timeout=spec.timeout if request.queue is None else time_limit(spec.timeout, request.config),
         options=options,
         labels=request.labels,
         output_limits=site.outputs.within(request.config.outputs),

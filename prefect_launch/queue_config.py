@@ -15,13 +15,16 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.output_limits import OutputLimits
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import runner_class
-from prefect_launch.safety import normalise_option, normalise_options
+from prefect_launch.safety import normalise_options
+from prefect_launch.safety.limits import check_own_limits, normalise_allowed, read_limits
 from prefect_launch.server_json import check_server_json
 from prefect_launch.templates import QueueConfig, check_placeholders, read_template_variables
 
 PRIORITIZATION_MODES: Final = ("V0", "DISABLED")
 #: What a queue's config says of images, beside the options of its resource.
 _DOCKER: Final = "docker"
+#: And what it says of the most that an item may ask for.
+_LIMITS: Final = "limits"
 _PIN: Final = "pin"
 #: What it says of the outputs that are kept.
 _OUTPUTS: Final = "outputs"
@@ -45,38 +48,42 @@ def make_config(
         resource: name of the resource, such as `local-container`.
         config: the resource's options; `{"resource_args": {resource: options}}` is understood too. Beside them may
             stand `docker: {pin: true}`, every item runs just the image that its tag meant when it was queued, or
-            `{pin: false}`, the one that its tag means at the start; what an item says of it wins. And `outputs:
-            {max_bytes: 1g, max_files: 100}`: no more is kept of the outputs of one run.
+            `{pin: false}`, the one that its tag means at the start; what an item says of it wins. `limits` is the most
+            that an item may ask for: `{memory: 16g, gpus: 2, timeout: 12h}`. And `outputs: {max_bytes: 1g,
+            max_files: 100}`: no more is kept of the outputs of one run.
         template_variables: see `prefect_launch.templates.read_template_variables`.
         entity: owner of the queue.
         prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
-        submitter_options: options that submitters may set besides the resource's usual ones.
+        submitter_options: options that submitters may set besides the resource's usual ones, and those that the config
+            sets and submitters may set anew; `env.NAME` for one variable.
         submitter_secrets: names of the Secret blocks that submitters may name in `env`.
         fail_impossible_after: see `QueueConfig`; seconds, or a text such as `1h`.
 
     Raises:
         NotFoundError: for an unknown resource or option.
-        QueueError: for a template variable, a mode, a `pin`, an output limit, the name of a secret or a
+        QueueError: for a template variable, a mode, a limit, a `pin`, an output limit, the name of a secret or a
             `fail_impossible_after` that is not right.
     """
     runner = runner_class(resource)
-    docker, outputs, given = _split(config)
+    docker, limits, outputs, given = _split(config)
     options = _options_of(resource, given)
     check_server_json(options, "The queue's config", error=QueueError)
-    allowed = tuple(dict.fromkeys(normalise_option(option) for option in submitter_options))
-    for option in (*options, *allowed):
+    check_server_json(limits, "The queue", path="limits", error=QueueError)
+    allowed = tuple(dict.fromkeys(normalise_allowed(option) for option in submitter_options))
+    for option in (*options, *(name for name in allowed if not name.startswith("env."))):
         if option not in runner.options:
             raise unknown_name("option", option, runner.options, where=f" of the resource {resource!r}")
     if prioritization_mode is not None and prioritization_mode not in PRIORITIZATION_MODES:
         raise QueueError(
             f"Unknown prioritization mode {prioritization_mode!r}: use 'V0' (four priorities) or 'DISABLED' (one)."
         )
-    return check_placeholders(
+    made = check_placeholders(
         QueueConfig(
             resource=resource,
             resource_args=options,
             template_variables=read_template_variables(template_variables),
             submitter_options=allowed,
+            limits=read_limits(limits, resource, runner.quantities),
             submitter_secrets=_secrets_of(submitter_secrets),
             entity=entity,
             prioritization_mode=prioritization_mode or "V0",
@@ -85,6 +92,7 @@ def make_config(
             outputs=_outputs_of(outputs),
         )
     )
+    return check_own_limits(made, runner.quantities)
 
 
 def _secrets_of(names: Iterable[str]) -> tuple[str, ...]:
@@ -116,10 +124,10 @@ def _options_of(resource: str, config: Mapping[str, Any]) -> dict[str, Any]:
     return normalise_options(options)
 
 
-def _split(config: Mapping[str, Any] | None) -> tuple[Any, Any, Mapping[str, Any]]:
-    """Return what a config says of images, of outputs, and the rest of it."""
+def _split(config: Mapping[str, Any] | None) -> tuple[Any, Any, Any, Mapping[str, Any]]:
+    """Return what a config says of images, of limits, of outputs, and the rest of it."""
     given = dict(_mapping({} if config is None else config))
-    return given.pop(_DOCKER, None), given.pop(_OUTPUTS, None), given
+    return given.pop(_DOCKER, None), given.pop(_LIMITS, None), given.pop(_OUTPUTS, None), given
 
 
 def _outputs_of(outputs: Any) -> OutputLimits:

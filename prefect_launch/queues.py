@@ -175,6 +175,7 @@ class RunQueue:
         type: the resource that its items run on.
         template_variables: JSON schemas by name.
         prioritization_mode: `V0` or `DISABLED`.
+        limits: the most that an item may ask for, by the option, or `timeout`.
         submitter_options: options that submitters may set besides the resource's usual ones.
         submitter_secrets: names of the Secret blocks that submitters may name.
         pin: whether its items run just the image that their tag meant when they were queued (True), or the one that it
@@ -199,6 +200,7 @@ class RunQueue:
         self.is_paused = pool.is_paused
         self.concurrency_limit = pool.concurrency_limit
         self.submitter_options = config.submitter_options
+        self.limits = dict(config.limits)
         self.submitter_secrets = config.submitter_secrets
         self.fail_impossible_after = config.fail_impossible_after
 
@@ -207,12 +209,13 @@ class RunQueue:
 
     @property
     def default_resource_config(self) -> dict[str, Any]:
-        """What every item of the queue gets: `{"resource_args": {type: options}}`, `docker` if it says `pin`, and the
-        limits of its `outputs` if it has any."""
+        """What every item of the queue gets: `{"resource_args": {type: options}}`, and its `limits`,
+        `docker` (if it says `pin`) and the limits of its `outputs`, where it has any."""
         options: dict[str, Any] = {"resource_args": {self.type: dict(self._config.resource_args)}}
         outputs = self.outputs.model_dump(exclude_none=True)
         return {
             **options,
+            **({"limits": dict(self.limits)} if self.limits else {}),
             **({} if self.pin is None else {"docker": {"pin": self.pin}}),
             **({"outputs": outputs} if outputs else {}),
         }

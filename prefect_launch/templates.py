@@ -44,6 +44,9 @@ class QueueConfig(BaseModel):
     submitter_options: tuple[str, ...] = Field(
         default=(), description="Options that submitters may set besides the usual."
     )
+    limits: dict[str, Any] = Field(
+        default_factory=dict, description="The most that an item may ask for, by the option, or `timeout`."
+    )
     submitter_secrets: tuple[str, ...] = Field(
         default=(), description="Names of Secret blocks that submitters may name in env."
     )
@@ -70,6 +73,7 @@ class QueueConfig(BaseModel):
                 "resource": self.resource,
                 "resource_args": {self.resource: as_stored(self.resource_args)},
                 "submitter_options": list(self.submitter_options),
+                "limits": self.limits,
                 "submitter_secrets": list(self.submitter_secrets),
                 "entity": self.entity,
                 "prioritization_mode": self.prioritization_mode,
@@ -108,6 +112,7 @@ class QueueConfig(BaseModel):
                     for key, schema in properties.items()
                 },
                 submitter_options=tuple(configuration.get("submitter_options") or ()),  # type: ignore[union-attr]
+                limits=configuration.get("limits") or {},  # type: ignore[union-attr]
                 submitter_secrets=tuple(configuration.get("submitter_secrets") or ()),  # type: ignore[union-attr]
                 entity=configuration.get("entity"),  # type: ignore[union-attr]
                 prioritization_mode=configuration.get("prioritization_mode") or "V0",  # type: ignore[union-attr]

@@ -34,6 +34,8 @@ def print_explanation(told: Explanation) -> None:
             ("image", "built at the start, of the job's code" if told.builds else told.image),
             ("digest", told.digest or ("the one of the push" if told.built_of else told.image and "resolved at start")),
             ("options", told.options),
+            ("limits", ", ".join(f"{name} {most}" for name, most in told.limits.items())),
+            ("fixed", ", ".join(told.fixed)),
         ]
     )
     rows = [(change.what, _text(change.asked), _text(change.becomes), change.by) for change in told.changes]

@@ -74,7 +74,20 @@ def create(
     ] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option("--allow", metavar="OPTION", help="An option that submitters may set besides the usual ones."),
+        typer.Option(
+            "--allow",
+            metavar="OPTION",
+            help="An option that submitters may set: besides the usual ones, or one that the config sets (env.NAME: one"
+            " variable).",
+        ),
+    ] = None,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit",
+            metavar="OPTION=MAX",
+            help="The most that an item may ask for: memory=16g, gpus=2, timeout=12h, …",
+        ),
     ] = None,
     allow_secret: Annotated[
         list[str] | None,
@@ -114,6 +127,8 @@ def create(
 ) -> None:
     """Make a queue."""
     given = None if config is None else read_mapping(config, "--config")
+    if limit:
+        given = {**(given or {}), "limits": {**((given or {}).get("limits") or {}), **_limits(limit)}}
     arguments: dict[str, Any] = {
         "entity": entity,
         "prioritization_mode": "V0" if priorities else "DISABLED",
@@ -186,6 +201,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("outputs", queue.outputs.describe() and f"at most {queue.outputs.describe()} of a run are kept"),
             ("variables", queue.template_variables),
             ("allowed", ", ".join(queue.submitter_options)),
+            ("limits", ", ".join(f"{name} {most}" for name, most in queue.limits.items())),
             ("allowed secrets", ", ".join(queue.submitter_secrets)),
             ("impossible", _impossible(queue.fail_impossible_after)),
             ("page", queue.url),
@@ -235,6 +251,16 @@ def _impossible(seconds: float | None) -> str:
     return "items wait" if seconds is None else f"items fail after {in_words(seconds)}"
 
 
+def _limits(given: list[str]) -> dict[str, str]:
+    from prefect_launch.errors import QueueError
+
+    pairs = [text.partition("=") for text in given]
+    for name, equals, most in pairs:
+        if not equals or not name or not most:
+            raise QueueError(f"Invalid --limit {name + equals + most!r}: write OPTION=MAX, such as memory=16g.")
+    return {name: most for name, _, most in pairs}
+
+
 def _items(count: int) -> str:
     return f"{count} item" if count == 1 else f"{count} items"
 
@@ -264,6 +290,7 @@ def _summary(api: Api, queue: RunQueue, activity: QueueActivity) -> dict[str, An
         "config": queue.default_resource_config,
         "template_variables": queue.template_variables,
         "submitter_options": list(queue.submitter_options),
+        "limits": queue.limits,
         "submitter_secrets": list(queue.submitter_secrets),
         "pin": queue.pin,
         "fail_impossible_after": queue.fail_impossible_after,

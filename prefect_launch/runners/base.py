@@ -27,6 +27,7 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.masking import Mask
 from prefect_launch.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
 from prefect_launch.runners.gpu_option import visible_gpus
+from prefect_launch.runners.quantity import Quantity
 from prefect_launch.states import ItemState
 
 
@@ -189,6 +190,8 @@ class Runner(ABC):
     submitter_options: ClassVar[frozenset[str]]
     #: All options it understands; a queue's owner may set them, and may allow them to submitters.
     options: ClassVar[frozenset[str]]
+    #: How much its options ask for, so that a queue can limit them.
+    quantities: ClassVar[Mapping[str, Quantity]] = {}
     #: Whether code runs in an image, which is built when its job names none.
     needs_image: ClassVar[bool] = False
     #: Whether its runs are on this very machine: an agent gives out its devices to them, and `launch` follows them to

@@ -67,8 +67,6 @@ _OWNER: dict[str, tuple[tuple[str, ...], _Reader]] = {
 }
 _TABLE = {**_SUBMITTER, **_OWNER}
 _IGNORED = frozenset({"rm", "detach", "d"})
-#: `cpu` stands in the reference's list, and `docker run` has no such option: what people mean is `cpus`.
-_SYNONYMS = {"cpu": "cpus"}
 
 #: The reference's allow-list, as it is written there.
 SUBMITTER_OPTIONS = frozenset({*_SUBMITTER, "cpu", "e", "m", "w"})
@@ -84,10 +82,7 @@ def check_container_options(options: Mapping[str, Any]) -> dict[str, Any]:
         SpecError: for a value of the wrong type or form, or an option that nobody may set.
     """
     checked: dict[str, Any] = {}
-    for given, value in normalise_options(options).items():
-        name = _SYNONYMS.get(given, given)
-        if name in checked:
-            raise SpecError(f"The options {given!r} and {name!r} of local-container are the same. Keep one of them.")
+    for name, value in normalise_options(options).items():
         if name in _IGNORED:
             continue
         _read(name, value)

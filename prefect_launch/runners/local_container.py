@@ -41,6 +41,7 @@ from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
 from prefect_launch.runners.gpu_option import written_ids
 from prefect_launch.runners.peak_memory import sampled_memory
+from prefect_launch.runners.quantity import CONTAINER_QUANTITIES, Quantity
 from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
 from prefect_launch.states import ItemState
 
@@ -68,6 +69,7 @@ class LocalContainerRunner(Runner):
     needs_image: ClassVar[bool] = True
     submitter_options: ClassVar[frozenset[str]] = SUBMITTER_OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS
+    quantities: ClassVar[Mapping[str, Quantity]] = CONTAINER_QUANTITIES
     uses_this_machine: ClassVar[bool] = True
 
     def __init__(self, home: Path, engine: Engine | None = None) -> None:

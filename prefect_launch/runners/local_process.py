@@ -30,6 +30,7 @@ from prefect_launch.runners.nursery import Nursery
 from prefect_launch.runners.process_files import RunFolder
 from prefect_launch.runners.process_options import OPTIONS, check_process_options
 from prefect_launch.runners.process_register import ProcessRegister, machine
+from prefect_launch.runners.quantity import PROCESS_QUANTITIES, Quantity
 from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
 from prefect_launch.states import ItemState
 
@@ -56,6 +57,7 @@ class LocalProcessRunner(Runner):
     sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.CODE, SourceKind.GIT})
     submitter_options: ClassVar[frozenset[str]] = OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS
+    quantities: ClassVar[Mapping[str, Quantity]] = PROCESS_QUANTITIES
     uses_this_machine: ClassVar[bool] = True
 
     def __init__(self, home: Path) -> None:

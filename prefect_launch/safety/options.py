@@ -12,9 +12,10 @@ from typing import Any
 from prefect_launch.errors import SpecError, UnsafeSpecError
 from prefect_launch.templates import placeholders
 
-#: Docker's short names, each the same option as the long one: a submitter's `m` must replace a queue's `memory`.
+#: Docker's short names (and one more), each the same option as the long one: `m` is what a queue's `memory` is.
 SHORT_NAMES = {
     "c": "cpu-shares",
+    "cpu": "cpus",  # It stands in the reference's list; `docker run` has no such option.
     "e": "env",
     "h": "hostname",
     "l": "label",

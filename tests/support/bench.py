@@ -37,7 +37,8 @@ class Bench:
     def __init__(self, folder: Path, *, concurrency: int | None = None) -> None:
         self.folder = folder
         self.api = InMemoryApi(entity="acme", project="digits")
-        self.api.create_run_queue(QUEUE, RESOURCE, concurrency=concurrency)
+        # Its submitters may ask for all GPUs.
+        self.api.create_run_queue(QUEUE, RESOURCE, concurrency=concurrency, submitter_options=["gpus"])
         self.machine = InMemoryMachine()
 
     @property

@@ -159,13 +159,25 @@ def test_build_that_launch_add_refuses_is_refused(
     assert str(explained.value) == str(added.value)
 
 
+SMALL: dict[str, Any] = {
+    "memory": "2g",
+    "cpus": 1,
+    "env": {"A": "1"},
+    "limits": {"cpus": 4, "pids-limit": 512, "timeout": "2h"},
+}
+
+
 def test_what_the_queue_and_the_job_have_changed_is_told(job_api: InMemoryApi) -> None:
-    job_api.create_run_queue("small", "local-container", config={"memory": "2g", "cpus": 1, "env": {"A": "1"}})
+    job_api.create_run_queue("small", "local-container", config=SMALL, submitter_options=["cpus"])
     told = explain_launch(docker_image="box", queue_name="small", resource_args={"local-container": {"cpus": 2}})
     changes = {change.what: (change.asked, change.becomes, change.by) for change in told.changes}
     assert changes["memory"] == (None, "2g", "the queue")
     assert changes["env.A"] == (None, "***", "the queue")
+    assert changes["pids-limit"] == (None, 512, "the queue's limit")
+    assert changes["timeout"] == (None, "2 h", "the queue's limit")
     assert "cpus" not in changes
+    assert told.limits == SMALL["limits"]
+    assert told.fixed == ("cpu-period", "cpu-quota", "env.A", "memory", "memory-swap")
     told = explain_launch(job="train", config=inputs(lr=0.1), queue_name="cpu")
     changes = {change.what: (change.asked, change.becomes, change.by) for change in told.changes}
     assert changes["job"] == ("train", "acme/digits/train:v0", "pinned")

@@ -100,7 +100,7 @@ def test_option_becomes_what_the_engine_wants(option: str, value: object, expect
         ({"restart": "always"}, ["'restart'", "retry"]),
         ({"restart-policy": "always"}, ["'restart-policy'", "retry"]),
         ({"m": "1g", "memory": "2g"}, ["memory", "twice"]),
-        ({"cpu": 1, "cpus": 2}, ["'cpus'", "same"]),
+        ({"cpu": 1, "cpus": 2}, ["'cpus'", "twice"]),
         ({"workdir": "/a\0b"}, ["'workdir'"]),
     ],
 )
