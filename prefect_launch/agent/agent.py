@@ -34,12 +34,15 @@ from prefect_launch.runners.base import Phase, Runner
 from prefect_launch.server.values import Item
 from prefect_launch.spec import LaunchSpec
 from prefect_launch.states import ItemState
+from prefect_launch.terminal import PrintableRecords
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
 
 #: Free slots that an agent without a limit polls for.
 _MANY: Final = 50
+#: What its log tells of items was written by others.
+_PRINTABLE: Final = PrintableRecords()
 _NOT_CONNECTED: Final = "The agent is not connected: use it inside 'async with agent.connected():', or run its loop()."
 
 
@@ -70,6 +73,7 @@ class LaunchAgent:
         self.config = config if isinstance(config, AgentConfig) else parse_agent_config(config)
         self.status = "POLLING"
         self.wake = Wake()
+        log.addFilter(_PRINTABLE)
         self.crew = Crew(self.finish_thread_id)
         self.orders = Orders(self.wake)
         self._runners = dict(runners or {})

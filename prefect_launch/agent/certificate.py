@@ -27,13 +27,13 @@ from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 from prefect_launch.server_json import clean_text
 from prefect_launch.states import ItemState
+from prefect_launch.terminal import printable
 
 #: As many as a screen shows.
 LAST_LINES: Final = 50
 #: What is read of the log's end for them.
 _TAIL_BYTES: Final = 64_000
 _LINE_CHARS: Final = 500
-_CONTROL: Final = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 _MEBIBYTE: Final = 1024 * 1024
 
 
@@ -130,7 +130,7 @@ async def read_last_lines(path: Path, mask: Mask | None = None, count: int = LAS
     data = await anyio.to_thread.run_sync(_tail, path, mask or Mask())
     # A progress bar writes one line again and again; what counts is how it stood last.
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in data.decode("utf-8", "replace").split("\n")]
-    clean = [_CONTROL.sub("", line).rstrip() for line in lines]
+    clean = [printable(line).rstrip() for line in lines]
     while clean and not clean[-1]:
         clean.pop()
     return tuple(line if len(line) <= _LINE_CHARS else f"{line[:_LINE_CHARS]} …" for line in clean[-count:])

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
+
+import typer
+
+from prefect_launch.terminal import line
 
 if TYPE_CHECKING:
     from prefect_launch.queued_run import QueuedRun
@@ -13,6 +18,12 @@ if TYPE_CHECKING:
 _LOOK_SECONDS: Final = 0.5
 #: The name that records of a job's own lines have; a flow's log has Prefect's records too.
 _JOB_RECORDS: Final = "job"
+
+
+def write_log(text: str, *, err: bool = False) -> None:
+    """Print a record of a log: with its colours and without other sequences to a terminal, else as it is."""
+    stream = sys.stderr if err else sys.stdout
+    typer.echo(line(text) if stream.isatty() else text, err=err, color=True)
 
 
 class LogTail:

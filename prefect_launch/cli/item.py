@@ -20,10 +20,11 @@ from prefect_launch.cli.item_view import (
     state_of,
     waiting_fields,
 )
-from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table, printable
+from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table
 from prefect_launch.cli.style import JsonOption, examples, group
 from prefect_launch.item_id import short_id, short_ids
 from prefect_launch.states import ItemState, StateType
+from prefect_launch.terminal import printable
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
@@ -184,7 +185,7 @@ def logs(
     json: JsonOption = False,
 ) -> None:
     """Print an item's log."""
-    from prefect_launch.cli.follow import LogTail
+    from prefect_launch.cli.follow import LogTail, write_log
 
     run = find(connected(), item_id)
     if json:
@@ -194,7 +195,7 @@ def logs(
             [{"time": r.timestamp, "level": r.level, "logger": r.name, "message": r.message} for r in run.logs()]
         )
         return
-    tail = LogTail(run, typer.echo)
+    tail = LogTail(run, write_log)
     if follow:
         tail.until_end()
     else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
 from prefect_launch.cli.build_log import build_log
-from prefect_launch.cli.follow import LogTail
+from prefect_launch.cli.follow import LogTail, write_log
 from prefect_launch.cli.item_view import duration_of, fields_of, state_of
 from prefect_launch.cli.output import lasted, print_json
 from prefect_launch.enqueue import launch_add
@@ -88,7 +89,7 @@ def explain_add(api: Api, request: Request, queue: str | None, *, priority: str 
 
 
 def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
-    tail = LogTail(run, lambda text: typer.echo(text, err=log_to_error))
+    tail = LogTail(run, partial(write_log, err=log_to_error))
     try:
         tail.until_end()
     except KeyboardInterrupt:
@@ -138,7 +139,7 @@ async def _launch(api: Api, arguments: dict[str, Any], *, log_to_error: bool) ->
     if not begun.done():
         work.result()  # raises what kept the flow from beginning
     run = await asyncio.to_thread(api.queued_run, await begun)
-    tail = LogTail(run, lambda text: typer.echo(text, err=log_to_error), job_only=True)
+    tail = LogTail(run, partial(write_log, err=log_to_error), job_only=True)
     try:
         while not work.done():
             await asyncio.to_thread(tail.look)

@@ -14,6 +14,7 @@ import typer.core
 from prefect_launch.cli import add, agent, demo, item, job, queue
 from prefect_launch.cli.style import CONTEXT, examples
 from prefect_launch.errors import LaunchError
+from prefect_launch.terminal import guarded_terminal
 
 PROGRAM: Final = "prefect-launch"
 _DEBUG_VARIABLE: Final = "LAUNCH_DEBUG"
@@ -90,6 +91,11 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         Its exit code: 0, 1 for whatever was refused or failed, 130 after Ctrl-C, 143 when SIGTERM ended an agent.
     """
+    with guarded_terminal():
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         code = command.main(list(arguments) or ["--help"], prog_name=PROGRAM, standalone_mode=False)

@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
+from prefect_launch.terminal import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+_C1: Final = re.compile(r"[\x7f-\x9f]")
 #: Wide enough that no table is cut when nobody looks at it in a terminal.
 _WIDE_COLUMNS: Final = 1_000
-_CONTROL: Final = re.compile(
-    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[PX^_][^\x1b]*(?:\x1b\\)?|\x1b\[[0-?]*[ -/]*[@-~]|\x1b[ -/]*[0-~]"
-    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
 #: What a column that gives way keeps as long as it can.
 _READABLE_CHARS: Final = 8
 _STYLES: Final[Mapping[str, str]] = {
@@ -58,14 +57,11 @@ class Column(NamedTuple):
     gives_way: bool = False
 
 
-def printable(text: str) -> str:
-    """Return a text without what a terminal would obey: escape sequences and control characters."""
-    return _CONTROL.sub("", text)
-
-
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=_plain))
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
+    # JSON leaves these as they are, and some terminals obey them.
+    typer.echo(_C1.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty: str) -> None:
@@ -147,7 +143,7 @@ def _print(console: Console, table: Table) -> None:
 def _cell(value: object) -> Text:
     from rich.text import Text
 
-    text = "" if value is None else str(value)
+    text = printable("" if value is None else str(value))
     return Text(text, style=_STYLES.get(text.lower(), ""))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from prefect_launch.demo.embedded import EmbeddedServer, only_one
 from prefect_launch.demo.example import example_folder
 from prefect_launch.errors import InternalError
+from prefect_launch.terminal import unguarded_stdout
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,7 +40,7 @@ def run_demo(*, server: str | None = None, keep: bool = False, console: Console 
     """
     from rich.console import Console
 
-    out = console or Console(highlight=False)
+    out = console or Console(highlight=False, file=unguarded_stdout())  # it draws its table over itself
     folder = example_folder()
     if server is not None:
         with _settings({"PREFECT_API_URL": server}):
