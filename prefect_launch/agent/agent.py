@@ -242,12 +242,14 @@ class LaunchAgent:
             thread_id: the item's id.
             exception: what the agent failed over, if it did; the item is ended as failed in the phase `agent`.
         """
-        if exception is not None:
-            await fail_over(self.shop, thread_id, self.crew.find(thread_id), exception)
-        self.crew.forget(thread_id)
-        if self._intake is not None:
-            self._intake.freed(thread_id)
-        self.wake.ring()
+        try:
+            if exception is not None:
+                await fail_over(self.shop, thread_id, self.crew.find(thread_id), exception)
+        finally:
+            self.crew.forget(thread_id)
+            if self._intake is not None:
+                self._intake.freed(thread_id)
+            self.wake.ring()
 
     def _run_ended(self, thread_id: str) -> None:
         """Free the slot and the devices of an item whose run has ended; its outputs are being kept."""
@@ -294,6 +296,8 @@ class LaunchAgent:
             AgentConfigError: when the agent has no queue, or another of its name runs on this machine.
             NotFoundError: when one of its queues does not exist.
             KeyboardInterrupt: when it is asked to stop by the keyboard.
+            BackgroundTaskError: when a background task that it cannot do without fails again and again; it has let go
+                of its items in order by then.
         """
         async with only_agent(self.config.home, self.config.name), AsyncExitStack() as stack:
             await until_server_is_back("let the agent in", lambda: stack.enter_async_context(self.connected()))

@@ -98,7 +98,8 @@ class Crew:
         except Exception as error:  # noqa: BLE001 - `finished` tells it; one item never ends the agent
             failure = error
         finally:
-            await self._finished(tracker.thread_id, failure)
+            # An agent that leaves does not wait for a server that is away: the next one settles the item.
+            await self._unless_leaving(self._finished(tracker.thread_id, failure))
 
     async def stop_jobs(self, grace_seconds: float) -> None:
         """Stop what runs, and wait until it has ended; what has not come to run by then is left as it is."""

@@ -36,6 +36,7 @@ from prefect_launch.planning import Request, make_plan, with_mask
 from prefect_launch.runners.base import Exit, Labels, Phase, Runner, RunPlan
 from prefect_launch.server.values import LogRecord
 from prefect_launch.states import ACTIVE, ItemState, StateType
+from prefect_launch.supervision import restarted
 
 T = TypeVar("T")
 
@@ -235,7 +236,7 @@ class Execution:
         shipper.follow()
         frees = self._shop.desk.gpus_of(self._item.id)
         stopper = Stopper(self._tracker, runner, plan, self._shop.config.stopped_run_timeout, frees=frees)
-        stopping = asyncio.create_task(stopper.watch())
+        stopping = asyncio.create_task(restarted(f"stopping {self._item.id}", stopper.watch))
         faults = []
         try:
             watch = partial(runner.watch, handle, plan, ended=self._has_run)
@@ -267,7 +268,8 @@ class Execution:
         """Send what is left of the log; returns what went wrong with it: it does not make a good run a bad one."""
         try:
             await shipper.finish()
-        except LaunchError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run itself has ended as it has
+            log.warning("%s log-not-sent %r", self._item.id, error)
             return [f"The log could not be sent whole ({error}); it is in {plan.log_path}."]
         return []
 

@@ -19,11 +19,14 @@ log = logging.getLogger("prefect_launch.agent")
 WORKER_SECONDS: Final = 15
 #: A run whose heartbeats stop for three of these is lost.
 ITEM_SECONDS: Final = 30
+#: After so many heartbeats in a row that failed, others take the agent for offline: the log says so.
+_MISSED: Final = 3
 
 
 async def beat(server: Server, name: str, queues: Collection[str], items: Callable[[], Sequence[Item]]) -> None:
     """Beat for the agent every 15 s and for its items every 30 s, for ever; a server that is away is no fault."""
     items_due = 0.0
+    missed = 0
     while True:
         try:
             for queue in queues:
@@ -32,6 +35,8 @@ async def beat(server: Server, name: str, queues: Collection[str], items: Callab
             if alive and time.monotonic() >= items_due:
                 await server.beat_items(alive)
                 items_due = time.monotonic() + ITEM_SECONDS
+            missed = 0
         except LaunchError as error:
-            log.debug("heartbeat failed: %s", error)
+            missed += 1
+            log.log(logging.WARNING if missed == _MISSED else logging.DEBUG, "heartbeat failed: %s", error)
         await anyio.sleep(WORKER_SECONDS)

@@ -26,6 +26,7 @@ from prefect_launch.agent.progress import as_shown, is_drawn, newest_state
 from prefect_launch.masking import Mask
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import LogRecord
+from prefect_launch.supervision import restarted
 
 #: The most characters of one record: Prefect Cloud takes 25 000, and one record costs the server as much as one line.
 RECORD_CHARS: Final = 20_000
@@ -100,13 +101,13 @@ class LogShipper:
 
     def follow(self) -> None:
         """Send what comes, from now on."""
-        self._following = asyncio.create_task(self._follow())
+        self._following = asyncio.create_task(restarted(f"log of {self._item_id}", self._follow, over=self._ended))
 
     async def finish(self) -> None:
         """Send what is left, now that nothing more is written."""
         self._ended.set()
         if self._following is not None:
-            await self._following
+            await self._following  # What it failed to send is sent below, and whoever asked hears what cannot be.
         await self._settle()
         await self._send_new(whole_lines=False)
         size = await anyio.to_thread.run_sync(_size, self._path)

@@ -33,6 +33,7 @@ from prefect_launch.agent.tracker import JobTracker, is_scheduler
 from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, listen
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
 from prefect_launch.states import ItemState, StateType
+from prefect_launch.supervision import BackgroundTask, supervised
 
 if TYPE_CHECKING:
     from prefect_launch.agent.agent import LaunchAgent
@@ -68,34 +69,43 @@ class Loop:
     async def run(self) -> None:
         """Run until told to stop, until empty, or until the time is up; then let go of what runs."""
         pool_ids = await until_server_is_back("show the queues", self._pool_ids)
-        session = self._agent.shop.session
-        background = [
-            asyncio.create_task(beat(self._server, self._config.name, self._config.queues, lambda: self._crew.items)),
-            asyncio.create_task(listen(self._server, pool_ids, self._heard)),
-            asyncio.create_task(self._stops.watch()),
-            asyncio.create_task(self._intake.watch_limits()),
-            asyncio.create_task(self._tell_status()),
-            asyncio.create_task(self._reporter.post()),
-            asyncio.create_task(self._reporter.watch_orders()),
-            asyncio.create_task(self._reporter.listen()),
-            asyncio.create_task(self._lost_watch().watch()),
-            asyncio.create_task(WaitTeller(session, self._config.name, self._config.queues).watch()),
-            asyncio.create_task(stop_what_is_not_held(self._server, lambda: self._crew.trackers)),
-            asyncio.create_task(self._strays.watch()),
-        ]
         try:
-            await self._recover()
-            self._stops.look_again()
-            background.append(asyncio.create_task(self._agent.shop.reach.watch(self._is_back)))
-            background.append(asyncio.create_task(Housekeeper(self._agent.shop, lambda: self._crew.held).keep()))
-            await until_server_is_back("read the queues' limits", self._intake.read_limits)
-            await until_server_is_back("show the agent's orders", self._reporter.read_orders)
-            await self._work()
+            async with supervised(self._orders.leave) as supervisor:
+                supervisor.supervise(*self._tasks_from_the_start(pool_ids))
+                await self._recover()
+                self._stops.look_again()
+                supervisor.supervise(*self._tasks_once_recovered())
+                await until_server_is_back("read the queues' limits", self._intake.read_limits)
+                await until_server_is_back("show the agent's orders", self._reporter.read_orders)
+                await self._work()
         finally:
-            for task in background:
-                task.cancel()
-            await asyncio.wait(background)
             await self._leave()
+
+    def _tasks_from_the_start(self, pool_ids: list[UUID]) -> list[BackgroundTask]:
+        name, queues, crew = self._config.name, self._config.queues, self._crew
+        tell_waits = WaitTeller(self._agent.shop.session, name, queues)
+        return [
+            BackgroundTask("heartbeat", lambda: beat(self._server, name, queues, lambda: crew.items)),
+            BackgroundTask("stop requests", self._stops.watch),
+            BackgroundTask("ownership check", lambda: stop_what_is_not_held(self._server, lambda: crew.trackers)),
+            BackgroundTask("orders", self._reporter.watch_orders),
+            # Without these the agent still does its own work, and can be told to stop.
+            BackgroundTask("events", lambda: listen(self._server, pool_ids, self._heard), vital=False),
+            BackgroundTask("order events", self._reporter.listen, vital=False),
+            BackgroundTask("limits", self._intake.watch_limits, vital=False),
+            BackgroundTask("notice", self._reporter.post, vital=False),
+            BackgroundTask("status line", self._tell_status, vital=False),
+            BackgroundTask("lost agents", self._lost_watch().watch, vital=False),
+            BackgroundTask("wait reasons", tell_waits.watch, vital=False),
+            BackgroundTask("stray stops", self._strays.watch, vital=False),
+        ]
+
+    def _tasks_once_recovered(self) -> list[BackgroundTask]:
+        shop = self._agent.shop
+        return [
+            BackgroundTask("reach", lambda: shop.reach.watch(self._is_back)),
+            BackgroundTask("housekeeping", Housekeeper(shop, lambda: self._crew.held).keep, vital=False),
+        ]
 
     def _lost_watch(self) -> LostWatch:
         shop = self._agent.shop

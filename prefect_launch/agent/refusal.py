@@ -10,7 +10,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.certificate import Facts, certify, show_certificate, without_home
-from prefect_launch.agent.moves import log, move
+from prefect_launch.agent.moves import log, move, until_server_is_back
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.errors import LaunchError
@@ -62,12 +62,16 @@ async def fail_over(shop: Workshop, item_id: str, tracker: JobTracker | None, ex
     if tracker is not None and tracker.file_saver is not None:
         files = [tracker.file_saver / "error.log"]
         await anyio.Path(files[0]).write_text(f"{text}\n")
+    facts = Facts(queue=tracker.queue if tracker else None, error=exception)
+    told = f"The agent failed over it: {without_home(text, shop.config.home)}"
     try:
-        facts = Facts(queue=tracker.queue if tracker else None, error=exception)
-        told = f"The agent failed over it: {without_home(text, shop.config.home)}"
-        await fail_item(shop.session, UUID(item_id), told, Phase.AGENT, files, facts)
-    except LaunchError as error:
-        log.error("%s not-ended %s", item_id, error)
+        await until_server_is_back(
+            f"end {item_id}",
+            lambda: fail_item(shop.session, UUID(item_id), told, Phase.AGENT, files, facts),
+        )
+    except Exception:  # noqa: BLE001 - it must not keep the item's slot for ever
+        # The item stays in work; when this agent starts anew, or is lost, it is settled.
+        log.exception("%s not-ended", item_id)
 
 
 async def check_sweep(server: Server, sweep: object) -> None:

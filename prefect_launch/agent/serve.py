@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
@@ -18,7 +18,8 @@ from uuid import UUID
 
 from prefect_launch.agent.config import AgentConfig
 from prefect_launch.agent.moves import log
-from prefect_launch.errors import AgentConfigError
+from prefect_launch.errors import AgentConfigError, ServerUnavailableError
+from prefect_launch.supervision import BackgroundTask, supervised
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -51,6 +52,7 @@ async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFA
     Raises:
         AgentConfigError: for an interval that is too short, or no queue.
         NotFoundError: when a queue does not exist.
+        BackgroundTaskError: when no shift can be kept on.
     """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.types.entrypoint import EntrypointType
@@ -82,19 +84,29 @@ async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFA
         )
         deployment_id = await deployment.aapply()
         await clear_away(client, deployment_id, "The agent's service was started anew.")
-        watcher = asyncio.create_task(keep_a_shift_on(client, deployment_id))
-        service = asyncio.create_task(_serve(deployment))
         log.info("agent %s served as %s/%s", config.name, FLOW_NAME, config.name)
         try:
-            with _stopped_by_signals(service):
-                await service
-        except asyncio.CancelledError:
+            service = asyncio.create_task(_serve(deployment))
+            await until_stopped(service, lambda: keep_a_shift_on(client, deployment_id))
             log.info("agent %s is stopped; what runs goes on", config.name)
         finally:
-            watcher.cancel()
-            with suppress(asyncio.CancelledError):
-                await watcher
             await clear_away(client, deployment_id, "The agent's service was stopped.")
+
+
+async def until_stopped(service: asyncio.Task[None], shifts: Callable[[], Awaitable[None]]) -> None:
+    """Wait for the end of the service, which SIGTERM and SIGINT bring about; keep a shift on meanwhile.
+
+    Args:
+        service: serves the deployment.
+        shifts: sees to it that a shift is on, for ever.
+
+    Raises:
+        BackgroundTaskError: when that fails again and again.
+    """
+    async with supervised(service.cancel) as supervisor:
+        supervisor.supervise(BackgroundTask("shifts", shifts))
+        with _stopped_by_signals(service), suppress(asyncio.CancelledError):
+            await service
 
 
 async def _serve(deployment: RunnerDeployment) -> None:
@@ -140,10 +152,13 @@ def _stopped_by_signals(service: asyncio.Task[None]) -> Iterator[None]:
 async def keep_a_shift_on(client: PrefectClient, deployment_id: UUID) -> None:
     """Start the next shift at once whenever none is on: at the start, after a crash, and after one that has ended."""
     while True:
-        runs = await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"])
-        waiting = [run for run in runs if _type_of(run) == "SCHEDULED"]
-        if len(waiting) == len(runs):
-            await _next_shift(client, deployment_id, waiting)
+        try:
+            runs = await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"])
+            waiting = [run for run in runs if _type_of(run) == "SCHEDULED"]
+            if len(waiting) == len(runs):
+                await _next_shift(client, deployment_id, waiting)
+        except ServerUnavailableError as error:
+            log.debug("not looked whether a shift is on: %s", error)
         await asyncio.sleep(LOOK_SECONDS)
 
 

@@ -18,6 +18,7 @@ from prefect_launch.agent.wake import Wake
 from prefect_launch.errors import LaunchError
 from prefect_launch.server.protocol import Server
 from prefect_launch.states import StateType
+from prefect_launch.supervision import restarted
 
 #: After an event: a quiet server has committed after the first pause, a loaded one was seen to take a second and more.
 CONFIRM_PAUSES_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 1.0, 2.0)
@@ -74,6 +75,12 @@ class StopRequests:
 
     async def _confirm(self, tracker: JobTracker) -> None:
         try:
+            await restarted("confirming a stop", lambda: self._read_until_it_stops(tracker))
+        finally:
+            self._confirming.pop(tracker.thread_id, None)
+
+    async def _read_until_it_stops(self, tracker: JobTracker) -> None:
+        try:
             for pause in CONFIRM_PAUSES_SECONDS:
                 await anyio.sleep(pause)
                 if tracker.stop.is_set() or tracker.ended.is_set():
@@ -84,8 +91,6 @@ class StopRequests:
                     return
         except LaunchError as error:
             log.debug("%s request to stop not confirmed: %s", tracker.id, error)
-        finally:
-            self._confirming.pop(tracker.thread_id, None)
 
 
 def _stop(tracker: JobTracker) -> None:

@@ -59,13 +59,20 @@ async def follow(connect: Callable[[], AsyncIterator[str]], heard: Callable[[str
     """
     pause = _RECONNECT_FIRST_SECONDS
     while True:
-        try:
-            async for told in connect():
-                pause = _RECONNECT_FIRST_SECONDS
-                heard(told)
-        except (OSError, LaunchError) as error:
-            log.debug("event stream ended: %s", error)
-        except Exception as error:  # noqa: BLE001 - whatever a WebSocket raises: polling goes on without events
-            log.debug("event stream broke: %r", error)
+        stream = connect()
+        while (told := await _next(stream)) is not None:
+            pause = _RECONNECT_FIRST_SECONDS
+            heard(told)
         await anyio.sleep(pause)
         pause = min(pause * 2, _RECONNECT_MAX_SECONDS)
+
+
+async def _next(stream: AsyncIterator[str]) -> str | None:
+    """Return what a stream tells next; `None` when it has ended or broken."""
+    try:
+        return await anext(stream, None)
+    except (OSError, LaunchError) as error:
+        log.debug("event stream ended: %s", error)
+    except Exception as error:  # noqa: BLE001 - whatever a WebSocket raises: polling goes on without events
+        log.debug("event stream broke: %r", error)
+    return None

@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prefect_launch.builds.builder import LineSink
 from prefect_launch.builds.owner import is_gone, started_at, this_place
 from prefect_launch.errors import BuildError, ServerFailedError, ServerUnavailableError
+from prefect_launch.supervision import restarted
 
 T = TypeVar("T")
 
@@ -149,7 +150,7 @@ class Flights:
             found = await self._newest(name)
             if found is None or found.lease.token != lease.token:
                 return False
-        beating = asyncio.create_task(self._beat(own, lease, tags))
+        beating = asyncio.create_task(restarted(f"lease {own}", lambda: self._beat(own, lease, tags)))
         error: str | None = None
         try:
             if not await is_there():  # It may have been finished between the look and the lease.

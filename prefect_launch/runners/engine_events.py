@@ -8,12 +8,15 @@ nothing: after each connection everybody is woken once. An out-of-memory event i
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from prefect_launch.errors import InfrastructureError
+
+log = logging.getLogger("prefect_launch.agent")
 
 #: Between two attempts to connect while the engine is down.
 _RETRY_SECONDS = 1.0
@@ -102,6 +105,9 @@ class EngineEvents:
                         self._dispatch(event)
             except InfrastructureError:
                 pass  # Those who wait ask the engine themselves, and hear of its outage there.
+            except Exception:
+                # On a thread of its own, nobody else would ever hear of it; whoever waits has the clock as well.
+                log.exception("The engine's event stream failed; it is opened again.")
             self._closed.wait(_RETRY_SECONDS)
 
     def _dispatch(self, event: Mapping[str, Any]) -> None:

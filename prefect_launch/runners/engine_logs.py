@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import calendar
 import json
+import logging
 import os
 import threading
 import time
@@ -18,6 +19,8 @@ from typing import BinaryIO
 
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.engine import Engine, LogStream
+
+log = logging.getLogger("prefect_launch.agent")
 
 #: Between two looks at a log whose stream ended while its container goes on (the engine restarted).
 _REOPEN_SECONDS = 0.5
@@ -165,6 +168,10 @@ class LogCopier:
         except OSError as error:
             self.problem = f"the log could not be written: {error}"
             return False
+        except Exception as error:
+            # On a thread of its own, nobody else would ever hear of it.
+            log.exception("The log of %s could not be copied; it is opened again.", self._container_id)
+            self.problem = f"the log could not be copied: {error!r}"
         return True
 
     def _read(self, file: BinaryIO, position: LogPosition, *, follow: bool) -> None:

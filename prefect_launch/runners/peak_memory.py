@@ -15,6 +15,7 @@ import anyio
 
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.engine import Engine
+from prefect_launch.supervision import restarted
 
 _FIRST_SECONDS: Final = 0.5
 _MAX_SECONDS: Final = 10.0
@@ -48,7 +49,9 @@ class PeakMemory:
 async def sampled_memory(engine: Engine, container_id: str) -> AsyncIterator[PeakMemory]:
     """Sample a container's memory for as long as the block lasts."""
     peak = PeakMemory()
-    sampling = asyncio.create_task(peak.sample(engine, container_id))
+    sampling = asyncio.create_task(
+        restarted(f"memory of {container_id[:12]}", lambda: peak.sample(engine, container_id))
+    )
     try:
         yield peak
     finally:

@@ -1,0 +1,217 @@
+"""Each of an agent's background tasks: a failure that nobody foresaw is told, and the task goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from prefect_launch import supervision
+from prefect_launch.activity import agents
+from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.agent.serve import until_stopped
+from prefect_launch.agent.signals import Signals
+from prefect_launch.errors import InfrastructureError
+from prefect_launch.runners.base import Found
+from prefect_launch.states import StateType
+from prefect_launch.supervision import BackgroundTaskError
+from prefect_launch.testing import InMemoryRunner, Script
+from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
+
+#: Those that call the server, which is where they are made to fail.
+TASKS = (
+    *("heartbeat", "stop requests", "ownership check", "orders", "events", "order events", "limits", "notice"),
+    *("lost agents", "wait reasons", "stray stops"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 0.01)
+    places = {
+        "held": ("LOOK_SECONDS",),
+        "intake": ("LIMITS_SECONDS",),
+        "housekeeping": ("LOOK_SECONDS",),
+        "telling": ("LOOK_SECONDS",),
+        "stray_stops": ("LOOK_SECONDS",),
+        "reporting": ("WRITE_SECONDS",),
+        "wake": ("_RECONNECT_FIRST_SECONDS",),
+    }
+    for module, names in places.items():
+        for name in names:
+            monkeypatch.setattr(f"prefect_launch.agent.{module}.{name}", 0.05)
+    monkeypatch.setattr("prefect_launch.agent.heartbeat.WORKER_SECONDS", 1)
+
+
+class Faults:
+    """Lets the server fail, in a way that nobody foresaw, in the calls of one task."""
+
+    def __init__(self, bench: Bench, task: str, times: int) -> None:
+        self.calls: Counter[str] = Counter()
+        self._task = task
+        self._times = times
+        bench.server.before_call = self
+
+    async def __call__(self, method: str) -> None:
+        task = asyncio.current_task()
+        if task is None or task.get_name() != self._task:
+            return
+        self.calls[method] += 1
+        if self.calls.total() <= self._times:
+            raise ValueError("a fault in the program")
+
+    async def total(self) -> int:
+        """Count the calls of the task."""
+        return self.calls.total()
+
+
+@pytest.mark.parametrize("name", TASKS)
+async def test_background_task_that_fails_once_is_told_and_goes_on(
+    bench: Bench, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.plays(Script(seconds=60))
+    (item, _) = await bench.add(2)
+    faults = Faults(bench, name, 1)
+    agent = bench.agent()
+    agent_loop = asyncio.create_task(agent.loop())
+    try:
+        await bench.until(item, StateType.RUNNING)
+        if name in ("events", "order events"):  # A stream that breaks is foreseen; it is opened again.
+            await eventually(faults.total, lambda count: count > 1)
+            return
+        await eventually(faults.total, lambda count: count > 1)
+    finally:
+        agent.stop()
+        await asyncio.wait_for(agent_loop, 10)
+    (told,) = [record for record in caplog.records if record.getMessage().startswith("task-failed")]
+    assert told.getMessage() == f"task-failed {name} (1 within 300 s): ValueError('a fault in the program')"
+    assert (told.levelno, told.exc_info is not None) == (logging.ERROR, True)
+
+
+async def test_status_line_that_fails_once_is_told_and_goes_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("prefect_launch.agent.loop._STATUS_SECONDS", 0.01)
+    lines: list[str] = []
+
+    async def count() -> int:
+        return len(lines)
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "polling on queues" in record.getMessage():
+                lines.append(record.getMessage())
+                if len(lines) == 1:
+                    raise ValueError("a fault in the program")
+
+    logger, handler = logging.getLogger("prefect_launch.agent"), Handler()
+    logger.addHandler(handler)
+    try:
+        with caplog.at_level(logging.INFO, logger=logger.name):
+            async with bench.running(bench.agent()):
+                await eventually(count, lambda told: told > 2)
+    finally:
+        logger.removeHandler(handler)
+    assert "task-failed status line (1 within 300 s)" in caplog.text
+
+
+async def test_look_at_an_engine_that_was_away_fails_once_is_told_and_goes_on(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.machine.reachable = False
+    (item,) = await bench.add()
+    faults = Faults(bench, "reach", 1)
+    async with bench.running(bench.agent()):
+        await eventually(_text(caplog), lambda told: "away local-container" in told)
+        bench.machine.reachable = True
+        await bench.until(item, StateType.COMPLETED)
+    assert faults.calls.total() > 1
+    assert "task-failed reach (1 within 300 s): ValueError" in caplog.text
+
+
+async def test_housekeeping_that_fails_once_is_told_and_goes_on(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    looks: list[str] = []
+
+    class Fails(InMemoryRunner):
+        async def find(self, labels: Mapping[str, str]) -> list[Found]:
+            task = asyncio.current_task()
+            if task is not None and task.get_name() == "housekeeping":
+                looks.append("look")
+                if len(looks) == 1:
+                    raise ValueError("a fault in the program")
+            return await super().find(labels)
+
+    async def count() -> int:
+        return len(looks)
+
+    settings = {"queues": [QUEUE], "home": bench.folder, "name": "box"}
+    async with bench.running(LaunchAgent(bench.api, settings, runners={RESOURCE: Fails(bench.folder, bench.machine)})):
+        await eventually(count, lambda seen: seen > 1)
+    assert "task-failed housekeeping (1 within 300 s): ValueError" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["heartbeat", "stop requests", "ownership check", "orders"])
+async def test_agent_whose_vital_task_fails_for_good_leaves_loudly_and_its_runs_go_on(
+    bench: Bench, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench.plays(Script(seconds=5))
+    (item,) = await bench.add()
+    signals = Signals(bench.agent(), stop_jobs=False, tell=print)
+    loop = asyncio.create_task(signals.run())
+    await bench.until(item, StateType.RUNNING)
+    Faults(bench, name, 1_000)
+    with pytest.raises(BackgroundTaskError, match=f"'{name}' failed 5 times within 300 s"):
+        await asyncio.wait_for(loop, 10)
+    assert f"leaving: The background task '{name}' failed 5 times" in caplog.text
+    assert (await bench.read(item.id)).state_type is StateType.RUNNING
+    (left,) = await bench.api.acall(agents)
+    assert (left.state, [one.id for one in left.running]) == ("offline", [str(item.id)])
+    bench.server.before_call = None
+    await bench.agent().loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert len(bench.machine.started) == 1
+
+
+async def test_agent_whose_notice_fails_for_good_goes_on_with_its_items(bench: Bench) -> None:
+    faults = Faults(bench, "notice", 1_000)
+    async with bench.running(bench.agent()):
+        await eventually(faults.total, lambda count: count > supervision.MOST_FAILURES + 1)
+        (item,) = await bench.add()
+        await bench.until(item, StateType.COMPLETED)
+
+
+async def test_service_that_cannot_keep_a_shift_on_leaves_loudly(caplog: pytest.LogCaptureFixture) -> None:
+    service = asyncio.create_task(asyncio.sleep(60))
+
+    async def fails() -> None:
+        raise ValueError("a fault in the program")
+
+    with pytest.raises(BackgroundTaskError, match="'shifts' failed 5 times"):
+        await asyncio.wait_for(until_stopped(service, fails), 10)
+    assert service.cancelled()
+    assert caplog.text.count("task-failed shifts") == supervision.MOST_FAILURES
+
+
+async def test_item_that_cannot_be_ended_gives_its_slot_back(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.plays(Script(start_error=InfrastructureError("no")), Script())
+    _, second = await bench.add(2)
+
+    async def fails(method: str) -> None:
+        if method == "create_artifact":
+            raise ValueError("a fault in the program")
+
+    bench.server.before_call = fails
+    async with bench.running(bench.agent()):
+        await bench.until(second, StateType.COMPLETED)
+    assert "not-ended" in caplog.text
+
+
+def _text(caplog: pytest.LogCaptureFixture) -> Any:
+    async def look() -> str:
+        return caplog.text
+
+    return look
