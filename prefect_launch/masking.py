@@ -1,7 +1,8 @@
 """Masks of secrets: what a run was given as a secret reads `********` in all that is told of the run.
 
 A value is found as it is, line by line, and as JSON, URLs, Python's `repr` and base64 write it; what a job encodes in
-another way is not. Values, and lines of them, of fewer than 4 characters are not masked: they stand in any text.
+another way is not. Values, and lines of them, of fewer than 4 characters are not masked: they stand in any text. Of a
+value that is a JSON object, such as a key file, the texts of 8 characters and more are masked one by one, too.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from prefect_launch.errors import LaunchError
 MASK: Final = "********"
 #: Shorter ones would mask half of any text, and are no secrets.
 MIN_CHARS: Final = 4
+#: Among the texts of a JSON object are users' names and words such as "key".
+_MIN_FIELD_CHARS: Final = 8
 #: The part of a base64 text that does not depend on what stands before and after the value is told by so many bytes.
 _MIN_BASE64_BYTES: Final = 8
 _LINE_END: Final = re.compile(r"[\r\n]+")
@@ -39,7 +42,7 @@ class Mask:
     """
 
     def __init__(self, values: Iterable[str] = ()) -> None:
-        forms = {form for value in values for form in _forms(value)}
+        forms = {form for value in values for part in (value, *_fields(value)) for form in _forms(part)}
         self._longest = max(map(len, forms), default=1)
         self._pattern = _pattern(forms) if forms else None
 
@@ -131,6 +134,23 @@ class Mask:
                 following = self._pattern.search(data, following.start() + 1)
             yield start, end
             match = following
+
+
+def _fields(value: str) -> Iterator[str]:
+    """Yield the texts of a secret that is a JSON object or array."""
+    if value.lstrip()[:1] not in ("{", "["):
+        return
+    try:
+        waiting = [json.loads(value)]
+    except (ValueError, RecursionError):
+        return
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, str):
+            if len(found) >= _MIN_FIELD_CHARS:
+                yield found
+        elif isinstance(found, (dict, list)):
+            waiting.extend(found.values() if isinstance(found, dict) else found)
 
 
 def _forms(value: str) -> Iterator[bytes]:

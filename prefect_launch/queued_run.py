@@ -12,7 +12,6 @@ from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, No
 from prefect_launch.priority import Priority
 from prefect_launch.server.values import Item, LogRecord, State
 from prefect_launch.states import ItemState, StateType
-from prefect_launch.terminal import printable
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
@@ -222,7 +221,7 @@ class QueuedRun:
 
     def _failure(self, item: Item) -> ExecutionError:
         lines = self.last_lines()
-        tail = "\n".join(f"  {printable(line)}" for line in lines)
+        tail = "\n".join(f"  {line}" for line in lines)
         data = item.state.data if item.state and isinstance(item.state.data, dict) else {}
         return ExecutionError(
             f"Run {self.name} ({self.id}) ended as {item.state_name}: {item.message or '(no reason)'}\n{tail}".rstrip(),

@@ -58,6 +58,17 @@ def test_each_line_of_a_secret_is_hidden_but_short_ones() -> None:
     assert hidden.endswith(", abc }")
 
 
+def test_texts_of_a_secret_that_is_a_json_object_are_hidden_one_by_one() -> None:
+    key = {
+        "type": "key",
+        "user": "ann",
+        "auth": [{"private": "-----BEGIN-----\nMIIEowIB\n", "password": "correct-horse"}],
+    }
+    hidden = Mask([json.dumps(key)]).text(f"{json.dumps(key)} ann: correct-horse MIIEowIB key")
+    assert hidden == f"{MASK} ann: {MASK} {MASK} key"
+    assert Mask(["{no json at all"]).text("{no json at all") == MASK
+
+
 def test_secret_of_three_characters_is_not_hidden_and_one_of_four_is() -> None:
     assert Mask(["abc", "wxyz"]).text("abc wxyz") == f"abc {MASK}"
 
