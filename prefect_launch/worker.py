@@ -6,6 +6,7 @@ worker loop does not.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -18,6 +19,7 @@ from pydantic import Field
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.config import resolve_agent_config
 from prefect_launch.agent.execution import Execution
+from prefect_launch.agent.signals import Signals
 from prefect_launch.agent.tracker import JobTracker
 from prefect_launch.api import Api
 from prefect_launch.names import safe_name
@@ -68,7 +70,7 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
         with_healthcheck: bool = False,
         printer: Callable[..., None] = print,
     ) -> None:
-        """Run the agent's loop on the work pool.
+        """Run the agent's loop on the work pool; the first SIGTERM or SIGINT drains it, the second ends it.
 
         Args:
             run_once: end when the pool is empty and all work is done.
@@ -77,7 +79,10 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
         """
         agent = self._make_agent()
         printer(f"Agent {agent.config.name!r} polls the queue {self._work_pool_name!r}.")
-        await agent.loop(until_empty=run_once)
+        if threading.current_thread() is threading.main_thread():
+            await Signals(agent, stop_jobs=False, tell=printer).run(until_empty=run_once)
+        else:
+            await agent.loop(until_empty=run_once)
 
     async def run(
         self,

@@ -69,6 +69,7 @@ class Loop:
     async def run(self) -> None:
         """Run until told to stop, until empty, or until the time is up; then let go of what runs."""
         pool_ids = await until_server_is_back("show the queues", self._pool_ids)
+        self._orders.has_begun = True
         try:
             async with supervised(self._orders.leave) as supervisor:
                 supervisor.supervise(*self._tasks_from_the_start(pool_ids))

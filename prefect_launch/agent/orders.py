@@ -12,6 +12,7 @@ class Orders:
         wake: is rung at every new order.
 
     Attributes:
+        has_begun: whether its server has answered, so that it sees what its last life left in work.
         at_work: whether its loop has begun to take items.
         stopping: leave now; what runs goes on.
         stops_jobs: when it leaves, what runs is stopped.
@@ -21,6 +22,7 @@ class Orders:
     def __init__(self, wake: Wake) -> None:
         self._wake = wake
         self._drains_here = False
+        self.has_begun = False
         self.at_work = False
         self.stopping = False
         self.stops_jobs = False

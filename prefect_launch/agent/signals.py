@@ -1,6 +1,8 @@
 """Running an agent's loop under signals: the first drains it, the second ends it at once, a third kills it.
 
-For a program whose only work is the agent. What runs when it ends goes on, unless it is told to stop its jobs.
+For a program whose only work is the agent. What runs when it ends goes on, unless it is told to stop its jobs. An agent
+that has just started first takes up what its last life left in work, and then drains: until it has looked, it does not
+know whether anything is.
 """
 
 from __future__ import annotations
@@ -58,19 +60,32 @@ class Signals:
         self._heard.append(number)
         agent = self._agent
         count, ids = len(agent.thread_ids), ", ".join(agent.thread_ids)
-        if len(self._heard) == 1 and agent.orders.at_work:
+        if len(self._heard) == 1:
             agent.orders.drain()
-            what = f"{count} in work: {ids}. Once more to leave at once" if count else "nothing is in work"
+            if not agent.orders.at_work:
+                what = "what this agent has left in work is taken up first. Once more to leave at once"
+                asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._leave_unless_begun)
+            else:
+                what = f"{count} in work: {ids}. Once more to leave at once" if count else "nothing is in work"
             self._tell(f"Draining: no more items are taken; {what}.")
             return
         self._forget()
         agent.orders.leave(stop_jobs=self._stop_jobs)
+        if not agent.orders.at_work:
+            self._tell("Leaving; what this agent has left in work, if anything, is for its next start.")
+            self._cancel()
+            return
         what = f"{count} {'are stopped' if self._stop_jobs else 'go on'}: {ids}" if count else "nothing is in work"
         self._tell(f"Leaving; {what}.")
-        if not agent.orders.at_work:
+        if self._stop_jobs:
+            return
+        asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._cancel)
+
+    def _leave_unless_begun(self) -> None:
+        """End an agent that waits for its server: whether it has left anything in work cannot be seen."""
+        if not self._agent.orders.has_begun and self._work is not None and not self._work.done():
+            self._tell("Leaving; the server does not answer: what this agent has left in work is for its next start.")
             self._cancel()
-        elif not self._stop_jobs:
-            asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._cancel)
 
     def _cancel(self) -> None:
         if self._work is not None:

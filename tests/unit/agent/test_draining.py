@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import pytest
@@ -138,12 +139,64 @@ async def test_second_signal_stops_the_jobs_when_that_was_wanted(bench: Bench) -
     assert await bench.states(second) == ["Queued"]
 
 
-async def test_signal_ends_an_agent_that_waits_for_its_server(bench: Bench) -> None:
+async def test_signal_ends_an_agent_that_waits_for_its_server(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect_launch.agent.signals.LEAVE_SECONDS", 0.2)
     bench.server.down()
-    signals, _, work = _signals(bench.agent())
+    signals, told, work = _signals(bench.agent())
     await asyncio.sleep(0.2)
     signals.hear(signal.SIGTERM)
     assert await asyncio.wait_for(work, 5) is signal.SIGTERM
+    assert "nothing is in work" not in " ".join(told)
+    assert told[-1] == "Leaving; the server does not answer: what this agent has left in work is for its next start."
+
+
+@pytest.mark.parametrize("method", ["read_pool", "read_states", "list_items", "list_queues"])
+async def test_signal_right_after_the_start_lets_the_agent_end_what_its_last_life_has_left(
+    bench: Bench, method: str
+) -> None:
+    bench.plays(Script(seconds=0.3))
+    (item,) = await bench.add()
+    first = asyncio.create_task(bench.agent().loop())
+    await bench.until(item, StateType.RUNNING)
+    first.cancel()
+    await asyncio.wait({first})
+    await eventually(_running(bench), lambda handles: not handles)  # its process has ended, and nobody has seen it
+    assert (await bench.read(item.id)).state_type is StateType.RUNNING
+    (waiting,) = await bench.add()
+    signals, told, work = _signals(bench.agent())
+
+    async def signal_at_the_first(call: str) -> None:
+        if call == method and not told:
+            signals.hear(signal.SIGTERM)
+
+    bench.server.before_call = signal_at_the_first
+    assert await asyncio.wait_for(work, 10) is signal.SIGTERM
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert await bench.states(waiting) == ["Queued"]
+    assert told == [
+        "Draining: no more items are taken; what this agent has left in work is taken up first. Once more to leave at"
+        " once."
+    ]
+
+
+async def test_second_signal_right_after_the_start_ends_the_agent_and_claims_no_knowledge(bench: Bench) -> None:
+    signals, told, work = _signals(bench.agent())
+
+    async def signals_twice(call: str) -> None:
+        if call == "read_pool" and not told:
+            signals.hear(signal.SIGTERM)
+            signals.hear(signal.SIGTERM)
+
+    bench.server.before_call = signals_twice
+    assert await asyncio.wait_for(work, 10) is signal.SIGTERM
+    assert told[-1] == "Leaving; what this agent has left in work, if anything, is for its next start."
+
+
+def _running(bench: Bench) -> Callable[[], Awaitable[list[str]]]:
+    async def look() -> list[str]:
+        return bench.machine.running
+
+    return look
 
 
 # --- what it tells ---
