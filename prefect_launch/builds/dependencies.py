@@ -1,24 +1,27 @@
 """What a job's code says that its image must hold, brought to one of three kinds: pip, conda, nothing.
 
-All that pip and uv understand (`requirements.txt`, `pyproject.toml`, `uv.lock`, `requirements.frozen.txt`) becomes one
-flat requirements file, read as for local processes. It goes into the build beside the packages of the code that it
-names, and nothing else does: so a change of the code leaves the image's dependencies as they are.
+What pip and uv understand is read as for local processes: the files that say it go into the build beside the packages
+of the code that they name, and nothing else does, so that a change of the code leaves the image's dependencies as they
+are. A project that is installed itself goes into a layer of its own above them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from prefect_launch.builds.context import BuildContext, merge, read_context
-from prefect_launch.environments.requirements import read_requirements
+from prefect_launch.environments.requirements import CONDA_FILES, read_requirements
 from prefect_launch.errors import SourceError
 
 #: Where the build's own files are: in the context, and in the image.
 FOLDER: Final = "launch/"
 IMAGE_FOLDER: Final = "/opt/launch"
-CONDA_FILES: Final = ("environment.yml", "environment.yaml", "conda.yml", "conda.yaml")
+#: Where the code of a project is in the context that is installed above its dependencies.
+PROJECT_FOLDER: Final = "project/"
+SOURCES: Final = f"{FOLDER}src/"
 #: What wins over a conda file, as for local processes.
 _PIP_FIRST: Final = ("requirements.txt", "uv.lock", "pyproject.toml")
 
@@ -30,10 +33,12 @@ class Dependencies:
     Attributes:
         context: what the installing step needs of the code.
         conda: whether it is a conda environment.
+        project: whether the code is a project that is installed in a layer of its own.
     """
 
     context: BuildContext
     conda: bool = False
+    project: bool = False
 
 
 def find_dependencies(folder: Path, limit: int) -> Dependencies:
@@ -44,28 +49,31 @@ def find_dependencies(folder: Path, limit: int) -> Dependencies:
     """
     conda = next((folder / name for name in CONDA_FILES if (folder / name).is_file()), None)
     found = read_requirements(folder)
-    if conda is not None and (not found.lines or not any((folder / name).is_file() for name in _PIP_FIRST)):
+    if conda is not None and not (found.arguments and any((folder / name).is_file() for name in _PIP_FIRST)):
         return Dependencies(BuildContext().plus({f"{FOLDER}environment.yml": conda.read_bytes()}), conda=True)
-    files = {
-        f"{FOLDER}requirements.txt": _text(found.lines, folder),
-        f"{FOLDER}constraints.txt": _text(found.constraints, folder),
-    }
-    packages = merge(*(_package(path, folder.resolve(), limit) for path in found.local))
-    return Dependencies(packages.plus(files))
-
-
-def _text(lines: tuple[str, ...], folder: Path) -> bytes:
-    there = [line.replace(str(folder.resolve()), f"{IMAGE_FOLDER}/src") for line in lines]
-    return "".join(f"{line}\n" for line in there).encode()
-
-
-def _package(path: Path, root: Path, limit: int) -> BuildContext:
-    if path != root and root not in path.parents:
+    for name, place in found.variables.items():
         raise SourceError(
-            f"The requirements name {str(path)!r}, which lies outside of the job's code. Put it into the code."
+            f"{place} names the environment variable ${{{name}}}, and the build of an image is given none. Have the"
+            " agent's operator name the index in the builder's pip_config, or queue the job on local-process."
         )
-    name = f"{FOLDER}src/{path.relative_to(root).as_posix()}"
-    if path.is_file():
-        content = path.read_bytes()
-        return BuildContext().plus({name: content})
-    return read_context(path, limit=limit, prefix=f"{name}/") if path.is_dir() else BuildContext()
+    variables = {**found.build_variables, "SETUPTOOLS_SCM_PRETEND_VERSION": "0.0.0"} if found.project else {}
+    files = {
+        f"{FOLDER}arguments": _lines(found.arguments),
+        f"{FOLDER}project.env": _lines(f"export {name}={value}" for name, value in variables.items()),
+        **{f"{SOURCES}{name}": content for name, content in found.files.items()},
+    }
+    packages = merge(*(_package(path, folder, limit, SOURCES) for path in found.local))
+    is_apart = found.project and "." not in found.local
+    project = _package(".", folder, limit, PROJECT_FOLDER) if is_apart else BuildContext()
+    marks = {f"{FOLDER}project": b""} if found.project and not is_apart else {}
+    return Dependencies(merge(packages.plus({**files, **marks}), project), project=is_apart)
+
+
+def _lines(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _package(path: str, root: Path, limit: int, prefix: str) -> BuildContext:
+    if (root / path).is_file():
+        return BuildContext().plus({f"{prefix}{path}": (root / path).read_bytes()})
+    return read_context(root / path, limit=limit, prefix=prefix if path == "." else f"{prefix}{path}/")

@@ -3,6 +3,7 @@
 1. base: the image that everything stands on, by its name; the digest that it had goes into the tag and a label;
 2. system: what rarely changes, such as a Python for a base image that brings none;
 3. dependencies: a virtual environment, from the requirement files only, so that a change of the code leaves it alone;
+   what is a project, to be imported by its name, is installed in a layer of its own above them;
 4. whom it runs as, and where; 5. code, which changes most, comes last. The run's command is no part of it: one image
 serves every entry point.
 """
@@ -14,8 +15,8 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.builds.dependencies import FOLDER, IMAGE_FOLDER
-from prefect_launch.builds.install import CACHE, CODE_DIR, INSTALL, SECRETS, VENV
+from prefect_launch.builds.dependencies import FOLDER, IMAGE_FOLDER, PROJECT_FOLDER
+from prefect_launch.builds.install import CACHE, CODE_DIR, INSTALL, INSTALL_PROJECT, SECRETS, VENV
 
 CODE_FOLDER = "code/"
 
@@ -31,6 +32,8 @@ COPY {FOLDER}environment.yml {IMAGE_FOLDER}/environment.yml
 RUN micromamba create --yes --prefix {VENV} --file {IMAGE_FOLDER}/environment.yml && micromamba clean --all --yes
 RUN mkdir -p {CODE_DIR} && chown {{user}}:0 {CODE_DIR}"""
 
+_COPY_PROJECT = f"COPY {PROJECT_FOLDER} {IMAGE_FOLDER}/src/"
+
 
 class Recipe(BaseModel):
     """What goes into a generated Dockerfile."""
@@ -41,6 +44,7 @@ class Recipe(BaseModel):
     python_version: str = "3.11"
     brings_python: bool = Field(default=True, description="False: the base is an accelerator's, Python may be missing.")
     conda: bool = Field(default=False, description="The dependencies are a conda environment.")
+    project: bool = Field(default=False, description="The code is a project, which is installed above the rest.")
     user_id: int = 1000
 
 
@@ -54,13 +58,20 @@ def write_dockerfile(recipe: Recipe, *, secrets: tuple[str, ...] = ("index.env",
     """
     mounts = [f"--mount=type=secret,id={name},target={SECRETS}/{name}" for name in secrets]
     mounts += [f"--mount=type=cache,target={CACHE}"] if cache else []
-    install = () if recipe.conda else (f"RUN {' '.join(mounts)} {INSTALL}",)
-    return _text(*before_install(recipe), *install, *after_install(recipe))
+    options = " ".join(mounts)
+    install = () if recipe.conda else (f"RUN {options} {INSTALL}",)
+    project = (_COPY_PROJECT, f"RUN {options} {INSTALL_PROJECT}") if recipe.project else ()
+    return _text(*before_install(recipe), *install, *project, *after_install(recipe))
 
 
 def write_before(recipe: Recipe) -> str:
     """Return the part up to the installing step, for a builder that makes that step by itself."""
     return _text(*before_install(recipe))
+
+
+def write_project(installed: str) -> str:
+    """Return the part up to the installing step of a project, on the image that has what it depends on."""
+    return _text(f"FROM {installed}", "USER 0", _COPY_PROJECT)
 
 
 def write_after(recipe: Recipe, installed: str) -> str:

@@ -20,10 +20,10 @@ import anyio
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.builder import Builder, LineSink, failure
 from prefect_launch.builds.context import BuildContext
-from prefect_launch.builds.dependencies import FOLDER
-from prefect_launch.builds.dockerfile import CODE_FOLDER, write_after, write_before, write_labels
+from prefect_launch.builds.dependencies import FOLDER, PROJECT_FOLDER
+from prefect_launch.builds.dockerfile import CODE_FOLDER, write_after, write_before, write_labels, write_project
 from prefect_launch.builds.full_disk import packed
-from prefect_launch.builds.install import CACHE, INSTALL, SECRETS
+from prefect_launch.builds.install import CACHE, INSTALL, INSTALL_PROJECT, SECRETS
 from prefect_launch.builds.order import BuildOrder, ImageLabels
 from prefect_launch.builds.owner import BUILD_PREFIX, container_name, is_left_behind
 from prefect_launch.builds.pip_access import PipAccess
@@ -61,6 +61,10 @@ class EngineBuilder(Builder):
         installed = await self._written(order.context.below(FOLDER), write_before(recipe), order, log)
         if not recipe.conda:
             installed = await self._install(installed, access, log)
+        if recipe.project:
+            project = order.context.below(PROJECT_FOLDER)
+            installed = await self._written(project, write_project(installed), order, log)
+            installed = await self._install(installed, access, log, INSTALL_PROJECT)
         code = order.context.below(CODE_FOLDER)
         return await self._written(code, write_after(recipe, installed) + write_labels(order.labels), order, log)
 
@@ -86,17 +90,17 @@ class EngineBuilder(Builder):
             raise failure(watch.step, watch.error or "the engine made no image", list(watch.lines))
         return watch.image
 
-    async def _install(self, image: str, access: PipAccess, log: LineSink) -> str:
-        key = hashlib.sha256(f"{image}\0{INSTALL}".encode()).hexdigest()[:32]
+    async def _install(self, image: str, access: PipAccess, log: LineSink, command: str = INSTALL) -> str:
+        key = hashlib.sha256(f"{image}\0{command}".encode()).hexdigest()[:32]
         label = f"{ImageLabels.STEP}={key}"
         earlier = await self._engine.child_with(image, label)
         if earlier is not None:
             log("The dependencies are those of an earlier build.\n")
             return earlier
-        container_id = await self._engine.create(container_name(), self._step(image, access))
+        container_id = await self._engine.create(container_name(), self._step(image, access, command))
         try:
             await self._engine.put_files(container_id, SECRETS, access.files, _tools())
-            await self._run(container_id, log)
+            await self._run(container_id, log, command)
             config = await self._engine.config_of(image)
             # A commit takes the step's own command over; the image gets back what it had.
             own = [f"{word} {json.dumps(config.get(key) or [])}" for word, key in _COMMANDS]
@@ -105,22 +109,22 @@ class EngineBuilder(Builder):
             with anyio.CancelScope(shield=True):
                 await self._engine.remove(container_id)
 
-    async def _run(self, container_id: str, log: LineSink) -> None:
+    async def _run(self, container_id: str, log: LineSink, command: str) -> None:
         pieces = _Lines(log)
         await self._engine.start(container_id)
         await self._engine.follow(container_id, pieces.take)
         ended = await self._engine.ended(container_id)
         if ended is None or ended.exit_code != 0:
             reason = f"exit code {ended.exit_code}" if ended else "its container was removed"
-            raise failure(INSTALL, reason, list(pieces.lines))
+            raise failure(command, reason, list(pieces.lines))
 
-    def _step(self, image: str, access: PipAccess) -> dict[str, Any]:
+    def _step(self, image: str, access: PipAccess, command: str) -> dict[str, Any]:
         binds = [f"{folder}:{folder}:ro" for folder in access.folders]
         # Not `Volumes` of the configuration, which a commit would take over.
         mounts = [{"Type": "volume", "Target": SECRETS}]
         mounts += [{"Type": "volume", "Source": _CACHE_VOLUME, "Target": CACHE}] if self._cache else []
         host = {"Binds": binds, "Mounts": mounts, **({"NetworkMode": self._network} if self._network else {})}
-        return {"Image": image, "User": "0", "Entrypoint": [], "Cmd": ["sh", "-c", INSTALL], "HostConfig": host}
+        return {"Image": image, "User": "0", "Entrypoint": [], "Cmd": ["sh", "-c", command], "HostConfig": host}
 
     async def _sweep(self) -> None:
         """Remove the containers of builds on this machine whose process is gone, with the secrets in their volumes."""

@@ -6,9 +6,11 @@ about package indexes is mounted for this one step (`prefect_launch.builds.pip_a
 
 from __future__ import annotations
 
+import shlex
 from typing import Final
 
 from prefect_launch.builds.dependencies import FOLDER, IMAGE_FOLDER
+from prefect_launch.environments.installing import MACHINE_FAULT_PATTERN, PROJECT_LEFT_OUT
 
 VENV: Final = "/opt/venv"
 #: Where the code is in an image; jobs start there.
@@ -17,9 +19,11 @@ CODE_DIR: Final = "/workspace"
 SECRETS: Final = "/run/launch"
 CACHE: Final = "/var/cache/launch"
 INSTALL: Final = f"sh {IMAGE_FOLDER}/install.sh"
+#: The same step for a project, above the layer with what it depends on.
+INSTALL_PROJECT: Final = f"{INSTALL} project"
 
 _SCRIPT: Final = f"""\
-# Installs the job's requirements into {VENV}.
+# Installs the job's requirements into {VENV}; called with 'project', the project that the job's code is.
 set -eu
 here={IMAGE_FOLDER}
 if [ -r {SECRETS}/index.env ]; then . {SECRETS}/index.env; fi
@@ -38,24 +42,45 @@ has=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 if [ -n "$wanted" ] && [ "$wanted" != "$has" ]; then
   echo "Note: the job asks for Python $wanted, and the base image has Python $has."
 fi
-if [ -s "$here/requirements.txt" ]; then
+uv=
+if [ -s "$here/arguments" ] || [ -s "$here/project.env" ]; then
   uv=$(command -v uv || true)
   if [ -z "$uv" ] && [ -x {SECRETS}/bin/uv ]; then uv={SECRETS}/bin/uv; fi
   if [ -z "$uv" ] && "$python" -m pip install --quiet --target /tmp/launch-uv uv; then uv=/tmp/launch-uv/bin/uv; fi
   if [ -n "$uv" ] && ! "$uv" --version >/dev/null 2>&1; then uv=; fi
   if [ -z "$uv" ]; then echo "uv cannot be had here, or does not run; pip installs the requirements."; fi
-  set -- --requirement "$here/requirements.txt"
-  if [ -s "$here/constraints.txt" ]; then set -- "$@" --constraint "$here/constraints.txt"; fi
+fi
+install() {{
   if [ -n "$uv" ]; then
-    "$uv" venv --quiet --no-project --python "$python" {VENV}
     "$uv" pip install --no-progress --compile-bytecode --python {VENV}/bin/python "$@"
   else
-    "$python" -m venv {VENV}
     {VENV}/bin/python -m pip install --progress-bar off "$@"
   fi
+}}
+install_project() {{
+  . "$here/project.env"
+  if (install --no-deps --editable . >/tmp/launch-said 2>&1); then cat /tmp/launch-said; rm /tmp/launch-said; return; fi
+  cat /tmp/launch-said
+  if grep -qiE {shlex.quote(MACHINE_FAULT_PATTERN)} /tmp/launch-said; then exit 1; fi
+  rm /tmp/launch-said
+  echo {shlex.quote(PROJECT_LEFT_OUT)}
+}}
+mkdir -p "$here/src"
+cd "$here/src"
+if [ "${{1:-}}" = project ]; then
+  install_project
+  rm -rf /tmp/launch-uv
+  exit 0
+fi
+if [ -n "$uv" ]; then
+  "$uv" venv --quiet --no-project --python "$python" {VENV}
+elif [ -s "$here/arguments" ] || [ -s "$here/project.env" ]; then
+  "$python" -m venv {VENV}
 else
   "$python" -m venv --without-pip {VENV}
 fi
+if [ -s "$here/arguments" ]; then install $(cat "$here/arguments"); fi
+if [ -e "$here/project" ]; then install_project; fi
 site=$({VENV}/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 cp -R "$here/inputs/." "$site/"
 rm -rf /tmp/launch-uv

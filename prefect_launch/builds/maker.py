@@ -241,6 +241,7 @@ class ImageMaker:
             python_version=version,
             brings_python=not (wish.base_image or settings.accelerator.base_image),
             conda=dependencies.conda,
+            project=dependencies.project,
             user_id=settings.user_id if wish.user_id is None else wish.user_id,
         )
         code = read_context(layout.context, limit=settings.context_limit, prefix=CODE_FOLDER)

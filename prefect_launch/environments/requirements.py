@@ -1,161 +1,214 @@
-"""What a code folder says that it needs, as one flat text: the key of its environment, and what uv is given.
+"""What a code folder says that it needs: what uv installs, the files that it reads, and the key of the environment.
 
-The first of these that is there counts: `requirements.txt`, `uv.lock` beside a `pyproject.toml`, its `[project]
-dependencies`, `requirements.frozen.txt`. Included files (`-r`, `-c`) are read in; a package that lies in the code
-itself is named with a digest of its content.
+The first of these that is there counts: `requirements.txt`, `uv.lock` beside a `pyproject.toml`, the project (a
+`pyproject.toml` or `setup.py`, of any build backend), `requirements.frozen.txt`. uv reads them in a copy of the code's
+own folders, which stays beside the environment: so a package of the code can be installed there as it is, editable too.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
+import shutil
 import subprocess
-import sys
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
+from prefect_launch.environments.code_tree import CodeTree
+from prefect_launch.environments.pip_files import PipFiles
+from prefect_launch.environments.projects import FILE, SETUP, Project, find_project
 from prefect_launch.errors import SourceError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-_INCLUDE = re.compile(r"(?:-r|-c|--requirement|--constraint)(?:\s+|=)(?P<file>\S+)\Z")
-_EDITABLE = re.compile(r"(?:-e|--editable)(?:\s+|=)")
-_WHEELS = re.compile(r"(?P<option>-f|--find-links)(?:\s+|=)(?P<folder>\S+)\Z")
-_LOCAL = re.compile(r"\.{0,2}/|\.\.?(?:\[|\s|;|\Z)")
+_PIP_FILE: Final = "requirements.txt"
+_FROZEN_FILE: Final = "requirements.frozen.txt"
+_LOCK: Final = "uv.lock"
+#: What a lock says, as a requirements file that is made of it.
+_LOCKED_FILE: Final = "requirements.uv-lock.txt"
+#: What `[project] dependencies` says, as one.
+_PROJECT_FILE: Final = "requirements.pyproject.txt"
+_UV_FILE: Final = "uv.toml"
+CONDA_FILES: Final = ("environment.yml", "environment.yaml", "conda.yml", "conda.yaml")
+#: Files of other tools that say what code needs, and which nothing here reads.
+_OTHERS: Final = ("poetry.lock", "pdm.lock", "Pipfile", "Pipfile.lock", "pylock.toml", "pixi.toml", "conda-lock.yml")
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """A flat requirements file.
+    """What is to be installed for a job's code.
 
     Attributes:
-        lines: what uv is given; a package in the code stands there by its absolute path.
-        constraints: the same, of constraint files.
+        arguments: of `uv pip install` (or pip's), called in a folder that holds `files` and `local`; empty: nothing is
+            to be installed.
+        project: whether the project at the code's root is installed then, by itself: `--no-deps --editable .`.
+        name: the project's name, when it has a static one.
+        files: requirements files and settings, in uv's dialect, by their paths in the code.
+        local: what of the code is installed, or holds wheels, by path; `.` is all of it.
         key: text that is the same exactly when the same packages are asked for.
-        local: packages and folders of wheels in the code, by their absolute paths.
+        variables: environment variables that the files name (`${TOKEN}`), each with its place.
+        notes: what of the code's files is not read, in sentences for the job's author.
     """
 
-    lines: tuple[str, ...] = ()
-    constraints: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    project: bool = False
+    name: str = ""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    local: tuple[str, ...] = ()
     key: str = ""
-    local: tuple[Path, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def keeps_code(self) -> bool:
+        """Whether the environment points to a copy of the code beside it."""
+        return self.project or bool(self.local)
+
+    @property
+    def build_variables(self) -> dict[str, str]:
+        """What the build of the project is told: a version, where it would ask the repository, which is not there."""
+        name = re.sub(r"[-_.]+", "_", self.name).upper()
+        told = {f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{name}": "0.0.0"} if name else {}
+        return {**told, "PDM_BUILD_SCM_VERSION": "0.0.0"} if self.keeps_code else {}
 
 
-def read_requirements(code_dir: Path | None) -> Requirements:
+def read_requirements(code_dir: Path | None, paths: Collection[str] | None = None) -> Requirements:
     """Return what the code in a folder needs; nothing when it does not say.
 
+    Args:
+        code_dir: the folder; None: there is no code.
+        paths: the files in it that belong to the code; by default all.
+
     Raises:
-        SourceError: when a file cannot be read, or an included one is missing or outside the code.
+        SourceError: when a file cannot be read, holds a line that cannot be had, or names something that is not in the
+            code; with the file and the line.
     """
     if code_dir is None:
         return Requirements()
-    reader = _Reader(code_dir.resolve())
-    if (code_dir / "requirements.txt").is_file():
-        reader.read(code_dir / "requirements.txt", reader.lines)
-    elif (code_dir / "uv.lock").is_file() and (code_dir / "pyproject.toml").is_file():
-        reader.add(_locked(code_dir), reader.root, reader.lines)
-    elif dependencies := _project_dependencies(code_dir / "pyproject.toml"):
-        reader.lines += dependencies
-    elif (code_dir / "requirements.frozen.txt").is_file():
-        reader.read(code_dir / "requirements.frozen.txt", reader.lines)
-    key = "\n".join([*reader.lines, "--constraints", *reader.constraints, *reader.digests])
-    key = key.replace(str(reader.root), "<code>")
-    return Requirements(tuple(reader.lines), tuple(reader.constraints), key, tuple(dict.fromkeys(reader.local)))
+    code = CodeTree(code_dir, paths)
+    project = find_project(code)
+    if code.has_file(_PIP_FILE):
+        found = _of_pip_file(code, _PIP_FILE)
+        notes = [*_passed_over(code, project, found)]
+    elif code.has_file(_LOCK) and code.has_file(FILE):
+        found = _of_lock(code)
+        notes = [*(project.notes(code) if project else ())]
+    elif project is not None and project.needs_anything:
+        found = _of_project(code, project)
+        notes = [*project.notes(code)]
+    else:
+        found = _of_pip_file(code, _FROZEN_FILE) if code.has_file(_FROZEN_FILE) else Requirements()
+        notes = [*(project.notes(code) if project else ())]
+    return Requirements(**{**vars(found), "notes": (*notes, *_not_read(code, found), *_of_variables(found.variables))})
 
 
-class _Reader:
-    """Reads requirement files with what they include."""
+def stage(requirements: Requirements, code_dir: Path, folder: Path) -> None:
+    """Copy what an installer reads into a folder of its own.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.lines: list[str] = []
-        self.constraints: list[str] = []
-        self.digests: list[str] = []
-        self.local: list[Path] = []
-        self._seen: set[Path] = set()
-
-    def read(self, file: Path, into: list[str]) -> None:
-        real = file.resolve()
-        if self.root not in real.parents:
-            raise SourceError(
-                f"The requirements file {str(file)!r} lies outside of the job's code. Put a copy into the code."
-            )
-        if real in self._seen:
-            return
-        self._seen.add(real)
-        try:
-            text = real.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            name = file.relative_to(self.root) if self.root in file.parents else file
-            raise SourceError(f"The requirements file {str(name)!r} of the job cannot be read: {error}.") from error
-        self.add(text, real.parent, into)
-
-    def add(self, text: str, folder: Path, into: list[str]) -> None:
-        for line in _logical_lines(text):
-            self._add(line, folder, into)
-
-    def _add(self, line: str, folder: Path, into: list[str]) -> None:
-        included = _INCLUDE.match(line)
-        if included:
-            self.read(folder / included["file"], self.constraints if line.startswith(("-c", "--c")) else into)
-            return
-        wheels = _WHEELS.match(line)
-        if wheels and "://" not in wheels["folder"]:
-            self.local.append((folder / wheels["folder"]).resolve())
-            line = f"{wheels['option']} {self.local[-1]}"
-        # An environment is shared by runs and outlives their code, so nothing in it may point there.
-        requirement = _EDITABLE.sub("", line)
-        if _LOCAL.match(requirement):
-            path, rest = re.match(r"([^\[\s;]*)(.*)", requirement, re.DOTALL).groups()  # type: ignore[union-attr]
-            package = (self.root / path).resolve()
-            if package != self.root and self.root not in package.parents:
-                raise SourceError(
-                    f"The requirement {line!r} lies outside of the job's code. Put the package into the code."
-                )
-            self.digests.append(_content_digest(package))
-            self.local.append(package)
-            requirement = f"{package}{rest}"
-        into.append(requirement)
+    Raises:
+        OSError: when it cannot be written.
+    """
+    code = CodeTree(code_dir)
+    for path in ("." if requirements.project else "", *requirements.local):
+        for name in code.files(path) if path else ():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(code.root / name, folder / name, follow_symlinks=False)
+    for name, content in requirements.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_bytes(content)
 
 
-def _logical_lines(text: str) -> list[str]:
-    joined = re.sub(r"\\\r?\n", " ", text)
-    lines = (re.sub(r"(^|\s)#.*$", "", line).strip() for line in joined.splitlines())
-    return [line for line in lines if line]
+def _of_pip_file(code: CodeTree, path: str) -> Requirements:
+    reader = PipFiles(code)
+    reader.read(path)
+    return _made(code, ("--requirement", path), reader)
 
 
-def _project_dependencies(file: Path) -> list[str]:
-    if not file.is_file():
-        return []
-    try:
-        project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {})
-    except (OSError, ValueError) as error:
-        raise SourceError(f"The job's pyproject.toml cannot be read: {error}.") from error
-    return [str(line) for line in project.get("dependencies", [])]
-
-
-def _locked(code_dir: Path) -> str:
-    """Return what a `uv.lock` fixes, as requirements with hashes; the lock itself decides, nothing is resolved."""
+def _of_lock(code: CodeTree) -> Requirements:
+    """Read what a `uv.lock` fixes, as requirements with hashes; the lock itself decides, nothing is resolved."""
     import uv
 
-    command = ["export", "--frozen", "--offline", "--no-emit-project", "--no-dev", "--no-header", "--no-annotate"]
-    ended = subprocess.run(
-        [uv.find_uv_bin(), *command, "--quiet", "--no-config"], cwd=code_dir, capture_output=True, check=False
-    )
+    command = ["export", "--frozen", "--offline", "--no-dev", "--no-header", "--no-annotate", "--quiet", "--no-config"]
+    ended = subprocess.run([uv.find_uv_bin(), *command], cwd=code.root, capture_output=True, check=False)
     if ended.returncode != 0:
         said = ended.stderr.decode(errors="replace").strip()
         raise SourceError(f"The job's uv.lock cannot be read: {said}. Make it anew with 'uv lock'.")
-    return ended.stdout.decode(errors="replace")
+    reader = PipFiles(code)
+    reader.read_text(ended.stdout.decode(errors="replace"), _LOCKED_FILE)
+    return _made(code, ("--requirement", _LOCKED_FILE), reader)
 
 
-def _content_digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-    for file in files:
-        if file.is_file():
-            digest.update(f"{file.relative_to(path)}\0".encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+def _of_project(code: CodeTree, project: Project) -> Requirements:
+    """Read a project: first its dependencies are installed, then itself, so that one that cannot be built has them."""
+    file = FILE if project.told else SETUP
+    name = str(project.metadata.get("name", ""))
+    digests = [code.digest(".")] if project.is_built or not project.stands_alone else []
+    if not project.stands_alone:
+        key = json.dumps([file, project.is_built, digests])
+        return Requirements(("--requirement", file), project.is_built, name, local=(".",), key=key)
+    lines = [str(line) for line in project.metadata.get("dependencies", ())]
+    files = {_PROJECT_FILE: "".join(f"{line}\n" for line in lines).encode(), **_settings(code)}
+    key = json.dumps([FILE, lines, project.is_built, digests, _settings_key(code)])
+    return Requirements(("--requirement", _PROJECT_FILE) if lines else (), project.is_built, name, files, key=key)
+
+
+def _made(code: CodeTree, arguments: tuple[str, ...], reader: PipFiles) -> Requirements:
+    local = _whole(code, reader.local)
+    digests = {path: code.digest(path) for path in local}
+    key = json.dumps([reader.lines, digests, _settings_key(code)])
+    files = {**reader.files, **_settings(code)}
+    return Requirements(arguments, files=files, local=local, key=key, variables=dict(reader.variables))
+
+
+def _whole(code: CodeTree, local: Iterable[str]) -> tuple[str, ...]:
+    """Return what of the code is needed for its packages: all of it, when one of them names others."""
+    paths = tuple(sorted(set(local)))
+    packages = (find_project(code, path) for path in paths if path != "." and code.has_folder(path))
+    whole = "." in paths or any(package is not None and package.names_others for package in packages)
+    return (".",) if whole else paths
+
+
+def _settings(code: CodeTree) -> dict[str, bytes]:
+    """Return the files that set uv up: its own, and a project's `[tool.uv]`."""
+    named = {name: code.read(name) for name in (_UV_FILE, FILE)}
+    wanted = {_UV_FILE: True, FILE: _uv_table(code) is not None}
+    return {name: content for name, content in named.items() if content is not None and wanted[name]}
+
+
+def _settings_key(code: CodeTree) -> str:
+    return json.dumps([(code.read(_UV_FILE) or b"").decode(errors="replace"), _uv_table(code)], default=str)
+
+
+def _uv_table(code: CodeTree) -> object:
+    project = find_project(code)
+    tool = project.told.get("tool") if project else None
+    return tool.get("uv") if isinstance(tool, Mapping) else None
+
+
+def _passed_over(code: CodeTree, project: Project | None, found: Requirements) -> Iterable[str]:
+    if project is not None and project.needs_anything and "." not in found.local:
+        yield (
+            f"{FILE if project.told else SETUP} is not read, since {_PIP_FILE} comes first: write '-e .' into that"
+            " to have the project itself installed."
+        )
+    if code.has_file(_LOCK):
+        yield f"{_LOCK} is not read, since {_PIP_FILE} comes first: remove the one that is not meant."
+
+
+def _not_read(code: CodeTree, found: Requirements) -> Iterable[str]:
+    others = [name for name in _OTHERS if code.has_file(name)]
+    if others:
+        instead = "the requirements are resolved anew" if found.arguments or found.project else "nothing is installed"
+        yield f"{', '.join(others)} is not read, and {instead}: export it to a {_PIP_FILE}, which is."
+    conda = [name for name in CONDA_FILES if code.has_file(name)]
+    if conda and not found.arguments and not found.project:
+        yield f"{conda[0]} is read for images only; a local process has nothing installed. Write a {_PIP_FILE} for it."
+
+
+def _of_variables(variables: Mapping[str, str]) -> Iterable[str]:
+    for name, place in variables.items():
+        yield (
+            f"{place} names the environment variable ${{{name}}}: a run on local-process needs it in its env (of the"
+            " queue or the item), and no image can be built with it."
+        )

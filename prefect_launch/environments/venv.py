@@ -1,9 +1,9 @@
 """Virtual environments of local processes: one for each set of requirements, made once with uv and kept.
 
-The key is the Python, the platform and the requirements, never the code, so the second launch of a job finds its
-environment in milliseconds. One process makes it while others wait (a file lock); a marker, written last, says that it
-is whole, so a killed build leaves nothing that is taken for an environment. Old ones are removed by `shelf.py`; the
-marker's time says when one was last used.
+The key is the Python, the platform and the requirements, and of the code only what is installed of it, so the second
+launch of a job finds its environment in milliseconds. One process makes it while others wait (a file lock); a marker,
+written last, says that it is whole, so a killed build leaves nothing that is taken for an environment. Old ones are
+removed by `shelf.py`; the marker's time says when one was last used.
 """
 
 from __future__ import annotations
@@ -16,28 +16,35 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
 
 from prefect_launch.commands import run_command
+from prefect_launch.environments.installing import MACHINE_FAULT_PATTERN, PROJECT_LEFT_OUT
 from prefect_launch.environments.pip_config import uv_environment
-from prefect_launch.environments.requirements import Requirements, read_requirements
+from prefect_launch.environments.requirements import Requirements, read_requirements, stage
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, SourceError
 from prefect_launch.file_lock import locked
 from prefect_launch.inputs.carry import carry_inputs
 
 #: Is in every whole environment; its time says when it was last used.
 READY = ".ready"
+#: The copy of the code that a package of it is installed from: it is needed as long as the environment.
+_CODE = "code"
+#: Why the project itself is not in an environment, if so.
+_WARNING = ".warning"
+#: What of the agent's own environment uv, and the build backends that it calls, are given.
+_PASSED_ON = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TMPDIR|LD_LIBRARY_PATH|(?i:(?:HTTPS?|ALL|NO)_PROXY)|REQUESTS_CA_BUNDLE"
+    r"|CURL_CA_BUNDLE|SSH_AUTH_SOCK|CC|CXX|CFLAGS|LDFLAGS|(?:LC|XDG|SSL|GIT|UV|PIP|CUDA|NVIDIA)_\w+"
+)
 #: What uv's message shows of a build that failed: the end of it.
 _SHOWN_LINES = 15
 #: uv's words for a fault of the network or the disk, not of the requirements.
-_MACHINE_FAULTS = re.compile(
-    r"failed to fetch|error sending request|dns error|connection (?:refused|reset)|timed out|invalid peer certificate"
-    r"|No space left|Permission denied|HTTP status (?:server error|client error \(40[137])",
-    re.IGNORECASE,
-)
+_MACHINE_FAULTS = re.compile(MACHINE_FAULT_PATTERN, re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -73,35 +80,41 @@ class Environments:
     folder: Path
     _pythons: dict[str | None, _Python] = field(default_factory=dict)
 
-    async def is_ready(self, code_dir: Path | None, python_version: str | None = None) -> bool:
+    async def is_ready(
+        self, code_dir: Path | None, python_version: str | None = None, variables: Mapping[str, str] | None = None
+    ) -> bool:
         """Whether the environment that a job's code needs is there; arguments as `ensure`."""
-        path, _, _ = await self._wanted(code_dir, python_version)
-        return await anyio.to_thread.run_sync(_touch, path)
+        order = await self._ordered(code_dir, python_version, variables)
+        return await anyio.to_thread.run_sync(_touch, self.folder / order.key)
 
-    async def _wanted(self, code_dir: Path | None, version: str | None) -> tuple[Path, _Python, Requirements]:
+    async def _ordered(self, code_dir: Path | None, version: str | None, variables: Mapping[str, str] | None) -> _Order:
         requirements = await anyio.to_thread.run_sync(read_requirements, code_dir)
-        python = await self._python(version)
-        return self.folder / _key(python, requirements), python, requirements
+        given = _named_variables(requirements, variables or {})
+        return _Order(code_dir or Path(), await self._python(version), requirements, given)
 
-    async def ensure(self, code_dir: Path | None, python_version: str | None = None) -> Venv:
+    async def ensure(
+        self, code_dir: Path | None, python_version: str | None = None, variables: Mapping[str, str] | None = None
+    ) -> Venv:
         """Return the environment that a job's code needs; make it when it is not there.
 
         Args:
             code_dir: the job's code; None, or code that names no requirements, gets an empty environment.
             python_version: the job's Python, such as "3.11". When this machine has none, the agent's own is taken, with
                 a warning.
+            variables: the run's environment variables; the requirements are given those that they name (`${TOKEN}`).
 
         Raises:
-            SourceError: when the requirements do not resolve or build, with uv's last lines.
+            SourceError: when the requirements cannot be read, or do not resolve or build, with uv's last lines.
             InfrastructureError: when an index or the disk fails.
         """
-        path, python, requirements = await self._wanted(code_dir, python_version)
+        order = await self._ordered(code_dir, python_version, variables)
+        path = self.folder / order.key
         if not await anyio.to_thread.run_sync(_touch, path):
             async with locked(self.folder / f"{path.name}.lock"):
                 if not await anyio.to_thread.run_sync(_touch, path):
-                    await self._make_whole(path, python, requirements)
+                    await self._make_whole(path, order)
         await anyio.to_thread.run_sync(_carry_inputs, path)
-        return Venv(path, python.warnings)
+        return Venv(path, await anyio.to_thread.run_sync(_warnings, path, order))
 
     async def _python(self, version: str | None) -> _Python:
         wanted = version if version and not platform.python_version().startswith(f"{version}.") else None
@@ -109,31 +122,80 @@ class Environments:
             self._pythons[wanted] = _own_python() if wanted is None else await _find_python(wanted)
         return self._pythons[wanted]
 
-    async def _make_whole(self, path: Path, python: _Python, requirements: Requirements) -> None:
+    async def _make_whole(self, path: Path, order: _Order) -> None:
         try:
-            await self._make(path, python, requirements)
+            await self._make(path, order)
         except (LaunchError, OSError):
             # On a disk that is full, what is half made would keep it so.
             await anyio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
             raise
 
-    async def _make(self, path: Path, python: _Python, requirements: Requirements) -> None:
+    async def _make(self, path: Path, order: _Order) -> None:
+        requirements, code = order.requirements, path / _CODE
         await anyio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
-        await _uv("venv", "--quiet", "--no-project", "--python", python.executable, str(path), cwd=self.folder)
-        if requirements.lines:
-            _write(path / "requirements.txt", requirements.lines)
-            _write(path / "constraints.txt", requirements.constraints)
-            await _uv(
-                *("pip", "install", "--quiet", "--python", str(path / "bin" / "python")),
-                *("--requirement", "requirements.txt", "--constraint", "constraints.txt"),
-                cwd=path,
-            )
+        command = ("venv", "--quiet", "--no-project", "--no-config", "--python", order.python.executable, str(path))
+        if said := await _uv(command, self.folder):
+            raise _machine_fault(said)
+        code.mkdir()
+        await anyio.to_thread.run_sync(stage, requirements, order.code_dir, code)
+        install = ("pip", "install", "--quiet", "--python", str(path / "bin" / "python"))
+        environment = {**requirements.build_variables, **order.variables}
+        if requirements.arguments and (said := await _uv((*install, *requirements.arguments), code, environment)):
+            raise _installation_fault(order.masked(said))
+        if requirements.project:
+            # Of it alone the version is made up: its repository is not there.
+            environment["SETUPTOOLS_SCM_PRETEND_VERSION"] = "0.0.0"
+            said = await _uv((*install, "--no-deps", "--editable", "."), code, environment)
+            if said and _MACHINE_FAULTS.search(said):
+                raise _machine_fault(order.masked(said))
+            if said:
+                reason = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("hint:")]
+                (path / _WARNING).write_text(f"{PROJECT_LEFT_OUT} uv says: {reason[-1]}\n", encoding="utf-8")
+        if not requirements.keeps_code:
+            await anyio.to_thread.run_sync(shutil.rmtree, code)
         (path / READY).touch()
 
 
-def _key(python: _Python, requirements: Requirements) -> str:
-    parts = (python.executable, python.version, sysconfig.get_platform(), requirements.key)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+@dataclass(frozen=True)
+class _Order:
+    """What an environment is to be made of."""
+
+    code_dir: Path
+    python: _Python
+    requirements: Requirements
+    variables: Mapping[str, str] = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        parts = (self.python.executable, self.python.version, sysconfig.get_platform(), self.requirements.key)
+        # Their values, too: one who is not given a token must not find what was fetched with it.
+        given = (f"{name}={value}" for name, value in sorted(self.variables.items()))
+        return hashlib.sha256("\0".join((*parts, *given)).encode()).hexdigest()[:24]
+
+    def masked(self, text: str) -> str:
+        for name, value in self.variables.items():
+            text = text.replace(value, f"${{{name}}}") if value else text
+        return text
+
+
+def _named_variables(requirements: Requirements, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that requirements name, of a run's own: the agent's are none of its business."""
+    missing = next((name for name in requirements.variables if name not in given), None)
+    if missing is not None:
+        raise SourceError(
+            f"{requirements.variables[missing]} names the environment variable ${{{missing}}}, which the run is not"
+            " given. Set it in the env of the queue or of the item."
+        )
+    return {name: given[name] for name in requirements.variables}
+
+
+def _warnings(path: Path, order: _Order) -> tuple[str, ...]:
+    """Say what a run should know of its environment: another Python, a project left out, nothing in it."""
+    warning = path / _WARNING
+    said = warning.read_text(encoding="utf-8").splitlines() if warning.exists() else []
+    requirements = order.requirements
+    is_empty = not requirements.arguments and not requirements.project
+    return (*order.python.warnings, *said, *(requirements.notes if is_empty else ()))
 
 
 def _own_python() -> _Python:
@@ -156,24 +218,33 @@ async def _find_python(version: str) -> _Python:
     return _Python(own.executable, own.version, (warning,))
 
 
-async def _uv(*arguments: str, cwd: Path) -> None:
-    """Run uv; cancelled, it ends the command too."""
+async def _uv(arguments: tuple[str, ...], cwd: Path, variables: Mapping[str, str] | None = None) -> str:
+    """Run uv; return what it says when it fails, else nothing. Cancelled, it ends the command too."""
+    own = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
     process = await run_command(
-        [_uv_path(), *arguments],
-        stderr=subprocess.STDOUT,
-        cwd=cwd,
-        env=uv_environment({key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}),
+        [_uv_path(), *arguments], stderr=subprocess.STDOUT, cwd=cwd, env={**uv_environment(own), **(variables or {})}
     )
-    if process.returncode == 0:
-        return
     said = process.stdout.decode(errors="replace").strip()
-    end = "\n".join(said.splitlines()[-_SHOWN_LINES:])
-    if _MACHINE_FAULTS.search(said) or arguments[0] == "venv":
-        raise InfrastructureError(
-            "The job's environment could not be made on this machine. Look at its network, package index and disk. uv"
-            f" says:\n{end}"
-        )
-    raise SourceError(f"The job's requirements cannot be installed. Correct its requirements file. uv says:\n{end}")
+    return "" if process.returncode == 0 else said or f"nothing (exit code {process.returncode})"
+
+
+def _end(said: str) -> str:
+    return "\n".join(said.splitlines()[-_SHOWN_LINES:])
+
+
+def _machine_fault(said: str) -> InfrastructureError:
+    return InfrastructureError(
+        "The job's environment could not be made on this machine. Look at its network, package index and disk. uv"
+        f" says:\n{_end(said)}"
+    )
+
+
+def _installation_fault(said: str) -> LaunchError:
+    if _MACHINE_FAULTS.search(said):
+        return _machine_fault(said)
+    return SourceError(
+        f"The job's requirements cannot be installed. Correct its requirements file. uv says:\n{_end(said)}"
+    )
 
 
 def _uv_path() -> str:
@@ -196,10 +267,6 @@ def _carry_inputs(path: Path) -> None:
             f"The job's environment {str(path)!r} cannot be completed ({error!r}). Look at this machine's disk;"
             " remove the folder to have it made again."
         ) from error
-
-
-def _write(path: Path, lines: tuple[str, ...]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def _touch(path: Path) -> bool:

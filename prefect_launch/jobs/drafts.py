@@ -14,6 +14,7 @@ from anyio import to_thread
 from prefect.logging import get_logger
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
 from prefect_launch.jobs.archive import pack
 from prefect_launch.jobs.build_files import check_build_files
@@ -149,6 +150,7 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     where, hint = f"the code folder {folder}", " Or see whether .launchignore or .gitignore leaves the file out."
     check_in_code(entry_point, archive.paths, build_context=request.build_context, where=where, hint=hint)
     _check_build_files(request, archive.paths, where, hint)
+    await to_thread.run_sync(_check_requirements, request, folder, archive.paths)
     runtime = request.runtime or await to_thread.run_sync(runtime_of, folder)
     source = CodeJobSource(
         artifact=CodeJobSource.artifact_of(archive.content_digest), **_command(entry_point), **_build(request)
@@ -191,6 +193,16 @@ async def _check_in_commit(
 def _check_build_files(request: JobRequest, paths: Collection[str], where: str, hint: str = "") -> None:
     given = {"build_context": request.build_context, "dockerfile": request.dockerfile}
     check_build_files(paths, **given, where=where, hint=hint)
+
+
+def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str]) -> None:
+    """Read what the code says that it needs, as an agent will: refuse what cannot be had, and say what is not read."""
+    if request.dockerfile is not None or request.base_image is not None:
+        return  # Then these say what the code runs with.
+    top = PurePosixPath(request.build_context or ".")
+    inside = [str(PurePosixPath(path).relative_to(top)) for path in paths if PurePosixPath(path).is_relative_to(top)]
+    for note in read_requirements(folder / top, inside).notes:
+        _logger.warning("%s", note)
 
 
 _Maker = Callable[[JobRequest, Git], Awaitable[tuple[JobDraft, "str | None"]]]

@@ -91,7 +91,7 @@ class LocalProcessRunner(Runner):
         return {**_process(plan, cwd), "python": plan.python_version, "env": {**env, **fixed}}
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
-        ready = await self._environments.is_ready(plan.code_dir, plan.python_version)
+        ready = await self._environments.is_ready(plan.code_dir, plan.python_version, _given_variables(plan))
         return None if ready else ItemState.BUILDING
 
     async def prepare(self, plan: RunPlan) -> None:
@@ -156,7 +156,7 @@ class LocalProcessRunner(Runner):
         await anyio.to_thread.run_sync(self._nursery.close)
 
     async def _venv(self, plan: RunPlan) -> Venv:
-        return await self._environments.ensure(plan.code_dir, plan.python_version)
+        return await self._environments.ensure(plan.code_dir, plan.python_version, _given_variables(plan))
 
     def _create(self, plan: RunPlan, venv: Venv) -> None:
         folder = RunFolder(plan.run_dir)
@@ -222,10 +222,14 @@ def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:
         key: value for key, value in os.environ.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)
     }
     output_dir = str(plan.output_dir.absolute())
-    own = with_default_variables({**plan.options.get("env", {}), **plan.env}, output_dir)
+    own = with_default_variables(_given_variables(plan), output_dir)
     variables = {**inherited, **own, "LAUNCH_OUTPUT_DIR": output_dir}
     path = variables.get("PATH", os.defpath)
     return {**variables, "VIRTUAL_ENV": str(venv.path), "PATH": f"{venv.path / 'bin'}{os.pathsep}{path}"}
+
+
+def _given_variables(plan: RunPlan) -> dict[str, str]:
+    return {**plan.options.get("env", {}), **plan.env}
 
 
 def _check_command(plan: RunPlan) -> None:

@@ -75,16 +75,55 @@ def texts(root: Path) -> dict[str, str]:
     return {entry.name: entry.content.decode() if entry.source is None else "file" for entry in found}
 
 
-def test_requirements_become_one_flat_file(tmp_path: Path) -> None:
+def test_requirements_files_go_in_as_they_are_with_what_they_include(tmp_path: Path) -> None:
     root = code(tmp_path, requirements_txt="-r more.txt\nnumpy # why\n-c max.txt", more_txt="six", max_txt="six<2")
-    assert texts(root) == {"launch/requirements.txt": "six\nnumpy\n", "launch/constraints.txt": "six<2\n"}
+    assert texts(root) == {
+        "launch/arguments": "--requirement\nrequirements.txt\n",
+        "launch/project.env": "",
+        "launch/src/max.txt": "six<2\n",
+        "launch/src/more.txt": "six\n",
+        "launch/src/requirements.txt": "-r more.txt\nnumpy # why\n-c max.txt\n",
+    }
 
 
-def test_package_in_the_code_goes_in_at_a_path_of_the_image(tmp_path: Path) -> None:
+def test_package_in_the_code_goes_in_beside_the_file_that_names_it(tmp_path: Path) -> None:
     root = code(tmp_path, requirements_txt="-e ./libs/mine\n-f wheels\n", libs__mine__setup_py="1", wheels__a_whl="2")
     found = texts(root)
-    assert found["launch/requirements.txt"] == "/opt/launch/src/libs/mine\n-f /opt/launch/src/wheels\n"
+    assert found["launch/src/requirements.txt"] == "-e ./libs/mine\n--find-links ./wheels\n"
     assert {"launch/src/libs/mine/setup.py", "launch/src/wheels/a.whl"} < set(found)
+
+
+def test_project_is_installed_in_a_layer_above_what_it_depends_on(tmp_path: Path) -> None:
+    project = (
+        '[build-system]\nrequires = ["hatchling"]\n[project]\nname = "a-b"\nversion = "1"\ndependencies = ["six"]\n'
+    )
+    root = code(tmp_path, pyproject_toml=project, src__a__b_py="1")
+    before = find_dependencies(root, LIMIT)
+    assert before.project
+    assert texts(root)["launch/src/requirements.pyproject.txt"] == "six\n"
+    assert {"project/pyproject.toml", "project/src/a/b.py"} < set(texts(root))
+    assert "SETUPTOOLS_SCM_PRETEND_VERSION_FOR_A_B=0.0.0" in texts(root)["launch/project.env"]
+
+    code(root, src__a__b_py="2")
+    after = find_dependencies(root, LIMIT)
+    assert after.context.below("launch/") == before.context.below("launch/")
+    assert after.context.digest != before.context.digest
+    text = write_dockerfile(Recipe(base="x", project=True))
+    assert text.index("install.sh\n") < text.index("COPY project/") < text.index("install.sh project")
+
+
+def test_project_of_dynamic_dependencies_goes_in_whole(tmp_path: Path) -> None:
+    project = '[build-system]\nrequires = ["hatchling"]\n[project]\nname = "a"\ndynamic = ["dependencies", "version"]\n'
+    root = code(tmp_path, pyproject_toml=project, src__a__b_py="1")
+    assert not find_dependencies(root, LIMIT).project
+    assert {"launch/src/pyproject.toml", "launch/src/src/a/b.py", "launch/project"} < set(texts(root))
+    assert texts(root)["launch/arguments"] == "--requirement\npyproject.toml\n"
+
+
+def test_requirements_that_name_an_environment_variable_are_refused_for_an_image(tmp_path: Path) -> None:
+    root = code(tmp_path, requirements_txt="\n--index-url https://user:${TOKEN}@example.com/simple\nsix")
+    with pytest.raises(SourceError, match=r"requirements\.txt:2 names the environment variable \$\{TOKEN\}"):
+        find_dependencies(root, LIMIT)
 
 
 def test_change_of_the_code_leaves_what_is_installed_as_it_is(tmp_path: Path) -> None:
@@ -99,13 +138,13 @@ def test_change_of_the_code_leaves_what_is_installed_as_it_is(tmp_path: Path) ->
 def test_lock_of_uv_wins_over_the_project_file_and_requirements_win_over_both(tmp_path: Path) -> None:
     project = '[project]\nname = "x"\nversion = "1"\ndependencies = ["six"]\n'
     root = code(tmp_path, pyproject_toml=project)
-    assert texts(root)["launch/requirements.txt"] == "six\n"
+    assert texts(root)["launch/src/requirements.pyproject.txt"] == "six\n"
     code(root, uv_lock='version = 1\nrequires-python = ">=3.10"\n[[package]]\nname = "x"\nversion = "1"\n'
         'source = { virtual = "." }\ndependencies = [{ name = "six" }]\n[[package]]\nname = "six"\nversion = "1.16.0"\n'
         'source = { registry = "https://pypi.org/simple" }\n')  # fmt: skip
-    assert "six==1.16.0" in texts(root)["launch/requirements.txt"]
+    assert "six==1.16.0" in texts(root)["launch/src/requirements.uv-lock.txt"]
     code(root, requirements_txt="numpy")
-    assert texts(root)["launch/requirements.txt"] == "numpy\n"
+    assert texts(root)["launch/src/requirements.txt"] == "numpy\n"
 
 
 def test_lock_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -112,6 +112,41 @@ async def test_entry_point_that_runs_a_module_or_a_program_is_taken(registry: Jo
         await create_in(registry, _request(code, "code", entrypoint=command))
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"six\n-r more.txt\n", r"requirements.txt:2 names the requirements file 'more.txt'"),
+        (b"six\n-e ../other\n", r"requirements.txt:2 names '../other', which lies outside"),
+        (b"six  # gr\xf6\xdfer\n", r"'requirements.txt' of the job cannot be read"),
+        (b"six\nsix=1\n", r"requirements.txt:2: 'six=1' is no requirement"),
+    ],
+)
+async def test_requirements_that_cannot_be_had_are_refused_when_the_job_is_made(
+    registry: JobRegistry, index: InMemoryJobIndex, code: Path, content: bytes, reason: str
+) -> None:
+    (code / "requirements.txt").write_bytes(content)
+    (code / "more.txt").write_text("six\n")
+    (code / ".launchignore").write_text("more.txt\n")
+
+    with pytest.raises(SourceError, match=reason):
+        await create_in(registry, _request(code, "code"))
+    assert index.calls["create"] == index.calls["write"] == 0
+    # A Dockerfile or a base image says what the code runs with.
+    await create_in(registry, _request(code, "code", base_image="team/train:1"))
+
+
+async def test_what_is_not_read_of_the_codes_files_is_said_when_the_job_is_made(
+    registry: JobRegistry, code: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (code / "requirements.txt").rename(code / "poetry.lock")
+
+    with caplog.at_level("WARNING"):
+        await create_in(registry, _request(code, "code", entrypoint="python main.py"))
+    assert [record.getMessage() for record in caplog.records] == [
+        "poetry.lock is not read, and nothing is installed: export it to a requirements.txt, which is."
+    ]
+
+
 async def test_entry_point_may_lie_in_the_build_context(registry: JobRegistry, code: Path) -> None:
     (code / "image").mkdir()
     (code / "image" / "train.py").write_text("")
