@@ -139,7 +139,7 @@ async def test_requirements_file_in_utf_16_with_an_included_address_is_installed
     runner: LocalProcessRunner, tmp_path: Path, address: str
 ) -> None:
     (tmp_path / "served" / "limits.txt").write_text("six==1.15.0\n")
-    files = {
+    files: dict[str, str | bytes] = {
         "requirements.txt": f"-rreq/base.txt\r\n-c http://{address}/limits.txt\r\n-e.[dev]\r\n".encode("utf-16"),
         "req/base.txt": "-e libs/common\n",
         "libs/common/pyproject.toml": f'{SETUPTOOLS}[project]\nname = "common"\nversion = "1"\n',

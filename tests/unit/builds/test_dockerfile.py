@@ -121,7 +121,7 @@ def test_project_of_dynamic_dependencies_goes_in_whole(tmp_path: Path) -> None:
 
 
 def test_requirements_that_name_an_environment_variable_are_refused_for_an_image(tmp_path: Path) -> None:
-    root = code(tmp_path, requirements_txt="\n--index-url https://user:${TOKEN}@example.com/simple\nsix")
+    root = code(tmp_path, requirements_txt="\n--index-url https://user:${TOKEN}@example.com/wheels\nsix")
     with pytest.raises(SourceError, match=r"requirements\.txt:2 names the environment variable \$\{TOKEN\}"):
         find_dependencies(root, LIMIT)
 

@@ -65,8 +65,8 @@ def test_included_files_are_part_of_it(tmp_path: Path) -> None:
         ("-f req", "--find-links ./req"),
         ("--find-links /mnt/wheels", "--find-links /mnt/wheels"),
         ("-c https://example.com/c.txt", "-c https://example.com/c.txt"),
-        ("-ihttps://example.com/simple", "--index-url https://example.com/simple"),
-        ("--extra-index-url https://example.com/simple", "--extra-index-url https://example.com/simple"),
+        ("-ihttps://example.com/wheels", "--index-url https://example.com/wheels"),
+        ("--extra-index-url https://example.com/wheels", "--extra-index-url https://example.com/wheels"),
         ("--use-feature=fast-deps", ""),
         ("six>=1,\\\n  <2", "six>=1,  <2\n"),
         ("six==1.16.0 \\\n  --hash=sha256:00", "six==1.16.0   --hash=sha256:00\n"),
@@ -156,7 +156,7 @@ def test_package_that_names_others_brings_all_of_the_code(tmp_path: Path) -> Non
 
 
 def test_environment_variables_are_told_with_their_place(tmp_path: Path) -> None:
-    found = read_requirements(code(tmp_path, requirements_txt="six\n-i https://u:${TOKEN}@example.com/simple\n"))
+    found = read_requirements(code(tmp_path, requirements_txt="six\n-i https://u:${TOKEN}@example.com/wheels\n"))
     assert dict(found.variables) == {"TOKEN": "requirements.txt:2"}
     assert any("requirements.txt:2 names the environment variable ${TOKEN}" in note for note in found.notes)
 
