@@ -12,7 +12,7 @@ from prefect.logging import get_logger
 from prefect_launch.api import Api
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.image_digest import Digests, with_digest
-from prefect_launch.item_options import is_whole, merged_options
+from prefect_launch.item_options import merged_options
 from prefect_launch.item_spec import labels_of, run_id_of, tags_of
 from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
@@ -196,9 +196,7 @@ def _check_options(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> None
         author=spec.author,
         queue_name=queue.name,
     )
-    options = merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
-    whole = {name: value for name, value in options.items() if is_whole(value)}
-    runner_class(queue.config.resource).check_options(whole)
+    merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
 
 
 def _completed(api: Api, spec: LaunchSpec, job: Job | None) -> LaunchSpec:

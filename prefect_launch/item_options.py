@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from prefect_launch.errors import SpecError, UnsafeSpecError
-from prefect_launch.macros import MACRO, fill_macros
+from prefect_launch.macros import fill_macros
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import (
     check_path_values,
@@ -21,15 +21,16 @@ from prefect_launch.safety import (
     merge_resource_args,
 )
 from prefect_launch.safety.limits import (
+    check_fixed,
     check_limits,
-    check_submitter_limits,
+    check_unlimited,
     fixed_options,
     time_limit,
     with_limits,
 )
-from prefect_launch.secret_blocks import fill_secrets, secret_names
+from prefect_launch.secret_blocks import fill_secrets
 from prefect_launch.spec import LaunchSpec
-from prefect_launch.templates import QueueConfig, check_variables
+from prefect_launch.templates import QueueConfig, check_variables, is_whole
 
 
 def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) -> dict[str, Any]:
@@ -61,9 +62,11 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
     # Who runs something of no queue has their own access to the server.
     allowed = None if queue is None else config.submitter_secrets
     check_submitter_secrets(options, resource=resource, allowed=allowed)
+    if queue is not None:
+        check_fixed(options, config, runner.quantities)
     options = runner.check_options(options)
     if queue is not None:
-        check_submitter_limits(options, config, runner.quantities)
+        check_unlimited(options, config, runner.quantities)
         _check_overrides(config, spec, fixed_options(config, runner.quantities))
         time_limit(spec.timeout, config)
     return options
@@ -103,6 +106,7 @@ def merged_options(
         secrets: what the Secret blocks hold, by name; likewise.
 
     Raises:
+        SpecError: for a value that is none, or options that do not go together, as far as they are filled in.
         SubmitterError: as `submitted_options`, and for a value that changes a path or a bind which it is filled into.
     """
     submitted = submitted_options(config, spec, queue)
@@ -111,16 +115,11 @@ def merged_options(
     check_path_values(config, spec.template_variables, macros)
     of_queue = config.fill(spec.template_variables, secrets, macros)
     merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
-    quantities = runner_class(config.resource).quantities
+    runner = runner_class(config.resource)
+    merged = with_limits(merged, config, runner.quantities)
+    whole = runner.check_options({name: value for name, value in merged.items() if is_whole(value)})
+    if is_whole(merged):
+        runner.check_together(whole)
     if queue is not None:
-        check_limits({name: value for name, value in merged.items() if is_whole(value)}, config, quantities)
-    return with_limits(merged, config, quantities)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether nothing is left to be filled into an option's value: no macro of the agent's operator, and no secret."""
-    if isinstance(value, Mapping):
-        return all(is_whole(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(is_whole(item) for item in value)
-    return not (isinstance(value, str) and (MACRO.search(value) or secret_names(value)))
+        check_limits(whole, config, runner.quantities)
+    return merged

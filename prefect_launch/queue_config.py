@@ -18,7 +18,7 @@ from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import normalise_options
 from prefect_launch.safety.limits import check_own_limits, normalise_allowed, read_limits
 from prefect_launch.server_json import check_server_json
-from prefect_launch.templates import QueueConfig, check_placeholders, read_template_variables
+from prefect_launch.templates import QueueConfig, check_placeholders, is_whole, placeholders, read_template_variables
 
 PRIORITIZATION_MODES: Final = ("V0", "DISABLED")
 #: What a queue's config says of images, beside the options of its resource.
@@ -92,7 +92,19 @@ def make_config(
             outputs=_outputs_of(outputs),
         )
     )
+    _check_values(made, runner)
     return check_own_limits(made, runner.quantities)
+
+
+def _check_values(config: QueueConfig, runner: type[Runner]) -> None:
+    """Check the values of a queue's own options that are all there: no variable, macro or secret is filled in later."""
+    whole = {name: value for name, value in config.resource_args.items() if not placeholders(value) and is_whole(value)}
+    try:
+        checked = runner.check_options(whole)
+        if whole.keys() == config.resource_args.keys():
+            runner.check_together(checked)
+    except SpecError as error:
+        raise QueueError(f"The queue's config is not right: {error}") from None
 
 
 def _secrets_of(names: Iterable[str]) -> tuple[str, ...]:

@@ -182,6 +182,15 @@ def fill_text(text: str, values: Mapping[str, Any], macros: Mapping[str, str]) -
     return _FILLED.sub(value_of, text)
 
 
+def is_whole(value: Any) -> bool:
+    """Whether nothing is left to be filled into an option's value: no macro of the agent's operator, and no secret."""
+    if isinstance(value, Mapping):
+        return all(is_whole(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(is_whole(item) for item in value)
+    return not (isinstance(value, str) and (MACRO.search(value) or secret_names(value)))
+
+
 def _fill(value: Any, values: Mapping[str, Any], macros: Mapping[str, str]) -> Any:
     if isinstance(value, Mapping):
         pairs = ((key, _fill(item, values, macros)) for key, item in value.items())

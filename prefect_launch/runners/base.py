@@ -227,6 +227,17 @@ class Runner(ABC):
         """
         raise NotImplementedError
 
+    @classmethod  # noqa: B027 - most resources have no such rule
+    def check_together(cls, options: Mapping[str, Any]) -> None:
+        """Refuse options that do not go together.
+
+        Args:
+            options: all that a run has, as `check_options` returns them.
+
+        Raises:
+            SpecError: naming them.
+        """
+
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
         """Return what `create` would make, as told away from the machine; variables and their values as `env`."""

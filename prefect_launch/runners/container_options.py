@@ -26,44 +26,44 @@ _Reader = Callable[[object], Any]
 #: Options of submitters: where in the API's configuration, and the value's reader.
 _SUBMITTER: dict[str, tuple[tuple[str, ...], _Reader]] = {
     "command": (("Cmd",), values.words),
-    "cpu-period": ((_HOST, "CpuPeriod"), values.integer),
-    "cpu-quota": ((_HOST, "CpuQuota"), values.integer),
-    "cpu-shares": ((_HOST, "CpuShares"), values.integer),
+    "cpu-period": ((_HOST, "CpuPeriod"), values.between(1_000, 1_000_000, 0)),
+    "cpu-quota": ((_HOST, "CpuQuota"), values.between(1_000, 2**63 - 1, 0, -1)),
+    "cpu-shares": ((_HOST, "CpuShares"), values.between(2, 262_144, 0)),
     "cpus": ((_HOST, "NanoCpus"), values.nano_cpus),
-    "cpuset-cpus": ((_HOST, "CpusetCpus"), values.text),
-    "cpuset-mems": ((_HOST, "CpusetMems"), values.text),
+    "cpuset-cpus": ((_HOST, "CpusetCpus"), values.cpu_list),
+    "cpuset-mems": ((_HOST, "CpusetMems"), values.cpu_list),
     "env": (("Env",), read_env),
     "gpus": ((_HOST, "DeviceRequests"), values.device_requests),
-    "memory": ((_HOST, "Memory"), values.size),
-    "memory-reservation": ((_HOST, "MemoryReservation"), values.size),
+    "memory": ((_HOST, "Memory"), values.memory),
+    "memory-reservation": ((_HOST, "MemoryReservation"), values.memory),
     "memory-swap": ((_HOST, "MemorySwap"), values.size_or_unlimited),
-    "name": (("Labels", WANTED_NAME_LABEL), values.text),
-    "pids-limit": ((_HOST, "PidsLimit"), values.integer),
-    "platform": (("platform",), values.text),
+    "name": (("Labels", WANTED_NAME_LABEL), values.container_name),
+    "pids-limit": ((_HOST, "PidsLimit"), values.between(1, 4_194_304, 0, -1)),
+    "platform": (("platform",), values.platform),
     "shm-size": ((_HOST, "ShmSize"), values.size),
     "ulimit": ((_HOST, "Ulimits"), values.ulimits),
-    "workdir": (("WorkingDir",), values.text),
+    "workdir": (("WorkingDir",), values.path),
 }
 _OWNER: dict[str, tuple[tuple[str, ...], _Reader]] = {
-    "add-host": ((_HOST, "ExtraHosts"), values.texts),
-    "cap-add": ((_HOST, "CapAdd"), values.texts),
-    "cap-drop": ((_HOST, "CapDrop"), values.texts),
+    "add-host": ((_HOST, "ExtraHosts"), values.hosts),
+    "cap-add": ((_HOST, "CapAdd"), values.capabilities),
+    "cap-drop": ((_HOST, "CapDrop"), values.capabilities),
     "device": ((_HOST, "Devices"), values.devices),
-    "dns": ((_HOST, "Dns"), values.texts),
+    "dns": ((_HOST, "Dns"), values.addresses),
     "entrypoint": (("Entrypoint",), values.words),
-    "hostname": (("Hostname",), values.text),
+    "hostname": (("Hostname",), values.hostname),
     "init": ((_HOST, "Init"), values.boolean),
-    "ipc": ((_HOST, "IpcMode"), values.text),
+    "ipc": ((_HOST, "IpcMode"), values.ipc),
     "label": (("Labels",), values.pairs),
     "mount": ((_HOST, "Mounts"), values.mounts),
-    "network": ((_HOST, "NetworkMode"), values.text),
+    "network": ((_HOST, "NetworkMode"), values.network),
     "privileged": ((_HOST, "Privileged"), values.boolean),
     "read-only": ((_HOST, "ReadonlyRootfs"), values.boolean),
-    "runtime": ((_HOST, "Runtime"), values.text),
-    "security-opt": ((_HOST, "SecurityOpt"), values.texts),
+    "runtime": ((_HOST, "Runtime"), values.runtime),
+    "security-opt": ((_HOST, "SecurityOpt"), values.security_options),
     "tmpfs": ((_HOST, "Tmpfs"), values.tmpfs),
-    "user": (("User",), values.text),
-    "volume": ((_HOST, "Binds"), values.binds),
+    "user": (("User",), values.user),
+    "volume": ((_HOST, "Mounts"), values.volumes),
 }
 _TABLE = {**_SUBMITTER, **_OWNER}
 _IGNORED = frozenset({"rm", "detach", "d"})
@@ -90,6 +90,36 @@ def check_container_options(options: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def check_together(options: Mapping[str, Any]) -> None:
+    """Refuse options that do not go together, as the engine would.
+
+    Args:
+        options: as `check_container_options` returns them; all that a run has.
+
+    Raises:
+        SpecError: naming both.
+    """
+    read = {name: _read(name, value) for name, value in options.items()}
+    most, swap, kept = (read.get(name, 0) for name in ("memory", "memory-swap", "memory-reservation"))
+    if swap > 0 and not most:
+        raise _unfit("memory-swap", "memory", "is all memory and swap together, and needs the option")
+    if 0 < swap < most:
+        raise _unfit("memory-swap", "memory", "must not be below")
+    if most and kept > most:
+        raise _unfit("memory-reservation", "memory", "must not be above")
+    for other in ("cpu-period", "cpu-quota"):
+        if read.get("cpus") and read.get(other):
+            raise _unfit(other, "cpus", "says the same as")
+    targets = [mount["Target"].rstrip("/") for name in ("mount", "volume") for mount in read.get(name, ())]
+    if len(set(targets)) < len(targets):
+        twice = next(target for target in targets if targets.count(target) > 1)
+        raise SpecError(f"Two mounts of local-container have the target {twice!r}. Keep one of them.")
+
+
+def _unfit(name: str, other: str, rule: str) -> SpecError:
+    return SpecError(f"The option {name!r} of local-container {rule} {other!r}. Correct one of them.")
+
+
 def apply_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a container's configuration with options put in; what the configuration says already wins.
 
@@ -109,6 +139,8 @@ def apply_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict
         read = _read(name, value)
         if isinstance(place.get(last), dict):
             place[last] = {**read, **place[last]}
+        elif last == "Mounts":  # Of `volume` and of `mount`.
+            place[last] = [*place.get(last, ()), *read]
         else:
             place.setdefault(last, read)
     return made

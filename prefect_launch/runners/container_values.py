@@ -10,14 +10,28 @@ from __future__ import annotations
 import csv
 import re
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from typing import Any, TypeVar
 
 from prefect_launch.runners.gpu_option import read_gpus
+
+Value = TypeVar("Value")
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmgt]?)(?:i?b)?\Z", re.IGNORECASE)
 _UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _NANO = 1_000_000_000
+#: The engine counts in 64 bits, the sign among them.
+_MAX_INTEGER = 2**63 - 1
+#: The engine's own least memory of a container.
+_MIN_MEMORY_BYTES = 6 * 1024**2
+_MAX_PATH_CHARS = 4096
+_MAX_CPU = 65_535
+_ULIMITS = (
+    *("core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio"),
+    *("rttime", "sigpending", "stack"),
+)
+_VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 
 
 def text(value: object) -> str:
@@ -27,6 +41,56 @@ def text(value: object) -> str:
     return str(value)
 
 
+def of_form(pattern: str, rule: str, *, max_chars: int = 255) -> Callable[[object], str]:
+    """Return a reader of a text that matches a pattern from its first to its last character.
+
+    Args:
+        pattern: a regular expression.
+        rule: what it says, in words.
+        max_chars: of the text.
+    """
+    form = re.compile(pattern, re.ASCII)
+
+    def read(value: object) -> str:
+        found = text(value)
+        if len(found) > max_chars or not form.fullmatch(found):
+            raise ValueError(rule)
+        return found
+
+    return read
+
+
+def each(reader: Callable[[object], Value]) -> Callable[[object], list[Value]]:
+    """Return a reader of one text, or a list of them that is not empty, each as another reader reads it."""
+    return lambda value: [reader(one) for one in texts(value)]
+
+
+container_name = of_form(
+    r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", "it must be letters, digits, '_', '.' and '-', a letter or a digit first"
+)
+platform = of_form(
+    r"[a-zA-Z0-9_-]+(/[a-zA-Z0-9_-]+){0,2}", 'it must be OS, OS/ARCHITECTURE or OS/ARCHITECTURE/VARIANT: "linux/arm64"'
+)
+hostname = of_form(
+    r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?(\.[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?)*",
+    "it must be a host's name: letters, digits, '-' and '.'",
+    max_chars=64,
+)
+network = of_form(
+    r"(container:)?[a-zA-Z0-9][a-zA-Z0-9_.-]*", 'it must be the name of a network, "host", "none" or "container:NAME"'
+)
+ipc = of_form(
+    r"none|private|shareable|host|container:[a-zA-Z0-9][a-zA-Z0-9_.-]*",
+    'it must be "none", "private", "shareable", "host" or "container:NAME"',
+)
+runtime = of_form(r"[a-zA-Z0-9][a-zA-Z0-9_./-]*", "it must be the name of a runtime that the engine knows")
+user = of_form(r"[a-zA-Z0-9_][\w.-]*\$?(:[a-zA-Z0-9_][\w.-]*\$?)?", "it must be USER or USER:GROUP, by names or ids")
+capabilities = each(of_form(r"(?i:(CAP_)?[A-Z_]+)", 'each must be a capability of the kernel, such as "SYS_PTRACE"'))
+security_options = each(
+    of_form(r"[a-z-]+([=:][\x20-\x7e]+)?", 'each must be NAME or NAME=VALUE: "no-new-privileges"', max_chars=65_536)
+)
+
+
 def integer(value: object) -> int:
     """A whole number, also as text."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
@@ -34,6 +98,45 @@ def integer(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("it must be a whole number")
     return value
+
+
+def between(least: int, most: int, *others: int) -> Callable[[object], int]:
+    """Return a reader of a whole number of a range, or one of some others."""
+    rule = f"it must be a whole number from {least:,} to {most:,}" + "".join(f", or {other}" for other in others)
+
+    def read(value: object) -> int:
+        number = integer(value)
+        if number not in others and not least <= number <= most:
+            raise ValueError(rule)
+        return number
+
+    return read
+
+
+def cpu_list(value: object) -> str:
+    """CPUs, or memory nodes, by number: "0-3", "0,2"; a bare number is one."""
+    found = of_form(r"\d{1,5}(-\d{1,5})?(,\d{1,5}(-\d{1,5})?)*", 'it must be numbers and ranges: "0-3", "0,2"')(value)
+    for part in found.split(","):
+        first, _, last = part.partition("-")
+        if not int(first) <= int(last or first) <= _MAX_CPU:
+            raise ValueError('it must be numbers and ranges, each from the least to the greatest: "0-3", "0,2"')
+    return found
+
+
+def path(value: object) -> str:
+    """A path in the container, as a text of one line that does not lead upwards."""
+    found = text(value)
+    if not found.isprintable() or len(found) > _MAX_PATH_CHARS or ".." in found.split("/"):
+        raise ValueError("it must be a path of one line, without '..' in it")
+    return found
+
+
+def absolute_path(value: object) -> str:
+    """A path from the root, in the container or on its host."""
+    found = path(value)
+    if not found.startswith("/"):
+        raise ValueError(f"{found!r} must be an absolute path, without '..' in it")
+    return found
 
 
 def boolean(value: object) -> bool:
@@ -56,7 +159,7 @@ def texts(value: object) -> list[str]:
 def words(value: object) -> list[str]:
     """A command: a text, split as a shell splits it, or a list of texts."""
     if isinstance(value, (list, tuple)):
-        return [str(one) if isinstance(one, (str, int, float)) else text(one) for one in value]
+        return ["" if one == "" else text(one) for one in value]
     return shlex.split(text(value))
 
 
@@ -65,7 +168,18 @@ def size(value: object) -> int:
     found = _SIZE.match(text(value).strip())
     if not found:
         raise ValueError('it must be a number of bytes, or one with a unit: b, k, m, g or t, such as "512m"')
-    return int(float(found["number"]) * _UNITS[found["unit"].lower()])
+    size = float(found["number"]) * _UNITS[found["unit"].lower()]
+    if size > _MAX_INTEGER:
+        raise ValueError("it must be less than 8 EiB")
+    return int(size)
+
+
+def memory(value: object) -> int:
+    """As `size`: 0 for no limit, or at least 6 MiB, the engine's own least."""
+    found = size(value)
+    if 0 < found < _MIN_MEMORY_BYTES:
+        raise ValueError("it must be at least 6m, the engine's own least")
+    return found
 
 
 def size_or_unlimited(value: object) -> int:
@@ -102,8 +216,12 @@ def ulimits(value: object) -> list[dict[str, Any]]:
         match = re.fullmatch(r"(\w+)=(-?\d+)(?::(-?\d+))?", one.strip())
         if not match:
             raise ValueError('each must be NAME=SOFT or NAME=SOFT:HARD, such as "nofile=1024:2048"')
-        soft = int(match[2])
-        found.append({"Name": match[1], "Soft": soft, "Hard": int(match[3] or soft)})
+        if match[1] not in _ULIMITS:
+            raise ValueError(f"{match[1]!r} is none of {', '.join(_ULIMITS)}")
+        soft, hard = int(match[2]), int(match[3] or match[2])
+        if not all(-1 <= number <= _MAX_INTEGER for number in (soft, hard)) or (hard >= 0 and not -1 < soft <= hard):
+            raise ValueError("each must be -1 (no limit) or more, the soft one not above the hard one")
+        found.append({"Name": match[1], "Soft": soft, "Hard": hard})
     return found
 
 
@@ -118,7 +236,28 @@ def pairs(value: object) -> dict[str, str]:
 def tmpfs(value: object) -> dict[str, str]:
     """Folders in memory: "/path" or "/path:options"."""
     split = (one.partition(":") for one in texts(value))
-    return {path: options for path, _, options in split}
+    return {absolute_path(folder): _mount_options(options) for folder, _, options in split}
+
+
+def _mount_options(options: str) -> str:
+    if not re.fullmatch(r"[\w=,%.-]*", options, re.ASCII):
+        raise ValueError('the options after a folder must be such as "size=64m,mode=1777"')
+    return options
+
+
+def hosts(value: object) -> list[str]:
+    """Names of hosts with their addresses: "db:10.0.0.1", "me:host-gateway"."""
+    for one in texts(value):
+        name, _, address = one.partition(":")
+        hostname(name)
+        if address != "host-gateway":
+            ip_address(address.strip("[]"))
+    return texts(value)
+
+
+def addresses(value: object) -> list[str]:
+    """Addresses of the internet protocol."""
+    return [str(ip_address(one)) for one in texts(value)]
 
 
 def devices(value: object) -> list[dict[str, str]]:
@@ -127,17 +266,59 @@ def devices(value: object) -> list[dict[str, str]]:
     for one in texts(value):
         host, _, rest = one.partition(":")
         inside, _, rights = rest.partition(":")
-        found.append({"PathOnHost": host, "PathInContainer": inside or host, "CgroupPermissions": rights or "rwm"})
+        rights = rights or "rwm"
+        if not set(rights) <= set("rwm") or len(set(rights)) < len(rights):
+            raise ValueError('each must be /PATH, /PATH:/PATH or /PATH:/PATH:RIGHTS, the rights of "rwm"')
+        found.append(
+            {
+                "PathOnHost": absolute_path(host),
+                "PathInContainer": absolute_path(inside or host),
+                "CgroupPermissions": rights,
+            }
+        )
     return found
 
 
-def binds(value: object) -> list[str]:
-    """Volumes: "/host/path:/path" or "name:/path", with ":ro" when they are only read."""
-    for one in texts(value):
-        parts = one.split(":")
-        if len(parts) not in (2, 3) or not parts[0] or not parts[1].startswith("/"):
-            raise ValueError('each must be SOURCE:/PATH or SOURCE:/PATH:OPTIONS, such as "/data:/data:ro"')
-    return texts(value)
+_PROPAGATIONS = frozenset({"shared", "rshared", "slave", "rslave", "private", "rprivate"})
+
+
+def volumes(value: object) -> list[dict[str, Any]]:
+    """Volumes: "/host/path:/path" or "name:/path", with ":ro" when they are only read.
+
+    They are made as mounts: a folder of the host that is not there is an error then, and not made by the engine.
+    """
+    return [_volume(one) for one in texts(value)]
+
+
+def _volume(written: str) -> dict[str, Any]:
+    source, target, *options = written.split(":")[:3] if written.count(":") in (1, 2) else ("", "")
+    if not source or not target:
+        raise ValueError('each must be SOURCE:/PATH or SOURCE:/PATH:OPTIONS, such as "/data:/data:ro"')
+    mount = _checked({"Type": "bind" if "/" in source else "volume", "Source": source, "Target": target})
+    for option in options[0].split(",") if options else ():
+        if option in ("ro", "rw"):
+            mount["ReadOnly"] = option == "ro"
+        elif option in _PROPAGATIONS and mount["Type"] == "bind":
+            mount["BindOptions"] = {"Propagation": option}
+        elif option == "nocopy" and mount["Type"] == "volume":
+            mount["VolumeOptions"] = {"NoCopy": True}
+        elif option in ("z", "Z"):
+            raise ValueError(f"the option {option!r} cannot be had of a mount; label the folder, or use security-opt")
+        else:
+            raise ValueError(f"the option {option!r} is not known: it may be ro, rw, nocopy, or a propagation")
+    return mount
+
+
+def _checked(mount: dict[str, Any]) -> dict[str, Any]:
+    """Return a mount whose source and target may be."""
+    if absolute_path(mount.get("Target", "")).rstrip("/") == "":
+        raise ValueError("each must have a target, an absolute path in the container, and not '/'")
+    kind, source = mount["Type"], mount.get("Source")
+    if kind == "bind":
+        absolute_path(source or "")
+    elif source is not None and (kind != "volume" or not _VOLUME_NAME.fullmatch(source)):
+        raise ValueError(f"{source!r} cannot be the source of a mount of the type {kind!r}")
+    return mount
 
 
 _MOUNT_KEYS = {"type": "Type", "source": "Source", "src": "Source", "target": "Target", "dst": "Target"}
@@ -149,8 +330,10 @@ def mounts(value: object) -> list[dict[str, Any]]:
 
 
 def _mount(written: str) -> dict[str, Any]:
+    if not written.isprintable():
+        raise ValueError("each must be one line")
     mount: dict[str, Any] = {"Type": "volume"}
-    for field in next(csv.reader([written])):
+    for field in next(csv.reader([written]), []):
         key, equals, value = field.strip().partition("=")
         key = {"destination": "dst"}.get(key, key)
         if key in ("readonly", "ro"):
@@ -159,6 +342,8 @@ def _mount(written: str) -> dict[str, Any]:
             mount[_MOUNT_KEYS[key]] = value
         else:
             raise ValueError('each must have the form "type=bind,source=/data,target=/data,readonly"')
-    if not str(mount.get("Target", "")).startswith("/"):
+    if mount["Type"] not in ("bind", "volume", "tmpfs"):
+        raise ValueError('each must be of the type "bind", "volume" or "tmpfs"')
+    if "Target" not in mount:
         raise ValueError("each must have a target, an absolute path in the container")
-    return mount
+    return _checked(mount)

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import requests
 import urllib3
 
 from prefect_launch.builds.registries.base import Credentials
-from prefect_launch.errors import InfrastructureError, SpecError, UnreachableError
+from prefect_launch.errors import InfrastructureError, QueueError, SpecError, UnreachableError
 from prefect_launch.runners.docker_answers import read_inspected, read_listed, read_memory
 from prefect_launch.runners.docker_streams import EngineEventStream, EngineLogStream
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
@@ -42,6 +43,8 @@ _OUTAGE_POLL_SECONDS = 2.0
 _EVENTS = ["start", "die", "oom", "destroy"]
 #: Exit codes of a start that failed for the program's sake: it cannot be run, it is not there.
 _PROGRAM_FAULTS = (126, 127)
+#: How the engine says that a folder to be mounted is not there.
+_MISSING_FOLDER = re.compile(r"bind source path does not exist: (\S+)")
 
 #: It was reached, and stopped to speak in the middle of an answer.
 _BROKEN_OFF = (requests.ReadTimeout, requests.exceptions.ChunkedEncodingError)
@@ -90,6 +93,11 @@ class DockerEngine(Engine):
             except docker.errors.APIError as error:
                 if error.status_code == 409:
                     raise NameTakenError(f"A container named {name!r} exists already.") from error
+                if error.status_code == 400 and (missing := _MISSING_FOLDER.search(str(error.explanation))):
+                    raise QueueError(
+                        f"The queue's config mounts {missing[1]!r}, which is not on the machine of the Docker Engine."
+                        " Make it there, or correct the queue's volume or mount: no folder of the host is made for it."
+                    ) from error
                 if error.status_code == 400:
                     raise SpecError(
                         f"The Docker Engine refuses the container's options: {error.explanation}. Correct"

@@ -12,6 +12,8 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 _RULE: Final = 'it must be "all", a count, or ids (indexes or UUIDs): a list such as ["0", "2"], "0,2", or "device=0,2"'
+#: No machine has a million GPUs.
+_MAX_COUNT_DIGITS: Final = 6
 _PREFIX: Final = "device="
 _ID: Final = re.compile(r"\d+|[A-Za-z][\w.:-]*-[\w./:-]+")
 _NONE: Final = ("", "0", "none")
@@ -58,6 +60,8 @@ def read_gpus(value: object) -> GpuAsk:
     if text.lower() in _ALL:
         return GpuAsk(all=True)
     if text.isdecimal():
+        if len(text) > _MAX_COUNT_DIGITS:
+            raise ValueError(_RULE)
         return GpuAsk(count=int(text))
     return _of_ids([_id(one) for one in text.removeprefix(_PREFIX).split(",")])
 

@@ -36,6 +36,7 @@ from prefect_launch.runners.container_options import (
     OPTIONS,
     SUBMITTER_OPTIONS,
     check_container_options,
+    check_together,
 )
 from prefect_launch.runners.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.engine_logs import LogCopier
@@ -84,13 +85,17 @@ class LocalContainerRunner(Runner):
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
         return check_container_options(options)
 
+    @classmethod
+    def check_together(cls, options: Mapping[str, Any]) -> None:
+        check_together(options)
+
     def check(self, plan: RunPlan) -> None:
         if not plan.image:
             raise SpecError(
                 "A run on local-container must have an image. Give docker_image, or a job; the image of a job's code is"
                 " built by its agent."
             )
-        check_container_options(plan.options)
+        check_together(check_container_options(plan.options))
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:

@@ -81,11 +81,11 @@ def fixed_options(config: QueueConfig, quantities: Quantities) -> dict[str, str]
     return fixed
 
 
-def check_submitter_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
-    """Refuse a submitter's options that are fixed, or ask for no limit.
+def check_fixed(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
+    """Refuse a submitter's options that are fixed.
 
     Args:
-        options: the submitter's own, under their normal names, with good values.
+        options: the submitter's own, under their normal names.
         config: the queue's.
         quantities: of the resource's options.
 
@@ -96,6 +96,19 @@ def check_submitter_limits(options: Mapping[str, Any], config: QueueConfig, quan
     for option, reason in fixed_options(config, quantities).items():
         if option in given:
             raise UnsafeSpecError(_refusal(config, option, reason))
+
+
+def check_unlimited(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
+    """Refuse a submitter's options that ask for no limit, where the queue neither allows nor limits them.
+
+    Args:
+        options: the submitter's own, under their normal names, with good values.
+        config: the queue's.
+        quantities: of the resource's options.
+
+    Raises:
+        UnsafeSpecError: naming the option, its value and the next step.
+    """
     for option, value in options.items():
         if option in quantities and option not in _free(config) and option not in config.limits:
             _check_unlimited(option, value, config, quantities)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefect_launch import launch_add
-from prefect_launch.errors import NotFoundError, QueueError, SubmitterError, UnsafeSpecError
+from prefect_launch.errors import NotFoundError, QueueError, SpecError, SubmitterError, UnsafeSpecError
 from prefect_launch.planning import Request, Site, local_config, preview_plan
 from prefect_launch.queue_config import make_config
 from prefect_launch.runners.base import RunPlan
@@ -332,3 +332,44 @@ def test_item_that_asks_for_too_much_is_refused_at_the_queue(
     with pytest.raises(UnsafeSpecError, match=words):
         launch_add(docker_image="b", queue_name="small", **asked)
     assert items(job_api) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("cpuset-cpus", "0; id"), ("platform", "../x"), ("workdir", "../.."), ("name", "a b"), ("memory", "1k")],
+)
+def test_value_that_is_none_is_refused_at_the_queue_and_by_the_agent(
+    job_api: InMemoryApi, option: str, value: Any
+) -> None:
+    job_api.create_run_queue("small", "local-container")
+    asked = {"local-container": {option: value}}
+    with pytest.raises(SpecError, match=f"option '{option}'") as at_queue:
+        launch_add(docker_image="b", queue_name="small", resource_args=asked)
+    with pytest.raises(SpecError) as by_agent:
+        options(container(), **{option: value})
+    assert str(at_queue.value) == str(by_agent.value)
+    assert items(job_api) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"cpuset-cpus": "0; id"},
+        {"platform": "../x"},
+        {"volume": "data"},
+        {"user": "a b"},
+        {"network": "a b"},
+        {"memory": "1g", "memory-swap": "512m"},
+    ],
+)
+def test_queue_with_a_value_that_is_none_is_not_made(config: dict[str, Any]) -> None:
+    with pytest.raises(QueueError, match=r"The queue's config is not right: .*local-container"):
+        container(config)
+
+
+def test_value_that_is_filled_in_later_is_checked_later() -> None:
+    config = container(
+        {"memory": "{{ m }}", "cpuset-cpus": "${cpus}", "user": "{{ prefect.blocks.secret.me }}"}, {"m": {}}
+    )
+    with pytest.raises(SpecError, match="option 'memory': 'x; id'"):
+        plan(config, template_variables={"m": "x; id"})

@@ -16,7 +16,7 @@ from uuid import uuid4
 import docker
 import pytest
 
-from prefect_launch.errors import InfrastructureError, JobCodeError, SpecError
+from prefect_launch.errors import InfrastructureError, JobCodeError, QueueError, SpecError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.docker_engine import DockerEngine
 from prefect_launch.runners.local_container import LocalContainerRunner
@@ -213,6 +213,19 @@ async def test_options_reach_the_container(bench: Bench) -> None:
 async def test_options_that_the_engine_refuses_are_the_submitters_fault(bench: Bench) -> None:
     with pytest.raises(SpecError, match="memory"):
         await bench.runner.create(bench.plan("true", options={"memory": "1k"}))
+
+
+async def test_folder_of_the_host_is_mounted_and_one_that_is_not_there_is_told_and_not_made(bench: Bench) -> None:
+    there, missing = bench.folder / "there", bench.folder / "missing"
+    there.mkdir()
+    (there / "x").write_text("hello\n")
+    plan = bench.plan("cat /data/x; touch /data/y || echo kept", options={"volume": f"{there}:/data:ro"})
+    await run(bench.runner, plan)
+    assert plan.log_path.read_text().splitlines()[0::2] == ["hello", "kept"]
+    for options in ({"volume": f"{missing}:/data"}, {"mount": f"type=bind,src={missing},dst=/data"}):
+        with pytest.raises(QueueError, match=f"mounts '{missing}', which is not on the machine of the Docker Engine"):
+            await bench.runner.create(bench.plan("true", options=options))
+    assert not missing.exists()
 
 
 async def test_image_that_cannot_be_pulled_is_told_with_the_reason(bench: Bench) -> None:
