@@ -1,0 +1,64 @@
+"""Secret blocks of a real server: who may name them, from which door, and what is told of their values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from prefect.blocks.system import Secret
+from prefect.exceptions import PrefectHTTPStatusError
+
+from prefect_launch.deploy import deploy_job
+from prefect_launch.errors import UnsafeSpecError
+from prefect_launch.masking import MASK
+from prefect_launch.queues import deployment_name
+from prefect_launch.secret_blocks import reference_to
+from tests.support.live import Site, run_deployment
+
+if TYPE_CHECKING:
+    from tests.support.prefect_server import PrefectServerProcess
+
+VALUES = {"queue": 'queue"s t/ken', "allowed": "allowed-t0ken", "other": "0ther-token"}
+
+
+def test_only_allowed_secrets_are_had_and_none_is_told(
+    prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+) -> None:
+    names = {kind: f"{unique}-{kind}".lower() for kind in VALUES}
+    for kind, name in names.items():
+        Secret(value=VALUES[kind]).save(name)
+    site = Site(
+        prefect_server.api_url,
+        tmp_path,
+        unique,
+        config={"env": {"QUEUE": reference_to(names["queue"])}},
+        submitter_secrets=[names["allowed"]],
+    )
+    site.job('echo "$QUEUE $MINE"; echo "{\\"token\\": \\"$MINE\\"}" > $LAUNCH_OUTPUT_DIR/outputs.json; exit 3')
+
+    def wish(kind: str) -> dict[str, object]:
+        return {"resource_args": {"local-process": {"env": {"MINE": reference_to(names[kind])}}}}
+
+    _, _, form = site.api.call(lambda session: deploy_job(session, site.name, site.name))
+    with pytest.raises(UnsafeSpecError, match=names["other"]):
+        site.add(wish("other"))
+    with pytest.raises(PrefectHTTPStatusError, match="409"):
+        run_deployment(f"launch/{form}", parameters={"launch": wish("other")})
+    refused = run_deployment(
+        f"launch/{deployment_name(site.name)}", parameters={"job": f"acme/tests/{site.name}", **wish("other")}
+    )
+    ran = [site.add(wish("allowed"))[0].id, run_deployment(f"launch/{form}", parameters={"launch": wish("allowed")}).id]
+    site.work_off()
+
+    never = site.api.queued_run(refused.id)
+    assert never.state == "failed"
+    assert f"names the secret '{names['other']}', which this queue does not let submitters name" in never.item.message
+    for item_id in ran:
+        run = site.api.queued_run(item_id)
+        assert site.log(run) == f"{MASK} {MASK}"
+        assert run.outputs() == {"token": MASK}
+        told = json.dumps([artifact.data for artifact in site.artifacts(run)]) + repr(run.item) + site.notes(run)
+        assert "certificate" in repr([artifact.key for artifact in site.artifacts(run)])
+        assert not any(value in told for value in VALUES.values())
