@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import pytest
 from prefect.blocks.system import Secret
@@ -49,7 +50,8 @@ def test_only_allowed_secrets_are_had_and_none_is_told(
     refused = run_deployment(
         f"launch/{deployment_name(site.name)}", parameters={"job": f"acme/tests/{site.name}", **wish("other")}
     )
-    ran = [site.add(wish("allowed"))[0].id, run_deployment(f"launch/{form}", parameters={"launch": wish("allowed")}).id]
+    ran: list[str | UUID] = [site.add(wish("allowed"))[0].id]
+    ran.append(run_deployment(f"launch/{form}", parameters={"launch": wish("allowed")}).id)
     site.work_off()
 
     never = site.api.queued_run(refused.id)
