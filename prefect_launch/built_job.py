@@ -1,7 +1,7 @@
 """`launch_add(build=True)`: the image of a job's code, built and pushed here, and an image job in the code job's place.
 
 Agents then need neither the code nor a builder: they pull the image by its digest. The image job is named after the
-job, `NAME-image`; its schema, retries and services are the job's, and its metadata says what it was built from. The
+job, `NAME-image`; its schema and retries are the job's, and its metadata says what it was built from. The
 same code gives the same image, and so the same version of the image job.
 """
 
@@ -31,7 +31,7 @@ from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.session import KnownQueue, Session
 from prefect_launch.sources import source_of
-from prefect_launch.spec import DockerSource, GitSource, LaunchSpec
+from prefect_launch.spec import DockerSource, GitSource, LaunchSpec, RegistryOptions
 
 _logger = get_logger("launch.build")
 
@@ -137,7 +137,7 @@ def _refuse_what_needs_no_build(job: Job | None, queue: KnownQueue) -> Job:
 
 
 def _repository(spec: LaunchSpec, config: AgentConfig) -> str:
-    given = spec.registry.get("uri") or config.builder.destination
+    given = spec.registry.uri or config.builder.destination
     if not given:
         raise SpecError(
             "build=True needs to know where the image is pushed, for the agents of the queue may be on other machines."
@@ -187,7 +187,6 @@ def image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
             "source": ImageJobSource(image=image, entrypoint=command),
             "input_types": was.input_types,
             "output_types": was.output_types,
-            "services": was.services,
             "retries": was.retries,
             "input_schemas": was.input_schemas,
         }
@@ -219,6 +218,6 @@ def _naming(spec: LaunchSpec, job: Job) -> LaunchSpec:
         "overrides": overrides,
         "python_version": None,
         "builder": {},
-        "registry": {},
+        "registry": RegistryOptions(),
     }
     return spec.model_copy(update=changes)

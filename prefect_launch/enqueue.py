@@ -20,6 +20,7 @@ from prefect_launch.queues import DEFAULT_QUEUE
 from prefect_launch.server.values import Item, ItemDraft
 from prefect_launch.session import KnownQueue, Session
 from prefect_launch.spec import LaunchSpec, construct_spec, parse_spec
+from prefect_launch.unread import refuse_unread_at_queue
 
 #: A queue that was deleted and made again meanwhile is seen at the second try.
 _ATTEMPTS: Final = 2
@@ -65,7 +66,7 @@ def launch_add(
         name: the run's display name, 1 to 200 characters.
         version: git branch, tag or commit of `uri`; by default the remote's default branch.
         docker_image: image to run.
-        project_queue: kept for callers of the reference's library.
+        project_queue: kept on the handle, for callers of the reference's library.
         resource_args: `{resource: {option: value}}`, over the queue's own; the queue says which options may be set.
         run_id: a name for the run. Queuing the same spec again under it gives the item that is there.
         build: build the image of the job's code here, push it to `repository`, and queue an image job of it.
@@ -90,9 +91,11 @@ def launch_add(
     spec, queue, add = _request(locals())
     api = default_api()
     if in_flow.is_flow_code():
-        added: QueuedRun = in_flow.sync_task()(api, spec, queue, add)
-        return added
-    return api.call(lambda session: add(api, session, spec, queue))
+        run: QueuedRun = in_flow.sync_task()(api, spec, queue, add)
+    else:
+        run = api.call(lambda session: add(api, session, spec, queue))
+    run.project_queue = project_queue
+    return run
 
 
 async def alaunch_add(
@@ -121,9 +124,11 @@ async def alaunch_add(
     spec, queue, add = _request(locals())
     api = default_api()
     if in_flow.is_flow_code():
-        added: QueuedRun = await in_flow.async_task()(api, spec, queue, add)
-        return added
-    return await api.acall(lambda session: add(api, session, spec, queue))
+        run: QueuedRun = await in_flow.async_task()(api, spec, queue, add)
+    else:
+        run = await api.acall(lambda session: add(api, session, spec, queue))
+    run.project_queue = project_queue
+    return run
 
 
 def launch_add_many(
@@ -157,7 +162,9 @@ async def alaunch_add_many(
 
 
 def _parse(spec: LaunchSpec | Mapping[str, Any]) -> LaunchSpec:
-    return (spec if isinstance(spec, LaunchSpec) else parse_spec(spec)).check_source()
+    read = (spec if isinstance(spec, LaunchSpec) else parse_spec(spec)).check_source()
+    refuse_unread_at_queue(read, build=False)
+    return read
 
 
 def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str, in_flow.Add]:
@@ -184,6 +191,7 @@ def read_request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str]:
         )
     queue = queue or DEFAULT_QUEUE
     spec = construct_spec(given.pop("config"), **given)
+    refuse_unread_at_queue(spec, build=build)
     return spec, queue
 
 

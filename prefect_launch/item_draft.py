@@ -34,6 +34,7 @@ from prefect_launch.sources.notebook import notebook_in
 from prefect_launch.spec import LaunchSpec
 from prefect_launch.spec_json import check_json
 from prefect_launch.states import ItemState
+from prefect_launch.unread import refuse_unread
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -132,6 +133,7 @@ def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -
         check_version(job, spec.git.version, named=spec.job)
     _refuse_notebook(spec)
     _check_resource(spec, queue, job)
+    refuse_unread(spec, job, runner_class(queue.config.resource))
     full = _completed(api, spec, job)
     _check_options(full, queue, job)
     dumped = full.dump()

@@ -244,7 +244,7 @@ async def _attempt(
     runner = make_runner(chosen, default_home(), RemoteRegistries(resolve_agent_config().keychain))
     followed = FollowedRun.here()
     try:
-        work = _prepare(session, flow_run_id, runner, plan, spec.registry.get("uri"))
+        work = _prepare(session, flow_run_id, runner, plan, spec.registry.uri)
         plan = await (work if followed is None else followed.unless_stopped(work))
         return await _run(session, flow_run_id, runner, plan, follow)
     except LaunchError:

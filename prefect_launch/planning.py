@@ -41,6 +41,7 @@ from prefect_launch.sources import source_of
 from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.spec import LaunchSpec
 from prefect_launch.templates import QueueConfig
+from prefect_launch.unread import refuse_unread, refuse_unread_here
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -142,6 +143,9 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
     runner.check_source(job.kind if job else SourceKind.IMAGE)
     if job is not None and request.spec.job:
         check_version(job, request.spec.git.version, named=request.spec.job)
+    refuse_unread(request.spec, job, runner)
+    if request.queue is None:
+        refuse_unread_here(request.spec, job, runner)
     asked = secured(request.spec, pins=request.config.pin) if site.secure_mode else request.spec
     spec = _with_inputs(asked, job)
     run_dir = site.run_dir(request.item_id, request.attempt, request.labels.get(Labels.CLAIM, ""))

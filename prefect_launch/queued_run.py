@@ -36,7 +36,7 @@ class QueuedRun:
         run_id: the launch run id.
         queue_name: of its queue.
         entity, project: of the run.
-        project_queue: of the queue, kept for callers of the reference's library.
+        project_queue: what `launch_add` was given, kept for callers of the reference's library.
         priority: 1 (critical) to 4 (low).
         sweep: id of its sweep, if it is of one.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefect_launch.complaint import first_complaint
 from prefect_launch.duration import TimeLimit
@@ -53,6 +53,14 @@ class GitSource(_Part):
 
     repo: str | None = None
     version: str | None = None
+
+
+class RegistryOptions(_Part):
+    """Where an image that is built by this very call is pushed."""
+
+    uri: str | None = Field(
+        default=None, validation_alias=AliasChoices("uri", "url"), description="A repository, such as host/team/train."
+    )
 
 
 class Overrides(_Part):
@@ -108,9 +116,8 @@ class LaunchSpec(_Part):
     overrides: Overrides = Overrides()
     python_version: str | None = None
     timeout: TimeLimit = Field(default=None, description="Time limit of the run, from its start: seconds, or '2h'.")
-    registry: dict[str, Any] = Field(default_factory=dict)
+    registry: RegistryOptions = RegistryOptions()
     builder: dict[str, Any] = Field(default_factory=dict, description='{"accelerator": {"base_image": …}}.')
-    additional_services: tuple[dict[str, Any], ...] = ()
     priority: Priority = Priority.MEDIUM
     retries: Retries | None = Field(default=None, description="When it is run again; None: as its job says.")
 
@@ -159,6 +166,11 @@ class LaunchSpec(_Part):
     def _names_are_known(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             data = {key: value for key, value in data.items() if value is not None}
+            if services := data.pop("additional_services", ()):
+                raise SpecError(
+                    f"Invalid additional_services {services!r}: nothing here starts services beside a run. Start them"
+                    " as runs of their own, or in the job itself, and leave the key out."
+                )
             for key in data:
                 if key not in cls.model_fields:
                     raise unknown_name("launch option", key, cls.model_fields)
@@ -177,6 +189,11 @@ class LaunchSpec(_Part):
         """
         named = {"job": self.job, "docker_image": self.image, "uri": self.uri}
         given = [key for key, value in named.items() if value]
+        if self.docker.docker_image and self.image_uri and self.docker.docker_image != self.image_uri:
+            raise SpecError(
+                f"image_uri={self.image_uri!r} and docker.docker_image={self.docker.docker_image!r} name two images."
+                " Keep the one that you mean."
+            )
         if len(given) != 1:
             seen = " and ".join(f"{key}={named[key]!r}" for key in given) or "none of them"
             raise SpecError(
@@ -257,7 +274,12 @@ def _readable(error: ValidationError) -> LaunchError:
     first = first_complaint(error)
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        models: dict[str, type[BaseModel]] = {"overrides": Overrides, "docker": DockerSource, "git": GitSource}
+        models: dict[str, type[BaseModel]] = {
+            "overrides": Overrides,
+            "docker": DockerSource,
+            "git": GitSource,
+            "registry": RegistryOptions,
+        }
         model = models.get(str(first["loc"][0]))
         known = model.model_fields if model else LaunchSpec.model_fields
         return unknown_name("launch option", first["loc"][-1], known, where=f" in {first['loc'][0]!r}")

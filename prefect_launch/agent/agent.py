@@ -69,8 +69,9 @@ class LaunchAgent:
         runners: Mapping[str, Runner] | None = None,
         cards: CardReader | None = None,
     ) -> None:
-        self.api = api
         self.config = config if isinstance(config, AgentConfig) else parse_agent_config(config)
+        # What a short job name means to this agent: items that other programs have made may hold one.
+        self.api = api if self.config.entity is None else api.model_copy(update={"entity": self.config.entity})
         self.status = "POLLING"
         self.wake = Wake()
         log.addFilter(_PRINTABLE)

@@ -1,6 +1,7 @@
 """An agent's configuration: defaults, then the file, then the environment, then the call.
 
-The keys of the reference's `launch-config.yaml` are accepted, so that a file can be taken over as it is.
+The keys of the reference's `launch-config.yaml` are accepted, so that a file can be taken over as it is; what of it is
+not done here is refused, with the next step.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefect_launch.agent.devices.stock import AUTO, read_amount_setting, read_gpu_setting, read_limit_setting
+from prefect_launch.agent.reference_keys import translated
 from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.builds.registries.reference import parse_reference
 from prefect_launch.builds.registries.settings import RegistrySettings, read_registries
@@ -61,7 +63,7 @@ class AgentConfig(BaseModel):
 
     name: str = Field(default_factory=lambda: safe_name(socket.gethostname(), fallback="agent"))
     queues: tuple[str, ...] = ()
-    entity: str | None = None
+    entity: str | None = Field(default=None, description="Whose a job is that an item names without its entity.")
     max_jobs: float = 1
     max_schedulers: float = 1
     secure_mode: bool = False
@@ -95,9 +97,7 @@ class AgentConfig(BaseModel):
     macros: dict[str, str] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
     git: GitSettings = Field(default_factory=machine_git_settings)
-    registry: dict[str, Any] = Field(default_factory=dict)
     registries: dict[str, RegistrySettings] = Field(default_factory=dict)
-    environment: dict[str, Any] = Field(default_factory=dict)
     builder: BuilderSettings = BuilderSettings()
 
     @model_validator(mode="before")
@@ -105,7 +105,7 @@ class AgentConfig(BaseModel):
     def _read(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        read = {key: value for key, value in data.items() if value is not None}
+        read = translated({key: value for key, value in data.items() if value is not None})
         single = read.pop("queue", None)
         if single is not None:
             if not isinstance(single, str):
@@ -129,6 +129,11 @@ class AgentConfig(BaseModel):
     @classmethod
     def _is_name(cls, value: str) -> str:
         return check_name("agent", value, max_chars=63)
+
+    @field_validator("entity")
+    @classmethod
+    def _is_entity(cls, value: str | None) -> str | None:
+        return None if value is None else check_name("entity", value)
 
     @field_validator("max_jobs", "max_schedulers", mode="before")
     @classmethod

@@ -61,7 +61,7 @@ async def acreate_job(
         build_context: the folder in its code that an image is built in.
         dockerfile: the Dockerfile, relative to the build context.
         base_image: an image that its code runs in as it is.
-        services: `{name: "always" | "never"}`, kept with the job as in the reference.
+        services: of the reference; nothing here starts services beside a run, so that any are refused.
         schema: what its inputs must obey: a JSON schema or its file, a pydantic class, or `module:Class` in its code.
         retries: when its items are run again, unless they say: `{"max": 3, "on": ["crashed", "oom"], "delay": 30}`.
         api: the server; by default the one that Prefect's settings name.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from anyio import to_thread
 from prefect.logging import get_logger
@@ -84,7 +84,7 @@ class JobRequest(BaseModel):
     build_context: str | None = None
     dockerfile: str | None = None
     base_image: str | None = None
-    services: dict[str, Literal["always", "never"]] | None = None
+    services: Any = None
     input_schema: Any = None
     retries: Retries | None = None
 
@@ -118,6 +118,11 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
     if request.name is not None:
         check_name("job", request.name)
     check_runtime(request.runtime)
+    if request.services:
+        raise SpecError(
+            f"Invalid services {request.services!r}: nothing here starts services beside a run. Start them as runs of"
+            " their own, or in the job itself, and leave services out."
+        )
     aliases = tuple(check_alias(alias) for alias in request.aliases)
     _check_paths(request)
     draft, own_alias = await _MAKERS[kind](request, git or Git(machine_git_settings()))
@@ -227,7 +232,6 @@ async def _document(
             "source_type": kind,
             "source": source,
             "runtime": runtime,
-            "services": request.services,
             "retries": request.retries,
             "input_schemas": {CONFIG_INPUTS: schema} if schema is not None else None,
         }

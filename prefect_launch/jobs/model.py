@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -107,7 +107,6 @@ class JobDocument(_Part):
     input_types: dict[str, Any] = Field(default_factory=dict)
     output_types: dict[str, Any] = Field(default_factory=dict)
     runtime: str | None = Field(default=None, description='The Python it wants, such as "3.11".')
-    services: dict[str, Literal["always", "never"]] | None = None
     input_schemas: dict[str, dict[str, Any]] | None = None
     retries: Retries | None = Field(default=None, description="When its items are run again, unless they say.")
 

@@ -69,8 +69,8 @@ def read_env(value: object) -> dict[str, str]:
     """Read environment variables as a mapping, as a list of `NAME=value`, or as one such text.
 
     Raises:
-        SpecError: when a name is empty or has `=` or a zero byte, a value is not text or a number, or an entry of a
-            list has no `=`: Docker would then copy the variable from the agent's environment.
+        SpecError: when a name is empty or has `=` or a zero byte, a value is not text or a number, a list is empty, or
+            an entry of one has no `=`: Docker would then copy the variable from the agent's environment.
     """
     if value is None:
         return {}
@@ -80,6 +80,8 @@ def read_env(value: object) -> dict[str, str]:
         entries = [value] if isinstance(value, str) else value
         if not isinstance(entries, (list, tuple)):
             raise SpecError(f"env must be a mapping or a list of 'NAME=value', not {type(value).__name__} {value!r}.")
+        if not entries:
+            raise SpecError("env is an empty list: give a mapping or a list of 'NAME=value', or leave it out.")
         pairs = [_split(entry) for entry in entries]
     return {_env_name(name): _env_value(name, item) for name, item in pairs}
 

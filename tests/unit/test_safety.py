@@ -250,9 +250,8 @@ SET: dict[str, Any] = {
     "overrides.working_dir": "../..",
     "python_version": "3.11",
     "timeout": 3600,
-    "registry": {"uri": "r.example/x"},
+    "registry.uri": "r.example/x",
     "builder": {"accelerator": {"base_image": "mine:1"}},
-    "additional_services": [{"config": {}}],
     "priority": 1,
     "retries": {"max": 3},
 }

@@ -13,6 +13,8 @@ from prefect_launch.errors import AgentConfigError, InvalidNameError, LaunchErro
 
 ENVIRONMENT = ("LAUNCH_ENTITY", "WANDB_ENTITY", "LAUNCH_MAX_JOBS", "WANDB_LAUNCH_MAX_JOBS", "LAUNCH_AGENT_NAME")
 
+ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
+
 
 @pytest.fixture(autouse=True)
 def _bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -92,12 +94,45 @@ def test_keys_of_the_references_file_are_taken() -> None:
             "secure_mode": True,
             "verbosity": 1,
             "stopped_run_timeout": 10,
-            "registry": {"type": "ecr", "uri": "x"},
-            "environment": {"type": "aws", "region": "eu"},
+            "registry": {"type": "ecr", "uri": f"https://{ECR}/team/train"},
+            "environment": {"type": "aws", "region": "eu-west-1"},
             "builder": {"type": "noop"},
         }
     )
     assert (config.entity, config.max_jobs, config.secure_mode) == ("team", 4, True)
+    assert (config.builder.type, config.builder.destination) == ("none", f"{ECR}/team/train")
+
+
+@pytest.mark.parametrize(
+    "nothing", [{}, {"registry": {}, "environment": None}, {"registry": {"type": "local"}, "environment": {}}]
+)
+def test_references_keys_that_say_nothing_are_taken(nothing: dict[str, Any]) -> None:
+    assert parse_agent_config(nothing).builder.destination is None
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"registry": {"type": "ecr"}}, "registry.uri"),
+        ({"registry": {"uri": f"{ECR}/a"}}, "registry.type is None"),
+        ({"registry": {"type": "gcr", "uri": f"{ECR}/a"}}, "no repository of Google"),
+        ({"registry": {"type": "ecr", "account_id": "1", "region": "r", "repo_name": "x"}}, "as builder.destination"),
+        ({"registry": {"type": "ecr", "uri": f"{ECR}/a"}, "builder": {"destination": "box.example/a"}}, "two places"),
+        ({"environment": {"type": "aws", "region": "eu-west-1"}}, "has no effect here"),
+        ({"environment": {"type": "moon"}}, "must be one of aws, gcp, azure"),
+        (
+            {"environment": {"type": "aws", "region": "us-east-1"}, "builder": {"destination": f"{ECR}/a"}},
+            "not that of its registry",
+        ),
+        (
+            {"environment": {"type": "aws", "access_key": "AKIA"}, "builder": {"destination": f"{ECR}/a"}},
+            "environment.access_key",
+        ),
+    ],
+)
+def test_reference_key_that_nothing_would_read_is_refused_with_the_next_step(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(AgentConfigError, match=words):
+        parse_agent_config(given)
 
 
 @pytest.mark.parametrize(
