@@ -10,8 +10,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from prefect_launch.terminal import printable
-
 #: As much of a wrong name as a message shows: no right one is longer.
 _SHOWN_CHARS = 128
 
@@ -129,7 +127,7 @@ class ExecutionError(LaunchError):
         last_lines: Sequence[str] = (),
         cause: str | None = None,
     ) -> None:
-        super().__init__(printable(message))  # it quotes the log, and is mostly read in a terminal
+        super().__init__(message)
         self.exit_code = exit_code
         self.last_lines = tuple(last_lines)
         self.cause = cause

@@ -17,6 +17,7 @@ from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Phase, RunPlan
 from prefect_launch.runners.run import RunnerRun
 from prefect_launch.states import ItemState
+from prefect_launch.terminal import printable
 
 if TYPE_CHECKING:
     from prefect_launch.session import Session
@@ -79,8 +80,9 @@ async def show_failure(
 def failure_of(plan: RunPlan, end: Exit, outcome: Outcome, lines: list[str]) -> ExecutionError:
     """Make the error of a direct run that failed: with its exit code, and the last lines of its log."""
     tail = "\n".join(f"  {line}" for line in lines)
+    told = f"Run {plan.run_id}: {plan.mask.text(outcome.message)} Its whole log is {plan.log_path}.\n{tail}"
     return ExecutionError(
-        f"Run {plan.run_id}: {plan.mask.text(outcome.message)} Its whole log is {plan.log_path}.\n{tail}".rstrip(),
+        printable(told).rstrip(),  # Mostly read in a terminal.
         exit_code=end.exit_code,
         last_lines=lines,
         cause=outcome.cause and outcome.cause.value,

@@ -12,6 +12,7 @@ from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, No
 from prefect_launch.priority import Priority
 from prefect_launch.server.values import Item, LogRecord, State
 from prefect_launch.states import ItemState, StateType
+from prefect_launch.terminal import printable
 
 if TYPE_CHECKING:
     from prefect_launch.api import Api
@@ -223,8 +224,9 @@ class QueuedRun:
         lines = self.last_lines()
         tail = "\n".join(f"  {line}" for line in lines)
         data = item.state.data if item.state and isinstance(item.state.data, dict) else {}
+        told = f"Run {self.name} ({self.id}) ended as {item.state_name}: {item.message or '(no reason)'}\n{tail}"
         return ExecutionError(
-            f"Run {self.name} ({self.id}) ended as {item.state_name}: {item.message or '(no reason)'}\n{tail}".rstrip(),
+            printable(told).rstrip(),  # Mostly read in a terminal.
             exit_code=data.get("exit_code"),
             last_lines=lines,
         )
