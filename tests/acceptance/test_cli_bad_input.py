@@ -95,8 +95,8 @@ def test_agent_of_an_unknown_queue_or_setting_does_not_start(launch_cli: Cli, qu
 def test_item_that_does_not_exist_is_told_by_its_id(launch_cli: Cli, queue: str) -> None:
     for item, told in (
         (str(uuid4()), "There is no item"),
-        ("0f0f0f0f0f0f", "No item has an id"),
-        ("x", "Invalid item id"),
+        ("0f0f0f0f0f0f", "No item is named '0f0f0f0f0f0f'"),
+        ("x", "No item is named 'x'"),
     ):
         assert told in launch_cli("item", "show", item, code=1).stderr
 
