@@ -3,7 +3,8 @@
 The file is the whole log and the truth. How far it was sent is kept beside it, so that an agent that finds the run
 again goes on where the last one stopped: no gap, no repeat, even when that one ended in the middle of a request. A
 chatty job cannot flood the server: past its share only the end is sent, with a note of what was left out. A progress
-bar is shown as a terminal would, now and then while it is drawn, and its last state.
+bar is shown as a terminal would, now and then while it is drawn, and its last state. What the job wrote to its standard
+error is a warning, a traceback an error.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import codecs
 import json
+import logging
+import re
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ import anyio
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.progress import as_shown, is_drawn, newest_state
 from prefect_launch.masking import Mask
+from prefect_launch.runners.log_streams import parts as stream_parts
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import LogRecord
 from prefect_launch.supervision import restarted
@@ -37,6 +41,15 @@ SHARE_BYTES: Final = 2_000_000
 #: What it gets of the end when the log was longer.
 TAIL_BYTES: Final = RECORD_CHARS
 LOOK_SECONDS: Final = 0.5
+#: The most changes of the stream that are sent at a time as they came: each is a record.
+MOST_PARTS: Final = 40
+#: A traceback of Python's, one of an exception group, and what they were caused by.
+_TRACEBACK: Final = re.compile(
+    r"(?:^Traceback \(most recent call last\):\n(?:[ \t].*\n)*(?:\S.*\n?)?"
+    r"(?:\n(?:During handling of|The above exception).*\n\n(?=Traceback))?)+"
+    r"|^  \+ Exception Group Traceback \(most recent call last\):\n(?:[ \t].*\n?)*",
+    re.MULTILINE,
+)
 #: From one state of a progress bar that is being drawn to the next that is shown.
 BAR_SECONDS: Final = 10.0
 #: A request whose answer cannot reach us may still be at work on a busy server: its records are looked for after these
@@ -195,17 +208,23 @@ class LogShipper:
         start = max(self._sent, size - TAIL_BYTES)
         tail = await self._read(start, size - start)
         note = f"[… {start - self._sent:,} bytes left out here; the whole log is kept with the run's outputs …]\n"
-        await self._send((note.encode() if start > self._sent else b"") + tail, size)
+        await self._send(tail, size, before=note if start > self._sent else "")
 
-    async def _send(self, data: bytes, position: int) -> None:
-        lines = self._mask.shown(as_shown(data))
-        if self._is_in_bar and data:
-            lines = lines.removeprefix(b"\n")  # the end of a line that was shown as a bar
-            self._is_in_bar = False
-        self._shown += len(lines)
-        records = split_records(lines.decode("utf-8", "replace"), name=self._name, after=self._last)
-        if records:
-            self._last = records[-1].timestamp
+    async def _send(self, data: bytes, position: int, *, before: str = "") -> None:
+        """Send the part of the file that ends at a position, a record or more for each change of the stream."""
+        parts = await anyio.to_thread.run_sync(stream_parts, str(self._path), position - len(data), data)
+        pieces = [(logging.INFO, before)] if before else []
+        for is_error, part in _joined(parts):
+            lines = self._mask.shown(as_shown(part))
+            if self._is_in_bar:
+                lines = lines.removeprefix(b"\n")  # the end of a line that was shown as a bar
+                self._is_in_bar = False
+            self._shown += len(lines)
+            pieces += by_level(lines.decode("utf-8", "replace"), is_error=is_error)
+        records: list[LogRecord] = []
+        for level, text in pieces:
+            records += split_records(text, name=self._name, after=self._last, level=level)
+            self._last = records[-1].timestamp if records else self._last
         await until_server_is_back("take the log", lambda: self._deliver(records, position))
 
     async def _deliver(self, records: Sequence[LogRecord], position: int) -> None:
@@ -238,7 +257,27 @@ async def _whole(work: Coroutine[None, None, None]) -> None:
         raise
 
 
-def split_records(text: str, *, name: str = LOGGER, after: datetime | None = None) -> list[LogRecord]:
+def _joined(parts: Sequence[tuple[bool, bytes]]) -> Sequence[tuple[bool, bytes]]:
+    """Return the parts of both streams as they came, or each stream as one when they change too often for that."""
+    if len(parts) <= MOST_PARTS:
+        return parts
+    whole = [(wanted, b"".join(part for is_error, part in parts if is_error is wanted)) for wanted in (False, True)]
+    return [(is_error, part) for is_error, part in whole if part]
+
+
+def by_level(text: str, *, is_error: bool) -> list[tuple[int, str]]:
+    """Split a text of one stream by level: a Python traceback is ERROR, the standard error else WARNING."""
+    usual, end = logging.WARNING if is_error else logging.INFO, 0
+    pieces: list[tuple[int, str]] = []
+    for found in _TRACEBACK.finditer(text):
+        pieces += [(usual, text[end : found.start()]), (logging.ERROR, found[0])]
+        end = found.end()
+    return [(level, piece) for level, piece in (*pieces, (usual, text[end:])) if piece]
+
+
+def split_records(
+    text: str, *, name: str = LOGGER, after: datetime | None = None, level: int = logging.INFO
+) -> list[LogRecord]:
     """Join lines into records of at most `RECORD_CHARS`, all later than `after`; a longer line is cut."""
     now = datetime.now(timezone.utc)
     if after is not None:
@@ -253,7 +292,7 @@ def split_records(text: str, *, name: str = LOGGER, after: datetime | None = Non
                 parts.append(piece)
     # The server sorts by time: no two records may have the same.
     return [
-        LogRecord(name=name, message=part, timestamp=now + timedelta(microseconds=index))
+        LogRecord(name=name, level=level, message=part, timestamp=now + timedelta(microseconds=index))
         for index, part in enumerate(parts)
         if part.strip()
     ]

@@ -27,7 +27,7 @@ import urllib3
 from prefect_launch.builds.registries.base import Credentials
 from prefect_launch.errors import InfrastructureError, QueueError, SpecError, UnreachableError
 from prefect_launch.runners.docker_answers import read_inspected, read_listed, read_memory
-from prefect_launch.runners.docker_streams import EngineEventStream, EngineLogStream
+from prefect_launch.runners.docker_streams import EngineEventStream, EngineLogStream, open_log
 from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
 from prefect_launch.runners.engine_events import EngineEvents, EventSource
 from prefect_launch.runners.engine_pull import pull_image
@@ -205,9 +205,7 @@ class DockerEngine(Engine):
 
     def open_log(self, container_id: str, since: int, *, follow: bool) -> LogStream:
         with self._errors():
-            stream = _or_none(
-                self._connected().logs, container_id, stream=True, follow=follow, timestamps=True, since=since or None
-            )
+            stream = _or_none(open_log, self._connected(), container_id, since, follow=follow)
         return EngineLogStream(stream, self._errors)
 
     async def aclose(self) -> None:

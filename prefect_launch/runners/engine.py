@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,11 +79,23 @@ class Container(BaseModel):
         return self.status == "created" and bool(self.error)
 
 
+class LogPiece(NamedTuple):
+    """A piece of a container's log.
+
+    Attributes:
+        content: `<timestamp> <bytes>`, as the engine keeps it.
+        is_error: whether it was written to the standard error.
+    """
+
+    content: bytes
+    is_error: bool
+
+
 class LogStream(ABC):
-    """A container's log: one item for each piece, `<timestamp> <bytes>`, as the engine keeps it. Read in a thread."""
+    """A container's log, piece by piece. Read in a thread."""
 
     @abstractmethod
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[LogPiece]:
         """Yield the pieces in the engine's order.
 
         Raises:

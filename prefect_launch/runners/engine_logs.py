@@ -14,11 +14,13 @@ import logging
 import os
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
 
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.engine import Engine, LogStream
+from prefect_launch.runners.log_streams import Marks
 
 log = logging.getLogger("prefect_launch.agent")
 
@@ -163,8 +165,11 @@ class LogCopier:
         """Go on from what is safe on the disk; return whether all that came could be written."""
         try:
             position = LogPosition(self._log_path.with_name("log-position.json"))
-            with _opened(self._log_path, position) as file:
-                self._read(file, position, follow=follow)
+            with (
+                _opened(self._log_path, position) as file,
+                closing(Marks(str(self._log_path), position.log_bytes)) as marks,
+            ):
+                self._read(file, marks, position, follow=follow)
         except OSError as error:
             self.problem = f"the log could not be written: {error}"
             return False
@@ -174,7 +179,7 @@ class LogCopier:
             self.problem = f"the log could not be copied: {error!r}"
         return True
 
-    def _read(self, file: BinaryIO, position: LogPosition, *, follow: bool) -> None:
+    def _read(self, file: BinaryIO, marks: Marks, position: LogPosition, *, follow: bool) -> None:
         skip = position.pieces
         saved = time.monotonic()
         try:
@@ -185,7 +190,10 @@ class LogCopier:
                     continue
                 if self._closed.is_set():
                     break
-                _write(file, position.add(piece))
+                content = position.add(piece.content)
+                # Of an engine's log nothing is lost: what cannot be marked is written again when there is room.
+                marks.mark(position.log_bytes - len(content), piece.is_error)
+                _write(file, content)
                 self._copied += 1
                 if time.monotonic() - saved > _SAVE_SECONDS:
                     position.save()

@@ -3,8 +3,8 @@
 `main` runs in a process that the agent's nursery has forked (`nursery.py`), with the standard library only, in a
 session of its own, so that it lives on when the agent ends. It promises: `started.json` is on disk before any code of
 the job runs, and stands for "must never be started again"; `exit.json` is on disk after everything that the job left
-running is gone. It is told what to do by files in RUN_DIR (see `process_files.py`), and by SIGTERM: "read stop.json and
-stop". It knows no agent.
+running is gone, and its log is whole. It is told what to do by files in RUN_DIR (see `process_files.py`), and by
+SIGTERM: "read stop.json and stop". It knows no agent.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ import json
 import os
 import signal
 import time
+
+if __package__:
+    from prefect_launch.runners.log_streams import LogWriter
+else:  # in the nursery's process, which has the standard library and this folder only
+    from log_streams import LogWriter  # type: ignore[import-not-found,no-redef]
 
 TYPE_CHECKING = False  # The nursery needs no `typing`.
 if TYPE_CHECKING:
@@ -44,8 +49,9 @@ _REAP_SECONDS = 10.0
 class Job:
     """The job's main process and all that descends from it."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, log: LogWriter) -> None:
         self.pid = pid
+        self.log = log
         self.status: int | None = None
         self.peak_memory_bytes = 0
         self.kill_at: float | None = None
@@ -102,10 +108,12 @@ def main(run_dir: str, ready_fd: int | None) -> None:
         os.close(ready_fd)
     if problem is not None:
         job.reap()
+        job.log.finish(_REAP_SECONDS)
         finish({**problem, "started_at": begun[0]}, begun)
         return
     supervise(job)
     end_leftovers(job)
+    job.log.finish(_REAP_SECONDS)
     finish({**outcome(job, kills_before), "started_at": begun[0]}, begun)
 
 
@@ -123,13 +131,15 @@ def start(process: Told, environment: Told) -> tuple[Job, Told | None]:
     """Fork the job; let it go on to its code only once `started.json` is on disk. Return it, and why it cannot run."""
     go_read, go_write = os.pipe()
     problem_read, problem_write = os.pipe()
-    log = os.open(LOG, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    output, write_output = os.pipe()
+    error, write_error = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(go_write)
-        become_job(process, environment, log, go_read, problem_write)
-    os.close(go_read)
-    os.close(problem_write)
+        become_job(process, environment, (write_output, write_error), go_read, problem_write)
+    for ours in (go_read, problem_write, write_output, write_error):
+        os.close(ours)
+    log = LogWriter(LOG, output, error)
     write_json(STARTED, identity(pid))
     os.write(go_write, b"1")
     os.close(go_write)
@@ -137,18 +147,18 @@ def start(process: Told, environment: Told) -> tuple[Job, Told | None]:
         told = pipe.read()  # Ends when the job's own program takes over (the pipe closes on exec).
     if told:
         os.waitpid(pid, 0)
-        return Job(pid), json.loads(told)
-    return Job(pid), None
+        return Job(pid, log), json.loads(told)
+    return Job(pid, log), None
 
 
-def become_job(process: Told, environment: Told, log: int, go: int, problem: int) -> None:
+def become_job(process: Told, environment: Told, streams: tuple[int, int], go: int, problem: int) -> None:
     """In the child: take on the job's session, streams and folder, and turn into its program. Never returns."""
     command = process["command"]
     try:
         os.setsid()
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Should we be killed, the job must not go on unwatched.
         nothing = os.open(os.devnull, os.O_RDONLY)
-        for target, source in ((0, nothing), (1, log), (2, log)):
+        for target, source in ((0, nothing), (1, streams[0]), (2, streams[1])):
             os.dup2(source, target)
         if os.read(go, 1) != b"1":
             os._exit(_CANNOT_RUN)

@@ -21,8 +21,8 @@ from uuid import uuid4
 
 from prefect_launch.builds.registries.base import Credentials
 from prefect_launch.errors import ImagePullError, InfrastructureError, UnreachableError
-from prefect_launch.runners.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
-from prefect_launch.testing.script import Script, ScriptedProcess
+from prefect_launch.runners.engine import Container, Engine, Image, LogPiece, LogStream, NameTakenError, TooLargeError
+from prefect_launch.testing.script import Err, Script, ScriptedProcess
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _Container:
     config: dict[str, Any]
     script: Script
     files: dict[str, bytes]
-    log: list[bytes] = field(default_factory=list)
+    log: list[LogPiece] = field(default_factory=list)
     process: ScriptedProcess | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -184,7 +184,7 @@ class InMemoryEngine(Engine):
     def _write(self, one: _Container, piece: bytes) -> None:
         stamp = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f000Z")
         with self.docker.lock:
-            one.log.append(f"{stamp} ".encode() + piece)
+            one.log.append(LogPiece(f"{stamp} ".encode() + piece, isinstance(piece, Err)))
             self.docker.lock.notify_all()
 
     def _end(self, one: _Container) -> None:
@@ -204,7 +204,7 @@ class _Log(LogStream):
         self._follow = follow
         self._closed = False
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[LogPiece]:
         one, read = self._one, 0
         while one is not None:
             with self._docker.lock:
@@ -212,7 +212,7 @@ class _Log(LogStream):
                 goes_on = self._follow and not self._closed and not one.ended.is_set()
                 if not new and goes_on:
                     self._docker.lock.wait(0.5)
-            yield from (piece for piece in new if piece >= self._since)
+            yield from (piece for piece in new if piece.content >= self._since)
             if not new and not goes_on:
                 return
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,10 +18,11 @@ from typing import Any, ClassVar
 from prefect_launch.errors import InfrastructureError, UnreachableError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
+from prefect_launch.runners.log_streams import Marks
 from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
 from prefect_launch.safety.options import normalise_options
 from prefect_launch.states import ItemState
-from prefect_launch.testing.script import Script, ScriptedProcess
+from prefect_launch.testing.script import Err, Script, ScriptedProcess
 
 _OPTIONS = frozenset({"e", "env", "nice", "secret-door"})
 
@@ -202,7 +204,8 @@ def _runnable(script: Script) -> Script:
 
 
 def _append(plan: RunPlan, piece: bytes) -> None:
-    with plan.log_path.open("ab") as file:
+    with plan.log_path.open("ab") as file, closing(Marks(str(plan.log_path), file.tell())) as marks:
+        marks.mark(file.tell(), isinstance(piece, Err))
         file.write(piece)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pytest
 
 from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan, RunState
+from prefect_launch.runners.log_streams import parts
 
 SUCCEED = "exit 0"
 FAIL = "exit 3"
@@ -102,6 +103,13 @@ class RunnerContract:
         assert sorted(log.split(b"\n")) == sorted([b"one", b"two", b"b\xffd, no newline"]) or log in (
             b"one\nb\xffd, no newlinetwo\n",  # Two streams: an engine may hand them on in another order.
         )
+
+    async def test_standard_error_is_told_from_standard_output_in_one_log(self, world: World) -> None:
+        plan = world.plan(LOG)
+        await run(world.runner(), plan)
+        found = parts(str(plan.log_path), 0, plan.log_path.read_bytes())
+        assert b"".join(piece for is_error, piece in found if is_error) == b"two\n"
+        assert b"".join(piece for is_error, piece in found if not is_error) == b"one\nb\xffd, no newline"
 
     async def test_outputs_are_collected(self, world: World) -> None:
         plan = world.plan(OUTPUTS)

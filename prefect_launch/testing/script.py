@@ -11,6 +11,10 @@ from prefect_launch.runners.exit_codes import signal_of
 from prefect_launch.states import ItemState
 
 
+class Err(bytes):
+    """A piece of a job's log that is written to its standard error."""
+
+
 @dataclass(frozen=True)
 class Script:
     """One job's behaviour.
@@ -18,7 +22,7 @@ class Script:
     Attributes:
         seconds: how long it runs, after its log lines were written.
         exit_code: how it ends by itself.
-        log: what it writes at its start, piece by piece.
+        log: what it writes at its start, piece by piece; an `Err` is of its standard error.
         late_log: what it writes at its end.
         outputs: files that it leaves in its outputs folder, by relative path.
         ignores_term: whether only a kill ends it.

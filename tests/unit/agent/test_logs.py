@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -11,8 +13,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from prefect_launch.agent import logs
-from prefect_launch.agent.logs import RECORD_CHARS, SHARE_BYTES, TAIL_BYTES, LogShipper, split_records
+from prefect_launch.agent.logs import RECORD_CHARS, SHARE_BYTES, TAIL_BYTES, LogShipper, by_level, split_records
 from prefect_launch.errors import ServerUnavailableError
+from prefect_launch.runners.log_streams import Marks
 from prefect_launch.server.values import LogRecord
 from prefect_launch.testing import InMemoryServer
 from tests.support.bench import eventually
@@ -273,3 +276,99 @@ async def test_lines_stay_in_order_when_the_clock_is_set_back_between_two_agents
         file.write("two\nthree\n")
     await send_whole(server, item_id, path)
     assert [record.timestamp > ahead for record in await records(server, item_id)] == [False, True]
+
+
+# --- levels ---
+
+TRACEBACK = """Traceback (most recent call last):
+  File "train.py", line 3, in <module>
+    main()
+KeyError: 'lr'
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "train.py", line 5, in <module>
+ValueError: bad
+"""
+
+
+GROUP = "  + Exception Group Traceback (most recent call last):\n  |   File\n  | ExceptionGroup: x\n  +----\n"
+
+
+def write_streams(path: Path, *pieces: tuple[bool, str]) -> None:
+    size = path.stat().st_size if path.exists() else 0
+    with closing(Marks(str(path), size)) as marks, path.open("ab") as file:
+        for is_error, piece in pieces:
+            marks.mark(file.tell(), is_error)
+            file.write(piece.encode())
+
+
+async def test_standard_error_is_a_warning_and_a_traceback_an_error_and_no_record_mixes_them(
+    server: InMemoryServer, item_id: UUID, path: Path
+) -> None:
+    text = f"loading\n{TRACEBACK}bye\n"
+    write_streams(path, (False, "one\ntwo\n"), (True, text), (False, "three\n"))
+
+    await send_whole(server, item_id, path)
+
+    assert [(record.level, record.message) for record in await records(server, item_id)] == [
+        (logging.INFO, "one\ntwo"),
+        (logging.WARNING, "loading"),
+        (logging.ERROR, TRACEBACK.removesuffix("\n")),
+        (logging.WARNING, "bye"),
+        (logging.INFO, "three"),
+    ]
+
+
+async def test_levels_are_right_after_an_agent_that_died_in_the_middle_of_a_stream(
+    server: InMemoryServer, item_id: UUID, path: Path
+) -> None:
+    write_streams(path, (False, "out\n"), (True, "err 1\n"))
+    first = LogShipper(server, item_id, path)
+    first.follow()
+    await until_sent(server, item_id, "err 1")
+    await first.let_go()
+    write_streams(path, (True, "err 2\n"), (False, "out 2\n"))
+
+    await send_whole(server, item_id, path)
+
+    assert [(record.level, record.message) for record in await records(server, item_id)] == [
+        (logging.INFO, "out"),
+        (logging.WARNING, "err 1"),
+        (logging.WARNING, "err 2"),
+        (logging.INFO, "out 2"),
+    ]
+
+
+async def test_streams_that_change_at_each_line_cost_few_records(
+    server: InMemoryServer, item_id: UUID, path: Path
+) -> None:
+    lines = [(bool(number % 2), f"line {number}\n") for number in range(5000)]
+    write_streams(path, *lines)
+
+    await send_whole(server, item_id, path)
+
+    sent = await records(server, item_id)
+    assert len(sent) < 10
+    for level, is_error in ((logging.INFO, False), (logging.WARNING, True)):
+        told = "".join(f"{record.message}\n" for record in sent if record.level == level)
+        assert told == "".join(line for of_error, line in lines if of_error is is_error)
+
+
+@pytest.mark.parametrize(
+    ("text", "errors"),
+    [
+        ("a\nb\n", []),
+        (f"a\n{TRACEBACK}", [TRACEBACK]),
+        ("Traceback (most recent call last):\n  File\n", ["Traceback (most recent call last):\n  File\n"]),
+        (f"{GROUP}end\n", [GROUP]),
+        ("he said: Traceback (most recent call last):\n", []),
+    ],
+)
+def test_tracebacks_are_found_on_either_stream(text: str, errors: list[str]) -> None:
+    for is_error, usual in ((False, logging.INFO), (True, logging.WARNING)):
+        pieces = by_level(text, is_error=is_error)
+        assert "".join(piece for _, piece in pieces) == text
+        assert [piece for level, piece in pieces if level == logging.ERROR] == errors
+        assert {level for level, _ in pieces} <= {usual, logging.ERROR}

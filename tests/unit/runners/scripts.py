@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from prefect_launch.testing import runner_contract as contract
-from prefect_launch.testing.script import Script
+from prefect_launch.testing.script import Err, Script
 
 _SCRIPTS = {
     contract.SUCCEED: Script(),
     contract.FAIL: Script(exit_code=3),
     contract.KILL_ITSELF: Script(exit_code=137),
-    contract.LOG: Script(log=(b"one\n", b"two\n", b"b\xffd, no newline")),
+    contract.LOG: Script(log=(b"one\n", Err(b"two\n"), b"b\xffd, no newline")),
     contract.OUTPUTS: Script(outputs={"outputs.json": b'{"accuracy": 0.9}', "deep/file.txt": b"hello"}),
     contract.SLEEP: Script(seconds=60),
     contract.SLEEP_SHORTLY: Script(seconds=1, late_log=(b"awake\n",), exit_code=4),

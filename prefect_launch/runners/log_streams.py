@@ -1,0 +1,193 @@
+"""The two streams of a job in one log file, with marks beside it that tell them apart.
+
+`job.log` holds what the job wrote to its standard output and its standard error, byte for byte, as it came. Its marks
+are in a file of their own: 8 bytes for each change of the stream, which say from which byte of the log on, times two,
+plus one for the standard error. A mark is written before the bytes that it is of, so that who reads the log finds it.
+The standard library only: the supervisor of a process uses this.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+import threading
+
+TYPE_CHECKING = False  # The nursery needs no `typing`.
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+#: What the marks' file is called after the log.
+_SUFFIX = ".streams"
+_MARK = struct.Struct(">Q")
+_PIECE_BYTES = 64 * 1024
+#: Once a job has ended, what holds its streams open and writes nothing for so long is waited for no more.
+_SILENCE_MS = 500
+
+
+class Marks:
+    """The marks of a log, as its one writer makes them.
+
+    Args:
+        log: path of the log.
+        size: of the log: what is marked from there on was never written.
+    """
+
+    def __init__(self, log: str, size: int) -> None:
+        self._file = os.open(log + _SUFFIX, os.O_CREAT | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        known = os.fstat(self._file).st_size // _MARK.size
+        known = _first(self._file, known, size)
+        self._size = known * _MARK.size
+        os.ftruncate(self._file, self._size)
+        self._last = bool(_read(self._file, known - 1) & 1) if known else False
+
+    def mark(self, offset: int, is_error: bool) -> None:
+        """Say of which stream the bytes are that are written next, from this byte of the log on.
+
+        Raises:
+            OSError: when it cannot be written.
+        """
+        if is_error is self._last:
+            return
+        try:
+            written = os.write(self._file, _MARK.pack(offset << 1 | is_error))
+        except OSError:
+            written = 0
+        if written < _MARK.size:  # Half a mark would make nonsense of all that follow it.
+            os.ftruncate(self._file, self._size)
+            raise OSError("a mark could not be written")
+        self._size += written
+        self._last = is_error
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)
+
+
+class LogWriter:
+    """Writes what comes through the pipes of a job's two streams to its log, in a thread of its own.
+
+    Where the disk is full, the job goes on: what cannot be written is lost, and the log says how much.
+
+    Args:
+        log: path of the log, which may be there already.
+        output: the end to read from of the pipe that is the standard output.
+        error: that of the standard error.
+    """
+
+    def __init__(self, log: str, output: int, error: int) -> None:
+        self._log = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(self._log).st_size
+        self._marks = Marks(log, self._size)
+        self._pipes = {output: False, error: True}
+        self._lost = 0
+        self._ended, self._end = os.pipe()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def finish(self, seconds: float) -> None:
+        """Write what is left of a job that has ended; blocks until it is written, so many seconds at most."""
+        os.close(self._end)
+        self._thread.join(seconds)
+
+    def _run(self) -> None:
+        poller = select.poll()
+        for descriptor in (*self._pipes, self._ended):
+            poller.register(descriptor, select.POLLIN)
+        timeout = None
+        while self._pipes:
+            found = [descriptor for descriptor, _ in poller.poll(timeout)]
+            if not found:
+                break
+            for descriptor in found:
+                if descriptor == self._ended:
+                    poller.unregister(descriptor)
+                    timeout = _SILENCE_MS
+                    continue
+                piece = os.read(descriptor, _PIECE_BYTES)
+                if piece:
+                    self._take(piece, self._pipes[descriptor])
+                else:
+                    poller.unregister(descriptor)
+                    os.close(descriptor)
+                    del self._pipes[descriptor]
+        self._take(b"", False)
+
+    def _take(self, piece: bytes, is_error: bool) -> None:
+        if self._lost:
+            note = b"\n[prefect-launch] %d bytes of the log are lost: there was no room for them\n" % self._lost
+            if self._write(note, False):
+                self._lost += len(piece)
+                return
+        self._lost = self._write(piece, is_error)
+
+    def _write(self, piece: bytes, is_error: bool) -> int:
+        """Write a piece; return how many bytes of it could not be written."""
+        left = memoryview(piece)
+        try:
+            self._marks.mark(self._size, is_error)
+            while left:
+                written = os.write(self._log, left)
+                left, self._size = left[written:], self._size + written
+        except OSError:
+            pass
+        return len(left)
+
+
+def parts(log: str, start: int, data: bytes) -> list[tuple[bool, bytes]]:
+    """Tell the streams apart in a part of a log; all of a log without marks is of the standard output.
+
+    Args:
+        log: its path.
+        start: where the part begins, in bytes.
+        data: the part.
+
+    Returns:
+        Its pieces in their order, each with whether it is of the standard error; two in a row are of two streams.
+    """
+    try:
+        file = os.open(log + _SUFFIX, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return [(False, data)] if data else []
+    try:
+        marks = list(_marks(file, start, start + len(data)))
+    finally:
+        os.close(file)
+    found: list[tuple[bool, bytes]] = []
+    for (offset, is_error), (end, _) in zip(marks, [*marks[1:], (start + len(data), False)], strict=True):
+        piece = data[max(offset, start) - start : end - start]
+        if piece and found and found[-1][0] is is_error:
+            found[-1] = (is_error, found[-1][1] + piece)
+        elif piece:
+            found.append((is_error, piece))
+    return found
+
+
+def _marks(file: int, start: int, end: int) -> Iterator[tuple[int, bool]]:
+    """Yield the marks of a part of a log: where each begins, first of all the one that the part begins in."""
+    count = os.fstat(file).st_size // _MARK.size
+    place = _first(file, count, start + 1)
+    yield start, bool(_read(file, place - 1) & 1) if place else False
+    while place < count:
+        value = _read(file, place)
+        if value >> 1 >= end:
+            return
+        yield value >> 1, bool(value & 1)
+        place += 1
+
+
+def _first(file: int, count: int, offset: int) -> int:
+    """Return the number of the first mark at or after a byte of the log."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        if _read(file, middle) >> 1 < offset:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _read(file: int, number: int) -> int:
+    value: int = _MARK.unpack(os.pread(file, _MARK.size, number * _MARK.size))[0]
+    return value
