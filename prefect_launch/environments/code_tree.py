@@ -18,22 +18,25 @@ class CodeTree:
     Args:
         root: its folder.
         paths: the files that belong to it, as relative POSIX paths; by default all that are there.
+        is_whole: whether all files of `paths` are there; else those that are not read as if they were empty.
     """
 
-    def __init__(self, root: Path, paths: Collection[str] | None = None) -> None:
+    def __init__(self, root: Path, paths: Collection[str] | None = None, *, is_whole: bool = True) -> None:
         self.root = root.resolve()
+        self.is_whole = is_whole
         self._paths = None if paths is None else set(paths)
 
     def has_file(self, path: str) -> bool:
         """Whether a file belongs to the code."""
-        return (self._paths is None or path in self._paths) and (self.root / path).is_file()
+        listed = self._paths is None or path in self._paths
+        return listed and ((self.root / path).is_file() or not self.is_whole)
 
     def has_folder(self, path: str) -> bool:
         """Whether a folder does."""
         if path == ".":
             return True
         listed = self._paths is None or any(one.startswith(f"{path}/") for one in self._paths)
-        return listed and (self.root / path).is_dir()
+        return listed and ((self.root / path).is_dir() or not self.is_whole)
 
     def read(self, path: str) -> bytes | None:
         """Return a file's content; None when it is not in the code.
@@ -43,6 +46,9 @@ class CodeTree:
         """
         if not self.has_file(path):
             return None
+        self.inside(path, "The job's code")
+        if not self.is_whole and not (self.root / path).is_file():
+            return b""
         try:
             return (self.root / path).read_bytes()
         except OSError as error:

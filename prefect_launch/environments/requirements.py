@@ -72,12 +72,15 @@ class Requirements:
         return {**told, "PDM_BUILD_SCM_VERSION": "0.0.0"} if self.keeps_code else {}
 
 
-def read_requirements(code_dir: Path | None, paths: Collection[str] | None = None) -> Requirements:
+def read_requirements(
+    code_dir: Path | None, paths: Collection[str] | None = None, *, is_whole: bool = True
+) -> Requirements:
     """Return what the code in a folder needs; nothing when it does not say.
 
     Args:
         code_dir: the folder; None: there is no code.
         paths: the files in it that belong to the code; by default all.
+        is_whole: whether all of these are there; else what is missing is not judged, and nothing can be installed.
 
     Raises:
         SourceError: when a file cannot be read, holds a line that cannot be had, or names something that is not in the
@@ -85,7 +88,7 @@ def read_requirements(code_dir: Path | None, paths: Collection[str] | None = Non
     """
     if code_dir is None:
         return Requirements()
-    code = CodeTree(code_dir, paths)
+    code = CodeTree(code_dir, paths, is_whole=is_whole)
     project = find_project(code)
     if code.has_file(_PIP_FILE):
         found = _of_pip_file(code, _PIP_FILE)
@@ -129,6 +132,8 @@ def _of_lock(code: CodeTree) -> Requirements:
     """Read what a `uv.lock` fixes, as requirements with hashes; the lock itself decides, nothing is resolved."""
     import uv
 
+    if not code.is_whole:
+        return Requirements(("--requirement", _LOCKED_FILE))
     command = ["export", "--frozen", "--offline", "--no-dev", "--no-header", "--no-annotate", "--quiet", "--no-config"]
     ended = subprocess.run([uv.find_uv_bin(), *command], cwd=code.root, capture_output=True, check=False)
     if ended.returncode != 0:

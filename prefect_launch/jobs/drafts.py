@@ -5,6 +5,7 @@ Everything is checked here, before anything is stored; the commit of a git job i
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -44,7 +45,7 @@ from prefect_launch.names import check_name
 from prefect_launch.retry import Retries
 from prefect_launch.server_json import check_server_json
 from prefect_launch.sources.git_command import Git
-from prefect_launch.sources.git_list import list_files
+from prefect_launch.sources.git_list import CommitListing, list_files
 from prefect_launch.sources.git_resolve import resolve_commit
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.sources.notebook import as_program, convert, notebook_in, script_of
@@ -185,10 +186,11 @@ async def _check_in_commit(
     listed = await list_files(git, remote, commit)
     if listed is None:
         return
-    files, submodules = listed
+    files, submodules = listed.files, listed.submodules
     where = f"{remote} at {commit[:12]}"
     if not submodules:
         _check_build_files(request, files, where)
+        await to_thread.run_sync(_check_requirements_of, request, listed)
     wanted = entry_file(entry_point)
     if wanted is None or any(wanted.startswith(f"{path}/") for path in submodules):
         return
@@ -200,14 +202,23 @@ def _check_build_files(request: JobRequest, paths: Collection[str], where: str, 
     check_build_files(paths, **given, where=where, hint=hint)
 
 
-def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str]) -> None:
+def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str], *, is_whole: bool = True) -> None:
     """Read what the code says that it needs, as an agent will: refuse what cannot be had, and say what is not read."""
     if request.dockerfile is not None or request.base_image is not None:
         return  # Then these say what the code runs with.
     top = PurePosixPath(request.build_context or ".")
     inside = [str(PurePosixPath(path).relative_to(top)) for path in paths if PurePosixPath(path).is_relative_to(top)]
-    for note in read_requirements(folder / top, inside).notes:
+    for note in read_requirements(folder / top, inside, is_whole=is_whole).notes:
         _logger.warning("%s", note)
+
+
+def _check_requirements_of(request: JobRequest, listed: CommitListing) -> None:
+    """Do the same for a commit, with those of its files that the host has given."""
+    with tempfile.TemporaryDirectory(prefix="launch-git-") as scratch:
+        for path, content in listed.contents.items():
+            (Path(scratch) / path).parent.mkdir(parents=True, exist_ok=True)
+            (Path(scratch) / path).write_bytes(content)
+        _check_requirements(request, Path(scratch), listed.files, is_whole=False)
 
 
 _Maker = Callable[[JobRequest, Git], Awaitable[tuple[JobDraft, "str | None"]]]

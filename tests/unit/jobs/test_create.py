@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, SourceError, SpecError
 from prefect_launch.jobs import create
 from prefect_launch.jobs.create import create_in
@@ -15,6 +16,7 @@ from prefect_launch.jobs.drafts import JobRequest
 from prefect_launch.jobs.model import GitJobSource, SourceKind
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.sources import source_of
+from prefect_launch.sources.git_command import Git
 from prefect_launch.testing import InMemoryJobIndex
 from tests.support.git_repository import Repository
 
@@ -195,6 +197,41 @@ async def test_git_remote_that_is_refused_is_refused_before_git_is_run(registry:
     for remote in ("file:///etc", "ext::sh -c x", "--upload-pack=x", "/srv/repo"):
         with pytest.raises(SourceError, match="Refusing to fetch git remote"):
             await create_in(registry, _request(remote, "git", entrypoint="python main.py"))
+
+
+@pytest.mark.parametrize("gives_single_files", [True, False])
+async def test_requirements_of_a_commit_are_looked_at_when_the_job_is_made(
+    registry: JobRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture, gives_single_files: bool
+) -> None:
+    repository = Repository(tmp_path / "remote")
+    for option in ("allowFilter", "allowAnySHA1InWant"):
+        repository.git("config", f"uploadpack.{option}", str(gives_single_files).lower())
+    (repository.path / "requirements.txt").write_bytes("-r reqs/base.txt\n-r other.txt\n".encode("utf-16"))
+    (repository.path / "reqs").mkdir()
+    (repository.path / "reqs/base.txt").write_text("six\n-e libs/common\n")
+    (repository.path / "other.txt").write_text("six\n")
+    (repository.path / "poetry.lock").write_text("")
+    repository.commit(main="1")
+    request, git = _request(repository.url, "git", entrypoint="python main.py"), Git(allowed_protocols=("file",))
+
+    with pytest.raises(SourceError, match=r"reqs/base.txt:2 names 'libs/common', which is no file and no project"):
+        await create_in(registry, request, git=git)
+    (repository.path / "reqs/base.txt").write_text("six\n")
+    repository.commit()
+    await create_in(registry, request, git=git)
+    assert "poetry.lock is not read" in caplog.text
+
+
+async def test_link_of_a_commit_that_leaves_it_is_not_read(registry: JobRegistry, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cret=1\n")
+    repository = Repository(tmp_path / "remote")
+    (repository.path / "requirements.txt").symlink_to(tmp_path / "secret")
+    repository.commit(main="1")
+    request = _request(repository.url, "git", entrypoint="python main.py")
+
+    await create_in(registry, request, git=Git(allowed_protocols=("file",)))
+    with pytest.raises(SourceError, match="lies outside"):
+        read_requirements(repository.path)
 
 
 async def test_git_entry_point_that_leaves_the_code_is_refused(registry: JobRegistry) -> None:
