@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +11,6 @@ from prefect_launch import supervision
 from prefect_launch.api import use_api
 from prefect_launch.cli.main import run
 from tests.support.bench import QUEUE, Bench
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("prefect_launch", "prefect.launch", None)]
-    before = [(logger, list(logger.handlers), logger.level, logger.propagate) for logger in loggers]
-    yield
-    for logger, handlers, level, propagate in before:
-        logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
 
 
 def test_agent_without_a_working_heartbeat_ends_with_1_and_says_why(
