@@ -102,7 +102,7 @@ async def create_queue(
 def _description(name: str, config: QueueConfig) -> str:
     return (
         f"{_DESCRIBED} {config.resource}. Nothing of it runs before an agent is there: start one on a machine with"
-        f" `prefect-launch agent start -q {name}`."
+        f" 'prefect-launch agent start -q {name}'."
     )
 
 

@@ -106,8 +106,10 @@ def ago(moment: datetime | None) -> str:
 
 
 def until(moment: datetime) -> str:
-    """Tell in how long something will be."""
-    return f"in {lasted((moment - datetime.now(timezone.utc)).total_seconds())}"
+    """Tell in how long something will be, to the nearest unit."""
+    seconds = max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
+    unit = next((size for size in (86_400, 3_600, 60) if seconds >= 2 * size), 1)
+    return f"in {lasted(round(seconds / unit) * unit)}"
 
 
 def lasted(seconds: float | None) -> str:

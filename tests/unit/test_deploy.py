@@ -42,10 +42,10 @@ def test_description_of_a_queue_tells_how_to_start_an_agent_unless_somebody_wrot
         assert pool is not None
         return pool.description or ""
 
-    assert "`prefect-launch agent start -q cpu`" in api.call(lambda session: description())
+    assert "'prefect-launch agent start -q cpu'" in api.call(lambda session: description())
     api.call(lambda session: api.server.update_pool("cpu", description="Launch queue on local-process."))
     api.upsert_run_queue("cpu", "local-process")
-    assert "`prefect-launch agent start -q cpu`" in api.call(lambda session: description())
+    assert "'prefect-launch agent start -q cpu'" in api.call(lambda session: description())
     api.call(lambda session: api.server.update_pool("cpu", description="Ask Ada."))
     api.upsert_run_queue("cpu", "local-process")
     assert api.call(lambda session: description()) == "Ask Ada."

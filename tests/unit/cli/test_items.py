@@ -104,7 +104,7 @@ def test_scheduled_item_is_listed_and_shown_with_the_time_at_which_it_starts(
     api: InMemoryApi, command: Command
 ) -> None:
     now, later = add(api, "now", "later")
-    moment = datetime.now(timezone.utc) + timedelta(hours=5, minutes=1)
+    moment = datetime.now(timezone.utc) + timedelta(hours=4, minutes=59)
     schedule(api, later, moment)
 
     listed, shown = command("item", "list").stdout.splitlines(), command("item", "show", "later").stdout
