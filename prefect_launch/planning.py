@@ -24,7 +24,7 @@ from prefect_launch.item_options import merged_options, submitted_options
 from prefect_launch.job_environment import JobContext, WandbServer, job_environment
 from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.jobs.naming import parse_image
+from prefect_launch.jobs.naming import parse_image, runtime_of
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.macros import macro_values
 from prefect_launch.masking import Mask
@@ -109,6 +109,9 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry, read_secret
     if job is not None and plan.code_dir is not None:
         await anyio.to_thread.run_sync(_clear, plan.code_dir)
         await source_of(job, site.home, site.git).fetch(job, plan.code_dir, jobs)
+        if plan.python_version is None:  # Of a git job, only its code says so.
+            version = await anyio.to_thread.run_sync(runtime_of, plan.project_dir, plan.code_dir)
+            plan = plan.model_copy(update={"python_version": version})
     await anyio.to_thread.run_sync(save_plan, plan)
     return plan
 
@@ -160,6 +163,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
     except LaunchError:
         with _mask(site, held).in_errors():
             raise
+    wish = image_wish(spec, job) if runner.needs_image else None
     return RunPlan(
         item_id=request.item_id,
         attempt=request.attempt,
@@ -170,8 +174,9 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
         env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
         image=_image(spec, job),
         image_at_enqueue=image_at_enqueue(_named_image(spec, job) or "", spec.docker),
-        image_wish=image_wish(spec, job) if runner.needs_image else None,
+        image_wish=wish,
         code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,
+        build_context=job.build_context if job is not None and wish is None else None,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
         timeout=spec.timeout if request.queue is None else time_limit(spec.timeout, request.config),
@@ -232,7 +237,7 @@ def image_wish(spec: LaunchSpec, job: Job | None) -> ImageWish | None:
     return ImageWish(
         entry_point=spec.overrides.entry_point or job.entry_point,
         dockerfile=spec.overrides.dockerfile or built.get("dockerfile"),
-        build_context=built.get("build_context"),
+        build_context=job.build_context,
         python_version=spec.python_version or job.runtime,
         base_image=accelerator.get("base_image"),
         user_id=spec.docker.user_id,

@@ -58,7 +58,8 @@ async def acreate_job(
             says, or the one that runs here.
         entrypoint: its command, as text or as a list; by default `python main.py`, or an image's own.
         git_hash: branch, tag or commit of a git job; by default the remote's default branch.
-        build_context: the folder in its code that an image is built in.
+        build_context: the folder in its code that it runs in, with the requirements there, or that its image is built
+            in: a project of a repository with several.
         dockerfile: the Dockerfile, relative to the build context.
         base_image: an image that its code runs in as it is.
         services: of the reference; nothing here starts services beside a run, so that any are refused.

@@ -154,10 +154,11 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     program = await to_thread.run_sync(_program_of_notebook, folder, entry_point, request.build_context)
     archive = await pack(folder, program)
     where, hint = f"the code folder {folder}", " Or see whether .launchignore or .gitignore leaves the file out."
-    check_in_code(entry_point, archive.paths, build_context=request.build_context, where=where, hint=hint)
+    check_in_code(entry_point, archive.paths, folders=_folders(request), where=where, hint=hint)
     _check_build_files(request, archive.paths, where, hint)
     await to_thread.run_sync(_check_requirements, request, folder, archive.paths)
-    runtime = request.runtime or await to_thread.run_sync(runtime_of, folder)
+    place = folder / (request.build_context or ".")
+    runtime = request.runtime or await to_thread.run_sync(lambda: runtime_of(place, folder))
     source = CodeJobSource(
         artifact=CodeJobSource.artifact_of(archive.content_digest), **_command(entry_point), **_build(request)
     )
@@ -194,7 +195,12 @@ async def _check_in_commit(
     wanted = entry_file(entry_point)
     if wanted is None or any(wanted.startswith(f"{path}/") for path in submodules):
         return
-    check_in_code(entry_point, files, build_context=request.build_context, where=where)
+    check_in_code(entry_point, files, folders=_folders(request), where=where)
+
+
+def _folders(request: JobRequest) -> tuple[str, ...]:
+    """Return the folders of the code that its command's files may be in: where it runs, or what a Dockerfile copies."""
+    return (request.build_context or ".", *(["."] if request.dockerfile is not None else []))
 
 
 def _check_build_files(request: JobRequest, paths: Collection[str], where: str, hint: str = "") -> None:
@@ -281,7 +287,7 @@ def _command(entry_point: tuple[str, ...]) -> dict[str, Any]:
 def _program_of_notebook(folder: Path, entry_point: tuple[str, ...], build_context: str | None) -> dict[str, bytes]:
     """Return the program that a folder's notebook becomes, by its path."""
     notebook = notebook_in(entry_point)
-    for place in ("", build_context or "") if notebook else ():
+    for place in (build_context or "", "") if notebook else ():
         path = PurePosixPath(place, notebook or "")
         if (folder / path).is_file():
             return {script_of(str(path)): convert((folder / path).read_bytes(), str(path)).encode()}

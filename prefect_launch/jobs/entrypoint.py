@@ -71,14 +71,14 @@ def entry_file(entry_point: Sequence[str]) -> str | None:
 
 
 def check_in_code(
-    entry_point: Sequence[str], paths: Collection[str], *, build_context: str | None, where: str, hint: str = ""
+    entry_point: Sequence[str], paths: Collection[str], *, folders: Collection[str] = (".",), where: str, hint: str = ""
 ) -> None:
     """Refuse an entry point whose file is not in the code.
 
     Args:
         entry_point: the command.
         paths: what is packed, as relative POSIX paths.
-        build_context: a folder in the code that paths may be relative to, too.
+        folders: of the code, that the command's paths may be relative to; the first is where it runs.
         where: where the code is, for the message.
         hint: what else may be wrong, for the message.
 
@@ -86,9 +86,11 @@ def check_in_code(
         SourceError: naming the file, the nearest one, and the others.
     """
     wanted = entry_file(entry_point)
-    places = [""] if build_context is None else ["", build_context]
-    if wanted is None or any(posixpath.normpath(posixpath.join(place, wanted)) in paths for place in places):
+    if wanted is None or any(posixpath.normpath(posixpath.join(folder, wanted)) in paths for folder in folders):
         return
-    scripts = [path for path in paths if path.endswith(_FILE_ENDINGS)]
-    listed = unknown_name("entry point file", wanted, scripts, where=f" in {where}")
+    top = posixpath.normpath(next(iter(folders)))
+    own = [posixpath.relpath(path, top) for path in paths if top == "." or path.startswith(f"{top}/")]
+    scripts = [path for path in own if path.endswith(_FILE_ENDINGS)]
+    inside = "" if top == "." else f"the build context {top!r} of "
+    listed = unknown_name("entry point file", wanted, scripts, where=f" in {inside}{where}")
     raise SourceError(f"{listed} Give the entry point that you mean.{hint}")

@@ -54,7 +54,7 @@ class _BuiltSource(_Part):
     entrypoint: tuple[str, ...] = ()
     notebook: bool = False
     build_context: str | None = Field(
-        default=None, description="Folder that the image is built in, relative to the code."
+        default=None, description="Folder of the code that its image is built in, or it is run in."
     )
     dockerfile: str | None = Field(default=None, description="Path of the Dockerfile, relative to the build context.")
     base_image: str | None = Field(default=None, description="Image that the code runs in as it is, without a build.")
@@ -214,6 +214,11 @@ class Job:
     def base_image(self) -> str | None:
         """The image that the code of a code or git job runs in without a build."""
         return self.document.source.base_image if isinstance(self.document.source, _BuiltSource) else None
+
+    @property
+    def build_context(self) -> str | None:
+        """The folder of its code that it is built, or run, in; None: the code's top."""
+        return self.document.source.build_context if isinstance(self.document.source, _BuiltSource) else None
 
     @property
     def runtime(self) -> str | None:

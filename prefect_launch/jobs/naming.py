@@ -53,13 +53,16 @@ def check_runtime(runtime: str | None) -> str | None:
     return runtime
 
 
-def runtime_of(folder: Path) -> str:
-    """Return the Python version that a folder of code asks for; the one that runs here when it asks for none.
+def runtime_of(*folders: Path | None) -> str:
+    """Return the Python version that code asks for; the one that runs here when it asks for none.
+
+    Args:
+        *folders: where its file may be, the nearest first.
 
     Raises:
         SpecError: when its file names something else than a Python version.
     """
-    for path in (folder / name for name in _FILES):
+    for path in (folder / name for folder in folders if folder is not None for name in _FILES):
         if not path.is_file():
             continue
         lines = path.read_text(encoding="utf-8", errors="replace").split()

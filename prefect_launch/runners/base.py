@@ -69,8 +69,13 @@ class RunPlan(BaseModel):
         default=None, description="What its image is built as, before the runner gets the plan with the image in it."
     )
     code_dir: Path | None = Field(default=None, description="The job's unpacked code, this attempt's own copy.")
+    build_context: str | None = Field(
+        default=None,
+        description="The folder of the code that it is run in, with the requirements there, where no image is built of"
+        " it; None: the code's top.",
+    )
     working_dir: str | None = Field(
-        default=None, description="Relative to the code, or to the image's working directory."
+        default=None, description="Relative to the build context, or to the image's working directory."
     )
     python_version: str | None = Field(default=None, description='The job\'s Python, such as "3.11".')
     timeout: float | None = Field(default=None, description="Its time limit, in seconds from its start.")
@@ -94,6 +99,11 @@ class RunPlan(BaseModel):
     def name(self) -> str:
         """The name of what is created: the same for the same attempt, on any agent."""
         return f"launch-{self.item_id}-{self.attempt}"
+
+    @property
+    def project_dir(self) -> Path | None:
+        """The folder of the job's code that it is run in."""
+        return None if self.code_dir is None else self.code_dir / (self.build_context or "")
 
     @property
     def log_path(self) -> Path:

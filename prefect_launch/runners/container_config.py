@@ -40,7 +40,7 @@ def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
         {**options, "env": env},
     )
     made["Env"] = [f"{name}={value}" for name, value in made["Env"].items()]
-    home = image.working_dir if plan.code_dir is None else CODE_DIR
+    home = image.working_dir if plan.code_dir is None else posixpath.join(CODE_DIR, plan.build_context or "")
     base = posixpath.join("/", home, made.get("WorkingDir", ""))
     made["WorkingDir"] = posixpath.normpath(posixpath.join(base, plan.working_dir or ""))
     if plan.command:

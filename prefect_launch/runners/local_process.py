@@ -85,13 +85,13 @@ class LocalProcessRunner(Runner):
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
         _check_command(plan)
-        cwd = (plan.code_dir or plan.run_dir) / (plan.working_dir or "")
+        cwd = (plan.project_dir or plan.run_dir) / (plan.working_dir or "")
         env = with_default_variables({**plan.options.get("env", {}), **plan.env}, str(plan.output_dir))
         fixed = dict.fromkeys(("LAUNCH_OUTPUT_DIR", "PATH", "VIRTUAL_ENV"), "")
         return {**_process(plan, cwd), "python": plan.python_version, "env": {**env, **fixed}}
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
-        ready = await self._environments.is_ready(plan.code_dir, plan.python_version, _given_variables(plan))
+        ready = await self._environments.is_ready(plan.project_dir, plan.python_version, _given_variables(plan))
         return None if ready else ItemState.BUILDING
 
     async def prepare(self, plan: RunPlan) -> None:
@@ -156,7 +156,7 @@ class LocalProcessRunner(Runner):
         await anyio.to_thread.run_sync(self._nursery.close)
 
     async def _venv(self, plan: RunPlan) -> Venv:
-        return await self._environments.ensure(plan.code_dir, plan.python_version, _given_variables(plan))
+        return await self._environments.ensure(plan.project_dir, plan.python_version, _given_variables(plan))
 
     def _create(self, plan: RunPlan, venv: Venv) -> None:
         folder = RunFolder(plan.run_dir)
@@ -253,11 +253,12 @@ def _process(plan: RunPlan, cwd: Path) -> dict[str, Any]:
 
 def _working_dir(plan: RunPlan) -> Path:
     code = (plan.code_dir or plan.run_dir).resolve()
-    folder = (code / (plan.working_dir or ".")).resolve()
+    folder = ((plan.project_dir or code) / (plan.working_dir or ".")).resolve()
     if not folder.is_dir() or not (folder == code or code in folder.parents):
+        top = f"its build context {plan.build_context!r}" if plan.build_context else "the code's top"
         raise SpecError(
-            f"The working directory {plan.working_dir!r} is not a folder of the job's code."
-            " Name one that is, relative to the code's top."
+            f"The working directory {plan.working_dir or '.'!r} is not a folder of the job's code."
+            f" Name one that is, relative to {top}."
         )
     return folder
 

@@ -79,7 +79,7 @@ def convert_in(folder: Path, entry_point: Sequence[str], build_context: str | No
     Args:
         folder: the code.
         entry_point: the job's command, which runs the program.
-        build_context: a folder in the code that the command's paths may be relative to, too.
+        build_context: the folder in the code that the command's paths are relative to, if not to its top.
 
     Raises:
         SourceError: when the notebook is not there, or cannot be a program.
@@ -89,7 +89,7 @@ def convert_in(folder: Path, entry_point: Sequence[str], build_context: str | No
     script = next((part for part in entry_point if part.endswith(_SCRIPT)), None)
     if script is None:
         return
-    for place in ("", build_context or ""):
+    for place in (build_context or "", ""):
         path = folder / place / script
         if path.is_file():
             return

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch import aexplain_launch, explain_launch, launch_add
+from prefect_launch import aexplain_launch, create_job, explain_launch, launch_add
 from prefect_launch.agent_board import AgentNotice, post_notice
 from prefect_launch.built_job import image_job
 from prefect_launch.errors import InputError, LaunchError, NotFoundError, SpecError, UnsafeSpecError
@@ -69,6 +69,20 @@ def test_container_is_told_as_the_agent_would_create_it(job_api: InMemoryApi) ->
     assert told.creates["WorkingDir"] == "the image's own"
     assert told.creates["Labels"]["prefect-launch.run-id"] == "r1"
     assert told.creates["Labels"]["prefect-launch.queue"] == "gpu"
+
+
+def test_project_of_a_folder_is_told_to_run_in_its_build_context(job_api: InMemoryApi, tmp_path: Path) -> None:
+    project = tmp_path / "all" / "services" / "train"
+    project.mkdir(parents=True)
+    (project / "run.py").write_text("")
+    given: Any = {"entrypoint": "python run.py", "build_context": "services/train", "api": job_api}
+    create_job(str(tmp_path / "all"), "code", name="part", **given)
+    create_job(str(tmp_path / "all"), "code", name="based", base_image="python:3.12", **given)
+    in_it: Any = {"config": {"overrides": {"working_dir": "inside"}}}
+    assert explain_launch(job="part", queue_name="cpu").creates["cwd"].endswith("/code/services/train")
+    assert explain_launch(job="part", queue_name="cpu", **in_it).creates["cwd"].endswith("/code/services/train/inside")
+    assert explain_launch(job="based", queue_name="gpu").creates["WorkingDir"].endswith("/services/train")
+    assert explain_launch(job="part", queue_name="gpu").builds
 
 
 def test_variables_are_told_by_name_and_secrets_by_their_block(job_api: InMemoryApi) -> None:

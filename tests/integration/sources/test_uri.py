@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefect_launch import explain_launch, launch_add, launch_add_many
+from prefect_launch import LaunchAgent, create_job, explain_launch, launch_add, launch_add_many
 from prefect_launch.api import use_api
 from prefect_launch.errors import InfrastructureError, LaunchError, NotFoundError, SourceError, SpecError
 from prefect_launch.testing import InMemoryApi
@@ -57,6 +58,27 @@ def test_uri_is_pinned_to_its_commit_and_queued_as_a_job(api: InMemoryApi, repos
     assert job.document.source.model_dump()["git"] == {"remote": uri, "commit": commit}
     assert job.entry_point == tuple(ENTRY)
     assert run.name.startswith("job-team-train-")
+
+
+def test_project_of_a_repository_runs_in_its_folder_with_its_requirements(
+    api: InMemoryApi, repository: Repository, uri: str, tmp_path: Path
+) -> None:
+    project = repository.path / "services" / "train"
+    project.mkdir(parents=True)
+    (project / "requirements.txt").write_text("six\n")
+    (project / "run.py").write_text("import os, six; print(os.path.basename(os.getcwd()), six.__name__)")
+    (repository.path / "requirements.txt").write_text("no-such-package-of-anybody\n")
+    repository.commit()
+    create_job(uri, "git", name="part", entrypoint="python run.py", build_context="services/train", api=api)
+    with pytest.raises(SourceError, match=r"Unknown entry point file 'main\.py' in the build context"):
+        create_job(uri, "git", name="top", entrypoint="python main.py", build_context="services/train", api=api)
+
+    run = launch_add(job="part", queue_name="cpu")
+    agent = LaunchAgent(api, {"queues": ["cpu"], "name": "box", "home": tmp_path / "home"})
+    asyncio.run(agent.loop(until_empty=True))
+
+    assert run.state == "completed", run.message
+    assert "train six" in "\n".join(line.message for line in run.logs())
 
 
 def test_same_uri_finds_the_job_that_it_made_and_another_commit_or_entry_point_makes_a_version(

@@ -162,6 +162,25 @@ async def test_entry_point_may_lie_in_the_build_context(registry: JobRegistry, c
     assert {key: written["source"][key] for key in options} == options
 
 
+async def test_entry_point_outside_of_the_build_context_is_refused(registry: JobRegistry, code: Path) -> None:
+    (code / "services" / "train").mkdir(parents=True)
+    (code / "services" / "train" / "run.py").write_text("")
+    wrong = _request(code, "code", entrypoint="python services/train/run.py", build_context="services/train")
+
+    with pytest.raises(SourceError, match=r"in the build context 'services/train' .* Known: run\.py"):
+        await create_in(registry, wrong)
+
+
+async def test_python_of_the_build_context_comes_first(registry: JobRegistry, code: Path) -> None:
+    (code / "inside").mkdir()
+    (code / "inside" / "run.py").write_text("")
+    (code / ".python-version").write_text("3.10\n")
+    request = _request(code, "code", entrypoint="python run.py", build_context="inside")
+    assert (await create_in(registry, request)).job.runtime == "3.10"
+    (code / "inside" / ".python-version").write_text("3.12\n")
+    assert (await create_in(registry, request)).job.runtime == "3.12"
+
+
 async def test_folder_of_a_work_tree_records_commit_and_changes(registry: JobRegistry, tmp_path: Path) -> None:
     repository = Repository(tmp_path / "repo")
     commit = repository.commit(main="print(1)")
