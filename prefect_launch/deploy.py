@@ -20,6 +20,7 @@ from prefect_launch.queues import QUEUE_LABEL
 from prefect_launch.retry import Cause
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import secrets_pattern
+from prefect_launch.server_json import MAX_INTEGER, MIN_INTEGER
 from prefect_launch.spec import LaunchSpec
 
 if TYPE_CHECKING:
@@ -167,10 +168,11 @@ def form_schema(job: Job, *, secrets: Collection[str] = ()) -> dict[str, Any]:
 
 
 def _options_schema(secrets: Collection[str]) -> dict[str, Any]:
-    """Return the schema of the launch options, whose resource arguments name no secret but these."""
-    # Without a type, each of these holds for the values of one type: texts, lists, and mappings such as `env`.
-    text = {"pattern": secrets_pattern(secrets)}
-    value = {**text, "items": text, "additionalProperties": text}
+    """Return the schema of the launch options, whose resource arguments name no secret but these, and hold no number
+    that the server cannot send."""
+    # Without a type, each of these holds for the values of one type: texts, numbers, lists, and mappings such as `env`.
+    plain = {"pattern": secrets_pattern(secrets), "minimum": MIN_INTEGER, "maximum": MAX_INTEGER}
+    value = {**plain, "items": plain, "additionalProperties": plain}
     by_resource = {"type": "object", "additionalProperties": value}
     properties = _OPTIONS_SCHEMA["properties"]
     resource_args = {**properties["resource_args"], "additionalProperties": by_resource}

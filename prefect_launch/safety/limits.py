@@ -95,7 +95,7 @@ def check_fixed(options: Mapping[str, Any], config: QueueConfig, quantities: Qua
     given = {*options, *(f"{_ENV}.{name}" for name in options.get(_ENV) or ())}
     for option, reason in fixed_options(config, quantities).items():
         if option in given:
-            raise UnsafeSpecError(_refusal(config, option, reason))
+            raise UnsafeSpecError(_refusal(config, option, reason, quantities))
 
 
 def check_unlimited(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
@@ -203,8 +203,9 @@ def _check_unlimited(option: str, value: Any, config: QueueConfig, quantities: Q
         )
 
 
-def _refusal(config: QueueConfig, option: str, reason: str) -> str:
-    most = "" if option.startswith(f"{_ENV}.") else f" --limit {option}=MAXIMUM"
+def _refusal(config: QueueConfig, option: str, reason: str, quantities: Quantities) -> str:
+    has_maximum = option in quantities and quantities[option].has_maximum
+    most = f" --limit {option}=MAXIMUM" if has_maximum else ""
     return (
         f"resource_args.{config.resource} option {option!r} {reason} and cannot be given. Leave it out; the owner"
         f" can let submitters set it ('prefect-launch queue create … --replace --allow {option}{most}')."

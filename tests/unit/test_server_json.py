@@ -9,7 +9,9 @@ from typing import Any
 
 import orjson
 import pytest
+from jsonschema import Draft202012Validator
 
+from prefect_launch.deploy import deploy_job
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.jobs.plain_schema import plain_schema, within_64_bits
 from prefect_launch.launch_flow import launch_flow
@@ -17,6 +19,7 @@ from prefect_launch.queue_config import make_config
 from prefect_launch.server.values import LogRecord, State
 from prefect_launch.server_json import check_body, clean_json, json_fault
 from prefect_launch.states import StateType
+from prefect_launch.testing import InMemoryApi
 
 SENT: list[Any] = [
     2**64 - 1,
@@ -135,3 +138,21 @@ def test_integers_of_a_form_are_bounded_by_what_the_server_can_send() -> None:
     nested = {"type": "object", "properties": {"a": {"type": "array", "items": whole}, "b": {"type": "number"}}}
     properties = {"a": {"type": "array", "items": {**whole, **bounds}}, "b": {"type": "number"}}
     assert within_64_bits(nested) == {"type": "object", "properties": properties}
+
+
+def test_form_of_a_job_bounds_its_integers_and_those_of_its_resource_arguments(job_api: InMemoryApi) -> None:
+    job_api.call(lambda session: deploy_job(session, "train", "cpu"))
+    form = job_api.call(lambda session: session.server.find_deployment("train"))
+    assert form is not None
+    check = Draft202012Validator(form.parameter_openapi_schema or {})
+
+    def is_taken(value: int) -> tuple[bool, ...]:
+        options: list[dict[str, Any]] = [{"memory": value}, {"gpus": [value]}, {"env": {"A": value}}]
+        asked: list[dict[str, Any]] = [
+            {"epochs": value},
+            *({"launch": {"resource_args": {"local-process": each}}} for each in options),
+        ]
+        return tuple(check.is_valid({"lr": 0.1, **each}) for each in asked)
+
+    assert is_taken(2**64 - 1) == (True,) * 4
+    assert is_taken(2**64) == (False,) * 4
