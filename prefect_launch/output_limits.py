@@ -75,26 +75,33 @@ class LeftOut(BaseModel):
     Attributes:
         count: how many.
         named: the first of them, each with the reason.
+        over_limit: whether a limit is the reason for any of them.
     """
 
     model_config = ConfigDict(frozen=True)
 
     count: int = 0
     named: tuple[str, ...] = ()
+    over_limit: bool = False
 
     def __bool__(self) -> bool:
         return self.count > 0
 
     def __add__(self, other: LeftOut) -> LeftOut:
-        return LeftOut(count=self.count + other.count, named=(*self.named, *other.named)[:_NAMED])
+        return LeftOut(
+            count=self.count + other.count,
+            named=(*self.named, *other.named)[:_NAMED],
+            over_limit=self.over_limit or other.over_limit,
+        )
 
     def describe(self, limits: OutputLimits) -> str:
         """Tell of them in a few lines, for the run's log."""
         more = self.count - len(self.named)
         lines = [f"{self.summary()}:", *(f"  {one}" for one in self.named), *([f"  and {more:,} more"] if more else [])]
-        rule = limits.describe()
-        if rule:
-            lines.append(f"At most {rule} are kept of a run: 'outputs' in the agent's and in the queue's config.")
+        if self.over_limit:
+            lines.append(
+                f"At most {limits.describe()} are kept of a run: 'outputs' in the agent's and in the queue's config."
+            )
         return "\n".join(lines)
 
     def summary(self) -> str:
@@ -114,27 +121,29 @@ class Selection:
         self._bytes = self._files = 0
         self._count = 0
         self._named: list[str] = []
+        self._over_limit = False
 
     @property
     def left_out(self) -> LeftOut:
         """What was left out so far."""
-        return LeftOut(count=self._count, named=tuple(self._named))
+        return LeftOut(count=self._count, named=tuple(self._named), over_limit=self._over_limit)
 
     def takes(self, name: str, size: int) -> bool:
         """Whether a regular file is kept; it is counted then, else named as left out."""
         most_bytes, most_files = self._limits.max_bytes, self._limits.max_files
         if most_files is not None and self._files >= most_files:
-            self.leave_out(name, f"{most_files:,} files are kept already")
+            self.leave_out(name, f"{most_files:,} files are kept already", over_limit=True)
         elif most_bytes is not None and self._bytes + size > most_bytes:
             kept = f", and {in_bytes(self._bytes)} are kept already" if self._bytes else ""
-            self.leave_out(name, f"it has {in_bytes(size)}{kept}")
+            self.leave_out(name, f"it has {in_bytes(size)}{kept}", over_limit=True)
         else:
             self._files, self._bytes = self._files + 1, self._bytes + size
             return True
         return False
 
-    def leave_out(self, name: str, why: str) -> None:
-        """Note that something is not kept."""
+    def leave_out(self, name: str, why: str, *, over_limit: bool = False) -> None:
+        """Note that something is not kept, and whether a limit is the reason."""
+        self._over_limit = self._over_limit or over_limit
         self._count += 1
         if len(self._named) < _NAMED:
             self._named.append(f"{_shown(name)}: {why}")

@@ -131,7 +131,8 @@ async def collect_outputs(engine: Engine, container_id: str, target: Path, limit
             await _collect_results(engine, container_id, target, selection)
         await anyio.to_thread.run_sync(_unpack, packed, size, target, selection)
     if not whole:
-        selection.leave_out("all further files", f"the folder has more than {in_bytes(most)}, holes included")
+        why = f"the folder has more than {in_bytes(most)}, holes included"
+        selection.leave_out("all further files", why, over_limit=True)
     return selection.left_out
 
 

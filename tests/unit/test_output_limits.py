@@ -76,4 +76,6 @@ def test_what_is_left_out_is_told_in_a_few_lines_however_much_it_is() -> None:
     assert lines[1] == "  file-0\ufffd\ufffd[31m?: 0 files are kept already"
     assert lines[-2] == "  and 980 more"
     assert lines[-1].startswith("At most 1.0 GiB and 0 files are kept of a run")
+    links = LeftOut(count=1, named=("x: it is a link",))
+    assert links.describe(OutputLimits(max_files=5)) == "1 of the run's outputs is not kept:\n  x: it is a link"
     assert LeftOut(count=1, named=("x: it is a link",)).summary() == "1 of the run's outputs is not kept"
