@@ -175,5 +175,13 @@ def _options_schema(secrets: Collection[str]) -> dict[str, Any]:
     value = {**plain, "items": plain, "additionalProperties": plain}
     by_resource = {"type": "object", "additionalProperties": value}
     properties = _OPTIONS_SCHEMA["properties"]
-    resource_args = {**properties["resource_args"], "additionalProperties": by_resource}
+    of_secrets = (
+        f"the Secret blocks {', '.join(sorted(secrets))}" if secrets else "no Secret block: the queue allows none"
+    )
+    description = f"{properties['resource_args']['description']} Its env may name {of_secrets}."
+    resource_args = {
+        **properties["resource_args"],
+        "description": description,
+        "additionalProperties": by_resource,
+    }
     return {**_OPTIONS_SCHEMA, "properties": {**properties, "resource_args": resource_args}}
