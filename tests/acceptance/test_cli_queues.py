@@ -42,16 +42,23 @@ def test_queue_with_template_variables_is_made_of_files(launch_cli: Cli, name: s
     (tmp_path / "variables.json").write_text('{"shm": {"type": "string", "enum": ["1g", "2g"], "default": "1g"}}')
     given = ("-r", "local-container", "-c", "config.yaml", "--variables", "variables.json")
 
+    limits = ("--limit", "memory=16g", "--limit", "timeout=1h")
     launch_cli("queue", "create", name, *given)
-    launch_cli("queue", "create", name, *given, "--replace", "--allow", "network", "--concurrency", "3")
+    launch_cli("queue", "create", name, *given, "--replace", "--allow", "network", "--concurrency", "3", *limits)
     shown = json.loads(launch_cli("queue", "show", name, "--json").stdout)
     wrong = launch_cli("add", "-d", "alpine", "-q", name, "-v", "shm=9g", code=1)
+    long = launch_cli("add", "-d", "alpine", "-q", name, "--timeout", "2h", code=1)
     added = json.loads(launch_cli("add", "-d", "alpine", "-q", name, "-v", "shm=2g", "--json").stdout)
 
-    assert shown["config"] == {"resource_args": {"local-container": {"shm-size": "{{shm}}"}}}
+    assert shown["limits"] == {"memory": "16g", "timeout": "1h"}
+    assert shown["config"] == {
+        "resource_args": {"local-container": {"shm-size": "{{shm}}"}},
+        "limits": shown["limits"],
+    }
     assert shown["template_variables"]["shm"]["enum"] == ["1g", "2g"]
     assert (shown["submitter_options"], shown["concurrency_limit"]) == (["network"], 3)
     assert "'9g'" in wrong.stderr
+    assert "at most 1 h is allowed on this queue" in long.stderr
     item = json.loads(launch_cli("item", "show", added["id"], "--json").stdout)
     assert (item["image"], item["template_variables"]) == ("alpine", {"shm": "2g"})
 

@@ -63,7 +63,7 @@ def test_item_that_never_fits_fails_with_the_reason_and_the_queue_goes_on(site: 
 
 def test_machine_without_a_gpu_runs_what_asks_for_none_and_refuses_the_rest(site: Site) -> None:
     site.job("echo fine")
-    site.api.upsert_run_queue(site.name, "local-process", fail_impossible_after="0.1s")
+    site.api.upsert_run_queue(site.name, "local-process", fail_impossible_after="0.1s", submitter_options=["gpus"])
     plain, greedy = site.add({}, asks("all"))
     site.work_off(gpus="none")
     assert site.states(plain)[-1] == "Completed"
