@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
-from uuid import UUID
+from uuid import UUID, uuid4
 
+from prefect_launch.agent.held import Holder
 from prefect_launch.agent.intake import Intake
 from prefect_launch.agent.moves import move
 from prefect_launch.states import ItemState, StateType
@@ -29,7 +30,7 @@ def calls_per_item(api: Api, queue: str, *, slots: int) -> None:
 
 async def _empty(api: Api, queue: str, slots: int) -> None:
     async with api.open() as session:
-        intake = Intake(session, [queue], "nobody")
+        intake = Intake(session, [queue], Holder(agent="nobody", instance=uuid4().hex, host="nowhere"))
         on_their_way: set[asyncio.Task[UUID]] = set()
         while True:
             found = await intake.next(slots=slots - len(on_their_way), skip=())

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.agent.presence import Presence, read_presences
 from prefect_launch.agent_board import AgentNotice, RunningItem, order_drain, read_notices, take_drain_back
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.server.protocol import Server
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from prefect_launch.session import Session
 
 _ONLINE = "ONLINE"
+#: Three beats of a life of an agent.
+_LIVING_SECONDS = 90.0
 #: What an agent tells of itself in its notice.
 _TOLD = {"host", "slots", "running", "in_work", "waits", "devices", "secure_mode"}
 
@@ -61,6 +64,7 @@ class AgentInfo(BaseModel):
         devices: who holds each of its GPUs; an empty text for none.
         troubles: why it takes no items of a resource, one text each.
         secure_mode: whether it lets a submitter give inputs and nothing else.
+        hosts: where agents of this name run now, one for each: more than one is a mistake.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -77,6 +81,7 @@ class AgentInfo(BaseModel):
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
     troubles: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     secure_mode: bool = False
 
 
@@ -105,7 +110,20 @@ async def agents(session: Session) -> list[AgentInfo]:
     for pool, of_pool in zip(pools, workers, strict=True):
         for worker in of_pool:
             found.setdefault(worker.name, []).append((pool, worker))
-    return [_agent(name, found.get(name, []), notices.get(name)) for name in sorted(found.keys() | notices.keys())]
+    hosts = _hosts(await read_presences(session.server))
+    return [
+        _agent(name, found.get(name, []), notices.get(name)).model_copy(update={"hosts": hosts.get(name, ())})
+        for name in sorted(found.keys() | notices.keys())
+    ]
+
+
+def _hosts(presences: Iterable[Presence]) -> dict[str, tuple[str, ...]]:
+    """Return where agents run that have beaten lately, by their names; clocks of machines may differ a little."""
+    now, found = datetime.now(timezone.utc), dict[str, tuple[str, ...]]()
+    for one in presences:
+        if not one.has_left and abs((now - one.at).total_seconds()) < _LIVING_SECONDS:
+            found[one.holder.agent] = (*found.get(one.holder.agent, ()), one.holder.host)
+    return found
 
 
 async def online_agents(server: Server, queue: str) -> list[AgentInfo]:

@@ -10,14 +10,19 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
-from uuid import UUID
+from uuid import UUID, uuid4
+
+import anyio
 
 from prefect_launch.agent.config import AgentConfig, parse_agent_config
 from prefect_launch.agent.crew import Crew
 from prefect_launch.agent.devices.reader import CardReader
 from prefect_launch.agent.execution import Execution
+from prefect_launch.agent.held import Holder
+from prefect_launch.agent.home import home_id
 from prefect_launch.agent.intake import Intake
 from prefect_launch.agent.lock import only_agent
 from prefect_launch.agent.loop import Loop
@@ -116,10 +121,11 @@ class LaunchAgent:
         """How many sweep schedulers are in work."""
         return self.crew.count(schedulers=True)
 
-    @property
-    def holder(self) -> str:
-        """Who claims, as people read it in an item's state."""
-        return f"agent {self.config.name} on {socket.gethostname()}"
+    @cached_property
+    def holder(self) -> Holder:
+        """Who claims: this life of the agent, on this machine. Reads the home's id at the first use."""
+        home = home_id(self.config.home)
+        return Holder(agent=self.config.name, instance=uuid4().hex, host=socket.gethostname(), home=home)
 
     def print_status(self) -> None:
         """Log what the agent does, in one line."""
@@ -161,6 +167,7 @@ class LaunchAgent:
             self._workshop = Workshop(self.config, session, dict(self._runners), cards=self._cards)
             self._workshop.run_ended = self._run_ended
             await self._workshop.desk.open()
+            await anyio.to_thread.run_sync(lambda: self.holder)
             opens, desk = self._workshop.reach.is_open, self._workshop.desk
             self._intake = Intake(session, self.config.queues, self.holder, desk, opens, self.config.poll_seconds)
             try:

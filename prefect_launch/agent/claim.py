@@ -14,6 +14,7 @@ import logging
 from typing import Final
 from uuid import UUID, uuid4
 
+from prefect_launch.agent.held import Holder
 from prefect_launch.agent.moves import step_id, until_server_is_back
 from prefect_launch.errors import ItemGoneError
 from prefect_launch.server.protocol import Server
@@ -25,19 +26,19 @@ log = logging.getLogger("prefect_launch.agent")
 _COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
 
 
-async def claim(server: Server, polled: Item, *, holder: str) -> Item | None:
+async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
     """Claim an item that a poll returned.
 
     Args:
         server: the door.
         polled: the item as the poll returned it.
-        holder: who claims, as people read it in the state's message.
+        holder: who claims; it stands in the data of the state.
 
     Returns:
         The item as it is now; `None` when it is not ours.
     """
     token = uuid4()
-    wanted = State.of(ItemState.CLAIMED, f"Claimed by {holder}.")
+    wanted = holder.claiming(token)
     if polled.created is not None:
         # Without one, the claim takes over the time that the item waited for; and by a clock of the server's that is
         # behind this agent's, the item would not be let run yet.

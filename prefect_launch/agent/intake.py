@@ -14,6 +14,7 @@ import anyio
 
 from prefect_launch.agent.candidates import Candidates, Gate
 from prefect_launch.agent.claim import claim, give_back, is_over_limit
+from prefect_launch.agent.held import Holder
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.server.values import Item
@@ -45,7 +46,7 @@ class Intake:
     Args:
         session: an open connection.
         queues: names of the agent's queues.
-        holder: who claims, as people read it.
+        holder: who claims.
         gate: decides which items it may claim now; by default all.
         opens: says whether items of a queue may be claimed now; by default always.
         poll_seconds: when the next poll comes at the latest: what will be due until then, `due_in` tells.
@@ -55,7 +56,7 @@ class Intake:
         self,
         session: Session,
         queues: Sequence[str],
-        holder: str,
+        holder: Holder,
         gate: Gate | None = None,
         opens: Callable[[str], Awaitable[bool]] | None = None,
         poll_seconds: float = 0.0,

@@ -24,6 +24,7 @@ from prefect_launch.agent.housekeeping import Housekeeper
 from prefect_launch.agent.lost import LostWatch
 from prefect_launch.agent.moves import log, until_server_is_back
 from prefect_launch.agent.older import stop_all_attempts
+from prefect_launch.agent.presence import Presence, post_presence, read_presences, take_presence_down
 from prefect_launch.agent.recover import Adopted, clear_away, find_own_runs, settle_orphans
 from prefect_launch.agent.reporting import LAST_WORDS_SECONDS, Reporter
 from prefect_launch.agent.stop_requests import StopRequests
@@ -65,6 +66,7 @@ class Loop:
         self._ends_at = float("inf") if max_runtime_seconds is None else time.monotonic() + max_runtime_seconds
         self._stops = StopRequests(self._server, agent.crew, agent.config.poll_seconds)
         self._unseen: set[str] = set()
+        self._presence = Presence.of(agent.holder, self._config.queues)
 
     async def run(self) -> None:
         """Run until told to stop, until empty, or until the time is up; then let go of what runs."""
@@ -76,6 +78,8 @@ class Loop:
                 await self._recover()
                 self._stops.look_again()
                 supervisor.supervise(*self._tasks_once_recovered())
+                # Before the first claim: what nobody can see to be alive would be nobody's.
+                await until_server_is_back("show this agent", lambda: post_presence(self._server, self._presence))
                 await until_server_is_back("read the queues' limits", self._intake.read_limits)
                 await until_server_is_back("show the agent's orders", self._reporter.read_orders)
                 await self._work()
@@ -86,7 +90,7 @@ class Loop:
         name, queues, crew = self._config.name, self._config.queues, self._crew
         tell_waits = WaitTeller(self._agent.shop.session, name, queues)
         return [
-            BackgroundTask("heartbeat", lambda: beat(self._server, name, queues, lambda: crew.items)),
+            BackgroundTask("heartbeat", lambda: beat(self._server, self._presence, lambda: crew.items)),
             BackgroundTask("stop requests", self._stops.watch),
             BackgroundTask("ownership check", lambda: stop_what_is_not_held(self._server, lambda: crew.trackers)),
             BackgroundTask("orders", self._reporter.watch_orders),
@@ -115,6 +119,7 @@ class Loop:
             shop.session,
             self._config.name,
             self._config.queues,
+            holder=self._agent.holder,
             lost_seconds=shop.lost_seconds,
             stop_here=stop_here,
             go_on=self._go_on,
@@ -161,7 +166,10 @@ class Loop:
 
     async def _recover(self) -> None:
         shop = self._agent.shop
-        left = await until_server_is_back("show what the last agent of this name left", lambda: find_own_runs(shop))
+        holder = self._agent.holder
+        left = await until_server_is_back(
+            "show what the last agent of this name left", lambda: find_own_runs(shop, holder)
+        )
         for run in left.runs:
             self._resume(run)
         await clear_away(shop, left.stale)
@@ -169,8 +177,17 @@ class Loop:
         held = {run.item.id for run in left.runs}
         await until_server_is_back(
             "settle what was claimed and does not run",
-            lambda: settle_orphans(shop, self._config.queues, self._agent.holder, held, left.unseen),
+            lambda: settle_orphans(shop, self._config.queues, holder, held, left.unseen),
         )
+        if not left.unseen:
+            await until_server_is_back("forget this agent's earlier lives", self._forget_earlier_lives)
+
+    async def _forget_earlier_lives(self) -> None:
+        """Take down the presence of earlier lives: all that they held is this one's, or settled."""
+        holder = self._agent.holder
+        for presence in await read_presences(self._server):
+            if presence.holder.instance != holder.instance and presence.holder.is_earlier_life_of(holder):
+                await take_presence_down(self._server, presence.holder.instance)
 
     async def _note_unseen(self, unseen: Collection[str]) -> None:
         """Claim nothing for a resource of the queues until it was seen what is left there."""
@@ -183,7 +200,7 @@ class Loop:
         """See what the last life of this agent has left on a resource that was away when this one began."""
         shop = self._agent.shop
         if resource in self._unseen:
-            left = await find_own_runs(shop, [resource])
+            left = await find_own_runs(shop, self._agent.holder, [resource])
             if left.unseen:
                 raise UnreachableError(f"What runs on {resource} could not be seen.")
             for run in left.runs:
@@ -257,7 +274,7 @@ class Loop:
         await self._crew.leave()
         if self._orders.stops_jobs:
             await self._give_back({UUID(item.id) for item in left.running})
-        await self._reporter.leave(left, drained=drained)
+        await self._reporter.leave(left, self._presence, drained=drained)
         log.info("agent %s left", self._config.name)
 
     async def _give_back(self, held: set[UUID]) -> None:

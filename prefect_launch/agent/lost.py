@@ -5,6 +5,11 @@ What was being stopped is cancelled, and stopped at once where it can be reached
 An agent is lost when its heartbeats have stood still for 90 s *while this agent looked on*, again and again, on its own
 clock. A server that was away, a clock that jumped or an agent that has just come by itself prove nothing: the watch
 starts anew after a gap. An agent that left in order has taken itself off the list, and what it left running is its own.
+
+Several lives of agents of one name may be there: on two hosts at once, or one after another, when an agent was moved
+and its old home is gone. The worker's heartbeat is the name's; so each life is watched by a presence of its own, and
+one that is silent while another agent of its name beats is lost like an agent. What a life has left in order is for
+the next one of its name: on another host too, after the same silence.
 """
 
 from __future__ import annotations
@@ -18,10 +23,12 @@ from uuid import UUID, uuid5
 import anyio
 
 from prefect_launch.agent.certificate import Facts
+from prefect_launch.agent.claim import undo_claim
 from prefect_launch.agent.ending import end_item
 from prefect_launch.agent.held import Holder, holder_of, items_in_work, last_claim
 from prefect_launch.agent.moves import log
 from prefect_launch.agent.outcome import Outcome
+from prefect_launch.agent.presence import Presence, read_presences, take_presence_down
 from prefect_launch.agent_board import read_notices
 from prefect_launch.errors import LaunchError
 from prefect_launch.retry import Cause
@@ -41,7 +48,8 @@ _HEIRS_LOOKS: Final = 2
 #: After a longer gap between two looks nothing is known about the time between.
 _GAP_SECONDS: Final = 45.0
 
-_Seen = tuple["datetime | None", float]
+#: The heartbeat that was seen (its time, or its count), and when it was first seen, on the watcher's clock.
+_Seen = tuple["datetime | int | None", float]
 
 
 class LostWatch:
@@ -51,6 +59,7 @@ class LostWatch:
         session: an open connection.
         name: of the agent that watches.
         queues: its queues.
+        holder: this life of the agent that watches; without it, only whole agents are watched.
         lost_seconds: how long heartbeats must have stood still.
         clock: gives seconds, and never goes back.
         stop_here: stops what an item of a queue has at work within this agent's reach, and says whether there was any.
@@ -64,6 +73,7 @@ class LostWatch:
         name: str,
         queues: Collection[str],
         *,
+        holder: Holder | None = None,
         lost_seconds: float = LOST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         stop_here: Callable[[str, Item], Awaitable[bool]] | None = None,
@@ -73,6 +83,8 @@ class LostWatch:
         self._server = session.server
         self._name = name
         self._queues = tuple(queues)
+        self._holder = holder
+        self._twins: set[str] = set()
         self._lost_seconds = lost_seconds
         self._clock = clock
         self._stop_here = stop_here
@@ -99,6 +111,7 @@ class LostWatch:
         """
         if self._clock() - self._looked_at > _GAP_SECONDS:
             self._seen.clear()
+        silent_lives = await self._look_at_lives() if self._holder is not None else []
         for queue in self._queues:
             others = [one for one in await self._server.list_workers(queue) if one.name != self._name]
             silent = {one.name: one for one in others if self._silence(queue, one) >= self._lost_seconds}
@@ -109,7 +122,64 @@ class LostWatch:
                 if not is_settled and await self._settle(queue, worker, silent.keys(), living):
                     self._settled[key] = beat
                     self._left.pop(key, None)
+            alive = living | {self._name}
+            for life in silent_lives:
+                if queue in life.queues and life.holder.agent in alive:
+                    await self._settle_life(queue, life, alive)
+        for life in silent_lives:
+            await self._forget(life)
         self._looked_at = self._clock()
+
+    async def _look_at_lives(self) -> list[Presence]:
+        """Return the lives of agents that are silent for too long, and say when another agent has this one's name."""
+        silent = []
+        for life in await read_presences(self._server):
+            key, who = ("", life.holder.instance), life.holder
+            if self._holder is None or who.instance == self._holder.instance:
+                continue
+            before = self._seen.get(key)
+            if before is None or before[0] != life.beat:
+                self._seen[key] = (life.beat, self._clock())
+                if before is not None and who.agent == self._name and who.instance not in self._twins:
+                    self._twins.add(who.instance)
+                    log.warning(
+                        "same-name: another agent called %s runs on %s. Each knows only its own items; give one of them"
+                        " another name (--name).",
+                        who.agent,
+                        who.host,
+                    )
+            is_for_this = not life.has_left or who.agent == self._name
+            if is_for_this and self._clock() - self._seen[key][1] >= self._lost_seconds:
+                silent.append(life)
+        return silent
+
+    async def _settle_life(self, queue: str, life: Presence, living: Collection[str]) -> None:
+        """Settle what a life of an agent holds that is over, though others of its name go on."""
+        who = life.holder
+        if (queue, who.instance) in self._settled:
+            return
+        in_work = await self._in_work(living)
+        kept = False
+        for item in await items_in_work(self._server, queue):
+            history = await self._server.read_states(item.id)
+            holder = holder_of(history)
+            if holder is None or holder.instance != who.instance or history[-1].type not in ACTIVE:
+                continue
+            if await self._is_gone_on_with(queue, item, ()) or str(item.id) in in_work:
+                kept = True
+            elif history[-1].type is StateType.PENDING and who.agent == self._name:
+                why = f"{who} has claimed it and is not heard of any more; another agent of its name gives it back."
+                log.warning("%s orphan %s", item.id, why)
+                await undo_claim(self._server, item, why)
+            else:
+                await self._tell(queue, item, holder, history, life.at)
+        if not kept:
+            self._settled[(queue, who.instance)] = None
+
+    async def _forget(self, life: Presence) -> None:
+        """Take the presence of a life down once nothing of it is in work on any of its queues."""
+        if all((queue, life.holder.instance) in self._settled for queue in life.queues):
+            await take_presence_down(self._server, life.holder.instance)
 
     def _silence(self, queue: str, worker: Worker) -> float:
         """Return for how long this agent has seen the heartbeats of another stand still, in seconds."""
@@ -143,7 +213,7 @@ class LostWatch:
             if await self._is_gone_on_with(queue, item, lost) or waits or str(item.id) in in_work:
                 kept.add(item.id)
             else:
-                await self._tell(queue, item, holder, history, worker)
+                await self._tell(queue, item, holder, history, worker.last_heartbeat_time)
         self._left[key] = kept
         return not kept
 
@@ -159,8 +229,7 @@ class LostWatch:
         notices = (await read_notices(self._server)).values() if living else ()
         return {one.id for notice in notices if notice.name in living for one in notice.running}
 
-    async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], worker: Worker) -> None:
-        beat = worker.last_heartbeat_time
+    async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], beat: datetime | None) -> None:
         seen = f"{beat:%Y-%m-%d %H:%M:%S} UTC" if beat else "an unknown time"
         why = f"Agent {holder.agent} on {holder.host} was last seen at {seen}."
         log.warning("%s lost %s", item.id, why)
@@ -170,7 +239,7 @@ class LostWatch:
             outcome = Outcome(state=ItemState.CANCELLED, message=f"{why} {what}")
         else:
             outcome = Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {why}", cause=Cause.LOST)
-        facts = Facts(agent=f"{holder.agent} on {holder.host}", attempt=_attempt(item))
+        facts = Facts(agent=str(holder), attempt=_attempt(item))
         claim = last_claim(history)
         token = claim.transition_id if claim else None
         # Several agents may tell of the same claim; the server takes the first.

@@ -21,7 +21,7 @@ from prefect_launch.agent.belonging import identity_of, is_ours, is_present, pla
 from prefect_launch.agent.certificate import Facts
 from prefect_launch.agent.claim import undo_claim
 from prefect_launch.agent.ending import end_item
-from prefect_launch.agent.held import items_in_work
+from prefect_launch.agent.held import Holder, holder_of, items_in_work
 from prefect_launch.agent.moves import move
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.workshop import Workshop
@@ -66,11 +66,12 @@ class Inventory:
     unseen: set[str] = field(default_factory=set)
 
 
-async def find_own_runs(workshop: Workshop, resources: Collection[str] | None = None) -> Inventory:
+async def find_own_runs(workshop: Workshop, holder: Holder, resources: Collection[str] | None = None) -> Inventory:
     """Find the runs of this agent's name on this machine, those that go on and those that belong to nothing any more.
 
     Args:
         workshop: the agent's.
+        holder: this life of the agent.
         resources: where to look; by default on all.
     """
     inventory = Inventory()
@@ -83,7 +84,7 @@ async def find_own_runs(workshop: Workshop, resources: Collection[str] | None = 
             inventory.unseen.add(resource)
             continue
         for one in found:
-            await _adopt(workshop, runner, one, inventory)
+            await _adopt(workshop, holder, runner, one, inventory)
     return inventory
 
 
@@ -94,7 +95,7 @@ async def clear_away(workshop: Workshop, stale: Collection[tuple[Runner, Found]]
             group.start_soon(_clear, workshop, runner, found)
 
 
-async def _adopt(workshop: Workshop, runner: Runner, found: Found, inventory: Inventory) -> None:
+async def _adopt(workshop: Workshop, holder: Holder, runner: Runner, found: Found, inventory: Inventory) -> None:
     identity = identity_of(found)
     if identity is None:
         log.warning("ignoring %s: its name and labels are not such as an agent gives", found.handle)
@@ -104,6 +105,12 @@ async def _adopt(workshop: Workshop, runner: Runner, found: Found, inventory: In
     plan = plan_of(workshop.config.site, identity)
     if not is_ours(identity, plan, history):
         log.warning("ignoring %s: it has our labels, but no agent of this home has made it", found.handle)
+        return
+    claimed_by = holder_of(history)
+    is_anothers = claimed_by is not None and not claimed_by.is_earlier_life_of(holder)
+    if item is not None and plan is None and is_anothers and is_present(identity, item, history):
+        # Another agent of this name, with another home, uses this engine; if it is lost, it is found to be so.
+        log.warning("%s leaving %s alone: it is %s's, whose home is another", item.id, found.handle, claimed_by)
         return
     if item is None or plan is None or not is_present(identity, item, history):
         has_moved_on = item is not None and item.state_type in ACTIVE
@@ -132,14 +139,14 @@ async def _clear(workshop: Workshop, runner: Runner, found: Found) -> None:
 
 
 async def settle_orphans(
-    workshop: Workshop, queues: Collection[str], holder: str, held: Collection[UUID], unseen: Collection[str] = ()
+    workshop: Workshop, queues: Collection[str], holder: Holder, held: Collection[UUID], unseen: Collection[str] = ()
 ) -> None:
     """Settle the items that this agent had claimed in its last life and of which nothing exists.
 
     Args:
         workshop: the agent's.
         queues: names of its queues.
-        holder: who claims, as the state of a claim says it.
+        holder: this life of the agent.
         held: ids of the items that it has in work.
         unseen: resources that could not be looked at; the items of their queues are left alone.
     """
@@ -156,7 +163,7 @@ async def settle_orphans(
                     log.debug("%s is gone", item.id)
 
 
-async def _settle(workshop: Workshop, item: Item, holder: str) -> None:
+async def _settle(workshop: Workshop, item: Item, holder: Holder) -> None:
     server = workshop.session.server
     if item.state_type is StateType.PENDING:
         await undo_claim(server, item, f"{holder} was ended before it had started this.")
@@ -165,10 +172,10 @@ async def _settle(workshop: Workshop, item: Item, holder: str) -> None:
     else:
         why = f"[{Phase.RUN.value}] Its run is not on the machine of {holder} any more: somebody has removed it."
         outcome = Outcome(state=ItemState.CRASHED, message=why, cause=Cause.LOST)
-        await end_item(workshop.session, item, outcome, StateType.RUNNING, Facts(agent=holder, attempt=item.run_count))
+        facts = Facts(agent=str(holder), attempt=item.run_count)
+        await end_item(workshop.session, item, outcome, StateType.RUNNING, facts)
 
 
-async def _was_claimed_by(workshop: Workshop, item: Item, holder: str) -> bool:
-    states = await workshop.session.server.read_states(item.id)
-    claims = [state for state in states if state.type is StateType.PENDING and state.name == "Pending"]
-    return bool(claims) and claims[-1].message == f"Claimed by {holder}."
+async def _was_claimed_by(workshop: Workshop, item: Item, holder: Holder) -> bool:
+    found = holder_of(await workshop.session.server.read_states(item.id))
+    return found is not None and found.is_earlier_life_of(holder)

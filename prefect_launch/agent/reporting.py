@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from prefect_launch.agent.moves import log
+from prefect_launch.agent.presence import Presence, post_presence, take_presence_down
 from prefect_launch.agent.wake import SECOND_LOOK_SECONDS, Wake, follow
 from prefect_launch.agent_board import (
     AgentNotice,
@@ -109,11 +110,12 @@ class Reporter:
         self._told.ring()
         asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._told.ring)
 
-    async def leave(self, left: AgentNotice, *, drained: bool) -> None:
-        """Take its notice down; when items go on without it, the notice says so.
+    async def leave(self, left: AgentNotice, presence: Presence, *, drained: bool) -> None:
+        """Take its notice and its presence down; when items go on without it, both say so.
 
         Args:
             left: how it was, just before it let go of what runs.
+            presence: of this life of the agent.
             drained: whether it leaves because it has drained: that order is done.
         """
         try:
@@ -122,8 +124,10 @@ class Reporter:
                     await take_drain_back(self._server, self._name)
                 if left.running:
                     await post_notice(self._server, left)
+                    await post_presence(self._server, presence.leaving())
                 else:
                     await take_notice_down(self._server, self._name)
+                    await take_presence_down(self._server, presence.holder.instance)
                 await self._agent.update_status("KILLED")
         except LaunchError as error:
             log.debug("not taken off the list: %s", error)

@@ -136,6 +136,9 @@ def list_(json: JsonOption = False) -> None:
     for agent in agents:
         for trouble in agent.troubles:
             typer.echo(f"{agent.name} takes no items of {trouble}")
+        if len(agent.hosts) > 1:
+            are = f"{len(agent.hosts)} agents are called {agent.name}, on {', '.join(agent.hosts)}"
+            typer.echo(f"{are}: give each a name of its own (--name).")
 
 
 def _row(agent: AgentInfo) -> tuple[object, ...]:

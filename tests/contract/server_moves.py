@@ -9,10 +9,12 @@ import anyio
 import pytest
 
 from prefect_launch.agent.claim import claim
+from prefect_launch.agent.held import Holder, holder_of
 from prefect_launch.errors import InternalError
 from prefect_launch.server.values import Answer, State, Verdict
 from prefect_launch.states import ItemState, StateType
 from tests.contract.server_place import Place
+from tests.support.bench import holder_called
 
 CLAIM = State.of(ItemState.CLAIMED)
 ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)
@@ -40,6 +42,21 @@ class MoveContract:
         assert verdict.reason == "This run is in a PENDING state and cannot transition to a PENDING state."
         assert verdict.state is not None
         assert verdict.state.message == "claimed by box-1"
+
+    async def test_holder_stands_in_the_data_of_the_claim_and_outlives_the_later_phases(self, place: Place) -> None:
+        item, holder, token = await place.add(), holder_called("box"), uuid4()
+        await place.server.propose(item.id, holder.claiming(token), transition_id=token)
+        late = await place.server.propose(item.id, holder_called("late").claiming(uuid4()))
+        claimed = (await place.read(item)).state
+        assert claimed is not None
+        assert late.state is not None
+        assert late.status is Answer.ABORT
+        assert Holder.of(claimed) == Holder.of(late.state) == holder.model_copy(update={"claim": str(token)})
+        assert claimed.transition_id == str(token)
+        for phase in (*ON_THE_WAY, ItemState.RUNNING, ItemState.COMPLETED):
+            await place.move(item, phase)
+            assert holder_of(await place.server.read_states(item.id)) == Holder.of(claimed)
+        assert await place.server.list_artifacts(item.id) == []
 
     async def test_item_claimed_by_many_at_once_has_one_winner(self, place: Place) -> None:
         item = await place.add()
@@ -230,7 +247,7 @@ class MoveContract:
         )
         await place.server.propose(item.id, later)
         (polled,) = await place.server.poll(place.pool, limit=1, before=due)
-        claimed = await claim(place.server, polled, holder="agent box on here")
+        claimed = await claim(place.server, polled, holder=holder_called("box"))
         assert claimed is not None
         assert (await place.server.propose(item.id, State.of(ItemState.RUNNING))).status is Answer.ACCEPT
 

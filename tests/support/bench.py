@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.agent.held import Holder
 from prefect_launch.agent.tracker import SCHEDULER_FLOW
 from prefect_launch.enqueue import alaunch_add_many
 from prefect_launch.runners.base import RunPlan
@@ -141,6 +142,11 @@ async def eventually(look: Callable[[], Any], good: Callable[[Any], bool]) -> An
             return seen
         await asyncio.sleep(0.02)
     raise AssertionError(f"not so within {DEADLINE_SECONDS} s: {seen}")
+
+
+def holder_called(name: str, *, host: str = "here", home: str = "") -> Holder:
+    """Who claims, for tests that need no agent: a life of its own at each call."""
+    return Holder(agent=name, instance=uuid4().hex, host=host, home=home)
 
 
 def outcome_data(item: Item) -> Mapping[str, Any]:

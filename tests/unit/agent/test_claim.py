@@ -10,7 +10,7 @@ from prefect_launch.agent.claim import claim, give_back, is_over_limit, undo_cla
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.values import State
 from prefect_launch.states import ItemState, StateType
-from tests.support.bench import QUEUE, Bench
+from tests.support.bench import QUEUE, Bench, holder_called
 
 ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)
 
@@ -18,15 +18,15 @@ ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)
 async def test_waiting_item_is_claimed_and_names_its_holder(bench: Bench) -> None:
     await bench.add()
     (polled,) = await bench.poll()
-    mine = await claim(bench.server, polled, holder="box-1")
+    mine = await claim(bench.server, polled, holder=holder_called("box-1"))
     assert mine is not None
-    assert (mine.state_name, mine.message) == ("Pending", "Claimed by box-1.")
+    assert (mine.state_name, mine.message) == ("Pending", "Claimed by agent box-1 on here.")
 
 
 async def test_item_claimed_by_two_agents_becomes_one_agents(bench: Bench) -> None:
     await bench.add()
     (polled,) = await bench.poll()
-    claims = await asyncio.gather(*(claim(bench.server, polled, holder=f"box-{n}") for n in range(4)))
+    claims = await asyncio.gather(*(claim(bench.server, polled, holder=holder_called(f"box-{n}")) for n in range(4)))
     assert sum(mine is not None for mine in claims) == 1
 
 
@@ -35,7 +35,7 @@ async def test_item_that_ran_and_ended_since_the_poll_gets_its_end_back(bench: B
     await bench.add()
     (polled,) = await bench.poll()
     await bench.move(polled, ItemState.CLAIMED, ItemState.RUNNING, end)
-    assert await claim(bench.server, polled, holder="late") is None
+    assert await claim(bench.server, polled, holder=holder_called("late")) is None
     assert (await bench.read(polled.id)).state_name == end.label
 
 
@@ -44,7 +44,7 @@ async def test_item_that_ended_before_it_ran_gets_its_end_back(bench: Bench, end
     await bench.add()
     (polled,) = await bench.poll()
     await bench.move(polled, ItemState.CLAIMED, end)
-    assert await claim(bench.server, polled, holder="late") is None
+    assert await claim(bench.server, polled, holder=holder_called("late")) is None
     assert (await bench.read(polled.id)).state_name == end.label
 
 
@@ -53,7 +53,7 @@ async def test_retried_item_that_ended_again_before_it_ran_gets_its_end_back(ben
     await bench.move(item, ItemState.CLAIMED, ItemState.FAILED, ItemState.QUEUED)
     (polled,) = await bench.poll()
     await bench.move(polled, ItemState.CLAIMED, ItemState.CRASHED)
-    assert await claim(bench.server, polled, holder="late") is None
+    assert await claim(bench.server, polled, holder=holder_called("late")) is None
     assert (await bench.read(polled.id)).state_name == "Crashed"
 
 
@@ -61,16 +61,16 @@ async def test_retried_item_is_claimed(bench: Bench) -> None:
     (item,) = await bench.add()
     await bench.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.FAILED, ItemState.QUEUED)
     (polled,) = await bench.poll()
-    assert await claim(bench.server, polled, holder="box-1") is not None
+    assert await claim(bench.server, polled, holder=holder_called("box-1")) is not None
 
 
 async def test_given_back_item_is_claimed_from_an_old_poll_too(bench: Bench) -> None:
     await bench.add()
     (polled,) = await bench.poll()
-    first = await claim(bench.server, polled, holder="box-1")
+    first = await claim(bench.server, polled, holder=holder_called("box-1"))
     assert first is not None
     await give_back(bench.server, first, "not now")
-    assert await claim(bench.server, polled, holder="box-2") is not None
+    assert await claim(bench.server, polled, holder=holder_called("box-2")) is not None
 
 
 async def test_end_that_is_put_back_keeps_its_message_and_data(bench: Bench) -> None:
@@ -79,7 +79,7 @@ async def test_end_that_is_put_back_keeps_its_message_and_data(bench: Bench) -> 
     await bench.move(polled, ItemState.CLAIMED, ItemState.RUNNING)
     failed = State.of(ItemState.FAILED, "exit code 3").model_copy(update={"data": {"exit_code": 3}})
     await bench.server.propose(polled.id, failed)
-    assert await claim(bench.server, polled, holder="late") is None
+    assert await claim(bench.server, polled, holder=holder_called("late")) is None
     state = (await bench.read(polled.id)).state
     assert state is not None
     assert (state.message, state.data) == ("exit code 3", {"exit_code": 3})
@@ -96,7 +96,7 @@ async def test_claim_whose_answer_was_lost_counts_as_won(bench: Bench) -> None:
             raise ServerUnavailableError("the answer was lost")
 
     bench.server.after_call = lose_first_answer
-    mine = await claim(bench.server, polled, holder="box-1")
+    mine = await claim(bench.server, polled, holder=holder_called("box-1"))
     assert mine is not None
     assert await bench.states(polled) == ["Queued", "Pending"]
 
@@ -112,14 +112,14 @@ async def test_server_that_goes_away_after_the_claim_is_waited_for(bench: Bench)
             asyncio.get_running_loop().call_later(0.2, bench.server.up)
 
     bench.server.after_call = go_down_once
-    assert await claim(bench.server, polled, holder="box-1") is not None
+    assert await claim(bench.server, polled, holder=holder_called("box-1")) is not None
 
 
 async def test_item_that_was_deleted_since_the_poll_is_lost(bench: Bench) -> None:
     await bench.add()
     (polled,) = await bench.poll()
     await bench.server.delete_item(polled.id)
-    assert await claim(bench.server, polled, holder="box-1") is None
+    assert await claim(bench.server, polled, holder=holder_called("box-1")) is None
 
 
 async def test_item_cancelled_right_after_the_claim_ends_as_cancelled(bench: Bench) -> None:
@@ -132,7 +132,7 @@ async def test_item_cancelled_right_after_the_claim_ends_as_cancelled(bench: Ben
             await bench.move(polled, ItemState.CANCELLING)
 
     bench.server.before_call = cancel_before_the_read
-    assert await claim(bench.server, polled, holder="box-1") is None
+    assert await claim(bench.server, polled, holder=holder_called("box-1")) is None
     assert (await bench.read(polled.id)).state_type is StateType.CANCELLED
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.held import items_in_work
 from prefect_launch.server.values import Item, State
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryRunner, Script
-from tests.support.bench import QUEUE, RESOURCE, Bench
+from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 
 async def test_runs_that_are_slow_to_stop_are_stopped_at_once_and_keep_no_other_waiting(bench: Bench) -> None:
@@ -41,7 +42,7 @@ async def test_item_that_is_deleted_while_it_is_settled_keeps_no_agent_from_its_
     agent = bench.agent()
     other, gone = await bench.add(2)
     for item in (gone, other):
-        await bench.server.propose(item.id, State.of(ItemState.CLAIMED, f"Claimed by {agent.holder}."))
+        await bench.server.propose(item.id, agent.holder.claiming(uuid4()))
     deleted: list[Item] = []
 
     async def delete_first(method: str) -> None:
@@ -58,5 +59,5 @@ async def test_item_that_is_deleted_while_it_is_settled_keeps_no_agent_from_its_
 async def test_items_in_work_are_listed_beyond_one_page(bench: Bench) -> None:
     items = await bench.add(205)
     for item in items:
-        await bench.server.propose(item.id, State.of(ItemState.CLAIMED, "Claimed by agent box on host."))
+        await bench.server.propose(item.id, holder_called("box").claiming(uuid4()))
     assert {item.id for item in await items_in_work(bench.server, QUEUE)} == {item.id for item in items}

@@ -16,7 +16,7 @@ from prefect_launch.session import Session
 from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryServer, Script
 from tests.contract.server_place import make_place
-from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
+from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
 
 #: Far beyond what a test waits for: what starts was not found by a poll.
 LONG_SECONDS = 60.0
@@ -123,7 +123,9 @@ async def test_intake_knows_the_earliest_time_of_all_queues(bench: Bench) -> Non
     await add_for_later(bench, 30)
     await add_for_later(bench, 1, queue="second")
     async with bench.api.open() as session:
-        intake = Intake(Session(bench.server, session.jobs), [QUEUE, "second"], "box", poll_seconds=LONG_SECONDS)
+        intake = Intake(
+            Session(bench.server, session.jobs), [QUEUE, "second"], holder_called("box"), poll_seconds=LONG_SECONDS
+        )
         assert intake.due_in() == float("inf")
         assert await intake.next(slots=1, skip=()) is None
         assert 0 < intake.due_in() <= 1

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.held import claims_of, token_of_claim
@@ -17,7 +18,7 @@ from prefect_launch.runners.base import Found, Labels, RunPlan, RunState
 from prefect_launch.server.values import Item, State
 from prefect_launch.states import TERMINAL, ItemState, StateType
 from prefect_launch.testing import InMemoryRunner, Script
-from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
+from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
 from tests.unit.agent.test_lost import Clock, Watcher, left_running, watching
 
 
@@ -43,7 +44,7 @@ async def claimed_again(bench: Bench) -> tuple[Item, list[str]]:
     item = await left_running(bench, retries={"delay": 0})
     async with watching(bench) as watcher:
         await watcher.looks(seconds=105)
-    await bench.server.propose(item.id, State.of(ItemState.CLAIMED, "Claimed by agent other on host."))
+    await bench.server.propose(item.id, holder_called("other").claiming(uuid4()))
     return item, [token_of_claim(claim) for claim in claims_of(await bench.server.read_states(item.id))]
 
 
@@ -129,7 +130,7 @@ async def test_agent_that_was_cut_off_while_it_prepared_makes_nothing_of_an_item
         async def prepare(self, plan: RunPlan) -> None:
             agent.shop.trusted_seconds = 0.0  # It was cut off for long.
             await bench.server.propose(item.id, State.of(ItemState.QUEUED, "Its agent is lost."), force=True)
-            await bench.server.propose(item.id, State.of(ItemState.CLAIMED, "Claimed by agent other on host."))
+            await bench.server.propose(item.id, holder_called("other").claiming(uuid4()))
             created.append(await InMemoryRunner(bench.folder, bench.machine).create(_of_another_claim(plan)))
 
     async def in_work() -> list[str]:

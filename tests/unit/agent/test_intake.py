@@ -12,12 +12,12 @@ from prefect_launch.errors import NotFoundError, ServerUnavailableError
 from prefect_launch.server.values import Item
 from prefect_launch.session import Session
 from prefect_launch.states import ItemState, StateType
-from tests.support.bench import QUEUE, RESOURCE, Bench
+from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 
 async def intake_of(bench: Bench, *queues: str, holder: str = "box") -> Intake:
     async with bench.api.open() as session:
-        intake = Intake(Session(bench.server, session.jobs), queues or (QUEUE,), holder)
+        intake = Intake(Session(bench.server, session.jobs), queues or (QUEUE,), holder_called(holder))
         await intake.read_limits()
         return intake
 

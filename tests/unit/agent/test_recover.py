@@ -7,6 +7,7 @@ from collections import Counter
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -214,7 +215,7 @@ async def test_run_with_labels_that_are_not_ours_is_ignored(bench: Bench) -> Non
 
 async def claimed_by(bench: Bench, agent: LaunchAgent, *further: ItemState, **spec: Any) -> Item:
     (item,) = await bench.add(**spec)
-    await bench.server.propose(item.id, State.of(ItemState.CLAIMED, f"Claimed by {agent.holder}."))
+    await bench.server.propose(item.id, agent.holder.claiming(uuid4()))
     await bench.move(item, *further)
     return item
 
@@ -279,7 +280,7 @@ async def test_items_are_left_alone_while_the_machine_cannot_be_looked_at(bench:
 async def test_claim_of_an_item_that_had_ended_is_undone(bench: Bench) -> None:
     agent = bench.agent()
     item = await claimed_by(bench, agent, ItemState.RUNNING, ItemState.FAILED)
-    await bench.server.propose(item.id, State.of(ItemState.CLAIMED, f"Claimed by {agent.holder}."))
+    await bench.server.propose(item.id, agent.holder.claiming(uuid4()))
     await agent.loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.FAILED
     assert bench.machine.started == []
