@@ -76,7 +76,7 @@ async def test_item_that_is_stopped_gives_its_gpus_back(bench: Bench) -> None:
         await running(bench, first)
         await bench.move(first, ItemState.CANCELLING)
         await running(bench, second)
-        assert (await bench.read(first.id)).state_type is StateType.CANCELLED
+        await bench.until(first, StateType.CANCELLED)
 
 
 async def test_cpus_and_memory_are_counted_too(bench: Bench) -> None:
