@@ -11,6 +11,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
+#: Environment variables by which a program, or the engine, is told which GPUs there are.
+GPU_VARIABLES: Final = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 _RULE: Final = 'it must be "all", a count, or ids (indexes or UUIDs): a list such as ["0", "2"], "0,2", or "device=0,2"'
 #: No machine has a million GPUs.
 _MAX_COUNT_DIGITS: Final = 6

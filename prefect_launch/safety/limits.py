@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from prefect_launch.duration import in_words, read_duration
 from prefect_launch.errors import LaunchError, QueueError, UnsafeSpecError, unknown_name
+from prefect_launch.runners.gpu_option import GPU_VARIABLES
 from prefect_launch.runners.quantity import UNLIMITED, Quantity
 from prefect_launch.safety.options import normalise_option, normalise_options
 from prefect_launch.templates import QueueConfig, placeholders
@@ -69,6 +70,7 @@ def _maximum(option: str, value: Any, quantities: Quantities) -> float:
 def fixed_options(config: QueueConfig, quantities: Quantities) -> dict[str, str]:
     """Return the options (or `env.NAME`) that a queue fixes for its submitters, each with the reason in words."""
     free = _free(config)
+    free |= {f"{_ENV}.{name}" for name in GPU_VARIABLES} if _ENV in free else set()
     own = normalise_options(config.resource_args)
     fixed = {
         f"{_ENV}.{name}": "is set by the queue" for name in own.get(_ENV, {}) if not {_ENV, f"{_ENV}.{name}"} & free
@@ -78,6 +80,9 @@ def fixed_options(config: QueueConfig, quantities: Quantities) -> dict[str, str]
         bound = sorted((quantity.bounds_with - {option}) & (own.keys() | config.limits.keys()))
         if bound and option not in own and option not in free and option not in config.limits:
             fixed[option] = f"would change what the queue's {bound[0]!r} limits"
+    if "gpus" in own or "gpus" in config.limits:
+        named = {f"{_ENV}.{name}" for name in GPU_VARIABLES}
+        fixed |= dict.fromkeys(named - free - fixed.keys(), "would change what the queue's 'gpus' limits")
     return fixed
 
 

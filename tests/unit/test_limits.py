@@ -198,6 +198,8 @@ LIMITS: dict[str, Any] = {
         ("pids-limit", 513),
         ("pids-limit", -1),
         ("shm-size", "2049m"),
+        ("env", {"CUDA_VISIBLE_DEVICES": "0,1,2"}),
+        ("env", {"NVIDIA_VISIBLE_DEVICES": "all"}),
     ],
 )
 def test_more_than_the_limit_is_refused(option: str, value: Any) -> None:
