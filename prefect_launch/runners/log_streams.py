@@ -1,6 +1,7 @@
 """The two streams of a job in one log file, with marks beside it that tell them apart.
 
-`job.log` holds what the job wrote to its standard output and its standard error, byte for byte, as it came. Its marks
+`job.log` holds what the job wrote to its standard output and its standard error, byte for byte, as it came (what it
+writes to both at nearly the same moment may change places, as in a container's log). Its marks
 are in a file of their own: 8 bytes for each change of the stream, which say from which byte of the log on, times two,
 plus one for the standard error. A mark is written before the bytes that it is of, so that who reads the log finds it.
 The standard library only: the supervisor of a process uses this.
