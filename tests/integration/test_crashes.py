@@ -130,8 +130,7 @@ class Stage:
         """What can be seen of an item afterwards."""
         flow_run = site.flow_run(run)
         state = flow_run.state
-        # One without a type is Prefect's own, of the data of a state.
-        kinds = sorted(artifact.type for artifact in site.artifacts(run) if artifact.type)
+        kinds = sorted(str(artifact.type) for artifact in site.artifacts(run))
         return {
             "state": (flow_run.state_name, flow_run.run_count, site.states(run).count("Running")),
             "exit code": (state.data or {}).get("exit_code") if state and isinstance(state.data, dict) else None,

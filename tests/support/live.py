@@ -128,13 +128,14 @@ class Site:
             return found
 
     def artifacts(self, run: QueuedRun) -> list[Any]:
-        """The item's artifacts as Prefect's client reads them."""
+        """The artifacts that the item's page lists, as Prefect's client reads them."""
         from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
         wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
         with get_client(sync_client=True) as client:
-            return list(client.read_artifacts(artifact_filter=wanted))
+            found = client.read_artifacts(artifact_filter=wanted)
+        return [artifact for artifact in found if artifact.type != "result"]
 
 
 def run_deployment(name: str, **options: Any) -> FlowRun:
