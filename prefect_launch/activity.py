@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.agent.presence import Presence, read_presences
 from prefect_launch.agent_board import AgentNotice, RunningItem, order_drain, read_notices, take_drain_back
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.server.protocol import Server
@@ -20,6 +19,7 @@ from prefect_launch.server.values import Worker
 from prefect_launch.states import ACTIVE, StateType
 
 if TYPE_CHECKING:
+    from prefect_launch.agent.presence import Presence
     from prefect_launch.session import Session
 
 _ONLINE = "ONLINE"
@@ -110,6 +110,8 @@ async def agents(session: Session) -> list[AgentInfo]:
     for pool, of_pool in zip(pools, workers, strict=True):
         for worker in of_pool:
             found.setdefault(worker.name, []).append((pool, worker))
+    from prefect_launch.agent.presence import read_presences  # The agent's package imports this module.
+
     hosts = _hosts(await read_presences(session.server))
     return [
         _agent(name, found.get(name, []), notices.get(name)).model_copy(update={"hosts": hosts.get(name, ())})

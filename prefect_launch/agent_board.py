@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
+from prefect_launch.server_json import clean_json
 
 TAG: Final = "launch-agent"
 DRAIN_TAG: Final = "launch-drain"
@@ -90,7 +91,8 @@ class AgentNotice(BaseModel):
 
 async def post_notice(server: Server, notice: AgentNotice) -> None:
     """Post how an agent is."""
-    await server.write_variable(_key("agent", notice.name), notice.short().model_dump(mode="json"), tags=[TAG])
+    shown = clean_json(notice.short().model_dump(mode="json"))  # An error's text may hold anything.
+    await server.write_variable(_key("agent", notice.name), shown, tags=[TAG])
 
 
 async def take_notice_down(server: Server, name: str) -> None:

@@ -129,7 +129,9 @@ def check_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Qu
 
     Raises:
         UnsafeSpecError: naming the option, its value and the limit.
+        QueueError: for a limit that is none, in a queue that was not made by `make_config`.
     """
+    config = config.model_copy(update={"limits": read_limits(config.limits, config.resource, quantities)})
     own = normalise_options(config.resource_args)
     for option, value in options.items():
         if option in config.limits:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefect_launch import launch_add
-from prefect_launch.errors import NotFoundError, QueueError, SpecError, SubmitterError, UnsafeSpecError
+from prefect_launch.errors import LaunchError, NotFoundError, QueueError, SpecError, SubmitterError, UnsafeSpecError
 from prefect_launch.planning import Request, Site, local_config, preview_plan
 from prefect_launch.queue_config import make_config
 from prefect_launch.runners.base import RunPlan
@@ -375,3 +375,10 @@ def test_value_that_is_filled_in_later_is_checked_later() -> None:
     )
     with pytest.raises(SpecError, match="option 'memory': 'x; id'"):
         plan(config, template_variables={"m": "x; id"})
+
+
+@pytest.mark.parametrize("limits", [{"memroy": "1g"}, {"memory": "much"}, {"ulimit": 1}])
+def test_limit_that_was_written_by_hand_and_is_none_lets_nothing_through(limits: dict[str, Any]) -> None:
+    config = QueueConfig(resource="local-container", limits=limits)
+    with pytest.raises(LaunchError, match=r"limit|memory"):
+        options(config, cpus=1)
