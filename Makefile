@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # More arguments for pytest: make test-unit PYTEST="-k claim -x"
 PYTEST ?=
 
-.PHONY: help venv demo test test-machine test-unit test-integration lint types docs format bench clean
+.PHONY: help venv demo test test-machine test-unit test-pythons test-integration lint types docs format bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test-machine: ## Install what the integration tests need (Docker Engine, Postgre
 
 test-unit: $(VENV)/.made-dev ## Run the tests that need nothing but Python
 	$(BIN)/python -m pytest tests/unit -n 2 $(PYTEST)
+
+test-pythons: $(VENV)/.made-dev ## Run them on the lowest and the newest Python of this machine that the package takes
+	@scripts/test-pythons.sh "$(BIN)" $(PYTEST)
 
 test-integration: test-machine $(VENV)/.made-dev ## Run the tests on a real server and a real engine
 	$(BIN)/python -m pytest tests/acceptance tests/integration -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)

@@ -35,7 +35,10 @@ def json_fault(value: Any, path: str = "") -> str | None:
         value: nested mappings and lists of texts, numbers, booleans and null.
         path: what it is, such as `overrides.run_config`; the place of the fault in it follows.
     """
-    return _fault(value, path, MAX_DEPTH)
+    try:
+        return _fault(value, path, MAX_DEPTH)
+    except RecursionError:  # Python 3.10 counts each generator on the way down, and the caller's own depth.
+        return _too_deep(path)
 
 
 def _fault(value: Any, path: str, depth: int) -> str | None:
@@ -50,13 +53,17 @@ def _fault(value: Any, path: str, depth: int) -> str | None:
     if not isinstance(value, (Mapping, list, tuple)):
         return f"{path} is of the type {type(value).__name__!r}, which JSON does not have"
     if not depth:
-        return f"{path.partition('.')[0].partition('[')[0]} is nested more than {MAX_DEPTH} levels deep"
+        return _too_deep(path)
     if not isinstance(value, Mapping):
         return _first(_fault(item, f"{path}[{index}]", depth - 1) for index, item in enumerate(value))
     inside = f"a name in {path}" if path else "a name"
     return _first(_key_fault(key, inside) for key in value) or _first(
         _fault(item, f"{path}.{key}" if path else str(key), depth - 1) for key, item in value.items()
     )
+
+
+def _too_deep(path: str) -> str:
+    return f"{path.partition('.')[0].partition('[')[0]} is nested more than {MAX_DEPTH} levels deep"
 
 
 _CANNOT_SEND: Final = "which Prefect's server cannot send"

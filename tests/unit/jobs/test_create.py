@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,13 @@ def _request(path: object, job_type: str, **options: Any) -> JobRequest:
     )
     assert not options
     return made
+
+
+@pytest.fixture(autouse=True)
+def _log_of_jobs_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the log of jobs come to the root logger, where a test looks: Prefect, once set up, keeps it to itself."""
+    for name in ("prefect", "prefect.launch", "prefect.launch.jobs"):
+        monkeypatch.setattr(logging.getLogger(name), "propagate", True)
 
 
 # --- images ---
