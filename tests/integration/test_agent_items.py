@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 
@@ -23,8 +24,9 @@ def test_item_runs_to_completed_and_shows_all_that_it_left(site: Site) -> None:
     assert {f"queue:{site.name}", f"job:{site.name}", "author:ann"} <= set(flow_run.tags)
     states = site.states(run)
     assert (states[:2], states[-2:]) == (["Queued", "Pending"], ["Running", "Completed"])
-    assert site.log(run) == "hello\nmy run"
-    (artifact,) = [artifact for artifact in site.artifacts(run) if artifact.type == "table"]
+    told = [(record.level, record.message) for record in run.logs()]
+    assert told == [(logging.INFO, "hello"), (logging.WARNING, "my run")]
+    (artifact,) = site.artifacts(run)
     assert json.loads(artifact.data) == [{"output": "accuracy", "value": 0.97}]
     kept = site.api.call(lambda session: session.jobs.read_output(run.id, 1, "job.log"))
     assert kept == b"hello\nmy run\n"
