@@ -147,9 +147,7 @@ def _launch_flow(function: Callable[P, Coroutine[Any, Any, T]]) -> Flow[P, Corou
     return _LaunchFlow(function, name="launch", validate_parameters=False, persist_result=False, retries=0)
 
 
-@_launch_flow
-@ending_as_its_run
-async def launch_flow(
+async def alaunch(
     api: Api,
     job: str | None = None,
     entry_point: Sequence[str] | None = None,
@@ -165,7 +163,7 @@ async def launch_flow(
     run_id: str | None = None,
     repository: str | None = None,
 ) -> AbstractRun:
-    """Run a job here and now: the flow of `launch` and `alaunch`, which ends when its run has ended.
+    """Run a job here and now, as a flow.
 
     Args:
         api: the Prefect server.
@@ -195,20 +193,25 @@ async def launch_flow(
         ExecutionError: when a run that was waited for failed; with the exit code and the last lines of its log.
         LaunchError: when it cannot be started; see the subclasses.
     """
-    spec = construct_spec(
-        config,
-        job=job,
-        entry_point=entry_point,
-        version=version,
-        name=name,
-        resource=resource,
-        resource_args=resource_args,
-        project=project,
-        entity=entity,
-        docker_image=docker_image,
-        run_id=run_id,
-        repository=repository,
-    )
+    arguments = dict(locals())
+    if synchronous:
+        run: AbstractRun = await launch_flow(**arguments)
+        return run
+    return await follower().begin(lambda: launch_flow(**arguments))
+
+
+@_launch_flow
+@ending_as_its_run
+@with_arguments_of(alaunch)
+async def launch_flow(arguments: Mapping[str, Any]) -> AbstractRun:
+    """Run a job here and now: the flow of `alaunch`, with its arguments, which ends when its run has ended.
+
+    Raises:
+        LaunchError: as `alaunch` does.
+    """
+    given = dict(arguments)
+    api, synchronous = given.pop("api"), given.pop("synchronous")
+    spec = construct_spec(given.pop("config"), **given)
     context = FlowRunContext.get()
     if context is None or context.flow_run is None:
         raise LaunchError("launch_flow is a Prefect flow: call it, not the function under it.")
@@ -272,31 +275,24 @@ def _site() -> Site:
     return Site(home=default_home(), git=machine_git_settings())
 
 
-@with_arguments_of(launch_flow.fn)
-async def alaunch(arguments: Mapping[str, Any]) -> AbstractRun:
-    """Run a job here and now.
-
-    Args:
-        **arguments: those of `launch_flow`.
-
-    Returns:
-        The run: when it has ended, or, with `synchronous=False`, as soon as it has started.
-
-    Raises:
-        ExecutionError: when a run that was waited for failed; with the exit code and the last lines of its log.
-        LaunchError: when it cannot be started; see the subclasses.
-    """
-    if arguments["synchronous"]:
-        run: AbstractRun = await launch_flow(**arguments)
-        return run
-    return await follower().begin(lambda: launch_flow(**arguments))
-
-
-@with_arguments_of(launch_flow.fn)
-def launch(arguments: Mapping[str, Any]) -> AbstractRun:
+def launch(
+    api: Api,
+    job: str | None = None,
+    entry_point: Sequence[str] | None = None,
+    version: str | None = None,
+    name: str | None = None,
+    resource: str | None = None,
+    resource_args: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    docker_image: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    synchronous: bool = True,
+    run_id: str | None = None,
+    repository: str | None = None,
+) -> AbstractRun:
     """`alaunch` for synchronous code; arguments, result and errors are the same. It blocks a running event loop."""
-    run: AbstractRun = run_sync(alaunch(**arguments))
-    return run
+    return run_sync(alaunch(**locals()))
 
 
 def _loop_runs_here() -> bool:
