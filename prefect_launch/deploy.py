@@ -14,13 +14,12 @@ from uuid import UUID
 
 from prefect_launch.errors import InputError, NotFoundError, QueueError
 from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER, tags_of
-from prefect_launch.jobs.plain_schema import inputs_in_order, within_64_bits
+from prefect_launch.jobs.plain_schema import inputs_in_order, value_definitions, within_64_bits
 from prefect_launch.names import check_name
 from prefect_launch.queues import QUEUE_LABEL
 from prefect_launch.retry import Cause
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.safety import secrets_pattern
-from prefect_launch.server_json import MAX_INTEGER, MIN_INTEGER
 from prefect_launch.spec import LaunchSpec
 
 if TYPE_CHECKING:
@@ -72,6 +71,9 @@ _OPTIONS_SCHEMA: Final[dict[str, Any]] = {
     "additionalProperties": False,
     "default": {},
 }
+
+#: What the form's schema calls a value of a resource argument.
+_OPTION: Final = "option"
 
 
 async def deploy_job(
@@ -138,7 +140,7 @@ async def refresh_forms(session: Session, queue_name: str) -> None:
 def form_schema(job: Job, *, secrets: Collection[str] = ()) -> dict[str, Any]:
     """Return the parameter schema of a job's deployment: its inputs in their order, then the launch options.
 
-    Its integers are bounded by what the server can send: it checks a form by this schema, and keeps what it takes.
+    Its numbers are bounded by what the server can send: it checks a form by this schema, and keeps what it takes.
 
     Args:
         job: that it starts.
@@ -163,17 +165,14 @@ def form_schema(job: Job, *, secrets: Collection[str] = ()) -> dict[str, Any]:
         "title": "Parameters",
         "properties": {**placed, OPTIONS_PARAMETER: {**_options_schema(secrets), "position": len(placed)}},
         "required": list(schema.get("required") or ()),
-        "additionalProperties": schema.get("additionalProperties", not inputs),
+        "additionalProperties": within_64_bits(schema.get("additionalProperties", not inputs)),
+        "definitions": value_definitions(**{_OPTION: {"pattern": secrets_pattern(secrets)}}),
     }
 
 
 def _options_schema(secrets: Collection[str]) -> dict[str, Any]:
-    """Return the schema of the launch options, whose resource arguments name no secret but these, and hold no number
-    that the server cannot send."""
-    # Without a type, each of these holds for the values of one type: texts, numbers, lists, and mappings such as `env`.
-    plain = {"pattern": secrets_pattern(secrets), "minimum": MIN_INTEGER, "maximum": MAX_INTEGER}
-    value = {**plain, "items": plain, "additionalProperties": plain}
-    by_resource = {"type": "object", "additionalProperties": value}
+    """Return the schema of the launch options, whose resource arguments name no secret but these."""
+    by_resource = {"type": "object", "additionalProperties": {"$ref": f"#/definitions/{_OPTION}"}}
     properties = _OPTIONS_SCHEMA["properties"]
     of_secrets = (
         f"the Secret blocks {', '.join(sorted(secrets))}" if secrets else "no Secret block: the queue allows none"

@@ -21,6 +21,10 @@ Schema = dict[str, Any]
 _ONE: Final = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
 _MANY: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
 _NAMED: Final = ("properties", "patternProperties", "dependentSchemas")
+#: Keywords whose schema a value need not obey: a bound in one would change what the whole schema lets through.
+_CONDITIONS: Final = ("contains", "not", "if", "propertyNames")
+#: Where a form's schema defines any value that the server can send.
+_ANY_VALUE: Final = "anyValue"
 #: An object with one of these is described in parts: closing a part would refuse what another part allows.
 _PARTS: Final = frozenset({"allOf", "anyOf", "oneOf", "if", "then", "else", "patternProperties", "dependentSchemas"})
 
@@ -70,17 +74,52 @@ def inputs_in_order(schema: Mapping[str, Any] | None) -> dict[str, Schema]:
 
 
 def within_64_bits(schema: Any) -> Any:
-    """Return a schema whose integers have bounds: its own, or those of what the Prefect server can send."""
+    """Return a schema whose numbers have bounds, at any depth: its own, or those of what the Prefect server can send.
+
+    A fraction is bounded, too: a JSON schema cannot tell `1e20` from an integer. Where the schema says nothing of a
+    value, it refers to a definition of `value_definitions`, which the whole schema must have.
+    """
     if not isinstance(schema, Mapping):
-        return schema
-    result = _mapped(schema, within_64_bits)
-    kinds = schema.get("type")
-    if kinds == "integer" or (isinstance(kinds, list) and "integer" in kinds):
+        return dict(_reference(_ANY_VALUE)) if schema else schema
+    result = {**_mapped(schema, within_64_bits), **{key: schema[key] for key in _CONDITIONS if key in schema}}
+    if schema.keys() & {"enum", "const", *_MANY[:3]}:  # Its values are known, or bounded by each of its branches.
+        return result
+    if _may_be(schema, "integer", "number"):
         if not schema.keys() & {"minimum", "exclusiveMinimum"}:
             result["minimum"] = MIN_INTEGER
         if not schema.keys() & {"maximum", "exclusiveMaximum"}:
             result["maximum"] = MAX_INTEGER
+    if _may_be(schema, "array"):
+        result["items"] = within_64_bits(schema.get("items", True))
+    if _may_be(schema, "object"):
+        rest = "unevaluatedProperties" if "unevaluatedProperties" in schema else "additionalProperties"
+        result[rest] = within_64_bits(schema.get(rest, True))
     return result
+
+
+def value_definitions(**texts: Mapping[str, Any]) -> dict[str, Schema]:
+    """Return the `definitions` of a form's schema: values of any depth whose numbers the Prefect server can send.
+
+    Args:
+        texts: rules for all texts in a value, such as a `pattern`, by the name of another such definition.
+    """
+    return {name: _any_value(name, rules) for name, rules in {_ANY_VALUE: {}, **texts}.items()}
+
+
+def _any_value(name: str, rules: Mapping[str, Any]) -> Schema:
+    # Without a type, each of these holds for the values of one type: texts, numbers, lists, mappings.
+    inside = _reference(name)
+    return {**rules, "minimum": MIN_INTEGER, "maximum": MAX_INTEGER, "items": inside, "additionalProperties": inside}
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/definitions/{name}"}
+
+
+def _may_be(schema: Mapping[str, Any], *kinds: str) -> bool:
+    """Whether a schema lets values of one of some types through."""
+    of = schema.get("type", kinds)
+    return bool({of} & {*kinds} if isinstance(of, str) else {*of} & {*kinds})
 
 
 def _as_schema(schema: Any) -> Schema:

@@ -127,7 +127,7 @@ def test_servers_form_refuses_a_secret_that_the_queue_does_not_allow(api: InMemo
         draft = ItemDraft(name="x", parameters=parameters, idempotency_key=json.dumps(parameters))
         api.call(lambda session: session.server.create_item(deployment, draft))
 
-    for value in ({"T": OTHERS}, [f"T={OTHERS}"], f"T={OTHERS}"):
+    for value in ({"T": OTHERS}, [f"T={OTHERS}"], f"T={OTHERS}", {"T": [{"x": OTHERS}]}):
         with pytest.raises(SpecError, match="The Prefect server refuses this"):
             run(env(value))
     run(env({"T": OURS}))

@@ -11,8 +11,9 @@ import orjson
 import pytest
 from jsonschema import Draft202012Validator
 
-from prefect_launch.deploy import deploy_job
+from prefect_launch.deploy import deploy_job, form_schema
 from prefect_launch.errors import QueueError, SpecError
+from prefect_launch.jobs.model import CONFIG_INPUTS, ImageJobSource, Job, JobDocument, SourceKind
 from prefect_launch.jobs.plain_schema import plain_schema, within_64_bits
 from prefect_launch.launch_flow import launch_flow
 from prefect_launch.queue_config import make_config
@@ -126,7 +127,7 @@ def test_launch_is_refused_before_there_is_a_flow_run() -> None:
         launch_flow.serialize_parameters({"job": "digits", "config": config})
 
 
-def test_integers_of_a_form_are_bounded_by_what_the_server_can_send() -> None:
+def test_numbers_of_a_form_are_bounded_by_what_the_server_can_send() -> None:
     bounds = {"minimum": -(2**63), "maximum": 2**64 - 1}
     whole = {"type": "integer"}
     assert within_64_bits(whole) == {**whole, **bounds}
@@ -135,9 +136,40 @@ def test_integers_of_a_form_are_bounded_by_what_the_server_can_send() -> None:
         **bounds,
         "minimum": 0,
     }
-    nested = {"type": "object", "properties": {"a": {"type": "array", "items": whole}, "b": {"type": "number"}}}
-    properties = {"a": {"type": "array", "items": {**whole, **bounds}}, "b": {"type": "number"}}
-    assert within_64_bits(nested) == {"type": "object", "properties": properties}
+    closed = {"type": "object", "additionalProperties": False}
+    nested = {**closed, "properties": {"a": {"type": "array", "items": whole}, "b": {"type": "number"}}}
+    properties = {"a": {"type": "array", "items": {**whole, **bounds}}, "b": {"type": "number", **bounds}}
+    assert within_64_bits(nested) == {**closed, "properties": properties}
+    excluded = {"enum": [1, 2], "not": {"type": "integer"}}
+    assert within_64_bits(excluded) == excluded
+    either = {"anyOf": [{**whole, **bounds}, {"type": "null"}]}
+    assert within_64_bits({"anyOf": [whole, {"type": "null"}]}) == either
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        None,
+        {"properties": {"x": {}}},
+        {"properties": {"x": True}},
+        {"properties": {"x": {"type": ["number", "array", "object"]}}},
+        {"properties": {"x": {"anyOf": [{"type": "array"}, {"type": "object"}, {"type": "number"}]}}},
+        {"properties": {}, "additionalProperties": True},
+        {"properties": {"y": {"type": "string"}}, "unevaluatedProperties": True},
+    ],
+)
+def test_form_takes_no_number_beyond_64_bits_where_the_job_says_nothing_of_it(schema: dict[str, Any] | None) -> None:
+    schemas = {CONFIG_INPUTS: plain_schema(schema)} if schema is not None else None
+    document = JobDocument(source_type=SourceKind.IMAGE, source=ImageJobSource(image="train:1"), input_schemas=schemas)
+    job = Job(entity="acme", project="digits", name="train", version=0, digest="", document=document)
+    check = Draft202012Validator(form_schema(job))
+
+    def takes(number: int) -> list[bool]:
+        values: list[Any] = [number, [number], {"a": number}, [[{"a": [{"b": number}]}]]]
+        return [check.is_valid({"x": value}) for value in values]
+
+    assert takes(2**64 - 1) == takes(-(2**63)) == [True] * 4
+    assert takes(2**64) == takes(-(2**63) - 1) == [False] * 4
 
 
 def test_form_of_a_job_bounds_its_integers_and_those_of_its_resource_arguments(job_api: InMemoryApi) -> None:
@@ -147,7 +179,7 @@ def test_form_of_a_job_bounds_its_integers_and_those_of_its_resource_arguments(j
     check = Draft202012Validator(form.parameter_openapi_schema or {})
 
     def is_taken(value: int) -> tuple[bool, ...]:
-        options: list[dict[str, Any]] = [{"memory": value}, {"gpus": [value]}, {"env": {"A": value}}]
+        options: list[dict[str, Any]] = [{"memory": value}, {"gpus": [value]}, {"env": {"A": [{"B": value}]}}]
         asked: list[dict[str, Any]] = [
             {"epochs": value},
             *({"launch": {"resource_args": {"local-process": each}}} for each in options),
