@@ -147,11 +147,24 @@ class QueueConfig(BaseModel):
                 around it becomes text. A variable without a value and default leaves its option out.
             secrets: what the Secret blocks hold, by name; one that is not among them stays as it is named.
             macros: the values of `${name}`; one that is not among them stays as it is written.
+
+        Raises:
+            QueueError: when a default that is filled in names a secret, as one of an older version may.
         """
         known = {name: schema["default"] for name, schema in self.template_variables.items() if "default" in schema}
+        for name in known.keys() - values.keys():
+            _refuse_secret(name, known[name])
         held = {f"{SECRET_PREFIX}{name}": value for name, value in (secrets or {}).items()}
         filled: dict[str, Any] = _fill(self.resource_args, {**known, **values, **held}, macros or {})
         return filled
+
+
+def _refuse_secret(variable: str, values: object) -> None:
+    for name in secret_names(values):
+        raise QueueError(
+            f"Template variable {variable!r} names the secret {name!r}: a variable's values are shown to everybody, and"
+            " taken as they are. Name the secret in the queue's config."
+        )
 
 
 class _LeaveOut:
@@ -249,12 +262,7 @@ def _read_schema(name: str, entry: Any) -> dict[str, Any]:
             raise QueueError(str(unknown_name("keyword", keyword, _KEYWORDS, where=f" in template variable {name!r}")))
     if schema.get("type", "string") not in _TYPES:
         raise QueueError(f"Template variable {name!r} has the type {schema['type']!r}; use one of {', '.join(_TYPES)}.")
-    named = secret_names([schema.get("default"), schema.get("enum")])
-    if named:
-        raise QueueError(
-            f"Template variable {name!r} names the secret {named[0]!r}: a variable's values are shown to everybody, and"
-            " taken as they are. Name the secret in the queue's config."
-        )
+    _refuse_secret(name, [schema.get("default"), schema.get("enum")])
     schema = {"type": "string", **schema}
     own = [schema.get("default"), *(schema["enum"] if isinstance(schema.get("enum"), (list, tuple)) else ())]
     macro = next((macro for text in own if isinstance(text, str) for macro in MACRO.findall(text)), None)

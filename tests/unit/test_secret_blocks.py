@@ -103,6 +103,14 @@ def test_queues_variables_name_no_secret(api: InMemoryApi, schema: dict[str, Any
         api.create_run_queue("vars", "local-process", config={}, template_variables={"who": schema})
 
 
+def test_queue_that_an_older_version_made_with_a_secret_as_a_default_says_so() -> None:
+    variables = {"token": {"type": "string", "default": OTHERS}}
+    old = QueueConfig(resource="local-process", resource_args={"env": {"T": "{{token}}"}}, template_variables=variables)
+    assert old.fill({"token": "x"}) == {"env": {"T": "x"}}
+    with pytest.raises(QueueError, match=r"variable 'token' names the secret 'git-token'.*in the queue's config"):
+        old.fill({})
+
+
 def test_config_of_a_queue_comes_back_with_the_secrets_that_it_names(api: InMemoryApi) -> None:
     config = {"env": {"A": f"x {OTHERS}", "B": "{{prefect.blocks.secret.b}}"}}
     queue = api.create_run_queue("own", "local-process", config=config)
