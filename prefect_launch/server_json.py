@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
@@ -24,8 +23,10 @@ MAX_DEPTH: Final = 200
 #: Integers with more digits than this are described by their size: Python refuses to print the longest ones.
 _SHOWN_DIGITS: Final = 100
 _REPLACEMENT: Final = "\ufffd"
-#: What may be a fault in a request's body; a look at it is needed only then. 2**63 has 19 digits.
-_SUSPECT: Final = re.compile(rb"\\u0000|\d{19}")
+#: What may be a fault in a request's body, each digit written as 0; a look at it is needed only then. Searched so, a
+#: megabyte takes less than a millisecond. 2**63 has 19 digits.
+_SUSPECTS: Final = (b"\\u0000", b"0" * 19)
+_DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
 
 
 def json_fault(value: Any, path: str = "") -> str | None:
@@ -115,7 +116,8 @@ def check_body(content: bytes) -> None:
     Raises:
         SpecError: naming the place and the value.
     """
-    if _SUSPECT.search(content):
+    zeros = content.translate(_DIGITS)
+    if any(suspect in zeros for suspect in _SUSPECTS):
         check_server_json(json.loads(content), "What is sent to the Prefect server")
 
 
