@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -28,7 +29,7 @@ from prefect_launch.api import Api
 from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.remote import RemoteRegistries
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import ExecutionError, LaunchError
 from prefect_launch.item_id import short_id
 from prefect_launch.launch_end import ending_as_its_run, failure_of, outcome_of_run, show_failure
 from prefect_launch.launch_follow import FollowedRun, follower
@@ -37,7 +38,7 @@ from prefect_launch.named_job import job_named_by, with_job
 from prefect_launch.planning import Request, Site, default_resource, local_config, make_plan, preview_plan
 from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner, runner_class
-from prefect_launch.runners.run import DEFAULT_GRACE_SECONDS, AbstractRun, RunnerRun
+from prefect_launch.runners.run import AbstractRun, RunnerRun
 from prefect_launch.server_json import check_server_json
 from prefect_launch.session import Session
 from prefect_launch.signature import with_arguments_of
@@ -98,23 +99,32 @@ async def _follow(
 ) -> None:
     shipper = LogShipper(session.server, flow_run_id, plan.log_path, mask=plan.mask)
     shipper.follow()
+
+    async def close(end: Exit, *, timed_out: bool = False) -> None:
+        try:
+            await shipper.finish()
+        finally:
+            await shipper.let_go()
+        try:
+            await _keep(session, flow_run_id, plan, end)
+            outcome = outcome_of_run(plan, end, timed_out=timed_out)
+            if outcome.state is not ItemState.COMPLETED:
+                await show_failure(session, flow_run_id, plan, end, outcome, await runner.image_of(handle))
+                raise failure_of(plan, end, outcome, await shipper.last_lines(_LAST_LINES))
+        finally:
+            if end.log_is_whole:
+                await runner.remove(handle)
+
     try:
         end, timed_out = await _ended(run, plan)
-        await shipper.finish()
     except asyncio.CancelledError:
-        await runner.stop(handle, DEFAULT_GRACE_SECONDS)
+        # Its caller is interrupted, or out of time: nothing of it stays behind.
+        with anyio.CancelScope(shield=True), suppress(ExecutionError):
+            await run.cancel()
+            if run.exit is not None:
+                await close(run.exit)
         raise
-    finally:
-        await shipper.let_go()
-    try:
-        await _keep(session, flow_run_id, plan, end)
-        outcome = outcome_of_run(plan, end, timed_out=timed_out)
-        if outcome.state is not ItemState.COMPLETED:
-            await show_failure(session, flow_run_id, plan, end, outcome, await runner.image_of(handle))
-            raise failure_of(plan, end, outcome, await shipper.last_lines(_LAST_LINES))
-    finally:
-        if end.log_is_whole:
-            await runner.remove(handle)
+    await close(end, timed_out=timed_out)
 
 
 async def _ended(run: RunnerRun, plan: RunPlan) -> tuple[Exit, bool]:

@@ -21,6 +21,7 @@ from uuid import UUID
 
 from anyio.from_thread import start_blocking_portal
 from prefect.context import FlowRunContext
+from prefect.logging import get_logger
 
 from prefect_launch.errors import ExecutionError
 from prefect_launch.runners.run import AbstractRun, RunnerRun, Status
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, State
 
 T = TypeVar("T")
+
+_logger = get_logger("launch")
 
 #: Runs a flow to its end; it gives the run, or raises how that ended without success.
 Work = Callable[[], Awaitable[AbstractRun]]
@@ -252,6 +255,8 @@ class Follower:
             return
         if _was_interrupted():
             _stop(self._living)
+        elif self._living:
+            _logger.info("Waiting for the end of %d run(s) of launch; Ctrl-C ends them.", len(self._living))
         try:
             self._wait()
         except (KeyboardInterrupt, SystemExit):

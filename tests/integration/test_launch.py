@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import docker
 import pytest
 from prefect import flow, task
 
@@ -13,6 +14,7 @@ from prefect_launch import ExecutionError, alaunch, alaunch_add, launch, launch_
 from prefect_launch.api import use_api
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.launch_flow import launch_flow
+from prefect_launch.runners.base import Labels
 from tests.support.live import Site
 
 if TYPE_CHECKING:
@@ -140,6 +142,28 @@ def test_flow_run_of_a_refused_launch_says_in_its_state_what_the_error_says(site
 def test_launch_runs_a_container(site: Site, shell_image: str) -> None:
     run = launch(site.api, docker_image=shell_image, entry_point=["sh", "-c", "echo from inside"])
     assert asyncio.run(run.get_logs()) == "from inside\n"
+
+
+@pytest.mark.engine
+async def test_launch_that_is_interrupted_leaves_no_container_and_a_whole_log(site: Site, shell_image: str) -> None:
+    name = f"interrupted-{site.name}"
+    command = ["sh", "-c", "trap 'echo ended; exit 3' TERM; echo begun; while true; do sleep 0.1; done"]
+    work = asyncio.ensure_future(
+        launch_flow.with_options(flow_run_name=name)(site.api, docker_image=shell_image, entry_point=command)
+    )
+
+    def begun() -> FlowRun | None:
+        runs = flow_runs(name={"any_": [name]})
+        return next((run for run in runs if "begun" in site.log(site.api.queued_run(run.id))), None)
+
+    while (found := await asyncio.to_thread(begun)) is None:
+        assert not work.done()
+        await asyncio.sleep(0.1)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert not docker.from_env().containers.list(all=True, filters={"label": f"{Labels.ITEM}={found.id}"})
+    assert await asyncio.to_thread(site.log, site.api.queued_run(found.id)) == "begun\nended"
 
 
 # --- launch_add ---
