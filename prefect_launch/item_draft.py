@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect.logging import get_logger
 
 from prefect_launch.api import Api
-from prefect_launch.errors import NotFoundError, SpecError
+from prefect_launch.errors import LaunchError, NotFoundError, SpecError
 from prefect_launch.image_digest import Digests, with_digest
 from prefect_launch.item_options import merged_options
 from prefect_launch.item_spec import labels_of, run_id_of, tags_of
@@ -110,7 +111,10 @@ async def check_item(
 async def _tell_what_is_locked(session: Session, queue: KnownQueue, spec: LaunchSpec) -> None:
     """Warn of an item that no agent which is online for its queue would run; one that would may still come."""
     locked = locked_parts(spec, pins=queue.config.pin)
-    agents = await session.secure_agents(queue.name) if locked else ()
+    agents: tuple[str, ...] = ()
+    if locked:
+        with suppress(LaunchError):  # a warning that cannot be given keeps nobody from queuing
+            agents = await session.secure_agents(queue.name)
     if agents:
         _logger.warning(
             "All agents online for the queue %s (%s) are in secure mode, which locks %s: there the item fails.",
