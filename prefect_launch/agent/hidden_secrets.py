@@ -7,6 +7,7 @@ as the job has written it: that folder is the agent's user's alone.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,11 +15,14 @@ from typing import Final
 
 import anyio
 
+from prefect_launch.holes import data_bytes
 from prefect_launch.masking import Mask
 from prefect_launch.output_limits import OUTPUTS_FILE
 from prefect_launch.runners.base import RunPlan
 
 _COPY: Final = "job.log.masked"
+#: A larger `outputs.json` is masked piece by piece, and not as JSON.
+READ_BYTES: Final = 4 * 1024**2
 
 
 @asynccontextmanager
@@ -44,11 +48,17 @@ async def kept_log(plan: RunPlan) -> AsyncIterator[Path | None]:
 async def hide_in_outputs(plan: RunPlan) -> None:
     """Mask the secrets in the `outputs.json` that a run left, which is shown, kept and read from there."""
     if plan.mask:
-        await anyio.to_thread.run_sync(_hide, plan.output_dir / OUTPUTS_FILE, plan.mask)
+        await anyio.to_thread.run_sync(hide_in_file, plan.output_dir / OUTPUTS_FILE, plan.mask)
 
 
-def _hide(path: Path, mask: Mask) -> None:
-    if not path.is_file() or path.is_symlink():
+def hide_in_file(path: Path, mask: Mask) -> None:
+    """Mask the secrets in a file of results. One with holes is none: it holds NUL, which no JSON does."""
+    if not path.is_file() or path.is_symlink() or _has_holes(path):
+        return
+    part = path.with_name(f".{path.name}.part")
+    if path.stat().st_size > READ_BYTES:
+        mask.copy(path, part)  # in pieces: somebody else's file may be of any size
+        part.replace(path)
         return
     data = path.read_bytes()
     masked = mask.data(data)
@@ -59,6 +69,11 @@ def _hide(path: Path, mask: Mask) -> None:
     except (ValueError, RecursionError):
         hidden = masked
     if masked != data:
-        part = path.with_name(f".{path.name}.part")
         part.write_bytes(hidden)
         part.replace(path)
+
+
+def _has_holes(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return data_bytes(file.fileno(), 0, size) < size

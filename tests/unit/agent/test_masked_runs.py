@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from prefect_launch.agent.hidden_secrets import READ_BYTES, hide_in_file
 from prefect_launch.agent.logs import CHUNK_BYTES, SHARE_BYTES, TAIL_BYTES
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.masking import MASK
+from prefect_launch.masking import MASK, Mask
 from prefect_launch.secret_blocks import reference_to
 from prefect_launch.server.values import Item
 from prefect_launch.states import StateType
@@ -62,6 +63,22 @@ async def test_secrets_of_a_run_are_in_nothing_that_is_told_of_it(bench: Bench) 
     assert kept == SECRET.encode()
     (job_log,) = bench.folder.rglob("job.log")
     assert SECRET in job_log.read_text()
+
+
+def test_results_of_any_size_are_masked_without_being_held_in_memory_whole(tmp_path: Path) -> None:
+    file, mask = tmp_path / "outputs.json", Mask([SECRET])
+    text = json.dumps({"a": "x" * READ_BYTES, "token": SECRET})
+    file.write_text(text)
+    hide_in_file(file, mask)
+    assert file.read_text() == text.replace(SECRET, MASK)
+
+    with file.open("wb") as sparse:  # No results: it would be read as 4 TiB of zeros.
+        sparse.write(SECRET.encode())
+        sparse.truncate(2**42)
+    before = file.stat()
+    hide_in_file(file, mask)
+    after = file.stat()
+    assert (after.st_size, after.st_blocks, after.st_ino) == (before.st_size, before.st_blocks, before.st_ino)
 
 
 async def test_names_of_secrets_are_kept_on_disk_and_no_value(bench: Bench) -> None:
