@@ -14,6 +14,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from prefect_launch.deep_folders import walk
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -84,7 +86,7 @@ def copy_tree(source: Path, target: Path, *, stop: threading.Event | None = None
         OSError: when a file or folder cannot be read or written; there may be no such folder.
     """
     copied = 0
-    for parent, _, names in os.walk(source, onerror=_raise):
+    for parent, _, names in walk(source, onerror=_raise):
         for name in names:
             path = Path(parent, name)
             if stat.S_ISREG(path.lstat().st_mode):

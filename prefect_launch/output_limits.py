@@ -18,6 +18,9 @@ from prefect_launch.runners.container_values import size
 
 #: Kept whatever else there is: a run's results.
 OUTPUTS_FILE: Final = "outputs.json"
+#: What is nested in more folders is not kept: few programs can read or remove it.
+MAX_DEPTH: Final = 100
+TOO_DEEP: Final = f"it is nested in more than {MAX_DEPTH} folders"
 #: How many files are named that were left out.
 _NAMED: Final = 20
 _NAME_CHARS: Final = 200

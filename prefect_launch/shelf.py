@@ -8,7 +8,6 @@ under such a name is removed by the next.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,6 +16,8 @@ from typing import ClassVar, Final
 
 import anyio
 from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_launch.deep_folders import remove_tree, walk
 
 #: What was used this lately may be in the hands of somebody who has only just looked for it.
 FRESH_SECONDS: Final = 600.0
@@ -158,7 +159,7 @@ class FolderShelf(Shelf):
         """Measure the folders, the one last used longest ago first. One that was not used since is not measured
         again."""
         for path in () if dry_run else self.remains():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         found, measured = [], {}
         for name, path in self.folders():
             try:
@@ -176,7 +177,7 @@ class FolderShelf(Shelf):
         gone = self.take_off(entry)
         if gone is None:
             return False
-        shutil.rmtree(gone, ignore_errors=True)
+        remove_tree(gone)
         return True
 
 
@@ -198,7 +199,7 @@ def size_of(folder: Path) -> int:
     """Return what a folder takes on its disk, in bytes; a file with two names in it counts once."""
     total = 0
     seen: set[tuple[int, int]] = set()
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in walk(folder):
         for name in [*folders, *names]:
             try:
                 about = os.lstat(os.path.join(parent, name))

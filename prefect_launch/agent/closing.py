@@ -7,7 +7,6 @@ is still this agent's: an agent that was cut off and taken for lost writes nothi
 from __future__ import annotations
 
 import logging
-import shutil
 import traceback
 from typing import TYPE_CHECKING
 
@@ -18,6 +17,7 @@ from prefect_launch.agent.ending import end_item
 from prefect_launch.agent.held import is_held
 from prefect_launch.agent.outcome import Outcome
 from prefect_launch.agent.tracker import now
+from prefect_launch.deep_folders import remove_tree
 from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
 from prefect_launch.states import ItemState, StateType
 
@@ -79,7 +79,7 @@ class Closing:
             if outcome.state is ItemState.CANCELLED and self.runner is not None:
                 outcome = outcome.model_copy(update={"message": f"{outcome.message[:-1]}: {self.runner.gone}."})
             # The next attempt may have the same number, and must not find what this one has left.
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(plan.run_dir, ignore_errors=True))
+            await anyio.to_thread.run_sync(remove_tree, plan.run_dir)
         return await self.end(outcome)
 
     async def hand_back(self, error: UnreachableError) -> Outcome:

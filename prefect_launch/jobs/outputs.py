@@ -16,11 +16,12 @@ import anyio
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.deep_folders import walk
 from prefect_launch.errors import NotFoundError
 from prefect_launch.holes import copy_file, held_bytes
 from prefect_launch.jobs.files import StoredFiles
 from prefect_launch.names import check_name
-from prefect_launch.output_limits import OUTPUTS_FILE, LeftOut, OutputLimits, Selection, kind_of
+from prefect_launch.output_limits import MAX_DEPTH, OUTPUTS_FILE, TOO_DEEP, LeftOut, OutputLimits, Selection, kind_of
 
 
 class KeptOutputs(BaseModel):
@@ -96,7 +97,7 @@ async def read_output(files: StoredFiles, item_id: str, attempt: int, name: str)
 
 
 def _regular_files(folder: Path) -> list[str]:
-    found = (Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    found = (Path(parent, name) for parent, _, names in walk(folder) for name in names)
     return sorted(path.relative_to(folder).as_posix() for path in found if stat.S_ISREG(path.lstat().st_mode))
 
 
@@ -146,8 +147,12 @@ def _entries(folder: Path, selection: Selection) -> Iterator[tuple[str, Path]]:
         if name != ".":
             selection.leave_out(f"{name}/", "the folder cannot be read")
 
-    for parent, folders, names in os.walk(folder, onerror=unread):
+    for parent, folders, names in walk(folder, onerror=unread):
         folders.sort()
+        if parent.count(os.sep) - os.fspath(folder).count(os.sep) >= MAX_DEPTH:
+            for name in folders:
+                selection.leave_out(f"{Path(parent, name).relative_to(folder).as_posix()}/", TOO_DEEP)
+            folders.clear()
         for name in sorted([*names, *(each for each in folders if Path(parent, each).is_symlink())]):
             path = Path(parent, name)
             if path != first or not path.is_file():

@@ -23,7 +23,7 @@ from prefect_launch.disk import in_bytes
 from prefect_launch.errors import JobCodeError
 from prefect_launch.holes import HolesWriter, data_bytes
 from prefect_launch.inputs.config_files import merge_into_file, normal_path
-from prefect_launch.output_limits import OUTPUTS_FILE, LeftOut, OutputLimits, Selection
+from prefect_launch.output_limits import MAX_DEPTH, OUTPUTS_FILE, TOO_DEEP, LeftOut, OutputLimits, Selection
 from prefect_launch.runners.engine import Engine, TooLargeError
 
 #: Where `$LAUNCH_OUTPUT_DIR` points in every container; the folder above is for nothing else.
@@ -191,6 +191,8 @@ def _unpack(packed: HolesWriter, size: int, target: Path, selection: Selection) 
             path = (root / name).resolve()
             if root not in path.parents:
                 selection.leave_out(name, "it is outside of the outputs folder")
+            elif name.count("/") > MAX_DEPTH:
+                selection.leave_out(name, TOO_DEEP)
             elif not path.exists() or member.isdir():
                 _unpack_member(archive, member, packed.fileno(), path, selection, name)
 
