@@ -11,7 +11,7 @@ from importlib import import_module
 from benchmarks.figures import Figure, print_table
 from benchmarks.place import Place, open_place
 
-NAMES = ("imports", "dispatch", "throughput", "agents", "cancel", "restart", "memory", "enqueue", "builds")
+NAMES = ("imports", "start", "dispatch", "throughput", "agents", "cancel", "restart", "memory", "enqueue", "builds")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

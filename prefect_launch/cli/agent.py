@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from prefect_launch.cli.loading import loading
 from prefect_launch.cli.output import Column, ago, print_json, print_table
 from prefect_launch.cli.style import JsonOption, examples, group
 
 if TYPE_CHECKING:
     from prefect_launch.activity import AgentInfo
-    from prefect_launch.agent import AgentConfig, LaunchAgent
+    from prefect_launch.agent import AgentConfig
+    from prefect_launch.agent.signals import Signals
 
 app = group("Run an agent, serve it as a deployment, see which are there.")
 
@@ -67,21 +69,21 @@ def start(
     its jobs go on, and the next agent of its name on this machine takes them up. It prints a line a change: time,
     item, what happened.
     """
-    settings = _settings(queue, max_jobs, config, name, verbose)
     import asyncio
 
-    from prefect_launch.agent import LaunchAgent
-    from prefect_launch.api import default_api
+    with loading():
+        settings = _settings(queue, max_jobs, config, name, verbose)
+        from prefect_launch.agent import LaunchAgent
+        from prefect_launch.agent.signals import Signals
+        from prefect_launch.api import default_api
 
-    agent = LaunchAgent(default_api(), settings)
-    raise typer.Exit(asyncio.run(_work(agent, until_empty, stop_jobs)))
+        agent = LaunchAgent(default_api(), settings)
+        signals = Signals(agent, stop_jobs=stop_jobs, tell=lambda text: typer.echo(text, err=True))
+    raise typer.Exit(asyncio.run(_work(signals, until_empty)))
 
 
-async def _work(agent: LaunchAgent, until_empty: bool, stop_jobs: bool) -> int:
+async def _work(signals: Signals, until_empty: bool) -> int:
     """Run the agent's loop: the first signal drains it, the second ends it at once."""
-    from prefect_launch.agent.signals import Signals
-
-    signals = Signals(agent, stop_jobs=stop_jobs, tell=lambda text: typer.echo(text, err=True))
     heard = await signals.run(until_empty=until_empty)
     return 0 if heard is None else _SIGNALLED + heard
 

@@ -16,8 +16,11 @@ def set_up(level: int, *, form: str, verbose: bool = False) -> None:
         form: of a line.
         verbose: show Prefect's own lines too.
     """
-    import prefect.main  # noqa: F401 - sets up Prefect's own logging, which must not come after this
+    from prefect.logging.configuration import setup_logging
     from prefect.logging.handlers import PrefectConsoleHandler
+
+    # Prefect's own, as `import prefect.main` does it, which loads flows and tasks besides; after this it would be late.
+    setup_logging()
 
     root = logging.getLogger()
     if not verbose:

@@ -21,11 +21,12 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_benchmarks_print_a_row_for_each_figure() -> None:
-    done = bench("--quick", "imports", "enqueue")
+    done = bench("--quick", "imports", "start", "enqueue")
 
     assert done.returncode == 0, done.stderr
     rows = [line.split("│")[1].strip() for line in done.stdout.splitlines() if line.startswith("│")]
     assert rows[:2] == ["import prefect_launch.inputs", "prefect-launch --help"]
+    assert {"agent start → first claim, CPU", "agent start → first claim"} <= set(rows)
     assert {"launch_add, one caller", "launch_add_many, 20 items"} <= set(rows)
     assert "cores" in done.stdout
 
