@@ -7,7 +7,7 @@ UI comes straight to the agent.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from prefect_launch.errors import SpecError, UnsafeSpecError
 from prefect_launch.macros import fill_macros
@@ -31,6 +31,8 @@ from prefect_launch.safety.limits import (
 from prefect_launch.secret_blocks import fill_secrets
 from prefect_launch.spec import LaunchSpec
 from prefect_launch.templates import QueueConfig, check_variables, is_whole
+
+_ENV: Final = "env"
 
 
 def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) -> dict[str, Any]:
@@ -117,9 +119,21 @@ def merged_options(
     merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
     runner = runner_class(config.resource)
     merged = with_limits(merged, config, runner.quantities)
-    whole = runner.check_options({name: value for name, value in merged.items() if is_whole(value)})
-    if is_whole(merged):
+    waiting = _waiting(config, macros, secrets) - submitted.keys()
+    whole = runner.check_options({name: value for name, value in merged.items() if name not in waiting})
+    if not waiting:
         runner.check_together(whole)
     if queue is not None:
         check_limits(whole, config, runner.quantities)
     return merged
+
+
+def _waiting(config: QueueConfig, macros: Mapping[str, str], secrets: Mapping[str, str]) -> set[str]:
+    """Return the queue's options in which a macro or a secret is filled in later: what their value is, is not known.
+
+    What a variable's value looks like does not matter: nothing is ever filled into one. Nor is `env` waited for, whose
+    values may be any texts.
+    """
+    blank = dict.fromkeys(config.template_variables, "")
+    filled = config.fill(blank, secrets, macros)
+    return {name for name, value in filled.items() if name != _ENV and not is_whole(value)}

@@ -10,6 +10,7 @@ import pytest
 
 from prefect_launch import launch_add
 from prefect_launch.errors import LaunchError, NotFoundError, QueueError, SpecError, SubmitterError, UnsafeSpecError
+from prefect_launch.item_options import merged_options
 from prefect_launch.planning import Request, Site, local_config, preview_plan
 from prefect_launch.queue_config import make_config
 from prefect_launch.runners.base import RunPlan
@@ -251,8 +252,6 @@ def test_longer_time_limit_than_the_queue_s_is_refused(timeout: Any) -> None:
 
 def test_processes_are_limited_too() -> None:
     config = make_config("local-process", {"limits": {"memory": "4g", "gpus": 1, "timeout": "1h"}, "nice": 5}, None)
-    from prefect_launch.item_options import merged_options
-
     for asked in ({"memory": "5g"}, {"gpus": 2}, {"gpus": "all"}, {"nice": 0}):
         spec = parse_spec({"job": "j", "resource_args": {"local-process": asked}})
         with pytest.raises(UnsafeSpecError):
@@ -375,6 +374,22 @@ def test_value_that_is_filled_in_later_is_checked_later() -> None:
     )
     with pytest.raises(SpecError, match="option 'memory': 'x; id'"):
         plan(config, template_variables={"m": "x; id"})
+
+
+@pytest.mark.parametrize("text", ["${run_id}", "${data_dir}"])
+def test_variable_s_value_is_checked_at_the_queue_even_if_it_looks_like_a_macro(text: str) -> None:
+    config = container({"memory": "{{m}}", "limits": {"memory": "1g"}}, {"m": {}})
+    spec = parse_spec({**IMAGE, "template_variables": {"m": text}})
+    with pytest.raises(SpecError, match=r"option 'memory': .* must be a number of bytes"):
+        merged_options(config, spec, "q", macros={}, secrets={})
+
+
+def test_options_that_do_not_go_together_are_refused_at_the_queue_whatever_env_names() -> None:
+    config = container({"env": {"T": "{{ prefect.blocks.secret.t }}"}})
+    asked = {"memory": "1g", "memory-swap": "512m", "env": {"HOME": "${HOME}"}}
+    spec = parse_spec({**IMAGE, "resource_args": {"local-container": asked}})
+    with pytest.raises(SpecError, match="'memory-swap' of local-container must not be below"):
+        merged_options(config, spec, "q", macros={}, secrets={})
 
 
 @pytest.mark.parametrize("limits", [{"memroy": "1g"}, {"memory": "much"}, {"ulimit": 1}])
