@@ -26,6 +26,8 @@ MIN_CHARS: Final = 4
 _MIN_FIELD_CHARS: Final = 8
 #: The part of a base64 text that does not depend on what stands before and after the value is told by so many bytes.
 _MIN_BASE64_BYTES: Final = 8
+#: The lines of a value that is written by itself: of PEM, and of `base64` and MIME.
+_BASE64_LINES: Final = (64, 76)
 _LINE_END: Final = re.compile(r"[\r\n]+")
 #: Neither byte is part of any UTF-8 text: one stands for each byte of a secret, the other for what was this by chance.
 _BLANK: Final = b"\xc1"
@@ -182,6 +184,10 @@ def _base64_forms(value: bytes) -> Iterator[bytes]:
         first, last = -(-before * 8 // 6), (before + len(value)) * 8 // 6
         yield whole[first:last]
         yield whole[first:last].translate(bytes.maketrans(b"+/", b"-_"))
+        if before == 0:
+            for width in _BASE64_LINES:
+                lines = (whole[start : min(start + width, last)] for start in range(0, last, width))
+                yield from (line for line in lines if len(line) >= _MIN_BASE64_BYTES)
 
 
 def _pattern(forms: Iterable[bytes]) -> re.Pattern[bytes]:

@@ -124,3 +124,13 @@ def test_many_secrets_cost_little_more_than_one(tmp_path: Path) -> None:
     assert mask.data(text) == text
     assert mask.data(b"a" * 200_000) == b"a" * 200_000
     assert time.process_time() - began < 2.0  # 0.03 s when nothing else runs
+
+
+@pytest.mark.parametrize("width", [64, 76])
+def test_base64_text_of_a_long_secret_is_masked_in_lines_too(width: int) -> None:
+    secret = "".join(f"{number:03}," for number in range(50))
+    encoded = base64.b64encode(secret.encode()).decode()
+    lines = [encoded[start : start + width] for start in range(0, len(encoded), width)]
+    masked = Mask([secret]).text("\n".join(lines))
+    assert not any(line.rstrip("=")[:-1] in masked for line in lines)
+    assert masked.count(MASK) == len(lines)
