@@ -7,7 +7,7 @@ are. A project that is installed itself goes into a layer of its own above them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,7 +59,8 @@ def find_dependencies(folder: Path, limit: int) -> Dependencies:
     variables = {**found.build_variables, "SETUPTOOLS_SCM_PRETEND_VERSION": "0.0.0"} if found.project else {}
     files = {
         f"{FOLDER}arguments": _lines(found.arguments),
-        f"{FOLDER}project.env": _lines(f"export {name}={value}" for name, value in variables.items()),
+        f"{FOLDER}build.env": _exports(found.build_variables),
+        f"{FOLDER}project.env": _exports(variables),
         **{f"{SOURCES}{name}": content for name, content in found.files.items()},
     }
     packages = merge(*(_package(path, folder, limit, SOURCES) for path in found.local))
@@ -67,6 +68,10 @@ def find_dependencies(folder: Path, limit: int) -> Dependencies:
     project = _package(".", folder, limit, PROJECT_FOLDER) if is_apart else BuildContext()
     marks = {f"{FOLDER}project": b""} if found.project and not is_apart else {}
     return Dependencies(merge(packages.plus({**files, **marks}), project), project=is_apart)
+
+
+def _exports(variables: Mapping[str, str]) -> bytes:
+    return _lines(f"export {name}={value}" for name, value in variables.items())
 
 
 def _lines(lines: Iterable[str]) -> bytes:

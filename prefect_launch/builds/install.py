@@ -79,6 +79,7 @@ elif [ -s "$here/arguments" ] || [ -s "$here/project.env" ]; then
 else
   "$python" -m venv --without-pip {VENV}
 fi
+. "$here/build.env"
 if [ -s "$here/arguments" ]; then install $(cat "$here/arguments"); fi
 if [ -e "$here/project" ]; then install_project; fi
 site=$({VENV}/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')

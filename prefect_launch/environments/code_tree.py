@@ -68,8 +68,8 @@ class CodeTree:
         real = (self.root / normal).resolve()
         if normal.startswith(("/", "..")) or not (real == self.root or self.root in real.parents):
             raise SourceError(
-                f"{said} names {path!r}, which lies outside of the job's code (a requirement must be in it). Put a copy"
-                " into the code."
+                f"{said} names {path!r}, which lies outside of the job's code (or of its build context, when it has"
+                " one). A requirement must be in it: put a copy there."
             )
         return normal
 

@@ -56,6 +56,17 @@ class Project:
         return self.is_static and not self.names_others and not sources
 
     @property
+    def version_variables(self) -> dict[str, str]:
+        """What tells its build a version, where that would be the repository's, which a job's code has not."""
+        name = re.sub(r"[-_.]+", "_", str(self.metadata.get("name", ""))).upper()
+        told = {"PDM_BUILD_SCM_VERSION": "0.0.0"}
+        if name:
+            told[f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{name}"] = "0.0.0"
+        if any("hatch-vcs" in str(one) for one in _table(self.told, "build-system").get("requires", ())):
+            told["SETUPTOOLS_SCM_PRETEND_VERSION"] = "0.0.0"  # It asks under no name, so its dependencies see it too.
+        return told
+
+    @property
     def needs_anything(self) -> bool:
         """Whether there is something to install."""
         if self.is_built or self.metadata.get("dependencies"):

@@ -8,7 +8,6 @@ own folders, which stays beside the environment: so a package of the code can be
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Mapping
@@ -42,7 +41,7 @@ class Requirements:
         arguments: of `uv pip install` (or pip's), called in a folder that holds `files` and `local`; empty: nothing is
             to be installed.
         project: whether the project at the code's root is installed then, by itself: `--no-deps --editable .`.
-        name: the project's name, when it has a static one.
+        build_variables: what the build of the project is told: a version, where it would ask the repository.
         files: requirements files and settings, in uv's dialect, by their paths in the code.
         local: what of the code is installed, or holds wheels, by path; `.` is all of it.
         key: text that is the same exactly when the same packages are asked for.
@@ -52,7 +51,7 @@ class Requirements:
 
     arguments: tuple[str, ...] = ()
     project: bool = False
-    name: str = ""
+    build_variables: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
     local: tuple[str, ...] = ()
     key: str = ""
@@ -63,13 +62,6 @@ class Requirements:
     def keeps_code(self) -> bool:
         """Whether the environment points to a copy of the code beside it."""
         return self.project or bool(self.local)
-
-    @property
-    def build_variables(self) -> dict[str, str]:
-        """What the build of the project is told: a version, where it would ask the repository, which is not there."""
-        name = re.sub(r"[-_.]+", "_", self.name).upper()
-        told = {f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{name}": "0.0.0"} if name else {}
-        return {**told, "PDM_BUILD_SCM_VERSION": "0.0.0"} if self.keeps_code else {}
 
 
 def read_requirements(
@@ -147,31 +139,28 @@ def _of_lock(code: CodeTree) -> Requirements:
 def _of_project(code: CodeTree, project: Project) -> Requirements:
     """Read a project: first its dependencies are installed, then itself, so that one that cannot be built has them."""
     file = FILE if project.told else SETUP
-    name = str(project.metadata.get("name", ""))
+    told = project.version_variables if project.is_built else {}
     digests = [code.digest(".")] if project.is_built or not project.stands_alone else []
     if not project.stands_alone:
         key = json.dumps([file, project.is_built, digests])
-        return Requirements(("--requirement", file), project.is_built, name, local=(".",), key=key)
+        return Requirements(("--requirement", file), project.is_built, told, local=(".",), key=key)
     lines = [str(line) for line in project.metadata.get("dependencies", ())]
     files = {_PROJECT_FILE: "".join(f"{line}\n" for line in lines).encode(), **_settings(code)}
     key = json.dumps([FILE, lines, project.is_built, digests, _settings_key(code)])
-    return Requirements(("--requirement", _PROJECT_FILE) if lines else (), project.is_built, name, files, key=key)
+    return Requirements(("--requirement", _PROJECT_FILE) if lines else (), project.is_built, told, files, key=key)
 
 
 def _made(code: CodeTree, arguments: tuple[str, ...], reader: PipFiles) -> Requirements:
-    local = _whole(code, reader.local)
-    digests = {path: code.digest(path) for path in local}
-    key = json.dumps([reader.lines, digests, _settings_key(code)])
+    paths = tuple(sorted(set(reader.local)))
+    packages = [package for path in paths if code.has_folder(path) and (package := find_project(code, path))]
+    # A package that names others of the code is built with all of it.
+    local = (".",) if "." in paths or any(package.names_others for package in packages) else paths
+    told = {name: value for package in packages for name, value in package.version_variables.items()}
+    key = json.dumps([reader.lines, {path: code.digest(path) for path in local}, _settings_key(code)])
     files = {**reader.files, **_settings(code)}
-    return Requirements(arguments, files=files, local=local, key=key, variables=dict(reader.variables))
-
-
-def _whole(code: CodeTree, local: Iterable[str]) -> tuple[str, ...]:
-    """Return what of the code is needed for its packages: all of it, when one of them names others."""
-    paths = tuple(sorted(set(local)))
-    packages = (find_project(code, path) for path in paths if path != "." and code.has_folder(path))
-    whole = "." in paths or any(package is not None and package.names_others for package in packages)
-    return (".",) if whole else paths
+    return Requirements(
+        arguments, build_variables=told, files=files, local=local, key=key, variables=dict(reader.variables)
+    )
 
 
 def _settings(code: CodeTree) -> dict[str, bytes]:

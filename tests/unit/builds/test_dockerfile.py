@@ -79,6 +79,7 @@ def test_requirements_files_go_in_as_they_are_with_what_they_include(tmp_path: P
     root = code(tmp_path, requirements_txt="-r more.txt\nnumpy # why\n-c max.txt", more_txt="six", max_txt="six<2")
     assert texts(root) == {
         "launch/arguments": "--requirement\nrequirements.txt\n",
+        "launch/build.env": "",
         "launch/project.env": "",
         "launch/src/max.txt": "six<2\n",
         "launch/src/more.txt": "six\n",

@@ -191,6 +191,17 @@ def test_build_backend_decides_what_a_project_needs(
     assert (found.arguments, found.project) == (arguments, is_built)
 
 
+def test_version_of_the_repository_is_made_up_for_what_is_built_of_the_code(tmp_path: Path) -> None:
+    folder = code(tmp_path, requirements_txt="-e libs/a-b\n")
+    (folder / "libs/a-b").mkdir(parents=True)
+    (folder / "libs/a-b/pyproject.toml").write_text(f'{BUILT}[project]\nname = "a-b"\n')
+    named = {"PDM_BUILD_SCM_VERSION": "0.0.0", "SETUPTOOLS_SCM_PRETEND_VERSION_FOR_A_B": "0.0.0"}
+    assert read_requirements(folder).build_variables == named
+    asking = BUILT.replace('"hatchling"', '"hatchling", "hatch-vcs"', 1)
+    (folder / "libs/a-b/pyproject.toml").write_text(f'{asking}[project]\nname = "a-b"\n')
+    assert read_requirements(folder).build_variables == {**named, "SETUPTOOLS_SCM_PRETEND_VERSION": "0.0.0"}
+
+
 def test_setup_file_is_a_project_when_a_packaging_library_is_used_in_it(tmp_path: Path) -> None:
     assert not read_requirements(code(tmp_path, setup_py="print('sets the data up')\n")).project
     found = read_requirements(code(tmp_path, setup_py="from setuptools import setup\nsetup(name='x')\n"))
