@@ -179,8 +179,8 @@ class Loop:
             "settle what was claimed and does not run",
             lambda: settle_orphans(shop, self._config.queues, holder, held, left.unseen),
         )
-        if not left.unseen:
-            await until_server_is_back("forget this agent's earlier lives", self._forget_earlier_lives)
+        # Also when something could not be seen: its items are this life's to settle, once it can be.
+        await until_server_is_back("forget this agent's earlier lives", self._forget_earlier_lives)
 
     async def _forget_earlier_lives(self) -> None:
         """Take down the presence of earlier lives: all that they held is this one's, or settled."""

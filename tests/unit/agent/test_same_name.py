@@ -117,6 +117,18 @@ async def test_life_that_left_in_order_is_settled_by_the_next_of_its_name_alone(
     assert (await bench.read(item.id)).state_name == "Queued"
 
 
+async def test_next_life_of_a_home_takes_its_last_one_down_though_an_engine_is_away(bench: Bench) -> None:
+    home = bench.folder / "home"
+    earlier = agent_in(bench, home).holder
+    await post_presence(bench.server, Presence.of(earlier, (QUEUE,)).beating(7))
+    bench.machine.reachable = False
+    async with bench.running(agent_in(bench, home)) as agent:
+        await eventually(
+            lambda: read_presences(bench.server),
+            lambda lives: [life.holder.instance for life in lives] == [agent.holder.instance],
+        )
+
+
 async def test_box_that_was_renamed_takes_up_what_runs_in_its_home_and_settles_the_rest(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
