@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from prefect_launch.errors import SpecError
 
@@ -61,4 +61,8 @@ def in_words(seconds: float) -> str:
 
 
 #: A field of a frozen value that holds a time limit.
-TimeLimit = Annotated[float | None, BeforeValidator(read_duration)]
+TimeLimit = Annotated[
+    float | None,
+    BeforeValidator(read_duration),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]}, mode="validation"),
+]

@@ -153,6 +153,8 @@ def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -
         state=State.of(ItemState.QUEUED, queue.obstacle or None),
         # A run id that was made up here may be another item's: it must not be taken for that one.
         idempotency_key=f"{full.entity}/{full.project}/{full.run_id}" if spec.run_id else secrets.token_hex(16),
+        # All was checked here, and a fraction may be larger than that schema lets any number be.
+        enforce_parameter_schema=False,
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from prefect_launch.errors import QueueError
+from prefect_launch.jobs.plain_schema import value_definitions, within_64_bits
 from prefect_launch.names import MAX_QUEUE_NAME_CHARS, check_name
 from prefect_launch.priority import Priority
 from prefect_launch.server.protocol import Server
@@ -140,12 +141,24 @@ async def ensure_deployment(server: Server, name: str, config: QueueConfig) -> U
         wanted,
         pool=name,
         parameters={},
-        parameter_schema=LaunchSpec.model_json_schema(),
+        parameter_schema=_item_schema(),
         description=f"Any job on the queue **{name}** ({config.resource}). `launch_add` makes its items from it.",
         tags=["launch", f"queue:{name}"],
         labels={QUEUE_LABEL: name},
-        enforce=False,
+        enforce=True,
     )
+
+
+def _item_schema() -> dict[str, Any]:
+    """Return the schema of an item's parameters, its numbers bounded by what the server can send.
+
+    The server checks by it what comes straight to it, such as by `prefect deployment run`.
+    """
+    schema = within_64_bits(LaunchSpec.model_json_schema())
+    for given_elsewhere in ("priority", "template_variables"):  # By the work queue, and as job variables.
+        schema["properties"].pop(given_elsewhere)
+    parts = {name: within_64_bits(part) for name, part in schema.pop("$defs").items()}
+    return {**schema, "$defs": parts, "definitions": value_definitions()}
 
 
 async def delete_queue(session: Session, name: str) -> int:

@@ -119,7 +119,11 @@ class LaunchSpec(_Part):
     registry: RegistryOptions = RegistryOptions()
     builder: dict[str, Any] = Field(default_factory=dict, description='{"accelerator": {"base_image": …}}.')
     priority: Priority = Priority.MEDIUM
-    retries: Retries | None = Field(default=None, description="When it is run again; None: as its job says.")
+    retries: Retries | None = Field(
+        default=None,
+        description="When it is run again, or how often at most; None: as its job says.",
+        json_schema_extra=lambda schema: schema["anyOf"].append({"type": "integer", "minimum": 0}),  # type: ignore[union-attr]
+    )
 
     @field_validator("priority", mode="before")
     @classmethod

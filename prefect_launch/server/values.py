@@ -178,6 +178,9 @@ class ItemDraft(_Value):
     idempotency_key: str
     parent_task_run_id: UUID | None = None
     state: State = Field(default_factory=lambda: State.of(ItemState.QUEUED))
+    enforce_parameter_schema: bool | None = Field(
+        default=None, description="Whether the server checks the parameters; `None`: as the deployment says."
+    )
 
     def made(self, item_id: UUID, deployment_id: UUID) -> Item:
         """Return the item that was made of this, as far as its maker knows it: without what the deployment adds."""

@@ -100,7 +100,7 @@ class ItemTwin(Calls):
     def _fault(self, kept: StoredDeployment, draft: ItemDraft) -> str | None:
         deployment, fault = kept.deployment, None
         pool = self._store.pools.get(deployment.work_pool_name or "")
-        if kept.enforce:
+        if kept.enforce if draft.enforce_parameter_schema is None else draft.enforce_parameter_schema:
             parameters = {**deployment.parameters, **as_json(draft.parameters)}
             fault = checks.parameter_fault(parameters, deployment.parameter_openapi_schema or {})
         if fault is None and pool is not None:

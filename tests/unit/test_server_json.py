@@ -12,12 +12,13 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from prefect_launch.deploy import deploy_job, form_schema
+from prefect_launch.enqueue import launch_add
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.jobs.model import CONFIG_INPUTS, ImageJobSource, Job, JobDocument, SourceKind
 from prefect_launch.jobs.plain_schema import plain_schema, within_64_bits
 from prefect_launch.launch_flow import launch_flow
 from prefect_launch.queue_config import make_config
-from prefect_launch.server.values import LogRecord, State
+from prefect_launch.server.values import ItemDraft, LogRecord, State
 from prefect_launch.server_json import check_body, clean_json, json_fault
 from prefect_launch.states import StateType
 from prefect_launch.testing import InMemoryApi
@@ -170,6 +171,43 @@ def test_form_takes_no_number_beyond_64_bits_where_the_job_says_nothing_of_it(sc
 
     assert takes(2**64 - 1) == takes(-(2**63)) == [True] * 4
     assert takes(2**64) == takes(-(2**63) - 1) == [False] * 4
+
+
+def test_queue_s_own_deployment_takes_no_number_beyond_64_bits_and_no_unknown_option(job_api: InMemoryApi) -> None:
+    queue = job_api.call(lambda session: session.queue("cpu"))
+    deployment = job_api.call(lambda session: session.server.find_deployment("queue-cpu"))
+    assert deployment is not None
+    assert deployment.id == queue.deployment_id
+    check = Draft202012Validator(deployment.parameter_openapi_schema or {})
+    for number in (2**64, -(2**63) - 1, 1e20):
+        for given in (
+            {"run_config": {"x": number}},
+            {"run_config": {"x": [{"y": number}]}},
+            {"artifacts": {"x": number}},
+        ):
+            assert not check.is_valid({"job": "train", "overrides": given})
+        assert not check.is_valid({"job": "train", "resource_args": {"local-process": {"env": {"A": number}}}})
+    goods: list[dict[str, Any]] = [
+        {"overrides": {"run_config": {"x": 2**64 - 1}}},
+        {"timeout": "2h"},
+        {"retries": 3},
+        {"docker": {}},
+    ]
+    for good in goods:
+        assert check.is_valid({"job": "train", **good})
+    assert not check.is_valid({"jobb": "train"})
+
+    draft = ItemDraft(name="x", parameters={"overrides": {"run_config": {"x": 1e20}}}, idempotency_key="x")
+    with pytest.raises(SpecError, match="greater than the maximum"):
+        job_api.call(lambda session: session.server.create_item(queue.deployment_id, draft))
+
+
+def test_large_fraction_is_queued_by_who_checks_it_himself(job_api: InMemoryApi) -> None:
+    config = {"overrides": {"run_config": {"mole": 6.022e23}}}
+
+    item = launch_add(job="box", config=config, queue_name="gpu")
+
+    assert item.item.parameters["overrides"]["run_config"]["mole"] == 6.022e23
 
 
 def test_form_of_a_job_bounds_its_integers_and_those_of_its_resource_arguments(job_api: InMemoryApi) -> None:
