@@ -219,6 +219,8 @@ class Follower:
         except BaseException:
             await run.cancel()
             raise
+        # Once more, after Prefect's services for logs and events, which the run has started: last in, first called.
+        threading._register_atexit(self._at_exit)  # type: ignore[attr-defined]
         return run if run.started.done() else run.end.result()
 
     # --- the end of a flow ---

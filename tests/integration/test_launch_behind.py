@@ -97,6 +97,7 @@ def test_process_that_does_not_wait_blocks_at_its_exit_until_its_run_has_ended(s
     assert state is StateType.FAILED
     assert "with exit code 10." in message
     assert site.log(run) == "late 1\nlate 2"
+    assert "after shutdown" not in process.log.read_text()  # Prefect's own services have not ended before the run.
     assert any(artifact.key.startswith("certificate-") for artifact in site.artifacts(run))
 
 
@@ -117,6 +118,7 @@ def test_interrupted_process_ends_the_run_that_it_started(site: Site, then: str,
     state, message = end_of(run_id)
     assert state is StateType.CANCELLED, process.tail()
     assert "SIGTERM" in message
+    assert "after shutdown" not in process.log.read_text()
 
 
 @pytest.mark.engine
