@@ -6,8 +6,10 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.exceptions import PrefectHTTPStatusError
 
 from prefect_launch.errors import ExecutionError
 from prefect_launch.states import StateType
@@ -105,19 +107,24 @@ def test_two_agents_hold_the_limit_of_a_queue(site: Site) -> None:
     assert len(stamps.read_text().split()) == 16
 
 
-def test_item_made_in_the_ui_with_wrong_parameters_fails_and_the_agent_goes_on(site: Site) -> None:
+@pytest.mark.parametrize("wrong", [{"jobb": "x"}, {"overrides": "x"}, {"overrides": {"run_config": {"x": 2**64}}}])
+def test_item_made_in_the_ui_that_is_no_spec_is_refused_by_the_server(site: Site, wrong: dict[str, Any]) -> None:
+    with pytest.raises(PrefectHTTPStatusError, match="409"):
+        run_deployment(f"launch/queue-{site.name}", parameters=wrong)
+    assert not site.queue.items
+
+
+def test_item_with_wrong_parameters_fails_and_the_agent_goes_on(site: Site) -> None:
     site.job("true")
-    queue_deployment = f"launch/queue-{site.name}"
-    bad = [
-        run_deployment(queue_deployment, parameters=parameters)
-        for parameters in ({"jobb": "x"}, {}, {"job": "nobody"}, {"job": site.name, "overrides": "x"})
-    ]
+    by_hand = [run_deployment(f"launch/queue-{site.name}", parameters=each) for each in ({}, {"job": "nobody"})]
+    unchecked = [site.unchecked_item(each) for each in ({"jobb": "x"}, {"job": site.name, "overrides": "x"})]
+    bad = [*(flow_run.id for flow_run in by_hand), *(item.id for item in unchecked)]
     (good,) = site.add()
     site.work_off()
-    for flow_run, words in zip(
-        bad, ("Unknown launch option 'jobb'", "Exactly one of", "Unknown job", "overrides"), strict=True
+    for item_id, words in zip(
+        bad, ("Exactly one of", "Unknown job", "Unknown launch option 'jobb'", "overrides"), strict=True
     ):
-        state = site.api.queued_run(flow_run.id).item.state
+        state = site.api.queued_run(item_id).item.state
         assert state is not None
         assert state.type is StateType.FAILED
         assert (state.message or "").startswith("[agent] ")

@@ -45,4 +45,4 @@ def test_unknown_benchmark_is_refused_with_the_names_of_all() -> None:
     done = bench("dispach")
 
     assert done.returncode == 2
-    assert "unknown benchmark 'dispach'; there are imports, dispatch, throughput, agents, " in done.stderr
+    assert "unknown benchmark 'dispach'; there are imports, start, dispatch, throughput, agents, " in done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import docker
 import pytest
@@ -15,7 +15,7 @@ from prefect_launch.api import use_api
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.launch_flow import launch_flow
 from prefect_launch.runners.base import Labels
-from tests.support.live import Site
+from tests.support.live import Site, until
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -40,7 +40,12 @@ def flow_runs(**filters: Any) -> list[FlowRun]:
         return client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(filters))
 
 
-def task_runs(flow_run_id: object) -> list[str]:
+def task_runs(flow_run_id: object, count: int) -> list[str]:
+    """Return the names of a flow run's tasks once there are so many: they are told by events, some time later."""
+    return cast(list[str], until(lambda: names if len(names := _task_runs(flow_run_id)) >= count else None))
+
+
+def _task_runs(flow_run_id: object) -> list[str]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
 
@@ -73,7 +78,7 @@ def test_launch_is_a_flow_run_with_its_tasks_log_and_outputs(site: Site) -> None
 
     (child,) = subflows(parent())
     assert child.state_name == "Completed"
-    assert {"prepare", "run"} <= set(task_runs(child.id))
+    assert {"prepare", "run"} <= set(task_runs(child.id, 2))
     item = site.api.queued_run(child.id)
     assert "hello me" in site.log(item)
     assert any("0.5" in str(artifact.data) for artifact in site.artifacts(item))
@@ -179,7 +184,7 @@ def test_launch_add_in_a_flow_is_a_task_of_it(site: Site) -> None:
 
     with use_api(site.api):
         flow_run_id, ids = parent()
-    assert task_runs(flow_run_id) == ["launch_add", "launch_add"]
+    assert task_runs(flow_run_id, 2) == ["launch_add", "launch_add"]
     assert {run.id for run in site.queue.items} == set(ids)
     assert len(ids) == 2
 
@@ -193,7 +198,7 @@ async def test_alaunch_add_in_an_async_flow_is_a_task_of_it(site: Site) -> None:
         return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
 
     with use_api(site.api):
-        assert await asyncio.to_thread(task_runs, await parent()) == ["launch_add"]
+        assert await asyncio.to_thread(task_runs, await parent(), 1) == ["launch_add"]
 
 
 def test_retry_of_a_flow_finds_the_item_that_its_first_try_made(site: Site) -> None:

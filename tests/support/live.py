@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect_launch import LaunchAgent, create_job, launch_add_many
 from prefect_launch.agent.logs import LOGGER
 from prefect_launch.api import Api
 from prefect_launch.queued_run import QueuedRun
 from prefect_launch.queues import RunQueue
+from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.session import Session
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:
@@ -59,6 +61,20 @@ class Site:
         (code / "run.sh").write_text(script)
         create_job(str(code), "code", name=self.name, entrypoint="sh run.sh", api=self.api, **more)
         return self.name
+
+    def unchecked_item(self, parameters: dict[str, Any]) -> Item:
+        """Make an item of somebody who lets the server check nothing."""
+        draft = ItemDraft(
+            name="unchecked", parameters=parameters, idempotency_key=uuid4().hex, enforce_parameter_schema=False
+        )
+
+        async def make(session: Session) -> Item:
+            queue = await session.queue(self.name)
+            item = await session.server.create_item(queue.deployment_id, draft)
+            assert item is not None
+            return item
+
+        return self.api.call(make)
 
     def add(self, *specs: Mapping[str, Any], **spec: Any) -> list[QueuedRun]:
         """Put specs on the queue; each names this site's job when it names nothing."""
