@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-import anyio
 from prefect.logging import get_logger
 
 from prefect_launch.agent.config import AgentConfig, resolve_agent_config
@@ -22,6 +20,7 @@ from prefect_launch.builds.flight import Flights
 from prefect_launch.builds.maker import ImageMaker
 from prefect_launch.builds.registries.reference import parse_repository
 from prefect_launch.builds.registries.remote import RemoteRegistries
+from prefect_launch.deep_folders import temporary_folder_async
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.item_draft import check_item
 from prefect_launch.jobs.model import GitJobSource, ImageJobSource, Job, JobDocument, JobDraft, SourceKind
@@ -153,13 +152,13 @@ async def _built(session: Session, spec: LaunchSpec, job: Job, config: AgentConf
     flights = Flights(session.server, "a call of launch_add")
     images = ImageMaker(settings, flights, RemoteRegistries(config.keychain), home=config.home)
     try:
-        async with anyio.TemporaryDirectory(prefix="launch-build-") as folder:
-            code = Path(folder) / "code"
+        async with temporary_folder_async("launch-build-") as folder:
+            code = folder / "code"
             await source_of(job, config.home, config.git).fetch(job, code, session.jobs)
             plan = RunPlan(
                 item_id=str(uuid4()),
                 run_id="build",
-                run_dir=Path(folder),
+                run_dir=folder,
                 code_dir=code,
                 image_wish=image_wish(spec, job),
             )

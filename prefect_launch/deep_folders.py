@@ -1,16 +1,21 @@
-"""Deeply nested folders, gone through and removed: a job may nest them deeper than Python's stack.
+"""Deeply nested folders, made, gone through and removed: a job may nest them deeper than Python's stack.
 
-Before Python 3.12 `os.walk`, and before 3.13 `shutil.rmtree`, fail with `RecursionError` at about a thousand levels.
+Before Python 3.12 `os.walk`, and before 3.13 `shutil.rmtree`, fail with `RecursionError` at about a thousand levels;
+`Path.mkdir(parents=True)`, `os.makedirs` and `tarfile` do so on any.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
+
+from anyio import CancelScope, to_thread
 
 _LIFTED: Final = ".lifted-"
 
@@ -46,6 +51,49 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # such as a link to itself
         return False
+
+
+def fail(error: OSError) -> NoReturn:
+    """Raise the error: an `onerror` of `walk` that passes no folder over."""
+    raise error
+
+
+def make_folders(folder: Path) -> None:
+    """Make a folder, and those above it that are missing."""
+    missing = [folder]
+    for above in folder.parents:
+        if above.is_dir():
+            break
+        missing.append(above)
+    for each in reversed(missing):
+        each.mkdir(exist_ok=True)
+
+
+@contextmanager
+def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
+    """Make a folder of a new name, and remove it at the end, however deep what is in it.
+
+    Args:
+        prefix: how its name begins.
+        parent: the folder to make it in; by default the system's for temporary files.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        yield folder
+    finally:
+        remove_tree(folder)
+
+
+@asynccontextmanager
+async def temporary_folder_async(prefix: str, parent: Path | None = None) -> AsyncIterator[Path]:
+    """Make and remove a folder as `temporary_folder` does, off the event loop."""
+    made = partial(tempfile.mkdtemp, prefix=prefix, dir=parent)
+    folder = Path(await to_thread.run_sync(made))
+    try:
+        yield folder
+    finally:
+        with CancelScope(shield=True):
+            await to_thread.run_sync(remove_tree, folder)
 
 
 def remove_tree(folder: Path) -> None:

@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from prefect_launch.deep_folders import walk
+from prefect_launch.deep_folders import fail, make_folders, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,19 +86,15 @@ def copy_tree(source: Path, target: Path, *, stop: threading.Event | None = None
         OSError: when a file or folder cannot be read or written; there may be no such folder.
     """
     copied = 0
-    for parent, _, names in walk(source, onerror=_raise):
+    for parent, _, names in walk(source, onerror=fail):
         for name in names:
             path = Path(parent, name)
             if stat.S_ISREG(path.lstat().st_mode):
                 place = target / path.relative_to(source)
-                place.parent.mkdir(parents=True, exist_ok=True)
+                make_folders(place.parent)
                 copy_file(path, place, stop=stop)
                 copied += 1
     return copied
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _copy_part(taken: int, made: int, start: int, end: int, stop: threading.Event | None) -> None:

@@ -8,7 +8,6 @@ even when it was checked at the enqueue: an item made in the UI comes straight f
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.builds.wish import ImageWish
+from prefect_launch.deep_folders import remove_tree
 from prefect_launch.errors import LaunchError, ServerUnavailableError, SpecError
 from prefect_launch.image_digest import image_at_enqueue, image_to_run
 from prefect_launch.item_id import short_id
@@ -296,8 +296,7 @@ def _make_run_dir(run_dir: Path, claim: str) -> None:
 
 def _clear(folder: Path) -> None:
     """Remove what an agent that died had begun to unpack."""
-    if folder.exists():
-        shutil.rmtree(folder)
+    remove_tree(folder)
 
 
 def save_plan(plan: RunPlan) -> None:

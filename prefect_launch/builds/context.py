@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import posixpath
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from docker.utils import exclude_paths
+from docker.utils.build import PatternMatcher
 
+from prefect_launch.deep_folders import walk
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs.ignore import NEVER_TAKEN
 
@@ -114,19 +116,57 @@ def read_context(folder: Path, *, limit: int, prefix: str = "", keep: Iterable[s
 
 def _names(folder: Path, keep: tuple[str, ...]) -> list[str]:
     found = []
-    for parent, folders, files in os.walk(folder):
+    ignored = _Ignored(folder, keep)
+    for parent, folders, files in walk(folder):
         folders[:] = sorted(name for name in folders if name not in NEVER_TAKEN)
         here = Path(parent).relative_to(folder)
         links = [name for name in folders if Path(parent, name).is_symlink()]
         empty = [] if folders or files or parent == str(folder) else ["."]
-        found += [(here / name).as_posix() for name in [*files, *links, *empty] if name not in NEVER_TAKEN]
-    ignore = folder / _IGNORE_FILE
-    if not ignore.is_file():
-        return found
-    lines = (line.strip() for line in ignore.read_text(encoding="utf-8", errors="replace").splitlines())
-    patterns = [line for line in lines if line and not line.startswith("#")]
-    kept = exclude_paths(str(folder), patterns)
-    return [name for name in found if name in kept or name in keep]
+        names = [(here / name).as_posix() for name in [*files, *links, *empty] if name not in NEVER_TAKEN]
+        found += [name for name in names if not ignored.has(name)]
+    return found
+
+
+class _Ignored:
+    """What `.dockerignore` leaves out, as Docker's own Python library reads it.
+
+    Args:
+        folder: the context.
+        keep: names that it cannot leave out.
+    """
+
+    def __init__(self, folder: Path, keep: Collection[str]) -> None:
+        ignore = folder / _IGNORE_FILE
+        text = ignore.read_text(encoding="utf-8", errors="replace") if ignore.is_file() else ""
+        lines = [line.strip() for line in text.splitlines()]
+        patterns = [line for line in lines if line and not line.startswith("#")]
+        self._matcher = PatternMatcher([*patterns, "!Dockerfile"]) if ignore.is_file() else None
+        self._keep = frozenset(keep)
+        self._folders: dict[str, bool] = {"": False}
+
+    def has(self, name: str) -> bool:
+        """Whether a name is left out; to be asked from the top down."""
+        if self._matcher is None or name in self._keep:
+            return False
+        return self._matcher.matches(name) or self._has_all_of(posixpath.dirname(name))
+
+    def _has_all_of(self, folder: str) -> bool:
+        """Whether a folder is left out with all that is in it: no pattern brings anything in it back."""
+        unknown = []
+        while folder not in self._folders:
+            unknown.append(folder)
+            folder = posixpath.dirname(folder)
+        for each in reversed(unknown):
+            self._folders[each] = self._folders[posixpath.dirname(each)] or self._is_closed(each)
+        return self._folders[unknown[0] if unknown else folder]
+
+    def _is_closed(self, folder: str) -> bool:
+        matcher = self._matcher
+        return (
+            matcher is not None
+            and matcher.matches(folder)
+            and not any(one.exclusion and one.cleaned_pattern.startswith(folder) for one in matcher.patterns)
+        )
 
 
 def _entry(path: Path, name: str) -> Entry | None:

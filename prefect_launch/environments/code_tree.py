@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from prefect_launch.deep_folders import walk
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs.ignore import NEVER_TAKEN
 
@@ -90,7 +91,7 @@ class CodeTree:
         if not (self.root / path).is_dir():
             yield from [path] if self.has_file(path) else []
             return
-        for parent, folders, names in os.walk(self.root / path):
+        for parent, folders, names in walk(self.root / path):
             folders[:] = sorted(name for name in folders if name not in NEVER_TAKEN)
             links = [name for name in folders if Path(parent, name).is_symlink()]
             for name in sorted([*names, *links]):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from prefect_launch.deep_folders import make_folders
 from prefect_launch.environments.code_tree import CodeTree
 from prefect_launch.environments.pip_files import PipFiles
 from prefect_launch.environments.projects import FILE, SETUP, Project, find_project
@@ -106,10 +107,10 @@ def stage(requirements: Requirements, code_dir: Path, folder: Path) -> None:
     code = CodeTree(code_dir)
     for path in ("." if requirements.project else "", *requirements.local):
         for name in code.files(path) if path else ():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            make_folders((folder / name).parent)
             shutil.copy2(code.root / name, folder / name, follow_symlinks=False)
     for name, content in requirements.files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        make_folders((folder / name).parent)
         (folder / name).unlink(missing_ok=True)
         (folder / name).write_bytes(content)
 

@@ -12,7 +12,6 @@ import hashlib
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -23,6 +22,7 @@ from pathlib import Path
 import anyio
 
 from prefect_launch.commands import run_command
+from prefect_launch.deep_folders import remove_tree
 from prefect_launch.environments.installing import MACHINE_FAULT_PATTERN, PROJECT_LEFT_OUT
 from prefect_launch.environments.pip_config import uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements, stage
@@ -127,12 +127,12 @@ class Environments:
             await self._make(path, order)
         except (LaunchError, OSError):
             # On a disk that is full, what is half made would keep it so.
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
+            await anyio.to_thread.run_sync(remove_tree, path)
             raise
 
     async def _make(self, path: Path, order: _Order) -> None:
         requirements, code = order.requirements, path / _CODE
-        await anyio.to_thread.run_sync(lambda: shutil.rmtree(path, ignore_errors=True))
+        await anyio.to_thread.run_sync(remove_tree, path)
         command = ("venv", "--quiet", "--no-project", "--no-config", "--python", order.python.executable, str(path))
         if said := await _uv(command, self.folder):
             raise _machine_fault(said)
@@ -152,7 +152,7 @@ class Environments:
                 reason = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("hint:")]
                 (path / _WARNING).write_text(f"{PROJECT_LEFT_OUT} uv says: {reason[-1]}\n", encoding="utf-8")
         if not requirements.keeps_code:
-            await anyio.to_thread.run_sync(shutil.rmtree, code)
+            await anyio.to_thread.run_sync(remove_tree, code)
         (path / READY).touch()
 
 

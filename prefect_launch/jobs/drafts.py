@@ -5,7 +5,6 @@ Everything is checked here, before anything is stored; the commit of a git job i
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -15,6 +14,7 @@ from anyio import to_thread
 from prefect.logging import get_logger
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.deep_folders import make_folders, temporary_folder
 from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
 from prefect_launch.jobs.archive import pack
@@ -220,11 +220,11 @@ def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str
 
 def _check_requirements_of(request: JobRequest, listed: CommitListing) -> None:
     """Do the same for a commit, with those of its files that the host has given."""
-    with tempfile.TemporaryDirectory(prefix="launch-git-") as scratch:
+    with temporary_folder("launch-git-") as scratch:
         for path, content in listed.contents.items():
-            (Path(scratch) / path).parent.mkdir(parents=True, exist_ok=True)
-            (Path(scratch) / path).write_bytes(content)
-        _check_requirements(request, Path(scratch), listed.files, is_whole=False)
+            make_folders((scratch / path).parent)
+            (scratch / path).write_bytes(content)
+        _check_requirements(request, scratch, listed.files, is_whole=False)
 
 
 _Maker = Callable[[JobRequest, Git], Awaitable[tuple[JobDraft, "str | None"]]]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-import shutil
 import threading
 import uuid
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any, Protocol, TypeVar, cast
 from anyio import to_thread
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
+from prefect_launch.deep_folders import remove_tree, walk
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.holes import copy_tree
 
@@ -167,16 +167,16 @@ def _put_whole(source: Path, target: Path, *, stop: threading.Event) -> int:
     """Put a copy of a folder in the place of another, which is there until the copy is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(f".{target.name}.*.part"):
-        shutil.rmtree(left, ignore_errors=True)  # of a writer that died
+        remove_tree(left)  # of a writer that died
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         copied = copy_tree(source, draft, stop=stop)
         if target.exists():
-            shutil.rmtree(target)
+            remove_tree(target)
         draft.replace(target)
         return copied
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove_tree(draft)
 
 
 def _write_whole(base: str, path: str, content: bytes) -> None:
@@ -194,4 +194,4 @@ def _write_whole(base: str, path: str, content: bytes) -> None:
 
 
 def _count(folder: Path) -> int:
-    return sum(len(names) for _, _, names in os.walk(folder))
+    return sum(len(names) for _, _, names in walk(folder))

@@ -13,6 +13,7 @@ from typing import Final
 
 from pathspec import GitIgnoreSpec
 
+from prefect_launch.deep_folders import fail, walk
 from prefect_launch.errors import SourceError
 
 IGNORE_FILES: Final = (".gitignore", ".launchignore")
@@ -29,25 +30,27 @@ def list_code(folder: Path) -> list[str]:
     Raises:
         SourceError: when an ignore file cannot be read.
     """
-    return sorted(_walk(folder, "", ()))
+    return sorted(_taken(folder))
 
 
 _Rules = tuple[tuple[str, GitIgnoreSpec], ...]
 
 
-def _walk(folder: Path, prefix: str, above: _Rules) -> Iterator[str]:
-    rules = (*above, *((prefix, spec) for spec in _read_rules(folder)))
-    with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    for entry in found:
-        path = f"{prefix}{entry.name}"
-        is_folder = entry.is_dir(follow_symlinks=False)
-        if entry.name in NEVER_TAKEN or _is_ignored(f"{path}/" if is_folder else path, rules):
-            continue
-        if is_folder:
-            yield from _walk(folder / entry.name, f"{path}/", rules)
-        else:
-            yield path
+def _taken(top: Path) -> Iterator[str]:
+    above: dict[str, _Rules] = {}
+    for parent, folders, names in walk(top, onerror=fail):
+        prefix = "" if parent == os.fspath(top) else f"{Path(parent).relative_to(top).as_posix()}/"
+        rules = (*above.pop(prefix, ()), *((prefix, spec) for spec in _read_rules(Path(parent))))
+        links = [name for name in folders if os.path.islink(os.path.join(parent, name))]
+        folders[:] = [
+            name
+            for name in folders
+            if name not in (*links, *NEVER_TAKEN) and not _is_ignored(f"{prefix}{name}/", rules)
+        ]
+        above.update((f"{prefix}{name}/", rules) for name in folders)
+        for name in (*names, *links):
+            if name not in NEVER_TAKEN and not _is_ignored(f"{prefix}{name}", rules):
+                yield f"{prefix}{name}"
 
 
 def _read_rules(folder: Path) -> Iterator[GitIgnoreSpec]:

@@ -22,6 +22,7 @@ from typing import IO, Final
 
 from anyio import to_thread
 
+from prefect_launch.deep_folders import make_folders, temporary_folder
 from prefect_launch.errors import ArtifactError, InfrastructureError
 
 #: Code, not data: a job that needs more reads it from where it lies. Guards the agent's disk against a forged archive.
@@ -98,9 +99,9 @@ def _parents(path: str) -> list[str]:
 def _unpack(archive: bytes, destination: Path, content_digest: str, job: str) -> None:
     try:
         destination.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unpack-", dir=destination.parent) as name:
-            folder = Path(name, "code")
-            with tempfile.TemporaryFile(dir=name) as content:
+        with temporary_folder(".unpack-", destination.parent) as scratch:
+            folder = scratch / "code"
+            with tempfile.TemporaryFile(dir=scratch) as content:
                 _decompress(archive, content, content_digest, job)
                 _extract(content, folder, job)
             folder.replace(destination)
@@ -143,6 +144,8 @@ def _extract(content: IO[bytes], folder: Path, job: str) -> None:
             members = tar.getmembers()
             check_members(members, job=job)
             folder.mkdir()
+            for parent in {posixpath.dirname(member.name) for member in members}:
+                make_folders(folder / parent)  # the standard library's way does not go deep enough
             # PEP 706's recipe for Pythons with and without the filter.
             tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
             tar.extractall(folder, members=[_plain(member) for member in members])

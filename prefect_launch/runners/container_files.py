@@ -8,6 +8,7 @@ written outside of the target, and links and devices stay behind.
 from __future__ import annotations
 
 import io
+import os
 import posixpath
 import shutil
 import sys
@@ -19,6 +20,7 @@ from typing import Any, BinaryIO, cast
 
 import anyio
 
+from prefect_launch.deep_folders import fail, remove_tree, walk
 from prefect_launch.disk import in_bytes
 from prefect_launch.errors import JobCodeError
 from prefect_launch.holes import HolesWriter, data_bytes
@@ -78,7 +80,13 @@ def _pack_open(
         return member
 
     with tarfile.open(fileobj=into, mode="w") as archive:
-        archive.add(folder, arcname=name, filter=opened)
+        archive.add(folder, arcname=name, recursive=False, filter=opened)
+        for parent, folders, files in walk(folder, onerror=fail):
+            inside = posixpath.join(name, Path(parent).relative_to(folder).as_posix())
+            for each in sorted([*folders, *files]):
+                path = os.path.join(parent, each)
+                archive.add(path, arcname=posixpath.normpath(f"{inside}/{each}"), recursive=False, filter=opened)
+            folders[:] = [each for each in folders if each != ".git"]
 
 
 async def merge_config_file(
@@ -105,7 +113,7 @@ async def merge_config_file(
 
 def empty_folder(folder: Path) -> None:
     """Remove all that is in a folder."""
-    shutil.rmtree(folder)
+    remove_tree(folder)
     folder.mkdir()
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-import shutil
 import stat
 from pathlib import Path
 
+from prefect_launch.deep_folders import remove_tree
 from prefect_launch.runners import supervisor
 from prefect_launch.runners.base import Found, Labels, RunPlan
 from prefect_launch.runners.process_files import RunFolder, folders_at_work
@@ -109,7 +109,7 @@ def _check_is_private(path: Path) -> None:
 def _forget_other_boots(here: Path, boot_id: str) -> None:
     for folder in here.iterdir():
         if not folder.name.startswith(boot_id):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
 
 
 def _forget_what_is_gone(path: Path) -> None:

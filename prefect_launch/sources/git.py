@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final
 
-import anyio
 from anyio import to_thread
 
+from prefect_launch.deep_folders import temporary_folder_async
 from prefect_launch.errors import InfrastructureError, InternalError, SourceError
 from prefect_launch.jobs.model import GitJobSource, Job, SourceKind
 from prefect_launch.sources.base import Source
@@ -64,8 +64,8 @@ class GitSource(Source):
             InfrastructureError: when the network, the host or the disk is at fault.
         """
         await to_thread.run_sync(lambda: destination.parent.mkdir(parents=True, exist_ok=True))
-        async with anyio.TemporaryDirectory(prefix=".git-", dir=str(destination.parent)) as scratch:
-            folder = Path(scratch, "code")
+        async with temporary_folder_async(".git-", destination.parent) as scratch:
+            folder = scratch / "code"
             await self._lay_out(remote, commit, folder, level=0)
             await refuse_leaving_links(folder, remote)
             try:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Final
 
 from anyio import to_thread
 from prefect.logging import get_logger
 
+from prefect_launch.deep_folders import remove_tree, walk
 from prefect_launch.errors import InfrastructureError, SourceError
 from prefect_launch.file_lock import locked
 from prefect_launch.sources.git_command import Git
@@ -76,7 +76,7 @@ class Mirrors:
                 if not was_there or await self._is_whole(mirror, *depth):
                     raise
                 _logger.warning("The copy of %s in %s is damaged and is made anew: %s", remote, mirror, error)
-                await to_thread.run_sync(shutil.rmtree, mirror)
+                await to_thread.run_sync(remove_tree, mirror)
                 await self._update(mirror, remote, commit, lock)
                 await self._take(mirror, commit, folder)
 
@@ -143,14 +143,16 @@ def _is_made(mirror: Path) -> bool:
 
 
 def _begin_anew(mirror: Path) -> None:
-    shutil.rmtree(mirror, ignore_errors=True)
+    remove_tree(mirror)
     mirror.mkdir(parents=True)
 
 
 def _freshen(mirror: Path) -> None:
     """Note that a copy is used now, and take away what a killed git has left: its locks, and half a pack."""
     os.utime(mirror)
-    for left in (*mirror.glob("*.lock"), *mirror.glob("refs/**/*.lock"), *mirror.glob("objects/pack/tmp_*")):
+    refs = (Path(parent, name) for parent, _, names in walk(mirror / "refs") for name in names)
+    locks = (path for path in refs if path.suffix == ".lock")
+    for left in (*mirror.glob("*.lock"), *locks, *mirror.glob("objects/pack/tmp_*")):
         left.unlink(missing_ok=True)
 
 

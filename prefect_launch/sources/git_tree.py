@@ -9,6 +9,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
+from prefect_launch.deep_folders import walk
 from prefect_launch.errors import SourceError
 from prefect_launch.sources.git_command import Git
 
@@ -91,7 +92,7 @@ async def refuse_leaving_links(folder: Path, remote: str) -> None:
 
 def _leaving_link(folder: Path) -> str | None:
     root = os.path.realpath(folder)
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in walk(folder):
         if place == str(folder) and ".git" in folders:
             folders.remove(".git")
         for name in (*folders, *files):
