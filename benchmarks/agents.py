@@ -49,8 +49,8 @@ def running_agent(
 def main(front: str, config: Mapping[str, Any]) -> None:
     """Be the agent, until it is interrupted."""
     from prefect_launch.agent import create_and_run_agent
-    from prefect_launch.agent.flow import launch_agent
-    from prefect_launch.api import Api
+    from prefect_launch.agent.entry.flow import launch_agent
+    from prefect_launch.client.api import Api
 
     if front == "flow":
         asyncio.run(launch_agent(dict(config)))

@@ -6,13 +6,13 @@ import asyncio
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from prefect_launch.agent.held import Holder
-from prefect_launch.agent.intake import Intake
-from prefect_launch.agent.moves import move
-from prefect_launch.states import ItemState, StateType
+from prefect_launch.agent.item.transitions import move
+from prefect_launch.agent.polling.queue_poller import Intake
+from prefect_launch.agent.recovery.ownership import Holder
+from prefect_launch.core.states import ItemState, StateType
 
 if TYPE_CHECKING:
-    from prefect_launch.api import Api
+    from prefect_launch.client.api import Api
     from prefect_launch.server.protocol import Server
     from prefect_launch.server.values import Item
 

@@ -19,11 +19,11 @@ from benchmarks.bare_engine import StartEvents
 from benchmarks.figures import Figure, Goal, at_most_over
 from benchmarks.place import Place
 from prefect_launch import LaunchAgent, create_job
-from prefect_launch.api import use_api
-from prefect_launch.enqueue import launch_add
+from prefect_launch.client.api import use_api
+from prefect_launch.client.launch_add import launch_add
+from prefect_launch.queues.session import Session
 from prefect_launch.runners.base import Labels
 from prefect_launch.server.values import LogRecord
-from prefect_launch.session import Session
 from tests.support.images import ensure_python_image
 
 _LAUNCHES = 12

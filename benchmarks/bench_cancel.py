@@ -14,11 +14,11 @@ from benchmarks.agents import running_agent
 from benchmarks.figures import Figure, at_most_over
 from benchmarks.place import Place
 from benchmarks.sleepers import SLEEP, queue_of_containers
-from prefect_launch.api import use_api
-from prefect_launch.enqueue import launch_add
+from prefect_launch.client.api import use_api
+from prefect_launch.client.launch_add import launch_add
 
 if TYPE_CHECKING:
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
 
 _ROUNDS = 10
 _GRACE_SECONDS = 1

@@ -13,8 +13,8 @@ from benchmarks.agents import running_agent
 from benchmarks.bare_engine import LABEL, StartEvents, clear, create_and_start
 from benchmarks.figures import Figure, at_most_over, percentile
 from benchmarks.place import Place
-from prefect_launch.api import use_api
-from prefect_launch.enqueue import launch_add
+from prefect_launch.client.api import use_api
+from prefect_launch.client.launch_add import launch_add
 from prefect_launch.runners.base import Labels
 
 _LOOP_ITEMS = 60

@@ -17,12 +17,12 @@ from uuid import UUID, uuid4
 
 from benchmarks.figures import Figure, at_least_times, at_most_times
 from benchmarks.place import Place
-from prefect_launch.api import Api, use_api
-from prefect_launch.enqueue import launch_add, launch_add_many
-from prefect_launch.item_draft import check_item
+from prefect_launch.client.api import Api, use_api
+from prefect_launch.client.item_check import check_item
+from prefect_launch.client.launch_add import launch_add, launch_add_many
+from prefect_launch.queues.session import Session
 from prefect_launch.server.values import ItemDraft
-from prefect_launch.session import Session
-from prefect_launch.spec import parse_spec
+from prefect_launch.spec.launch_spec import parse_spec
 
 _QUEUE = "enqueue"
 _ITEMS = 100

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from benchmarks.bench_throughput import instant_job
 from benchmarks.figures import Figure, at_most_over, at_most_times, print_table
 from benchmarks.place import Place, open_place
-from prefect_launch.enqueue import launch_add_many
+from prefect_launch.client.launch_add import launch_add_many
 
 _ROUNDS = 9
 _QUEUE = "start"

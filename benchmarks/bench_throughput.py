@@ -21,9 +21,9 @@ from benchmarks.bare_engine import cycles_per_second
 from benchmarks.bare_server import calls_per_item
 from benchmarks.figures import Figure, at_least_times, steady_rate
 from benchmarks.place import Place
-from prefect_launch.enqueue import launch_add_many
-from prefect_launch.jobs import create_job
-from prefect_launch.states import TERMINAL, StateType
+from prefect_launch.client.create_job import create_job
+from prefect_launch.client.launch_add import launch_add_many
+from prefect_launch.core.states import TERMINAL, StateType
 
 Specs = Sequence[Mapping[str, Any]]
 

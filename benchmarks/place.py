@@ -23,7 +23,7 @@ from tests.support.prefect_server import PrefectServerProcess, server_on_sqlite
 if TYPE_CHECKING:
     import docker
 
-    from prefect_launch.api import Api
+    from prefect_launch.client.api import Api
 
 
 class Place:
@@ -63,7 +63,7 @@ class Place:
     @cached_property
     def api(self) -> Api:
         """The way to the server."""
-        from prefect_launch.api import Api
+        from prefect_launch.client.api import Api
 
         return Api(url=self.server.api_url)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from benchmarks.agents import running_agent
 from benchmarks.place import Place
-from prefect_launch.enqueue import launch_add_many
+from prefect_launch.client.launch_add import launch_add_many
+from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import Labels
-from prefect_launch.states import StateType
 
 if TYPE_CHECKING:
     from tests.support.processes import ChildProcess

@@ -7,7 +7,7 @@ in the UI.
 
 from __future__ import annotations
 
-from prefect_launch.agent.config_block import LaunchAgentConfig
+from prefect_launch.settings.agent_config_block import LaunchAgentConfig
 
 default = LaunchAgentConfig(queues=["default"])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from prefect import flow
 
 from prefect_launch import Api, LaunchAgent
-from prefect_launch.agent.config_block import LaunchAgentConfig
+from prefect_launch.settings.agent_config_block import LaunchAgentConfig
 
 
 @flow(name="launch-agent", persist_result=False)

@@ -11,40 +11,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prefect_launch.agent import LaunchAgent, create_and_run_agent
-    from prefect_launch.agent.config_block import LaunchAgentConfig
-    from prefect_launch.api import Api
-    from prefect_launch.enqueue import alaunch_add, alaunch_add_many, launch_add, launch_add_many
+    from prefect_launch.client.api import Api
+    from prefect_launch.client.explain import Explanation, aexplain_launch, explain_launch
+    from prefect_launch.client.launch_add import alaunch_add, alaunch_add_many, launch_add, launch_add_many
+    from prefect_launch.client.queued_run import QueuedRun
+    from prefect_launch.direct.launch import alaunch, launch
     from prefect_launch.errors import ExecutionError, LaunchError
-    from prefect_launch.explain import Explanation, aexplain_launch, explain_launch
     from prefect_launch.inputs import load_config, load_wandb_config, manage_config_file, manage_wandb_config
     from prefect_launch.jobs import JobStore, acreate_job, create_job
-    from prefect_launch.launch_flow import alaunch, launch
-    from prefect_launch.queued_run import QueuedRun
-    from prefect_launch.queues import RunQueue
+    from prefect_launch.queues.run_queue import RunQueue
     from prefect_launch.runners import AbstractRun
+    from prefect_launch.settings.agent_config_block import LaunchAgentConfig
 
 _HOMES = {
     "AbstractRun": "runners",
-    "Api": "api",
+    "Api": "client.api",
     "ExecutionError": "errors",
-    "Explanation": "explain",
+    "Explanation": "client.explain",
     "JobStore": "jobs",
     "LaunchAgent": "agent",
-    "LaunchAgentConfig": "agent.config_block",
+    "LaunchAgentConfig": "settings.agent_config_block",
     "LaunchError": "errors",
-    "QueuedRun": "queued_run",
-    "RunQueue": "queues",
-    "acreate_job": "jobs",
-    "aexplain_launch": "explain",
-    "alaunch": "launch_flow",
-    "alaunch_add": "enqueue",
-    "alaunch_add_many": "enqueue",
+    "QueuedRun": "client.queued_run",
+    "RunQueue": "queues.run_queue",
+    "acreate_job": "client.create_job",
+    "aexplain_launch": "client.explain",
+    "alaunch": "direct.launch",
+    "alaunch_add": "client.launch_add",
+    "alaunch_add_many": "client.launch_add",
     "create_and_run_agent": "agent",
-    "create_job": "jobs",
-    "explain_launch": "explain",
-    "launch": "launch_flow",
-    "launch_add": "enqueue",
-    "launch_add_many": "enqueue",
+    "create_job": "client.create_job",
+    "explain_launch": "client.explain",
+    "launch": "direct.launch",
+    "launch_add": "client.launch_add",
+    "launch_add_many": "client.launch_add",
     "load_config": "inputs",
     "load_wandb_config": "inputs",
     "manage_config_file": "inputs",

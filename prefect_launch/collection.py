@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefect_launch.agent.config_block import LaunchAgentConfig
+from prefect_launch.agent.entry.worker import LaunchWorker
 from prefect_launch.jobs.store import JobStore
-from prefect_launch.worker import LaunchWorker
+from prefect_launch.settings.agent_config_block import LaunchAgentConfig
 
 __all__ = ["JobStore", "LaunchAgentConfig", "LaunchWorker"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.config import AgentConfig, resolve_agent_config
-from prefect_launch.agent.start import create_and_run_agent
+from prefect_launch.agent.entry.start import create_and_run_agent
+from prefect_launch.settings.agent_config import AgentConfig, resolve_agent_config
 
 __all__ = ["AgentConfig", "LaunchAgent", "create_and_run_agent", "resolve_agent_config"]

@@ -1,8 +1,8 @@
 """`LaunchAgent`: claims items of its queues, runs them on this machine, and reports them.
 
 The loop knows only claim, start, watch, finish. What it finds it hands to an `Execution`; what it has not in its own
-memory it finds again by labels (`prefect_launch.agent.recover`). Work outlives the loop: the next agent of the same
-name goes on with it.
+memory it finds again by labels (`prefect_launch.agent.recovery.restart`). Work outlives the loop: the next agent of the
+same name goes on with it.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from uuid import UUID, uuid4
 
 import anyio
 
-from prefect_launch.agent.config import AgentConfig, parse_agent_config
-from prefect_launch.agent.crew import Crew
-from prefect_launch.agent.devices.reader import CardReader
-from prefect_launch.agent.execution import Execution
-from prefect_launch.agent.held import Holder
-from prefect_launch.agent.home import home_id
-from prefect_launch.agent.intake import Intake
+from prefect_launch.agent.devices.gpus import CardReader
+from prefect_launch.agent.item.attempt import Execution
+from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.agent.item.reject import check_sweep, fail_item, fail_over
+from prefect_launch.agent.item.running_items import Crew
+from prefect_launch.agent.item.tracker import JobTracker, is_scheduler
+from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.agent.lock import only_agent
 from prefect_launch.agent.loop import Loop
-from prefect_launch.agent.moves import log, until_server_is_back
-from prefect_launch.agent.orders import Orders
-from prefect_launch.agent.outcome import Outcome
-from prefect_launch.agent.refusal import check_sweep, fail_item, fail_over
-from prefect_launch.agent.tracker import JobTracker, is_scheduler
-from prefect_launch.agent.wake import Wake
-from prefect_launch.agent.workshop import Workshop
+from prefect_launch.agent.polling.events import Wake
+from prefect_launch.agent.polling.queue_poller import Intake
+from prefect_launch.agent.recovery.home_id import home_id
+from prefect_launch.agent.recovery.ownership import Holder
+from prefect_launch.agent.reporting.shutdown import Orders
+from prefect_launch.core.states import ItemState
+from prefect_launch.core.terminal import PrintableRecords
 from prefect_launch.errors import AgentConfigError, LaunchError
-from prefect_launch.item_spec import options_of
 from prefect_launch.runners.base import Phase, Runner
 from prefect_launch.server.values import Item
-from prefect_launch.spec import LaunchSpec
-from prefect_launch.states import ItemState
-from prefect_launch.terminal import PrintableRecords
+from prefect_launch.settings.agent_config import AgentConfig, parse_agent_config
+from prefect_launch.spec.item_parameters import options_of
+from prefect_launch.spec.launch_spec import LaunchSpec
 
 if TYPE_CHECKING:
-    from prefect_launch.api import Api
+    from prefect_launch.client.api import Api
 
 #: Free slots that an agent without a limit polls for.
 _MANY: Final = 50

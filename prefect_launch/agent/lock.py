@@ -9,8 +9,8 @@ from typing import Final
 
 import anyio
 
+from prefect_launch.core.file_lock import locked
 from prefect_launch.errors import AgentConfigError
-from prefect_launch.file_lock import locked
 
 #: An agent that is just leaving has let go by then.
 WAIT_SECONDS: Final = 15.0

@@ -21,7 +21,7 @@ import docker.errors
 import docker.utils
 from docker.types import CancellableStream
 
-from prefect_launch.builds.registries.push_engine import PushEngine
+from prefect_launch.builds.push_engine import PushEngine
 
 #: What the engine calls an image that has no name of a kind.
 _NAMELESS: Final = ("<none>:<none>", "<none>@<none>")

@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Final
 
-from prefect_launch.builds.order import BuildOrder
 from prefect_launch.builds.pip_access import PipAccess
+from prefect_launch.builds.request import BuildOrder
 from prefect_launch.errors import BuildError, InfrastructureError
 
 #: Takes the lines of a build's log; may be called from any thread.

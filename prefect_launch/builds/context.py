@@ -20,7 +20,7 @@ from typing import BinaryIO, Final
 
 from docker.utils.build import PatternMatcher
 
-from prefect_launch.deep_folders import walk
+from prefect_launch.core.deep_folders import walk
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs.ignore import NEVER_TAKEN
 

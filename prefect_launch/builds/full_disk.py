@@ -15,7 +15,7 @@ import anyio
 
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.context import BuildContext
-from prefect_launch.disk import is_disk_full, is_own_disk_full
+from prefect_launch.core.disk import is_disk_full, is_own_disk_full
 from prefect_launch.errors import BuildDiskError, InfrastructureError, LaunchError, RegistryError
 
 _ENGINE_STEP: Final = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from prefect_launch.builds.registries.base import Credentials, Registry
-from prefect_launch.runners.engine import Engine
+from prefect_launch.registries.base import Credentials, Registry
+from prefect_launch.runners.docker.engine import Engine
 
 
 class LocalImages(Registry):

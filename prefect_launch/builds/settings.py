@@ -8,9 +8,9 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from prefect_launch.builds.registries.reference import parse_repository
 from prefect_launch.errors import AgentConfigError, SpecError, unknown_name
-from prefect_launch.jobs.naming import parse_image
+from prefect_launch.registries.reference import parse_repository
+from prefect_launch.spec.job_naming import parse_image
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}

@@ -12,9 +12,9 @@ from prefect_launch.cli.output import Column, ago, print_json, print_table
 from prefect_launch.cli.style import JsonOption, examples, group
 
 if TYPE_CHECKING:
-    from prefect_launch.activity import AgentInfo
     from prefect_launch.agent import AgentConfig
-    from prefect_launch.agent.signals import Signals
+    from prefect_launch.agent.entry.signals import Signals
+    from prefect_launch.queues.activity import AgentInfo
 
 app = group("Run an agent, serve it as a deployment, see which are there.")
 
@@ -74,8 +74,8 @@ def start(
     with loading():
         settings = _settings(queue, max_jobs, config, name, verbose)
         from prefect_launch.agent import LaunchAgent
-        from prefect_launch.agent.signals import Signals
-        from prefect_launch.api import default_api
+        from prefect_launch.agent.entry.signals import Signals
+        from prefect_launch.client.api import default_api
 
         agent = LaunchAgent(default_api(), settings)
         signals = Signals(agent, stop_jobs=stop_jobs, tell=lambda text: typer.echo(text, err=True))
@@ -104,9 +104,9 @@ def serve(
     settings = _settings(queue, max_jobs, config, name, verbose)
     import asyncio
 
-    from prefect_launch.agent.serve import DEFAULT_INTERVAL_SECONDS
-    from prefect_launch.agent.serve import serve as serve_agent
-    from prefect_launch.api import default_api
+    from prefect_launch.agent.entry.serve import DEFAULT_INTERVAL_SECONDS
+    from prefect_launch.agent.entry.serve import serve as serve_agent
+    from prefect_launch.client.api import default_api
 
     seconds = DEFAULT_INTERVAL_SECONDS if interval is None else interval
     asyncio.run(serve_agent(default_api(), settings, interval_seconds=seconds))
@@ -194,9 +194,9 @@ def clean(
     import asyncio
 
     from prefect_launch.agent import resolve_agent_config
-    from prefect_launch.agent.housekeeping import clean as clean_home
-    from prefect_launch.api import default_api
+    from prefect_launch.agent.housekeeping.housekeeper import clean as clean_home
     from prefect_launch.cli.clean import print_report
+    from prefect_launch.client.api import default_api
 
     kept = {"keep_runs": keep_runs, "keep_environments": keep_environments}
     settings = resolve_agent_config(config, **kept, keep_images=keep_images, keep_git=keep_git)
@@ -243,7 +243,7 @@ def unit(
     from prefect.settings import PREFECT_API_URL
 
     from prefect_launch.cli.unit import STOP_SECONDS, unit_text
-    from prefect_launch.duration import read_duration
+    from prefect_launch.core.duration import read_duration
     from prefect_launch.errors import AgentConfigError
 
     settings = _settings(queue, max_jobs, config, name, verbose=False)

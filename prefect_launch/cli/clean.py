@@ -11,12 +11,12 @@ import typer
 from prefect_launch.cli.output import Column, ago, print_json, print_table
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.housekeeping import Report
+    from prefect_launch.agent.housekeeping.housekeeper import Report
 
 
 def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: bool) -> None:
     """Print what a clean-up has removed, or would remove."""
-    from prefect_launch.disk import in_bytes
+    from prefect_launch.core.disk import in_bytes
 
     if report is None:
         typer.echo(f"An agent cleans {home} just now. Try again in a moment.", err=True)

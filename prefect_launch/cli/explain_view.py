@@ -11,7 +11,7 @@ from prefect_launch.cli.item_view import start_in_words
 from prefect_launch.cli.output import Column, print_details, print_table
 
 if TYPE_CHECKING:
-    from prefect_launch.explain import Explanation
+    from prefect_launch.client.explain import Explanation
 
 _COLUMNS = (Column("WHAT"), Column("ASKED FOR", gives_way=True), Column("BECOMES", gives_way=True), Column("BY"))
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from prefect_launch.terminal import line
+from prefect_launch.core.terminal import line
 
 if TYPE_CHECKING:
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
 
 #: An agent sends new lines every half second; asking more often shows nothing sooner.
 _LOOK_SECONDS: Final = 0.5

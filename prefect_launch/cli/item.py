@@ -22,13 +22,13 @@ from prefect_launch.cli.item_view import (
 )
 from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table
 from prefect_launch.cli.style import JsonOption, examples, group
-from prefect_launch.item_id import short_id, short_ids
-from prefect_launch.states import ItemState, StateType
-from prefect_launch.terminal import printable
+from prefect_launch.core.short_id import short_id, short_ids
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.terminal import printable
 
 if TYPE_CHECKING:
-    from prefect_launch.api import Api
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.api import Api
+    from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.server.values import Item, State
 
 app = group("Look at items, read their logs, stop them, run them again.")
@@ -63,7 +63,7 @@ def list_(
     """List items, newest first."""
     types = _types_of(state or ())
     api = connected()
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
 
     items = api.read_items(queue=queue, states=types or None, limit=limit)
     exact = {word.lower() for word in state or ()}

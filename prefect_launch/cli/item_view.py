@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from prefect_launch.cli.output import ago, until
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
-from prefect_launch.states import StateType
 
 if TYPE_CHECKING:
-    from prefect_launch.api import Api
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.api import Api
+    from prefect_launch.client.queued_run import QueuedRun
+    from prefect_launch.queues.wait_reason import Waiting
     from prefect_launch.server.values import Item
-    from prefect_launch.waiting import Waiting
 
 #: The least that is taken for an end of an id.
 _MIN_PART_CHARS: Final = 6
@@ -35,7 +35,7 @@ def find(api: Api, given: str) -> QueuedRun:
         InvalidNameError: when several items are meant.
         NotFoundError: when there is no such item.
     """
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
 
     text = given.strip()
     part = text.lower()
@@ -74,7 +74,7 @@ def _is_uuid(text: str) -> bool:
 
 def request_of(item: Item) -> dict[str, Any]:
     """Return what an item asks for; what of it can be read when it is no good spec."""
-    from prefect_launch.item_spec import spec_of
+    from prefect_launch.spec.item_parameters import spec_of
 
     try:
         spec = spec_of(item)
@@ -160,7 +160,7 @@ def waiting_fields(waiting: Waiting | None) -> dict[str, Any]:
 
 def start_in_words(waiting: Waiting | None) -> str:
     """Say when a waiting item is due, or will about start, in this machine's time zone."""
-    from prefect_launch.waiting import WaitCause
+    from prefect_launch.queues.wait_reason import WaitCause
 
     if waiting is None or waiting.expected_start is None:
         return ""

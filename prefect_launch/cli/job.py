@@ -14,7 +14,7 @@ from prefect_launch.cli.output import Column, ago, local_time, print_details, pr
 from prefect_launch.cli.style import EntityOption, JsonOption, ProjectOption, examples, group
 
 if TYPE_CHECKING:
-    from prefect_launch.jobs.drafts import JobRequest
+    from prefect_launch.client.job_drafts import JobRequest
 
 app = group("Make, look at and deploy jobs.")
 create_app = group("Make a job of an image, a folder of code, or a git repository.")
@@ -71,7 +71,7 @@ def create_git(
 
 def _create(request: JobRequest, as_json: bool) -> None:
     api = connected()
-    from prefect_launch.jobs.create import create_in
+    from prefect_launch.client.create_job import create_in
 
     result = api.call(lambda session: create_in(session.jobs, request))
     if as_json:

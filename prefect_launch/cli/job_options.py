@@ -11,7 +11,7 @@ from prefect_launch.cli.style import EntityOption, ProjectOption, RetriesOption
 from prefect_launch.cli.values import read_retries
 
 if TYPE_CHECKING:
-    from prefect_launch.jobs.drafts import JobRequest
+    from prefect_launch.client.job_drafts import JobRequest
 
 NameOption = Annotated[
     str | None, typer.Option("-n", "--name", metavar="NAME", help="The job's name. Default: job-… from its source.")
@@ -83,9 +83,9 @@ class JobOptions:
         Raises:
             SpecError: when a value cannot be read.
         """
-        from prefect_launch.jobs.drafts import JobRequest
+        from prefect_launch.client.job_drafts import JobRequest
         from prefect_launch.jobs.entrypoint import parse_entry_point
-        from prefect_launch.retry import parse_retries
+        from prefect_launch.spec.retry import parse_retries
 
         given: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
         given["entrypoint"] = parse_entry_point(given.pop("entry_point", None))

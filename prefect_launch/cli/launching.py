@@ -12,15 +12,15 @@ from prefect_launch.cli.build_log import build_log
 from prefect_launch.cli.follow import LogTail, write_log
 from prefect_launch.cli.item_view import duration_of, fields_of, state_of
 from prefect_launch.cli.output import lasted, print_json
-from prefect_launch.enqueue import launch_add
-from prefect_launch.launch_flow import launch_flow
-from prefect_launch.queues import DEFAULT_QUEUE
-from prefect_launch.spec import construct_spec
+from prefect_launch.client.launch_add import launch_add
+from prefect_launch.direct.launch import launch_flow
+from prefect_launch.queues.run_queue import DEFAULT_QUEUE
+from prefect_launch.spec.launch_spec import construct_spec
 
 if TYPE_CHECKING:
-    from prefect_launch.api import Api
     from prefect_launch.cli.request import Request
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.api import Api
+    from prefect_launch.client.queued_run import QueuedRun
 
 _LOOK_SECONDS: Final = 0.5
 
@@ -70,7 +70,7 @@ def explain_add(api: Api, request: Request, queue: str | None, *, priority: str 
         LaunchError: as `launch_add` does.
     """
     from prefect_launch.cli.explain_view import print_explanation
-    from prefect_launch.explain import explain_launch
+    from prefect_launch.client.explain import explain_launch
 
     arguments = request.arguments(api)
     variables = request.template_variables(api, queue or DEFAULT_QUEUE)

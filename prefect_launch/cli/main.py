@@ -13,8 +13,8 @@ import typer.core
 
 from prefect_launch.cli import add, agent, demo, item, job, queue
 from prefect_launch.cli.style import CONTEXT, examples
+from prefect_launch.core.terminal import guarded_terminal
 from prefect_launch.errors import LaunchError
-from prefect_launch.terminal import guarded_terminal
 
 PROGRAM: Final = "prefect-launch"
 _DEBUG_VARIABLE: Final = "LAUNCH_DEBUG"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
-from prefect_launch.terminal import printable
+from prefect_launch.core.terminal import printable
 
 if TYPE_CHECKING:
     from rich.console import Console

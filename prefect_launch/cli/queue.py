@@ -12,9 +12,9 @@ from prefect_launch.cli.style import EntityOption, JsonOption, examples, group
 from prefect_launch.cli.values import read_mapping
 
 if TYPE_CHECKING:
-    from prefect_launch.activity import QueueActivity
-    from prefect_launch.api import Api
-    from prefect_launch.queues import RunQueue
+    from prefect_launch.client.api import Api
+    from prefect_launch.queues.activity import QueueActivity
+    from prefect_launch.queues.run_queue import RunQueue
 
 app = group("Make, look at, pause and delete queues.")
 
@@ -246,7 +246,7 @@ def delete(
 
 def _impossible(seconds: float | None) -> str:
     """Say what becomes of an item that no agent of the queue can ever run."""
-    from prefect_launch.duration import in_words
+    from prefect_launch.core.duration import in_words
 
     return "items wait" if seconds is None else f"items fail after {in_words(seconds)}"
 

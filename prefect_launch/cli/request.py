@@ -32,7 +32,7 @@ from prefect_launch.cli.values import merged, nested, read_mapping, read_retries
 from prefect_launch.errors import SpecError
 
 if TYPE_CHECKING:
-    from prefect_launch.api import Api
+    from prefect_launch.client.api import Api
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Request:
             SpecError: when a value cannot be read.
             NotFoundError: for an unknown job.
         """
-        from prefect_launch.duration import read_duration
+        from prefect_launch.core.duration import read_duration
         from prefect_launch.jobs.entrypoint import parse_entry_point
 
         config = {} if self.config is None else read_mapping(self.config, "--config")

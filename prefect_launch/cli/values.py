@@ -90,7 +90,7 @@ def read_retries(given: str, option: str = "--retries") -> dict[str, Any]:
         SpecError: when it is no good rule.
         NotFoundError: for an unknown option or cause; names the nearest right one.
     """
-    from prefect_launch.retry import parse_retries
+    from prefect_launch.spec.retry import parse_retries
 
     number = re.fullmatch(r"\s*([+-]?\d+)\s*", given)
     try:

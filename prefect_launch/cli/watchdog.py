@@ -15,9 +15,9 @@ def run_watchdog(after: str | None, *, remove: bool) -> None:
     Raises:
         SpecError: for a time that is none or too short, or when both are asked for.
     """
-    from prefect_launch.api import default_api
-    from prefect_launch.duration import in_words, read_duration
-    from prefect_launch.watchdog import aread_watchdog, aremove_watchdog, aset_watchdog, check_patience
+    from prefect_launch.client.api import default_api
+    from prefect_launch.core.duration import in_words, read_duration
+    from prefect_launch.queues.watchdog import aread_watchdog, aremove_watchdog, aset_watchdog, check_patience
 
     if after is not None and remove:
         raise SpecError("'--after' sets the watchdog and '--remove' takes it off: give one of them.")

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from prefect_launch.core.terminal import unguarded_stdout
 from prefect_launch.demo.embedded import EmbeddedServer, only_one
 from prefect_launch.demo.example import example_folder
 from prefect_launch.errors import InternalError
-from prefect_launch.terminal import unguarded_stdout
 
 if TYPE_CHECKING:
     from rich.console import Console

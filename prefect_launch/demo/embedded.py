@@ -18,9 +18,9 @@ from typing import Final
 
 import httpx
 
-from prefect_launch.commands import ending_with_us
+from prefect_launch.core.file_lock import locked_if_free
+from prefect_launch.core.subprocesses import ending_with_us
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.file_lock import locked_if_free
 
 #: The address that the demo's UI has unless someone else listens there, so that it can be bookmarked.
 USUAL_PORT: Final = 4280

@@ -19,17 +19,17 @@ from prefect.logging.handlers import APILogHandler
 from rich.console import Console
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.config import default_home
-from prefect_launch.agent.flow import launch_agent
-from prefect_launch.api import Api, default_api
+from prefect_launch.agent.entry.flow import launch_agent
+from prefect_launch.client.api import Api, default_api
+from prefect_launch.client.create_job import create_job
+from prefect_launch.client.deploy_job import deploy_job
+from prefect_launch.client.launch_add import launch_add
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.states import StateType
 from prefect_launch.demo.table import Board, Row
-from prefect_launch.deploy import deploy_job
-from prefect_launch.enqueue import launch_add
 from prefect_launch.errors import ExecutionError, NotFoundError
-from prefect_launch.jobs.create import create_job
-from prefect_launch.queued_run import QueuedRun
-from prefect_launch.session import Session
-from prefect_launch.states import StateType
+from prefect_launch.queues.session import Session
+from prefect_launch.settings.agent_config import default_home
 
 QUEUE: Final = "demo"
 AGENT: Final = "demo"

@@ -12,8 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from prefect_launch.core.states import StateType
 from prefect_launch.server.values import Item
-from prefect_launch.states import StateType
 
 _COLOURS: Final = {
     StateType.RUNNING: "blue",

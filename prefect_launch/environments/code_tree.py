@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from prefect_launch.deep_folders import walk
+from prefect_launch.core.deep_folders import walk
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs.ignore import NEVER_TAKEN
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from prefect_launch.deep_folders import make_folders
+from prefect_launch.core.deep_folders import make_folders
 from prefect_launch.environments.code_tree import CodeTree
 from prefect_launch.environments.pip_files import PipFiles
 from prefect_launch.environments.projects import FILE, SETUP, Project, find_project

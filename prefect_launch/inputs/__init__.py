@@ -2,7 +2,7 @@
 
 Works in any Python from 3.10 on with nothing else installed: no Prefect, no pydantic, and PyYAML and jsonschema only
 when a YAML file or a schema is used. It imports in a few milliseconds. It talks to no server: all it reads is in the
-environment that the agent made (`prefect_launch.job_environment`), all it writes is in files.
+environment that the agent made (`prefect_launch.planning.environment`), all it writes is in files.
 """
 
 from __future__ import annotations

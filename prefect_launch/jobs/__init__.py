@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefect_launch.lazy_names import lazy_names
+from prefect_launch.core.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from prefect_launch.jobs.create import acreate_job, create_job
     from prefect_launch.jobs.model import Job, JobSummary
     from prefect_launch.jobs.registry import JobRegistry
     from prefect_launch.jobs.store import JobStore
@@ -20,10 +19,8 @@ _HOMES = {
     "JobRegistry": "registry",
     "JobStore": "store",
     "JobSummary": "model",
-    "acreate_job": "create",
-    "create_job": "create",
 }
 
-__all__ = ["Job", "JobRegistry", "JobStore", "JobSummary", "acreate_job", "create_job"]
+__all__ = ["Job", "JobRegistry", "JobStore", "JobSummary"]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -12,10 +12,10 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.core.names import check_name
 from prefect_launch.errors import InvalidNameError
 from prefect_launch.jobs.model import SourceKind, StoredFile
 from prefect_launch.jobs.reference import JobReference
-from prefect_launch.names import check_name
 
 #: The tag of every entry.
 JOB_TAG: Final = "launch-job"

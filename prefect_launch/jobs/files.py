@@ -19,9 +19,9 @@ from typing import Any, Protocol, TypeVar, cast
 from anyio import to_thread
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
-from prefect_launch.deep_folders import remove_tree, walk
+from prefect_launch.core.deep_folders import remove_tree, walk
+from prefect_launch.core.sparse_files import copy_tree
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.holes import copy_tree
 
 _T = TypeVar("_T")
 

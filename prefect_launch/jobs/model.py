@@ -17,7 +17,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.errors import ArtifactError
-from prefect_launch.retry import Retries
+from prefect_launch.spec.retry import Retries
 
 #: The file that describes a job, under the reference's name.
 DOCUMENT_FILE: Final = "wandb-job.json"

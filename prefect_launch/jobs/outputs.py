@@ -16,12 +16,20 @@ import anyio
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.deep_folders import walk
+from prefect_launch.core.deep_folders import walk
+from prefect_launch.core.names import check_name
+from prefect_launch.core.output_limits import (
+    MAX_DEPTH,
+    OUTPUTS_FILE,
+    TOO_DEEP,
+    LeftOut,
+    OutputLimits,
+    Selection,
+    kind_of,
+)
+from prefect_launch.core.sparse_files import copy_file, held_bytes
 from prefect_launch.errors import NotFoundError
-from prefect_launch.holes import copy_file, held_bytes
 from prefect_launch.jobs.files import StoredFiles
-from prefect_launch.names import check_name
-from prefect_launch.output_limits import MAX_DEPTH, OUTPUTS_FILE, TOO_DEEP, LeftOut, OutputLimits, Selection, kind_of
 
 
 class KeptOutputs(BaseModel):

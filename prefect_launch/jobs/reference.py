@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.core.names import check_name
 from prefect_launch.errors import InvalidNameError
-from prefect_launch.names import check_name
 
 
 class JobReference(BaseModel):

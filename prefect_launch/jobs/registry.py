@@ -13,6 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from prefect_launch.core.names import check_name
+from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.errors import ArtifactError, NotFoundError, unknown_name
 from prefect_launch.jobs import outputs
 from prefect_launch.jobs.blobs import Blobs
@@ -37,8 +39,6 @@ from prefect_launch.jobs.reference import JobReference, parse_reference
 from prefect_launch.jobs.store import JobStore
 from prefect_launch.jobs.unpack import unpack
 from prefect_launch.jobs.versions import Versions
-from prefect_launch.names import check_name
-from prefect_launch.output_limits import OutputLimits
 
 
 class JobRegistry:

@@ -15,7 +15,7 @@ from typing import Final
 
 import anyio
 
-from prefect_launch.commands import run_command
+from prefect_launch.core.subprocesses import run_command
 from prefect_launch.errors import SpecError
 
 #: Importing a module of a job may import a large framework, from a cold disk.

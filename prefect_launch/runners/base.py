@@ -20,15 +20,15 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.builds.registries.base import Registry
-from prefect_launch.builds.wish import ImageWish
+from prefect_launch.core.masking import Mask
+from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.masking import Mask
-from prefect_launch.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
+from prefect_launch.registries.base import Registry
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.runners.quantity import Quantity
-from prefect_launch.states import ItemState
+from prefect_launch.spec.image_request import ImageWish
 
 
 class Phase(str, Enum):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from prefect_launch.runners import container_values as values
+from prefect_launch.runners.docker import option_values as values
 from prefect_launch.runners.gpu_option import read_gpus
 
 UNLIMITED: Final = math.inf

@@ -12,14 +12,14 @@ from functools import lru_cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from prefect_launch.builds.registries.base import Registry
 from prefect_launch.errors import AgentConfigError, unknown_name
+from prefect_launch.registries.base import Registry
 from prefect_launch.runners.base import Runner
 
 _GROUP = "prefect_launch.runners"
 _BUILT_IN = {
-    "local-process": "prefect_launch.runners.local_process:LocalProcessRunner",
-    "local-container": "prefect_launch.runners.local_container:LocalContainerRunner",
+    "local-process": "prefect_launch.runners.process.runner:LocalProcessRunner",
+    "local-container": "prefect_launch.runners.docker.runner:LocalContainerRunner",
 }
 
 

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from prefect_launch.runners import supervisor
+from prefect_launch.runners.process import supervisor
 
 #: A run's plan, in its folder.
 PLAN_FILE: Final = "plan.json"

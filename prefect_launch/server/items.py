@@ -10,10 +10,10 @@ from uuid import UUID
 
 import anyio
 
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import ServerUnavailableError, SpecError
 from prefect_launch.server.rest import Rest
 from prefect_launch.server.values import Item, ItemDraft
-from prefect_launch.states import StateType
 
 #: Items in one bulk request. The server takes 100, but no faster (31 to 36 a second; 50: 32 to 40), and a SQLite server
 #: lets nobody else write meanwhile: at 25 ms an item, an agent's claim would wait for 2.5 s.

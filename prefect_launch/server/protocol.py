@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from prefect_launch.core.states import StateType
 from prefect_launch.server.values import (
     Deployment,
     Item,
@@ -22,7 +23,6 @@ from prefect_launch.server.values import (
     Verdict,
     Worker,
 )
-from prefect_launch.states import StateType
 
 
 class Server(Protocol):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from prefect_launch.core.server_json import check_server_json
 from prefect_launch.errors import InternalError, ServerFailedError, SpecError
-from prefect_launch.server_json import check_server_json
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient

@@ -17,8 +17,8 @@ from typing import Final
 import anyio
 import httpx
 
+from prefect_launch.core.server_json import check_body
 from prefect_launch.errors import AnswerLostError, ServerUnavailableError
-from prefect_launch.server_json import check_body
 
 #: A caller at a prompt hears within 15 s that the server is not there: this is what is left for trying again.
 DEFAULT_PATIENCE_SECONDS: Final = 10.0

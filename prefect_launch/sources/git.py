@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Final
 
 from anyio import to_thread
 
-from prefect_launch.deep_folders import temporary_folder_async
+from prefect_launch.core.deep_folders import temporary_folder_async
 from prefect_launch.errors import InfrastructureError, InternalError, SourceError
 from prefect_launch.jobs.model import GitJobSource, Job, SourceKind
 from prefect_launch.sources.base import Source

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from prefect_launch.errors import AgentConfigError, LaunchError
-from prefect_launch.secret_blocks import ReadSecret
+from prefect_launch.server.secrets import ReadSecret
 from prefect_launch.sources.git_settings import GitCredential, GitSettings
 from prefect_launch.sources.remote import split_remote
 

@@ -15,9 +15,9 @@ from typing import Final
 
 import anyio
 
-from prefect_launch.commands import run_command
+from prefect_launch.core.subprocesses import run_command
 from prefect_launch.errors import InfrastructureError, OperatorError, SourceError
-from prefect_launch.secret_blocks import ReadSecret, read_secret
+from prefect_launch.server.secrets import ReadSecret, read_secret
 from prefect_launch.sources.git_access import access_to
 from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.sources.remote import ALLOWED_PROTOCOLS

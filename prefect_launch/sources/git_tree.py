@@ -9,7 +9,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
-from prefect_launch.deep_folders import walk
+from prefect_launch.core.deep_folders import walk
 from prefect_launch.errors import SourceError
 from prefect_launch.sources.git_command import Git
 

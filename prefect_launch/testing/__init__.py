@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefect_launch.lazy_names import lazy_names
+from prefect_launch.core.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from prefect_launch.testing.api import InMemoryApi

@@ -14,19 +14,19 @@ from uuid import uuid4
 from prefect.filesystems import RemoteFileSystem
 from pydantic import PrivateAttr
 
-from prefect_launch.api import Api
+from prefect_launch.client.api import Api
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
-from prefect_launch.secret_blocks import no_such_secret
+from prefect_launch.server.secrets import no_such_secret
 from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.testing.job_index import InMemoryJobIndex
 from prefect_launch.testing.registry import InMemoryRegistry
 from prefect_launch.testing.server import InMemoryServer
 
 if TYPE_CHECKING:
-    from prefect_launch.builds.registries.base import Registry
-    from prefect_launch.secret_blocks import ReadSecret
+    from prefect_launch.registries.base import Registry
     from prefect_launch.server.protocol import Server
+    from prefect_launch.server.secrets import ReadSecret
 
 
 def _memory_store() -> JobStore:

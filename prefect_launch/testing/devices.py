@@ -1,9 +1,9 @@
-"""GPUs in memory: `InMemoryCards`, the twin of `prefect_launch.agent.devices.reader.NvmlReader`."""
+"""GPUs in memory: `InMemoryCards`, the twin of `prefect_launch.agent.devices.gpus.NvmlReader`."""
 
 from __future__ import annotations
 
-from prefect_launch.agent.devices.book import Card
-from prefect_launch.agent.devices.reader import Cards
+from prefect_launch.agent.devices.allocations import Card
+from prefect_launch.agent.devices.gpus import Cards
 
 
 class InMemoryCards:

@@ -19,9 +19,17 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO
 from uuid import uuid4
 
-from prefect_launch.builds.registries.base import Credentials
 from prefect_launch.errors import ImagePullError, InfrastructureError, UnreachableError
-from prefect_launch.runners.engine import Container, Engine, Image, LogPiece, LogStream, NameTakenError, TooLargeError
+from prefect_launch.registries.base import Credentials
+from prefect_launch.runners.docker.engine import (
+    Container,
+    Engine,
+    Image,
+    LogPiece,
+    LogStream,
+    NameTakenError,
+    TooLargeError,
+)
 from prefect_launch.testing.script import Err, Script, ScriptedProcess
 
 

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.exit_codes import signal_of
-from prefect_launch.states import ItemState
 
 
 class Err(bytes):

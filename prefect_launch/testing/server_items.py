@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import ItemGoneError, SpecError
 from prefect_launch.server.values import Item, ItemDraft, PriorityQueue, State, Verdict
-from prefect_launch.states import StateType
 from prefect_launch.testing import server_checks as checks
 from prefect_launch.testing.server_rules import entered, judge
 from prefect_launch.testing.server_store import Calls, StoredDeployment, StoredItem, StoredPool, as_json, call

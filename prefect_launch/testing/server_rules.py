@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.server.values import Answer, Item, State
-from prefect_launch.states import TERMINAL, ItemState, StateType
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 _NO_RETURN = frozenset({StateType.CANCELLING, StateType.PAUSED, StateType.CRASHED})

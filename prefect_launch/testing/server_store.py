@@ -21,9 +21,9 @@ from weakref import WeakSet
 
 import anyio.lowlevel
 
+from prefect_launch.core.server_json import check_server_json
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.values import Deployment, Item, LogRecord, Pool, PriorityQueue, State, Worker
-from prefect_launch.server_json import check_server_json
 
 #: Awaited with the name of the method at a call.
 Hook = Callable[[str], Awaitable[None]]

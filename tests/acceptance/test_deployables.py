@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.agent.config_block import LaunchAgentConfig
 from prefect_launch.errors import AgentConfigError
+from prefect_launch.settings.agent_config_block import LaunchAgentConfig
 from tests.acceptance.conftest import Cli
 from tests.support.prefect_server import PrefectServerProcess, client_settings, server_on_sqlite
 

@@ -8,10 +8,10 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import SpecError
-from prefect_launch.priority import Priority
 from prefect_launch.server.values import State
-from prefect_launch.states import ItemState, StateType
+from prefect_launch.spec.priority import Priority
 from tests.contract.server_place import Place, draft
 
 LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)

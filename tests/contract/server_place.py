@@ -7,10 +7,10 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID, uuid4
 
-from prefect_launch.priority import Priority
+from prefect_launch.core.states import ItemState
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, ItemDraft, State, Verdict
-from prefect_launch.states import ItemState
+from prefect_launch.spec.priority import Priority
 
 TEMPLATE: dict[str, Any] = {
     "job_configuration": {"resource_args": {"gpus": "{{ gpus }}", "site": "{{ site }}"}},

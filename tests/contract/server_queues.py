@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import QueueError, SpecError
-from prefect_launch.secret_blocks import as_stored, from_stored
-from prefect_launch.states import ItemState, StateType
+from prefect_launch.server.secrets import as_stored, from_stored
 from tests.contract.server_place import INPUTS, TEMPLATE, Place, draft
 
 REFUSED_TEMPLATES: list[tuple[dict[str, Any], str]] = [

@@ -9,9 +9,9 @@ from uuid import uuid4
 import anyio
 import pytest
 
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import SpecError
 from prefect_launch.server.values import Item, LogRecord, State
-from prefect_launch.states import ItemState
 from tests.contract.server_place import Place, draft, make_place
 
 #: An event takes about 40 ms; a loaded machine gets its time.

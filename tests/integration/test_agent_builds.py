@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from prefect_launch import launch
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
 from tests.integration.test_housekeeping import keep_house
 from tests.support.agent_thread import running
 from tests.support.builds import BuildSite

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_launch.agent.lost import LostWatch
-from prefect_launch.states import StateType
+from prefect_launch.agent.recovery.lost_agents import LostWatch
+from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
 
 if TYPE_CHECKING:
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
     from tests.support.prefect_server import PrefectServerProcess
 
 

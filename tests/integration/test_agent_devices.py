@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_launch import LaunchAgent
-from prefect_launch.runners.local_container import LocalContainerRunner
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
+from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing import InMemoryCards
 from tests.support.agent_thread import running
 from tests.support.live import DEADLINE_SECONDS, Site, until

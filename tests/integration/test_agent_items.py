@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import ExecutionError
-from prefect_launch.states import StateType
 from tests.support.agent_thread import running
 from tests.support.live import DEADLINE_SECONDS, Site, run_deployment, until
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
 

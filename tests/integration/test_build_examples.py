@@ -19,15 +19,15 @@ import pytest
 
 from prefect_launch.builds.dependencies import find_dependencies
 from prefect_launch.builds.dockerfile import Recipe, write_dockerfile
-from prefect_launch.builds.flight import Flights
-from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.builds.image_maker import ImageMaker
+from prefect_launch.builds.lease import Flights
 from prefect_launch.builds.settings import BuilderSettings
-from prefect_launch.builds.wish import ImageWish
 from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.local_container import LocalContainerRunner
+from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.sources.git import GitSource
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.notebook import as_program, convert_in
+from prefect_launch.spec.image_request import ImageWish
 from prefect_launch.testing import InMemoryServer
 from prefect_launch.testing.runner_contract import run
 from tests.support.git_repository import Repository

@@ -16,12 +16,12 @@ from uuid import uuid4
 import docker
 import pytest
 
-from prefect_launch.builds.flight import Flights
-from prefect_launch.builds.maker import ImageMaker
+from prefect_launch.builds.image_maker import ImageMaker
+from prefect_launch.builds.lease import Flights
 from prefect_launch.builds.settings import BuilderSettings
-from prefect_launch.builds.wish import ImageWish
 from prefect_launch.errors import BuildError
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.spec.image_request import ImageWish
 from prefect_launch.testing import InMemoryServer
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_launch.queued_run import QueuedRun
+from prefect_launch.client.queued_run import QueuedRun
 from tests.support.live import Site, until
 from tests.support.mortal_agent import Life, Lives
 

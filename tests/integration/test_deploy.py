@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_launch.deploy import deploy_job
+from prefect_launch.client.deploy_job import deploy_job
 from prefect_launch.errors import InputError, NotFoundError, QueueError, SpecError
 from tests.support.live import Site, run_deployment
 

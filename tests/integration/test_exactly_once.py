@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
 from tests.support.live import Site
 from tests.support.prefect_server import server_on_sqlite
 

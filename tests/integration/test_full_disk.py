@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
 from tests.integration.test_agent_containers import container
 from tests.integration.test_housekeeping import keep_house
 from tests.support.agent_thread import running

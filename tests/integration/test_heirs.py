@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_launch.queued_run import QueuedRun
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import Labels
-from prefect_launch.states import StateType
 from tests.support.impatient import at_work
 from tests.support.live import Site, until
 

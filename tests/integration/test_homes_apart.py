@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_launch.agent.lost import LostWatch
-from prefect_launch.agent.older import stop_all_attempts
-from prefect_launch.agent.workshop import Workshop
-from prefect_launch.queued_run import QueuedRun
+from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.recovery.lost_agents import LostWatch
+from prefect_launch.agent.recovery.previous_attempts import stop_all_attempts
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import Labels, RunState
-from prefect_launch.runners.local_process import LocalProcessRunner
-from prefect_launch.states import StateType
+from prefect_launch.runners.process.runner import LocalProcessRunner
 from tests.support.live import Site, until
 from tests.support.mortal_agent import Lives
 
 if TYPE_CHECKING:
-    from prefect_launch.session import Session
+    from prefect_launch.queues.session import Session
     from tests.support.docker_engine import DockerEngine
     from tests.support.prefect_server import PrefectServerProcess
     from tests.support.processes import ChildProcess

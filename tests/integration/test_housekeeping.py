@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefect_launch.agent import LaunchAgent
-from prefect_launch.agent.housekeeping import Housekeeper, Report
-from prefect_launch.states import StateType
+from prefect_launch.agent.housekeeping.housekeeper import Housekeeper, Report
+from prefect_launch.core.states import StateType
 from tests.integration.test_agent_containers import container
 from tests.support.live import Site, until
 

@@ -12,8 +12,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
-from prefect_launch.api import Api
-from prefect_launch.jobs import acreate_job, create_job
+from prefect_launch.client.api import Api
+from prefect_launch.client.create_job import acreate_job, create_job
 from prefect_launch.jobs.index import ServerJobIndex
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore

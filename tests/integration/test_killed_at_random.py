@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_launch.states import TERMINAL, StateType
+from prefect_launch.core.states import TERMINAL, StateType
 from tests.support.live import Site
 from tests.support.prefect_server import PrefectServerProcess, server_on_sqlite
 
 if TYPE_CHECKING:
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
     from tests.support.processes import ChildProcess
 
 #: One write to a file opened for appending: lines of several processes never mix.

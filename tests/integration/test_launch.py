@@ -11,9 +11,9 @@ import pytest
 from prefect import flow, task
 
 from prefect_launch import ExecutionError, alaunch, alaunch_add, launch, launch_add
-from prefect_launch.api import use_api
+from prefect_launch.client.api import use_api
+from prefect_launch.direct.launch import launch_flow
 from prefect_launch.errors import NotFoundError, SpecError
-from prefect_launch.launch_flow import launch_flow
 from prefect_launch.runners.base import Labels
 from tests.support.live import Site, until
 

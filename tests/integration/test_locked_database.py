@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefect_launch import launch_add
-from prefect_launch.agent_board import order_drain, read_notices, take_drain_back
-from prefect_launch.api import use_api
+from prefect_launch.client.api import use_api
+from prefect_launch.queues.agent_status import order_drain, read_notices, take_drain_back
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
 from tests.support.relay import relay_to
 
 if TYPE_CHECKING:
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
     from tests.support.prefect_server import PrefectServerProcess
 
 HELD_SECONDS = 3.0

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_launch.agent.logs import SHARE_BYTES, TAIL_BYTES
-from prefect_launch.states import StateType
+from prefect_launch.agent.item.logs import SHARE_BYTES, TAIL_BYTES
+from prefect_launch.core.states import StateType
 from tests.integration.test_agent_containers import container
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
 
 if TYPE_CHECKING:
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
     from tests.support.docker_engine import DockerEngine
     from tests.support.prefect_server import PrefectServerProcess
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.client import PrefectServer, connect
 from prefect_launch.server.values import State
-from prefect_launch.states import ItemState, StateType
 from tests.contract.server_place import Place, make_place
 from tests.support.live import Site
 from tests.support.relay import Relay, relay_to

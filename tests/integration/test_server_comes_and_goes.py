@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
 from tests.support.relay import Relay, relay_to
 
 if TYPE_CHECKING:
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
     from tests.support.prefect_server import PrefectServerProcess
 
 pytestmark = pytest.mark.engine

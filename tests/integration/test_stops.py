@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from prefect_launch import create_job
-from prefect_launch.queued_run import QueuedRun
-from prefect_launch.states import StateType
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
 

@@ -14,7 +14,7 @@ from prefect_launch import create_job
 from tests.support.live import Site
 
 if TYPE_CHECKING:
-    from prefect_launch.queued_run import QueuedRun
+    from prefect_launch.client.queued_run import QueuedRun
     from tests.support.docker_engine import DockerEngine
     from tests.support.prefect_server import PrefectServerProcess
 

@@ -10,10 +10,10 @@ from uuid import UUID
 
 import pytest
 
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import SpecError
+from prefect_launch.queues.watchdog import aread_watchdog, aremove_watchdog, aset_watchdog, check_patience
 from prefect_launch.server.values import Item, State
-from prefect_launch.states import ItemState
-from prefect_launch.watchdog import aread_watchdog, aremove_watchdog, aset_watchdog, check_patience
 from tests.support.live import Site
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def test_item_that_is_not_heard_of_is_crashed_and_no_other(
 def test_watchdog_is_there_once_can_be_changed_and_taken_off(prefect_server: PrefectServerProcess) -> None:
     from prefect.client.orchestration import get_client
 
-    from prefect_launch.api import Api
+    from prefect_launch.client.api import Api
 
     api = Api(url=prefect_server.api_url)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prefect_launch import LaunchAgent, create_job
-from prefect_launch.queued_run import QueuedRun
+from prefect_launch.client.queued_run import QueuedRun
 from tests.support.images import PYTHON_IMAGE
 from tests.support.live import Site
 

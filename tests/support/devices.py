@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import Labels
 from prefect_launch.server.values import Item
-from prefect_launch.states import StateType
 from prefect_launch.testing import InMemoryCards, InMemoryRunner
 from tests.support.bench import QUEUE, RESOURCE, Bench
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from prefect_launch import LaunchAgent, create_job, launch_add_many
-from prefect_launch.agent.logs import LOGGER
-from prefect_launch.api import Api
-from prefect_launch.queued_run import QueuedRun
-from prefect_launch.queues import RunQueue
+from prefect_launch.agent.item.logs import LOGGER
+from prefect_launch.client.api import Api
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.queues.run_queue import RunQueue
+from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item, ItemDraft
-from prefect_launch.session import Session
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:

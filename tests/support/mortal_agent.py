@@ -27,12 +27,12 @@ from typing import Any, cast
 from pydantic import PrivateAttr
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.api import Api
+from prefect_launch.client.api import Api
+from prefect_launch.queues.session import Session
 from prefect_launch.runners.base import Labels, Runner
-from prefect_launch.runners.docker_engine import DockerEngine
-from prefect_launch.runners.local_container import LocalContainerRunner
-from prefect_launch.runners.local_process import LocalProcessRunner
-from prefect_launch.session import Session
+from prefect_launch.runners.docker.client import DockerEngine
+from prefect_launch.runners.docker.runner import LocalContainerRunner
+from prefect_launch.runners.process.runner import LocalProcessRunner
 
 #: The calls that are made for an item between its claim and its end; all others are made beside it.
 ON_THE_WAY = frozenset(

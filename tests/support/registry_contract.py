@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_launch.builds.registries.base import Registry
 from prefect_launch.errors import RegistryError, SpecError
+from prefect_launch.registries.base import Registry
 
 
 class RegistryContract:

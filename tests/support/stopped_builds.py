@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from prefect_launch.api import Api
+from prefect_launch.client.api import Api
 from tests.support.processes import MARK, marked_processes
 
 #: A Dockerfile whose one step takes so long, and can be known among the processes of this machine by its mark.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.api import use_api
+from prefect_launch.client.api import use_api
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import make_api
 

@@ -14,17 +14,17 @@ from pydantic import BaseModel
 
 import prefect_launch
 from prefect_launch import create_job, launch_add
-from prefect_launch.agent.config import AgentConfig
-from prefect_launch.built_job import _repository
+from prefect_launch.client.build_first import _repository
+from prefect_launch.client.item_check import check_item
+from prefect_launch.client.job_drafts import JobRequest
+from prefect_launch.direct.retries import retries_here
 from prefect_launch.errors import LaunchError, SpecError
-from prefect_launch.item_draft import check_item
-from prefect_launch.jobs.drafts import JobRequest
-from prefect_launch.launch_retries import retries_here
-from prefect_launch.planning import Request, Site, local_config, preview_plan
-from prefect_launch.spec import LaunchSpec, parse_spec
-from prefect_launch.templates import QueueConfig
+from prefect_launch.planning.plan import Request, Site, local_config, preview_plan
+from prefect_launch.planning.unread_fields import refuse_unread_at_queue
+from prefect_launch.queues.template import QueueConfig
+from prefect_launch.settings.agent_config import AgentConfig
+from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.testing import InMemoryApi
-from prefect_launch.unread import refuse_unread_at_queue
 
 ITEM = "0198b2a4-0000-7000-8000-000000000001"
 DIGEST = "sha256:" + "a" * 64

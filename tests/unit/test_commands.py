@@ -10,7 +10,7 @@ import anyio
 import pytest
 from anyio import to_thread
 
-from prefect_launch.commands import run_command
+from prefect_launch.core.subprocesses import run_command
 from tests.support.live import until
 
 #: Says that it is up, and stays with a child of its own.

@@ -10,17 +10,17 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.agent.diagnosis import Category, diagnose
-from prefect_launch.agent.logs import LogShipper
-from prefect_launch.agent.outcome import outcome_of_error, outcome_of_exit
+from prefect_launch.agent.item.diagnosis import Category, diagnose
+from prefect_launch.agent.item.logs import LogShipper
+from prefect_launch.agent.item.outcome import outcome_of_error, outcome_of_exit
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.full_disk import telling_full_disks
-from prefect_launch.disk import has_room, is_disk_full
+from prefect_launch.core.disk import has_room, is_disk_full
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import BuildDiskError, BuildError, InfrastructureError, RegistryError, SourceError
-from prefect_launch.retry import Cause
-from prefect_launch.runners import engine_logs
 from prefect_launch.runners.base import Exit, Phase
-from prefect_launch.states import ItemState
+from prefect_launch.runners.docker import logs as engine_logs
+from prefect_launch.spec.retry import Cause
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine, InMemoryServer, Script
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/home/x")
@@ -114,7 +114,7 @@ async def test_copier_that_finds_no_room_goes_on_where_the_file_is_whole(
             raise FULL
         write(file, content)
 
-    monkeypatch.setattr("prefect_launch.runners.engine_logs._write", write_or_refuse)
+    monkeypatch.setattr("prefect_launch.runners.docker.logs._write", write_or_refuse)
     lines = tuple(f"line {number}\n".encode() for number in range(9))
     engine = InMemoryEngine(InMemoryDocker(lambda config: Script(log=lines), images={"i": {}}))
     container = await engine.create("c", {"Image": "i", "Labels": {}})

@@ -9,13 +9,13 @@ from uuid import UUID
 import pytest
 
 from prefect_launch import alaunch_add, launch_add, launch_add_many
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import (
     NotFoundError,
     QueueError,
     ServerUnavailableError,
     SpecError,
 )
-from prefect_launch.states import StateType
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import IMAGE, inputs, items
 

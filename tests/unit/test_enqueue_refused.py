@@ -17,7 +17,7 @@ from prefect_launch.errors import (
     SpecError,
     UnsafeSpecError,
 )
-from prefect_launch.spec import DockerSource, LaunchSpec, Overrides
+from prefect_launch.spec.launch_spec import DockerSource, LaunchSpec, Overrides
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import IMAGE, inputs, items
 

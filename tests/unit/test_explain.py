@@ -11,12 +11,12 @@ from uuid import UUID
 import pytest
 
 from prefect_launch import aexplain_launch, create_job, explain_launch, launch_add
-from prefect_launch.agent_board import AgentNotice, post_notice
-from prefect_launch.built_job import image_job
+from prefect_launch.client.build_first import image_job
+from prefect_launch.client.explain import Explanation
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InputError, LaunchError, NotFoundError, SpecError, UnsafeSpecError
-from prefect_launch.explain import Explanation
+from prefect_launch.queues.agent_status import AgentNotice, post_notice
 from prefect_launch.server.values import State
-from prefect_launch.states import ItemState
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import inputs, items
 

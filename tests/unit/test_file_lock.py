@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from prefect_launch.file_lock import locked, locked_if_free
+from prefect_launch.core.file_lock import locked, locked_if_free
 
 
 async def test_lock_that_is_held_is_told_at_once_and_is_free_afterwards(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import respx
 
 from prefect_launch import create_job, explain_launch, launch_add, launch_add_many
 from prefect_launch.errors import SpecError
-from prefect_launch.image_digest import SECONDS, UNASKED_SECONDS, Digests, at_digest, with_digest
-from prefect_launch.seen_digests import SeenDigests
-from prefect_launch.spec import LaunchSpec, parse_spec
+from prefect_launch.planning.image_pin import SECONDS, UNASKED_SECONDS, Digests, at_digest, with_digest
+from prefect_launch.registries.digest_cache import SeenDigests
+from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.testing import InMemoryApi, InMemoryRegistry
 
 OLD, NEW = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"

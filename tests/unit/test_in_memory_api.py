@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from prefect_launch import create_job
-from prefect_launch.enqueue import alaunch_add_many, launch_add_many
+from prefect_launch.client.launch_add import alaunch_add_many, launch_add_many
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import NotFoundError, ServerUnavailableError
-from prefect_launch.states import StateType
 from prefect_launch.testing import InMemoryApi
 
 IMAGE = {"docker": {"docker_image": "busybox:1"}}

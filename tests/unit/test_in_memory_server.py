@@ -9,10 +9,10 @@ from uuid import uuid4
 import anyio
 import pytest
 
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Answer, State
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryServer
 from tests.contract.server_contract import ServerContract
 from tests.contract.server_place import make_place

@@ -7,13 +7,13 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.tracker import is_scheduler
+from prefect_launch.agent.item.tracker import is_scheduler
+from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.errors import InvalidNameError, NotFoundError, SpecError
-from prefect_launch.item_spec import FORM_LABEL, JOB_LABEL, labels_of, run_id_of, spec_of, tags_of
-from prefect_launch.queued_run import QueuedRun
-from prefect_launch.retry import Cause, Retries
 from prefect_launch.server.values import Item
-from prefect_launch.spec import construct_spec
+from prefect_launch.spec.item_parameters import FORM_LABEL, JOB_LABEL, labels_of, run_id_of, spec_of, tags_of
+from prefect_launch.spec.launch_spec import construct_spec
+from prefect_launch.spec.retry import Cause, Retries
 from prefect_launch.testing import InMemoryApi
 
 ID = UUID("12345678-0000-4000-8000-567890abcdef")

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_launch.errors import SpecError
-from prefect_launch.job_environment import (
+from prefect_launch.planning.environment import (
     CHUNK_BYTES,
     JobContext,
     WandbServer,
@@ -20,8 +20,8 @@ from prefect_launch.job_environment import (
     job_environment,
     with_default_variables,
 )
-from prefect_launch.spec import parse_spec
-from prefect_launch.spec_json import MAX_SPEC_BYTES
+from prefect_launch.spec.json_rules import MAX_SPEC_BYTES
+from prefect_launch.spec.launch_spec import parse_spec
 
 
 def context(**fields: Any) -> JobContext:

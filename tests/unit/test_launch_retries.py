@@ -6,10 +6,10 @@ import logging
 
 import pytest
 
+from prefect_launch.direct.retries import retries_here, with_retries
 from prefect_launch.errors import ExecutionError, InfrastructureError, LaunchError, SpecError
-from prefect_launch.launch_retries import retries_here, with_retries
-from prefect_launch.retry import DEFAULT_RETRIES, Retries
-from prefect_launch.spec import LaunchSpec
+from prefect_launch.spec.launch_spec import LaunchSpec
+from prefect_launch.spec.retry import DEFAULT_RETRIES, Retries
 
 LOG = logging.getLogger("test")
 

@@ -10,12 +10,12 @@ import pytest
 
 from prefect_launch import launch_add
 from prefect_launch.errors import LaunchError, NotFoundError, QueueError, SpecError, SubmitterError, UnsafeSpecError
-from prefect_launch.item_options import merged_options
-from prefect_launch.planning import Request, Site, local_config, preview_plan
-from prefect_launch.queue_config import make_config
+from prefect_launch.planning.item_options import merged_options
+from prefect_launch.planning.plan import Request, Site, local_config, preview_plan
+from prefect_launch.queues.options import make_config
+from prefect_launch.queues.template import QueueConfig
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.spec import parse_spec
-from prefect_launch.templates import QueueConfig
+from prefect_launch.spec.launch_spec import parse_spec
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import items
 

@@ -12,8 +12,8 @@ from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 
+from prefect_launch.core.masking import MASK, Mask
 from prefect_launch.errors import SpecError
-from prefect_launch.masking import MASK, Mask
 
 SECRET = 'p"ä\\ss/w+rd =7'
 

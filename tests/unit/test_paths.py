@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import QueueError, SpecError, UnsafeSpecError
-from prefect_launch.item_options import merged_options
-from prefect_launch.macros import macro_values
-from prefect_launch.planning import Request, Site, preview_plan
-from prefect_launch.queue_config import make_config
-from prefect_launch.safety import check_path_values
-from prefect_launch.spec import parse_spec
-from prefect_launch.templates import QueueConfig, check_variables
+from prefect_launch.planning.item_options import merged_options
+from prefect_launch.planning.macros import macro_values
+from prefect_launch.planning.plan import Request, Site, preview_plan
+from prefect_launch.planning.safety import check_path_values
+from prefect_launch.queues.options import make_config
+from prefect_launch.queues.template import QueueConfig, check_variables
+from prefect_launch.spec.launch_spec import parse_spec
 
 TEXT = {"type": "string"}
 MACROS = macro_values(run_id="r1", item_id="i1", attempt=1, run_name="../etc", author="me")

@@ -11,12 +11,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from prefect_launch.enqueue import launch_add_many
+from prefect_launch.client.launch_add import launch_add_many
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ExecutionError, InvalidNameError, LaunchError, NotFoundError
-from prefect_launch.queued_run import QueuedRun
+from prefect_launch.queues.session import Session
 from prefect_launch.server.values import LogRecord, State, Verdict
-from prefect_launch.session import Session
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryApi
 
 IMAGE = {"docker": {"docker_image": "busybox:1"}}

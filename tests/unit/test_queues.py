@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.enqueue import launch_add_many
+from prefect_launch.client.launch_add import launch_add_many
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, QueueError
 from prefect_launch.testing import InMemoryApi
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from prefect_launch.errors import SpecError, UnsafeSpecError
-from prefect_launch.safety import (
+from prefect_launch.planning.safety import (
     check_kubernetes_manifest,
     check_submitter_args,
     locked_options,
@@ -17,7 +17,7 @@ from prefect_launch.safety import (
     read_env,
     secured,
 )
-from prefect_launch.spec import LaunchSpec, parse_spec
+from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 
 ALLOWED = frozenset({"e", "env", "m", "memory", "cpus", "shm-size", "command"})
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from prefect_launch import alaunch_add, launch_add
-from prefect_launch.seen_digests import PATIENCE_SECONDS, PEACE_SECONDS, SeenDigests
+from prefect_launch.registries.digest_cache import PATIENCE_SECONDS, PEACE_SECONDS, SeenDigests
 from prefect_launch.testing import InMemoryApi, InMemoryRegistry
 
 OLD, NEW = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
@@ -29,13 +29,13 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr("prefect_launch.seen_digests.monotonic", made)
+    monkeypatch.setattr("prefect_launch.registries.digest_cache.monotonic", made)
     return made
 
 
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> float:
-    monkeypatch.setattr("prefect_launch.seen_digests.PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr("prefect_launch.registries.digest_cache.PATIENCE_SECONDS", 0.02)
     return 0.02
 
 

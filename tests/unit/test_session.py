@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from prefect_launch.queue_config import make_config
-from prefect_launch.queues import create_queue
+from prefect_launch.queues.options import make_config
+from prefect_launch.queues.run_queue import create_queue
+from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Pool
-from prefect_launch.session import Session
 from prefect_launch.testing import InMemoryApi
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, SpecError
-from prefect_launch.priority import Priority
-from prefect_launch.spec import construct_spec, parse_spec
-from prefect_launch.spec_json import MAX_SPEC_BYTES
+from prefect_launch.spec.json_rules import MAX_SPEC_BYTES
+from prefect_launch.spec.launch_spec import construct_spec, parse_spec
+from prefect_launch.spec.priority import Priority
 
 JOB = {"job": "acme/digits/train:latest"}
 

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from prefect_launch import supervision
-from prefect_launch.supervision import BackgroundTask, BackgroundTaskError, restarted, supervised
+from prefect_launch.core import supervision
+from prefect_launch.core.supervision import BackgroundTask, BackgroundTaskError, restarted, supervised
 
 
 @pytest.fixture(autouse=True)

@@ -15,14 +15,14 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.api import use_api
 from prefect_launch.cli.main import run
-from prefect_launch.enqueue import launch_add_many
-from prefect_launch.queued_run import QueuedRun
+from prefect_launch.client.api import use_api
+from prefect_launch.client.launch_add import launch_add_many
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.terminal import PrintableRecords, guarded_terminal, line, printable
+from prefect_launch.queues.session import Session
 from prefect_launch.server.values import ItemDraft, LogRecord, State
-from prefect_launch.session import Session
-from prefect_launch.states import ItemState, StateType
-from prefect_launch.terminal import PrintableRecords, guarded_terminal, line, printable
 from prefect_launch.testing import InMemoryApi
 
 #: What each does to a terminal that obeys it, and what is left of it.

@@ -9,13 +9,13 @@ from uuid import UUID, uuid4
 import pytest
 
 from prefect_launch import alaunch_add
-from prefect_launch.activity import AgentInfo
-from prefect_launch.agent_board import AgentNotice, post_notice
-from prefect_launch.forecast import Past
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.queues.activity import AgentInfo
+from prefect_launch.queues.agent_status import AgentNotice, post_notice
+from prefect_launch.queues.forecast import Past
+from prefect_launch.queues.wait_reason import QueueFacts, WaitCause, WaitFacts, Waiting, tell
 from prefect_launch.server.values import Item, PriorityQueue, State
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryApi
-from prefect_launch.waiting import QueueFacts, WaitCause, WaitFacts, Waiting, tell
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
 ITEM = Item(id=uuid4(), name="train-1", state_type=StateType.SCHEDULED, work_queue_name="default")

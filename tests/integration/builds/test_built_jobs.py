@@ -12,7 +12,7 @@ from prefect_docker.credentials import DockerRegistryCredentials
 from pydantic import SecretStr
 
 from prefect_launch import create_job, launch_add, launch_add_many
-from prefect_launch.api import use_api
+from prefect_launch.client.api import use_api
 from prefect_launch.errors import RegistryError
 from tests.support.docker_registry import PASSWORD, USER, DockerRegistry
 from tests.support.images import PYTHON_IMAGE

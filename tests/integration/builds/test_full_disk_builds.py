@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import docker
 import pytest
 
-from prefect_launch.queued_run import QueuedRun
+from prefect_launch.client.queued_run import QueuedRun
 from tests.conftest import engine_required
 from tests.support.agent_thread import running
 from tests.support.builds import BuildSite

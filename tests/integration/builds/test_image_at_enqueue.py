@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_launch import launch_add
-from prefect_launch.api import use_api
+from prefect_launch.client.api import use_api
 from tests.support.docker_registry import DockerRegistry
 from tests.support.pushed_images import forget, give_name, noise_of, push
 

@@ -11,10 +11,10 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_launch.agent.housekeeping.images import ImageShelf
 from prefect_launch.builds.build_engine import BuildEngine
-from prefect_launch.builds.image_shelf import ImageShelf
-from prefect_launch.builds.kept_images import KeptImages
-from prefect_launch.shelf import Tidied
+from prefect_launch.builds.image_usage import KeptImages
+from prefect_launch.core.disk_cache import Tidied
 
 if TYPE_CHECKING:
     from docker import DockerClient

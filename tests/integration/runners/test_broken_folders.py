@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.planning import save_plan
+from prefect_launch.planning.plan import save_plan
 from prefect_launch.runners.base import Labels, RunPlan, RunState
-from prefect_launch.runners.local_process import LocalProcessRunner
+from prefect_launch.runners.process.runner import LocalProcessRunner
 from tests.integration.runners.test_local_process import lives, make_plan, until_log_has
 
 BROKEN = ["", "{", "[]", '"text"', "\x00\x00"]

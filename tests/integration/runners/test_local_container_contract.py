@@ -9,8 +9,8 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.docker_engine import DockerEngine
-from prefect_launch.runners.local_container import LocalContainerRunner
+from prefect_launch.runners.docker.client import DockerEngine
+from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing.runner_contract import MISSING, RunnerContract
 
 pytestmark = pytest.mark.engine

@@ -19,8 +19,8 @@ import pytest
 from prefect_launch.environments.venv import Environments
 from prefect_launch.errors import JobCodeError, SourceError, SpecError
 from prefect_launch.runners.base import Exit, Labels, RunPlan, RunState
-from prefect_launch.runners.local_process import LocalProcessRunner
-from prefect_launch.runners.process_files import RunFolder
+from prefect_launch.runners.process.files import RunFolder
+from prefect_launch.runners.process.runner import LocalProcessRunner
 from prefect_launch.testing.runner_contract import run
 
 #: To find an environment takes some milliseconds; a busy machine gets its time.
@@ -103,7 +103,7 @@ async def test_run_outlives_the_agent_that_started_it(runner: LocalProcessRunner
     agent = (
         "import asyncio, os, sys; from pathlib import Path\n"
         "from prefect_launch.runners.base import RunPlan\n"
-        "from prefect_launch.runners.local_process import LocalProcessRunner\n"
+        "from prefect_launch.runners.process.runner import LocalProcessRunner\n"
         "async def main():\n"
         "    plan = RunPlan.model_validate_json(Path(sys.argv[1]).read_text()); runner ="
         " LocalProcessRunner(Path(sys.argv[2]))\n"

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.local_process import LocalProcessRunner
+from prefect_launch.runners.process.runner import LocalProcessRunner
 from prefect_launch.testing.runner_contract import run
 from tests.support.processes import POLL_SECONDS
 

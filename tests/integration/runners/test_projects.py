@@ -15,7 +15,7 @@ from uv import find_uv_bin
 
 from prefect_launch.errors import SourceError
 from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.local_process import LocalProcessRunner
+from prefect_launch.runners.process.runner import LocalProcessRunner
 from prefect_launch.testing.runner_contract import run
 
 #: The program of each project: it is run by its name, and needs six.

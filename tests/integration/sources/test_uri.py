@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefect_launch import LaunchAgent, create_job, explain_launch, launch_add, launch_add_many
-from prefect_launch.api import use_api
+from prefect_launch.client.api import use_api
 from prefect_launch.errors import InfrastructureError, LaunchError, NotFoundError, SourceError, SpecError
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import items, make_api

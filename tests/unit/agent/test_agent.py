@@ -11,8 +11,8 @@ import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.lock import only_agent
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError, LaunchError, NotFoundError, ServerUnavailableError
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, RESOURCE, Bench
 

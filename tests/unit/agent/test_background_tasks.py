@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from prefect_launch import supervision
-from prefect_launch.activity import agents
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.serve import until_stopped
-from prefect_launch.agent.signals import Signals
+from prefect_launch.agent.entry.serve import until_stopped
+from prefect_launch.agent.entry.signals import Signals
+from prefect_launch.core import supervision
+from prefect_launch.core.states import StateType
+from prefect_launch.core.supervision import BackgroundTaskError
 from prefect_launch.errors import InfrastructureError
+from prefect_launch.queues.activity import agents
 from prefect_launch.runners.base import Found
-from prefect_launch.states import StateType
-from prefect_launch.supervision import BackgroundTaskError
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 
@@ -33,18 +33,18 @@ TASKS = (
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 0.01)
     places = {
-        "held": ("LOOK_SECONDS",),
-        "intake": ("LIMITS_SECONDS",),
-        "housekeeping": ("LOOK_SECONDS",),
-        "telling": ("LOOK_SECONDS",),
-        "stray_stops": ("LOOK_SECONDS",),
-        "reporting": ("WRITE_SECONDS",),
-        "wake": ("_RECONNECT_FIRST_SECONDS",),
+        "recovery.ownership": ("LOOK_SECONDS",),
+        "polling.queue_poller": ("LIMITS_SECONDS",),
+        "housekeeping.housekeeper": ("LOOK_SECONDS",),
+        "reporting.wait_notes": ("LOOK_SECONDS",),
+        "recovery.orphaned_cancellations": ("LOOK_SECONDS",),
+        "reporting.status": ("WRITE_SECONDS",),
+        "polling.events": ("_RECONNECT_FIRST_SECONDS",),
     }
     for module, names in places.items():
         for name in names:
             monkeypatch.setattr(f"prefect_launch.agent.{module}.{name}", 0.05)
-    monkeypatch.setattr("prefect_launch.agent.heartbeat.WORKER_SECONDS", 1)
+    monkeypatch.setattr("prefect_launch.agent.reporting.heartbeat.WORKER_SECONDS", 1)
 
 
 class Faults:

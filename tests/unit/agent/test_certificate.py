@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.agent.certificate import Facts, certify, read_last_lines
-from prefect_launch.agent.diagnosis import ADVICE, Category, diagnose
-from prefect_launch.agent.outcome import outcome_of_error, outcome_of_exit
+from prefect_launch.agent.item.diagnosis import ADVICE, Category, diagnose
+from prefect_launch.agent.item.failure_report import Facts, certify, read_last_lines
+from prefect_launch.agent.item.outcome import outcome_of_error, outcome_of_exit
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError, ImagePullError, InfrastructureError, QueueError, SpecError
 from prefect_launch.runners.base import Exit, Phase, RunPlan
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
 

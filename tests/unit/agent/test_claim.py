@@ -6,10 +6,10 @@ import asyncio
 
 import pytest
 
-from prefect_launch.agent.claim import claim, give_back, is_over_limit, undo_claim
+from prefect_launch.agent.item.claim import claim, give_back, is_over_limit, undo_claim
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.values import State
-from prefect_launch.states import ItemState, StateType
 from tests.support.bench import QUEUE, Bench, holder_called
 
 ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)

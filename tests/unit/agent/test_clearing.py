@@ -6,9 +6,9 @@ import asyncio
 from uuid import uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.held import items_in_work
+from prefect_launch.agent.recovery.ownership import items_in_work
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.agent.config import AgentConfig, parse_agent_config, resolve_agent_config
 from prefect_launch.errors import AgentConfigError, InvalidNameError, LaunchError
+from prefect_launch.settings.agent_config import AgentConfig, parse_agent_config, resolve_agent_config
 
 ENVIRONMENT = ("LAUNCH_ENTITY", "WANDB_ENTITY", "LAUNCH_MAX_JOBS", "WANDB_LAUNCH_MAX_JOBS", "LAUNCH_AGENT_NAME")
 

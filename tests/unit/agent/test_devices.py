@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.runners.base import Labels
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryCards, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 from tests.support.devices import agent_of, gpus_of, held, now_async, running, visible, wants

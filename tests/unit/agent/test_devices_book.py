@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.agent.devices.ask import Ask, read_ask
-from prefect_launch.agent.devices.book import Book, Card, Grant, Refusal, Stock
+from prefect_launch.agent.devices.allocations import Book, Card, Grant, Refusal, Stock
+from prefect_launch.agent.devices.request import Ask, read_ask
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.gpu_option import GpuAsk, read_gpus
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from prefect_launch.agent.devices.ask import Ask, read_ask
-from prefect_launch.agent.devices.line import Line
+from prefect_launch.agent.devices.request import Ask, read_ask
+from prefect_launch.agent.devices.wait_list import Line
 
 BIG, SMALL, OTHER = (UUID(int=n) for n in range(1, 4))
 HIGH, USUAL = 2, 3

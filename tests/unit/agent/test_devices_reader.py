@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.agent.config import parse_agent_config
-from prefect_launch.agent.devices.reader import Cards, CardWatch, NvmlReader
-from prefect_launch.agent.devices.stock import make_stock
+from prefect_launch.agent.devices.capacity import make_stock
+from prefect_launch.agent.devices.gpus import Cards, CardWatch, NvmlReader
 from prefect_launch.errors import AgentConfigError
+from prefect_launch.settings.agent_config import parse_agent_config
 from prefect_launch.testing import InMemoryCards
 from tests.support.bench import eventually
 

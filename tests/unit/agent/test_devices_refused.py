@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from prefect_launch.agent_board import read_notices
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import AgentConfigError
-from prefect_launch.states import StateType
+from prefect_launch.queues.agent_status import read_notices
+from prefect_launch.queues.wait_facts import why_waiting
 from prefect_launch.testing import InMemoryCards, Script
-from prefect_launch.waiting_facts import why_waiting
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 from tests.support.devices import agent_of, gpus_of, now_async, running, visible, wants
 

@@ -9,20 +9,20 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.activity import AgentInfo, agents, drain_agent
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.signals import Signals
-from prefect_launch.agent_board import AgentNotice, RunningItem, order_drain, post_notice, read_notices
+from prefect_launch.agent.entry.signals import Signals
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, NotFoundError
-from prefect_launch.states import StateType
+from prefect_launch.queues.activity import AgentInfo, agents, drain_agent
+from prefect_launch.queues.agent_status import AgentNotice, RunningItem, order_drain, post_notice, read_notices
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench, eventually
 
 
 @pytest.fixture(autouse=True)
 def _notices_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_launch.agent.reporting.WRITE_SECONDS", 0.0)
-    monkeypatch.setattr("prefect_launch.agent.reporting._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status.WRITE_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status._LOOK_SECONDS", 0.01)
 
 
 # --- draining ---
@@ -140,7 +140,7 @@ async def test_second_signal_stops_the_jobs_when_that_was_wanted(bench: Bench) -
 
 
 async def test_signal_ends_an_agent_that_waits_for_its_server(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_launch.agent.signals.LEAVE_SECONDS", 0.2)
+    monkeypatch.setattr("prefect_launch.agent.entry.signals.LEAVE_SECONDS", 0.2)
     bench.server.down()
     signals, told, work = _signals(bench.agent())
     await asyncio.sleep(0.2)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.agent.candidates import Candidates
-from prefect_launch.agent.intake import Intake
+from prefect_launch.agent.polling.candidates import Candidates
+from prefect_launch.agent.polling.queue_poller import Intake
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item, State
-from prefect_launch.session import Session
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryServer, Script
 from tests.contract.server_place import make_place
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
@@ -98,7 +98,7 @@ async def test_later_item_takes_no_place_under_the_limit_of_a_queue(bench: Bench
 async def test_polls_for_items_that_are_not_due_yet_are_not_too_near_to_each_other(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_launch.agent.candidates._SHORTEST_WAIT_SECONDS", 5.0)
+    monkeypatch.setattr("prefect_launch.agent.polling.candidates._SHORTEST_WAIT_SECONDS", 5.0)
     await add_for_later(bench, 1)
     candidates = looking_ahead(bench)
     before = time.monotonic()

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.keeper import keeper_of, kept
-from prefect_launch.agent_board import AgentNotice, RunningItem, post_notice, read_notices
+from prefect_launch.agent.recovery.run_lock import keeper_of, kept
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.queues.agent_status import AgentNotice, RunningItem, post_notice, read_notices
 from prefect_launch.runners.base import Found
 from prefect_launch.server.values import Item
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryMachine, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 from tests.support.impatient import at_work

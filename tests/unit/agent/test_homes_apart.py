@@ -9,14 +9,14 @@ from pathlib import Path
 from uuid import uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.held import claims_of, token_of_claim
-from prefect_launch.agent.lost import LostWatch
-from prefect_launch.agent.older import stop_all_attempts, stop_older_attempts
-from prefect_launch.agent.workshop import Workshop
+from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.recovery.lost_agents import LostWatch
+from prefect_launch.agent.recovery.ownership import claims_of, token_of_claim
+from prefect_launch.agent.recovery.previous_attempts import stop_all_attempts, stop_older_attempts
+from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.base import Found, Labels, RunPlan, RunState
 from prefect_launch.server.values import Item, State
-from prefect_launch.states import TERMINAL, ItemState, StateType
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
 from tests.unit.agent.test_lost import Clock, Watcher, left_running, watching

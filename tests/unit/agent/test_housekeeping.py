@@ -12,17 +12,17 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.config import parse_agent_config
-from prefect_launch.agent.housekeeping import Housekeeper, Report
-from prefect_launch.disk import in_bytes
-from prefect_launch.environments.shelf import EnvironmentShelf
+from prefect_launch.agent.housekeeping.environments import EnvironmentShelf
+from prefect_launch.agent.housekeeping.git_mirrors import GitShelf
+from prefect_launch.agent.housekeeping.housekeeper import Housekeeper, Report
+from prefect_launch.core.disk import in_bytes
+from prefect_launch.core.disk_cache import size_of
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError
-from prefect_launch.planning import Site
+from prefect_launch.planning.plan import Site
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.server.values import Item
-from prefect_launch.shelf import size_of
-from prefect_launch.sources.git_shelf import GitShelf
-from prefect_launch.states import ItemState, StateType
+from prefect_launch.settings.agent_config import parse_agent_config
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
 
@@ -153,7 +153,7 @@ async def test_no_limit_keeps_everything(bench: Bench) -> None:
 
 async def left_behind(bench: Bench, item: Item, script: Script, *, claim: str = CLAIM, agent: str = "gone") -> RunPlan:
     """Let an agent of another name have died after the end of an item's run, before it removed it."""
-    from prefect_launch.planning import save_plan
+    from prefect_launch.planning.plan import save_plan
 
     plan = RunPlan(
         item_id=str(item.id),

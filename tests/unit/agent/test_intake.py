@@ -6,12 +6,12 @@ import asyncio
 
 import pytest
 
-from prefect_launch.agent.candidates import POLL_FACTOR, Candidates
-from prefect_launch.agent.intake import Intake
+from prefect_launch.agent.polling.candidates import POLL_FACTOR, Candidates
+from prefect_launch.agent.polling.queue_poller import Intake
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import NotFoundError, ServerUnavailableError
+from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item
-from prefect_launch.session import Session
-from prefect_launch.states import ItemState, StateType
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
 from tests.unit.agent.test_recover import _BESIDE, _Life

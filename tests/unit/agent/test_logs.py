@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from prefect_launch.agent import logs
-from prefect_launch.agent.logs import RECORD_CHARS, SHARE_BYTES, TAIL_BYTES, LogShipper, by_level, split_records
+from prefect_launch.agent.item import logs
+from prefect_launch.agent.item.logs import RECORD_CHARS, SHARE_BYTES, TAIL_BYTES, LogShipper, by_level, split_records
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.runners.log_streams import Marks
 from prefect_launch.server.values import LogRecord

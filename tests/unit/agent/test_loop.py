@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InfrastructureError, ServerFailedError, SourceError
 from prefect_launch.server.values import ItemDraft, State
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryMachine, Script
 from tests.support.bench import QUEUE, Bench, eventually, outcome_data
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.agent.hidden_secrets import READ_BYTES, hide_in_file
-from prefect_launch.agent.logs import CHUNK_BYTES, SHARE_BYTES, TAIL_BYTES
+from prefect_launch.agent.item.logs import CHUNK_BYTES, SHARE_BYTES, TAIL_BYTES
+from prefect_launch.agent.item.mask_outputs import READ_BYTES, hide_in_file
+from prefect_launch.core.masking import MASK, Mask
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.masking import MASK, Mask
-from prefect_launch.secret_blocks import reference_to
+from prefect_launch.server.secrets import reference_to
 from prefect_launch.server.values import Item
-from prefect_launch.states import StateType
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 

@@ -7,9 +7,9 @@ from itertools import product
 
 import pytest
 
-from prefect_launch.agent.moves import move, until_server_is_back
+from prefect_launch.agent.item.transitions import move, until_server_is_back
+from prefect_launch.core.states import ItemState, StateType, is_allowed
 from prefect_launch.errors import InternalError, ItemGoneError, ServerFailedError, ServerUnavailableError
-from prefect_launch.states import ItemState, StateType, is_allowed
 from tests.support.bench import Bench
 
 WAITS, CLAIMED, RUNS, STOPS = StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING

@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.server.values import Item
-from prefect_launch.states import StateType
 from prefect_launch.testing import InMemoryRunner
 from tests.support.bench import QUEUE, RESOURCE, Bench
 from tests.unit.agent.test_lost import left_running, watching

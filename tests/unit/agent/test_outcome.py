@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.agent.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs, read_outputs
+from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs, read_outputs
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import (
     AgentConfigError,
     InfrastructureError,
@@ -20,9 +21,8 @@ from prefect_launch.errors import (
     SpecError,
     UnsafeSpecError,
 )
-from prefect_launch.retry import Cause
 from prefect_launch.runners.base import Exit, Phase
-from prefect_launch.states import ItemState
+from prefect_launch.spec.retry import Cause
 from prefect_launch.testing import InMemoryServer
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)

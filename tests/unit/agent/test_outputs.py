@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 from prefect.filesystems import RemoteFileSystem
 
-from prefect_launch.queued_run import QueuedRun
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.states import StateType
 from prefect_launch.server.values import Item
-from prefect_launch.states import StateType
 from prefect_launch.testing import Script
 from tests.support.bench import Bench, eventually
 
@@ -78,7 +78,7 @@ async def test_slot_is_free_for_the_next_item_while_outputs_are_copied_and_the_e
 async def test_runs_whose_outputs_wait_keep_their_slots_once_they_are_many(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_launch.agent.crew.MOST_COPYING", 2)
+    monkeypatch.setattr("prefect_launch.agent.item.running_items.MOST_COPYING", 2)
     bench.plays(Script(outputs=ONE))
     await bench.add(6)
 

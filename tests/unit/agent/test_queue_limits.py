@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, RESOURCE, Bench
 

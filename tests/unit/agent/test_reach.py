@@ -7,20 +7,20 @@ import logging
 
 import pytest
 
-from prefect_launch.activity import agents
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import InfrastructureError, UnreachableError
-from prefect_launch.states import StateType
+from prefect_launch.queues.activity import agents
 from prefect_launch.testing import Script
 from tests.support.bench import Bench, eventually
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_launch.agent.reach.ANSWER_SECONDS", 0.0)
-    monkeypatch.setattr("prefect_launch.agent.reach._PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("prefect_launch.agent.reach._LOOK_SECONDS", 0.01)
-    monkeypatch.setattr("prefect_launch.agent.reporting.WRITE_SECONDS", 0.0)
-    monkeypatch.setattr("prefect_launch.agent.reporting._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.polling.runner_health.ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_launch.agent.polling.runner_health._PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("prefect_launch.agent.polling.runner_health._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status.WRITE_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status._LOOK_SECONDS", 0.01)
 
 
 async def troubles(bench: Bench) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.loop import Loop
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InfrastructureError, ServerUnavailableError
 from prefect_launch.runners.base import Found
 from prefect_launch.server.values import Item, State
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.agent.ending import count_retries
+from prefect_launch.agent.item.finish import count_retries
+from prefect_launch.client.create_job import acreate_job
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ImagePullError, InfrastructureError, NotFoundError, SpecError
-from prefect_launch.jobs.create import acreate_job
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.values import Item, State
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import Script
 from tests.support.bench import Bench, eventually
 

@@ -12,14 +12,14 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.activity import agents
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.held import Holder, holder_of
-from prefect_launch.agent.home import home_id
-from prefect_launch.agent.lost import LostWatch
-from prefect_launch.agent.presence import Presence, post_presence, read_presences
+from prefect_launch.agent.recovery.home_id import home_id
+from prefect_launch.agent.recovery.lost_agents import LostWatch
+from prefect_launch.agent.recovery.ownership import Holder, holder_of
+from prefect_launch.agent.recovery.presence import Presence, post_presence, read_presences
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.queues.activity import agents
 from prefect_launch.server.values import Item
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
 from tests.unit.agent.test_lost import Clock, Watcher

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from prefect_launch import create_job
-from prefect_launch.session import Session
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
+from prefect_launch.queues.session import Session
 from tests.support.bench import QUEUE, Bench, eventually
 
 LOCKED: list[tuple[dict[str, Any], str]] = [

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from prefect_launch.agent import stray_stops
-from prefect_launch.agent.stray_stops import StrayStops
+from prefect_launch.agent.recovery import orphaned_cancellations as stray_stops
+from prefect_launch.agent.recovery.orphaned_cancellations import StrayStops
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench
 

@@ -8,20 +8,20 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.telling import WaitTeller
-from prefect_launch.agent_board import AgentNotice, post_notice
+from prefect_launch.agent.reporting.wait_notes import WaitTeller
+from prefect_launch.core.states import ItemState
+from prefect_launch.queues.agent_status import AgentNotice, post_notice
+from prefect_launch.queues.wait_facts import why_waiting
+from prefect_launch.queues.wait_reason import WaitCause, Waiting
 from prefect_launch.server.values import Item, LogRecord
-from prefect_launch.states import ItemState
 from prefect_launch.testing import Script
-from prefect_launch.waiting import WaitCause, Waiting
-from prefect_launch.waiting_facts import why_waiting
 from tests.support.bench import QUEUE, Bench, eventually
 from tests.support.devices import agent_of, running, wants
 
 
 @pytest.fixture(autouse=True)
 def _told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_launch.agent.telling.WAITED_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_launch.agent.reporting.wait_notes.WAITED_SECONDS", 0.0)
 
 
 @asynccontextmanager
@@ -117,7 +117,7 @@ async def test_next_life_of_an_agent_does_not_repeat_the_line(bench: Bench) -> N
 async def test_item_that_came_just_now_or_is_due_later_is_not_told(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_launch.agent.telling.WAITED_SECONDS", 60.0)
+    monkeypatch.setattr("prefect_launch.agent.reporting.wait_notes.WAITED_SECONDS", 60.0)
     (item,) = await bench.add()
     async with teller(bench) as hook:
         await hook.look(QUEUE)
@@ -131,7 +131,7 @@ async def test_queue_in_which_nothing_waits_costs_one_read(bench: Bench, monkeyp
     async def never(*_: object) -> None:
         raise AssertionError("it is not asked")
 
-    monkeypatch.setattr("prefect_launch.agent.telling.read_queue_facts", never)
+    monkeypatch.setattr("prefect_launch.agent.reporting.wait_notes.read_queue_facts", never)
     async with teller(bench) as hook:
         await hook.look(QUEUE)
 
@@ -149,8 +149,8 @@ async def test_line_has_the_expected_start_from_past_runs(bench: Bench) -> None:
 async def test_item_that_waits_for_gpus_says_what_the_agent_has_and_who_holds_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_launch.agent.reporting.WRITE_SECONDS", 0.0)
-    monkeypatch.setattr("prefect_launch.agent.reporting._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status.WRITE_SECONDS", 0.0)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status._LOOK_SECONDS", 0.01)
     bench.plays(Script(seconds=60))
     (holder,) = await bench.add(**wants(2))
     async with bench.running(agent_of(bench, 2)), bench.api.open() as session:

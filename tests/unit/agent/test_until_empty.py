@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import datetime, timedelta, timezone
 
+from prefect_launch.core.states import StateType
 from prefect_launch.server.values import State
-from prefect_launch.states import StateType
 from tests.support.bench import Bench
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from prefect_launch.agent.wake import Wake, listen
+from prefect_launch.agent.polling.events import Wake, listen
 from tests.support.bench import QUEUE, Bench, eventually
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.bases import read_bases
+from prefect_launch.builds.base_images import read_bases
 from prefect_launch.errors import SourceError
 
 

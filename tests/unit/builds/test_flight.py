@@ -14,9 +14,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from prefect_launch.builds import flight
-from prefect_launch.builds.flight import BUILD_LOGGER, Flights, Lease
-from prefect_launch.builds.owner import container_name, is_left_behind, started_at, this_place
+from prefect_launch.builds import lease as flight
+from prefect_launch.builds.lease import BUILD_LOGGER, Flights, Lease
+from prefect_launch.builds.process_id import container_name, is_left_behind, started_at, this_place
 from prefect_launch.errors import BuildError, InfrastructureError
 from prefect_launch.server.values import LogRecord
 from prefect_launch.testing import InMemoryServer

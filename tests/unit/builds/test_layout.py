@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.layout import find_layout
-from prefect_launch.builds.wish import ImageWish
+from prefect_launch.builds.dockerfile_choice import find_layout
 from prefect_launch.errors import SourceError
+from prefect_launch.spec.image_request import ImageWish
 
 ENTRY = ("python", "-u", "train/main.py", "--lr", "1")
 

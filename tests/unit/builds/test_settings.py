@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_launch.agent.config import parse_agent_config
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.errors import AgentConfigError
+from prefect_launch.settings.agent_config import parse_agent_config
 
 
 def builder(**settings: object) -> BuilderSettings:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch import supervision
-from prefect_launch.api import use_api
 from prefect_launch.cli.main import run
+from prefect_launch.client.api import use_api
+from prefect_launch.core import supervision
 from tests.support.bench import QUEUE, Bench
 
 

@@ -13,15 +13,15 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from prefect_launch import cli
-from prefect_launch.api import use_api
 from prefect_launch.cli.main import app
-from prefect_launch.enqueue import launch_add_many
+from prefect_launch.client.api import use_api
+from prefect_launch.client.launch_add import launch_add_many
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.short_id import short_id, short_ids
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError
-from prefect_launch.item_id import short_id, short_ids
-from prefect_launch.queued_run import QueuedRun
+from prefect_launch.queues.session import Session
 from prefect_launch.server.values import LogRecord, State
-from prefect_launch.session import Session
-from prefect_launch.states import ItemState, StateType
 from prefect_launch.testing import InMemoryApi
 
 IMAGE = {"docker": {"docker_image": "busybox:1"}}

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from prefect_launch.cli.output import Column, ago, lasted, print_details, print_json, print_table
-from prefect_launch.states import StateType
+from prefect_launch.core.states import StateType
 
 COLUMNS = (Column("ID"), Column("NAME", gives_way=True), Column("STATE"), Column("TOOK", right=True))
 ROWS = [("1a2b3c4d", "a-run-with-a-very-long-name-that-somebody-gave-it-one-day", "running", "3 min")]

@@ -6,8 +6,8 @@ import json
 
 from typer.testing import CliRunner
 
-from prefect_launch.api import use_api
 from prefect_launch.cli.main import app
+from prefect_launch.client.api import use_api
 from prefect_launch.testing import InMemoryApi
 
 

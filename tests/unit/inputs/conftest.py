@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.job_environment import JobContext, job_environment
+from prefect_launch.planning.environment import JobContext, job_environment
 
 Launch = Callable[..., None]
 

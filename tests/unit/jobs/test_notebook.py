@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from prefect_launch.client.create_job import create_in
+from prefect_launch.client.job_drafts import JobRequest, draft_job
 from prefect_launch.errors import OperatorError, SourceError
-from prefect_launch.jobs.create import create_in
-from prefect_launch.jobs.drafts import JobRequest, draft_job
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.sources.git import GitSource
 from prefect_launch.sources.git_command import Git

@@ -10,11 +10,11 @@ from uuid import uuid4
 import pytest
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
+from prefect_launch.core.output_limits import OutputLimits
+from prefect_launch.core.sparse_files import held_bytes
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.holes import held_bytes
 from prefect_launch.jobs.files import StoredFiles
 from prefect_launch.jobs.outputs import get_outputs, put_outputs
-from prefect_launch.output_limits import OutputLimits
 
 ITEM = str(uuid4())
 MEBIBYTE = 1024 * 1024

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect_launch.deploy import form_schema
-from prefect_launch.jobs.create import create_in
-from prefect_launch.jobs.drafts import JobRequest
+from prefect_launch.client.create_job import create_in
+from prefect_launch.client.deploy_job import form_schema
+from prefect_launch.client.job_drafts import JobRequest
 from prefect_launch.jobs.plain_schema import inputs_in_order
 from prefect_launch.jobs.registry import JobRegistry
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.agent.stopping import Stopper
-from prefect_launch.agent.tracker import JobTracker
-from prefect_launch.runners import supervisor
+from prefect_launch.agent.item.stopping import Stopper
+from prefect_launch.agent.item.tracker import JobTracker
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.runners.base import Exit, RunPlan
-from prefect_launch.states import ItemState, StateType
+from prefect_launch.runners.process import supervisor
 from prefect_launch.testing import InMemoryRunner
 from tests.support.bench import Bench
 

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
-from prefect_launch.runners.container_options import (
+from prefect_launch.planning.safety import normalise_option
+from prefect_launch.runners.docker.options import (
     OPTIONS,
     SUBMITTER_OPTIONS,
     apply_options,
     check_container_options,
     check_together,
 )
-from prefect_launch.safety import normalise_option
 
 GPU = {"Driver": "", "Capabilities": [["gpu"]]}
 

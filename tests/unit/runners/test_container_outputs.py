@@ -10,11 +10,11 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from prefect_launch.holes import held_bytes
-from prefect_launch.output_limits import OutputLimits
-from prefect_launch.runners import container_files
-from prefect_launch.runners.container_files import collect_outputs
-from prefect_launch.runners.engine import TooLargeError
+from prefect_launch.core.output_limits import OutputLimits
+from prefect_launch.core.sparse_files import held_bytes
+from prefect_launch.runners.docker import files as container_files
+from prefect_launch.runners.docker.engine import TooLargeError
+from prefect_launch.runners.docker.files import collect_outputs
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
 
 MEBIBYTE = 1024 * 1024

@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.runners.base import Labels, Runner, RunPlan
-from prefect_launch.runners.local_container import LocalContainerRunner
+from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
 from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
 from prefect_launch.testing.runner_contract import MISSING, RunnerContract

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.runners.engine_logs import LogPosition
+from prefect_launch.runners.docker.logs import LogPosition
 
 S1, S2, S9 = b"2026-01-01T00:00:01.5Z ", b"2026-01-01T00:00:02.5Z ", b"2026-01-01T00:00:09.5Z "
 FULL = b"x" * 16384

@@ -8,11 +8,11 @@ import pytest
 
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.runners.container_config import container_config
-from prefect_launch.runners.engine import Image
-from prefect_launch.runners.local_container import LocalContainerRunner
-from prefect_launch.runners.local_process import LocalProcessRunner
-from prefect_launch.runners.process_options import check_process_options
+from prefect_launch.runners.docker.config import container_config
+from prefect_launch.runners.docker.engine import Image
+from prefect_launch.runners.docker.runner import LocalContainerRunner
+from prefect_launch.runners.process.options import check_process_options
+from prefect_launch.runners.process.runner import LocalProcessRunner
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.local_container import LocalContainerRunner
+from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.registries.base import Credentials, Registry
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import AgentConfigError, ImagePullError, UnreachableError
-from prefect_launch.runners import container_image
+from prefect_launch.registries.base import Credentials, Registry
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.runners.engine import Image
-from prefect_launch.runners.local_container import LocalContainerRunner
-from prefect_launch.states import ItemState
+from prefect_launch.runners.docker import image as container_image
+from prefect_launch.runners.docker.engine import Image
+from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine
 
 OLD, NEW = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"

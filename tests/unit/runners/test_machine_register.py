@@ -10,10 +10,10 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.runners import supervisor
 from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.machine_register import MachineRegister, state_folder
-from prefect_launch.runners.process_files import RunFolder
+from prefect_launch.runners.process import supervisor
+from prefect_launch.runners.process.files import RunFolder
+from prefect_launch.runners.process.machine_index import MachineRegister, state_folder
 
 ITEM = "6f0c2bd2-8a8e-4b9f-9a2b-0d8f6f8b5b11"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
-from prefect_launch.runners.process_files import registered
+from prefect_launch.runners.process.files import registered
 
 
 def test_register_is_read_while_another_agent_strikes_runs_out(tmp_path: Path) -> None:

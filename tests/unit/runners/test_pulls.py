@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.registries.base import Credentials
-from prefect_launch.builds.registries.keychain import Keychain
-from prefect_launch.builds.registries.remote import RemoteRegistries
-from prefect_launch.builds.registries.settings import read_registries
 from prefect_launch.errors import ImagePullError
+from prefect_launch.registries.base import Credentials
+from prefect_launch.registries.keychain import Keychain
+from prefect_launch.registries.remote import RemoteRegistries
+from prefect_launch.registries.settings import read_registries
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.runners.local_container import LocalContainerRunner
+from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
 
 HOST = "registry.example:5000"

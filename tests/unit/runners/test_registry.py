@@ -9,7 +9,7 @@ import pytest
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners import make_runner, runner_class, runner_names
-from prefect_launch.runners.local_process import LocalProcessRunner
+from prefect_launch.runners.process.runner import LocalProcessRunner
 
 
 def test_both_resources_are_known() -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.runners import supervisor
-from prefect_launch.runners.local_process import LocalProcessRunner
+from prefect_launch.runners.process import supervisor
+from prefect_launch.runners.process.runner import LocalProcessRunner
 
 
 def test_supervisor_that_ends_while_it_is_told_to_stop_is_no_fault(

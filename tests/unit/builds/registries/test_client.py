@@ -11,10 +11,10 @@ import httpx
 import pytest
 import respx
 
-from prefect_launch.builds.registries.base import TOKEN_USER, Credentials
-from prefect_launch.builds.registries.client import MANIFEST_TYPES, RegistryClient
-from prefect_launch.builds.registries.reference import parse_reference
 from prefect_launch.errors import RegistryError
+from prefect_launch.registries.base import TOKEN_USER, Credentials
+from prefect_launch.registries.client import MANIFEST_TYPES, RegistryClient
+from prefect_launch.registries.reference import parse_reference
 
 HOST = "registry.example:5000"
 IMAGE = f"{HOST}/team/train:1"

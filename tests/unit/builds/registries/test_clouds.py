@@ -13,10 +13,10 @@ import responses
 import respx
 from moto import mock_aws
 
-from prefect_launch.builds.registries import acr, ecr, gar
-from prefect_launch.builds.registries.clouds import cloud_of
-from prefect_launch.builds.registries.keychain import Keychain
 from prefect_launch.errors import RegistryError
+from prefect_launch.registries import acr, ecr, gar
+from prefect_launch.registries.clouds import cloud_of
+from prefect_launch.registries.keychain import Keychain
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
 GAR = "europe-west1-docker.pkg.dev"

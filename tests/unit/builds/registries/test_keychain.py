@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.builds.registries.base import TOKEN_USER, Credentials
-from prefect_launch.builds.registries.docker_config import read_docker_config
-from prefect_launch.builds.registries.keychain import Keychain
-from prefect_launch.builds.registries.settings import read_registries
 from prefect_launch.errors import AgentConfigError
+from prefect_launch.registries.base import TOKEN_USER, Credentials
+from prefect_launch.registries.docker_config import read_docker_config
+from prefect_launch.registries.keychain import Keychain
+from prefect_launch.registries.settings import read_registries
 
 HOST = "registry.example:5000"
 OF_BLOCK = Credentials("of-block", "x")

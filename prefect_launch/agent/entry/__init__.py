@@ -1,0 +1,1 @@
+"""Ways to start an agent: in a process, as a scheduled flow, as a Prefect worker."""

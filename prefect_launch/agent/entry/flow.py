@@ -1,0 +1,36 @@
+"""The flow `launch-agent`: an agent's loop as a flow run, so that its page in the UI is a time line of the machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.client.api import Api
+
+
+@flow(name="launch-agent", persist_result=False, validate_parameters=False)
+async def launch_agent(
+    config: dict[str, Any],
+    api: Api | dict[str, Any] | None = None,
+    until_empty: bool = False,
+    max_runtime_seconds: float | None = None,
+) -> None:
+    """Run an agent for one shift; each item that it runs is a task run `run_job`.
+
+    What runs when the shift ends goes on, and the next shift of an agent of this name takes it up.
+
+    Args:
+        config: the agent's settings; see `prefect_launch.settings.agent_config.AgentConfig`.
+        api: the server; by default Prefect's own setting.
+        until_empty: end when the queues hold nothing and all work is done.
+        max_runtime_seconds: how long the shift lasts; without it, until it is cancelled.
+
+    Raises:
+        AgentConfigError: for a wrong setting.
+        NotFoundError: when a queue does not exist.
+    """
+    server = api if isinstance(api, Api) else Api.model_validate(api or {})
+    agent = LaunchAgent(server, config)
+    await agent.loop(until_empty=until_empty, max_runtime_seconds=max_runtime_seconds)

@@ -1,0 +1,1 @@
+"""Housekeeping: what past runs left on the machine, removed by age and size."""

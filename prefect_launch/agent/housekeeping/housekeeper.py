@@ -1,0 +1,142 @@
+"""Housekeeping: finished runs, old work folders, environments, built images and copies of git remotes go, so that a
+machine does not fill up.
+
+A hook beside the agent's loop, at its start and every few minutes; disks are measured in threads. One process does it
+at a time on one home. The job store is not its business: what runs have left there stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import anyio
+from pydantic import BaseModel, ConfigDict
+
+from prefect_launch.agent.housekeeping.environments import EnvironmentShelf
+from prefect_launch.agent.housekeeping.finished_runs import SETTLED_SECONDS, remove_finished
+from prefect_launch.agent.housekeeping.git_mirrors import GitShelf
+from prefect_launch.agent.housekeeping.images import ImageShelf
+from prefect_launch.agent.housekeeping.run_folders import RunShelf
+from prefect_launch.agent.item.transitions import log
+from prefect_launch.core.disk import in_bytes
+from prefect_launch.core.disk_cache import FRESH_SECONDS, Shelf, Tidied
+from prefect_launch.core.file_lock import locked_if_free
+from prefect_launch.errors import LaunchError
+from prefect_launch.runners.process.files import environments_in_use
+from prefect_launch.settings.agent_config import AgentConfig
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.item.context import Workshop
+    from prefect_launch.client.api import Api
+
+#: Between two looks.
+LOOK_SECONDS: Final = 300.0
+
+
+class Report(BaseModel):
+    """What one round of housekeeping has removed, or would remove."""
+
+    model_config = ConfigDict(frozen=True)
+
+    finished: tuple[str, ...] = ()
+    shelves: tuple[Tidied, ...] = ()
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether nothing went."""
+        return not self.finished and not any(shelf.gone for shelf in self.shelves)
+
+    def describe(self) -> str:
+        """Say what went, in one line."""
+        parts = [f"{len(self.finished)} finished runs"] if self.finished else []
+        parts += [f"{len(one.gone)} {one.shelf} ({in_bytes(one.gone_bytes)})" for one in self.shelves if one.gone]
+        return ", ".join(parts) or "nothing"
+
+
+class Housekeeper:
+    """Keeps the house of one agent.
+
+    Args:
+        workshop: the agent's.
+        held: lists the items that it has in work.
+        fresh_seconds: what was used later than that stays.
+        settled_seconds: how long ago the item of a finished run must have ended.
+    """
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        held: Callable[[], Collection[UUID]] = tuple,
+        *,
+        fresh_seconds: float = FRESH_SECONDS,
+        settled_seconds: float = SETTLED_SECONDS,
+    ) -> None:
+        self._shop = workshop
+        self._held = held
+        self._settled_seconds = settled_seconds
+        config, home = workshop.config, workshop.config.home
+        in_use = partial(environments_in_use, home / "processes")
+        self._runs = RunShelf(home / "runs", config.keep_runs, workshop.session.server, fresh_seconds=fresh_seconds)
+        self._shelves: tuple[Shelf, ...] = (
+            self._runs,
+            EnvironmentShelf(home / "environments", config.keep_environments, in_use, fresh_seconds=fresh_seconds),
+            GitShelf(home / "git", config.keep_git, fresh_seconds=fresh_seconds),
+            ImageShelf(home, config.keep_images, workshop.images.engine, fresh_seconds=fresh_seconds),
+        )
+
+    async def keep(self) -> None:
+        """Do it again and again, for ever; what fails is tried the next time."""
+        while True:
+            try:
+                report = await self.once()
+                if report is not None and not report.is_nothing:
+                    log.info("housekeeping removed %s", report.describe())
+            except (LaunchError, OSError) as error:
+                log.warning("housekeeping failed: %s", error)
+            await anyio.sleep(LOOK_SECONDS)
+
+    async def once(self, *, dry_run: bool = False) -> Report | None:
+        """Do it once.
+
+        Args:
+            dry_run: only tell what would go.
+
+        Returns:
+            What went; `None` when another process does it just now.
+
+        Raises:
+            LaunchError: when the server does not answer.
+        """
+        with locked_if_free(self._shop.config.home / "housekeeping.lock") as is_ours:
+            return await self._once(dry_run) if is_ours else None
+
+    async def _once(self, dry_run: bool) -> Report:
+        survey = await remove_finished(self._shop, self._held(), dry_run=dry_run, settled_seconds=self._settled_seconds)
+        self._runs.existing = survey.items | {str(item) for item in self._held()}
+        self._runs.is_blind = bool(survey.unseen)
+        tidied = [await shelf.tidy(dry_run=dry_run) for shelf in self._shelves]
+        return Report(finished=tuple(survey.removed), shelves=tuple(tidied))
+
+
+async def clean(api: Api, config: AgentConfig, *, dry_run: bool = False) -> Report | None:
+    """Keep the house of an agent's home once, whether an agent runs or not.
+
+    Args:
+        api: the server that its items are on.
+        config: the agent's.
+        dry_run: only tell what would go.
+
+    Returns:
+        What went, or would; `None` when an agent does it just now.
+    """
+    from prefect_launch.agent.item.context import Workshop
+
+    async with api.open() as session:
+        workshop = Workshop(config, session)
+        try:
+            return await Housekeeper(workshop).once(dry_run=dry_run)
+        finally:
+            await workshop.aclose()

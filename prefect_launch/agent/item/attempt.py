@@ -1,0 +1,296 @@
+"""One attempt at one claimed item: plan, prepare, create, record, start, Running, watch, finish.
+
+Each step can be the last one of this agent's life. What was created is found again by its labels, under a name that is
+the same for the same attempt; so the next agent goes on from there (`prefect_launch.agent.recovery.restart`), and
+nothing is lost or started twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from prefect_launch.agent.devices.allocator import NotNowError
+from prefect_launch.agent.item.cleanup import Closing
+from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.item.image_build import bring_image
+from prefect_launch.agent.item.image_warning import tell_other_image
+from prefect_launch.agent.item.keep_outputs import keep_outputs
+from prefect_launch.agent.item.logs import LogShipper
+from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
+from prefect_launch.agent.item.previous_outputs import bring_last_outputs
+from prefect_launch.agent.item.stopping import Stopper
+from prefect_launch.agent.item.tracker import JobTracker
+from prefect_launch.agent.item.transitions import move, until_server_is_back
+from prefect_launch.agent.recovery.ownership import is_held, token_of
+from prefect_launch.agent.recovery.previous_attempts import stop_older_attempts
+from prefect_launch.agent.recovery.run_lock import kept
+from prefect_launch.core.states import ACTIVE, ItemState, StateType
+from prefect_launch.core.supervision import restarted
+from prefect_launch.errors import LaunchError, UnreachableError
+from prefect_launch.planning.plan import Request, make_plan, with_mask
+from prefect_launch.runners.base import Exit, Labels, Phase, Runner, RunPlan
+from prefect_launch.server.values import LogRecord
+from prefect_launch.spec.item_parameters import run_id_of, spec_of
+
+T = TypeVar("T")
+
+log = logging.getLogger("prefect_launch.agent")
+
+
+class StopAskedError(Exception):
+    """The item was asked to stop before anything of it ran."""
+
+
+class Execution:
+    """One attempt at one item, from the claim to the final state.
+
+    Args:
+        workshop: the agent's.
+        tracker: of the item.
+    """
+
+    def __init__(self, workshop: Workshop, tracker: JobTracker) -> None:
+        self._shop = workshop
+        self._server = workshop.session.server
+        self._tracker = tracker
+        self._item = tracker.item
+        self._closing = Closing(workshop, tracker)
+        tracker.claim = tracker.claim or token_of(tracker.item)
+
+    async def run(self) -> Outcome:
+        """Do the whole attempt.
+
+        Returns:
+            How it ended; the item is in that state.
+        """
+        try:
+            runner, plan = await self._start()
+        except StopAskedError:
+            outcome = Outcome(state=ItemState.CANCELLED, message="Stopped before it was started.")
+            return await self._closing.give_up(outcome)
+        except UnreachableError as error:
+            return await self._closing.hand_back(error)
+        except NotNowError as error:
+            return await self._closing.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
+        except Exception as error:  # noqa: BLE001 - the item says why it does not run
+            self._closing.tell_why(error)
+            self._closing.know(error=error)
+            return await self._closing.give_up(outcome_of_error(error, self._tracker.phase))
+        return await self._watch(runner, plan, StateType.RUNNING)
+
+    async def resume(self, runner: Runner, plan: RunPlan, handle: str, current: StateType) -> Outcome:
+        """Go on with a run that was created by an agent that is gone.
+
+        Args:
+            runner: of its resource.
+            plan: as it was kept in the run's folder.
+            handle: of what exists.
+            current: the type of the state that the item is in.
+        """
+        self._tracker.handle = handle
+        self._tracker.phase = Phase.RUN
+        self._tracker.claim = plan.labels.get(Labels.CLAIM, "")
+        self._closing.runner = runner
+        self._closing.know(plan=plan)
+        plan = await self._hiding_secrets(plan)
+        self._closing.know(plan=plan)
+        if current is StateType.PENDING:
+            try:
+                await self._insist(runner, lambda: runner.start(handle))
+                await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._shop.config.name}.")
+            except Exception as error:  # noqa: BLE001 - the item says why it does not run
+                self._closing.know(error=error)
+                return await self._closing.give_up(outcome_of_error(error, Phase.RUN))
+        return await self._watch(runner, plan, StateType.RUNNING)
+
+    async def _hiding_secrets(self, plan: RunPlan) -> RunPlan:
+        """Return a plan that was kept with what hides its secrets; its log tells which cannot be hidden any more."""
+        site, read = self._shop.config.site, self._shop.session.read_secret
+        plan, gone = await until_server_is_back(
+            f"show the secrets of {self._item.id}", lambda: with_mask(plan, site, read)
+        )
+        for name in gone:
+            told = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
+            record = LogRecord(
+                name="launch.agent", level=logging.WARNING, message=told, timestamp=datetime.now(timezone.utc)
+            )
+            await until_server_is_back("take the log", lambda: self._server.write_logs(self._item.id, [record]))  # noqa: B023
+        return plan
+
+    async def _start(self) -> tuple[Runner, RunPlan]:
+        session = self._shop.session
+        queue = await until_server_is_back("show the queue", lambda: session.queue(self._tracker.queue))
+        request = Request(
+            spec=spec_of(self._item),
+            item_id=str(self._item.id),
+            attempt=self._item.run_count + 1,
+            queue=self._tracker.queue,
+            config=queue.config,
+            labels=self._labels(),
+        )
+        site = self._shop.config.site
+        plan = await self._unless_stopped(
+            until_server_is_back("show the job", lambda: make_plan(request, site, session.jobs, session.read_secret))
+        )
+        self._closing.know(plan=plan)
+        runner = self._closing.runner = self._shop.runner(queue.config.resource)
+        if plan.image_wish is not None:
+            plan = await self._unless_stopped(bring_image(self._shop, self._tracker, plan, self._move))
+            self._closing.know(plan=plan)
+        runner.check(plan)
+        plan = await self._shop.desk.equip(self._item.id, runner, plan)
+        await self._check_ours()  # Else what would be stopped, or removed, could be the next holder's.
+        await stop_older_attempts(self._shop, runner, plan)
+        await bring_last_outputs(plan, self._shop.config.site, session.jobs)
+        waits_for = await runner.missing(plan)
+        if waits_for is not None:
+            self._tracker.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT
+            await self._move(StateType.PENDING, waits_for, f"On {self._shop.config.name}.")
+            await self._unless_stopped(runner.prepare(plan))
+        self._tracker.phase = Phase.RUN
+        await self._check_ours()
+        handle = await runner.create(plan)
+        self._tracker.handle = handle
+        await until_server_is_back(
+            f"record what {self._item.id} runs in", lambda: self._server.record_infrastructure(self._item.id, handle)
+        )
+        image = await self._insist(runner, lambda: runner.image_of(handle))
+        self._closing.know(image=image)
+        await self._check_ours()
+        await self._insist(runner, lambda: runner.start(handle))
+        self._shop.reach.worked(queue.config.resource)
+        gpus = self._shop.desk.gpus_of(self._item.id)
+        what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
+        where = f"Runs on {self._shop.config.name} ({what})."
+        await self._move(StateType.PENDING, ItemState.RUNNING, where, data={"image": image} if image else None)
+        await tell_other_image(self._server, self._item.id, plan, image)
+        return runner, plan
+
+    async def _check_ours(self) -> None:
+        """See that the item is still to be run, and by this agent.
+
+        Raises:
+            StopAskedError: when it is not.
+        """
+        if self._tracker.stop.is_set() or not await self._closing.is_trusted():
+            raise StopAskedError
+
+    async def _insist(self, runner: Runner, call: Callable[[], Awaitable[T]], *, until_stopped: bool = True) -> T:
+        """Make a call about what was created: it may have come through though no answer did, so it is made again."""
+        return await self._shop.reach.insist(
+            self._shop.resource_of(runner), call, lambda: until_stopped and self._tracker.stop.is_set()
+        )
+
+    def _labels(self) -> dict[str, str]:
+        return {
+            Labels.ITEM: str(self._item.id),
+            Labels.ATTEMPT: str(self._item.run_count + 1),
+            Labels.RUN_ID: run_id_of(self._item),
+            Labels.QUEUE: self._tracker.queue,
+            Labels.AGENT: self._shop.config.name,
+            Labels.CLAIM: self._tracker.claim,
+        }
+
+    async def _move(self, current: StateType, target: ItemState, message: str, data: object = None) -> None:
+        """Move the item on its way; when the server says that it is being stopped, stop it."""
+        ours = self._closing.is_trusted
+        state = await move(self._server, self._item.id, current, target, message, data=data, still_ours=ours)
+        if state.type in (StateType.CANCELLING, StateType.CANCELLED):
+            self._tracker.stop.set()
+
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
+        """Do something long, unless the item is asked to stop meanwhile.
+
+        Raises:
+            StopAskedError: when it was.
+        """
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._tracker.stop.wait())
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise StopAskedError
+            return task.result()
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+    async def _watch(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
+        """Follow the run to its end; when another agent of this home has done so meanwhile, there is nothing to do."""
+        async with kept(plan.run_dir, self._shop.config.name) as at_once:
+            if not at_once and not await is_held(self._server, self._item.id, self._tracker.claim, among=ACTIVE):
+                return Outcome(state=ItemState.CANCELLED, message="Another agent has reported on it.")
+            return await self._follow(runner, plan, current)
+
+    async def _follow(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
+        handle = self._tracker.handle or ""
+        shipper = LogShipper(self._server, self._item.id, plan.log_path, mask=plan.mask)
+        shipper.follow()
+        frees = self._shop.desk.gpus_of(self._item.id)
+        stopper = Stopper(self._tracker, runner, plan, self._shop.config.stopped_run_timeout, frees=frees)
+        stopping = asyncio.create_task(restarted(f"stopping {self._item.id}", stopper.watch))
+        faults = []
+        try:
+            watch = partial(runner.watch, handle, plan, ended=self._has_run)
+            end = await self._insist(runner, watch, until_stopped=False)
+            self._closing.know(end=end)
+            faults += await self._finish_log(shipper, plan)
+        except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on
+            self._closing.know(error=error)
+            return await self._closing.lose_sight(outcome_of_error(error, Phase.RUN), current)
+        finally:
+            stopping.cancel()
+            await asyncio.wait({stopping})
+            await shipper.let_go()
+        warnings = [*end.warnings, *faults, *await self._keep(plan, end)]
+        if end.stopped:
+            await self._closing.complete_facts()
+        outcome = await stopper.outcome(end)
+        if outcome is None:
+            outcome = outcome_of_exit(end)
+            if end.stopped:
+                self._closing.doubt()
+        if warnings:
+            outcome = outcome.model_copy(update={"message": f"{outcome.message} Note: {' '.join(warnings)}"})
+        ended = await self._closing.end(outcome, current)
+        await self._closing.remove(end)
+        return ended
+
+    async def _finish_log(self, shipper: LogShipper, plan: RunPlan) -> list[str]:
+        """Send what is left of the log; returns what went wrong with it: it does not make a good run a bad one."""
+        try:
+            await shipper.finish()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the run itself has ended as it has
+            log.warning("%s log-not-sent %r", self._item.id, error)
+            return [f"The log could not be sent whole ({error}); it is in {plan.log_path}."]
+        return []
+
+    def _has_run(self) -> None:
+        """Free the slot and the devices: the run needs them no more."""
+        self._tracker.has_run = True
+        self._shop.run_ended(self._tracker.thread_id)
+
+    async def _keep(self, plan: RunPlan, end: Exit) -> list[str]:
+        """Keep the run's outputs and its whole log; returns what went wrong with it, in words."""
+        faults = []
+        try:
+            async with self._shop.copies:
+                faults += await keep_outputs(self._shop.session, self._item.id, plan, end)
+        except Exception as error:  # noqa: BLE001 - a store that fails does not make a good run a bad one
+            faults.append(f"The outputs could not be kept ({error}); they are in {plan.output_dir}.")
+        try:
+            fault = await until_server_is_back(
+                f"show the outputs of {self._item.id}",
+                lambda: publish_outputs(self._server, self._item.id, plan.run_id, plan.output_dir),
+            )
+        except LaunchError as error:
+            fault = f"The outputs could not be shown ({error})."
+        return [*faults, *([fault] if fault else [])]

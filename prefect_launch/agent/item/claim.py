@@ -1,0 +1,138 @@
+"""The claim: how an item becomes this agent's, and nobody else's.
+
+What the server promises is less than it seems. Of two agents that propose `Pending` for a *waiting* item, one wins. But
+the server also lets an item that has *ended* become `Pending`, so an agent with an old poll result would run it again.
+Therefore: propose exactly `Pending`, with a transition id, never by force; then read the item, and see whether it has
+ended since the poll (it ran once more, or ended before it ran). If it has, put the end back that it had, and let go.
+Limits of a queue are applied by the server when it is polled, not at the claim; so after a claim the active items are
+counted, and the item is given back when they are too many.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+from uuid import UUID, uuid4
+
+from prefect_launch.agent.item.transitions import step_id, until_server_is_back
+from prefect_launch.agent.recovery.ownership import Holder
+from prefect_launch.core.states import TERMINAL, ItemState, StateType
+from prefect_launch.errors import ItemGoneError
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Answer, Item, State, Verdict
+
+log = logging.getLogger("prefect_launch.agent")
+
+_COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
+
+
+async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
+    """Claim an item that a poll returned.
+
+    Args:
+        server: the door.
+        polled: the item as the poll returned it.
+        holder: who claims; it stands in the data of the state.
+
+    Returns:
+        The item as it is now; `None` when it is not ours.
+    """
+    token = uuid4()
+    wanted = holder.claiming(token)
+    if polled.created is not None:
+        # Without one, the claim takes over the time that the item waited for; and by a clock of the server's that is
+        # behind this agent's, the item would not be let run yet.
+        wanted = wanted.model_copy(update={"state_details": {"scheduled_time": polled.created.isoformat()}})
+    try:
+        # A claim whose answer was lost may have been made: it is asked for until it is known, under the same token.
+        verdict = await until_server_is_back(
+            f"claim {polled.id}", lambda: server.propose(polled.id, wanted, transition_id=token)
+        )
+    except ItemGoneError:
+        log.debug("%s lost: it was deleted", polled.id)
+        return None
+    if not (verdict.accepted or _is_own_repeat(verdict, token)):
+        log.debug("%s lost %s", polled.id, verdict.reason)
+        return None
+    current = await until_server_is_back(f"read {polled.id}", lambda: server.read_item(polled.id))
+    if current is None:
+        return None
+    if await until_server_is_back(f"judge {polled.id}", lambda: _has_ended_since(server, polled, current)):
+        await until_server_is_back(f"restore {polled.id}", lambda: _put_end_back(server, current))
+        return None
+    if current.state is None or current.state.transition_id != str(token):
+        await _finish_cancelling(server, current)
+        return None
+    log.info("%s claimed %s", polled.id, polled.name)
+    return current
+
+
+async def undo_claim(server: Server, item: Item, why: str) -> None:
+    """Undo a claim of which nothing came: a waiting item goes back into its queue, one that had ended gets its end."""
+    before = [state for state in await server.read_states(item.id) if state.type is not StateType.PENDING]
+    if before and before[-1].type in TERMINAL:
+        await _restore(server, item, before[-1])
+    else:
+        await give_back(server, item, why)
+
+
+async def give_back(server: Server, item: Item, why: str) -> None:
+    """Put a claimed item that was not started back into its queue."""
+    # Under one id: once it is back in its queue another agent may have it, and it must not be taken from that one.
+    queued = State.of(ItemState.QUEUED, why)
+    verdict = await server.propose(item.id, queued, transition_id=step_id(item, "give back"))
+    log.info("%s given-back %s %s", item.id, why, verdict.reason)
+
+
+async def is_over_limit(server: Server, item: Item, *, pool_limit: int | None, queue_limit: int | None) -> bool:
+    """Whether more items are in work than the queue, or its priority, allows, the claimed one counted in."""
+    pool = item.work_pool_name or ""
+    if pool_limit is not None and await server.count_items(pool=pool, state_types=_COUNTED) > pool_limit:
+        return True
+    if queue_limit is None:
+        return False
+    active = await server.count_items(pool=pool, queue=item.work_queue_name, state_types=_COUNTED)
+    return active > queue_limit
+
+
+async def _has_ended_since(server: Server, polled: Item, current: Item) -> bool:
+    """Whether the item has ended between the poll and the claim.
+
+    `run_count` grows when an item runs; one that ended before it ran has got a start time, as the server gives one to
+    every item that ends. For one that had ended before the poll too (it was put back), only its states can tell.
+    """
+    if current.run_count != polled.run_count:
+        return True
+    if polled.start_time is None:
+        return current.start_time is not None
+    queued_at = polled.next_scheduled_start_time
+    ends = [state.timestamp for state in await server.read_states(polled.id) if state.type in TERMINAL]
+    return queued_at is not None and any(ended_at is not None and ended_at > queued_at for ended_at in ends)
+
+
+async def _finish_cancelling(server: Server, item: Item) -> None:
+    """End an item that was asked to stop right after the claim: nothing of it runs, and nobody else would end it."""
+    if item.state_type is StateType.CANCELLING:
+        stopped = State.of(ItemState.CANCELLED, "Stopped before it was started.")
+        await server.propose(item.id, stopped, transition_id=step_id(item, "stop"))
+        log.info("%s cancelled before it was started", item.id)
+
+
+def _is_own_repeat(verdict: Verdict, token: UUID) -> bool:
+    """Whether the server says that it made this very transition already: the first answer was lost."""
+    made = verdict.state.transition_id if verdict.state else None
+    return verdict.status is Answer.REJECT and made == str(token)
+
+
+async def _put_end_back(server: Server, item: Item) -> None:
+    """Restore the end of an item that had run already when the claim of an old poll result came through."""
+    ends = [state for state in await server.read_states(item.id) if state.type in TERMINAL]
+    if ends:
+        await _restore(server, item, ends[-1])
+    else:
+        await give_back(server, item, "Claimed from an old poll result.")
+
+
+async def _restore(server: Server, item: Item, end: State) -> None:
+    await server.propose(item.id, end, transition_id=step_id(item, "restore"), force=True)
+    log.info("%s restored %s", item.id, end.name)

@@ -1,0 +1,81 @@
+"""What all executions of one agent share: its connection, its runners, its devices, its images and registries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from prefect_launch.agent.devices.allocator import Desk
+from prefect_launch.agent.devices.gpus import CardReader
+from prefect_launch.agent.item.image_build import image_maker
+from prefect_launch.agent.polling.runner_health import Reach
+from prefect_launch.agent.recovery.lost_agents import LOST_SECONDS
+from prefect_launch.agent.recovery.ownership import TRUSTED_SECONDS
+from prefect_launch.registries.remote import RemoteRegistries
+from prefect_launch.runners.base import Runner
+from prefect_launch.runners.registry import make_runner
+from prefect_launch.settings.agent_config import AgentConfig
+
+if TYPE_CHECKING:
+    from prefect_launch.queues.session import Session
+
+#: Runs whose outputs are copied at a time.
+COPIES: Final = 2
+
+
+@dataclass
+class Workshop:
+    """The means of one agent.
+
+    Attributes:
+        config: the agent's.
+        session: its connection.
+        runners: made on first use, one a resource.
+        trusted_seconds: for how long after an item was seen to be this agent's it is taken to be: nobody is called lost
+            that soon, and it is looked for within this time.
+        lost_seconds: for how long another agent's heartbeats must have stood still to call it lost.
+        cards: the door to the machine's GPUs.
+        run_ended: is told the id of an item whose run has ended, before its outputs are kept.
+        copies: how many runs' outputs are kept at a time.
+        registry: the registries of images, with this agent's credentials.
+        desk: gives out the machine's devices.
+        images: builds the images of jobs that have code and none.
+        reach: whether what the agent's queues run on answers.
+    """
+
+    config: AgentConfig
+    session: Session
+    runners: dict[str, Runner] = field(default_factory=dict)
+    trusted_seconds: float = TRUSTED_SECONDS
+    lost_seconds: float = LOST_SECONDS
+    cards: CardReader | None = None
+    run_ended: Callable[[str], None] = lambda item_id: None
+    copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(COPIES))
+
+    def __post_init__(self) -> None:
+        self.registry = RemoteRegistries(self.config.keychain)
+        self.desk = Desk(self.config, self.session, self.runner, self.cards)
+        self.images = image_maker(self.config, self.session, self.registry)
+        self.reach = Reach(self.session, self.runner)
+
+    def describe(self) -> str:
+        """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""
+        return "; ".join(filter(None, (self.desk.describe(), self.reach.describe())))
+
+    def runner(self, resource: str) -> Runner:
+        """Return the agent's runner of a resource."""
+        if resource not in self.runners:
+            self.runners[resource] = make_runner(resource, self.config.home, self.registry)
+        return self.runners[resource]
+
+    def resource_of(self, runner: Runner) -> str:
+        """Return the name of the resource that a runner was made for."""
+        return next((name for name, one in self.runners.items() if one is runner), runner.name)
+
+    async def aclose(self) -> None:
+        """Let go of the runners' connections; what runs goes on."""
+        for runner in self.runners.values():
+            await runner.aclose()
+        await self.images.aclose()

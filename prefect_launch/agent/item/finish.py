@@ -1,0 +1,163 @@
+"""The end of an attempt: what its item becomes, and what is told about it.
+
+An item whose retry rule covers the cause goes straight back into its queue, due after a pause, in one write: an agent
+that dies around it leaves no item that has ended and should have come back. Run id and priority stay, since it is the
+same flow run in the same work queue. Any other item gets its final state. Everything that did not complete gets a
+certificate first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from prefect_launch.agent.item.failure_report import Facts, certify, show_certificate
+from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.agent.item.transitions import move, until_server_is_back
+from prefect_launch.core.states import TERMINAL, ItemState, StateType
+from prefect_launch.errors import LaunchError
+from prefect_launch.runners.base import Labels
+from prefect_launch.server.values import Item, State
+from prefect_launch.spec.item_parameters import spec_of
+from prefect_launch.spec.retry import DEFAULT_RETRIES, Retries
+
+if TYPE_CHECKING:
+    from prefect_launch.queues.session import Session
+
+log = logging.getLogger("prefect_launch.agent")
+
+
+class Retry(BaseModel):
+    """The next attempt at an item.
+
+    Attributes:
+        number: which retry it is, from 1.
+        most: how many there may be.
+        due: when it may run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    most: int
+    due: datetime
+
+    def describe(self) -> str:
+        """Say it in words."""
+        return f"It comes back by itself at {self.due:%Y-%m-%d %H:%M:%S} UTC (retry {self.number} of {self.most})."
+
+
+async def end_item(
+    session: Session,
+    item: Item,
+    outcome: Outcome,
+    current: StateType,
+    facts: Facts,
+    *,
+    transition_id: UUID | None = None,
+) -> Outcome:
+    """End an attempt at an item: put the item back when its retry rule says so, else set its final state.
+
+    Args:
+        session: an open connection.
+        item: as it was claimed.
+        outcome: how the attempt ended.
+        current: the type of the state that the item is in.
+        facts: what is known about the end, for the certificate.
+        transition_id: of an end that several agents may tell; the server takes it once.
+
+    Returns:
+        What the item has become.
+
+    Raises:
+        ItemGoneError: when the item was deleted.
+    """
+    retry = await next_try(session, item, outcome)
+    if outcome.state not in (ItemState.COMPLETED, ItemState.QUEUED):
+        certificate = certify(item, outcome, facts, comes_back=retry.describe() if retry else None)
+        await show_certificate(session.server, item, certificate, once=_claim(item, facts))
+    if retry is None:
+        return await _set_end(session, item, outcome, current, transition_id)
+    return await _put_back(session, item, outcome, current, retry, transition_id)
+
+
+def _claim(item: Item, facts: Facts) -> str | None:
+    """Return the claim that an attempt was made under, or else the state that it ends."""
+    kept = facts.plan.labels.get(Labels.CLAIM) if facts.plan else None
+    return kept or (item.state.transition_id if item.state else None)
+
+
+async def next_try(session: Session, item: Item, outcome: Outcome) -> Retry | None:
+    """Return the next attempt that an item's retry rule gives it after this end; `None` when there is none."""
+    if outcome.cause is None or outcome.state not in (ItemState.FAILED, ItemState.CRASHED):
+        return None
+    rule = await retries_of(session, item)
+    if rule.max == 0 or not rule.covers(outcome.cause):
+        return None
+    states = await until_server_is_back(f"show the states of {item.id}", lambda: session.server.read_states(item.id))
+    done = count_retries(states)
+    if done >= rule.max:
+        return None
+    due = datetime.now(timezone.utc) + timedelta(seconds=rule.delay_seconds(done))
+    return Retry(number=done + 1, most=rule.max, due=due)
+
+
+async def retries_of(session: Session, item: Item) -> Retries:
+    """Return an item's retry rule: its own, its job's, or the default."""
+    try:
+        spec = spec_of(item)
+        if spec.retries is not None:
+            return spec.retries
+        job = await session.jobs.resolve(spec.job) if spec.job else None
+    except LaunchError as error:
+        log.debug("%s retries by default: %s", item.id, error)
+        return DEFAULT_RETRIES
+    return (job.document.retries if job else None) or DEFAULT_RETRIES
+
+
+def count_retries(states: Sequence[State]) -> int:
+    """Count how often an item has come back by itself; one that somebody has put back by hand starts anew."""
+    count = 0
+    ended = False
+    for state in states:
+        if state.name == ItemState.AWAITING_RETRY.label:
+            count += 1
+        elif ended and state.type is StateType.SCHEDULED:
+            count = 0
+        ended = state.type in TERMINAL
+    return count
+
+
+async def _put_back(
+    session: Session, item: Item, outcome: Outcome, current: StateType, retry: Retry, transition_id: UUID | None
+) -> Outcome:
+    server = session.server
+    # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
+    await until_server_is_back(f"forget the run of {item.id}", lambda: server.record_infrastructure(item.id, None))
+    target = ItemState.AWAITING_RETRY
+    why = outcome.message if outcome.message.endswith((".", "!", "?")) else f"{outcome.message}."
+    message = f"{outcome.state.label}: {why} {retry.describe()}"
+    state = await move(
+        server, item.id, current, target, message, data=outcome.data, due=retry.due, transition_id=transition_id
+    )
+    if state.type is StateType.CANCELLING:
+        return await _set_end(session, item, outcome.cancelled(), state.type, None)
+    return outcome.model_copy(update={"state": target, "message": message})
+
+
+async def _set_end(
+    session: Session, item: Item, outcome: Outcome, current: StateType, transition_id: UUID | None
+) -> Outcome:
+    server = session.server
+    state = await move(
+        server, item.id, current, outcome.state, outcome.message, data=outcome.data, transition_id=transition_id
+    )
+    if state.type is StateType.CANCELLING:
+        outcome = outcome.cancelled()
+        await move(server, item.id, state.type, outcome.state, outcome.message, data=outcome.data)
+    return outcome

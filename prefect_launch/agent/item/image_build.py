@@ -1,0 +1,102 @@
+"""Bringing the image of an item whose job has code and none: found by its tag, or built while the item shows it.
+
+The build's log streams into the item's log under the logger `build`; the whole of it is kept beside the run's own.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.agent.item.logs import LogShipper
+from prefect_launch.agent.item.transitions import log
+from prefect_launch.builds.full_disk import telling_full_disks
+from prefect_launch.builds.image_maker import ImageMaker
+from prefect_launch.builds.lease import BUILD_LOGGER, Flights
+from prefect_launch.builds.log import BuildLog
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.errors import LaunchError
+from prefect_launch.planning.plan import save_plan
+from prefect_launch.registries.base import Registry
+from prefect_launch.runners.base import Phase, RunPlan
+from prefect_launch.server.protocol import Server
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.item.context import Workshop
+    from prefect_launch.agent.item.tracker import JobTracker
+    from prefect_launch.queues.session import Session
+    from prefect_launch.settings.agent_config import AgentConfig
+
+#: In a folder of its own: how far a log was sent is kept beside it.
+BUILD_LOG: Final = "build/build.log"
+
+
+def image_maker(config: AgentConfig, session: Session, registry: Registry) -> ImageMaker:
+    """Return what makes the images of an agent."""
+    holder = f"agent {config.name} on {socket.gethostname()}"
+    return ImageMaker(config.builder, Flights(session.server, holder), registry, home=config.home)
+
+
+async def bring_image(
+    shop: Workshop,
+    tracker: JobTracker,
+    plan: RunPlan,
+    move: Callable[[StateType, ItemState, str], Awaitable[None]],
+) -> RunPlan:
+    """Return the plan of a run with its image.
+
+    Args:
+        shop: the agent's.
+        tracker: of the item.
+        plan: of a run with code and no image.
+        move: moves the item.
+
+    Raises:
+        LaunchError: as `ImageMaker.make` does.
+    """
+    tracker.phase = Phase.BUILD
+    found = await shop.images.find(plan)
+    if found is None:
+        await move(StateType.PENDING, ItemState.BUILDING, f"On {shop.config.name}.")
+        found = await build_with_log(shop.session.server, tracker.item.id, shop.images, plan)
+    tracker.phase = Phase.AGENT
+    await anyio.to_thread.run_sync(save_plan, found)
+    return found
+
+
+async def build_with_log(server: Server, item_id: UUID, images: ImageMaker, plan: RunPlan) -> RunPlan:
+    """Build the image of a plan, with the build's log in the item's.
+
+    Raises:
+        LaunchError: as `ImageMaker.make` does.
+    """
+    async with telling_full_disks(images.engine):
+        return await _logged(server, item_id, images, plan)
+
+
+async def _logged(server: Server, item_id: UUID, images: ImageMaker, plan: RunPlan) -> RunPlan:
+    path = plan.run_dir / BUILD_LOG
+    await anyio.to_thread.run_sync(lambda: path.parent.mkdir(exist_ok=True))
+    shipper = LogShipper(server, item_id, path, name=BUILD_LOGGER, mask=plan.mask)
+    shipper.follow()
+    written = BuildLog(path)
+    try:
+        return await images.make(plan, written.write)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(written.close)
+            await _finish(shipper, item_id)
+
+
+async def _finish(shipper: LogShipper, item_id: UUID) -> None:
+    """Send what is left of the build's log; a fault of that is no fault of the build."""
+    try:
+        await shipper.finish()
+    except LaunchError as error:
+        log.warning("%s build-log not sent whole: %s", item_id, error)
+    finally:
+        await shipper.let_go()

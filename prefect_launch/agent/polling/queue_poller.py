@@ -1,0 +1,177 @@
+"""How an agent comes by items: its queues in turn, polled, claimed, and checked against their limits."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.agent.item.claim import claim, give_back, is_over_limit
+from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.agent.polling.candidates import Candidates, Gate
+from prefect_launch.agent.recovery.ownership import Holder
+from prefect_launch.errors import LaunchError, unknown_name
+from prefect_launch.server.values import Item
+
+if TYPE_CHECKING:
+    from prefect_launch.queues.session import Session
+
+#: How often the limits of queues are read; between, a claim costs no request for them.
+LIMITS_SECONDS: Final = 10.0
+#: The longest pause after an item was given back.
+GIVEN_BACK_SECONDS: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The concurrency limits of one queue: of the whole, and of each priority by its work queue's name."""
+
+    pool: int | None
+    queues: dict[str, int]
+
+    def of(self, item: Item) -> tuple[int | None, int | None]:
+        """Return the limits that apply to an item: of its queue, of its priority."""
+        return self.pool, self.queues.get(item.work_queue_name or "")
+
+
+class Intake:
+    """Takes items in for one agent.
+
+    Args:
+        session: an open connection.
+        queues: names of the agent's queues.
+        holder: who claims.
+        gate: decides which items it may claim now; by default all.
+        opens: says whether items of a queue may be claimed now; by default always.
+        poll_seconds: when the next poll comes at the latest: what will be due until then, `due_in` tells.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        queues: Sequence[str],
+        holder: Holder,
+        gate: Gate | None = None,
+        opens: Callable[[str], Awaitable[bool]] | None = None,
+        poll_seconds: float = 0.0,
+    ) -> None:
+        self._session = session
+        self._server = session.server
+        self._holder = holder
+        self._gate = gate
+        self._opens = opens
+        self._turn = deque(queues)
+        self._candidates = {
+            queue: Candidates(session.server, queue, gate, ahead_seconds=poll_seconds) for queue in queues
+        }
+        self._limits: dict[str, Limits] = {}
+
+    async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> tuple[Item, str] | None:
+        """Return a claimed item of the first queue in turn that has one; that queue's next turn comes last.
+
+        Args:
+            slots: how many the agent could start now.
+            skip: items that it holds already.
+            schedulers: whether a sweep's scheduler could be started.
+        """
+        for queue in tuple(self._turn):
+            item = await self.pop(queue, slots=slots, skip=skip, schedulers=schedulers)
+            if item is not None:
+                self._turn.remove(queue)
+                self._turn.append(queue)
+                return item, queue
+        return None
+
+    async def pop(
+        self, queue: str, *, slots: int = 1, skip: Collection[UUID] = (), schedulers: bool = True
+    ) -> Item | None:
+        """Return a claimed item of one queue; `None` when none can be had now.
+
+        Raises:
+            NotFoundError: when the agent has no such queue.
+            ServerUnavailableError: when the server does not answer.
+        """
+        candidates = self._candidates.get(queue)
+        if candidates is None:
+            raise unknown_name("queue", queue, self._candidates, where=" of this agent")
+        if self._opens is not None and not await self._opens(queue):
+            return None
+        while True:
+            polled = await candidates.next(slots=slots, skip=skip, schedulers=schedulers)
+            if polled is None:
+                return None
+            item = await claim(self._server, polled, holder=self._holder)
+            if item is None:
+                self._release(polled.id)
+                candidates.lost()
+            elif await self._fits(queue, item):
+                return item
+            else:
+                self._release(item.id)
+                # Several agents that went over the limit together must not try again together.
+                await anyio.sleep(random.uniform(0, GIVEN_BACK_SECONDS))
+
+    async def _fits(self, queue: str, item: Item) -> bool:
+        limits = self._limits.get(queue)
+        if limits is None:
+            return True
+        pool_limit, queue_limit = limits.of(item)
+        why = "The queue's limit of items in work was reached meanwhile."
+        if not await until_server_is_back(
+            f"count what is in work beside {item.id}",
+            lambda: is_over_limit(self._server, item, pool_limit=pool_limit, queue_limit=queue_limit),
+        ):
+            return True
+        await until_server_is_back(f"take {item.id} back", lambda: give_back(self._server, item, why))
+        return False
+
+    def due_in(self) -> float:
+        """In how many seconds a queue is to be asked again, for an item that is due then, or for what is far behind.
+
+        Infinite when the next poll is soon enough. One whose time has come is due already: it was asked for, or there
+        was no use in asking.
+        """
+        now = time.monotonic()
+        return min((one.due_at for one in self._candidates.values() if one.due_at > now), default=float("inf")) - now
+
+    def look_again(self) -> None:
+        """Forget what was polled: something new has come in."""
+        for candidates in self._candidates.values():
+            candidates.forget()
+
+    def freed(self, item_id: UUID | str) -> None:
+        """Note that an item in work has ended."""
+        self._release(item_id)
+        for candidates in self._candidates.values():
+            candidates.freed()
+
+    def _release(self, item_id: UUID | str) -> None:
+        if self._gate is not None:
+            self._gate.release(item_id)
+
+    async def read_limits(self) -> None:
+        """Read the limits of the queues."""
+        for queue in self._candidates:
+            pool = await self._server.read_pool(queue)
+            if pool:
+                self._session.note_pool(pool)  # No item waits for the queue to be read then.
+            priorities = await self._server.list_queues(queue) if pool else []
+            self._limits[queue] = Limits(
+                pool=pool.concurrency_limit if pool else None,
+                queues={one.name: one.concurrency_limit for one in priorities if one.concurrency_limit is not None},
+            )
+
+    async def watch_limits(self) -> None:
+        """Read the limits again and again, for ever."""
+        while True:
+            await anyio.sleep(LIMITS_SECONDS)
+            try:
+                await self.read_limits()
+            except LaunchError as error:
+                log.debug("limits not read: %s", error)

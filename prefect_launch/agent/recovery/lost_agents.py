@@ -1,0 +1,260 @@
+"""Items of agents that are gone: any other agent of the queue goes on with what it can reach of them, tells of the
+rest, and puts that back when its rule says so.
+
+What was being stopped is cancelled, and stopped at once where it can be reached from here.
+An agent is lost when its heartbeats have stood still for 90 s *while this agent looked on*, again and again, on its own
+clock. A server that was away, a clock that jumped or an agent that has just come by itself prove nothing: the watch
+starts anew after a gap. An agent that left in order has taken itself off the list, and what it left running is its own.
+
+Several lives of agents of one name may be there: on two hosts at once, or one after another, when an agent was moved
+and its old home is gone. The worker's heartbeat is the name's; so each life is watched by a presence of its own, and
+one that is silent while another agent of its name beats is lost like an agent. What a life has left in order is for
+the next one of its name: on another host too, after the same silence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Collection
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+from uuid import UUID, uuid5
+
+import anyio
+
+from prefect_launch.agent.item.claim import undo_claim
+from prefect_launch.agent.item.failure_report import Facts
+from prefect_launch.agent.item.finish import end_item
+from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.agent.item.transitions import log
+from prefect_launch.agent.recovery.ownership import Holder, holder_of, items_in_work, last_claim
+from prefect_launch.agent.recovery.presence import Presence, read_presences, take_presence_down
+from prefect_launch.core.states import ACTIVE, ItemState, StateType
+from prefect_launch.errors import LaunchError
+from prefect_launch.queues.agent_status import read_notices
+from prefect_launch.runners.base import Phase
+from prefect_launch.server.values import Item, State, Worker
+from prefect_launch.spec.retry import Cause
+
+if TYPE_CHECKING:
+    from prefect_launch.queues.session import Session
+
+#: Six heartbeats of an agent; the same patience as for the heartbeats of items.
+LOST_SECONDS: Final = 90.0
+#: How often is looked in that time.
+_LOOKS: Final = 6
+#: How many looks an agent gets to go on with what another one cannot reach, before that one tells of it.
+_HEIRS_LOOKS: Final = 2
+#: After a longer gap between two looks nothing is known about the time between.
+_GAP_SECONDS: Final = 45.0
+
+#: The heartbeat that was seen (its time, or its count), and when it was first seen, on the watcher's clock.
+_Seen = tuple["datetime | int | None", float]
+
+
+class LostWatch:
+    """One agent's watch over the others of its queues.
+
+    Args:
+        session: an open connection.
+        name: of the agent that watches.
+        queues: its queues.
+        holder: this life of the agent that watches; without it, only whole agents are watched.
+        lost_seconds: how long heartbeats must have stood still.
+        clock: gives seconds, and never goes back.
+        stop_here: stops what an item of a queue has at work within this agent's reach, and says whether there was any.
+        go_on: goes on with the run of an item of a queue whose agent is one of those that are lost, by their names, and
+            says whether it is gone on with here.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        queues: Collection[str],
+        *,
+        holder: Holder | None = None,
+        lost_seconds: float = LOST_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        stop_here: Callable[[str, Item], Awaitable[bool]] | None = None,
+        go_on: Callable[[str, Item, Collection[str]], Awaitable[bool]] | None = None,
+    ) -> None:
+        self._session = session
+        self._server = session.server
+        self._name = name
+        self._queues = tuple(queues)
+        self._holder = holder
+        self._twins: set[str] = set()
+        self._lost_seconds = lost_seconds
+        self._clock = clock
+        self._stop_here = stop_here
+        self._go_on = go_on
+        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._settled: dict[tuple[str, str], datetime | None] = {}
+        self._left: dict[tuple[str, str], set[UUID]] = {}
+        self._looked_at = float("-inf")
+
+    async def watch(self) -> None:
+        """Look every 15 s (a sixth of the time), for ever; a server that is away is no fault."""
+        while True:
+            try:
+                await self.look()
+            except LaunchError as error:
+                log.debug("not looked for lost agents: %s", error)
+            await anyio.sleep(self._lost_seconds / _LOOKS)
+
+    async def look(self) -> None:
+        """Look once, go on with what is within reach, and tell what is lost.
+
+        Raises:
+            LaunchError: when the server does not answer.
+        """
+        if self._clock() - self._looked_at > _GAP_SECONDS:
+            self._seen.clear()
+        silent_lives = await self._look_at_lives() if self._holder is not None else []
+        for queue in self._queues:
+            others = [one for one in await self._server.list_workers(queue) if one.name != self._name]
+            silent = {one.name: one for one in others if self._silence(queue, one) >= self._lost_seconds}
+            living = {one.name for one in others} - silent.keys()
+            for worker in silent.values():
+                key, beat = (queue, worker.name), worker.last_heartbeat_time
+                is_settled = key in self._settled and self._settled[key] == beat
+                if not is_settled and await self._settle(queue, worker, silent.keys(), living):
+                    self._settled[key] = beat
+                    self._left.pop(key, None)
+            alive = living | {self._name}
+            for life in silent_lives:
+                if queue in life.queues and life.holder.agent in alive:
+                    await self._settle_life(queue, life, alive)
+        for life in silent_lives:
+            await self._forget(life)
+        self._looked_at = self._clock()
+
+    async def _look_at_lives(self) -> list[Presence]:
+        """Return the lives of agents that are silent for too long, and say when another agent has this one's name."""
+        silent = []
+        for life in await read_presences(self._server):
+            key, who = ("", life.holder.instance), life.holder
+            if self._holder is None or who.instance == self._holder.instance:
+                continue
+            before = self._seen.get(key)
+            if before is None or before[0] != life.beat:
+                self._seen[key] = (life.beat, self._clock())
+                if before is not None and who.agent == self._name and who.instance not in self._twins:
+                    self._twins.add(who.instance)
+                    log.warning(
+                        "same-name: another agent called %s runs on %s. Each knows only its own items; give one of them"
+                        " another name (--name).",
+                        who.agent,
+                        who.host,
+                    )
+            is_for_this = not life.has_left or who.agent == self._name
+            if is_for_this and self._clock() - self._seen[key][1] >= self._lost_seconds:
+                silent.append(life)
+        return silent
+
+    async def _settle_life(self, queue: str, life: Presence, living: Collection[str]) -> None:
+        """Settle what a life of an agent holds that is over, though others of its name go on."""
+        who = life.holder
+        if (queue, who.instance) in self._settled:
+            return
+        in_work = await self._in_work(living)
+        kept = False
+        for item in await items_in_work(self._server, queue):
+            history = await self._server.read_states(item.id)
+            holder = holder_of(history)
+            if holder is None or holder.instance != who.instance or history[-1].type not in ACTIVE:
+                continue
+            if await self._is_gone_on_with(queue, item, ()) or str(item.id) in in_work:
+                kept = True
+            elif history[-1].type is StateType.PENDING and who.agent == self._name:
+                why = f"{who} has claimed it and is not heard of any more; another agent of its name gives it back."
+                log.warning("%s orphan %s", item.id, why)
+                await undo_claim(self._server, item, why)
+            else:
+                await self._tell(queue, item, holder, history, life.at)
+        if not kept:
+            self._settled[(queue, who.instance)] = None
+
+    async def _forget(self, life: Presence) -> None:
+        """Take the presence of a life down once nothing of it is in work on any of its queues."""
+        if all((queue, life.holder.instance) in self._settled for queue in life.queues):
+            await take_presence_down(self._server, life.holder.instance)
+
+    def _silence(self, queue: str, worker: Worker) -> float:
+        """Return for how long this agent has seen the heartbeats of another stand still, in seconds."""
+        key, beat = (queue, worker.name), worker.last_heartbeat_time
+        if key not in self._seen or self._seen[key][0] != beat:
+            self._seen[key] = (beat, self._clock())
+            self._left.pop(key, None)
+        return self._clock() - self._seen[key][1]
+
+    async def _settle(self, queue: str, worker: Worker, lost: Collection[str], living: Collection[str] = ()) -> bool:
+        """Go on with what is within reach of all that the agent of this name holds, and tell of the rest.
+
+        What an agent out of sight may go on with is told of two looks later, unless that agent says it does.
+
+        Returns:
+            Whether nothing of it is at work any more: whoever goes on with something may be lost too.
+        """
+        key = (queue, worker.name)
+        left = self._left.get(key)
+        patience = self._lost_seconds * (1 + _HEIRS_LOOKS / _LOOKS)
+        waits = self._go_on is not None and self._silence(queue, worker) < patience
+        in_work = set() if waits else await self._in_work(living)
+        kept: set[UUID] = set()
+        for item in await items_in_work(self._server, queue):
+            if left is not None and item.id not in left:
+                continue
+            history = await self._server.read_states(item.id)
+            holder = holder_of(history)
+            if holder is None or holder.agent != worker.name or history[-1].type not in ACTIVE:
+                continue
+            if await self._is_gone_on_with(queue, item, lost) or waits or str(item.id) in in_work:
+                kept.add(item.id)
+            else:
+                await self._tell(queue, item, holder, history, worker.last_heartbeat_time)
+        self._left[key] = kept
+        return not kept
+
+    async def _is_gone_on_with(self, queue: str, item: Item, lost: Collection[str]) -> bool:
+        try:
+            return self._go_on is not None and await self._go_on(queue, item, lost)
+        except (LaunchError, OSError) as error:
+            log.warning("%s not-gone-on-with %s", item.id, error)
+            return False
+
+    async def _in_work(self, living: Collection[str]) -> set[str]:
+        """Return the ids of what agents that beat say they have in work; asked only when something is lost."""
+        notices = (await read_notices(self._server)).values() if living else ()
+        return {one.id for notice in notices if notice.name in living for one in notice.running}
+
+    async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], beat: datetime | None) -> None:
+        seen = f"{beat:%Y-%m-%d %H:%M:%S} UTC" if beat else "an unknown time"
+        why = f"Agent {holder.agent} on {holder.host} was last seen at {seen}."
+        log.warning("%s lost %s", item.id, why)
+        current = history[-1].type
+        if current is StateType.CANCELLING:
+            what = await self._stop_what_is_here(queue, item)
+            outcome = Outcome(state=ItemState.CANCELLED, message=f"{why} {what}")
+        else:
+            outcome = Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {why}", cause=Cause.LOST)
+        facts = Facts(agent=str(holder), attempt=_attempt(item))
+        claim = last_claim(history)
+        token = claim.transition_id if claim else None
+        # Several agents may tell of the same claim; the server takes the first.
+        once = uuid5(item.id, f"lost {token}")
+        await end_item(self._session, item, outcome, current, facts, transition_id=once)
+
+    async def _stop_what_is_here(self, queue: str, item: Item) -> str:
+        """Stop what can be reached of an item that was being stopped; say in words what has become of it."""
+        try:
+            if self._stop_here is not None and await self._stop_here(queue, item):
+                return "Its run was stopped by another agent that reaches it: it is gone."
+        except LaunchError as error:
+            log.warning("%s not-stopped %s", item.id, error)
+        return "When it comes back, it stops what it has of it."
+
+
+def _attempt(item: Item) -> int:
+    return item.run_count + (item.state_type is StateType.PENDING)

@@ -1,0 +1,102 @@
+"""What older claims have left at work on this machine, when an item is attempted again.
+
+The agent of an older attempt may have been killed and called lost while its run goes on. When that run can be reached
+from here (one Docker Engine, or one machine), it is stopped before the next attempt is made: never two at work. Of this
+home, or this engine, it is removed too; what an agent of another home has made stays with its log, for that agent. What
+has ended is left to the housekeeping; what is on another machine, to its own agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.agent.recovery.ownership import claims_of, token_of_claim
+from prefect_launch.agent.recovery.run_identity import identity_of, is_ours, plan_of
+from prefect_launch.core.states import StateType
+from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
+from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
+from prefect_launch.server.values import Item, State
+
+
+async def stop_older_attempts(workshop: Workshop, runner: Runner, plan: RunPlan) -> None:
+    """Stop what earlier attempts at an item, or earlier claims of it, have at work here.
+
+    Args:
+        workshop: the agent's.
+        runner: of the item's resource.
+        plan: of the attempt that is to be made; a first one costs a look into a folder.
+
+    Raises:
+        LaunchError: when one cannot be stopped: then the next must not be made.
+    """
+    if plan.attempt > 1:
+        for found in await runner.find({Labels.ITEM: plan.item_id}):
+            if found.state is not RunState.EXITED and await _is_older(workshop, found, plan):
+                await _stop(runner, found, plan)
+                await runner.remove(found.handle)
+    beside = [one for one in await runner.find_beside(plan.item_id) if _claim(one.labels) != _claim(plan.labels)]
+    if beside:
+        earlier = _claims_before(await _history(workshop, plan.item_id), _claim(plan.labels))
+        for found in beside:
+            if _claim(found.labels) in earlier:
+                await _stop(runner, found, plan)
+
+
+async def stop_all_attempts(workshop: Workshop, queue: str, item: Item) -> bool:
+    """Stop what an item has at work here, whichever claims have made it; it is left there with its log.
+
+    Args:
+        workshop: the agent's.
+        queue: the item's.
+        item: that is to be stopped, and whose agent is gone.
+
+    Returns:
+        Whether anything was, and is seen to be gone.
+
+    Raises:
+        LaunchError: when something cannot be stopped, or looked for.
+    """
+    runner = workshop.runner((await workshop.session.queue(queue)).config.resource)
+    history = await workshop.session.server.read_states(item.id)
+    if not history or history[-1].type is not StateType.CANCELLING:
+        return False  # It has come to its end meanwhile, and may be somebody's again.
+    tokens = [token_of_claim(claim) for claim in claims_of(history)]
+    here = [one for one in await runner.find({Labels.ITEM: str(item.id)}) if one.state is not RunState.EXITED]
+    found = {one.handle: one for one in here if (whose := identity_of(one)) is not None and whose.claim in tokens}
+    found |= {one.handle: one for one in await runner.find_beside(str(item.id)) if _claim(one.labels) in tokens}
+    for handle in found:
+        log.warning("%s stopping %s: it was asked to, and its agent is gone", item.id, handle)
+        await runner.stop(handle, workshop.config.stopped_run_timeout)
+    return bool(found)
+
+
+async def _stop(runner: Runner, found: Found, plan: RunPlan) -> None:
+    log.warning("%s stopping %s: an older attempt is still at work", plan.item_id, found.handle)
+    await runner.stop(found.handle, TAKEOVER_SECONDS)
+
+
+async def _is_older(workshop: Workshop, found: Found, plan: RunPlan) -> bool:
+    """Whether it is certainly ours, and of an attempt before this one."""
+    identity = identity_of(found)
+    if identity is None or identity.attempt >= plan.attempt:
+        return False
+    history = await _history(workshop, plan.item_id)
+    return is_ours(identity, plan_of(workshop.config.site, identity), history)
+
+
+def _claims_before(history: Sequence[State], token: str) -> list[str]:
+    """Return the tokens of the claims before this one; none when the item knows nothing of it."""
+    tokens = [token_of_claim(claim) for claim in claims_of(history)]
+    return tokens[: tokens.index(token)] if token in tokens else []
+
+
+def _claim(labels: Mapping[str, str]) -> str:
+    return labels.get(Labels.CLAIM, "")
+
+
+async def _history(workshop: Workshop, item_id: str) -> list[State]:
+    server = workshop.session.server
+    return await until_server_is_back(f"show the states of {item_id}", lambda: server.read_states(UUID(item_id)))

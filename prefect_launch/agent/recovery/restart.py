@@ -1,0 +1,181 @@
+"""What an agent does first: find what its last life left, on this machine and on the server.
+
+The labels of what exists are the truth, once they are proven ours. A run that the item still belongs to is taken up
+again; what belongs to an item that has ended, or that has a newer attempt or claim, is stopped and removed, and so is a
+container that was not filled yet; what only looks like a run of ours is left alone. Of an item that this agent had
+claimed, of which nothing exists: one that was not started goes back into its queue, one that ran has crashed, one that
+was asked to stop is cancelled. Where a resource could not be looked at (its engine is away), the items of its queues
+are left alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.agent.item.claim import undo_claim
+from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.item.failure_report import Facts
+from prefect_launch.agent.item.finish import end_item
+from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.agent.item.transitions import move
+from prefect_launch.agent.recovery.ownership import Holder, holder_of, items_in_work
+from prefect_launch.agent.recovery.run_identity import identity_of, is_ours, is_present, plan_of
+from prefect_launch.core.states import ACTIVE, ItemState, StateType
+from prefect_launch.errors import ItemGoneError, LaunchError
+from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan
+from prefect_launch.runners.registry import runner_names
+from prefect_launch.server.values import Item
+from prefect_launch.spec.retry import Cause
+
+log = logging.getLogger("prefect_launch.agent")
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """A run that goes on under this agent.
+
+    Attributes:
+        item: as it is on the server.
+        queue: the queue that it came from.
+    """
+
+    item: Item
+    queue: str
+    runner: Runner
+    plan: RunPlan
+    handle: str
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What was found.
+
+    Attributes:
+        runs: those that go on.
+        stale: what belongs to nothing any more, and is to be cleared away.
+        unseen: the resources that could not be looked at.
+    """
+
+    runs: list[Adopted] = field(default_factory=list)
+    stale: list[tuple[Runner, Found]] = field(default_factory=list)
+    unseen: set[str] = field(default_factory=set)
+
+
+async def find_own_runs(workshop: Workshop, holder: Holder, resources: Collection[str] | None = None) -> Inventory:
+    """Find the runs of this agent's name on this machine, those that go on and those that belong to nothing any more.
+
+    Args:
+        workshop: the agent's.
+        holder: this life of the agent.
+        resources: where to look; by default on all.
+    """
+    inventory = Inventory()
+    for resource in runner_names() if resources is None else resources:
+        try:
+            runner = workshop.runner(resource)
+            found = await runner.find({Labels.AGENT: workshop.config.name})
+        except LaunchError as error:
+            log.debug("cannot look for runs on %s: %s", resource, error)
+            inventory.unseen.add(resource)
+            continue
+        for one in found:
+            await _adopt(workshop, holder, runner, one, inventory)
+    return inventory
+
+
+async def clear_away(workshop: Workshop, stale: Collection[tuple[Runner, Found]]) -> None:
+    """Stop and remove what belongs to nothing any more, all at once: each may take its whole grace."""
+    async with anyio.create_task_group() as group:
+        for runner, found in stale:
+            group.start_soon(_clear, workshop, runner, found)
+
+
+async def _adopt(workshop: Workshop, holder: Holder, runner: Runner, found: Found, inventory: Inventory) -> None:
+    identity = identity_of(found)
+    if identity is None:
+        log.warning("ignoring %s: its name and labels are not such as an agent gives", found.handle)
+        return
+    server = workshop.session.server
+    item, history = await server.read_item(identity.item_id), await server.read_states(identity.item_id)
+    plan = plan_of(workshop.config.site, identity)
+    if not is_ours(identity, plan, history):
+        log.warning("ignoring %s: it has our labels, but no agent of this home has made it", found.handle)
+        return
+    claimed_by = holder_of(history)
+    is_anothers = claimed_by is not None and not claimed_by.is_earlier_life_of(holder)
+    if item is not None and plan is None and is_anothers and is_present(identity, item, history):
+        # Another agent of this name, with another home, uses this engine; if it is lost, it is found to be so.
+        log.warning("%s leaving %s alone: it is %s's, whose home is another", item.id, found.handle, claimed_by)
+        return
+    if item is None or plan is None or not is_present(identity, item, history):
+        has_moved_on = item is not None and item.state_type in ACTIVE
+        is_now = "was claimed again" if has_moved_on else f"is {item.state_name if item else 'gone'}"
+        why = f"item {is_now}" if plan is not None else "plan is gone or broken"
+        log.info("%s clearing %s: its %s", identity.item_id, found.handle, why)
+        inventory.stale.append((runner, found))
+        return
+    if not found.is_whole:
+        log.info("%s clearing %s: it was not whole yet", item.id, found.handle)
+        inventory.stale.append((runner, found))
+        return
+    log.info("%s found-again %s", item.id, found.handle)
+    workshop.desk.restore(item.id, found.labels)
+    inventory.runs.append(
+        Adopted(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
+    )
+
+
+async def _clear(workshop: Workshop, runner: Runner, found: Found) -> None:
+    try:
+        await runner.stop(found.handle, workshop.config.stopped_run_timeout)
+        await runner.remove(found.handle)
+    except LaunchError as error:
+        log.warning("not-cleared %s: %s", found.handle, error)
+
+
+async def settle_orphans(
+    workshop: Workshop, queues: Collection[str], holder: Holder, held: Collection[UUID], unseen: Collection[str] = ()
+) -> None:
+    """Settle the items that this agent had claimed in its last life and of which nothing exists.
+
+    Args:
+        workshop: the agent's.
+        queues: names of its queues.
+        holder: this life of the agent.
+        held: ids of the items that it has in work.
+        unseen: resources that could not be looked at; the items of their queues are left alone.
+    """
+    for name in queues:
+        queue = await workshop.session.queue(name)
+        if queue.config.resource in unseen:
+            log.warning("items of %s are not settled: cannot look for runs on %s", name, queue.config.resource)
+            continue
+        for item in await items_in_work(workshop.session.server, name):
+            if item.id not in held and await _was_claimed_by(workshop, item, holder):
+                try:
+                    await _settle(workshop, item, holder)
+                except ItemGoneError:
+                    log.debug("%s is gone", item.id)
+
+
+async def _settle(workshop: Workshop, item: Item, holder: Holder) -> None:
+    server = workshop.session.server
+    if item.state_type is StateType.PENDING:
+        await undo_claim(server, item, f"{holder} was ended before it had started this.")
+    elif item.state_type is StateType.CANCELLING:
+        await move(server, item.id, StateType.CANCELLING, ItemState.CANCELLED, "Nothing of it runs any more.")
+    else:
+        why = f"[{Phase.RUN.value}] Its run is not on the machine of {holder} any more: somebody has removed it."
+        outcome = Outcome(state=ItemState.CRASHED, message=why, cause=Cause.LOST)
+        facts = Facts(agent=str(holder), attempt=item.run_count)
+        await end_item(workshop.session, item, outcome, StateType.RUNNING, facts)
+
+
+async def _was_claimed_by(workshop: Workshop, item: Item, holder: Holder) -> bool:
+    found = holder_of(await workshop.session.server.read_states(item.id))
+    return found is not None and found.is_earlier_life_of(holder)

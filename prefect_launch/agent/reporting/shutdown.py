@@ -1,0 +1,55 @@
+"""What an agent was told about its end: drain (take no more, finish what runs), or leave."""
+
+from __future__ import annotations
+
+from prefect_launch.agent.polling.events import Wake
+
+
+class Orders:
+    """The orders of one agent.
+
+    Args:
+        wake: is rung at every new order.
+
+    Attributes:
+        has_begun: whether its server has answered, so that it sees what its last life left in work.
+        at_work: whether its loop has begun to take items.
+        stopping: leave now; what runs goes on.
+        stops_jobs: when it leaves, what runs is stopped.
+        drains_from_afar: somebody has ordered through the server that it drains.
+    """
+
+    def __init__(self, wake: Wake) -> None:
+        self._wake = wake
+        self._drains_here = False
+        self.has_begun = False
+        self.at_work = False
+        self.stopping = False
+        self.stops_jobs = False
+        self.drains_from_afar = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether it takes no more items."""
+        return self._drains_here or self.drains_from_afar
+
+    def drain(self) -> None:
+        """Take no more items; leave when all that is in work is done."""
+        self._drains_here = True
+        self._wake.ring()
+
+    def drain_from_afar(self, wanted: bool) -> None:
+        """Note what the server's order says now."""
+        if wanted is not self.drains_from_afar:
+            self.drains_from_afar = wanted
+            self._wake.ring()
+
+    def leave(self, *, stop_jobs: bool = False) -> None:
+        """Leave now.
+
+        Args:
+            stop_jobs: stop what runs; without it, it goes on.
+        """
+        self.stopping = True
+        self.stops_jobs = stop_jobs
+        self._wake.ring()

@@ -1,0 +1,133 @@
+"""What an agent tells of itself, and the orders that it reads: hooks beside its loop.
+
+Its notice is written only when it has changed, and every few seconds at most: an idle agent writes nothing. The order
+to drain is read once a poll interval, and when the server tells of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from prefect_launch.agent.item.transitions import log
+from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, Wake, follow
+from prefect_launch.agent.recovery.presence import Presence, post_presence, take_presence_down
+from prefect_launch.errors import LaunchError
+from prefect_launch.queues.agent_status import (
+    AgentNotice,
+    RunningItem,
+    drain_order_of,
+    is_told_to_drain,
+    post_notice,
+    take_drain_back,
+    take_notice_down,
+)
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.agent import LaunchAgent
+    from prefect_launch.server.protocol import Server
+
+#: The shortest time between two notices.
+WRITE_SECONDS: Final = 4.0
+_LOOK_SECONDS: Final = 0.25
+#: What the server gets to take the last words of an agent that leaves.
+LAST_WORDS_SECONDS: Final = 5.0
+
+
+class Reporter:
+    """Reports on one agent.
+
+    Args:
+        agent: connected.
+    """
+
+    def __init__(self, agent: LaunchAgent) -> None:
+        self._agent = agent
+        self._server: Server = agent.shop.session.server
+        self._name = agent.config.name
+        self._told = Wake()
+
+    def notice(self, state: str | None = None) -> AgentNotice:
+        """Return how the agent is now."""
+        agent = self._agent
+        items = agent.crew.items
+        usual = "draining" if agent.orders.draining else "running" if items else "polling"
+        return AgentNotice(
+            name=self._name,
+            host=socket.gethostname(),
+            queues=agent.config.queues,
+            slots=None if math.isinf(agent.config.max_jobs) else int(agent.config.max_jobs),
+            state=state or usual,
+            running=tuple(RunningItem.of(item) for item in items),
+            in_work=agent.num_running_jobs + agent.num_running_schedulers,
+            waits={str(one.item_id): one.reason for one in agent.shop.desk.line.waiting},
+            devices=agent.shop.desk.describe(),
+            troubles=tuple(f"{name}: {why}" for name, why in sorted(agent.shop.reach.away.items())),
+            secure_mode=agent.config.secure_mode,
+        )
+
+    async def post(self) -> None:
+        """Post its notice whenever it has changed, for ever."""
+        posted, due = None, 0.0
+        while True:
+            now = self.notice()
+            if now != posted and time.monotonic() >= due:
+                try:
+                    await post_notice(self._server, now)
+                    posted = now
+                except LaunchError as error:
+                    log.debug("notice not posted: %s", error)
+                due = time.monotonic() + WRITE_SECONDS
+            await anyio.sleep(_LOOK_SECONDS)
+
+    async def read_orders(self) -> None:
+        """Read whether somebody has ordered it to drain."""
+        self._agent.orders.drain_from_afar(await is_told_to_drain(self._server, self._name))
+
+    async def watch_orders(self) -> None:
+        """Read its orders again and again, for ever."""
+        told = False
+        while True:
+            try:
+                await self.read_orders()
+            except LaunchError as error:
+                log.debug("orders not read: %s", error)
+            if self._agent.orders.drains_from_afar is not told:
+                told = not told
+                log.info("agent %s %s", self._name, "was told to drain" if told else "takes items again")
+            await self._told.wait(self._agent.config.poll_seconds)
+
+    async def listen(self) -> None:
+        """Look for orders at once when the server tells of one, for ever."""
+        await follow(lambda: self._server.watch_variable(drain_order_of(self._name)), lambda _: self._heard())
+
+    def _heard(self) -> None:
+        self._told.ring()
+        asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._told.ring)
+
+    async def leave(self, left: AgentNotice, presence: Presence, *, drained: bool) -> None:
+        """Take its notice and its presence down; when items go on without it, both say so.
+
+        Args:
+            left: how it was, just before it let go of what runs.
+            presence: of this life of the agent.
+            drained: whether it leaves because it has drained: that order is done.
+        """
+        try:
+            with anyio.move_on_after(LAST_WORDS_SECONDS):
+                if drained:
+                    await take_drain_back(self._server, self._name)
+                if left.running:
+                    await post_notice(self._server, left)
+                    await post_presence(self._server, presence.leaving())
+                else:
+                    await take_notice_down(self._server, self._name)
+                    await take_presence_down(self._server, presence.holder.instance)
+                await self._agent.update_status("KILLED")
+        except LaunchError as error:
+            log.debug("not taken off the list: %s", error)

@@ -1,0 +1,259 @@
+"""From the plan of a run whose code has no image to the same plan with one: looked up by its tag, built when missing.
+
+A builder knows nothing of agents, and a runner nothing of builds: this stands between the plan and the runner. What is
+made gets its name last, when it is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.builds.base_images import read_bases
+from prefect_launch.builds.build_engine import BuildEngine
+from prefect_launch.builds.builder import Builder, LineSink
+from prefect_launch.builds.builders import choose_builder
+from prefect_launch.builds.context import BuildContext, merge, read_context
+from prefect_launch.builds.dependencies import Dependencies, find_dependencies
+from prefect_launch.builds.destination import Destination
+from prefect_launch.builds.dockerfile import CODE_FOLDER, Recipe
+from prefect_launch.builds.dockerfile_choice import Layout, find_layout
+from prefect_launch.builds.full_disk import telling_full_disks
+from prefect_launch.builds.image_usage import KeptImages
+from prefect_launch.builds.install import install_files
+from prefect_launch.builds.lease import Flights
+from prefect_launch.builds.local_images import LocalImages
+from prefect_launch.builds.pip_access import PipAccess, read_pip_access
+from prefect_launch.builds.request import BuildOrder
+from prefect_launch.builds.settings import BuilderSettings
+from prefect_launch.errors import BuildError, InfrastructureError
+from prefect_launch.registries.base import Registry
+from prefect_launch.registries.remote import RemoteRegistries
+from prefect_launch.runners.base import RunPlan
+from prefect_launch.spec.image_request import ImageWish
+from prefect_launch.spec.job_naming import parse_image, runtime_of
+
+_NO_BUILDER: Final = (
+    "No images are built here (builder.type: none), and the job has code but no image. Give the job a base_image, queue"
+    " it with build=True ('add --build'), or have the operator set builder.type to docker."
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be built for a plan.
+
+    Attributes:
+        order: the image.
+        entry_point: the run's command in it.
+    """
+
+    order: BuildOrder
+    entry_point: tuple[str, ...]
+
+
+class ImageMaker:
+    """Makes the images of one agent, or of one `launch`.
+
+    Args:
+        settings: how.
+        flights: sees to it that an image is built once.
+        remote: the registries, with the credentials for them.
+        engine: the Docker Engine that builds.
+        home: the folder of prefect-launch where it is noted which images are used, so that old ones can go; None: it is
+            not noted, and they stay.
+
+    Attributes:
+        engine: the same.
+    """
+
+    def __init__(
+        self,
+        settings: BuilderSettings,
+        flights: Flights,
+        remote: Registry | None = None,
+        engine: BuildEngine | None = None,
+        *,
+        home: Path | None = None,
+    ) -> None:
+        self._settings = settings
+        self._flights = flights
+        self.engine = engine or BuildEngine()
+        self._kept = KeptImages(home) if home else None
+        self._registry: Registry = LocalImages(self.engine)
+        self._remote = remote or RemoteRegistries()
+        self._destination = (
+            Destination(self.engine, self._remote, settings.destination) if settings.destination else None
+        )
+
+    async def find(self, plan: RunPlan) -> RunPlan | None:
+        """Return the plan with its image when that is there; None when something must be pulled or built first.
+
+        Raises:
+            SubmitterError: when the code cannot be built: its Dockerfile, its size, its requirements, or for want of a
+                builder.
+        """
+        layout, dependencies = await self._look(plan)
+        pinned = {base: await self._registry.digest_of(base) for base in await self._bases(plan, layout, dependencies)}
+        if None in pinned.values():
+            return None
+        wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)
+        image = await self._there(wanted.order)
+        return await self._with_image(plan, wanted, image) if image else None
+
+    async def make(self, plan: RunPlan, log: LineSink) -> RunPlan:
+        """Return the plan with its image, which is built when it is not there.
+
+        Args:
+            plan: of a run with code and no image.
+            log: takes the build's output.
+
+        Raises:
+            LaunchError: as `find` does.
+            BuildError: when a step of the build fails.
+            AgentConfigError: when the builder that is configured is not there.
+            BuildDiskError: when a disk is full.
+            InfrastructureError: when the base image cannot be had, or the engine fails.
+        """
+        async with telling_full_disks(self.engine):
+            return await self._made(plan, log)
+
+    async def _made(self, plan: RunPlan, log: LineSink) -> RunPlan:
+        layout, dependencies = await self._look(plan)
+        pinned = {base: await self._brought(base, log) for base in await self._bases(plan, layout, dependencies)}
+        wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)
+        order = wanted.order
+
+        async def is_there() -> bool:
+            return await self._there(order) is not None
+
+        build = partial(self._make, order, log)
+        await self._flights.once(await self._place(order), UUID(plan.item_id), log, is_there=is_there, build=build)
+        image = await self._there(order)
+        if image is None:
+            raise InfrastructureError(
+                f"The image {order.image} was there a moment ago and is gone: somebody has removed it. Try again."
+            )
+        return await self._with_image(plan, wanted, image)
+
+    async def _with_image(self, plan: RunPlan, wanted: Wanted, image: str) -> RunPlan:
+        if self._kept is not None:
+            await anyio.to_thread.run_sync(self._kept.note, wanted.order.tag, (wanted.order.image, image))
+        changes = {"image": image, "command": wanted.entry_point, "code_dir": None, "image_wish": None}
+        return plan.model_copy(update=changes)
+
+    async def _there(self, order: BuildOrder) -> str | None:
+        """Return the name of an image that was made before, where images of this maker are kept."""
+        if self._destination is not None:
+            return await self._destination.find(order.tag)
+        return order.image if await self._registry.digest_of(order.image) is not None else None
+
+    async def _place(self, order: BuildOrder) -> str:
+        """Say where an image will be: who builds for the same place waits for each other."""
+        if self._destination is not None:
+            return f"{self._destination.repository}:{order.tag}"
+        return f"{order.image} on {await self.engine.identity()}"
+
+    async def _make(self, order: BuildOrder, log: LineSink) -> None:
+        """Build an image, unless this engine has it, and bring it to where it is kept."""
+        if await self._registry.digest_of(order.image) is None:
+            await self._build(order, log)
+        if self._destination is not None:
+            await self._destination.publish(order.image, order.tag, log)
+
+    async def aclose(self) -> None:
+        """Let go of the engine."""
+        await self.engine.aclose()
+
+    async def _build(self, order: BuildOrder, log: LineSink) -> None:
+        builder, access = await self._prepared(order, log)
+        log(f"Building {order.image} with {builder.name}{f' on {order.base}' if order.base else ''}.\n")
+        try:
+            made = await builder.build(order, access, lambda text: log(access.masked(text)))
+        except (BuildError, InfrastructureError) as error:  # It has the last lines of the log.
+            raise type(error)(access.masked(str(error))) from None
+        await self.engine.tag(made, order.image)
+        log(f"Built {order.image}.\n")
+
+    async def _prepared(self, order: BuildOrder, log: LineSink) -> tuple[Builder, PipAccess]:
+        """Choose a builder, and read what pip is told: an index on this disk wants one that can show it."""
+        access = await self._access(folders=self.engine.is_local and order.recipe is not None)
+        builder = await choose_builder(self.engine, self._settings, with_folders=bool(access.folders))
+        if access.folders and not builder.mounts_folders:
+            log(f"Not seen by {builder.name}: packages in {', '.join(access.folders)} on this machine.\n")
+            access = await self._access(folders=False)
+        return builder, access
+
+    async def _access(self, *, folders: bool) -> PipAccess:
+        return await anyio.to_thread.run_sync(lambda: read_pip_access(self._settings.pip_config, folders=folders))
+
+    async def _look(self, plan: RunPlan) -> tuple[Layout, Dependencies | None]:
+        if self._settings.type == "none":
+            raise BuildError(_NO_BUILDER)
+        return await anyio.to_thread.run_sync(self._read, plan)
+
+    def _read(self, plan: RunPlan) -> tuple[Layout, Dependencies | None]:
+        layout = find_layout(plan.code_dir or plan.run_dir, plan.image_wish or ImageWish())
+        if layout.dockerfile is not None:
+            return layout, None
+        return layout, find_dependencies(layout.context, self._settings.context_limit)
+
+    async def _brought(self, base: str, log: LineSink) -> str:
+        """Return the digest of a base image, which is pulled when it is not there."""
+        digest = await self._registry.digest_of(base)
+        if digest is None:
+            log(f"Pulling the base image {base}.\n")
+            await self.engine.pull(base, self._settings.platform, await self._remote.credentials_for(base))
+            digest = await self._registry.digest_of(base)
+        return digest or ""
+
+    async def _bases(self, plan: RunPlan, layout: Layout, dependencies: Dependencies | None) -> tuple[str, ...]:
+        wish = plan.image_wish or ImageWish()
+        return await anyio.to_thread.run_sync(self._read_bases, wish, layout, dependencies)
+
+    def _read_bases(self, wish: ImageWish, layout: Layout, dependencies: Dependencies | None) -> tuple[str, ...]:
+        if dependencies is None:
+            return read_bases(layout.context / (layout.dockerfile or ""))
+        accelerator = wish.base_image or self._settings.accelerator.base_image
+        own = self._settings.conda_base_image if dependencies.conda else self._settings.base_image
+        base = (accelerator or own).replace("{version}", _python_version(layout.context, wish))
+        parse_image(base)
+        return (base,)
+
+    def _want(
+        self, plan: RunPlan, layout: Layout, dependencies: Dependencies | None, pinned: Mapping[str, str | None]
+    ) -> Wanted:
+        wish, settings = plan.image_wish or ImageWish(), self._settings
+        bases = " ".join(f"{base}@{digest}" for base, digest in pinned.items())
+        if dependencies is None:
+            context = read_context(layout.context, limit=settings.context_limit, keep=[layout.dockerfile or ""])
+            order = BuildOrder(context, dockerfile=layout.dockerfile, base=bases, platform=settings.platform)
+            return Wanted(order, layout.entry_point)
+        version = _python_version(layout.context, wish)
+        recipe = Recipe(
+            base=next(iter(pinned)),
+            python_version=version,
+            brings_python=not (wish.base_image or settings.accelerator.base_image),
+            conda=dependencies.conda,
+            project=dependencies.project,
+            user_id=settings.user_id if wish.user_id is None else wish.user_id,
+        )
+        code = read_context(layout.context, limit=settings.context_limit, prefix=CODE_FOLDER)
+        files = BuildContext().plus({} if dependencies.conda else install_files(version, recipe.user_id))
+        order = BuildOrder(
+            merge(code, dependencies.context, files),
+            recipe=recipe,
+            base=bases,
+            platform=settings.platform,
+        )
+        return Wanted(order, layout.entry_point)
+
+
+def _python_version(folder: Path, wish: ImageWish) -> str:
+    return wish.python_version or runtime_of(folder)

@@ -1,0 +1,222 @@
+"""`launch_add(build=True)`: the image of a job's code, built and pushed here, and an image job in the code job's place.
+
+Agents then need neither the code nor a builder: they pull the image by its digest. The image job is named after the
+job, `NAME-image`; its schema and retries are the job's, and its metadata says what it was built from. The
+same code gives the same image, and so the same version of the image job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+from uuid import uuid4
+
+from prefect.logging import get_logger
+
+from prefect_launch.builds.image_maker import ImageMaker
+from prefect_launch.builds.lease import Flights
+from prefect_launch.client.api import Api
+from prefect_launch.client.item_check import check_item
+from prefect_launch.core.deep_folders import temporary_folder_async
+from prefect_launch.core.names import safe_name
+from prefect_launch.errors import NotFoundError, SpecError
+from prefect_launch.jobs.model import GitJobSource, ImageJobSource, Job, JobDocument, JobDraft, SourceKind
+from prefect_launch.planning.plan import image_wish
+from prefect_launch.queues.session import KnownQueue, Session
+from prefect_launch.registries.reference import parse_repository
+from prefect_launch.registries.remote import RemoteRegistries
+from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.settings.agent_config import AgentConfig, resolve_agent_config
+from prefect_launch.sources import source_of
+from prefect_launch.spec.launch_spec import DockerSource, GitSource, LaunchSpec, RegistryOptions
+
+_logger = get_logger("launch.build")
+
+_SUFFIX: Final = "-image"
+#: The tag of an image that is told of before it is built.
+_WHEN_BUILT: Final = "set-when-built"
+_STOPPED: Final = "Stopped: the image is not finished, and nothing is queued. The same call builds it anew."
+
+
+async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> LaunchSpec:
+    """Build the image of what a spec names, push it, and return the spec with an image job in its place.
+
+    Args:
+        api: whose names are the defaults.
+        session: an open connection.
+        spec: what is asked for; its `registry.uri` is the repository.
+        queue_name: of the queue.
+
+    Raises:
+        SpecError: when nothing is to be built, the queue runs no images, nothing builds here, or no repository is
+            known.
+        LaunchError: as `launch_add` does; nothing is built then.
+        BuildError: when a step of the build fails.
+        RegistryError: when the registry does not take the image.
+    """
+    checked = await check_item(api, session, spec, queue_name)
+    job = _refuse_what_needs_no_build(checked.job, checked.queue)
+    config = _config_of_builder()
+    repository = _repository(spec, config)
+    try:
+        plan = await _built(session, spec, job, config, repository)
+    except asyncio.CancelledError:
+        _logger.warning(_STOPPED)
+        raise
+    draft = image_job(job, str(plan.image), plan.command)
+    kept = (await session.jobs.put(draft)).job
+    return _naming(spec, kept)
+
+
+class BuiltJob(NamedTuple):
+    """What a build would bring, as far as it can be told before.
+
+    Attributes:
+        spec: names the image job.
+        job: the image job; one that is not there yet has an image whose tag is no real one.
+        built_of: the job whose code is built.
+        repository: where the image is pushed.
+    """
+
+    spec: LaunchSpec
+    job: Job
+    built_of: Job
+    repository: str
+
+
+async def preview_built_job(session: Session, spec: LaunchSpec, job: Job | None, queue: KnownQueue) -> BuiltJob:
+    """Say what `with_built_job` would make of a spec that was checked; nothing is built, pushed or made.
+
+    Raises:
+        SpecError: as `with_built_job` does.
+    """
+    of = _refuse_what_needs_no_build(job, queue)
+    repository = _repository(spec, _config_of_builder())
+    wish = image_wish(spec, of)
+    draft = image_job(of, f"{repository}:{_WHEN_BUILT}", wish.entry_point if wish else ())
+    made = await _built_last(session, draft) or await session.jobs.as_job(draft)
+    return BuiltJob(_naming(spec, made), made, of, repository)
+
+
+async def _built_last(session: Session, draft: JobDraft) -> Job | None:
+    """Return the image job that there is of the same code, which stays the same unless the base image has changed."""
+    try:
+        last = await session.jobs.resolve(f"{draft.entity}/{draft.project}/{draft.name}")
+    except NotFoundError:
+        return None
+    same = last.metadata.get("built_from") == draft.metadata["built_from"]
+    return last if same and last.entry_point == draft.document.source.entrypoint else None
+
+
+def _config_of_builder() -> AgentConfig:
+    config = resolve_agent_config()
+    if config.builder.type == "none":
+        raise SpecError(
+            "build=True builds on this machine, whose ~/.config/prefect-launch/agent.yaml says builder.type: none. Set"
+            " it to docker, or leave build out: an agent of the queue builds the image then."
+        )
+    return config
+
+
+def _refuse_what_needs_no_build(job: Job | None, queue: KnownQueue) -> Job:
+    resource = queue.config.resource
+    if not runner_class(resource).needs_image:
+        raise SpecError(
+            f"Cannot build a docker image for the resource: {resource}. Queue {queue.name!r} runs its items"
+            " there without one: leave build out, or choose a queue of containers."
+        )
+    if job is None or job.kind is SourceKind.IMAGE or job.base_image:
+        what = f"the job {job.reference}" if job else "a docker_image"
+        raise SpecError(
+            f"There is nothing to build: {what} names its image already. Leave build out, or give a job of code or git."
+        )
+    return job
+
+
+def _repository(spec: LaunchSpec, config: AgentConfig) -> str:
+    given = spec.registry.uri or config.builder.destination
+    if not given:
+        raise SpecError(
+            "build=True needs to know where the image is pushed, for the agents of the queue may be on other machines."
+            " Give repository, such as 'registry.example:5000/team/train', or set builder.destination in"
+            " ~/.config/prefect-launch/agent.yaml; or leave build out, and an agent builds the image itself."
+        )
+    return parse_repository(str(given))
+
+
+async def _built(session: Session, spec: LaunchSpec, job: Job, config: AgentConfig, repository: str) -> RunPlan:
+    """Return a plan with the image, by its digest in the repository, and the command in it."""
+    settings = config.builder.pushing_to(repository)
+    flights = Flights(session.server, "a call of launch_add")
+    images = ImageMaker(settings, flights, RemoteRegistries(config.keychain), home=config.home)
+    try:
+        async with temporary_folder_async("launch-build-") as folder:
+            code = folder / "code"
+            await source_of(job, config.home, config.git).fetch(job, code, session.jobs)
+            plan = RunPlan(
+                item_id=str(uuid4()),
+                run_id="build",
+                run_dir=folder,
+                code_dir=code,
+                image_wish=image_wish(spec, job),
+            )
+            return await images.find(plan) or await images.make(plan, _line_logger())
+    finally:
+        await images.aclose()
+
+
+def _line_logger() -> Callable[[str], None]:
+    def log(text: str) -> None:
+        for line in text.splitlines():
+            if line.strip():
+                _logger.info("%s", line)
+
+    return log
+
+
+def image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
+    """Return the image job that takes a code job's place: its image by digest, and the run's command in that."""
+    was = job.document
+    document = JobDocument.model_validate(
+        {
+            "_version": "v0",
+            "source_type": SourceKind.IMAGE,
+            "source": ImageJobSource(image=image, entrypoint=command),
+            "input_types": was.input_types,
+            "output_types": was.output_types,
+            "retries": was.retries,
+            "input_schemas": was.input_schemas,
+        }
+    )
+    return JobDraft(
+        name=safe_name(f"{job.name}{_SUFFIX}"),
+        entity=job.entity,
+        project=job.project,
+        document=document,
+        description=job.description,
+        metadata={**job.metadata, "built_from": _origin(job)},
+    )
+
+
+def _origin(job: Job) -> str:
+    """Return what an image was built from; a job of a URI is not kept, but its commit is for ever."""
+    source = job.document.source
+    return f"{source.git.remote}@{source.git.commit}" if isinstance(source, GitJobSource) else job.reference
+
+
+def _naming(spec: LaunchSpec, job: Job) -> LaunchSpec:
+    """Return the spec with the image job; what the build has used up is left out."""
+    overrides = spec.overrides.model_copy(update={"entry_point": None, "dockerfile": None})
+    changes: dict[str, Any] = {
+        "job": job.reference,
+        "uri": None,
+        "git": GitSource(),
+        "docker": DockerSource(),
+        "overrides": overrides,
+        "python_version": None,
+        "builder": {},
+        "registry": RegistryOptions(),
+    }
+    return spec.model_copy(update=changes)

@@ -1,0 +1,227 @@
+"""`explain_launch`: what `launch_add` would do, and nothing done.
+
+A dry run: it checks all that `launch_add` checks, then plans the item as an agent would, and says what would be
+created, what the queue has changed of what was asked for, which place the item would take and why it would wait.
+Nothing is made on the server or on this machine. Values of environment variables are never told, only their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_launch.client.api import Api, default_api
+from prefect_launch.client.explain_changes import Change, changes_of, masked, masked_parameters
+from prefect_launch.client.item_check import draft_item, resolve_source, same_item
+from prefect_launch.client.launch_add import launch_add, read_request
+from prefect_launch.core.signature import with_arguments_of
+from prefect_launch.core.states import StateType
+from prefect_launch.errors import NotFoundError
+from prefect_launch.planning.image_pin import Digests, digest_in, with_digest
+from prefect_launch.planning.plan import Request, Site, default_resource, preview_plan
+from prefect_launch.planning.safety.limits import fixed_options
+from prefect_launch.planning.safety.options import locked_options, normalise_options
+from prefect_launch.queues.options import make_config
+from prefect_launch.queues.run_queue import DEFAULT_QUEUE
+from prefect_launch.queues.session import KnownQueue, Session, obstacle_of
+from prefect_launch.queues.template import QueueConfig
+from prefect_launch.queues.wait_facts import why_would_wait
+from prefect_launch.queues.wait_reason import Waiting
+from prefect_launch.runners.base import Labels, Runner, RunPlan
+from prefect_launch.runners.gpu_option import GpuAsk, read_gpus
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
+
+if TYPE_CHECKING:
+    from prefect_launch.client.build_first import BuiltJob
+
+#: What stands for what is known only once the item is there.
+_ITEM: Final = "ITEM-ID"
+_RUN: Final = "RUN-ID"
+_HOME: Final = Path("AGENT-HOME")
+_AT_START: Final = "set-at-start"
+_NO_ID: Final = UUID(int=0)
+
+
+class Explanation(BaseModel):
+    """What would be queued, and what an agent would make of it.
+
+    Attributes:
+        name: the run's; `RUN-ID` stands for the run id that is made up when none was given.
+        queue: that it would go to.
+        resource: that it would run on.
+        priority: its work queue in the pool.
+        job: at the version that would be pinned, or made of a URI; `None` for an image.
+        parameters: what the item would carry, values of variables left out.
+        image: that it would run; `None` for a process, and for an image that is still to be built.
+        builds: whether the job's image would be built at the start.
+        digest: of the image; `None` when the agent resolves it at the start.
+        creates: the container or the process, as the agent would make it.
+        options: the resource's options, the queue's and the submitter's together.
+        limits: the most that an item of the queue may ask for, by the option, or `timeout`.
+        fixed: the options (or `env.NAME`) that the queue sets, and its submitters may not.
+        changes: what is other than what was asked for, and who has changed it.
+        waiting: its place, why it would wait, and when it would about start; `None` when the queue is not there yet.
+        there: id of the item that is queued under this run id already, which `launch_add` would return.
+        built_of: with `build`, the job whose code would be built here first; `job` is then the image job, which is the
+            one that was made of the same code before when there is one.
+        pushed_to: with `build`, the repository of the image.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    queue: str
+    resource: str
+    priority: str
+    job: str | None
+    parameters: dict[str, Any]
+    image: str | None
+    builds: bool = False
+    digest: str | None = None
+    creates: dict[str, Any]
+    options: dict[str, Any]
+    limits: dict[str, Any] = Field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+    waiting: Waiting | None = Field(default=None)
+    there: str | None = None
+    built_of: str | None = None
+    pushed_to: str | None = None
+
+
+async def explain_item(
+    api: Api, session: Session, spec: LaunchSpec, queue_name: str, *, build: bool = False
+) -> Explanation:
+    """Say what queuing a spec would do.
+
+    Args:
+        api: whose names are the defaults.
+        session: an open connection.
+        spec: what is asked for.
+        queue_name: of the queue.
+        build: whether its image would be built first.
+
+    Raises:
+        LaunchError: as `launch_add` does, and as the agent would for what can be told before it starts.
+    """
+    named = spec if spec.run_id else spec.model_copy(update={"run_id": _RUN})
+    job = (await resolve_source(session, named)).job
+    queue = await _look_at(session, queue_name, default_resource(job) if spec.resource is None else spec.resource)
+    named = await with_digest(named, job, Digests(session.seen_digests), by_queue=queue.config.pin)
+    draft = draft_item(api, queue, named, job)
+    built: BuiltJob | None = None
+    if build:
+        from prefect_launch.client.build_first import preview_built_job
+
+        built = await preview_built_job(session, named, job, queue)
+        job, draft = built.job, draft_item(api, queue, built.spec, built.job)
+    there = await _there(session, draft, queue) if spec.run_id else None
+    full = parse_spec({**draft.parameters, "template_variables": draft.job_variables})
+    request = Request(spec=full, item_id=_ITEM, queue=queue.name, config=queue.config, labels=_labels(full, queue))
+    plan = await preview_plan(request, Site(home=_HOME), job)
+    runner = runner_class(queue.config.resource)
+    return Explanation(
+        name=draft.name,
+        queue=queue.name,
+        resource=queue.config.resource,
+        priority=draft.work_queue_name,
+        job=full.job,
+        parameters=masked_parameters(draft.parameters),
+        image=plan.image,
+        builds=plan.image_wish is not None,
+        digest=digest_in(plan.image_at_enqueue or plan.image or ""),
+        creates=masked(runner.preview(plan)),
+        options=masked(plan.options),
+        limits=dict(queue.config.limits),
+        fixed=_fixed(queue.config, runner),
+        changes=changes_of(spec, full, queue.config, plan.options, is_built=build),
+        waiting=await why_would_wait(session, queue.name, _item(draft), asks=_gpus_in_words(runner, plan)),
+        there=there,
+        built_of=built.built_of.reference if built else None,
+        pushed_to=built.repository if built else None,
+    )
+
+
+def _fixed(config: QueueConfig, runner: type[Runner]) -> tuple[str, ...]:
+    return tuple(sorted({*locked_options(config.resource_args), *fixed_options(config, runner.quantities)}))
+
+
+async def _look_at(session: Session, name: str, resource: str) -> KnownQueue:
+    """Return a queue as it is, or as it would be made at its first use; no deployment is made for it."""
+    try:
+        pool = await session.pool(name)
+    except NotFoundError:
+        if name != DEFAULT_QUEUE:
+            raise
+        config = make_config(resource, None, None)
+        return KnownQueue(name=name, pool_id=_NO_ID, deployment_id=_NO_ID, config=config)
+    config = QueueConfig.from_template(name, pool.base_job_template)
+    return KnownQueue(name=name, pool_id=pool.id, deployment_id=_NO_ID, config=config, obstacle=obstacle_of(pool))
+
+
+async def _there(session: Session, draft: ItemDraft, queue: KnownQueue) -> str | None:
+    """Return the id of the item that is queued under the same run id.
+
+    Raises:
+        SpecError: when it is of another spec.
+    """
+    found = await session.server.list_items(keys=[draft.idempotency_key], limit=1)
+    return str(same_item(found[0], draft, queue).id) if found else None
+
+
+def _labels(spec: LaunchSpec, queue: KnownQueue) -> dict[str, str]:
+    """Return the labels that its agent would put onto what runs."""
+    return {
+        Labels.ITEM: _ITEM,
+        Labels.ATTEMPT: "1",
+        Labels.RUN_ID: spec.run_id or _RUN,
+        Labels.QUEUE: queue.name,
+        Labels.AGENT: _AT_START,
+        Labels.CLAIM: _AT_START,
+    }
+
+
+def _gpus_in_words(runner: type[Runner], plan: RunPlan) -> str:
+    """Say which GPUs of its agent's machine a run asks for, such as `2 GPUs`; an empty text for none."""
+    gpus = read_gpus(normalise_options(plan.options).get("gpus")) if runner.uses_this_machine else GpuAsk()
+    return "" if gpus.is_none else str(gpus)
+
+
+def _item(draft: ItemDraft) -> Item:
+    return Item(
+        id=uuid4(),
+        name=draft.name,
+        tags=draft.tags,
+        state_type=StateType.SCHEDULED,
+        work_queue_name=draft.work_queue_name,
+    )
+
+
+@with_arguments_of(launch_add)
+def explain_launch(arguments: Mapping[str, Any]) -> Explanation:
+    """Say what `launch_add` would do with these arguments; nothing is queued, nothing is left behind.
+
+    It takes the arguments of `launch_add`.
+
+    Raises:
+        LaunchError: as `launch_add` does.
+    """
+    spec, queue = read_request(arguments)
+    api = default_api()
+    build = bool(arguments["build"])
+    return api.call(lambda session: explain_item(api, session, spec, queue, build=build))
+
+
+@with_arguments_of(launch_add)
+def aexplain_launch(arguments: Mapping[str, Any]) -> Awaitable[Explanation]:
+    """`explain_launch` for async code; arguments, result and errors are the same."""
+    spec, queue = read_request(arguments)
+    api = default_api()
+    build = bool(arguments["build"])
+    return api.acall(lambda session: explain_item(api, session, spec, queue, build=build))

@@ -1,0 +1,264 @@
+"""From a launch spec to the draft of an item: every check that needs the server, before anything is made."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from prefect.logging import get_logger
+
+from prefect_launch.client.api import Api
+from prefect_launch.client.job_of_spec import NamedJob, job_named_by, with_job
+from prefect_launch.core.states import ItemState
+from prefect_launch.errors import LaunchError, NotFoundError, SpecError
+from prefect_launch.jobs.agreement import check_version
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.jobs.schema import check_inputs
+from prefect_launch.planning.image_pin import Digests, with_digest
+from prefect_launch.planning.item_options import merged_options
+from prefect_launch.planning.macros import macro_values
+from prefect_launch.planning.plan import default_resource
+from prefect_launch.planning.safety import (
+    locked_parts,
+)
+from prefect_launch.planning.unread_fields import refuse_unread
+from prefect_launch.queues.options import make_config
+from prefect_launch.queues.run_queue import DEFAULT_QUEUE, QUEUE_LABEL, create_queue
+from prefect_launch.queues.session import KnownQueue, Session
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.server.values import Item, ItemDraft, State
+from prefect_launch.sources.notebook import notebook_in
+from prefect_launch.spec.item_parameters import labels_of, run_id_of, tags_of
+from prefect_launch.spec.job_naming import parse_image
+from prefect_launch.spec.json_rules import check_json
+from prefect_launch.spec.launch_spec import LaunchSpec
+from prefect_launch.spec.priority import Priority
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
+
+_logger = get_logger("launch.enqueue")
+
+#: Of `docker`: what is there when a digest was looked up.
+_LOOKED_UP: Final = frozenset({"pin", "digest", "resolved"})
+
+
+@dataclass(frozen=True)
+class CheckedItem:
+    """An item that may be made: nothing about it is wrong, and nothing of it is there yet.
+
+    Attributes:
+        api: whose names are the defaults.
+        queue: that it goes to.
+        spec: what is asked for.
+        named: what it runs.
+        job: the same, as it was when the draft was made.
+        draft: what is to be made.
+    """
+
+    api: Api
+    queue: KnownQueue
+    spec: LaunchSpec
+    named: NamedJob
+    job: Job | None
+    draft: ItemDraft
+
+    async def refuse_taken(self, session: Session) -> None:
+        """Refuse a run id that is taken, before a job is made for an item that cannot be.
+
+        Raises:
+            SpecError: naming the item that has it.
+        """
+        if self.named.draft is not None and self.spec.run_id:
+            for item in await session.server.list_items(keys=[self.draft.idempotency_key], limit=1):
+                same_item(item, self.draft, self.queue)
+
+    async def made(self, session: Session) -> ItemDraft:
+        """Return what is to be made; its job is stored now, if it was new."""
+        job = await self.named.kept(session.jobs)
+        return self.draft if job is self.job else draft_item(self.api, self.queue, self.spec, job)
+
+
+async def check_item(
+    api: Api,
+    session: Session,
+    spec: LaunchSpec,
+    queue_name: str,
+    named: NamedJob | None = None,
+    digests: Digests | None = None,
+) -> CheckedItem:
+    """Check a spec against the server's queues and jobs. Nothing is made, but the queue `default` on its first use.
+
+    Args:
+        api: whose names are the defaults.
+        session: an open connection.
+        spec: what is asked for.
+        queue_name: of the queue.
+        named: what the spec names, when it is known already.
+        digests: of images that were looked up for the same call.
+    """
+    named = named or await resolve_source(session, spec)
+    queue = await _queue(session, queue_name, spec, named.job)
+    digests = digests or Digests(session.seen_digests)
+    await _tell_what_is_locked(session, queue, spec)
+    spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
+    return CheckedItem(api, queue, spec, named, named.job, draft_item(api, queue, spec, named.job))
+
+
+async def _tell_what_is_locked(session: Session, queue: KnownQueue, spec: LaunchSpec) -> None:
+    """Warn of an item that no agent which is online for its queue would run; one that would may still come."""
+    locked = locked_parts(spec, pins=queue.config.pin)
+    agents: tuple[str, ...] = ()
+    if locked:
+        with suppress(LaunchError):  # a warning that cannot be given keeps nobody from queuing
+            agents = await session.secure_agents(queue.name)
+    if agents:
+        _logger.warning(
+            "All agents online for the queue %s (%s) are in secure mode, which locks %s: there the item fails.",
+            queue.name,
+            ", ".join(agents),
+            ", ".join(locked),
+        )
+
+
+async def resolve_source(session: Session, spec: LaunchSpec) -> NamedJob:
+    """Return the job that a spec names, at its version, or that would be made of its URI; none for an image."""
+    if spec.image:
+        parse_image(spec.image)
+    return await job_named_by(spec, session.jobs)
+
+
+def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -> ItemDraft:
+    """Check a spec against its queue and job, and return what is to be made; the server is not asked."""
+    if job is not None and spec.job:  # beside a URI, it says what the URI is taken at
+        check_version(job, spec.git.version, named=spec.job)
+    _refuse_notebook(spec)
+    _check_resource(spec, queue, job)
+    refuse_unread(spec, job, runner_class(queue.config.resource))
+    full = _completed(api, spec, job)
+    _check_options(full, queue, job)
+    dumped = full.dump()
+    check_json(dumped)  # A spec that was made as an object comes unchecked.
+    parameters = {key: value for key, value in dumped.items() if key not in ("template_variables", "priority")}
+    return ItemDraft(
+        name=full.name or f"{job.name if job else _image_name(full)}-{full.run_id}",
+        parameters=parameters,
+        job_variables=dict(full.template_variables),
+        tags=tags_of(full, queue=queue.name, job=job.name if job else None, version=job.version if job else None),
+        labels=labels_of(full, job=job.reference if job else None) | {QUEUE_LABEL: queue.name},
+        work_queue_name=_work_queue(full, queue),
+        state=State.of(ItemState.QUEUED, queue.obstacle or None),
+        # A run id that was made up here may be another item's: it must not be taken for that one.
+        idempotency_key=f"{full.entity}/{full.project}/{full.run_id}" if spec.run_id else secrets.token_hex(16),
+        # All was checked here, and a fraction may be larger than that schema lets any number be.
+        enforce_parameter_schema=False,
+    )
+
+
+async def _queue(session: Session, name: str, spec: LaunchSpec, job: Job | None) -> KnownQueue:
+    try:
+        return await session.queue(name)
+    except NotFoundError:
+        if name != DEFAULT_QUEUE:
+            raise
+    resource = spec.resource or default_resource(job)
+    await create_queue(session, name, make_config(resource, None, None), replace=True)
+    return await session.queue(name)
+
+
+def _refuse_notebook(spec: LaunchSpec) -> None:
+    """Refuse a notebook in the place of a job's command: it becomes a program only when a job is made of it."""
+    notebook = None if spec.uri else notebook_in(spec.overrides.entry_point or ())
+    if notebook is not None:
+        raise SpecError(
+            f"The entry point of this run is the notebook {notebook!r}, which no Python runs as it is. Make a job with"
+            " it as the entry point (create_job, or 'prefect-launch job create'), and queue that."
+        )
+
+
+def _check_resource(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> None:
+    resource = queue.config.resource
+    runner = runner_class(resource)
+    if spec.resource and spec.resource != resource:
+        runner_class(spec.resource)
+        raise SpecError(
+            f"Queue {queue.name!r} runs its items on {resource!r}, but the spec asks for {spec.resource!r}."
+            " Leave resource out, or choose a queue of that resource."
+        )
+    runner.check_source(job.kind if job else SourceKind.IMAGE)
+
+
+def _check_options(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> None:
+    """Check the options that the item will run with, as far as they are known before its agent starts it."""
+    macros = macro_values(
+        run_id=spec.run_id or "",
+        item_id=spec.run_id or "",
+        attempt=1,
+        project_name=spec.project,
+        entity_name=spec.entity,
+        run_name=spec.name,
+        image_uri=spec.image or (job.image if job else None),
+        author=spec.author,
+        queue_name=queue.name,
+    )
+    merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
+
+
+def _completed(api: Api, spec: LaunchSpec, job: Job | None) -> LaunchSpec:
+    """Return the spec with the job pinned, its inputs checked and its names filled in."""
+    changes: dict[str, Any] = {
+        "run_id": spec.run_id or secrets.token_hex(4),
+        "entity": spec.entity or (job.entity if job else api.entity),
+        "project": spec.project or (job.project if job else api.project),
+    }
+    if job is None:
+        return spec.model_copy(update=changes)
+    if job.schema:
+        inputs = check_inputs(job.schema, spec.overrides.run_config)
+        changes["overrides"] = spec.overrides.model_copy(update={"run_config": inputs})
+    return with_job(spec.model_copy(update=changes), job)
+
+
+def _work_queue(spec: LaunchSpec, queue: KnownQueue) -> str:
+    if queue.config.prioritization_mode == "DISABLED" and spec.priority is not Priority.MEDIUM:
+        raise SpecError(
+            f"Queue {queue.name!r} has no priorities (its prioritization mode is DISABLED); leave priority out."
+        )
+    return spec.priority.work_queue
+
+
+def same_item(item: Item, draft: ItemDraft, queue: KnownQueue) -> Item:
+    """Return the item that was there under the caller's run id, when it is of the same spec.
+
+    Raises:
+        SpecError: when it is of another.
+    """
+    was = (_asked(item.parameters), item.job_variables or {}, item.work_queue_name or draft.work_queue_name)
+    same_spec = was == (_asked(draft.parameters), draft.job_variables, draft.work_queue_name)
+    if same_spec and item.work_pool_name == queue.name:
+        return item
+    where = f" on queue {item.work_pool_name!r}" if item.work_pool_name != queue.name else ""
+    raise SpecError(
+        f"The run_id {run_id_of(item)!r} is taken by another spec (item {item.id}{where})."
+        " Choose another run_id, or queue the same spec to get that item."
+    )
+
+
+def _asked(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a spec asks for: without the digest that was looked up, for its tag may mean another by now.
+
+    Nor does it matter that it was to be looked up: the queue's owner may have asked for that in the meantime.
+    """
+    docker = parameters.get("docker")
+    if not isinstance(docker, Mapping) or not (docker.get("pin") or docker.get("resolved")):
+        return dict(parameters)
+    named = {key: value for key, value in docker.items() if key not in _LOOKED_UP}
+    rest = {key: value for key, value in parameters.items() if key != "docker"}
+    return {**rest, "docker": named} if named else rest
+
+
+def _image_name(spec: LaunchSpec) -> str:
+    return (spec.image or "launch").rpartition("/")[2].partition("@")[0].partition(":")[0]

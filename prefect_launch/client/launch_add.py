@@ -1,0 +1,263 @@
+"""`launch_add`: put a job on a queue.
+
+Everything is checked before anything is made: the source, the queue, the job and its inputs, the template variables,
+the options. A refused call leaves nothing behind. In a flow, `launch_add` is a task of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from prefect_launch.client import in_flow
+from prefect_launch.client.api import Api, default_api
+from prefect_launch.client.item_check import CheckedItem, check_item, same_item
+from prefect_launch.client.job_of_spec import NamedJob, same_uri
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.errors import QueueError, SpecError
+from prefect_launch.planning.image_pin import Digests
+from prefect_launch.planning.unread_fields import refuse_unread_at_queue
+from prefect_launch.queues.run_queue import DEFAULT_QUEUE
+from prefect_launch.queues.session import KnownQueue, Session
+from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec, parse_spec
+
+#: A queue that was deleted and made again meanwhile is seen at the second try.
+_ATTEMPTS: Final = 2
+#: The server's limit for one list.
+_PAGE: Final = 200
+
+
+def launch_add(
+    uri: str | None = None,
+    job: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    template_variables: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    queue_name: str | None = None,
+    resource: str | None = None,
+    entry_point: Sequence[str] | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    docker_image: str | None = None,
+    project_queue: str | None = None,
+    resource_args: Mapping[str, Any] | None = None,
+    run_id: str | None = None,
+    build: bool = False,
+    repository: str | None = None,
+    sweep_id: str | None = None,
+    author: str | None = None,
+    priority: int | str | None = None,
+) -> QueuedRun:
+    """Put one item on a queue of the Prefect server.
+
+    Args:
+        uri: a git repository (https, ssh or `git@host:path`): a job is made of it, with `version` and `entry_point`, or
+            found when there is one of the same commit and entry point, and queued.
+        job: `entity/project/name:alias`, or a shorter form. Exactly one of `job`, `docker_image` and `uri`.
+        config: a launch config; arguments win over it, key by key. It is not changed.
+        template_variables: values of the queue's template variables.
+        project: of the run; by default the job's, or the default one.
+        entity: of the run, likewise.
+        queue_name: of the queue; `default`, which is made on first use, when none is given.
+        resource: must be the queue's, when given.
+        entry_point: command, as a list of texts, that takes the place of the job's own.
+        name: the run's display name, 1 to 200 characters.
+        version: git branch, tag or commit of `uri`; by default the remote's default branch.
+        docker_image: image to run.
+        project_queue: kept on the handle, for callers of the reference's library.
+        resource_args: `{resource: {option: value}}`, over the queue's own; the queue says which options may be set.
+        run_id: a name for the run. Queuing the same spec again under it gives the item that is there.
+        build: build the image of the job's code here, push it to `repository`, and queue an image job of it.
+        repository: where the built image is pushed, such as `registry.example:5000/team/train`; by default
+            `builder.destination` of this machine's agent config.
+        sweep_id: id of the sweep that it belongs to.
+        author: who asks.
+        priority: 1 (critical), 2 (high), 3 (medium, the default), 4 (low), or the word.
+
+    Returns:
+        A handle on the item.
+
+    Raises:
+        SpecError: for a missing or doubled source, and for values of the wrong type or out of their range.
+        SourceError: for a `uri` that is no git remote, cannot be read, or lacks the entry point's file.
+        InfrastructureError: when a git host cannot be reached.
+        InputError: when the inputs do not match the job's schema.
+        NotFoundError: for an unknown queue, job, alias, variable, option or resource; names the nearest right one.
+        UnsafeSpecError: for an option that the queue does not let submitters set.
+        ServerUnavailableError: when the server does not answer within 15 s.
+    """
+    spec, queue, add = _request(locals())
+    api = default_api()
+    if in_flow.is_flow_code():
+        run: QueuedRun = in_flow.sync_task()(api, spec, queue, add)
+    else:
+        run = api.call(lambda session: add(api, session, spec, queue))
+    run.project_queue = project_queue
+    return run
+
+
+async def alaunch_add(
+    uri: str | None = None,
+    job: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    template_variables: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    queue_name: str | None = None,
+    resource: str | None = None,
+    entry_point: Sequence[str] | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    docker_image: str | None = None,
+    project_queue: str | None = None,
+    resource_args: Mapping[str, Any] | None = None,
+    run_id: str | None = None,
+    build: bool = False,
+    repository: str | None = None,
+    sweep_id: str | None = None,
+    author: str | None = None,
+    priority: int | str | None = None,
+) -> QueuedRun:
+    """`launch_add` for async code; arguments, result and errors are the same."""
+    spec, queue, add = _request(locals())
+    api = default_api()
+    if in_flow.is_flow_code():
+        run: QueuedRun = await in_flow.async_task()(api, spec, queue, add)
+    else:
+        run = await api.acall(lambda session: add(api, session, spec, queue))
+    run.project_queue = project_queue
+    return run
+
+
+def launch_add_many(
+    specs: Iterable[LaunchSpec | Mapping[str, Any]], queue_name: str | None = None, *, api: Api | None = None
+) -> list[QueuedRun]:
+    """Put many items on one queue, in as few requests as there can be; each exactly once, in their order.
+
+    Args:
+        specs: launch configs.
+        queue_name: of the queue; `default` when none is given.
+        api: the server; the default one when none is given.
+
+    Returns:
+        A handle on each.
+
+    Raises:
+        LaunchError: as `launch_add`; nothing is queued when one of the specs is refused.
+    """
+    own = api or default_api()
+    read = [_parse(spec) for spec in specs]
+    return own.call(lambda session: add_items(own, session, read, queue_name or DEFAULT_QUEUE))
+
+
+async def alaunch_add_many(
+    specs: Iterable[LaunchSpec | Mapping[str, Any]], queue_name: str | None = None, *, api: Api | None = None
+) -> list[QueuedRun]:
+    """`launch_add_many` for async code."""
+    own = api or default_api()
+    read = [_parse(spec) for spec in specs]
+    return await own.acall(lambda session: add_items(own, session, read, queue_name or DEFAULT_QUEUE))
+
+
+def _parse(spec: LaunchSpec | Mapping[str, Any]) -> LaunchSpec:
+    read = (spec if isinstance(spec, LaunchSpec) else parse_spec(spec)).check_source()
+    refuse_unread_at_queue(read, build=False)
+    return read
+
+
+def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str, in_flow.Add]:
+    """Read the arguments of a call into a spec, the queue's name, and what makes the item."""
+    spec, queue = read_request(arguments)
+    named = in_flow.with_run_id(spec, queue)
+    found = named.run_id != spec.run_id and in_flow.is_retry()
+    add = add_built_item if arguments["build"] else add_item
+    return named, queue, in_flow.found_again(add) if found else add
+
+
+def read_request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str]:
+    """Read the arguments of `launch_add` into a spec and the queue's name.
+
+    Raises:
+        LaunchError: as `launch_add` does for what needs no server to be refused.
+    """
+    given = dict(arguments)
+    queue, build = given.pop("queue_name"), given.pop("build")
+    given.pop("project_queue")
+    if build and not queue:
+        raise SpecError(
+            "Cannot build an image without a queue. Give queue_name; 'launch' builds what it runs here by itself."
+        )
+    queue = queue or DEFAULT_QUEUE
+    spec = construct_spec(given.pop("config"), **given)
+    refuse_unread_at_queue(spec, build=build)
+    return spec, queue
+
+
+# --- what is done with a session -------------------------------------------------------------------------------------
+
+
+async def add_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> QueuedRun:
+    """Check a spec and make its item; see `launch_add`."""
+    named = spec.run_id is not None
+    for _ in range(_ATTEMPTS):
+        checked = await check_item(api, session, spec, queue_name)
+        await checked.refuse_taken(session)
+        queue, draft = checked.queue, await checked.made(session)
+        item = await session.server.create_item(queue.deployment_id, draft)
+        if item is not None and item.work_pool_name == queue.name:
+            return QueuedRun.of(api, same_item(item, draft, queue) if named else item)
+        if item is not None and named:
+            same_item(item, draft, queue)
+        await _drop(session, queue, item)
+    raise QueueError(
+        f"The queue {queue_name!r} was deleted while the item was made; nothing was queued. Make the queue."
+    )
+
+
+async def add_built_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> QueuedRun:
+    """Build and push the image of a spec's job, then make the item of an image job; see `launch_add`."""
+    from prefect_launch.client.build_first import with_built_job
+
+    return await add_item(api, session, await with_built_job(api, session, spec, queue_name), queue_name)
+
+
+async def _drop(session: Session, queue: KnownQueue, item: Item | None) -> None:
+    """Take back an item whose queue had gone, and read the queue anew."""
+    session.forget_queue(queue.name)
+    if item is not None:
+        await session.server.delete_item(item.id)
+
+
+async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], queue_name: str) -> list[QueuedRun]:
+    """Check all specs, then make all items; see `launch_add_many`."""
+    session.forget_queue(queue_name)
+    checked: list[CheckedItem] = []
+    digests = Digests(session.seen_digests)
+    of_uri: dict[object, NamedJob] = {}  # A remote is asked once, however many items want it.
+    for spec in specs:
+        checked.append(await check_item(api, session, spec, queue_name, of_uri.get(same_uri(spec)), digests))
+        if spec.uri:
+            of_uri[same_uri(spec)] = checked[-1].named
+    if not checked:
+        return []
+    queue = checked[0].queue
+    taken = [one.draft.idempotency_key for one in checked]
+    if len(set(taken)) < len(taken):
+        twice = next(key for key in taken if taken.count(key) > 1)
+        raise SpecError(f"Two specs of the list have the run_id {twice.rpartition('/')[2]!r}; each needs its own.")
+    for one in checked:
+        await one.refuse_taken(session)
+    drafts = [await one.made(session) for one in checked]
+    await _check_taken(session, queue, [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id])
+    made = await session.server.create_items(queue.deployment_id, drafts)
+    return [QueuedRun.of(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]
+
+
+async def _check_taken(session: Session, queue: KnownQueue, drafts: Sequence[ItemDraft]) -> None:
+    """Refuse run ids that are taken by another spec, before anything is made."""
+    for start in range(0, len(drafts), _PAGE):
+        asked = {draft.idempotency_key: draft for draft in drafts[start : start + _PAGE]}
+        for item in await session.server.list_items(keys=list(asked), limit=_PAGE):
+            same_item(item, asked[item.idempotency_key or ""], queue)

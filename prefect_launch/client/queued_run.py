@@ -1,0 +1,290 @@
+"""`QueuedRun`: a handle on one item of a queue."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.terminal import printable
+from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, NotFoundError
+from prefect_launch.server.values import Item, LogRecord, State
+from prefect_launch.spec.priority import Priority
+
+if TYPE_CHECKING:
+    from prefect_launch.client.api import Api
+    from prefect_launch.queues.session import Session
+    from prefect_launch.queues.wait_reason import Waiting
+
+_POLL_MIN_SECONDS: Final = 0.1
+_POLL_MAX_SECONDS: Final = 1.0
+#: Lines of its log that are told with the end of a run that did not complete.
+LAST_LINES: Final = 20
+_LOG_PAGE: Final = 200
+_OUTPUTS_FILE: Final = "outputs.json"
+_STARTED = frozenset({StateType.RUNNING, StateType.COMPLETED})
+
+
+class QueuedRun:
+    """One item of a queue.
+
+    Attributes:
+        id: of the item, which is the flow run's (a UUID as text).
+        name: the flow run's.
+        run_id: the launch run id.
+        queue_name: of its queue.
+        entity, project: of the run.
+        project_queue: what `launch_add` was given, kept for callers of the reference's library.
+        priority: 1 (critical) to 4 (low).
+        sweep: id of its sweep, if it is of one.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        *,
+        id: str,
+        name: str,
+        run_id: str,
+        queue_name: str,
+        entity: str,
+        project: str,
+        project_queue: str | None = None,
+        priority: Priority = Priority.MEDIUM,
+        sweep: str | None = None,
+    ) -> None:
+        self._api = api
+        self.id = id
+        self.name = name
+        self.run_id = run_id
+        self.queue_name = queue_name
+        self.entity = entity
+        self.project = project
+        self.project_queue = project_queue
+        self.priority = priority
+        self.sweep = sweep
+
+    @classmethod
+    def of(cls, api: Api, item: Item) -> QueuedRun:
+        """Make the handle of an item that was read from the server."""
+        from prefect_launch.spec.item_parameters import options_of, run_id_of
+
+        options = options_of(item)
+        queues = {priority.work_queue: priority for priority in Priority}
+        return cls(
+            api,
+            id=str(item.id),
+            name=item.name,
+            run_id=run_id_of(item),
+            queue_name=item.work_pool_name or "",
+            entity=str(options.get("entity") or api.entity),
+            project=str(options.get("project") or api.project),
+            priority=queues.get(item.work_queue_name or "default", Priority.MEDIUM),
+            sweep=options.get("sweep_id"),
+        )
+
+    def __repr__(self) -> str:
+        return f"<QueuedRun {self.name} {self.id} on {self.queue_name}>"
+
+    @property
+    def url(self) -> str:
+        """The item's page in the UI."""
+        return f"{self._api.ui_url}/runs/flow-run/{self.id}"
+
+    @property
+    def item(self) -> Item:
+        """The item as it is now.
+
+        Raises:
+            NotFoundError: when it was deleted.
+        """
+        found = self._api.call(lambda session: session.server.read_item(UUID(self.id)))
+        if found is None:
+            raise NotFoundError(f"Item {self.id} ({self.name}) is not there any more: it was deleted.")
+        return found
+
+    @property
+    def state(self) -> str:
+        """Where it stands, in lower case: `queued`, `pending`, `running`, `completed`, `failed`, …"""
+        return (self.item.state_name or "unknown").lower()
+
+    @property
+    def message(self) -> str:
+        """Why it is in its state."""
+        return self.item.message
+
+    def why_waiting(self) -> Waiting | None:
+        """Tell why it waits: its place in the queue, the reason, and when it will about start.
+
+        Returns:
+            That, `None` when it does not wait. As a text, it is a sentence or two.
+        """
+        return self._api.call(self._why_waiting)
+
+    async def awhy_waiting(self) -> Waiting | None:
+        """`why_waiting` for async code."""
+        return await self._api.acall(self._why_waiting)
+
+    async def _why_waiting(self, session: Session) -> Waiting | None:
+        from prefect_launch.queues.wait_facts import why_waiting
+
+        item = await session.server.read_item(UUID(self.id))
+        return None if item is None else await why_waiting(session, item)
+
+    def logs(self, *, offset: int = 0) -> list[LogRecord]:
+        """Return the records of its log from `offset` on, oldest first."""
+
+        async def read(session: Session) -> list[LogRecord]:
+            found: list[LogRecord] = []
+            while True:
+                page = await session.server.read_logs(UUID(self.id), limit=_LOG_PAGE, offset=offset + len(found))
+                found.extend(page)
+                if len(page) < _LOG_PAGE:
+                    return found
+
+        return self._api.call(read)
+
+    def last_lines(self, count: int = LAST_LINES) -> list[str]:
+        """Return the last lines of its log, at most so many."""
+        records = self.logs()[-count:]
+        return [line for record in records for line in record.message.splitlines()][-count:]
+
+    def outputs(self) -> dict[str, Any]:
+        """Return the named results that its last attempt left in `outputs.json`; empty when it left none.
+
+        Raises:
+            ArtifactError: when what it left is no JSON object.
+        """
+
+        async def read(session: Session) -> bytes | None:
+            item = await session.server.read_item(UUID(self.id))
+            attempt = max(1, item.run_count if item else 1)
+            return await session.jobs.read_output(self.id, attempt, _OUTPUTS_FILE)
+
+        content = self._api.call(read)
+        try:
+            found = json.loads(content or b"{}")
+        except ValueError as error:
+            raise ArtifactError(
+                f"The {_OUTPUTS_FILE} of {self.name} ({self.id}) is no JSON: {error}. Write it with save_outputs()."
+            ) from None
+        if not isinstance(found, dict):
+            raise ArtifactError(f"The {_OUTPUTS_FILE} of {self.name} ({self.id}) holds no object. Use save_outputs().")
+        return found
+
+    def wait_until_started(self, timeout: float | None = None) -> Item:
+        """Wait until its process exists (or has ended well).
+
+        Args:
+            timeout: in seconds; `None` waits as long as it takes.
+
+        Raises:
+            ExecutionError: when it ended before, or without success.
+            TimeoutError: when it has not started in time; it stays in the queue.
+        """
+        return self._wait(lambda item: item.state_type in _STARTED, "start", timeout)
+
+    def wait_until_running(self, timeout: float | None = None) -> Item:
+        """The reference's name of `wait_until_started`."""
+        return self.wait_until_started(timeout)
+
+    def wait_until_finished(self, timeout: float | None = None) -> Item:
+        """Wait until it has ended with success.
+
+        Args:
+            timeout: in seconds; `None` waits as long as it takes.
+
+        Raises:
+            ExecutionError: when it failed, crashed or was cancelled; with the exit code and the last lines of its log.
+            TimeoutError: when it has not ended in time; it goes on.
+        """
+        return self._wait(lambda item: item.state_type is StateType.COMPLETED, "finish", timeout)
+
+    def _wait(self, reached: Callable[[Item], bool], what: str, timeout: float | None) -> Item:
+        give_up_at = None if timeout is None else time.monotonic() + timeout
+        pause = _POLL_MIN_SECONDS
+        while True:
+            item = self.item
+            if reached(item):
+                return item
+            if item.is_terminal:
+                raise self._failure(item)
+            if give_up_at is not None and time.monotonic() >= give_up_at:
+                raise TimeoutError(
+                    f"Item {self.name} ({self.id}) did not {what} within {timeout:g} s: it is {item.state_name}."
+                    f" {item.message or 'See ' + self.url}"
+                )
+            time.sleep(pause if give_up_at is None else max(0.0, min(pause, give_up_at - time.monotonic())))
+            pause = min(pause * 1.5, _POLL_MAX_SECONDS)
+
+    def _failure(self, item: Item) -> ExecutionError:
+        lines = self.last_lines()
+        tail = "\n".join(f"  {line}" for line in lines)
+        data = item.state.data if item.state and isinstance(item.state.data, dict) else {}
+        told = f"Run {self.name} ({self.id}) ended as {item.state_name}: {item.message or '(no reason)'}\n{tail}"
+        return ExecutionError(
+            printable(told).rstrip(),  # Mostly read in a terminal.
+            exit_code=data.get("exit_code"),
+            last_lines=lines,
+        )
+
+    def cancel(self) -> str:
+        """Ask for it to stop: what waits is gone at once, what runs is ended by its agent. Its state tells who asked.
+
+        Returns:
+            The name of the state it is in after that.
+
+        Raises:
+            LaunchError: when it has ended already.
+        """
+        from prefect_launch.client.cancel import ask_to_stop
+
+        before = self.item
+        if before.is_terminal:
+            raise LaunchError(
+                f"Item {self.name} ({self.id}) has ended already, as {before.state_name}: nothing to stop."
+            )
+        state = self._api.call(lambda session: ask_to_stop(session, before))
+        return state.name if state else self.item.state_name or ""
+
+    def retry(self) -> None:
+        """Put an item that failed, crashed or was cancelled back into its queue, as it was.
+
+        Raises:
+            LaunchError: when it has not ended, or has ended well.
+        """
+        item = self.item
+        if item.state_type is StateType.COMPLETED:
+            raise LaunchError(
+                f"Item {self.name} ({self.id}) has ended well and keeps its result. Queue the same spec again to run it"
+                " once more."
+            )
+        if not item.is_terminal:
+            raise LaunchError(f"Item {self.name} ({self.id}) is {item.state_name}: only what has ended can be retried.")
+        if item.work_pool_name is None:
+            raise LaunchError(
+                f"Item {self.name} ({self.id}) cannot be retried: its queue was deleted. Queue its spec on another."
+            )
+        queued = State.of(ItemState.QUEUED, "Put back by hand.")
+        # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
+        self._api.call(lambda session: session.server.record_infrastructure(UUID(self.id), None))
+        verdict = self._api.call(lambda session: session.server.propose(UUID(self.id), queued))
+        if not verdict.accepted:
+            raise LaunchError(f"Item {self.name} ({self.id}) cannot be retried: {verdict.reason}.")
+
+    def delete(self, delete_artifacts: bool = False) -> None:
+        """Take it out of its queue and off the server, with its log.
+
+        Args:
+            delete_artifacts: kept for callers of the reference's library; what a run left in the job store stays.
+
+        Raises:
+            LaunchError: while it is in work; cancel it first.
+        """
+        item = self.item
+        if item.state_type in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
+            raise LaunchError(f"Item {self.name} ({self.id}) is {item.state_name}: cancel it before you delete it.")
+        self._api.call(lambda session: session.server.delete_item(UUID(self.id)))

@@ -1,0 +1,1 @@
+"""Building blocks that know nothing of launch: states, names, locks, durations, JSON rules."""

@@ -1,0 +1,180 @@
+"""Limits of what is kept of a run's outputs, and what was left out, in words.
+
+An agent has limits, and a queue may have narrower ones. Files are taken in the order of their names, `outputs.json`
+first; one that does not fit any more is left out, and so is what is no regular file. A hole in a sparse file counts
+nothing where it costs nothing.
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from prefect_launch.core.disk import in_bytes
+from prefect_launch.runners.docker.option_values import size
+
+#: Kept whatever else there is: a run's results.
+OUTPUTS_FILE: Final = "outputs.json"
+#: What is nested in more folders is not kept: few programs can read or remove it.
+MAX_DEPTH: Final = 100
+TOO_DEEP: Final = f"it is nested in more than {MAX_DEPTH} folders"
+#: How many files are named that were left out.
+_NAMED: Final = 20
+_NAME_CHARS: Final = 200
+_NONE: Final = "none"
+_KINDS: Final = (
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class OutputLimits(BaseModel):
+    """How much is kept of the outputs of one run.
+
+    Attributes:
+        max_bytes: all its files together, in bytes; a size such as "10g" is read, and "none" or None is no limit.
+        max_files: how many files; "none" or None is no limit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: int | None = None
+    max_files: int | None = Field(default=None, ge=0)
+
+    @field_validator("max_bytes", mode="before")
+    @classmethod
+    def _read_size(cls, value: Any) -> int | None:
+        return None if _is_none(value) else size(value)
+
+    @field_validator("max_files", mode="before")
+    @classmethod
+    def _read_count(cls, value: Any) -> Any:
+        if isinstance(value, bool):
+            raise ValueError("it must be a whole number, or none")
+        return None if _is_none(value) else value
+
+    def within(self, other: OutputLimits) -> OutputLimits:
+        """Return the narrower of both limits."""
+        return OutputLimits(
+            max_bytes=_least(self.max_bytes, other.max_bytes), max_files=_least(self.max_files, other.max_files)
+        )
+
+    def describe(self) -> str:
+        """Say them in words; an empty text when there are none."""
+        amount = None if self.max_bytes is None else in_bytes(self.max_bytes)
+        count = None if self.max_files is None else f"{self.max_files:,} files"
+        return " and ".join(filter(None, (amount, count)))
+
+
+class LeftOut(BaseModel):
+    """Outputs that are not kept.
+
+    Attributes:
+        count: how many.
+        named: the first of them, each with the reason.
+        over_limit: whether a limit is the reason for any of them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int = 0
+    named: tuple[str, ...] = ()
+    over_limit: bool = False
+
+    def __bool__(self) -> bool:
+        return self.count > 0
+
+    def __add__(self, other: LeftOut) -> LeftOut:
+        return LeftOut(
+            count=self.count + other.count,
+            named=(*self.named, *other.named)[:_NAMED],
+            over_limit=self.over_limit or other.over_limit,
+        )
+
+    def describe(self, limits: OutputLimits) -> str:
+        """Tell of them in a few lines, for the run's log."""
+        more = self.count - len(self.named)
+        lines = [f"{self.summary()}:", *(f"  {one}" for one in self.named), *([f"  and {more:,} more"] if more else [])]
+        if self.over_limit:
+            lines.append(
+                f"At most {limits.describe()} are kept of a run: 'outputs' in the agent's and in the queue's config."
+            )
+        return "\n".join(lines)
+
+    def summary(self) -> str:
+        """Tell how many they are."""
+        return f"{self.count:,} of the run's outputs {'is' if self.count == 1 else 'are'} not kept"
+
+
+class Selection:
+    """The choice of the files that are kept, while they are gone through.
+
+    Args:
+        limits: of the run.
+    """
+
+    def __init__(self, limits: OutputLimits) -> None:
+        self._limits = limits
+        self._bytes = self._files = 0
+        self._count = 0
+        self._named: list[str] = []
+        self._over_limit = False
+
+    @property
+    def left_out(self) -> LeftOut:
+        """What was left out so far."""
+        return LeftOut(count=self._count, named=tuple(self._named), over_limit=self._over_limit)
+
+    def takes(self, name: str, size: int) -> bool:
+        """Whether a regular file is kept; it is counted then, else named as left out."""
+        most_bytes, most_files = self._limits.max_bytes, self._limits.max_files
+        if most_files is not None and self._files >= most_files:
+            self.leave_out(name, f"{most_files:,} files are kept already", over_limit=True)
+        elif most_bytes is not None and self._bytes + size > most_bytes:
+            kept = f", and {in_bytes(self._bytes)} are kept already" if self._bytes else ""
+            self.leave_out(name, f"it has {in_bytes(size)}{kept}", over_limit=True)
+        else:
+            self._files, self._bytes = self._files + 1, self._bytes + size
+            return True
+        return False
+
+    def leave_out(self, name: str, why: str, *, over_limit: bool = False) -> None:
+        """Note that something is not kept, and whether a limit is the reason."""
+        self._over_limit = self._over_limit or over_limit
+        self._count += 1
+        if len(self._named) < _NAMED:
+            self._named.append(f"{_shown(name)}: {why}")
+
+
+def kind_of(mode: int) -> str:
+    """Say what something is that is no regular file."""
+    return next((told for is_kind, told in _KINDS if is_kind(mode)), "no regular file")
+
+
+def with_defaults(given: Any) -> Any:
+    """Return an agent's `outputs` setting with its defaults for what it does not say."""
+    return {**DEFAULT_OUTPUT_LIMITS.model_dump(), **given} if isinstance(given, Mapping) else given
+
+
+def _shown(name: str) -> str:
+    """Return a file's name as a log can hold it: any byte may be in one."""
+    text = name.encode("utf-8", "replace").decode("utf-8")
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)[:_NAME_CHARS]
+
+
+def _is_none(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() == _NONE)
+
+
+def _least(one: int | None, other: int | None) -> int | None:
+    return min((each for each in (one, other) if each is not None), default=None)
+
+
+#: An agent's, unless its config says otherwise.
+DEFAULT_OUTPUT_LIMITS: Final = OutputLimits(max_bytes=20 * 1024**3, max_files=10_000)

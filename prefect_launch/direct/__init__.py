@@ -1,0 +1,1 @@
+"""Direct runs: `launch`, which runs a job here and now, without a queue."""

@@ -1,0 +1,335 @@
+"""`launch`: run a job here and now, in the caller's process, as a flow.
+
+Called alone it is a flow run of its own; called in a flow it is a subflow of it, with its tasks. `launch_flow` is the
+flow, `alaunch` and `launch` call it: where the caller waits, or in the background.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from uuid import UUID
+
+import anyio
+from prefect import Flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+
+from prefect_launch.agent.item.image_build import build_with_log
+from prefect_launch.agent.item.keep_outputs import keep_outputs
+from prefect_launch.agent.item.logs import LogShipper
+from prefect_launch.agent.item.outcome import publish_outputs
+from prefect_launch.agent.item.previous_outputs import bring_last_outputs
+from prefect_launch.builds.image_maker import ImageMaker
+from prefect_launch.builds.lease import Flights
+from prefect_launch.client.api import Api
+from prefect_launch.client.job_of_spec import job_named_by, with_job
+from prefect_launch.core.server_json import check_server_json
+from prefect_launch.core.short_id import short_id
+from prefect_launch.core.signature import with_arguments_of
+from prefect_launch.core.states import ItemState
+from prefect_launch.direct.background import FollowedRun, follower
+from prefect_launch.direct.end import ending_as_its_run, failure_of, outcome_of_run, show_failure
+from prefect_launch.direct.retries import retries_here, with_retries
+from prefect_launch.errors import ExecutionError, LaunchError
+from prefect_launch.planning.plan import Request, Site, default_resource, local_config, make_plan, preview_plan
+from prefect_launch.queues.session import Session
+from prefect_launch.registries.remote import RemoteRegistries
+from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
+from prefect_launch.runners.registry import make_runner, runner_class
+from prefect_launch.runners.run import AbstractRun, RunnerRun
+from prefect_launch.settings.agent_config import default_home, resolve_agent_config
+from prefect_launch.sources.git_settings import machine_git_settings
+from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_LAST_LINES = 20
+
+
+@task(name="prepare", cache_policy=NO_CACHE, persist_result=False)
+async def _prepare(
+    session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, repository: str | None
+) -> RunPlan:
+    """Build or pull the image, or make the environment."""
+    if plan.image_wish is not None:
+        plan = await _with_image(session, flow_run_id, runner, plan, repository)
+    runner.check(plan)
+    await runner.prepare(plan)
+    return plan
+
+
+async def _with_image(
+    session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, repository: str | None
+) -> RunPlan:
+    config = resolve_agent_config()
+    flights = Flights(session.server, "a call of launch")
+    images = ImageMaker(config.builder.pushing_to(repository), flights, runner.registry, home=config.home)
+    try:
+        found = await images.find(plan)
+        return found or await build_with_log(session.server, flow_run_id, images, plan)
+    finally:
+        await images.aclose()
+
+
+@task(name="run", cache_policy=NO_CACHE, persist_result=False)
+async def _run(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, follow: bool) -> RunnerRun:
+    """Create and start it, and follow it to its end."""
+    handle = await runner.create(plan)
+    await session.server.record_infrastructure(flow_run_id, handle)
+    await runner.start(handle)
+    run = RunnerRun(runner, handle, plan)
+    if follow:
+        if (followed := FollowedRun.here()) is not None:
+            followed.attempt_started(run)
+        await _follow(session, flow_run_id, runner, handle, run, plan)
+    return run
+
+
+async def _follow(
+    session: Session, flow_run_id: UUID, runner: Runner, handle: str, run: RunnerRun, plan: RunPlan
+) -> None:
+    shipper = LogShipper(session.server, flow_run_id, plan.log_path, mask=plan.mask)
+    shipper.follow()
+
+    async def close(end: Exit, *, timed_out: bool = False) -> None:
+        try:
+            await shipper.finish()
+        finally:
+            await shipper.let_go()
+        try:
+            await _keep(session, flow_run_id, plan, end)
+            outcome = outcome_of_run(plan, end, timed_out=timed_out)
+            if outcome.state is not ItemState.COMPLETED:
+                await show_failure(session, flow_run_id, plan, end, outcome, await runner.image_of(handle))
+                raise failure_of(plan, end, outcome, await shipper.last_lines(_LAST_LINES))
+        finally:
+            if end.log_is_whole:
+                await runner.remove(handle)
+
+    try:
+        end, timed_out = await _ended(run, plan)
+    except asyncio.CancelledError:
+        # Its caller is interrupted, or out of time: nothing of it stays behind.
+        with anyio.CancelScope(shield=True), suppress(ExecutionError):
+            await run.cancel()
+            if run.exit is not None:
+                await close(run.exit)
+        raise
+    await close(end, timed_out=timed_out)
+
+
+async def _ended(run: RunnerRun, plan: RunPlan) -> tuple[Exit, bool]:
+    """Wait for its end; return how it ended, and whether that is because its time was up."""
+    timed_out = False
+    try:
+        await run.wait(plan.timeout)
+    except TimeoutError:
+        timed_out = True
+        await run.cancel()
+    assert run.exit is not None, "it has ended"
+    return run.exit, timed_out
+
+
+async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan, end: Exit) -> None:
+    await keep_outputs(session, flow_run_id, plan, end)
+    await publish_outputs(session.server, flow_run_id, plan.run_id, plan.output_dir)
+
+
+class _LaunchFlow(Flow[P, T]):
+    """The flow `launch`, which refuses what the server cannot keep before there is a flow run with it."""
+
+    def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        serialized = super().serialize_parameters(parameters)
+        check_server_json(serialized, "What launch is asked for")
+        return serialized
+
+
+def _launch_flow(function: Callable[P, Coroutine[Any, Any, T]]) -> Flow[P, Coroutine[Any, Any, T]]:
+    return _LaunchFlow(function, name="launch", validate_parameters=False, persist_result=False, retries=0)
+
+
+async def alaunch(
+    api: Api,
+    job: str | None = None,
+    entry_point: Sequence[str] | None = None,
+    version: str | None = None,
+    name: str | None = None,
+    resource: str | None = None,
+    resource_args: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    docker_image: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    synchronous: bool = True,
+    run_id: str | None = None,
+    repository: str | None = None,
+) -> AbstractRun:
+    """Run a job here and now, as a flow.
+
+    Args:
+        api: the Prefect server.
+        job: `entity/project/name:alias`, or a shorter form. Exactly one of `job`, `docker_image` and a git `uri` in
+            `config`.
+        entry_point: command, as a list of texts, that takes the place of the job's own.
+        version: git branch, tag or commit of the `uri`.
+        name: the run's display name.
+        resource: `local-process` or `local-container`; by default what the job's kind needs.
+        resource_args: `{resource: {option: value}}`.
+        project: of the run.
+        entity: of the run.
+        docker_image: image to run.
+        config: a launch config; arguments win over it, key by key. It is not changed. Its `retries`, or the job's,
+            hold here too.
+        synchronous: wait until the run has ended. When false, the call returns as soon as the run has started, and this
+            process follows it in the background. It blocks at its exit until the run has ended, as a flow does at its
+            end; when it is interrupted (Ctrl-C, SIGTERM), it ends the run. A run on a resource that is elsewhere, of a
+            third party's runner, is followed by nobody but the run that is returned.
+        run_id: a name for the run.
+        repository: where a built image is pushed.
+
+    Returns:
+        The run. Its flow run's state is its own: `Running` until it ends, then as it has ended.
+
+    Raises:
+        ExecutionError: when a run that was waited for failed; with the exit code and the last lines of its log.
+        LaunchError: when it cannot be started; see the subclasses.
+    """
+    arguments = dict(locals())
+    if synchronous:
+        run: AbstractRun = await launch_flow(**arguments)
+        return run
+    return await follower().begin(lambda: launch_flow(**arguments))
+
+
+@_launch_flow
+@ending_as_its_run
+@with_arguments_of(alaunch)
+async def launch_flow(arguments: Mapping[str, Any]) -> AbstractRun:
+    """Run a job here and now: the flow of `alaunch`, with its arguments, which ends when its run has ended.
+
+    Raises:
+        LaunchError: as `alaunch` does.
+    """
+    given = dict(arguments)
+    api, synchronous = given.pop("api"), given.pop("synchronous")
+    spec = construct_spec(given.pop("config"), **given)
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise LaunchError("launch_flow is a Prefect flow: call it, not the function under it.")
+    flow_run = context.flow_run
+    followed = FollowedRun.here()
+    async with api.open() as session:
+        spec, found = await _pin(session, spec, str(flow_run.id))
+        follow = synchronous or runner_class(spec.resource or default_resource(found)).uses_this_machine
+        rule = retries_here(spec, found, followed=follow)
+
+        async def attempt(number: int) -> RunnerRun:
+            return await _attempt(session, spec, found, flow_run.id, number, follow)
+
+        async def pause(seconds: float) -> None:
+            await (anyio.sleep(seconds) if followed is None else followed.unless_stopped(anyio.sleep(seconds)))
+
+        return await with_retries(rule, attempt, first=max(1, flow_run.run_count), logger=get_run_logger(), pause=pause)
+
+
+async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[LaunchSpec, Job | None]:
+    """Fix the version of the job, so that every attempt runs the same; one of a URI is made when all was checked."""
+    named = await job_named_by(spec, session.jobs)
+    if named.job is not None and named.draft is not None:
+        await preview_plan(_request(with_job(spec, named.job), named.job, item_id, 1), _site(), named.job)
+    job = await named.kept(session.jobs)
+    return (spec if job is None else with_job(spec, job)), job
+
+
+async def _attempt(
+    session: Session, spec: LaunchSpec, job: Job | None, flow_run_id: UUID, number: int, follow: bool
+) -> RunnerRun:
+    chosen, plan = await _plan(session, spec, job, str(flow_run_id), number)
+    runner = make_runner(chosen, default_home(), RemoteRegistries(resolve_agent_config().keychain))
+    followed = FollowedRun.here()
+    try:
+        work = _prepare(session, flow_run_id, runner, plan, spec.registry.uri)
+        plan = await (work if followed is None else followed.unless_stopped(work))
+        return await _run(session, flow_run_id, runner, plan, follow)
+    except LaunchError:
+        with plan.mask.in_errors():
+            raise
+    finally:
+        if follow:
+            await runner.aclose()
+
+
+async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> tuple[str, RunPlan]:
+    request, site = _request(spec, job, item_id, attempt), _site()
+    plan = await make_plan(request, site, session.jobs, session.read_secret)
+    await bring_last_outputs(plan, site, session.jobs)
+    return request.config.resource, plan
+
+
+def _request(spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> Request:
+    config = local_config(spec.resource or default_resource(job))
+    labels = {Labels.ITEM: item_id, Labels.ATTEMPT: str(attempt), Labels.RUN_ID: spec.run_id or short_id(item_id)}
+    return Request(spec=spec, item_id=item_id, attempt=attempt, config=config, labels=labels)
+
+
+def _site() -> Site:
+    return Site(home=default_home(), git=machine_git_settings())
+
+
+def launch(
+    api: Api,
+    job: str | None = None,
+    entry_point: Sequence[str] | None = None,
+    version: str | None = None,
+    name: str | None = None,
+    resource: str | None = None,
+    resource_args: Mapping[str, Any] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    docker_image: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    synchronous: bool = True,
+    run_id: str | None = None,
+    repository: str | None = None,
+) -> AbstractRun:
+    """`alaunch` for synchronous code; arguments, result and errors are the same. It blocks a running event loop."""
+    return run_sync(alaunch(**locals()))
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine from synchronous code, in the caller's context; on a thread when a loop runs in this one."""
+    if not _loop_runs_here():
+        return asyncio.run(work)
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised in the calling thread
+            failure.append(error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="prefect-launch-sync")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

@@ -1,0 +1,1 @@
+"""Planning: from a launch spec to the plan of one run."""

@@ -1,0 +1,139 @@
+"""An item's resource options: what its submitter asks for, checked, and put together with the queue's.
+
+The queue checks with these rules before an item is made, and the agent before it runs one: an item that was made in the
+UI comes straight to the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from prefect_launch.errors import SpecError, UnsafeSpecError
+from prefect_launch.planning.macros import fill_macros
+from prefect_launch.planning.safety import (
+    check_path_values,
+    check_submitter_args,
+    check_submitter_secrets,
+    check_variables_name_no_secret,
+    locked_options,
+    merge_resource_args,
+)
+from prefect_launch.planning.safety.limits import (
+    check_fixed,
+    check_limits,
+    check_unlimited,
+    fixed_options,
+    time_limit,
+    with_limits,
+)
+from prefect_launch.queues.template import QueueConfig, check_variables, is_whole
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.server.secrets import fill_secrets
+from prefect_launch.spec.launch_spec import LaunchSpec
+
+_ENV: Final = "env"
+
+
+def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) -> dict[str, Any]:
+    """Return the options of a spec under their normal names, when its submitter may set them, and so its variables.
+
+    Args:
+        config: of the queue.
+        spec: what is asked for.
+        queue: its name; `None` for a run of no queue, whose caller is at their own machine.
+
+    Raises:
+        SubmitterError: naming what is refused, and the next step.
+    """
+    resource = config.resource
+    runner = runner_class(resource)
+    for other in set(spec.resource_args) - {resource}:
+        where = "this item runs" if queue is None else f"queue {queue!r} runs its items"
+        raise SpecError(f"resource_args are for {other!r}, but {where} on {resource!r}.")
+    if queue is not None:
+        check_variables(queue, config, spec.template_variables)
+        check_variables_name_no_secret(spec.template_variables)
+    options = check_submitter_args(
+        spec.resource_args.get(resource, {}),
+        resource=resource,
+        allowed=runner.submitter_options,
+        extra_allowed=config.submitter_options,
+        locked=locked_options(config.resource_args),
+    )
+    # Who runs something of no queue has their own access to the server.
+    allowed = None if queue is None else config.submitter_secrets
+    check_submitter_secrets(options, resource=resource, allowed=allowed)
+    if queue is not None:
+        check_fixed(options, config, runner.quantities)
+    options = runner.check_options(options)
+    if queue is not None:
+        check_unlimited(options, config, runner.quantities)
+        _check_overrides(config, spec, fixed_options(config, runner.quantities))
+        time_limit(spec.timeout, config)
+    return options
+
+
+def _check_overrides(config: QueueConfig, spec: LaunchSpec, fixed: Mapping[str, str]) -> None:
+    """Refuse what would take the place of an option that the queue fixes."""
+    given = {"working_dir": spec.overrides.working_dir, "entry_point": spec.overrides.entry_point}
+    for name, options in {"working_dir": ("workdir",), "entry_point": ("entrypoint", "command")}.items():
+        option = next((option for option in options if option in fixed), None)
+        if option and given[name] is not None:
+            raise UnsafeSpecError(
+                f"overrides.{name} would take the place of the option {option!r}, which {fixed[option]} and cannot be"
+                " given. Leave it out; the queue's owner can let submitters set it"
+                f" ('prefect-launch queue create … --replace --allow {option}')."
+            )
+
+
+def merged_options(
+    config: QueueConfig,
+    spec: LaunchSpec,
+    queue: str | None,
+    *,
+    macros: Mapping[str, str],
+    secrets: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the queue's options, filled in, with the submitter's over them.
+
+    Variables, secrets and macros are filled into what the queue's owner wrote, in one pass; of what a submitter wrote,
+    only the secrets in `env`.
+
+    Args:
+        config: of the queue.
+        spec: what is asked for.
+        queue: its name; `None` for a run of no queue.
+        macros: their values; those that are not among them stay as they are written.
+        secrets: what the Secret blocks hold, by name; likewise.
+
+    Raises:
+        SpecError: for a value that is none, or options that do not go together, as far as they are filled in.
+        SubmitterError: as `submitted_options`, and for a value that changes a path or a bind which it is filled into.
+    """
+    submitted = submitted_options(config, spec, queue)
+    if queue is None:
+        submitted = fill_macros(submitted, macros)
+    check_path_values(config, spec.template_variables, macros)
+    of_queue = config.fill(spec.template_variables, secrets, macros)
+    merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
+    runner = runner_class(config.resource)
+    merged = with_limits(merged, config, runner.quantities)
+    waiting = _waiting(config, macros, secrets) - submitted.keys()
+    whole = runner.check_options({name: value for name, value in merged.items() if name not in waiting})
+    if not waiting:
+        runner.check_together(whole)
+    if queue is not None:
+        check_limits(whole, config, runner.quantities)
+    return merged
+
+
+def _waiting(config: QueueConfig, macros: Mapping[str, str], secrets: Mapping[str, str]) -> set[str]:
+    """Return the queue's options in which a macro or a secret is filled in later: what their value is, is not known.
+
+    What a variable's value looks like does not matter: nothing is ever filled into one. Nor is `env` waited for, whose
+    values may be any texts.
+    """
+    blank = dict.fromkeys(config.template_variables, "")
+    filled = config.fill(blank, secrets, macros)
+    return {name for name, value in filled.items() if name != _ENV and not is_whole(value)}

@@ -1,0 +1,328 @@
+"""From a launch spec to a `RunPlan`: the job resolved, its inputs and options checked, its code laid out on this
+machine.
+
+Used by an agent for an item of a queue, and by `launch` for a run here and now. What a submitter wrote is checked here
+even when it was checked at the enqueue: an item made in the UI comes straight from there.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_launch.core.deep_folders import remove_tree
+from prefect_launch.core.masking import Mask
+from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits
+from prefect_launch.core.short_id import short_id
+from prefect_launch.errors import LaunchError, ServerUnavailableError, SpecError
+from prefect_launch.jobs.agreement import check_version
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.jobs.schema import check_inputs
+from prefect_launch.planning.environment import JobContext, WandbServer, job_environment
+from prefect_launch.planning.image_pin import image_at_enqueue, image_to_run
+from prefect_launch.planning.item_options import merged_options, submitted_options
+from prefect_launch.planning.macros import macro_values
+from prefect_launch.planning.safety import (
+    secured,
+)
+from prefect_launch.planning.safety.limits import time_limit
+from prefect_launch.planning.unread_fields import refuse_unread, refuse_unread_here
+from prefect_launch.queues.template import QueueConfig
+from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.registry import runner_class
+from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
+from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
+from prefect_launch.sources import source_of
+from prefect_launch.sources.git_settings import GitSettings
+from prefect_launch.spec.image_request import ImageWish
+from prefect_launch.spec.job_naming import parse_image, runtime_of
+from prefect_launch.spec.launch_spec import LaunchSpec
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
+    from prefect_launch.jobs.registry import JobRegistry
+
+log = logging.getLogger("prefect_launch.agent")
+
+
+class Site(BaseModel):
+    """What the machine's operator decides about the runs that are made on it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    home: Path = Field(description="The folder of prefect-launch on this machine.")
+    secure_mode: bool = False
+    macros: dict[str, str] = Field(default_factory=dict)
+    wandb: WandbServer = WandbServer()
+    git: GitSettings = GitSettings()
+    outputs: OutputLimits = DEFAULT_OUTPUT_LIMITS
+
+    def run_dir(self, item_id: str, attempt: int, claim: str = "") -> Path:
+        """Return the folder of one attempt at one item.
+
+        The same attempt under another claim has a folder of its own: of two agents that share this home, one may have
+        been taken for lost before it ran the item, and must find nothing of the other's in its hands.
+        """
+        return self.home / "runs" / item_id / (f"{attempt}-{claim[:CLAIM_CHARS]}" if claim else str(attempt))
+
+    def run_dirs(self, item_id: str, attempt: int) -> list[Path]:
+        """Return the folders that there are of one attempt, under whichever claims, the last planned first."""
+        folder = self.home / "runs" / item_id
+        found = [path for pattern in (str(attempt), f"{attempt}-*") for path in folder.glob(pattern)]
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+class Request(BaseModel):
+    """One attempt that is to be planned."""
+
+    model_config = ConfigDict(frozen=True)
+
+    spec: LaunchSpec
+    item_id: str
+    attempt: int = 1
+    queue: str | None = None
+    config: QueueConfig
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+async def make_plan(request: Request, site: Site, jobs: JobRegistry, read_secret: ReadSecret) -> RunPlan:
+    """Plan one attempt: check everything, then read its secrets, and lay out its folder and code.
+
+    Args:
+        request: the attempt.
+        site: this machine.
+        jobs: where jobs are kept.
+        read_secret: reads a Secret block.
+
+    Raises:
+        SubmitterError: when the spec, the inputs or the options are wrong, or the code cannot be had.
+        QueueError: when the queue's own options are wrong.
+    """
+    job = await _resolve(request.spec, jobs)
+    plan = await _sketch(request, site, job, read_secret)
+    await anyio.to_thread.run_sync(_make_run_dir, plan.run_dir, plan.labels.get(Labels.CLAIM, ""))
+    if job is not None and plan.code_dir is not None:
+        await anyio.to_thread.run_sync(_clear, plan.code_dir)
+        await source_of(job, site.home, site.git).fetch(job, plan.code_dir, jobs)
+        if plan.python_version is None:  # Of a git job, only its code says so.
+            version = await anyio.to_thread.run_sync(runtime_of, plan.project_dir, plan.code_dir)
+            plan = plan.model_copy(update={"python_version": version})
+    await anyio.to_thread.run_sync(save_plan, plan)
+    return plan
+
+
+async def preview_plan(request: Request, site: Site, job: Job | None) -> RunPlan:
+    """Return the plan that an attempt would have, all checked; nothing is made, and secrets stay as they are named.
+
+    Args:
+        request: the attempt.
+        site: this machine.
+        job: that it would run, which need not be stored yet; `None` for an image.
+
+    Raises:
+        LaunchError: as `make_plan`, but for what only the agent's machine can tell.
+    """
+    return await _sketch(request, site, job, name_secret)
+
+
+async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:
+    if spec.image:
+        parse_image(spec.image)
+    if spec.uri:
+        raise SpecError(
+            f"An item is of a job, not of the URI {spec.uri!r}: the commit is fixed when it is queued, so that it is"
+            " the same at every try. Queue it with launch_add(uri=…) or 'prefect-launch add -u …'."
+        )
+    return await jobs.resolve(spec.job) if spec.job else None
+
+
+async def _sketch(request: Request, site: Site, job: Job | None, read_secret: ReadSecret) -> RunPlan:
+    runner = runner_class(request.config.resource)
+    runner.check_source(job.kind if job else SourceKind.IMAGE)
+    if job is not None and request.spec.job:
+        check_version(job, request.spec.git.version, named=request.spec.job)
+    refuse_unread(request.spec, job, runner)
+    if request.queue is None:
+        refuse_unread_here(request.spec, job, runner)
+    asked = secured(request.spec, pins=request.config.pin) if site.secure_mode else request.spec
+    spec = _with_inputs(asked, job)
+    run_dir = site.run_dir(request.item_id, request.attempt, request.labels.get(Labels.CLAIM, ""))
+    held: dict[str, str] = {}
+
+    async def read(name: str) -> str:
+        held[name] = await read_secret(name)
+        return held[name]
+
+    try:
+        options = runner.check_options(await _options(request, site, spec, _named_image(spec, job), read))
+    except LaunchError:
+        with _mask(site, held).in_errors():
+            raise
+    wish = image_wish(spec, job) if runner.needs_image else None
+    return RunPlan(
+        item_id=request.item_id,
+        attempt=request.attempt,
+        run_id=spec.run_id or short_id(request.item_id),
+        run_dir=run_dir,
+        command=spec.overrides.entry_point or (job.entry_point if job else ()),
+        args=spec.overrides.args,
+        env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
+        image=_image(spec, job),
+        image_at_enqueue=image_at_enqueue(_named_image(spec, job) or "", spec.docker),
+        image_wish=wish,
+        code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,
+        build_context=job.build_context if job is not None and wish is None else None,
+        working_dir=spec.overrides.working_dir,
+        python_version=spec.python_version or (job.runtime if job else None),
+        timeout=spec.timeout if request.queue is None else time_limit(spec.timeout, request.config),
+        options=options,
+        labels=request.labels,
+        output_limits=site.outputs.within(request.config.outputs),
+        secrets=tuple(held),
+        mask=_mask(site, held),
+        file_overrides=spec.overrides.files,
+    )
+
+
+def _mask(site: Site, held: Mapping[str, str]) -> Mask:
+    """Return what hides the secrets that a run is given: those of Secret blocks, by name, and the agent's W&B key."""
+    values = [value for name, value in held.items() if value != reference_to(name)]
+    return Mask([*values, site.wandb.api_key.get_secret_value()] if site.wandb.api_key else values)
+
+
+async def with_mask(plan: RunPlan, site: Site, read_secret: ReadSecret) -> tuple[RunPlan, list[str]]:
+    """Return a plan that was kept in its run folder with what hides its secrets, which are read again for it.
+
+    Of a block that has been changed since the run started, the new value is hidden, and the old one is not known.
+
+    Returns:
+        The plan, and the names of those of its secrets that cannot be read any more.
+
+    Raises:
+        ServerUnavailableError: when the server does not answer.
+    """
+    held, gone = {}, []
+    for name in plan.secrets:
+        try:
+            held[name] = await read_secret(name)
+        except ServerUnavailableError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a run that goes on is not given up over its log
+            log.warning("the secret %s of %s cannot be read: %s", name, plan.item_id, error)
+            gone.append(name)
+    return plan.model_copy(update={"mask": _mask(site, held)}), gone
+
+
+def _image(spec: LaunchSpec, job: Job | None) -> str | None:
+    """Return the image that is named, pinned to the digest that it had when the item was queued, if that was asked."""
+    named = _named_image(spec, job)
+    return image_to_run(named, spec.docker) if named else (job.base_image if job else None)
+
+
+def _named_image(spec: LaunchSpec, job: Job | None) -> str | None:
+    return spec.image or (job.image if job else None)
+
+
+def image_wish(spec: LaunchSpec, job: Job | None) -> ImageWish | None:
+    """Return what a job's image is built as; None when it has one, or runs its code in an image as it is."""
+    if job is None or job.image or job.base_image:
+        return None
+    built = job.document.source.model_dump()
+    accelerator = spec.builder.get("accelerator") or {}
+    return ImageWish(
+        entry_point=spec.overrides.entry_point or job.entry_point,
+        dockerfile=spec.overrides.dockerfile or built.get("dockerfile"),
+        build_context=job.build_context,
+        python_version=spec.python_version or job.runtime,
+        base_image=accelerator.get("base_image"),
+        user_id=spec.docker.user_id,
+    )
+
+
+def _with_inputs(spec: LaunchSpec, job: Job | None) -> LaunchSpec:
+    if job is None or not job.schema:
+        return spec
+    inputs = check_inputs(job.schema, spec.overrides.run_config)
+    return spec.model_copy(update={"overrides": spec.overrides.model_copy(update={"run_config": inputs})})
+
+
+async def _options(
+    request: Request, site: Site, spec: LaunchSpec, image: str | None, read_secret: ReadSecret
+) -> dict[str, Any]:
+    config = request.config
+    submitted = submitted_options(config, spec, request.queue)
+    secrets = await read_secrets([*config.secret_names, *secret_names(submitted)], read_secret)
+    macros = macro_values(
+        run_id=spec.run_id or short_id(request.item_id),
+        item_id=request.item_id,
+        attempt=request.attempt,
+        project_name=spec.project,
+        entity_name=spec.entity,
+        run_name=spec.name,
+        image_uri=image,
+        author=spec.author,
+        queue_name=request.queue,
+        named=site.macros,
+    )
+    return merged_options(config, spec, request.queue, macros=macros, secrets=secrets)
+
+
+def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path) -> JobContext:
+    return JobContext.of(
+        spec,
+        run_id=spec.run_id or short_id(request.item_id),
+        item_id=request.item_id,
+        attempt=request.attempt,
+        claim=request.labels.get(Labels.CLAIM),
+        output_dir=str(run_dir / "outputs"),
+        queue=request.queue,
+        queue_entity=request.config.entity,
+        entity=spec.entity or (job.entity if job else None),
+        project=spec.project or (job.project if job else None),
+    )
+
+
+def _make_run_dir(run_dir: Path, claim: str) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    run_dir.chmod(0o700)
+    if claim:
+        note_claim(run_dir, claim)
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an agent that died had begun to unpack."""
+    remove_tree(folder)
+
+
+def save_plan(plan: RunPlan) -> None:
+    """Keep a plan in its run folder, without its environment, for an agent that finds the run again."""
+    whole = plan.run_dir / PLAN_FILE
+    part = whole.with_suffix(".part")
+    part.write_text(plan.model_dump_json(exclude={"env", "options"}))
+    part.replace(whole)
+
+
+def load_plan(run_dir: Path) -> RunPlan | None:
+    """Read the plan of a run folder; `None` when there is none that can be read."""
+    try:
+        return RunPlan.model_validate_json((run_dir / PLAN_FILE).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        log.warning("cannot read %s: %s", run_dir / PLAN_FILE, error)
+        return None
+
+
+def local_config(resource: str, options: Mapping[str, Any] | None = None) -> QueueConfig:
+    """Return the config of a run that comes from no queue."""
+    return QueueConfig(resource=resource, resource_args=dict(options or {}))
+
+
+def default_resource(job: Job | None) -> str:
+    """Return the resource of a run that names none: an image needs a container, code a process."""
+    return "local-container" if job is None or job.kind is SourceKind.IMAGE else "local-process"

@@ -1,0 +1,41 @@
+"""What a submitter may ask of an agent's machine: pure rules, with no server and no engine behind them.
+
+The agent's operator trusts the queue's owner; neither trusts a submitter. So these rules see the submitter's own
+arguments, before they are merged with the queue's and before macros are filled; what the queue itself sets is not
+refused.
+"""
+
+from __future__ import annotations
+
+from prefect_launch.planning.safety.manifest import check_kubernetes_manifest
+from prefect_launch.planning.safety.options import (
+    check_submitter_args,
+    locked_options,
+    merge_resource_args,
+    normalise_option,
+    normalise_options,
+    read_env,
+)
+from prefect_launch.planning.safety.paths import check_path_values
+from prefect_launch.planning.safety.secrets import (
+    check_submitter_secrets,
+    check_variables_name_no_secret,
+    secrets_pattern,
+)
+from prefect_launch.planning.safety.secure_mode import locked_parts, secured
+
+__all__ = [
+    "check_kubernetes_manifest",
+    "check_path_values",
+    "check_submitter_args",
+    "check_submitter_secrets",
+    "check_variables_name_no_secret",
+    "locked_options",
+    "locked_parts",
+    "merge_resource_args",
+    "normalise_option",
+    "normalise_options",
+    "read_env",
+    "secrets_pattern",
+    "secured",
+]

@@ -1,0 +1,219 @@
+"""Limits of a queue: which options are fixed for submitters, and the most that they may ask for.
+
+What the queue's config sets is fixed, unless the owner lists it among the submitters' options. A maximum holds for all
+that an item asks for, and is what a run gets that asks for nothing where nothing would mean no limit. Without a maximum
+a submitter may still not ask for no limit (`memory: 0`, `pids-limit: -1`, `gpus: all`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from prefect_launch.core.duration import in_words, read_duration
+from prefect_launch.errors import LaunchError, QueueError, UnsafeSpecError, unknown_name
+from prefect_launch.planning.safety.options import normalise_option, normalise_options
+from prefect_launch.queues.template import QueueConfig, placeholders
+from prefect_launch.runners.gpu_option import GPU_VARIABLES
+from prefect_launch.runners.quantity import UNLIMITED, Quantity
+
+#: The limit of what is no option of a resource: the spec's `timeout`.
+TIMEOUT: Final = "timeout"
+_ENV: Final = "env"
+
+Quantities = Mapping[str, Quantity]
+
+
+def normalise_allowed(option: object) -> str:
+    """Return the one name of a submitters' option; a single variable is `env.NAME`, its name as it is written."""
+    text = str(option)
+    prefix, dot, name = text.partition(".")
+    return f"{_ENV}.{name}" if dot and name and normalise_option(prefix) == _ENV else normalise_option(option)
+
+
+def read_limits(given: object, resource: str, quantities: Quantities) -> dict[str, Any]:
+    """Read a queue's `limits`: the option, or `timeout`, and its maximum.
+
+    Args:
+        given: a mapping such as `{"memory": "16g", "gpus": 2, "timeout": "12h"}`, or None.
+        resource: the queue's.
+        quantities: of the resource's options.
+
+    Raises:
+        QueueError: for a name that has no maximum, or a maximum that is none.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise QueueError(f"A queue's limits must be a mapping such as {{'memory': '16g', 'gpus': 2}}, not {given!r}.")
+    known = sorted({TIMEOUT, *(name for name, quantity in quantities.items() if quantity.has_maximum)})
+    limits: dict[str, Any] = {}
+    for name, value in given.items():
+        option = normalise_option(name)
+        if option not in known:
+            raise QueueError(str(unknown_name("limit", option, known, where=f" of the resource {resource!r}")))
+        if option in limits:
+            raise QueueError(f"The limit of {option!r} is given twice. Keep one of them.")
+        if (most := _maximum(option, value, quantities)) == UNLIMITED or most <= 0:
+            raise QueueError(f"The limit {value!r} of {option!r} is no maximum. Leave it out for no limit.")
+        limits[option] = value
+    return limits
+
+
+def _maximum(option: str, value: Any, quantities: Quantities) -> float:
+    try:
+        return (read_duration(value) or 0) if option == TIMEOUT else quantities[option].measure(value)
+    except (ValueError, LaunchError) as error:
+        raise QueueError(f"The limit {value!r} of {option!r} is no good value: {error}") from None
+
+
+def fixed_options(config: QueueConfig, quantities: Quantities) -> dict[str, str]:
+    """Return the options (or `env.NAME`) that a queue fixes for its submitters, each with the reason in words."""
+    free = _free(config)
+    free |= {f"{_ENV}.{name}" for name in GPU_VARIABLES} if _ENV in free else set()
+    own = normalise_options(config.resource_args)
+    fixed = {
+        f"{_ENV}.{name}": "is set by the queue" for name in own.get(_ENV, {}) if not {_ENV, f"{_ENV}.{name}"} & free
+    }
+    fixed |= {option: "is set by the queue" for option in own if option != _ENV and option not in free}
+    for option, quantity in quantities.items():
+        bound = sorted((quantity.bounds_with - {option}) & (own.keys() | config.limits.keys()))
+        if bound and option not in own and option not in free and option not in config.limits:
+            fixed[option] = f"would change what the queue's {bound[0]!r} limits"
+    if "gpus" in own or "gpus" in config.limits:
+        named = {f"{_ENV}.{name}" for name in GPU_VARIABLES}
+        fixed |= dict.fromkeys(named - free - fixed.keys(), "would change what the queue's 'gpus' limits")
+    return fixed
+
+
+def check_fixed(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
+    """Refuse a submitter's options that are fixed.
+
+    Args:
+        options: the submitter's own, under their normal names.
+        config: the queue's.
+        quantities: of the resource's options.
+
+    Raises:
+        UnsafeSpecError: naming the option, its value and the next step.
+    """
+    given = {*options, *(f"{_ENV}.{name}" for name in options.get(_ENV) or ())}
+    for option, reason in fixed_options(config, quantities).items():
+        if option in given:
+            raise UnsafeSpecError(_refusal(config, option, reason, quantities))
+
+
+def check_unlimited(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
+    """Refuse a submitter's options that ask for no limit, where the queue neither allows nor limits them.
+
+    Args:
+        options: the submitter's own, under their normal names, with good values.
+        config: the queue's.
+        quantities: of the resource's options.
+
+    Raises:
+        UnsafeSpecError: naming the option, its value and the next step.
+    """
+    for option, value in options.items():
+        if option in quantities and option not in _free(config) and option not in config.limits:
+            _check_unlimited(option, value, config, quantities)
+
+
+def check_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
+    """Refuse options, the queue's with the submitter's over them, that ask for more than the queue's limits.
+
+    Args:
+        options: filled in; what cannot be measured yet is left out.
+        config: the queue's.
+        quantities: of the resource's options.
+
+    Raises:
+        UnsafeSpecError: naming the option, its value and the limit.
+        QueueError: for a limit that is none, in a queue that was not made by `make_config`.
+    """
+    config = config.model_copy(update={"limits": read_limits(config.limits, config.resource, quantities)})
+    own = normalise_options(config.resource_args)
+    for option, value in options.items():
+        if option in config.limits:
+            if quantities[option].measure(value) > quantities[option].measure(config.limits[option]):
+                raise UnsafeSpecError(
+                    f"resource_args.{config.resource} option {option!r} is {value!r}, and at most"
+                    f" {config.limits[option]!r} is allowed on this queue. Ask for less."
+                )
+        elif option in quantities and placeholders(own.get(option)) and not _is_owner_s(own[option], value, config):
+            _check_unlimited(option, value, config, quantities)
+
+
+def with_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> dict[str, Any]:
+    """Return options with the queue's limit where a run would have none."""
+    return {
+        **options,
+        **{
+            option: config.limits[option]
+            for option, quantity in quantities.items()
+            if option in config.limits
+            and quantity.unset_is_unlimited
+            and option not in options
+            and not (option == "cpus" and "cpu-quota" in options)
+        },
+    }
+
+
+def time_limit(asked: float | None, config: QueueConfig) -> float | None:
+    """Return a run's time limit in seconds: what was asked for, or else the queue's limit.
+
+    Raises:
+        UnsafeSpecError: when more was asked for.
+    """
+    most = read_duration(config.limits.get(TIMEOUT))
+    if most is not None and asked is not None and asked > most:
+        raise UnsafeSpecError(
+            f"The timeout is {in_words(asked)}, and at most {in_words(most)} is allowed on this queue. Ask for less."
+        )
+    return most if asked is None else asked
+
+
+def check_own_limits(config: QueueConfig, quantities: Quantities) -> QueueConfig:
+    """Return a queue's config when its own options are within its limits.
+
+    Raises:
+        QueueError: when one is not.
+    """
+    for option, value in config.resource_args.items():
+        if option in config.limits and not placeholders(value) and "${" not in str(value):
+            try:
+                asked = quantities[option].measure(value)
+            except ValueError as error:
+                raise QueueError(f"The queue's {option!r} is {value!r}: {error}.") from None
+            if asked > quantities[option].measure(config.limits[option]):
+                raise QueueError(
+                    f"The queue's {option!r} is {value!r}, above its own limit {config.limits[option]!r}. Change one."
+                )
+    return config
+
+
+def _free(config: QueueConfig) -> set[str]:
+    return {normalise_allowed(option) for option in config.submitter_options}
+
+
+def _is_owner_s(template: Any, value: Any, config: QueueConfig) -> bool:
+    """Whether a filled-in value can only be one that the owner wrote: of an enum."""
+    return all("enum" in config.template_variables.get(name, {}) for name in placeholders(template))
+
+
+def _check_unlimited(option: str, value: Any, config: QueueConfig, quantities: Quantities) -> None:
+    if quantities[option].measure(value) == UNLIMITED:
+        raise UnsafeSpecError(
+            f"resource_args.{config.resource} option {option!r} is {value!r}, which means no limit: a submitter may not"
+            " ask for that. Give a number; the queue's owner can let submitters have it"
+            f" ('prefect-launch queue create … --replace --allow {option}')."
+        )
+
+
+def _refusal(config: QueueConfig, option: str, reason: str, quantities: Quantities) -> str:
+    has_maximum = option in quantities and quantities[option].has_maximum
+    most = f" --limit {option}=MAXIMUM" if has_maximum else ""
+    return (
+        f"resource_args.{config.resource} option {option!r} {reason} and cannot be given. Leave it out; the owner"
+        f" can let submitters set it ('prefect-launch queue create … --replace --allow {option}{most}')."
+    )

@@ -1,0 +1,105 @@
+"""`secure_mode` of an agent: a submitter names a job and gives it inputs, and nothing else decides what code runs.
+
+Each field of the launch spec is locked unless it is listed here, so that a field that is added later is locked too.
+Environment variables, arguments, options of the resource and everything else are the job's and the queue's. Unlike the
+reference, which locks what it lists and documents a lock on the image that it does not keep, this holds for all
+resources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from prefect_launch.errors import UnsafeSpecError
+from prefect_launch.planning.safety.options import normalise_option
+from prefect_launch.spec.launch_spec import DockerSource, LaunchSpec
+
+#: What a submitter may set, by the dotted path of the field in a launch spec.
+FREE: Final = frozenset(
+    {
+        "job",
+        "overrides.run_config",
+        # Those that the queue declares, inside the limits that it sets.
+        "template_variables",
+        "priority",
+        # Names, which are tags and labels of the run.
+        "name",
+        "entity",
+        "project",
+        "run_id",
+        "author",
+        "sweep_id",
+        # Refused elsewhere when they do not agree with the queue, and with the job.
+        "resource",
+        "git.repo",
+        "git.version",
+        # Of no effect but where the queue pins: see `secured`.
+        "docker.digest",
+        "docker.resolved",
+    }
+)
+_WORDS: Final = {
+    "overrides.entry_point": 'the "entrypoint" override',
+    "docker.docker_image": 'the "image" (it runs jobs only)',
+    "image_uri": 'the "image" (it runs jobs only)',
+}
+
+
+def locked_parts(spec: LaunchSpec, *, pins: bool | None = None) -> list[str]:
+    """List what a spec sets that an agent in secure mode does not let a submitter decide, in words.
+
+    Args:
+        spec: the item's.
+        pins: what the queue says of `docker.pin`, which is then the item's too.
+    """
+    return [
+        words
+        for path, value in _set_fields(spec)
+        if path not in FREE and not (path == "docker.pin" and value == pins)
+        for words in _in_words(path, value)
+    ]
+
+
+def secured(spec: LaunchSpec, *, pins: bool | None = None) -> LaunchSpec:
+    """Return a spec as an agent in secure mode runs it.
+
+    The digest that its image's tag meant when it was queued is the word of who queued it: it counts only where the
+    queue's owner wants images pinned so. Else the image is what its name means at the start.
+
+    Args:
+        spec: the item's.
+        pins: what the queue says of `docker.pin`.
+
+    Raises:
+        UnsafeSpecError: naming what is locked, and the next step.
+    """
+    for locked in locked_parts(spec, pins=pins):
+        raise UnsafeSpecError(
+            f"This agent is configured to lock {locked} but the job specification attempts to override it."
+            " Remove it, make it part of the job, or use a queue whose agents are not in secure mode."
+        )
+    return spec if pins else spec.model_copy(update={"docker": DockerSource()})
+
+
+def _set_fields(part: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the path and value of each field that is not at its default, those of nested parts one by one."""
+    for name, field in type(part).model_fields.items():
+        value = getattr(part, name)
+        if isinstance(value, BaseModel) and f"{prefix}{name}" not in _LEAVES:
+            yield from _set_fields(value, f"{prefix}{name}.")
+        elif value != field.get_default(call_default_factory=True):
+            yield f"{prefix}{name}", value
+
+
+#: Parts that are one thing to a submitter.
+_LEAVES: Final = frozenset({"retries"})
+
+
+def _in_words(path: str, value: Any) -> list[str]:
+    if path == "resource_args":
+        return [f'"{normalise_option(name)}" in resource_args.{kind}' for kind, args in value.items() for name in args]
+    part, _, leaf = path.rpartition(".")
+    return [_WORDS.get(path) or (f'the "{leaf}" override' if part == "overrides" else f'"{path}"')]

@@ -1,0 +1,125 @@
+"""Refusal of what a launch spec says and nothing would read, of the job and on the resource that it is for.
+
+What is accepted has an effect. A key that has none here is a mistake of its author, who is told so at the queue.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect_launch.errors import SpecError
+from prefect_launch.jobs.model import GitJobSource, SourceKind
+from prefect_launch.spec.priority import Priority
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
+    from prefect_launch.runners.base import Runner
+    from prefect_launch.spec.launch_spec import LaunchSpec
+
+
+def refuse_unread(spec: LaunchSpec, job: Job | None, runner: type[Runner]) -> None:
+    """Refuse what nothing would read of a spec, wherever it is run.
+
+    Args:
+        spec: what is asked for.
+        job: that it runs; `None` for an image.
+        runner: of the resource that it runs on.
+
+    Raises:
+        SpecError: naming the key, its value, and why it has no effect.
+    """
+    _check_repository(spec, job)
+    named = spec.image or (job.image if job else None)
+    if not named and (spec.docker.pin is not None or spec.docker.digest):
+        raise SpecError(
+            "docker.pin and docker.digest are of an image that is named, and this job's code runs"
+            f" {'in an image that is made for it' if runner.needs_image else 'without one'}. Leave them out."
+        )
+    why = _why_unbuilt(job, runner)
+    if why is None:
+        return
+    of_build = {
+        "overrides.dockerfile": spec.overrides.dockerfile,
+        "builder": spec.builder or None,
+        "docker.user_id": spec.docker.user_id,
+        "python_version": None if _has_environment(job, runner) else spec.python_version,
+    }
+    for key, value in of_build.items():
+        if value is not None:
+            raise SpecError(f"{key} ({value!r}) is for the image that is built of a job's code; {why}. Leave it out.")
+
+
+def refuse_unread_at_queue(spec: LaunchSpec, *, build: bool) -> None:
+    """Refuse what nothing reads of a spec that is put on a queue.
+
+    Args:
+        spec: what is asked for.
+        build: whether its image is built here first.
+
+    Raises:
+        SpecError: naming the repository, and the next step.
+    """
+    if spec.registry.uri and not build:
+        raise SpecError(
+            f"The repository {spec.registry.uri!r} is where build=True (--build) pushes an image. An agent that builds"
+            " one pushes it to builder.destination of its own config. Build it here, or leave the repository out."
+        )
+
+
+def refuse_unread_here(spec: LaunchSpec, job: Job | None, runner: type[Runner]) -> None:
+    """Refuse what nothing reads of a spec that is run here and now.
+
+    Args:
+        spec: what is asked for.
+        job: that it runs; `None` for an image.
+        runner: of the resource that it runs on.
+
+    Raises:
+        SpecError: naming the key, its value, and the next step.
+    """
+    of_queue = {
+        "template_variables": spec.template_variables or None,
+        "priority": None if spec.priority is Priority.MEDIUM else spec.priority.name.lower(),
+    }
+    for key, value in of_queue.items():
+        if value is not None:
+            raise SpecError(
+                f"{key} ({value!r}) is for a queue, and launch runs the job here and now. Leave it out, or use"
+                " launch_add."
+            )
+    if spec.registry.uri and (why := _why_unbuilt(job, runner)):
+        raise SpecError(
+            f"The repository {spec.registry.uri!r} is where an image that is built is pushed; {why}. Leave it out."
+        )
+
+
+def _why_unbuilt(job: Job | None, runner: type[Runner]) -> str | None:
+    """Say why no image is built; None when one is."""
+    if job is None or job.image:
+        return "here an image is named that is run as it is"
+    if not runner.needs_image:
+        return f"the resource {runner.name!r} runs the code without an image"
+    return f"the code of {job.reference} runs in its base image as that is" if job.base_image else None
+
+
+def _has_environment(job: Job | None, runner: type[Runner]) -> bool:
+    """Whether an environment of the wanted Python is made for the job's code."""
+    return job is not None and job.kind is not SourceKind.IMAGE and not runner.needs_image
+
+
+def _check_repository(spec: LaunchSpec, job: Job | None) -> None:
+    """Compare the git repository that is named beside a job, or a URI, with its own."""
+    if job is None:
+        if spec.git.version is not None or spec.git.repo is not None:
+            raise SpecError(
+                f"git ({spec.git.model_dump(exclude_none=True)!r}) chooses what a git uri is taken at, and"
+                f" {spec.image!r} is an image. Choose its version by its tag."
+            )
+        return
+    source = job.document.source
+    remotes = {spec.uri, source.git.remote if isinstance(source, GitJobSource) else None} - {None}
+    if spec.git.repo is not None and spec.git.repo not in remotes:
+        raise SpecError(
+            f"git.repo ({spec.git.repo!r}) is not where the code of {job.reference} is from"
+            f" ({', '.join(map(str, remotes)) or 'no git repository'}). Name a repository as uri, and leave job out."
+        )

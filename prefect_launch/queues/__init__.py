@@ -1,0 +1,1 @@
+"""Queues: their configuration, their template variables, why their items wait."""

@@ -1,0 +1,179 @@
+"""What a queue's owner writes, checked: the options of the queue's resource, its template variables, its images."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from prefect_launch.core.duration import read_duration
+from prefect_launch.core.output_limits import OutputLimits
+from prefect_launch.core.server_json import check_server_json
+from prefect_launch.core.validation import first_complaint
+from prefect_launch.errors import QueueError, SpecError, unknown_name
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.planning.safety import normalise_options
+from prefect_launch.planning.safety.limits import check_own_limits, normalise_allowed, read_limits
+from prefect_launch.queues.template import (
+    QueueConfig,
+    check_placeholders,
+    is_whole,
+    placeholders,
+    read_template_variables,
+)
+from prefect_launch.runners.base import Runner
+from prefect_launch.runners.registry import runner_class
+
+PRIORITIZATION_MODES: Final = ("V0", "DISABLED")
+#: What a queue's config says of images, beside the options of its resource.
+_DOCKER: Final = "docker"
+#: And what it says of the most that an item may ask for.
+_LIMITS: Final = "limits"
+_PIN: Final = "pin"
+#: What it says of the outputs that are kept.
+_OUTPUTS: Final = "outputs"
+_BLOCK_NAME: Final = re.compile(r"[a-z0-9-]+")
+
+
+def make_config(
+    resource: str,
+    config: Mapping[str, Any] | None,
+    template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
+    *,
+    entity: str | None = None,
+    prioritization_mode: str | None = None,
+    submitter_options: Iterable[str] = (),
+    submitter_secrets: Iterable[str] = (),
+    fail_impossible_after: float | str | None = None,
+) -> QueueConfig:
+    """Make and check a queue's configuration, with nothing asked of the server.
+
+    Args:
+        resource: name of the resource, such as `local-container`.
+        config: the resource's options; `{"resource_args": {resource: options}}` is understood too. Beside them may
+            stand `docker: {pin: true}`, every item runs just the image that its tag meant when it was queued, or
+            `{pin: false}`, the one that its tag means at the start; what an item says of it wins. `limits` is the most
+            that an item may ask for: `{memory: 16g, gpus: 2, timeout: 12h}`. And `outputs: {max_bytes: 1g,
+            max_files: 100}`: no more is kept of the outputs of one run.
+        template_variables: see `prefect_launch.queues.template.read_template_variables`.
+        entity: owner of the queue.
+        prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
+        submitter_options: options that submitters may set besides the resource's usual ones, and those that the config
+            sets and submitters may set anew; `env.NAME` for one variable.
+        submitter_secrets: names of the Secret blocks that submitters may name in `env`.
+        fail_impossible_after: see `QueueConfig`; seconds, or a text such as `1h`.
+
+    Raises:
+        NotFoundError: for an unknown resource or option.
+        QueueError: for a template variable, a mode, a limit, a `pin`, an output limit, the name of a secret or a
+            `fail_impossible_after` that is not right.
+    """
+    runner = runner_class(resource)
+    docker, limits, outputs, given = _split(config)
+    options = _options_of(resource, given)
+    check_server_json(options, "The queue's config", error=QueueError)
+    check_server_json(limits, "The queue", path="limits", error=QueueError)
+    allowed = tuple(dict.fromkeys(normalise_allowed(option) for option in submitter_options))
+    for option in (*options, *(name for name in allowed if not name.startswith("env."))):
+        if option not in runner.options:
+            raise unknown_name("option", option, runner.options, where=f" of the resource {resource!r}")
+    if prioritization_mode is not None and prioritization_mode not in PRIORITIZATION_MODES:
+        raise QueueError(
+            f"Unknown prioritization mode {prioritization_mode!r}: use 'V0' (four priorities) or 'DISABLED' (one)."
+        )
+    made = check_placeholders(
+        QueueConfig(
+            resource=resource,
+            resource_args=options,
+            template_variables=read_template_variables(template_variables),
+            submitter_options=allowed,
+            limits=read_limits(limits, resource, runner.quantities),
+            submitter_secrets=_secrets_of(submitter_secrets),
+            entity=entity,
+            prioritization_mode=prioritization_mode or "V0",
+            pin=_pin_of(docker, resource, runner),
+            fail_impossible_after=_duration("fail_impossible_after", fail_impossible_after),
+            outputs=_outputs_of(outputs),
+        )
+    )
+    _check_values(made, runner)
+    return check_own_limits(made, runner.quantities)
+
+
+def _check_values(config: QueueConfig, runner: type[Runner]) -> None:
+    """Check the values of a queue's own options that are all there: no variable, macro or secret is filled in later."""
+    whole = {name: value for name, value in config.resource_args.items() if not placeholders(value) and is_whole(value)}
+    try:
+        checked = runner.check_options(whole)
+        if whole.keys() == config.resource_args.keys():
+            runner.check_together(checked)
+    except SpecError as error:
+        raise QueueError(f"The queue's config is not right: {error}") from None
+
+
+def _secrets_of(names: Iterable[str]) -> tuple[str, ...]:
+    """Return names of Secret blocks, each once."""
+    given = (names,) if isinstance(names, str) else tuple(names)
+    for name in given:
+        if not isinstance(name, str) or not _BLOCK_NAME.fullmatch(name):
+            raise QueueError(
+                f"Invalid name {name!r} of a Secret block in submitter_secrets: use its name on the Prefect server, in"
+                " small letters, digits and '-'."
+            )
+    return tuple(dict.fromkeys(given))
+
+
+def _duration(name: str, value: float | str | None) -> float | None:
+    try:
+        return read_duration(value)
+    except SpecError as error:
+        raise QueueError(f"A queue's {name}: {error}") from None
+
+
+def _options_of(resource: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    options = _mapping(config)
+    if set(config) == {"resource_args"}:
+        options = _mapping(config["resource_args"])
+        if set(options) - {resource}:
+            raise QueueError(f"The queue's resource is {resource!r}, but its config is for {', '.join(options)}.")
+        options = _mapping(options.get(resource, {}))
+    return normalise_options(options)
+
+
+def _split(config: Mapping[str, Any] | None) -> tuple[Any, Any, Any, Mapping[str, Any]]:
+    """Return what a config says of images, of limits, of outputs, and the rest of it."""
+    given = dict(_mapping({} if config is None else config))
+    return given.pop(_DOCKER, None), given.pop(_LIMITS, None), given.pop(_OUTPUTS, None), given
+
+
+def _outputs_of(outputs: Any) -> OutputLimits:
+    try:
+        return OutputLimits.model_validate({} if outputs is None else outputs)
+    except ValidationError as error:
+        first = first_complaint(error)
+        where = ".".join(("outputs", *(str(part) for part in first["loc"])))
+        raise QueueError(
+            f"A queue's {where} is not right (value: {first['input']!r}): {first['msg']}. It takes max_bytes, a size"
+            " such as 10g, and max_files, a whole number; or none."
+        ) from None
+
+
+def _pin_of(docker: Any, resource: str, runner: type[Runner]) -> bool | None:
+    said = {} if docker is None else docker
+    pin = said.get(_PIN) if isinstance(said, Mapping) else None
+    if not isinstance(said, Mapping) or not isinstance(pin, bool | None):
+        raise QueueError(f"A queue's docker must be a mapping such as {{'pin': True}}, not {docker!r}.")
+    for name in said:
+        if name != _PIN:
+            raise unknown_name("option", str(name), [_PIN], where=" of docker in the queue's config")
+    if pin and SourceKind.IMAGE not in runner.sources:
+        raise QueueError(f"A queue of {resource!r} runs no images: there is none to pin. Leave docker out.")
+    return pin
+
+
+def _mapping(config: object) -> Mapping[str, Any]:
+    if not isinstance(config, Mapping):
+        raise QueueError(f"A queue's config must be a mapping of options, not {type(config).__name__} {config!r}.")
+    return config

@@ -1,0 +1,147 @@
+"""What an open `Api` holds: the server, the job registry and what was lately read of the queues."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from prefect_launch.core.names import check_name
+from prefect_launch.errors import QueueError, unknown_name
+from prefect_launch.queues.template import QueueConfig
+from prefect_launch.registries.digest_cache import SeenDigests
+from prefect_launch.server.pools import POOL_TYPE
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.secrets import ReadSecret, read_secret
+from prefect_launch.server.values import Pool
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.registry import JobRegistry
+    from prefect_launch.registries.base import Registry
+
+#: For how long a queue that was read is not read again. The server checks each item against the queue as it is, so what
+#: is old costs a better message, never a wrong item.
+QUEUE_MEMORY_SECONDS: Final = 30.0
+#: Prefect's word for a work pool that no worker beats for.
+_NOT_READY: Final = "NOT_READY"
+
+
+@dataclass(frozen=True)
+class KnownQueue:
+    """A queue as it was when it was read.
+
+    Attributes:
+        pool_id: id of the work pool.
+        deployment_id: id of the deployment that its items are made from.
+        obstacle: why nothing would start on it then, in words; an empty text when something would.
+    """
+
+    name: str
+    pool_id: UUID
+    deployment_id: UUID
+    config: QueueConfig
+    obstacle: str = ""
+    read_at: float = field(default_factory=time.monotonic)
+
+
+class Session:
+    """An open connection.
+
+    Attributes:
+        server: the door to the Prefect server.
+        jobs: the jobs that are kept.
+        read_secret: reads a Secret block of the server by its name.
+        seen_digests: what registries told lately about images.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        jobs: JobRegistry,
+        registry: Registry | None = None,
+        read_secret: ReadSecret = read_secret,
+    ) -> None:
+        self.server = server
+        self.jobs = jobs
+        self.read_secret = read_secret
+        self.seen_digests = SeenDigests(registry)
+        self._queues: dict[str, KnownQueue] = {}
+        self._secure_agents: dict[str, tuple[float, tuple[str, ...]]] = {}
+
+    async def queue(self, name: str) -> KnownQueue:
+        """Return a queue by its name.
+
+        Raises:
+            NotFoundError: when there is none of that name; names the nearest one.
+            QueueError: when the work pool of that name is not a launch queue.
+        """
+        known = self._queues.get(check_name("queue", name))
+        if known is not None and time.monotonic() - known.read_at < QUEUE_MEMORY_SECONDS:
+            return known
+        self._queues[name] = known = await self._read_queue(name)
+        return known
+
+    async def pool(self, name: str) -> Pool:
+        """Read a queue's work pool; nothing is made or remembered.
+
+        Raises:
+            NotFoundError: when there is no queue of that name; names the nearest one.
+        """
+        pool = await self.server.read_pool(check_name("queue", name))
+        if pool is None or pool.type != POOL_TYPE:
+            raise unknown_name("queue", name, [known.name for known in await self.server.list_pools()])
+        return pool
+
+    async def secure_agents(self, queue: str) -> tuple[str, ...]:
+        """Return the agents that are online for a queue when all of them are in secure mode; else none."""
+        from prefect_launch.queues.activity import online_agents
+
+        read_at, names = self._secure_agents.get(queue, (float("-inf"), ()))
+        if time.monotonic() - read_at > QUEUE_MEMORY_SECONDS:
+            online = await online_agents(self.server, queue)
+            names = tuple(agent.name for agent in online) if all(agent.secure_mode for agent in online) else ()
+            self._secure_agents[queue] = (time.monotonic(), names)
+        return names
+
+    def forget_queue(self, name: str) -> None:
+        """Read the queue anew the next time."""
+        self._queues.pop(name, None)
+
+    def note_pool(self, pool: Pool) -> None:
+        """Bring what is known of a queue up to date with its work pool, which somebody has read for another purpose.
+
+        When it is no launch queue any more, it is forgotten, and the next who asks for it is told why.
+        """
+        known = self._queues.pop(pool.name, None)
+        if known is not None and known.pool_id == pool.id:
+            with suppress(QueueError):
+                config = QueueConfig.from_template(pool.name, pool.base_job_template)
+                self._queues[pool.name] = replace(
+                    known, config=config, obstacle=obstacle_of(pool), read_at=time.monotonic()
+                )
+
+    async def _read_queue(self, name: str) -> KnownQueue:
+        from prefect_launch.queues.run_queue import ensure_deployment
+
+        pool = await self.pool(name)
+        config = QueueConfig.from_template(name, pool.base_job_template)
+        deployment_id = await ensure_deployment(self.server, name, config)
+        return KnownQueue(
+            name=name, pool_id=pool.id, deployment_id=deployment_id, config=config, obstacle=obstacle_of(pool)
+        )
+
+
+def obstacle_of(pool: Pool) -> str:
+    """Say why nothing would start on a queue now, as far as its work pool tells; an empty text when something would.
+
+    The moment is told with it: what was read of a queue serves for a while.
+    """
+    now = f"{datetime.now(timezone.utc):%H:%M:%S} UTC"
+    if pool.is_paused:
+        return f"The queue was paused at {now}: 'prefect-launch queue resume {pool.name}' lets it go on."
+    if pool.status == _NOT_READY:
+        return f"No agent was online for the queue at {now}: 'prefect-launch agent start -q {pool.name}' starts one."
+    return ""

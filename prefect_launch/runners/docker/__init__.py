@@ -1,0 +1,1 @@
+"""The `local-container` resource, on the Docker Engine API."""

@@ -1,0 +1,169 @@
+"""The options of `local-container`, under the names that `docker run` gives them, and what each is in the Docker Engine
+API.
+
+One table says all: the option, where its value goes, and how it is read. What any submitter may set is the reference's
+list; the rest is for the queue's owner, who may allow it to submitters too. `restart` is refused to everybody: the
+agent restarts jobs. `rm` and `detach` are taken and mean nothing: the agent always does both. A `name` is kept as a
+label, since a container's own name must come from its item.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+from prefect_launch.errors import NotFoundError, SpecError, unknown_name
+from prefect_launch.planning.safety.options import normalise_options, read_env
+from prefect_launch.runners.docker import option_values as values
+
+#: Where the name is kept that somebody wanted for a container.
+WANTED_NAME_LABEL = "prefect-launch.wanted-name"
+
+_HOST = "HostConfig"
+_Reader = Callable[[object], Any]
+
+#: Options of submitters: where in the API's configuration, and the value's reader.
+_SUBMITTER: dict[str, tuple[tuple[str, ...], _Reader]] = {
+    "command": (("Cmd",), values.words),
+    "cpu-period": ((_HOST, "CpuPeriod"), values.between(1_000, 1_000_000, 0)),
+    "cpu-quota": ((_HOST, "CpuQuota"), values.between(1_000, 2**63 - 1, 0, -1)),
+    "cpu-shares": ((_HOST, "CpuShares"), values.between(2, 262_144, 0)),
+    "cpus": ((_HOST, "NanoCpus"), values.nano_cpus),
+    "cpuset-cpus": ((_HOST, "CpusetCpus"), values.cpu_list),
+    "cpuset-mems": ((_HOST, "CpusetMems"), values.cpu_list),
+    "env": (("Env",), read_env),
+    "gpus": ((_HOST, "DeviceRequests"), values.device_requests),
+    "memory": ((_HOST, "Memory"), values.memory),
+    "memory-reservation": ((_HOST, "MemoryReservation"), values.memory),
+    "memory-swap": ((_HOST, "MemorySwap"), values.size_or_unlimited),
+    "name": (("Labels", WANTED_NAME_LABEL), values.container_name),
+    "pids-limit": ((_HOST, "PidsLimit"), values.between(1, 4_194_304, 0, -1)),
+    "platform": (("platform",), values.platform),
+    "shm-size": ((_HOST, "ShmSize"), values.size),
+    "ulimit": ((_HOST, "Ulimits"), values.ulimits),
+    "workdir": (("WorkingDir",), values.path),
+}
+_OWNER: dict[str, tuple[tuple[str, ...], _Reader]] = {
+    "add-host": ((_HOST, "ExtraHosts"), values.hosts),
+    "cap-add": ((_HOST, "CapAdd"), values.capabilities),
+    "cap-drop": ((_HOST, "CapDrop"), values.capabilities),
+    "device": ((_HOST, "Devices"), values.devices),
+    "dns": ((_HOST, "Dns"), values.addresses),
+    "entrypoint": (("Entrypoint",), values.words),
+    "hostname": (("Hostname",), values.hostname),
+    "init": ((_HOST, "Init"), values.boolean),
+    "ipc": ((_HOST, "IpcMode"), values.ipc),
+    "label": (("Labels",), values.pairs),
+    "mount": ((_HOST, "Mounts"), values.mounts),
+    "network": ((_HOST, "NetworkMode"), values.network),
+    "privileged": ((_HOST, "Privileged"), values.boolean),
+    "read-only": ((_HOST, "ReadonlyRootfs"), values.boolean),
+    "runtime": ((_HOST, "Runtime"), values.runtime),
+    "security-opt": ((_HOST, "SecurityOpt"), values.security_options),
+    "tmpfs": ((_HOST, "Tmpfs"), values.tmpfs),
+    "user": (("User",), values.user),
+    "volume": ((_HOST, "Mounts"), values.volumes),
+}
+_TABLE = {**_SUBMITTER, **_OWNER}
+_IGNORED = frozenset({"rm", "detach", "d"})
+
+#: The reference's allow-list, as it is written there.
+SUBMITTER_OPTIONS = frozenset({*_SUBMITTER, "cpu", "e", "m", "w"})
+OPTIONS = SUBMITTER_OPTIONS | frozenset({*_OWNER, *_IGNORED, "h", "l", "net", "u", "v"})
+
+
+def check_container_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options under their normal names, when every one is known and has a good value. The values stay as
+    written.
+
+    Raises:
+        NotFoundError: for an option that is not known.
+        SpecError: for a value of the wrong type or form, or an option that nobody may set.
+    """
+    checked: dict[str, Any] = {}
+    for name, value in normalise_options(options).items():
+        if name in _IGNORED:
+            continue
+        _read(name, value)
+        checked[name] = value
+    return checked
+
+
+def check_together(options: Mapping[str, Any]) -> None:
+    """Refuse options that do not go together, as the engine would.
+
+    Args:
+        options: as `check_container_options` returns them; all that a run has.
+
+    Raises:
+        SpecError: naming both.
+    """
+    read = {name: _read(name, value) for name, value in options.items()}
+    most, swap, kept = (read.get(name, 0) for name in ("memory", "memory-swap", "memory-reservation"))
+    if swap > 0 and not most:
+        raise _unfit("memory-swap", "memory", "is all memory and swap together, and needs the option")
+    if 0 < swap < most:
+        raise _unfit("memory-swap", "memory", "must not be below")
+    if most and kept > most:
+        raise _unfit("memory-reservation", "memory", "must not be above")
+    for other in ("cpu-period", "cpu-quota"):
+        if read.get("cpus") and read.get(other):
+            raise _unfit(other, "cpus", "says the same as")
+    targets = [mount["Target"].rstrip("/") for name in ("mount", "volume") for mount in read.get(name, ())]
+    if len(set(targets)) < len(targets):
+        twice = next(target for target in targets if targets.count(target) > 1)
+        raise SpecError(f"Two mounts of local-container have the target {twice!r}. Keep one of them.")
+
+
+def _unfit(name: str, other: str, rule: str) -> SpecError:
+    return SpecError(f"The option {name!r} of local-container {rule} {other!r}. Correct one of them.")
+
+
+def apply_options(config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a container's configuration with options put in; what the configuration says already wins.
+
+    Args:
+        config: of the Engine API's "create a container"; `Env` and `Labels` as mappings. It is not changed.
+        options: as written; `platform` becomes a key of that name, which the API takes apart.
+
+    Raises:
+        LaunchError: as `check_container_options` does.
+    """
+    made = deepcopy(dict(config))
+    for name, value in check_container_options(options).items():
+        *folders, last = _TABLE[name][0]
+        place = made
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        read = _read(name, value)
+        if isinstance(place.get(last), dict):
+            place[last] = {**read, **place[last]}
+        elif last == "Mounts":  # Of `volume` and of `mount`.
+            place[last] = [*place.get(last, ()), *read]
+        else:
+            place.setdefault(last, read)
+    return made
+
+
+def _read(name: str, value: object) -> Any:
+    if name.startswith("restart"):
+        raise SpecError(f"The option {name!r} of local-container cannot be set: a retry is a new item. Leave it out.")
+    if name not in _TABLE:
+        raise _unsupported(name)
+    if isinstance(value, Mapping) and name not in ("env", "label"):
+        raise SpecError(f"Invalid docker argument {name!r}: mapping values are not supported. Give text or a number.")
+    try:
+        return _TABLE[name][1](value)
+    except ValueError as error:
+        raise SpecError(f"Invalid resource_args.local-container option {name!r}: {value!r}: {error}.") from None
+
+
+def _unsupported(name: str) -> NotFoundError:
+    known = ", ".join(sorted(SUBMITTER_OPTIONS))
+    near = str(unknown_name("option", name, _TABLE)).partition("Did you mean ")[2].partition("?")[0]
+    hint = f" Did you mean {near}?" if near else ""
+    return NotFoundError(
+        f"Unsupported resource_args.local-container option {name!r}.{hint} Supported options are: {known};"
+        f" and for the queue's owner: {', '.join(sorted(_OWNER))}."
+    )

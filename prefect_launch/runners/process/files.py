@@ -1,0 +1,179 @@
+"""The files by which an agent and the supervisor of a `local-process` job speak, and what they say about the process.
+
+The truth about a run is in its folder, so any agent can read it after any crash. A process is named by its id, its
+start time and the boot it belongs to, so that one that got the same id later is never taken for it. Nothing here blocks
+for long or waits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Final
+
+from prefect_launch.runners.base import Exit, RunState
+from prefect_launch.runners.exit_codes import signal_of
+from prefect_launch.runners.process import supervisor
+
+log = logging.getLogger("prefect_launch.agent")
+
+#: The variable of a job's environment that marks its processes.
+_MARK: Final = "LAUNCH_OUTPUT_DIR="
+
+
+class RunFolder:
+    """One run's folder, as an agent sees it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def has(self, name: str) -> bool:
+        """Whether a file is there, whatever is in it."""
+        return (self.path / name).exists()
+
+    def read(self, name: str) -> dict[str, Any] | None:
+        """Return what a file says, or None when it is not there or says nothing that can be read."""
+        try:
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            log.warning("cannot read %s: %s", self.path / name, error)
+            return None
+        return value if isinstance(value, dict) else None
+
+    def write(self, name: str, value: dict[str, Any]) -> None:
+        """Write a file (readable by its owner only), whole or not at all."""
+        temporary = self.path / f".{name}.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            json.dump(value, file)
+        temporary.replace(self.path / name)
+
+    @property
+    def state(self) -> RunState:
+        """Where the run is. One whose supervisor was lost is `EXITED`."""
+        if self.has(supervisor.EXIT):
+            return RunState.EXITED
+        if self.supervisor_pid() is not None:
+            return RunState.RUNNING
+        return RunState.EXITED if self.has(supervisor.STARTED) else RunState.CREATED
+
+    def supervisor_pid(self) -> int | None:
+        """Return the id of the supervisor's process when it lives."""
+        return living_pid(self.read(supervisor.SUPERVISOR))
+
+    def exit(self) -> Exit | None:
+        """Return how the run ended, as its supervisor wrote it down; None while it has not."""
+        if not self.has(supervisor.EXIT):
+            return None
+        try:
+            return _exit(self.read(supervisor.EXIT) or {})
+        except (TypeError, ValueError, OverflowError):
+            return _exit({})
+
+    def kill_job(self) -> list[int]:
+        """Kill what is left of the job when its supervisor is gone; return the ids of those processes."""
+        if not self.has(supervisor.STARTED):
+            return []
+        started = self.read(supervisor.STARTED) or {}
+        if started.get("boot_id") not in (None, supervisor.identity(os.getpid())["boot_id"]):
+            return []
+        pid = started.get("pid")
+        if isinstance(pid, int) and (living_pid(started) is not None or supervisor.stat_fields(pid) is None):
+            _kill(_group(pid))  # Else its id belongs to another process by now, so the group is gone.
+        return self.kill_marked()
+
+    def kill_marked(self) -> list[int]:
+        """Kill the processes whose environment says that they are of this run; return their ids."""
+        return _kill(_marked(f"{_MARK}{self.path.absolute() / 'outputs'}"))
+
+
+def _exit(told: dict[str, Any]) -> Exit:
+    error = None if told else f"how it ended is not known: {supervisor.EXIT} in its run folder is broken"
+    return Exit(
+        exit_code=told.get("exit_code"),
+        signal=told.get("signal") or signal_of(told.get("exit_code")),
+        oom_killed=told.get("oom_killed", False),
+        stopped=told.get("stopped", False),
+        error=told.get("error", error),
+        started_at=_time(told.get("started_at")),
+        ended_at=_time(told.get("ended_at")),
+        peak_memory_bytes=told.get("peak_memory_bytes"),
+    )
+
+
+def _kill(pids: set[int]) -> list[int]:
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    return sorted(pids)
+
+
+def registered(register: Path) -> Iterator[tuple[Path, RunFolder]]:
+    """Yield the links of a register and the folders that they lead to; others may strike some out meanwhile."""
+    for link in sorted(register.iterdir()) if register.is_dir() else []:
+        try:
+            yield link, RunFolder(Path(os.readlink(link)))
+        except OSError:
+            continue  # Gone by now, or no link of ours.
+
+
+def environments_in_use(register: Path) -> set[Path]:
+    """Return the environments of the runs in a register that have not ended."""
+    folders = (folder for _, folder in registered(register))
+    told = [folder.read(supervisor.PROCESS) for folder in folders if folder.state is not RunState.EXITED]
+    return {Path(process["venv"]) for process in told if process is not None and "venv" in process}
+
+
+def folders_at_work() -> set[Path]:
+    """Return the folders of the runs that living processes are marked as."""
+    variables = (one for _, environment in _environments() for one in environment if one.startswith(_MARK.encode()))
+    return {Path(os.fsdecode(one[len(_MARK) :])).parent for one in variables}
+
+
+def living_pid(identity: dict[str, Any] | None) -> int | None:
+    """Return the process id of `identity` (as `supervisor.identity` made it) when that very process lives."""
+    pid = identity.get("pid") if identity else None
+    fields = supervisor.stat_fields(pid) if isinstance(pid, int) else None
+    if identity is None or fields is None or fields[0] in ("Z", "X") or fields[19] != identity.get("start_time"):
+        return None
+    return pid if supervisor.identity(os.getpid())["boot_id"] == identity.get("boot_id") else None
+
+
+def _processes() -> Iterator[int]:
+    return (int(entry) for entry in os.listdir("/proc") if entry.isdigit())
+
+
+def _group(group: int) -> set[int]:
+    """Return the living processes of a process group that leads its own session, as a job's does."""
+    members = set()
+    for pid in _processes():
+        fields = supervisor.stat_fields(pid)
+        if fields is not None and fields[0] not in ("Z", "X") and int(fields[2]) == group == int(fields[3]):
+            members.add(pid)
+    return members
+
+
+def _marked(variable: str) -> set[int]:
+    """Return the processes that were started with this environment variable: a job's, wherever they went."""
+    return {pid for pid, environment in _environments() if os.fsencode(variable) in environment}
+
+
+def _environments() -> Iterator[tuple[int, list[bytes]]]:
+    for pid in _processes():
+        try:
+            yield pid, Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue  # Ended, or another user's: not the job's.
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)

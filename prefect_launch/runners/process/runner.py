@@ -1,0 +1,296 @@
+"""The resource `local-process`: a job is a process group on the agent's own machine, in a folder and a venv of its own.
+
+Each run has a supervisor process (`supervisor.py`) that outlives the agent, so an agent that starts again finds the run
+by its labels and reads how it ended. A run's handle is its folder. Nothing is polled: the end of a supervisor is told
+by the kernel. It does not wall the job in: a process can do what the agent's user can do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anyio
+
+from prefect_launch.core.disk import NEXT_STEP, has_room
+from prefect_launch.core.states import ItemState
+from prefect_launch.environments.venv import Environments, Venv
+from prefect_launch.errors import InfrastructureError, SpecError
+from prefect_launch.inputs.config_files import find_config_file, merge_into_file
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.planning.environment import with_default_variables
+from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
+from prefect_launch.runners.process import supervisor
+from prefect_launch.runners.process.files import RunFolder
+from prefect_launch.runners.process.forkserver import Nursery
+from prefect_launch.runners.process.home_index import ProcessRegister, machine
+from prefect_launch.runners.process.machine_index import MachineRegister
+from prefect_launch.runners.process.options import OPTIONS, check_process_options
+from prefect_launch.runners.quantity import PROCESS_QUANTITIES, Quantity
+from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
+
+#: What a job gets of the agent's own environment. The rest (the server's key among it) is not a job's business.
+_PASSED_ON = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
+    }
+)
+_PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_")
+#: A supervisor that still has not gone this long after everything was killed hangs in the kernel (a dead network disk).
+_STOP_MARGIN_SECONDS = 15.0
+#: Kept for the note of how a run ended, which must find room on a disk that the job itself has filled: one block.
+_RESERVE_BYTES = 4096
+
+
+class LocalProcessRunner(Runner):
+    """Runs jobs as processes of the agent's user."""
+
+    name: ClassVar[str] = "local-process"
+    gone: ClassVar[str] = "process group gone"
+    sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.CODE, SourceKind.GIT})
+    submitter_options: ClassVar[frozenset[str]] = OPTIONS
+    options: ClassVar[frozenset[str]] = OPTIONS
+    quantities: ClassVar[Mapping[str, Quantity]] = PROCESS_QUANTITIES
+    uses_this_machine: ClassVar[bool] = True
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._register = ProcessRegister(home / "processes")
+        self._machine = MachineRegister()
+        self._environments = Environments(home / "environments")
+        self._nursery = Nursery()
+        self._starting = threading.Lock()
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        return check_process_options(options)
+
+    def check(self, plan: RunPlan) -> None:
+        if plan.image is not None:
+            raise SpecError(
+                f"Cannot specify docker image with local-process resource runner (got {plan.image!r})."
+                " Use a queue of the resource local-container."
+            )
+        _check_command(plan)
+        _working_dir(plan)
+        check_process_options(plan.options)
+
+    @classmethod
+    def preview(cls, plan: RunPlan) -> dict[str, Any]:
+        _check_command(plan)
+        cwd = (plan.project_dir or plan.run_dir) / (plan.working_dir or "")
+        env = with_default_variables({**plan.options.get("env", {}), **plan.env}, str(plan.output_dir))
+        fixed = dict.fromkeys(("LAUNCH_OUTPUT_DIR", "PATH", "VIRTUAL_ENV"), "")
+        return {**_process(plan, cwd), "python": plan.python_version, "env": {**env, **fixed}}
+
+    async def missing(self, plan: RunPlan) -> ItemState | None:
+        ready = await self._environments.is_ready(plan.project_dir, plan.python_version, _given_variables(plan))
+        return None if ready else ItemState.BUILDING
+
+    async def prepare(self, plan: RunPlan) -> None:
+        self.check(plan)
+        await self._venv(plan)
+
+    async def create(self, plan: RunPlan) -> str:
+        self.check(plan)
+        venv = await self._venv(plan)
+        for other in await anyio.to_thread.run_sync(self._register.others, plan):
+            await self.stop(str(other), TAKEOVER_SECONDS)
+            await self.remove(str(other))
+        await anyio.to_thread.run_sync(self._create, plan, venv)
+        return str(plan.run_dir)
+
+    async def start(self, handle: str) -> None:
+        await anyio.to_thread.run_sync(self._start, handle)
+
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> Exit:
+        folder = RunFolder(Path(handle))
+        await self._gone(folder)
+        end = folder.exit()
+        if end is not None:
+            ended()
+            return end
+        if folder.has(supervisor.STOP) and not folder.has(supervisor.STARTED):
+            return Exit(exit_code=None, stopped=True, error="stopped before it was started")
+        await anyio.to_thread.run_sync(folder.kill_job)
+        return Exit(exit_code=None, error=_lost(folder), stopped=folder.has(supervisor.STOP))
+
+    async def stop(self, handle: str, grace_seconds: float) -> None:
+        folder = RunFolder(Path(handle))
+        if folder.has(supervisor.EXIT):
+            return
+        if not folder.path.exists():
+            await anyio.to_thread.run_sync(folder.kill_marked)  # Somebody has removed it under its job.
+            return
+        folder.write(supervisor.STOP, {"grace_seconds": max(0.0, grace_seconds)})
+        pid = folder.supervisor_pid()
+        if pid is None or not _was_told(pid):
+            await anyio.to_thread.run_sync(folder.kill_job)
+            return
+        try:
+            await asyncio.wait_for(self._gone(folder), grace_seconds + _STOP_MARGIN_SECONDS)
+        except asyncio.TimeoutError:
+            raise InfrastructureError(
+                f"The processes of {handle!r} do not end, {grace_seconds + _STOP_MARGIN_SECONDS:g} s after they were"
+                " told to"
+                f" (supervisor: process {pid}). They hang in the kernel; look at this machine's disks and devices."
+            ) from None
+
+    async def find(self, labels: Mapping[str, str]) -> list[Found]:
+        return await anyio.to_thread.run_sync(self._register.find, dict(labels))
+
+    async def find_beside(self, item_id: str) -> list[Found]:
+        return await anyio.to_thread.run_sync(self._machine.find, item_id)
+
+    async def remove(self, handle: str) -> None:
+        await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
+
+    async def aclose(self) -> None:
+        await anyio.to_thread.run_sync(self._nursery.close)
+
+    async def _venv(self, plan: RunPlan) -> Venv:
+        return await self._environments.ensure(plan.project_dir, plan.python_version, _given_variables(plan))
+
+    def _create(self, plan: RunPlan, venv: Venv) -> None:
+        folder = RunFolder(plan.run_dir)
+        if folder.read(supervisor.PROCESS) is None:
+            for warning in venv.warnings:
+                _add_line(plan.log_path, f"[prefect-launch] {warning}")
+            plan.output_dir.mkdir(exist_ok=True)
+            cwd = _working_dir(plan)
+            for path, values in plan.file_overrides.items():
+                merge_into_file(find_config_file(path, cwd), values)
+            (plan.run_dir / f"{supervisor.EXIT}.reserve").write_bytes(b" " * _RESERVE_BYTES)
+            folder.write(supervisor.ENVIRONMENT, job_variables(plan, venv))
+            # The last of the files: what is created is whole.
+            here = {"machine": machine(), "venv": str(venv.path)}
+            folder.write(supervisor.PROCESS, {**_process(plan, cwd), **here})
+        self._machine.add(plan)
+        self._register.add(plan)
+
+    def _start(self, handle: str) -> None:
+        ready, told = os.pipe()
+        try:
+            with self._starting:
+                self._nursery.fork(handle, told)
+        except OSError as error:
+            os.close(ready)
+            raise InfrastructureError(
+                f"The process of {handle!r} cannot be started: {error}. Look at this machine."
+            ) from error
+        finally:
+            os.close(told)
+        # Ends when the job's program runs, or the supervisor found that there is nothing to start.
+        os.read(ready, 1)
+        os.close(ready)
+
+    async def _gone(self, folder: RunFolder) -> None:
+        """Wait until the run's supervisor has ended, as the kernel tells it."""
+        pid = folder.supervisor_pid()
+        if pid is not None:
+            try:
+                descriptor = os.pidfd_open(pid)
+            except ProcessLookupError:
+                descriptor = -1
+            if descriptor >= 0:
+                try:
+                    if folder.supervisor_pid() == pid:  # Else another process has got the id just now.
+                        await _readable(descriptor)
+                finally:
+                    os.close(descriptor)
+
+    def _remove(self, folder: RunFolder) -> None:
+        if folder.state is RunState.RUNNING:
+            raise InfrastructureError(f"The run in {folder.path} still runs, so it is not removed. Stop it first.")
+        self._machine.remove(folder)
+        (folder.path / supervisor.ENVIRONMENT).unlink(missing_ok=True)
+        (folder.path / supervisor.PROCESS).unlink(missing_ok=True)
+        self._register.remove(folder)
+
+
+def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:
+    """Return a job's whole environment: what machines need, the queue's and the submitter's `env`, then what the plan
+    says."""
+    inherited = {
+        key: value for key, value in os.environ.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)
+    }
+    output_dir = str(plan.output_dir.absolute())
+    own = with_default_variables(_given_variables(plan), output_dir)
+    variables = {**inherited, **own, "LAUNCH_OUTPUT_DIR": output_dir}
+    path = variables.get("PATH", os.defpath)
+    return {**variables, "VIRTUAL_ENV": str(venv.path), "PATH": f"{venv.path / 'bin'}{os.pathsep}{path}"}
+
+
+def _given_variables(plan: RunPlan) -> dict[str, str]:
+    return {**plan.options.get("env", {}), **plan.env}
+
+
+def _check_command(plan: RunPlan) -> None:
+    if not plan.command:
+        raise SpecError(
+            "A job on local-process must have an entry point; give one, such as entry_point=['python', 'main.py']."
+        )
+
+
+def _process(plan: RunPlan, cwd: Path) -> dict[str, Any]:
+    """Return what the supervisor is told to run."""
+    return {
+        "name": plan.name,
+        "claim": plan.labels.get(Labels.CLAIM),
+        "command": [*plan.command, *plan.args],
+        "cwd": str(cwd),
+        "nice": plan.options.get("nice", 0),
+        "labels": plan.labels,
+    }
+
+
+def _working_dir(plan: RunPlan) -> Path:
+    code = (plan.code_dir or plan.run_dir).resolve()
+    folder = ((plan.project_dir or code) / (plan.working_dir or ".")).resolve()
+    if not folder.is_dir() or not (folder == code or code in folder.parents):
+        top = f"its build context {plan.build_context!r}" if plan.build_context else "the code's top"
+        raise SpecError(
+            f"The working directory {plan.working_dir or '.'!r} is not a folder of the job's code."
+            f" Name one that is, relative to {top}."
+        )
+    return folder
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    loop.add_reader(descriptor, told.set)
+    try:
+        await told.wait()
+    finally:
+        loop.remove_reader(descriptor)
+
+
+def _was_told(pid: int) -> bool:
+    """Tell a supervisor to read its orders; whether it was still there."""
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _lost(folder: RunFolder) -> str:
+    if not folder.has(supervisor.STARTED):
+        return "it was never started" + ("" if has_room(folder.path) else f": no space left on device. {NEXT_STEP}")
+    return (
+        "the supervisor of the process was lost (killed, or the machine restarted), and its exit code with it;"
+        " what was left of the job has been killed"
+    )
+
+
+def _add_line(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")

@@ -1,0 +1,1 @@
+"""Settings of an agent and of its machine's operator."""

@@ -1,0 +1,254 @@
+"""An agent's configuration: defaults, then the file, then the environment, then the call.
+
+The keys of the reference's `launch-config.yaml` are accepted, so that a file can be taken over as it is; what of it is
+not done here is refused, with the next step.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from prefect_launch.agent.devices.capacity import AUTO, read_amount_setting, read_gpu_setting, read_limit_setting
+from prefect_launch.builds.settings import BuilderSettings
+from prefect_launch.core.names import check_name, safe_name
+from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_defaults
+from prefect_launch.core.validation import first_complaint
+from prefect_launch.errors import AgentConfigError, unknown_name
+from prefect_launch.planning.environment import WandbServer
+from prefect_launch.planning.macros import check_named_macros
+from prefect_launch.planning.plan import Site
+from prefect_launch.registries.keychain import Keychain
+from prefect_launch.registries.reference import parse_reference
+from prefect_launch.registries.settings import RegistrySettings, read_registries
+from prefect_launch.settings.reference_keys import translated
+from prefect_launch.sources.git_settings import GitSettings, machine_git_settings
+
+DEFAULT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/agent.yaml")
+#: The fallback when the server's events do not reach the agent (design: being told beats asking).
+DEFAULT_POLL_SECONDS: Final = 10.0
+_ENVIRONMENT: Final = {
+    "entity": ("LAUNCH_ENTITY", "WANDB_ENTITY"),
+    "max_jobs": ("LAUNCH_MAX_JOBS", "WANDB_LAUNCH_MAX_JOBS"),
+    "name": ("LAUNCH_AGENT_NAME",),
+    "home": ("PREFECT_LAUNCH_HOME",),
+}
+_MAXIMUM: Final = re.compile(r"-1(\.0+)?|\d+(\.\d+)?")
+
+
+def default_home() -> Path:
+    """Return the folder of prefect-launch on this machine: `PREFECT_LAUNCH_HOME`, or `launch` in Prefect's own."""
+    if os.environ.get("PREFECT_LAUNCH_HOME"):
+        return Path(os.environ["PREFECT_LAUNCH_HOME"]).expanduser().absolute()
+    from prefect.settings import PREFECT_HOME
+
+    return Path(PREFECT_HOME.value()) / "launch"
+
+
+class AgentConfig(BaseModel):
+    """How one agent works.
+
+    `max_jobs` and `max_schedulers` take a whole number, as text too; -1 is "no limit".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(default_factory=lambda: safe_name(socket.gethostname(), fallback="agent"))
+    queues: tuple[str, ...] = ()
+    entity: str | None = Field(default=None, description="Whose a job is that an item names without its entity.")
+    max_jobs: float = 1
+    max_schedulers: float = 1
+    secure_mode: bool = False
+    verbosity: int = Field(default=0, ge=0)
+    stopped_run_timeout: float = Field(
+        default=60, ge=0, description="Grace between TERM and KILL when a run is stopped, s."
+    )
+    poll_seconds: float = Field(default=DEFAULT_POLL_SECONDS, gt=0)
+    home: Path = Field(default_factory=default_home)
+    gpus: str | tuple[str, ...] = AUTO
+    cpus: str | float = AUTO
+    memory: str | float = AUTO
+    device_patience_seconds: float = Field(
+        default=30, ge=0, description="How long an item that waits for devices lets smaller ones pass."
+    )
+    keep_runs: int | None = Field(
+        default=10 * 1024**3, ge=0, description="What the folders of past runs may take, bytes; None: no limit."
+    )
+    keep_environments: int | None = Field(
+        default=20 * 1024**3, ge=0, description="What the environments of processes may take, bytes; None: no limit."
+    )
+    keep_images: int | None = Field(
+        default=50 * 1024**3, ge=0, description="What built images may take on the engine, bytes; None: no limit."
+    )
+    keep_git: int | None = Field(
+        default=10 * 1024**3, ge=0, description="What the copies of git remotes may take, bytes; None: no limit."
+    )
+    outputs: OutputLimits = Field(
+        default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of the outputs of one run; a queue may have less."
+    )
+    macros: dict[str, str] = Field(default_factory=dict)
+    wandb: WandbServer = WandbServer()
+    git: GitSettings = Field(default_factory=machine_git_settings)
+    registries: dict[str, RegistrySettings] = Field(default_factory=dict)
+    builder: BuilderSettings = BuilderSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        read = translated({key: value for key, value in data.items() if value is not None})
+        single = read.pop("queue", None)
+        if single is not None:
+            if not isinstance(single, str):
+                raise AgentConfigError(
+                    f"The agent's 'queue' must be a queue's name, not {single!r}. Use 'queues' for a list."
+                )
+            read["queues"] = [*read.get("queues", ()), single]
+        for key in read:
+            if key not in cls.model_fields:
+                raise AgentConfigError(str(unknown_name("agent setting", key, cls.model_fields)))
+        return read
+
+    @field_validator("queues", mode="before")
+    @classmethod
+    def _is_list_of_names(cls, value: Any) -> Any:
+        if not isinstance(value, (list, tuple)):
+            raise AgentConfigError(f"The agent's 'queues' must be a list of queue names, not {value!r}.")
+        return tuple(dict.fromkeys(check_name("queue", name) for name in value))
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        return check_name("agent", value, max_chars=63)
+
+    @field_validator("entity")
+    @classmethod
+    def _is_entity(cls, value: str | None) -> str | None:
+        return None if value is None else check_name("entity", value)
+
+    @field_validator("max_jobs", "max_schedulers", mode="before")
+    @classmethod
+    def _read_maximum(cls, value: Any, info: Any) -> float:
+        text = str(value)
+        if value == math.inf:
+            return math.inf
+        if isinstance(value, bool) or not _MAXIMUM.fullmatch(text):
+            raise AgentConfigError(
+                f"The agent's {info.field_name!r} must be a whole number, or -1 for no limit; got {value!r}."
+            )
+        whole = int(float(text))
+        return math.inf if whole == -1 else float(whole)
+
+    @field_validator("gpus", mode="before")
+    @classmethod
+    def _read_gpus(cls, value: Any) -> Any:
+        return read_gpu_setting(value)
+
+    @field_validator("cpus", "memory", mode="before")
+    @classmethod
+    def _read_amount(cls, value: Any, info: Any) -> Any:
+        return read_amount_setting(info.field_name, value)
+
+    @field_validator("keep_runs", "keep_environments", "keep_images", "keep_git", mode="before")
+    @classmethod
+    def _read_limit(cls, value: Any, info: Any) -> int | None:
+        return read_limit_setting(info.field_name, value)
+
+    @field_validator("outputs", mode="before")
+    @classmethod
+    def _read_outputs(cls, value: Any) -> Any:
+        return with_defaults(value)
+
+    @field_validator("macros")
+    @classmethod
+    def _macros_are_good(cls, value: dict[str, str]) -> dict[str, str]:
+        return check_named_macros(value)
+
+    @field_validator("registries", mode="before")
+    @classmethod
+    def _registries_are_good(cls, value: Any) -> Any:
+        return read_registries(value)
+
+    @property
+    def keychain(self) -> Keychain:
+        """Who to be at which registry: `registries`, and `builder.credentials` for that of `builder.destination`."""
+        if not self.builder.destination or not self.builder.credentials:
+            return Keychain(self.registries)
+        host = parse_reference(self.builder.destination).host
+        known = self.registries.get(host, RegistrySettings())
+        return Keychain({**self.registries, host: known.model_copy(update={"credentials": self.builder.credentials})})
+
+    @property
+    def site(self) -> Site:
+        """What the planning of runs needs of it."""
+        return Site(
+            home=self.home,
+            secure_mode=self.secure_mode,
+            macros=self.macros,
+            wandb=self.wandb,
+            git=self.git,
+            outputs=self.outputs,
+        )
+
+
+def parse_agent_config(data: Mapping[str, Any]) -> AgentConfig:
+    """Make an agent's configuration of plain data.
+
+    Raises:
+        AgentConfigError: naming the setting, its value and the rule.
+    """
+    try:
+        return AgentConfig.model_validate(data)
+    except ValidationError as error:
+        first = first_complaint(error)
+        where = ".".join(str(part) for part in first["loc"])
+        raise AgentConfigError(
+            f"Agent config error in field {where} (value: {first['input']!r}): {first['msg']}."
+        ) from None
+
+
+def resolve_agent_config(file: Path | str | None = None, **given: Any) -> AgentConfig:
+    """Bring together the config file, the environment and what a call gives.
+
+    Args:
+        file: a YAML file; by default `~/.config/prefect-launch/agent.yaml`, when it is there.
+        **given: settings that win over both; `None` is "not given".
+
+    Raises:
+        AgentConfigError: when the file is missing, is no YAML mapping, or a setting is wrong.
+    """
+    settings = dict(_read_file(file))
+    for key, names in _ENVIRONMENT.items():
+        value = next((os.environ[name] for name in names if os.environ.get(name)), None)
+        if value is not None:
+            settings[key] = value
+    settings.update({key: value for key, value in given.items() if value is not None})
+    return parse_agent_config(settings)
+
+
+def _read_file(file: Path | str | None) -> Mapping[str, Any]:
+    path = Path(file or DEFAULT_CONFIG_FILE).expanduser()
+    if not path.is_file():
+        if file is None:
+            return {}
+        raise AgentConfigError(f"Could not find the agent's config file {str(path)!r}. Give the path of a YAML file.")
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise AgentConfigError(f"The agent's config file {str(path)!r} is no YAML: {error}") from None
+    except OSError as error:
+        raise AgentConfigError(f"The agent's config file {str(path)!r} cannot be read: {error.strerror}.") from None
+    if found is None:
+        return {}
+    if not isinstance(found, Mapping):
+        raise AgentConfigError(f"The agent's config file {str(path)!r} must hold a mapping of settings, not {found!r}.")
+    return found

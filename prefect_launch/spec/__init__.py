@@ -1,0 +1,1 @@
+"""The launch spec: what one item asks for."""

@@ -1,0 +1,95 @@
+"""Between an item and its launch spec: what the parameters, labels and tags of a flow run hold.
+
+An item made by `launch_add` carries the spec as its parameters. One made from a job's own deployment (in the UI, by a
+schedule, by `prefect deployment run`) carries the job's inputs at the top level and the launch options in one group,
+`launch`; which job it is stands in the labels that it has from its deployment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from prefect_launch.core.short_id import short_id
+from prefect_launch.errors import SpecError
+from prefect_launch.server.values import Item
+from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
+
+#: Label: the job, at the version that was pinned.
+JOB_LABEL: Final = "prefect-launch.job"
+#: Label of items that were made from a job's form.
+FORM_LABEL: Final = "prefect-launch.form"
+#: The parameter of a job's form that holds the launch options.
+OPTIONS_PARAMETER: Final = "launch"
+#: The launch options that a job's form offers.
+FORM_OPTIONS: Final = ("name", "args", "timeout", "resource_args", "retries", "project", "author")
+
+
+def spec_of(item: Item) -> LaunchSpec:
+    """Return what an item asks for, with a run id.
+
+    Raises:
+        SpecError: when its parameters are no good spec.
+    """
+    data = _form_spec(item) if item.labels.get(FORM_LABEL) else dict(item.parameters)
+    if item.job_variables:
+        data["template_variables"] = item.job_variables
+    return parse_spec({**data, "run_id": run_id_of(item)}).check_source()
+
+
+def _form_spec(item: Item) -> dict[str, Any]:
+    job = item.labels.get(JOB_LABEL)
+    if not job:
+        raise SpecError("The item has no job: its deployment has lost its labels. Deploy the job again.")
+    inputs = {key: value for key, value in item.parameters.items() if key != OPTIONS_PARAMETER}
+    group = item.parameters.get(OPTIONS_PARAMETER) or {}
+    if not isinstance(group, Mapping):
+        raise SpecError(f"The parameter {OPTIONS_PARAMETER!r} must be a group of launch options, not {group!r}.")
+    # A field of the form that was filled in and emptied again comes as an empty text.
+    options = {key: value for key, value in group.items() if key != "args" and value != ""}
+    retries = options.pop("retries", None)
+    if isinstance(retries, Mapping):  # The group of a form that nobody has filled in asks for nothing.
+        retries = {key: value for key, value in retries.items() if value not in (None, "", [])} or None
+    if retries is not None:
+        options["retries"] = retries
+    return {**options, "job": job, "overrides": {"run_config": inputs, "args": group.get("args") or []}}
+
+
+def options_of(item: Item) -> Mapping[str, Any]:
+    """Return the launch options of an item, unchecked: in one made from a job's form, no input is taken for one."""
+    if not item.labels.get(FORM_LABEL):
+        return item.parameters
+    group = item.parameters.get(OPTIONS_PARAMETER)
+    return group if isinstance(group, Mapping) else {}
+
+
+def run_id_of(item: Item) -> str:
+    """Return the launch run id of an item: the caller's, or one made of the item's own id."""
+    return str(options_of(item).get("run_id") or short_id(item.id))
+
+
+def tags_of(spec: LaunchSpec, *, queue: str | None, job: str | None, version: int | None) -> tuple[str, ...]:
+    """Return the tags by which an item is found in the UI."""
+    named = {
+        "queue": queue,
+        "job": job,
+        "version": None if version is None else f"v{version}",
+        "entity": spec.entity,
+        "project": spec.project,
+        "author": spec.author,
+        "sweep": spec.sweep_id,
+    }
+    return tuple(f"{key}:{value}" for key, value in named.items() if value)
+
+
+def labels_of(spec: LaunchSpec, *, job: str | None) -> dict[str, str]:
+    """Return the labels of an item."""
+    named = {
+        "job": job,
+        "run-id": spec.run_id,
+        "entity": spec.entity,
+        "project": spec.project,
+        "author": spec.author,
+        "sweep": spec.sweep_id,
+    }
+    return {f"prefect-launch.{key}": value for key, value in named.items() if value}

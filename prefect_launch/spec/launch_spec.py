@@ -1,0 +1,292 @@
+"""The launch spec: what one item asks for, as a frozen value.
+
+It is what a queue item's parameters hold, what a launch config file holds, and what `construct_spec` makes of the
+arguments of `launch` and `launch_add`. Checks that need no server are made here; the rest (job, queue, variables) in
+`prefect_launch.client.launch_add`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from prefect_launch.core.duration import TimeLimit
+from prefect_launch.core.names import check_name
+from prefect_launch.core.validation import first_complaint
+from prefect_launch.errors import LaunchError, SpecError, unknown_name
+from prefect_launch.spec.build_options import check_builder, check_inside
+from prefect_launch.spec.job_naming import check_runtime
+from prefect_launch.spec.json_rules import check_json, plain
+from prefect_launch.spec.priority import Priority
+from prefect_launch.spec.retry import Retries
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, populate_by_name=True)
+
+
+class DockerSource(_Part):
+    """A container image to run as it is."""
+
+    docker_image: str | None = None
+    user_id: int | None = Field(default=None, ge=0, lt=2**31, description="User id of generated images.")
+    pin: bool | None = Field(
+        default=None,
+        description="Run just the image that its name means at the enqueue; None: as the queue says, or that one where"
+        " it can be had; False: the one that its name means at the start.",
+    )
+    digest: str | None = Field(
+        default=None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="The image's digest: what its name means to this item.",
+    )
+    resolved: bool = Field(
+        default=False,
+        description="The digest was looked up at the enqueue unasked: where it cannot be had, the name will do.",
+    )
+
+
+class GitSource(_Part):
+    """The commit, branch or tag that a git job is taken at."""
+
+    repo: str | None = None
+    version: str | None = None
+
+
+class RegistryOptions(_Part):
+    """Where an image that is built by this very call is pushed."""
+
+    uri: str | None = Field(
+        default=None, validation_alias=AliasChoices("uri", "url"), description="A repository, such as host/team/train."
+    )
+
+
+class Overrides(_Part):
+    """What this run does other than its job says."""
+
+    args: tuple[str, ...] = Field(default=(), description="Arguments added after the entry point.")
+    run_config: dict[str, Any] = Field(default_factory=dict, description="The job's inputs.")
+    artifacts: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Values merged into the job's config files, by the file's path."
+    )
+    entry_point: tuple[str, ...] | None = Field(default=None, description="The command that takes the job's place.")
+    dockerfile: str | None = Field(default=None, description="A Dockerfile in the job's code, by its path there.")
+    working_dir: str | None = None
+
+    @field_validator("dockerfile")
+    @classmethod
+    def _is_in_the_code(cls, value: str | None) -> str | None:
+        return None if value is None else check_inside("dockerfile", value)
+
+    @field_validator("args", "entry_point", mode="before")
+    @classmethod
+    def _is_list_of_text(cls, value: Any, info: Any) -> Any:
+        if value is None:
+            return value
+        if not isinstance(value, (list, tuple)) or not all(isinstance(part, str) for part in value):
+            raise ValueError(
+                f"override {info.field_name} must be a list of strings, not {type(value).__name__} {value!r}"
+            )
+        return tuple(value)
+
+
+class LaunchSpec(_Part):
+    """What one item asks for.
+
+    Exactly one of `job`, `docker.docker_image` (or `image_uri`) and `uri` names what runs.
+    """
+
+    job: str | None = Field(default=None, description="entity/project/name:alias, or the shorter forms.")
+    docker: DockerSource = DockerSource()
+    image_uri: str | None = None
+    uri: str | None = Field(default=None, description="A git remote.")
+    git: GitSource = GitSource()
+    entity: str | None = None
+    project: str | None = None
+    name: str | None = Field(default=None, description="The run's display name.")
+    run_id: str | None = None
+    author: str | None = None
+    sweep_id: str | None = None
+    resource: str | None = None
+    resource_args: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    template_variables: dict[str, Any] = Field(default_factory=dict)
+    overrides: Overrides = Overrides()
+    python_version: str | None = None
+    timeout: TimeLimit = Field(default=None, description="Time limit of the run, from its start: seconds, or '2h'.")
+    registry: RegistryOptions = RegistryOptions()
+    builder: dict[str, Any] = Field(default_factory=dict, description='{"accelerator": {"base_image": …}}.')
+    priority: Priority = Priority.MEDIUM
+    retries: Retries | None = Field(
+        default=None,
+        description="When it is run again, or how often at most; None: as its job says.",
+        json_schema_extra=lambda schema: schema["anyOf"].append({"type": "integer", "minimum": 0}),  # type: ignore[union-attr]
+    )
+
+    @field_validator("priority", mode="before")
+    @classmethod
+    def _parse_priority(cls, value: Any) -> Priority:
+        return Priority.MEDIUM if value is None else Priority.parse(value)
+
+    @field_validator("builder")
+    @classmethod
+    def _is_of_a_submitter(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_builder(value)
+
+    @field_validator("python_version")
+    @classmethod
+    def _is_python(cls, value: str | None) -> str | None:
+        return check_runtime(value)
+
+    @field_validator("entity", "project", "run_id", "sweep_id", "author")
+    @classmethod
+    def _is_name(cls, value: str | None, info: Any) -> str | None:
+        return value if value is None else check_name(info.field_name, value)
+
+    @field_validator("name")
+    @classmethod
+    def _is_display_name(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or len(value) > 200 or not value.isprintable()):
+            raise SpecError(
+                f"Invalid run name {value[:40]!r} ({len(value)} characters): use 1 to 200 printable characters."
+            )
+        return value
+
+    @field_validator("resource_args", mode="before")
+    @classmethod
+    def _is_by_resource(cls, value: Any) -> Any:
+        for name, options in value.items() if isinstance(value, Mapping) else ():
+            if not isinstance(options, Mapping):
+                raise SpecError(
+                    f"Invalid resource_args: {name!r} is {options!r}, and must be a resource with its options,"
+                    f" such as {{'local-process': {{'gpus': 1}}}}. Put options below the name of their resource."
+                )
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_are_known(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            data = {key: value for key, value in data.items() if value is not None}
+            if services := data.pop("additional_services", ()):
+                raise SpecError(
+                    f"Invalid additional_services {services!r}: nothing here starts services beside a run. Start them"
+                    " as runs of their own, or in the job itself, and leave the key out."
+                )
+            for key in data:
+                if key not in cls.model_fields:
+                    raise unknown_name("launch option", key, cls.model_fields)
+        return data
+
+    @property
+    def image(self) -> str | None:
+        """The container image that is named directly, if one is."""
+        return self.docker.docker_image or self.image_uri
+
+    def check_source(self) -> LaunchSpec:
+        """Return this spec when it names exactly one thing to run.
+
+        Raises:
+            SpecError: when it names none, or more than one.
+        """
+        named = {"job": self.job, "docker_image": self.image, "uri": self.uri}
+        given = [key for key, value in named.items() if value]
+        if self.docker.docker_image and self.image_uri and self.docker.docker_image != self.image_uri:
+            raise SpecError(
+                f"image_uri={self.image_uri!r} and docker.docker_image={self.docker.docker_image!r} name two images."
+                " Keep the one that you mean."
+            )
+        if len(given) != 1:
+            seen = " and ".join(f"{key}={named[key]!r}" for key in given) or "none of them"
+            raise SpecError(
+                f"Exactly one of job, docker_image or uri must be specified in the launch spec; got {seen}."
+                " Keep the one that you mean."
+            )
+        return self
+
+    def dump(self) -> dict[str, Any]:
+        """Return the spec as JSON-ready parameters, without what was left at its default."""
+        dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
+        return dumped
+
+
+def parse_spec(data: Mapping[str, Any]) -> LaunchSpec:
+    """Make a spec of plain data.
+
+    Args:
+        data: a launch config, or an item's parameters. It is not changed.
+
+    Raises:
+        SpecError: when a value has the wrong type or is out of its range, when it is not JSON (NaN, infinity), is
+            larger than 500 kB, or uses a key that Prefect's server would rewrite.
+        NotFoundError: when an option's name is not known.
+        InvalidNameError: when a name in it is none.
+    """
+    if not isinstance(data, Mapping):
+        raise SpecError(f"A launch config must be a mapping of option names to values, not {type(data).__name__}.")
+    check_json(data)
+    try:
+        return LaunchSpec.model_validate(plain(data))
+    except ValidationError as error:
+        raise _readable(error) from None
+
+
+def construct_spec(config: Mapping[str, Any] | None = None, **arguments: Any) -> LaunchSpec:
+    """Make the spec of a call: the arguments win over the config, key by key.
+
+    Args:
+        config: a launch config; it is not changed.
+        **arguments: of `launch` and `launch_add`: `uri, job, template_variables, project, entity, resource,
+        entry_point, name, version, docker_image, resource_args, run_id, repository, sweep_id, author, priority`. `None`
+        is "not given".
+
+    Returns:
+        The spec, with exactly one source.
+
+    Raises:
+        LaunchError: as `parse_spec` and `LaunchSpec.check_source` do.
+    """
+    if config is not None and not isinstance(config, Mapping):
+        raise SpecError(f"config must be a mapping (a launch config), not {type(config).__name__}.")
+    given = {key: value for key, value in arguments.items() if value is not None}
+    data = {key: value for key, value in (config or {}).items() if value is not None}
+    for part, key, value in (
+        ("git", "version", given.pop("version", None)),
+        ("docker", "docker_image", given.pop("docker_image", None)),
+        ("overrides", "entry_point", given.pop("entry_point", None)),
+        ("registry", "uri", given.pop("repository", None)),
+    ):
+        if value is not None:
+            data[part] = {**_mapping(part, data.get(part)), key: value}
+    if "template_variables" in given:
+        own = _mapping("template_variables", given.pop("template_variables"))
+        data["template_variables"] = {**_mapping("template_variables", data.get("template_variables")), **own}
+    return parse_spec({**data, **given}).check_source()
+
+
+def _mapping(name: str, value: object) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise SpecError(f"{name} must be a mapping, not {type(value).__name__} {value!r}.")
+    return value
+
+
+def _readable(error: ValidationError) -> LaunchError:
+    first = first_complaint(error)
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        models: dict[str, type[BaseModel]] = {
+            "overrides": Overrides,
+            "docker": DockerSource,
+            "git": GitSource,
+            "registry": RegistryOptions,
+        }
+        model = models.get(str(first["loc"][0]))
+        known = model.model_fields if model else LaunchSpec.model_fields
+        return unknown_name("launch option", first["loc"][-1], known, where=f" in {first['loc'][0]!r}")
+    return SpecError(
+        f"Invalid launch spec: {where}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})."
+    )
