@@ -12,6 +12,10 @@ from collections.abc import Iterable, Sequence
 
 #: As much of a wrong name as a message shows: no right one is longer.
 _SHOWN_CHARS = 128
+#: How alike two names are, by difflib's ratio (0 to 1), when one may be a misspelling of the other.
+_ALIKE = 0.6
+#: And how much longer one of them may be. Without that `version` would be a misspelling of `python_version`.
+_LONGER = 1.5
 
 
 class LaunchError(Exception):
@@ -152,7 +156,29 @@ class ItemGoneError(InternalError):
     """The item is not on the server any more: somebody deleted it while it was waiting to be moved."""
 
 
-def unknown_name(kind: str, value: object, known: Iterable[str], *, where: str = "") -> NotFoundError:
+def nearest_name(value: object, known: Iterable[str]) -> str | None:
+    """Return the name that was most likely meant: the wrong one misspells it, or has its end cut off or added to.
+
+    Args:
+        value: the name seen.
+        known: the right names.
+
+    Returns:
+        One of the right names; None when none of them is near.
+    """
+    seen = str(value)
+    near = [name for name in known if _may_be_meant(seen, name)]
+    return next(iter(difflib.get_close_matches(seen, near, n=1, cutoff=_ALIKE)), None)
+
+
+def _may_be_meant(seen: str, name: str) -> bool:
+    short, long = sorted((seen, name), key=len)
+    return len(long) <= _LONGER * len(short) or long.startswith(short)
+
+
+def unknown_name(
+    kind: str, value: object, known: Iterable[str], *, where: str = "", near: str | None = None
+) -> NotFoundError:
     """Make the error for a name that does not exist.
 
     Args:
@@ -160,13 +186,14 @@ def unknown_name(kind: str, value: object, known: Iterable[str], *, where: str =
         value: the name seen.
         known: the right names.
         where: where they were looked for, such as ``" in queue 'gpu'"`` (with its leading space).
+        near: the right name where the caller knows it; by default the nearest one.
 
     Returns:
         An error that names the nearest right one and lists up to twenty of them.
     """
     names = sorted({str(name) for name in known})
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = near or nearest_name(value, names)
+    hint = f" Did you mean {near!r}?" if near else ""
     shown = ", ".join(names[:20]) + (f", … ({len(names)} in all)" if len(names) > 20 else "")
     listing = f" Known: {shown}." if names else f" There is no {kind} yet."
     seen = str(value)

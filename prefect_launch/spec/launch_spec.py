@@ -7,7 +7,7 @@ arguments of `launch` and `launch_add`. Checks that need no server are made here
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -177,7 +177,7 @@ class LaunchSpec(_Part):
                 )
             for key in data:
                 if key not in cls.model_fields:
-                    raise unknown_name("launch option", key, cls.model_fields)
+                    raise unknown_name("launch option", key, cls.model_fields, near=_place_of(key))
         return data
 
     @property
@@ -272,6 +272,18 @@ def _mapping(name: str, value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise SpecError(f"{name} must be a mapping, not {type(value).__name__} {value!r}.")
     return value
+
+
+def _place_of(key: object) -> str | None:
+    """Return where an option belongs that was given beside the part that has it: `version` is `git.version`."""
+    parts = {name: field.annotation for name, field in LaunchSpec.model_fields.items()}
+    return next(
+        (f"{name}.{key}" for name, kind in parts.items() if isinstance(kind, type) and key in _fields(kind)), None
+    )
+
+
+def _fields(kind: type) -> Collection[str]:
+    return kind.model_fields if issubclass(kind, _Part) else ()
 
 
 def _readable(error: ValidationError) -> LaunchError:

@@ -208,7 +208,9 @@ def test_display_name_is_free(name: str) -> None:
         ({"jobb": "a"}, "job"),
         ({**JOB, "ressource": "x"}, "resource"),
         ({**JOB, "overrides": {"arg": []}}, "args"),
-        ({**JOB, "docker": {"image": "x"}}, "docker_image"),
+        ({**JOB, "docker": {"docker_img": "x"}}, "docker_image"),
+        ({**JOB, "version": "v1.2"}, "git.version"),
+        ({**JOB, "args": ["--fast"]}, "overrides.args"),
         ({**JOB, "git": {"versoin": "x"}}, "version"),
     ],
 )

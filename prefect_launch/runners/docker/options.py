@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-from prefect_launch.errors import NotFoundError, SpecError, unknown_name
+from prefect_launch.errors import NotFoundError, SpecError, nearest_name
 from prefect_launch.planning.safety.options import normalise_options, read_env
 from prefect_launch.runners.docker import option_values as values
 
@@ -161,8 +161,8 @@ def _read(name: str, value: object) -> Any:
 
 def _unsupported(name: str) -> NotFoundError:
     known = ", ".join(sorted(SUBMITTER_OPTIONS))
-    near = str(unknown_name("option", name, _TABLE)).partition("Did you mean ")[2].partition("?")[0]
-    hint = f" Did you mean {near}?" if near else ""
+    near = nearest_name(name, _TABLE)
+    hint = f" Did you mean {near!r}?" if near else ""
     return NotFoundError(
         f"Unsupported resource_args.local-container option {name!r}.{hint} Supported options are: {known};"
         f" and for the queue's owner: {', '.join(sorted(_OWNER))}."

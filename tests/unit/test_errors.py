@@ -1,0 +1,41 @@
+"""Errors for names that do not exist."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_launch.errors import nearest_name, unknown_name
+from prefect_launch.spec import LaunchSpec
+
+
+@pytest.mark.parametrize(
+    ("seen", "known", "meant"),
+    [
+        ("gup", ["gpu", "cpu"], "gpu"),
+        ("gpu", ["gpus", "cpus"], "gpus"),
+        ("memroy", ["memory", "memory-swap"], "memory"),
+        ("local-contaner", ["local-container", "local-process"], "local-container"),
+        ("maximum", ["max", "on"], "max"),
+        ("image", ["image_uri", "job"], "image_uri"),
+        ("rat", ["rate", "epochs"], "rate"),
+    ],
+)
+def test_name_that_a_slip_makes_wrong_is_told_with_the_right_one(seen: str, known: list[str], meant: str) -> None:
+    assert nearest_name(seen, known) == meant
+    assert f"Did you mean {meant!r}?" in str(unknown_name("option", seen, known))
+
+
+@pytest.mark.parametrize(
+    ("seen", "known"),
+    [
+        ("version", list(LaunchSpec.model_fields)),
+        ("python", ["entry_point", "timeout"]),
+        ("swap", ["memory-swap"]),
+        ("train", ["digits-training", "evaluate"]),
+        ("x", ["lr"]),
+        ("anything", []),
+    ],
+)
+def test_name_that_is_like_no_other_is_told_without_a_suggestion(seen: str, known: list[str]) -> None:
+    assert nearest_name(seen, known) is None
+    assert "Did you mean" not in str(unknown_name("option", seen, known))
