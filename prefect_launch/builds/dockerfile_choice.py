@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from prefect_launch.errors import SourceError
+from prefect_launch.jobs.build_files import unknown_build_context
 from prefect_launch.jobs.entrypoint import entry_file
+from prefect_launch.jobs.ignore import list_code
 from prefect_launch.spec.image_request import ImageWish
 
 OWN_DOCKERFILE: Final = "Dockerfile.wandb"
@@ -42,9 +44,7 @@ def find_layout(code_dir: Path, wish: ImageWish) -> Layout:
     root = code_dir.resolve()
     context = _inside(root, wish.build_context or ".", root, "build context")
     if not context.is_dir():
-        raise SourceError(
-            f"Build context does not exist at {wish.build_context!r} in the job's code. Name a folder that does."
-        )
+        raise unknown_build_context(wish.build_context or ".", list_code(root), where="the job's code")
     if wish.dockerfile:
         file = _inside(context, wish.dockerfile, root, "Dockerfile")
         if not file.is_file():

@@ -5,6 +5,7 @@ Everything is checked here, before anything is stored; the commit of a git job i
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -20,7 +21,7 @@ from prefect_launch.core.server_json import check_server_json
 from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
 from prefect_launch.jobs.archive import pack
-from prefect_launch.jobs.build_files import check_build_files
+from prefect_launch.jobs.build_files import check_build_files, is_in
 from prefect_launch.jobs.entries import LATEST, check_alias
 from prefect_launch.jobs.entrypoint import (
     DEFAULT_ENTRY_POINT,
@@ -154,8 +155,8 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     program = await to_thread.run_sync(_program_of_notebook, folder, entry_point, request.build_context)
     archive = await pack(folder, program)
     where, hint = f"the code folder {folder}", " Or see whether .launchignore or .gitignore leaves the file out."
-    check_in_code(entry_point, archive.paths, folders=_folders(request), where=where, hint=hint)
     _check_build_files(request, archive.paths, where, hint)
+    check_in_code(entry_point, archive.paths, folders=_folders(request), where=where, hint=hint)
     await to_thread.run_sync(_check_requirements, request, folder, archive.paths)
     place = folder / (request.build_context or ".")
     runtime = request.runtime or await to_thread.run_sync(lambda: runtime_of(place, folder))
@@ -189,13 +190,12 @@ async def _check_in_commit(
         return
     files, submodules = listed.files, listed.submodules
     where = f"{remote} at {commit[:12]}"
+    _check_build_files(request, files, where, submodules=submodules)
     if not submodules:
-        _check_build_files(request, files, where)
         await to_thread.run_sync(_check_requirements_of, request, listed)
-    wanted = entry_file(entry_point)
-    if wanted is None or any(wanted.startswith(f"{path}/") for path in submodules):
-        return
-    check_in_code(entry_point, files, folders=_folders(request), where=where)
+    wanted = entry_file(entry_point) or "."
+    if not any(is_in(posixpath.normpath(posixpath.join(each, wanted)), submodules) for each in _folders(request)):
+        check_in_code(entry_point, files, folders=_folders(request), where=where)
 
 
 def _folders(request: JobRequest) -> tuple[str, ...]:
@@ -203,9 +203,11 @@ def _folders(request: JobRequest) -> tuple[str, ...]:
     return (request.build_context or ".", *(["."] if request.dockerfile is not None else []))
 
 
-def _check_build_files(request: JobRequest, paths: Collection[str], where: str, hint: str = "") -> None:
+def _check_build_files(
+    request: JobRequest, paths: Collection[str], where: str, hint: str = "", *, submodules: Collection[str] = ()
+) -> None:
     given = {"build_context": request.build_context, "dockerfile": request.dockerfile}
-    check_build_files(paths, **given, where=where, hint=hint)
+    check_build_files(paths, **given, where=where, hint=hint, unlisted=submodules)
 
 
 def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str], *, is_whole: bool = True) -> None:

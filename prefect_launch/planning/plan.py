@@ -21,6 +21,8 @@ from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimit
 from prefect_launch.core.short_id import short_id
 from prefect_launch.errors import LaunchError, ServerUnavailableError, SpecError
 from prefect_launch.jobs.agreement import check_version
+from prefect_launch.jobs.build_files import unknown_build_context
+from prefect_launch.jobs.ignore import list_code
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.environment import JobContext, WandbServer, job_environment
@@ -109,6 +111,7 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry, read_secret
     if job is not None and plan.code_dir is not None:
         await anyio.to_thread.run_sync(_clear, plan.code_dir)
         await source_of(job, site.home, site.git).fetch(job, plan.code_dir, jobs)
+        await anyio.to_thread.run_sync(_check_build_context, plan.build_context, plan.code_dir)
         if plan.python_version is None:  # Of a git job, only its code says so.
             version = await anyio.to_thread.run_sync(runtime_of, plan.project_dir, plan.code_dir)
             plan = plan.model_copy(update={"python_version": version})
@@ -297,6 +300,12 @@ def _make_run_dir(run_dir: Path, claim: str) -> None:
 def _clear(folder: Path) -> None:
     """Remove what an agent that died had begun to unpack."""
     remove_tree(folder)
+
+
+def _check_build_context(build_context: str | None, code_dir: Path) -> None:
+    """Refuse a folder that a git host did not list when the job was made, and that is not there."""
+    if build_context is not None and not (code_dir / build_context).is_dir():
+        raise unknown_build_context(build_context, list_code(code_dir), where="the job's code")
 
 
 def save_plan(plan: RunPlan) -> None:

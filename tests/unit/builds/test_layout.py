@@ -53,7 +53,7 @@ def test_code_without_a_dockerfile_has_one_generated(tmp_path: Path) -> None:
         ({"dockerfile": "../Dockerfile"}, "leaves the build context"),
         ({"dockerfile": "link"}, "leaves the build context"),
         ({"build_context": "app", "dockerfile": "../Dockerfile"}, "leaves the build context"),
-        ({"build_context": "no"}, "Build context does not exist at 'no'"),
+        ({"build_context": "no"}, "Unknown build context 'no' in the job's code"),
         ({"build_context": ".."}, "leaves the code"),
         ({"dockerfile": "app"}, "Dockerfile does not exist"),
     ],

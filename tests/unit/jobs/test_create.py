@@ -179,6 +179,16 @@ async def test_entry_point_outside_of_the_build_context_is_refused(registry: Job
         await create_in(registry, wrong)
 
 
+async def test_misspelt_build_context_is_told_before_its_entry_point(registry: JobRegistry, code: Path) -> None:
+    (code / "services" / "train").mkdir(parents=True)
+    (code / "services" / "train" / "run.py").write_text("")
+    wrong = _request(code, "code", entrypoint="python run.py", build_context="services/trian")
+
+    said = r"Unknown build context 'services/trian' in .* Did you mean 'services/train'\?.* a folder of the job's code"
+    with pytest.raises(SourceError, match=said):
+        await create_in(registry, wrong)
+
+
 async def test_python_of_the_build_context_comes_first(registry: JobRegistry, code: Path) -> None:
     (code / "inside").mkdir()
     (code / "inside" / "run.py").write_text("")
