@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_launch.errors import nearest_name, unknown_name
-from prefect_launch.spec import LaunchSpec
+from prefect_launch.spec.launch_spec import LaunchSpec
 
 
 @pytest.mark.parametrize(
