@@ -9,9 +9,12 @@ import typer
 from prefect_launch.cli.connect import connected
 from prefect_launch.cli.flattened import flattened
 from prefect_launch.cli.request import Request
-from prefect_launch.cli.style import JsonOption, examples
+from prefect_launch.cli.style import JsonOption, examples, single
 
-ADD_EXAMPLES = examples(
+add_app = single()
+run_app = single()
+
+_ADD_EXAMPLES = examples(
     "prefect-launch add -j digits -q gpu --set epochs=3 --set learning_rate=0.01 -P high",
     "prefect-launch add -d team/train:1.2 -q box -v memory=4g --wait",
     'prefect-launch add -u https://github.com/team/train -g v1.2 -E "python train.py" -q gpu',
@@ -19,12 +22,13 @@ ADD_EXAMPLES = examples(
     "prefect-launch add -q gpu -c launch-config.yaml",
     "prefect-launch add -j digits -q gpu --explain",
 )
-RUN_EXAMPLES = examples(
+_RUN_EXAMPLES = examples(
     "prefect-launch run -j digits --set epochs=3",
     'prefect-launch run -d alpine -E \'echo hello\' -R \'{"local-container": {"memory": "1g"}}\'',
 )
 
 
+@add_app.command("add", epilog=_ADD_EXAMPLES)
 @flattened()
 def add(
     request: Request,
@@ -46,6 +50,7 @@ def add(
     add_to_queue(connected(), request, queue, priority=priority, wait=wait, as_json=json)
 
 
+@run_app.command("run", epilog=_RUN_EXAMPLES)
 @flattened("queue", "variables", "priority", "build", "repository", "pin")
 def run(
     request: Request,

@@ -6,7 +6,12 @@ from typing import Annotated
 
 import typer
 
+from prefect_launch.cli.style import single
 
+app = single()
+
+
+@app.command()
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Stay until Ctrl-C, to look around in the UI.")] = False,
     server: Annotated[

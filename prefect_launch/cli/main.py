@@ -1,17 +1,17 @@
-"""The program: its groups of commands, and what becomes of an error."""
+"""The program: its groups of commands, each imported when it is asked for, and what becomes of an error."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import typer
 import typer.core
 
-from prefect_launch.cli import add, agent, demo, item, job, queue
 from prefect_launch.cli.style import CONTEXT, examples
 from prefect_launch.core.terminal import guarded_terminal
 from prefect_launch.errors import LaunchError
@@ -21,16 +21,42 @@ _DEBUG_VARIABLE: Final = "LAUNCH_DEBUG"
 _INTERRUPTED: Final = 130
 
 
-class _InOrder(typer.core.TyperGroup):
-    """The groups and commands in the order in which a new user needs them."""
+#: The groups and commands, in the order in which a new user needs them, and where each is.
+_COMMANDS: Final[Mapping[str, str]] = {
+    "queue": "prefect_launch.cli.queue:app",
+    "job": "prefect_launch.cli.job:app",
+    "add": "prefect_launch.cli.add:add_app",
+    "run": "prefect_launch.cli.add:run_app",
+    "item": "prefect_launch.cli.item:app",
+    "agent": "prefect_launch.cli.agent:app",
+    "demo": "prefect_launch.cli.demo:app",
+}
+
+
+class _LazyGroup(typer.core.TyperGroup):
+    """A group whose commands are imported by name when they are asked for, as Click's documentation recommends."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return ["queue", "job", "add", "run", "item", "agent", "demo"]
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        # For an unknown name all are loaded: Typer looks for the nearest one among them.
+        for name in [cmd_name] if cmd_name in _COMMANDS else _COMMANDS:
+            if name not in self.commands:
+                self.add_command(_load(name), name)
+        return super().get_command(ctx, cmd_name)
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = _COMMANDS[name].partition(":")
+    command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
+    command.name = name
+    return command
 
 
 app = typer.Typer(
     name=PROGRAM,
-    cls=_InOrder,
+    cls=_LazyGroup,
     context_settings=CONTEXT,
     rich_markup_mode="rich",
     add_completion=False,
@@ -42,13 +68,6 @@ app = typer.Typer(
         "prefect-launch agent start -q gpu",
     ),
 )
-app.add_typer(queue.app, name="queue")
-app.add_typer(job.app, name="job")
-app.command("add", epilog=add.ADD_EXAMPLES)(add.add)
-app.command("run", epilog=add.RUN_EXAMPLES)(add.run)
-app.add_typer(item.app, name="item")
-app.add_typer(agent.app, name="agent")
-app.command("demo")(demo.demo)
 
 
 def _version(asked: bool) -> None:

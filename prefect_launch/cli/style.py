@@ -32,7 +32,12 @@ RetriesOption = Annotated[
 
 def group(help_text: str) -> typer.Typer:
     """Make a group of commands."""
-    return typer.Typer(help=help_text, context_settings=CONTEXT, rich_markup_mode="rich")
+    return typer.Typer(help=help_text, context_settings=CONTEXT, rich_markup_mode="rich", add_completion=False)
+
+
+def single() -> typer.Typer:
+    """Make the home of one command that is in no group."""
+    return typer.Typer(context_settings=CONTEXT, rich_markup_mode="rich", add_completion=False)
 
 
 def examples(*lines: str) -> str:

@@ -38,6 +38,7 @@ from prefect_launch.queues.template import QueueConfig
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
+from prefect_launch.runners.used_resources import note_resource
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.sources import source_of
 from prefect_launch.sources.git_settings import GitSettings
@@ -107,6 +108,7 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry, read_secret
     """
     job = await _resolve(request.spec, jobs)
     plan = await _sketch(request, site, job, read_secret)
+    await anyio.to_thread.run_sync(note_resource, site.home, request.config.resource)
     await anyio.to_thread.run_sync(_make_run_dir, plan.run_dir, plan.labels.get(Labels.CLAIM, ""))
     if job is not None and plan.code_dir is not None:
         await anyio.to_thread.run_sync(_clear, plan.code_dir)

@@ -19,7 +19,7 @@ from prefect_launch.agent.item.transitions import log
 from prefect_launch.agent.recovery.run_identity import identity_of, plan_of
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
-from prefect_launch.runners.registry import runner_names
+from prefect_launch.runners.used_resources import used_resources
 
 if TYPE_CHECKING:
     from prefect_launch.agent.item.context import Workshop
@@ -70,7 +70,8 @@ async def remove_finished(
     """
     survey = Survey()
     leftovers: list[_Leftover] = []
-    for resource in runner_names():
+    used = await anyio.to_thread.run_sync(used_resources, workshop.config.home)
+    for resource in sorted(used.union(workshop.runners)):
         try:
             runner = workshop.runner(resource)
             found = await runner.find({})

@@ -84,7 +84,7 @@ class Housekeeper:
             self._runs,
             EnvironmentShelf(home / "environments", config.keep_environments, in_use, fresh_seconds=fresh_seconds),
             GitShelf(home / "git", config.keep_git, fresh_seconds=fresh_seconds),
-            ImageShelf(home, config.keep_images, workshop.images.engine, fresh_seconds=fresh_seconds),
+            ImageShelf(home, config.keep_images, lambda: workshop.images.engine, fresh_seconds=fresh_seconds),
         )
 
     async def keep(self) -> None:

@@ -7,18 +7,19 @@ What a registry has of it stays there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import anyio
 
-from prefect_launch.builds.build_engine import BuildEngine, StoredImage
 from prefect_launch.builds.image_usage import KeptImages
-from prefect_launch.builds.request import ImageLabels
 from prefect_launch.core.disk_cache import FRESH_SECONDS, Entry, Shelf
 from prefect_launch.errors import UnreachableError
+
+if TYPE_CHECKING:
+    from prefect_launch.builds.build_engine import BuildEngine, StoredImage
 
 
 class ImageShelf(Shelf):
@@ -27,14 +28,19 @@ class ImageShelf(Shelf):
     Args:
         home: the folder of prefect-launch.
         limit_bytes: what they may take together, beyond their base images; `None`: no limit.
-        engine: which has them.
+        engine: returns the one that has them; called when there is a built image to look for.
         fresh_seconds: what was used later than that stays.
     """
 
     name: ClassVar[str] = "built images"
 
     def __init__(
-        self, home: Path, limit_bytes: int | None, engine: BuildEngine, *, fresh_seconds: float = FRESH_SECONDS
+        self,
+        home: Path,
+        limit_bytes: int | None,
+        engine: Callable[[], BuildEngine],
+        *,
+        fresh_seconds: float = FRESH_SECONDS,
     ) -> None:
         super().__init__(limit_bytes, fresh_seconds=fresh_seconds)
         self._kept = KeptImages(home)
@@ -47,21 +53,21 @@ class ImageShelf(Shelf):
         if not notes:
             return []  # A machine that has built nothing may have no engine.
         try:
-            stored = await self._engine.stored_images()
+            stored = await self._engine().stored_images()
         except UnreachableError as error:
             self.unseen = str(error)  # It is looked at again the next time.
             return []
         return await anyio.to_thread.run_sync(self._measure, notes, stored, dry_run)
 
     async def needed(self, entries: Sequence[Entry]) -> set[str]:
-        used = await self._engine.images_of_containers()
+        used = await self._engine().images_of_containers()
         return {entry.name for entry in entries if self._stored[entry.name].id in used}
 
     async def remove(self, entry: Entry) -> bool:
         if not await anyio.to_thread.run_sync(_is_unchanged, entry):
             return False
         for name in self._stored[entry.name].names:
-            if not await self._engine.drop(name):
+            if not await self._engine().drop(name):
                 return False
         await anyio.to_thread.run_sync(lambda: entry.path.unlink(missing_ok=True))
         return True
@@ -105,6 +111,8 @@ def _repository(name: str) -> str:
 
 def _own_size(image: StoredImage, by_name: Mapping[str, StoredImage]) -> int:
     """Return what an image takes beyond the last of the images that it was built on, where that is still there."""
+    from prefect_launch.builds.request import ImageLabels
+
     bases = image.labels.get(ImageLabels.BASE, "").split()
     base = by_name.get(bases[-1].partition("@")[0]) if bases else None
     return image.size_bytes - base.size_bytes if base and base.size_bytes < image.size_bytes else image.size_bytes

@@ -18,7 +18,6 @@ from typing import TypeVar
 from prefect_launch.agent.devices.allocator import NotNowError
 from prefect_launch.agent.item.cleanup import Closing
 from prefect_launch.agent.item.context import Workshop
-from prefect_launch.agent.item.image_build import bring_image
 from prefect_launch.agent.item.image_warning import tell_other_image
 from prefect_launch.agent.item.keep_outputs import keep_outputs
 from prefect_launch.agent.item.logs import LogShipper
@@ -141,6 +140,8 @@ class Execution:
         self._closing.know(plan=plan)
         runner = self._closing.runner = self._shop.runner(queue.config.resource)
         if plan.image_wish is not None:
+            from prefect_launch.agent.item.image_build import bring_image
+
             plan = await self._unless_stopped(bring_image(self._shop, self._tracker, plan, self._move))
             self._closing.know(plan=plan)
         runner.check(plan)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
+
+import anyio
 
 from prefect_launch.agent.devices.allocator import Desk
 from prefect_launch.agent.devices.gpus import CardReader
-from prefect_launch.agent.item.image_build import image_maker
 from prefect_launch.agent.polling.runner_health import Reach
 from prefect_launch.agent.recovery.lost_agents import LOST_SECONDS
 from prefect_launch.agent.recovery.ownership import TRUSTED_SECONDS
 from prefect_launch.registries.remote import RemoteRegistries
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import make_runner
+from prefect_launch.runners.used_resources import used_resources
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
+    from prefect_launch.builds.image_maker import ImageMaker
     from prefect_launch.queues.session import Session
 
 #: Runs whose outputs are copied at a time.
@@ -41,7 +45,6 @@ class Workshop:
         copies: how many runs' outputs are kept at a time.
         registry: the registries of images, with this agent's credentials.
         desk: gives out the machine's devices.
-        images: builds the images of jobs that have code and none.
         reach: whether what the agent's queues run on answers.
     """
 
@@ -57,8 +60,14 @@ class Workshop:
     def __post_init__(self) -> None:
         self.registry = RemoteRegistries(self.config.keychain)
         self.desk = Desk(self.config, self.session, self.runner, self.cards)
-        self.images = image_maker(self.config, self.session, self.registry)
         self.reach = Reach(self.session, self.runner)
+
+    @cached_property
+    def images(self) -> ImageMaker:
+        """Builds the images of jobs that have code and none; made, and its libraries imported, on first use."""
+        from prefect_launch.agent.item.image_build import image_maker
+
+        return image_maker(self.config, self.session, self.registry)
 
     def describe(self) -> str:
         """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""
@@ -70,6 +79,16 @@ class Workshop:
             self.runners[resource] = make_runner(resource, self.config.home, self.registry)
         return self.runners[resource]
 
+    async def resources(self) -> list[str]:
+        """Return where runs of the agent's name can be: on its queues' resources, and on those that its home has used.
+
+        Raises:
+            LaunchError: when a queue cannot be read.
+        """
+        queues = [await self.session.queue(name) for name in self.config.queues]
+        used = await anyio.to_thread.run_sync(used_resources, self.config.home)
+        return sorted(used.union(queue.config.resource for queue in queues))
+
     def resource_of(self, runner: Runner) -> str:
         """Return the name of the resource that a runner was made for."""
         return next((name for name, one in self.runners.items() if one is runner), runner.name)
@@ -78,4 +97,5 @@ class Workshop:
         """Let go of the runners' connections; what runs goes on."""
         for runner in self.runners.values():
             await runner.aclose()
-        await self.images.aclose()
+        if "images" in vars(self):
+            await self.images.aclose()

@@ -28,7 +28,6 @@ from prefect_launch.agent.recovery.run_identity import identity_of, is_ours, is_
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan
-from prefect_launch.runners.registry import runner_names
 from prefect_launch.server.values import Item
 from prefect_launch.spec.retry import Cause
 
@@ -72,10 +71,13 @@ async def find_own_runs(workshop: Workshop, holder: Holder, resources: Collectio
     Args:
         workshop: the agent's.
         holder: this life of the agent.
-        resources: where to look; by default on all.
+        resources: where to look; by default wherever this home can have runs.
+
+    Raises:
+        LaunchError: when a queue cannot be read.
     """
     inventory = Inventory()
-    for resource in runner_names() if resources is None else resources:
+    for resource in await workshop.resources() if resources is None else resources:
         try:
             runner = workshop.runner(resource)
             found = await runner.find({Labels.AGENT: workshop.config.name})

@@ -61,7 +61,9 @@ class Rack:
     async def tidy(self, limit: float | None, *, dry_run: bool = False) -> Tidied:
         engine = BuildEngine()
         try:
-            return await ImageShelf(self.home, None if limit is None else int(limit), engine).tidy(dry_run=dry_run)
+            return await ImageShelf(self.home, None if limit is None else int(limit), lambda: engine).tidy(
+                dry_run=dry_run
+            )
         finally:
             await engine.aclose()
 
@@ -108,7 +110,7 @@ async def test_image_that_a_container_needs_or_that_somebody_has_named_stays(rac
 async def test_image_used_lately_stays_and_so_does_one_used_since_it_was_measured(rack: Rack) -> None:
     tag = rack.image(hours=1)
     engine = BuildEngine()
-    shelf = ImageShelf(rack.home, 0, engine)
+    shelf = ImageShelf(rack.home, 0, lambda: engine)
     (entry,) = await shelf.entries()
     KeptImages(rack.home).note(tag, [])
     assert not await shelf.remove(entry)
@@ -128,8 +130,8 @@ async def test_note_of_an_image_that_was_removed_by_hand_goes(rack: Rack) -> Non
 
 async def test_home_that_has_built_nothing_asks_no_engine(tmp_path: Path) -> None:
     engine = BuildEngine(f"unix://{tmp_path}/nobody.sock")
-    assert (await ImageShelf(tmp_path, 0, engine).tidy()).gone == ()
+    assert (await ImageShelf(tmp_path, 0, lambda: engine).tidy()).gone == ()
     KeptImages(tmp_path).note("0123", ["launch-test/built:0123"])
-    done = await ImageShelf(tmp_path, 0, engine).tidy()
+    done = await ImageShelf(tmp_path, 0, lambda: engine).tidy()
     assert f"unix://{tmp_path}/nobody.sock does not answer" in (done.unseen or "")
     assert [note.name for note in KeptImages(tmp_path).notes()] == ["0123"]

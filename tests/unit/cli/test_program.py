@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import typer
 from typer.testing import CliRunner
@@ -61,16 +58,6 @@ def test_everything_that_lists_or_shows_prints_json_when_asked(command: list[str
     shown = CliRunner().invoke(app, [*command, "--help"])
 
     assert "--json" in shown.output
-
-
-def test_help_is_there_without_prefect() -> None:
-    code = "import sys; sys.argv = ['prefect-launch', '--help']; import prefect_launch.cli as c"
-    code += "\ntry: c.main()\nexcept SystemExit as end: assert end.code == 0"
-    code += (
-        "\nheavy = {'prefect', 'docker', 'pydantic', 'httpx', 'asyncio'} & set(sys.modules); assert not heavy, heavy"
-    )
-
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize(
