@@ -156,6 +156,11 @@ class ItemGoneError(InternalError):
     """The item is not on the server any more: somebody deleted it while it was waiting to be moved."""
 
 
+def clause(error: object) -> str:
+    """Return what another program or library says of a fault, to go into a sentence: without a full stop at its end."""
+    return str(error).strip().removesuffix(".")
+
+
 def nearest_name(value: object, known: Iterable[str]) -> str | None:
     """Return the name that was most likely meant: the wrong one misspells it, or has its end cut off or added to.
 

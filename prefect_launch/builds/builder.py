@@ -12,7 +12,7 @@ from typing import ClassVar, Final
 
 from prefect_launch.builds.pip_access import PipAccess
 from prefect_launch.builds.request import BuildOrder
-from prefect_launch.errors import BuildError, InfrastructureError
+from prefect_launch.errors import BuildError, InfrastructureError, clause
 
 #: Takes the lines of a build's log; may be called from any thread.
 LineSink = Callable[[str], None]
@@ -70,12 +70,12 @@ def failure(step: str, reason: str, lines: Sequence[str]) -> BuildError | Infras
     tail = "".join(f"\n  {line}" for line in shown)
     if _MACHINE_FAULTS.search(reason) or _MACHINE_FAULTS.search(said):
         return InfrastructureError(
-            f"The image cannot be built here: the step {step!r} failed: {reason}. Look at this machine's disk, network"
-            f" and package index.{tail}"
+            f"The image cannot be built here: the step {step!r} failed: {clause(reason)}. Look at this machine's"
+            f" disk, network and package index.{tail}"
         )
     missing = next((match["name"] for sign in _MISSING if (match := sign.search(said))), None)
     what = f" The package {missing.strip('`')!r} cannot be had." if missing else ""
     return BuildError(
-        f"The image cannot be built: the step {step!r} failed: {reason}.{what} Correct the Dockerfile or the"
+        f"The image cannot be built: the step {step!r} failed: {clause(reason)}.{what} Correct the Dockerfile or the"
         f" requirements.{tail}"
     )

@@ -12,7 +12,7 @@ import docker.errors
 import docker.utils
 from docker.types import CancellableStream
 
-from prefect_launch.errors import RegistryError
+from prefect_launch.errors import RegistryError, clause
 from prefect_launch.registries.base import Credentials
 from prefect_launch.registries.reference import is_digest
 from prefect_launch.runners.docker.client import DockerEngine
@@ -109,5 +109,5 @@ def _follow(stream: CancellableStream, name: str, log: LineSink) -> str | None:
 
 def _failed(name: str, reason: str) -> RegistryError:
     if REFUSED.search(reason):
-        return PushRefusedError(f"The registry does not let the image {name!r} be pushed: {reason}.")
-    return RegistryError(f"The image {name!r} could not be pushed: {reason}.")
+        return PushRefusedError(f"The registry does not let the image {name!r} be pushed: {clause(reason)}.")
+    return RegistryError(f"The image {name!r} could not be pushed: {clause(reason)}.")

@@ -14,7 +14,7 @@ import typer.core
 
 from prefect_launch.cli.style import CONTEXT, examples
 from prefect_launch.core.terminal import guarded_terminal
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import LaunchError, clause
 
 PROGRAM: Final = "prefect-launch"
 _DEBUG_VARIABLE: Final = "LAUNCH_DEBUG"
@@ -146,7 +146,7 @@ def message_of(error: Exception) -> str:
     if isinstance(error, LaunchError):
         return _one_line(str(error))
     where = f" Run it again with {_DEBUG_VARIABLE}=1 to see where."
-    return _one_line(f"Unexpected {type(error).__name__}: {error}.{where}")
+    return _one_line(f"Unexpected {type(error).__name__}: {clause(error)}.{where}")
 
 
 def _one_line(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import Final
 import anyio
 import anyio.abc
 
-from prefect_launch.errors import InternalError
+from prefect_launch.errors import InternalError, clause
 
 log = logging.getLogger("prefect_launch.agent")
 
@@ -129,7 +129,8 @@ class Supervisor:
         if self.failure is None:
             self.failure = BackgroundTaskError(
                 f"The background task {task.name!r} failed {MOST_FAILURES} times within {WINDOW_SECONDS:g} s, the last"
-                f" time with {type(error).__name__}: {error}. Please report it, with the traceback from the log."
+                f" time with {type(error).__name__}: {clause(error)}."
+                " Please report it, with the traceback from the log."
             )
             self.failure.__cause__ = error
         log.critical("leaving: %s", self.failure)

@@ -21,7 +21,7 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from prefect_launch.core.deep_folders import remove_tree, walk
 from prefect_launch.core.sparse_files import copy_tree
-from prefect_launch.errors import InfrastructureError
+from prefect_launch.errors import InfrastructureError, clause
 
 _T = TypeVar("_T")
 
@@ -113,6 +113,12 @@ class StoredFiles:
     def _at(self, path: str) -> str:
         return f"{self._prefix}/{path}" if self._prefix else path
 
+    @property
+    def _next_step(self) -> str:
+        if isinstance(self._storage, LocalFileSystem):
+            return "Look at that folder's permissions, and at the free space of its disk."
+        return "Look at the storage block's address and credentials, and whether its service runs."
+
     async def _copy(self, verb: str, path: str, source: Path, target: Path) -> None:
         """Copy a folder of a local disk; a caller that is cancelled ends the copy, which another thread makes."""
         stop = threading.Event()
@@ -130,8 +136,8 @@ class StoredFiles:
             if verb == "read" and _says_missing(error):
                 return None
             raise InfrastructureError(
-                f"The job store at {self} could not {verb} {path!r}: {type(error).__name__}: {error}."
-                " Look at the storage block's address and credentials, and whether its service runs."
+                f"The job store at {self} could not {verb} {path!r}: {type(error).__name__}: {clause(error)}."
+                f" {self._next_step}"
             ) from error
 
 
@@ -153,7 +159,7 @@ def _says_missing(error: Exception) -> bool:
     if isinstance(error, (FileNotFoundError, IsADirectoryError)):
         return True
     if isinstance(error, ValueError):
-        return "does not exist" in str(error)
+        return "does not exist" in str(error) or "is not a file" in str(error)
     answer = getattr(error, "response", None)
     code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
     return code in ("404", "NoSuchKey") or type(error).__name__ in ("NotFound", "ResourceNotFoundError", "BlobNotFound")

@@ -18,7 +18,7 @@ from jsonschema import ValidationError
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
 
-from prefect_launch.errors import InputError, SpecError, unknown_name
+from prefect_launch.errors import InputError, SpecError, clause, unknown_name
 from prefect_launch.inputs.faults import unknown_names, worst_cause
 from prefect_launch.jobs.plain_schema import Schema, plain_schema, validator
 from prefect_launch.jobs.schema_class import read_schema_class
@@ -81,7 +81,7 @@ def _of_model(source: BaseModel | type[BaseModel]) -> tuple[Schema, str]:
         return model.model_json_schema(), f"the schema of {model.__name__}"
     except PydanticInvalidForJsonSchema as error:
         raise SpecError(
-            f"The class {model.__name__} has no JSON schema: {error}. Use plain types for its fields."
+            f"The class {model.__name__} has no JSON schema: {clause(error)}. Use plain types for its fields."
         ) from None
 
 

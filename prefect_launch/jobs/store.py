@@ -14,7 +14,7 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect.settings import get_current_settings
 from pydantic import Field, PrivateAttr
 
-from prefect_launch.errors import AgentConfigError, NotFoundError
+from prefect_launch.errors import AgentConfigError, NotFoundError, clause
 from prefect_launch.jobs.files import StorageBlock, StoredFiles
 from prefect_launch.jobs.model import Job
 
@@ -107,7 +107,7 @@ async def _load(name: str) -> StorageBlock:
         block: Any = await Block.aload(name)
     except ValueError as error:
         raise NotFoundError(
-            f"The job store's storage block {name!r} cannot be loaded: {error}."
+            f"The job store's storage block {name!r} cannot be loaded: {clause(error)}."
             " 'prefect block ls' lists the blocks that there are; the"
             " library of its type (such as prefect-aws) must be installed here."
         ) from error

@@ -8,7 +8,7 @@ import anyio
 import boto3
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from prefect_launch.errors import RegistryError
+from prefect_launch.errors import RegistryError, clause
 from prefect_launch.registries.base import Credentials
 
 
@@ -30,7 +30,7 @@ def _credentials_of(host: str) -> Credentials | None:
         return None
     except (BotoCoreError, ClientError) as error:
         raise RegistryError(
-            f"AWS gives no credentials for the registry {host!r}: {error}. The identity of this machine needs"
+            f"AWS gives no credentials for the registry {host!r}: {clause(error)}. The identity of this machine needs"
             " ecr:GetAuthorizationToken."
         ) from error
     user, _, password = base64.b64decode(answer["authorizationData"][0]["authorizationToken"]).decode().partition(":")

@@ -10,7 +10,7 @@ import google.auth
 import google.auth.transport.requests
 from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
 
-from prefect_launch.errors import RegistryError
+from prefect_launch.errors import RegistryError, clause
 from prefect_launch.registries.base import Credentials
 
 _USER: Final = "oauth2accesstoken"
@@ -35,7 +35,7 @@ def _credentials_of(host: str) -> Credentials | None:
         return None
     except GoogleAuthError as error:
         raise RegistryError(
-            f"Google gives no credentials for the registry {host!r}: {error}. Run 'gcloud auth application-default"
-            " login', or set GOOGLE_APPLICATION_CREDENTIALS."
+            f"Google gives no credentials for the registry {host!r}: {clause(error)}. Run 'gcloud auth"
+            " application-default login', or set GOOGLE_APPLICATION_CREDENTIALS."
         ) from error
     return Credentials(_USER, str(identity.token))

@@ -9,7 +9,7 @@ import docker.auth
 import docker.errors
 import docker.utils
 
-from prefect_launch.errors import ImagePullError
+from prefect_launch.errors import ImagePullError, clause
 from prefect_launch.registries.base import TOKEN_USER, Credentials
 
 #: The engine's words for a registry that wants to know who asks, or does not let this user have the image.
@@ -61,4 +61,4 @@ def _failed(name: str, reason: str, credentials: Credentials | None) -> ImagePul
             "Check its name, that the registry can be reached from here, and that its credentials are known: a block"
             " under 'registries' in the agent's config, or 'docker login' on this machine."
         )
-    return ImagePullError(f"The image {name!r} is not on this machine and cannot be pulled: {reason}. {step}")
+    return ImagePullError(f"The image {name!r} is not on this machine and cannot be pulled: {clause(reason)}. {step}")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
+from typing import cast
 from uuid import uuid4
 
 import pytest
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
-from prefect_launch.core.output_limits import OutputLimits
+from prefect_launch.core.output_limits import OUTPUTS_FILE, OutputLimits
 from prefect_launch.core.sparse_files import held_bytes
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.jobs.files import StoredFiles
-from prefect_launch.jobs.outputs import get_outputs, put_outputs
+from prefect_launch.jobs.files import StorageBlock, StoredFiles
+from prefect_launch.jobs.outputs import get_outputs, put_outputs, read_output
 
 ITEM = str(uuid4())
 MEBIBYTE = 1024 * 1024
@@ -130,7 +131,29 @@ async def test_copy_that_fails_leaves_nothing_behind(folder: Path, tmp_path: Pat
     (tmp_path / "store").write_text("a file where the store's folder should be")
     store = StoredFiles(LocalFileSystem(basepath=str(tmp_path / "store")))
 
-    with pytest.raises(InfrastructureError, match="could not write"):
+    with pytest.raises(InfrastructureError, match="could not write") as refused:
         await put_outputs(store, ITEM, 1, folder)
+    assert "that folder's permissions" in str(refused.value), "it is a local folder"
+    assert "credentials" not in str(refused.value)
 
     assert [path.name for path in folder.parent.iterdir()] == ["outputs"]
+
+
+async def test_folder_named_as_the_results_is_kept_and_is_no_fault_of_the_store(
+    store: StoredFiles, folder: Path
+) -> None:
+    (folder / OUTPUTS_FILE).mkdir()
+    (folder / OUTPUTS_FILE / "part").write_text("1")
+    kept = await put_outputs(store, ITEM, 1, folder)
+
+    assert kept.paths == (f"{OUTPUTS_FILE}/part",)
+    assert await read_output(store, ITEM, 1, OUTPUTS_FILE) is None
+
+
+async def test_what_a_block_says_of_a_fault_is_told_with_one_full_stop() -> None:
+    class Broken:
+        def read_path(self, path: str) -> bytes:
+            raise RuntimeError("The service is away.")
+
+    with pytest.raises(InfrastructureError, match=r"The service is away\. Look at the storage block's address"):
+        await read_output(StoredFiles(cast(StorageBlock, Broken())), ITEM, 1, OUTPUTS_FILE)
