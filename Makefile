@@ -44,9 +44,10 @@ test-pythons: $(VENV)/.made-dev ## Run them on the lowest and the newest Python 
 test-integration: test-machine $(VENV)/.made-dev ## Run the tests on a real server and a real engine
 	$(BIN)/python -m pytest tests/acceptance tests/integration -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
 
-lint: $(VENV)/.made-dev ## Check style and format
+lint: $(VENV)/.made-dev ## Check style, format, and which part imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 types: $(VENV)/.made-dev ## Check types
 	$(BIN)/mypy

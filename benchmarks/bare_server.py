@@ -8,8 +8,8 @@ from uuid import UUID, uuid4
 
 from prefect_launch.agent.item.transitions import move
 from prefect_launch.agent.polling.queue_poller import Intake
-from prefect_launch.agent.recovery.ownership import Holder
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.queues.holder import Holder
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

@@ -30,11 +30,11 @@ from prefect_launch.agent.loop import Loop
 from prefect_launch.agent.polling.events import Wake
 from prefect_launch.agent.polling.queue_poller import Intake
 from prefect_launch.agent.recovery.home_id import home_id
-from prefect_launch.agent.recovery.ownership import Holder
 from prefect_launch.agent.reporting.shutdown import Orders
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import PrintableRecords
 from prefect_launch.errors import AgentConfigError, LaunchError
+from prefect_launch.queues.holder import Holder
 from prefect_launch.runners.base import Phase, Runner
 from prefect_launch.server.values import Item
 from prefect_launch.settings.agent_config import AgentConfig, parse_agent_config

@@ -25,7 +25,6 @@ from prefect_launch.agent.recovery.cancellations import StopRequests
 from prefect_launch.agent.recovery.lost_agents import LostWatch
 from prefect_launch.agent.recovery.orphaned_cancellations import StrayStops
 from prefect_launch.agent.recovery.ownership import stop_what_is_not_held
-from prefect_launch.agent.recovery.presence import Presence, post_presence, read_presences, take_presence_down
 from prefect_launch.agent.recovery.previous_attempts import stop_all_attempts
 from prefect_launch.agent.recovery.restart import Adopted, clear_away, find_own_runs, settle_orphans
 from prefect_launch.agent.recovery.takeover import go_on
@@ -35,6 +34,7 @@ from prefect_launch.agent.reporting.wait_notes import WaitTeller
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
+from prefect_launch.queues.presence import Presence, post_presence, read_presences, take_presence_down
 
 if TYPE_CHECKING:
     from prefect_launch.agent.agent import LaunchAgent

@@ -42,6 +42,18 @@ _Api = TypeVar("_Api", bound="Api")
 _PAGE = 200
 
 
+def machine_registries() -> Registry:
+    """Return all registries, as this machine is logged in now.
+
+    Raises:
+        AgentConfigError: when the machine's agent config, which names registries too, is wrong.
+    """
+    from prefect_launch.registries.remote import RemoteRegistries
+    from prefect_launch.settings.agent_config import resolve_agent_config
+
+    return RemoteRegistries(resolve_agent_config().keychain, pauses=())
+
+
 def _from_environment(*names: str) -> str:
     return next((os.environ[name] for name in names if os.environ.get(name)), UNNAMED)
 
@@ -119,9 +131,10 @@ class Api(QueueCalls, JobCalls, BaseModel):
     async def open(self, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> AsyncIterator[Session]:
         """Open the server and the job registry on this event loop."""
         from prefect_launch.queues.session import Session
+        from prefect_launch.registries.digest_cache import SeenDigests
 
         async with self.connect(patience_seconds=patience_seconds) as server, self.job_registry(server) as jobs:
-            yield Session(server, jobs, self._registries(), self._secrets(server))
+            yield Session(server, jobs, SeenDigests(self._registries), self._secrets(server))
 
     def call(self, function: Callable[[Session], Awaitable[T]]) -> T:
         """Run an async function of an open session from synchronous code, over the connection that is kept."""
@@ -140,9 +153,9 @@ class Api(QueueCalls, JobCalls, BaseModel):
             self._background_url = address
         return self._background
 
-    def _registries(self) -> Registry | None:
-        """Who is asked about images; `None`: all registries, as this machine is logged in."""
-        return None
+    def _registries(self) -> Registry:
+        """Who is asked about images: all registries, as this machine is logged in now."""
+        return machine_registries()
 
     def _secrets(self, server: Server) -> ReadSecret:
         """Return what reads a Secret block of the server by its name."""

@@ -22,20 +22,22 @@ from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import NotFoundError
 from prefect_launch.planning.image_pin import Digests, digest_in, with_digest
-from prefect_launch.planning.plan import Request, Site, default_resource, preview_plan
-from prefect_launch.planning.safety.limits import fixed_options
-from prefect_launch.planning.safety.options import locked_options, normalise_options
+from prefect_launch.planning.plan import Request, default_resource, preview_plan
+from prefect_launch.policy.limits import fixed_options
+from prefect_launch.policy.submitter_options import locked_options
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.options import make_config
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.queues.session import KnownQueue, Session, obstacle_of
-from prefect_launch.queues.template import QueueConfig
 from prefect_launch.queues.wait_facts import why_would_wait
 from prefect_launch.queues.wait_reason import Waiting
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import GpuAsk, read_gpus
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.settings.site import Site
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
+from prefect_launch.spec.option_names import normalise_options
 
 if TYPE_CHECKING:
     from prefect_launch.client.build_first import BuiltJob

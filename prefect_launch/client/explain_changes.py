@@ -8,12 +8,12 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.core.duration import in_words
-from prefect_launch.planning.safety import locked_options
-from prefect_launch.planning.safety.limits import time_limit
-from prefect_launch.planning.safety.options import normalise_option, normalise_options, read_env
-from prefect_launch.queues.template import QueueConfig
+from prefect_launch.policy import locked_options
+from prefect_launch.policy.limits import time_limit
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.server.secrets import secret_names
 from prefect_launch.spec.launch_spec import LaunchSpec
+from prefect_launch.spec.option_names import normalise_option, normalise_options, read_env
 
 _ENV: Final = "env"
 _HIDDEN: Final = "***"

@@ -13,7 +13,6 @@ _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _SAID: Final = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)
 #: A disk with less left keeps no small file for certain.
 _LEAST_BYTES: Final = 64 * 1024
-_UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 
 NEXT_STEP: Final = (
     "Free space on the agent's machine ('prefect-launch agent clean' removes what its agents need not keep), then put"
@@ -49,13 +48,3 @@ def has_room(folder: Path) -> bool:
     """Whether the disk of a folder has room for a small file."""
     about = os.statvfs(folder)
     return about.f_bavail * about.f_frsize >= _LEAST_BYTES
-
-
-def in_bytes(amount: int) -> str:
-    """Say an amount of bytes as people do, such as `3.1 GiB`."""
-    value, unit = float(amount), _UNITS[0]
-    for unit in _UNITS:
-        if value < 1024 or unit == _UNITS[-1]:
-            break
-        value /= 1024
-    return f"{value:.0f} {unit}" if unit == _UNITS[0] else f"{value:.1f} {unit}"

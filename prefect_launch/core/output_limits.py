@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from prefect_launch.core.disk import in_bytes
-from prefect_launch.runners.docker.option_values import size
+from prefect_launch.core.sizes import in_bytes, size
 
 #: Kept whatever else there is: a run's results.
 OUTPUTS_FILE: Final = "outputs.json"

@@ -22,12 +22,12 @@ from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.entry.flow import launch_agent
 from prefect_launch.client.api import Api, default_api
 from prefect_launch.client.create_job import create_job
-from prefect_launch.client.deploy_job import deploy_job
 from prefect_launch.client.launch_add import launch_add
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.states import StateType
 from prefect_launch.demo.table import Board, Row
 from prefect_launch.errors import ExecutionError, NotFoundError
+from prefect_launch.queues.deploy_job import deploy_job
 from prefect_launch.queues.session import Session
 from prefect_launch.settings.agent_config import default_home
 

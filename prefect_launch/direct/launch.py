@@ -36,13 +36,14 @@ from prefect_launch.direct.background import FollowedRun, follower
 from prefect_launch.direct.end import ending_as_its_run, failure_of, outcome_of_run, show_failure
 from prefect_launch.direct.retries import retries_here, with_retries
 from prefect_launch.errors import ExecutionError, LaunchError
-from prefect_launch.planning.plan import Request, Site, default_resource, local_config, make_plan, preview_plan
+from prefect_launch.planning.plan import Request, default_resource, local_config, make_plan, preview_plan
 from prefect_launch.queues.session import Session
 from prefect_launch.registries.remote import RemoteRegistries
 from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner, runner_class
 from prefect_launch.runners.run import AbstractRun, RunnerRun
 from prefect_launch.settings.agent_config import default_home, resolve_agent_config
+from prefect_launch.settings.site import Site
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec
 

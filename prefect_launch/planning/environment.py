@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.core.names import UNNAMED
 from prefect_launch.errors import SpecError
+from prefect_launch.settings.site import WandbServer
 from prefect_launch.spec.launch_spec import LaunchSpec
 
 #: The reference's limit for one variable; what is longer is cut into chunks.
 CHUNK_BYTES = 32_670
 #: Linux refuses to start a process with a `NAME=value` longer than this (MAX_ARG_STRLEN, with its closing zero byte).
 MAX_VARIABLE_BYTES = 128 * 1024 - 1
-#: Who sets one of these means a W&B server.
-_ONLINE: Final = frozenset({"WANDB_API_KEY", "WANDB_BASE_URL"})
 
 
 class JobContext(BaseModel):
@@ -71,15 +70,6 @@ class JobContext(BaseModel):
         return cls.model_validate({**own, **{key: value for key, value in given.items() if value is not None}})
 
 
-class WandbServer(BaseModel):
-    """A W&B server that jobs may report to, when the agent's operator configured one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base_url: str | None = None
-    api_key: SecretStr | None = None
-
-
 def job_environment(
     context: JobContext, *, wandb: WandbServer | None = None, chunk_bytes: int = CHUNK_BYTES
 ) -> dict[str, str]:
@@ -109,20 +99,6 @@ def job_environment(
     for name, value in given.items():
         _check(name, value)
     return given
-
-
-def with_default_variables(given: Mapping[str, str], output_dir: str) -> dict[str, str]:
-    """Add the variables that a job has unless its queue, its submitter or the plan of its run says otherwise.
-
-    Args:
-        given: what they say.
-        output_dir: where the job leaves its outputs, as the job sees it.
-    """
-    wandb = {"WANDB_DIR": output_dir}
-    if not _ONLINE & given.keys():
-        wandb["WANDB_MODE"] = "offline"
-    # A log that is to be followed live must not wait in a buffer.
-    return {"PYTHONUNBUFFERED": "1", **wandb, **given}
 
 
 def chunked(name: str, value: str, chunk_bytes: int = CHUNK_BYTES) -> dict[str, str]:

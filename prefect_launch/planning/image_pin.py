@@ -66,8 +66,8 @@ class Digests:
         seen: by the session that the call is made with.
     """
 
-    def __init__(self, seen: SeenDigests | None = None) -> None:
-        self._seen = seen or SeenDigests()
+    def __init__(self, seen: SeenDigests) -> None:
+        self._seen = seen
         self._known: dict[str, str | None] = {}
         self._unasked: dict[str, str | None] = {}
         self._seconds_left = UNASKED_SECONDS

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from prefect_launch.errors import SpecError, UnsafeSpecError
-from prefect_launch.planning.macros import fill_macros
-from prefect_launch.planning.safety import (
+from prefect_launch.policy import (
     check_path_values,
     check_submitter_args,
     check_submitter_secrets,
@@ -19,7 +18,7 @@ from prefect_launch.planning.safety import (
     locked_options,
     merge_resource_args,
 )
-from prefect_launch.planning.safety.limits import (
+from prefect_launch.policy.limits import (
     check_fixed,
     check_limits,
     check_unlimited,
@@ -27,7 +26,8 @@ from prefect_launch.planning.safety.limits import (
     time_limit,
     with_limits,
 )
-from prefect_launch.queues.template import QueueConfig, check_variables, is_whole
+from prefect_launch.policy.macros import fill_macros
+from prefect_launch.policy.template import QueueConfig, check_variables, is_whole
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.secrets import fill_secrets
 from prefect_launch.spec.launch_spec import LaunchSpec

@@ -17,7 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.core.deep_folders import remove_tree
 from prefect_launch.core.masking import Mask
-from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits
 from prefect_launch.core.short_id import short_id
 from prefect_launch.errors import LaunchError, ServerUnavailableError, SpecError
 from prefect_launch.jobs.agreement import check_version
@@ -25,23 +24,23 @@ from prefect_launch.jobs.build_files import unknown_build_context
 from prefect_launch.jobs.ignore import list_code
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.jobs.schema import check_inputs
-from prefect_launch.planning.environment import JobContext, WandbServer, job_environment
+from prefect_launch.planning.environment import JobContext, job_environment
 from prefect_launch.planning.image_pin import image_at_enqueue, image_to_run
 from prefect_launch.planning.item_options import merged_options, submitted_options
-from prefect_launch.planning.macros import macro_values
-from prefect_launch.planning.safety import (
+from prefect_launch.planning.unread_fields import refuse_unread, refuse_unread_here
+from prefect_launch.policy import (
     secured,
 )
-from prefect_launch.planning.safety.limits import time_limit
-from prefect_launch.planning.unread_fields import refuse_unread, refuse_unread_here
-from prefect_launch.queues.template import QueueConfig
+from prefect_launch.policy.limits import time_limit
+from prefect_launch.policy.macros import macro_values
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.registry import runner_class
-from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE, note_claim
+from prefect_launch.runners.run_folder import PLAN_FILE, note_claim
 from prefect_launch.runners.used_resources import note_resource
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
+from prefect_launch.settings.site import Site
 from prefect_launch.sources import source_of
-from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.spec.image_request import ImageWish
 from prefect_launch.spec.job_naming import parse_image, runtime_of
 from prefect_launch.spec.launch_spec import LaunchSpec
@@ -51,33 +50,6 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
 
 log = logging.getLogger("prefect_launch.agent")
-
-
-class Site(BaseModel):
-    """What the machine's operator decides about the runs that are made on it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    home: Path = Field(description="The folder of prefect-launch on this machine.")
-    secure_mode: bool = False
-    macros: dict[str, str] = Field(default_factory=dict)
-    wandb: WandbServer = WandbServer()
-    git: GitSettings = GitSettings()
-    outputs: OutputLimits = DEFAULT_OUTPUT_LIMITS
-
-    def run_dir(self, item_id: str, attempt: int, claim: str = "") -> Path:
-        """Return the folder of one attempt at one item.
-
-        The same attempt under another claim has a folder of its own: of two agents that share this home, one may have
-        been taken for lost before it ran the item, and must find nothing of the other's in its hands.
-        """
-        return self.home / "runs" / item_id / (f"{attempt}-{claim[:CLAIM_CHARS]}" if claim else str(attempt))
-
-    def run_dirs(self, item_id: str, attempt: int) -> list[Path]:
-        """Return the folders that there are of one attempt, under whichever claims, the last planned first."""
-        folder = self.home / "runs" / item_id
-        found = [path for pattern in (str(attempt), f"{attempt}-*") for path in folder.glob(pattern)]
-        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 class Request(BaseModel):

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.core.states import ACTIVE, StateType
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.agent_status import AgentNotice, RunningItem, order_drain, read_notices, take_drain_back
+from prefect_launch.queues.presence import read_presences
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Worker
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.recovery.presence import Presence
+    from prefect_launch.queues.presence import Presence
     from prefect_launch.queues.session import Session
 
 _ONLINE = "ONLINE"
@@ -110,8 +111,6 @@ async def agents(session: Session) -> list[AgentInfo]:
     for pool, of_pool in zip(pools, workers, strict=True):
         for worker in of_pool:
             found.setdefault(worker.name, []).append((pool, worker))
-    from prefect_launch.agent.recovery.presence import read_presences  # The agent's package imports this module.
-
     hosts = _hosts(await read_presences(session.server))
     return [
         _agent(name, found.get(name, []), notices.get(name)).model_copy(update={"hosts": hosts.get(name, ())})

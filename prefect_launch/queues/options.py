@@ -14,9 +14,9 @@ from prefect_launch.core.server_json import check_server_json
 from prefect_launch.core.validation import first_complaint
 from prefect_launch.errors import QueueError, SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.planning.safety import normalise_options
-from prefect_launch.planning.safety.limits import check_own_limits, normalise_allowed, read_limits
-from prefect_launch.queues.template import (
+from prefect_launch.policy import normalise_options
+from prefect_launch.policy.limits import check_own_limits, normalise_allowed, read_limits
+from prefect_launch.policy.template import (
     QueueConfig,
     check_placeholders,
     is_whole,
@@ -57,7 +57,7 @@ def make_config(
             `{pin: false}`, the one that its tag means at the start; what an item says of it wins. `limits` is the most
             that an item may ask for: `{memory: 16g, gpus: 2, timeout: 12h}`. And `outputs: {max_bytes: 1g,
             max_files: 100}`: no more is kept of the outputs of one run.
-        template_variables: see `prefect_launch.queues.template.read_template_variables`.
+        template_variables: see `prefect_launch.policy.template.read_template_variables`.
         entity: owner of the queue.
         prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
         submitter_options: options that submitters may set besides the resource's usual ones, and those that the config

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 from prefect_launch.core.names import MAX_QUEUE_NAME_CHARS, check_name
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import QueueError
-from prefect_launch.jobs.plain_schema import value_definitions, within_64_bits
-from prefect_launch.queues.template import QueueConfig
+from prefect_launch.policy.template import QueueConfig
+from prefect_launch.queues.deploy_job import refresh_forms
+from prefect_launch.queues.deployment import ensure_deployment
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Pool
-from prefect_launch.spec.launch_spec import LaunchSpec
 from prefect_launch.spec.priority import Priority
 
 if TYPE_CHECKING:
@@ -22,17 +21,10 @@ if TYPE_CHECKING:
 
 #: The queue that is made on first use; every other one must be made by its owner.
 DEFAULT_QUEUE: Final = "default"
-#: Label of deployments and items: the queue that they belong to.
-QUEUE_LABEL: Final = "prefect-launch.queue"
 #: Prefect keeps these names to itself.
 _RESERVED_PREFIX: Final = "prefect"
 #: How the description of a queue begins that nobody has rewritten.
 _DESCRIBED: Final = "Launch queue on"
-
-
-def deployment_name(queue: str) -> str:
-    """Return the name of the deployment (of the flow `launch`) that a queue's items are made from."""
-    return f"queue-{queue}"
 
 
 def check_concurrency(limit: object) -> int | None:
@@ -94,8 +86,6 @@ async def create_queue(
     session.forget_queue(name)
     await ensure_deployment(server, name, config)
     if replace:
-        from prefect_launch.client.deploy_job import refresh_forms
-
         await refresh_forms(session, name)
     return pool
 
@@ -129,36 +119,6 @@ async def _replace(server: Server, name: str, config: QueueConfig, concurrency: 
         changes["concurrency_limit"] = concurrency
     await server.update_pool(name, **changes)
     return await server.read_pool(name)
-
-
-async def ensure_deployment(server: Server, name: str, config: QueueConfig) -> UUID:
-    """Return the id of the deployment that a queue's items are made from; it is made when it is missing."""
-    wanted = deployment_name(name)
-    there = await server.find_deployment(wanted)
-    if there is not None and there.work_pool_name == name:
-        return there.id
-    return await server.upsert_deployment(
-        wanted,
-        pool=name,
-        parameters={},
-        parameter_schema=_item_schema(),
-        description=f"Any job on the queue **{name}** ({config.resource}). `launch_add` makes its items from it.",
-        tags=["launch", f"queue:{name}"],
-        labels={QUEUE_LABEL: name},
-        enforce=True,
-    )
-
-
-def _item_schema() -> dict[str, Any]:
-    """Return the schema of an item's parameters, its numbers bounded by what the server can send.
-
-    The server checks by it what comes straight to it, such as by `prefect deployment run`.
-    """
-    schema = within_64_bits(LaunchSpec.model_json_schema())
-    for given_elsewhere in ("priority", "template_variables"):  # By the work queue, and as job variables.
-        schema["properties"].pop(given_elsewhere)
-    parts = {name: within_64_bits(part) for name, part in schema.pop("$defs").items()}
-    return {**schema, "$defs": parts, "definitions": value_definitions()}
 
 
 async def delete_queue(session: Session, name: str) -> int:

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from prefect_launch.core.names import check_name
 from prefect_launch.errors import QueueError, unknown_name
-from prefect_launch.queues.template import QueueConfig
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.registries.digest_cache import SeenDigests
 from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.protocol import Server
@@ -20,7 +20,6 @@ from prefect_launch.server.values import Pool
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
-    from prefect_launch.registries.base import Registry
 
 #: For how long a queue that was read is not read again. The server checks each item against the queue as it is, so what
 #: is old costs a better message, never a wrong item.
@@ -61,13 +60,13 @@ class Session:
         self,
         server: Server,
         jobs: JobRegistry,
-        registry: Registry | None = None,
+        seen_digests: SeenDigests,
         read_secret: ReadSecret = read_secret,
     ) -> None:
         self.server = server
         self.jobs = jobs
         self.read_secret = read_secret
-        self.seen_digests = SeenDigests(registry)
+        self.seen_digests = seen_digests
         self._queues: dict[str, KnownQueue] = {}
         self._secure_agents: dict[str, tuple[float, tuple[str, ...]]] = {}
 
@@ -124,7 +123,7 @@ class Session:
                 )
 
     async def _read_queue(self, name: str) -> KnownQueue:
-        from prefect_launch.queues.run_queue import ensure_deployment
+        from prefect_launch.queues.deployment import ensure_deployment
 
         pool = await self.pool(name)
         config = QueueConfig.from_template(name, pool.base_job_template)

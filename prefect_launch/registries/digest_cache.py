@@ -7,7 +7,7 @@ not asked for this, and must not be kept from it.
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -24,11 +24,6 @@ PATIENCE_SECONDS: Final = 0.9
 #: For an image that a registry refused to tell about, and a registry that did not answer.
 PEACE_SECONDS: Final = 60.0
 
-_NEEDED: Final = (
-    "prefect_launch.settings.agent_config",
-    "prefect_launch.registries.docker_config",
-    "prefect_launch.registries.remote",
-)
 _logger = get_logger("launch.enqueue")
 
 
@@ -36,11 +31,12 @@ class SeenDigests:
     """What registries tell, and which of them do not.
 
     Args:
-        registry: the registries; by default all, as this machine is logged in.
+        registries: opens them, as this machine is configured now. It may import much, and may raise what is wrong with
+            the configuration.
     """
 
-    def __init__(self, registry: Registry | None = None) -> None:
-        self._registry = registry
+    def __init__(self, registries: Callable[[], Registry]) -> None:
+        self._registries = registries
         self._told: dict[str, tuple[float, str | None]] = {}
         self._silent: dict[str, float] = {}
         self._asking: dict[str, anyio.Lock] = {}
@@ -48,13 +44,15 @@ class SeenDigests:
     @property
     def registry(self) -> Registry:
         """Who is asked, as this machine is configured now."""
-        return self._registry or _all_registries()
+        return self._registries()
 
     def load(self) -> None:
         """Load the code that asking needs: on a busy machine, that takes as long as an answer may take."""
-        if self._registry is None:
-            for module in _NEEDED:
-                import_module(module)
+        try:
+            self._registries()
+        except Exception:
+            # What is wrong with the configuration of registries is not the item's fault.
+            _logger.debug("No registry can be asked", exc_info=True)
 
     async def digest_of(self, image: str, seconds: float) -> str | None:
         """Return the digest that an image has now; None when it cannot be told in time.
@@ -103,10 +101,3 @@ class SeenDigests:
             keep = PEACE_SECONDS
         self._told[image] = monotonic() + keep, digest
         return digest
-
-
-def _all_registries() -> Registry:
-    from prefect_launch.registries.remote import RemoteRegistries
-    from prefect_launch.settings.agent_config import resolve_agent_config
-
-    return RemoteRegistries(resolve_agent_config().keychain, pauses=())

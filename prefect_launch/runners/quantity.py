@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from prefect_launch.runners.docker import option_values as values
+from prefect_launch.core import sizes
+from prefect_launch.runners import option_values as values
 from prefect_launch.runners.gpu_option import read_gpus
 
 UNLIMITED: Final = math.inf
@@ -76,5 +77,5 @@ CONTAINER_QUANTITIES: Final = {
 PROCESS_QUANTITIES: Final = {
     "cpus": Quantity(values.nano_cpus),
     "gpus": Quantity(gpus),
-    "memory": Quantity(values.size),
+    "memory": Quantity(sizes.size),
 }

@@ -11,12 +11,12 @@ import os
 from pathlib import Path
 from typing import Final
 
-from prefect_launch.runners.process import supervisor
-
 #: A run's plan, in its folder.
 PLAN_FILE: Final = "plan.json"
 #: What a job of an earlier claim gets between TERM and KILL, as `docker stop` gives it.
 TAKEOVER_SECONDS: Final = 10.0
+#: The newest claim of the item, beside the folders of its attempts. The supervisor, standard library alone, has a copy.
+CLAIM_FILE: Final = "claim"
 #: How much of a claim's token tells the folders of one attempt apart.
 CLAIM_CHARS: Final = 8
 
@@ -25,4 +25,4 @@ def note_claim(run_dir: Path, claim: str) -> None:
     """Write down the claim that an attempt is planned under, whole or not at all."""
     part = run_dir / f"claim.{os.getpid()}.part"
     part.write_text(claim, encoding="utf-8")
-    part.replace(run_dir / supervisor.CLAIM)
+    part.replace(run_dir.parent / CLAIM_FILE)

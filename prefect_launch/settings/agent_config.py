@@ -17,19 +17,18 @@ from typing import Any, Final
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefect_launch.agent.devices.capacity import AUTO, read_amount_setting, read_gpu_setting, read_limit_setting
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.core.names import check_name, safe_name
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_defaults
 from prefect_launch.core.validation import first_complaint
 from prefect_launch.errors import AgentConfigError, unknown_name
-from prefect_launch.planning.environment import WandbServer
-from prefect_launch.planning.macros import check_named_macros
-from prefect_launch.planning.plan import Site
+from prefect_launch.policy.macros import check_named_macros
 from prefect_launch.registries.keychain import Keychain
 from prefect_launch.registries.reference import parse_reference
 from prefect_launch.registries.settings import RegistrySettings, read_registries
+from prefect_launch.settings.device_settings import AUTO, read_amount_setting, read_gpu_setting, read_limit_setting
 from prefect_launch.settings.reference_keys import translated
+from prefect_launch.settings.site import Site, WandbServer
 from prefect_launch.sources.git_settings import GitSettings, machine_git_settings
 
 DEFAULT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/agent.yaml")

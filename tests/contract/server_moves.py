@@ -9,9 +9,10 @@ import anyio
 import pytest
 
 from prefect_launch.agent.item.claim import claim
-from prefect_launch.agent.recovery.ownership import Holder, holder_of
+from prefect_launch.agent.recovery.ownership import holder_of
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError
+from prefect_launch.queues.holder import Holder
 from prefect_launch.server.values import Answer, State, Verdict
 from tests.contract.server_place import Place
 from tests.support.bench import holder_called

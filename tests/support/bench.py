@@ -12,9 +12,9 @@ from uuid import UUID, uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.item.tracker import SCHEDULER_FLOW
-from prefect_launch.agent.recovery.ownership import Holder
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.queues.holder import Holder
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.testing import InMemoryApi, InMemoryMachine, InMemoryRunner, InMemoryServer, Script

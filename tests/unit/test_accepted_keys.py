@@ -19,10 +19,11 @@ from prefect_launch.client.item_check import check_item
 from prefect_launch.client.job_drafts import JobRequest
 from prefect_launch.direct.retries import retries_here
 from prefect_launch.errors import LaunchError, SpecError
-from prefect_launch.planning.plan import Request, Site, local_config, preview_plan
+from prefect_launch.planning.plan import Request, local_config, preview_plan
 from prefect_launch.planning.unread_fields import refuse_unread_at_queue
-from prefect_launch.queues.template import QueueConfig
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.settings.agent_config import AgentConfig
+from prefect_launch.settings.site import Site
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.testing import InMemoryApi
 

@@ -10,8 +10,8 @@ from prefect.blocks.core import Block
 
 import prefect_launch
 from prefect_launch.client.create_job import create_job
-from prefect_launch.client.deploy_job import deploy_job
 from prefect_launch.client.launch_add import launch_add_many
+from prefect_launch.queues.deploy_job import deploy_job
 from prefect_launch.server.values import ItemDraft
 from prefect_launch.testing import InMemoryApi
 

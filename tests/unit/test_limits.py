@@ -11,10 +11,11 @@ import pytest
 from prefect_launch import launch_add
 from prefect_launch.errors import LaunchError, NotFoundError, QueueError, SpecError, SubmitterError, UnsafeSpecError
 from prefect_launch.planning.item_options import merged_options
-from prefect_launch.planning.plan import Request, Site, local_config, preview_plan
+from prefect_launch.planning.plan import Request, local_config, preview_plan
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.options import make_config
-from prefect_launch.queues.template import QueueConfig
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.settings.site import Site
 from prefect_launch.spec.launch_spec import parse_spec
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import items

@@ -8,8 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from prefect_launch.errors import SpecError, UnsafeSpecError
-from prefect_launch.planning.safety import (
-    check_kubernetes_manifest,
+from prefect_launch.policy import (
     check_submitter_args,
     locked_options,
     merge_resource_args,
@@ -149,70 +148,6 @@ def test_env_that_is_none_is_refused(value: Any) -> None:
 def test_env_name_alone_would_copy_from_the_agent_and_is_refused() -> None:
     with pytest.raises(SpecError, match="agent's machine"):
         check({"env": ["AWS_SECRET_ACCESS_KEY"]})
-
-
-def pod(**spec: Any) -> dict[str, Any]:
-    return {"spec": {"template": {"spec": {"containers": [{"name": "a"}], **spec}}}}
-
-
-@pytest.mark.parametrize(
-    ("manifest", "option"),
-    [
-        (pod(securityContext={}), "securityContext"),
-        (pod(containers=[{"securityContext": {"privileged": True}}]), "securityContext"),
-        (pod(volumes=[{"name": "x", "hostPath": {"path": "/"}}]), "hostPath"),
-        (pod(volumes=[{"projected": {"sources": [{"serviceAccountToken": {}}]}}]), "serviceAccountToken"),
-        (pod(hostPID=True), "hostPID"),
-        (pod(hostIPC="true"), "hostIPC"),
-        (pod(hostNetwork=1), "hostNetwork"),
-        (pod(host_network=True), "host_network"),
-        (pod(HostNetwork=True), "HostNetwork"),
-        (pod(shareProcessNamespace=True), "shareProcessNamespace"),
-        (pod(hostUsers=True), "hostUsers"),
-        (pod(automountServiceAccountToken=True), "automountServiceAccountToken"),
-        (pod(containers=[{"ports": [{"hostPort": 80}]}]), "hostPort"),
-        (pod(serviceAccountName="admin"), "serviceAccountName"),
-        (pod(serviceAccount="admin"), "serviceAccount"),
-        (pod(containers=[{"volumeMounts": [{"mountPropagation": "Bidirectional"}]}]), "mountPropagation"),
-        (
-            {"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/a": "unconfined"}}},
-            "container.apparmor.security.beta.kubernetes.io/a",
-        ),
-        (
-            {"metadata": {"annotations": {"seccomp.security.alpha.kubernetes.io/pod": "Unconfined"}}},
-            "seccomp.security.alpha.kubernetes.io/pod",
-        ),
-        ([{"kind": "Pod"}, {"kind": "Pod", "spec": {"hostPID": True}}], "hostPID"),
-    ],
-)
-def test_manifest_that_reaches_out_of_its_pod_is_refused(manifest: Any, option: str) -> None:
-    with pytest.raises(UnsafeSpecError) as caught:
-        check_kubernetes_manifest(manifest)
-    assert str(caught.value).startswith(f"Unsafe resource_args.kubernetes option {option!r} is not allowed: ")
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    [
-        {},
-        None,
-        pod(hostPID=False, hostNetwork=None, serviceAccountName="", automountServiceAccountToken=False),
-        pod(volumes=[{"emptyDir": {}}], containers=[{"volumeMounts": [{"mountPropagation": "HostToContainer"}]}]),
-        {"metadata": {"annotations": {"container.apparmor.security.beta.kubernetes.io/a": "runtime/default"}}},
-    ],
-)
-def test_ordinary_manifest_passes(manifest: Any) -> None:
-    check_kubernetes_manifest(manifest)
-
-
-@pytest.mark.timeout(10)
-def test_refused_option_is_found_at_any_depth() -> None:
-    manifest: dict[str, Any] = {"hostPID": True}
-    for _ in range(3_000):
-        manifest = {"x": [manifest]}
-
-    with pytest.raises(UnsafeSpecError, match="hostPID"):
-        check_kubernetes_manifest(manifest)
 
 
 def spec(**fields: Any) -> Any:

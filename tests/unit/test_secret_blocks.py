@@ -10,15 +10,16 @@ from uuid import UUID
 import pytest
 
 from prefect_launch import launch_add, launch_add_many
-from prefect_launch.client.deploy_job import deploy_job
 from prefect_launch.errors import LaunchError, QueueError, SpecError, UnsafeSpecError
-from prefect_launch.planning.plan import Request, Site, make_plan
-from prefect_launch.planning.safety import check_submitter_secrets, secrets_pattern
+from prefect_launch.planning.plan import Request, make_plan
+from prefect_launch.policy import check_submitter_secrets, secrets_pattern
+from prefect_launch.policy.template import QueueConfig
+from prefect_launch.queues.deploy_job import deploy_job
 from prefect_launch.queues.session import Session
-from prefect_launch.queues.template import QueueConfig
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.secrets import fill_secrets, reference_to, secret_names
 from prefect_launch.server.values import ItemDraft
+from prefect_launch.settings.site import Site
 from prefect_launch.spec.launch_spec import parse_spec
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import inputs, items

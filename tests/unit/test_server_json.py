@@ -11,7 +11,6 @@ import orjson
 import pytest
 from jsonschema import Draft202012Validator
 
-from prefect_launch.client.deploy_job import deploy_job, form_schema
 from prefect_launch.client.launch_add import launch_add
 from prefect_launch.core.server_json import check_body, clean_json, json_fault
 from prefect_launch.core.states import StateType
@@ -19,6 +18,7 @@ from prefect_launch.direct.launch import launch_flow
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.jobs.model import CONFIG_INPUTS, ImageJobSource, Job, JobDocument, SourceKind
 from prefect_launch.jobs.plain_schema import plain_schema, within_64_bits
+from prefect_launch.queues.deploy_job import deploy_job, form_schema
 from prefect_launch.queues.options import make_config
 from prefect_launch.server.values import ItemDraft, LogRecord, State
 from prefect_launch.testing import InMemoryApi

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import NotFoundError, QueueError, SpecError
-from prefect_launch.queues.template import (
+from prefect_launch.policy.template import (
     QueueConfig,
     check_placeholders,
     check_variables,

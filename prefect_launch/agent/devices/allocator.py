@@ -20,7 +20,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.devices.allocations import Book, Grant, Refusal
-from prefect_launch.agent.devices.capacity import NONE, make_stock
+from prefect_launch.agent.devices.capacity import make_stock
 from prefect_launch.agent.devices.gpus import CardReader, Cards, CardWatch, NvmlReader, names_of
 from prefect_launch.agent.devices.request import Ask, read_ask
 from prefect_launch.agent.devices.wait_list import Line
@@ -29,11 +29,12 @@ from prefect_launch.core.duration import in_words
 from prefect_launch.core.short_id import short_id
 from prefect_launch.errors import AgentConfigError, LaunchError, OperatorError, SpecError
 from prefect_launch.planning.plan import save_plan
-from prefect_launch.planning.safety.options import merge_resource_args
-from prefect_launch.queues.template import QueueConfig
+from prefect_launch.policy.submitter_options import merge_resource_args
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.server.values import Item, LogRecord
+from prefect_launch.settings.device_settings import NONE
 from prefect_launch.spec.item_parameters import spec_of
 from prefect_launch.spec.priority import Priority
 

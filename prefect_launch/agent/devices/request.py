@@ -7,10 +7,11 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.core import sizes
 from prefect_launch.errors import SpecError
-from prefect_launch.planning.safety.options import normalise_options
-from prefect_launch.runners.docker import option_values as values
+from prefect_launch.runners import option_values as values
 from prefect_launch.runners.gpu_option import GpuAsk, read_gpus
+from prefect_launch.spec.option_names import normalise_options
 
 _NANO: Final = 1_000_000_000
 _GIB: Final = 1024**3
@@ -50,7 +51,7 @@ def read_ask(options: Mapping[str, Any]) -> Ask:
         return Ask(
             gpus=read_gpus(normal.get("gpus")),
             cpus=_cpus(normal.get("cpus", normal.get("cpu"))),
-            memory=0 if normal.get("memory") is None else values.size(normal["memory"]),
+            memory=0 if normal.get("memory") is None else sizes.size(normal["memory"]),
         )
     except ValueError as error:
         raise SpecError(f"What the item asks of the machine cannot be read: {error}.") from None

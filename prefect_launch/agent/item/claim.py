@@ -15,9 +15,9 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from prefect_launch.agent.item.transitions import step_id, until_server_is_back
-from prefect_launch.agent.recovery.ownership import Holder
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import ItemGoneError
+from prefect_launch.queues.holder import Holder
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Answer, Item, State, Verdict
 

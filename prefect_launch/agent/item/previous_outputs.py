@@ -15,8 +15,8 @@ import anyio
 from prefect_launch.agent.item.keep_outputs import WHOLE_LOG
 from prefect_launch.core.sparse_files import copy_tree
 from prefect_launch.errors import NotFoundError
-from prefect_launch.planning.plan import Site
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.settings.site import Site
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry

@@ -15,8 +15,8 @@ import anyio
 from prefect_launch.agent.item.claim import claim, give_back, is_over_limit
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.agent.polling.candidates import Candidates, Gate
-from prefect_launch.agent.recovery.ownership import Holder
 from prefect_launch.errors import LaunchError, unknown_name
+from prefect_launch.queues.holder import Holder
 from prefect_launch.server.values import Item
 
 if TYPE_CHECKING:

@@ -27,11 +27,12 @@ from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.agent.recovery.ownership import Holder, holder_of, items_in_work, last_claim
-from prefect_launch.agent.recovery.presence import Presence, read_presences, take_presence_down
+from prefect_launch.agent.recovery.ownership import holder_of, items_in_work, last_claim
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import read_notices
+from prefect_launch.queues.holder import Holder
+from prefect_launch.queues.presence import Presence, read_presences, take_presence_down
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item, State, Worker
 from prefect_launch.spec.retry import Cause

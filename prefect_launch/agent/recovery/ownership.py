@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import anyio
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefect_launch.agent.item.tracker import now
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import LaunchError
+from prefect_launch.queues.holder import Holder
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
 
@@ -30,56 +30,8 @@ LOOK_SECONDS: Final = 30.0
 #: which an agent is called lost.
 TRUSTED_SECONDS: Final = 45.0
 _PAGE: Final = 200
-#: Where the holder stands in the data of a claim's state.
-_KEY: Final = "launch_claim"
 #: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
 _OURS: Final = ACTIVE | {StateType.CANCELLED}
-
-
-class Holder(BaseModel):
-    """The agent that has claimed an item, as the data of the claim's state keeps it.
-
-    Attributes:
-        agent: its name.
-        instance: id of the one life of the agent that has claimed it.
-        host: its machine, for people.
-        home: id of its home, see `prefect_launch.agent.recovery.home_id.home_id`.
-        claim: the token of the claim: the transition id of its state.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    agent: str
-    instance: str
-    host: str
-    home: str = ""
-    claim: str = ""
-
-    def __str__(self) -> str:
-        """Say who it is, for people."""
-        return f"agent {self.agent} on {self.host}"
-
-    def claiming(self, token: UUID) -> State:
-        """Return the state that claims an item for this holder under a token."""
-        data = self.model_copy(update={"claim": str(token)}).model_dump(mode="json")
-        return State.of(ItemState.CLAIMED, f"Claimed by {self}.").model_copy(update={"data": {_KEY: data}})
-
-    @classmethod
-    def of(cls, claim: State) -> Holder | None:
-        """Read the holder from a claim's state; `None` when no agent of ours has made it."""
-        try:
-            return cls.model_validate(claim.data[_KEY])
-        except (KeyError, TypeError, ValidationError):
-            return None
-
-    def is_earlier_life_of(self, other: Holder) -> bool:
-        """Whether it is the other itself, or a life of that agent before this one.
-
-        Only one agent of a name lives on a home and host, which a lock sees to. One of the same name that has another
-        home, or host, may live beside the other: its heartbeats tell.
-        """
-        mine, theirs = (self.agent, self.home, self.host), (other.agent, other.home, other.host)
-        return self.instance == other.instance or (bool(self.home) and mine == theirs)
 
 
 def claims_of(states: Sequence[State]) -> list[State]:

@@ -23,10 +23,11 @@ from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.transitions import move
-from prefect_launch.agent.recovery.ownership import Holder, holder_of, items_in_work
+from prefect_launch.agent.recovery.ownership import holder_of, items_in_work
 from prefect_launch.agent.recovery.run_identity import identity_of, is_ours, is_present, plan_of
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError
+from prefect_launch.queues.holder import Holder
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan
 from prefect_launch.server.values import Item
 from prefect_launch.spec.retry import Cause

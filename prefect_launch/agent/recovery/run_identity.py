@@ -14,9 +14,10 @@ from uuid import UUID
 
 from prefect_launch.agent.recovery.ownership import claims_of, last_claim, token_of_claim
 from prefect_launch.core.states import ACTIVE, StateType
-from prefect_launch.planning.plan import Site, load_plan
+from prefect_launch.planning.plan import load_plan
 from prefect_launch.runners.base import Found, Labels, RunPlan
 from prefect_launch.server.values import Item, State
+from prefect_launch.settings.site import Site
 
 
 class Identity(NamedTuple):

@@ -9,8 +9,8 @@ from typing import Final
 
 import anyio
 
-from prefect_launch.agent.recovery.presence import Presence, post_presence
 from prefect_launch.errors import LaunchError
+from prefect_launch.queues.presence import Presence, post_presence
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 

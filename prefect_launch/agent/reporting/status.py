@@ -16,7 +16,6 @@ import anyio
 
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, Wake, follow
-from prefect_launch.agent.recovery.presence import Presence, post_presence, take_presence_down
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
     AgentNotice,
@@ -27,6 +26,7 @@ from prefect_launch.queues.agent_status import (
     take_drain_back,
     take_notice_down,
 )
+from prefect_launch.queues.presence import Presence, post_presence, take_presence_down
 
 if TYPE_CHECKING:
     from prefect_launch.agent.agent import LaunchAgent

@@ -5,8 +5,8 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
-from prefect_launch.planning.environment import with_default_variables
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.default_variables import with_default_variables
 from prefect_launch.runners.docker.engine import Image
 from prefect_launch.runners.docker.files import CODE_DIR, OUTPUT_DIR
 from prefect_launch.runners.docker.options import apply_options

@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
+from prefect_launch.core import sizes
 from prefect_launch.errors import NotFoundError, SpecError, nearest_name
-from prefect_launch.planning.safety.options import normalise_options, read_env
-from prefect_launch.runners.docker import option_values as values
+from prefect_launch.runners import option_values as values
+from prefect_launch.spec.option_names import normalise_options, read_env
 
 #: Where the name is kept that somebody wanted for a container.
 WANTED_NAME_LABEL = "prefect-launch.wanted-name"
@@ -40,7 +41,7 @@ _SUBMITTER: dict[str, tuple[tuple[str, ...], _Reader]] = {
     "name": (("Labels", WANTED_NAME_LABEL), values.container_name),
     "pids-limit": ((_HOST, "PidsLimit"), values.between(1, 4_194_304, 0, -1)),
     "platform": (("platform",), values.platform),
-    "shm-size": ((_HOST, "ShmSize"), values.size),
+    "shm-size": ((_HOST, "ShmSize"), sizes.size),
     "ulimit": ((_HOST, "Ulimits"), values.ulimits),
     "workdir": (("WorkingDir",), values.path),
 }

@@ -113,7 +113,8 @@ def _become_supervisor(supervisor: Any, run_dir: str, ready_fd: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    here = os.path.dirname(os.path.abspath(__file__))
+    sys.path[:0] = here, os.path.dirname(here)  # The supervisor's folder, and that of `log_streams`.
     loaded = importlib.import_module("supervisor")  # Before the first fork, so that none pays for it.
-    del sys.path[0]
+    del sys.path[:2]
     serve(socket.socket(fileno=int(sys.argv[1])), loaded)

@@ -11,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from prefect_launch.core import sizes
 from prefect_launch.errors import SpecError, unknown_name
-from prefect_launch.planning.safety.options import normalise_options
-from prefect_launch.runners.docker import option_values as values
+from prefect_launch.runners import option_values as values
 from prefect_launch.runners.gpu_option import read_gpus
+from prefect_launch.spec.option_names import normalise_options
 
 OPTIONS = frozenset({"cpus", "e", "env", "gpus", "m", "memory", "nice"})
 
@@ -22,7 +23,7 @@ OPTIONS = frozenset({"cpus", "e", "env", "gpus", "m", "memory", "nice"})
 _READERS: dict[str, Callable[[object], Any]] = {
     "cpus": values.nano_cpus,
     "gpus": read_gpus,
-    "memory": values.size,
+    "memory": sizes.size,
 }
 
 

@@ -23,8 +23,8 @@ from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.planning.environment import with_default_variables
 from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
+from prefect_launch.runners.default_variables import with_default_variables
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder
 from prefect_launch.runners.process.forkserver import Nursery

@@ -124,7 +124,10 @@ async def test_intake_knows_the_earliest_time_of_all_queues(bench: Bench) -> Non
     await add_for_later(bench, 1, queue="second")
     async with bench.api.open() as session:
         intake = Intake(
-            Session(bench.server, session.jobs), [QUEUE, "second"], holder_called("box"), poll_seconds=LONG_SECONDS
+            Session(bench.server, session.jobs, session.seen_digests),
+            [QUEUE, "second"],
+            holder_called("box"),
+            poll_seconds=LONG_SECONDS,
         )
         assert intake.due_in() == float("inf")
         assert await intake.next(slots=1, skip=()) is None

@@ -15,14 +15,14 @@ from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.housekeeping.environments import EnvironmentShelf
 from prefect_launch.agent.housekeeping.git_mirrors import GitShelf
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper, Report
-from prefect_launch.core.disk import in_bytes
 from prefect_launch.core.disk_cache import size_of
+from prefect_launch.core.sizes import in_bytes
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError
-from prefect_launch.planning.plan import Site
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.server.values import Item
 from prefect_launch.settings.agent_config import parse_agent_config
+from prefect_launch.settings.site import Site
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
 

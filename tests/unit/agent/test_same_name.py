@@ -15,10 +15,11 @@ import pytest
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.recovery.home_id import home_id
 from prefect_launch.agent.recovery.lost_agents import LostWatch
-from prefect_launch.agent.recovery.ownership import Holder, holder_of
-from prefect_launch.agent.recovery.presence import Presence, post_presence, read_presences
+from prefect_launch.agent.recovery.ownership import holder_of
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.activity import agents
+from prefect_launch.queues.holder import Holder
+from prefect_launch.queues.presence import Presence, post_presence, read_presences
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called

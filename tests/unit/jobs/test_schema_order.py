@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from prefect_launch.client.create_job import create_in
-from prefect_launch.client.deploy_job import form_schema
 from prefect_launch.client.job_drafts import JobRequest
 from prefect_launch.jobs.plain_schema import inputs_in_order
 from prefect_launch.jobs.registry import JobRegistry
+from prefect_launch.queues.deploy_job import form_schema
 
 
 async def test_form_shows_the_inputs_in_the_order_of_their_author(registry: JobRegistry, tmp_path: Path) -> None:

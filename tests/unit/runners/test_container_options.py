@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
-from prefect_launch.planning.safety import normalise_option
+from prefect_launch.policy import normalise_option
 from prefect_launch.runners.docker.options import (
     OPTIONS,
     SUBMITTER_OPTIONS,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import SpecError
-from prefect_launch.planning.safety import normalise_option
+from prefect_launch.policy import normalise_option
 from prefect_launch.runners.process.options import OPTIONS, check_process_options
 
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {

@@ -13,7 +13,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prefect_launch.agent.recovery.ownership import Holder
+from prefect_launch.queues.holder import Holder
 from prefect_launch.server.protocol import Server
 
 TAG: Final = "launch-instance"

@@ -7,25 +7,17 @@ refused.
 
 from __future__ import annotations
 
-from prefect_launch.planning.safety.manifest import check_kubernetes_manifest
-from prefect_launch.planning.safety.options import (
-    check_submitter_args,
-    locked_options,
-    merge_resource_args,
-    normalise_option,
-    normalise_options,
-    read_env,
-)
-from prefect_launch.planning.safety.paths import check_path_values
-from prefect_launch.planning.safety.secrets import (
+from prefect_launch.policy.paths import check_path_values
+from prefect_launch.policy.secrets import (
     check_submitter_secrets,
     check_variables_name_no_secret,
     secrets_pattern,
 )
-from prefect_launch.planning.safety.secure_mode import locked_parts, secured
+from prefect_launch.policy.secure_mode import locked_parts, secured
+from prefect_launch.policy.submitter_options import check_submitter_args, locked_options, merge_resource_args
+from prefect_launch.spec.option_names import normalise_option, normalise_options, read_env
 
 __all__ = [
-    "check_kubernetes_manifest",
     "check_path_values",
     "check_submitter_args",
     "check_submitter_secrets",

@@ -14,15 +14,12 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
+from prefect_launch.core.sizes import MAX_INTEGER, size, text
 from prefect_launch.runners.gpu_option import read_gpus
 
 Value = TypeVar("Value")
 
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmgt]?)(?:i?b)?\Z", re.IGNORECASE)
-_UNITS = {"": 1, "b": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 _NANO = 1_000_000_000
-#: The engine counts in 64 bits, the sign among them.
-_MAX_INTEGER = 2**63 - 1
 #: The engine's own least memory of a container.
 _MIN_MEMORY_BYTES = 6 * 1024**2
 _MAX_PATH_CHARS = 4096
@@ -32,13 +29,6 @@ _ULIMITS = (
     *("rttime", "sigpending", "stack"),
 )
 _VOLUME_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
-
-
-def text(value: object) -> str:
-    """A text, or a number as one."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)) or str(value) == "" or "\0" in str(value):
-        raise ValueError("it must be text or a number, and not empty")
-    return str(value)
 
 
 def of_form(pattern: str, rule: str, *, max_chars: int = 255) -> Callable[[object], str]:
@@ -163,17 +153,6 @@ def words(value: object) -> list[str]:
     return shlex.split(text(value))
 
 
-def size(value: object) -> int:
-    """Bytes: a number, or one with a unit (`512m`, `1.5g`)."""
-    found = _SIZE.match(text(value).strip())
-    if not found:
-        raise ValueError('it must be a number of bytes, or one with a unit: b, k, m, g or t, such as "512m"')
-    size = float(found["number"]) * _UNITS[found["unit"].lower()]
-    if size > _MAX_INTEGER:
-        raise ValueError("it must be less than 8 EiB")
-    return int(size)
-
-
 def memory(value: object) -> int:
     """As `size`: 0 for no limit, or at least 6 MiB, the engine's own least."""
     found = size(value)
@@ -219,7 +198,7 @@ def ulimits(value: object) -> list[dict[str, Any]]:
         if match[1] not in _ULIMITS:
             raise ValueError(f"{match[1]!r} is none of {', '.join(_ULIMITS)}")
         soft, hard = int(match[2]), int(match[3] or match[2])
-        if not all(-1 <= number <= _MAX_INTEGER for number in (soft, hard)) or (hard >= 0 and not -1 < soft <= hard):
+        if not all(-1 <= number <= MAX_INTEGER for number in (soft, hard)) or (hard >= 0 and not -1 < soft <= hard):
             raise ValueError("each must be -1 (no limit) or more, the soft one not above the hard one")
         found.append({"Name": match[1], "Soft": soft, "Hard": hard})
     return found

@@ -14,8 +14,8 @@ from typing import Any, Final
 from pydantic import BaseModel
 
 from prefect_launch.errors import UnsafeSpecError
-from prefect_launch.planning.safety.options import normalise_option
 from prefect_launch.spec.launch_spec import DockerSource, LaunchSpec
+from prefect_launch.spec.option_names import normalise_option
 
 #: What a submitter may set, by the dotted path of the field in a launch spec.
 FREE: Final = frozenset(

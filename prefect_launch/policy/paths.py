@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from prefect_launch.errors import UnsafeSpecError
-from prefect_launch.planning.macros import SUBMITTED
-from prefect_launch.planning.safety.options import normalise_options
-from prefect_launch.queues.template import QueueConfig, fill_text, named_in
+from prefect_launch.policy.macros import SUBMITTED
+from prefect_launch.policy.template import QueueConfig, fill_text, named_in
+from prefect_launch.spec.option_names import normalise_options
 
 #: Options whose value is a path, or holds one, whether or not a `/` is written beside the placeholder.
 _PATHS: Final = frozenset({"device", "mount", "tmpfs", "volume", "workdir"})
@@ -29,7 +29,7 @@ def check_path_values(config: QueueConfig, values: Mapping[str, Any], macros: Ma
     Args:
         config: the queue's.
         values: of its template variables, as the submitter gave them; checked against their schemas.
-        macros: what `prefect_launch.planning.macros` fills in. Those of a submitter's choice, such as `run_name`, are
+        macros: what `prefect_launch.policy.macros` fills in. Those of a submitter's choice, such as `run_name`, are
             looked at.
 
     Raises:
