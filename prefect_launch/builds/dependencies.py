@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from prefect_launch.builds.context import BuildContext, merge, read_context
-from prefect_launch.environments.requirements import CONDA_FILES, read_requirements
+from prefect_launch.environments.projects import FILE as PROJECT_FILE
+from prefect_launch.environments.requirements import CONDA_FILES, LOCK_FILE, PIP_FILE, read_requirements
 from prefect_launch.errors import SourceError
 
 #: Where the build's own files are: in the context, and in the image.
@@ -23,7 +24,7 @@ IMAGE_FOLDER: Final = "/opt/launch"
 PROJECT_FOLDER: Final = "project/"
 SOURCES: Final = f"{FOLDER}src/"
 #: What wins over a conda file, as for local processes.
-_PIP_FIRST: Final = ("requirements.txt", "uv.lock", "pyproject.toml")
+_PIP_FIRST: Final = (PIP_FILE, LOCK_FILE, PROJECT_FILE)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,16 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.builds.dependencies import FOLDER, IMAGE_FOLDER, PROJECT_FOLDER
-from prefect_launch.builds.install import CACHE, CODE_DIR, INSTALL, INSTALL_PROJECT, SECRETS, VENV
+from prefect_launch.builds.install import (
+    CACHE,
+    CERTIFICATES,
+    CODE_DIR,
+    INDEX_SETTINGS,
+    INSTALL,
+    INSTALL_PROJECT,
+    SECRETS,
+    VENV,
+)
 
 CODE_FOLDER = "code/"
 
@@ -48,7 +57,9 @@ class Recipe(BaseModel):
     user_id: int = 1000
 
 
-def write_dockerfile(recipe: Recipe, *, secrets: tuple[str, ...] = ("index.env", "ca.pem"), cache: bool = False) -> str:
+def write_dockerfile(
+    recipe: Recipe, *, secrets: tuple[str, ...] = (INDEX_SETTINGS, CERTIFICATES), cache: bool = False
+) -> str:
     """Return a Dockerfile for BuildKit.
 
     Args:

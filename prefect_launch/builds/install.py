@@ -17,6 +17,9 @@ VENV: Final = "/opt/venv"
 CODE_DIR: Final = "/workspace"
 #: Where the step finds its secrets and tools, and a cache that is kept between builds, when there is one.
 SECRETS: Final = "/run/launch"
+#: The files in it: variables of a package index, and the certificates of this machine.
+INDEX_SETTINGS: Final = "index.env"
+CERTIFICATES: Final = "ca.pem"
 CACHE: Final = "/var/cache/launch"
 INSTALL: Final = f"sh {IMAGE_FOLDER}/install.sh"
 #: The same step for a project, above the layer with what it depends on.
@@ -26,7 +29,7 @@ _SCRIPT: Final = f"""\
 # Installs the job's requirements into {VENV}; called with 'project', the project that the job's code is.
 set -eu
 here={IMAGE_FOLDER}
-if [ -r {SECRETS}/index.env ]; then . {SECRETS}/index.env; fi
+if [ -r {SECRETS}/{INDEX_SETTINGS} ]; then . {SECRETS}/{INDEX_SETTINGS}; fi
 export UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 if [ -d {CACHE} ]; then
   export UV_CACHE_DIR={CACHE}/uv PIP_CACHE_DIR={CACHE}/pip

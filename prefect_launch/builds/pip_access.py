@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from prefect_launch.builds.install import SECRETS
+from prefect_launch.builds.install import CERTIFICATES, INDEX_SETTINGS, SECRETS
 from prefect_launch.environments.pip_config import uv_environment
 from prefect_launch.errors import AgentConfigError
 
@@ -82,10 +82,10 @@ def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] |
             variables[uv_name], variables[pip_name] = separator.join(kept), " ".join(kept)
     files = _certificates(told)
     if files:
-        variables |= dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"), f"{SECRETS}/ca.pem")
+        variables |= dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"), f"{SECRETS}/{CERTIFICATES}")
     if variables:
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())]
-        files["index.env"] = "".join(lines).encode()
+        files[INDEX_SETTINGS] = "".join(lines).encode()
     return PipAccess(files, tuple(dict.fromkeys(mounted)), _passwords(variables))
 
 
@@ -125,7 +125,7 @@ def _certificates(told: Mapping[str, str]) -> dict[str, bytes]:
     if not file:
         return {}
     try:
-        return {"ca.pem": Path(file).read_bytes()}
+        return {CERTIFICATES: Path(file).read_bytes()}
     except OSError as error:
         raise AgentConfigError(
             f"The certificates of this machine's pip, {file!r}, cannot be read: {error}. Correct pip's 'cert'."

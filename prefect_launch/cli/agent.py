@@ -245,6 +245,7 @@ def unit(
     from prefect_launch.cli.unit import STOP_SECONDS, unit_text
     from prefect_launch.core.duration import read_duration
     from prefect_launch.errors import AgentConfigError
+    from prefect_launch.settings.agent_config import HOME_VARIABLE
 
     settings = _settings(queue, max_jobs, config, name, verbose=False)
     if not settings.queues:
@@ -254,7 +255,7 @@ def unit(
     arguments += ["-c", str(config.absolute())] if config is not None else []
     environment = {
         "PREFECT_API_URL": PREFECT_API_URL.value(),
-        "PREFECT_LAUNCH_HOME": os.environ.get("PREFECT_LAUNCH_HOME"),
+        HOME_VARIABLE: os.environ.get(HOME_VARIABLE),
     }
     text = unit_text(
         settings.name,

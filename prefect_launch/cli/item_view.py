@@ -74,12 +74,12 @@ def _is_uuid(text: str) -> bool:
 
 def request_of(item: Item) -> dict[str, Any]:
     """Return what an item asks for; what of it can be read when it is no good spec."""
-    from prefect_launch.spec.item_parameters import spec_of
+    from prefect_launch.spec.item_parameters import JOB_LABEL, spec_of
 
     try:
         spec = spec_of(item)
     except LaunchError:
-        return {"job": item.labels.get("prefect-launch.job"), "inputs": item.parameters}
+        return {"job": item.labels.get(JOB_LABEL), "inputs": item.parameters}
     return {
         "job": spec.job,
         "image": spec.image,
@@ -100,7 +100,9 @@ def request_of(item: Item) -> dict[str, Any]:
 
 def source_of(item: Item) -> str:
     """Return the job, at its version, or the image of an item."""
-    named = item.labels.get("prefect-launch.job") or item.parameters.get("job")
+    from prefect_launch.spec.item_parameters import JOB_LABEL
+
+    named = item.labels.get(JOB_LABEL) or item.parameters.get("job")
     docker = item.parameters.get("docker")
     image = docker.get("docker_image") if isinstance(docker, Mapping) else None
     return str(named or image or item.parameters.get("image_uri") or item.parameters.get("uri") or "")

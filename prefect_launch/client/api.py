@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 from prefect_launch.client.api_jobs import JobCalls
 from prefect_launch.client.api_queues import QueueCalls
 from prefect_launch.core.loop_thread import Background
-from prefect_launch.core.names import UNNAMED, check_name
+from prefect_launch.core.names import ENTITY_VARIABLES, PROJECT_VARIABLES, UNNAMED, check_name
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError
 from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
@@ -73,8 +73,8 @@ class Api(QueueCalls, JobCalls, BaseModel):
     model_config = ConfigDict(frozen=True)
 
     url: str | None = None
-    entity: str = Field(default_factory=lambda: _from_environment("LAUNCH_ENTITY", "WANDB_ENTITY"))
-    project: str = Field(default_factory=lambda: _from_environment("LAUNCH_PROJECT", "WANDB_PROJECT"))
+    entity: str = Field(default_factory=lambda: _from_environment(*ENTITY_VARIABLES))
+    project: str = Field(default_factory=lambda: _from_environment(*PROJECT_VARIABLES))
     job_store: str | None = None
 
     _background: Background[Session] | None = PrivateAttr(None)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, NotFoundError
@@ -24,7 +25,6 @@ _POLL_MAX_SECONDS: Final = 1.0
 #: Lines of its log that are told with the end of a run that did not complete.
 LAST_LINES: Final = 20
 _LOG_PAGE: Final = 200
-_OUTPUTS_FILE: Final = "outputs.json"
 _STARTED = frozenset({StateType.RUNNING, StateType.COMPLETED})
 
 
@@ -162,17 +162,17 @@ class QueuedRun:
         async def read(session: Session) -> bytes | None:
             item = await session.server.read_item(UUID(self.id))
             attempt = max(1, item.run_count if item else 1)
-            return await session.jobs.read_output(self.id, attempt, _OUTPUTS_FILE)
+            return await session.jobs.read_output(self.id, attempt, OUTPUTS_FILE)
 
         content = self._api.call(read)
         try:
             found = json.loads(content or b"{}")
         except ValueError as error:
             raise ArtifactError(
-                f"The {_OUTPUTS_FILE} of {self.name} ({self.id}) is no JSON: {error}. Write it with save_outputs()."
+                f"The {OUTPUTS_FILE} of {self.name} ({self.id}) is no JSON: {error}. Write it with save_outputs()."
             ) from None
         if not isinstance(found, dict):
-            raise ArtifactError(f"The {_OUTPUTS_FILE} of {self.name} ({self.id}) holds no object. Use save_outputs().")
+            raise ArtifactError(f"The {OUTPUTS_FILE} of {self.name} ({self.id}) holds no object. Use save_outputs().")
         return found
 
     def wait_until_started(self, timeout: float | None = None) -> Item:

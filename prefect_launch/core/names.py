@@ -17,6 +17,9 @@ MAX_NAME_CHARS = 128
 MAX_QUEUE_NAME_CHARS = 64
 #: What stands for the entity, or the project, that nobody has named.
 UNNAMED = "default"
+#: The variables that name the entity, and the project; the first that is set counts.
+ENTITY_VARIABLES = ("LAUNCH_ENTITY", "WANDB_ENTITY")
+PROJECT_VARIABLES = ("LAUNCH_PROJECT", "WANDB_PROJECT")
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*\Z")
 

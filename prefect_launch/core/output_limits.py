@@ -14,9 +14,8 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from prefect_launch.core.sizes import in_bytes, size
+from prefect_launch.inputs.outputs import OUTPUTS_FILE as OUTPUTS_FILE
 
-#: Kept whatever else there is: a run's results.
-OUTPUTS_FILE: Final = "outputs.json"
 #: What is nested in more folders is not kept: few programs can read or remove it.
 MAX_DEPTH: Final = 100
 TOO_DEEP: Final = f"it is nested in more than {MAX_DEPTH} folders"

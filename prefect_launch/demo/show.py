@@ -24,6 +24,7 @@ from prefect_launch.client.api import Api, default_api
 from prefect_launch.client.create_job import create_job
 from prefect_launch.client.launch_add import launch_add
 from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import StateType
 from prefect_launch.demo.table import Board, Row
 from prefect_launch.errors import ExecutionError, NotFoundError
@@ -182,7 +183,7 @@ class Show:
 async def _outputs(session: Session, item: Any) -> dict[str, Any]:
     if item.state_type is not StateType.COMPLETED:
         return {}
-    content = await session.jobs.read_output(str(item.id), max(1, item.run_count), "outputs.json")
+    content = await session.jobs.read_output(str(item.id), max(1, item.run_count), OUTPUTS_FILE)
     return dict(json.loads(content)) if content else {}
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from prefect_launch.environments.code_tree import CodeTree
+from prefect_launch.environments.projects import FILE, SETUP
 from prefect_launch.errors import SourceError
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Z0-9_]+)\}")
@@ -140,7 +141,7 @@ class PipFiles:
 
     def _take(self, path: str, place: str) -> None:
         normal = self._code.inside(path, place)
-        projects = [posixpath.normpath(f"{normal}/{name}") for name in ("pyproject.toml", "setup.py")]
+        projects = [posixpath.normpath(f"{normal}/{name}") for name in (FILE, SETUP)]
         if not self._code.has_file(normal) and not any(self._code.has_file(one) for one in projects):
             raise SourceError(
                 f"{place} names {path!r}, which is no file and no project (a folder with a pyproject.toml or setup.py)"

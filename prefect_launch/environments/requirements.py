@@ -21,11 +21,11 @@ from prefect_launch.environments.pip_files import PipFiles
 from prefect_launch.environments.projects import FILE, SETUP, Project, find_project
 from prefect_launch.errors import SourceError
 
-_PIP_FILE: Final = "requirements.txt"
+PIP_FILE: Final = "requirements.txt"
 _FROZEN_FILE: Final = "requirements.frozen.txt"
-_LOCK: Final = "uv.lock"
+LOCK_FILE: Final = "uv.lock"
 #: What a lock says, as a requirements file that is made of it.
-_LOCKED_FILE: Final = "requirements.uv-lock.txt"
+LOCK_FILEED_FILE: Final = "requirements.uv-lock.txt"
 #: What `[project] dependencies` says, as one.
 _PROJECT_FILE: Final = "requirements.pyproject.txt"
 _UV_FILE: Final = "uv.toml"
@@ -83,10 +83,10 @@ def read_requirements(
         return Requirements()
     code = CodeTree(code_dir, paths, is_whole=is_whole)
     project = find_project(code)
-    if code.has_file(_PIP_FILE):
-        found = _of_pip_file(code, _PIP_FILE)
+    if code.has_file(PIP_FILE):
+        found = _of_pip_file(code, PIP_FILE)
         notes = [*_passed_over(code, project, found)]
-    elif code.has_file(_LOCK) and code.has_file(FILE):
+    elif code.has_file(LOCK_FILE) and code.has_file(FILE):
         found = _of_lock(code)
         notes = [*(project.notes(code) if project else ())]
     elif project is not None and project.needs_anything:
@@ -126,15 +126,15 @@ def _of_lock(code: CodeTree) -> Requirements:
     import uv
 
     if not code.is_whole:
-        return Requirements(("--requirement", _LOCKED_FILE))
+        return Requirements(("--requirement", LOCK_FILEED_FILE))
     command = ["export", "--frozen", "--offline", "--no-dev", "--no-header", "--no-annotate", "--quiet", "--no-config"]
     ended = subprocess.run([uv.find_uv_bin(), *command], cwd=code.root, capture_output=True, check=False)
     if ended.returncode != 0:
         said = ended.stderr.decode(errors="replace").strip()
         raise SourceError(f"The job's uv.lock cannot be read: {said}. Make it anew with 'uv lock'.")
     reader = PipFiles(code)
-    reader.read_text(ended.stdout.decode(errors="replace"), _LOCKED_FILE)
-    return _made(code, ("--requirement", _LOCKED_FILE), reader)
+    reader.read_text(ended.stdout.decode(errors="replace"), LOCK_FILEED_FILE)
+    return _made(code, ("--requirement", LOCK_FILEED_FILE), reader)
 
 
 def _of_project(code: CodeTree, project: Project) -> Requirements:
@@ -184,21 +184,21 @@ def _uv_table(code: CodeTree) -> object:
 def _passed_over(code: CodeTree, project: Project | None, found: Requirements) -> Iterable[str]:
     if project is not None and project.needs_anything and "." not in found.local:
         yield (
-            f"{FILE if project.told else SETUP} is not read, since {_PIP_FILE} comes first: write '-e .' into that"
+            f"{FILE if project.told else SETUP} is not read, since {PIP_FILE} comes first: write '-e .' into that"
             " to have the project itself installed."
         )
-    if code.has_file(_LOCK):
-        yield f"{_LOCK} is not read, since {_PIP_FILE} comes first: remove the one that is not meant."
+    if code.has_file(LOCK_FILE):
+        yield f"{LOCK_FILE} is not read, since {PIP_FILE} comes first: remove the one that is not meant."
 
 
 def _not_read(code: CodeTree, found: Requirements) -> Iterable[str]:
     others = [name for name in _OTHERS if code.has_file(name)]
     if others:
         instead = "the requirements are resolved anew" if found.arguments or found.project else "nothing is installed"
-        yield f"{', '.join(others)} is not read, and {instead}: export it to a {_PIP_FILE}, which is."
+        yield f"{', '.join(others)} is not read, and {instead}: export it to a {PIP_FILE}, which is."
     conda = [name for name in CONDA_FILES if code.has_file(name)]
     if conda and not found.arguments and not found.project:
-        yield f"{conda[0]} is read for images only; a local process has nothing installed. Write a {_PIP_FILE} for it."
+        yield f"{conda[0]} is read for images only; a local process has nothing installed. Write a {PIP_FILE} for it."
 
 
 def _of_variables(variables: Mapping[str, str]) -> Iterable[str]:

@@ -14,9 +14,10 @@ from typing import Any
 
 from prefect_launch.errors import JobCodeError
 
-_CONFIG = "LAUNCH_CONFIG"
 _WANDB_CONFIG = "WANDB_CONFIG"
-_FILE_OVERRIDES = ("LAUNCH_FILE_OVERRIDES", "WANDB_LAUNCH_FILE_OVERRIDES")
+#: The variables that hold a run's config, and those with the values for its config files: our own names come first.
+CONFIG_VARIABLES = ("LAUNCH_CONFIG", _WANDB_CONFIG)
+FILE_OVERRIDES_VARIABLES = ("LAUNCH_FILE_OVERRIDES", "WANDB_LAUNCH_FILE_OVERRIDES")
 
 
 def load_config() -> dict[str, Any]:
@@ -32,7 +33,7 @@ def load_config() -> dict[str, Any]:
         JobCodeError: a `LaunchError`, when there is no such variable (the program was not started by launch), a chunk
             is missing, or the text is not a JSON object.
     """
-    return _required(_CONFIG, _WANDB_CONFIG)
+    return _required(*CONFIG_VARIABLES)
 
 
 def load_wandb_config() -> dict[str, Any]:
@@ -46,12 +47,12 @@ def load_wandb_config() -> dict[str, Any]:
 
 def find_config() -> dict[str, Any] | None:
     """Return what `load_config` returns, or `None` when this program was not started by launch."""
-    return _first(_CONFIG, _WANDB_CONFIG)
+    return _first(*CONFIG_VARIABLES)
 
 
 def file_overrides() -> dict[str, Any]:
     """Return the values to merge into config files, by path as the submitter wrote it; `{}` when there are none."""
-    return _first(*_FILE_OVERRIDES) or {}
+    return _first(*FILE_OVERRIDES_VARIABLES) or {}
 
 
 def _required(*names: str) -> dict[str, Any]:

@@ -18,9 +18,11 @@ from typing import Any
 from prefect_launch.errors import JobCodeError
 from prefect_launch.inputs.atomic import write_atomically
 
-_VARIABLE = "LAUNCH_OUTPUT_DIR"
+#: The variable that names the output folder to a job.
+OUTPUT_DIR_VARIABLE = "LAUNCH_OUTPUT_DIR"
 _BY_HAND = "outputs"
-_OUTPUTS_FILE = "outputs.json"
+#: Holds the named results of a run; it is kept whatever else there is.
+OUTPUTS_FILE = "outputs.json"
 
 
 def output_dir() -> Path:
@@ -29,19 +31,20 @@ def output_dir() -> Path:
     Raises:
         JobCodeError: when it cannot be made.
     """
-    folder = Path(os.environ.get(_VARIABLE) or _BY_HAND).absolute()
+    folder = Path(os.environ.get(OUTPUT_DIR_VARIABLE) or _BY_HAND).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise JobCodeError(
-            f"The output folder {str(folder)!r} cannot be made: {error.strerror}. Set {_VARIABLE} to a writable folder."
+            f"The output folder {str(folder)!r} cannot be made: {error.strerror}."
+            f" Set {OUTPUT_DIR_VARIABLE} to a writable folder."
         ) from None
     return folder
 
 
 def launched_output_dir() -> Path | None:
     """Return the output folder when this program was started by launch, else `None`."""
-    return output_dir() if os.environ.get(_VARIABLE) else None
+    return output_dir() if os.environ.get(OUTPUT_DIR_VARIABLE) else None
 
 
 def save_outputs(**values: Any) -> Path:
@@ -61,7 +64,7 @@ def save_outputs(**values: Any) -> Path:
     """
     plain = {name: _plain(name, value) for name, value in values.items()}
     folder = output_dir()
-    file = folder / _OUTPUTS_FILE
+    file = folder / OUTPUTS_FILE
     try:
         with _locked(folder):
             write_atomically(file, json.dumps({**_read(file), **plain}, indent=2, allow_nan=False) + "\n")

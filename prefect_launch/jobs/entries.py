@@ -19,6 +19,8 @@ from prefect_launch.jobs.reference import JobReference
 
 #: The tag of every entry.
 JOB_TAG: Final = "launch-job"
+#: Begins the tag of a job's path: of its entries, and of the items that run it.
+PATH_TAG: Final = "job:"
 #: The alias that always means the highest version.
 LATEST: Final = "latest"
 
@@ -63,7 +65,7 @@ def alias_name(path: str, alias: str) -> str:
 def tags_of(path: str) -> list[str]:
     """Return the tags of all entries of a job."""
     entity, project, _ = path.split("/")
-    return [JOB_TAG, *scope_tags(entity, project), f"job:{path}"]
+    return [JOB_TAG, *scope_tags(entity, project), f"{PATH_TAG}{path}"]
 
 
 def scope_tags(entity: str | None, project: str | None) -> list[str]:

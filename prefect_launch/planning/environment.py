@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.core.names import UNNAMED
 from prefect_launch.errors import SpecError
+from prefect_launch.inputs.environment import CONFIG_VARIABLES, FILE_OVERRIDES_VARIABLES
+from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.settings.site import WandbServer
 from prefect_launch.spec.launch_spec import LaunchSpec
 
@@ -86,15 +88,15 @@ def job_environment(
     """
     config = _json(context.config)
     overrides = _json(context.file_overrides)
-    variables = {
+    variables: dict[str, str | None] = {
         **_launch_names(context),
         **_wandb_names(context),
         **_server_names(wandb or WandbServer()),
-        **chunked("LAUNCH_CONFIG", config, chunk_bytes),
-        **chunked("WANDB_CONFIG", config, chunk_bytes),
-        **chunked("LAUNCH_FILE_OVERRIDES", overrides, chunk_bytes),
-        **chunked("WANDB_LAUNCH_FILE_OVERRIDES", overrides, chunk_bytes),
     }
+    for name in CONFIG_VARIABLES:
+        variables |= chunked(name, config, chunk_bytes)
+    for name in FILE_OVERRIDES_VARIABLES:
+        variables |= chunked(name, overrides, chunk_bytes)
     given = {name: value for name, value in variables.items() if value is not None}
     for name, value in given.items():
         _check(name, value)
@@ -132,7 +134,7 @@ def _launch_names(context: JobContext) -> dict[str, str | None]:
         "LAUNCH_QUEUE": context.queue,
         "LAUNCH_ATTEMPT": str(context.attempt),
         "LAUNCH_CLAIM": context.claim or None,
-        "LAUNCH_OUTPUT_DIR": context.output_dir,
+        OUTPUT_DIR_VARIABLE: context.output_dir,
     }
 
 

@@ -7,16 +7,22 @@ from uuid import UUID
 
 from prefect_launch.jobs.plain_schema import value_definitions, within_64_bits
 from prefect_launch.policy.template import QueueConfig
+from prefect_launch.runners.base import Labels
 from prefect_launch.server.protocol import Server
 from prefect_launch.spec.launch_spec import LaunchSpec
 
 #: Label of deployments and items: the queue that they belong to.
-QUEUE_LABEL: Final = "prefect-launch.queue"
+QUEUE_LABEL: Final = Labels.QUEUE
 
 
 def deployment_name(queue: str) -> str:
     """Return the name of the deployment (of the flow `launch`) that a queue's items are made from."""
     return f"queue-{queue}"
+
+
+def queue_tag(queue: str) -> str:
+    """Return the tag of what belongs to a queue: its deployment, and the agents that serve it."""
+    return f"queue:{queue}"
 
 
 async def ensure_deployment(server: Server, name: str, config: QueueConfig) -> UUID:
@@ -31,7 +37,7 @@ async def ensure_deployment(server: Server, name: str, config: QueueConfig) -> U
         parameters={},
         parameter_schema=_item_schema(),
         description=f"Any job on the queue **{name}** ({config.resource}). `launch_add` makes its items from it.",
-        tags=["launch", f"queue:{name}"],
+        tags=["launch", queue_tag(name)],
         labels={QUEUE_LABEL: name},
         enforce=True,
     )

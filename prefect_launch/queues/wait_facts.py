@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
 from prefect_launch.core.states import ACTIVE, StateType
+from prefect_launch.jobs.entries import PATH_TAG
 from prefect_launch.queues.activity import online_agents
 from prefect_launch.queues.forecast import Past
 from prefect_launch.queues.wait_reason import QueueFacts, WaitFacts, Waiting, tell
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 #: A forecast is made from so many past runs, the latest.
 PAST_RUNS: Final = 20
 _PAGE: Final = 200
-_JOB_TAG: Final = "job:"
 
 
 async def why_waiting(session: Session, item: Item) -> Waiting | None:
@@ -80,9 +80,9 @@ async def read_past(server: Server, queue: str, tags: tuple[str, ...]) -> Past |
         queue: its name.
         tags: of the item; its job's name stands in one.
     """
-    job = next((tag.removeprefix(_JOB_TAG) for tag in tags if tag.startswith(_JOB_TAG)), "")
+    job = next((tag.removeprefix(PATH_TAG) for tag in tags if tag.startswith(PATH_TAG)), "")
     for name in dict.fromkeys((job, "")):
-        wanted = [f"{_JOB_TAG}{name}"] if name else None
+        wanted = [f"{PATH_TAG}{name}"] if name else None
         done = await server.list_items(pool=queue, tags=wanted, state_types=[StateType.COMPLETED], limit=PAST_RUNS)
         if done:
             return Past(seconds=tuple(item.total_run_time for item in done), job=name)

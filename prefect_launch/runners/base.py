@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -29,6 +29,9 @@ from prefect_launch.registries.base import Registry
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.runners.quantity import Quantity
 from prefect_launch.spec.image_request import ImageWish
+
+#: In a run's folder: the whole output of its job.
+LOG_FILE: Final = "job.log"
 
 
 class Phase(str, Enum):
@@ -49,6 +52,11 @@ class Labels:
     AGENT = "prefect-launch.agent"
     CLAIM = "prefect-launch.claim"
     DEVICES = "prefect-launch.devices"
+
+
+def run_name(item_id: object, attempt: object = "") -> str:
+    """Return the name of an attempt's process or container; without an attempt, how those of its item begin."""
+    return f"launch-{item_id}-{attempt}"
 
 
 class RunPlan(BaseModel):
@@ -98,7 +106,7 @@ class RunPlan(BaseModel):
     @property
     def name(self) -> str:
         """The name of what is created: the same for the same attempt, on any agent."""
-        return f"launch-{self.item_id}-{self.attempt}"
+        return run_name(self.item_id, self.attempt)
 
     @property
     def project_dir(self) -> Path | None:
@@ -108,7 +116,7 @@ class RunPlan(BaseModel):
     @property
     def log_path(self) -> Path:
         """The file that holds the job's whole output, both streams as they came."""
-        return self.run_dir / "job.log"
+        return self.run_dir / LOG_FILE
 
     @property
     def output_dir(self) -> Path:

@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefect_launch.builds.settings import BuilderSettings
-from prefect_launch.core.names import check_name, safe_name
+from prefect_launch.core.names import ENTITY_VARIABLES, check_name, safe_name
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_defaults
 from prefect_launch.core.validation import first_complaint
 from prefect_launch.errors import AgentConfigError, unknown_name
@@ -34,19 +34,21 @@ from prefect_launch.sources.git_settings import GitSettings, machine_git_setting
 DEFAULT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/agent.yaml")
 #: The fallback when the server's events do not reach the agent (design: being told beats asking).
 DEFAULT_POLL_SECONDS: Final = 10.0
+#: Names the folder of prefect-launch on a machine.
+HOME_VARIABLE: Final = "PREFECT_LAUNCH_HOME"
 _ENVIRONMENT: Final = {
-    "entity": ("LAUNCH_ENTITY", "WANDB_ENTITY"),
+    "entity": ENTITY_VARIABLES,
     "max_jobs": ("LAUNCH_MAX_JOBS", "WANDB_LAUNCH_MAX_JOBS"),
     "name": ("LAUNCH_AGENT_NAME",),
-    "home": ("PREFECT_LAUNCH_HOME",),
+    "home": (HOME_VARIABLE,),
 }
 _MAXIMUM: Final = re.compile(r"-1(\.0+)?|\d+(\.\d+)?")
 
 
 def default_home() -> Path:
     """Return the folder of prefect-launch on this machine: `PREFECT_LAUNCH_HOME`, or `launch` in Prefect's own."""
-    if os.environ.get("PREFECT_LAUNCH_HOME"):
-        return Path(os.environ["PREFECT_LAUNCH_HOME"]).expanduser().absolute()
+    if named := os.environ.get(HOME_VARIABLE):
+        return Path(named).expanduser().absolute()
     from prefect.settings import PREFECT_HOME
 
     return Path(PREFECT_HOME.value()) / "launch"

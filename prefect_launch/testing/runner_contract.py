@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.log_streams import parts
 
@@ -115,7 +116,7 @@ class RunnerContract:
         plan = world.plan(OUTPUTS)
         end = await run(world.runner(), plan)
         assert end.succeeded, plan.log_path.read_text(encoding="utf-8")
-        assert (plan.output_dir / "outputs.json").read_text(encoding="utf-8") == '{"accuracy": 0.9}'
+        assert (plan.output_dir / OUTPUTS_FILE).read_text(encoding="utf-8") == '{"accuracy": 0.9}'
         assert (plan.output_dir / "deep" / "file.txt").read_text(encoding="utf-8") == "hello"
 
     async def test_program_that_is_not_there_fails_as_in_a_shell(self, world: World) -> None:

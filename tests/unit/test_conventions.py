@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from prefect_launch.runners.base import LOG_FILE
+from prefect_launch.runners.process import supervisor
+
 PROJECT = Path(__file__).resolve().parents[2]
 PACKAGE = "prefect_launch"
 
@@ -19,6 +22,10 @@ TOO_HEAVY_FOR_JOBS = ("prefect", "docker", "httpx", "pydantic", "git", "sqlalche
 
 # An index of packages by its address; the public one may be named.
 INDEX_ADDRESS = re.compile(r"https?://(?!pypi\.org|[\w.-]*example\.)[^\s\"'`]+/simple\b")
+# Names that other programs rely on: variables, labels, files of a run. A module that needs one imports it.
+SHARED_NAME = re.compile(r"(PREFECT_)?LAUNCH_[A-Z_]+|prefect-launch\.[a-z-]+|outputs\.json|job\.log")
+# Runs as a file of its own, and imports nothing.
+SUPERVISOR = f"{PACKAGE}/runners/process/supervisor.py"
 PRIVATE_TALK = re.compile(r"\bissue #?\d+\b(?!.*PrefectHQ)", re.IGNORECASE)
 
 
@@ -53,6 +60,18 @@ def test_inputs_of_a_job_load_without_prefect_or_anything_heavy() -> None:
     loaded = subprocess.run(command, capture_output=True, text=True, check=True, cwd=PROJECT).stdout
 
     assert not set(loaded.split()) & set(TOO_HEAVY_FOR_JOBS)
+
+
+def test_name_that_several_modules_use_is_written_in_one_of_them() -> None:
+    places: dict[str, set[str]] = {}
+    for module, tree in _trees(PACKAGE):
+        for node in ast.walk(tree) if module != SUPERVISOR else ():
+            if isinstance(node, ast.Constant) and SHARED_NAME.fullmatch(str(node.value)):
+                places.setdefault(str(node.value), set()).add(module)
+
+    assert places
+    assert not {name: modules for name, modules in places.items() if len(modules) > 1}
+    assert supervisor.LOG == LOG_FILE
 
 
 def test_every_test_name_is_a_sentence() -> None:

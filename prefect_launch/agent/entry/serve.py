@@ -19,6 +19,8 @@ from uuid import UUID
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, ServerUnavailableError
+from prefect_launch.queues.agent_status import TAG
+from prefect_launch.queues.deployment import queue_tag
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
     from prefect_launch.client.api import Api
 
-FLOW_NAME: Final = "launch-agent"
 DEFAULT_INTERVAL_SECONDS: Final = 600.0
 #: A shift costs the server about ten writes and the machine some seconds of a core.
 MIN_INTERVAL_SECONDS: Final = 60.0
@@ -80,11 +81,11 @@ async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFA
             entrypoint_type=EntrypointType.MODULE_PATH,
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
             description=f"The agent **{config.name}** on the queues {', '.join(config.queues)}.",
-            tags=["launch-agent", *(f"queue:{queue}" for queue in config.queues)],
+            tags=[TAG, *(queue_tag(queue) for queue in config.queues)],
         )
         deployment_id = await deployment.aapply()
         await clear_away(client, deployment_id, "The agent's service was started anew.")
-        log.info("agent %s served as %s/%s", config.name, FLOW_NAME, config.name)
+        log.info("agent %s served as %s/%s", config.name, launch_agent.name, config.name)
         try:
             service = asyncio.create_task(_serve(deployment))
             await until_stopped(service, lambda: keep_a_shift_on(client, deployment_id))

@@ -10,6 +10,7 @@ from uuid import UUID
 from prefect_launch.agent.item.mask_outputs import hide_in_outputs, kept_log
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.errors import LaunchError
+from prefect_launch.runners.base import LOG_FILE
 from prefect_launch.server.values import LogRecord
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 #: The name under which an agent's own lines are shown in an item's log.
 LOGGER: Final = "prefect_launch.agent"
 #: The agent's own, stored beside the outputs.
-WHOLE_LOG: Final = "job.log"
+WHOLE_LOG: Final = LOG_FILE
 #: Records of an item's log that are looked through for one.
 _LOOKED_AT: Final = 200
 

@@ -15,7 +15,7 @@ from uuid import UUID
 from prefect_launch.agent.recovery.ownership import claims_of, last_claim, token_of_claim
 from prefect_launch.core.states import ACTIVE, StateType
 from prefect_launch.planning.plan import load_plan
-from prefect_launch.runners.base import Found, Labels, RunPlan
+from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
 from prefect_launch.server.values import Item, State
 from prefect_launch.settings.site import Site
 
@@ -37,7 +37,7 @@ def identity_of(found: Found) -> Identity | None:
         )
     except (KeyError, ValueError):
         return None
-    if found.name not in (None, f"launch-{identity.item_id}-{identity.attempt}") or Labels.QUEUE not in found.labels:
+    if found.name not in (None, run_name(identity.item_id, identity.attempt)) or Labels.QUEUE not in found.labels:
         return None
     return identity
 

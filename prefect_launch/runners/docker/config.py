@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from typing import Any
 
+from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.default_variables import with_default_variables
 from prefect_launch.runners.docker.engine import Image
@@ -33,7 +34,7 @@ def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
         {
             "Image": plan.image,
             "Labels": {**plan.labels, RUN_DIR_LABEL: str(plan.run_dir)},
-            "Env": {**plan.env, "LAUNCH_OUTPUT_DIR": OUTPUT_DIR},
+            "Env": {**plan.env, OUTPUT_DIR_VARIABLE: OUTPUT_DIR},
             "HostConfig": {"LogConfig": _LOG_CONFIG},
             **({"Entrypoint": list(plan.command)} if plan.command else {}),
         },

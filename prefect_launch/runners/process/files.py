@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
+from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners.base import Exit, RunState
 from prefect_launch.runners.exit_codes import signal_of
 from prefect_launch.runners.process import supervisor
@@ -23,7 +24,7 @@ from prefect_launch.runners.process import supervisor
 log = logging.getLogger("prefect_launch.agent")
 
 #: The variable of a job's environment that marks its processes.
-_MARK: Final = "LAUNCH_OUTPUT_DIR="
+_MARK: Final = f"{OUTPUT_DIR_VARIABLE}="
 
 
 class RunFolder:

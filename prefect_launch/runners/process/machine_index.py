@@ -15,7 +15,7 @@ import stat
 from pathlib import Path
 
 from prefect_launch.core.deep_folders import remove_tree
-from prefect_launch.runners.base import Found, Labels, RunPlan
+from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder, folders_at_work
 
@@ -48,7 +48,7 @@ class MachineRegister:
 
     def find(self, item_id: str) -> list[Found]:
         """List the runs of an item whose end is not known, with the labels of item, attempt and claim."""
-        start = f"launch-{item_id}-"
+        start = run_name(item_id)
         try:
             here = self._folder()
             names = [name for name in sorted(os.listdir(here)) if name.startswith(start)]

@@ -22,6 +22,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
+from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
 from prefect_launch.runners.default_variables import with_default_variables
@@ -87,7 +88,7 @@ class LocalProcessRunner(Runner):
         _check_command(plan)
         cwd = (plan.project_dir or plan.run_dir) / (plan.working_dir or "")
         env = with_default_variables({**plan.options.get("env", {}), **plan.env}, str(plan.output_dir))
-        fixed = dict.fromkeys(("LAUNCH_OUTPUT_DIR", "PATH", "VIRTUAL_ENV"), "")
+        fixed = dict.fromkeys((OUTPUT_DIR_VARIABLE, "PATH", "VIRTUAL_ENV"), "")
         return {**_process(plan, cwd), "python": plan.python_version, "env": {**env, **fixed}}
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
@@ -223,7 +224,7 @@ def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:
     }
     output_dir = str(plan.output_dir.absolute())
     own = with_default_variables(_given_variables(plan), output_dir)
-    variables = {**inherited, **own, "LAUNCH_OUTPUT_DIR": output_dir}
+    variables = {**inherited, **own, OUTPUT_DIR_VARIABLE: output_dir}
     path = variables.get("PATH", os.defpath)
     return {**variables, "VIRTUAL_ENV": str(venv.path), "PATH": f"{venv.path / 'bin'}{os.pathsep}{path}"}
 
