@@ -1,27 +1,35 @@
 """Runs of `launch(synchronous=False)`: followed to their ends in the background, and waited for at the process's exit.
 
 They are followed on an event loop in a thread of its own, so that neither synchronous code nor an event loop that ends
-holds them up. That thread is a daemon; the main thread waits for it at the end of the program, where an interrupt can
-still reach it. A flow waits for the runs that it has started before its call returns.
+holds them up. That thread is a daemon; the main thread waits for it at the end of the program. A flow waits for the
+runs that it has started before its call returns.
+
+A SIGINT or SIGTERM ends the runs. While they are waited for it is noted, and reaches the program once they have ended,
+so that no second one cuts their end short.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
 import signal
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 from uuid import UUID
 
+import anyio
 from anyio.from_thread import start_blocking_portal
+from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
+from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
 from prefect_launch.errors import ExecutionError
 from prefect_launch.runners.run import AbstractRun, RunnerRun, Status
@@ -31,7 +39,7 @@ if TYPE_CHECKING:
 
     from anyio.from_thread import BlockingPortal
     from prefect import Flow
-    from prefect.client.schemas.objects import FlowRun, State
+    from prefect.client.schemas.objects import FlowRun
 
 T = TypeVar("T")
 
@@ -50,20 +58,23 @@ class FollowedRun(AbstractRun):
 
     Args:
         portal: of the event loop that it is followed on.
+        loop: that event loop.
         parent: the flow run whose code has started it; None outside of flows.
 
     Attributes:
         started: done once the first attempt has started.
         end: done once the last attempt has ended and all is told to the server.
+        stop_asked: whether somebody has asked for its end.
     """
 
-    def __init__(self, portal: BlockingPortal, parent: UUID | None) -> None:
+    def __init__(self, portal: BlockingPortal, loop: asyncio.AbstractEventLoop, parent: UUID | None) -> None:
         self.parent = parent
         self.started: Future[None] = Future()
         self.end: Future[AbstractRun] = Future()
         self._portal = portal
+        self._loop = loop
         self._attempt: RunnerRun | None = None
-        self._stop_asked = False
+        self.stop_asked = False
         self._unstarted: asyncio.Future[Any] | None = None
         self._stopping: asyncio.Future[None] | None = None
 
@@ -90,12 +101,12 @@ class FollowedRun(AbstractRun):
         """
         waiting: asyncio.Future[T] = asyncio.ensure_future(work)
         self._unstarted = waiting
-        if self._stop_asked:
+        if self.stop_asked:
             waiting.cancel()
         try:
             return await waiting
         except asyncio.CancelledError:
-            if self._stop_asked:
+            if self.stop_asked:
                 raise ExecutionError("Stopped while nothing of it ran.") from None
             raise
         finally:
@@ -104,24 +115,31 @@ class FollowedRun(AbstractRun):
     def attempt_started(self, run: RunnerRun) -> None:
         """Take note of an attempt that has started."""
         self._attempt = run
-        if self._stop_asked:
-            self._stopping = asyncio.ensure_future(run.cancel())
+        if self.stop_asked:
+            self.stop()
         if not self.started.done():
             self.started.set_result(None)
 
-    async def _stop(self) -> None:
-        self._stop_asked = True
+    def stop(self) -> None:
+        """Begin to end it. Asked again it does nothing, but after a stop that has failed."""
+        self.stop_asked = True
         if self._unstarted is not None:
             self._unstarted.cancel()
-        elif self._attempt is not None:
-            await self._attempt.cancel()
+        elif self._attempt is not None and (self._stopping is None or self._stopping.done()):
+            self._stopping = asyncio.ensure_future(self._end_attempt(self._attempt))
+
+    async def _end_attempt(self, attempt: RunnerRun) -> None:
+        try:
+            await attempt.cancel()
+        except Exception as error:  # noqa: BLE001 - whatever a runner raises
+            _logger.warning("The run %s could not be ended, and is waited for: %s", attempt.id, error)
 
     # --- what its caller sees, from any thread or event loop ---
 
     def stop_soon(self) -> None:
-        """Ask for its end, and do not wait for that."""
+        """Ask for its end, and do not wait for that; from a signal handler, too."""
         if not self.end.done():
-            self._portal.start_task_soon(self._stop)
+            self._loop.call_soon_threadsafe(self.stop)
 
     @property
     def _run(self) -> RunnerRun:
@@ -145,7 +163,7 @@ class FollowedRun(AbstractRun):
         """An attempt's end is the run's once its outputs are kept, all is told, and no retry follows."""
         if self.end.done() or self._run.exit is None:
             return status
-        return Status("stopping" if self._stop_asked else "running", [f"this attempt is {status}", *status.messages])
+        return Status("stopping" if self.stop_asked else "running", [f"this attempt is {status}", *status.messages])
 
     async def get_logs(self) -> str | None:
         return await self._run.get_logs()
@@ -177,7 +195,7 @@ class FollowedRun(AbstractRun):
 class Follower:
     """Follows the runs that a process has started and does not wait for.
 
-    Made once a process, by `follow`.
+    Made once a process, by `follower`.
     """
 
     def __init__(self) -> None:
@@ -185,10 +203,15 @@ class Follower:
         self._living: set[FollowedRun] = set()
         self._resources = ExitStack()
         self._portal = self._resources.enter_context(start_blocking_portal())
-        # Before `concurrent.futures` takes no more work, which happens before what `atexit` has. Prefect's own services
-        # end in the same way.
-        threading._register_atexit(self._at_exit)  # type: ignore[attr-defined]
-        self._end_runs_at_sigterm()
+        self._loop = self._portal.call(asyncio.get_running_loop)
+        self._lock = threading.Lock()
+        self._exit_call: Any = None
+        self._signals: list[int] = []
+        self._waits = 0
+        self._handlers_before: dict[int, Any] = {}
+        self._wait_first_at_exit()
+        # Once more: a signal just after the end of a program makes `threading` pass over what it is to call.
+        atexit.register(self._at_exit)
 
     @property
     def alive(self) -> bool:
@@ -207,8 +230,9 @@ class Follower:
         Raises:
             BaseException: what has kept it from starting.
         """
+        self.end_runs_at_sigterm()
         context = FlowRunContext.get()
-        run = FollowedRun(self._portal, context.flow_run.id if context and context.flow_run else None)
+        run = FollowedRun(self._portal, self._loop, context.flow_run.id if context and context.flow_run else None)
         if context is not None and context.flow is not None:
             self._end_with(context.flow)
         run.begin(work)
@@ -219,64 +243,177 @@ class Follower:
         except BaseException:
             await run.cancel()
             raise
-        # Once more, after Prefect's services for logs and events, which the run has started: last in, first called.
-        threading._register_atexit(self._at_exit)  # type: ignore[attr-defined]
+        self._wait_first_at_exit()
         return run if run.started.done() else run.end.result()
+
+    # --- the waiting, and what interrupts it ---
+
+    def _wait(self, runs: Collection[FollowedRun]) -> None:
+        """Wait for the end of runs; an interrupt ends them, and is raised when they have ended."""
+        ends = [run.end for run in runs]
+        with self._interruptible():
+            _say_who_is_waited_for(runs)
+            try:
+                wait(ends)
+            except BaseException:  # A handler of the program's own has raised it.
+                _stop(runs)
+                wait(ends)
+                raise
+
+    async def _await(self, runs: Collection[FollowedRun]) -> None:
+        """`_wait` on an event loop, where a cancellation is an interrupt, too."""
+        cancelled: asyncio.CancelledError | None = None
+        with self._interruptible():
+            _say_who_is_waited_for(runs)
+            for run in runs:
+                while not run.end.done():
+                    try:
+                        with anyio.CancelScope(shield=cancelled is not None):
+                            await _one_of(run.end)
+                    except asyncio.CancelledError as error:
+                        cancelled = error
+                        _stop(runs)
+            if cancelled is not None:
+                raise cancelled
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let a signal during a wait end all runs, and raise it after the wait; the program's own handlers stay.
+
+        Raises:
+            KeyboardInterrupt: at a SIGINT.
+            SystemExit: at a SIGTERM.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        seen = len(self._signals)
+        self._waits += 1
+        try:
+            for number in filter(_kills, (signal.SIGINT, signal.SIGTERM)):
+                self._handlers_before[number] = signal.signal(number, self._on_signal)
+            yield
+        finally:
+            self._waits -= 1
+            if not self._waits:
+                for taken, handler in self._handlers_before.items():
+                    if signal.getsignal(taken) == self._on_signal:
+                        signal.signal(taken, handler)
+                self._handlers_before.clear()
+        if came := self._signals[seen:]:
+            raise KeyboardInterrupt if came[0] == signal.SIGINT else SystemExit(128 + came[0])
+
+    def end_runs_at_sigterm(self) -> None:
+        """Let a SIGTERM that would kill this process end the runs first. Whoever handles it already decides instead."""
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+        _stop(self._living)
+        if not self._waits:
+            raise SystemExit(128 + number)
 
     # --- the end of a flow ---
 
     def _end_with(self, flow: Flow[Any, Any]) -> None:
-        """Let a flow wait for its runs when it ends; a flow that crashes, as when it is interrupted, ends them."""
+        """Let a flow wait for its runs when it ends; a flow that is cut off, as when it is interrupted, ends them."""
         hook = self._wait_in_async_flow if flow.isasync else self._wait_in_flow
         for hooks, register in (
             (flow.on_completion_hooks, flow.on_completion),
             (flow.on_failure_hooks, flow.on_failure),
             (flow.on_crashed_hooks, flow.on_crashed),
+            (flow.on_cancellation_hooks, flow.on_cancellation),
         ):
             if hook not in hooks:
                 register(hook)
 
     def _wait_in_flow(self, flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-        wait([run.end for run in self._of(flow_run, state)])
+        with _interrupting(flow_run, state):
+            self._wait(self._of(flow_run, state))
 
     async def _wait_in_async_flow(self, flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-        for run in self._of(flow_run, state):
-            await _one_of(run.end)
+        with _interrupting(flow_run, state):
+            await self._await(self._of(flow_run, state))
 
     def _of(self, flow_run: FlowRun, state: State[Any]) -> list[FollowedRun]:
         runs = [run for run in set(self._living) if run.parent == flow_run.id]
-        if state.is_crashed():
+        if not (state.is_completed() or state.is_failed()):
             _stop(runs)
         return runs
 
     # --- the end of the process ---
 
+    def _wait_first_at_exit(self) -> None:
+        """Be the first of what `threading` calls at the exit, before Prefect's services that a run has started.
+
+        `threading` calls these, last in first out, before `concurrent.futures` takes no more work.
+        """
+        calls = threading._threading_atexits  # type: ignore[attr-defined]
+        with self._lock:
+            if self._exit_call in calls:
+                calls.remove(self._exit_call)
+            threading._register_atexit(self._at_exit)  # type: ignore[attr-defined]
+            self._exit_call = calls[-1]
+
     def _at_exit(self) -> None:
         """Wait for what still runs; an interrupt ends it, the one that has ended the program or one that comes now."""
         if not self.alive:
             return
-        if _was_interrupted():
-            _stop(self._living)
-        elif self._living:
-            _logger.info("Waiting for the end of %d run(s) of launch; Ctrl-C ends them.", len(self._living))
-        try:
-            self._wait()
-        except (KeyboardInterrupt, SystemExit):
-            _stop(self._living)
-            self._wait()
+        seen = len(self._signals)
+        with suppress(KeyboardInterrupt, SystemExit), self._interruptible():
+            if _was_interrupted():
+                _stop(self._living)
+            self._wait(set(self._living))
+        last = getattr(sys, "last_value", None)
+        came = self._signals[seen:] or ([last.signal] if isinstance(last, TerminationSignal) else [])
+        if came:
+            atexit.register(_die, came[0])
         self._resources.close()
 
-    def _wait(self) -> None:
-        wait([run.end for run in set(self._living)])
 
-    def _end_runs_at_sigterm(self) -> None:
-        """Let a SIGTERM that would kill this process end the runs first. Whoever handles it already decides instead."""
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, self._on_sigterm)
+class _Interrupted(State[Any]):
+    """A flow's last state, for which its caller gets an interrupt. Prefect drops one that comes after that state."""
 
-    def _on_sigterm(self, number: int, frame: FrameType | None) -> NoReturn:
-        _stop(self._living)
-        raise SystemExit(128 + number)
+    data: BaseException
+
+    def result(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise self.data
+
+    async def aresult(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise self.data
+
+
+@contextmanager
+def _interrupting(flow_run: FlowRun, state: State[Any]) -> Iterator[None]:
+    """Let an interrupt of a hook reach the flow's caller."""
+    try:
+        yield
+    except BaseException as interrupt:
+        flow_run.state = _Interrupted.model_construct(**{**dict(state), "data": interrupt})
+        raise
+    if isinstance(state.data, TerminationSignal):
+        # Prefect would kill the process next, with lines of the runs' logs that are still to be sent.
+        raise SystemExit(128 + state.data.signal)
+
+
+def _kills(number: int) -> bool:
+    """Whether a signal would end the program or its flow; not when the program handles it, or ignores it."""
+    if number == signal.SIGTERM and is_prefect_sigterm_handler_installed():
+        return True
+    return signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _die(number: int) -> None:
+    """End by a signal, after all else that the exit has to do. It is too late for Python to have another exit code."""
+    atexit.unregister(_die)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):
+            stream.flush()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    os._exit(128 + number)  # The first process of a container is not killed by a signal.
 
 
 async def _one_of(*futures: Future[Any]) -> None:
@@ -297,9 +434,16 @@ def _stop(runs: Iterable[FollowedRun]) -> None:
         run.stop_soon()
 
 
+def _say_who_is_waited_for(runs: Iterable[FollowedRun]) -> None:
+    names = [run.id for run in runs if run.started.done() and not run.end.done() and not run.stop_asked]
+    if names:
+        _logger.info("Waiting for the end of what launch has started: %s. Ctrl-C ends it.", ", ".join(names))
+
+
 def _was_interrupted() -> bool:
-    """Whether Ctrl-C has ended this program, and not just a line of an interactive one."""
-    return getattr(sys, "last_type", None) is KeyboardInterrupt and not hasattr(sys, "ps1")
+    """Whether Ctrl-C, or a SIGTERM in a flow, has ended this program, and not just a line of an interactive one."""
+    last = getattr(sys, "last_type", None)
+    return last is not None and issubclass(last, (KeyboardInterrupt, TerminationSignal)) and not hasattr(sys, "ps1")
 
 
 _follower: Follower | None = None

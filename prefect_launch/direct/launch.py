@@ -7,8 +7,6 @@ flow, `alaunch` and `launch` call it: where the caller waits, or in the backgrou
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -46,6 +44,7 @@ from prefect_launch.settings.agent_config import default_home, resolve_agent_con
 from prefect_launch.settings.site import Site
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec
+from prefect_launch.sync_call import run_sync
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -303,34 +302,7 @@ def launch(
     repository: str | None = None,
 ) -> AbstractRun:
     """`alaunch` for synchronous code; arguments, result and errors are the same. It blocks a running event loop."""
-    return run_sync(alaunch(**locals()))
-
-
-def _loop_runs_here() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-def run_sync(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine from synchronous code, in the caller's context; on a thread when a loop runs in this one."""
-    if not _loop_runs_here():
-        return asyncio.run(work)
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(asyncio.run(work))
-        except BaseException as error:  # noqa: BLE001 - raised in the calling thread
-            failure.append(error)
-
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(run,), name="prefect-launch-sync")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
+    arguments = dict(locals())
+    if not synchronous:
+        follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
+    return run_sync(alaunch(**arguments))

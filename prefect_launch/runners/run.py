@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from prefect_launch.runners.base import Exit, Runner, RunPlan, RunState
+from prefect_launch.sync_call import run_sync
 
 State = Literal["unknown", "starting", "running", "failed", "finished", "stopping", "stopped", "preempted"]
 
@@ -49,7 +50,11 @@ class Status:
 
 
 class AbstractRun(ABC):
-    """A run that was started: wait for it, read its log, cancel it."""
+    """A run that was started: wait for it, read its log, cancel it.
+
+    `wait`, `cancel`, `get_status` and `get_logs` are coroutines, as the reference has them; synchronous code calls
+    `wait_sync`, `cancel_sync`, `get_status_sync` and `get_logs_sync`.
+    """
 
     @property
     @abstractmethod
@@ -86,6 +91,24 @@ class AbstractRun(ABC):
     @abstractmethod
     async def cancel(self) -> None:
         """End it: TERM, then KILL. Returns when it is seen to be gone; a run that has ended is left as it is."""
+
+    # --- the same for synchronous code ---
+
+    def get_status_sync(self) -> Status:
+        """`get_status` for synchronous code. It blocks a running event loop."""
+        return run_sync(self.get_status())
+
+    def get_logs_sync(self) -> str | None:
+        """`get_logs` for synchronous code. It blocks a running event loop."""
+        return run_sync(self.get_logs())
+
+    def wait_sync(self, timeout: float | None = None) -> bool:
+        """`wait` for synchronous code, with its argument, result and errors. It blocks a running event loop."""
+        return run_sync(self.wait(timeout))
+
+    def cancel_sync(self) -> None:
+        """`cancel` for synchronous code. It blocks a running event loop."""
+        run_sync(self.cancel())
 
 
 class RunnerRun(AbstractRun):

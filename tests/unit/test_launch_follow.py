@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,7 +17,7 @@ import pytest
 from prefect_launch.direct.background import FollowedRun, follower
 from prefect_launch.errors import ExecutionError, SpecError
 from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.run import RunnerRun
+from prefect_launch.runners.run import AbstractRun, RunnerRun
 from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -139,19 +140,85 @@ async def test_caller_that_is_cancelled_before_the_start_stops_what_it_began(tmp
     assert ends == ["Stopped while nothing of it ran."]
 
 
+def signals(*sent: signal.Signals, at_exit: bool = True) -> str:
+    """Code that sends this program signals from a thread, 1 ms apart: when it waits at its exit, or at once."""
+    return f"""
+import threading
+def send():
+    while {at_exit} and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        time.sleep(0.01)
+    for number in {[int(one) for one in sent]}:
+        os.kill(os.getpid(), number)
+        time.sleep(0.001)
+threading.Thread(target=send).start()
+"""
+
+
+AT_WORK = "time.sleep(30)"
+
+
 @pytest.mark.parametrize(
     ("then", "code"),
     [
-        ("raise KeyboardInterrupt", -signal.SIGINT),
-        ("os.kill(os.getpid(), signal.SIGTERM)", 128 + signal.SIGTERM),
-        ("import threading; threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()", 0),
+        (signals(signal.SIGINT, at_exit=False) + AT_WORK, -signal.SIGINT),
+        (signals(signal.SIGTERM, at_exit=False) + AT_WORK, 128 + signal.SIGTERM),
+        (signals(signal.SIGINT), -signal.SIGINT),
+        (signals(signal.SIGTERM), -signal.SIGTERM),
+        (signals(signal.SIGINT, signal.SIGINT, at_exit=False) + AT_WORK, -signal.SIGINT),
+        (signals(signal.SIGINT, signal.SIGINT, signal.SIGINT), -signal.SIGINT),
     ],
-    ids=["ctrl-c", "term", "ctrl-c-at-its-exit"],
+    ids=["int-at-work", "term-at-work", "int-at-exit", "term-at-exit", "two-at-work", "three-at-exit"],
 )
 def test_process_that_is_interrupted_ends_its_runs_first(tmp_path: Path, then: str, code: int) -> None:
-    ended = run_program(PROGRAM + then, tmp_path)
-    assert ended.stdout.split() == ["started", "stopped"], ended.stderr
+    last = "import atexit; atexit.register(print, 'last')\n"
+    ended = run_program(last + PROGRAM + then, tmp_path)
+    assert ended.stdout.split() == ["started", "stopped", "last"], ended.stderr
     assert ended.returncode == code
+
+
+@pytest.mark.parametrize("exits", ["raise SystemExit(3)", ""], ids=["exits", "returns"])
+def test_program_keeps_its_own_exit_code_whatever_became_of_its_run(tmp_path: Path, exits: str) -> None:
+    program = PROGRAM.replace("Script(seconds=60)", "Script(seconds=0.5, exit_code=1)") + exits
+    ended = run_program(program, tmp_path)
+    assert ended.stdout.split() == ["started", "ended"], ended.stderr
+    assert ended.returncode == (3 if exits else 0)
+
+
+async def test_many_runs_leave_one_call_for_the_exit(tmp_path: Path) -> None:
+    async def work() -> RunnerRun:
+        run = await started(tmp_path, Script())
+        here = FollowedRun.here()
+        assert here is not None
+        here.attempt_started(run)
+        await run.wait()
+        return run
+
+    assert await (await follower().begin(work)).wait()
+    calls = len(threading._threading_atexits)  # type: ignore[attr-defined]
+    assert await (await follower().begin(work)).wait()
+    assert len(threading._threading_atexits) == calls  # type: ignore[attr-defined]
+
+
+def test_synchronous_code_waits_for_a_run_and_cancels_one(tmp_path: Path) -> None:
+    def begin(script: Script) -> AbstractRun:
+        async def work() -> RunnerRun:
+            run = await started(tmp_path, script)
+            here = FollowedRun.here()
+            assert here is not None
+            here.attempt_started(run)
+            await run.wait()
+            return run
+
+        return asyncio.run(follower().begin(work))
+
+    long = begin(Script(seconds=60, log=(b"hello\n",)))
+    assert long.get_status_sync() == "running"
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.1 s"):
+        long.wait_sync(timeout=0.1)
+    long.cancel_sync()
+    assert long.status == "stopped"
+    assert long.get_logs_sync() == "hello\n"
+    assert begin(Script()).wait_sync()
 
 
 def test_process_with_a_sigterm_handler_of_its_own_keeps_it(tmp_path: Path) -> None:
