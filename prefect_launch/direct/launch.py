@@ -30,6 +30,7 @@ from prefect_launch.core.server_json import check_server_json
 from prefect_launch.core.short_id import short_id
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import ItemState
+from prefect_launch.core.sync_call import run_sync
 from prefect_launch.direct.background import FollowedRun, follower
 from prefect_launch.direct.end import ending_as_its_run, failure_of, outcome_of_run, show_failure
 from prefect_launch.direct.retries import retries_here, with_retries
@@ -44,7 +45,6 @@ from prefect_launch.settings.agent_config import default_home, resolve_agent_con
 from prefect_launch.settings.site import Site
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec
-from prefect_launch.sync_call import run_sync
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job

@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
 
+from prefect_launch.core.sync_call import run_sync
 from prefect_launch.runners.base import Exit, Runner, RunPlan, RunState
-from prefect_launch.sync_call import run_sync
 
 State = Literal["unknown", "starting", "running", "failed", "finished", "stopping", "stopped", "preempted"]
 
