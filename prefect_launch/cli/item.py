@@ -20,7 +20,7 @@ from prefect_launch.cli.item_view import (
     state_of,
     waiting_fields,
 )
-from prefect_launch.cli.output import Column, ago, lasted, local_time, print_details, print_json, print_table
+from prefect_launch.cli.output import Column, ago, at, lasted, print_details, print_json, print_table
 from prefect_launch.cli.style import JsonOption, examples, group
 from prefect_launch.core.short_id import short_id, short_ids
 from prefect_launch.core.states import ItemState, StateType
@@ -149,15 +149,15 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("project", f"{run.entity}/{run.project}"),
             ("author", request.get("author")),
             ("attempts", item.run_count),
-            ("created", local_time(item.created)),
-            ("started", local_time(started_at(item))),
-            ("ended", local_time(item.end_time)),
+            ("created", at(item.created)),
+            ("started", at(started_at(item))),
+            ("ended", at(item.end_time)),
             ("took", lasted(duration_of(item))),
             ("page", run.url),
         ]
     )
     typer.echo()
-    rows = [(local_time(state.timestamp), state.name.lower(), state.message) for state in states]
+    rows = [(at(state.timestamp), state.name.lower(), state.message) for state in states]
     print_table((Column("TIME"), Column("STATE"), Column("MESSAGE", gives_way=True)), rows, empty="")
     if lines:
         typer.echo(f"\nThe last lines of its log ('prefect-launch item logs {short_id(run.id)}' has all):")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from prefect_launch.cli.output import ago, until
+from prefect_launch.core.moments import local_minute, local_time
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 
@@ -166,11 +167,9 @@ def start_in_words(waiting: Waiting | None) -> str:
 
     if waiting is None or waiting.expected_start is None:
         return ""
-    start = waiting.expected_start.astimezone()
     if waiting.cause is WaitCause.NOT_DUE:
-        return f"{until(start)}, at {start:%Y-%m-%d %H:%M:%S}"
-    is_today = start.date() == datetime.now().astimezone().date()
-    told = f"about {start:%H:%M}" if is_today else f"about {start:%Y-%m-%d %H:%M}"
+        return f"{until(waiting.expected_start)}, at {local_time(waiting.expected_start)}"
+    told = f"about {local_minute(waiting.expected_start)}"
     return f"{told}, from {waiting.basis}" if waiting.basis else told
 
 

@@ -10,7 +10,7 @@ from prefect_launch.cli.connect import connected
 from prefect_launch.cli.flattened import flattened
 from prefect_launch.cli.job_options import JobOptions
 from prefect_launch.cli.job_view import input_rows, job_fields, retries_of, source, summary_fields, work_tree
-from prefect_launch.cli.output import Column, ago, local_time, print_details, print_json, print_table
+from prefect_launch.cli.output import Column, ago, at, print_details, print_json, print_table
 from prefect_launch.cli.style import EntityOption, JsonOption, ProjectOption, examples, group
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def describe(job: JobName, json: JsonOption = False) -> None:
             ("Python", found.runtime),
             ("description", found.description),
             ("retries", retries_of(found)),
-            ("created", local_time(found.created_at)),
+            ("created", at(found.created_at)),
             ("digest", found.digest),
         ]
     )

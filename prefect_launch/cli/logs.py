@@ -27,7 +27,7 @@ def set_up(level: int, *, form: str, verbose: bool = False) -> None:
         for console in [each for each in root.handlers if isinstance(each, PrefectConsoleHandler)]:
             root.removeHandler(console)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S"))
+    handler.setFormatter(logging.Formatter(form, datefmt="%H:%M:%S%z"))
     for name in _OURS:
         logger = logging.getLogger(name)
         logger.setLevel(level)

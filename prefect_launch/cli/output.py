@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
+from prefect_launch.core.moments import local_time
 from prefect_launch.core.terminal import printable
 
 if TYPE_CHECKING:
@@ -123,9 +124,9 @@ def lasted(seconds: float | None) -> str:
     return f"{whole} s"
 
 
-def local_time(moment: datetime | None) -> str:
-    """Tell a moment in this machine's time zone."""
-    return "" if moment is None else moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def at(moment: datetime | None) -> str:
+    """Tell a moment in this machine's time zone; an empty text for none."""
+    return "" if moment is None else local_time(moment)
 
 
 def _console() -> Console:

@@ -117,7 +117,9 @@ class Show:
     def _write_agent_log(self) -> None:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self._log, mode="w")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S%z")
+        )
         logging.getLogger().addHandler(handler)
         logging.getLogger("prefect_launch").setLevel(logging.INFO)
 

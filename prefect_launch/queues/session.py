@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from prefect_launch.core.moments import utc_time
 from prefect_launch.core.names import check_name
 from prefect_launch.errors import QueueError, unknown_name
 from prefect_launch.policy.template import QueueConfig
@@ -138,7 +139,7 @@ def obstacle_of(pool: Pool) -> str:
 
     The moment is told with it: what was read of a queue serves for a while.
     """
-    now = f"{datetime.now(timezone.utc):%H:%M:%S} UTC"
+    now = utc_time(datetime.now(timezone.utc))
     if pool.is_paused:
         return f"The queue was paused at {now}: 'prefect-launch queue resume {pool.name}' lets it go on."
     if pool.status == _NOT_READY:

@@ -8,12 +8,13 @@ a limit, that before busy slots.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from prefect_launch.core.moments import utc_minute, utc_time
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.activity import AgentInfo
 from prefect_launch.queues.forecast import Past, seconds_until_start
@@ -107,7 +108,7 @@ class Waiting(BaseModel):
     def __str__(self) -> str:
         start = ""
         if self.expected_start is not None and self.basis:
-            start = f" Expected to start at about {_clock(self.expected_start)}, from {self.basis}."
+            start = f" Expected to start at about {utc_minute(self.expected_start)}, from {self.basis}."
         return f"{self.reason} It is the {self.position} in the queue.{start}"
 
 
@@ -145,8 +146,8 @@ def _not_due(facts: WaitFacts) -> _Told | None:
     if due is None or due <= facts.queue.now:
         return None
     if facts.item.state_name == ItemState.AWAITING_RETRY.label:
-        return WaitCause.NOT_DUE, f"It is run again at {due:%Y-%m-%d %H:%M:%S} UTC, as its retry rule says."
-    return WaitCause.NOT_DUE, f"It is due at {due:%Y-%m-%d %H:%M:%S} UTC."
+        return WaitCause.NOT_DUE, f"It is run again at {utc_time(due)}, as its retry rule says."
+    return WaitCause.NOT_DUE, f"It is due at {utc_time(due)}."
 
 
 def _no_agent(facts: WaitFacts) -> _Told | None:
@@ -289,8 +290,3 @@ def _due(item: Item) -> datetime | None:
 def _ordinal(number: int) -> str:
     last = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{'th' if number % 100 in (11, 12, 13) else last}"
-
-
-def _clock(moment: datetime) -> str:
-    when = moment.astimezone(timezone.utc)
-    return f"{when:%H:%M} UTC" if when.date() == datetime.now(timezone.utc).date() else f"{when:%Y-%m-%d %H:%M} UTC"

@@ -20,6 +20,7 @@ from prefect_launch.agent.item.image_warning import is_other_image
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.core.masking import Mask
+from prefect_launch.core.moments import utc_time
 from prefect_launch.core.server_json import clean_text
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
@@ -146,7 +147,7 @@ def _known(item: Item, category: Category, facts: Facts) -> dict[str, Any]:
             "out of memory": "yes, says the kernel" if end.oom_killed else "no",
             "duration": None if end.duration_seconds is None else f"{end.duration_seconds:.1f} s",
             "peak memory": None if end.peak_memory_bytes is None else f"{end.peak_memory_bytes / _MEBIBYTE:,.0f} MiB",
-            "started": None if end.started_at is None else f"{end.started_at:%Y-%m-%d %H:%M:%S} UTC",
+            "started": None if end.started_at is None else utc_time(end.started_at),
         }
     if plan is not None:
         known |= {"command": shlex.join([*plan.command, *plan.args]) or None, "image": plan.image}

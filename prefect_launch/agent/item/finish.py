@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_launch.agent.item.failure_report import Facts, certify, show_certificate
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.transitions import move, until_server_is_back
+from prefect_launch.core.moments import utc_time
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Labels
@@ -49,7 +50,7 @@ class Retry(BaseModel):
 
     def describe(self) -> str:
         """Say it in words."""
-        return f"It comes back by itself at {self.due:%Y-%m-%d %H:%M:%S} UTC (retry {self.number} of {self.most})."
+        return f"It comes back by itself at {utc_time(self.due)} (retry {self.number} of {self.most})."
 
 
 async def end_item(

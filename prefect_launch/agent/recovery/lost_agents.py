@@ -28,6 +28,7 @@ from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.agent.recovery.ownership import holder_of, items_in_work, last_claim
+from prefect_launch.core.moments import utc_time
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import read_notices
@@ -231,7 +232,7 @@ class LostWatch:
         return {one.id for notice in notices if notice.name in living for one in notice.running}
 
     async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], beat: datetime | None) -> None:
-        seen = f"{beat:%Y-%m-%d %H:%M:%S} UTC" if beat else "an unknown time"
+        seen = utc_time(beat) if beat else "an unknown time"
         why = f"Agent {holder.agent} on {holder.host} was last seen at {seen}."
         log.warning("%s lost %s", item.id, why)
         current = history[-1].type
