@@ -127,7 +127,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
         return
     print_details(
         [
-            ("id", run.id),
+            ("id", short_id(run.id)),
             ("name", run.name),
             ("state", state_of(item)),
             ("message", item.message),
@@ -211,7 +211,7 @@ def cancel(item_id: ItemId, json: JsonOption = False) -> None:
         print_json({"id": run.id, "name": run.name, "state": state})
         return
     told = "is cancelled" if state == "cancelled" else "is asked to stop; its agent ends it"
-    typer.echo(f"The item {run.name} ({run.id}) {told}.")
+    typer.echo(f"The item {run.name} ({short_id(run.id)}) {told}.")
 
 
 @app.command()
@@ -222,4 +222,4 @@ def retry(item_id: ItemId, json: JsonOption = False) -> None:
     if json:
         print_json({"id": run.id, "name": run.name, "state": "queued"})
         return
-    typer.echo(f"The item {run.name} ({run.id}) is back in the queue {run.queue_name}.")
+    typer.echo(f"The item {run.name} ({short_id(run.id)}) is back in the queue {run.queue_name}.")

@@ -13,6 +13,7 @@ from prefect_launch.cli.follow import LogTail, write_log
 from prefect_launch.cli.item_view import duration_of, fields_of, state_of
 from prefect_launch.cli.output import lasted, print_json
 from prefect_launch.client.launch_add import launch_add
+from prefect_launch.core.short_id import short_id
 from prefect_launch.direct.launch import launch_flow
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.spec.launch_spec import construct_spec
@@ -55,7 +56,7 @@ def add_to_queue(
         )
     if not as_json:
         typer.echo(f"Added {run.name} to the queue {run.queue_name}, with priority {run.priority.name.lower()}.")
-        typer.echo(f"id:   {run.id}")
+        typer.echo(f"id:   {short_id(run.id)}")
         typer.echo(f"page: {run.url}")
     if wait:
         _wait(run, log_to_error=as_json)
@@ -93,10 +94,10 @@ def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
     try:
         tail.until_end()
     except KeyboardInterrupt:
-        typer.echo(f"It goes on. Follow it with: prefect-launch item logs {run.id} -f", err=True)
+        typer.echo(f"It goes on. Follow it with: prefect-launch item logs {short_id(run.id)} -f", err=True)
         raise
     item = run.wait_until_finished()
-    typer.echo(f"{run.name} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
+    typer.echo(f"{_named(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
 
 
 def run_here(api: Api, request: Request, *, as_json: bool) -> None:
@@ -120,7 +121,12 @@ def run_here(api: Api, request: Request, *, as_json: bool) -> None:
     if as_json:
         print_json(fields_of(run, item))
         return
-    typer.echo(f"{run.name} {state_of(item)} after {lasted(duration_of(item))}: {run.url}", err=True)
+    typer.echo(f"{_named(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
+    typer.echo(f"page: {run.url}", err=True)
+
+
+def _named(run: QueuedRun) -> str:
+    return f"{run.name} ({short_id(run.id)})"
 
 
 async def _launch(api: Api, arguments: dict[str, Any], *, log_to_error: bool) -> QueuedRun:

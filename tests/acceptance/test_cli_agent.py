@@ -158,7 +158,7 @@ def test_running_item_that_is_cancelled_is_ended_by_its_agent(
 
     assert "asked to stop" in asked.stdout
     assert json.loads(launch_cli("item", "show", item, "--json").stdout)["state"] == "cancelled"
-    assert re.search(r"^\d\d:\d\d:\d\d [0-9a-f-]{36} [a-z-]+ ", agent.tail(), re.MULTILINE)
+    assert re.search(r"^\d\d:\d\d:\d\d[+-]\d{4} [0-9a-f-]{36} [a-z-]+ ", agent.tail(), re.MULTILINE)
 
 
 def end(agent: ChildProcess, number: signal.Signals) -> int:

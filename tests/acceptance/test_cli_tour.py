@@ -62,9 +62,9 @@ def test_job_goes_from_a_folder_through_a_queue_to_its_log(launch_cli: Cli, queu
     inputs = ("--set", "epochs=3", "--set", "tag=1.10", "--set", "optimizer.lr=.5")
     good = launch_cli("add", "-j", job, "-q", queue, *inputs, "-P", "low", "--name", "good [run] {x}")
     bad = json.loads(launch_cli("add", "-j", job, "-q", queue, "--set", "fail=true", "-P", "1", "--json").stdout)
-    good_id = re.search(r"id:\s+([0-9a-f-]{36})\n", good.stdout)
+    good_id = re.search(r"id:\s+([0-9a-f]{8})\n", good.stdout)
     assert good_id
-    assert f"/runs/flow-run/{good_id[1]}" in good.stdout
+    assert re.search(rf"page: http\S+/runs/flow-run/[0-9a-f-]{{28}}{good_id[1]}\n", good.stdout)
     assert (bad["state"], bad["priority"], bad["queue"]) == ("queued", 1, queue)
     waiting = json.loads(launch_cli("item", "show", good_id[1], "--json").stdout)
     assert waiting["why"].startswith("No agent is online")
@@ -72,10 +72,11 @@ def test_job_goes_from_a_folder_through_a_queue_to_its_log(launch_cli: Cli, queu
     agent = launch_cli("agent", "start", "-q", queue, "-j", "2", "--until-empty")
 
     assert agent.stdout == ""
-    assert re.search(rf"^\d\d:\d\d:\d\d {good_id[1]} completed ", agent.stderr, re.MULTILINE)
+    assert re.search(rf"^\d\d:\d\d:\d\d[+-]\d{{4}} \S+{good_id[1]} completed ", agent.stderr, re.MULTILINE)
     assert "Traceback" not in agent.stderr
     listed = json.loads(launch_cli("item", "list", "-q", queue, "--json").stdout)
-    assert {item["id"]: item["state"] for item in listed} == {good_id[1]: "completed", bad["id"]: "failed"}
+    states = {item["id"][-8:]: item["state"] for item in listed}
+    assert states == {good_id[1]: "completed", bad["id"][-8:]: "failed"}
     shown = json.loads(launch_cli("item", "show", "good [run] {x}", "--json").stdout)
     assert shown["inputs"] == {"epochs": 3, "tag": "1.10", "fail": False, "optimizer": {"lr": 0.5}}
     assert shown["job"] == f"default/default/{job}:v0"
@@ -163,7 +164,7 @@ def test_job_runs_here_and_now_with_its_log_and_its_exit_code(launch_cli: Cli, j
     bad = launch_cli("run", "-j", job, "--set", "fail=true", "--json", code=1)
 
     assert good.stdout == "epoch 0 of x 0.1\n"
-    assert good.stderr.startswith("here {x} completed after ")
+    assert re.match(r"here \{x\} \([0-9a-f]{8}\) completed after ", good.stderr)
     assert bad.stdout == ""
     assert bad.stderr.splitlines()[-1].startswith("Error: Run ")
     assert "Traceback" not in bad.stderr

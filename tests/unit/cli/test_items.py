@@ -74,6 +74,21 @@ def test_items_made_at_once_are_listed_with_ids_that_the_commands_take(api: InMe
         assert json.loads(command("item", "show", shown[1], "--json").stdout)["id"] == run.id
 
 
+def test_id_that_is_told_when_an_item_is_added_is_the_one_that_is_listed_and_shown(
+    api: InMemoryApi, command: Command
+) -> None:
+    added = command("add", "-d", "busybox:1", "-q", "gpu", "--name", "train").stdout
+
+    told = re.search(r"id:\s+(\S+)\npage: (\S+)\n", added)
+    assert told
+    assert len(told[1]) == 8
+    assert told[2].endswith(told[1])
+    assert re.search(rf"^{told[1]}\s+train\s", command("item", "list").stdout, re.MULTILINE)
+    shown = command("item", "show", told[1]).stdout
+    assert re.search(rf"^id\s+{told[1]}$", shown, re.MULTILINE)
+    assert f"train ({told[1]})" in command("item", "cancel", told[1]).stdout
+
+
 def test_item_is_found_by_its_name_by_the_start_of_its_id_and_by_its_whole_id(
     api: InMemoryApi, command: Command
 ) -> None:
