@@ -46,7 +46,10 @@ _MAXIMUM: Final = re.compile(r"-1(\.0+)?|\d+(\.\d+)?")
 
 
 def default_home() -> Path:
-    """Return the folder of prefect-launch on this machine: `PREFECT_LAUNCH_HOME`, or `launch` in Prefect's own."""
+    """Return the folder of what agents keep on this machine: `PREFECT_LAUNCH_HOME`, or `launch` in Prefect's own.
+
+    Jobs are in Prefect's own in either case: whoever queues finds them without knowing where an agent keeps its runs.
+    """
     if named := os.environ.get(HOME_VARIABLE):
         return Path(named).expanduser().absolute()
     from prefect.settings import PREFECT_HOME

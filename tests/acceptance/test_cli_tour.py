@@ -75,8 +75,8 @@ def test_job_goes_from_a_folder_through_a_queue_to_its_log(launch_cli: Cli, queu
     assert re.search(rf"^\d\d:\d\d:\d\d[+-]\d{{4}} \S+{good_id[1]} completed ", agent.stderr, re.MULTILINE)
     assert "Traceback" not in agent.stderr
     listed = json.loads(launch_cli("item", "list", "-q", queue, "--json").stdout)
-    states = {item["id"][-8:]: item["state"] for item in listed}
-    assert states == {good_id[1]: "completed", bad["id"][-8:]: "failed"}
+    ended = {item["id"][-8:]: item["state"] for item in listed}
+    assert ended == {good_id[1]: "completed", bad["id"][-8:]: "failed"}
     shown = json.loads(launch_cli("item", "show", "good [run] {x}", "--json").stdout)
     assert shown["inputs"] == {"epochs": 3, "tag": "1.10", "fail": False, "optimizer": {"lr": 0.5}}
     assert shown["job"] == f"default/default/{job}:v0"

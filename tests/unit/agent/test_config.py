@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import AgentConfigError, InvalidNameError, LaunchError
+from prefect_launch.jobs.store import JobStore
 from prefect_launch.settings.agent_config import AgentConfig, parse_agent_config, resolve_agent_config
 
 ENVIRONMENT = ("LAUNCH_ENTITY", "WANDB_ENTITY", "LAUNCH_MAX_JOBS", "WANDB_LAUNCH_MAX_JOBS", "LAUNCH_AGENT_NAME")
@@ -217,3 +218,14 @@ def test_config_cannot_be_changed() -> None:
 
 def test_every_error_is_a_launch_error() -> None:
     assert issubclass(AgentConfigError, LaunchError)
+
+
+async def test_home_of_agents_moves_runs_and_leaves_the_jobs_where_all_find_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    before = await JobStore().files()
+    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "elsewhere"))
+
+    assert parse_agent_config({"name": "box"}).home == tmp_path / "elsewhere"
+    assert str(await JobStore().files()) == str(before)
+    assert "elsewhere" not in str(before)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from prefect_launch import cli
 from prefect_launch.cli.main import app
+from prefect_launch.cli.output import at
 from prefect_launch.client.api import use_api
 from prefect_launch.client.launch_add import launch_add_many
 from prefect_launch.client.queued_run import QueuedRun
@@ -128,7 +129,7 @@ def test_scheduled_item_is_listed_and_shown_with_the_time_at_which_it_starts(
     assert listed[0].endswith("STARTS")
     assert [line.endswith("in 5 h") for line in listed[1:]] == [short_id(later.id) in line for line in listed[1:]]
     assert f"in 5 h, at {local_time(moment)}" in shown
-    assert f"created   {local_time(later.item.created)}" in re.sub("  +", "   ", shown)
+    assert f"created   {at(later.item.created)}" in re.sub("  +", "   ", shown)
     assert json.loads(command("item", "show", "later", "--json").stdout)["due"] == moment.isoformat()
     schedule(api, later, datetime.now(timezone.utc))
     assert "STARTS" not in command("item", "list").stdout
