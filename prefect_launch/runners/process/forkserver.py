@@ -2,7 +2,7 @@
 
 A Python interpreter takes 30 ms of a core to start and to import what a supervisor needs; a fork of one that has done
 so takes 2, and shares its memory. `Nursery` is the agent's side. The process is this file as a script
-(`python -I -S nursery.py SOCKET_FD`), with the standard library only; it does nothing but fork, knows nothing of the
+(`python -I -S forkserver.py SOCKET_FD`), with the standard library only; it does nothing but fork, knows nothing of the
 runs, and ends with the agent, while the supervisors go on.
 """
 

@@ -1,6 +1,6 @@
 """The parent of one `local-process` job: starts it once, waits for it, writes down how it ended.
 
-`main` runs in a process that the agent's nursery has forked (`nursery.py`), with the standard library only, in a
+`main` runs in a process that the agent's nursery has forked (`forkserver.py`), with the standard library only, in a
 session of its own, so that it lives on when the agent ends. It promises: `started.json` is on disk before any code of
 the job runs, and stands for "must never be started again"; `exit.json` is on disk after everything that the job left
 running is gone, and its log is whole. It is told what to do by files in RUN_DIR (see `process_files.py`), and by

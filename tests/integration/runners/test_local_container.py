@@ -219,7 +219,7 @@ async def test_folder_of_the_host_is_mounted_and_one_that_is_not_there_is_told_a
     there, missing = bench.folder / "there", bench.folder / "missing"
     there.mkdir()
     (there / "x").write_text("hello\n")
-    plan = bench.plan("cat /data/x; touch /data/y || echo kept", options={"volume": f"{there}:/data:ro"})
+    plan = bench.plan("cat /data/x; touch /data/y 2>&1 || echo kept", options={"volume": f"{there}:/data:ro"})
     await run(bench.runner, plan)
     assert plan.log_path.read_text().splitlines()[0::2] == ["hello", "kept"]
     for options in ({"volume": f"{missing}:/data"}, {"mount": f"type=bind,src={missing},dst=/data"}):

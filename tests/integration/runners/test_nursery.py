@@ -53,7 +53,7 @@ def nurseries_of_this_process() -> set[int]:
             command = (entry / "cmdline").read_bytes()
         except OSError:
             continue
-        if int(fields[1]) == os.getpid() and b"nursery.py" in command:
+        if int(fields[1]) == os.getpid() and b"forkserver.py" in command:
             found.add(int(entry.name))
     return found
 
