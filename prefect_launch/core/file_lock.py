@@ -1,6 +1,7 @@
 """A lock between processes: a file that is locked by the kernel, so that it ends with its holder, however that ends.
 
-The standard-library-only programs that run beside a job (`runners/process/supervisor.py`, `inputs`) lock for themselves.
+The standard-library-only programs that run beside a job (`runners/process/supervisor.py`, `inputs`) lock for
+themselves.
 """
 
 from __future__ import annotations
