@@ -153,8 +153,12 @@ class Loop:
     def _is_over(self) -> bool:
         if self._orders.stopping or time.monotonic() >= self._ends_at:
             return True
-        # A shift that has drained stays until its time is up: the next one would come at once, and drain too.
-        return self._orders.draining and not self._crew.thread_ids and self._ends_at == float("inf")
+        return self._orders.draining and not self._crew.thread_ids and self._ends_drained
+
+    @property
+    def _ends_drained(self) -> bool:
+        """Whether it leaves once it has drained: the shift after one that does would come at once, and drain too."""
+        return self._orders.ends_shift or self._ends_at == float("inf")
 
     async def _fill(self) -> None:
         while self._agent.free_slots > 0 and not self._orders.stopping:
@@ -270,7 +274,7 @@ class Loop:
         if self._orders.stops_jobs:
             await self._crew.stop_jobs(self._config.stopped_run_timeout)
         left = self._reporter.notice("offline")
-        drained = self._orders.drains_from_afar and not left.running and self._ends_at == float("inf")
+        drained = self._orders.drains_from_afar and not left.running and self._ends_drained
         await self._crew.leave()
         if self._orders.stops_jobs:
             await self._give_back({UUID(item.id) for item in left.running})

@@ -100,7 +100,10 @@ def serve(
     ] = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Serve an agent as a deployment on a schedule: its page in the UI shows each shift's jobs."""
+    """Serve an agent as a deployment on a schedule: its page in the UI shows each shift's jobs.
+
+    Signals do what they do to 'agent start': the first drains it, the second makes it leave at once.
+    """
     settings = _settings(queue, max_jobs, config, name, verbose)
     import asyncio
 
@@ -109,7 +112,8 @@ def serve(
     from prefect_launch.client.api import default_api
 
     seconds = DEFAULT_INTERVAL_SECONDS if interval is None else interval
-    asyncio.run(serve_agent(default_api(), settings, interval_seconds=seconds))
+    heard = asyncio.run(serve_agent(default_api(), settings, interval_seconds=seconds))
+    raise typer.Exit(0 if heard is None else _SIGNALLED + heard)
 
 
 @app.command("list")

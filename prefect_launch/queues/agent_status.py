@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -112,10 +112,32 @@ async def read_notices(server: Server) -> dict[str, AgentNotice]:
     return found
 
 
-async def order_drain(server: Server, name: str) -> None:
-    """Tell an agent to drain; it hears of it at once, or else within its poll interval."""
-    order = {"agent": name, "at": datetime.now(timezone.utc).isoformat()}
-    await server.write_variable(_key("drain", name), order, tags=[DRAIN_TAG])
+class DrainOrder(BaseModel):
+    """That an agent is to drain.
+
+    Attributes:
+        agent: its name.
+        at: when it was told.
+        ends_shift: a shift of a served agent ends as soon as it has drained, and this order with it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    agent: str
+    at: datetime
+    ends_shift: bool = False
+
+
+async def order_drain(server: Server, name: str, *, ends_shift: bool = False) -> None:
+    """Tell an agent to drain; it hears of it at once, or else within its poll interval.
+
+    Args:
+        server: the agent's.
+        name: of the agent.
+        ends_shift: a shift of a served agent ends as soon as it has drained. By default it stays until its time is up.
+    """
+    order = DrainOrder(agent=name, at=datetime.now(timezone.utc), ends_shift=ends_shift)
+    await server.write_variable(_key("drain", name), order.model_dump(mode="json"), tags=[DRAIN_TAG])
 
 
 async def take_drain_back(server: Server, name: str) -> bool:
@@ -123,10 +145,13 @@ async def take_drain_back(server: Server, name: str) -> bool:
     return await server.delete_variable(_key("drain", name))
 
 
-async def is_told_to_drain(server: Server, name: str) -> bool:
-    """Whether an agent is told to drain."""
-    order: Any = await server.read_variable(_key("drain", name))
-    return isinstance(order, dict) and order.get("agent") == name
+async def read_drain_order(server: Server, name: str) -> DrainOrder | None:
+    """Return the order that an agent drains; `None` when there is none."""
+    try:
+        order = DrainOrder.model_validate(await server.read_variable(_key("drain", name)))
+    except ValidationError:
+        return None
+    return order if order.agent == name else None
 
 
 def drain_order_of(name: str) -> str:

@@ -57,7 +57,7 @@ def shift_process(service: int) -> int:
     return int(listed.stdout.split()[0])
 
 
-def test_served_agent_works_in_shifts_and_a_crashed_one_is_replaced(site: Site) -> None:
+def test_served_agent_works_in_shifts_and_drains_at_a_signal_right_after_a_crash(site: Site) -> None:
     site.job('echo started; while [ ! -e "$0.go" ]; do sleep 0.1; done; echo ended; exit 0\n')
     command = ["agent", "serve", "-q", site.name, "--name", site.name, "--interval", "60"]
     service = ChildProcess(
@@ -66,20 +66,24 @@ def test_served_agent_works_in_shifts_and_a_crashed_one_is_replaced(site: Site) 
     try:
         (run,) = site.add()
         run.wait_until_started(SHIFT_SECONDS)
+        (waits,) = site.add()
         (first,) = shifts(site, "RUNNING")
         until(lambda: [each["name"] for each in task_runs(site, first)] == [run.name])
 
         os.kill(shift_process(service.pid), signal.SIGKILL)
+        os.kill(service.pid, signal.SIGTERM)  # No shift is on: the next one takes up the run, and drains.
         until(lambda: [each for each in shifts(site, "RUNNING") if each["id"] != first["id"]], SHIFT_SECONDS)
         assert run.state == "running"
         (go,) = (site.folder / "home" / "runs" / run.id).glob("*/code")
         (go / "run.sh.go").touch()
         run.wait_until_finished(SHIFT_SECONDS)
         assert site.log(run).split() == ["started", "ended"]
+        assert service.wait(SHIFT_SECONDS) == 128 + signal.SIGTERM
     finally:
         service.stop()
 
-    assert "is stopped; what runs goes on" in service.tail()
+    assert "has drained" in service.tail()
+    assert waits.state == "queued"
     ends = Counter(each["state_type"] for each in shifts(site))
     assert ends["CRASHED"] == 1
     assert ends["CANCELLED"] <= 1

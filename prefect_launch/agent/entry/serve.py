@@ -3,6 +3,10 @@
 A shift ends before the next is due, so that none is ever refused for overlapping; the deployment's limit of one run
 is only the net under that. A shift that crashed is replaced at once. Runs that a stopped service left waiting or
 running are cleared away: no pile of late or cancelled runs is left in the UI.
+
+The first signal drains the agent, by the order on the server that `agent drain` gives, too: the shift that is on, or
+the next one when none is, takes up what is the agent's own, takes no more, and ends when that is done. The second
+signal ends the service at once.
 """
 
 from __future__ import annotations
@@ -16,10 +20,14 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+import anyio
+
+from prefect_launch.agent.entry.signals import SIGNALS
 from prefect_launch.agent.item.transitions import log
+from prefect_launch.agent.polling.events import Wake
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, ServerUnavailableError
-from prefect_launch.queues.agent_status import TAG
+from prefect_launch.queues.agent_status import TAG, order_drain, read_drain_order
 from prefect_launch.queues.deployment import queue_tag
 from prefect_launch.settings.agent_config import AgentConfig
 
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
     from prefect_launch.client.api import Api
+    from prefect_launch.server.protocol import Server
 
 DEFAULT_INTERVAL_SECONDS: Final = 600.0
 #: A shift costs the server about ten writes and the machine some seconds of a core.
@@ -42,13 +51,67 @@ STOP_SECONDS: Final = 40.0
 _PAGE: Final = 200
 
 
-async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFAULT_INTERVAL_SECONDS) -> None:
-    """Serve an agent until stopped by SIGINT or SIGTERM.
+class Stop:
+    """What signals tell a service: the first drains its agent, the second ends it at once.
+
+    Attributes:
+        heard: the signals, in their order.
+        has_drained: whether the agent has drained.
+        wake: is rung at every signal.
+        end: ends the service.
+    """
+
+    def __init__(self) -> None:
+        self.heard: list[signal.Signals] = []
+        self.has_drained = False
+        self.wake = Wake()
+        self.end: Callable[[], object] = lambda: None
+
+    @contextmanager
+    def by_signals(self) -> Iterator[None]:
+        """Listen to SIGTERM and SIGINT; left to Prefect, a run would stay Running for ever."""
+        task = asyncio.current_task()
+        assert task is not None
+        self.end = task.cancel
+        for number in SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(number, self.hear, number)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if not self.heard:
+                raise
+        finally:
+            self._forget()
+
+    def hear(self, number: signal.Signals) -> None:
+        """Act on a signal."""
+        self.heard.append(number)
+        self.wake.ring()
+        if len(self.heard) == 1:
+            log.info("draining: what is this agent's own is taken up and finished; once more to leave at once")
+        else:
+            log.info("leaving: what runs goes on")
+            self._forget()
+            self.end()
+
+    def _forget(self) -> None:
+        """Leave the next signal to the system: it ends the process."""
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+async def serve(
+    api: Api, config: AgentConfig, *, interval_seconds: float = DEFAULT_INTERVAL_SECONDS
+) -> signal.Signals | None:
+    """Serve an agent until stopped by SIGINT or SIGTERM: the first drains it, the second ends it at once.
 
     Args:
         api: the server.
         config: the agent's settings.
         interval_seconds: from the start of one shift to the start of the next, at least 60 s.
+
+    Returns:
+        The first signal that came, if one did.
 
     Raises:
         AgentConfigError: for an interval that is too short, or no queue.
@@ -66,39 +129,48 @@ async def serve(api: Api, config: AgentConfig, *, interval_seconds: float = DEFA
         )
     if not config.queues:
         raise AgentConfigError("To serve an agent please specify its queues (-q QUEUE).")
-    async with api.open() as session:
-        for queue in config.queues:
-            await session.queue(queue)
-        client: PrefectClient = session.server.client  # type: ignore[attr-defined]
-        deployment = await launch_agent.ato_deployment(
-            name=config.name,
-            interval=timedelta(seconds=interval_seconds),
-            parameters={
-                "config": config.model_dump(mode="json", exclude_defaults=True) | {"name": config.name},
-                "api": api.model_dump(mode="json"),
-                "max_runtime_seconds": interval_seconds - MARGIN_SECONDS,
-            },
-            entrypoint_type=EntrypointType.MODULE_PATH,
-            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW),
-            description=f"The agent **{config.name}** on the queues {', '.join(config.queues)}.",
-            tags=[TAG, *(queue_tag(queue) for queue in config.queues)],
-        )
-        deployment_id = await deployment.aapply()
-        await clear_away(client, deployment_id, "The agent's service was started anew.")
-        log.info("agent %s served as %s/%s", config.name, launch_agent.name, config.name)
-        try:
-            service = asyncio.create_task(_serve(deployment))
-            await until_stopped(service, lambda: keep_a_shift_on(client, deployment_id))
-            log.info("agent %s is stopped; what runs goes on", config.name)
-        finally:
-            await clear_away(client, deployment_id, "The agent's service was stopped.")
+    stop = Stop()
+    with stop.by_signals():
+        async with api.open() as session:
+            server = session.server
+            for queue in config.queues:
+                await session.queue(queue)
+            client: PrefectClient = server.client  # type: ignore[attr-defined]
+            deployment = await launch_agent.ato_deployment(
+                name=config.name,
+                interval=timedelta(seconds=interval_seconds),
+                parameters={
+                    "config": config.model_dump(mode="json", exclude_defaults=True) | {"name": config.name},
+                    "api": api.model_dump(mode="json"),
+                    "max_runtime_seconds": interval_seconds - MARGIN_SECONDS,
+                },
+                entrypoint_type=EntrypointType.MODULE_PATH,
+                concurrency_limit=ConcurrencyLimitConfig(
+                    limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW
+                ),
+                description=f"The agent **{config.name}** on the queues {', '.join(config.queues)}.",
+                tags=[TAG, *(queue_tag(queue) for queue in config.queues)],
+            )
+            deployment_id = await deployment.aapply()
+            await clear_away(client, deployment_id, "The agent's service was started anew.")
+            log.info("agent %s served as %s/%s", config.name, launch_agent.name, config.name)
+            try:
+                service = asyncio.create_task(_serve(deployment))
+                shifts = Shifts(client, deployment_id, server, config.name, stop)
+                await until_stopped(service, stop, shifts.keep_one_on)
+                how = "has drained" if stop.has_drained else "is stopped; what runs goes on"
+                log.info("agent %s %s", config.name, how)
+            finally:
+                await clear_away(client, deployment_id, "The agent's service was stopped.")
+    return stop.heard[0] if stop.heard else None
 
 
-async def until_stopped(service: asyncio.Task[None], shifts: Callable[[], Awaitable[None]]) -> None:
-    """Wait for the end of the service, which SIGTERM and SIGINT bring about; keep a shift on meanwhile.
+async def until_stopped(service: asyncio.Task[None], stop: Stop, shifts: Callable[[], Awaitable[None]]) -> None:
+    """Wait for the end of the service, which signals bring about; keep a shift on meanwhile.
 
     Args:
         service: serves the deployment.
+        stop: what signals tell.
         shifts: sees to it that a shift is on, for ever.
 
     Raises:
@@ -106,7 +178,8 @@ async def until_stopped(service: asyncio.Task[None], shifts: Callable[[], Awaita
     """
     async with supervised(service.cancel) as supervisor:
         supervisor.supervise(BackgroundTask("shifts", shifts))
-        with _stopped_by_signals(service), suppress(asyncio.CancelledError):
+        stop.end = service.cancel
+        with suppress(asyncio.CancelledError):
             await service
 
 
@@ -137,30 +210,53 @@ async def _serve(deployment: RunnerDeployment) -> None:
         raise
 
 
-@contextmanager
-def _stopped_by_signals(service: asyncio.Task[None]) -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the service in order; left to Prefect, a run would stay Running for ever."""
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, service.cancel)
-    try:
-        yield
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
+class Shifts:
+    """The shifts of one served agent.
 
+    Args:
+        client: of the server.
+        deployment_id: the agent's deployment.
+        server: the agent's, for its orders.
+        name: of the agent.
+        stop: what signals tell.
+    """
 
-async def keep_a_shift_on(client: PrefectClient, deployment_id: UUID) -> None:
-    """Start the next shift at once whenever none is on: at the start, after a crash, and after one that has ended."""
-    while True:
-        try:
-            runs = await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"])
-            waiting = [run for run in runs if _type_of(run) == "SCHEDULED"]
-            if len(waiting) == len(runs):
-                await _next_shift(client, deployment_id, waiting)
-        except ServerUnavailableError as error:
-            log.debug("not looked whether a shift is on: %s", error)
-        await asyncio.sleep(LOOK_SECONDS)
+    def __init__(self, client: PrefectClient, deployment_id: UUID, server: Server, name: str, stop: Stop) -> None:
+        self._client = client
+        self._deployment_id = deployment_id
+        self._server = server
+        self._name = name
+        self._stop = stop
+        self._is_ordered = False
+
+    async def keep_one_on(self) -> None:
+        """Start the next shift whenever none is on: at the start, after a crash, and after one that has ended.
+
+        Once the agent is to drain and has drained, end the service.
+        """
+        while not self._stop.has_drained:
+            try:
+                await self._look()
+            except ServerUnavailableError as error:
+                log.debug("not looked whether a shift is on: %s", error)
+            await self._stop.wake.wait(LOOK_SECONDS)
+        self._stop.end()
+        await anyio.sleep_forever()
+
+    async def _look(self) -> None:
+        if self._stop.heard and not self._is_ordered:
+            await order_drain(self._server, self._name, ends_shift=True)
+            self._is_ordered = True
+        runs = await _runs(self._client, self._deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"])
+        waiting = [run for run in runs if _type_of(run) == "SCHEDULED"]
+        if len(waiting) < len(runs):
+            return
+        # The order is gone with the shift that has done it.
+        if self._is_ordered and await read_drain_order(self._server, self._name) is None:
+            self._stop.has_drained = True
+            self._stop.wake.ring()
+        else:
+            await _next_shift(self._client, self._deployment_id, waiting)
 
 
 async def _next_shift(client: PrefectClient, deployment_id: UUID, waiting: list[FlowRun]) -> None:

@@ -17,6 +17,7 @@ class Orders:
         stopping: leave now; what runs goes on.
         stops_jobs: when it leaves, what runs is stopped.
         drains_from_afar: somebody has ordered through the server that it drains.
+        ends_shift: a shift that has drained so ends before its time.
     """
 
     def __init__(self, wake: Wake) -> None:
@@ -27,6 +28,7 @@ class Orders:
         self.stopping = False
         self.stops_jobs = False
         self.drains_from_afar = False
+        self.ends_shift = False
 
     @property
     def draining(self) -> bool:
@@ -38,10 +40,10 @@ class Orders:
         self._drains_here = True
         self._wake.ring()
 
-    def drain_from_afar(self, wanted: bool) -> None:
+    def drain_from_afar(self, wanted: bool, *, ends_shift: bool = False) -> None:
         """Note what the server's order says now."""
-        if wanted is not self.drains_from_afar:
-            self.drains_from_afar = wanted
+        if (wanted, ends_shift) != (self.drains_from_afar, self.ends_shift):
+            self.drains_from_afar, self.ends_shift = wanted, ends_shift
             self._wake.ring()
 
     def leave(self, *, stop_jobs: bool = False) -> None:

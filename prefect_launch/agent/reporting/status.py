@@ -21,8 +21,8 @@ from prefect_launch.queues.agent_status import (
     AgentNotice,
     RunningItem,
     drain_order_of,
-    is_told_to_drain,
     post_notice,
+    read_drain_order,
     take_drain_back,
     take_notice_down,
 )
@@ -87,7 +87,8 @@ class Reporter:
 
     async def read_orders(self) -> None:
         """Read whether somebody has ordered it to drain."""
-        self._agent.orders.drain_from_afar(await is_told_to_drain(self._server, self._name))
+        order = await read_drain_order(self._server, self._name)
+        self._agent.orders.drain_from_afar(order is not None, ends_shift=order is not None and order.ends_shift)
 
     async def watch_orders(self) -> None:
         """Read its orders again and again, for ever."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.entry.serve import until_stopped
+from prefect_launch.agent.entry.serve import Stop, until_stopped
 from prefect_launch.agent.entry.signals import Signals
 from prefect_launch.core import supervision
 from prefect_launch.core.states import StateType
@@ -191,7 +191,7 @@ async def test_service_that_cannot_keep_a_shift_on_leaves_loudly(caplog: pytest.
         raise ValueError("a fault in the program")
 
     with pytest.raises(BackgroundTaskError, match="'shifts' failed 5 times"):
-        await asyncio.wait_for(until_stopped(service, fails), 10)
+        await asyncio.wait_for(until_stopped(service, Stop(), fails), 10)
     assert service.cancelled()
     assert caplog.text.count("task-failed shifts") == supervision.MOST_FAILURES
 
