@@ -14,7 +14,14 @@ from prefect_launch.agent.entry.signals import Signals
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.queues.activity import AgentInfo, agents, drain_agent
-from prefect_launch.queues.agent_status import AgentNotice, RunningItem, order_drain, post_notice, read_notices
+from prefect_launch.queues.agent_status import (
+    AgentNotice,
+    RunningItem,
+    order_drain,
+    post_notice,
+    read_drain_order,
+    read_notices,
+)
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench, eventually
 
@@ -79,6 +86,18 @@ async def test_shift_that_has_drained_stays_until_its_time_is_up(bench: Bench) -
     for _ in range(2):
         await bench.agent().loop(max_runtime_seconds=0.3)
     assert await bench.states(item) == ["Queued"]
+
+
+async def test_shift_whose_service_was_told_to_end_takes_up_its_own_drains_and_ends_the_order(bench: Bench) -> None:
+    bench.plays(Script(seconds=0.3))
+    first, second = await bench.add(2)
+    await bench.agent().loop(max_runtime_seconds=0.1)
+    assert (await bench.read(first.id)).state_type is StateType.RUNNING
+    await order_drain(bench.server, "box", ends_shift=True)
+    await asyncio.wait_for(bench.agent().loop(max_runtime_seconds=60), 5)
+    assert (await bench.read(first.id)).state_type is StateType.COMPLETED
+    assert await bench.states(second) == ["Queued"]
+    assert await read_drain_order(bench.server, "box") is None
 
 
 async def test_unknown_or_offline_agent_cannot_be_drained(bench: Bench) -> None:
