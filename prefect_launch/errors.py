@@ -136,6 +136,11 @@ class ExecutionError(LaunchError):
         self.last_lines = tuple(last_lines)
         self.cause = cause
 
+    def __repr__(self) -> str:
+        # Prefect writes it into its own log, where the lines of a job's log would stand once more.
+        first, _, _ = str(self).partition("\n")
+        return f"{type(self).__name__}({first!r})"
+
 
 class JobCodeError(LaunchError):
     """The job's own code uses `prefect_launch.inputs` in a way that cannot work, or runs where it finds no inputs."""

@@ -31,6 +31,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.logging import get_logger
 from prefect.utilities.engine import is_prefect_sigterm_handler_installed
 
+from prefect_launch.core.terminal import printable
 from prefect_launch.errors import ExecutionError
 from prefect_launch.runners.run import AbstractRun, RunnerRun, Status
 
@@ -237,7 +238,7 @@ class Follower:
             self._end_with(context.flow)
         run.begin(work)
         self._living.add(run)
-        run.end.add_done_callback(lambda _: self._living.discard(run))
+        run.end.add_done_callback(lambda _: self._ended(run))
         try:
             await _one_of(run.started, run.end)
         except BaseException:
@@ -245,6 +246,13 @@ class Follower:
             raise
         self._wait_first_at_exit()
         return run if run.started.done() else run.end.result()
+
+    def _ended(self, run: FollowedRun) -> None:
+        self._living.discard(run)
+        error = None if run.end.cancelled() else run.end.exception()
+        if isinstance(error, ExecutionError) and error.last_lines and not run.stop_asked:
+            tail = "".join(f"\n  {printable(line)}" for line in error.last_lines)
+            _logger.error("The run %s has failed, with these last lines:%s", run.id, tail)
 
     # --- the waiting, and what interrupts it ---
 

@@ -30,10 +30,10 @@ _ITS_OWN: Final = frozenset({Cause.FAILED.value, Cause.TIMEOUT.value})
 
 
 def ending_as_its_run(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Let a flow's function end in the state of the run that it returns, or of the `LaunchError` that it raises.
+    """Let the function of a flow or task end in the state of the run that it returns, or the `LaunchError` it raises.
 
-    The state's message is how the run ended, or the error, with no words around it. The caller gets the run, or the
-    error, itself.
+    The state's message is how the run ended, or the error, with no words around it and no lines of the job's log. A
+    flow's caller gets the run, or the error, itself; a task's by the state's `aresult`.
     """
 
     @functools.wraps(function)
@@ -43,7 +43,8 @@ def ending_as_its_run(function: Callable[P, Awaitable[R]]) -> Callable[P, Corout
             run = await function(*args, **kwargs)
         except LaunchError as error:
             state = {ItemState.CANCELLED: Cancelled, ItemState.CRASHED: Crashed}.get(_state_of(error), Failed)
-            return cast(R, state(message=str(error), data=error))
+            told = str(error).partition("\n")[0] if isinstance(error, ExecutionError) else str(error)
+            return cast(R, state(message=told, data=error))
         if isinstance(run, RunnerRun) and run.exit is not None:
             return cast(R, Completed(message=outcome_of_exit(run.exit).message, data=run))
         return run

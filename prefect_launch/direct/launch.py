@@ -7,9 +7,9 @@ flow, `alaunch` and `launch` call it: where the caller waits, or in the backgrou
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
 import anyio
@@ -47,6 +47,8 @@ from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec
 
 if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
+
     from prefect_launch.jobs.model import Job
 
 P = ParamSpec("P")
@@ -56,6 +58,7 @@ _LAST_LINES = 20
 
 
 @task(name="prepare", cache_policy=NO_CACHE, persist_result=False)
+@ending_as_its_run
 async def _prepare(
     session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, repository: str | None
 ) -> RunPlan:
@@ -81,6 +84,7 @@ async def _with_image(
 
 
 @task(name="run", cache_policy=NO_CACHE, persist_result=False)
+@ending_as_its_run
 async def _run(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, follow: bool) -> RunnerRun:
     """Create and start it, and follow it to its end."""
     handle = await runner.create(plan)
@@ -257,15 +261,21 @@ async def _attempt(
     runner = make_runner(chosen, default_home(), RemoteRegistries(resolve_agent_config().keychain))
     followed = FollowedRun.here()
     try:
-        work = _prepare(session, flow_run_id, runner, plan, spec.registry.uri)
+        work = _result(_prepare(session, flow_run_id, runner, plan, spec.registry.uri, return_state=True))
         plan = await (work if followed is None else followed.unless_stopped(work))
-        return await _run(session, flow_run_id, runner, plan, follow)
+        return await _result(_run(session, flow_run_id, runner, plan, follow, return_state=True))
     except LaunchError:
         with plan.mask.in_errors():
             raise
     finally:
         if follow:
             await runner.aclose()
+
+
+async def _result(ended: State[T]) -> T:
+    """Return what a task has returned, or raise what it has raised."""
+    # Prefect's types leave out that a call of an async task has to be awaited.
+    return await (await cast("Awaitable[State[T]]", ended)).aresult()
 
 
 async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> tuple[str, RunPlan]:
