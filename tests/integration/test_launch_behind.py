@@ -16,7 +16,7 @@ import docker
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
 
 from prefect_launch import AbstractRun, alaunch, launch
@@ -29,14 +29,42 @@ if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
 
 PROGRAM = """
-import time
+import asyncio, time
 from pathlib import Path
 
-from prefect_launch import Api, launch
+from prefect import flow
+from prefect_launch import Api, alaunch, launch
 
-config = {{"retries": {{"max": 1, "on": "failed", "delay": 0}}}}
-launch(Api(entity="acme", project="tests"), job="{job}", synchronous=False, config=config)
-Path("{folder}/returned").write_text(str(time.time()))
+api, folder = Api(entity="acme", project="tests"), Path({folder!r})
+given = dict({given!r}, synchronous=False)
+
+def plain():
+    launch(api, **given)
+
+@flow(name={inner!r})
+def inner():
+    launch(api, **given)
+
+@flow(name={outer!r})
+def sync_flow():
+    inner()
+    (folder / "went on").touch()
+
+@flow(name={inner!r})
+async def awaited():
+    await alaunch(api, **given)
+
+def async_flow():
+    asyncio.run(awaited())
+
+@flow(name={inner!r})
+def sync_flow_at_work():
+    launch(api, **given)
+    (folder / "returned").write_text("now")
+    time.sleep(60)
+
+{call}
+(folder / "returned").write_text("now")
 {then}
 """
 
@@ -48,13 +76,27 @@ def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str, monk
     return Site(prefect_server.api_url, tmp_path, unique)
 
 
-def program(site: Site, *, then: str = "") -> ChildProcess:
-    """Start a program that launches the site's job and does not wait for it."""
+def program(site: Site, call: str = "plain", *, then: str = "", **given: object) -> ChildProcess:
+    """Start a program that launches the site's job, or what is given, and does not wait for it."""
+    names = {"inner": f"inner-{site.name}", "outer": f"outer-{site.name}"}
+    given = given or {"job": site.name, "config": {"retries": {"max": 1, "on": "failed", "delay": 0}}}
+    text = PROGRAM.format(folder=str(site.folder), given=given, call=f"{call}()", then=then, **names)
     return ChildProcess(
-        [sys.executable, "-c", PROGRAM.format(job=site.name, folder=site.folder, then=then)],
+        [sys.executable, "-c", text],
         site.folder / "program.log",
         environment={**os.environ, "PREFECT_API_URL": site.api_url, "PREFECT_LAUNCH_HOME": str(site.folder / "home")},
     )
+
+
+def until_it_waits(process: ChildProcess) -> None:
+    process.wait_until(lambda: "Waiting for the end of what launch has started" in process.log.read_text(), 60)
+
+
+def flow_ends(name: str) -> list[StateType | None]:
+    """Types of the states that the runs of a flow are in."""
+    with get_client(sync_client=True) as client:
+        runs = client.read_flow_runs(flow_filter=FlowFilter.model_validate({"name": {"any_": [name]}}))
+    return [run.state_type for run in runs]
 
 
 def until_written(path: Path) -> str:
@@ -97,28 +139,65 @@ def test_process_that_does_not_wait_blocks_at_its_exit_until_its_run_has_ended(s
     assert state is StateType.FAILED
     assert "with exit code 10." in message
     assert site.log(run) == "late 1\nlate 2"
+    assert process.log.read_text().count("late 2") == 1
     assert "after shutdown" not in process.log.read_text()  # Prefect's own services have not ended before the run.
     assert any(artifact.key.startswith("certificate-") for artifact in site.artifacts(run))
 
 
+TERM, INT = signal.SIGTERM, signal.SIGINT
+
+
 @pytest.mark.parametrize(
-    ("then", "sent"),
-    [("time.sleep(60)", signal.SIGINT), ("", signal.SIGTERM)],
-    ids=["by-keyboard-at-work", "by-term-at-its-exit"],
+    ("call", "sent", "code"),
+    [
+        ("plain", [TERM], -TERM),
+        ("plain", [INT, INT], -INT),
+        ("sync_flow", [TERM], 128 + TERM),
+        ("sync_flow", [INT, INT], -INT),
+        ("async_flow", [TERM, TERM], 128 + TERM),
+        ("async_flow", [INT, INT], -INT),
+        ("sync_flow_at_work", [TERM], 128 + TERM),
+    ],
 )
-def test_interrupted_process_ends_the_run_that_it_started(site: Site, then: str, sent: signal.Signals) -> None:
+def test_interrupted_process_ends_the_run_that_it_started(
+    site: Site, call: str, sent: list[signal.Signals], code: int
+) -> None:
     item = site.folder / "item"
-    site.job(f'echo "$LAUNCH_ITEM_ID" > {item}; exec sleep 60')
-    process = program(site, then=then)
+    site.job(f'trap "echo caught; exit 3" TERM; echo "$LAUNCH_ITEM_ID" > {item}; sleep 60 & wait')
+    process = program(site, call)
     run_id = until_written(item)
-    until_written(site.folder / "returned")
-    time.sleep(0 if then else 0.5)  # The end of the program has no sign that can be waited for.
-    os.kill(process.pid, sent)
-    process.wait(30)
+    if call == "sync_flow_at_work":
+        until_written(site.folder / "returned")
+    else:
+        until_it_waits(process)
+    for number in sent:
+        os.kill(process.pid, number)
+    assert process.wait(30) == code, process.tail()
     state, message = end_of(run_id)
     assert state is StateType.CANCELLED, process.tail()
-    assert "SIGTERM" in message
+    assert "exit code 3" in message
+    assert site.log(site.api.queued_run(run_id)) == "caught"
     assert "after shutdown" not in process.log.read_text()
+    assert not (site.folder / "went on").exists()
+    inner, outer = flow_ends(f"inner-{site.name}"), flow_ends(f"outer-{site.name}")
+    assert inner == {
+        "plain": [],
+        "sync_flow_at_work": [StateType.CRASHED],
+    }.get(call, [StateType.COMPLETED])
+    assert outer == ([StateType.CRASHED] if call == "sync_flow" else [])
+
+
+@pytest.mark.engine
+def test_interrupted_flow_ends_and_removes_the_container_that_it_started(site: Site, shell_image: str) -> None:
+    command = ["sh", "-c", "trap 'exit 3' TERM; sleep 60 & wait"]
+    process = program(site, "async_flow", docker_image=shell_image, entry_point=command, run_id=site.name)
+    until_it_waits(process)
+    named = {"label": f"{Labels.RUN_ID}={site.name}"}
+    (container,) = docker.from_env().containers.list(filters=named)
+    os.kill(process.pid, INT)
+    assert process.wait(60) == -INT, process.tail()
+    assert end_of(UUID(container.labels[Labels.ITEM]))[0] is StateType.CANCELLED, process.tail()
+    assert not docker.from_env().containers.list(all=True, filters=named)
 
 
 @pytest.mark.engine
@@ -131,12 +210,12 @@ def test_sync_flow_waits_for_the_container_that_it_started(site: Site, shell_ima
 
         command = ["sh", "-c", "sleep 1; echo inside; exit 7"]
         told.append(launch(site.api, docker_image=shell_image, entry_point=command, synchronous=False))
-        assert asyncio.run(told[0].get_status()) == "running"
+        assert told[0].get_status_sync() == "running"
         return str(get_run_context().flow_run.id)  # type: ignore[union-attr]
 
     (child,) = subflows(parent())
     assert told[0].status == "failed"
-    assert asyncio.run(told[0].wait()) is False
+    assert told[0].wait_sync() is False
     state, message = end_of(child)
     assert (state, "with exit code 7." in message) == (StateType.FAILED, True)
     assert site.log(site.api.queued_run(child)) == "inside"
