@@ -95,19 +95,29 @@ class LeftOut(BaseModel):
             over_limit=self.over_limit or other.over_limit,
         )
 
-    def describe(self, limits: OutputLimits) -> str:
-        """Tell of them in a few lines, for the run's log."""
+    def describe(self, limits: OutputLimits, *, what: str = "the run's outputs", done: str = "kept") -> str:
+        """Tell of them in a few lines, for the run's log.
+
+        Args:
+            limits: of the run.
+            what: whose outputs they are.
+            done: what is not done with them.
+        """
         more = self.count - len(self.named)
-        lines = [f"{self.summary()}:", *(f"  {one}" for one in self.named), *([f"  and {more:,} more"] if more else [])]
+        lines = [
+            f"{self.summary(what=what, done=done)}:",
+            *(f"  {one}" for one in self.named),
+            *([f"  and {more:,} more"] if more else []),
+        ]
         if self.over_limit:
             lines.append(
                 f"At most {limits.describe()} are kept of a run: 'outputs' in the agent's and in the queue's config."
             )
         return "\n".join(lines)
 
-    def summary(self) -> str:
+    def summary(self, *, what: str = "the run's outputs", done: str = "kept") -> str:
         """Tell how many they are."""
-        return f"{self.count:,} of the run's outputs {'is' if self.count == 1 else 'are'} not kept"
+        return f"{self.count:,} of {what} {'is' if self.count == 1 else 'are'} not {done}"
 
 
 class Selection:

@@ -281,7 +281,7 @@ async def _result(ended: State[T]) -> T:
 async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> tuple[str, RunPlan]:
     request, site = _request(spec, job, item_id, attempt), _site()
     plan = await make_plan(request, site, session.jobs, session.read_secret)
-    await bring_last_outputs(plan, site, session.jobs)
+    await bring_last_outputs(session, plan, site)
     return request.config.resource, plan
 
 

@@ -7,16 +7,18 @@ left out is told.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.core.deep_folders import walk
+from prefect_launch.core.deep_folders import make_folders, walk
 from prefect_launch.core.names import check_name
 from prefect_launch.core.output_limits import (
     MAX_DEPTH,
@@ -27,6 +29,7 @@ from prefect_launch.core.output_limits import (
     Selection,
     kind_of,
 )
+from prefect_launch.core.output_links import OutputLinks
 from prefect_launch.core.sparse_files import copy_file, held_bytes
 from prefect_launch.errors import NotFoundError
 from prefect_launch.jobs.files import StoredFiles
@@ -113,21 +116,72 @@ def _path(item_id: str, attempt: int) -> str:
     return f"outputs/{check_name('item', item_id)}/{int(attempt)}"
 
 
+async def copy_outputs(folder: Path, target: Path, limits: OutputLimits) -> KeptOutputs:
+    """Copy what would be stored of a folder into another folder, on this machine; a caller that is cancelled ends it.
+
+    Args:
+        folder: what a run left; it need not exist.
+        target: the folder to copy into; it is made when there is a file to copy.
+        limits: how much of the folder is copied.
+
+    Returns:
+        What was copied, and what was left out.
+
+    Raises:
+        OSError: when a file cannot be read or written.
+    """
+    stop = threading.Event()
+    copying = asyncio.ensure_future(asyncio.to_thread(_copy, folder, target, limits, stop))
+    try:
+        return await asyncio.shield(copying)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait({copying})
+        raise
+
+
+def _copy(folder: Path, target: Path, limits: OutputLimits, stop: threading.Event) -> KeptOutputs:
+    def put(source: Path, place: Path) -> bool:
+        make_folders(place.parent)
+        copy_file(source, place, stop=stop)
+        return True
+
+    return _take(folder, target, limits, put, keeps_holes=True)
+
+
 def _stage(folder: Path, staging: Path, extra: dict[str, Path], limits: OutputLimits, keeps_holes: bool) -> KeptOutputs:
     """Link the regular files into a folder of ours: what the storage block then follows is known to be plain."""
-    stored, selection = [], Selection(limits)
+    kept = _take(folder, staging, limits, _link, keeps_holes=keeps_holes, reserved=extra)
+    logs = [name for name, source in extra.items() if _link(source, staging / name)]
+    return kept.model_copy(update={"paths": tuple(sorted([*kept.paths, *logs]))})
+
+
+def _take(
+    folder: Path,
+    target: Path,
+    limits: OutputLimits,
+    put: Callable[[Path, Path], bool],
+    *,
+    keeps_holes: bool,
+    reserved: Collection[str] = (),
+) -> KeptOutputs:
+    """Put the files of a folder that are kept into another one, and say what is left out."""
+    taken, selection = [], Selection(limits)
+    links = OutputLinks((os.fspath(folder), os.path.realpath(folder)))
     for name, source in _entries(folder, selection):
         status = source.lstat()
-        if name in extra:
+        if name in reserved:
             selection.leave_out(name, "the run's log is kept under this name")
+        elif stat.S_ISLNK(status.st_mode):
+            links.add(name, os.readlink(source))
         elif not stat.S_ISREG(status.st_mode):
             selection.leave_out(name, f"it is {kind_of(status.st_mode)}")
         elif not os.access(source, os.R_OK):
             selection.leave_out(name, "it cannot be read")
         elif selection.takes(name, held_bytes(status) if keeps_holes else status.st_size):
-            stored += [name] if _link(source, staging / name) else []
-    stored += [name for name, source in extra.items() if _link(source, staging / name)]
-    return KeptOutputs(paths=tuple(sorted(stored)), left_out=selection.left_out)
+            taken += [name] if put(source, target / name) else []
+    links.leave_out(target, selection)
+    return KeptOutputs(paths=tuple(sorted(taken)), left_out=selection.left_out)
 
 
 def _link(source: Path, target: Path) -> bool:

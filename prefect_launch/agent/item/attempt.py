@@ -148,7 +148,7 @@ class Execution:
         plan = await self._shop.desk.equip(self._item.id, runner, plan)
         await self._check_ours()  # Else what would be stopped, or removed, could be the next holder's.
         await stop_older_attempts(self._shop, runner, plan)
-        await bring_last_outputs(plan, self._shop.config.site, session.jobs)
+        await self._unless_stopped(bring_last_outputs(session, plan, self._shop.config.site))
         waits_for = await runner.missing(plan)
         if waits_for is not None:
             self._tracker.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT

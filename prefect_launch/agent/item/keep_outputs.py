@@ -51,14 +51,26 @@ async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: 
     left_out = end.left_out + kept.left_out
     if not left_out:
         return []
+    told = plan.mask.text(left_out.describe(plan.output_limits))
+    await tell_left_out(session.server, flow_run_id, told, since=end.ended_at)
+    return [f"{left_out.summary()}; its log names {'it' if left_out.count == 1 else 'them'}."]
+
+
+async def tell_left_out(server: Server, flow_run_id: UUID, message: str, *, since: datetime | None = None) -> None:
+    """Tell in an item's log what is left out of its outputs; a log that cannot be written keeps no run from its end.
+
+    Args:
+        server: an open connection.
+        flow_run_id: of the item.
+        message: what to tell, its secrets masked.
+        since: when an agent before this one can have told it; None: none has.
+    """
     try:
-        told = plan.mask.text(left_out.describe(plan.output_limits))
         await until_server_is_back(
-            f"take the log of {flow_run_id}", lambda: _tell_once(session.server, flow_run_id, told, end.ended_at)
+            f"take the log of {flow_run_id}", lambda: _tell_once(server, flow_run_id, message, since)
         )
     except LaunchError as error:
         log.warning("%s not told what is left out of its outputs: %s", flow_run_id, error)
-    return [f"{left_out.summary()}; its log names {'it' if left_out.count == 1 else 'them'}."]
 
 
 async def _tell_once(server: Server, flow_run_id: UUID, message: str, since: datetime | None) -> None:

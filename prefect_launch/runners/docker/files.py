@@ -22,6 +22,7 @@ import anyio
 
 from prefect_launch.core.deep_folders import fail, remove_tree, walk
 from prefect_launch.core.output_limits import MAX_DEPTH, OUTPUTS_FILE, TOO_DEEP, LeftOut, OutputLimits, Selection
+from prefect_launch.core.output_links import OutputLinks
 from prefect_launch.core.sizes import in_bytes
 from prefect_launch.core.sparse_files import HolesWriter, data_bytes
 from prefect_launch.errors import JobCodeError
@@ -190,6 +191,7 @@ def _unpack(packed: HolesWriter, size: int, target: Path, selection: Selection) 
         selection: decides which files are kept.
     """
     root = target.resolve()
+    links = OutputLinks([OUTPUT_DIR])
     # The results come first: no other file may take their room.
     for results_only in (True, False):
         for archive, member in _members(packed, size):
@@ -201,8 +203,11 @@ def _unpack(packed: HolesWriter, size: int, target: Path, selection: Selection) 
                 selection.leave_out(name, "it is outside of the outputs folder")
             elif name.count("/") > MAX_DEPTH:
                 selection.leave_out(name, TOO_DEEP)
+            elif member.issym():
+                links.add(name, member.linkname)
             elif not path.exists() or member.isdir():
                 _unpack_member(archive, member, packed.fileno(), path, selection, name)
+    links.leave_out(root, selection)
 
 
 def _members(packed: HolesWriter, size: int) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
@@ -230,8 +235,9 @@ def _unpack_member(
     if member.isdir():
         path.mkdir(parents=True, exist_ok=True)
     elif not member.isreg():
-        link = member.islnk() or member.issym()
-        selection.leave_out(name, f"it is {'a link' if link else 'a pipe' if member.isfifo() else 'a device'}")
+        selection.leave_out(
+            name, f"it is {'a link' if member.islnk() else 'a pipe' if member.isfifo() else 'a device'}"
+        )
     else:
         held = data_bytes(descriptor, member.offset_data, member.offset_data + member.size)
         if selection.takes(name, held):

@@ -10,9 +10,13 @@ from collections.abc import Iterator
 import pytest
 from prefect.filesystems import RemoteFileSystem
 
+from prefect_launch.agent.item.previous_outputs import bring_last_outputs
 from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.core.states import StateType
+from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.values import Item
+from prefect_launch.settings.site import Site
 from prefect_launch.testing import Script
 from tests.support.bench import Bench, eventually
 
@@ -177,3 +181,28 @@ async def test_what_is_left_out_is_told_once_though_two_agents_keep_the_outputs(
         await bench.until(item, StateType.COMPLETED)
 
     assert (await bench.log(item)).count("not kept:") == 1
+
+
+async def test_next_attempt_gets_the_last_ones_outputs_within_the_limits_and_its_log_tells_what_not(
+    bench: Bench,
+) -> None:
+    (item,) = await bench.add()
+    site = Site(home=bench.folder)
+    for attempt in (1, 2):
+        site.run_dir(str(item.id), attempt).mkdir(parents=True)
+    last = RunPlan(item_id=str(item.id), run_id="x", run_dir=site.run_dir(str(item.id), 1))
+    last.output_dir.mkdir()
+    (last.output_dir / "checkpoint").write_bytes(b"x" * 100)
+    (last.output_dir / "huge").write_bytes(b"x" * 5000)
+    following = {"attempt": 2, "run_dir": site.run_dir(last.item_id, 2), "output_limits": OutputLimits(max_bytes=1000)}
+    plan = last.model_copy(update=following)
+
+    async with bench.api.open() as session:
+        assert await bring_last_outputs(session, plan, site) == 1
+        assert await bring_last_outputs(session, plan, site) is None, "it is there already"
+
+    assert [path.name for path in plan.output_dir.iterdir()] == ["checkpoint"]
+    assert [path.name for path in plan.run_dir.iterdir()] == [plan.output_dir.name]
+    told = await bench.log(item)
+    assert told.count("1 of the outputs of attempt 1 is not handed on to the next:") == 1
+    assert "huge: it has 4.9 KiB" in told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from pathlib import Path
@@ -15,7 +16,7 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE, OutputLimits
 from prefect_launch.core.sparse_files import held_bytes
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.jobs.files import StorageBlock, StoredFiles
-from prefect_launch.jobs.outputs import get_outputs, put_outputs, read_output
+from prefect_launch.jobs.outputs import copy_outputs, get_outputs, put_outputs, read_output
 
 ITEM = str(uuid4())
 MEBIBYTE = 1024 * 1024
@@ -103,10 +104,10 @@ async def test_what_is_no_regular_file_is_told_by_its_kind(
 
     assert kept.paths == ()
     assert kept.left_out.named == (
-        "folder: it is a link",
-        "link: it is a link",
         "pipe: it is a pipe",
         "socket: it is a socket",
+        "folder: it is a link that leads out of the outputs folder",
+        "link: it is a link that leads out of the outputs folder",
     )
 
 
@@ -157,3 +158,54 @@ async def test_what_a_block_says_of_a_fault_is_told_with_one_full_stop() -> None
 
     with pytest.raises(InfrastructureError, match=r"The service is away\. Look at the storage block's address"):
         await read_output(StoredFiles(cast(StorageBlock, Broken())), ITEM, 1, OUTPUTS_FILE)
+
+
+async def test_links_that_wandb_leaves_in_each_run_are_no_loss(store: StoredFiles, folder: Path) -> None:
+    run = folder / "wandb" / "offline-run-1"
+    (run / "logs").mkdir(parents=True)
+    (run / "logs" / "debug.log").write_text("x")
+    (run.parent / "latest-run").symlink_to(run.name)
+    (run.parent / "debug.log").symlink_to("latest-run/logs/debug.log")
+    (run.parent / "absolute").symlink_to(run)
+    (run / "logs" / "debug-core.log").symlink_to("/home/me/.cache/wandb/logs/core-debug-1.log")
+
+    kept = await put_outputs(store, ITEM, 1, folder)
+
+    assert kept.paths == ("wandb/offline-run-1/logs/debug.log",)
+    assert not kept.left_out
+
+
+async def test_outputs_are_copied_for_the_next_attempt_as_they_are_kept(folder: Path, tmp_path: Path) -> None:
+    make_sparse(folder / "sparse", 100 * MEBIBYTE)
+    (folder / "big").write_bytes(b"x" * MEBIBYTE)
+    (folder / "link").symlink_to("/etc/hostname")
+    (folder / OUTPUTS_FILE).write_text("{}")
+    target = tmp_path / "next"
+
+    copied = await copy_outputs(folder, target, OutputLimits(max_bytes=MEBIBYTE // 2))
+
+    assert copied.paths == (OUTPUTS_FILE, "sparse")
+    assert [one.split(":")[0] for one in copied.left_out.named] == ["big", "link"]
+    assert sorted(path.name for path in target.iterdir()) == [OUTPUTS_FILE, "sparse"]
+    assert held_bytes((target / "sparse").stat()) < MEBIBYTE
+    (target / OUTPUTS_FILE).write_text("changed")
+    assert (folder / OUTPUTS_FILE).read_text() == "{}"
+
+
+async def test_copy_for_the_next_attempt_ends_with_its_caller(folder: Path, tmp_path: Path) -> None:
+    for number in range(100):
+        (folder / str(number)).write_bytes(b"x" * MEBIBYTE)
+    copying = asyncio.create_task(copy_outputs(folder, tmp_path / "next", OutputLimits()))
+    await asyncio.sleep(0)  # It has begun.
+
+    copying.cancel()
+    await asyncio.wait({copying})
+
+    def left() -> int:
+        return len(list((tmp_path / "next").glob("*")))
+
+    whole = left()
+    assert copying.cancelled()
+    assert whole < 100
+    await asyncio.sleep(0.1)
+    assert left() == whole, "nothing goes on behind it"

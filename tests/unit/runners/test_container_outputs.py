@@ -86,11 +86,11 @@ async def test_links_pipes_devices_and_what_leads_out_of_the_folder_are_left_out
 
     assert found(target) == ["fine"]
     assert left_out.named == (
-        "link: it is a link",
         "hard: it is a link",
         "pipe: it is a pipe",
         "null: it is a device",
         "../../escaped: it is outside of the outputs folder",
+        "link: it is a link that leads out of the outputs folder",
     )
 
 
