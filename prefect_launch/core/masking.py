@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
 
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import InternalError, LaunchError
 
 #: What stands for a secret.
 MASK: Final = "********"
@@ -34,6 +34,8 @@ _BLANK: Final = b"\xc1"
 _NO_BLANK: Final = b"\xc0"
 _BLANKS: Final = re.compile(rb"\xc1+")
 _COPY_BYTES: Final = 1 << 20
+#: A longer form is looked for alone: among others, it would be compared anew at each place that begins like it.
+_MOST_BYTES_TOGETHER: Final = 128
 
 
 class Mask:
@@ -45,19 +47,21 @@ class Mask:
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         forms = {form for value in values for part in (value, *_fields(value)) for form in _forms(part)}
-        self._longest = max(map(len, forms), default=1)
-        self._pattern = _pattern(forms) if forms else None
+        alone = {form for form in forms if len(form) > _MOST_BYTES_TOGETHER or _period(form) < len(form)}
+        self._longest = max(map(len, forms), default=0)
+        self._alone = [(form, _period(form)) for form in alone]
+        self._together = _pattern(forms - alone) if forms - alone else None
 
     def __bool__(self) -> bool:
         """Whether there is anything to hide."""
-        return self._pattern is not None
+        return self._longest > 0
 
     def __repr__(self) -> str:
         return "<Mask>"
 
     def text(self, text: str) -> str:
         """Return a text with the secrets in it masked."""
-        if self._pattern is None:
+        if not self:
             return text
         return self.data(text.encode("utf-8", "surrogatepass")).decode("utf-8", "surrogatepass")
 
@@ -67,7 +71,7 @@ class Mask:
 
     def json(self, value: Any) -> Any:
         """Return JSON data with the secrets in it masked, names included; a number that holds one becomes the mask."""
-        if self._pattern is None:
+        if not self:
             return value
         if isinstance(value, Mapping):
             return {self.text(str(key)): self.json(item) for key, item in value.items()}
@@ -80,7 +84,7 @@ class Mask:
 
     def blank(self, data: bytes) -> bytes:
         """Return bytes of the same length in which each byte of a secret is a blank, which `shown` makes a mask of."""
-        if self._pattern is None:
+        if not self:
             return data
         found = bytearray(data.replace(_BLANK, _NO_BLANK))
         for start, end in self._spans(data):
@@ -89,7 +93,7 @@ class Mask:
 
     def shown(self, data: bytes) -> bytes:
         """Return what `blank` or `read` gave with a mask in the place of each secret."""
-        return data if self._pattern is None else _BLANKS.sub(MASK.encode(), data)
+        return _BLANKS.sub(MASK.encode(), data) if self else data
 
     def read(self, path: Path, start: int, count: int) -> bytes:
         """Read a part of a file as `blank` returns it, also of a secret that begins before it or ends behind it.
@@ -97,11 +101,12 @@ class Mask:
         Returns:
             At most `count` bytes from `start` on; none when there is no such file.
         """
-        lead = min(start, self._longest - 1)
+        beyond = max(self._longest - 1, 0)
+        lead = min(start, beyond)
         try:
             with path.open("rb") as file:
                 file.seek(start - lead)
-                data = file.read(lead + count + self._longest - 1)
+                data = file.read(lead + count + beyond)
         except FileNotFoundError:
             return b""
         return self.blank(data)[lead : lead + count]
@@ -117,25 +122,52 @@ class Mask:
 
     @contextmanager
     def in_errors(self) -> Iterator[None]:
-        """Mask the secrets in the text of a `LaunchError` that comes out of the block."""
+        """Mask the secrets in the text of an error that comes out of the block.
+
+        Raises:
+            InternalError: in the place of any other error than a `LaunchError` that holds a secret.
+        """
         try:
             yield
         except LaunchError as error:
             error.args = tuple(self.text(part) if isinstance(part, str) else part for part in error.args)
             raise
+        except Exception as error:
+            text = f"{type(error).__name__}: {error}"
+            if self.text(text) == text:
+                raise
+            raise InternalError(self.text(text)) from None
 
     def _spans(self, data: bytes) -> Iterator[tuple[int, int]]:
-        """Yield where secrets stand; those that overlap are one."""
-        assert self._pattern is not None
-        match = self._pattern.search(data)
+        """Yield where secrets stand; they may overlap. The time that it takes grows with the data alone."""
+        for form, period in self._alone:
+            yield from _runs(data, form, period)
+        match = self._together.search(data) if self._together is not None else None
         while match is not None:
-            start, end = match.span()
-            following = self._pattern.search(data, start + 1)  # The next may begin inside of this one.
-            while following is not None and following.start() < end:
-                end = max(end, following.end())
-                following = self._pattern.search(data, following.start() + 1)
-            yield start, end
-            match = following
+            yield match.span()
+            match = match.re.search(data, match.start() + 1)  # The next may begin inside of this one.
+
+
+def _runs(data: bytes, form: bytes, period: int) -> Iterator[tuple[int, int]]:
+    """Yield where a form stands; where it overlaps itself by whole periods, as one span.
+
+    Other places where it stands are more than half its length apart, so that none is searched more than twice.
+    """
+    again = form[-period:]
+    start = data.find(form)
+    while start >= 0:
+        end = start + len(form)
+        while period < len(form) and data.startswith(again, end):
+            end += period
+        yield start, end
+        start = data.find(form, end - len(form) + 1)
+
+
+def _period(form: bytes) -> int:
+    """Return the shortest period of a form that repeats itself, such as 2 of "ababa"; else its length."""
+    half = (len(form) + 1) // 2
+    period = form.find(form[:half], 1)
+    return period if 0 < period <= len(form) // 2 and form[period:] == form[:-period] else len(form)
 
 
 def _fields(value: str) -> Iterator[str]:

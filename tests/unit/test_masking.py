@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import os
+import random
 import shlex
 import time
+import traceback
 from pathlib import Path
 from urllib.parse import quote, quote_plus, urlencode
 
 import pytest
 
 from prefect_launch.core.masking import MASK, Mask
-from prefect_launch.errors import SpecError
+from prefect_launch.errors import InternalError, SpecError
 
 SECRET = 'p"ä\\ss/w+rd =7'
 
@@ -134,3 +136,49 @@ def test_base64_text_of_a_long_secret_is_masked_in_lines_too(width: int) -> None
     masked = Mask([secret]).text("\n".join(lines))
     assert not any(line.rstrip("=")[:-1] in masked for line in lines)
     assert masked.count(MASK) == len(lines)
+
+
+def _cpu_seconds(mask: Mask, text: str) -> float:
+    """The least CPU time of three tries."""
+    took = []
+    for _ in range(3):
+        begun = time.process_time()
+        mask.text(text)
+        took.append(time.process_time() - begun)
+    return min(took)
+
+
+@pytest.mark.parametrize("unit", ["a" * 20_000, "a" * 4_999 + "b", "a" * 49 + "b"], ids=["alike", "near", "nearer"])
+def test_time_to_mask_does_not_grow_with_the_length_of_a_secret_that_repeats_itself(unit: str) -> None:
+    text = unit * (200_000 // len(unit))
+
+    short, long = (_cpu_seconds(Mask(["a" * count]), text) for count in (50, 5_000))
+
+    assert long < 20 * short + 0.05  # a hundred times as long
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_each_place_where_secrets_stand_is_hidden_and_no_other(seed: int) -> None:
+    chance = random.Random(seed)
+    units = ["".join(chance.choices("ab", k=chance.randint(1, 6))) for _ in range(4)]
+    secrets = [(unit * 200)[: chance.choice([4, 5, 9, 17, 130, 300])] for unit in units]
+    text = "".join(chance.choice(units) * chance.randint(1, 90) for _ in range(40))
+    hidden = {
+        at
+        for secret in secrets
+        for start in range(len(text))
+        if text.startswith(secret, start)
+        for at in range(start, start + len(secret))
+    }
+
+    found = Mask(secrets).blank(text.encode())
+
+    assert {at for at, byte in enumerate(found) if byte == 0xC1} == hidden
+
+
+def test_secret_in_an_error_that_nobody_foresaw_is_hidden_with_its_cause() -> None:
+    with pytest.raises(InternalError, match=r"ValueError: no \*{8}") as raised, Mask([SECRET]).in_errors():
+        raise ValueError(f"no {SECRET}")
+    assert SECRET not in "".join(traceback.format_exception(raised.value))
+    with pytest.raises(KeyError), Mask([SECRET]).in_errors():
+        raise KeyError("nothing of it")

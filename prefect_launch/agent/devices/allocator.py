@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -24,6 +23,7 @@ from prefect_launch.agent.devices.capacity import make_stock
 from prefect_launch.agent.devices.gpus import CardReader, Cards, CardWatch, NvmlReader, names_of
 from prefect_launch.agent.devices.request import Ask, read_ask
 from prefect_launch.agent.devices.wait_list import Line
+from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.tracker import is_scheduler
 from prefect_launch.core.duration import in_words
 from prefect_launch.core.short_id import short_id
@@ -33,7 +33,7 @@ from prefect_launch.policy.submitter_options import merge_resource_args
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import visible_gpus
-from prefect_launch.server.values import Item, LogRecord
+from prefect_launch.server.values import Item
 from prefect_launch.settings.device_settings import NONE
 from prefect_launch.spec.item_parameters import spec_of
 from prefect_launch.spec.priority import Priority
@@ -341,10 +341,8 @@ class Desk:
             f"The agent {self._config.name} cannot run this: {refusal.reason} It is left to the queue's other agents,"
             f" and {then}."
         )
-        now = datetime.now(timezone.utc)
-        record = LogRecord(name="launch.agent", level=logging.WARNING, message=message, timestamp=now)
         try:
-            await self._session.server.write_logs(item.id, [record])
+            await write_log_note(self._session.server, item.id, message)
         except LaunchError as error:
             log.debug("%s not told %s", item.id, error)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +19,7 @@ from prefect_launch.agent.item.cleanup import Closing
 from prefect_launch.agent.item.context import Workshop
 from prefect_launch.agent.item.image_warning import tell_other_image
 from prefect_launch.agent.item.keep_outputs import keep_outputs
+from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
 from prefect_launch.agent.item.previous_outputs import bring_last_outputs
@@ -34,7 +34,6 @@ from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.planning.plan import Request, make_plan, with_mask
 from prefect_launch.runners.base import Exit, Labels, Phase, Runner, RunPlan
-from prefect_launch.server.values import LogRecord
 from prefect_launch.spec.item_parameters import run_id_of, spec_of
 
 T = TypeVar("T")
@@ -116,10 +115,9 @@ class Execution:
         )
         for name in gone:
             told = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
-            record = LogRecord(
-                name="launch.agent", level=logging.WARNING, message=told, timestamp=datetime.now(timezone.utc)
+            await until_server_is_back(
+                f"take the log of {self._item.id}", partial(write_log_note, self._server, self._item.id, told)
             )
-            await until_server_is_back("take the log", lambda: self._server.write_logs(self._item.id, [record]))  # noqa: B023
         return plan
 
     async def _start(self) -> tuple[Runner, RunPlan]:

@@ -51,12 +51,13 @@ class Closing:
     def know(self, **facts: object) -> None:
         """Add what was learned, by the fields of `Facts`."""
         self.facts = self.facts.model_copy(update=facts)
+        self._tracker.plan = self.facts.plan
 
     def tell_why(self, error: BaseException) -> None:
         """Write to the agent's log why the attempt did not come to run, in full but for its secrets."""
         if log.isEnabledFor(logging.DEBUG):
             told = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
-            log.debug("%s failed to start\n%s", self._tracker.id, self._masked(told))
+            log.debug("%s failed to start\n%s", self._tracker.id, self._tracker.masked(told))
 
     async def is_trusted(self) -> bool:
         """Whether the item is this agent's for certain: one that was not seen to be for long may have been called lost.
@@ -85,7 +86,7 @@ class Closing:
     async def hand_back(self, error: UnreachableError) -> Outcome:
         """Put an item back into its queue that does not come to run: what it was to run in is away."""
         if self.runner is not None:
-            self._shop.reach.lost(self._shop.resource_of(self.runner), self._masked(str(error)))
+            self._shop.reach.lost(self._shop.resource_of(self.runner), self._tracker.masked(str(error)))
         return await self.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
 
     async def lose_sight(self, outcome: Outcome, current: StateType) -> Outcome:
@@ -101,7 +102,7 @@ class Closing:
             What the item has become; as it was given when the item is not this agent's any more.
         """
         if not await self.is_trusted():
-            log.warning("%s not-ours-any-more %s", self._tracker.id, self._masked(outcome.message))
+            log.warning("%s not-ours-any-more %s", self._tracker.id, self._tracker.masked(outcome.message))
             return outcome
         if self._tracker.stop.is_set() and outcome.state is not ItemState.CANCELLED:
             outcome = outcome.cancelled()
@@ -116,15 +117,12 @@ class Closing:
 
     def _told_to_users(self, outcome: Outcome) -> Outcome:
         """Return an end as all may read it, without secrets: where on this machine its things are, the log tells."""
-        outcome = outcome.model_copy(update={"message": self._masked(outcome.message)})
+        outcome = outcome.model_copy(update={"message": self._tracker.masked(outcome.message)})
         message = without_home(outcome.message, self._shop.config.home)
         if message == outcome.message:
             return outcome
         log.info("%s in-full %s", self._tracker.id, outcome.message)
         return outcome.model_copy(update={"message": message})
-
-    def _masked(self, text: str) -> str:
-        return self.facts.plan.mask.text(text) if self.facts.plan else text
 
     async def _is_held(self) -> bool:
         if not await is_held(self._server, self._tracker.id, self._tracker.claim):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from prefect_launch.agent.item.keep_outputs import LOGGER
+from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.planning.image_pin import digest_in
-from prefect_launch.server.values import LogRecord
 
 if TYPE_CHECKING:
     from prefect_launch.runners.base import RunPlan
@@ -40,9 +37,7 @@ async def tell_other_image(server: Server, item_id: UUID, plan: RunPlan, image: 
         f" what runs is the image of that name, {image}."
     )
     log.warning("%s other-image %s", item_id, message)
-    now = datetime.now(timezone.utc)
-    record = LogRecord(name=LOGGER, level=logging.WARNING, message=message, timestamp=now)
     try:
-        await server.write_logs(item_id, [record])
+        await write_log_note(server, item_id, message)
     except Exception as error:  # noqa: BLE001 - the run goes on
         log.debug("%s not told of its image: %s", item_id, error)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
+from prefect_launch.agent.item.log_notes import LOGGER, write_log_note
 from prefect_launch.agent.item.mask_outputs import hide_in_outputs, kept_log
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import LOG_FILE
-from prefect_launch.server.values import LogRecord
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
     from prefect_launch.runners.base import Exit, RunPlan
     from prefect_launch.server.protocol import Server
 
-#: The name under which an agent's own lines are shown in an item's log.
-LOGGER: Final = "prefect_launch.agent"
 #: The agent's own, stored beside the outputs.
 WHOLE_LOG: Final = LOG_FILE
 #: Records of an item's log that are looked through for one.
@@ -77,6 +74,4 @@ async def _tell_once(server: Server, flow_run_id: UUID, message: str, since: dat
     """Write a line to an item's log, unless the agent before this one has."""
     found = await server.read_logs(flow_run_id, limit=_LOOKED_AT, since=since) if since is not None else []
     if not any(record.name == LOGGER and record.message == message for record in found):
-        now = datetime.now(timezone.utc)
-        record = LogRecord(name=LOGGER, level=logging.WARNING, message=message, timestamp=now)
-        await server.write_logs(flow_run_id, [record])
+        await write_log_note(server, flow_run_id, message)

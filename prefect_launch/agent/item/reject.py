@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from traceback import format_exception
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -55,14 +56,20 @@ async def fail_item(
 
 
 async def fail_over(shop: Workshop, item_id: str, tracker: JobTracker | None, exception: BaseException) -> None:
-    """Tell in the log, in the item's `error.log` and in its state that the agent itself failed over it."""
-    text = f"{type(exception).__name__}: {exception}"
-    log.error("%s agent-failed %s", item_id, text, exc_info=exception)
+    """Tell in the log, in the item's `error.log` and in its state that the agent itself failed over it.
+
+    None of them shows a secret of the item's attempt.
+    """
+    masked = tracker.masked if tracker is not None else str
+    text = masked(f"{type(exception).__name__}: {exception}")
+    log.error("%s agent-failed %s\n%s", item_id, text, masked("".join(format_exception(exception)).rstrip()))
     files = []
     if tracker is not None and tracker.file_saver is not None:
         files = [tracker.file_saver / "error.log"]
         await anyio.Path(files[0]).write_text(f"{text}\n")
-    facts = Facts(queue=tracker.queue if tracker else None, error=exception)
+    facts = (
+        Facts(error=exception) if tracker is None else Facts(queue=tracker.queue, plan=tracker.plan, error=exception)
+    )
     told = f"The agent failed over it: {without_home(text, shop.config.home)}"
     try:
         await until_server_is_back(

@@ -10,6 +10,7 @@ from uuid import UUID
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.task_run import in_flow, run_as_task
 from prefect_launch.agent.item.tracker import JobTracker
+from prefect_launch.core.states import ItemState
 from prefect_launch.server.values import Item
 
 T = TypeVar("T")
@@ -86,16 +87,24 @@ class Crew:
     async def do(self, tracker: JobTracker, work: Work) -> None:
         """Work on one item, as a task run when in a flow, until it ends or the agent leaves."""
 
-        async def let_go_when_leaving() -> Outcome | None:
-            return await self._unless_leaving(work())
-
         failure: BaseException | None = None
+
+        async def let_go_when_leaving() -> Outcome | None:
+            nonlocal failure
+            try:
+                return await self._unless_leaving(work())
+            except Exception as error:  # noqa: BLE001 - one item never ends the agent
+                failure = error
+                # To Prefect, which would keep the error to the task run, and show its secrets there.
+                told = tracker.masked(f"{type(error).__name__}: {error}")
+                return Outcome(state=ItemState.FAILED, message=f"The agent failed over it: {told}")
+
         try:
             if in_flow():
                 await run_as_task(tracker.item.name, let_go_when_leaving)
             else:
                 await let_go_when_leaving()
-        except Exception as error:  # noqa: BLE001 - `finished` tells it; one item never ends the agent
+        except Exception as error:  # noqa: BLE001 - Prefect's, over the task run
             failure = error
         finally:
             # An agent that leaves does not wait for a server that is away: the next one settles the item.

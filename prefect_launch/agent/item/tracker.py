@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID
 
-from prefect_launch.runners.base import Phase
+from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.values import Item
 
 #: The flow that a sweep's scheduler is a run of; all others are jobs.
@@ -49,6 +49,7 @@ class JobTracker:
         claim: the token of the claim that it is held under; empty: not known.
         held_at: when it was seen last that the claim is the item's last one, by `now()`; at first, when it was made.
         has_run: whether its run has ended: what is left is to keep its outputs, which needs no slot.
+        plan: of its attempt, once it is known; it masks the attempt's secrets in what is told of the item.
         ended: is set when its work here is over, whatever came of it.
     """
 
@@ -63,12 +64,17 @@ class JobTracker:
     claim: str = ""
     held_at: float = field(default_factory=now)
     has_run: bool = False
+    plan: RunPlan | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def id(self) -> UUID:
         """The item's id."""
         return self.item.id
+
+    def masked(self, text: str) -> str:
+        """Return a text without the secrets of the attempt."""
+        return text if self.plan is None else self.plan.mask.text(text)
 
     @property
     def thread_id(self) -> str:

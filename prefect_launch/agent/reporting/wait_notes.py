@@ -15,6 +15,7 @@ from uuid import UUID
 
 import anyio
 
+from prefect_launch.agent.item.log_notes import LOGGER, log_note
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError
@@ -31,7 +32,6 @@ LOOK_SECONDS: Final = 15.0
 WAITED_SECONDS: Final = 10.0
 #: How many of a queue are told, from the front of its line.
 MOST_ITEMS: Final = 20
-LOGGER: Final = "prefect_launch.agent"
 _PREFIX: Final = "Waits"
 _LOG_PAGE: Final = 200
 
@@ -123,8 +123,7 @@ class WaitTeller:
                 known[one.item.tags] = await read_past(self._server, one.queue.queue, one.item.tags)
             waiting = tell(one.model_copy(update={"past": known[one.item.tags]}))
             message = f"{_PREFIX} ({waiting.cause.value}): {waiting}"
-            now = one.queue.now
-            lines.append((one.item.id, LogRecord(name=LOGGER, level=logging.INFO, message=message, timestamp=now)))
+            lines.append((one.item.id, log_note(message, level=logging.INFO, at=one.queue.now)))
         if lines:
             await self._server.write_lines(lines)
 

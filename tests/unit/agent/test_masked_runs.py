@@ -106,6 +106,23 @@ async def test_error_that_quotes_an_option_is_masked(bench: Bench, caplog: pytes
     assert shows_none(caplog.text)
 
 
+async def test_error_that_the_agent_itself_fails_over_is_masked(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    bench.plays(Script(seconds=60))
+    (item,) = await bench.add(resource_args=ENV)
+    async with bench.agent().connected() as agent:
+        popped = await agent.pop_from_queue(QUEUE)
+        assert popped is not None
+        await agent.run_job(popped, QUEUE, bench.folder)
+        await bench.until(item, StateType.RUNNING)
+        await agent.finish_thread_id(str(item.id), ValueError(f"no such option: {SECRET}"))
+        await agent.crew.leave()
+    assert (await bench.read(item.id)).message.endswith(f"The agent failed over it: ValueError: no such option: {MASK}")
+    assert f"ValueError: no such option: {MASK}" in caplog.text
+    assert shows_none(await told(bench, item))
+    assert shows_none(caplog.text)
+    assert shows_none((bench.folder / "error.log").read_text())
+
+
 async def test_option_of_the_queue_that_is_refused_tells_no_secret(bench: Bench) -> None:
     config = {"memory": reference_to("queue")}
     await asyncio.to_thread(lambda: bench.api.upsert_run_queue(QUEUE, RESOURCE, config=config))
