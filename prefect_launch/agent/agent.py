@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 
 import anyio
 
-from prefect_launch.agent.devices.gpus import CardReader
+from prefect_launch.agent.devices.gpus import GpuProbe
 from prefect_launch.agent.item.attempt import Execution
 from prefect_launch.agent.item.context import Workshop
 from prefect_launch.agent.item.outcome import Outcome
@@ -58,7 +58,7 @@ class LaunchAgent:
         api: the server.
         config: an `AgentConfig`, or a mapping of its settings.
         runners: ready-made runners, by resource, in the place of the ones that it would make.
-        cards: the door to this machine's GPUs; by default NVIDIA's driver.
+        gpu_probe: reads the GPUs of this machine; by default through the NVIDIA driver.
 
     Raises:
         AgentConfigError: for a wrong setting.
@@ -72,7 +72,7 @@ class LaunchAgent:
         config: AgentConfig | Mapping[str, Any],
         *,
         runners: Mapping[str, Runner] | None = None,
-        cards: CardReader | None = None,
+        gpu_probe: GpuProbe | None = None,
     ) -> None:
         self.config = config if isinstance(config, AgentConfig) else parse_agent_config(config)
         # What a short job name means to this agent: items that other programs have made may hold one.
@@ -83,7 +83,7 @@ class LaunchAgent:
         self.crew = Crew(self.finish_thread_id)
         self.orders = Orders(self.wake)
         self._runners = dict(runners or {})
-        self._cards = cards
+        self._gpu_probe = gpu_probe
         self._workshop: Workshop | None = None
         self._intake: Intake | None = None
         LaunchAgent._latest = self
@@ -164,12 +164,12 @@ class LaunchAgent:
                 "To launch an agent please specify a queue or a list of queues (queues: […], or -q QUEUE)."
             )
         async with self.api.open() as session:
-            self._workshop = Workshop(self.config, session, dict(self._runners), cards=self._cards)
+            self._workshop = Workshop(self.config, session, dict(self._runners), gpu_probe=self._gpu_probe)
             self._workshop.run_ended = self._run_ended
-            await self._workshop.desk.open()
+            await self._workshop.devices.open()
             await anyio.to_thread.run_sync(lambda: self.holder)
-            opens, desk = self._workshop.reach.is_open, self._workshop.desk
-            self._intake = Intake(session, self.config.queues, self.holder, desk, opens, self.config.poll_seconds)
+            opens, devices = self._workshop.reach.is_open, self._workshop.devices
+            self._intake = Intake(session, self.config.queues, self.holder, devices, opens, self.config.poll_seconds)
             try:
                 yield self
             finally:

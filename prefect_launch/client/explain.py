@@ -32,7 +32,7 @@ from prefect_launch.queues.session import KnownQueue, Session, obstacle_of
 from prefect_launch.queues.wait_facts import why_would_wait
 from prefect_launch.queues.wait_reason import Waiting
 from prefect_launch.runners.base import Labels, Runner, RunPlan
-from prefect_launch.runners.gpu_option import GpuAsk, read_gpus
+from prefect_launch.runners.gpu_option import GpuRequest, read_gpus
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft
 from prefect_launch.settings.site import Site
@@ -191,7 +191,7 @@ def _labels(spec: LaunchSpec, queue: KnownQueue) -> dict[str, str]:
 
 def _gpus_in_words(runner: type[Runner], plan: RunPlan) -> str:
     """Say which GPUs of its agent's machine a run asks for, such as `2 GPUs`; an empty text for none."""
-    gpus = read_gpus(normalise_options(plan.options).get("gpus")) if runner.uses_this_machine else GpuAsk()
+    gpus = read_gpus(normalise_options(plan.options).get("gpus")) if runner.uses_this_machine else GpuRequest()
     return "" if gpus.is_none else str(gpus)
 
 

@@ -15,7 +15,7 @@ from prefect_launch.core.duration import in_words
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import ExecutionError, LaunchError
-from prefect_launch.runners.base import Exit, Phase, RunPlan
+from prefect_launch.runners.base import ExitStatus, Phase, RunPlan
 from prefect_launch.runners.run import RunnerRun
 from prefect_launch.spec.retry import Cause
 
@@ -60,7 +60,7 @@ def _state_of(error: LaunchError) -> ItemState:
     return ItemState.FAILED if error.cause in _ITS_OWN else ItemState.CRASHED
 
 
-def outcome_of_run(plan: RunPlan, end: Exit, *, timed_out: bool) -> Outcome:
+def outcome_of_run(plan: RunPlan, end: ExitStatus, *, timed_out: bool) -> Outcome:
     """Say how a direct run ended; what was stopped for its time limit has failed."""
     if not timed_out or plan.timeout is None:
         return outcome_of_exit(end)
@@ -69,7 +69,7 @@ def outcome_of_run(plan: RunPlan, end: Exit, *, timed_out: bool) -> Outcome:
 
 
 async def show_failure(
-    session: Session, flow_run_id: UUID, plan: RunPlan, end: Exit, outcome: Outcome, image: str | None
+    session: Session, flow_run_id: UUID, plan: RunPlan, end: ExitStatus, outcome: Outcome, image: str | None
 ) -> None:
     """Attach the certificate of a direct run that failed to its flow run."""
     item = await session.server.read_item(flow_run_id)
@@ -78,7 +78,7 @@ async def show_failure(
         await show_certificate(session.server, item, certify(item, outcome, facts))
 
 
-def failure_of(plan: RunPlan, end: Exit, outcome: Outcome, lines: list[str]) -> ExecutionError:
+def failure_of(plan: RunPlan, end: ExitStatus, outcome: Outcome, lines: list[str]) -> ExecutionError:
     """Make the error of a direct run that failed: with its exit code, and the last lines of its log."""
     tail = "\n".join(f"  {line}" for line in lines)
     told = f"Run {plan.run_id}: {plan.mask.text(outcome.message)} Its whole log is {plan.log_path}.\n{tail}"

@@ -38,7 +38,7 @@ from prefect_launch.errors import ExecutionError, LaunchError
 from prefect_launch.planning.plan import Request, default_resource, local_config, make_plan, preview_plan
 from prefect_launch.queues.session import Session
 from prefect_launch.registries.remote import RemoteRegistries
-from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan
+from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner, runner_class
 from prefect_launch.runners.run import AbstractRun, RunnerRun
 from prefect_launch.settings.agent_config import default_home, resolve_agent_config
@@ -104,7 +104,7 @@ async def _follow(
     shipper = LogShipper(session.server, flow_run_id, plan.log_path, mask=plan.mask)
     shipper.follow()
 
-    async def close(end: Exit, *, timed_out: bool = False) -> None:
+    async def close(end: ExitStatus, *, timed_out: bool = False) -> None:
         try:
             await shipper.finish()
         finally:
@@ -116,7 +116,7 @@ async def _follow(
                 await show_failure(session, flow_run_id, plan, end, outcome, await runner.image_of(handle))
                 raise failure_of(plan, end, outcome, await shipper.last_lines(_LAST_LINES))
         finally:
-            if end.log_is_whole:
+            if end.log_complete:
                 await runner.remove(handle)
 
     try:
@@ -131,7 +131,7 @@ async def _follow(
     await close(end, timed_out=timed_out)
 
 
-async def _ended(run: RunnerRun, plan: RunPlan) -> tuple[Exit, bool]:
+async def _ended(run: RunnerRun, plan: RunPlan) -> tuple[ExitStatus, bool]:
     """Wait for its end; return how it ended, and whether that is because its time was up."""
     timed_out = False
     try:
@@ -143,7 +143,7 @@ async def _ended(run: RunnerRun, plan: RunPlan) -> tuple[Exit, bool]:
     return run.exit, timed_out
 
 
-async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan, end: Exit) -> None:
+async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan, end: ExitStatus) -> None:
     await keep_outputs(session, flow_run_id, plan, end)
     await publish_outputs(session.server, flow_run_id, plan.run_id, plan.output_dir)
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from prefect_launch.core.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from prefect_launch.runners.base import Exit, Found, Labels, Phase, Runner, RunPlan, RunState
+    from prefect_launch.runners.base import ExitStatus, Found, Labels, Phase, Runner, RunPlan, RunState
     from prefect_launch.runners.registry import make_runner, runner_class, runner_names
     from prefect_launch.runners.run import AbstractRun, RunnerRun, Status
 
 _HOMES = {
     "AbstractRun": "run",
-    "Exit": "base",
+    "ExitStatus": "base",
     "Found": "base",
     "Labels": "base",
     "Phase": "base",
@@ -32,7 +32,7 @@ _HOMES = {
 
 __all__ = [
     "AbstractRun",
-    "Exit",
+    "ExitStatus",
     "Found",
     "Labels",
     "Phase",

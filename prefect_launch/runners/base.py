@@ -124,7 +124,7 @@ class RunPlan(BaseModel):
         return self.run_dir / "outputs"
 
 
-class Exit(BaseModel):
+class ExitStatus(BaseModel):
     """How a job's process ended."""
 
     model_config = ConfigDict(frozen=True)
@@ -138,7 +138,7 @@ class Exit(BaseModel):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     peak_memory_bytes: int | None = Field(default=None, description="Largest resident memory seen, where that is told.")
-    log_is_whole: bool = Field(default=True, description="False: what is left of its log is still with the run.")
+    log_complete: bool = Field(default=True, description="False: what is left of its log is still with the run.")
     warnings: tuple[str, ...] = Field(default=(), description="What could not be kept or told.")
     left_out: LeftOut = Field(default=LeftOut(), description="What its resource has not handed over of its outputs.")
 
@@ -188,7 +188,7 @@ class Found(BaseModel):
     labels: dict[str, str]
     run_dir: Path | None = Field(default=None, description="Where its log and outputs are, when the runner knows.")
     name: str | None = Field(default=None, description="Its name on the machine, where names are unique.")
-    is_whole: bool = Field(default=True, description="Whether all is in it; what is not whole was never started.")
+    is_complete: bool = Field(default=True, description="Whether all is in it; what is not whole was never started.")
 
 
 class Runner(ABC):
@@ -201,7 +201,7 @@ class Runner(ABC):
     #: The resource's name, as in queues and specs: "local-process".
     name: ClassVar[str]
     #: What is seen once a run was stopped and removed, as people are told it.
-    gone: ClassVar[str] = "run removed"
+    removed_message: ClassVar[str] = "run removed"
     #: Which sources it can run.
     sources: ClassVar[frozenset[SourceKind]]
     #: The options (normalised: lower case, dashes) that any submitter may set in `resource_args`.
@@ -320,7 +320,7 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> Exit:
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         """Wait until it has ended, its log file is whole and its outputs are in `plan.output_dir`.
 
         Args:

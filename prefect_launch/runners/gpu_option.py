@@ -22,7 +22,7 @@ _NONE: Final = ("", "0", "none")
 _ALL: Final = ("all", "-1")
 
 
-class GpuAsk(BaseModel):
+class GpuRequest(BaseModel):
     """Which GPUs a job asks for: a count, all, or ids."""
 
     model_config = ConfigDict(frozen=True)
@@ -44,7 +44,7 @@ class GpuAsk(BaseModel):
         return f"{self.count} GPU{'' if self.count == 1 else 's'}"
 
 
-def read_gpus(value: object) -> GpuAsk:
+def read_gpus(value: object) -> GpuRequest:
     """Read the option as people write it.
 
     Raises:
@@ -53,18 +53,18 @@ def read_gpus(value: object) -> GpuAsk:
     if isinstance(value, (list, tuple)):
         return _of_ids([_id(one) for one in value])
     if value is None:
-        return GpuAsk()
+        return GpuRequest()
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError(_RULE)
     text = str(value).strip().strip('"').strip()
     if text.lower() in _NONE:
-        return GpuAsk()
+        return GpuRequest()
     if text.lower() in _ALL:
-        return GpuAsk(all=True)
+        return GpuRequest(all=True)
     if text.isdecimal():
         if len(text) > _MAX_COUNT_DIGITS:
             raise ValueError(_RULE)
-        return GpuAsk(count=int(text))
+        return GpuRequest(count=int(text))
     return _of_ids([_id(one) for one in text.removeprefix(_PREFIX).split(",")])
 
 
@@ -82,10 +82,10 @@ def visible_gpus(ids: tuple[str, ...]) -> dict[str, str]:
     }
 
 
-def _of_ids(ids: list[str]) -> GpuAsk:
+def _of_ids(ids: list[str]) -> GpuRequest:
     if len(set(ids)) != len(ids):
         raise ValueError("it names a GPU twice")
-    return GpuAsk(ids=tuple(ids))
+    return GpuRequest(ids=tuple(ids))
 
 
 def _id(value: object) -> str:

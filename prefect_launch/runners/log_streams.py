@@ -14,7 +14,7 @@ import select
 import struct
 import threading
 
-TYPE_CHECKING = False  # The nursery needs no `typing`.
+TYPE_CHECKING = False  # The fork server needs no `typing`.
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

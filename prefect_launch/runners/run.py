@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from prefect_launch.core.sync_call import run_sync
-from prefect_launch.runners.base import Exit, Runner, RunPlan, RunState
+from prefect_launch.runners.base import ExitStatus, Runner, RunPlan, RunState
 
 State = Literal["unknown", "starting", "running", "failed", "finished", "stopping", "stopped", "preempted"]
 
@@ -129,8 +129,8 @@ class RunnerRun(AbstractRun):
         self._plan = plan
         self._grace_seconds = grace_seconds
         self._status = Status("starting")
-        self._watch: asyncio.Task[Exit] | None = None
-        self._exit: Exit | None = None
+        self._watch: asyncio.Task[ExitStatus] | None = None
+        self._exit: ExitStatus | None = None
 
     @property
     def id(self) -> str:
@@ -141,7 +141,7 @@ class RunnerRun(AbstractRun):
         return self._status
 
     @property
-    def exit(self) -> Exit | None:
+    def exit(self) -> ExitStatus | None:
         """How it ended; None while it has not been seen to end."""
         return self._exit
 
@@ -180,7 +180,7 @@ class RunnerRun(AbstractRun):
         await self._runner.stop(self._handle, self._grace_seconds)
         await self._ended()
 
-    async def _ended(self) -> Exit:
+    async def _ended(self) -> ExitStatus:
         """Wait for the end in one task that all callers share, so that one caller's time limit ends no other's
         waiting."""
         if self._exit is None:
@@ -198,7 +198,7 @@ def _living_status(state: RunState | None) -> Status:
     return Status("starting" if state is RunState.CREATED else "running")
 
 
-def _final_status(end: Exit) -> Status:
+def _final_status(end: ExitStatus) -> Status:
     if end.stopped:
         return Status("stopped", [end.describe(), *end.warnings])
     if end.succeeded:

@@ -1,4 +1,4 @@
-"""In-memory twins of every outside thing, for this project's tests and for its users', imported on first use."""
+"""In-memory fakes of every outside thing, for this project's tests and for its users', imported on first use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prefect_launch.core.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from prefect_launch.testing.api import InMemoryApi
-    from prefect_launch.testing.devices import InMemoryCards
+    from prefect_launch.testing.devices import InMemoryGpus
     from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
     from prefect_launch.testing.job_index import InMemoryJobIndex
     from prefect_launch.testing.registry import InMemoryRegistry
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "InMemoryApi": "api",
-    "InMemoryCards": "devices",
+    "InMemoryGpus": "devices",
     "InMemoryDocker": "engine",
     "InMemoryEngine": "engine",
     "InMemoryJobIndex": "job_index",
@@ -31,9 +31,9 @@ _HOMES = {
 
 __all__ = [
     "InMemoryApi",
-    "InMemoryCards",
     "InMemoryDocker",
     "InMemoryEngine",
+    "InMemoryGpus",
     "InMemoryJobIndex",
     "InMemoryMachine",
     "InMemoryRegistry",

@@ -1,4 +1,4 @@
-"""An in-memory Docker Engine: the twin of `DockerEngine`, for tests of what is built on one.
+"""An in-memory Docker Engine: the in-memory fake of `DockerEngine`, for tests of what is built on one.
 
 Containers are scripts. Several `InMemoryEngine` hold on to one `InMemoryDocker` as several clients hold on to one
 engine; `reachable` may be set to False, and then every call fails as if the engine were down, while its containers go

@@ -1,4 +1,4 @@
-"""The job index in memory: the twin of `prefect_launch.jobs.index.ServerJobIndex`, with its rules and its refusals.
+"""The in-memory fake of `prefect_launch.jobs.index.ServerJobIndex`, with its rules and its refusals.
 
 It yields to the event loop at every call, so that two writers really interleave, and counts its calls for tests that
 say what a lookup may cost.

@@ -1,4 +1,4 @@
-"""An in-memory registry: the twin of `RemoteRegistries`, which tells digests and keeps no images."""
+"""An in-memory registry: the in-memory fake of `RemoteRegistries`, which tells digests and keeps no images."""
 
 from __future__ import annotations
 

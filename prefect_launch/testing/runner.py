@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InfrastructureError, UnreachableError, unknown_name
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
+from prefect_launch.runners.base import ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
 from prefect_launch.runners.log_streams import Marks
 from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
 from prefect_launch.spec.option_names import normalise_options
@@ -145,17 +145,17 @@ class InMemoryRunner(Runner):
         run.plan.log_path.touch()
         run.process = ScriptedProcess(_runnable(run.script), lambda piece: _append(run.plan, piece), lambda: _end(run))
 
-    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> Exit:
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         run = self.machine.runs.get(handle)
         if run is None:
-            return Exit(exit_code=None, error="the run was removed by somebody else")
+            return ExitStatus(exit_code=None, error="the run was removed by somebody else")
         if run.process is None:
-            return Exit(exit_code=None, stopped=run.stopped, error="stopped before it was started")
+            return ExitStatus(exit_code=None, stopped=run.stopped, error="stopped before it was started")
         code = await run.process.wait()
         ended()
         if handle not in self._machine.runs:
-            return Exit(exit_code=None, error="the run was removed by somebody else while it ran")
-        return Exit(
+            return ExitStatus(exit_code=None, error="the run was removed by somebody else while it ran")
+        return ExitStatus(
             exit_code=code,
             signal=run.process.signal,
             oom_killed=run.script.oom_killed and not run.stopped,

@@ -1,7 +1,7 @@
 """What every runner must do, as tests: derive a test class from `RunnerContract` and give it a `world` fixture.
 
 A world makes runners of one kind on one machine, and plans whose command does what one of the texts below says (they
-are shell scripts, so a real machine runs them as they are; a twin knows them by heart). Needs pytest with `asyncio_mode
+are shell scripts, so a real machine runs them as they are; a fake knows them by heart). Needs pytest with `asyncio_mode
 = auto`.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import pytest
 
 from prefect_launch.core.output_limits import OUTPUTS_FILE
-from prefect_launch.runners.base import Exit, Labels, Runner, RunPlan, RunState
+from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.log_streams import parts
 
 SUCCEED = "exit 0"
@@ -61,7 +61,7 @@ def _claimed(plan: RunPlan, claim: str, **changes: Any) -> RunPlan:
     return plan.model_copy(update={"run_dir": run_dir, "labels": labels, **changes})
 
 
-async def run(runner: Runner, plan: RunPlan) -> Exit:
+async def run(runner: Runner, plan: RunPlan) -> ExitStatus:
     """Run a plan from its preparation to its end."""
     await runner.prepare(plan)
     handle = await runner.create(plan)
@@ -235,7 +235,7 @@ class RunnerContract:
         await runner.start(handle)
         return handle
 
-    async def _stop_is_seen(self, world: World, script: str, grace_seconds: float) -> Exit:
+    async def _stop_is_seen(self, world: World, script: str, grace_seconds: float) -> ExitStatus:
         runner, plan = world.runner(), world.plan(script)
         handle = await self._start(runner, plan)
         watching: asyncio.Task[Any] = asyncio.create_task(runner.watch(handle, plan))
@@ -243,6 +243,6 @@ class RunnerContract:
         begun = time.monotonic()
         await runner.stop(handle, grace_seconds)
         assert time.monotonic() - begun < grace_seconds + _STOP_MARGIN_SECONDS
-        end: Exit = await asyncio.wait_for(watching, 10)
+        end: ExitStatus = await asyncio.wait_for(watching, 10)
         assert (end.stopped, end.succeeded) == (True, False)
         return end

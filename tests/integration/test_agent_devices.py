@@ -11,7 +11,7 @@ import pytest
 from prefect_launch import LaunchAgent
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.docker.runner import LocalContainerRunner
-from prefect_launch.testing import InMemoryCards
+from prefect_launch.testing import InMemoryGpus
 from tests.support.agent_thread import running
 from tests.support.live import DEADLINE_SECONDS, Site, until
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 WAIT = 'echo "cards=$CUDA_VISIBLE_DEVICES"; while [ ! -e {}-$CUDA_VISIBLE_DEVICES ]; do sleep 0.05; done'
 
 
-def agent_of(site: Site, cards: InMemoryCards, **config: Any) -> LaunchAgent:
-    return LaunchAgent(site.api, site.agent(max_jobs=-1, poll_seconds=1, **config).config, cards=cards)
+def agent_of(site: Site, cards: InMemoryGpus, **config: Any) -> LaunchAgent:
+    return LaunchAgent(site.api, site.agent(max_jobs=-1, poll_seconds=1, **config).config, gpu_probe=cards)
 
 
 def asks(gpus: Any, resource: str = "local-process") -> dict[str, Any]:
@@ -33,14 +33,14 @@ def asks(gpus: Any, resource: str = "local-process") -> dict[str, Any]:
 def test_processes_have_gpus_of_their_own_and_a_restart_remembers_whose(site: Site, tmp_path: Path) -> None:
     site.job(WAIT.format(tmp_path / "done"))
     first, second = site.add(asks(2), asks(["3"]))
-    cards = InMemoryCards(4)
+    cards = InMemoryGpus(4)
     with running(agent_of(site, cards)):
         until(lambda: "cards=0,1" in site.log(first) and "cards=3" in site.log(second))
     assert first.item.state_type is StateType.RUNNING  # it goes on without its agent
     (third, fourth) = site.add(asks(2), asks(1))
     with running(agent_of(site, cards)) as agent:
         until(lambda: "cards=2" in site.log(fourth))
-        assert agent.shop.desk.describe().count("free") == 0
+        assert agent.shop.devices.describe().count("free") == 0
         assert site.states(third) == ["Queued"]
         for cards_of, ends in (("0,1", (first, third)), ("2", (fourth,)), ("3", (second,))):
             (tmp_path / f"done-{cards_of}").touch()
@@ -53,7 +53,7 @@ def test_item_that_never_fits_fails_with_the_reason_and_the_queue_goes_on(site: 
     site.job('echo "cards=$CUDA_VISIBLE_DEVICES"')
     site.api.upsert_run_queue(site.name, "local-process", fail_impossible_after="1s")
     big, small = site.add(asks(2), asks(1))
-    loop = agent_of(site, InMemoryCards(1)).loop(until_empty=True)
+    loop = agent_of(site, InMemoryGpus(1)).loop(until_empty=True)
     asyncio.run(asyncio.wait_for(loop, DEADLINE_SECONDS))
     assert site.states(big)[-1] == "Failed"
     assert "[agent] It asks for 2 GPUs, and this agent has GPU 0." in big.message
@@ -74,14 +74,14 @@ def test_small_item_behind_230_that_do_not_fit_runs_and_the_big_ones_are_not_sta
     site: Site, tmp_path: Path
 ) -> None:
     site.job(WAIT.format(tmp_path / "done"))
-    cards = InMemoryCards(3)
+    cards = InMemoryGpus(3)
     (holder,) = site.add(asks(1))
     with running(agent_of(site, cards, device_patience_seconds=600)) as agent:
         until(lambda: "cards=0" in site.log(holder))
         big = site.add(*[asks(3)] * 230)
         (small,) = site.add(asks(1))
         until(lambda: "cards=1" in site.log(small))
-        until(lambda: len(agent.shop.desk.line.waiting) == 230)
+        until(lambda: len(agent.shop.devices.wait_list.waiting) == 230)
         assert site.states(big[0]) == ["Queued"]
     (late,) = site.add(asks(1))
     with running(agent_of(site, cards, device_patience_seconds=0)):
@@ -115,7 +115,7 @@ def test_engine_is_told_which_devices_a_container_gets(
     (run,) = site.add(spec)
     config = site.agent().config
     runner = Watched(config.home)
-    agent = LaunchAgent(site.api, config, runners={"local-container": runner}, cards=InMemoryCards(2))
+    agent = LaunchAgent(site.api, config, runners={"local-container": runner}, gpu_probe=InMemoryGpus(2))
     asyncio.run(asyncio.wait_for(agent.loop(until_empty=True), DEADLINE_SECONDS))
     ((requests, label),) = seen
     assert [request["DeviceIDs"] for request in requests] == [["1"]]

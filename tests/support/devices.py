@@ -1,4 +1,4 @@
-"""What tests of an agent's devices share: agents with cards in memory, and what their runs hold."""
+"""What tests of an agent's devices share: agents with GPUs in memory, and what their runs hold."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import Labels
 from prefect_launch.server.values import Item
-from prefect_launch.testing import InMemoryCards, InMemoryRunner
+from prefect_launch.testing import InMemoryGpus, InMemoryRunner
 from tests.support.bench import QUEUE, RESOURCE, Bench
 
 
@@ -19,12 +19,12 @@ def wants(gpus: Any = None, **more: Any) -> dict[str, Any]:
     return {"resource_args": {RESOURCE: options}}
 
 
-def agent_of(bench: Bench, cards: InMemoryCards | int, **config: Any) -> LaunchAgent:
-    """Make an agent of the bench, with cards in memory."""
-    reader = InMemoryCards(cards) if isinstance(cards, int) else cards
+def agent_of(bench: Bench, machine: InMemoryGpus | int, **config: Any) -> LaunchAgent:
+    """Make an agent of the bench, with GPUs in memory."""
+    probe = InMemoryGpus(machine) if isinstance(machine, int) else machine
     settings = {"queues": [QUEUE], "home": bench.folder, "poll_seconds": 0.05, "name": "box", "max_jobs": -1, **config}
     runners = {RESOURCE: InMemoryRunner(bench.folder, bench.machine)}
-    return LaunchAgent(bench.api, settings, runners=runners, cards=reader)
+    return LaunchAgent(bench.api, settings, runners=runners, gpu_probe=probe)
 
 
 def gpus_of(bench: Bench, item: Item) -> list[str]:

@@ -18,7 +18,7 @@ from prefect_launch.builds.full_disk import telling_full_disks
 from prefect_launch.core.disk import has_room, is_disk_full
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import BuildDiskError, BuildError, InfrastructureError, RegistryError, SourceError
-from prefect_launch.runners.base import Exit, Phase
+from prefect_launch.runners.base import ExitStatus, Phase
 from prefect_launch.runners.docker import logs as engine_logs
 from prefect_launch.spec.retry import Cause
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine, InMemoryServer, Script
@@ -86,7 +86,7 @@ async def test_what_is_no_full_disk_of_a_build_stays_what_it_is(error: Exception
 
 
 def test_process_that_was_never_started_for_want_of_room_says_so() -> None:
-    end = Exit(exit_code=None, error="it was never started: no space left on device.")
+    end = ExitStatus(exit_code=None, error="it was never started: no space left on device.")
     assert diagnose(outcome_of_exit(end), end, None, []) is Category.DISK_FULL
 
 

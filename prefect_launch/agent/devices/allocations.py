@@ -1,8 +1,8 @@
-"""The book: which devices this agent has, and who holds what of them.
+"""Device allocations: what an item requests, what the agent has, and which item holds what.
 
-A frozen value; each change is a new book. It is asked with an `Ask`, and answers with a `Grant` or with a `Refusal`
-that says whether the item never fits here or only not now. It knows neither time nor server: who waits how long is
-the business of `line.py`, and what a foreign process holds is told to it (`busy`).
+`Allocations` is a frozen value: each change returns a new one. `allocate` answers a `DeviceRequest` with an
+`Allocation`, or with a `Denied` that says whether the item can never fit here or does not fit now. It knows neither
+time nor the server: the wait list orders who waits, and the caller says which GPUs foreign processes hold (`busy`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,71 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_launch.agent.devices.request import Ask, in_gib
-from prefect_launch.runners.gpu_option import GpuAsk
+from prefect_launch.core import sizes
+from prefect_launch.errors import SpecError
+from prefect_launch.runners import option_values as values
+from prefect_launch.runners.gpu_option import GpuRequest, read_gpus
+from prefect_launch.spec.option_names import normalise_options
 
-_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+_NANO: Final = 1_000_000_000
+_GIB: Final = 1024**3
+
+
+class DeviceRequest(BaseModel):
+    """The GPUs, CPUs and memory that one item asks for; by default nothing."""
+
+    model_config = ConfigDict(frozen=True)
+
+    gpus: GpuRequest = GpuRequest()
+    cpus: float = Field(default=0, ge=0)
+    memory: int = Field(default=0, ge=0, description="Bytes.")
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it asks for nothing."""
+        return self == DeviceRequest()
+
+    def __str__(self) -> str:
+        parts = [] if self.gpus.is_none else [str(self.gpus)]
+        parts += [f"{self.cpus:g} CPUs"] if self.cpus else []
+        parts += [in_gib(self.memory)] if self.memory else []
+        return ", ".join(parts) or "nothing"
+
+
+def read_device_request(options: Mapping[str, Any]) -> DeviceRequest:
+    """Read what an item asks for from the options of its resource, merged.
+
+    `memory` that is a limit of a container is taken for what it needs: less may be free, never more be promised.
+
+    Raises:
+        SpecError: for a value that cannot be read.
+    """
+    normal = normalise_options(options)
+    try:
+        return DeviceRequest(
+            gpus=read_gpus(normal.get("gpus")),
+            cpus=_cpus(normal.get("cpus", normal.get("cpu"))),
+            memory=0 if normal.get("memory") is None else sizes.size(normal["memory"]),
+        )
+    except ValueError as error:
+        raise SpecError(f"What the item asks of the machine cannot be read: {error}.") from None
+
+
+def in_gib(size: int) -> str:
+    """Say a size for people, in GiB."""
+    return f"{size / _GIB:.3g} GiB of memory"
+
+
+def _cpus(value: object) -> float:
+    return 0.0 if value is None else values.nano_cpus(value) / _NANO
+
+
+_NO_GPUS: Final[Mapping[str, str]] = MappingProxyType({})
 #: CPUs are added up as floats.
-_HAIR = 1e-9
+_EPSILON = 1e-9
 
 
-class Card(BaseModel):
+class Gpu(BaseModel):
     """One GPU."""
 
     model_config = ConfigDict(frozen=True)
@@ -30,17 +86,17 @@ class Card(BaseModel):
     uuid: str | None = None
     name: str = "GPU"
 
-    def is_called(self, wanted: str) -> bool:
+    def matches(self, wanted: str) -> bool:
         """Whether an id, an index or a UUID, names it."""
         return wanted == self.index or (self.uuid is not None and wanted.lower() == self.uuid.lower())
 
 
-class Stock(BaseModel):
-    """What the agent has to give."""
+class Capacity(BaseModel):
+    """What the agent can give out."""
 
     model_config = ConfigDict(frozen=True)
 
-    cards: tuple[Card, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
     cpus: float | None = Field(default=None, description="None: not counted.")
     memory: int | None = Field(default=None, description="Bytes; None: not counted.")
     note: str = Field(default="", description="Why it has no GPU, in words.")
@@ -48,19 +104,19 @@ class Stock(BaseModel):
         default=True, description="Which GPUs it has is known; false: the driver did not answer yet."
     )
 
-    def with_new(self, seen: Stock) -> Stock:
-        """Return the stock with the cards besides that a later look has shown."""
-        known = {card.index for card in self.cards} | {card.uuid for card in self.cards if card.uuid}
-        new = tuple(card for card in seen.cards if not known & {card.index, card.uuid})
-        return self.model_copy(update={"cards": self.cards + new, "note": "" if self.cards or new else seen.note})
+    def with_new(self, seen: Capacity) -> Capacity:
+        """Return the capacity with those GPUs added that a later probe has shown."""
+        known = {gpu.index for gpu in self.gpus} | {gpu.uuid for gpu in self.gpus if gpu.uuid}
+        new = tuple(gpu for gpu in seen.gpus if not known & {gpu.index, gpu.uuid})
+        return self.model_copy(update={"gpus": self.gpus + new, "note": "" if self.gpus or new else seen.note})
 
 
-class Grant(BaseModel):
-    """What one item holds. It stands in a label on what runs, so that the book can be made again of the labels."""
+class Allocation(BaseModel):
+    """What one item holds. A label on its run carries it, so that a restarted agent rebuilds its allocations."""
 
     model_config = ConfigDict(frozen=True)
 
-    gpus: tuple[str, ...] = Field(default=(), description="Indexes of cards.")
+    gpus: tuple[str, ...] = Field(default=(), description="Indexes of GPUs.")
     cpus: float = 0
     memory: int = 0
 
@@ -69,7 +125,7 @@ class Grant(BaseModel):
         return self.model_dump_json(exclude_defaults=True)
 
     @classmethod
-    def from_label(cls, text: str) -> Grant | None:
+    def from_label(cls, text: str) -> Allocation | None:
         """Read the text of a label; `None` when it is not one that an agent wrote."""
         try:
             return cls.model_validate_json(text)
@@ -77,8 +133,8 @@ class Grant(BaseModel):
             return None
 
 
-class Refusal(BaseModel):
-    """Why an item gets nothing."""
+class Denied(BaseModel):
+    """The answer to a request that cannot be met."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -86,97 +142,105 @@ class Refusal(BaseModel):
     never: bool = Field(default=False, description="It does not fit on this machine even when nothing else runs.")
 
 
-class Book(BaseModel):
-    """Who holds what."""
+class Allocations(BaseModel):
+    """The capacity of one agent, and the allocation of each item that holds some of it."""
 
     model_config = ConfigDict(frozen=True)
 
-    stock: Stock = Stock()
-    held: dict[str, Grant] = Field(default_factory=dict)
+    capacity: Capacity = Capacity()
+    held: dict[str, Allocation] = Field(default_factory=dict)
 
-    def holding(self, holder: str, grant: Grant) -> Book:
-        """Return the book in which `holder` holds a grant, in the place of what it held."""
-        return self.model_copy(update={"held": {**self.held, holder: grant}})
+    def holding(self, holder: str, allocation: Allocation) -> Allocations:
+        """Return the allocations in which `holder` holds this allocation, in place of any earlier one."""
+        return self.model_copy(update={"held": {**self.held, holder: allocation}})
 
-    def without(self, holder: str) -> Book:
-        """Return the book in which `holder` holds nothing."""
-        return self.model_copy(update={"held": {key: grant for key, grant in self.held.items() if key != holder}})
+    def without(self, holder: str) -> Allocations:
+        """Return the allocations in which `holder` holds nothing."""
+        return self.model_copy(
+            update={"held": {key: allocation for key, allocation in self.held.items() if key != holder}}
+        )
 
-    def holder_of(self, card: str) -> str | None:
-        """Return who holds a card."""
-        return next((holder for holder, grant in self.held.items() if card in grant.gpus), None)
+    def holder_of(self, gpu: str) -> str | None:
+        """Return who holds a GPU."""
+        return next((holder for holder, allocation in self.held.items() if gpu in allocation.gpus), None)
 
-    def ask(self, ask: Ask, *, busy: Mapping[str, str] = _NOTHING, reserved: Ask | None = None) -> Grant | Refusal:
-        """Say what an item would get.
+    def allocate(
+        self, request: DeviceRequest, *, busy: Mapping[str, str] = _NO_GPUS, reserved: DeviceRequest | None = None
+    ) -> Allocation | Denied:
+        """Answer a request; nothing is held by asking.
 
         Args:
-            ask: what it asks for.
-            busy: what is in the way of cards that no item holds, by index, such as "is held by process 77".
-            reserved: what somebody waits for who comes first: of what is free, that much is not given out.
+            request: what it asks for.
+            busy: why a GPU that no item holds cannot be used, by index, such as "is held by process 77".
+            reserved: the request of the item that comes first; that much of what is free is not given out.
         """
-        never = self._never(ask)
+        never = self._never(request)
         if never:
-            return Refusal(reason=never, never=True)
-        if not self.stock.is_known and not ask.gpus.is_none:
-            return Refusal(reason=f"It asks for {ask.gpus}, and {self.stock.note}.")
-        free = [card for card in self.stock.cards if self.holder_of(card.index) is None and card.index not in busy]
-        cpus = _left(self.stock.cpus, sum(grant.cpus for grant in self.held.values()))
-        memory = _left(self.stock.memory, sum(grant.memory for grant in self.held.values()))
+            return Denied(reason=never, never=True)
+        if not self.capacity.is_known and not request.gpus.is_none:
+            return Denied(reason=f"It asks for {request.gpus}, and {self.capacity.note}.")
+        free = [gpu for gpu in self.capacity.gpus if self.holder_of(gpu.index) is None and gpu.index not in busy]
+        cpus = _left(self.capacity.cpus, sum(allocation.cpus for allocation in self.held.values()))
+        memory = _left(self.capacity.memory, sum(allocation.memory for allocation in self.held.values()))
         if reserved is not None:
-            kept = _wanted(reserved.gpus, self.stock.cards, free, whole=False)
-            free = [card for card in free if card not in kept]
+            kept = _wanted(reserved.gpus, self.capacity.gpus, free, whole=False)
+            free = [gpu for gpu in free if gpu not in kept]
             cpus, memory = _left(cpus, reserved.cpus), _left(memory, reserved.memory)
-        cards = _wanted(ask.gpus, self.stock.cards, free, whole=True)
-        if cards is None:
-            return Refusal(reason=self._cards_taken(ask.gpus, free, busy, reserved))
-        if cpus is not None and ask.cpus > cpus + _HAIR:
-            return Refusal(reason=f"{max(cpus, 0):g} of {self.stock.cpus:g} CPUs are free; it asks for {ask.cpus:g}.")
-        if memory is not None and ask.memory > memory:
-            return Refusal(reason=f"{in_gib(max(memory, 0))} is free; it asks for {in_gib(ask.memory)}.")
-        return Grant(gpus=tuple(card.index for card in cards), cpus=ask.cpus, memory=ask.memory)
+        gpus = _wanted(request.gpus, self.capacity.gpus, free, whole=True)
+        if gpus is None:
+            return Denied(reason=self._gpus_taken(request.gpus, free, busy, reserved))
+        if cpus is not None and request.cpus > cpus + _EPSILON:
+            return Denied(
+                reason=f"{max(cpus, 0):g} of {self.capacity.cpus:g} CPUs are free; it asks for {request.cpus:g}."
+            )
+        if memory is not None and request.memory > memory:
+            return Denied(reason=f"{in_gib(max(memory, 0))} is free; it asks for {in_gib(request.memory)}.")
+        return Allocation(gpus=tuple(gpu.index for gpu in gpus), cpus=request.cpus, memory=request.memory)
 
-    def _never(self, ask: Ask) -> str:
-        """Say why an ask cannot be met here even when nothing runs; an empty text when it can."""
-        cards = self.stock.cards
-        why = f" ({self.stock.note})" if self.stock.note else ""
-        has = f"this agent has {_names(cards)}" if cards else f"this agent has no GPU{why}"
-        if self.stock.is_known:
-            for wanted in ask.gpus.ids:
-                if not any(card.is_called(wanted) for card in cards):
+    def _never(self, request: DeviceRequest) -> str:
+        """Say why a request cannot be met here even when nothing runs; an empty text when it can."""
+        gpus = self.capacity.gpus
+        why = f" ({self.capacity.note})" if self.capacity.note else ""
+        has = f"this agent has {_names(gpus)}" if gpus else f"this agent has no GPU{why}"
+        if self.capacity.is_known:
+            for wanted in request.gpus.ids:
+                if not any(gpu.matches(wanted) for gpu in gpus):
                     return f"It asks for the GPU {wanted!r}, and {has}."
-            if ask.gpus.count > len(cards) or (ask.gpus.all and not cards):
-                return f"It asks for {ask.gpus}, and {has}."
-        if self.stock.cpus is not None and ask.cpus > self.stock.cpus + _HAIR:
-            return f"It asks for {ask.cpus:g} CPUs, and this agent has {self.stock.cpus:g}."
-        if self.stock.memory is not None and ask.memory > self.stock.memory:
-            return f"It asks for {in_gib(ask.memory)}, and this agent has {in_gib(self.stock.memory)}."
+            if request.gpus.count > len(gpus) or (request.gpus.all and not gpus):
+                return f"It asks for {request.gpus}, and {has}."
+        if self.capacity.cpus is not None and request.cpus > self.capacity.cpus + _EPSILON:
+            return f"It asks for {request.cpus:g} CPUs, and this agent has {self.capacity.cpus:g}."
+        if self.capacity.memory is not None and request.memory > self.capacity.memory:
+            return f"It asks for {in_gib(request.memory)}, and this agent has {in_gib(self.capacity.memory)}."
         return ""
 
-    def _cards_taken(self, asked: GpuAsk, free: list[Card], busy: Mapping[str, str], reserved: Ask | None) -> str:
+    def _gpus_taken(
+        self, asked: GpuRequest, free: list[Gpu], busy: Mapping[str, str], reserved: DeviceRequest | None
+    ) -> str:
         taken = [f"GPU {index} {why}" for index, why in busy.items()]
-        held = [card for card in self.stock.cards if self.holder_of(card.index)]
+        held = [gpu for gpu in self.capacity.gpus if self.holder_of(gpu.index)]
         taken += [f"{_names(held)} in use by other items"] if held else []
         if reserved is not None and not reserved.gpus.is_none:
             taken.append(f"{reserved.gpus} kept for an item that comes first")
-        return f"{len(free)} of {len(self.stock.cards)} GPUs are free ({'; '.join(taken)}); it asks for {asked}."
+        return f"{len(free)} of {len(self.capacity.gpus)} GPUs are free ({'; '.join(taken)}); it asks for {asked}."
 
 
 def _left(have: Any, less: Any) -> Any:
     return None if have is None else have - less
 
 
-def _wanted(asked: GpuAsk, cards: Collection[Card], free: list[Card], *, whole: bool) -> Any:
-    """Choose cards for an ask out of the free ones: `None` when it cannot be met whole, if it must be."""
+def _wanted(asked: GpuRequest, gpus: Collection[Gpu], free: list[Gpu], *, whole: bool) -> Any:
+    """Choose free GPUs for a request. With `whole`, return `None` when they do not suffice."""
     if asked.all:
-        chosen, most = free, len(cards)
+        chosen, most = free, len(gpus)
     elif asked.ids:
-        chosen = [card for card in free if any(card.is_called(wanted) for wanted in asked.ids)]
-        most = sum(any(card.is_called(wanted) for wanted in asked.ids) for card in cards)
+        chosen = [gpu for gpu in free if any(gpu.matches(wanted) for wanted in asked.ids)]
+        most = sum(any(gpu.matches(wanted) for wanted in asked.ids) for gpu in gpus)
     else:
         chosen, most = free[: asked.count], asked.count
     return None if whole and len(chosen) < most else chosen
 
 
-def _names(cards: Collection[Card]) -> str:
-    """Say which cards, such as `GPUs 0,1`."""
-    return f"GPU{'s' if len(cards) > 1 else ''} {','.join(card.index for card in cards)}"
+def _names(gpus: Collection[Gpu]) -> str:
+    """Say which GPUs, such as `GPUs 0,1`."""
+    return f"GPU{'s' if len(gpus) > 1 else ''} {','.join(gpu.index for gpu in gpus)}"

@@ -1,11 +1,10 @@
-"""The desk: where an agent's items get their devices, before they are claimed.
+"""Device allocator: gives out the machine's GPUs, CPUs and memory to items, before they are claimed.
 
-The intake asks it of each item that a poll shows (`admit`): one that fits has its devices from then on, until
-`release`; one that does not fit waits in line, and is not claimed, whether it could fit later or never: a driver that
-does not answer and a card that fell off come back, and other agents may be started. Only a queue whose owner says so
-(`fail_impossible_after`) has an item let in that can never fit, so that its execution fails it with the reason. At its
-start an execution writes what it got into its plan (`equip`), and onto what runs as a label, of which the next agent of
-this name makes its book again (`restore`).
+The queue poller calls `try_reserve` for each item that a poll shows. An item that fits holds its devices from then on,
+until `release`. One that does not fit goes on the wait list and is not claimed, even when it can never fit: a driver
+or a GPU may come back, and other agents may start. Only where the queue sets `fail_impossible_after` is such an item
+let through, so that its attempt fails it with the reason. `attach_devices` writes the allocation into the run's plan
+and into a label on the run. After a restart `restore` reads it back from that label.
 """
 
 from __future__ import annotations
@@ -18,11 +17,9 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.devices.allocations import Book, Grant, Refusal
-from prefect_launch.agent.devices.capacity import make_stock
-from prefect_launch.agent.devices.gpus import CardReader, Cards, CardWatch, NvmlReader, names_of
-from prefect_launch.agent.devices.request import Ask, read_ask
-from prefect_launch.agent.devices.wait_list import Line
+from prefect_launch.agent.devices.allocations import Allocation, Allocations, Denied, DeviceRequest, read_device_request
+from prefect_launch.agent.devices.gpus import GpuInfo, GpuProbe, GpuWatch, NvmlProbe, names_of, read_capacity
+from prefect_launch.agent.devices.wait_list import DeviceWaitList
 from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.tracker import is_scheduler
 from prefect_launch.core.duration import in_words
@@ -44,116 +41,118 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("prefect_launch.agent")
 
-#: One look at the cards serves all items of a poll.
+#: One probe serves all items of a poll.
 _LOOK_SECONDS: Final = 1.0
 #: For how long it is taken as known which agents serve a queue: many items of a poll may ask.
 _ALONE_SECONDS: Final = 5.0
 #: Of the items that can never fit for one and the same reason, so many are told so on their own pages.
 _MOST_TOLD: Final = 20
-#: How many items' asks are remembered.
+#: How many items' requests are remembered.
 _REMEMBERED: Final = 2000
 _ONLINE: Final = "ONLINE"
 _RANKS: Final = {priority.work_queue: int(priority) for priority in Priority}
 
 
-class NotNowError(OperatorError):
-    """The devices that an item was claimed for cannot be had after all: it goes back into its queue."""
+class DevicesBusyError(OperatorError):
+    """The devices of a claimed item are not free after all: the item goes back into its queue."""
 
 
-class Desk:
-    """Gives out the devices of one agent.
+class DeviceAllocator:
+    """Allocates the devices of one agent.
 
     Args:
         config: the agent's.
         session: its connection.
         runner: returns its runner of a resource.
-        reader: the door to the cards; by default NVIDIA's driver.
+        probe: reads the GPUs; by default NVIDIA's driver.
     """
 
     def __init__(
-        self, config: AgentConfig, session: Session, runner: Callable[[str], Runner], reader: CardReader | None = None
+        self, config: AgentConfig, session: Session, runner: Callable[[str], Runner], probe: GpuProbe | None = None
     ) -> None:
         self._config = config
         self._session = session
         self._runner = runner
-        self._watch = CardWatch(reader or NvmlReader())
-        self._seen = Cards()
+        self._gpus = GpuWatch(probe or NvmlProbe())
+        self._seen = GpuInfo()
         self._looked_at = float("-inf")
-        self._book = Book()
+        self._allocations = Allocations()
         #: Since when no other agent is online, by queue (infinite: one is), and when that was read.
         self._alone: dict[str, tuple[float, float]] = {}
         #: How many items were told why they do not fit, by what they ask for and whether they never will.
-        self._told: dict[tuple[str, Ask, bool], int] = {}
+        self._told: dict[tuple[str, DeviceRequest, bool], int] = {}
         #: Items that were let in only to be failed, and after how many seconds.
-        self._hopeless: dict[UUID, float] = {}
-        self._line = Line(config.device_patience_seconds)
+        self._to_fail: dict[UUID, float] = {}
+        self._wait_list = DeviceWaitList(config.device_patience_seconds)
         #: What items ask for, with the queue's config that it was read under; without one, it is known for certain.
-        self._asks: dict[UUID, tuple[QueueConfig | None, Ask]] = {}
+        self._requests: dict[UUID, tuple[QueueConfig | None, DeviceRequest]] = {}
 
     async def open(self) -> None:
-        """See what the machine has.
+        """Read what the machine has.
 
         Raises:
-            AgentConfigError: when the agent's settings name a card that is not there.
+            AgentConfigError: when the agent's settings name a GPU that is not there.
         """
         config = self._config
-        seen = Cards() if config.gpus == NONE else await self._watch.look()
-        self._book = Book(stock=make_stock(config.gpus, config.cpus, config.memory, seen))
+        seen = GpuInfo() if config.gpus == NONE else await self._gpus.look()
+        self._allocations = Allocations(capacity=read_capacity(config.gpus, config.cpus, config.memory, seen))
         if config.gpus != NONE:
             self._note(seen)
 
     @property
-    def book(self) -> Book:
-        """Who holds what now."""
-        return self._book
+    def allocations(self) -> Allocations:
+        """What each item holds now."""
+        return self._allocations
 
     @property
-    def line(self) -> Line:
-        """Who waits for what."""
-        return self._line
+    def wait_list(self) -> DeviceWaitList:
+        """The items that wait for devices."""
+        return self._wait_list
 
-    # --- for the intake ---
+    # --- for the queue poller ---
 
-    async def admit(self, queue: str, item: Item) -> bool:
-        """Whether an item may be claimed now; what it asks for is its own from here on.
+    async def try_reserve(self, queue: str, item: Item) -> bool:
+        """Reserve what an item asks for; whether the item may be claimed now.
 
         Raises:
             LaunchError: when the server does not answer.
         """
-        ask = await self._ask(queue, item)
-        if ask.is_nothing:
+        request = await self._request_of(queue, item)
+        if request.is_nothing:
             return True
-        busy = await self._busy(ask)
+        busy = await self._busy(request)
         rank = _RANKS.get(item.work_queue_name or "", int(Priority.MEDIUM))
-        kept = self._line.kept_from(item.id, rank, lambda other: self._could_have(other, busy))
-        found = self._book.without(str(item.id)).ask(ask, busy=busy, reserved=kept)
-        if isinstance(found, Grant):
-            self._book = self._book.holding(str(item.id), found)
-            self._line.leave(item.id)
+        kept = self._wait_list.reserved_from(item.id, rank, lambda other: self._could_have(other, busy))
+        found = self._allocations.without(str(item.id)).allocate(request, busy=busy, reserved=kept)
+        if isinstance(found, Allocation):
+            self._allocations = self._allocations.holding(str(item.id), found)
+            self._wait_list.leave(item.id)
             return True
-        if self._line.wait(item.id, queue, ask, rank, found.reason):
-            await self._tell(queue, item, ask, found)
-        return found.never and await self._is_hopeless(queue, item)
+        if self._wait_list.wait(item.id, queue, request, rank, found.reason):
+            await self._tell(queue, item, request, found)
+        return found.never and await self._must_fail(queue, item)
 
-    def saw(self, queue: str, shown: Collection[UUID]) -> None:
-        """Note the ids of all that a queue has waiting, as polls showed it."""
-        self._line.saw(queue, shown)
-        asked = {(one.queue, one.ask) for one in self._line.waiting}
+    def sync_waiting(self, queue: str, shown: Collection[UUID]) -> None:
+        """Drop from the wait list what a poll of the queue does not show any more."""
+        self._wait_list.sync_waiting(queue, shown)
+        asked = {(one.queue, one.request) for one in self._wait_list.waiting}
         self._told = {key: count for key, count in self._told.items() if key[0] != queue or key[:2] in asked}
-        held = {UUID(holder) for holder in self._book.held}
+        held = {UUID(holder) for holder in self._allocations.held}
         # What is known for certain is kept while the item goes back into its queue; to lose it costs one claim more.
-        keeps = len(self._asks) < _REMEMBERED
-        kept = {one for one, (config, _) in self._asks.items() if one in shown or one in held or (keeps and not config)}
-        self._asks = {one: self._asks[one] for one in kept}
+        keeps = len(self._requests) < _REMEMBERED
+        kept = {
+            one for one, (config, _) in self._requests.items() if one in shown or one in held or (keeps and not config)
+        }
+        self._requests = {one: self._requests[one] for one in kept}
 
     def release(self, item_id: UUID | str) -> None:
-        """Take back what an item held: it has ended, or was not claimed."""
-        self._hopeless.pop(UUID(str(item_id)), None)
-        self._book = self._book.without(str(item_id))
+        """Free what an item holds: it has ended, or was not claimed."""
+        self._to_fail.pop(UUID(str(item_id)), None)
+        self._allocations = self._allocations.without(str(item_id))
 
-    # --- for an execution ---
+    # --- for an attempt ---
 
-    async def equip(self, item_id: UUID, runner: Runner, plan: RunPlan) -> RunPlan:
+    async def attach_devices(self, item_id: UUID, runner: Runner, plan: RunPlan) -> RunPlan:
         """Return the plan of a claimed item with its devices in it.
 
         Raises:
@@ -162,26 +161,26 @@ class Desk:
         """
         if not runner.uses_this_machine:
             return plan
-        ask = read_ask(plan.options)
-        grant = self._book.held.get(str(item_id))
-        if grant is None or self._asks.get(item_id, (None, None))[1] != ask:
-            grant = await self._grant(item_id, ask)
-        self._line.leave(item_id)
-        if ask.is_nothing and not self._gives_cards:
+        request = read_device_request(plan.options)
+        allocation = self._allocations.held.get(str(item_id))
+        if allocation is None or self._requests.get(item_id, (None, None))[1] != request:
+            allocation = await self._allocate(item_id, request)
+        self._wait_list.leave(item_id)
+        if request.is_nothing and not self._gives_gpus:
             return plan
-        labels = {**plan.labels, Labels.DEVICES: grant.as_label()}
-        plan = plan.model_copy(update={"labels": plan.labels if ask.is_nothing else labels})
-        if self._gives_cards and not (ask.gpus.is_none and _is_chosen_by_hand(plan)):
-            plan = runner.give_gpus(plan, grant.gpus)
+        labels = {**plan.labels, Labels.DEVICES: allocation.as_label()}
+        plan = plan.model_copy(update={"labels": plan.labels if request.is_nothing else labels})
+        if self._gives_gpus and not (request.gpus.is_none and _is_chosen_by_hand(plan)):
+            plan = runner.give_gpus(plan, allocation.gpus)
         await anyio.to_thread.run_sync(save_plan, plan)
         return plan
 
     def restore(self, item_id: UUID, labels: Mapping[str, str]) -> None:
-        """Note what a run holds that was found again."""
+        """Restore the allocation of a run that was found again, from its label."""
         text = labels.get(Labels.DEVICES)
-        grant = Grant.from_label(text) if text else None
-        if grant is not None:
-            self._book = self._book.holding(str(item_id), grant)
+        allocation = Allocation.from_label(text) if text else None
+        if allocation is not None:
+            self._allocations = self._allocations.holding(str(item_id), allocation)
         elif text:
             log.warning("%s its label %s is not one that an agent writes: %r", item_id, Labels.DEVICES, text)
 
@@ -189,127 +188,131 @@ class Desk:
 
     def gpus_of(self, item_id: UUID) -> str:
         """Say which GPUs an item holds, such as `GPUs 0,1`; an empty text for none."""
-        grant = self._book.held.get(str(item_id), Grant())
-        return f"GPU{'s' if len(grant.gpus) > 1 else ''} {','.join(grant.gpus)}" if grant.gpus else ""
+        allocation = self._allocations.held.get(str(item_id), Allocation())
+        return f"GPU{'s' if len(allocation.gpus) > 1 else ''} {','.join(allocation.gpus)}" if allocation.gpus else ""
 
     def describe(self) -> str:
-        """Say who holds each card, as it was last seen; an empty text when there is none."""
-        if not self._book.stock.is_known:
-            return f"GPUs unknown: {self._book.stock.note}"
-        return "; ".join(f"GPU {card.index} {self._use_of(card.index)}" for card in self._book.stock.cards)
+        """Say who holds each GPU, as it was last seen; an empty text when there is none."""
+        if not self._allocations.capacity.is_known:
+            return f"GPUs unknown: {self._allocations.capacity.note}"
+        return "; ".join(f"GPU {gpu.index} {self._use_of(gpu.index)}" for gpu in self._allocations.capacity.gpus)
 
     # --- inside ---
 
     @property
-    def _gives_cards(self) -> bool:
+    def _gives_gpus(self) -> bool:
         """Whether it gives out GPUs, or will when the driver answers: what asks for none must not see them."""
-        return bool(self._book.stock.cards) or not self._book.stock.is_known
+        return bool(self._allocations.capacity.gpus) or not self._allocations.capacity.is_known
 
-    def _use_of(self, card: str) -> str:
-        holder = self._book.holder_of(card)
+    def _use_of(self, gpu: str) -> str:
+        holder = self._allocations.holder_of(gpu)
         if holder is not None:
             return f"of {short_id(holder)}"
-        why = self._in_the_way(card)
+        why = self._in_the_way(gpu)
         return f"skipped: it {why}" if why else "free"
 
-    async def _grant(self, item_id: UUID, ask: Ask) -> Grant:
-        """Get an execution what it asks for, other than what it was claimed with."""
-        busy = await self._busy(ask)
-        found = self._book.without(str(item_id)).ask(ask, busy=busy)
-        if isinstance(found, Grant):
-            self._asks[item_id] = (None, ask)
-            if not ask.is_nothing:
-                self._book = self._book.holding(str(item_id), found)
+    async def _allocate(self, item_id: UUID, request: DeviceRequest) -> Allocation:
+        """Allocate what an attempt asks for, when that differs from what was reserved at its claim."""
+        busy = await self._busy(request)
+        found = self._allocations.without(str(item_id)).allocate(request, busy=busy)
+        if isinstance(found, Allocation):
+            self._requests[item_id] = (None, request)
+            if not request.is_nothing:
+                self._allocations = self._allocations.holding(str(item_id), found)
             return found
-        after = self._hopeless.get(item_id)
+        after = self._to_fail.get(item_id)
         self.release(item_id)
         if found.never and after is not None:
             raise SpecError(
                 f"{found.reason} No other agent was online for {in_words(after)}, after which its queue fails such an"
                 " item. Ask for less, or start an agent on a machine that has it."
             )
-        self._asks[item_id] = (None, ask)
-        raise NotNowError(f"Waits for devices: {found.reason}")
+        self._requests[item_id] = (None, request)
+        raise DevicesBusyError(f"Waits for devices: {found.reason}")
 
-    async def _ask(self, queue: str, item: Item) -> Ask:
+    async def _request_of(self, queue: str, item: Item) -> DeviceRequest:
         config = (await self._session.queue(queue)).config
-        known = self._asks.get(item.id)
+        known = self._requests.get(item.id)
         if known is None or known[0] not in (None, config):
-            self._asks[item.id] = known = (config, self._read(item, config))
+            self._requests[item.id] = known = (config, self._read(item, config))
         return known[1]
 
-    def _read(self, item: Item, config: QueueConfig) -> Ask:
+    def _read(self, item: Item, config: QueueConfig) -> DeviceRequest:
         """Read what an item will ask for, as far as can be told without resolving its job or a secret."""
         try:
             if is_scheduler(item) or not self._runner(config.resource).uses_this_machine:
-                return Ask()
+                return DeviceRequest()
             spec = spec_of(item)
             options = merge_resource_args(
                 config.fill(spec.template_variables), spec.resource_args.get(config.resource, {})
             )
-            return read_ask(options)
+            return read_device_request(options)
         except LaunchError as error:
             # What is wrong with it is for its execution to say, once it is claimed.
             log.debug("%s asks for what cannot be read: %s", item.id, error)
-            return Ask()
+            return DeviceRequest()
 
-    async def _busy(self, ask: Ask) -> Mapping[str, str]:
-        """Return what is in the way of the cards that no item of ours holds."""
-        if self._config.gpus == NONE or (ask.gpus.is_none and self._line.is_empty):
+    async def _busy(self, request: DeviceRequest) -> Mapping[str, str]:
+        """Return what is in the way of the GPUs that no item of ours holds."""
+        if self._config.gpus == NONE or (request.gpus.is_none and self._wait_list.is_empty):
             return {}
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
             await self._look()
-        stock = self._book.stock
-        free = [card.index for card in stock.cards if self._book.holder_of(card.index) is None]
-        return {card: why for card in free if (why := self._in_the_way(card))}
+        capacity = self._allocations.capacity
+        free = [gpu.index for gpu in capacity.gpus if self._allocations.holder_of(gpu.index) is None]
+        return {gpu: why for gpu in free if (why := self._in_the_way(gpu))}
 
-    def _in_the_way(self, card: str) -> str:
-        if card in self._seen.users:
-            return f"is held by a foreign {names_of(self._seen.users[card])}"
+    def _in_the_way(self, gpu: str) -> str:
+        if gpu in self._seen.users:
+            return f"is held by a foreign {names_of(self._seen.users[gpu])}"
         if self._seen.is_away:
             return f"cannot be seen: {self._seen.note}"
-        return "" if any(one.index == card for one in self._seen.cards) else "is not shown by the driver any more"
+        return "" if any(one.index == gpu for one in self._seen.gpus) else "is not shown by the driver any more"
 
     async def _look(self) -> None:
         """Look at the cards: one that was not there before is given out from now on."""
-        self._note(await self._watch.look())
+        self._note(await self._gpus.look())
         if self._seen.is_away:
             return
-        stock, config = self._book.stock, self._config
+        capacity, config = self._allocations.capacity, self._config
         try:
-            seen = make_stock(config.gpus, config.cpus, config.memory, self._seen)
+            seen = read_capacity(config.gpus, config.cpus, config.memory, self._seen)
         except AgentConfigError as error:
-            if not stock.is_known and stock.note != str(error):
+            if not capacity.is_known and capacity.note != str(error):
                 log.error("no GPU is given out: %s", error)
-                self._book = self._book.model_copy(update={"stock": stock.model_copy(update={"note": str(error)})})
+                self._allocations = self._allocations.model_copy(
+                    update={"capacity": capacity.model_copy(update={"note": str(error)})}
+                )
             return
-        self._book = self._book.model_copy(update={"stock": stock.with_new(seen) if stock.is_known else seen})
+        self._allocations = self._allocations.model_copy(
+            update={"capacity": capacity.with_new(seen) if capacity.is_known else seen}
+        )
 
-    def _note(self, seen: Cards) -> None:
+    def _note(self, seen: GpuInfo) -> None:
         """Keep what a look has shown, and log what has changed."""
         before, self._seen = self._seen, seen
         self._looked_at = time.monotonic()
         if seen.is_away and not before.is_away:
             log.warning("GPUs away: items that ask for one wait. %s", seen.note)
         elif before.is_away and not seen.is_away:
-            log.info("GPUs back: %d", len(seen.cards))
-        for card, users in seen.users.items():
-            if self._book.holder_of(card) is None and card not in before.users:
-                log.warning("GPU %s is skipped while a foreign %s holds it", card, names_of(users))
+            log.info("GPUs back: %d", len(seen.gpus))
+        for gpu, users in seen.users.items():
+            if self._allocations.holder_of(gpu) is None and gpu not in before.users:
+                log.warning("GPU %s is skipped while a foreign %s holds it", gpu, names_of(users))
 
-    def _could_have(self, ask: Ask, busy: Mapping[str, str]) -> bool:
+    def _could_have(self, request: DeviceRequest, busy: Mapping[str, str]) -> bool:
         """Whether an ask can be met once all that runs here has ended."""
-        return isinstance(Book(stock=self._book.stock).ask(ask, busy=busy), Grant)
+        return isinstance(Allocations(capacity=self._allocations.capacity).allocate(request, busy=busy), Allocation)
 
-    async def _is_hopeless(self, queue: str, item: Item) -> bool:
+    async def _must_fail(self, queue: str, item: Item) -> bool:
         """Whether an item that can never fit here is to be failed, as its queue's owner has asked for."""
         after = (await self._session.queue(queue)).config.fail_impossible_after
-        since = self._line.since(item.id)
+        since = self._wait_list.since(item.id)
         if after is None or since is None:
             return False
         is_so = time.monotonic() - max(since, await self._alone_since(queue)) >= after
         if is_so:
-            self._hopeless[item.id] = after
+            self._to_fail[item.id] = after
         return is_so
 
     async def _alone_since(self, queue: str) -> float:
@@ -323,22 +326,22 @@ class Desk:
             self._alone[queue] = (now, since)
         return since
 
-    async def _tell(self, queue: str, item: Item, ask: Ask, refusal: Refusal) -> None:
+    async def _tell(self, queue: str, item: Item, request: DeviceRequest, denied: Denied) -> None:
         """Log why items wait, once a cause; say on an item's own page that this agent can never run it.
 
         Thousands may wait for one cause: the first of them are told. `item show` says it of any.
         """
-        cause = (queue, ask, refusal.never)
+        cause = (queue, request, denied.never)
         count = self._told.get(cause, 0)
         self._told[cause] = count + 1
         if not count:
-            log.info("waits-for-devices %s (and all of %s that ask for as much): %s", item.id, queue, refusal.reason)
-        if not refusal.never or count >= _MOST_TOLD:
+            log.info("waits-for-devices %s (and all of %s that ask for as much): %s", item.id, queue, denied.reason)
+        if not denied.never or count >= _MOST_TOLD:
             return
         after = (await self._session.queue(queue)).config.fail_impossible_after
         then = "waits until one can" if after is None else f"fails when none is online for {in_words(after)}"
         message = (
-            f"The agent {self._config.name} cannot run this: {refusal.reason} It is left to the queue's other agents,"
+            f"The agent {self._config.name} cannot run this: {denied.reason} It is left to the queue's other agents,"
             f" and {then}."
         )
         try:
@@ -348,5 +351,5 @@ class Desk:
 
 
 def _is_chosen_by_hand(plan: RunPlan) -> bool:
-    """Whether the queue, or who submitted it, sets which cards the job sees, and asks the agent for none."""
+    """Whether the queue, or who submitted it, sets which GPUs the job sees, and asks the agent for none."""
     return not visible_gpus(()).keys().isdisjoint(plan.options.get("env", {}))

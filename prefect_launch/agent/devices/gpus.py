@@ -1,14 +1,14 @@
-"""The door to the cards: what GPUs this machine has, and which of them a process holds now.
+"""GPU probe and capacity: which GPUs the machine has, which a process holds, and what the agent may give out of them.
 
-`NvmlReader` asks NVIDIA's driver through nvidia-ml-py (the extra `prefect-launch[gpu]`), which is imported when it is
-first needed. A machine without the library or the driver has no cards, and that is no error. The twin in
-`prefect_launch.testing` is `InMemoryCards`.
-"""
+`NvmlProbe` reads the NVIDIA driver through nvidia-ml-py (the extra `prefect-launch[gpu]`), which is imported on first
+use. A machine without the library or the driver has no GPU, and that is no error. `read_capacity` combines what was
+seen with the agent's settings. `InMemoryGpus` in `prefect_launch.testing` is the in-memory fake."""
 
 from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,55 +16,57 @@ from typing import Any, Final, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.agent.devices.allocations import Card
+from prefect_launch.agent.devices.allocations import Capacity, Gpu
+from prefect_launch.errors import AgentConfigError
+from prefect_launch.settings.device_settings import AUTO, NONE
 
-#: Where the driver cannot list processes (some virtual machines), a card with more memory in use than a driver takes by
+#: Where the driver cannot list processes (some virtual machines), a GPU with more memory in use than a driver takes by
 #: itself is taken for held.
 _IN_USE_BYTES: Final = 1024**3
-#: How long a look may take; the first one opens the connection, which takes a second on a card that nothing uses.
+#: How long a look may take; the first one opens the connection, which takes a second on a GPU that nothing uses.
 LOOK_SECONDS: Final = 10.0
 _NO_LIBRARY: Final = "nvidia-ml-py is not installed: pip install 'prefect-launch[gpu]'"
 _NO_DRIVER: Final = "this machine's NVIDIA driver does not answer"
 
 
-class Cards(BaseModel):
-    """What one look at the cards showed.
+class GpuInfo(BaseModel):
+    """What one probe showed.
 
     Attributes:
-        cards: all that the machine has.
-        users: the ids of the processes that compute on a card, by its index; (0,) where only its memory tells of one.
+        gpus: all that the machine has.
+        users: the ids of the processes that compute on a GPU, by its index; (0,) where only its memory tells of one.
         note: why there is none, in words.
         is_away: the driver does not answer now: what the machine has is not known.
     """
 
     model_config = ConfigDict(frozen=True)
 
-    cards: tuple[Card, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
     users: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     note: str = ""
     is_away: bool = False
 
 
-class CardReader(Protocol):
-    """Looks at this machine's cards."""
+class GpuProbe(Protocol):
+    """Reads this machine's GPUs."""
 
-    def look(self) -> Cards:
+    def look(self) -> GpuInfo:
         """Look at them now. It may take some milliseconds, and never raises because there is none."""
         ...
 
 
-class NvmlReader:
-    """Asks NVIDIA's driver; the connection stays open, since to open it takes a second on a card that nothing uses."""
+class NvmlProbe:
+    """Asks NVIDIA's driver; the connection stays open, since to open it takes a second on a GPU that nothing uses."""
 
     def __init__(self) -> None:
         self._nvml: Any = None
 
-    def look(self) -> Cards:
-        """Look at the cards now."""
+    def look(self) -> GpuInfo:
+        """Look at the GPUs now."""
         try:
             nvml = importlib.import_module("pynvml")
         except ImportError:
-            return Cards(note=_NO_LIBRARY)
+            return GpuInfo(note=_NO_LIBRARY)
         try:
             if self._nvml is None:
                 nvml.nvmlInit()
@@ -72,7 +74,7 @@ class NvmlReader:
             return _all_cards(nvml)
         except nvml.NVMLError as error:
             self._close()  # a driver that is loaded again wants a new connection
-            return Cards(note=f"{_NO_DRIVER}: {error}", is_away=not _is_not_installed(nvml, error))
+            return GpuInfo(note=f"{_NO_DRIVER}: {error}", is_away=not _is_not_installed(nvml, error))
 
     def _close(self) -> None:
         nvml, self._nvml = self._nvml, None
@@ -81,38 +83,38 @@ class NvmlReader:
                 nvml.nvmlShutdown()
 
 
-class CardWatch:
-    """Looks through a `CardReader` without ever blocking the event loop, or waiting for long.
+class GpuWatch:
+    """Calls a `GpuProbe` in a thread of its own, with a time limit.
 
     Args:
-        reader: the door to the cards.
+        probe: reads the GPUs.
         most_seconds: how long a look may take: a driver that hangs is away.
     """
 
-    def __init__(self, reader: CardReader, most_seconds: float = LOOK_SECONDS) -> None:
-        self._reader = reader
+    def __init__(self, probe: GpuProbe, most_seconds: float = LOOK_SECONDS) -> None:
+        self._probe = probe
         self._most_seconds = most_seconds
-        self._looking: asyncio.Future[Cards] | None = None
+        self._looking: asyncio.Future[GpuInfo] | None = None
 
-    async def look(self) -> Cards:
+    async def look(self) -> GpuInfo:
         """Look now; a look that has not come back is waited for again, and no second one is begun beside it."""
         if self._looking is None:
-            self._looking = _on_daemon_thread(self._reader.look)
+            self._looking = _on_daemon_thread(self._probe.look)
         looking = self._looking
         done, _ = await asyncio.wait({looking}, timeout=self._most_seconds)
         if not done:
-            return Cards(note=f"{_NO_DRIVER} within {self._most_seconds:g} s", is_away=True)
+            return GpuInfo(note=f"{_NO_DRIVER} within {self._most_seconds:g} s", is_away=True)
         if self._looking is looking:
             self._looking = None
         return looking.result()
 
 
-def _on_daemon_thread(call: Callable[[], Cards]) -> asyncio.Future[Cards]:
+def _on_daemon_thread(call: Callable[[], GpuInfo]) -> asyncio.Future[GpuInfo]:
     """Make a call that may never return on a thread that does not keep the process from ending."""
     loop = asyncio.get_running_loop()
-    found: asyncio.Future[Cards] = loop.create_future()
+    found: asyncio.Future[GpuInfo] = loop.create_future()
 
-    def tell(result: Cards | None, error: Exception | None) -> None:
+    def tell(result: GpuInfo | None, error: Exception | None) -> None:
         if found.cancelled():
             return
         if error is not None:
@@ -138,25 +140,25 @@ def _is_not_installed(nvml: Any, error: Exception) -> bool:
     return getattr(error, "value", None) == getattr(nvml, "NVML_ERROR_LIBRARY_NOT_FOUND", object())
 
 
-def _all_cards(nvml: Any) -> Cards:
-    cards, users, lost = [], {}, None
+def _all_cards(nvml: Any) -> GpuInfo:
+    gpus, users, lost = [], {}, None
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             uuid, name = _text(nvml.nvmlDeviceGetUUID(handle)), _text(nvml.nvmlDeviceGetName(handle))
             users[str(index)] = _users(nvml, handle)
-        except nvml.NVMLError as error:  # One card that fell off the bus: the others are still there.
+        except nvml.NVMLError as error:  # One GPU that fell off the bus: the others are still there.
             lost = error
             continue
-        cards.append(Card(index=str(index), uuid=uuid, name=name))
-    if lost is not None and not cards:
+        gpus.append(Gpu(index=str(index), uuid=uuid, name=name))
+    if lost is not None and not gpus:
         raise lost
-    return Cards(cards=tuple(cards), users={index: pids for index, pids in users.items() if pids})
+    return GpuInfo(gpus=tuple(gpus), users={index: pids for index, pids in users.items() if pids})
 
 
 def _users(nvml: Any, handle: Any) -> tuple[int, ...]:
     try:
-        # Processes that only draw (a desktop) do not count: they hold no card of a machine that computes.
+        # Processes that only draw (a desktop) do not count: they hold no GPU of a machine that computes.
         return tuple(process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle))
     except nvml.NVMLError:
         return (0,) if nvml.nvmlDeviceGetMemoryInfo(handle).used > _IN_USE_BYTES else ()
@@ -167,6 +169,58 @@ def _text(value: str | bytes) -> str:
 
 
 def names_of(users: Sequence[int]) -> str:
-    """Say for people which processes hold a card."""
+    """Say for people which processes hold a GPU."""
     known = [str(pid) for pid in users if pid]
     return f"process {', '.join(known)}" if known else "some process"
+
+
+def read_capacity(gpus: str | Sequence[str], cpus: str | float, memory: str | float, seen: GpuInfo) -> Capacity:
+    """Return what the agent has to give.
+
+    Args:
+        gpus, cpus, memory: its settings, as they were read.
+        seen: the machine's cards. With `gpus: auto` they are the agent's, less those that its own
+            `CUDA_VISIBLE_DEVICES` leaves out.
+
+    Raises:
+        AgentConfigError: when the settings name a card that the machine does not have. While the driver does not
+            answer, that is not known: the agent has no card until it does.
+    """
+    chosen: tuple[Gpu, ...] = ()
+    if gpus != NONE and not seen.is_away:
+        chosen = _visible(seen.gpus) if gpus == AUTO else _named(gpus, seen)
+    note = "its setting is gpus: none" if gpus == NONE else seen.note
+    return Capacity(
+        gpus=chosen,
+        cpus=_amount(cpus, float(len(os.sched_getaffinity(0)))),
+        memory=_whole(_amount(memory, float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")))),
+        note=note,
+        is_known=gpus == NONE or not seen.is_away,
+    )
+
+
+def _visible(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+    told = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if told is None:
+        return gpus
+    wanted = [one.strip() for one in told.split(",")]
+    return tuple(gpu for gpu in gpus if any(gpu.matches(one) for one in wanted))
+
+
+def _named(wanted: Sequence[str], seen: GpuInfo) -> tuple[Gpu, ...]:
+    for one in wanted:
+        if not any(gpu.matches(one) for gpu in seen.gpus):
+            has = ", ".join(gpu.index for gpu in seen.gpus) or f"none ({seen.note})"
+            raise AgentConfigError(
+                f"The agent's 'gpus' names the GPU {one!r}, which this machine does not show; it shows: {has}."
+                " Correct the setting, or set gpus: auto."
+            )
+    return tuple(gpu for gpu in seen.gpus if any(gpu.matches(one) for one in wanted))
+
+
+def _amount(setting: str | float, of_machine: float) -> float | None:
+    return of_machine if setting == AUTO else None if setting == NONE else float(setting)
+
+
+def _whole(amount: float | None) -> int | None:
+    return None if amount is None else int(amount)

@@ -117,7 +117,7 @@ async def _remove(one: _Leftover) -> bool:
         if one.found.state is RunState.EXITED:
             with anyio.fail_after(_LOG_SECONDS):
                 end = await one.runner.watch(one.found.handle, one.plan)
-            if not end.log_is_whole:
+            if not end.log_complete:
                 log.warning("%s not-removed %s: %s", one.item, one.found.handle, " ".join(end.warnings))
                 return False
         await one.runner.remove(one.found.handle)

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from prefect_launch.agent.devices.allocator import NotNowError
+from prefect_launch.agent.devices.allocator import DevicesBusyError
 from prefect_launch.agent.item.cleanup import Closing
 from prefect_launch.agent.item.context import Workshop
 from prefect_launch.agent.item.image_warning import tell_other_image
@@ -33,7 +33,7 @@ from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.planning.plan import Request, make_plan, with_mask
-from prefect_launch.runners.base import Exit, Labels, Phase, Runner, RunPlan
+from prefect_launch.runners.base import ExitStatus, Labels, Phase, Runner, RunPlan
 from prefect_launch.spec.item_parameters import run_id_of, spec_of
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ class Execution:
             return await self._closing.give_up(outcome)
         except UnreachableError as error:
             return await self._closing.hand_back(error)
-        except NotNowError as error:
+        except DevicesBusyError as error:
             return await self._closing.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
         except Exception as error:  # noqa: BLE001 - the item says why it does not run
             self._closing.tell_why(error)
@@ -143,7 +143,7 @@ class Execution:
             plan = await self._unless_stopped(bring_image(self._shop, self._tracker, plan, self._move))
             self._closing.know(plan=plan)
         runner.check(plan)
-        plan = await self._shop.desk.equip(self._item.id, runner, plan)
+        plan = await self._shop.devices.attach_devices(self._item.id, runner, plan)
         await self._check_ours()  # Else what would be stopped, or removed, could be the next holder's.
         await stop_older_attempts(self._shop, runner, plan)
         await self._unless_stopped(bring_last_outputs(session, plan, self._shop.config.site))
@@ -164,7 +164,7 @@ class Execution:
         await self._check_ours()
         await self._insist(runner, lambda: runner.start(handle))
         self._shop.reach.worked(queue.config.resource)
-        gpus = self._shop.desk.gpus_of(self._item.id)
+        gpus = self._shop.devices.gpus_of(self._item.id)
         what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
         where = f"Runs on {self._shop.config.name} ({what})."
         await self._move(StateType.PENDING, ItemState.RUNNING, where, data={"image": image} if image else None)
@@ -233,7 +233,7 @@ class Execution:
         handle = self._tracker.handle or ""
         shipper = LogShipper(self._server, self._item.id, plan.log_path, mask=plan.mask)
         shipper.follow()
-        frees = self._shop.desk.gpus_of(self._item.id)
+        frees = self._shop.devices.gpus_of(self._item.id)
         stopper = Stopper(self._tracker, runner, plan, self._shop.config.stopped_run_timeout, frees=frees)
         stopping = asyncio.create_task(restarted(f"stopping {self._item.id}", stopper.watch))
         faults = []
@@ -277,7 +277,7 @@ class Execution:
         self._tracker.has_run = True
         self._shop.run_ended(self._tracker.thread_id)
 
-    async def _keep(self, plan: RunPlan, end: Exit) -> list[str]:
+    async def _keep(self, plan: RunPlan, end: ExitStatus) -> list[str]:
         """Keep the run's outputs and its whole log; returns what went wrong with it, in words."""
         faults = []
         try:

@@ -24,7 +24,7 @@ from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
 if TYPE_CHECKING:
     from prefect_launch.agent.item.context import Workshop
     from prefect_launch.agent.item.tracker import JobTracker
-    from prefect_launch.runners.base import Exit, Runner
+    from prefect_launch.runners.base import ExitStatus, Runner
 
 log = logging.getLogger("prefect_launch.agent")
 
@@ -78,7 +78,9 @@ class Closing:
             outcome = outcome.not_again("What was created for it could not be removed.")
         elif self._tracker.handle is not None and plan is not None:
             if outcome.state is ItemState.CANCELLED and self.runner is not None:
-                outcome = outcome.model_copy(update={"message": f"{outcome.message[:-1]}: {self.runner.gone}."})
+                outcome = outcome.model_copy(
+                    update={"message": f"{outcome.message[:-1]}: {self.runner.removed_message}."}
+                )
             # The next attempt may have the same number, and must not find what this one has left.
             await anyio.to_thread.run_sync(remove_tree, plan.run_dir)
         return await self.end(outcome)
@@ -143,11 +145,11 @@ class Closing:
             return False
         return True
 
-    async def remove(self, end: Exit) -> None:
+    async def remove(self, end: ExitStatus) -> None:
         """Remove what the run was in, once its log is safe; what is left otherwise is for the housekeeping."""
         if self.runner is None or self._tracker.handle is None:
             return
-        if end.log_is_whole:
+        if end.log_complete:
             await self.runner.remove(self._tracker.handle)
         else:
             log.warning("%s left %s: its log is not whole yet", self._tracker.id, self._tracker.handle)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from prefect_launch.agent.devices.allocator import Desk
-from prefect_launch.agent.devices.gpus import CardReader
+from prefect_launch.agent.devices.allocator import DeviceAllocator
+from prefect_launch.agent.devices.gpus import GpuProbe
 from prefect_launch.agent.polling.runner_health import Reach
 from prefect_launch.agent.recovery.lost_agents import LOST_SECONDS
 from prefect_launch.agent.recovery.ownership import TRUSTED_SECONDS
@@ -40,11 +40,11 @@ class Workshop:
         trusted_seconds: for how long after an item was seen to be this agent's it is taken to be: nobody is called lost
             that soon, and it is looked for within this time.
         lost_seconds: for how long another agent's heartbeats must have stood still to call it lost.
-        cards: the door to the machine's GPUs.
+        gpu_probe: reads the GPUs of the machine.
         run_ended: is told the id of an item whose run has ended, before its outputs are kept.
         copies: how many runs' outputs are kept at a time.
         registry: the registries of images, with this agent's credentials.
-        desk: gives out the machine's devices.
+        devices: gives out the machine's devices.
         reach: whether what the agent's queues run on answers.
     """
 
@@ -53,13 +53,13 @@ class Workshop:
     runners: dict[str, Runner] = field(default_factory=dict)
     trusted_seconds: float = TRUSTED_SECONDS
     lost_seconds: float = LOST_SECONDS
-    cards: CardReader | None = None
+    gpu_probe: GpuProbe | None = None
     run_ended: Callable[[str], None] = lambda item_id: None
     copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(COPIES))
 
     def __post_init__(self) -> None:
         self.registry = RemoteRegistries(self.config.keychain)
-        self.desk = Desk(self.config, self.session, self.runner, self.cards)
+        self.devices = DeviceAllocator(self.config, self.session, self.runner, self.gpu_probe)
         self.reach = Reach(self.session, self.runner)
 
     @cached_property
@@ -71,7 +71,7 @@ class Workshop:
 
     def describe(self) -> str:
         """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""
-        return "; ".join(filter(None, (self.desk.describe(), self.reach.describe())))
+        return "; ".join(filter(None, (self.devices.describe(), self.reach.describe())))
 
     def runner(self, resource: str) -> Runner:
         """Return the agent's runner of a resource."""

@@ -22,7 +22,7 @@ from prefect_launch.errors import (
     QueueError,
     SubmitterError,
 )
-from prefect_launch.runners.base import Exit
+from prefect_launch.runners.base import ExitStatus
 from prefect_launch.spec.retry import Cause
 
 
@@ -122,7 +122,9 @@ _OF_ERRORS: Final = (
 )
 
 
-def diagnose(outcome: Outcome, end: Exit | None, error: BaseException | None, last_lines: Sequence[str]) -> Category:
+def diagnose(
+    outcome: Outcome, end: ExitStatus | None, error: BaseException | None, last_lines: Sequence[str]
+) -> Category:
     """Say what was the matter.
 
     Args:
@@ -145,7 +147,7 @@ def diagnose(outcome: Outcome, end: Exit | None, error: BaseException | None, la
     return next((category for kind, category in _OF_ERRORS if isinstance(error, kind)), Category.INTERNAL)
 
 
-def _of_exit(end: Exit, last_lines: Sequence[str]) -> Category:
+def _of_exit(end: ExitStatus, last_lines: Sequence[str]) -> Category:
     if end.oom_killed:
         return Category.OUT_OF_MEMORY
     if end.exit_code in NO_PROGRAM:

@@ -25,7 +25,7 @@ from prefect_launch.core.server_json import clean_text
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import LaunchError
-from prefect_launch.runners.base import Exit, RunPlan
+from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 from prefect_launch.spec.item_parameters import run_id_of
@@ -47,7 +47,7 @@ class Facts(BaseModel):
     queue: str | None = None
     attempt: int | None = None
     plan: RunPlan | None = None
-    end: Exit | None = Field(default=None, description="How its process ended; None: it never came to run.")
+    end: ExitStatus | None = Field(default=None, description="How its process ended; None: it never came to run.")
     error: BaseException | None = Field(default=None, description="Why it did not come to run.")
     image: str | None = Field(default=None, description="The image that it ran, by its digest.")
     last_lines: tuple[str, ...] = ()

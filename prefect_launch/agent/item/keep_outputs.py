@@ -14,7 +14,7 @@ from prefect_launch.runners.base import LOG_FILE
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
-    from prefect_launch.runners.base import Exit, RunPlan
+    from prefect_launch.runners.base import ExitStatus, RunPlan
     from prefect_launch.server.protocol import Server
 
 #: The agent's own, stored beside the outputs.
@@ -23,7 +23,7 @@ WHOLE_LOG: Final = LOG_FILE
 _LOOKED_AT: Final = 200
 
 
-async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: Exit) -> list[str]:
+async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: ExitStatus) -> list[str]:
     """Keep an attempt's outputs, within its limits, and its log; tell in the log what is left out.
 
     Doing it again, after an agent that died in the middle of it, changes nothing.

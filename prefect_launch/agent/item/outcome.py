@@ -19,7 +19,7 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.server_json import clean_json
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import BuildDiskError, InternalError, LaunchError, OperatorError
-from prefect_launch.runners.base import Exit, Phase
+from prefect_launch.runners.base import ExitStatus, Phase
 from prefect_launch.server.protocol import Server
 from prefect_launch.spec.retry import Cause
 
@@ -56,7 +56,7 @@ class Outcome(BaseModel):
         return self.model_copy(update={"message": f"{self.message} It is not tried again: {why}", "cause": None})
 
 
-def outcome_of_exit(end: Exit) -> Outcome:
+def outcome_of_exit(end: ExitStatus) -> Outcome:
     """Say how a run that was started has ended.
 
     Exit code 0 is success. A run that was stopped is cancelled. Out of memory, a lost supervisor or a container that
@@ -78,7 +78,7 @@ def outcome_of_exit(end: Exit) -> Outcome:
     return Outcome(state=ItemState.FAILED, message=message, data=data, cause=cause)
 
 
-def cause_of(end: Exit) -> Cause:
+def cause_of(end: ExitStatus) -> Cause:
     """Say why a run ended without success. A program that cannot be run is its author's doing, not the machine's."""
     if end.preempted:
         return Cause.PREEMPTED

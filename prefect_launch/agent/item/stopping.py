@@ -17,7 +17,7 @@ from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.duration import in_words
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError
-from prefect_launch.runners.base import Exit, Phase, Runner, RunPlan
+from prefect_launch.runners.base import ExitStatus, Phase, Runner, RunPlan
 from prefect_launch.spec.retry import Cause
 
 #: After a stop that the machine failed to do.
@@ -82,7 +82,7 @@ class Stopper:
         used = (datetime.now(timezone.utc) - state.timestamp).total_seconds()
         return max(0.0, self._plan.timeout - max(0.0, used))
 
-    async def outcome(self, end: Exit) -> Outcome | None:
+    async def outcome(self, end: ExitStatus) -> Outcome | None:
         """Say how the item of a run ends that was stopped; `None` when the run ended by itself.
 
         What somebody asked to stop is removed first, so that its state can say that it is gone.
@@ -111,4 +111,4 @@ class Stopper:
         except LaunchError as error:
             log.warning("%s not-cleared %s", self._tracker.id, error)
             return f"ended, but not removed ({error})"
-        return self._runner.gone
+        return self._runner.removed_message

@@ -41,13 +41,13 @@ _SHORTEST_WAIT_SECONDS: Final = 0.1
 
 
 class Gate(Protocol):
-    """Decides which of the items that a poll returned may be claimed now (the desk that gives out devices)."""
+    """Decides which of the items that a poll returned may be claimed now (the device allocator)."""
 
-    async def admit(self, queue: str, item: Item) -> bool:
+    async def try_reserve(self, queue: str, item: Item) -> bool:
         """Whether an item may be claimed now; what it needs is kept for it from here on."""
         ...
 
-    def saw(self, queue: str, shown: Collection[UUID]) -> None:
+    def sync_waiting(self, queue: str, shown: Collection[UUID]) -> None:
         """Note the ids of all that a queue has waiting."""
         ...
 
@@ -134,7 +134,7 @@ class Candidates:
             item = self._items.popleft()
             if item.id in skip or not (schedulers or not is_scheduler(item)):
                 continue
-            if self._gate is None or await self._gate.admit(self._queue, item):
+            if self._gate is None or await self._gate.try_reserve(self._queue, item):
                 return item
         return None
 
@@ -170,7 +170,7 @@ class Candidates:
         if self._was_all:
             self._behind.is_empty()
         if self._gate is not None and (self._was_all or (limit == PAGE and not more)):
-            self._gate.saw(self._queue, {item.id for item in due} | self._behind.shown)
+            self._gate.sync_waiting(self._queue, {item.id for item in due} | self._behind.shown)
 
     def _in_turn(self, due: list[Item]) -> deque[Item]:
         contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS

@@ -122,12 +122,12 @@ async def _adopt(workshop: Workshop, holder: Holder, runner: Runner, found: Foun
         log.info("%s clearing %s: its %s", identity.item_id, found.handle, why)
         inventory.stale.append((runner, found))
         return
-    if not found.is_whole:
+    if not found.is_complete:
         log.info("%s clearing %s: it was not whole yet", item.id, found.handle)
         inventory.stale.append((runner, found))
         return
     log.info("%s found-again %s", item.id, found.handle)
-    workshop.desk.restore(item.id, found.labels)
+    workshop.devices.restore(item.id, found.labels)
     inventory.runs.append(
         Adopted(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
     )

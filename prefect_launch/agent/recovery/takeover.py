@@ -42,7 +42,7 @@ async def go_on(
     for found in await runner.find({Labels.ITEM: str(item.id)}):
         identity = identity_of(found)
         plan = plan_of(workshop.config.site, identity) if identity is not None else None
-        is_at_work = found.state is not RunState.CREATED and found.is_whole
+        is_at_work = found.state is not RunState.CREATED and found.is_complete
         if identity is None or plan is None or not is_at_work or not is_present(identity, item, history):
             continue
         keeper = keeper_of(plan.run_dir)
@@ -50,7 +50,7 @@ async def go_on(
             return keeper not in lost
         log.warning("%s going-on with %s: its agent %s is lost", item.id, found.handle, found.labels[Labels.AGENT])
         if found.state is RunState.RUNNING:
-            workshop.desk.restore(item.id, found.labels)
+            workshop.devices.restore(item.id, found.labels)
         resume(Adopted(item=item, queue=queue, runner=runner, plan=plan, handle=found.handle))
         return True
     return False

@@ -65,8 +65,8 @@ class Reporter:
             state=state or usual,
             running=tuple(RunningItem.of(item) for item in items),
             in_work=agent.num_running_jobs + agent.num_running_schedulers,
-            waits={str(one.item_id): one.reason for one in agent.shop.desk.line.waiting},
-            devices=agent.shop.desk.describe(),
+            waits={str(one.item_id): one.reason for one in agent.shop.devices.wait_list.waiting},
+            devices=agent.shop.devices.describe(),
             troubles=tuple(f"{name}: {why}" for name, why in sorted(agent.shop.reach.away.items())),
             secure_mode=agent.config.secure_mode,
         )

@@ -1,8 +1,8 @@
-"""What is asked of a Docker Engine: images, containers, files in them, logs and their end.
+"""Docker Engine interface: images, containers, files in them, logs and their ends.
 
-`Engine` is the seam: `DockerEngine` speaks to a real one, `prefect_launch.testing.InMemoryEngine` is its twin. All
-calls are coroutines that do not block the event loop; only a log stream is read by its own thread. Nothing here knows
-of runs or plans.
+`DockerEngine` implements it for a real engine, `prefect_launch.testing.InMemoryEngine` is the in-memory fake. All calls
+are coroutines that do not block the event loop; only a log stream is read by its own thread. Nothing here knows of runs
+or plans.
 """
 
 from __future__ import annotations

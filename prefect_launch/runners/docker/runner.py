@@ -20,7 +20,7 @@ from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
+from prefect_launch.runners.base import ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
 from prefect_launch.runners.docker.config import RUN_DIR_LABEL, container_config, preview_config
 from prefect_launch.runners.docker.engine import Container, Engine, NameTakenError
 from prefect_launch.runners.docker.exit import exit_of
@@ -65,7 +65,7 @@ class LocalContainerRunner(Runner):
     """
 
     name: ClassVar[str] = "local-container"
-    gone: ClassVar[str] = "container removed"
+    removed_message: ClassVar[str] = "container removed"
     sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
     needs_image: ClassVar[bool] = True
     submitter_options: ClassVar[frozenset[str]] = SUBMITTER_OPTIONS
@@ -149,10 +149,10 @@ class LocalContainerRunner(Runner):
         self._fresh.discard(handle)
         await self._engine.start(handle)
 
-    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> Exit:
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         container = await self._engine.container(handle)
         if container is not None and container.waits_for_start and _was_stopped(plan.run_dir):
-            return Exit(exit_code=None, stopped=True, error="stopped before it was started")
+            return ExitStatus(exit_code=None, stopped=True, error="stopped before it was started")
         copier = LogCopier(self._engine, handle, plan.log_path)
         copier.start()
         try:
@@ -279,7 +279,7 @@ def _found(container: Container) -> Found:
         labels=container.labels,
         run_dir=run_dir,
         name=container.name,
-        is_whole=is_filled,
+        is_complete=is_filled,
     )
 
 

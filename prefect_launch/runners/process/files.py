@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
-from prefect_launch.runners.base import Exit, RunState
+from prefect_launch.runners.base import ExitStatus, RunState
 from prefect_launch.runners.exit_codes import signal_of
 from prefect_launch.runners.process import supervisor
 
@@ -69,7 +69,7 @@ class RunFolder:
         """Return the id of the supervisor's process when it lives."""
         return living_pid(self.read(supervisor.SUPERVISOR))
 
-    def exit(self) -> Exit | None:
+    def exit(self) -> ExitStatus | None:
         """Return how the run ended, as its supervisor wrote it down; None while it has not."""
         if not self.has(supervisor.EXIT):
             return None
@@ -95,9 +95,9 @@ class RunFolder:
         return _kill(_marked(f"{_MARK}{self.path.absolute() / 'outputs'}"))
 
 
-def _exit(told: dict[str, Any]) -> Exit:
+def _exit(told: dict[str, Any]) -> ExitStatus:
     error = None if told else f"how it ended is not known: {supervisor.EXIT} in its run folder is broken"
-    return Exit(
+    return ExitStatus(
         exit_code=told.get("exit_code"),
         signal=told.get("signal") or signal_of(told.get("exit_code")),
         oom_killed=told.get("oom_killed", False),

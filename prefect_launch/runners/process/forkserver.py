@@ -1,7 +1,7 @@
-"""Where the supervisors of `local-process` jobs come from: one small process an agent, which forks them.
+"""Fork server for the supervisors of `local-process` jobs: one small process for each agent.
 
 A Python interpreter takes 30 ms of a core to start and to import what a supervisor needs; a fork of one that has done
-so takes 2, and shares its memory. `Nursery` is the agent's side. The process is this file as a script
+so takes 2, and shares its memory. `ForkServer` is the agent's side. The process is this file as a script
 (`python -I -S forkserver.py SOCKET_FD`), with the standard library only; it does nothing but fork, knows nothing of the
 runs, and ends with the agent, while the supervisors go on.
 """
@@ -23,8 +23,8 @@ SUPERVISOR_LOG = "supervisor.log"
 _MESSAGE_BYTES = 64 * 1024
 
 
-class Nursery:
-    """An agent's nursery; its process is started at the first use. Used by one thread at a time."""
+class ForkServer:
+    """An agent's fork server; its process is started at the first use. Used by one thread at a time."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -80,7 +80,7 @@ class Nursery:
 
 
 def serve(channel: socket.socket, supervisor: Any) -> None:
-    """In the nursery's process: fork a supervisor for each message; return when the agent has gone."""
+    """In the fork server's process: fork a supervisor for each message; return when the agent has gone."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel collects the supervisors; nobody here waits for them.
     while True:
         message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 1)
@@ -105,7 +105,7 @@ def _become_supervisor(supervisor: Any, run_dir: str, ready_fd: int) -> None:
         os.close(log)
         supervisor.main(run_dir, ready_fd)
         code = 0
-    except BaseException:  # noqa: BLE001 - it is written to the log; nothing of the nursery may go on in this process
+    except BaseException:  # noqa: BLE001 - it is written to the log; nothing of the fork server may go on in this process
         sys.excepthook(*sys.exc_info())
     finally:
         sys.stderr.flush()

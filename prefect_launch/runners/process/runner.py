@@ -24,11 +24,11 @@ from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import Exit, Found, Labels, Runner, RunPlan, RunState, nothing
+from prefect_launch.runners.base import ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
 from prefect_launch.runners.default_variables import with_default_variables
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder
-from prefect_launch.runners.process.forkserver import Nursery
+from prefect_launch.runners.process.forkserver import ForkServer
 from prefect_launch.runners.process.home_index import ProcessRegister, machine
 from prefect_launch.runners.process.machine_index import MachineRegister
 from prefect_launch.runners.process.options import OPTIONS, check_process_options
@@ -54,7 +54,7 @@ class LocalProcessRunner(Runner):
     """Runs jobs as processes of the agent's user."""
 
     name: ClassVar[str] = "local-process"
-    gone: ClassVar[str] = "process group gone"
+    removed_message: ClassVar[str] = "process group gone"
     sources: ClassVar[frozenset[SourceKind]] = frozenset({SourceKind.CODE, SourceKind.GIT})
     submitter_options: ClassVar[frozenset[str]] = OPTIONS
     options: ClassVar[frozenset[str]] = OPTIONS
@@ -66,7 +66,7 @@ class LocalProcessRunner(Runner):
         self._register = ProcessRegister(home / "processes")
         self._machine = MachineRegister()
         self._environments = Environments(home / "environments")
-        self._nursery = Nursery()
+        self._forkserver = ForkServer()
         self._starting = threading.Lock()
 
     @classmethod
@@ -111,7 +111,7 @@ class LocalProcessRunner(Runner):
     async def start(self, handle: str) -> None:
         await anyio.to_thread.run_sync(self._start, handle)
 
-    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> Exit:
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         folder = RunFolder(Path(handle))
         await self._gone(folder)
         end = folder.exit()
@@ -119,9 +119,9 @@ class LocalProcessRunner(Runner):
             ended()
             return end
         if folder.has(supervisor.STOP) and not folder.has(supervisor.STARTED):
-            return Exit(exit_code=None, stopped=True, error="stopped before it was started")
+            return ExitStatus(exit_code=None, stopped=True, error="stopped before it was started")
         await anyio.to_thread.run_sync(folder.kill_job)
-        return Exit(exit_code=None, error=_lost(folder), stopped=folder.has(supervisor.STOP))
+        return ExitStatus(exit_code=None, error=_lost(folder), stopped=folder.has(supervisor.STOP))
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         folder = RunFolder(Path(handle))
@@ -154,7 +154,7 @@ class LocalProcessRunner(Runner):
         await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
 
     async def aclose(self) -> None:
-        await anyio.to_thread.run_sync(self._nursery.close)
+        await anyio.to_thread.run_sync(self._forkserver.close)
 
     async def _venv(self, plan: RunPlan) -> Venv:
         return await self._environments.ensure(plan.project_dir, plan.python_version, _given_variables(plan))
@@ -180,7 +180,7 @@ class LocalProcessRunner(Runner):
         ready, told = os.pipe()
         try:
             with self._starting:
-                self._nursery.fork(handle, told)
+                self._forkserver.fork(handle, told)
         except OSError as error:
             os.close(ready)
             raise InfrastructureError(

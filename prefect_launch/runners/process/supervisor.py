@@ -1,6 +1,6 @@
 """The parent of one `local-process` job: starts it once, waits for it, writes down how it ended.
 
-`main` runs in a process that the agent's nursery has forked (`forkserver.py`), with the standard library only, in a
+`main` runs in a process that the agent's fork server has forked (`forkserver.py`), with the standard library only, in a
 session of its own, so that it lives on when the agent ends. It promises: `started.json` is on disk before any code of
 the job runs, and stands for "must never be started again"; `exit.json` is on disk after everything that the job left
 running is gone, and its log is whole. It is told what to do by files in RUN_DIR (see `process_files.py`), and by
@@ -18,10 +18,10 @@ import time
 
 if __package__:
     from prefect_launch.runners.log_streams import LogWriter
-else:  # in the nursery's process, which has the standard library and this folder only
+else:  # in the fork server's process, which has the standard library and this folder only
     from log_streams import LogWriter  # type: ignore[import-not-found,no-redef]
 
-TYPE_CHECKING = False  # The nursery needs no `typing`.
+TYPE_CHECKING = False  # The fork server needs no `typing`.
 if TYPE_CHECKING:
     from typing import Any
 

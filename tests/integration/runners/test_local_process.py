@@ -18,7 +18,7 @@ import pytest
 
 from prefect_launch.environments.venv import Environments
 from prefect_launch.errors import JobCodeError, SourceError, SpecError
-from prefect_launch.runners.base import Exit, Labels, RunPlan, RunState
+from prefect_launch.runners.base import ExitStatus, Labels, RunPlan, RunState
 from prefect_launch.runners.process.files import RunFolder
 from prefect_launch.runners.process.runner import LocalProcessRunner
 from prefect_launch.testing.runner_contract import run
@@ -274,7 +274,7 @@ async def test_requirements_that_do_not_resolve_are_the_jobs_fault_with_the_reas
 
 async def test_python_that_this_machine_lacks_is_said_in_the_log(runner: LocalProcessRunner, tmp_path: Path) -> None:
     plan = make_plan(tmp_path, ("python", "-c", "print('ran')"), python_version="3.99")
-    end: Exit = await run(runner, plan)
+    end: ExitStatus = await run(runner, plan)
     assert end.succeeded
     first, second = plan.log_path.read_text().splitlines()
     assert "Python 3.99" in first

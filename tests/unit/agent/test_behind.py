@@ -240,21 +240,21 @@ async def test_agent_asks_seldom_while_many_items_wait_that_do_not_fit(bench: Be
             agent.intake.look_again()
             assert await agent.pop_from_queue(QUEUE) is None
         assert bench.server.calls - before == {"poll": 20}
-        assert len(agent.shop.desk.line.waiting) == PAGE * 5
+        assert len(agent.shop.devices.wait_list.waiting) == PAGE * 5
 
 
 async def test_what_is_behind_is_forgotten_once_the_front_is_all(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
     items = await bench.add(PAGE + 5, **wants(2))
     async with agent_of(bench, 2).connected() as agent:
-        agent.shop.desk.restore(UUID(int=0), {"prefect-launch.devices": '{"gpus":["0"]}'})
+        agent.shop.devices.restore(UUID(int=0), {"prefect-launch.devices": '{"gpus":["0"]}'})
         assert await agent.pop_from_queue(QUEUE) is None
-        assert len(agent.shop.desk.line.waiting) == PAGE + 5
+        assert len(agent.shop.devices.wait_list.waiting) == PAGE + 5
         for item in items[10:]:
             await bench.move(item, ItemState.CANCELLED)
         agent.intake.look_again()
         assert await agent.pop_from_queue(QUEUE) is None
-        assert ids_of(agent.shop.desk.line.waiting) == set(ids(items[:10]))
+        assert ids_of(agent.shop.devices.wait_list.waiting) == set(ids(items[:10]))
 
 
 def ids_of(waiting: Any) -> set[UUID]:

@@ -12,7 +12,7 @@ from prefect_launch.agent.item.failure_report import Facts, certify, read_last_l
 from prefect_launch.agent.item.outcome import outcome_of_error, outcome_of_exit
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError, ImagePullError, InfrastructureError, QueueError, SpecError
-from prefect_launch.runners.base import Exit, Phase, RunPlan
+from prefect_launch.runners.base import ExitStatus, Phase, RunPlan
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
 
@@ -22,23 +22,23 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 @pytest.mark.parametrize(
     ("end", "lines", "category"),
     [
-        (Exit(exit_code=3), [], Category.JOB),
-        (Exit(exit_code=137, signal="SIGKILL", oom_killed=True), [], Category.OUT_OF_MEMORY),
-        (Exit(exit_code=137, signal="SIGKILL"), [], Category.KILLED),
-        (Exit(exit_code=139, signal="SIGSEGV"), [], Category.CRASHED_CODE),
-        (Exit(exit_code=127), ["sh: trian: not found"], Category.NO_PROGRAM),
-        (Exit(exit_code=127, error="no such program"), [], Category.NO_PROGRAM),
-        (Exit(exit_code=None, error="its supervisor was lost"), [], Category.LOST),
-        (Exit(exit_code=143, signal="SIGTERM", preempted=True), [], Category.PREEMPTED),
-        (Exit(exit_code=143, signal="SIGTERM", stopped=True), [], Category.CANCELLED),
-        (Exit(exit_code=1), ["ModuleNotFoundError: No module named 'torch'"], Category.MISSING_MODULE),
-        (Exit(exit_code=1), ["RuntimeError: CUDA out of memory. Tried to allocate"], Category.GPU_MEMORY),
-        (Exit(exit_code=1), ["OSError: [Errno 28] No space left on device"], Category.DISK_FULL),
-        (Exit(exit_code=1), ["MemoryError"], Category.OUT_OF_MEMORY),
-        (Exit(exit_code=1), ["ImportError: handled", *["step"] * 30], Category.JOB),
+        (ExitStatus(exit_code=3), [], Category.JOB),
+        (ExitStatus(exit_code=137, signal="SIGKILL", oom_killed=True), [], Category.OUT_OF_MEMORY),
+        (ExitStatus(exit_code=137, signal="SIGKILL"), [], Category.KILLED),
+        (ExitStatus(exit_code=139, signal="SIGSEGV"), [], Category.CRASHED_CODE),
+        (ExitStatus(exit_code=127), ["sh: trian: not found"], Category.NO_PROGRAM),
+        (ExitStatus(exit_code=127, error="no such program"), [], Category.NO_PROGRAM),
+        (ExitStatus(exit_code=None, error="its supervisor was lost"), [], Category.LOST),
+        (ExitStatus(exit_code=143, signal="SIGTERM", preempted=True), [], Category.PREEMPTED),
+        (ExitStatus(exit_code=143, signal="SIGTERM", stopped=True), [], Category.CANCELLED),
+        (ExitStatus(exit_code=1), ["ModuleNotFoundError: No module named 'torch'"], Category.MISSING_MODULE),
+        (ExitStatus(exit_code=1), ["RuntimeError: CUDA out of memory. Tried to allocate"], Category.GPU_MEMORY),
+        (ExitStatus(exit_code=1), ["OSError: [Errno 28] No space left on device"], Category.DISK_FULL),
+        (ExitStatus(exit_code=1), ["MemoryError"], Category.OUT_OF_MEMORY),
+        (ExitStatus(exit_code=1), ["ImportError: handled", *["step"] * 30], Category.JOB),
     ],
 )
-def test_end_of_a_process_has_a_category(end: Exit, lines: list[str], category: Category) -> None:
+def test_end_of_a_process_has_a_category(end: ExitStatus, lines: list[str], category: Category) -> None:
     assert diagnose(outcome_of_exit(end), end, None, lines) is category
 
 
@@ -65,7 +65,7 @@ def test_every_category_has_a_summary_and_a_next_step() -> None:
 
 async def test_page_shows_all_that_is_known(bench: Bench, tmp_path: Path) -> None:
     (item,) = await bench.add()
-    end = Exit(
+    end = ExitStatus(
         exit_code=137,
         signal="SIGKILL",
         oom_killed=True,
@@ -95,7 +95,7 @@ async def test_page_shows_all_that_is_known(bench: Bench, tmp_path: Path) -> Non
 
 async def test_log_with_fences_and_markup_cannot_break_the_page(bench: Bench) -> None:
     (item,) = await bench.add()
-    end = Exit(exit_code=1)
+    end = ExitStatus(exit_code=1)
     page = certify(item, outcome_of_exit(end), Facts(end=end, last_lines=("````", "# no title"))).markdown()
     assert "`````text\n````\n# no title\n`````" in page
 

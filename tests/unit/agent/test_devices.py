@@ -6,7 +6,7 @@ import asyncio
 
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.runners.base import Labels
-from prefect_launch.testing import InMemoryCards, Script
+from prefect_launch.testing import InMemoryGpus, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 from tests.support.devices import agent_of, gpus_of, held, now_async, running, visible, wants
 
@@ -64,8 +64,8 @@ async def test_items_never_share_a_gpu_however_many_run_one_after_another(bench:
     bench.server.before_call = look
     await agent_of(bench, 3, device_patience_seconds=0).loop(until_empty=True)
     assert [(await bench.read(item.id)).state_type for item in items] == [StateType.COMPLETED] * 8
-    assert max(len(cards) for cards in seen) == 3
-    assert not [cards for cards in seen if len(cards) > len(set(cards))]
+    assert max(len(gpus) for gpus in seen) == 3
+    assert not [gpus for gpus in seen if len(gpus) > len(set(gpus))]
 
 
 async def test_item_that_is_stopped_gives_its_gpus_back(bench: Bench) -> None:
@@ -160,7 +160,7 @@ async def test_next_life_of_an_agent_knows_who_holds_what(bench: Bench) -> None:
     (any_one,) = await bench.add(**wants(1))
     async with bench.running(agent_of(bench, 3)) as agent:
         await bench.until(any_one, StateType.COMPLETED)
-        assert agent.shop.desk.gpus_of(first.id) == "GPUs 0,1"
+        assert agent.shop.devices.gpus_of(first.id) == "GPUs 0,1"
         assert await bench.states(named) == ["Queued"]
         await bench.move(first, ItemState.CANCELLING)
         await bench.until(named, StateType.COMPLETED)
@@ -178,21 +178,21 @@ async def test_devices_of_an_item_that_another_agent_claimed_are_free_again(benc
 
         bench.server.before_call = other_is_faster
         assert await agent.pop_from_queue(QUEUE) is None
-        assert agent.shop.desk.book.held == {}
+        assert agent.shop.devices.allocations.held == {}
 
 
 async def test_item_whose_gpu_is_taken_between_claim_and_start_goes_back_into_its_queue(bench: Bench) -> None:
     bench.plays(Script(seconds=0.01))
-    cards = InMemoryCards(1)
+    gpus = InMemoryGpus(1)
     # What a macro stands for is known only once the run is planned.
     await asyncio.to_thread(bench.api.create_run_queue, "macros", RESOURCE, config={"gpus": "${GPUS}"})
     (item,) = await bench.add(queue="macros")
-    cards.users = {"0": (77,)}
-    async with bench.running(agent_of(bench, cards, queues=["macros"], macros={"GPUS": "1"})):
+    gpus.users = {"0": (77,)}
+    async with bench.running(agent_of(bench, gpus, queues=["macros"], macros={"GPUS": "1"})):
         await eventually(lambda: bench.states(item), lambda states: states[-1] == "Queued" and len(states) > 1)
         assert "Waits for devices" in (await bench.read(item.id)).message
         count = len(await bench.states(item))
-        await eventually(now_async(lambda: cards.looks), lambda looks: looks > 2)
+        await eventually(now_async(lambda: gpus.looks), lambda looks: looks > 2)
         assert len(await bench.states(item)) == count  # it is not claimed again and again
-        cards.users = {}
+        gpus.users = {}
         await bench.until(item, StateType.COMPLETED)

@@ -1,4 +1,4 @@
-"""Items that do not fit on this machine, or not while somebody else's process holds a card of it."""
+"""Items that do not fit on this machine, or not while somebody else's process holds a GPU of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prefect_launch.core.states import StateType
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.queues.agent_status import read_notices
 from prefect_launch.queues.wait_facts import why_waiting
-from prefect_launch.testing import InMemoryCards, Script
+from prefect_launch.testing import InMemoryGpus, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 from tests.support.devices import agent_of, gpus_of, now_async, running, visible, wants
 
@@ -24,7 +24,7 @@ async def test_items_that_never_fit_wait_and_one_line_says_why(bench: Bench, cap
     with caplog.at_level(logging.INFO, logger="prefect_launch.agent"):
         async with bench.running(agent_of(bench, 2, device_patience_seconds=0)) as agent:
             await bench.until(small, StateType.COMPLETED)
-            await eventually(now_async(lambda: len(agent.shop.desk.line.waiting)), lambda count: count == 40)
+            await eventually(now_async(lambda: len(agent.shop.devices.wait_list.waiting)), lambda count: count == 40)
             await eventually(lambda: read_notices(bench.server), lambda told: told["box"].waits)
             first, last = [await why_waiting(agent.shop.session, item) for item in (items[0], items[-1])]
     assert [await bench.states(item) for item in items] == [["Queued"]] * 40
@@ -55,21 +55,21 @@ async def test_backlog_waits_for_a_driver_that_does_not_answer_and_runs_when_it_
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.api.upsert_run_queue(QUEUE, RESOURCE, fail_impossible_after="0.1s")
-    cards = InMemoryCards(1)
-    cards.away = "this machine's NVIDIA driver does not answer: Unknown Error"
+    gpus = InMemoryGpus(1)
+    gpus.away = "this machine's NVIDIA driver does not answer: Unknown Error"
     items = await bench.add(10, **wants(1))
     (plain,) = await bench.add()
     bench.plays(Script(seconds=60), Script(seconds=0.01))
     with caplog.at_level(logging.INFO, logger="prefect_launch.agent"):
-        async with bench.running(agent_of(bench, cards)) as agent:
+        async with bench.running(agent_of(bench, gpus)) as agent:
             await running(bench, plain)
             assert visible(bench, plain) == ""  # it must not see what others get later
-            looks = cards.looks
-            await eventually(now_async(lambda: cards.looks), lambda count: count > looks)
+            looks = gpus.looks
+            await eventually(now_async(lambda: gpus.looks), lambda count: count > looks)
             assert [await bench.states(item) for item in items] == [["Queued"]] * 10
-            assert "does not answer: Unknown Error" in agent.shop.desk.describe()
-            assert all("does not answer" in one.reason for one in agent.shop.desk.line.waiting)
-            cards.away = ""
+            assert "does not answer: Unknown Error" in agent.shop.devices.describe()
+            assert all("does not answer" in one.reason for one in agent.shop.devices.wait_list.waiting)
+            gpus.away = ""
             for item in items:
                 await bench.until(item, StateType.COMPLETED)
     assert caplog.text.count("waits-for-devices") == 1
@@ -78,37 +78,37 @@ async def test_backlog_waits_for_a_driver_that_does_not_answer_and_runs_when_it_
 
 async def test_driver_that_goes_away_later_fails_nothing(bench: Bench) -> None:
     bench.api.upsert_run_queue(QUEUE, RESOURCE, fail_impossible_after="0.1s")
-    cards = InMemoryCards(2)
-    async with bench.running(agent_of(bench, cards)):
-        cards.away = "the driver does not answer"
+    gpus = InMemoryGpus(2)
+    async with bench.running(agent_of(bench, gpus)):
+        gpus.away = "the driver does not answer"
         (item,) = await bench.add(**wants(2))
-        looks = cards.looks
-        await eventually(now_async(lambda: cards.looks), lambda count: count > looks + 1)
+        looks = gpus.looks
+        await eventually(now_async(lambda: gpus.looks), lambda count: count > looks + 1)
         assert await bench.states(item) == ["Queued"]
-        cards.away = ""
+        gpus.away = ""
         await bench.until(item, StateType.COMPLETED)
 
 
 async def test_agent_whose_named_cards_cannot_be_seen_yet_starts_and_waits_for_them(bench: Bench) -> None:
-    cards = InMemoryCards(2)
-    cards.away = "the driver does not answer"
+    gpus = InMemoryGpus(2)
+    gpus.away = "the driver does not answer"
     bench.plays(Script(seconds=60))
     (item,) = await bench.add(**wants(1))
-    async with bench.running(agent_of(bench, cards, gpus=[1])):
-        await eventually(now_async(lambda: cards.looks), lambda count: count > 1)
-        cards.away = ""
+    async with bench.running(agent_of(bench, gpus, gpus=[1])):
+        await eventually(now_async(lambda: gpus.looks), lambda count: count > 1)
+        gpus.away = ""
         await running(bench, item)
         assert gpus_of(bench, item) == ["1"]
 
 
 async def test_card_that_is_there_again_is_given_out(bench: Bench) -> None:
-    cards = InMemoryCards(2)
-    both, cards.cards = cards.cards, cards.cards[:1]
+    gpus = InMemoryGpus(2)
+    both, gpus.gpus = gpus.gpus, gpus.gpus[:1]
     (item,) = await bench.add(**wants(2))
-    async with bench.running(agent_of(bench, cards)):
-        await eventually(now_async(lambda: cards.looks), lambda count: count > 1)
+    async with bench.running(agent_of(bench, gpus)):
+        await eventually(now_async(lambda: gpus.looks), lambda count: count > 1)
         assert await bench.states(item) == ["Queued"]
-        cards.cards = both
+        gpus.gpus = both
         await bench.until(item, StateType.COMPLETED)
 
 
@@ -118,7 +118,7 @@ async def test_item_that_never_fits_here_is_left_to_an_agent_that_can(bench: Ben
     await bench.server.beat_worker(QUEUE, "big", 15)
     async with bench.running(agent_of(bench, 1, name="small")) as small:
         await eventually(lambda: bench.log(item), lambda log: "The agent small cannot run this" in log)
-        since = small.shop.desk.line.since(item.id) or 0.0
+        since = small.shop.devices.wait_list.since(item.id) or 0.0
         await eventually(now_async(lambda: time.monotonic() - since), lambda waited: waited > 0.4)
         assert await bench.states(item) == ["Queued"]
         async with bench.running(agent_of(bench, 4, name="big")):
@@ -134,10 +134,10 @@ async def test_agent_that_shows_no_card_but_must_have_some_does_not_start(bench:
 
 async def test_agent_gives_out_only_the_cards_that_it_is_told_to(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async with agent_of(bench, 4, gpus=[1, "GPU-00000003"]).connected() as agent:
-        assert [card.index for card in agent.shop.desk.book.stock.cards] == ["1", "3"]
+        assert [gpu.index for gpu in agent.shop.devices.allocations.capacity.gpus] == ["1", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
     async with agent_of(bench, 4).connected() as agent:
-        assert [card.index for card in agent.shop.desk.book.stock.cards] == ["0", "2"]
+        assert [gpu.index for gpu in agent.shop.devices.allocations.capacity.gpus] == ["0", "2"]
 
 
 # --- other people's processes ---
@@ -147,11 +147,11 @@ async def test_card_of_a_foreign_process_is_skipped_and_the_status_says_so(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.plays(Script(seconds=60))
-    cards = InMemoryCards(2)
-    cards.users = {"0": (77,)}
+    gpus = InMemoryGpus(2)
+    gpus.users = {"0": (77,)}
     (item,) = await bench.add(**wants(1))
     with caplog.at_level(logging.INFO, logger="prefect_launch.agent"):
-        async with bench.running(agent_of(bench, cards)) as agent:
+        async with bench.running(agent_of(bench, gpus)) as agent:
             await running(bench, item)
             assert gpus_of(bench, item) == ["1"]
             agent.print_status()
@@ -161,25 +161,25 @@ async def test_card_of_a_foreign_process_is_skipped_and_the_status_says_so(
 
 async def test_item_waits_for_a_foreign_process_and_keeps_nothing_from_others(bench: Bench) -> None:
     bench.plays(Script(seconds=0.01))
-    cards = InMemoryCards(2)
-    cards.users = {"0": (77,)}
+    gpus = InMemoryGpus(2)
+    gpus.users = {"0": (77,)}
     (big,) = await bench.add(**wants("all"))
     small = await bench.add(3, **wants(1))
-    async with bench.running(agent_of(bench, cards, device_patience_seconds=0)):
+    async with bench.running(agent_of(bench, gpus, device_patience_seconds=0)):
         for item in small:
             await bench.until(item, StateType.COMPLETED)
         assert await bench.states(big) == ["Queued"]
-        cards.users = {}
+        gpus.users = {}
         await bench.until(big, StateType.COMPLETED)
 
 
 async def test_own_process_on_a_card_is_not_foreign(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
-    cards = InMemoryCards(2)
+    gpus = InMemoryGpus(2)
     (first,) = await bench.add(**wants(1))
-    async with bench.running(agent_of(bench, cards)):
+    async with bench.running(agent_of(bench, gpus)):
         await running(bench, first)
-        cards.users = {"0": (77,)}
+        gpus.users = {"0": (77,)}
         (second,) = await bench.add(**wants(1))
         await running(bench, second)
         assert gpus_of(bench, second) == ["1"]

@@ -13,7 +13,7 @@ from prefect_launch.agent.item.image_warning import tell_other_image
 from prefect_launch.agent.item.outcome import outcome_of_exit
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import UnreachableError
-from prefect_launch.runners.base import Exit, RunPlan
+from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.server.protocol import Server
 from tests.support.bench import Bench
 
@@ -85,7 +85,7 @@ async def test_certificate_tells_both_images_when_they_are_two(
     bench: Bench, tmp_path: Path, ran: str | None, row: str | None
 ) -> None:
     (item,) = await bench.add()
-    end = Exit(exit_code=3)
+    end = ExitStatus(exit_code=3)
 
     page = certify(item, outcome_of_exit(end), Facts(plan=plan(tmp_path), end=end, image=ran), comes_back=None)
 

@@ -21,7 +21,7 @@ from prefect_launch.errors import (
     SpecError,
     UnsafeSpecError,
 )
-from prefect_launch.runners.base import Exit, Phase
+from prefect_launch.runners.base import ExitStatus, Phase
 from prefect_launch.spec.retry import Cause
 from prefect_launch.testing import InMemoryServer
 
@@ -31,17 +31,21 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
 @pytest.mark.parametrize(
     ("end", "state", "words"),
     [
-        (Exit(exit_code=0), ItemState.COMPLETED, "exit code 0"),
-        (Exit(exit_code=3), ItemState.FAILED, "[run] The job ended with exit code 3."),
-        (Exit(exit_code=143, signal="SIGTERM"), ItemState.FAILED, "The job ended by signal SIGTERM (exit code 143)."),
-        (Exit(exit_code=137, signal="SIGKILL"), ItemState.FAILED, "which this agent did not send"),
-        (Exit(exit_code=137, signal="SIGKILL", oom_killed=True), ItemState.CRASHED, "[run] Out of memory"),
-        (Exit(exit_code=None, error="its container was removed"), ItemState.CRASHED, "Its container was removed"),
-        (Exit(exit_code=143, signal="SIGTERM", stopped=True), ItemState.CANCELLED, "Stopped"),
-        (Exit(exit_code=0, stopped=True), ItemState.CANCELLED, "Stopped"),
+        (ExitStatus(exit_code=0), ItemState.COMPLETED, "exit code 0"),
+        (ExitStatus(exit_code=3), ItemState.FAILED, "[run] The job ended with exit code 3."),
+        (
+            ExitStatus(exit_code=143, signal="SIGTERM"),
+            ItemState.FAILED,
+            "The job ended by signal SIGTERM (exit code 143).",
+        ),
+        (ExitStatus(exit_code=137, signal="SIGKILL"), ItemState.FAILED, "which this agent did not send"),
+        (ExitStatus(exit_code=137, signal="SIGKILL", oom_killed=True), ItemState.CRASHED, "[run] Out of memory"),
+        (ExitStatus(exit_code=None, error="its container was removed"), ItemState.CRASHED, "Its container was removed"),
+        (ExitStatus(exit_code=143, signal="SIGTERM", stopped=True), ItemState.CANCELLED, "Stopped"),
+        (ExitStatus(exit_code=0, stopped=True), ItemState.CANCELLED, "Stopped"),
     ],
 )
-def test_exit_gives_state_and_reason(end: Exit, state: ItemState, words: str) -> None:
+def test_exit_gives_state_and_reason(end: ExitStatus, state: ItemState, words: str) -> None:
     outcome = outcome_of_exit(end)
     assert outcome.state is state
     assert words in outcome.message
@@ -50,17 +54,17 @@ def test_exit_gives_state_and_reason(end: Exit, state: ItemState, words: str) ->
 @pytest.mark.parametrize(
     ("end", "cause"),
     [
-        (Exit(exit_code=3), Cause.FAILED),
-        (Exit(exit_code=137, signal="SIGKILL"), Cause.FAILED),
-        (Exit(exit_code=127, error="no such program"), Cause.FAILED),
-        (Exit(exit_code=137, signal="SIGKILL", oom_killed=True), Cause.OOM),
-        (Exit(exit_code=143, signal="SIGTERM", preempted=True), Cause.PREEMPTED),
-        (Exit(exit_code=None, error="its supervisor was lost"), Cause.LOST),
-        (Exit(exit_code=0), None),
-        (Exit(exit_code=143, signal="SIGTERM", stopped=True), None),
+        (ExitStatus(exit_code=3), Cause.FAILED),
+        (ExitStatus(exit_code=137, signal="SIGKILL"), Cause.FAILED),
+        (ExitStatus(exit_code=127, error="no such program"), Cause.FAILED),
+        (ExitStatus(exit_code=137, signal="SIGKILL", oom_killed=True), Cause.OOM),
+        (ExitStatus(exit_code=143, signal="SIGTERM", preempted=True), Cause.PREEMPTED),
+        (ExitStatus(exit_code=None, error="its supervisor was lost"), Cause.LOST),
+        (ExitStatus(exit_code=0), None),
+        (ExitStatus(exit_code=143, signal="SIGTERM", stopped=True), None),
     ],
 )
-def test_exit_tells_the_cause_for_its_retry(end: Exit, cause: Cause | None) -> None:
+def test_exit_tells_the_cause_for_its_retry(end: ExitStatus, cause: Cause | None) -> None:
     assert outcome_of_exit(end).cause is cause
 
 
@@ -69,16 +73,16 @@ def test_cause_that_stands_in_the_data_is_taken() -> None:
 
 
 def test_program_that_cannot_be_run_is_its_authors_failure() -> None:
-    assert outcome_of_exit(Exit(exit_code=127, error="no such program")).state is ItemState.FAILED
+    assert outcome_of_exit(ExitStatus(exit_code=127, error="no such program")).state is ItemState.FAILED
 
 
 def test_exit_code_and_signal_are_kept_as_data() -> None:
-    outcome = outcome_of_exit(Exit(exit_code=139, signal="SIGSEGV"))
+    outcome = outcome_of_exit(ExitStatus(exit_code=139, signal="SIGSEGV"))
     assert outcome.data == {"exit_code": 139, "signal": "SIGSEGV", "oom_killed": False}
 
 
 def test_message_says_how_long_it_ran() -> None:
-    end = Exit(exit_code=0, started_at=START, ended_at=START + timedelta(seconds=12.34))
+    end = ExitStatus(exit_code=0, started_at=START, ended_at=START + timedelta(seconds=12.34))
     assert "after 12.3 s" in outcome_of_exit(end).message
 
 

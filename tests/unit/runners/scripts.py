@@ -1,4 +1,4 @@
-"""What the contract's shell scripts do, for twins that have no shell."""
+"""What the contract's shell scripts do, for fakes that have no shell."""
 
 from __future__ import annotations
 

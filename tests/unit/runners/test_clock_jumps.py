@@ -12,7 +12,7 @@ import pytest
 from prefect_launch.agent.item.stopping import Stopper
 from prefect_launch.agent.item.tracker import JobTracker
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.runners.base import Exit, RunPlan
+from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.runners.process import supervisor
 from prefect_launch.testing import InMemoryRunner
 from tests.support.bench import Bench
@@ -34,7 +34,7 @@ def test_time_of_a_process_does_not_depend_on_who_sets_the_clock(
 
 
 def test_run_that_ended_before_it_started_by_its_engines_clock_took_no_time() -> None:
-    end = Exit(exit_code=0, started_at=NOW, ended_at=NOW - timedelta(hours=1))
+    end = ExitStatus(exit_code=0, started_at=NOW, ended_at=NOW - timedelta(hours=1))
     assert end.duration_seconds == 0.0
 
 

@@ -41,5 +41,5 @@ async def test_container_without_its_code_is_not_whole(tmp_path: Path) -> None:
     await runner.create(plan)
     [whole] = await runner.find({Labels.ITEM: item})
 
-    assert (half.is_whole, whole.is_whole) == (False, True)
+    assert (half.is_complete, whole.is_complete) == (False, True)
     assert half.handle == whole.handle

@@ -1,4 +1,4 @@
-"""The runner's contract on the in-memory twins: the runner itself, and the container runner on an in-memory engine."""
+"""The runner's contract on the in-memory fakes: the runner itself, and the container runner on an in-memory engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door to the cards, without a driver and with a library that plays one; and the settings of an agent."""
+"""The door to the GPUs, without a driver and with a library that plays one; and the settings of an agent."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.agent.devices.capacity import make_stock
-from prefect_launch.agent.devices.gpus import Cards, CardWatch, NvmlReader
+from prefect_launch.agent.devices.gpus import GpuInfo, GpuWatch, NvmlProbe, read_capacity
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.settings.agent_config import parse_agent_config
-from prefect_launch.testing import InMemoryCards
+from prefect_launch.testing import InMemoryGpus
 from tests.support.bench import eventually
 
 
@@ -22,7 +21,7 @@ class NvmlError(Exception):
 
 
 def nvml(processes: dict[int, list[int] | None], *, driver: bool = True, used: int = 0) -> ModuleType:
-    """A library that shows cards with these processes; None: it cannot list them, only the memory in use."""
+    """A library that shows GPUs with these processes; None: it cannot list them, only the memory in use."""
 
     def start() -> None:
         if not driver:
@@ -48,20 +47,20 @@ def nvml(processes: dict[int, list[int] | None], *, driver: bool = True, used: i
 
 
 def test_machine_without_a_driver_has_no_card_and_that_is_no_error() -> None:
-    seen = NvmlReader().look()  # the real library, when it is installed: this machine may have cards
-    assert seen.cards or seen.note
+    seen = NvmlProbe().look()  # the real library, when it is installed: this machine may have GPUs
+    assert seen.gpus or seen.note
 
 
 def test_missing_library_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    seen = NvmlReader().look()
-    assert seen.cards == ()
+    seen = NvmlProbe().look()
+    assert seen.gpus == ()
     assert "pip install 'prefect-launch[gpu]'" in seen.note
 
 
 def test_driver_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml({0: []}, driver=False))
-    seen = NvmlReader().look()
+    seen = NvmlProbe().look()
     assert seen.note == "this machine's NVIDIA driver does not answer: Driver Not Loaded"
     assert seen.is_away
 
@@ -71,7 +70,7 @@ def test_machine_that_has_no_driver_at_all_is_not_one_whose_driver_is_away(monke
     library.NVML_ERROR_LIBRARY_NOT_FOUND = 12
     monkeypatch.setattr(NvmlError, "value", 12, raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    assert not NvmlReader().look().is_away
+    assert not NvmlProbe().look().is_away
 
 
 def test_card_that_fell_off_the_bus_leaves_the_others_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,20 +83,20 @@ def test_card_that_fell_off_the_bus_leaves_the_others_to_be_seen(monkeypatch: py
 
     library.nvmlDeviceGetHandleByIndex = handle
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    seen = NvmlReader().look()
-    assert ([card.index for card in seen.cards], seen.users, seen.is_away) == (["1", "2"], {"1": (77,)}, False)
+    seen = NvmlProbe().look()
+    assert ([gpu.index for gpu in seen.gpus], seen.users, seen.is_away) == (["1", "2"], {"1": (77,)}, False)
 
 
 async def test_driver_that_hangs_is_away_and_asked_by_one_thread_at_a_time() -> None:
     answers, calls = threading.Event(), []
 
     class Hangs:
-        def look(self) -> Cards:
+        def look(self) -> GpuInfo:
             calls.append(1)
             answers.wait(10)
-            return Cards(note="it is back")
+            return GpuInfo(note="it is back")
 
-    watch = CardWatch(Hangs(), most_seconds=0.05)
+    watch = GpuWatch(Hangs(), most_seconds=0.05)
     for _ in range(3):
         seen = await watch.look()
         assert (seen.is_away, "does not answer within 0.05 s" in seen.note) == (True, True)
@@ -108,8 +107,8 @@ async def test_driver_that_hangs_is_away_and_asked_by_one_thread_at_a_time() -> 
 
 def test_cards_are_shown_with_the_processes_that_compute_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml({0: [], 1: [77, 78]}))
-    seen = NvmlReader().look()
-    assert [(card.index, card.uuid, card.name) for card in seen.cards] == [
+    seen = NvmlProbe().look()
+    assert [(gpu.index, gpu.uuid, gpu.name) for gpu in seen.gpus] == [
         ("0", "GPU-0", "H100"),
         ("1", "GPU-1", "H100"),
     ]
@@ -119,17 +118,17 @@ def test_cards_are_shown_with_the_processes_that_compute_on_them(monkeypatch: py
 def test_driver_that_goes_away_and_comes_back_is_asked_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     library: Any = nvml({0: []})
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    reader, count, opened = NvmlReader(), library.nvmlDeviceGetCount, []
+    probe, count, opened = NvmlProbe(), library.nvmlDeviceGetCount, []
 
     def lost() -> int:
         raise NvmlError("GPU is lost")
 
     library.nvmlInit = lambda: opened.append(1)
-    assert len(reader.look().cards) == len(reader.look().cards) == len(opened) == 1
+    assert len(probe.look().gpus) == len(probe.look().gpus) == len(opened) == 1
     library.nvmlDeviceGetCount = lost
-    assert reader.look().note.endswith("GPU is lost")
+    assert probe.look().note.endswith("GPU is lost")
     library.nvmlDeviceGetCount = count
-    assert len(reader.look().cards) == 1
+    assert len(probe.look().gpus) == 1
     assert len(opened) == 2
 
 
@@ -138,7 +137,7 @@ def test_driver_that_lists_no_processes_tells_by_the_memory(
     monkeypatch: pytest.MonkeyPatch, used: int, users: dict[str, Any]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml({0: None}, used=used))
-    assert NvmlReader().look().users == users
+    assert NvmlProbe().look().users == users
 
 
 @pytest.mark.parametrize(
@@ -159,13 +158,13 @@ def test_wrong_setting_of_a_device_is_refused_by_name(wrong: dict[str, Any]) -> 
 
 def test_amounts_are_the_settings_or_the_machines_own_or_not_counted() -> None:
     config = parse_agent_config({"cpus": 3, "memory": "64g"})
-    seen = InMemoryCards(0).look()
-    stock = make_stock(config.gpus, config.cpus, config.memory, seen)
-    assert (stock.cpus, stock.memory) == (3, 64 * 1024**3)
-    machine = make_stock("auto", "auto", "auto", seen)
+    seen = InMemoryGpus(0).look()
+    capacity = read_capacity(config.gpus, config.cpus, config.memory, seen)
+    assert (capacity.cpus, capacity.memory) == (3, 64 * 1024**3)
+    machine = read_capacity("auto", "auto", "auto", seen)
     assert machine.cpus is not None
     assert machine.memory is not None
     assert machine.cpus >= 1
     assert machine.memory > 1024**2
-    uncounted = make_stock("auto", "none", "none", seen)
+    uncounted = read_capacity("auto", "none", "none", seen)
     assert (uncounted.cpus, uncounted.memory) == (None, None)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from prefect_launch.agent.devices.request import Ask, read_ask
-from prefect_launch.agent.devices.wait_list import Line
+from prefect_launch.agent.devices.allocations import DeviceRequest, read_device_request
+from prefect_launch.agent.devices.wait_list import DeviceWaitList
 
 BIG, SMALL, OTHER = (UUID(int=n) for n in range(1, 4))
 HIGH, USUAL = 2, 3
@@ -19,16 +19,16 @@ class Clock:
         return self.time
 
 
-def always(_: Ask) -> bool:
+def always(_: DeviceRequest) -> bool:
     return True
 
 
-def wants(gpus: int) -> Ask:
-    return read_ask({"gpus": gpus})
+def wants(gpus: int) -> DeviceRequest:
+    return read_device_request({"gpus": gpus})
 
 
-def line_of(clock: Clock, patience: float = 30) -> Line:
-    return Line(patience, now=clock)
+def line_of(clock: Clock, patience: float = 30) -> DeviceWaitList:
+    return DeviceWaitList(patience, now=clock)
 
 
 def test_nothing_is_kept_before_patience_has_run_out() -> None:
@@ -36,9 +36,9 @@ def test_nothing_is_kept_before_patience_has_run_out() -> None:
     line = line_of(clock)
     assert line.wait(BIG, "gpu", wants(4), USUAL, "busy")
     clock.time = 29
-    assert line.kept_from(SMALL, USUAL, always) is None
+    assert line.reserved_from(SMALL, USUAL, always) is None
     clock.time = 30
-    assert line.kept_from(SMALL, USUAL, always) == wants(4)
+    assert line.reserved_from(SMALL, USUAL, always) == wants(4)
 
 
 def test_patience_runs_from_the_first_time_it_did_not_fit() -> None:
@@ -54,9 +54,9 @@ def test_patience_runs_from_the_first_time_it_did_not_fit() -> None:
 def test_head_of_the_line_and_more_urgent_items_are_not_bound() -> None:
     line = line_of(Clock(), patience=0)
     line.wait(BIG, "gpu", wants(4), USUAL, "busy")
-    assert line.kept_from(BIG, USUAL, always) is None
-    assert line.kept_from(SMALL, HIGH, always) is None
-    assert line.kept_from(SMALL, USUAL, always) == wants(4)
+    assert line.reserved_from(BIG, USUAL, always) is None
+    assert line.reserved_from(SMALL, HIGH, always) is None
+    assert line.reserved_from(SMALL, USUAL, always) == wants(4)
 
 
 def test_most_urgent_then_longest_waiting_is_the_head() -> None:
@@ -65,19 +65,19 @@ def test_most_urgent_then_longest_waiting_is_the_head() -> None:
     line.wait(BIG, "gpu", wants(4), USUAL, "busy")
     clock.time = 1
     line.wait(OTHER, "gpu", wants(3), USUAL, "busy")
-    assert line.kept_from(SMALL, USUAL, always) == wants(4)
+    assert line.reserved_from(SMALL, USUAL, always) == wants(4)
     line.wait(SMALL, "gpu", wants(2), HIGH, "busy")
-    assert line.kept_from(BIG, USUAL, always) == wants(2)
+    assert line.reserved_from(BIG, USUAL, always) == wants(2)
 
 
 def test_nothing_is_kept_for_an_item_that_is_gone_or_waits_for_a_foreign_process() -> None:
     line = line_of(Clock(), patience=0)
     line.wait(BIG, "gpu", wants(4), USUAL, "busy")
-    assert line.kept_from(SMALL, USUAL, lambda ask: False) is None
-    line.saw("other", [])
-    assert line.kept_from(SMALL, USUAL, always) == wants(4)
-    line.saw("gpu", [SMALL])
-    assert line.kept_from(SMALL, USUAL, always) is None
+    assert line.reserved_from(SMALL, USUAL, lambda request: False) is None
+    line.sync_waiting("other", [])
+    assert line.reserved_from(SMALL, USUAL, always) == wants(4)
+    line.sync_waiting("gpu", [SMALL])
+    assert line.reserved_from(SMALL, USUAL, always) is None
     assert line.waiting == []
 
 
@@ -85,11 +85,11 @@ def test_item_whose_queue_was_paused_keeps_its_place_for_a_while() -> None:
     clock = Clock()
     line = line_of(clock)
     line.wait(BIG, "gpu", wants(4), USUAL, "busy")
-    line.saw("gpu", [])
+    line.sync_waiting("gpu", [])
     clock.time = 100
-    line.saw("gpu", [BIG])
+    line.sync_waiting("gpu", [BIG])
     assert line.since(BIG) == 0
-    line.saw("gpu", [])
+    line.sync_waiting("gpu", [])
     clock.time = 1000
-    line.saw("gpu", [])
+    line.sync_waiting("gpu", [])
     assert line.since(BIG) is None
