@@ -25,6 +25,7 @@ from uuid import UUID
 
 import anyio
 from anyio.from_thread import start_blocking_portal
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext
 from prefect.exceptions import TerminationSignal
@@ -140,6 +141,7 @@ class FollowedRun(AbstractRun):
     def stop_soon(self) -> None:
         """Ask for its end, and do not wait for that; from a signal handler, too."""
         if not self.end.done():
+            self.stop_asked = True
             self._loop.call_soon_threadsafe(self.stop)
 
     @property
@@ -370,7 +372,7 @@ class Follower:
             return
         seen = len(self._signals)
         with suppress(KeyboardInterrupt, SystemExit), self._interruptible():
-            if _was_interrupted():
+            if _was_interrupted() or _is_cancelled({run.parent for run in self._living if run.parent}):
                 _stop(self._living)
             self._wait(set(self._living))
         last = getattr(sys, "last_value", None)
@@ -452,6 +454,19 @@ def _was_interrupted() -> bool:
     """Whether Ctrl-C, or a SIGTERM in a flow, has ended this program, and not just a line of an interactive one."""
     last = getattr(sys, "last_type", None)
     return last is not None and issubclass(last, (KeyboardInterrupt, TerminationSignal)) and not hasattr(sys, "ps1")
+
+
+def _is_cancelled(flow_run_ids: Collection[UUID]) -> bool:
+    """Whether one of these flows was cancelled. Of a deployment's flow that only the server tells, and no hook."""
+    if not flow_run_ids:
+        return False
+    try:
+        with get_client(sync_client=True) as client:
+            states = [client.read_flow_run(flow_run_id).state for flow_run_id in flow_run_ids]
+    except Exception as error:  # noqa: BLE001 - a server that is away, a flow run that is gone
+        _logger.warning("Whether the flow was cancelled cannot be told, and its runs are waited for: %s", error)
+        return False
+    return any(state is not None and (state.is_cancelling() or state.is_cancelled()) for state in states)
 
 
 _follower: Follower | None = None

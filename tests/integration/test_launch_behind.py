@@ -30,9 +30,14 @@ if TYPE_CHECKING:
 
 PROGRAM = """
 import asyncio, time
+from contextlib import suppress
 from pathlib import Path
 
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.context import FlowRunContext
+from prefect.exceptions import Abort
+from prefect.states import Cancelling
 from prefect_launch import Api, alaunch, launch
 
 api, folder = Api(entity="acme", project="tests"), Path({folder!r})
@@ -62,6 +67,18 @@ def sync_flow_at_work():
     launch(api, **given)
     (folder / "returned").write_text("now")
     time.sleep(60)
+
+@flow(name={inner!r})
+def cancelled():
+    launch(api, **given)
+    own = FlowRunContext.get().flow_run.id
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(own, Cancelling())
+    raise Abort  # It calls no hook, as the cancelling of a deployment's run does not.
+
+def cut_off():
+    with suppress(Abort):
+        cancelled()
 
 {call}
 (folder / "returned").write_text("now")
@@ -157,6 +174,7 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
         ("async_flow", [TERM, TERM], 128 + TERM),
         ("async_flow", [INT, INT], -INT),
         ("sync_flow_at_work", [TERM], 128 + TERM),
+        ("cut_off", [], 0),
     ],
 )
 def test_interrupted_process_ends_the_run_that_it_started(
@@ -166,7 +184,7 @@ def test_interrupted_process_ends_the_run_that_it_started(
     site.job(f'trap "echo caught; exit 3" TERM; echo "$LAUNCH_ITEM_ID" > {item}; sleep 60 & wait')
     process = program(site, call)
     run_id = until_written(item)
-    if call == "sync_flow_at_work":
+    if call in ("sync_flow_at_work", "cut_off"):
         until_written(site.folder / "returned")
     else:
         until_it_waits(process)
@@ -179,12 +197,9 @@ def test_interrupted_process_ends_the_run_that_it_started(
     assert site.log(site.api.queued_run(run_id)) == "caught"
     assert "after shutdown" not in process.log.read_text()
     assert not (site.folder / "went on").exists()
-    inner, outer = flow_ends(f"inner-{site.name}"), flow_ends(f"outer-{site.name}")
-    assert inner == {
-        "plain": [],
-        "sync_flow_at_work": [StateType.CRASHED],
-    }.get(call, [StateType.COMPLETED])
-    assert outer == ([StateType.CRASHED] if call == "sync_flow" else [])
+    inner = {"plain": [], "sync_flow_at_work": [StateType.CRASHED], "cut_off": [StateType.CANCELLING]}
+    assert flow_ends(f"inner-{site.name}") == inner.get(call, [StateType.COMPLETED])
+    assert flow_ends(f"outer-{site.name}") == ([StateType.CRASHED] if call == "sync_flow" else [])
 
 
 @pytest.mark.engine
