@@ -195,8 +195,8 @@ async def alaunch(
             hold here too.
         synchronous: wait until the run has ended. When false, the call returns as soon as the run has started, and this
             process follows it in the background. It blocks at its exit until the run has ended, as a flow does at its
-            end; when it is interrupted (SIGINT, SIGTERM), it ends the run first. A run on a resource that is elsewhere, of a
-            third party's runner, is followed by nobody but the run that is returned.
+            end; when it is interrupted (SIGINT, SIGTERM), it ends the run first. A run on a resource that is elsewhere,
+            of a third party's runner, is followed by nobody but the run that is returned.
         run_id: a name for the run.
         repository: where a built image is pushed.
 
