@@ -1,18 +1,87 @@
-"""What builds an image of an order: the seam, and what builders tell of a failure.
+"""One image that is to be built, with all that goes into it: a frozen value, whose digest is the image's tag.
 
-An image gets its tag when it is whole, so nothing half-made is ever under it.
+The same input has the same tag on every agent, so what is there under the tag need not be built. 128 bits of the
+digest are in the tag: nobody meets a collision, by accident or by design of the code alone.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Final
 
+from prefect_launch.builds.context import BuildContext
+from prefect_launch.builds.dockerfile import Recipe, write_dockerfile
 from prefect_launch.builds.pip_access import PipAccess
-from prefect_launch.builds.request import BuildOrder
 from prefect_launch.errors import BuildError, InfrastructureError, clause
+
+#: Raised when the way to build changes what comes out for the same input.
+_FORMAT: Final = "1"
+_TAG_CHARS: Final = 32
+#: Of images that stay on the engine that built them.
+LOCAL_REPOSITORY: Final = "prefect-launch/built"
+
+
+class ImageLabels:
+    """The labels of built images."""
+
+    TAG: Final = "prefect-launch.image"
+    BASE: Final = "prefect-launch.base"
+    STEP: Final = "prefect-launch.step"
+
+
+@dataclass(frozen=True)
+class BuildOrder:
+    """An image that is to be built.
+
+    Attributes:
+        context: what goes in.
+        dockerfile: path of the Dockerfile in the context; None: the recipe is written.
+        recipe: of a generated Dockerfile.
+        base: the base image of a generated Dockerfile, and its digest.
+        platform: such as linux/amd64.
+        repository: what the image is called, without its tag.
+    """
+
+    context: BuildContext
+    dockerfile: str | None = None
+    recipe: Recipe | None = None
+    base: str = ""
+    platform: str | None = None
+    repository: str = LOCAL_REPOSITORY
+    tag: str = field(init=False, default="")
+
+    def __post_init__(self) -> None:
+        parts = {
+            "format": _FORMAT,
+            "context": self.context.digest,
+            "dockerfile": self.dockerfile or "",
+            "generated": write_dockerfile(self.recipe) if self.recipe else "",
+            "base": self.base,
+            "platform": self.platform or "",
+        }
+        whole = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        object.__setattr__(self, "tag", whole[:_TAG_CHARS])
+
+    @property
+    def image(self) -> str:
+        """The image's whole name."""
+        return f"{self.repository}:{self.tag}"
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The labels of the image."""
+        return {ImageLabels.TAG: self.tag, **({ImageLabels.BASE: self.base} if self.base else {})}
+
+
+# What builds an image of an order: the seam, and what builders tell of a failure.
 
 #: Takes the lines of a build's log; may be called from any thread.
 LineSink = Callable[[str], None]
@@ -79,3 +148,41 @@ def failure(step: str, reason: str, lines: Sequence[str]) -> BuildError | Infras
         f"The image cannot be built: the step {step!r} failed: {clause(reason)}.{what} Correct the Dockerfile or the"
         f" requirements.{tail}"
     )
+
+
+# A build's log, in a file that grows while the build runs; whoever shows it follows the file.
+
+
+class BuildLog:
+    """Writes pieces of output, from any thread.
+
+    Args:
+        path: the file; what is there already stays.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("ab")
+        self._lock = threading.Lock()
+
+    def write(self, text: str) -> None:
+        """Add a piece of output; a build that was given up writes nothing more.
+
+        Raises:
+            InfrastructureError: when the disk does not take it.
+        """
+        with self._lock:
+            if self._file.closed:
+                return
+            try:
+                self._file.write(text.encode("utf-8", "replace"))
+                self._file.flush()
+            except OSError as error:
+                raise InfrastructureError(
+                    f"The build's log {str(self._path)!r} cannot be written: {error}. Look at this machine's disk."
+                ) from error
+
+    def close(self) -> None:
+        """Let go of the file; what could not be written is tried once more, and was told by `write` already."""
+        with self._lock, suppress(OSError):
+            self._file.close()

@@ -12,16 +12,19 @@ import os
 import posixpath
 import stat
 import tarfile
+import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
 
+import anyio
 from docker.utils.build import PatternMatcher
 
 from prefect_launch.core.deep_folders import walk
-from prefect_launch.errors import SourceError
+from prefect_launch.errors import InfrastructureError, SourceError
 from prefect_launch.jobs.ignore import NEVER_TAKEN
 
 _IGNORE_FILE: Final = ".dockerignore"
@@ -218,3 +221,34 @@ def _too_large(sizes: Mapping[str, int], limit: int) -> str:
 
 def _sha(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+@asynccontextmanager
+async def packed(context: BuildContext) -> AsyncIterator[BinaryIO]:
+    """Write a context as an archive into a file that is gone after the block, to be read from its start.
+
+    Raises:
+        InfrastructureError: when it cannot be written.
+    """
+    with ExitStack() as closing:
+        try:
+            file = closing.enter_context(_scratch())
+            await anyio.to_thread.run_sync(context.write, file)
+            file.seek(0)
+        except OSError as error:
+            raise InfrastructureError(
+                f"The build context cannot be written in {tempfile.gettempdir()!r}: {error}. Look at that disk, or set"
+                " TMPDIR."
+            ) from error
+        yield file
+
+
+@contextmanager
+def _scratch() -> Iterator[BinaryIO]:
+    """Open a file that nobody needs after the block: closing it tries once more to write what found no room."""
+    file = tempfile.TemporaryFile(prefix="launch-context-")  # noqa: SIM115 - closed here, whatever it says to that
+    try:
+        yield file
+    finally:
+        with suppress(OSError):
+            file.close()

@@ -6,10 +6,13 @@ back names the image by its digest.
 
 from __future__ import annotations
 
-from prefect_launch.builds.push import push_image
-from prefect_launch.builds.push_engine import LineSink, PushEngine
-from prefect_launch.registries.base import Registry
-from prefect_launch.registries.reference import parse_reference, parse_repository
+import asyncio
+from typing import Final
+
+from prefect_launch.builds.build_engine import LineSink, PushEngine, PushRefusedError
+from prefect_launch.errors import RegistryError
+from prefect_launch.registries.base import Credentials, Registry, parse_reference, parse_repository
+from prefect_launch.runners.docker.engine import Engine
 
 
 class Destination:
@@ -48,3 +51,100 @@ class Destination:
         name = f"{self.repository}:{tag}"
         await self._engine.tag(image, name)
         return await push_image(self._engine, self._registry, name, log)
+
+
+# An image of this machine, put into a registry under its final name, and looked at there.
+
+#: Before each further try. The engine itself tries a layer five times.
+PAUSES_SECONDS: Final = (2.0, 10.0)
+
+
+async def push_image(
+    engine: PushEngine,
+    registry: Registry,
+    name: str,
+    log: LineSink,
+    *,
+    pauses: tuple[float, ...] = PAUSES_SECONDS,
+) -> str:
+    """Push an image that the engine has under this name.
+
+    Args:
+        engine: which has the image.
+        registry: the registries, with the credentials for them.
+        name: the image's, with registry, repository and tag.
+        log: takes lines about what happens; may be called from any thread.
+        pauses: seconds before each further try.
+
+    Returns:
+        The image by its digest there, `repository@sha256:…`.
+
+    Raises:
+        RegistryError: when the registry does not take it, or does not have it afterwards.
+        AgentConfigError: when the credentials that are configured for it cannot be had.
+        InfrastructureError: when the engine fails.
+    """
+    log(f"Pushing {name}.\n")
+    for pause in pauses:
+        try:
+            return await _push(engine, registry, name, log)
+        except PushRefusedError:
+            raise
+        except RegistryError as error:
+            log(f"{error} Trying again in {pause:g} s.\n")
+            await asyncio.sleep(pause)
+    try:
+        return await _push(engine, registry, name, log)
+    except PushRefusedError:
+        raise
+    except RegistryError as error:
+        raise RegistryError(
+            f"{error} It was tried {len(pauses) + 1} times. Look at the registry, its disk and its log; the next try"
+            " goes on with the layers that are there."
+        ) from error
+
+
+async def _push(engine: PushEngine, registry: Registry, name: str, log: LineSink) -> str:
+    credentials = await registry.credentials_for(name)
+    try:
+        digest = await _checked(name, registry, await engine.push(name, credentials, log))
+    except PushRefusedError as error:
+        who = "the user that is configured for it" if credentials else "nobody: no credentials are known here"
+        raise PushRefusedError(
+            f"{error} It was asked as {who}. Name a DockerRegistryCredentials block of one who may push there under"
+            " 'registries' in the config, or use 'docker login'."
+        ) from error
+    log(f"Pushed {digest}.\n")
+    return digest
+
+
+async def _checked(name: str, registry: Registry, pushed: str | None) -> str:
+    """Return the image by its digest, when the registry has under the name what was pushed."""
+    there = await registry.digest_of(name)
+    if there is None or (pushed is not None and there != pushed):
+        raise RegistryError(
+            f"The image {name!r} was pushed as {pushed or 'an unknown digest'}, but its registry has"
+            f" {there or 'nothing'} under that name."
+        )
+    return parse_reference(name).at(there)
+
+
+# The Docker Engine's own images, as a registry: where built images are kept when they are pushed nowhere.
+
+
+class LocalImages(Registry):
+    """The images of one engine.
+
+    Args:
+        engine: the Docker Engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def digest_of(self, reference: str) -> str | None:
+        image = await self._engine.image(reference)
+        return None if image is None else image.reference(reference).rpartition("@")[2]
+
+    async def credentials_for(self, reference: str) -> Credentials | None:
+        return None

@@ -1,31 +1,202 @@
-"""The one function that writes a Dockerfile. The order of its sections is the cache policy.
+"""What a job's code says that its image must hold, brought to one of three kinds: pip, conda, nothing.
 
-1. base: the image that everything stands on, by its name; the digest that it had goes into the tag and a label;
-2. system: what rarely changes, such as a Python for a base image that brings none;
-3. dependencies: a virtual environment, from the requirement files only, so that a change of the code leaves it alone;
-   what is a project, to be imported by its name, is installed in a layer of its own above them;
-4. whom it runs as, and where; 5. code, which changes most, comes last. The run's command is no part of it: one image
-serves every entry point.
+What pip and uv understand is read as for local processes: the files that say it go into the build beside the packages
+of the code that they name, and nothing else does, so that a change of the code leaves the image's dependencies as they
+are. A project that is installed itself goes into a layer of its own above them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.builds.dependencies import FOLDER, IMAGE_FOLDER, PROJECT_FOLDER
-from prefect_launch.builds.install import (
-    CACHE,
-    CERTIFICATES,
-    CODE_DIR,
-    INDEX_SETTINGS,
-    INSTALL,
-    INSTALL_PROJECT,
-    SECRETS,
-    VENV,
-)
+from prefect_launch.builds.context import BuildContext, merge, read_context
+from prefect_launch.environments.pip_config import MACHINE_FAULT_PATTERN, PROJECT_LEFT_OUT
+from prefect_launch.environments.projects import FILE as PROJECT_FILE
+from prefect_launch.environments.requirements import CONDA_FILES, LOCK_FILE, PIP_FILE, read_requirements
+from prefect_launch.errors import SourceError
+
+#: Where the build's own files are: in the context, and in the image.
+FOLDER: Final = "launch/"
+IMAGE_FOLDER: Final = "/opt/launch"
+#: Where the code of a project is in the context that is installed above its dependencies.
+PROJECT_FOLDER: Final = "project/"
+SOURCES: Final = f"{FOLDER}src/"
+#: What wins over a conda file, as for local processes.
+_PIP_FIRST: Final = (PIP_FILE, LOCK_FILE, PROJECT_FILE)
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """What is installed, and the files that say so.
+
+    Attributes:
+        context: what the installing step needs of the code.
+        conda: whether it is a conda environment.
+        project: whether the code is a project that is installed in a layer of its own.
+    """
+
+    context: BuildContext
+    conda: bool = False
+    project: bool = False
+
+
+def find_dependencies(folder: Path, limit: int) -> Dependencies:
+    """Read what the code in a folder needs.
+
+    Raises:
+        SourceError: when a file of requirements cannot be used.
+    """
+    conda = next((folder / name for name in CONDA_FILES if (folder / name).is_file()), None)
+    found = read_requirements(folder)
+    if conda is not None and not (found.arguments and any((folder / name).is_file() for name in _PIP_FIRST)):
+        return Dependencies(BuildContext().plus({f"{FOLDER}environment.yml": conda.read_bytes()}), conda=True)
+    for name, place in found.variables.items():
+        raise SourceError(
+            f"{place} names the environment variable ${{{name}}}, and the build of an image is given none. Have the"
+            " agent's operator name the index in the builder's pip_config, or queue the job on local-process."
+        )
+    variables = {**found.build_variables, "SETUPTOOLS_SCM_PRETEND_VERSION": "0.0.0"} if found.project else {}
+    files = {
+        f"{FOLDER}arguments": _lines(found.arguments),
+        f"{FOLDER}build.env": _exports(found.build_variables),
+        f"{FOLDER}project.env": _exports(variables),
+        **{f"{SOURCES}{name}": content for name, content in found.files.items()},
+    }
+    packages = merge(*(_package(path, folder, limit, SOURCES) for path in found.local))
+    is_apart = found.project and "." not in found.local
+    project = _package(".", folder, limit, PROJECT_FOLDER) if is_apart else BuildContext()
+    marks = {f"{FOLDER}project": b""} if found.project and not is_apart else {}
+    return Dependencies(merge(packages.plus({**files, **marks}), project), project=is_apart)
+
+
+def _exports(variables: Mapping[str, str]) -> bytes:
+    return _lines(f"export {name}={value}" for name, value in variables.items())
+
+
+def _lines(lines: Iterable[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def _package(path: str, root: Path, limit: int, prefix: str) -> BuildContext:
+    if (root / path).is_file():
+        return BuildContext().plus({f"{prefix}{path}": (root / path).read_bytes()})
+    return read_context(root / path, limit=limit, prefix=prefix if path == "." else f"{prefix}{path}/")
+
+
+# The step that installs what a job needs, as a script that runs in the image while it is built.
+
+VENV: Final = "/opt/venv"
+#: Where the code is in an image; jobs start there.
+CODE_DIR: Final = "/workspace"
+#: Where the step finds its secrets and tools, and a cache that is kept between builds, when there is one.
+SECRETS: Final = "/run/launch"
+#: The files in it: variables of a package index, and the certificates of this machine.
+INDEX_SETTINGS: Final = "index.env"
+CERTIFICATES: Final = "ca.pem"
+CACHE: Final = "/var/cache/launch"
+INSTALL: Final = f"sh {IMAGE_FOLDER}/install.sh"
+#: The same step for a project, above the layer with what it depends on.
+INSTALL_PROJECT: Final = f"{INSTALL} project"
+
+_SCRIPT: Final = f"""\
+# Installs the job's requirements into {VENV}; called with 'project', the project that the job's code is.
+set -eu
+here={IMAGE_FOLDER}
+if [ -r {SECRETS}/{INDEX_SETTINGS} ]; then . {SECRETS}/{INDEX_SETTINGS}; fi
+export UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
+if [ -d {CACHE} ]; then
+  export UV_CACHE_DIR={CACHE}/uv PIP_CACHE_DIR={CACHE}/pip
+else
+  export UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1
+fi
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PIP_NO_INPUT=1
+python=$(command -v python3 || command -v python) || {{
+  echo "The base image has no Python. Name another base image, or write a Dockerfile." >&2; exit 1
+}}
+wanted=$(cat "$here/python-version")
+has=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+if [ -n "$wanted" ] && [ "$wanted" != "$has" ]; then
+  echo "Note: the job asks for Python $wanted, and the base image has Python $has."
+fi
+uv=
+if [ -s "$here/arguments" ] || [ -s "$here/project.env" ]; then
+  uv=$(command -v uv || true)
+  if [ -z "$uv" ] && [ -x {SECRETS}/bin/uv ]; then uv={SECRETS}/bin/uv; fi
+  if [ -z "$uv" ] && "$python" -m pip install --quiet --target /tmp/launch-uv uv; then uv=/tmp/launch-uv/bin/uv; fi
+  if [ -n "$uv" ] && ! "$uv" --version >/dev/null 2>&1; then uv=; fi
+  if [ -z "$uv" ]; then echo "uv cannot be had here, or does not run; pip installs the requirements."; fi
+fi
+install() {{
+  if [ -n "$uv" ]; then
+    "$uv" pip install --no-progress --compile-bytecode --python {VENV}/bin/python "$@"
+  else
+    {VENV}/bin/python -m pip install --progress-bar off "$@"
+  fi
+}}
+install_project() {{
+  . "$here/project.env"
+  if (install --no-deps --editable . >/tmp/launch-said 2>&1); then cat /tmp/launch-said; rm /tmp/launch-said; return; fi
+  cat /tmp/launch-said
+  if grep -qiE {shlex.quote(MACHINE_FAULT_PATTERN)} /tmp/launch-said; then exit 1; fi
+  rm /tmp/launch-said
+  echo {shlex.quote(PROJECT_LEFT_OUT)}
+}}
+mkdir -p "$here/src"
+cd "$here/src"
+if [ "${{1:-}}" = project ]; then
+  install_project
+  rm -rf /tmp/launch-uv
+  exit 0
+fi
+if [ -n "$uv" ]; then
+  "$uv" venv --quiet --no-project --python "$python" {VENV}
+elif [ -s "$here/arguments" ] || [ -s "$here/project.env" ]; then
+  "$python" -m venv {VENV}
+else
+  "$python" -m venv --without-pip {VENV}
+fi
+. "$here/build.env"
+if [ -s "$here/arguments" ]; then install $(cat "$here/arguments"); fi
+if [ -e "$here/project" ]; then install_project; fi
+site=$({VENV}/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+cp -R "$here/inputs/." "$site/"
+rm -rf /tmp/launch-uv
+# Made here, so that the job's user can write beside its code.
+mkdir -p {CODE_DIR}
+chown "$(cat "$here/user"):0" {CODE_DIR}
+"""
+
+
+def install_files(python_version: str | None, user_id: int) -> dict[str, bytes]:
+    """Return the files of the step, by their names in the build context.
+
+    Args:
+        python_version: the Python that the job asks for.
+        user_id: whom it runs as.
+    """
+    return {
+        f"{FOLDER}install.sh": _SCRIPT.encode(),
+        f"{FOLDER}python-version": f"{python_version or ''}\n".encode(),
+        f"{FOLDER}user": f"{user_id}\n".encode(),
+        **{f"{FOLDER}inputs/{name}": content for name, content in _inputs().items()},
+    }
+
+
+def _inputs() -> dict[str, bytes]:
+    """Return what lets the job's code import `prefect_launch.inputs`, as a local process can."""
+    from prefect_launch.inputs.carry import carried_files
+
+    return {name: text.encode() for name, text in carried_files().items()}
+
+
+# The one function that writes a Dockerfile. The order of its sections is the cache policy.
 
 CODE_FOLDER = "code/"
 

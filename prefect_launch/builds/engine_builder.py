@@ -18,15 +18,23 @@ from typing import Any, ClassVar, Final
 import anyio
 
 from prefect_launch.builds.build_engine import BuildEngine
-from prefect_launch.builds.builder import Builder, LineSink, failure
-from prefect_launch.builds.context import BuildContext
-from prefect_launch.builds.dependencies import FOLDER, PROJECT_FOLDER
-from prefect_launch.builds.dockerfile import CODE_FOLDER, write_after, write_before, write_labels, write_project
-from prefect_launch.builds.full_disk import packed
-from prefect_launch.builds.install import CACHE, INSTALL, INSTALL_PROJECT, SECRETS
+from prefect_launch.builds.builder import Builder, BuildOrder, ImageLabels, LineSink, failure
+from prefect_launch.builds.context import BuildContext, packed
+from prefect_launch.builds.dockerfile import (
+    CACHE,
+    CODE_FOLDER,
+    FOLDER,
+    INSTALL,
+    INSTALL_PROJECT,
+    PROJECT_FOLDER,
+    SECRETS,
+    write_after,
+    write_before,
+    write_labels,
+    write_project,
+)
 from prefect_launch.builds.pip_access import PipAccess
 from prefect_launch.builds.process_id import BUILD_PREFIX, container_name, is_left_behind
-from prefect_launch.builds.request import BuildOrder, ImageLabels
 from prefect_launch.errors import InternalError
 
 _CACHE_VOLUME: Final = "prefect-launch-build-cache"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
-from prefect_launch.builds.install import CERTIFICATES, INDEX_SETTINGS, SECRETS
+from prefect_launch.builds.dockerfile import CERTIFICATES, INDEX_SETTINGS, SECRETS
 from prefect_launch.environments.pip_config import uv_environment
 from prefect_launch.errors import AgentConfigError
 

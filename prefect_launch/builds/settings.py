@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from prefect_launch.errors import AgentConfigError, SpecError, unknown_name
-from prefect_launch.registries.reference import parse_repository
+from prefect_launch.registries.base import parse_repository
 from prefect_launch.spec.job_naming import parse_image
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)

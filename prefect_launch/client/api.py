@@ -48,7 +48,7 @@ def machine_registries() -> Registry:
     Raises:
         AgentConfigError: when the machine's agent config, which names registries too, is wrong.
     """
-    from prefect_launch.registries.remote import RemoteRegistries
+    from prefect_launch.registries.client import RemoteRegistries
     from prefect_launch.settings.agent_config import resolve_agent_config
 
     return RemoteRegistries(resolve_agent_config().keychain, pauses=())

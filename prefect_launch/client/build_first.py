@@ -14,8 +14,8 @@ from uuid import uuid4
 
 from prefect.logging import get_logger
 
-from prefect_launch.builds.image_maker import ImageMaker
-from prefect_launch.builds.lease import Flights
+from prefect_launch.builds.build_lease import Flights
+from prefect_launch.builds.image_builder import ImageMaker
 from prefect_launch.client.api import Api
 from prefect_launch.client.item_check import check_item
 from prefect_launch.core.deep_folders import temporary_folder_async
@@ -24,12 +24,12 @@ from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.jobs.model import GitJobSource, ImageJobSource, Job, JobDocument, JobDraft, SourceKind
 from prefect_launch.planning.plan import image_wish
 from prefect_launch.queues.session import KnownQueue, Session
-from prefect_launch.registries.reference import parse_repository
-from prefect_launch.registries.remote import RemoteRegistries
+from prefect_launch.registries.base import parse_repository
+from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.settings.agent_config import AgentConfig, resolve_agent_config
-from prefect_launch.sources import source_of
+from prefect_launch.sources.fetch import fetch_code
 from prefect_launch.spec.launch_spec import DockerSource, GitSource, LaunchSpec, RegistryOptions
 
 _logger = get_logger("launch.build")
@@ -154,7 +154,7 @@ async def _built(session: Session, spec: LaunchSpec, job: Job, config: AgentConf
     try:
         async with temporary_folder_async("launch-build-") as folder:
             code = folder / "code"
-            await source_of(job, config.home, config.git).fetch(job, code, session.jobs)
+            await fetch_code(job, code, session.jobs, home=config.home, settings=config.git)
             plan = RunPlan(
                 item_id=str(uuid4()),
                 run_id="build",

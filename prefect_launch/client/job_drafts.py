@@ -43,13 +43,10 @@ from prefect_launch.jobs.model import (
 from prefect_launch.jobs.plain_schema import with_positions
 from prefect_launch.jobs.schema import SchemaSource, load_schema
 from prefect_launch.sources.git_command import Git
-from prefect_launch.sources.git_list import CommitListing, list_files
-from prefect_launch.sources.git_resolve import resolve_commit
+from prefect_launch.sources.git_info import CommitListing, describe_work_tree, list_files, resolve_commit
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.sources.notebook import as_program, convert, notebook_in, script_of
-from prefect_launch.sources.pages import refuse_pages
-from prefect_launch.sources.remote import check_remote, name_of
-from prefect_launch.sources.work_tree import describe_work_tree
+from prefect_launch.sources.remote import check_remote, name_of, refuse_pages
 from prefect_launch.spec.build_options import check_inside
 from prefect_launch.spec.job_naming import check_runtime, job_name, parse_image, runtime_of
 from prefect_launch.spec.retry import Retries

@@ -22,8 +22,8 @@ from prefect_launch.agent.item.keep_outputs import keep_outputs
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.outcome import publish_outputs
 from prefect_launch.agent.item.previous_outputs import bring_last_outputs
-from prefect_launch.builds.image_maker import ImageMaker
-from prefect_launch.builds.lease import Flights
+from prefect_launch.builds.build_lease import Flights
+from prefect_launch.builds.image_builder import ImageMaker
 from prefect_launch.client.api import Api
 from prefect_launch.client.job_of_spec import job_named_by, with_job
 from prefect_launch.core.server_json import check_server_json
@@ -37,7 +37,7 @@ from prefect_launch.direct.retries import retries_here, with_retries
 from prefect_launch.errors import ExecutionError, LaunchError
 from prefect_launch.planning.plan import Request, default_resource, local_config, make_plan, preview_plan
 from prefect_launch.queues.session import Session
-from prefect_launch.registries.remote import RemoteRegistries
+from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner, runner_class
 from prefect_launch.runners.run import AbstractRun, RunnerRun

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 #: pip's option, uv's variable, and what stands between several values there.
 _OPTIONS = (
@@ -76,3 +77,18 @@ def _pip_files(environ: Mapping[str, str]) -> list[Path]:
     files = [*reversed(machine), Path("/etc/pip.conf"), home / ".pip/pip.conf", user, Path(sys.prefix) / "pip.conf"]
     named = environ.get("PIP_CONFIG_FILE")
     return [file for file in [*files, *([Path(named)] if named else [])] if file.is_file()]
+
+
+# What installing says, here and in an image alike: faults of the machine, and a project that is left out.
+
+#: uv's and pip's words for a fault of the network or the disk, not of the requirements; for Python's `re` and for
+#: `grep -E` alike, whatever the case.
+MACHINE_FAULT_PATTERN: Final = (
+    "failed to fetch|error sending request|dns error|connection (refused|reset)|timed out|invalid peer certificate"
+    "|no space left|permission denied|HTTP status (server error|client error [(]40[137])|establish a new connection"
+)
+#: Said of an environment in which only the dependencies of a project are.
+PROJECT_LEFT_OUT: Final = (
+    "The project itself is not installed, only what it depends on: its build backend cannot build it. Correct"
+    " pyproject.toml, or write package = false under [tool.uv] there when the code is run where it lies."
+)

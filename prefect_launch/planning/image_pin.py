@@ -17,8 +17,8 @@ import anyio
 from prefect.logging import get_logger
 
 from prefect_launch.errors import LaunchError
+from prefect_launch.registries.base import has_registry
 from prefect_launch.registries.digest_cache import SeenDigests
-from prefect_launch.registries.reference import has_registry
 from prefect_launch.spec.launch_spec import DockerSource, LaunchSpec
 
 if TYPE_CHECKING:

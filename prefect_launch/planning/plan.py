@@ -40,7 +40,7 @@ from prefect_launch.runners.run_folder import PLAN_FILE, note_claim
 from prefect_launch.runners.used_resources import note_resource
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.settings.site import Site
-from prefect_launch.sources import source_of
+from prefect_launch.sources.fetch import fetch_code
 from prefect_launch.spec.image_request import ImageWish
 from prefect_launch.spec.job_naming import parse_image, runtime_of
 from prefect_launch.spec.launch_spec import LaunchSpec
@@ -84,7 +84,7 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry, read_secret
     await anyio.to_thread.run_sync(_make_run_dir, plan.run_dir, plan.labels.get(Labels.CLAIM, ""))
     if job is not None and plan.code_dir is not None:
         await anyio.to_thread.run_sync(_clear, plan.code_dir)
-        await source_of(job, site.home, site.git).fetch(job, plan.code_dir, jobs)
+        await fetch_code(job, plan.code_dir, jobs, home=site.home, settings=site.git)
         await anyio.to_thread.run_sync(_check_build_context, plan.build_context, plan.code_dir)
         if plan.python_version is None:  # Of a git job, only its code says so.
             version = await anyio.to_thread.run_sync(runtime_of, plan.project_dir, plan.code_dir)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from prefect.logging import get_logger
 
-from prefect_launch.registries.reference import parse_reference
+from prefect_launch.registries.base import parse_reference
 
 if TYPE_CHECKING:
     from prefect_launch.registries.base import Registry

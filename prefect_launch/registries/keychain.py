@@ -1,32 +1,118 @@
-"""Who to be at which registry, from three places: what the operator named, the cloud that the registry belongs to, and
-what this machine's Docker is logged in to.
+"""Credentials for registries, from three places: the block that the operator names, the cloud that the registry belongs
+to, and the login of this machine's Docker.
 
-What was read is kept for some minutes, in memory only. Nothing is asked of a registry here.
+Credentials are kept for some minutes, in memory only. A `DockerRegistryCredentials` block is read by its type and name,
+which every Prefect server knows, so an agent needs no prefect-docker. The `docker` package reads
+`~/.docker/config.json` as Docker does (`DOCKER_CONFIG`, `auths`, `credHelpers`, `credsStore`).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
-from prefect_launch.errors import RegistryError
-from prefect_launch.registries.base import Credentials
-from prefect_launch.registries.block import read_block
+import anyio
+
+from prefect_launch.errors import AgentConfigError, RegistryError
+from prefect_launch.registries.base import TOKEN_USER, Credentials, normal_host
 from prefect_launch.registries.clouds import cloud_of
 from prefect_launch.registries.settings import RegistrySettings
 
-#: Shorter than any cloud's token lives; a password that was changed is read anew after it.
+BLOCK_TYPE: Final = "docker-registry-credentials"
+#: Shorter than any cloud's token lives. A changed password is read after it.
 _KEEP_SECONDS: Final = 300.0
+#: A credential helper that waits for input waits for ever.
+_HELPER_SECONDS: Final = 20.0
 
 ReadBlock = Callable[[str, str], Awaitable[Credentials]]
+
+
+async def read_block(name: str, host: str) -> Credentials:
+    """Read the credentials for one registry from a block.
+
+    Args:
+        name: name of the block; `docker-registry-credentials/NAME` is accepted too.
+        host: the registry's address. A block for another registry is refused: its password must not go there.
+
+    Raises:
+        AgentConfigError: when there is no such block, it is incomplete, or it is for another registry.
+    """
+    short = name.removeprefix(f"{BLOCK_TYPE}/")
+    data = await _load(short)
+    user, password = (_plain(data.get(key)) for key in ("username", "password"))
+    if not user or not password:
+        raise AgentConfigError(f"The DockerRegistryCredentials block {short!r} has no username or no password.")
+    meant = normal_host(str(data.get("registry_url") or ""))
+    if meant and meant != host:
+        raise AgentConfigError(
+            f"The DockerRegistryCredentials block {short!r} is for the registry {meant!r}, but the config names it for"
+            f" {host!r}. Correct its registry_url, or name another block."
+        )
+    return Credentials(user, password)
+
+
+async def _load(name: str) -> dict[str, Any]:
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        async with get_client() as client:
+            found = await client.read_block_document_by_name(name, BLOCK_TYPE, include_secrets=True)
+    except ObjectNotFound:
+        raise AgentConfigError(
+            f"There is no DockerRegistryCredentials block {name!r} on the Prefect server. Make it in the UI (Blocks,"
+            " Docker Registry Credentials), or correct the config."
+        ) from None
+    return dict(found.data)
+
+
+def _plain(value: Any) -> str:
+    return str(value.get_secret_value() if hasattr(value, "get_secret_value") else value or "")
+
+
+async def read_docker_config(host: str) -> Credentials | None:
+    """Return the credentials that `docker login` has left on this machine for a registry; None when there are none.
+
+    Raises:
+        AgentConfigError: when the file is broken, or a helper is missing, fails or hangs.
+    """
+    # It takes a tenth of a second to load, which an agent of processes need not spend.
+    import docker.credentials
+    import docker.errors
+
+    try:
+        with anyio.fail_after(_HELPER_SECONDS):
+            found = await anyio.to_thread.run_sync(_resolve, host, abandon_on_cancel=True)
+    except TimeoutError:
+        raise AgentConfigError(
+            f"The credential helper of this machine's Docker gave no answer for {host!r} within {_HELPER_SECONDS:g} s."
+            f" Try 'docker login {host}', or name a block under 'registries' in the config."
+        ) from None
+    except (docker.errors.DockerException, docker.credentials.StoreError, ValueError) as error:
+        raise AgentConfigError(
+            f"This machine's Docker has no readable credentials for {host!r} ({error}). Correct ~/.docker/config.json,"
+            f" or run 'docker login {host}'."
+        ) from error
+    values = {key.lower(): value for key, value in found.items()}
+    if values.get("identitytoken"):
+        return Credentials(TOKEN_USER, values["identitytoken"])
+    if values.get("username") and values.get("password"):
+        return Credentials(values["username"], values["password"])
+    return None
+
+
+def _resolve(host: str) -> dict[str, Any]:
+    import docker.auth
+
+    return docker.auth.resolve_authconfig(docker.auth.load_config(), host) or {}
 
 
 class Keychain:
     """Credentials for registries.
 
     Args:
-        settings: what the operator says, by the registry's address.
+        settings: the operator's settings, by the registry's address.
         read_block: reads the block of that name for a registry.
     """
 
@@ -38,13 +124,13 @@ class Keychain:
         self._kept: dict[str, tuple[float, Credentials | None]] = {}
 
     async def credentials_for(self, host: str) -> Credentials | None:
-        """Return who to be at a registry; None: nobody in particular.
+        """Return the credentials for a registry; None: anonymous access.
 
         Args:
-            host: the registry's address as images are named by it.
+            host: the registry's address as image names have it.
 
         Raises:
-            AgentConfigError: when what is configured for it cannot be had.
+            AgentConfigError: when the configured credentials cannot be read.
             RegistryError: when its cloud refuses to give credentials.
         """
         read_at, kept = self._kept.get(host, (-_KEEP_SECONDS, None))
@@ -55,15 +141,15 @@ class Keychain:
         return found
 
     def is_insecure(self, host: str) -> bool:
-        """Whether the operator says that a registry may do without TLS."""
+        """Whether the operator lets a registry do without TLS."""
         return self._settings.get(host, RegistrySettings()).insecure
 
     def advice(self, host: str) -> str:
-        """Return how credentials for a registry are made known, as the next step of a message."""
+        """Return how to configure credentials for a registry, as the next step of a message."""
         cloud = cloud_of(host)
         own = ""
         if cloud is not None:
-            extra = "" if cloud.getter() else f" and 'pip install prefect-launch[{cloud.extra}]'"
+            extra = "" if cloud.is_installed else f" and 'pip install prefect-launch[{cloud.extra}]'"
             own = f" Or let this machine have an identity that {cloud.title} knows{extra}."
         return (
             f"Name a DockerRegistryCredentials block under 'registries' in the config"
@@ -75,20 +161,12 @@ class Keychain:
         if block is not None:
             return await self._read_block(block, host)
         cloud = cloud_of(host)
-        getter = cloud.getter() if cloud else None
-        if getter is None:
-            return await _logged_in(host)
+        if cloud is None or not cloud.is_installed:
+            return await read_docker_config(host)
         try:
-            return await getter(host) or await _logged_in(host)
+            return await cloud.get_credentials(host) or await read_docker_config(host)
         except RegistryError:
-            logged_in = await _logged_in(host)
+            logged_in = await read_docker_config(host)
             if logged_in is None:
                 raise
             return logged_in
-
-
-async def _logged_in(host: str) -> Credentials | None:
-    # The package behind it takes a tenth of a second to load, which an agent of processes need not spend.
-    from prefect_launch.registries.docker_config import read_docker_config
-
-    return await read_docker_config(host)

@@ -17,7 +17,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefect_launch.errors import AgentConfigError, unknown_name
-from prefect_launch.registries.reference import normal_host
+from prefect_launch.registries.base import normal_host
 
 _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.\-]*[a-z0-9])?(:[0-9]{1,5})?\Z")
 

@@ -23,8 +23,8 @@ from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimit
 from prefect_launch.core.validation import first_complaint
 from prefect_launch.errors import AgentConfigError, unknown_name
 from prefect_launch.policy.macros import check_named_macros
+from prefect_launch.registries.base import parse_reference
 from prefect_launch.registries.keychain import Keychain
-from prefect_launch.registries.reference import parse_reference
 from prefect_launch.registries.settings import RegistrySettings, read_registries
 from prefect_launch.settings.device_settings import AUTO, read_amount_setting, read_gpu_setting, read_limit_setting
 from prefect_launch.settings.reference_keys import translated

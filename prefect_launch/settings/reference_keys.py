@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from prefect_launch.errors import AgentConfigError, SpecError
+from prefect_launch.registries.base import parse_repository
 from prefect_launch.registries.clouds import CLOUDS, Cloud, cloud_of
-from prefect_launch.registries.reference import parse_repository
 
 _REGISTRY: Final = "registry"
 _ENVIRONMENT: Final = "environment"
@@ -119,7 +119,7 @@ def _check_environment(environment: Mapping[str, Any], destination: str) -> None
             f"The agent's environment.region ({region!r}) is not that of its registry {host!r}, which alone counts."
             " Correct it, or leave it out."
         )
-    if kind.cloud.getter() is None:
+    if not kind.cloud.is_installed:
         raise AgentConfigError(
             f"The agent's environment ({environment['type']!r}) needs the client of {kind.cloud.title}. Run"
             f" 'pip install prefect-launch[{kind.cloud.extra}]'."

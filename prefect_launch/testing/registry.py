@@ -5,8 +5,7 @@ from __future__ import annotations
 import anyio
 
 from prefect_launch.errors import RegistryError
-from prefect_launch.registries.base import Credentials, Registry
-from prefect_launch.registries.reference import parse_reference
+from prefect_launch.registries.base import Credentials, Registry, parse_reference
 
 
 class InMemoryRegistry(Registry):

@@ -17,14 +17,13 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.builds.dependencies import find_dependencies
-from prefect_launch.builds.dockerfile import Recipe, write_dockerfile
-from prefect_launch.builds.image_maker import ImageMaker
-from prefect_launch.builds.lease import Flights
+from prefect_launch.builds.build_lease import Flights
+from prefect_launch.builds.dockerfile import Recipe, find_dependencies, write_dockerfile
+from prefect_launch.builds.image_builder import ImageMaker
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.docker.runner import LocalContainerRunner
-from prefect_launch.sources.git import GitSource
+from prefect_launch.sources.fetch import GitCheckout
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.notebook import as_program, convert_in
 from prefect_launch.spec.image_request import ImageWish
@@ -64,7 +63,7 @@ async def lay_out(example: Path, submodules: Sequence[str], folder: Path) -> Pat
         shutil.copytree(example / name, inner.path, dirs_exist_ok=True)
         inner.commit()
         repository.git("submodule", "--quiet", "add", inner.url, name)
-    source = GitSource(folder / "home", git=Git(allowed_protocols=("file",)))
+    source = GitCheckout(folder / "home", git=Git(allowed_protocols=("file",)))
     await source.check_out(repository.url, repository.commit(), code)
     return code
 

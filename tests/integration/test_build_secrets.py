@@ -16,8 +16,8 @@ from uuid import uuid4
 import docker
 import pytest
 
-from prefect_launch.builds.image_maker import ImageMaker
-from prefect_launch.builds.lease import Flights
+from prefect_launch.builds.build_lease import Flights
+from prefect_launch.builds.image_builder import ImageMaker
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.errors import BuildError
 from prefect_launch.runners.base import RunPlan

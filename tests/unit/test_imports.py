@@ -10,7 +10,7 @@ import sys
 from textwrap import dedent
 
 #: Docker's SDK with what it brings, and what builds images.
-CONTAINERS = ("docker", "requests", "urllib3", "charset_normalizer", "prefect_launch.builds.image_maker")
+CONTAINERS = ("docker", "requests", "urllib3", "charset_normalizer", "prefect_launch.builds.image_builder")
 #: The groups of the command line that `agent` is not.
 OTHER_GROUPS = tuple(f"prefect_launch.cli.{name}" for name in ("queue", "job", "add", "item", "demo"))
 
@@ -60,7 +60,7 @@ def test_agent_of_a_container_queue_imports_docker_and_no_builds() -> None:
     imported = _imported(code, CONTAINERS)
 
     assert "docker" in imported
-    assert "prefect_launch.builds.image_maker" not in imported
+    assert "prefect_launch.builds.image_builder" not in imported
 
 
 def test_help_of_the_program_imports_no_library_of_a_command() -> None:

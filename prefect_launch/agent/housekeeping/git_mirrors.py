@@ -8,6 +8,6 @@ from prefect_launch.core.locked_cache import LockedShelf
 
 
 class GitShelf(LockedShelf):
-    """The folder of copies, see `prefect_launch.sources.git_mirror`; each use sets its time under its lock."""
+    """The folder of copies, see `prefect_launch.sources.git_cache`; each use sets its time under its lock."""
 
     name: ClassVar[str] = "git copies"

@@ -111,7 +111,7 @@ def _repository(name: str) -> str:
 
 def _own_size(image: StoredImage, by_name: Mapping[str, StoredImage]) -> int:
     """Return what an image takes beyond the last of the images that it was built on, where that is still there."""
-    from prefect_launch.builds.request import ImageLabels
+    from prefect_launch.builds.builder import ImageLabels
 
     bases = image.labels.get(ImageLabels.BASE, "").split()
     base = by_name.get(bases[-1].partition("@")[0]) if bases else None

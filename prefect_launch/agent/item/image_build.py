@@ -14,10 +14,9 @@ import anyio
 
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.builds.full_disk import telling_full_disks
-from prefect_launch.builds.image_maker import ImageMaker
-from prefect_launch.builds.lease import BUILD_LOGGER, Flights
-from prefect_launch.builds.log import BuildLog
+from prefect_launch.builds.build_lease import BUILD_LOGGER, Flights
+from prefect_launch.builds.builder import BuildLog
+from prefect_launch.builds.image_builder import ImageMaker, telling_full_disks
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.plan import save_plan

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.builds.push_engine import PushEngine
+from prefect_launch.builds.build_engine import PushEngine
 from tests.support.docker_engine import DockerEngine
 
 

@@ -13,12 +13,12 @@ import pytest
 from prefect_docker.credentials import DockerRegistryCredentials
 from pydantic import SecretStr
 
-from prefect_launch.builds.push import push_image
-from prefect_launch.builds.push_engine import PushEngine, PushRefusedError
+from prefect_launch.builds.build_engine import PushEngine, PushRefusedError
+from prefect_launch.builds.destination import push_image
 from prefect_launch.errors import AgentConfigError, ImagePullError, RegistryError
 from prefect_launch.registries.base import Credentials
+from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.registries.keychain import Keychain
-from prefect_launch.registries.remote import RemoteRegistries
 from prefect_launch.registries.settings import read_registries
 from tests.support.bad_line import BadLine
 from tests.support.docker_engine import DockerEngine

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from prefect_launch.registries.base import Registry
-from prefect_launch.registries.remote import RemoteRegistries
+from prefect_launch.registries.client import RemoteRegistries
 from tests.support.docker_engine import DockerEngine
 from tests.support.docker_registry import DockerRegistry
 from tests.support.ports import free_port

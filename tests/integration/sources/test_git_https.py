@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.errors import AgentConfigError, InfrastructureError, NotFoundError, SourceError
-from prefect_launch.sources.git import GitSource
+from prefect_launch.sources.fetch import GitCheckout
 from prefect_launch.sources.git_command import Git
-from prefect_launch.sources.git_resolve import resolve_commit
+from prefect_launch.sources.git_info import resolve_commit
 from prefect_launch.sources.git_settings import GitSettings
 from tests.integration.sources.conftest import PASSWORD
 from tests.support.git_server import USER, GitServer
@@ -47,7 +47,7 @@ async def test_private_remote_is_read_with_the_secret_of_its_host(git_host: GitS
     git = _git(git_host.host)
 
     assert await resolve_commit(git, git_host.url("team/train"), "main") == commit
-    await GitSource(tmp_path / "home", git=git).check_out(git_host.url("team/train"), commit, tmp_path / "code")
+    await GitCheckout(tmp_path / "home", git=git).check_out(git_host.url("team/train"), commit, tmp_path / "code")
 
     assert (tmp_path / "code" / "main.py").read_text() == "print('one')"
     kept = [path for path in tmp_path.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
@@ -93,7 +93,7 @@ async def test_secret_that_is_not_there_is_told_to_the_operator(git_host: GitSer
 
 async def test_remote_that_hangs_is_given_up_in_time(git_host: GitServer, tmp_path: Path) -> None:
     commit = git_host.repository("team/train").commit(main="x")
-    source = GitSource(tmp_path / "home", git=_git(git_host.host, timeout=1))
+    source = GitCheckout(tmp_path / "home", git=_git(git_host.host, timeout=1))
     git_host.hanging.set()
 
     begun = time.monotonic()
@@ -111,7 +111,7 @@ async def test_second_fetch_brings_only_what_is_new_and_a_third_asks_nothing(
     repository = git_host.repository("team/train")
     (repository.path / "weights.bin").write_bytes(os.urandom(8 * MEGABYTE))
     first = repository.commit(main="print('one')")
-    source = GitSource(tmp_path / "home", git=_git(git_host.host))
+    source = GitCheckout(tmp_path / "home", git=_git(git_host.host))
     url = git_host.url("team/train")
 
     await source.check_out(url, first, tmp_path / "first")
@@ -133,7 +133,7 @@ async def test_many_that_want_one_commit_at_once_fetch_it_once(git_host: GitServ
     repository = git_host.repository("team/train")
     (repository.path / "weights.bin").write_bytes(os.urandom(MEGABYTE))
     commit = repository.commit(main="x")
-    sources = [GitSource(tmp_path / "home", git=_git(git_host.host)) for _ in range(6)]
+    sources = [GitCheckout(tmp_path / "home", git=_git(git_host.host)) for _ in range(6)]
 
     await asyncio.gather(
         *(
@@ -155,7 +155,7 @@ async def test_relative_submodule_comes_with_the_same_secret(git_host: GitServer
     outer.git("config", "--file", ".gitmodules", "submodule.inner.url", "../inner")
     commit = outer.commit()
 
-    source = GitSource(tmp_path / "home", git=_git(f"{git_host.host}/team"))
+    source = GitCheckout(tmp_path / "home", git=_git(f"{git_host.host}/team"))
     await source.check_out(git_host.url("team/outer"), commit, tmp_path / "code")
 
     assert (tmp_path / "code" / "inner" / "lib.py").read_text() == "x = 1"
@@ -166,7 +166,7 @@ async def test_damaged_copy_is_made_anew(git_host: GitServer, tmp_path: Path) ->
     (repository.path / "data.bin").write_bytes(os.urandom(100_000))
     commit = repository.commit(main="x")
     url = git_host.url("team/train")
-    source = GitSource(tmp_path / "home", git=_git(git_host.host))
+    source = GitCheckout(tmp_path / "home", git=_git(git_host.host))
     await source.check_out(url, commit, tmp_path / "code")
     (mirror,) = [path for path in (tmp_path / "home" / "git").iterdir() if path.is_dir()]
 
@@ -207,7 +207,7 @@ async def test_fetch_that_was_killed_leaves_nothing_in_the_way(git_host: GitServ
     repository = git_host.repository("team/train")
     first = repository.commit(main="one")
     url = git_host.url("team/train")
-    source = GitSource(tmp_path / "home", git=_git(git_host.host))
+    source = GitCheckout(tmp_path / "home", git=_git(git_host.host))
     await source.check_out(url, first, tmp_path / "first")
     (mirror,) = [path for path in (tmp_path / "home" / "git").iterdir() if path.is_dir()]
     for left in ("shallow.lock", "packed-refs.lock", "objects/pack/tmp_pack_x"):
@@ -227,7 +227,7 @@ async def test_commit_that_was_rewritten_away_is_told_as_gone(git_host: GitServe
     repository.git("reflog", "expire", "--expire=now", "--all")
     repository.git("gc", "--quiet", "--prune=now")
 
-    source = GitSource(tmp_path / "home", git=_git(git_host.host))
+    source = GitCheckout(tmp_path / "home", git=_git(git_host.host))
     with pytest.raises(SourceError, match=f"The commit {lost} of https://localhost.* is gone"):
         await source.check_out(git_host.url("team/train"), lost, tmp_path / "code")
     assert not (tmp_path / "code").exists()

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.errors import AgentConfigError, InfrastructureError, SourceError
-from prefect_launch.sources.git import GitSource
+from prefect_launch.sources.fetch import GitCheckout
 from prefect_launch.sources.git_command import Git
-from prefect_launch.sources.git_resolve import resolve_commit
+from prefect_launch.sources.git_info import resolve_commit
 from prefect_launch.sources.git_settings import GitSettings
 from tests.conftest import engine_required
 from tests.support.git_repository import Repository
@@ -58,7 +58,7 @@ async def test_private_remote_is_read_with_a_key_that_is_on_no_disk(
     open_files = len(os.listdir("/proc/self/fd"))
 
     commit = await resolve_commit(git, ssh.url(repository.path), "main")
-    await GitSource(tmp_path / "home", git=git).check_out(ssh.url(repository.path), commit, tmp_path / "code")
+    await GitCheckout(tmp_path / "home", git=git).check_out(ssh.url(repository.path), commit, tmp_path / "code")
 
     assert (tmp_path / "code" / "main.py").read_text() == "print('one')"
     line = ssh.user_key.read_bytes().splitlines()[2]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.base_images import read_bases
+from prefect_launch.builds.dockerfile_selection import read_bases
 from prefect_launch.errors import SourceError
 
 

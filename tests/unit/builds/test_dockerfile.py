@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from prefect_launch.builds.builder import BuildOrder
 from prefect_launch.builds.context import BuildContext
-from prefect_launch.builds.dependencies import find_dependencies
-from prefect_launch.builds.dockerfile import Recipe, write_after, write_before, write_dockerfile
-from prefect_launch.builds.request import BuildOrder
+from prefect_launch.builds.dockerfile import Recipe, find_dependencies, write_after, write_before, write_dockerfile
 from prefect_launch.errors import SourceError
 
 LIMIT = 1024**3

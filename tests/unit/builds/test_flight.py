@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from prefect_launch.builds import lease as flight
-from prefect_launch.builds.lease import BUILD_LOGGER, Flights, Lease
+from prefect_launch.builds import build_lease as flight
+from prefect_launch.builds.build_lease import BUILD_LOGGER, Flights, Lease
 from prefect_launch.builds.process_id import container_name, is_left_behind, started_at, this_place
 from prefect_launch.errors import BuildError, InfrastructureError
 from prefect_launch.server.values import LogRecord

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.dockerfile_choice import find_layout
+from prefect_launch.builds.dockerfile_selection import find_layout
 from prefect_launch.errors import SourceError
 from prefect_launch.spec.image_request import ImageWish
 

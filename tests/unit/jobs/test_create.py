@@ -16,7 +16,7 @@ from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, SourceError, SpecError
 from prefect_launch.jobs.model import GitJobSource, SourceKind
 from prefect_launch.jobs.registry import JobRegistry
-from prefect_launch.sources import source_of
+from prefect_launch.sources.fetch import fetch_code
 from prefect_launch.sources.git_command import Git
 from prefect_launch.testing import InMemoryJobIndex
 from tests.support.git_repository import Repository
@@ -81,7 +81,7 @@ async def test_code_job_keeps_entry_point_runtime_schema_and_code(
     request = _request(code, "code", entrypoint="python main.py --name 'a b'", schema=schema, description="Digits")
 
     job = (await create_in(registry, request)).job
-    await source_of(job, tmp_path).fetch(job, tmp_path / "out", registry)
+    await fetch_code(job, tmp_path / "out", registry, home=tmp_path)
 
     assert (job.name, job.description, job.runtime) == ("job-digits", "Digits", "3.10")
     assert job.entry_point == ("python", "main.py", "--name", "a b")

@@ -14,7 +14,7 @@ from prefect_launch.client.create_job import create_in
 from prefect_launch.client.job_drafts import JobRequest, draft_job
 from prefect_launch.errors import OperatorError, SourceError
 from prefect_launch.jobs.registry import JobRegistry
-from prefect_launch.sources.git import GitSource
+from prefect_launch.sources.fetch import fetch_code
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.notebook import as_program, convert, notebook_in
 from tests.support.git_repository import Repository
@@ -153,8 +153,7 @@ async def test_notebook_of_a_repository_is_converted_where_it_is_fetched(
     draft, _ = await draft_job(request, git=git)
     job = (await registry.put(draft)).job
 
-    source = GitSource(tmp_path / "home", git=git)
-    await source.fetch(job, tmp_path / "code", registry)
+    await fetch_code(job, tmp_path / "code", registry, home=tmp_path / "home", git=git)
 
     assert job.entry_point == ("python", "train_ipynb.py")
     assert _run((tmp_path / "code" / "train_ipynb.py").read_text()) == "trained\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.sources.work_tree import describe_work_tree
+from prefect_launch.sources.git_info import describe_work_tree
 from tests.support.git_repository import Repository
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.errors import InfrastructureError, NotFoundError, OperatorError, SourceError
-from prefect_launch.sources.git import GitSource
+from prefect_launch.sources.fetch import GitCheckout
 from prefect_launch.sources.git_command import Git
-from prefect_launch.sources.git_resolve import resolve_commit
+from prefect_launch.sources.git_info import resolve_commit
 from tests.support.git_repository import Repository
 
 GIT = Git(allowed_protocols=("file",))
@@ -99,7 +99,7 @@ async def test_one_commit_is_checked_out_without_history(repository: Repository,
     second = repository.commit(main="print('two')")
     repository.commit(main="print('three')")
 
-    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, second, tmp_path / "code")
+    await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, second, tmp_path / "code")
 
     assert (tmp_path / "code" / "main.py").read_text() == "print('two')"
     assert await GIT.run("rev-list", "--all", "--count", cwd=tmp_path / "code") == "1\n"
@@ -112,7 +112,7 @@ async def test_submodules_come_along(repository: Repository, tmp_path: Path) -> 
     repository.git("submodule", "--quiet", "add", inner.url, "inner")
     commit = repository.commit()
 
-    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
+    await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
 
     assert (tmp_path / "code" / "inner" / "lib.py").read_text() == "x = 1"
 
@@ -127,14 +127,14 @@ async def test_hooks_of_the_machines_templates_do_not_run(
     monkeypatch.setenv("GIT_TEMPLATE_DIR", str(tmp_path / "template"))
 
     commit = repository.git("rev-parse", "HEAD")
-    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
+    await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
 
     assert "ran" not in os.listdir(tmp_path)
 
 
 async def test_commit_that_is_gone_is_refused_and_nothing_is_left(repository: Repository, tmp_path: Path) -> None:
     with pytest.raises(SourceError):
-        await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, "1" * 40, tmp_path / "code")
+        await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, "1" * 40, tmp_path / "code")
 
     assert sorted(os.listdir(tmp_path)) == ["home", "remote"]
 
@@ -149,6 +149,6 @@ async def test_git_started_inside_another_repository_uses_its_own(
     monkeypatch.setenv(variable, str(tmp_path / "other.git"))
     commit = await resolve_commit(GIT, repository.url, None)
 
-    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
+    await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
 
     assert sorted(os.listdir(tmp_path)) == ["code", "home", "remote"]

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.errors import SourceError
-from prefect_launch.sources.git import GitSource
+from prefect_launch.sources.fetch import GitCheckout, resolve_url
 from prefect_launch.sources.git_command import Git
-from prefect_launch.sources.git_tree import resolve_url
 from tests.support.git_repository import Repository
 
 GIT = Git(allowed_protocols=("file",))
@@ -49,7 +48,7 @@ async def test_submodules_of_submodules_come_along_and_those_switched_off_do_not
     repository.git("config", "--file", ".gitmodules", "submodule.off.update", "none")
     commit = repository.commit()
 
-    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
+    await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
 
     assert (tmp_path / "code/middle/deep/lib.py").read_text() == "deep"
     assert os.listdir(tmp_path / "code/off") == []
@@ -61,7 +60,7 @@ async def test_submodule_of_another_protocol_is_refused_like_a_remote(repository
     commit = repository.commit()
 
     with pytest.raises(SourceError, match="Refusing to fetch git remote 'ext::"):
-        await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
+        await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
     assert not (tmp_path / "code").exists()
 
 
@@ -71,7 +70,7 @@ async def test_submodule_without_an_address_is_refused_by_its_path(repository: R
     commit = repository.commit()
 
     with pytest.raises(SourceError, match=r"The submodule 'inner' .* has no address"):
-        await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
+        await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
 
 
 async def test_submodules_that_name_each_other_end_in_an_error(tmp_path: Path) -> None:
@@ -85,7 +84,7 @@ async def test_submodules_that_name_each_other_end_in_an_error(tmp_path: Path) -
         first = ring.git("rev-parse", "HEAD")
 
     with pytest.raises(SourceError, match="more than 8 levels deep"):
-        await GitSource(tmp_path / "home", git=GIT).check_out(ring.url, first, tmp_path / "code")
+        await GitCheckout(tmp_path / "home", git=GIT).check_out(ring.url, first, tmp_path / "code")
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../outside", "folder/../../outside", "hop"])
@@ -99,7 +98,7 @@ async def test_link_that_leaves_the_repository_is_refused(repository: Repository
     commit = repository.commit()
 
     with pytest.raises(SourceError, match="leads out of the repository"):
-        await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
+        await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
     assert not (tmp_path / "code").exists()
 
 
@@ -110,7 +109,7 @@ async def test_links_inside_the_repository_stay_links(repository: Repository, tm
     (repository.path / "data" / "up").symlink_to("../main.py")
     commit = repository.commit()
 
-    await GitSource(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
+    await GitCheckout(tmp_path / "home", git=GIT).check_out(repository.url, commit, tmp_path / "code")
 
     assert os.readlink(tmp_path / "code" / "link") == "data/one"
     assert (tmp_path / "code" / "data" / "up").read_text() == "print('one')"

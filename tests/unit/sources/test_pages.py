@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_launch.errors import SourceError
-from prefect_launch.sources.pages import refuse_pages
+from prefect_launch.sources.remote import refuse_pages
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ import pytest
 import respx
 
 from prefect_launch.errors import RegistryError
-from prefect_launch.registries.base import TOKEN_USER, Credentials
+from prefect_launch.registries.base import TOKEN_USER, Credentials, parse_reference
 from prefect_launch.registries.client import MANIFEST_TYPES, RegistryClient
-from prefect_launch.registries.reference import parse_reference
 
 HOST = "registry.example:5000"
 IMAGE = f"{HOST}/team/train:1"

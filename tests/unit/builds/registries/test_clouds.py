@@ -14,8 +14,13 @@ import respx
 from moto import mock_aws
 
 from prefect_launch.errors import RegistryError
-from prefect_launch.registries import acr, ecr, gar
-from prefect_launch.registries.clouds import cloud_of
+from prefect_launch.registries.clouds import (
+    acr_credentials,
+    cloud_of,
+    ecr_credentials,
+    exchange_azure_token,
+    gar_credentials,
+)
 from prefect_launch.registries.keychain import Keychain
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com"
@@ -75,7 +80,7 @@ async def test_identity_in_aws_gets_credentials_for_ecr() -> None:
 
 
 async def test_machine_that_is_nobody_in_aws_has_no_credentials_for_ecr() -> None:
-    assert await ecr.credentials_of(ECR) is None
+    assert await ecr_credentials(ECR) is None
 
 
 @pytest.mark.usefixtures("aws")
@@ -87,7 +92,7 @@ async def test_refusal_of_aws_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_machine_that_is_nobody_at_google_has_no_credentials() -> None:
-    assert await gar.credentials_of(GAR) is None
+    assert await gar_credentials(GAR) is None
 
 
 async def test_identity_at_google_gets_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +101,7 @@ async def test_identity_at_google_gets_credentials(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "login.json"))
     with responses.RequestsMock() as web:
         web.post("https://oauth2.googleapis.com/token", json={"access_token": "of-google", "expires_in": 3600})
-        found = await gar.credentials_of(GAR)
+        found = await gar_credentials(GAR)
 
     assert found == ("oauth2accesstoken", "of-google")
 
@@ -108,7 +113,7 @@ async def test_refusal_of_google_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     with responses.RequestsMock() as web:
         web.post("https://oauth2.googleapis.com/token", status=400, json={"error": "invalid_grant"})
         with pytest.raises(RegistryError, match="application-default login"):
-            await gar.credentials_of(GAR)
+            await gar_credentials(GAR)
 
 
 async def test_identity_in_azure_is_found_and_changed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +132,7 @@ async def test_identity_in_azure_is_found_and_changed(monkeypatch: pytest.Monkey
             known["token_endpoint"], json={"access_token": "of-azure", "expires_in": 3600, "token_type": "Bearer"}
         )
         exchange = web.post(f"https://{ACR}/oauth2/exchange").mock(httpx.Response(200, json={"refresh_token": "r"}))
-        found = await acr.credentials_of(ACR)
+        found = await acr_credentials(ACR)
 
     assert found == ("00000000-0000-0000-0000-000000000000", "r")
     assert b"access_token=of-azure" in exchange.calls[0].request.content
@@ -138,7 +143,7 @@ async def test_token_of_azure_is_changed_for_a_password_of_the_registry() -> Non
         exchange = web.post(f"https://{ACR}/oauth2/exchange").mock(
             httpx.Response(200, json={"refresh_token": "of-registry"})
         )
-        found = await acr.exchange(ACR, "of-azure")
+        found = await exchange_azure_token(ACR, "of-azure")
 
     assert found == ("00000000-0000-0000-0000-000000000000", "of-registry")
     assert b"access_token=of-azure" in exchange.calls[0].request.content
@@ -148,8 +153,8 @@ async def test_registry_that_does_not_take_the_identity_is_told() -> None:
     with respx.mock as web:
         web.post(f"https://{ACR}/oauth2/exchange").mock(httpx.Response(401))
         with pytest.raises(RegistryError, match="AcrPull"):
-            await acr.exchange(ACR, "of-azure")
+            await exchange_azure_token(ACR, "of-azure")
 
 
 async def test_machine_that_is_nobody_in_azure_has_no_credentials() -> None:
-    assert await acr.credentials_of(ACR) is None
+    assert await acr_credentials(ACR) is None

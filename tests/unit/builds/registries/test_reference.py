@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_launch.errors import SpecError
-from prefect_launch.registries.reference import is_loopback, normal_host, parse_reference, parse_repository
+from prefect_launch.registries.base import is_loopback, normal_host, parse_reference, parse_repository
 
 DIGEST = f"sha256:{'a' * 64}"
 

@@ -6,7 +6,8 @@ made gets its name last, when it is whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,26 +16,29 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.builds.base_images import read_bases
 from prefect_launch.builds.build_engine import BuildEngine
-from prefect_launch.builds.builder import Builder, LineSink
-from prefect_launch.builds.builders import choose_builder
+from prefect_launch.builds.build_lease import Flights
+from prefect_launch.builds.builder import Builder, BuildOrder, LineSink
+from prefect_launch.builds.buildkit_builder import BuildxBuilder, EmbeddedBuilder, docker_programs, says
 from prefect_launch.builds.context import BuildContext, merge, read_context
-from prefect_launch.builds.dependencies import Dependencies, find_dependencies
-from prefect_launch.builds.destination import Destination
-from prefect_launch.builds.dockerfile import CODE_FOLDER, Recipe
-from prefect_launch.builds.dockerfile_choice import Layout, find_layout
-from prefect_launch.builds.full_disk import telling_full_disks
+from prefect_launch.builds.destination import Destination, LocalImages
+from prefect_launch.builds.dockerfile import CODE_FOLDER, Dependencies, Recipe, find_dependencies, install_files
+from prefect_launch.builds.dockerfile_selection import Layout, find_layout, read_bases
+from prefect_launch.builds.engine_builder import EngineBuilder
 from prefect_launch.builds.image_usage import KeptImages
-from prefect_launch.builds.install import install_files
-from prefect_launch.builds.lease import Flights
-from prefect_launch.builds.local_images import LocalImages
 from prefect_launch.builds.pip_access import PipAccess, read_pip_access
-from prefect_launch.builds.request import BuildOrder
 from prefect_launch.builds.settings import BuilderSettings
-from prefect_launch.errors import BuildError, InfrastructureError
+from prefect_launch.core.disk import is_disk_full, is_own_disk_full
+from prefect_launch.errors import (
+    AgentConfigError,
+    BuildDiskError,
+    BuildError,
+    InfrastructureError,
+    LaunchError,
+    RegistryError,
+)
 from prefect_launch.registries.base import Registry
-from prefect_launch.registries.remote import RemoteRegistries
+from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.spec.image_request import ImageWish
 from prefect_launch.spec.job_naming import parse_image, runtime_of
@@ -257,3 +261,101 @@ class ImageMaker:
 
 def _python_version(folder: Path, wish: ImageWish) -> str:
     return wish.python_version or runtime_of(folder)
+
+
+# Which builder builds here: found by asking what there is, in the order of one table.
+
+#: The first version of the command that reaches BuildKit through buildx alone.
+_NEEDS_BUILDX: Final = 23
+
+
+async def _buildx(engine: BuildEngine, settings: BuilderSettings) -> Builder | None:
+    for program in docker_programs():
+        if await says(program, "buildx", "version"):
+            return BuildxBuilder(program, engine.address, network=settings.network, cache=settings.cache)
+    return None
+
+
+async def _embedded(engine: BuildEngine, settings: BuilderSettings) -> Builder | None:
+    if not await engine.has_buildkit():
+        return None
+    for program in docker_programs():
+        version = await says(program, "--version") or ""
+        number = version.removeprefix("Docker version ").partition(".")[0]
+        if number.isdigit() and int(number) < _NEEDS_BUILDX:
+            return EmbeddedBuilder(program, engine.address, network=settings.network, cache=settings.cache)
+    return None
+
+
+async def _classic(engine: BuildEngine, settings: BuilderSettings) -> Builder | None:
+    return EngineBuilder(engine, network=settings.network, cache=settings.cache)
+
+
+_Probe = Callable[[BuildEngine, BuilderSettings], Awaitable["Builder | None"]]
+#: The one table of builders, the best first, by the name that `builder.backend` may insist on.
+BUILDERS: Final[dict[str, _Probe]] = {"buildx": _buildx, "buildkit": _embedded, "engine": _classic}
+
+
+async def choose_builder(engine: BuildEngine, settings: BuilderSettings, *, with_folders: bool) -> Builder:
+    """Return what builds here.
+
+    Args:
+        engine: the Docker Engine.
+        settings: the agent's.
+        with_folders: whether folders of this machine must be mounted into a step (an index on this disk).
+
+    Raises:
+        AgentConfigError: when the builder that the settings insist on is not there.
+    """
+    wanted = BUILDERS if settings.backend == "auto" else {settings.backend: BUILDERS[settings.backend]}
+    for probe in wanted.values():
+        builder = await probe(engine, settings)
+        if builder is not None and (builder.mounts_folders or not with_folders or len(wanted) == 1):
+            return builder
+    raise AgentConfigError(
+        f"builder.backend is {settings.backend!r}, which is not on this machine. Install it, or set 'auto'."
+    )
+
+
+# A disk that is full while an image is built: whose it is, and what to do about it.
+
+_ENGINE_STEP: Final = (
+    "Free space there ('docker system df' tells what takes it; 'docker builder prune' removes what builds have left,"
+    " 'prefect-launch agent clean --keep-images SIZE' images that were built for code), then try again"
+)
+_OWN_STEP: Final = (
+    "Free space there ('prefect-launch agent clean' removes what agents need not keep; TMPDIR is where build contexts"
+    " are written), then try again"
+)
+
+
+@asynccontextmanager
+async def telling_full_disks(engine: BuildEngine) -> AsyncIterator[None]:
+    """Let what fails inside the block for want of room say whose disk is full.
+
+    Args:
+        engine: which builds.
+
+    Raises:
+        BuildDiskError: in the place of what failed.
+    """
+    try:
+        yield
+    except (BuildDiskError, RegistryError):  # A registry has a disk of its own.
+        raise
+    except (LaunchError, OSError) as error:
+        if is_own_disk_full(error):
+            where, step = "the disk of the machine that builds is full", _OWN_STEP
+        elif is_disk_full(error):
+            where, step = f"the disk of {await _described(engine)} is full", _ENGINE_STEP
+        else:
+            raise
+        raise BuildDiskError(f"No space left on device: {where}. {step}. What failed: {error}") from error
+
+
+async def _described(engine: BuildEngine) -> str:
+    """Name an engine, and its folder on its machine when it tells."""
+    try:
+        return f"the Docker Engine at {engine.address} (its data: {await engine.data_folder()})"
+    except InfrastructureError:
+        return f"the Docker Engine at {engine.address}"

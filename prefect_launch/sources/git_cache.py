@@ -34,7 +34,7 @@ class _UnreadableError(InfrastructureError):
     """A copy does not give what it should hold."""
 
 
-class Mirrors:
+class GitCache:
     """The copies of remotes on this machine.
 
     Args:

@@ -22,11 +22,10 @@ from typing import ClassVar, Final
 import anyio
 from anyio.abc import ByteReceiveStream, Process
 
-from prefect_launch.builds.builder import Builder, LineSink, failure
+from prefect_launch.builds.builder import Builder, BuildOrder, LineSink, failure
+from prefect_launch.builds.context import packed
 from prefect_launch.builds.dockerfile import write_dockerfile, write_labels
-from prefect_launch.builds.full_disk import packed
 from prefect_launch.builds.pip_access import PipAccess
-from prefect_launch.builds.request import BuildOrder
 from prefect_launch.core.subprocesses import ending_with_us, kill_group, run_command
 
 _DOCKERFILE: Final = "Dockerfile.launch"

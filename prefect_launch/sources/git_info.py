@@ -1,0 +1,219 @@
+"""From the name of a branch, a tag or a commit to the full id of a commit, by asking the remote.
+
+A job names a commit, so that it means the same for ever; a branch moves. Names come first, as in the reference: a
+branch, then a tag, then a commit. Without a name, it is the remote's own default branch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+
+from prefect_launch.errors import LaunchError, SourceError, unknown_name
+from prefect_launch.sources.git_command import ASK_TIMEOUT_SECONDS, Git
+from prefect_launch.sources.remote import without_credentials
+
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
+_SHORT_COMMIT: Final = re.compile(r"[0-9a-f]{7,63}\Z")
+
+
+async def resolve_commit(git: Git, remote: str, ref: str | None) -> str:
+    """Return the full id of a commit of a remote.
+
+    Args:
+        git: how git is run.
+        remote: a remote that was checked.
+        ref: branch, tag or commit (at least 7 characters of it); `None` is the default branch.
+
+    Raises:
+        NotFoundError: when the remote has no such branch, tag or commit. The nearest right one is named.
+        SourceError: when the remote cannot be read.
+        InfrastructureError: when the network or the host is at fault.
+    """
+    async with anyio.TemporaryDirectory(prefix="launch-git-") as scratch:
+        folder = Path(scratch)
+        refs = _parse(
+            await git.run(
+                "ls-remote",
+                "--",
+                remote,
+                "HEAD",
+                "refs/heads/*",
+                "refs/tags/*",
+                cwd=folder,
+                remote=remote,
+                timeout=ASK_TIMEOUT_SECONDS,
+            )
+        )
+        if ref is None:
+            if "HEAD" not in refs:
+                raise SourceError(
+                    f"Unable to determine branch or commit to checkout from {remote}: it names no default branch."
+                    " Name a branch, a tag or a commit."
+                )
+            return refs["HEAD"]
+        named = _named(refs, ref)
+        if named is None and _SHORT_COMMIT.match(ref.lower()):
+            named = await _commit_named(git, remote, ref.lower(), folder)
+        if named is None:
+            known = [name.removeprefix("refs/heads/").removeprefix("refs/tags/") for name in refs if name != "HEAD"]
+            raise unknown_name("branch, tag or commit", ref, known, where=f" of {remote}")
+        return named
+
+
+def _parse(listing: str) -> dict[str, str]:
+    """Read the answer of `git ls-remote`; for an annotated tag the commit counts, not the tag's own object."""
+    refs: dict[str, str] = {}
+    for line in listing.splitlines():
+        commit, _, name = line.partition("\t")
+        if name.endswith("^{}") or name not in refs:
+            refs[name.removesuffix("^{}")] = commit
+    return refs
+
+
+def _named(refs: dict[str, str], ref: str) -> str | None:
+    short = ref.removeprefix("refs/heads/").removeprefix("refs/tags/").removeprefix("origin/")
+    for name in (f"refs/heads/{ref}", f"refs/tags/{ref}", f"refs/heads/{short}", f"refs/tags/{short}"):
+        if name in refs:
+            return refs[name]
+    return ref.lower() if ref.lower() in refs.values() else None
+
+
+async def _commit_named(git: Git, remote: str, commit: str, folder: Path) -> str | None:
+    """Look for a commit that no branch or tag points to. Only commits are fetched, no files."""
+    await git.run("init", "--quiet", "--bare", "--template=", ".", cwd=folder)
+    if _COMMIT.match(commit):
+        try:
+            await git.run(
+                "fetch", "--quiet", "--depth=1", "--filter=tree:0", "--", remote, commit, cwd=folder, remote=remote
+            )
+            return commit
+        except SourceError:
+            pass  # many hosts do not give a commit by its id; look for it in the branches
+    await git.run(
+        "fetch", "--quiet", "--filter=tree:0", "--", remote, "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*",
+        cwd=folder, remote=remote,
+    )  # fmt: skip
+    try:
+        return (await git.run("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", cwd=folder)).strip()
+    except SourceError:
+        return None
+
+
+# Which files a commit has, told by the remote without giving them: names cost little, whatever the files' size.
+
+#: What is fetched of a commit's files, and how many of them at most.
+_TOLD_BY: Final = re.compile(
+    r"(?:.*/)?(?:pyproject\.toml|setup\.py|uv\.toml|[^/]*(?:requirement|constraint)[^/]*\.(?:txt|in)"
+    r"|(?:requirements?|constraints?|reqs?|deps)/[^/]*\.(?:txt|in))"
+)
+_MOST_FETCHED: Final = 50
+
+
+@dataclass(frozen=True)
+class CommitListing:
+    """What a commit holds.
+
+    Attributes:
+        files: paths of its files.
+        submodules: paths of its submodules.
+        contents: of the files that say what the code needs, as far as the host gives them.
+    """
+
+    files: tuple[str, ...]
+    submodules: tuple[str, ...] = ()
+    contents: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+
+
+async def list_files(git: Git, remote: str, commit: str) -> CommitListing | None:
+    """List the files and the submodules of a commit.
+
+    Args:
+        git: how git is run.
+        remote: a remote that was checked.
+        commit: the full id of the commit.
+
+    Returns:
+        What it holds; `None` when the host tells no single commit.
+
+    Raises:
+        InfrastructureError: when the network or the host is at fault.
+    """
+    async with anyio.TemporaryDirectory(prefix="launch-git-") as scratch:
+        folder = Path(scratch)
+        await git.run("init", "--quiet", "--bare", "--template=", ".", cwd=folder)
+        only_names = ("--depth=1", "--no-tags", "--filter=blob:none", "--", remote, commit)
+        try:
+            await git.run("fetch", "--quiet", *only_names, cwd=folder, remote=remote, timeout=ASK_TIMEOUT_SECONDS)
+            listing = await git.run("ls-tree", "-r", "-z", commit, cwd=folder)
+        except SourceError:
+            return None
+        files: dict[str, str] = {}
+        submodules: list[str] = []
+        for line in listing.split("\0"):
+            about, _, path = line.partition("\t")
+            if about.startswith("160000 "):
+                submodules.append(path)
+            elif path:
+                files[path] = about
+        told_by = [path for path, about in files.items() if _TOLD_BY.fullmatch(path) and about.startswith("100")]
+        nearest = sorted(told_by, key=lambda path: (path.count("/"), path))[:_MOST_FETCHED]
+        contents = await _contents(git, remote, commit, folder, {path: files[path].split()[-1] for path in nearest})
+        return CommitListing(tuple(files), tuple(submodules), contents)
+
+
+async def _contents(git: Git, remote: str, commit: str, folder: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
+    """Fetch some files of a commit whose names are there; of a host that gives no single file there are none."""
+    if not wanted:
+        return {}
+    tree = folder / "wanted"
+    tree.mkdir()
+    with contextlib.suppress(SourceError):
+        single = ("--no-tags", "--depth=1", "--filter=blob:none", "--", remote, *sorted(set(wanted.values())))
+        await git.run("fetch", "--quiet", *single, cwd=folder, remote=remote, timeout=ASK_TIMEOUT_SECONDS)
+    with contextlib.suppress(SourceError):
+        await git.run(f"--work-tree={tree}", "checkout", "--quiet", commit, "--", *wanted, cwd=folder)
+    return {path: await anyio.Path(tree / path).read_bytes() for path in wanted if (tree / path).is_file()}
+
+
+# The commit that a folder of code was at, when it is a git work tree: recorded with the job, for people.
+
+#: Enough to see what somebody was at; a folder of generated files must not fill the job's metadata.
+MOST_CHANGED: Final = 50
+MOST_CHARS: Final = 200
+
+
+async def describe_work_tree(folder: Path) -> dict[str, Any] | None:
+    """Return what is known of a folder's repository, or `None` when it is in none.
+
+    Args:
+        folder: the code.
+
+    Returns:
+        `commit`; `remote`, without credentials; `dirty`, whether the folder has changes that are not committed; and
+        then `changed`, the first of the files that have, with git's letters, and `changed_count`.
+    """
+    git = Git(allowed_protocols=())
+
+    async def ask(*arguments: str) -> str:
+        return await git.run(*arguments, cwd=folder, timeout=ASK_TIMEOUT_SECONDS)
+
+    try:
+        commit = (await ask("rev-parse", "--verify", "HEAD")).strip()
+        listing = await ask("status", "--porcelain", "-z", "--no-renames", "--untracked-files=normal", "--", ".")
+    except LaunchError:
+        # No repository, none that this user may read, no commit yet, or no git: a folder is a job without any of it.
+        return None
+    try:
+        remote: str | None = without_credentials((await ask("remote", "get-url", "origin")).strip())
+    except LaunchError:
+        remote = None
+    changed = [line for line in listing.split("\0") if line]
+    told = {"changed": [line[:MOST_CHARS] for line in changed[:MOST_CHANGED]], "changed_count": len(changed)}
+    return {"commit": commit, "dirty": bool(changed), "remote": remote, **(told if changed else {})}
