@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.core.duration import in_words
 from prefect_launch.policy import locked_options
-from prefect_launch.policy.limits import time_limit
+from prefect_launch.policy.limits import limits_of, time_limit
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.server.secrets import secret_names
 from prefect_launch.spec.launch_spec import LaunchSpec
@@ -121,7 +121,7 @@ def _of_options(asked: LaunchSpec, config: QueueConfig, options: Mapping[str, An
         if what in wanted and str(wanted[what]) == str(value):
             continue
         by = "a macro" if what in wanted else "the queue"
-        if what not in wanted and what in config.limits and what not in config.resource_args:
+        if what not in wanted and what in limits_of(config) and what not in config.resource_args:
             by = "the queue's limit"
         by += f", from the template variable {locked[what]}" if what in locked else ""
         asked_for, becomes = (wanted.get(what), value) if "." not in what else (what in wanted and _HIDDEN, _HIDDEN)

@@ -121,10 +121,10 @@ def merged_options(
     merged = with_limits(merged, config, runner.quantities)
     waiting = _waiting(config, macros, secrets) - submitted.keys()
     whole = runner.check_options({name: value for name, value in merged.items() if name not in waiting})
-    if not waiting:
-        runner.check_together(whole)
     if queue is not None:
         check_limits(whole, config, runner.quantities)
+    if not waiting:
+        runner.check_together(whole)
     return merged
 
 

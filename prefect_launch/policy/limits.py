@@ -8,6 +8,7 @@ a submitter may still not ask for no limit (`memory: 0`, `pids-limit: -1`, `gpus
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from prefect_launch.core.duration import in_words, read_duration
@@ -20,6 +21,9 @@ from prefect_launch.spec.option_names import normalise_option, normalise_options
 #: The limit of what is no option of a resource: the spec's `timeout`.
 TIMEOUT: Final = "timeout"
 _ENV: Final = "env"
+_MEMORY: Final = "memory"
+#: All memory and swap together; a run that does not set it has as much swap as memory, by Docker's rule.
+_SWAP: Final = "memory-swap"
 
 Quantities = Mapping[str, Quantity]
 
@@ -67,20 +71,28 @@ def _maximum(option: str, value: Any, quantities: Quantities) -> float:
         raise QueueError(f"The limit {value!r} of {option!r} is no good value: {error}") from None
 
 
+def limits_of(config: QueueConfig) -> dict[str, Any]:
+    """Return a queue's limits, with what follows from them: one of memory and swap together is one of memory, too."""
+    limits = dict(config.limits)
+    if _SWAP in limits:
+        limits.setdefault(_MEMORY, limits[_SWAP])
+    return limits
+
+
 def fixed_options(config: QueueConfig, quantities: Quantities) -> dict[str, str]:
     """Return the options (or `env.NAME`) that a queue fixes for its submitters, each with the reason in words."""
     free = _free(config)
     free |= {f"{_ENV}.{name}" for name in GPU_VARIABLES} if _ENV in free else set()
-    own = normalise_options(config.resource_args)
+    own, limits = normalise_options(config.resource_args), limits_of(config)
     fixed = {
         f"{_ENV}.{name}": "is set by the queue" for name in own.get(_ENV, {}) if not {_ENV, f"{_ENV}.{name}"} & free
     }
     fixed |= {option: "is set by the queue" for option in own if option != _ENV and option not in free}
     for option, quantity in quantities.items():
-        bound = sorted((quantity.bounds_with - {option}) & (own.keys() | config.limits.keys()))
-        if bound and option not in own and option not in free and option not in config.limits:
+        bound = sorted((quantity.bounds_with - {option}) & (own.keys() | limits.keys()))
+        if bound and option not in own and option not in free and option not in limits:
             fixed[option] = f"would change what the queue's {bound[0]!r} limits"
-    if "gpus" in own or "gpus" in config.limits:
+    if "gpus" in own or "gpus" in limits:
         named = {f"{_ENV}.{name}" for name in GPU_VARIABLES}
         fixed |= dict.fromkeys(named - free - fixed.keys(), "would change what the queue's 'gpus' limits")
     return fixed
@@ -115,7 +127,7 @@ def check_unlimited(options: Mapping[str, Any], config: QueueConfig, quantities:
         UnsafeSpecError: naming the option, its value and the next step.
     """
     for option, value in options.items():
-        if option in quantities and option not in _free(config) and option not in config.limits:
+        if option in quantities and option not in _free(config) and option not in limits_of(config):
             _check_unlimited(option, value, config, quantities)
 
 
@@ -132,31 +144,42 @@ def check_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Qu
         QueueError: for a limit that is none, in a queue that was not made by `make_config`.
     """
     config = config.model_copy(update={"limits": read_limits(config.limits, config.resource, quantities)})
-    own = normalise_options(config.resource_args)
+    own, limits = normalise_options(config.resource_args), limits_of(config)
     for option, value in options.items():
-        if option in config.limits:
-            if quantities[option].measure(value) > quantities[option].measure(config.limits[option]):
+        if option in limits:
+            if quantities[option].measure(value) > quantities[option].measure(limits[option]):
                 raise UnsafeSpecError(
                     f"resource_args.{config.resource} option {option!r} is {value!r}, and at most"
-                    f" {config.limits[option]!r} is allowed on this queue. Ask for less."
+                    f" {limits[option]!r} is allowed on this queue. Ask for less."
                 )
         elif option in quantities and placeholders(own.get(option)) and not _is_owner_s(own[option], value, config):
             _check_unlimited(option, value, config, quantities)
 
 
 def with_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> dict[str, Any]:
-    """Return options with the queue's limit where a run would have none."""
-    return {
+    """Return options with the queue's limit where a run would have more, or no limit at all.
+
+    Raises:
+        QueueError: for a limit that is none, in a queue that was not made by `make_config`.
+    """
+    config = config.model_copy(update={"limits": read_limits(config.limits, config.resource, quantities)})
+    limits = limits_of(config)
+    limited = {
         **options,
         **{
-            option: config.limits[option]
+            option: limits[option]
             for option, quantity in quantities.items()
-            if option in config.limits
-            and quantity.unset_is_unlimited
+            if option in limits
             and option not in options
+            and quantity.unset > quantity.measure(limits[option])
             and not (option == "cpus" and "cpu-quota" in options)
         },
     }
+    if _SWAP in limits and _SWAP not in limited and _MEMORY in limited:
+        with suppress(ValueError):  # A macro is not filled in yet, or the value is refused later.
+            if 2 * quantities[_MEMORY].measure(limited[_MEMORY]) > quantities[_SWAP].measure(limits[_SWAP]):
+                limited[_SWAP] = limits[_SWAP]
+    return limited
 
 
 def time_limit(asked: float | None, config: QueueConfig) -> float | None:
@@ -174,20 +197,26 @@ def time_limit(asked: float | None, config: QueueConfig) -> float | None:
 
 
 def check_own_limits(config: QueueConfig, quantities: Quantities) -> QueueConfig:
-    """Return a queue's config when its own options are within its limits.
+    """Return a queue's config when its own options are within its limits, and no limit is above one that holds it too.
 
     Raises:
         QueueError: when one is not.
     """
+    limits = limits_of(config)
+    if _SWAP in limits and quantities[_MEMORY].measure(limits[_MEMORY]) > quantities[_SWAP].measure(limits[_SWAP]):
+        raise QueueError(
+            f"The queue's limit {limits[_MEMORY]!r} of {_MEMORY!r} is above its limit {limits[_SWAP]!r} of {_SWAP!r},"
+            " which is of all memory and swap together. Change one."
+        )
     for option, value in config.resource_args.items():
-        if option in config.limits and not placeholders(value) and "${" not in str(value):
+        if option in limits and not placeholders(value) and "${" not in str(value):
             try:
                 asked = quantities[option].measure(value)
             except ValueError as error:
                 raise QueueError(f"The queue's {option!r} is {value!r}: {error}.") from None
-            if asked > quantities[option].measure(config.limits[option]):
+            if asked > quantities[option].measure(limits[option]):
                 raise QueueError(
-                    f"The queue's {option!r} is {value!r}, above its own limit {config.limits[option]!r}. Change one."
+                    f"The queue's {option!r} is {value!r}, above its own limit {limits[option]!r}. Change one."
                 )
     return config
 

@@ -22,13 +22,13 @@ class Quantity:
         measure: reads a value as a number of its unit (bytes, billionths of a CPU, GPUs); infinite where it means that
             there is no limit. Raises `ValueError` for a value that is none.
         has_maximum: whether a queue can set a maximum of it.
-        unset_is_unlimited: whether a run without it has no limit, so that the queue's maximum is what it gets.
+        unset: how much a run has that does not set it; where that is above a queue's maximum, it gets the maximum.
         bounds_with: options that say the same in another way, or together with it.
     """
 
     measure: Callable[[object], float]
     has_maximum: bool = True
-    unset_is_unlimited: bool = False
+    unset: float = 0
     bounds_with: frozenset[str] = frozenset()
 
 
@@ -63,14 +63,14 @@ _CPUS: Final = frozenset({"cpus", "cpu-period", "cpu-quota"})
 CONTAINER_QUANTITIES: Final = {
     "cpu-period": Quantity(values.integer, has_maximum=False, bounds_with=_CPUS),
     "cpu-quota": Quantity(count_above_zero, has_maximum=False, bounds_with=_CPUS),
-    "cpu-shares": Quantity(values.integer),
-    "cpus": Quantity(values.nano_cpus, unset_is_unlimited=True, bounds_with=_CPUS),
+    "cpu-shares": Quantity(values.integer, unset=1024),
+    "cpus": Quantity(values.nano_cpus, unset=UNLIMITED, bounds_with=_CPUS),
     "gpus": Quantity(gpus),
-    "memory": Quantity(bytes_above_zero, unset_is_unlimited=True, bounds_with=_MEMORY),
+    "memory": Quantity(bytes_above_zero, unset=UNLIMITED, bounds_with=_MEMORY),
     "memory-reservation": Quantity(bytes_above_zero),
     "memory-swap": Quantity(bytes_above_zero, bounds_with=_MEMORY),
-    "pids-limit": Quantity(count_above_zero, unset_is_unlimited=True),
-    "shm-size": Quantity(bytes_above_zero),
+    "pids-limit": Quantity(count_above_zero, unset=UNLIMITED),
+    "shm-size": Quantity(bytes_above_zero, unset=64 * 1024**2),
     "ulimit": Quantity(greatest_ulimit, has_maximum=False),
 }
 #: Of `local-process`: what its agent keeps free for it. A job that says nothing has nothing kept free.

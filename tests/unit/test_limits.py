@@ -398,3 +398,51 @@ def test_limit_that_was_written_by_hand_and_is_none_lets_nothing_through(limits:
     config = QueueConfig(resource="local-container", limits=limits)
     with pytest.raises(LaunchError, match=r"limit|memory"):
         options(config, cpus=1)
+
+
+# --- memory and swap ---
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked", "runs_with"),
+    [
+        ({"memory-swap": "16g"}, {}, {"memory": "16g", "memory-swap": "16g"}),
+        ({"memory-swap": "16g"}, {"memory": "4g"}, {"memory": "4g"}),
+        ({"memory-swap": "16g"}, {"memory": "10g"}, {"memory": "10g", "memory-swap": "16g"}),
+        ({"memory-swap": "16g"}, {"memory": "4g", "memory-swap": "5g"}, {"memory": "4g", "memory-swap": "5g"}),
+        ({"memory": "8g", "memory-swap": "10g"}, {}, {"memory": "8g", "memory-swap": "10g"}),
+        ({"memory": "8g", "memory_swap": "16g"}, {}, {"memory": "8g"}),
+        ({"shm-size": "32m"}, {}, {"shm-size": "32m"}),
+        ({"shm-size": "1g"}, {}, {}),
+        ({"cpu-shares": 512}, {}, {"cpu-shares": 512}),
+    ],
+)
+def test_limit_holds_for_what_a_run_has_that_asks_for_nothing(
+    limits: dict[str, Any], asked: dict[str, Any], runs_with: dict[str, Any]
+) -> None:
+    assert options(container({"limits": limits}), **asked) == runs_with
+
+
+@pytest.mark.parametrize("asked", [{"memory": "17g"}, {"memory": "0"}, {"memory": "4g", "memory-swap": -1}])
+def test_limit_of_memory_and_swap_alone_limits_both(asked: dict[str, Any]) -> None:
+    with pytest.raises(UnsafeSpecError, match="at most '16g' is allowed on this queue"):
+        options(container({"limits": {"memory-swap": "16g"}}), **asked)
+
+
+def test_memory_that_the_queue_fixes_beside_a_limit_of_memory_and_swap_stays_fixed() -> None:
+    config = container({"memory": "8g", "limits": {"memory-swap": "12g"}})
+    assert options(config) == {"memory": "8g", "memory-swap": "12g"}
+    with pytest.raises(UnsafeSpecError, match="'memory' is set by the queue"):
+        options(config, memory="1g")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"limits": {"memory": "16g", "memory-swap": "8g"}}, "limit '16g' of 'memory' is above its limit '8g' of"),
+        ({"memory": "16g", "limits": {"memory-swap": "8g"}}, "'memory' is '16g', above its own limit '8g'"),
+    ],
+)
+def test_limit_of_memory_and_swap_below_that_of_memory_is_refused(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(QueueError, match=said):
+        make_config("local-container", config, None)
