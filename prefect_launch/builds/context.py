@@ -23,7 +23,7 @@ from typing import BinaryIO, Final
 import anyio
 from docker.utils.build import PatternMatcher
 
-from prefect_launch.core.deep_folders import walk
+from prefect_launch.core.filesystem import walk
 from prefect_launch.errors import InfrastructureError, SourceError
 from prefect_launch.jobs.ignore import NEVER_TAKEN
 

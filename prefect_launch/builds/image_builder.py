@@ -28,7 +28,7 @@ from prefect_launch.builds.engine_builder import EngineBuilder
 from prefect_launch.builds.image_usage import KeptImages
 from prefect_launch.builds.pip_access import PipAccess, read_pip_access
 from prefect_launch.builds.settings import BuilderSettings
-from prefect_launch.core.disk import is_disk_full, is_own_disk_full
+from prefect_launch.core.filesystem import is_disk_full, is_own_disk_full
 from prefect_launch.errors import (
     AgentConfigError,
     BuildDiskError,

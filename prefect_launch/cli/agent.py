@@ -247,7 +247,7 @@ def unit(
     from prefect.settings import PREFECT_API_URL
 
     from prefect_launch.cli.unit import STOP_SECONDS, unit_text
-    from prefect_launch.core.duration import read_duration
+    from prefect_launch.core.units import read_duration
     from prefect_launch.errors import AgentConfigError
     from prefect_launch.settings.agent_config import HOME_VARIABLE
 

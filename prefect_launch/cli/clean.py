@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: bool) -> None:
     """Print what a clean-up has removed, or would remove."""
-    from prefect_launch.core.sizes import in_bytes
+    from prefect_launch.core.units import in_bytes
 
     if report is None:
         typer.echo(f"An agent cleans {home} just now. Try again in a moment.", err=True)

@@ -22,7 +22,7 @@ from prefect_launch.cli.item_view import (
 )
 from prefect_launch.cli.output import Column, ago, at, lasted, print_details, print_json, print_table
 from prefect_launch.cli.style import JsonOption, examples, group
-from prefect_launch.core.short_id import short_id, short_ids
+from prefect_launch.core.names import short_id, short_ids
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
 

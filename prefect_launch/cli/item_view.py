@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from prefect_launch.cli.output import ago, until
-from prefect_launch.core.moments import local_minute, local_time
 from prefect_launch.core.states import StateType
+from prefect_launch.core.units import local_minute, local_time
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from prefect_launch.cli.follow import LogTail, write_log
 from prefect_launch.cli.item_view import duration_of, fields_of, state_of
 from prefect_launch.cli.output import lasted, print_json
 from prefect_launch.client.launch_add import launch_add
-from prefect_launch.core.short_id import short_id
+from prefect_launch.core.names import short_id
 from prefect_launch.direct.launch import launch_flow
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.spec.launch_spec import construct_spec

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import typer
 
-from prefect_launch.core.moments import local_time
 from prefect_launch.core.terminal import printable
+from prefect_launch.core.units import local_time
 
 if TYPE_CHECKING:
     from rich.console import Console

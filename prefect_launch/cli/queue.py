@@ -246,7 +246,7 @@ def delete(
 
 def _impossible(seconds: float | None) -> str:
     """Say what becomes of an item that no agent of the queue can ever run."""
-    from prefect_launch.core.duration import in_words
+    from prefect_launch.core.units import in_words
 
     return "items wait" if seconds is None else f"items fail after {in_words(seconds)}"
 

@@ -68,7 +68,7 @@ class Request:
             SpecError: when a value cannot be read.
             NotFoundError: for an unknown job.
         """
-        from prefect_launch.core.duration import read_duration
+        from prefect_launch.core.units import read_duration
         from prefect_launch.jobs.entrypoint import parse_entry_point
 
         config = {} if self.config is None else read_mapping(self.config, "--config")

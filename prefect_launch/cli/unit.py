@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from prefect_launch.core.duration import in_words
+from prefect_launch.core.units import in_words
 from prefect_launch.errors import OperatorError
 
 #: How long an agent drains when its unit is stopped, if nothing else is said.

@@ -16,7 +16,7 @@ def run_watchdog(after: str | None, *, remove: bool) -> None:
         SpecError: for a time that is none or too short, or when both are asked for.
     """
     from prefect_launch.client.api import default_api
-    from prefect_launch.core.duration import in_words, read_duration
+    from prefect_launch.core.units import in_words, read_duration
     from prefect_launch.queues.watchdog import aread_watchdog, aremove_watchdog, aset_watchdog, check_patience
 
     if after is not None and remove:

@@ -18,7 +18,7 @@ from prefect_launch.builds.build_lease import Flights
 from prefect_launch.builds.image_builder import ImageMaker
 from prefect_launch.client.api import Api
 from prefect_launch.client.item_check import check_item
-from prefect_launch.core.deep_folders import temporary_folder_async
+from prefect_launch.core.filesystem import temporary_folder_async
 from prefect_launch.core.names import safe_name
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.jobs.model import GitJobSource, ImageJobSource, Job, JobDocument, JobDraft, SourceKind

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.core.duration import in_words
+from prefect_launch.core.units import in_words
 from prefect_launch.policy import locked_options
 from prefect_launch.policy.limits import limits_of, time_limit
 from prefect_launch.policy.template import QueueConfig

@@ -15,9 +15,9 @@ from anyio import to_thread
 from prefect.logging import get_logger
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.core.deep_folders import make_folders, temporary_folder
+from prefect_launch.core.filesystem import make_folders, temporary_folder
 from prefect_launch.core.names import check_name
-from prefect_launch.core.server_json import check_server_json
+from prefect_launch.core.validation import check_server_json
 from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
 from prefect_launch.jobs.archive import pack

@@ -17,7 +17,8 @@ from typing import ClassVar, Final
 import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.core.deep_folders import remove_tree, walk
+from prefect_launch.core.file_lock import locked_if_free
+from prefect_launch.core.filesystem import remove_tree, walk
 
 #: What was used this lately may be in the hands of somebody who has only just looked for it.
 FRESH_SECONDS: Final = 600.0
@@ -210,3 +211,48 @@ def size_of(folder: Path) -> int:
             seen.add((about.st_dev, about.st_ino))
             total += about.st_blocks * _BLOCK_BYTES
     return total
+
+
+# A shelf of folders that all agents of one home share: a folder goes only under the lock that those who use it take.
+
+
+class LockedShelf(FolderShelf):
+    """The folders in one folder, each with its lock file `<name>.lock` beside it.
+
+    Args:
+        folder: where they are.
+        limit_bytes: what they may take together; `None`: no limit.
+        fresh_seconds: what was used later than that stays.
+    """
+
+    def __init__(self, folder: Path, limit_bytes: int | None, *, fresh_seconds: float = FRESH_SECONDS) -> None:
+        super().__init__(limit_bytes, fresh_seconds=fresh_seconds)
+        self._folder = folder
+
+    def is_in_use(self, path: Path) -> bool:
+        """Whether somebody uses a folder who does not hold its lock; blocks."""
+        return False
+
+    def folders(self) -> list[tuple[str, Path]]:
+        if not self._folder.is_dir():
+            return []
+        return [(path.name, path) for path in self._folder.iterdir() if path.is_dir() and path.name[0] != "."]
+
+    def used_at(self, path: Path) -> float:
+        return path.stat().st_mtime
+
+    def take_off(self, entry: Entry) -> Path | None:
+        try:
+            with locked_if_free(self._folder / f"{entry.name}.lock") as is_ours:
+                if not is_ours or self.used_at(entry.path) != entry.used_at or self.is_in_use(entry.path):
+                    return None
+                gone = renamed(entry.path, self._folder)
+                if self.used_at(gone) != entry.used_at:
+                    gone.rename(entry.path)
+                    return None
+                return gone
+        except OSError:  # Somebody else was faster.
+            return None
+
+    def remains(self) -> list[Path]:
+        return being_removed(self._folder)

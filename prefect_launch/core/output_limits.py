@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from prefect_launch.core.sizes import in_bytes, size
+from prefect_launch.core.units import in_bytes, size
 from prefect_launch.inputs.outputs import OUTPUTS_FILE as OUTPUTS_FILE
 
 #: What is nested in more folders is not kept: few programs can read or remove it.

@@ -11,9 +11,9 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from prefect_launch.agent.item.failure_report import Facts, certify, read_last_lines, show_certificate
 from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
-from prefect_launch.core.duration import in_words
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
+from prefect_launch.core.units import in_words
 from prefect_launch.errors import ExecutionError, LaunchError
 from prefect_launch.runners.base import ExitStatus, Phase, RunPlan
 from prefect_launch.runners.run import RunnerRun

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from prefect_launch.core.deep_folders import walk
+from prefect_launch.core.filesystem import walk
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs.ignore import NEVER_TAKEN
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-from prefect_launch.core.deep_folders import make_folders
+from prefect_launch.core.filesystem import make_folders
 from prefect_launch.environments.projects import FILE, SETUP, CodeTree, Project, find_project
 from prefect_launch.errors import SourceError
 

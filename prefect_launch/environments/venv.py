@@ -21,8 +21,8 @@ from pathlib import Path
 
 import anyio
 
-from prefect_launch.core.deep_folders import remove_tree
 from prefect_launch.core.file_lock import locked
+from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.subprocesses import run_command
 from prefect_launch.environments.pip_config import MACHINE_FAULT_PATTERN, PROJECT_LEFT_OUT, uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements, stage

@@ -19,8 +19,7 @@ from typing import Any, Protocol, TypeVar, cast
 from anyio import to_thread
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
-from prefect_launch.core.deep_folders import remove_tree, walk
-from prefect_launch.core.sparse_files import copy_tree
+from prefect_launch.core.filesystem import copy_tree, remove_tree, walk
 from prefect_launch.errors import InfrastructureError, clause
 
 _T = TypeVar("_T")

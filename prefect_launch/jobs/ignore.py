@@ -13,7 +13,7 @@ from typing import Final
 
 from pathspec import GitIgnoreSpec
 
-from prefect_launch.core.deep_folders import fail, walk
+from prefect_launch.core.filesystem import fail, walk
 from prefect_launch.errors import SourceError
 
 IGNORE_FILES: Final = (".gitignore", ".launchignore")

@@ -18,7 +18,7 @@ import anyio
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.core.deep_folders import make_folders, walk
+from prefect_launch.core.filesystem import copy_file, held_bytes, make_folders, walk
 from prefect_launch.core.names import check_name
 from prefect_launch.core.output_limits import (
     MAX_DEPTH,
@@ -30,7 +30,6 @@ from prefect_launch.core.output_limits import (
     kind_of,
 )
 from prefect_launch.core.output_links import OutputLinks
-from prefect_launch.core.sparse_files import copy_file, held_bytes
 from prefect_launch.errors import NotFoundError
 from prefect_launch.jobs.files import StoredFiles
 

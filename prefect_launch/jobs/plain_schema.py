@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from jsonschema import Draft202012Validator, FormatChecker, SchemaError
 
-from prefect_launch.core.server_json import MAX_INTEGER, MIN_INTEGER, check_server_json
+from prefect_launch.core.validation import MAX_INTEGER, MIN_INTEGER, check_server_json
 from prefect_launch.errors import SpecError
 
 Schema = dict[str, Any]

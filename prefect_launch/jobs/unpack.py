@@ -22,7 +22,7 @@ from typing import IO, Final
 
 from anyio import to_thread
 
-from prefect_launch.core.deep_folders import make_folders, temporary_folder
+from prefect_launch.core.filesystem import make_folders, temporary_folder
 from prefect_launch.errors import ArtifactError, InfrastructureError
 
 #: Code, not data: a job that needs more reads it from where it lies. Guards the agent's disk against a forged archive.

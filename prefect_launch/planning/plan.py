@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.core.deep_folders import remove_tree
+from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.masking import Mask
-from prefect_launch.core.short_id import short_id
+from prefect_launch.core.names import short_id
 from prefect_launch.errors import LaunchError, ServerUnavailableError, SpecError
 from prefect_launch.jobs.agreement import check_version
 from prefect_launch.jobs.build_files import unknown_build_context

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from prefect_launch.core.duration import in_words, read_duration
+from prefect_launch.core.units import in_words, read_duration
 from prefect_launch.errors import LaunchError, QueueError, UnsafeSpecError, unknown_name
 from prefect_launch.policy.template import QueueConfig, placeholders
 from prefect_launch.runners.gpu_option import GPU_VARIABLES

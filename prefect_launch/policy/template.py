@@ -16,7 +16,7 @@ import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.core.output_limits import OutputLimits
-from prefect_launch.core.server_json import check_server_json
+from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import QueueError, SpecError, unknown_name
 from prefect_launch.policy.macros import BUILT_IN, MACRO
 from prefect_launch.server.secrets import SECRET_PREFIX, as_stored, from_stored, secret_names

@@ -15,7 +15,7 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_launch.core.server_json import clean_json
+from prefect_launch.core.validation import clean_json
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 

@@ -8,10 +8,9 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from prefect_launch.core.duration import read_duration
 from prefect_launch.core.output_limits import OutputLimits
-from prefect_launch.core.server_json import check_server_json
-from prefect_launch.core.validation import first_complaint
+from prefect_launch.core.units import read_duration
+from prefect_launch.core.validation import check_server_json, first_complaint
 from prefect_launch.errors import QueueError, SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.policy import normalise_options

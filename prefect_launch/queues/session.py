@@ -9,8 +9,8 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
-from prefect_launch.core.moments import utc_time
 from prefect_launch.core.names import check_name
+from prefect_launch.core.units import utc_time
 from prefect_launch.errors import QueueError, unknown_name
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.registries.digest_cache import SeenDigests

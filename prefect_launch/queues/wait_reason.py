@@ -14,8 +14,8 @@ from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.core.moments import utc_minute, utc_time
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.units import utc_minute, utc_time
 from prefect_launch.queues.activity import AgentInfo
 from prefect_launch.queues.forecast import Past, seconds_until_start
 from prefect_launch.server.values import Item, PriorityQueue

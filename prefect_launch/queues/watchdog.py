@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_launch.core.duration import in_words
+from prefect_launch.core.units import in_words
 from prefect_launch.errors import SpecError
 from prefect_launch.server.pools import POOL_TYPE
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
-from prefect_launch.core.sizes import MAX_INTEGER, size, text
+from prefect_launch.core.units import MAX_INTEGER, size, text
 from prefect_launch.runners.gpu_option import read_gpus
 
 Value = TypeVar("Value")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from prefect_launch.core import sizes
+from prefect_launch.core import units as sizes
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.gpu_option import read_gpus
 

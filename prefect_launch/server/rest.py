@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from prefect_launch.core.server_json import check_server_json
+from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import InternalError, ServerFailedError, SpecError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Final
 import anyio
 import httpx
 
-from prefect_launch.core.server_json import check_body
+from prefect_launch.core.validation import check_body
 from prefect_launch.errors import AnswerLostError, ServerUnavailableError
 
 #: A caller at a prompt hears within 15 s that the server is not there: this is what is left for trying again.

@@ -12,8 +12,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.core.server_json import ServerText
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
+from prefect_launch.core.validation import ServerText
 
 
 class _Value(BaseModel):

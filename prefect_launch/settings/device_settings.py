@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from prefect_launch.core import sizes
+from prefect_launch.core import units as sizes
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.gpu_option import read_gpus

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from anyio import to_thread
 
-from prefect_launch.core.deep_folders import temporary_folder_async, walk
+from prefect_launch.core.filesystem import temporary_folder_async, walk
 from prefect_launch.errors import InfrastructureError, SourceError
 from prefect_launch.jobs.model import GitJobSource, Job, SourceKind
 from prefect_launch.sources.git_cache import GitCache

@@ -17,8 +17,8 @@ from typing import Final
 from anyio import to_thread
 from prefect.logging import get_logger
 
-from prefect_launch.core.deep_folders import remove_tree, walk
 from prefect_launch.core.file_lock import locked
+from prefect_launch.core.filesystem import remove_tree, walk
 from prefect_launch.errors import InfrastructureError, SourceError
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.remote import name_of

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefect_launch.core.duration import read_duration
+from prefect_launch.core.units import read_duration
 from prefect_launch.errors import AgentConfigError, SpecError
 from prefect_launch.sources.remote import split_remote
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from prefect_launch.core.short_id import short_id
+from prefect_launch.core.names import short_id
 from prefect_launch.errors import SpecError
 from prefect_launch.server.values import Item
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec

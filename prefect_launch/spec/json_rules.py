@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from prefect_launch.core.server_json import json_fault
+from prefect_launch.core.validation import json_fault
 from prefect_launch.errors import SpecError
 
 #: The Prefect server refuses parameters beyond 512 KiB; what is left is for the rest of the spec.

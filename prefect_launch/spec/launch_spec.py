@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefect_launch.core.duration import TimeLimit
 from prefect_launch.core.names import check_name
+from prefect_launch.core.units import TimeLimit
 from prefect_launch.core.validation import first_complaint
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.spec.build_options import check_builder, check_inside

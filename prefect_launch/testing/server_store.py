@@ -21,7 +21,7 @@ from weakref import WeakSet
 
 import anyio.lowlevel
 
-from prefect_launch.core.server_json import check_server_json
+from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.values import Deployment, Item, LogRecord, Pool, PriorityQueue, State, Worker
 

@@ -12,10 +12,16 @@ import pytest
 from prefect.filesystems import LocalFileSystem
 
 from prefect_launch.builds.context import read_context
-from prefect_launch.core.deep_folders import make_folders, remove_tree, temporary_folder, temporary_folder_async, walk
 from prefect_launch.core.disk_cache import size_of
+from prefect_launch.core.filesystem import (
+    copy_tree,
+    make_folders,
+    remove_tree,
+    temporary_folder,
+    temporary_folder_async,
+    walk,
+)
 from prefect_launch.core.output_limits import MAX_DEPTH
-from prefect_launch.core.sparse_files import copy_tree
 from prefect_launch.environments.projects import CodeTree
 from prefect_launch.environments.requirements import Requirements, stage
 from prefect_launch.jobs.archive import pack

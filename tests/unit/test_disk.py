@@ -15,7 +15,7 @@ from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.outcome import outcome_of_error, outcome_of_exit
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.image_builder import telling_full_disks
-from prefect_launch.core.disk import has_room, is_disk_full
+from prefect_launch.core.filesystem import has_room, is_disk_full
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import BuildDiskError, BuildError, InfrastructureError, RegistryError, SourceError
 from prefect_launch.runners.base import ExitStatus, Phase

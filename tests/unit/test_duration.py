@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.core.duration import in_words, read_duration
+from prefect_launch.core.units import in_words, read_duration
 from prefect_launch.errors import SpecError
 from prefect_launch.spec.launch_spec import parse_spec
 

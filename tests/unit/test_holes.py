@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.core.sparse_files import CopyStoppedError, HolesWriter, copy_file, copy_tree, data_bytes, held_bytes
+from prefect_launch.core.filesystem import CopyStoppedError, HolesWriter, copy_file, copy_tree, data_bytes, held_bytes
 
 MEBIBYTE = 1024 * 1024
 

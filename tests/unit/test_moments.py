@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import prefect_launch
-from prefect_launch.core.moments import local_minute, local_time, utc_minute, utc_time
+from prefect_launch.core.units import local_minute, local_time, utc_minute, utc_time
 
 NOON = datetime(2026, 5, 4, 12, 5, tzinfo=timezone.utc)
 
@@ -48,7 +48,7 @@ def test_machine_in_utc_says_utc(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_module_words_a_moment_without_its_zone() -> None:
     package = Path(prefect_launch.__file__).parent
     words = re.compile(r"%H:%M(?!.*%z)")
-    owner = {"core/moments.py", "runners/docker/logs.py", "testing/engine.py"}  # The last two: an engine's times.
+    owner = {"core/units.py", "runners/docker/logs.py", "testing/engine.py"}  # The last two: an engine's times.
     told = [
         str(path.relative_to(package))
         for path in package.rglob("*.py")

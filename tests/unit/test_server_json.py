@@ -12,8 +12,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from prefect_launch.client.launch_add import launch_add
-from prefect_launch.core.server_json import check_body, clean_json, json_fault
 from prefect_launch.core.states import StateType
+from prefect_launch.core.validation import check_body, clean_json, json_fault
 from prefect_launch.direct.launch import launch_flow
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.jobs.model import CONFIG_INPUTS, ImageJobSource, Job, JobDocument, SourceKind

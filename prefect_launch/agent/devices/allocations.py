@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_launch.core import sizes
+from prefect_launch.core import units as sizes
 from prefect_launch.errors import SpecError
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.gpu_option import GpuRequest, read_gpus

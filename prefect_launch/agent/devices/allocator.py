@@ -22,8 +22,8 @@ from prefect_launch.agent.devices.gpus import GpuInfo, GpuProbe, GpuWatch, NvmlP
 from prefect_launch.agent.devices.wait_list import DeviceWaitList
 from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.tracker import is_scheduler
-from prefect_launch.core.duration import in_words
-from prefect_launch.core.short_id import short_id
+from prefect_launch.core.names import short_id
+from prefect_launch.core.units import in_words
 from prefect_launch.errors import AgentConfigError, LaunchError, OperatorError, SpecError
 from prefect_launch.planning.plan import save_plan
 from prefect_launch.policy.submitter_options import merge_resource_args

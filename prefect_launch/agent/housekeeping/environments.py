@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import ClassVar
 
-from prefect_launch.core.disk_cache import FRESH_SECONDS
-from prefect_launch.core.locked_cache import LockedShelf
+from prefect_launch.core.disk_cache import FRESH_SECONDS, LockedShelf
 from prefect_launch.environments.venv import READY
 
 

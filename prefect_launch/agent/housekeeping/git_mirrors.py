@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from prefect_launch.core.locked_cache import LockedShelf
+from prefect_launch.core.disk_cache import LockedShelf
 
 
 class GitShelf(LockedShelf):

@@ -23,7 +23,7 @@ from prefect_launch.agent.housekeeping.run_folders import RunShelf
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.disk_cache import FRESH_SECONDS, Shelf, Tidied
 from prefect_launch.core.file_lock import locked_if_free
-from prefect_launch.core.sizes import in_bytes
+from prefect_launch.core.units import in_bytes
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.process.files import environments_in_use
 from prefect_launch.settings.agent_config import AgentConfig

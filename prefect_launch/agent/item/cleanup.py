@@ -17,7 +17,7 @@ from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.tracker import now
 from prefect_launch.agent.recovery.ownership import is_held
-from prefect_launch.core.deep_folders import remove_tree
+from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
 

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Final, NamedTuple
 
 from prefect_launch.agent.item.outcome import NO_PROGRAM, Outcome
-from prefect_launch.core.disk import is_disk_full, says_disk_full
+from prefect_launch.core.filesystem import is_disk_full, says_disk_full
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import (
     ImagePullError,

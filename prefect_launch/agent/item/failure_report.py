@@ -20,10 +20,10 @@ from prefect_launch.agent.item.image_warning import is_other_image
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.core.masking import Mask
-from prefect_launch.core.moments import utc_time
-from prefect_launch.core.server_json import clean_text
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
+from prefect_launch.core.units import utc_time
+from prefect_launch.core.validation import clean_text
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.server.protocol import Server

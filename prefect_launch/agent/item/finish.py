@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict
 from prefect_launch.agent.item.failure_report import Facts, certify, show_certificate
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.transitions import move, until_server_is_back
-from prefect_launch.core.moments import utc_time
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
+from prefect_launch.core.units import utc_time
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Labels
 from prefect_launch.server.values import Item, State

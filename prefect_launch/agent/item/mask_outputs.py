@@ -15,9 +15,9 @@ from typing import Final
 
 import anyio
 
+from prefect_launch.core.filesystem import data_bytes
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OUTPUTS_FILE
-from prefect_launch.core.sparse_files import data_bytes
 from prefect_launch.runners.base import RunPlan
 
 _COPY: Final = "job.log.masked"

@@ -13,11 +13,11 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from prefect_launch.core.disk import NEXT_STEP as DISK_FULL_STEP
-from prefect_launch.core.disk import is_disk_full
+from prefect_launch.core.filesystem import FREE_DISK_ADVICE as DISK_FULL_STEP
+from prefect_launch.core.filesystem import is_disk_full
 from prefect_launch.core.output_limits import OUTPUTS_FILE
-from prefect_launch.core.server_json import clean_json
 from prefect_launch.core.states import ItemState
+from prefect_launch.core.validation import clean_json
 from prefect_launch.errors import BuildDiskError, InternalError, LaunchError, OperatorError
 from prefect_launch.runners.base import ExitStatus, Phase
 from prefect_launch.server.protocol import Server

@@ -14,7 +14,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.item.keep_outputs import WHOLE_LOG, tell_left_out
-from prefect_launch.core.deep_folders import temporary_folder_async
+from prefect_launch.core.filesystem import temporary_folder_async
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import InfrastructureError, NotFoundError, clause
 from prefect_launch.jobs.outputs import copy_outputs

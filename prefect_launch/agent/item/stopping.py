@@ -14,8 +14,8 @@ from typing import Final
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.tracker import JobTracker
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.core.duration import in_words
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.units import in_words
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import ExitStatus, Phase, Runner, RunPlan
 from prefect_launch.spec.retry import Cause

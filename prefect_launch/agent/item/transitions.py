@@ -10,8 +10,8 @@ from uuid import UUID, uuid4, uuid5
 
 import anyio
 
-from prefect_launch.core.server_json import clean_json
 from prefect_launch.core.states import ItemState, StateType, is_allowed
+from prefect_launch.core.validation import clean_json
 from prefect_launch.errors import InternalError, LaunchError, ServerFailedError, ServerUnavailableError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State, Verdict

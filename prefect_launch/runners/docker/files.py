@@ -20,11 +20,10 @@ from typing import Any, BinaryIO, cast
 
 import anyio
 
-from prefect_launch.core.deep_folders import fail, remove_tree, walk
+from prefect_launch.core.filesystem import HolesWriter, data_bytes, fail, remove_tree, walk
 from prefect_launch.core.output_limits import MAX_DEPTH, OUTPUTS_FILE, TOO_DEEP, LeftOut, OutputLimits, Selection
 from prefect_launch.core.output_links import OutputLinks
-from prefect_launch.core.sizes import in_bytes
-from prefect_launch.core.sparse_files import HolesWriter, data_bytes
+from prefect_launch.core.units import in_bytes
 from prefect_launch.errors import JobCodeError
 from prefect_launch.inputs.config_files import merge_into_file, normal_path
 from prefect_launch.runners.docker.engine import Engine, TooLargeError

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-from prefect_launch.core import sizes
+from prefect_launch.core import units as sizes
 from prefect_launch.errors import NotFoundError, SpecError, nearest_name
 from prefect_launch.runners import option_values as values
 from prefect_launch.spec.option_names import normalise_options, read_env

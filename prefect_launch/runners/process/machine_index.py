@@ -14,7 +14,7 @@ import pwd
 import stat
 from pathlib import Path
 
-from prefect_launch.core.deep_folders import remove_tree
+from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder, folders_at_work

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from prefect_launch.core import sizes
+from prefect_launch.core import units as sizes
 from prefect_launch.errors import SpecError, unknown_name
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.gpu_option import read_gpus

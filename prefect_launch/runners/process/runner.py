@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import anyio
 
-from prefect_launch.core.disk import NEXT_STEP, has_room
+from prefect_launch.core.filesystem import FREE_DISK_ADVICE, has_room
 from prefect_launch.core.states import ItemState
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, SpecError
@@ -285,7 +285,9 @@ def _was_told(pid: int) -> bool:
 
 def _lost(folder: RunFolder) -> str:
     if not folder.has(supervisor.STARTED):
-        return "it was never started" + ("" if has_room(folder.path) else f": no space left on device. {NEXT_STEP}")
+        return "it was never started" + (
+            "" if has_room(folder.path) else f": no space left on device. {FREE_DISK_ADVICE}"
+        )
     return (
         "the supervisor of the process was lost (killed, or the machine restarted), and its exit code with it;"
         " what was left of the job has been killed"

@@ -16,8 +16,8 @@ from prefect_launch.agent.housekeeping.environments import EnvironmentShelf
 from prefect_launch.agent.housekeeping.git_mirrors import GitShelf
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper, Report
 from prefect_launch.core.disk_cache import size_of
-from prefect_launch.core.sizes import in_bytes
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.units import in_bytes
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.server.values import Item

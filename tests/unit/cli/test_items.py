@@ -18,9 +18,9 @@ from prefect_launch.cli.output import at
 from prefect_launch.client.api import use_api
 from prefect_launch.client.launch_add import launch_add_many
 from prefect_launch.client.queued_run import QueuedRun
-from prefect_launch.core.moments import local_time
-from prefect_launch.core.short_id import short_id, short_ids
+from prefect_launch.core.names import short_id, short_ids
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.units import local_time
 from prefect_launch.errors import InvalidNameError, NotFoundError
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import LogRecord, State

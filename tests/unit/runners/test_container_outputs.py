@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from prefect_launch.core.filesystem import held_bytes
 from prefect_launch.core.output_limits import OutputLimits
-from prefect_launch.core.sparse_files import held_bytes
 from prefect_launch.runners.docker import files as container_files
 from prefect_launch.runners.docker.engine import TooLargeError
 from prefect_launch.runners.docker.files import collect_outputs
