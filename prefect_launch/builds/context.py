@@ -25,7 +25,7 @@ from docker.utils.build import PatternMatcher
 
 from prefect_launch.core.filesystem import walk
 from prefect_launch.errors import InfrastructureError, SourceError
-from prefect_launch.jobs.ignore import NEVER_TAKEN
+from prefect_launch.jobs.archive import NEVER_TAKEN
 
 _IGNORE_FILE: Final = ".dockerignore"
 _SHOWN_ENTRIES: Final = 10

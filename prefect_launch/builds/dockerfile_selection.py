@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from prefect_launch.errors import SourceError
-from prefect_launch.jobs.build_files import unknown_build_context
-from prefect_launch.jobs.entrypoint import entry_file
-from prefect_launch.jobs.ignore import list_code
+from prefect_launch.jobs.archive import list_code
+from prefect_launch.jobs.code_checks import entry_file, unknown_build_context
 from prefect_launch.spec.image_request import ImageWish
 
 OWN_DOCKERFILE: Final = "Dockerfile.wandb"

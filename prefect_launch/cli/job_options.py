@@ -84,7 +84,7 @@ class JobOptions:
             SpecError: when a value cannot be read.
         """
         from prefect_launch.client.job_drafts import JobRequest
-        from prefect_launch.jobs.entrypoint import parse_entry_point
+        from prefect_launch.jobs.code_checks import parse_entry_point
         from prefect_launch.spec.retry import parse_retries
 
         given: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}

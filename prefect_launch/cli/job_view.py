@@ -48,7 +48,7 @@ def work_tree(job: Job) -> str | None:
 
 def input_rows(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, ...]]:
     """Return a row of each input: its name, type, default and rule."""
-    from prefect_launch.jobs.plain_schema import inputs_in_order
+    from prefect_launch.jobs.schema import inputs_in_order
 
     required = set(schema.get("required") or ())
     for name, each in inputs_in_order(schema).items():

@@ -69,7 +69,7 @@ class Request:
             NotFoundError: for an unknown job.
         """
         from prefect_launch.core.units import read_duration
-        from prefect_launch.jobs.entrypoint import parse_entry_point
+        from prefect_launch.jobs.code_checks import parse_entry_point
 
         config = {} if self.config is None else read_mapping(self.config, "--config")
         if self.timeout is not None:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from prefect_launch.client.job_drafts import JobRequest, draft_job
 from prefect_launch.core.validation import first_complaint
 from prefect_launch.errors import SpecError
-from prefect_launch.jobs.entrypoint import parse_entry_point
+from prefect_launch.jobs.code_checks import parse_entry_point
 from prefect_launch.jobs.model import Job, PutResult
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.schema import SchemaSource

@@ -14,8 +14,7 @@ from prefect_launch.client.api import Api
 from prefect_launch.client.job_of_spec import NamedJob, job_named_by, with_job
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
-from prefect_launch.jobs.agreement import check_version
-from prefect_launch.jobs.model import SourceKind
+from prefect_launch.jobs.model import SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pin import Digests, with_digest
 from prefect_launch.planning.item_options import merged_options

@@ -21,15 +21,16 @@ from prefect_launch.core.validation import check_server_json
 from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
 from prefect_launch.jobs.archive import pack
-from prefect_launch.jobs.build_files import check_build_files, is_in
-from prefect_launch.jobs.entries import LATEST, check_alias
-from prefect_launch.jobs.entrypoint import (
+from prefect_launch.jobs.code_checks import (
     DEFAULT_ENTRY_POINT,
+    check_build_files,
     check_in_code,
     entry_file,
+    is_in,
     parse_entry_point,
     refuse_parents,
 )
+from prefect_launch.jobs.index import LATEST, check_alias
 from prefect_launch.jobs.model import (
     CONFIG_INPUTS,
     CodeJobSource,
@@ -40,8 +41,7 @@ from prefect_launch.jobs.model import (
     JobDraft,
     SourceKind,
 )
-from prefect_launch.jobs.plain_schema import with_positions
-from prefect_launch.jobs.schema import SchemaSource, load_schema
+from prefect_launch.jobs.schema import SchemaSource, load_schema, with_positions
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_info import CommitListing, describe_work_tree, list_files, resolve_commit
 from prefect_launch.sources.git_settings import machine_git_settings

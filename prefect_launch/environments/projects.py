@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from prefect_launch.core.filesystem import walk
 from prefect_launch.errors import SourceError
-from prefect_launch.jobs.ignore import NEVER_TAKEN
+from prefect_launch.jobs.archive import NEVER_TAKEN
 
 if sys.version_info >= (3, 11):
     import tomllib

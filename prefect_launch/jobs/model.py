@@ -16,7 +16,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_launch.errors import ArtifactError
+from prefect_launch.core.names import check_name
+from prefect_launch.errors import ArtifactError, InvalidNameError, SpecError
 from prefect_launch.spec.retry import Retries
 
 #: The file that describes a job, under the reference's name.
@@ -288,3 +289,91 @@ def canonical_json(value: Any) -> bytes:
 def digest_of(content: bytes) -> str:
     """Return `sha256:<hex>` of the bytes."""
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+# How a job is named: `entity/project/name:alias`, or shorter with an `Api`'s defaults.
+
+
+class JobReference(BaseModel):
+    """A job's full name and the alias (or version, `v3`) that is meant."""
+
+    model_config = ConfigDict(frozen=True)
+
+    entity: str
+    project: str
+    name: str
+    alias: str = "latest"
+
+    @property
+    def path(self) -> str:
+        """`entity/project/name`, without the alias."""
+        return f"{self.entity}/{self.project}/{self.name}"
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.alias}"
+
+
+def parse_reference(text: object, *, entity: str, project: str) -> JobReference:
+    """Read a job reference.
+
+    Args:
+        text: `entity/project/name:alias`, `project/name:alias`, `name:alias` or `name`; the alias defaults to `latest`.
+        entity: the entity when the text names none.
+        project: the project when the text names none.
+
+    Raises:
+        InvalidNameError: when it is not of that form, or a part is no good name.
+    """
+    if not isinstance(text, str):
+        raise InvalidNameError(f"A job must be named as text, not {type(text).__name__} ({text!r}).")
+    path, colon, alias = text.partition(":")
+    parts = path.split("/")
+    if len(parts) > 3:
+        raise InvalidNameError(
+            f"Invalid job {text[:80]!r}: it has {len(parts)} parts between slashes;"
+            " use entity/project/name:alias, or less."
+        )
+    if colon and not alias:
+        raise InvalidNameError(f"Invalid job {text!r}: the alias after ':' is empty. Leave out the ':' for 'latest'.")
+    full = [entity, project][: 3 - len(parts)] + parts
+    return JobReference(
+        entity=check_name("entity", full[0]),
+        project=check_name("project", full[1]),
+        name=check_name("job", full[2]),
+        alias=check_name("job alias", alias or "latest"),
+    )
+
+
+# Whether the `version` that a spec names beside a job is the job's own: a job's version stands in its name.
+
+#: As many characters of a commit's id as people write.
+_SHORT_COMMIT_CHARS: Final = 7
+
+
+def check_version(job: Job, version: str | None, *, named: str | None = None) -> None:
+    """Refuse a version that is not the one that the job is at.
+
+    Args:
+        job: as it was resolved.
+        version: what the spec says beside it, if anything: `v3`, `3`, the alias in the job's name, a git job's commit.
+        named: the job, as the spec names it.
+
+    Raises:
+        SpecError: naming the version, the job, and how its version is chosen.
+    """
+    if version is None:
+        return
+    commit = _commit(job)
+    own = {f"v{job.version}", str(job.version), (named or "").partition(":")[2]} - {""}
+    if version in own or (len(version) >= _SHORT_COMMIT_CHARS and commit.startswith(version)):
+        return
+    at = f"v{job.version}, commit {commit[:12]}" if commit else f"v{job.version}"
+    raise SpecError(
+        f"version={version!r} does not agree with the job {named or job.reference!r}, which is at {at}. version chooses"
+        f" what a git uri is taken at; choose a job's version in its name, such as job='{job.name}:v{job.version}'."
+    )
+
+
+def _commit(job: Job) -> str:
+    git = getattr(job.document.source, "git", None)
+    return git.commit if git is not None else ""

@@ -31,7 +31,7 @@ from prefect_launch.core.output_limits import (
 )
 from prefect_launch.core.output_links import OutputLinks
 from prefect_launch.errors import NotFoundError
-from prefect_launch.jobs.files import StoredFiles
+from prefect_launch.jobs.store import StoredFiles
 
 
 class KeptOutputs(BaseModel):

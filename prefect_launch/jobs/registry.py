@@ -17,9 +17,17 @@ from prefect_launch.core.names import check_name
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.errors import ArtifactError, NotFoundError, unknown_name
 from prefect_launch.jobs import outputs
-from prefect_launch.jobs.blobs import Blobs
-from prefect_launch.jobs.entries import LATEST, AliasEntry, VersionEntry, check_alias, shorten, version_of
-from prefect_launch.jobs.index import JobIndex
+from prefect_launch.jobs.archive import unpack
+from prefect_launch.jobs.index import (
+    LATEST,
+    AliasEntry,
+    JobIndex,
+    VersionEntry,
+    Versions,
+    check_alias,
+    shorten,
+    version_of,
+)
 from prefect_launch.jobs.model import (
     CODE_FILE,
     DOCUMENT_FILE,
@@ -27,6 +35,7 @@ from prefect_launch.jobs.model import (
     CodeJobSource,
     Job,
     JobDraft,
+    JobReference,
     JobSummary,
     PutOutcome,
     PutResult,
@@ -34,11 +43,9 @@ from prefect_launch.jobs.model import (
     digest_of,
     parse_document,
     parse_metadata,
+    parse_reference,
 )
-from prefect_launch.jobs.reference import JobReference, parse_reference
-from prefect_launch.jobs.store import JobStore
-from prefect_launch.jobs.unpack import unpack
-from prefect_launch.jobs.versions import Versions
+from prefect_launch.jobs.store import Blobs, JobStore
 
 
 class JobRegistry:

@@ -1,26 +1,26 @@
 """A job's input schema: read from where people keep it, and held against the inputs of a run.
 
 A schema is given as plain data, a JSON or YAML file, a pydantic class or instance, or `module:Class`. What is stored
-with the job is its plain form (`prefect_launch.jobs.plain_schema`). Inputs come back with the defaults filled in.
+with the job is its plain form (`prefect_launch.jobs.schema`). Inputs come back with the defaults filled in.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 from anyio import to_thread
-from jsonschema import ValidationError
+from jsonschema import Draft202012Validator, FormatChecker, SchemaError, ValidationError
 from pydantic import BaseModel
 from pydantic.errors import PydanticInvalidForJsonSchema
 
+from prefect_launch.core.validation import MAX_INTEGER, MIN_INTEGER, check_server_json
 from prefect_launch.errors import InputError, SpecError, clause, unknown_name
 from prefect_launch.inputs.faults import unknown_names, worst_cause
-from prefect_launch.jobs.plain_schema import Schema, plain_schema, validator
 from prefect_launch.jobs.schema_class import read_schema_class
 
 #: What a schema can be given as: a schema, a pydantic class or instance, a file's path, or `module:Class`.
@@ -173,3 +173,214 @@ _RULES = {
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+# A JSON schema made plain: no references, closed to unknown inputs, checked.
+
+Schema = dict[str, Any]
+
+#: Keywords whose value is one schema, a list of schemas, or a mapping of names to schemas.
+_ONE: Final = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_MANY: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
+_NAMED: Final = ("properties", "patternProperties", "dependentSchemas")
+#: Keywords whose schema a value need not obey: a bound in one would change what the whole schema lets through.
+_CONDITIONS: Final = ("contains", "not", "if", "propertyNames")
+#: Where a form's schema defines any value that the server can send.
+_ANY_VALUE: Final = "anyValue"
+#: An object with one of these is described in parts: closing a part would refuse what another part allows.
+_PARTS: Final = frozenset({"allOf", "anyOf", "oneOf", "if", "then", "else", "patternProperties", "dependentSchemas"})
+
+
+def plain_schema(raw: object, *, name: str = "the schema") -> Schema:
+    """Return a schema without references, closed to unknown inputs, and checked.
+
+    Args:
+        raw: a JSON schema, draft 2020-12, as plain data. It is not changed.
+        name: what to call it in a message.
+
+    Raises:
+        SpecError: as `load_schema` does.
+    """
+    if not isinstance(raw, Mapping):
+        raise SpecError(f"{name} must be a JSON schema, a mapping; it is {type(raw).__name__}.")
+    check_server_json(raw, name)
+    root = json.loads(json.dumps(dict(raw)))
+    schema: Schema = _closed(_lifted(_inlined(_required_lists(root), root, (), name)))
+    schema.pop("$defs", None)
+    schema.pop("definitions", None)
+    schema.setdefault("type", "object")
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        place = "/".join(str(part) for part in error.path) or "its top"
+        raise SpecError(f"{name} is no valid JSON schema: at {place}: {error.message}. Correct it there.") from None
+    if schema["type"] != "object":
+        raise SpecError(
+            f"{name} must describe an object, whose properties are the job's inputs; not {schema['type']!r}."
+        )
+    _check_defaults(schema, name, "")
+    return schema
+
+
+def with_positions(schema: Mapping[str, Any]) -> Schema:
+    """Return a schema whose inputs know their place (Prefect's `position`): a stored document sorts its keys."""
+    inputs = schema.get("properties") or {}
+    placed = {name: {"position": place, **_as_schema(each)} for place, (name, each) in enumerate(inputs.items())}
+    return {**schema, "properties": placed} if placed else dict(schema)
+
+
+def inputs_in_order(schema: Mapping[str, Any] | None) -> dict[str, Schema]:
+    """Return the inputs of a schema in the order of their `position`, those without one last."""
+    inputs = {name: _as_schema(each) for name, each in ((schema or {}).get("properties") or {}).items()}
+    return dict(sorted(inputs.items(), key=lambda pair: pair[1].get("position", len(inputs))))
+
+
+def within_64_bits(schema: Any) -> Any:
+    """Return a schema whose numbers have bounds, at any depth: its own, or those of what the Prefect server can send.
+
+    A fraction is bounded, too: a JSON schema cannot tell `1e20` from an integer. Where the schema says nothing of a
+    value, it refers to a definition of `value_definitions`, which the whole schema must have.
+    """
+    if not isinstance(schema, Mapping):
+        return dict(_reference(_ANY_VALUE)) if schema else schema
+    result = {**_mapped(schema, within_64_bits), **{key: schema[key] for key in _CONDITIONS if key in schema}}
+    if schema.keys() & {"enum", "const", *_MANY[:3]}:  # Its values are known, or bounded by each of its branches.
+        return result
+    if _may_be(schema, "integer", "number"):
+        if not schema.keys() & {"minimum", "exclusiveMinimum"}:
+            result["minimum"] = MIN_INTEGER
+        if not schema.keys() & {"maximum", "exclusiveMaximum"}:
+            result["maximum"] = MAX_INTEGER
+    if _may_be(schema, "array"):
+        result["items"] = within_64_bits(schema.get("items", True))
+    if _may_be(schema, "object"):
+        rest = "unevaluatedProperties" if "unevaluatedProperties" in schema else "additionalProperties"
+        result[rest] = within_64_bits(schema.get(rest, True))
+    return result
+
+
+def value_definitions(**texts: Mapping[str, Any]) -> dict[str, Schema]:
+    """Return the `definitions` of a form's schema: values of any depth whose numbers the Prefect server can send.
+
+    Args:
+        texts: rules for all texts in a value, such as a `pattern`, by the name of another such definition.
+    """
+    return {name: _any_value(name, rules) for name, rules in {_ANY_VALUE: {}, **texts}.items()}
+
+
+def _any_value(name: str, rules: Mapping[str, Any]) -> Schema:
+    # Without a type, each of these holds for the values of one type: texts, numbers, lists, mappings.
+    inside = _reference(name)
+    return {**rules, "minimum": MIN_INTEGER, "maximum": MAX_INTEGER, "items": inside, "additionalProperties": inside}
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/definitions/{name}"}
+
+
+def _may_be(schema: Mapping[str, Any], *kinds: str) -> bool:
+    """Whether a schema lets values of one of some types through."""
+    of = schema.get("type", kinds)
+    return bool({of} & {*kinds} if isinstance(of, str) else {*of} & {*kinds})
+
+
+def _as_schema(schema: Any) -> Schema:
+    """Return a property's schema as a mapping: JSON schema lets `true` and `false` stand for any and none."""
+    return dict(schema) if isinstance(schema, Mapping) else ({} if schema else {"not": {}})
+
+
+def _mapped(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> Schema:
+    """Return a schema with a change made to each schema directly in it."""
+    result = dict(schema)
+    for key, value in schema.items():
+        if key in _ONE and isinstance(value, Mapping):
+            result[key] = change(value)
+        elif key in _NAMED and isinstance(value, Mapping):
+            result[key] = {name: change(each) for name, each in value.items()}
+        elif key in _MANY and isinstance(value, list):
+            result[key] = [change(each) for each in value]
+    return result
+
+
+def _inlined(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...], name: str) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    reference = schema.get("$ref", schema.get("$dynamicRef"))
+    if reference is None:
+        return _mapped(schema, lambda each: _inlined(each, root, seen, name))
+    if reference in seen:
+        raise SpecError(
+            f"{name} refers to itself through {reference!r}; inputs of any depth cannot be shown as a form."
+        )
+    target = _target(reference, root, name)
+    beside = {key: value for key, value in schema.items() if key not in ("$ref", "$dynamicRef")}
+    return {**_inlined(_required_lists(target), root, (*seen, reference), name), **beside}
+
+
+def _target(reference: object, root: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    parts = str(reference).split("/")
+    place: Any = root
+    for part in parts[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        place = place.get(key) if isinstance(place, Mapping) else None
+    if parts[0] != "#" or not isinstance(place, Mapping):
+        raise SpecError(f"{name} refers to {reference!r}, which is not in it. Put the definition into '$defs'.")
+    return place
+
+
+def _required_lists(schema: Any) -> Any:
+    """Read the reference's `required: true` on a property as the standard's list on the object."""
+    if not isinstance(schema, Mapping):
+        return schema
+    result = _mapped(schema, _required_lists)
+    properties = result.get("properties")
+    if isinstance(properties, Mapping):
+        marked = [key for key, each in properties.items() if isinstance(each, Mapping) and each.get("required") is True]
+        result["properties"] = {
+            key: {word: value for word, value in each.items() if word != "required" or not isinstance(value, bool)}
+            if isinstance(each, Mapping)
+            else each
+            for key, each in properties.items()
+        }
+        if marked:
+            result["required"] = sorted({*result.get("required", ()), *marked})
+    return result
+
+
+def _lifted(schema: Any) -> Any:
+    """Put the content of an `allOf` of one in its place: pydantic writes such for a field with a default."""
+    if not isinstance(schema, Mapping):
+        return schema
+    result = _mapped(schema, _lifted)
+    parts = result.get("allOf")
+    if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping):
+        result = {**parts[0], **{key: value for key, value in result.items() if key != "allOf"}}
+    return result
+
+
+def _closed(schema: Any) -> Any:
+    if not isinstance(schema, Mapping):
+        return schema
+    in_parts = bool(_PARTS & schema.keys()) and "properties" in schema
+    result = dict(schema) if in_parts or "allOf" in schema else _mapped(schema, _closed)
+    if "properties" in result and not in_parts:
+        result.setdefault("additionalProperties", "unevaluatedProperties" in result)
+    return result
+
+
+def _check_defaults(schema: Any, name: str, path: str) -> None:
+    if not isinstance(schema, Mapping):
+        return
+    if "default" in schema and path:
+        for error in validator(schema).iter_errors(schema["default"]):
+            raise SpecError(
+                f"{name}: the default of {path!r}, {schema['default']!r}, breaks its own rule: {error.message}."
+                " Correct the default or the rule."
+            )
+    for key, each in (schema.get("properties") or {}).items():
+        _check_defaults(each, name, f"{path}.{key}" if path else key)
+
+
+def validator(schema: Mapping[str, Any]) -> Draft202012Validator:
+    """Return what checks values against a plain schema, formats such as `date` and `uuid` included."""
+    return Draft202012Validator(dict(schema), format_checker=FormatChecker())

@@ -19,10 +19,9 @@ from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.names import short_id
 from prefect_launch.errors import LaunchError, ServerUnavailableError, SpecError
-from prefect_launch.jobs.agreement import check_version
-from prefect_launch.jobs.build_files import unknown_build_context
-from prefect_launch.jobs.ignore import list_code
-from prefect_launch.jobs.model import SourceKind
+from prefect_launch.jobs.archive import list_code
+from prefect_launch.jobs.code_checks import unknown_build_context
+from prefect_launch.jobs.model import SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.environment import JobContext, job_environment
 from prefect_launch.planning.image_pin import image_at_enqueue, image_to_run

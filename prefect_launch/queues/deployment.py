@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 from uuid import UUID
 
-from prefect_launch.jobs.plain_schema import value_definitions, within_64_bits
+from prefect_launch.jobs.schema import value_definitions, within_64_bits
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import Labels
 from prefect_launch.server.protocol import Server

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
 from prefect_launch.core.states import ACTIVE, StateType
-from prefect_launch.jobs.entries import PATH_TAG
+from prefect_launch.jobs.index import PATH_TAG
 from prefect_launch.queues.activity import online_agents
 from prefect_launch.queues.forecast import Past
 from prefect_launch.queues.wait_reason import QueueFacts, WaitFacts, Waiting, tell

@@ -14,12 +14,12 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from prefect_launch.errors import ArtifactError, InternalError, InvalidNameError, NotFoundError
 from prefect_launch.jobs.archive import pack
-from prefect_launch.jobs.blobs import _path as blob_path
 from prefect_launch.jobs.index import JobIndex
 from prefect_launch.jobs.model import CODE_FILE, CodeJobSource, ImageJobSource, JobDocument, JobDraft, SourceKind
 from prefect_launch.jobs.outputs import KeptOutputs
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
+from prefect_launch.jobs.store import _path as blob_path
 
 
 def unique(stem: str) -> str:

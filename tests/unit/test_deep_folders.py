@@ -24,10 +24,9 @@ from prefect_launch.core.filesystem import (
 from prefect_launch.core.output_limits import MAX_DEPTH
 from prefect_launch.environments.projects import CodeTree
 from prefect_launch.environments.requirements import Requirements, stage
-from prefect_launch.jobs.archive import pack
-from prefect_launch.jobs.files import StoredFiles
+from prefect_launch.jobs.archive import pack, unpack
 from prefect_launch.jobs.outputs import put_outputs
-from prefect_launch.jobs.unpack import unpack
+from prefect_launch.jobs.store import StoredFiles
 from prefect_launch.runners.docker.files import put_code_in
 from prefect_launch.sources.fetch import refuse_leaving_links
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_launch.errors import SpecError
-from prefect_launch.jobs.agreement import check_version
-from prefect_launch.jobs.model import GitCommit, GitJobSource, Job, JobDocument, SourceKind
+from prefect_launch.jobs.model import GitCommit, GitJobSource, Job, JobDocument, SourceKind, check_version
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SOURCE = GitJobSource(git=GitCommit(remote="https://example.com/d", commit=COMMIT))

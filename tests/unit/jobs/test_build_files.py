@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_launch.errors import SourceError
-from prefect_launch.jobs.build_files import check_build_files
+from prefect_launch.jobs.code_checks import check_build_files
 
 PATHS = ("main.py", "docker/Dockerfile.train", "docker/deep/notes.txt")
 

@@ -15,8 +15,8 @@ from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 from prefect_launch.core.filesystem import held_bytes
 from prefect_launch.core.output_limits import OUTPUTS_FILE, OutputLimits
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.jobs.files import StorageBlock, StoredFiles
 from prefect_launch.jobs.outputs import copy_outputs, get_outputs, put_outputs, read_output
+from prefect_launch.jobs.store import StorageBlock, StoredFiles
 
 ITEM = str(uuid4())
 MEBIBYTE = 1024 * 1024

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from prefect_launch.client.create_job import create_in
 from prefect_launch.client.job_drafts import JobRequest
-from prefect_launch.jobs.plain_schema import inputs_in_order
 from prefect_launch.jobs.registry import JobRegistry
+from prefect_launch.jobs.schema import inputs_in_order
 from prefect_launch.queues.deploy_job import form_schema
 
 

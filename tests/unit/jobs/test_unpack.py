@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.errors import ArtifactError, InfrastructureError
-from prefect_launch.jobs import unpack as unpacking
-from prefect_launch.jobs.archive import pack
-from prefect_launch.jobs.unpack import unpack
+from prefect_launch.jobs import archive as unpacking
+from prefect_launch.jobs.archive import pack, unpack
 
 
 def _member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", size: int = 0) -> tarfile.TarInfo:
