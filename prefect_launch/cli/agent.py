@@ -14,7 +14,7 @@ from prefect_launch.cli.style import JsonOption, examples, group
 if TYPE_CHECKING:
     from prefect_launch.agent import AgentConfig
     from prefect_launch.agent.entry.signals import Signals
-    from prefect_launch.queues.activity import AgentInfo
+    from prefect_launch.queues.agent_status import AgentInfo
 
 app = group("Run an agent, serve it as a deployment, see which are there.")
 

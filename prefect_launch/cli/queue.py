@@ -13,7 +13,7 @@ from prefect_launch.cli.values import read_mapping
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
-    from prefect_launch.queues.activity import QueueActivity
+    from prefect_launch.queues.agent_status import QueueActivity
     from prefect_launch.queues.run_queue import RunQueue
 
 app = group("Make, look at, pause and delete queues.")

@@ -45,8 +45,8 @@ class JobCalls:
             The job, the deployment's id and its name.
 
         Raises:
-            LaunchError: as `prefect_launch.queues.deploy_job.deploy_job` does.
+            LaunchError: as `prefect_launch.queues.deployment.deploy_job` does.
         """
-        from prefect_launch.queues.deploy_job import deploy_job
+        from prefect_launch.queues.deployment import deploy_job
 
         return self._jobs_api.call(lambda session: deploy_job(session, job, queue, name=name))

@@ -10,7 +10,7 @@ from prefect_launch.errors import QueueError
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
-    from prefect_launch.queues.activity import AgentInfo, QueueActivity
+    from prefect_launch.queues.agent_status import AgentInfo, QueueActivity
     from prefect_launch.queues.run_queue import RunQueue
     from prefect_launch.queues.session import Session
 
@@ -181,14 +181,14 @@ class QueueCalls:
 
     def queue_activity(self, queues: Iterable[str]) -> list[QueueActivity]:
         """Tell how much waits and is in work on each of these queues, and which agents are there for it."""
-        from prefect_launch.queues.activity import queue_activity
+        from prefect_launch.queues.agent_status import queue_activity
 
         names = list(queues)
         return self._api.call(lambda session: queue_activity(session, names))
 
     def agents(self) -> list[AgentInfo]:
         """List the agents of all queues, by name."""
-        from prefect_launch.queues.activity import agents
+        from prefect_launch.queues.agent_status import agents
 
         return self._api.call(agents)
 
@@ -206,6 +206,6 @@ class QueueCalls:
             NotFoundError: when there is no agent of that name.
             LaunchError: when it is offline, or there is no order to take back.
         """
-        from prefect_launch.queues.activity import drain_agent
+        from prefect_launch.queues.agent_status import drain_agent
 
         return self._api.call(lambda session: drain_agent(session, name, undo=undo))

@@ -29,8 +29,7 @@ from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.options import make_config
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.queues.session import KnownQueue, Session, obstacle_of
-from prefect_launch.queues.wait_facts import why_would_wait
-from prefect_launch.queues.wait_reason import Waiting
+from prefect_launch.queues.wait_reason import Waiting, why_would_wait
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import GpuRequest, read_gpus
 from prefect_launch.runners.registry import runner_class

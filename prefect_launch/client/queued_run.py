@@ -129,7 +129,7 @@ class QueuedRun:
         return await self._api.acall(self._why_waiting)
 
     async def _why_waiting(self, session: Session) -> Waiting | None:
-        from prefect_launch.queues.wait_facts import why_waiting
+        from prefect_launch.queues.wait_reason import why_waiting
 
         item = await session.server.read_item(UUID(self.id))
         return None if item is None else await why_waiting(session, item)

@@ -28,7 +28,7 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import StateType
 from prefect_launch.demo.table import Board, Row
 from prefect_launch.errors import ExecutionError, NotFoundError
-from prefect_launch.queues.deploy_job import deploy_job
+from prefect_launch.queues.deployment import deploy_job
 from prefect_launch.queues.session import Session
 from prefect_launch.settings.agent_config import default_home
 

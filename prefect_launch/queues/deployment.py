@@ -1,15 +1,32 @@
-"""The deployment of a queue: what its items are made from."""
+"""Deployments: the one of a queue, which its items are made from, and those of jobs, `launch/<job>`.
+
+People start a job's deployment from the UI, by a schedule, by an automation or by `prefect deployment run`. Its form
+has the job's own inputs at the top level, with their types, defaults and limits, and the launch options in one group.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from prefect_launch.jobs.schema import value_definitions, within_64_bits
+from prefect_launch.core.names import check_name
+from prefect_launch.errors import InputError, NotFoundError, QueueError
+from prefect_launch.jobs.schema import inputs_in_order, value_definitions, within_64_bits
+from prefect_launch.policy import secrets_pattern
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import Labels
+from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.protocol import Server
+from prefect_launch.spec.item_parameters import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER, tags_of
 from prefect_launch.spec.launch_spec import LaunchSpec
+from prefect_launch.spec.retry import Cause
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.model import Job
+    from prefect_launch.queues.session import Session
+
 
 #: Label of deployments and items: the queue that they belong to.
 QUEUE_LABEL: Final = Labels.QUEUE
@@ -53,3 +70,165 @@ def _item_schema() -> dict[str, Any]:
         schema["properties"].pop(given_elsewhere)
     parts = {name: within_64_bits(part) for name, part in schema.pop("$defs").items()}
     return {**schema, "$defs": parts, "definitions": value_definitions()}
+
+
+# A job as a deployment `launch/<job>`: people start it from the UI, by a schedule, by an automation or by `prefect.
+
+_OPTIONS_SCHEMA: Final[dict[str, Any]] = {
+    "title": "Launch options",
+    "type": "object",
+    "description": "How this run is launched. Leave it as it is for the job's own way.",
+    "properties": {
+        "name": {"title": "Name", "type": "string", "description": "The run's display name."},
+        "args": {
+            "title": "Arguments",
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Arguments added after the entry point.",
+        },
+        "resource_args": {
+            "title": "Resource arguments",
+            "type": "object",
+            "description": 'Options of the resource, such as {"local-container": {"memory": "2g"}}.',
+        },
+        "timeout": {
+            "title": "Time limit",
+            "type": "string",
+            "description": "How long it may run, such as 90s, 45min, 2h or 1h30m.",
+        },
+        "retries": {
+            "title": "Retries",
+            "type": "object",
+            "description": "When it is run again. Empty: as the job says, else up to 5 times when it was lost.",
+            "properties": {
+                "max": {"title": "At most", "type": "integer", "minimum": 0, "maximum": 100},
+                "on": {
+                    "title": "After",
+                    "type": "array",
+                    "items": {"type": "string", "enum": [cause.value for cause in Cause]},
+                    "uniqueItems": True,
+                },
+                "delay": {"title": "Pause before the first, s", "type": "number", "minimum": 0, "maximum": 3600},
+                "backoff": {"title": "Each pause longer by", "type": "number", "minimum": 1, "maximum": 10},
+            },
+            "additionalProperties": False,
+        },
+        "project": {"title": "Project", "type": "string"},
+        "author": {"title": "Author", "type": "string"},
+    },
+    "additionalProperties": False,
+    "default": {},
+}
+
+#: What the form's schema calls a value of a resource argument.
+_OPTION: Final = "option"
+
+
+async def deploy_job(
+    session: Session, job_name: str, queue_name: str, *, name: str | None = None
+) -> tuple[Job, UUID, str]:
+    """Make the deployment of a job on a queue, or bring it up to date.
+
+    Args:
+        session: an open `Api`.
+        job_name: the job; the version that it names now is what the deployment starts, until it is deployed again.
+        queue_name: where its items go.
+        name: of the deployment; by default the job's.
+
+    Returns:
+        The job, the deployment's id, and its name.
+
+    Raises:
+        NotFoundError: for an unknown job or queue.
+        InputError: when an input of the job is called `launch`, which is the group of launch options.
+        QueueError: when the name is that of a queue's own deployment, or of a job's that is on another queue.
+    """
+    job = await session.jobs.resolve(job_name)
+    queue = await session.queue(queue_name)
+    runner_class(queue.config.resource).check_source(job.kind)
+    wanted = check_name("deployment", name) if name else job.name
+    there = await session.server.find_deployment(wanted)
+    if there is not None and not (there.labels or {}).get(FORM_LABEL):
+        raise QueueError(
+            f"The deployment launch/{wanted} is a queue's own. Deploy the job under another name (--name)."
+        )
+    if there is not None and there.work_pool_name != queue.name:
+        raise QueueError(
+            f"The deployment launch/{wanted} is on the queue {there.work_pool_name!r}."
+            " Deploy the job under another name (--name), or delete that deployment first."
+        )
+    labels = {JOB_LABEL: job.reference, FORM_LABEL: "job", QUEUE_LABEL: queue.name}
+    as_queued = LaunchSpec(job=job.reference, entity=job.entity, project=job.project)
+    deployment_id = await session.server.upsert_deployment(
+        wanted,
+        pool=queue.name,
+        parameters={},
+        parameter_schema=form_schema(job, secrets=queue.config.submitter_secrets),
+        description=f"{job.description or ''}\n\nStarts `{job.reference}` on the queue **{queue.name}**.".strip(),
+        tags=["launch", *tags_of(as_queued, queue=queue.name, job=job.name, version=job.version)],
+        labels=labels,
+        enforce=True,
+        version=f"v{job.version}",
+    )
+    return job, deployment_id, wanted
+
+
+async def refresh_forms(session: Session, queue_name: str) -> None:
+    """Bring the deployments of jobs on a queue up to date with what the queue lets submitters set.
+
+    A deployment whose job is gone stays as it is.
+    """
+    for deployment in await session.server.list_deployments(queue_name):
+        labels = deployment.labels or {}
+        if labels.get(FORM_LABEL) and labels.get(JOB_LABEL):
+            with suppress(NotFoundError):
+                await deploy_job(session, labels[JOB_LABEL], queue_name, name=deployment.name)
+
+
+def form_schema(job: Job, *, secrets: Collection[str] = ()) -> dict[str, Any]:
+    """Return the parameter schema of a job's deployment: its inputs in their order, then the launch options.
+
+    Its numbers are bounded by what the server can send: it checks a form by this schema, and keeps what it takes.
+
+    Args:
+        job: that it starts.
+        secrets: those that submitters may name; the server itself refuses a run that names another.
+
+    Raises:
+        InputError: when an input is called `launch`.
+    """
+    schema: Mapping[str, Any] = job.schema or {}
+    inputs = inputs_in_order(schema)
+    if OPTIONS_PARAMETER in inputs:
+        raise InputError(
+            f"The job {job.reference} has an input called {OPTIONS_PARAMETER!r}, which is the name of the group of"
+            " launch options in a deployment's form. Rename the input to deploy the job."
+        )
+    placed = {
+        key: {"title": key, **within_64_bits(value), "position": position}
+        for position, (key, value) in enumerate(inputs.items())
+    }
+    return {
+        "type": "object",
+        "title": "Parameters",
+        "properties": {**placed, OPTIONS_PARAMETER: {**_options_schema(secrets), "position": len(placed)}},
+        "required": list(schema.get("required") or ()),
+        "additionalProperties": within_64_bits(schema.get("additionalProperties", not inputs)),
+        "definitions": value_definitions(**{_OPTION: {"pattern": secrets_pattern(secrets)}}),
+    }
+
+
+def _options_schema(secrets: Collection[str]) -> dict[str, Any]:
+    """Return the schema of the launch options, whose resource arguments name no secret but these."""
+    by_resource = {"type": "object", "additionalProperties": {"$ref": f"#/definitions/{_OPTION}"}}
+    properties = _OPTIONS_SCHEMA["properties"]
+    of_secrets = (
+        f"the Secret blocks {', '.join(sorted(secrets))}" if secrets else "no Secret block: the queue allows none"
+    )
+    description = f"{properties['resource_args']['description']} Its env may name {of_secrets}."
+    resource_args = {
+        **properties["resource_args"],
+        "description": description,
+        "additionalProperties": by_resource,
+    }
+    return {**_OPTIONS_SCHEMA, "properties": {**properties, "resource_args": resource_args}}

@@ -97,7 +97,7 @@ class Session:
 
     async def secure_agents(self, queue: str) -> tuple[str, ...]:
         """Return the agents that are online for a queue when all of them are in secure mode; else none."""
-        from prefect_launch.queues.activity import online_agents
+        from prefect_launch.queues.agent_status import online_agents
 
         read_at, names = self._secure_agents.get(queue, (float("-inf"), ()))
         if time.monotonic() - read_at > QUEUE_MEMORY_SECONDS:

@@ -1,24 +1,32 @@
-"""Why an item waits, in words: its place in the line, what keeps it there, and when it will about start.
+"""Wait reason: why an item waits, its place in the queue, and when it is expected to start.
 
-Pure: the facts are a value, which `prefect_launch.queues.wait_facts` reads; nothing is asked or decided here.
-Of several reasons it tells the one that somebody must see to first: a paused queue before a missing agent, that before
-a limit, that before busy slots.
+The facts are read in a handful of requests, sent at once, only when somebody asks; what is made of them is pure. Of
+several reasons the most pressing one is given: a paused queue before a missing agent, that before a limit, that before
+busy slots. The expected start is a forecast from past runs, never a promise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime, timedelta
+import asyncio
+import heapq
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta, timezone
 from enum import Enum
-from typing import Final
+from statistics import median
+from typing import TYPE_CHECKING, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_minute, utc_time
-from prefect_launch.queues.activity import AgentInfo
-from prefect_launch.queues.forecast import Past, seconds_until_start
+from prefect_launch.jobs.index import PATH_TAG
+from prefect_launch.queues.agent_status import AgentInfo, online_agents
+from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, PriorityQueue
+
+if TYPE_CHECKING:
+    from prefect_launch.queues.session import Session
+
 
 _COUNTED: Final = frozenset({StateType.PENDING, StateType.RUNNING})
 _DRAINING: Final = "draining"
@@ -290,3 +298,147 @@ def _due(item: Item) -> datetime | None:
 def _ordinal(number: int) -> str:
     last = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
     return f"{number}{'th' if number % 100 in (11, 12, 13) else last}"
+
+
+# When a waiting item will start, from how long past runs took: a guess for people, never a promise.
+
+#: What is left of a run that takes longer than the typical one, as a share of that.
+_OVERTIME: Final = 0.1
+
+
+class Past(BaseModel):
+    """Past runs, as far as a forecast needs them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seconds: tuple[float, ...] = Field(description="How long each took.")
+    job: str = Field(default="", description="The job that they are of; empty: any job of the queue.")
+
+    @property
+    def typical_seconds(self) -> float:
+        """Their median."""
+        return median(self.seconds)
+
+    def describe(self) -> str:
+        """Say what they are, such as `20 past runs of train`."""
+        runs = f"{len(self.seconds)} past run{'' if len(self.seconds) == 1 else 's'}"
+        return f"{runs} of {self.job}" if self.job else f"{runs} of the queue"
+
+
+def seconds_until_start(*, ahead: int, running: Sequence[float], slots: int | None, typical: float) -> float:
+    """Return when the item behind `ahead` others gets a slot, in seconds from now.
+
+    Args:
+        ahead: how many start before it.
+        running: for how long each item in work has been running, in seconds.
+        slots: how many run at a time; `None`: any number.
+        typical: how long a run takes, in seconds.
+    """
+    if slots is None:
+        return 0.0
+    ends = sorted(max(typical - seconds, typical * _OVERTIME) for seconds in running)
+    # When more run than may (the limit was lowered), the first to end free no slot.
+    free_at = ends[max(0, len(ends) - slots) :] + [0.0] * max(0, slots - len(ends))
+    heapq.heapify(free_at)
+    for _ in range(ahead):
+        heapq.heapreplace(free_at, free_at[0] + typical)
+    return free_at[0]
+
+
+# Facts for `prefect_launch.queues.wait_reason`: a handful of requests, sent at once, only when somebody asks.
+
+#: A forecast is made from so many past runs, the latest.
+PAST_RUNS: Final = 20
+_PAGE: Final = 200
+
+
+async def why_waiting(session: Session, item: Item) -> Waiting | None:
+    """Tell why an item waits; `None` when it does not, or its queue is gone."""
+    if item.state_type is not StateType.SCHEDULED or item.work_pool_name is None:
+        return None
+    queue, past = await asyncio.gather(
+        read_queue_facts(session.server, item.work_pool_name), read_past(session.server, item.work_pool_name, item.tags)
+    )
+    return None if queue is None else tell(await _read_place(session.server, queue, item, past))
+
+
+async def why_would_wait(session: Session, queue_name: str, item: Item, *, asks: str = "") -> Waiting | None:
+    """Tell why an item that is not queued yet would wait; `None` when the queue is not there.
+
+    Args:
+        session: an open connection.
+        queue_name: the queue.
+        item: as it would be queued.
+        asks: which GPUs it asks for, in words; an empty text for none.
+    """
+    queue, past = await asyncio.gather(
+        read_queue_facts(session.server, queue_name), read_past(session.server, queue_name, item.tags)
+    )
+    if queue is None:
+        return None
+    facts = await _read_place(session.server, queue, item, past, is_there=False)
+    return tell(facts.model_copy(update={"asks": asks}))
+
+
+async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:
+    """Read what is known of a queue now; `None` when it is gone."""
+    pool, priorities, agents, in_work = await asyncio.gather(
+        server.read_pool(name),
+        server.list_queues(name),
+        online_agents(server, name),
+        server.list_items(pool=name, state_types=sorted(ACTIVE), limit=_PAGE),
+    )
+    if pool is None:
+        return None
+    return QueueFacts(
+        queue=name,
+        now=datetime.now(timezone.utc),
+        resource=str((pool.base_job_template.get("job_configuration") or {}).get("resource") or ""),
+        is_paused=pool.is_paused,
+        limit=pool.concurrency_limit,
+        agents=tuple(agents),
+        priorities=tuple(priorities),
+        in_work=tuple(in_work),
+    )
+
+
+async def read_past(server: Server, queue: str, tags: tuple[str, ...]) -> Past | None:
+    """Read how long past runs took: those of the item's job, or of its queue when that has not run there yet.
+
+    Args:
+        server: the door.
+        queue: its name.
+        tags: of the item; its job's name stands in one.
+    """
+    job = next((tag.removeprefix(PATH_TAG) for tag in tags if tag.startswith(PATH_TAG)), "")
+    for name in dict.fromkeys((job, "")):
+        wanted = [f"{PATH_TAG}{name}"] if name else None
+        done = await server.list_items(pool=queue, tags=wanted, state_types=[StateType.COMPLETED], limit=PAST_RUNS)
+        if done:
+            return Past(seconds=tuple(item.total_run_time for item in done), job=name)
+    return None
+
+
+async def _read_place(
+    server: Server, queue: QueueFacts, item: Item, past: Past | None, *, is_there: bool = True
+) -> WaitFacts:
+    rank = next((one.priority or 0 for one in queue.priorities if one.name == item.work_queue_name), 0)
+    above = [one.name for one in queue.priorities if (one.priority or 0) < rank]
+    due = item.next_scheduled_start_time or queue.now
+    waiting = [StateType.SCHEDULED]
+    in_all, own, *urgent = await asyncio.gather(
+        server.count_items(pool=queue.queue, state_types=waiting),
+        server.count_items(pool=queue.queue, queue=item.work_queue_name, state_types=waiting, due_before=due),
+        *(
+            server.count_items(pool=queue.queue, queue=name, state_types=waiting, due_before=max(due, queue.now))
+            for name in above
+        ),
+    )
+    return WaitFacts(
+        queue=queue,
+        item=item,
+        urgent=sum(urgent),
+        earlier=max(0, own - is_there),
+        waiting=max(1, in_all + (not is_there)),
+        past=past,
+    )

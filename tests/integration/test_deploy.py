@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from prefect_launch.errors import InputError, NotFoundError, QueueError, SpecError
-from prefect_launch.queues.deploy_job import deploy_job
+from prefect_launch.queues.deployment import deploy_job
 from tests.support.live import Site, run_deployment
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from prefect.blocks.core import Block
 import prefect_launch
 from prefect_launch.client.create_job import create_job
 from prefect_launch.client.launch_add import launch_add_many
-from prefect_launch.queues.deploy_job import deploy_job
+from prefect_launch.queues.deployment import deploy_job
 from prefect_launch.server.values import ItemDraft
 from prefect_launch.testing import InMemoryApi
 

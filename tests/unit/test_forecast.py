@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from prefect_launch.queues.forecast import Past, seconds_until_start
+from prefect_launch.queues.wait_reason import Past, seconds_until_start
 
 
 @pytest.mark.parametrize(

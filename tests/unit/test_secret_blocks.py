@@ -14,7 +14,7 @@ from prefect_launch.errors import LaunchError, QueueError, SpecError, UnsafeSpec
 from prefect_launch.planning.plan import Request, make_plan
 from prefect_launch.policy import check_submitter_secrets, secrets_pattern
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.queues.deploy_job import deploy_job
+from prefect_launch.queues.deployment import deploy_job
 from prefect_launch.queues.session import Session
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.secrets import fill_secrets, reference_to, secret_names

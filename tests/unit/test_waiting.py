@@ -10,10 +10,8 @@ import pytest
 
 from prefect_launch import alaunch_add
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.queues.activity import AgentInfo
-from prefect_launch.queues.agent_status import AgentNotice, post_notice
-from prefect_launch.queues.forecast import Past
-from prefect_launch.queues.wait_reason import QueueFacts, WaitCause, WaitFacts, Waiting, tell
+from prefect_launch.queues.agent_status import AgentInfo, AgentNotice, post_notice
+from prefect_launch.queues.wait_reason import Past, QueueFacts, WaitCause, WaitFacts, Waiting, tell
 from prefect_launch.server.values import Item, PriorityQueue, State
 from prefect_launch.testing import InMemoryApi
 

@@ -19,9 +19,7 @@ from prefect_launch.agent.item.log_notes import LOGGER, log_note
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError
-from prefect_launch.queues.forecast import Past
-from prefect_launch.queues.wait_facts import read_past, read_queue_facts
-from prefect_launch.queues.wait_reason import QueueFacts, WaitCause, WaitFacts, tell
+from prefect_launch.queues.wait_reason import Past, QueueFacts, WaitCause, WaitFacts, read_past, read_queue_facts, tell
 from prefect_launch.server.values import Item, LogRecord
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from prefect_launch.core import supervision
 from prefect_launch.core.states import StateType
 from prefect_launch.core.supervision import BackgroundTaskError
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.queues.activity import agents
+from prefect_launch.queues.agent_status import agents
 from prefect_launch.runners.base import Found
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually

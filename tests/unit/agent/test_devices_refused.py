@@ -10,7 +10,7 @@ import pytest
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.queues.agent_status import read_notices
-from prefect_launch.queues.wait_facts import why_waiting
+from prefect_launch.queues.wait_reason import why_waiting
 from prefect_launch.testing import InMemoryGpus, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 from tests.support.devices import agent_of, gpus_of, now_async, running, visible, wants

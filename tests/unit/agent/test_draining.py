@@ -13,10 +13,12 @@ from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.entry.signals import Signals
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, NotFoundError
-from prefect_launch.queues.activity import AgentInfo, agents, drain_agent
 from prefect_launch.queues.agent_status import (
+    AgentInfo,
     AgentNotice,
     RunningItem,
+    agents,
+    drain_agent,
     order_drain,
     post_notice,
     read_drain_order,

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InfrastructureError, UnreachableError
-from prefect_launch.queues.activity import agents
+from prefect_launch.queues.agent_status import agents
 from prefect_launch.testing import Script
 from tests.support.bench import Bench, eventually
 

@@ -17,7 +17,7 @@ from prefect_launch.agent.recovery.home_id import home_id
 from prefect_launch.agent.recovery.lost_agents import LostWatch
 from prefect_launch.agent.recovery.ownership import holder_of
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.queues.activity import agents
+from prefect_launch.queues.agent_status import agents
 from prefect_launch.queues.holder import Holder
 from prefect_launch.queues.presence import Presence, post_presence, read_presences
 from prefect_launch.server.values import Item

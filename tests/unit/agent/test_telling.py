@@ -11,8 +11,7 @@ import pytest
 from prefect_launch.agent.reporting.wait_notes import WaitTeller
 from prefect_launch.core.states import ItemState
 from prefect_launch.queues.agent_status import AgentNotice, post_notice
-from prefect_launch.queues.wait_facts import why_waiting
-from prefect_launch.queues.wait_reason import WaitCause, Waiting
+from prefect_launch.queues.wait_reason import WaitCause, Waiting, why_waiting
 from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench, eventually

@@ -8,7 +8,7 @@ from prefect_launch.client.create_job import create_in
 from prefect_launch.client.job_drafts import JobRequest
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.schema import inputs_in_order
-from prefect_launch.queues.deploy_job import form_schema
+from prefect_launch.queues.deployment import form_schema
 
 
 async def test_form_shows_the_inputs_in_the_order_of_their_author(registry: JobRegistry, tmp_path: Path) -> None:
