@@ -23,7 +23,7 @@ from prefect_launch.planning.unread_fields import refuse_unread
 from prefect_launch.policy import (
     locked_parts,
 )
-from prefect_launch.policy.macros import macro_values
+from prefect_launch.policy.template import macro_values
 from prefect_launch.queues.deployment import QUEUE_LABEL
 from prefect_launch.queues.options import make_config
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE, create_queue

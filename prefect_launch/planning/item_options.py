@@ -26,8 +26,7 @@ from prefect_launch.policy.limits import (
     time_limit,
     with_limits,
 )
-from prefect_launch.policy.macros import fill_macros
-from prefect_launch.policy.template import QueueConfig, check_variables, is_whole
+from prefect_launch.policy.template import QueueConfig, check_variables, fill_macros, is_whole
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.secrets import fill_secrets
 from prefect_launch.spec.launch_spec import LaunchSpec

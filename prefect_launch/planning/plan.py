@@ -31,8 +31,7 @@ from prefect_launch.policy import (
     secured,
 )
 from prefect_launch.policy.limits import time_limit
-from prefect_launch.policy.macros import macro_values
-from prefect_launch.policy.template import QueueConfig
+from prefect_launch.policy.template import QueueConfig, macro_values
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.runners.run_folder import PLAN_FILE, note_claim

@@ -7,14 +7,16 @@ refused.
 
 from __future__ import annotations
 
-from prefect_launch.policy.paths import check_path_values
-from prefect_launch.policy.secrets import (
+from prefect_launch.policy.secure_mode import locked_parts, secured
+from prefect_launch.policy.submitter_options import (
+    check_path_values,
+    check_submitter_args,
     check_submitter_secrets,
     check_variables_name_no_secret,
+    locked_options,
+    merge_resource_args,
     secrets_pattern,
 )
-from prefect_launch.policy.secure_mode import locked_parts, secured
-from prefect_launch.policy.submitter_options import check_submitter_args, locked_options, merge_resource_args
 from prefect_launch.spec.option_names import normalise_option, normalise_options, read_env
 
 __all__ = [

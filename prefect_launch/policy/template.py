@@ -10,15 +10,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.core.validation import check_server_json
-from prefect_launch.errors import QueueError, SpecError, unknown_name
-from prefect_launch.policy.macros import BUILT_IN, MACRO
+from prefect_launch.errors import AgentConfigError, QueueError, SpecError, unknown_name
 from prefect_launch.server.secrets import SECRET_PREFIX, as_stored, from_stored, secret_names
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([\w.\-$]+)\s*\}\}")
@@ -345,3 +344,114 @@ def check_variables(queue: str, config: QueueConfig, values: Mapping[str, Any]) 
             f"Queue {queue!r} needs a value for the template variable {missing[0]!r}"
             f" (template_variables={{{missing[0]!r}: …}}, or -v {missing[0]}=… on the command line)."
         )
+
+
+# Macros: `${run_id}` and the like in resource arguments, filled in on the agent when an item starts.
+
+#: What an item itself gives a value to.
+BUILT_IN = (
+    "project_name",
+    "entity_name",
+    "run_id",
+    "run_name",
+    "image_uri",
+    "author",
+    "item_id",
+    "queue_name",
+    "attempt",
+)
+
+#: Those of them whose value its submitter chooses freely, or nearly so.
+SUBMITTED = ("project_name", "entity_name", "run_id", "run_name", "image_uri", "author")
+
+#: A macro in a text; its name is the group.
+MACRO = re.compile(r"\$\{(\w+)\}")
+_NAME = re.compile(r"\w+")
+_Value = TypeVar("_Value")
+
+
+def macro_values(
+    *,
+    run_id: str,
+    item_id: str,
+    attempt: int,
+    project_name: str | None = None,
+    entity_name: str | None = None,
+    run_name: str | None = None,
+    image_uri: str | None = None,
+    author: str | None = None,
+    queue_name: str | None = None,
+    named: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return the values of all macros for one attempt at one item.
+
+    Args:
+        run_id: the launch run id.
+        item_id: the queue item's id.
+        attempt: 1 for the first.
+        project_name: and the others: `None` or empty when the item has none; the macro is then unknown, and stays as
+            it is written rather than becoming the word "None".
+        entity_name: the entity.
+        run_name: the run's display name.
+        image_uri: the container image that runs.
+        author: who submitted the item.
+        queue_name: the queue.
+        named: the macros of the agent's config.
+
+    Raises:
+        AgentConfigError: when a name in `named` is no word, is built in, or has a value that is not text.
+    """
+    own = {
+        "project_name": project_name,
+        "entity_name": entity_name,
+        "run_id": run_id,
+        "run_name": run_name,
+        "image_uri": image_uri,
+        "author": author,
+        "item_id": item_id,
+        "queue_name": queue_name,
+        "attempt": str(attempt),
+    }
+    return {**check_named_macros(named or {}), **{name: value for name, value in own.items() if value}}
+
+
+def check_named_macros(named: Mapping[str, str]) -> dict[str, str]:
+    """Return the macros of an agent's config when they are good.
+
+    Raises:
+        AgentConfigError: as `macro_values`.
+    """
+    for name, value in named.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise AgentConfigError(f"Invalid macro name {name!r}: use letters, digits and '_', as in ${{data_dir}}.")
+        if name in BUILT_IN:
+            raise AgentConfigError(
+                f"The macro {name!r} is built in and cannot be set in the agent's config. Rename yours."
+            )
+        if not isinstance(value, str):
+            raise AgentConfigError(f"The macro {name!r} is {value!r}; a macro's value must be text. Put it in quotes.")
+    return dict(named)
+
+
+def fill_macros(value: _Value, macros: Mapping[str, str]) -> _Value:
+    """Return a copy of resource arguments with its macros filled in: of a run of no queue, whose caller wrote them.
+
+    In a queue's options they are filled by `QueueConfig.fill`, in one pass with the template variables and secrets.
+
+    Args:
+        value: nested mappings and lists. Text in them is filled; keys and everything else stay. It is not changed.
+        macros: as `macro_values` returns them. A macro that is not among them stays as it is written; what a value
+            brings in is not filled again.
+    """
+    filled: Any = _fill_value(value, macros)
+    return filled  # type: ignore[no-any-return]
+
+
+def _fill_value(value: Any, macros: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        return MACRO.sub(lambda match: macros.get(match[1], match[0]), value)
+    if isinstance(value, Mapping):
+        return {key: _fill_value(item, macros) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_fill_value(item, macros) for item in value]
+    return value

@@ -2,7 +2,7 @@
 before.
 
 `{{ prefect.blocks.secret.<name> }}` is filled in where the queue's owner wrote it, and in a submitter's `env` where the
-queue allows that name (`prefect_launch.policy.secrets`); in no value that came from somewhere else. What is
+queue allows that name (`prefect_launch.policy.submitter_options`); in no value that came from somewhere else. What is
 read goes into the run's environment and options; it is never written to the database, a log, a command line or a file
 that stays.
 """

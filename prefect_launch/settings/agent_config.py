@@ -22,7 +22,7 @@ from prefect_launch.core.names import ENTITY_VARIABLES, check_name, safe_name
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_defaults
 from prefect_launch.core.validation import first_complaint
 from prefect_launch.errors import AgentConfigError, unknown_name
-from prefect_launch.policy.macros import check_named_macros
+from prefect_launch.policy.template import check_named_macros
 from prefect_launch.registries.base import parse_reference
 from prefect_launch.registries.keychain import Keychain
 from prefect_launch.registries.settings import RegistrySettings, read_registries

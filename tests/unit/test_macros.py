@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import AgentConfigError
-from prefect_launch.policy.macros import BUILT_IN, fill_macros, macro_values
+from prefect_launch.policy.template import BUILT_IN, fill_macros, macro_values
 
 
 def test_macros_are_filled_in_text_at_every_depth_and_not_in_keys() -> None:
