@@ -34,7 +34,7 @@ from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import GpuRequest, read_gpus
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.spec.option_names import normalise_options
 

@@ -41,8 +41,7 @@ from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner, runner_class
 from prefect_launch.runners.run import AbstractRun, RunnerRun
-from prefect_launch.settings.agent_config import default_home, resolve_agent_config
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site, default_home, resolve_agent_config
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec
 

@@ -17,7 +17,7 @@ from prefect_launch.core.names import UNNAMED
 from prefect_launch.errors import SpecError
 from prefect_launch.inputs.environment import CONFIG_VARIABLES, FILE_OVERRIDES_VARIABLES
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
-from prefect_launch.settings.site import WandbServer
+from prefect_launch.settings.agent_config import WandbServer
 from prefect_launch.spec.launch_spec import LaunchSpec
 
 #: The reference's limit for one variable; what is longer is cut into chunks.

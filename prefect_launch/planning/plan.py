@@ -37,7 +37,7 @@ from prefect_launch.runners.registry import runner_class
 from prefect_launch.runners.run_folder import PLAN_FILE, note_claim
 from prefect_launch.runners.used_resources import note_resource
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site
 from prefect_launch.sources.fetch import fetch_code
 from prefect_launch.spec.image_request import ImageWish
 from prefect_launch.spec.job_naming import parse_image, runtime_of

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from prefect_launch.builds.settings import BuilderSettings
+from prefect_launch.core import units as sizes
 from prefect_launch.core.names import ENTITY_VARIABLES, check_name, safe_name
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_defaults
 from prefect_launch.core.validation import first_complaint
@@ -26,10 +27,106 @@ from prefect_launch.policy.template import check_named_macros
 from prefect_launch.registries.base import parse_reference
 from prefect_launch.registries.keychain import Keychain
 from prefect_launch.registries.settings import RegistrySettings, read_registries
-from prefect_launch.settings.device_settings import AUTO, read_amount_setting, read_gpu_setting, read_limit_setting
+from prefect_launch.runners import option_values as values
+from prefect_launch.runners.gpu_option import read_gpus
+from prefect_launch.runners.run_folder import CLAIM_CHARS
 from prefect_launch.settings.reference_keys import translated
-from prefect_launch.settings.site import Site, WandbServer
 from prefect_launch.sources.git_settings import GitSettings, machine_git_settings
+
+
+class WandbServer(BaseModel):
+    """A W&B server that jobs may report to, when the agent's operator configured one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_url: str | None = None
+    api_key: SecretStr | None = None
+
+
+class Site(BaseModel):
+    """What the machine's operator decides about the runs that are made on it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    home: Path = Field(description="The folder of prefect-launch on this machine.")
+    secure_mode: bool = False
+    macros: dict[str, str] = Field(default_factory=dict)
+    wandb: WandbServer = WandbServer()
+    git: GitSettings = GitSettings()
+    outputs: OutputLimits = DEFAULT_OUTPUT_LIMITS
+
+    def run_dir(self, item_id: str, attempt: int, claim: str = "") -> Path:
+        """Return the folder of one attempt at one item.
+
+        The same attempt under another claim has a folder of its own: of two agents that share this home, one may have
+        been taken for lost before it ran the item, and must find nothing of the other's in its hands.
+        """
+        return self.home / "runs" / item_id / (f"{attempt}-{claim[:CLAIM_CHARS]}" if claim else str(attempt))
+
+    def run_dirs(self, item_id: str, attempt: int) -> list[Path]:
+        """Return the folders that there are of one attempt, under whichever claims, the last planned first."""
+        folder = self.home / "runs" / item_id
+        found = [path for pattern in (str(attempt), f"{attempt}-*") for path in folder.glob(pattern)]
+        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
+# Readers of the settings `gpus`, `cpus`, `memory` and `keep_*` of an agent.
+
+AUTO: Final = "auto"
+
+NONE: Final = "none"
+
+
+def read_gpu_setting(value: Any) -> str | tuple[str, ...]:
+    """Read the setting `gpus`: "auto", "none", or a list of indexes or UUIDs.
+
+    Raises:
+        AgentConfigError: with the value and the rule.
+    """
+    if isinstance(value, str) and value.strip().lower() in (AUTO, NONE):
+        return value.strip().lower()
+    listed = value.split(",") if isinstance(value, str) else value
+    try:
+        if isinstance(listed, (list, tuple)):
+            return read_gpus(list(listed)).ids or NONE
+    except ValueError:
+        pass
+    raise AgentConfigError(
+        f"The agent's 'gpus' must be auto, none, or a list of indexes or UUIDs such as [0, 1]; got {value!r}."
+    )
+
+
+def read_amount_setting(name: str, value: Any) -> str | float:
+    """Read the setting `cpus` (a number) or `memory` (a size such as "64g", in bytes), or "auto" or "none".
+
+    Raises:
+        AgentConfigError: with the value and the rule.
+    """
+    if isinstance(value, str) and value.strip().lower() in (AUTO, NONE):
+        return value.strip().lower()
+    try:
+        return sizes.size(value) if name == "memory" else values.nano_cpus(value) / 1e9
+    except ValueError as error:
+        raise AgentConfigError(
+            f"The agent's {name!r} must be auto, none or an amount; got {value!r}: {error}."
+        ) from None
+
+
+def read_limit_setting(name: str, value: Any) -> int | None:
+    """Read a setting such as `keep_runs`: a size such as "10g", in bytes, or "none".
+
+    Raises:
+        AgentConfigError: with the value and the rule.
+    """
+    if value is None or (isinstance(value, str) and value.strip().lower() == NONE):
+        return None
+    try:
+        return sizes.size(value)
+    except ValueError as error:
+        raise AgentConfigError(f"The agent's {name!r} must be none or a size; got {value!r}: {error}.") from None
+
+
+# An agent's configuration: defaults, then the file, then the environment, then the call.
 
 DEFAULT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/agent.yaml")
 #: The fallback when the server's events do not reach the agent (design: being told beats asking).

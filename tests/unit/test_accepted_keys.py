@@ -22,8 +22,7 @@ from prefect_launch.errors import LaunchError, SpecError
 from prefect_launch.planning.plan import Request, local_config, preview_plan
 from prefect_launch.planning.unread_fields import refuse_unread_at_queue
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.settings.agent_config import AgentConfig
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import AgentConfig, Site
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.testing import InMemoryApi
 

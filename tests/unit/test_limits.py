@@ -15,7 +15,7 @@ from prefect_launch.planning.plan import Request, local_config, preview_plan
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.options import make_config
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site
 from prefect_launch.spec.launch_spec import parse_spec
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import items

@@ -13,7 +13,7 @@ from prefect_launch.planning.plan import Request, preview_plan
 from prefect_launch.policy import check_path_values
 from prefect_launch.policy.template import QueueConfig, check_variables, macro_values
 from prefect_launch.queues.options import make_config
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site
 from prefect_launch.spec.launch_spec import parse_spec
 
 TEXT = {"type": "string"}

@@ -19,7 +19,7 @@ from prefect_launch.queues.session import Session
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.secrets import fill_secrets, reference_to, secret_names
 from prefect_launch.server.values import ItemDraft
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site
 from prefect_launch.spec.launch_spec import parse_spec
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import inputs, items

@@ -31,7 +31,7 @@ from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.server.values import Item
-from prefect_launch.settings.device_settings import NONE
+from prefect_launch.settings.agent_config import NONE
 from prefect_launch.spec.item_parameters import spec_of
 from prefect_launch.spec.priority import Priority
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.agent.devices.allocations import Capacity, Gpu
 from prefect_launch.errors import AgentConfigError
-from prefect_launch.settings.device_settings import AUTO, NONE
+from prefect_launch.settings.agent_config import AUTO, NONE
 
 #: Where the driver cannot list processes (some virtual machines), a GPU with more memory in use than a driver takes by
 #: itself is taken for held.

@@ -19,7 +19,7 @@ from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import InfrastructureError, NotFoundError, clause
 from prefect_launch.jobs.outputs import copy_outputs
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry

@@ -17,7 +17,7 @@ from prefect_launch.core.states import ACTIVE, StateType
 from prefect_launch.planning.plan import load_plan
 from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
 from prefect_launch.server.values import Item, State
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site
 
 
 class Identity(NamedTuple):

@@ -21,8 +21,7 @@ from prefect_launch.core.units import in_bytes
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.server.values import Item
-from prefect_launch.settings.agent_config import parse_agent_config
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site, parse_agent_config
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
 

@@ -16,7 +16,7 @@ from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.values import Item
-from prefect_launch.settings.site import Site
+from prefect_launch.settings.agent_config import Site
 from prefect_launch.testing import Script
 from tests.support.bench import Bench, eventually
 
