@@ -191,7 +191,7 @@ def install_files(python_version: str | None, user_id: int) -> dict[str, bytes]:
 
 def _inputs() -> dict[str, bytes]:
     """Return what lets the job's code import `prefect_launch.inputs`, as a local process can."""
-    from prefect_launch.inputs.carry import carried_files
+    from prefect_launch.inputs.vendoring import carried_files
 
     return {name: text.encode() for name, text in carried_files().items()}
 

@@ -27,7 +27,7 @@ from prefect_launch.core.subprocesses import run_command
 from prefect_launch.environments.pip_config import MACHINE_FAULT_PATTERN, PROJECT_LEFT_OUT, uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements, stage
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, SourceError
-from prefect_launch.inputs.carry import carry_inputs
+from prefect_launch.inputs.vendoring import carry_inputs
 
 #: Is in every whole environment; its time says when it was last used.
 READY = ".ready"

@@ -20,7 +20,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from prefect_launch.core.validation import MAX_INTEGER, MIN_INTEGER, check_server_json
 from prefect_launch.errors import InputError, SpecError, clause, unknown_name
-from prefect_launch.inputs.faults import unknown_names, worst_cause
+from prefect_launch.inputs.schema import unknown_names, worst_cause
 from prefect_launch.jobs.schema_class import read_schema_class
 
 #: What a schema can be given as: a schema, a pydantic class or instance, a file's path, or `module:Class`.

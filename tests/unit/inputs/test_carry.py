@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.inputs.carry import carry_inputs
+from prefect_launch.inputs.vendoring import carry_inputs
 
 
 @pytest.fixture

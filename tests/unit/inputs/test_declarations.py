@@ -12,7 +12,7 @@ from pydantic import BaseModel, SecretStr
 
 from prefect_launch.errors import InputError, LaunchError
 from prefect_launch.inputs import manage_config_file, manage_wandb_config
-from prefect_launch.inputs.selection import parse_paths, select
+from prefect_launch.inputs.declare import parse_paths, select
 from tests.unit.inputs.conftest import Launch
 
 CONFIG = {"lr": 0.1, "a.b": 1, "model": {"depth": 2, "width": 3}}
