@@ -22,7 +22,7 @@ from prefect_launch.core.loop_thread import Background
 from prefect_launch.core.names import ENTITY_VARIABLES, PROJECT_VARIABLES, UNNAMED, check_name
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError
-from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
+from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient

@@ -1,19 +1,26 @@
-"""The server's flow runs: making, reading and polling items."""
+"""Items on the Prefect server: flow runs, their states, logs, artifacts and heartbeats.
+
+Each proposed state takes effect once. The answer to a proposal can be lost when the server or the way to it breaks
+down. The server knows a repeated proposal by its transition id, but only as long as the item is in that very state; so
+after a lost answer the item's states are read first, and what reached the server is not made again over what others
+have made of the item since.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, Final
 from urllib.parse import quote
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import anyio
 
 from prefect_launch.core.states import StateType
-from prefect_launch.errors import ServerUnavailableError, SpecError
-from prefect_launch.server.rest import Rest
-from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
+from prefect_launch.server.http import Rest
+from prefect_launch.server.pools import POOL_TYPE
+from prefect_launch.server.values import Answer, Item, ItemDraft, LogRecord, State, Verdict
 
 #: Items in one bulk request. The server takes 100, but no faster (31 to 36 a second; 50: 32 to 40), and a SQLite server
 #: lets nobody else write meanwhile: at 25 ms an item, an agent's claim would wait for 2.5 s.
@@ -200,3 +207,202 @@ def _filters(
     if queue is not None:
         filters["work_pool_queues"] = {"name": {"any_": [queue]}}
     return filters
+
+
+# Moving the server's flow runs from state to state: each proposal takes effect once.
+
+#: Proposals in a row whose answers are lost, before the caller hears of it.
+_LOST_MAX: Final = 5
+#: What a server gets to commit a request whose answer cannot reach us any more.
+_LOST_PAUSE_SECONDS: Final = 0.3
+
+#: The server keeps a state's data as an artifact. Of this type, as the results of Prefect's own flows are, it is not
+#: listed among what a run shows; without one, its page has an artifact of no name and type.
+RESULT: Final = "result"
+
+
+class ProposalCalls:
+    """Calls about the states of items."""
+
+    _rest: Rest
+    _unanswered: set[UUID]
+
+    async def propose(
+        self, item_id: UUID, state: State, *, transition_id: UUID | None = None, force: bool = False
+    ) -> Verdict:
+        """Propose a state; under one transition id it takes effect once, also when it is proposed again.
+
+        Raises:
+            ItemGoneError: when there is no such item.
+            AnswerLostError: when answers are lost again and again; propose it again under the same transition id.
+        """
+        token = transition_id or uuid4()
+        lost = 0
+        while True:
+            if token in self._unanswered and (made := await self._made(item_id, token)):
+                self._unanswered.discard(token)
+                return Verdict(status=Answer.ACCEPT, state=made)
+            try:
+                verdict = await self._send(item_id, state, token, force=force)
+            except AnswerLostError:
+                self._unanswered.add(token)
+                lost += 1
+                if lost == _LOST_MAX:
+                    raise
+                await anyio.sleep(_LOST_PAUSE_SECONDS)
+            except ServerFailedError:
+                self._unanswered.add(token)
+                raise
+            else:
+                self._unanswered.discard(token)
+                return verdict
+
+    async def read_states(self, item_id: UUID) -> list[State]:
+        """List the states that an item was in, oldest first."""
+        found = await self._rest.get("GET", "/flow_run_states/", params={"flow_run_id": str(item_id)})
+        return [State.model_validate(state) for state in found or ()]
+
+    async def _made(self, item_id: UUID, token: UUID) -> State | None:
+        """Return the state that a proposal has made, if it has."""
+        made = [state for state in await self.read_states(item_id) if state.transition_id == str(token)]
+        return made[-1] if made else None
+
+    async def _send(self, item_id: UUID, state: State, token: UUID, *, force: bool) -> Verdict:
+        proposed = {
+            "type": state.type.value,
+            "name": state.name,
+            "message": state.message,
+            "data": _as_result(state.data),
+            "state_details": {
+                **state.state_details,
+                "flow_run_id": str(item_id),
+                "transition_id": str(token),
+            },
+        }
+        body = {"state": proposed, "force": force}
+        answer = await self._rest.get("POST", f"/flow_runs/{item_id}/set_state", json=body)
+        if answer is None:
+            raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
+        return Verdict.model_validate(answer)
+
+
+def _as_result(data: Any) -> Any:
+    return {**data, "artifact_type": RESULT} if data and isinstance(data, dict) else data
+
+
+# What is told about items: log records, artifacts, heartbeats.
+
+#: What an artifact that is made once tells of, in its metadata.
+ONCE: Final = "prefect-launch.once"
+
+
+class TelemetryCalls:
+    """Calls about logs, artifacts and events."""
+
+    _rest: Rest
+    api_url: str
+
+    async def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
+        """Add records to an item's log."""
+        await self.write_lines([(item_id, record) for record in records])
+
+    async def write_lines(self, lines: Sequence[tuple[UUID, LogRecord]]) -> None:
+        """Add records to the logs of several items, in one request."""
+        body = [{**record.model_dump(mode="json"), "flow_run_id": str(item_id)} for item_id, record in lines]
+        await self._rest.get("POST", "/logs/", json=body)
+
+    async def read_logs(
+        self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
+    ) -> list[LogRecord]:
+        """Read an item's log, oldest first; with `since`, what is of that time or later."""
+        body = {
+            "logs": {
+                "flow_run_id": {"any_": [str(item_id)]},
+                "timestamp": None if since is None else {"after_": since.isoformat()},
+            },
+            "sort": "TIMESTAMP_ASC",
+            "limit": limit,
+            "offset": offset,
+        }
+        return [LogRecord.model_validate(found) for found in await self._rest.get("POST", "/logs/filter", json=body)]
+
+    async def create_artifact(
+        self,
+        item_id: UUID,
+        *,
+        key: str,
+        kind: str,
+        data: Any,
+        description: str | None = None,
+        once: str | None = None,
+    ) -> None:
+        """Attach an artifact (`kind`: markdown, table, …) to an item, unless it is there: the key is of `[a-z0-9-]`.
+
+        Args:
+            once: what it is told of, such as one attempt: the item has it when there is one of the same key that tells
+                of the same. Without it, the item has it when there is one of the same key and data.
+        """
+        body = {"key": key, "type": kind, "data": data, "description": description, "flow_run_id": str(item_id)}
+        if once is not None:
+            body["metadata_"] = {ONCE: once}
+        lost = 0
+        while not any(is_same_artifact(found, data, once) for found in await self._artifacts(item_id, key)):
+            try:
+                await self._rest.get("POST", "/artifacts/", json=body)
+                return
+            except AnswerLostError:
+                lost += 1
+                if lost == _LOST_MAX:
+                    raise
+                await anyio.sleep(_LOST_PAUSE_SECONDS)
+
+    async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
+        """List the artifacts that an item shows; the data of its states, which the server keeps as some, are not."""
+        return await self._artifacts(item_id)
+
+    async def _artifacts(self, item_id: UUID, key: str | None = None) -> list[dict[str, Any]]:
+        wanted: dict[str, Any] = {"flow_run_id": {"any_": [str(item_id)]}, "type": {"not_any_": [RESULT]}}
+        if key is not None:
+            wanted["key"] = {"any_": [key]}
+        found: list[dict[str, Any]] = await self._rest.get("POST", "/artifacts/filter", json={"artifacts": wanted})
+        return found
+
+    async def beat_items(self, items: Sequence[Item]) -> None:
+        """Tell the server that these items are alive, in one request."""
+        now = datetime.now(timezone.utc).isoformat()
+        events = [
+            {
+                "id": str(uuid4()),
+                "occurred": now,
+                "event": "prefect.flow-run.heartbeat",
+                "resource": {
+                    "prefect.resource.id": f"prefect.flow-run.{item.id}",
+                    "prefect.resource.name": item.name,
+                },
+                "related": _pool_of(item),
+                "payload": {},
+            }
+            for item in items
+        ]
+        await self._rest.get("POST", "/events", json=events)
+
+
+def is_same_artifact(found: Mapping[str, Any], data: Any, once: str | None) -> bool:
+    """Whether an artifact of the right key is the one that is to be made."""
+    if once is None:
+        return bool(found["data"] == data)
+    return bool((found.get("metadata_") or {}).get(ONCE) == once)
+
+
+def _pool_of(item: Item) -> list[dict[str, str]]:
+    """Name an item's queue in an event, as the server's own events about the item do."""
+    if item.work_pool_id is None:
+        return []
+    return [
+        {
+            "prefect.resource.id": f"prefect.work-pool.{item.work_pool_id}",
+            "prefect.resource.role": "work-pool",
+            "prefect.resource.name": item.work_pool_name or "",
+            "prefect.work-pool.type": POOL_TYPE,
+        }
+    ]

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from prefect_launch.errors import QueueError
-from prefect_launch.server.rest import Rest, detail, is_taken, raise_refusal
+from prefect_launch.server.http import Rest, detail, is_taken, raise_refusal
 from prefect_launch.server.values import Deployment, Pool, PriorityQueue, Worker
 
 #: The type of the work pools that are ours.

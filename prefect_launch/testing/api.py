@@ -17,8 +17,8 @@ from pydantic import PrivateAttr
 from prefect_launch.client.api import Api
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
+from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.server.secrets import no_such_secret
-from prefect_launch.server.transport import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.testing.job_index import InMemoryJobIndex
 from prefect_launch.testing.registry import InMemoryRegistry
 from prefect_launch.testing.server import InMemoryServer

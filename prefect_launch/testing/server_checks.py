@@ -29,7 +29,7 @@ _UNDECLARED = (
 
 
 def refused(reason: str) -> SpecError:
-    """Make the error of `prefect_launch.server.rest` for what the server refuses."""
+    """Make the error of `prefect_launch.server.http` for what the server refuses."""
     return SpecError(f"The Prefect server refuses this: {reason}")
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from prefect_launch.server.telemetry import ONCE, is_same_artifact
+from prefect_launch.server.items import ONCE, is_same_artifact
 from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.testing import server_checks as checks
 from prefect_launch.testing.server_store import Calls, Watcher, as_json, call

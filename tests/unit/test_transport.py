@@ -12,7 +12,7 @@ import pytest
 from anyio.abc import SocketStream
 
 from prefect_launch.errors import AnswerLostError, ServerUnavailableError
-from prefect_launch.server.transport import ServerTransport
+from prefect_launch.server.http import ServerTransport
 from tests.support.ports import free_port
 
 #: Answers one request (its method and path) with a status, or by `None`: the connection is cut.
