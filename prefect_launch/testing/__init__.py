@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING
 from prefect_launch.core.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from prefect_launch.testing.api import InMemoryApi
+    from prefect_launch.testing.api import InMemoryApi, InMemoryJobIndex, InMemoryRegistry
     from prefect_launch.testing.devices import InMemoryGpus
     from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
-    from prefect_launch.testing.job_index import InMemoryJobIndex
-    from prefect_launch.testing.registry import InMemoryRegistry
     from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
     from prefect_launch.testing.script import Script
     from prefect_launch.testing.server import InMemoryServer
@@ -21,9 +19,9 @@ _HOMES = {
     "InMemoryGpus": "devices",
     "InMemoryDocker": "engine",
     "InMemoryEngine": "engine",
-    "InMemoryJobIndex": "job_index",
+    "InMemoryJobIndex": "api",
     "InMemoryMachine": "runner",
-    "InMemoryRegistry": "registry",
+    "InMemoryRegistry": "api",
     "InMemoryRunner": "runner",
     "InMemoryServer": "server",
     "Script": "script",

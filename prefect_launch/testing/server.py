@@ -8,16 +8,20 @@ the real server does by itself as time goes by, it does not.
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime, timezone
-from uuid import UUID
+from typing import Any, Final
+from uuid import UUID, uuid4
 
+from prefect_launch.errors import SpecError
+from prefect_launch.server.items import ONCE, is_same_artifact
+from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.testing.server_items import ItemTwin
 from prefect_launch.testing.server_pools import PoolTwin
-from prefect_launch.testing.server_store import Hook, Store
-from prefect_launch.testing.server_telemetry import TelemetryTwin
-from prefect_launch.testing.server_variables import VariableTwin
+from prefect_launch.testing.server_store import Calls, Hook, Store, Watcher, as_json, call, check_artifact_key
 
 
 def _utc_now() -> datetime:
@@ -66,3 +70,150 @@ class InMemoryServer(PoolTwin, ItemTwin, TelemetryTwin, VariableTwin):
     def heartbeats(self) -> dict[UUID, datetime]:
         """When each item was last said to be alive."""
         return dict(self._store.heartbeats)
+
+
+# The in-memory server's logs, artifacts, heartbeats of items, and event stream.
+
+
+class TelemetryTwin(Calls):
+    """Calls about logs, artifacts and events."""
+
+    @call
+    def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
+        """Add records to an item's log, whether the item is there or not."""
+        self._write(item_id, records)
+
+    @call
+    def write_lines(self, lines: Sequence[tuple[UUID, LogRecord]]) -> None:
+        """Add records to the logs of several items."""
+        for item_id, record in lines:
+            self._write(item_id, [record])
+
+    def _write(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
+        self._store.logs.setdefault(item_id, []).extend(records)
+
+    @call
+    def read_logs(
+        self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
+    ) -> list[LogRecord]:
+        """Read an item's log, oldest first; with `since`, what is of that time or later."""
+        records = sorted(self._store.logs.get(item_id, ()), key=lambda record: record.timestamp)
+        records = [record for record in records if since is None or record.timestamp >= since]
+        return records[offset : offset + limit]
+
+    @call
+    def create_artifact(
+        self,
+        item_id: UUID,
+        *,
+        key: str,
+        kind: str,
+        data: Any,
+        description: str | None = None,
+        once: str | None = None,
+    ) -> None:
+        """Attach an artifact to an item, unless it has it already.
+
+        Raises:
+            SpecError: for a key that is not of `[a-z0-9-]`.
+        """
+        check_artifact_key(key)
+        present = [one for one in self._store.artifacts if (one["flow_run_id"], one["key"]) == (str(item_id), key)]
+        if any(is_same_artifact(one, as_json(data), once) for one in present):
+            return
+        now = self._store.now().isoformat()
+        artifact = {"id": str(uuid4()), "created": now, "updated": now, "key": key, "type": kind}
+        more = {"description": description, "data": as_json(data), "metadata_": None if once is None else {ONCE: once}}
+        self._store.artifacts.append({**artifact, **more, "flow_run_id": str(item_id), "task_run_id": None})
+
+    @call
+    def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
+        """List an item's artifacts."""
+        return [artifact for artifact in self._store.artifacts if artifact["flow_run_id"] == str(item_id)]
+
+    @call
+    def beat_items(self, items: Sequence[Item]) -> None:
+        """Note that these items are alive."""
+        self._store.heartbeats.update({item.id: self._store.now() for item in items})
+
+    def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
+        """Yield an empty text, then the id of an item of these pools whenever one is queued or asked to stop.
+
+        Tells what happens from this call on. Ends when the server goes down.
+
+        Raises:
+            ServerUnavailableError: at the first step, when the server is down.
+        """
+        watcher = Watcher(pool_ids)
+        with self._store.lock:
+            self._store.watchers.add(watcher)
+        return self._told(watcher)
+
+
+# The in-memory server's variables.
+
+_NAME: Final = re.compile(r"[a-z0-9_-]+")
+_MOST_CHARS: Final = 5_000
+
+
+class VariableTwin(Calls):
+    """Calls about variables."""
+
+    @call
+    def read_variable(self, name: str) -> Any:
+        """Read a variable's value; `None` when there is none."""
+        return self._store.variables.get(name, (None, ()))[0]
+
+    @call
+    def write_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> None:
+        """Set a variable, made when it is not there.
+
+        Raises:
+            SpecError: for a bad name, or a value that is too long.
+        """
+        self._keep(name, value, tags)
+
+    def _keep(self, name: str, value: Any, tags: Collection[str]) -> None:
+        if not _NAME.fullmatch(name):
+            raise SpecError(f"The Prefect server refuses this: name: Variable name must be of a-z, 0-9, _, -: {name!r}")
+        if len(json.dumps(value)) > _MOST_CHARS:
+            raise SpecError(
+                f"The Prefect server refuses this: value: Variable value must be ≤ {_MOST_CHARS} characters"
+            )
+        self._store.variables[name] = (as_json(value), tuple(tags))
+        self._tell(name)
+
+    @call
+    def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
+        """Make a variable; false when there is one of that name, which stays as it is."""
+        if name in self._store.variables:
+            return False
+        self._keep(name, value, tags)
+        return True
+
+    @call
+    def delete_variable(self, name: str) -> bool:
+        """Delete a variable; whether it was there."""
+        self._tell(name)
+        return self._store.variables.pop(name, None) is not None
+
+    def watch_variable(self, name: str) -> AsyncIterator[str]:
+        """Yield an empty text, then the variable's name whenever it is set or deleted. Ends when the server goes down.
+
+        Raises:
+            ServerUnavailableError: at the first step, when the server is down.
+        """
+        watcher = Watcher(variable=name)
+        with self._store.lock:
+            self._store.watchers.add(watcher)
+        return self._told(watcher)
+
+    def _tell(self, name: str) -> None:
+        for watcher in list(self._store.watchers):
+            if watcher.variable == name:
+                watcher.tell(name)
+
+    @call
+    def list_variables(self, tag: str) -> dict[str, Any]:
+        """Return the values of the variables with a tag, by their names."""
+        return {name: value for name, (value, tags) in sorted(self._store.variables.items()) if tag in tags}

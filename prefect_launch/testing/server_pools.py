@@ -10,8 +10,19 @@ from uuid import UUID, uuid4
 from prefect_launch.errors import QueueError
 from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.values import Deployment, Pool, PriorityQueue, Worker
-from prefect_launch.testing import server_checks as checks
-from prefect_launch.testing.server_store import Calls, StoredDeployment, StoredPool, as_json, call
+from prefect_launch.testing.server_store import (
+    Calls,
+    StoredDeployment,
+    StoredPool,
+    as_json,
+    call,
+    check_parameter_schema,
+    check_pool_fields,
+    check_pool_name,
+    check_template_defaults,
+    queue_refused,
+    refused,
+)
 
 #: An agent that was not heard of for this many of its intervals is offline.
 _MISSED_BEATS: Final = 3
@@ -48,9 +59,9 @@ class PoolTwin(Calls):
             "description": description,
             "concurrency_limit": concurrency_limit,
         }
-        checks.check_pool_name(name)
-        checks.check_pool_fields(name, fields)
-        checks.check_template_defaults(name, fields["base_job_template"])
+        check_pool_name(name)
+        check_pool_fields(name, fields)
+        check_template_defaults(name, fields["base_job_template"])
         if name in self._store.pools:
             return None
         pool = Pool(id=uuid4(), name=name, type=POOL_TYPE, created=self._store.now(), **fields)
@@ -70,9 +81,9 @@ class PoolTwin(Calls):
     def _update_pool(self, name: str, changes: dict[str, Any]) -> None:
         stored = self._store.pools.get(name)
         if stored is None:
-            raise checks.queue_refused(name, f'Work pool "{name}" not found.')
+            raise queue_refused(name, f'Work pool "{name}" not found.')
         changes = as_json(changes)
-        checks.check_pool_fields(name, changes)
+        check_pool_fields(name, changes)
         stored.pool = stored.pool.model_copy(update=changes)
 
     @call
@@ -110,7 +121,7 @@ class PoolTwin(Calls):
             SpecError: for a priority below 1.
         """
         if priority < 1:
-            raise checks.refused("body.priority: Input should be greater than 0")
+            raise refused("body.priority: Input should be greater than 0")
         stored = self._store.pools.get(pool)
         if stored is None:
             raise _gone(pool)
@@ -161,7 +172,7 @@ class PoolTwin(Calls):
             QueueError: when there is no such pool.
             SpecError: when the server would refuse the schema, or the parameters under it.
         """
-        checks.check_parameter_schema(parameters, parameter_schema, enforce=enforce)
+        check_parameter_schema(parameters, parameter_schema, enforce=enforce)
         if pool not in self._store.pools:
             raise _gone(pool)
         there = self._named(name, flow)

@@ -9,7 +9,7 @@ from prefect.filesystems import LocalFileSystem
 
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
-from prefect_launch.testing.job_index import InMemoryJobIndex
+from prefect_launch.testing.api import InMemoryJobIndex
 
 
 @pytest.fixture
