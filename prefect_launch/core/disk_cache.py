@@ -213,7 +213,7 @@ def size_of(folder: Path) -> int:
     return total
 
 
-# A shelf of folders that all agents of one home share: a folder goes only under the lock that those who use it take.
+# --- folders that all agents of one data folder share ---
 
 
 class LockedShelf(FolderShelf):

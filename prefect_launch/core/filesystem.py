@@ -137,7 +137,7 @@ def _folders_in(folder: Path) -> list[Path]:
         return []
 
 
-# Sparse files, copied with their holes: what takes no room at its source takes none at its target.
+# --- sparse files ---
 
 _BUFFER_BYTES: Final = 1024 * 1024
 #: What is looked at as a whole when zeros become a hole.
@@ -275,7 +275,7 @@ class HolesWriter(io.FileIO):
         return size
 
 
-# Room on a disk in words, and a full disk: how it is known, and what to do about it.
+# --- full disks ---
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _SAID: Final = re.compile(r"no space left on device|disk quota exceeded", re.IGNORECASE)

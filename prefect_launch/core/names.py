@@ -63,7 +63,10 @@ def safe_name(value: str, *, fallback: str = "job") -> str:
     return dashed or fallback
 
 
-# Short forms of an item's id: its last characters.
+# --- short ids of items ---
+#
+# The ids that Prefect's schedules give begin with the time (UUID version 7): those made at once share their first
+# characters. The last ones are random in any id.
 
 #: As many as tell a few thousand items apart for certain enough; more are shown where they do not.
 SHORT_CHARS: Final = 8

@@ -73,7 +73,7 @@ TimeLimit = Annotated[
 ]
 
 
-# Sizes in bytes: read from what people write, and said as people do.
+# --- sizes in bytes ---
 
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[bkmgt]?)(?:i?b)?\Z", re.IGNORECASE)
 
@@ -112,7 +112,7 @@ def in_bytes(amount: int) -> str:
     return f"{value:.0f} {unit}" if unit == _NAMED[0] else f"{value:.1f} {unit}"
 
 
-# Moments in words, always with their zone: in UTC where readers sit anywhere (the server's messages, a log), in this.
+# --- points in time ---
 
 
 def utc_time(moment: datetime) -> str:

@@ -33,7 +33,7 @@ def first_complaint(error: ValidationError) -> ErrorDetails:
     return first
 
 
-# Server JSON: which values the Prefect server can keep and send, checked wherever something is written to it.
+# --- JSON that the server can keep ---
 
 #: The integers of 64 bits, signed or unsigned: what `orjson` writes.
 MIN_INTEGER: Final = -(2**63)

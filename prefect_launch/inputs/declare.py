@@ -148,7 +148,7 @@ def _json_ready(value: Any) -> Any:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
 
-# Which values of a config are inputs: the `include` and `exclude` of `manage_config_file` and `manage_wandb_config`.
+# --- include and exclude ---
 
 KeyPath = tuple[str, ...]
 

@@ -210,7 +210,7 @@ def _jsonschema() -> Any:
     return jsonschema
 
 
-# Causes of a schema's errors: in a union (`anyOf`, `oneOf`) the branch that was meant, and what is wrong in it.
+# --- causes of an error in a union (`anyOf`, `oneOf`) ---
 
 #: Keywords by which a branch fixes the value of its tag.
 _FIXED = ("const", "enum")

@@ -1,4 +1,4 @@
-"""Code archives: which files of a folder are code, packing them, and unpacking an archive that a stranger may have made.
+"""Code archives: which files of a folder are code, packing them, and unpacking one that a stranger may have made.
 
 `.gitignore` and `.launchignore` are read as git reads them, nested ones too. The same files give the same bytes, on any
 machine and at any time: names sorted, no times, no owners, modes as git keeps them. A symbolic link inside the folder
@@ -146,7 +146,7 @@ def _too_large(folder: Path, paths: Sequence[str]) -> SourceError:
     )
 
 
-# Which files of a folder belong to a code job: `.gitignore` and `.launchignore`, nested ones too, as git reads them.
+# --- which files are code ---
 
 IGNORE_FILES: Final = (".gitignore", ".launchignore")
 #: Repository, run data, caches and environments: never code, often huge, sometimes secret.
@@ -206,7 +206,7 @@ def _is_ignored(path: str, rules: _Rules) -> bool:
     return False
 
 
-# Unpacking a code archive that a stranger may have made, into a folder that appears whole or not at all.
+# --- unpacking ---
 
 #: Code, not data: a job that needs more reads it from where it lies. Guards the agent's disk against a forged archive.
 MAX_UNPACKED_BYTES: Final = 8 * 1024**3

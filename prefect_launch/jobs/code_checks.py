@@ -99,7 +99,7 @@ def check_in_code(
     raise SourceError(f"{listed} Give the entry point that you mean.{hint}")
 
 
-# Check of a job's build context and Dockerfile: whether they are in its code, asked when the job is made, not when it.
+# --- build context and Dockerfile ---
 
 
 def check_build_files(

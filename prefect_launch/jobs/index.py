@@ -169,7 +169,7 @@ def _readable(error: httpx.HTTPError, name: str) -> Exception:
     )
 
 
-# How a job stands in the index: one entry for each version, which never changes, and one for each alias, which moves.
+# --- entries: one for each version, which never changes, and one for each alias, which moves ---
 
 #: The tag of every entry.
 JOB_TAG: Final = "launch-job"
@@ -266,7 +266,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-# The versions and aliases of jobs in the index, and the rules that hold between two writers.
+# --- versions and aliases, and the rules that hold between two writers ---
 
 
 class Versions:

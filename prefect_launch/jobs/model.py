@@ -291,7 +291,7 @@ def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-# How a job is named: `entity/project/name:alias`, or shorter with an `Api`'s defaults.
+# --- references ---
 
 
 class JobReference(BaseModel):
@@ -343,8 +343,6 @@ def parse_reference(text: object, *, entity: str, project: str) -> JobReference:
         alias=check_name("job alias", alias or "latest"),
     )
 
-
-# Whether the `version` that a spec names beside a job is the job's own: a job's version stands in its name.
 
 #: As many characters of a commit's id as people write.
 _SHORT_COMMIT_CHARS: Final = 7

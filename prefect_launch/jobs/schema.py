@@ -175,7 +175,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-# A JSON schema made plain: no references, closed to unknown inputs, checked.
+# --- plain schemas: no references, closed to unknown inputs, checked ---
 
 Schema = dict[str, Any]
 

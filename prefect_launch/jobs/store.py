@@ -126,7 +126,7 @@ async def _load_block(name: str) -> StorageBlock:
     return cast(StorageBlock, block)
 
 
-# Files in a Prefect storage block, whichever it is: bytes and folders by relative path, never on the event loop.
+# --- files ---
 
 _T = TypeVar("_T")
 
@@ -308,7 +308,7 @@ def _count(folder: Path) -> int:
     return sum(len(names) for _, _, names in walk(folder))
 
 
-# Bytes named by their digest, in any storage: written as often as one likes, damaged by nobody unseen.
+# --- blobs ---
 
 
 class Blobs:

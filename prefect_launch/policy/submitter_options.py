@@ -99,7 +99,7 @@ def _check_locked(normal: Mapping[str, Any], resource: str, locked: Mapping[str,
             )
 
 
-# Which secrets a submitter may name: those that the queue's owner allows by name, and in `env` alone.
+# --- secrets ---
 
 
 def check_submitter_secrets(options: Mapping[str, Any], *, resource: str, allowed: Collection[str] | None) -> None:
@@ -155,7 +155,7 @@ def _instead(allowed: Collection[str]) -> str:
     return f" (it lets them name {', '.join(sorted(allowed))})" if allowed else ""
 
 
-# Values of a submitter that land in a path or a bind of the queue's owner: no way out of the place that is meant.
+# --- values that stand in a path ---
 
 #: Options whose value is a path, or holds one, whether or not a `/` is written beside the placeholder.
 _PATHS: Final = frozenset({"device", "mount", "tmpfs", "volume", "workdir"})

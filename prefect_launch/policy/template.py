@@ -20,6 +20,29 @@ from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import AgentConfigError, QueueError, SpecError, unknown_name
 from prefect_launch.server.secrets import SECRET_PREFIX, as_stored, from_stored, secret_names
 
+#: What an item itself gives a value to.
+BUILT_IN = (
+    "project_name",
+    "entity_name",
+    "run_id",
+    "run_name",
+    "image_uri",
+    "author",
+    "item_id",
+    "queue_name",
+    "attempt",
+)
+
+#: Those of them whose value its submitter chooses freely, or nearly so.
+SUBMITTED = ("project_name", "entity_name", "run_id", "run_name", "image_uri", "author")
+
+#: A macro in a text; its name is the group.
+MACRO = re.compile(r"\$\{(\w+)\}")
+
+_NAME = re.compile(r"\w+")
+
+_Value = TypeVar("_Value")
+
 _PLACEHOLDER = re.compile(r"\{\{\s*([\w.\-$]+)\s*\}\}")
 #: All that is filled in: a placeholder, or a macro.
 _FILLED = re.compile(rf"{_PLACEHOLDER.pattern}|{MACRO.pattern}")
@@ -346,28 +369,7 @@ def check_variables(queue: str, config: QueueConfig, values: Mapping[str, Any]) 
         )
 
 
-# Macros: `${run_id}` and the like in resource arguments, filled in on the agent when an item starts.
-
-#: What an item itself gives a value to.
-BUILT_IN = (
-    "project_name",
-    "entity_name",
-    "run_id",
-    "run_name",
-    "image_uri",
-    "author",
-    "item_id",
-    "queue_name",
-    "attempt",
-)
-
-#: Those of them whose value its submitter chooses freely, or nearly so.
-SUBMITTED = ("project_name", "entity_name", "run_id", "run_name", "image_uri", "author")
-
-#: A macro in a text; its name is the group.
-MACRO = re.compile(r"\$\{(\w+)\}")
-_NAME = re.compile(r"\w+")
-_Value = TypeVar("_Value")
+# --- macros ---
 
 
 def macro_values(

@@ -176,7 +176,7 @@ def _key(kind: str, name: str) -> str:
     return f"launch_{kind}_{safe}{mark}"
 
 
-# What goes on: how much waits and runs on each queue, and which agents are there.
+# --- activity of queues ---
 
 _ONLINE = "ONLINE"
 #: Three beats of a life of an agent.

@@ -72,7 +72,7 @@ def _item_schema() -> dict[str, Any]:
     return {**schema, "$defs": parts, "definitions": value_definitions()}
 
 
-# A job as a deployment `launch/<job>`: people start it from the UI, by a schedule, by an automation or by `prefect.
+# --- deployments of jobs ---
 
 _OPTIONS_SCHEMA: Final[dict[str, Any]] = {
     "title": "Launch options",

@@ -300,7 +300,7 @@ def _ordinal(number: int) -> str:
     return f"{number}{'th' if number % 100 in (11, 12, 13) else last}"
 
 
-# When a waiting item will start, from how long past runs took: a guess for people, never a promise.
+# --- forecast ---
 
 #: What is left of a run that takes longer than the typical one, as a share of that.
 _OVERTIME: Final = 0.1
@@ -345,7 +345,7 @@ def seconds_until_start(*, ahead: int, running: Sequence[float], slots: int | No
     return free_at[0]
 
 
-# Facts for `prefect_launch.queues.wait_reason`: a handful of requests, sent at once, only when somebody asks.
+# --- reading the facts ---
 
 #: A forecast is made from so many past runs, the latest.
 PAST_RUNS: Final = 20

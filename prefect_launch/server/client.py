@@ -34,6 +34,134 @@ if TYPE_CHECKING:
     from prefect.events.filters import EventFilter
 
 
+# --- events ---
+
+_ITEM_RESOURCE: Final = "prefect.flow-run."
+_VARIABLE_EVENTS: Final = ("prefect.variable.created", "prefect.variable.updated", "prefect.variable.deleted")
+
+
+class EventCalls:
+    """Streams of events; each is a connection of its own."""
+
+    api_url: str
+
+    async def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
+        """Yield an empty text once the stream is open, then the id of an item of these pools whenever one is queued or
+        asked to stop.
+
+        What happened before the empty text may not be told: ask for it then. An event comes before the server has
+            committed the change. The iterator ends when the server closes the connection.
+
+        Raises:
+            ServerUnavailableError: when the event stream cannot be reached, or breaks.
+        """
+        from prefect.events import ResourceSpecification
+        from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter, EventResourceFilter
+
+        wanted = EventFilter(
+            event=EventNameFilter(prefix=["prefect.flow-run."]),
+            any_resource=EventAnyResourceFilter(id=[f"prefect.work-pool.{pool_id}" for pool_id in pool_ids]),
+            resource=EventResourceFilter(
+                labels=ResourceSpecification({"prefect.state-type": ["SCHEDULED", "CANCELLING"]})
+            ),
+        )
+        async for event in self._watch(wanted):
+            yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)
+
+    async def watch_variable(self, name: str) -> AsyncIterator[str]:
+        """Yield an empty text once the stream is open, then the variable's name whenever it is set or deleted.
+
+        Servers before Prefect 3.8 do not tell. As for `watch_pools`, an event comes before the change is committed.
+
+        Raises:
+            ServerUnavailableError: when the event stream cannot be reached, or breaks.
+        """
+        from prefect.events import ResourceSpecification
+        from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
+
+        wanted = EventFilter(
+            event=EventNameFilter(name=list(_VARIABLE_EVENTS)),
+            resource=EventResourceFilter(labels=ResourceSpecification({"prefect.resource.name": [name]})),
+        )
+        async for event in self._watch(wanted):
+            yield "" if event is None else name
+
+    async def _watch(self, wanted: EventFilter) -> AsyncIterator[Any]:
+        """Yield `None` once the stream is open, then each event."""
+        from prefect.events.clients import PrefectEventSubscriber
+        from websockets.exceptions import WebSocketException
+
+        try:
+            async with PrefectEventSubscriber(
+                api_url=self.api_url, filter=wanted, reconnection_attempts=0
+            ) as subscriber:
+                yield None
+                async for event in subscriber:
+                    yield event
+        except (OSError, WebSocketException) as error:
+            raise ServerUnavailableError(
+                f"The event stream of the Prefect server at {self.api_url} cannot be read"
+                f" ({type(error).__name__}: {error}). Connect again, and ask the server for what waits meanwhile."
+            ) from error
+
+
+# --- variables ---
+
+_VARIABLES_PAGE: Final = 200
+
+
+class VariableCalls:
+    """Calls about variables; a name is of `[a-z0-9_-]`, a value JSON of at most 5 000 characters."""
+
+    _rest: Rest
+
+    async def read_variable(self, name: str) -> Any:
+        """Read a variable's value; `None` when there is none."""
+        found = await self._rest.get("GET", f"/variables/name/{name}")
+        return None if found is None else found["value"]
+
+    async def write_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> None:
+        """Set a variable, made when it is not there.
+
+        Raises:
+            SpecError: for a bad name, or a value that is too long.
+        """
+        body = {"value": value, "tags": list(tags)}
+        if await self._rest.get("PATCH", f"/variables/name/{name}", json=body) is not None:
+            return
+        response = await self._rest.call("POST", "/variables/", json={"name": name, **body})
+        if is_taken(response):  # somebody else has made it just now
+            await self._rest.get("PATCH", f"/variables/name/{name}", json=body)
+            return
+        raise_refusal(response)
+
+    async def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
+        """Make a variable; false when there is one of that name, which stays as it is.
+
+        Raises:
+            SpecError: for a bad name, or a value that is too long.
+        """
+        response = await self._rest.call("POST", "/variables/", json={"name": name, "value": value, "tags": list(tags)})
+        if is_taken(response):
+            return False
+        raise_refusal(response)
+        return True
+
+    async def delete_variable(self, name: str) -> bool:
+        """Delete a variable; whether it was there."""
+        return await self._rest.get("DELETE", f"/variables/name/{name}") is not None
+
+    async def list_variables(self, tag: str) -> dict[str, Any]:
+        """Return the values of the variables with a tag, by their names."""
+        values: dict[str, Any] = {}
+        while True:
+            body = {"variables": {"tags": {"all_": [tag]}}, "limit": _VARIABLES_PAGE, "offset": len(values)}
+            page = await self._rest.get("POST", "/variables/filter", json=body)
+            values.update({variable["name"]: variable["value"] for variable in page})
+            if len(page) < _VARIABLES_PAGE:
+                return values
+
+
 class PrefectServer(PoolCalls, ItemCalls, ProposalCalls, TelemetryCalls, EventCalls, VariableCalls):
     """All that we ask of a Prefect server, over one open client.
 
@@ -105,131 +233,3 @@ def _tls() -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
-
-
-# The server's event stream: what wakes an agent long before its next poll.
-
-_ITEM_RESOURCE: Final = "prefect.flow-run."
-_VARIABLE_EVENTS: Final = ("prefect.variable.created", "prefect.variable.updated", "prefect.variable.deleted")
-
-
-class EventCalls:
-    """Streams of events; each is a connection of its own."""
-
-    api_url: str
-
-    async def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
-        """Yield an empty text once the stream is open, then the id of an item of these pools whenever one is queued or
-        asked to stop.
-
-        What happened before the empty text may not be told: ask for it then. An event comes before the server has
-            committed the change. The iterator ends when the server closes the connection.
-
-        Raises:
-            ServerUnavailableError: when the event stream cannot be reached, or breaks.
-        """
-        from prefect.events import ResourceSpecification
-        from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter, EventResourceFilter
-
-        wanted = EventFilter(
-            event=EventNameFilter(prefix=["prefect.flow-run."]),
-            any_resource=EventAnyResourceFilter(id=[f"prefect.work-pool.{pool_id}" for pool_id in pool_ids]),
-            resource=EventResourceFilter(
-                labels=ResourceSpecification({"prefect.state-type": ["SCHEDULED", "CANCELLING"]})
-            ),
-        )
-        async for event in self._watch(wanted):
-            yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)
-
-    async def watch_variable(self, name: str) -> AsyncIterator[str]:
-        """Yield an empty text once the stream is open, then the variable's name whenever it is set or deleted.
-
-        Servers before Prefect 3.8 do not tell. As for `watch_pools`, an event comes before the change is committed.
-
-        Raises:
-            ServerUnavailableError: when the event stream cannot be reached, or breaks.
-        """
-        from prefect.events import ResourceSpecification
-        from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
-
-        wanted = EventFilter(
-            event=EventNameFilter(name=list(_VARIABLE_EVENTS)),
-            resource=EventResourceFilter(labels=ResourceSpecification({"prefect.resource.name": [name]})),
-        )
-        async for event in self._watch(wanted):
-            yield "" if event is None else name
-
-    async def _watch(self, wanted: EventFilter) -> AsyncIterator[Any]:
-        """Yield `None` once the stream is open, then each event."""
-        from prefect.events.clients import PrefectEventSubscriber
-        from websockets.exceptions import WebSocketException
-
-        try:
-            async with PrefectEventSubscriber(
-                api_url=self.api_url, filter=wanted, reconnection_attempts=0
-            ) as subscriber:
-                yield None
-                async for event in subscriber:
-                    yield event
-        except (OSError, WebSocketException) as error:
-            raise ServerUnavailableError(
-                f"The event stream of the Prefect server at {self.api_url} cannot be read"
-                f" ({type(error).__name__}: {error}). Connect again, and ask the server for what waits meanwhile."
-            ) from error
-
-
-# The server's variables: small values by name, where an agent posts how it is and reads what it is told.
-
-_VARIABLES_PAGE: Final = 200
-
-
-class VariableCalls:
-    """Calls about variables; a name is of `[a-z0-9_-]`, a value JSON of at most 5 000 characters."""
-
-    _rest: Rest
-
-    async def read_variable(self, name: str) -> Any:
-        """Read a variable's value; `None` when there is none."""
-        found = await self._rest.get("GET", f"/variables/name/{name}")
-        return None if found is None else found["value"]
-
-    async def write_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> None:
-        """Set a variable, made when it is not there.
-
-        Raises:
-            SpecError: for a bad name, or a value that is too long.
-        """
-        body = {"value": value, "tags": list(tags)}
-        if await self._rest.get("PATCH", f"/variables/name/{name}", json=body) is not None:
-            return
-        response = await self._rest.call("POST", "/variables/", json={"name": name, **body})
-        if is_taken(response):  # somebody else has made it just now
-            await self._rest.get("PATCH", f"/variables/name/{name}", json=body)
-            return
-        raise_refusal(response)
-
-    async def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
-        """Make a variable; false when there is one of that name, which stays as it is.
-
-        Raises:
-            SpecError: for a bad name, or a value that is too long.
-        """
-        response = await self._rest.call("POST", "/variables/", json={"name": name, "value": value, "tags": list(tags)})
-        if is_taken(response):
-            return False
-        raise_refusal(response)
-        return True
-
-    async def delete_variable(self, name: str) -> bool:
-        """Delete a variable; whether it was there."""
-        return await self._rest.get("DELETE", f"/variables/name/{name}") is not None
-
-    async def list_variables(self, tag: str) -> dict[str, Any]:
-        """Return the values of the variables with a tag, by their names."""
-        values: dict[str, Any] = {}
-        while True:
-            body = {"variables": {"tags": {"all_": [tag]}}, "limit": _VARIABLES_PAGE, "offset": len(values)}
-            page = await self._rest.get("POST", "/variables/filter", json=body)
-            values.update({variable["name"]: variable["value"] for variable in page})
-            if len(page) < _VARIABLES_PAGE:
-                return values

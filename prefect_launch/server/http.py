@@ -109,7 +109,7 @@ def _is_read(request: httpx.Request) -> bool:
     return request.method == "GET" or request.url.path.endswith(("/filter", "/count", "/latest/filter"))
 
 
-# One request to the Prefect server, and what its refusals mean to us.
+# --- requests ---
 
 _GONE = 404
 _TAKEN = 409

@@ -209,7 +209,7 @@ def _filters(
     return filters
 
 
-# Moving the server's flow runs from state to state: each proposal takes effect once.
+# --- states ---
 
 #: Proposals in a row whose answers are lost, before the caller hears of it.
 _LOST_MAX: Final = 5
@@ -290,7 +290,7 @@ def _as_result(data: Any) -> Any:
     return {**data, "artifact_type": RESULT} if data and isinstance(data, dict) else data
 
 
-# What is told about items: log records, artifacts, heartbeats.
+# --- logs, artifacts, heartbeats ---
 
 #: What an artifact that is made once tells of, in its metadata.
 ONCE: Final = "prefect-launch.once"

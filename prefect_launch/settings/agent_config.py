@@ -70,8 +70,6 @@ class Site(BaseModel):
         return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-# Readers of the settings `gpus`, `cpus`, `memory` and `keep_*` of an agent.
-
 AUTO: Final = "auto"
 
 NONE: Final = "none"
@@ -125,8 +123,6 @@ def read_limit_setting(name: str, value: Any) -> int | None:
     except ValueError as error:
         raise AgentConfigError(f"The agent's {name!r} must be none or a size; got {value!r}: {error}.") from None
 
-
-# An agent's configuration: defaults, then the file, then the environment, then the call.
 
 DEFAULT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/agent.yaml")
 #: The fallback when the server's events do not reach the agent (design: being told beats asking).

@@ -34,6 +34,87 @@ if TYPE_CHECKING:
     from prefect_launch.server.secrets import ReadSecret
 
 
+# The in-memory fake of `prefect_launch.jobs.index.ServerJobIndex`, with its rules and its refusals.
+
+
+class InMemoryJobIndex:
+    """A job index that lives as long as the object.
+
+    Attributes:
+        calls: how often each method was called.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[str, tuple[dict[str, Any], frozenset[str]]] = {}
+        self.calls: Counter[str] = Counter()
+
+    async def create(self, name: str, value: Mapping[str, Any], tags: Collection[str]) -> bool:
+        """Store a new value; `False` when the name is taken."""
+        await self._called("create")
+        check_entry(name, value)
+        if name in self._entries:
+            return False
+        self._entries[name] = (copy.deepcopy(dict(value)), frozenset(tags))
+        return True
+
+    async def read(self, name: str) -> dict[str, Any] | None:
+        """Return the value of that name, if there is one."""
+        await self._called("read")
+        entry = self._entries.get(name)
+        return copy.deepcopy(entry[0]) if entry else None
+
+    async def write(self, name: str, value: Mapping[str, Any], tags: Collection[str]) -> None:
+        """Store a value, whether the name is taken or not."""
+        await self._called("write")
+        check_entry(name, value)
+        self._entries[name] = (copy.deepcopy(dict(value)), frozenset(tags))
+
+    async def delete(self, name: str) -> bool:
+        """Remove a value; `False` when there was none."""
+        await self._called("delete")
+        return self._entries.pop(name, None) is not None
+
+    async def find(self, tags: Collection[str]) -> list[tuple[str, dict[str, Any]]]:
+        """List the names and values that have all these tags, by name."""
+        await self._called("find")
+        wanted = frozenset(tags)
+        return [(name, copy.deepcopy(value)) for name, (value, own) in sorted(self._entries.items()) if wanted <= own]
+
+    async def _called(self, method: str) -> None:
+        self.calls[method] += 1
+        await anyio.lowlevel.checkpoint()
+
+
+class InMemoryRegistry(Registry):
+    """All registries that there are.
+
+    Args:
+        digests: of its images, by their names; others it does not have.
+        seconds: how long each answer takes.
+        error: what it fails with, in words; empty: it does not fail.
+
+    Attributes:
+        asked: the names that were asked for, in order.
+    """
+
+    def __init__(self, digests: dict[str, str] | None = None, *, seconds: float = 0.0, error: str = "") -> None:
+        self.digests = dict(digests or {})
+        self.seconds = seconds
+        self.error = error
+        self.asked: list[str] = []
+
+    async def digest_of(self, reference: str) -> str | None:
+        parse_reference(reference)
+        self.asked.append(reference)
+        await anyio.sleep(self.seconds)
+        if self.error:
+            raise RegistryError(self.error)
+        return self.digests.get(reference)
+
+    async def credentials_for(self, reference: str) -> Credentials | None:
+        return None
+
+
 def _memory_store() -> JobStore:
     # fsspec keeps all that is in memory in one place for the process: each store takes a folder of its own there.
     return JobStore(storage=RemoteFileSystem(basepath=f"memory://launch-{uuid4().hex}"))
@@ -94,87 +175,3 @@ class InMemoryApi(Api):
 
     def _address(self) -> str | None:
         return self._server.api_url
-
-
-# The in-memory fake of `prefect_launch.jobs.index.ServerJobIndex`, with its rules and its refusals.
-
-
-class InMemoryJobIndex:
-    """A job index that lives as long as the object.
-
-    Attributes:
-        calls: how often each method was called.
-    """
-
-    def __init__(self) -> None:
-        self._entries: dict[str, tuple[dict[str, Any], frozenset[str]]] = {}
-        self.calls: Counter[str] = Counter()
-
-    async def create(self, name: str, value: Mapping[str, Any], tags: Collection[str]) -> bool:
-        """Store a new value; `False` when the name is taken."""
-        await self._called("create")
-        check_entry(name, value)
-        if name in self._entries:
-            return False
-        self._entries[name] = (copy.deepcopy(dict(value)), frozenset(tags))
-        return True
-
-    async def read(self, name: str) -> dict[str, Any] | None:
-        """Return the value of that name, if there is one."""
-        await self._called("read")
-        entry = self._entries.get(name)
-        return copy.deepcopy(entry[0]) if entry else None
-
-    async def write(self, name: str, value: Mapping[str, Any], tags: Collection[str]) -> None:
-        """Store a value, whether the name is taken or not."""
-        await self._called("write")
-        check_entry(name, value)
-        self._entries[name] = (copy.deepcopy(dict(value)), frozenset(tags))
-
-    async def delete(self, name: str) -> bool:
-        """Remove a value; `False` when there was none."""
-        await self._called("delete")
-        return self._entries.pop(name, None) is not None
-
-    async def find(self, tags: Collection[str]) -> list[tuple[str, dict[str, Any]]]:
-        """List the names and values that have all these tags, by name."""
-        await self._called("find")
-        wanted = frozenset(tags)
-        return [(name, copy.deepcopy(value)) for name, (value, own) in sorted(self._entries.items()) if wanted <= own]
-
-    async def _called(self, method: str) -> None:
-        self.calls[method] += 1
-        await anyio.lowlevel.checkpoint()
-
-
-# An in-memory registry: the in-memory fake of `RemoteRegistries`, which tells digests and keeps no images.
-
-
-class InMemoryRegistry(Registry):
-    """All registries that there are.
-
-    Args:
-        digests: of its images, by their names; others it does not have.
-        seconds: how long each answer takes.
-        error: what it fails with, in words; empty: it does not fail.
-
-    Attributes:
-        asked: the names that were asked for, in order.
-    """
-
-    def __init__(self, digests: dict[str, str] | None = None, *, seconds: float = 0.0, error: str = "") -> None:
-        self.digests = dict(digests or {})
-        self.seconds = seconds
-        self.error = error
-        self.asked: list[str] = []
-
-    async def digest_of(self, reference: str) -> str | None:
-        parse_reference(reference)
-        self.asked.append(reference)
-        await anyio.sleep(self.seconds)
-        if self.error:
-            raise RegistryError(self.error)
-        return self.digests.get(reference)
-
-    async def credentials_for(self, reference: str) -> Credentials | None:
-        return None

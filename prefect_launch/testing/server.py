@@ -24,57 +24,6 @@ from prefect_launch.testing.server_pools import PoolTwin
 from prefect_launch.testing.server_store import Calls, Hook, Store, Watcher, as_json, call, check_artifact_key
 
 
-def _utc_now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-class InMemoryServer(PoolTwin, ItemTwin, TelemetryTwin, VariableTwin):
-    """A Prefect server that lives as long as the object.
-
-    Args:
-        now: its clock.
-
-    Attributes:
-        calls: how often each method was called.
-        before_call: awaited with the method's name before a call takes effect. What it raises, the caller gets.
-        after_call: awaited with the method's name after a call took effect, before the caller has the answer: raise
-            there, and the answer is lost.
-    """
-
-    def __init__(self, *, now: Callable[[], datetime] = _utc_now) -> None:
-        self._store = Store(now)
-        self.api_url = "http://in-memory.invalid/api"
-        self.ui_url = "http://in-memory.invalid"
-        self.calls: Counter[str] = Counter()
-        self.before_call: Hook | None = None
-        self.after_call: Hook | None = None
-
-    def down(self) -> None:
-        """Go down: every call raises `ServerUnavailableError`, every event stream ends. Nothing is lost."""
-        with self._store.lock:
-            self._store.up = False
-            for watcher in list(self._store.watchers):
-                watcher.tell(None)
-
-    def up(self) -> None:
-        """Come back."""
-        with self._store.lock:
-            self._store.up = True
-
-    @property
-    def watching(self) -> int:
-        """How many event streams of queues are open: wait for one before you queue what an agent shall be told of."""
-        return sum(bool(watcher.pool_ids) for watcher in self._store.watchers)
-
-    @property
-    def heartbeats(self) -> dict[UUID, datetime]:
-        """When each item was last said to be alive."""
-        return dict(self._store.heartbeats)
-
-
-# The in-memory server's logs, artifacts, heartbeats of items, and event stream.
-
-
 class TelemetryTwin(Calls):
     """Calls about logs, artifacts and events."""
 
@@ -150,8 +99,6 @@ class TelemetryTwin(Calls):
         return self._told(watcher)
 
 
-# The in-memory server's variables.
-
 _NAME: Final = re.compile(r"[a-z0-9_-]+")
 _MOST_CHARS: Final = 5_000
 
@@ -217,3 +164,51 @@ class VariableTwin(Calls):
     def list_variables(self, tag: str) -> dict[str, Any]:
         """Return the values of the variables with a tag, by their names."""
         return {name: value for name, (value, tags) in sorted(self._store.variables.items()) if tag in tags}
+
+
+def _utc_now() -> datetime:
+    return datetime.now(timezone.utc)
+
+
+class InMemoryServer(PoolTwin, ItemTwin, TelemetryTwin, VariableTwin):
+    """A Prefect server that lives as long as the object.
+
+    Args:
+        now: its clock.
+
+    Attributes:
+        calls: how often each method was called.
+        before_call: awaited with the method's name before a call takes effect. What it raises, the caller gets.
+        after_call: awaited with the method's name after a call took effect, before the caller has the answer: raise
+            there, and the answer is lost.
+    """
+
+    def __init__(self, *, now: Callable[[], datetime] = _utc_now) -> None:
+        self._store = Store(now)
+        self.api_url = "http://in-memory.invalid/api"
+        self.ui_url = "http://in-memory.invalid"
+        self.calls: Counter[str] = Counter()
+        self.before_call: Hook | None = None
+        self.after_call: Hook | None = None
+
+    def down(self) -> None:
+        """Go down: every call raises `ServerUnavailableError`, every event stream ends. Nothing is lost."""
+        with self._store.lock:
+            self._store.up = False
+            for watcher in list(self._store.watchers):
+                watcher.tell(None)
+
+    def up(self) -> None:
+        """Come back."""
+        with self._store.lock:
+            self._store.up = True
+
+    @property
+    def watching(self) -> int:
+        """How many event streams of queues are open: wait for one before you queue what an agent shall be told of."""
+        return sum(bool(watcher.pool_ids) for watcher in self._store.watchers)
+
+    @property
+    def heartbeats(self) -> dict[UUID, datetime]:
+        """When each item was last said to be alive."""
+        return dict(self._store.heartbeats)

@@ -312,7 +312,7 @@ def _due(items: Collection[Item], queue: PriorityQueue, after: datetime | None, 
     return [item for _, item in due][: _free(queue.concurrency_limit, items)]
 
 
-# The rules by which a Prefect server lets a flow run change its state: what it said when it was asked.
+# --- rules of a state change ---
 
 _MICROSECOND: Final = timedelta(microseconds=1)
 _NO_RETURN = frozenset({StateType.CANCELLING, StateType.PAUSED, StateType.CRASHED})

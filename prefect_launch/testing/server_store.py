@@ -178,7 +178,7 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-# What a Prefect server refuses in what it is sent: templates, template variables and parameters, in its own words.
+# --- what the server refuses, in its own words ---
 
 #: The server's limit for the parameters of a run.
 _MAX_PARAMETER_BYTES: Final = 524_288
@@ -214,8 +214,8 @@ def check_pool_name(name: str) -> None:
 
 def check_pool_fields(name: str, fields: Mapping[str, Any]) -> None:
     """Raise `QueueError` for fields that a work pool cannot have."""
-    for field in fields.keys() - {"is_paused", "concurrency_limit", "base_job_template", "description"}:
-        raise queue_refused(name, f"body.{field}: Extra inputs are not permitted")
+    for extra in fields.keys() - {"is_paused", "concurrency_limit", "base_job_template", "description"}:
+        raise queue_refused(name, f"body.{extra}: Extra inputs are not permitted")
     limit = fields.get("concurrency_limit")
     if limit is not None and limit < 0:
         raise queue_refused(name, "body.concurrency_limit: Input should be greater than or equal to 0")

@@ -19,7 +19,7 @@ from prefect_launch.jobs.model import CODE_FILE, CodeJobSource, ImageJobSource, 
 from prefect_launch.jobs.outputs import KeptOutputs
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
-from prefect_launch.jobs.store import _path as blob_path
+from prefect_launch.jobs.store import _blob_path as blob_path
 
 
 def unique(stem: str) -> str:
