@@ -17,19 +17,17 @@ from uuid import UUID, uuid4
 
 import anyio
 
+from prefect_launch.agent.context import Workshop
 from prefect_launch.agent.devices.gpus import GpuProbe
-from prefect_launch.agent.item.attempt import Execution
-from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.item.finish import check_sweep, fail_item, fail_over
+from prefect_launch.agent.item.lifecycle import Execution
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.reject import check_sweep, fail_item, fail_over
-from prefect_launch.agent.item.running_items import Crew
-from prefect_launch.agent.item.tracker import JobTracker, is_scheduler
+from prefect_launch.agent.item.ownership import home_id, only_agent
+from prefect_launch.agent.item.running_items import Crew, JobTracker, is_scheduler
 from prefect_launch.agent.item.transitions import log, until_server_is_back
-from prefect_launch.agent.lock import only_agent
 from prefect_launch.agent.loop import Loop
 from prefect_launch.agent.polling.events import Wake
 from prefect_launch.agent.polling.queue_poller import Intake
-from prefect_launch.agent.recovery.home_id import home_id
 from prefect_launch.agent.reporting.shutdown import Orders
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import PrintableRecords

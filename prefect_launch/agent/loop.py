@@ -17,19 +17,16 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper
-from prefect_launch.agent.item.attempt import Execution
-from prefect_launch.agent.item.tracker import JobTracker, is_scheduler
+from prefect_launch.agent.item.lifecycle import Execution
+from prefect_launch.agent.item.ownership import stop_what_is_not_held
+from prefect_launch.agent.item.previous_attempts import stop_all_attempts
+from prefect_launch.agent.item.running_items import JobTracker, is_scheduler
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, listen
-from prefect_launch.agent.recovery.cancellations import StopRequests
+from prefect_launch.agent.recovery.cancellations import StopRequests, StrayStops
 from prefect_launch.agent.recovery.lost_agents import LostWatch
-from prefect_launch.agent.recovery.orphaned_cancellations import StrayStops
-from prefect_launch.agent.recovery.ownership import stop_what_is_not_held
-from prefect_launch.agent.recovery.previous_attempts import stop_all_attempts
-from prefect_launch.agent.recovery.restart import Adopted, clear_away, find_own_runs, settle_orphans
-from prefect_launch.agent.recovery.takeover import go_on
-from prefect_launch.agent.reporting.heartbeat import beat
-from prefect_launch.agent.reporting.status import LAST_WORDS_SECONDS, Reporter
+from prefect_launch.agent.recovery.restart import Adopted, clear_away, find_own_runs, go_on, settle_orphans
+from prefect_launch.agent.reporting.status import LAST_WORDS_SECONDS, Reporter, beat
 from prefect_launch.agent.reporting.wait_notes import WaitTeller
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised

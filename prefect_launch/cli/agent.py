@@ -13,7 +13,7 @@ from prefect_launch.cli.style import JsonOption, examples, group
 
 if TYPE_CHECKING:
     from prefect_launch.agent import AgentConfig
-    from prefect_launch.agent.entry.signals import Signals
+    from prefect_launch.agent.entry.start import Signals
     from prefect_launch.queues.agent_status import AgentInfo
 
 app = group("Run an agent, serve it as a deployment, see which are there.")
@@ -74,7 +74,7 @@ def start(
     with loading():
         settings = _settings(queue, max_jobs, config, name, verbose)
         from prefect_launch.agent import LaunchAgent
-        from prefect_launch.agent.entry.signals import Signals
+        from prefect_launch.agent.entry.start import Signals
         from prefect_launch.client.api import default_api
 
         agent = LaunchAgent(default_api(), settings)

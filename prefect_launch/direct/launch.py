@@ -18,10 +18,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 
 from prefect_launch.agent.item.image_build import build_with_log
-from prefect_launch.agent.item.keep_outputs import keep_outputs
 from prefect_launch.agent.item.logs import LogShipper
-from prefect_launch.agent.item.outcome import publish_outputs
-from prefect_launch.agent.item.previous_outputs import bring_last_outputs
+from prefect_launch.agent.item.outputs import bring_last_outputs, keep_outputs, publish_outputs
 from prefect_launch.builds.build_lease import Flights
 from prefect_launch.builds.image_builder import ImageMaker
 from prefect_launch.client.api import Api

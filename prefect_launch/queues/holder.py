@@ -21,7 +21,7 @@ class Holder(BaseModel):
         agent: its name.
         instance: id of the one life of the agent that has claimed it.
         host: its machine, for people.
-        home: id of its home, see `prefect_launch.agent.recovery.home_id.home_id`.
+        home: id of its home, see `prefect_launch.agent.item.ownership.home_id`.
         claim: the token of the claim: the transition id of its state.
     """
 

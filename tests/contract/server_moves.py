@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from prefect_launch.agent.item.claim import claim
-from prefect_launch.agent.recovery.ownership import holder_of
+from prefect_launch.agent.item.ownership import holder_of
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError
 from prefect_launch.queues.holder import Holder

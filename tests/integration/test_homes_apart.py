@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.context import Workshop
+from prefect_launch.agent.item.previous_attempts import stop_all_attempts
 from prefect_launch.agent.recovery.lost_agents import LostWatch
-from prefect_launch.agent.recovery.previous_attempts import stop_all_attempts
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import Labels, RunState

@@ -35,7 +35,7 @@ def test_agent_of_a_process_queue_imports_neither_docker_nor_builds() -> None:
         from pathlib import Path
 
         from prefect_launch.agent import LaunchAgent
-        from prefect_launch.agent.entry.signals import Signals
+        from prefect_launch.agent.entry.start import Signals
         from prefect_launch.testing import InMemoryApi
 
         api = InMemoryApi()

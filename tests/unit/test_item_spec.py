@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.item.tracker import is_scheduler
+from prefect_launch.agent.item.running_items import is_scheduler
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.errors import InvalidNameError, NotFoundError, SpecError
 from prefect_launch.server.values import Item

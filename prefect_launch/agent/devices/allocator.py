@@ -21,7 +21,7 @@ from prefect_launch.agent.devices.allocations import Allocation, Allocations, De
 from prefect_launch.agent.devices.gpus import GpuInfo, GpuProbe, GpuWatch, NvmlProbe, names_of, read_capacity
 from prefect_launch.agent.devices.wait_list import DeviceWaitList
 from prefect_launch.agent.item.log_notes import write_log_note
-from prefect_launch.agent.item.tracker import is_scheduler
+from prefect_launch.agent.item.running_items import is_scheduler
 from prefect_launch.core.names import short_id
 from prefect_launch.core.units import in_words
 from prefect_launch.errors import AgentConfigError, LaunchError, OperatorError, SpecError

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.entry.signals import SIGNALS
+from prefect_launch.agent.entry.start import SIGNALS
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.agent.polling.events import Wake
 from prefect_launch.core.supervision import BackgroundTask, supervised

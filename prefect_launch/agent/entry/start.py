@@ -1,15 +1,22 @@
-"""Starting an agent from plain Python."""
+"""Start of an agent from plain Python, and its loop under signals.
+
+The first signal drains the agent, the second ends it at once, a third kills it. What runs when the agent ends goes on,
+unless the agent is told to stop its jobs. An agent that has just started first takes up what its last life left in
+work, and then drains: until it has looked, it does not know whether anything is in work.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import signal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
+    from prefect_launch.agent.agent import LaunchAgent
     from prefect_launch.client.api import Api
 
 
@@ -28,3 +35,85 @@ def create_and_run_agent(api: Api, config: AgentConfig | Mapping[str, Any], *, u
     """
     agent = LaunchAgent(api, config)
     asyncio.run(agent.loop(until_empty=until_empty))
+
+
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+#: What a loop gets to leave in order: it may hang in a call to a server that is away.
+LEAVE_SECONDS: Final = 5.0
+
+
+class Signals:
+    """Turns signals into orders for an agent.
+
+    Args:
+        agent: whose loop is run.
+        stop_jobs: the second signal stops what runs.
+        tell: is told in words what was understood.
+    """
+
+    def __init__(self, agent: LaunchAgent, *, stop_jobs: bool, tell: Callable[[str], None]) -> None:
+        self._agent = agent
+        self._stop_jobs = stop_jobs
+        self._tell = tell
+        self._work: asyncio.Future[None] | None = None
+        self._heard: list[signal.Signals] = []
+
+    async def run(self, *, until_empty: bool = False) -> signal.Signals | None:
+        """Run the loop to its end.
+
+        Returns:
+            The first signal that came, if one did.
+        """
+        loop = asyncio.get_running_loop()
+        self._work = asyncio.ensure_future(self._agent.loop(until_empty=until_empty))
+        for number in SIGNALS:
+            loop.add_signal_handler(number, self.hear, number)
+        try:
+            await self._work
+        except asyncio.CancelledError:
+            if not self._heard:
+                raise
+        finally:
+            self._forget()
+        return self._heard[0] if self._heard else None
+
+    def hear(self, number: signal.Signals) -> None:
+        """Act on a signal."""
+        self._heard.append(number)
+        agent = self._agent
+        count, ids = len(agent.thread_ids), ", ".join(agent.thread_ids)
+        if len(self._heard) == 1:
+            agent.orders.drain()
+            if not agent.orders.at_work:
+                what = "what this agent has left in work is taken up first. Once more to leave at once"
+                asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._leave_unless_begun)
+            else:
+                what = f"{count} in work: {ids}. Once more to leave at once" if count else "nothing is in work"
+            self._tell(f"Draining: no more items are taken; {what}.")
+            return
+        self._forget()
+        agent.orders.leave(stop_jobs=self._stop_jobs)
+        if not agent.orders.at_work:
+            self._tell("Leaving; what this agent has left in work, if anything, is for its next start.")
+            self._cancel()
+            return
+        what = f"{count} {'are stopped' if self._stop_jobs else 'go on'}: {ids}" if count else "nothing is in work"
+        self._tell(f"Leaving; {what}.")
+        if self._stop_jobs:
+            return
+        asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._cancel)
+
+    def _leave_unless_begun(self) -> None:
+        """End an agent that waits for its server: whether it has left anything in work cannot be seen."""
+        if not self._agent.orders.has_begun and self._work is not None and not self._work.done():
+            self._tell("Leaving; the server does not answer: what this agent has left in work is for its next start.")
+            self._cancel()
+
+    def _cancel(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+
+    def _forget(self) -> None:
+        """Leave the next signal to the system: it ends the process."""
+        for number in SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)

@@ -17,9 +17,9 @@ from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker
 from pydantic import Field
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.entry.signals import Signals
-from prefect_launch.agent.item.attempt import Execution
-from prefect_launch.agent.item.tracker import JobTracker
+from prefect_launch.agent.entry.start import Signals
+from prefect_launch.agent.item.lifecycle import Execution
+from prefect_launch.agent.item.running_items import JobTracker
 from prefect_launch.client.api import Api
 from prefect_launch.core.names import safe_name
 from prefect_launch.core.states import ItemState

@@ -15,14 +15,14 @@ from uuid import UUID
 
 import anyio
 
+from prefect_launch.agent.item.ownership import identity_of, plan_of
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.agent.recovery.run_identity import identity_of, plan_of
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.used_resources import used_resources
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.item.context import Workshop
+    from prefect_launch.agent.context import Workshop
 
 #: Its own agent removes it within seconds of its item's end.
 SETTLED_SECONDS: Final = 60.0

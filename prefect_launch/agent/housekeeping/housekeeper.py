@@ -15,11 +15,8 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.agent.housekeeping.environments import EnvironmentShelf
+from prefect_launch.agent.housekeeping.caches import EnvironmentShelf, GitShelf, ImageShelf, RunShelf
 from prefect_launch.agent.housekeeping.finished_runs import SETTLED_SECONDS, remove_finished
-from prefect_launch.agent.housekeeping.git_mirrors import GitShelf
-from prefect_launch.agent.housekeeping.images import ImageShelf
-from prefect_launch.agent.housekeeping.run_folders import RunShelf
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.disk_cache import FRESH_SECONDS, Shelf, Tidied
 from prefect_launch.core.file_lock import locked_if_free
@@ -29,7 +26,7 @@ from prefect_launch.runners.process.files import environments_in_use
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.item.context import Workshop
+    from prefect_launch.agent.context import Workshop
     from prefect_launch.client.api import Api
 
 #: Between two looks.
@@ -132,7 +129,7 @@ async def clean(api: Api, config: AgentConfig, *, dry_run: bool = False) -> Repo
     Returns:
         What went, or would; `None` when an agent does it just now.
     """
-    from prefect_launch.agent.item.context import Workshop
+    from prefect_launch.agent.context import Workshop
 
     async with api.open() as session:
         workshop = Workshop(config, session)

@@ -15,15 +15,15 @@ import anyio
 from prefect_launch.agent.item.failure_report import Facts, read_last_lines, without_home
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.tracker import now
-from prefect_launch.agent.recovery.ownership import is_held
+from prefect_launch.agent.item.ownership import is_held
+from prefect_launch.agent.item.running_items import now
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.item.context import Workshop
-    from prefect_launch.agent.item.tracker import JobTracker
+    from prefect_launch.agent.context import Workshop
+    from prefect_launch.agent.item.running_items import JobTracker
     from prefect_launch.runners.base import ExitStatus, Runner
 
 log = logging.getLogger("prefect_launch.agent")

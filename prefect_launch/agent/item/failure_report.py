@@ -16,7 +16,7 @@ import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.agent.item.diagnosis import ADVICE, Category, diagnose
-from prefect_launch.agent.item.image_warning import is_other_image
+from prefect_launch.agent.item.log_notes import is_other_image
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.core.masking import Mask

@@ -25,8 +25,8 @@ from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.protocol import Server
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.item.context import Workshop
-    from prefect_launch.agent.item.tracker import JobTracker
+    from prefect_launch.agent.context import Workshop
+    from prefect_launch.agent.item.running_items import JobTracker
     from prefect_launch.queues.session import Session
     from prefect_launch.settings.agent_config import AgentConfig
 

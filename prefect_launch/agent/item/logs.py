@@ -1,10 +1,12 @@
-"""A job's log on its way to the UI: read from the run's log file as it grows, in few and bounded records.
+"""Log shipping: sends a job's log file to the server as the file grows, in few and bounded records.
 
-The file is the whole log and the truth. How far it was sent is kept beside it, so that an agent that finds the run
-again goes on where the last one stopped: no gap, no repeat, even when that one ended in the middle of a request. A
-chatty job cannot flood the server: past its share only the end is sent, with a note of what was left out. A progress
-bar is shown as a terminal would, now and then while it is drawn, and its last state. What the job wrote to its standard
-error is a warning, a traceback an error.
+The file is the whole log and the truth. A position file beside it says how far it was sent, so that the next agent goes
+on there: no gap, no repeat, even when the last agent ended in the middle of a request. A chatty job cannot flood the
+server: past its share only the end is sent, with a note of what was left out. Lines on the standard error of the job
+are warnings, tracebacks are errors.
+
+A progress bar such as tqdm's goes back to the start of its line (a carriage return) and draws over it. Of a line that
+has ended, its last state is sent; of one that is still being drawn, the newest complete state, now and then.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.progress_bars import as_shown, is_drawn, newest_state
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.supervision import restarted
@@ -342,3 +343,44 @@ def _write_position(path: Path, position: Position) -> None:
     except OSError as error:
         # On a full disk the log goes on its way all the same; only an agent that dies now may send a part twice.
         log.warning("not noted how far %s was sent: %s", path, error)
+
+
+_BACK = b"\r"
+_END = b"\n"
+
+
+def as_shown(data: bytes) -> bytes:
+    """Return lines as a terminal shows them: of each, what was drawn last and is not blank."""
+    if _BACK not in data:
+        return data
+    return _END.join(_last_state(line) for line in data.split(_END))
+
+
+def is_drawn(data: bytes) -> bool:
+    """Whether this, the end of a log, is one line that is drawn again and again and has not ended."""
+    return _BACK in data and _END not in data
+
+
+def newest_state(data: bytes, *, complete: bool) -> tuple[int, int] | None:
+    """Return where the newest state of a bar begins and ends; `None` when it has none.
+
+    Args:
+        data: the line so far, without its end.
+        complete: only one that has been drawn over already: the last one may be half written.
+    """
+    end = len(data)
+    if complete:
+        # A `\r` that is the last byte may be half of a line's end.
+        end = max(data.rfind(_BACK, 0, max(len(data) - 1, 0)), 0)
+    # What is blank at the end is jumped over at once: there may be megabytes of it.
+    inked = len(data[:end].rstrip())
+    if not inked:
+        return None
+    start = data.rfind(_BACK, 0, inked) + 1
+    back = data.find(_BACK, inked, end)
+    return start, end if back < 0 else back
+
+
+def _last_state(line: bytes) -> bytes:
+    found = newest_state(line, complete=False) if _BACK in line else (0, len(line))
+    return line[slice(*found)] if found else b""

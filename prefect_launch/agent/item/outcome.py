@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import re
-import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
-from uuid import UUID
 
-import anyio
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from prefect_launch.core.filesystem import FREE_DISK_ADVICE as DISK_FULL_STEP
 from prefect_launch.core.filesystem import is_disk_full
-from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import ItemState
-from prefect_launch.core.validation import clean_json
 from prefect_launch.errors import BuildDiskError, InternalError, LaunchError, OperatorError
 from prefect_launch.runners.base import ExitStatus, Phase
-from prefect_launch.server.protocol import Server
 from prefect_launch.spec.retry import Cause
 
 #: What a shell gives as exit code of a program that is not there, or is none.
 NO_PROGRAM: Final = (126, 127)
-#: A dict of outputs larger than this is no table for people to read.
-_OUTPUTS_BYTES: Final = 1_000_000
 
 
 class Outcome(BaseModel):
@@ -106,47 +95,3 @@ def outcome_of_error(error: BaseException, phase: Phase) -> Outcome:
 def _sentence(text: str) -> str:
     stripped = text.strip()
     return (stripped[:1].upper() + stripped[1:]) if stripped else "No reason was given."
-
-
-async def publish_outputs(server: Server, item_id: UUID, run_id: str, output_dir: Path) -> str | None:
-    """Show a run's `outputs.json` as an artifact of its item.
-
-    Returns:
-        What is wrong with the file, in words; `None` when it was shown or there is none.
-    """
-    outputs, fault = await anyio.to_thread.run_sync(read_outputs, output_dir)
-    if outputs:
-        rows = [{"output": key, "value": value} for key, value in outputs.items()]
-        key = re.sub(r"[^a-z0-9]+", "-", f"outputs-{run_id}".lower()).strip("-")
-        await server.create_artifact(
-            item_id, key=key, kind="table", data=json.dumps(rows), description=f"Outputs of run `{run_id}`."
-        )
-    return fault
-
-
-def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
-    """Read a run's `outputs.json`: a flat dict.
-
-    Returns:
-        The outputs, those that the server cannot keep as text, and what is wrong with the file, if anything.
-    """
-    path = output_dir / OUTPUTS_FILE
-    try:
-        about = path.lstat()
-        if not stat.S_ISREG(about.st_mode):
-            kind = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(stat.S_IFMT(about.st_mode), "special file")
-            return {}, f"{OUTPUTS_FILE} is a {kind}, and is not shown. Write it as a file."
-        if about.st_size > _OUTPUTS_BYTES:
-            return {}, f"{OUTPUTS_FILE} has {about.st_size:,} bytes; at most {_OUTPUTS_BYTES:,} are shown."
-        # NaN is no JSON, and what a diverged training writes: it is shown as the text that it is. Of bytes, json tells
-        # the encoding, by a byte-order mark too.
-        found = json.loads(path.read_bytes(), parse_constant=str)
-    except FileNotFoundError:
-        return {}, None
-    except OSError as error:
-        return {}, f"{OUTPUTS_FILE} cannot be read: {error.strerror}."
-    except (ValueError, RecursionError) as error:
-        return {}, f"{OUTPUTS_FILE} is no JSON: {error}."
-    if not isinstance(found, dict) or any(isinstance(value, (dict, list)) for value in found.values()):
-        return {}, f"{OUTPUTS_FILE} must hold one flat dict of names to texts, numbers, booleans or null."
-    return clean_json(found), None

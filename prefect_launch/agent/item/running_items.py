@@ -1,17 +1,91 @@
-"""The items that an agent has in work: begun, reported as task runs in a flow, let go of when the agent leaves."""
+"""Items in work: what an agent remembers of each, and the tasks that work on them.
+
+The truth is in the labels of what runs. What is kept here is only the agent's handle on its own work, and ends with the
+agent. Inside a flow, each item is also a task run of that flow: a bar on the time line of its page in the UI.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.task_run import in_flow, run_as_task
-from prefect_launch.agent.item.tracker import JobTracker
 from prefect_launch.core.states import ItemState
+from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.values import Item
+
+#: The flow that a sweep's scheduler is a run of; all others are jobs.
+SCHEDULER_FLOW: Final = "launch-sweep"
+
+
+def now() -> float:
+    """Return seconds on a clock that nobody sets, and that goes on while the machine sleeps, where there is one."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
+
+
+def is_scheduler(item: Item) -> bool:
+    """Whether an item is a sweep's scheduler, which does not count as a job.
+
+    Its flow decides, which is that of the deployment that it was made from: no submitter sets it with what an item
+    holds.
+    """
+    return item.flow == SCHEDULER_FLOW
+
+
+@dataclass
+class JobTracker:
+    """One item in work.
+
+    Attributes:
+        item: as it was claimed.
+        queue: its queue's name.
+        is_scheduler: a sweep's scheduler, which does not count as a job.
+        phase: where it is, for the message should it fail.
+        handle: what was created for it, once it was.
+        file_saver: folder that gets an `error.log` when the agent itself fails over the item.
+        stop: is set when it was asked to stop.
+        preempt: is set when the agent stops it of its own accord, as when its machine is taken away.
+        claim: the token of the claim that it is held under; empty: not known.
+        held_at: when it was seen last that the claim is the item's last one, by `now()`; at first, when it was made.
+        has_run: whether its run has ended: what is left is to keep its outputs, which needs no slot.
+        plan: of its attempt, once it is known; it masks the attempt's secrets in what is told of the item.
+        ended: is set when its work here is over, whatever came of it.
+    """
+
+    item: Item
+    queue: str
+    is_scheduler: bool = False
+    phase: Phase = Phase.AGENT
+    handle: str | None = None
+    file_saver: Path | None = None
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    preempt: asyncio.Event = field(default_factory=asyncio.Event)
+    claim: str = ""
+    held_at: float = field(default_factory=now)
+    has_run: bool = False
+    plan: RunPlan | None = None
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def id(self) -> UUID:
+        """The item's id."""
+        return self.item.id
+
+    def masked(self, text: str) -> str:
+        """Return a text without the secrets of the attempt."""
+        return text if self.plan is None else self.plan.mask.text(text)
+
+    @property
+    def thread_id(self) -> str:
+        """The item's id as text, which the reference calls a thread id."""
+        return str(self.item.id)
+
 
 T = TypeVar("T")
 
@@ -139,3 +213,42 @@ class Crew:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+
+
+#: Runs an item; `None` when it goes on under the next agent of the name.
+TaskWork = Callable[[], Awaitable["Outcome | None"]]
+
+
+def in_flow() -> bool:
+    """Whether this is called from a flow's own code."""
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None
+
+
+async def run_as_task(name: str, work: TaskWork) -> None:
+    """Do the work of one item as a task run `run_job` named after it."""
+    await _run_job().with_options(task_run_name=_literal(name))(work, return_state=True)
+
+
+def _literal(name: str) -> str:
+    return name.replace("{", "{{").replace("}", "}}")
+
+
+@lru_cache(maxsize=1)
+def _run_job() -> Any:
+    from prefect import task
+    from prefect.cache_policies import NO_CACHE
+    from prefect.states import Cancelled, Completed, Crashed, Failed
+
+    ends = {ItemState.FAILED: Failed, ItemState.CRASHED: Crashed, ItemState.CANCELLED: Cancelled}
+    ends[ItemState.AWAITING_RETRY] = Crashed  # this attempt's bar; the next one has a bar of its own
+
+    @task(name="run_job", cache_policy=NO_CACHE, persist_result=False)
+    async def run_job(work: TaskWork) -> Any:
+        outcome = await work()
+        if outcome is None:
+            return Completed(message="Goes on under the next run of this agent.", name="HandedOver")
+        return ends.get(outcome.state, Completed)(message=outcome.message)
+
+    return run_job

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import Final
 
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.tracker import JobTracker
+from prefect_launch.agent.item.running_items import JobTracker
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.units import in_words

@@ -26,8 +26,8 @@ from prefect_launch.agent.item.claim import undo_claim
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.agent.item.ownership import holder_of, items_in_work, last_claim
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.agent.recovery.ownership import holder_of, items_in_work, last_claim
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.errors import LaunchError

@@ -1,38 +1,45 @@
-"""What an agent does first: find what its last life left, on this machine and on the server.
+"""Recovery at the start of an agent: finds what the last life of the agent left, and adopts the runs of lost agents.
 
-The labels of what exists are the truth, once they are proven ours. A run that the item still belongs to is taken up
-again; what belongs to an item that has ended, or that has a newer attempt or claim, is stopped and removed, and so is a
-container that was not filled yet; what only looks like a run of ours is left alone. Of an item that this agent had
-claimed, of which nothing exists: one that was not started goes back into its queue, one that ran has crashed, one that
-was asked to stop is cancelled. Where a resource could not be looked at (its engine is away), the items of its queues
-are left alone.
+The labels of what exists are the truth, once they are proven ours. A run that its item still belongs to is adopted.
+What belongs to an item that has ended, or that has a newer attempt or claim, is stopped and removed, and so is a
+container that was not filled yet. What only looks like a run of ours is left alone. Of an item that this agent had
+claimed, and of which nothing exists: one that was not started goes back into its queue, one that ran has crashed, one
+that was asked to stop is cancelled. Where a resource cannot be reached, the items of its queues are left alone.
+
+The run of a lost agent in the same home, on the same machine or engine, is not lost; only nobody reports on it. Another
+agent of the home adopts it, under the claim that it was started under: its log, end and outputs are what they would
+have been, and nothing runs twice. What was not started yet is not adopted.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from uuid import UUID
 
 import anyio
 
+from prefect_launch.agent.context import Workshop
 from prefect_launch.agent.item.claim import undo_claim
-from prefect_launch.agent.item.context import Workshop
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.transitions import move
-from prefect_launch.agent.recovery.ownership import holder_of, items_in_work
-from prefect_launch.agent.recovery.run_identity import identity_of, is_ours, is_present, plan_of
+from prefect_launch.agent.item.ownership import (
+    holder_of,
+    identity_of,
+    is_ours,
+    is_present,
+    items_in_work,
+    keeper_of,
+    plan_of,
+)
+from prefect_launch.agent.item.transitions import log, move
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.queues.holder import Holder
-from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan
+from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan, RunState
 from prefect_launch.server.values import Item
 from prefect_launch.spec.retry import Cause
-
-log = logging.getLogger("prefect_launch.agent")
 
 
 @dataclass(frozen=True)
@@ -182,3 +189,41 @@ async def _settle(workshop: Workshop, item: Item, holder: Holder) -> None:
 async def _was_claimed_by(workshop: Workshop, item: Item, holder: Holder) -> bool:
     found = holder_of(await workshop.session.server.read_states(item.id))
     return found is not None and found.is_earlier_life_of(holder)
+
+
+async def go_on(
+    workshop: Workshop, resume: Callable[[Adopted], None], queue: str, item: Item, lost: Collection[str]
+) -> bool:
+    """Go on with the present run of an item whose agent is lost, if it is within reach.
+
+    Args:
+        workshop: of the agent that goes on.
+        resume: takes the run up.
+        queue: the item's.
+        item: in work.
+        lost: names of the agents that are lost. One of them that still holds on to the run, and does not beat, is
+            stuck: its run is left to be told of.
+
+    Returns:
+        Whether somebody goes on with it: this agent, or another one of the home that was faster.
+
+    Raises:
+        LaunchError: when it cannot be looked for.
+    """
+    runner = workshop.runner((await workshop.session.queue(queue)).config.resource)
+    history = await workshop.session.server.read_states(item.id)
+    for found in await runner.find({Labels.ITEM: str(item.id)}):
+        identity = identity_of(found)
+        plan = plan_of(workshop.config.site, identity) if identity is not None else None
+        is_at_work = found.state is not RunState.CREATED and found.is_complete
+        if identity is None or plan is None or not is_at_work or not is_present(identity, item, history):
+            continue
+        keeper = keeper_of(plan.run_dir)
+        if keeper is not None:
+            return keeper not in lost
+        log.warning("%s going-on with %s: its agent %s is lost", item.id, found.handle, found.labels[Labels.AGENT])
+        if found.state is RunState.RUNNING:
+            workshop.devices.restore(item.id, found.labels)
+        resume(Adopted(item=item, queue=queue, runner=runner, plan=plan, handle=found.handle))
+        return True
+    return False

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.agent.housekeeping.images import ImageShelf
+from prefect_launch.agent.housekeeping.caches import ImageShelf
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.image_usage import KeptImages
 from prefect_launch.core.disk_cache import Tidied

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.lock import only_agent
+from prefect_launch.agent.item.ownership import only_agent
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError, LaunchError, NotFoundError, ServerUnavailableError
 from prefect_launch.testing import Script

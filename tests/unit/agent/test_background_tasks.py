@@ -12,7 +12,7 @@ import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.entry.serve import Stop, until_stopped
-from prefect_launch.agent.entry.signals import Signals
+from prefect_launch.agent.entry.start import Signals
 from prefect_launch.core import supervision
 from prefect_launch.core.states import StateType
 from prefect_launch.core.supervision import BackgroundTaskError
@@ -33,18 +33,18 @@ TASKS = (
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 0.01)
     places = {
-        "recovery.ownership": ("LOOK_SECONDS",),
+        "item.ownership": ("LOOK_SECONDS",),
         "polling.queue_poller": ("LIMITS_SECONDS",),
         "housekeeping.housekeeper": ("LOOK_SECONDS",),
         "reporting.wait_notes": ("LOOK_SECONDS",),
-        "recovery.orphaned_cancellations": ("LOOK_SECONDS",),
+        "recovery.cancellations": ("LOOK_SECONDS",),
         "reporting.status": ("WRITE_SECONDS",),
         "polling.events": ("_RECONNECT_FIRST_SECONDS",),
     }
     for module, names in places.items():
         for name in names:
             monkeypatch.setattr(f"prefect_launch.agent.{module}.{name}", 0.05)
-    monkeypatch.setattr("prefect_launch.agent.reporting.heartbeat.WORKER_SECONDS", 1)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status.WORKER_SECONDS", 1)
 
 
 class Faults:

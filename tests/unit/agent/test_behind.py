@@ -9,8 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.polling import candidates, next_pages
-from prefect_launch.agent.polling.next_pages import LOOK_SECONDS, PAGES, REST_SECONDS, Behind
+from prefect_launch.agent.polling import candidates
+from prefect_launch.agent.polling.candidates import LOOK_SECONDS, PAGES, REST_SECONDS, Behind
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import Script
@@ -22,8 +22,7 @@ PAGE = 20
 
 @pytest.fixture(autouse=True)
 def small_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (next_pages, candidates):
-        monkeypatch.setattr(module, "PAGE", PAGE)
+    monkeypatch.setattr(candidates, "PAGE", PAGE)
 
 
 class Clock:
@@ -174,7 +173,7 @@ async def test_slow_look_is_broken_off_and_gone_on_with_later(bench: Bench) -> N
     shown: list[Item] = []
 
     async def take(page: list[Item]) -> Item | None:
-        clock.time += next_pages.LONGEST_SECONDS + 1
+        clock.time += candidates.LONGEST_SECONDS + 1
         shown.extend(page)
         return None
 
@@ -192,7 +191,7 @@ async def test_slow_look_is_broken_off_and_gone_on_with_later(bench: Bench) -> N
 async def test_small_item_behind_many_that_do_not_fit_runs_and_the_first_of_those_comes_next(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(next_pages, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(candidates, "LOOK_SECONDS", 0.1)
     bench.plays(Script(seconds=60))
     (holder,) = await bench.add(**wants(1))
     async with bench.running(agent_of(bench, 3, device_patience_seconds=60)):
@@ -211,8 +210,8 @@ async def test_small_item_behind_many_that_do_not_fit_runs_and_the_first_of_thos
 async def test_big_item_behind_many_for_other_agents_is_not_starved_by_small_ones(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(next_pages, "LOOK_SECONDS", 0.1)
-    monkeypatch.setattr(next_pages, "REST_SECONDS", 0.2)
+    monkeypatch.setattr(candidates, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(candidates, "REST_SECONDS", 0.2)
     bench.plays(Script(seconds=0.1))
     await bench.server.beat_worker(QUEUE, "the-big-box", 30)
     for_others = await bench.add(PAGE, **wants(8))

@@ -6,7 +6,7 @@ import asyncio
 from uuid import uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.recovery.ownership import items_in_work
+from prefect_launch.agent.item.ownership import items_in_work
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryRunner, Script

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.entry.signals import Signals
+from prefect_launch.agent.entry.start import Signals
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.queues.agent_status import (
@@ -161,7 +161,7 @@ async def test_second_signal_stops_the_jobs_when_that_was_wanted(bench: Bench) -
 
 
 async def test_signal_ends_an_agent_that_waits_for_its_server(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_launch.agent.entry.signals.LEAVE_SECONDS", 0.2)
+    monkeypatch.setattr("prefect_launch.agent.entry.start.LEAVE_SECONDS", 0.2)
     bench.server.down()
     signals, told, work = _signals(bench.agent())
     await asyncio.sleep(0.2)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.recovery.run_lock import keeper_of, kept
+from prefect_launch.agent.item.ownership import keeper_of, kept
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.agent_status import AgentNotice, RunningItem, post_notice, read_notices
 from prefect_launch.runners.base import Found

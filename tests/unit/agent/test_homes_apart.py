@@ -9,10 +9,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.context import Workshop
+from prefect_launch.agent.item.ownership import claims_of, token_of_claim
+from prefect_launch.agent.item.previous_attempts import stop_all_attempts, stop_older_attempts
 from prefect_launch.agent.recovery.lost_agents import LostWatch
-from prefect_launch.agent.recovery.ownership import claims_of, token_of_claim
-from prefect_launch.agent.recovery.previous_attempts import stop_all_attempts, stop_older_attempts
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.base import Found, Labels, RunPlan, RunState

@@ -12,8 +12,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.housekeeping.environments import EnvironmentShelf
-from prefect_launch.agent.housekeeping.git_mirrors import GitShelf
+from prefect_launch.agent.housekeeping.caches import EnvironmentShelf, GitShelf
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper, Report
 from prefect_launch.core.disk_cache import size_of
 from prefect_launch.core.states import ItemState, StateType

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from prefect_launch.agent.item.failure_report import Facts, certify
-from prefect_launch.agent.item.image_warning import tell_other_image
+from prefect_launch.agent.item.log_notes import tell_other_image
 from prefect_launch.agent.item.outcome import outcome_of_exit
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import UnreachableError
@@ -55,7 +55,7 @@ async def test_item_is_running_before_it_is_told(bench: Bench, monkeypatch: pyte
     async def tell(_: Server, item_id: UUID, *__: object) -> None:
         seen.append((await bench.read(item_id)).state_type)
 
-    monkeypatch.setattr("prefect_launch.agent.item.attempt.tell_other_image", tell)
+    monkeypatch.setattr("prefect_launch.agent.item.lifecycle.tell_other_image", tell)
     (item,) = await bench.add()
     async with bench.running(bench.agent()):
         await bench.until(item, StateType.COMPLETED)

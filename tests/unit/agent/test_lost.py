@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.agent.item.ownership import holder_of, stop_once
 from prefect_launch.agent.recovery.lost_agents import LostWatch
-from prefect_launch.agent.recovery.ownership import holder_of, stop_once
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.agent.item.logs import CHUNK_BYTES, SHARE_BYTES, TAIL_BYTES
-from prefect_launch.agent.item.mask_outputs import READ_BYTES, hide_in_file
+from prefect_launch.agent.item.outputs import READ_BYTES, hide_in_file
 from prefect_launch.core.masking import MASK, Mask
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InfrastructureError

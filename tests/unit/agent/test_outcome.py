@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs, read_outputs
+from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
+from prefect_launch.agent.item.outputs import publish_outputs, read_outputs
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import (
     AgentConfigError,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from prefect.filesystems import RemoteFileSystem
 
-from prefect_launch.agent.item.previous_outputs import bring_last_outputs
+from prefect_launch.agent.item.outputs import bring_last_outputs
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.core.states import StateType

@@ -11,8 +11,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from prefect_launch.agent.item import logs
-from prefect_launch.agent.item.logs import CHUNK_BYTES, SHARE_BYTES, LogShipper, split_records
-from prefect_launch.agent.item.progress_bars import as_shown, newest_state
+from prefect_launch.agent.item.logs import CHUNK_BYTES, SHARE_BYTES, LogShipper, as_shown, newest_state, split_records
 from prefect_launch.testing import InMemoryServer
 from tests.support.bench import eventually
 

@@ -13,9 +13,8 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.recovery.home_id import home_id
+from prefect_launch.agent.item.ownership import holder_of, home_id
 from prefect_launch.agent.recovery.lost_agents import LostWatch
-from prefect_launch.agent.recovery.ownership import holder_of
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.agent_status import agents
 from prefect_launch.queues.holder import Holder

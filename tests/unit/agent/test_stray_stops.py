@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from prefect_launch.agent.recovery import orphaned_cancellations as stray_stops
-from prefect_launch.agent.recovery.orphaned_cancellations import StrayStops
+from prefect_launch.agent.recovery import cancellations as stray_stops
+from prefect_launch.agent.recovery.cancellations import StrayStops
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import Script

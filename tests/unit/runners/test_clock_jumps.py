@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from prefect_launch.agent.item.running_items import JobTracker
 from prefect_launch.agent.item.stopping import Stopper
-from prefect_launch.agent.item.tracker import JobTracker
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.runners.process import supervisor

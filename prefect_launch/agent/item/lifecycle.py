@@ -14,21 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from prefect_launch.agent.context import Workshop
 from prefect_launch.agent.devices.allocator import DevicesBusyError
 from prefect_launch.agent.item.cleanup import Closing
-from prefect_launch.agent.item.context import Workshop
-from prefect_launch.agent.item.image_warning import tell_other_image
-from prefect_launch.agent.item.keep_outputs import keep_outputs
-from prefect_launch.agent.item.log_notes import write_log_note
+from prefect_launch.agent.item.log_notes import tell_other_image, write_log_note
 from prefect_launch.agent.item.logs import LogShipper
-from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit, publish_outputs
-from prefect_launch.agent.item.previous_outputs import bring_last_outputs
+from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
+from prefect_launch.agent.item.outputs import bring_last_outputs, keep_outputs, publish_outputs
+from prefect_launch.agent.item.ownership import is_held, kept, token_of
+from prefect_launch.agent.item.previous_attempts import stop_older_attempts
+from prefect_launch.agent.item.running_items import JobTracker
 from prefect_launch.agent.item.stopping import Stopper
-from prefect_launch.agent.item.tracker import JobTracker
 from prefect_launch.agent.item.transitions import move, until_server_is_back
-from prefect_launch.agent.recovery.ownership import is_held, token_of
-from prefect_launch.agent.recovery.previous_attempts import stop_older_attempts
-from prefect_launch.agent.recovery.run_lock import kept
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import LaunchError, UnreachableError

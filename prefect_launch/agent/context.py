@@ -12,9 +12,9 @@ import anyio
 
 from prefect_launch.agent.devices.allocator import DeviceAllocator
 from prefect_launch.agent.devices.gpus import GpuProbe
+from prefect_launch.agent.item.ownership import TRUSTED_SECONDS
 from prefect_launch.agent.polling.runner_health import Reach
 from prefect_launch.agent.recovery.lost_agents import LOST_SECONDS
-from prefect_launch.agent.recovery.ownership import TRUSTED_SECONDS
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import make_runner

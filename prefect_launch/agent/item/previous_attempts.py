@@ -9,16 +9,18 @@ has ended is left to the housekeeping; what is on another machine, to its own ag
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from prefect_launch.agent.item.context import Workshop
+from prefect_launch.agent.item.ownership import claims_of, identity_of, is_ours, plan_of, token_of_claim
 from prefect_launch.agent.item.transitions import log, until_server_is_back
-from prefect_launch.agent.recovery.ownership import claims_of, token_of_claim
-from prefect_launch.agent.recovery.run_identity import identity_of, is_ours, plan_of
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
 from prefect_launch.server.values import Item, State
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.context import Workshop
 
 
 async def stop_older_attempts(workshop: Workshop, runner: Runner, plan: RunPlan) -> None:

@@ -1,0 +1,273 @@
+"""Outputs of an attempt: kept in the job store, masked, shown on the item's page, and given to the next attempt.
+
+The whole log is kept beside the outputs. Secrets are masked in it and in `outputs.json` before both are kept; other
+files are kept as they are. The log in the run's folder stays as the job has written it: that folder is the agent's
+user's alone. A new attempt gets the outputs of the last one, within the same limits: from its folder when it ran on
+this machine (a lost agent has stored nothing), else from the job store. What is left out is told in the item's log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import anyio
+
+from prefect_launch.agent.item.log_notes import LOGGER, write_log_note
+from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.core.filesystem import data_bytes, temporary_folder_async
+from prefect_launch.core.masking import Mask
+from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
+from prefect_launch.core.validation import clean_json
+from prefect_launch.errors import (
+    InfrastructureError,
+    LaunchError,
+    NotFoundError,
+    clause,
+)
+from prefect_launch.jobs.outputs import copy_outputs
+from prefect_launch.runners.base import LOG_FILE, ExitStatus, RunPlan
+from prefect_launch.server.protocol import Server
+from prefect_launch.settings.agent_config import Site
+
+if TYPE_CHECKING:
+    from prefect_launch.jobs.registry import JobRegistry
+    from prefect_launch.queues.session import Session
+    from prefect_launch.runners.base import ExitStatus, RunPlan
+    from prefect_launch.server.protocol import Server
+
+
+#: The agent's own, stored beside the outputs.
+WHOLE_LOG: Final = LOG_FILE
+#: Records of an item's log that are looked through for one.
+_LOOKED_AT: Final = 200
+
+
+async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: ExitStatus) -> list[str]:
+    """Keep an attempt's outputs, within its limits, and its log; tell in the log what is left out.
+
+    Doing it again, after an agent that died in the middle of it, changes nothing.
+
+    Args:
+        session: an open connection.
+        flow_run_id: of the item.
+        plan: of the attempt.
+        end: how it ended.
+
+    Returns:
+        What there is to say of it where the run's end is told.
+
+    Raises:
+        InfrastructureError: when the job store fails.
+    """
+    put = session.jobs.put_outputs
+    await hide_in_outputs(plan)
+    async with kept_log(plan) as path:
+        extra = {} if path is None else {WHOLE_LOG: path}
+        kept = await put(plan.item_id, plan.attempt, plan.output_dir, extra=extra, limits=plan.output_limits)
+    left_out = end.left_out + kept.left_out
+    if not left_out:
+        return []
+    told = plan.mask.text(left_out.describe(plan.output_limits))
+    await tell_left_out(session.server, flow_run_id, told, since=end.ended_at)
+    return [f"{left_out.summary()}; its log names {'it' if left_out.count == 1 else 'them'}."]
+
+
+async def tell_left_out(server: Server, flow_run_id: UUID, message: str, *, since: datetime | None = None) -> None:
+    """Tell in an item's log what is left out of its outputs; a log that cannot be written keeps no run from its end.
+
+    Args:
+        server: an open connection.
+        flow_run_id: of the item.
+        message: what to tell, its secrets masked.
+        since: when an agent before this one can have told it; None: none has.
+    """
+    try:
+        await until_server_is_back(
+            f"take the log of {flow_run_id}", lambda: _tell_once(server, flow_run_id, message, since)
+        )
+    except LaunchError as error:
+        log.warning("%s not told what is left out of its outputs: %s", flow_run_id, error)
+
+
+async def _tell_once(server: Server, flow_run_id: UUID, message: str, since: datetime | None) -> None:
+    """Write a line to an item's log, unless the agent before this one has."""
+    found = await server.read_logs(flow_run_id, limit=_LOOKED_AT, since=since) if since is not None else []
+    if not any(record.name == LOGGER and record.message == message for record in found):
+        await write_log_note(server, flow_run_id, message)
+
+
+_COPY: Final = "job.log.masked"
+#: A larger `outputs.json` is masked piece by piece, and not as JSON.
+READ_BYTES: Final = 4 * 1024**2
+
+
+@asynccontextmanager
+async def kept_log(plan: RunPlan) -> AsyncIterator[Path | None]:
+    """Give a run's whole log as it may be kept; `None` when there is no log.
+
+    It is a copy where the run was given secrets, which is there until the block is left.
+    """
+    if not await anyio.Path(plan.log_path).exists():
+        yield None
+    elif not plan.mask:
+        yield plan.log_path
+    else:
+        copy = plan.run_dir / _COPY
+        try:
+            await anyio.to_thread.run_sync(plan.mask.copy, plan.log_path, copy)
+            yield copy
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.Path(copy).unlink(missing_ok=True)
+
+
+async def hide_in_outputs(plan: RunPlan) -> None:
+    """Mask the secrets in the `outputs.json` that a run left, which is shown, kept and read from there."""
+    if plan.mask:
+        await anyio.to_thread.run_sync(hide_in_file, plan.output_dir / OUTPUTS_FILE, plan.mask)
+
+
+def hide_in_file(path: Path, mask: Mask) -> None:
+    """Mask the secrets in a file of results. One with holes is none: it holds NUL, which no JSON does."""
+    if not path.is_file() or path.is_symlink() or _has_holes(path):
+        return
+    part = path.with_name(f".{path.name}.part")
+    if path.stat().st_size > READ_BYTES:
+        mask.copy(path, part)  # in pieces: somebody else's file may be of any size
+        part.replace(path)
+        return
+    data = path.read_bytes()
+    masked = mask.data(data)
+    try:
+        outputs = json.loads(data)
+        # Not the bytes: a number that is a secret would leave no JSON.
+        hidden = json.dumps(mask.json(outputs), ensure_ascii=False).encode("utf-8", "surrogatepass")
+    except (ValueError, RecursionError):
+        hidden = masked
+    if masked != data:
+        part.write_bytes(hidden)
+        part.replace(path)
+
+
+def _has_holes(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return data_bytes(file.fileno(), 0, size) < size
+
+
+async def bring_last_outputs(session: Session, plan: RunPlan, site: Site) -> int | None:
+    """Fill a new attempt's output folder with what the last attempt that left something has left.
+
+    Doing it again changes nothing. A first attempt gets nothing. A caller that is cancelled ends it.
+
+    Args:
+        session: an open connection.
+        plan: the new attempt.
+        site: the machine.
+
+    Returns:
+        The attempt that they are of; `None` when none has left any.
+
+    Raises:
+        InfrastructureError: when the storage or this machine's disk fails. To start anew without a word would throw
+            work away.
+    """
+    if plan.attempt < 2 or plan.output_dir.exists():
+        return None
+    # In a folder of its own until it is whole: an agent may die in the middle of it.
+    async with temporary_folder_async(".last-outputs-", plan.run_dir) as made:
+        part = made / plan.output_dir.name
+        for attempt in range(plan.attempt - 1, 0, -1):
+            local = [folder / plan.output_dir.name for folder in site.run_dirs(plan.item_id, attempt)]
+            left_out = await _copy_first(local, part, plan)
+            if left_out is None and not await _fetch(session.jobs, plan.item_id, attempt, part):
+                continue
+            await anyio.to_thread.run_sync(part.rename, plan.output_dir)
+            if left_out:
+                whose = f"the outputs of attempt {attempt}"
+                told = left_out.describe(plan.output_limits, what=whose, done="handed on to the next")
+                await tell_left_out(session.server, UUID(plan.item_id), plan.mask.text(told))
+            return attempt
+    return None
+
+
+async def _fetch(jobs: JobRegistry, item_id: str, attempt: int, target: Path) -> bool:
+    try:
+        found = await jobs.get_outputs(item_id, attempt, target)
+    except NotFoundError:
+        return False
+    if WHOLE_LOG in found:
+        await anyio.Path(target / WHOLE_LOG).unlink()
+    return bool(set(found) - {WHOLE_LOG})
+
+
+async def _copy_first(sources: list[Path], target: Path, plan: RunPlan) -> LeftOut | None:
+    """Copy the first folder that has anything to keep; return what of it was left out, None when there is no such."""
+    for source in sources:
+        try:
+            copied = await copy_outputs(source, target, plan.output_limits)
+        except OSError as error:
+            raise InfrastructureError(
+                f"The outputs of the last attempt in {source} cannot be copied to {target}: {clause(error)}. Look at"
+                " the free space of that disk, and at who may read the folder."
+            ) from error
+        if copied.paths:
+            return copied.left_out
+    return None
+
+
+#: A dict of outputs larger than this is no table for people to read.
+_OUTPUTS_BYTES: Final = 1_000_000
+
+
+async def publish_outputs(server: Server, item_id: UUID, run_id: str, output_dir: Path) -> str | None:
+    """Show a run's `outputs.json` as an artifact of its item.
+
+    Returns:
+        What is wrong with the file, in words; `None` when it was shown or there is none.
+    """
+    outputs, fault = await anyio.to_thread.run_sync(read_outputs, output_dir)
+    if outputs:
+        rows = [{"output": key, "value": value} for key, value in outputs.items()]
+        key = re.sub(r"[^a-z0-9]+", "-", f"outputs-{run_id}".lower()).strip("-")
+        await server.create_artifact(
+            item_id, key=key, kind="table", data=json.dumps(rows), description=f"Outputs of run `{run_id}`."
+        )
+    return fault
+
+
+def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
+    """Read a run's `outputs.json`: a flat dict.
+
+    Returns:
+        The outputs, those that the server cannot keep as text, and what is wrong with the file, if anything.
+    """
+    path = output_dir / OUTPUTS_FILE
+    try:
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode):
+            kind = {stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}.get(stat.S_IFMT(about.st_mode), "special file")
+            return {}, f"{OUTPUTS_FILE} is a {kind}, and is not shown. Write it as a file."
+        if about.st_size > _OUTPUTS_BYTES:
+            return {}, f"{OUTPUTS_FILE} has {about.st_size:,} bytes; at most {_OUTPUTS_BYTES:,} are shown."
+        # NaN is no JSON, and what a diverged training writes: it is shown as the text that it is. Of bytes, json tells
+        # the encoding, by a byte-order mark too.
+        found = json.loads(path.read_bytes(), parse_constant=str)
+    except FileNotFoundError:
+        return {}, None
+    except OSError as error:
+        return {}, f"{OUTPUTS_FILE} cannot be read: {error.strerror}."
+    except (ValueError, RecursionError) as error:
+        return {}, f"{OUTPUTS_FILE} is no JSON: {error}."
+    if not isinstance(found, dict) or any(isinstance(value, (dict, list)) for value in found.values()):
+        return {}, f"{OUTPUTS_FILE} must hold one flat dict of names to texts, numbers, booleans or null."
+    return clean_json(found), None

@@ -1,0 +1,266 @@
+"""Ownership of items and runs: whose an item is, whose a run is, and which agent reports on it.
+
+An agent that was cut off from the server, and was taken for lost, comes back with work that may be another agent's by
+now. So before each step that cannot be undone it asks: is the last claim of this item mine, and is the item still in
+work? If not, it writes nothing, and stops what it has of the item.
+
+Labels are easily copied, so they prove nothing alone. A run is ours when its name fits its labels, and when the claim
+in its labels is known: to the plan in the run's folder in this agent's home, or, when that plan is gone or broken, to
+the item itself. What is not ours is not touched. A run is the current one of its item when the last claim of the item
+made it and the attempt is the current one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+from uuid import UUID, uuid4
+
+import anyio
+
+from prefect_launch.agent.item.running_items import now
+from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.core.file_lock import locked, locked_if_free
+from prefect_launch.core.states import ACTIVE, ItemState, StateType
+from prefect_launch.errors import AgentConfigError, LaunchError
+from prefect_launch.planning.plan import load_plan
+from prefect_launch.queues.holder import Holder
+from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import Item, State
+from prefect_launch.settings.agent_config import Site
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.item.running_items import JobTracker
+
+
+#: An agent is called lost after three times as long; one read for each item in work.
+LOOK_SECONDS: Final = 30.0
+#: An item that was seen to be held is taken to be for this long: until after the next look, and half the time after
+#: which an agent is called lost.
+TRUSTED_SECONDS: Final = 45.0
+_PAGE: Final = 200
+#: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
+_OURS: Final = ACTIVE | {StateType.CANCELLED}
+
+
+def claims_of(states: Sequence[State]) -> list[State]:
+    """Return the claims among an item's states."""
+    return [state for state in states if state.type is StateType.PENDING and state.name == ItemState.CLAIMED.label]
+
+
+def last_claim(states: Sequence[State]) -> State | None:
+    """Return the last claim among an item's states, oldest first."""
+    claims = claims_of(states)
+    return claims[-1] if claims else None
+
+
+def token_of_claim(claim: State) -> str:
+    """Return a claim's token."""
+    return claim.transition_id or ""
+
+
+def holder_of(states: Sequence[State]) -> Holder | None:
+    """Return who has claimed an item, as its last claim says; `None` when no agent of ours has."""
+    claim = last_claim(states)
+    return Holder.of(claim) if claim else None
+
+
+def token_of(item: Item) -> str:
+    """Return the token of the claim that an item is under; empty when its state does not say."""
+    if item.state is None or item.state.name != ItemState.CLAIMED.label:
+        return ""
+    return token_of_claim(item.state)
+
+
+async def items_in_work(server: Server, pool: str) -> list[Item]:
+    """Return all items of a queue that an agent has in work."""
+    found: list[Item] = []
+    while page := await server.list_items(pool=pool, state_types=sorted(ACTIVE), limit=_PAGE, offset=len(found)):
+        found.extend(page)
+    return found
+
+
+async def stop_what_is_not_held(server: Server, trackers: Callable[[], Sequence[JobTracker]]) -> None:
+    """Stop, again and again, what runs here for items that are another's by now, or have ended; for ever."""
+    while True:
+        await anyio.sleep(LOOK_SECONDS)
+        try:
+            await stop_once(server, trackers())
+        except LaunchError as error:
+            log.debug("not looked whose the items are: %s", error)
+
+
+async def stop_once(server: Server, trackers: Sequence[JobTracker]) -> None:
+    """Stop what runs here for items that are not held any more.
+
+    Raises:
+        LaunchError: when the server fails.
+    """
+    for tracker in trackers:
+        if tracker.stop.is_set():
+            continue
+        looked_at = now()
+        if await is_held(server, tracker.id, tracker.claim):
+            tracker.held_at = looked_at
+            continue
+        if tracker.ended.is_set():
+            continue
+        tracker.held_at = float("-inf")
+        log.warning("%s not-ours-any-more: stopping what runs of it here", tracker.id)
+        tracker.stop.set()
+
+
+async def is_held(server: Server, item_id: UUID, token: str, *, among: Collection[StateType] = _OURS) -> bool:
+    """Whether an item is in work under this claim; waits for a server that is away.
+
+    Args:
+        server: the door.
+        item_id: the item.
+        token: of the claim; when it is not known (empty), the item's state alone decides.
+        among: the states that count as being in work.
+    """
+    states = await until_server_is_back(f"show the states of {item_id}", lambda: server.read_states(item_id))
+    if not states or states[-1].type not in among:
+        return False
+    claim = last_claim(states)
+    return not token or claim is None or token_of_claim(claim) == token
+
+
+class Identity(NamedTuple):
+    """What the labels of a run tell."""
+
+    item_id: UUID
+    attempt: int
+    claim: str
+
+
+def identity_of(found: Found) -> Identity | None:
+    """Read a run's labels; `None` when they are not such as an agent gives."""
+    try:
+        claim = found.labels.get(Labels.CLAIM, "")
+        identity = Identity(
+            UUID(found.labels[Labels.ITEM]), int(found.labels[Labels.ATTEMPT]), str(UUID(claim)) if claim else ""
+        )
+    except (KeyError, ValueError):
+        return None
+    if found.name not in (None, run_name(identity.item_id, identity.attempt)) or Labels.QUEUE not in found.labels:
+        return None
+    return identity
+
+
+def plan_of(site: Site, identity: Identity) -> RunPlan | None:
+    """Return the plan of a run from its folder in this home; `None` when it is gone, broken or another run's."""
+    plan = load_plan(site.run_dir(str(identity.item_id), identity.attempt, identity.claim))
+    if plan is None or plan.labels.get(Labels.CLAIM, "") != identity.claim:
+        return None
+    return plan if (plan.item_id, plan.attempt) == (str(identity.item_id), identity.attempt) else None
+
+
+def is_ours(identity: Identity, plan: RunPlan | None, history: Sequence[State]) -> bool:
+    """Whether an agent of this home, or one that had claimed the item, has made a run."""
+    return plan is not None or identity.claim in [token_of_claim(claim) for claim in claims_of(history)]
+
+
+def is_present(identity: Identity, item: Item, history: Sequence[State]) -> bool:
+    """Whether a run is the item's present attempt: `run_count` grows when the item becomes Running."""
+    claim = last_claim(history)
+    if item.state_type not in ACTIVE or (claim is not None and token_of_claim(claim) != identity.claim):
+        return False
+    if item.state_type is StateType.PENDING:
+        return item.run_count + 1 == identity.attempt
+    if item.state_type is StateType.CANCELLING:
+        return item.run_count in (identity.attempt, identity.attempt - 1)
+    return item.run_count == identity.attempt
+
+
+_RUN_LOCK: Final = "agent.lock"
+
+
+@asynccontextmanager
+async def kept(run_dir: Path, agent: str) -> AsyncIterator[bool]:
+    """Report on a run, once nobody else does.
+
+    Args:
+        run_dir: the run's folder.
+        agent: who does it.
+
+    Yields:
+        Whether nobody else did. On a disk that has no room for the lock it is not asked.
+    """
+    at_once = keeper_of(run_dir) is None
+    async with AsyncExitStack() as held:
+        try:
+            descriptor = await held.enter_async_context(locked(run_dir / _RUN_LOCK))
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, agent.encode(), 0)
+        except OSError as error:
+            log.debug("%s is not locked: %s", run_dir, error)
+        yield at_once
+
+
+def keeper_of(run_dir: Path) -> str | None:
+    """Return the name of the agent that reports on a run now; `None` when none does. Looking disturbs no other look."""
+    try:
+        with locked_if_free(run_dir / _RUN_LOCK, shared=True) as is_free:
+            return None if is_free else (run_dir / _RUN_LOCK).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        log.debug("%s is not locked: %s", run_dir, error)
+        return None
+
+
+#: An agent that is just leaving has let go by then.
+WAIT_SECONDS: Final = 15.0
+
+
+@asynccontextmanager
+async def only_agent(home: Path, name: str, *, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[None]:
+    """Hold the name of an agent on this machine; the kernel frees it when the process ends, however it ends.
+
+    Args:
+        home: the folder of prefect-launch on this machine.
+        name: of the agent.
+        wait_seconds: for how long an agent that holds it is waited for.
+
+    Raises:
+        AgentConfigError: when another agent holds it.
+    """
+    file = home / "agents" / f"{name}.lock"
+    async with AsyncExitStack() as stack:
+        with anyio.move_on_after(wait_seconds) as wait:
+            await stack.enter_async_context(locked(file))
+        if wait.cancelled_caught:
+            raise AgentConfigError(
+                f"An agent called {name!r} runs on this machine already (it holds {file})."
+                " Stop it, or give this one another name (name: …, or --name)."
+            )
+        yield
+
+
+_HOME_ID: Final = "home-id"
+
+
+def home_id(home: Path) -> str:
+    """Return the id of a home; it is made at the first call, and stays.
+
+    Args:
+        home: the folder of prefect-launch on this machine. When nothing can be written there, the id is made of the
+            machine's name and the folder's path.
+    """
+    file = home / _HOME_ID
+    try:
+        if not file.exists():
+            home.mkdir(parents=True, exist_ok=True)
+            new = home / f".{_HOME_ID}-{uuid4().hex}"
+            new.write_text(uuid4().hex)
+            with suppress(FileExistsError):  # Another agent of the home was faster.
+                os.link(new, file)
+            new.unlink()
+        return file.read_text().strip()
+    except OSError:
+        return hashlib.sha256(f"{socket.gethostname()} {home}".encode()).hexdigest()[:32]
