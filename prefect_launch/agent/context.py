@@ -17,8 +17,7 @@ from prefect_launch.agent.polling.runner_health import Reach
 from prefect_launch.agent.recovery.lost_agents import LOST_SECONDS
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import Runner
-from prefect_launch.runners.registry import make_runner
-from prefect_launch.runners.used_resources import used_resources
+from prefect_launch.runners.registry import make_runner, used_resources
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:

@@ -21,8 +21,7 @@ from docker.types import CancellableStream
 
 from prefect_launch.errors import RegistryError, clause
 from prefect_launch.registries.base import Credentials, is_digest
-from prefect_launch.runners.docker.client import DockerEngine
-from prefect_launch.runners.docker.pull import REFUSED, engine_auth
+from prefect_launch.runners.docker.client import REFUSED, DockerEngine, engine_auth
 
 T = TypeVar("T")
 

@@ -32,10 +32,8 @@ from prefect_launch.policy import (
 )
 from prefect_launch.policy.limits import time_limit
 from prefect_launch.policy.template import QueueConfig, macro_values
-from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.registry import runner_class
-from prefect_launch.runners.run_folder import PLAN_FILE, note_claim
-from prefect_launch.runners.used_resources import note_resource
+from prefect_launch.runners.base import PLAN_FILE, Labels, RunPlan, note_claim
+from prefect_launch.runners.registry import note_resource, runner_class
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.settings.agent_config import Site
 from prefect_launch.sources.fetch import fetch_code

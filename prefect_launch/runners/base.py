@@ -1,16 +1,18 @@
-"""What a resource must do: prepare, create, start, watch, stop, find again, remove.
+"""Runner contract: the plan of a run, its labels and folder, its exit status, and the interface of every resource.
 
-A runner knows nothing of queues, agents or the Prefect server. It gets a `RunPlan`, a frozen value that says all there
+A runner knows nothing of queues, agents or the Prefect server. It gets a `RunPlan`, a frozen value with all that there
 is to know about one attempt at one item, and it must keep these promises:
 
-- `create` makes it under a name derived from the run id and the attempt, with the plan's labels, and does not start it;
-  called again it returns what exists, unless an older claim made that: then it is stopped and removed first.
-- What runs outlives the agent. `find` gives it back by its labels, after any crash.
-- The whole output of the job is in `plan.log_path` once `watch` has returned, and grows there while the job runs.
+- `create` makes the run under a name derived from the item's id and the attempt, with the plan's labels, and does not
+  start it. Called again it returns what exists, unless an older claim made that: then it stops and removes it first.
+- What runs outlives the agent. `find` returns it by its labels, after any crash.
+- The job's whole output is in `plan.log_path` once `watch` has returned, and grows there while the job runs.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -27,8 +29,58 @@ from prefect_launch.errors import SpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.gpu_option import visible_gpus
-from prefect_launch.runners.quantity import Quantity
+from prefect_launch.runners.option_values import Quantity
 from prefect_launch.spec.image_request import ImageWish
+
+_SIGNALS: Final = frozenset(int(one) for one in signal.Signals)
+
+
+def signal_of(exit_code: int | None) -> str | None:
+    """Return the name of the signal that an exit code tells of, as shells have it: 137 is "SIGKILL"."""
+    number = (exit_code or 0) - 128
+    return signal.Signals(number).name if number in _SIGNALS else None
+
+
+# --- the folder of an attempt ---
+
+#: A run's plan, in its folder.
+PLAN_FILE: Final = "plan.json"
+#: What a job of an earlier claim gets between TERM and KILL, as `docker stop` gives it.
+TAKEOVER_SECONDS: Final = 10.0
+#: The newest claim of the item, beside the folders of its attempts. The supervisor, standard library alone, has a copy.
+CLAIM_FILE: Final = "claim"
+#: How much of a claim's token tells the folders of one attempt apart.
+CLAIM_CHARS: Final = 8
+
+
+def note_claim(run_dir: Path, claim: str) -> None:
+    """Write down the claim that an attempt is planned under, whole or not at all."""
+    part = run_dir / f"claim.{os.getpid()}.part"
+    part.write_text(claim, encoding="utf-8")
+    part.replace(run_dir.parent / CLAIM_FILE)
+
+
+# --- environment variables ---
+
+#: Who sets one of these means a W&B server.
+_ONLINE: Final = frozenset({"WANDB_API_KEY", "WANDB_BASE_URL"})
+
+
+def with_default_variables(given: Mapping[str, str], output_dir: str) -> dict[str, str]:
+    """Add the variables that a job has unless its queue, its submitter or the plan of its run says otherwise.
+
+    Args:
+        given: what they say.
+        output_dir: where the job leaves its outputs, as the job sees it.
+    """
+    wandb = {"WANDB_DIR": output_dir}
+    if not _ONLINE & given.keys():
+        wandb["WANDB_MODE"] = "offline"
+    # A log that is to be followed live must not wait in a buffer.
+    return {"PYTHONUNBUFFERED": "1", **wandb, **given}
+
+
+# --- the plan ---
 
 #: In a run's folder: the whole output of its job.
 LOG_FILE: Final = "job.log"

@@ -1,18 +1,19 @@
-"""Readers of the values of container options: each takes what a person wrote and gives what the Docker Engine API
-wants.
+"""Readers of option values: from what a person wrote to what the Docker Engine API takes; and quantities of options.
 
-Every reader raises `ValueError` with the rule in words; `container_options.py` puts the option's name and the value
-before it.
+Every reader raises `ValueError` with the rule in words; the caller puts the option's name and the value before it. A
+`Quantity` measures an option, so that a queue's owner can set a maximum of it.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import re
 import shlex
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from prefect_launch.core.units import MAX_INTEGER, size, text
 from prefect_launch.runners.gpu_option import read_gpus
@@ -326,3 +327,75 @@ def _mount(written: str) -> dict[str, Any]:
     if "Target" not in mount:
         raise ValueError("each must have a target, an absolute path in the container")
     return _checked(mount)
+
+
+# --- quantities ---
+
+UNLIMITED: Final = math.inf
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """How much an option asks for.
+
+    Attributes:
+        measure: reads a value as a number of its unit (bytes, billionths of a CPU, GPUs); infinite where it means that
+            there is no limit. Raises `ValueError` for a value that is none.
+        has_maximum: whether a queue can set a maximum of it.
+        unset: how much a run has that does not set it; where that is above a queue's maximum, it gets the maximum.
+        bounds_with: options that say the same in another way, or together with it.
+    """
+
+    measure: Callable[[object], float]
+    has_maximum: bool = True
+    unset: float = 0
+    bounds_with: frozenset[str] = frozenset()
+
+
+def bytes_above_zero(value: object) -> float:
+    """Bytes; 0 and -1 are no limit."""
+    found = size_or_unlimited(value)
+    return found if found > 0 else UNLIMITED
+
+
+def count_above_zero(value: object) -> float:
+    """A count; 0 and less are no limit."""
+    count = integer(value)
+    return count if count > 0 else UNLIMITED
+
+
+def gpus(value: object) -> float:
+    """GPUs, however they are asked for."""
+    asked = read_gpus(value)
+    return UNLIMITED if asked.all else len(asked.ids) or asked.count
+
+
+def greatest_ulimit(value: object) -> float:
+    """The greatest of some ulimits; -1 is no limit."""
+    limits = [one[kind] for one in ulimits(value) for kind in ("Soft", "Hard")]
+    return UNLIMITED if min(limits) < 0 else max(limits)
+
+
+_MEMORY: Final = frozenset({"memory", "memory-swap"})
+_CPUS: Final = frozenset({"cpus", "cpu-period", "cpu-quota"})
+
+#: Of `local-container`, as the Docker Engine takes them.
+CONTAINER_QUANTITIES: Final = {
+    "cpu-period": Quantity(integer, has_maximum=False, bounds_with=_CPUS),
+    "cpu-quota": Quantity(count_above_zero, has_maximum=False, bounds_with=_CPUS),
+    "cpu-shares": Quantity(integer, unset=1024),
+    "cpus": Quantity(nano_cpus, unset=UNLIMITED, bounds_with=_CPUS),
+    "gpus": Quantity(gpus),
+    "memory": Quantity(bytes_above_zero, unset=UNLIMITED, bounds_with=_MEMORY),
+    "memory-reservation": Quantity(bytes_above_zero),
+    "memory-swap": Quantity(bytes_above_zero, bounds_with=_MEMORY),
+    "pids-limit": Quantity(count_above_zero, unset=UNLIMITED),
+    "shm-size": Quantity(bytes_above_zero, unset=64 * 1024**2),
+    "ulimit": Quantity(greatest_ulimit, has_maximum=False),
+}
+#: Of `local-process`: what its agent keeps free for it. A job that says nothing has nothing kept free.
+PROCESS_QUANTITIES: Final = {
+    "cpus": Quantity(nano_cpus),
+    "gpus": Quantity(gpus),
+    "memory": Quantity(size),
+}

@@ -18,9 +18,8 @@ from typing import Any, ClassVar
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InfrastructureError, UnreachableError, unknown_name
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
+from prefect_launch.runners.base import TAKEOVER_SECONDS, ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
 from prefect_launch.runners.log_streams import Marks
-from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
 from prefect_launch.spec.option_names import normalise_options
 from prefect_launch.testing.script import Err, Script, ScriptedProcess
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
-from prefect_launch.runners.exit_codes import signal_of
+from prefect_launch.runners.base import signal_of
 
 
 class Err(bytes):

@@ -23,7 +23,7 @@ from prefect_launch.core.disk_cache import FRESH_SECONDS, Entry, FolderShelf, Lo
 from prefect_launch.environments.venv import READY
 from prefect_launch.errors import UnreachableError
 from prefect_launch.planning.plan import load_plan
-from prefect_launch.runners.run_folder import PLAN_FILE
+from prefect_launch.runners.base import PLAN_FILE
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 

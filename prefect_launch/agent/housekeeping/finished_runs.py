@@ -19,7 +19,7 @@ from prefect_launch.agent.item.ownership import identity_of, plan_of
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
-from prefect_launch.runners.used_resources import used_resources
+from prefect_launch.runners.registry import used_resources
 
 if TYPE_CHECKING:
     from prefect_launch.agent.context import Workshop

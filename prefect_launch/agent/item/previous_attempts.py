@@ -15,8 +15,7 @@ from uuid import UUID
 from prefect_launch.agent.item.ownership import claims_of, identity_of, is_ours, plan_of, token_of_claim
 from prefect_launch.agent.item.transitions import log, until_server_is_back
 from prefect_launch.core.states import StateType
-from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
-from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
+from prefect_launch.runners.base import TAKEOVER_SECONDS, Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.server.values import Item, State
 
 if TYPE_CHECKING:

@@ -1,8 +1,9 @@
-"""The one door to a real Docker Engine, over the `docker` package's low-level client.
+"""Docker Engine client: `DockerEngine`, over the `docker` package's low-level client.
 
 It connects when it is first used, to `DOCKER_HOST` or the machine's own socket. Each call runs in a thread of a small
-pool of its own: the engine works on few things at once, so more threads would only wait. Errors name the engine's
-address and what to do.
+pool of its own: the engine works on few things at once, so more threads would only wait. One thread reads the engine's
+event stream and wakes the coroutines that wait for a container. An event says "look again", never what happened, so a
+stream that breaks loses nothing. Errors name the engine's address and what to do.
 """
 
 from __future__ import annotations
@@ -10,27 +11,322 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import os
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO, TypeVar
+from datetime import datetime
+from typing import Any, BinaryIO, Final, Protocol, TypeVar
 
 import anyio
 import docker
+import docker.auth
 import docker.errors
 import docker.utils
 import requests
 import urllib3
+from docker.types.daemon import CancellableStream
 
-from prefect_launch.errors import InfrastructureError, QueueError, SpecError, UnreachableError
-from prefect_launch.registries.base import Credentials
-from prefect_launch.runners.docker.engine import Container, Engine, Image, LogStream, NameTakenError, TooLargeError
-from prefect_launch.runners.docker.events import EngineEvents, EventSource
-from prefect_launch.runners.docker.pull import pull_image
-from prefect_launch.runners.docker.responses import read_inspected, read_listed, read_memory
-from prefect_launch.runners.docker.streams import EngineEventStream, EngineLogStream, open_log
+from prefect_launch.errors import ImagePullError, InfrastructureError, QueueError, SpecError, UnreachableError, clause
+from prefect_launch.registries.base import TOKEN_USER, Credentials
+from prefect_launch.runners.docker.engine import (
+    Container,
+    Engine,
+    Image,
+    LogPiece,
+    LogStream,
+    NameTakenError,
+    TooLargeError,
+)
+
+log = logging.getLogger("prefect_launch.agent")
+
+#: Between two attempts to connect while the engine is down.
+_RETRY_SECONDS = 1.0
+
+
+class EventSource(Protocol):
+    """An open event stream."""
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]: ...
+
+    def close(self) -> None: ...
+
+
+class Waiter:
+    """One coroutine's interest in one container."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.oom = False
+        self._loop = loop
+        self._told = asyncio.Event()
+
+    def tell(self) -> None:
+        """Wake it, from any thread."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._told.set)
+
+    async def wait(self, timeout: float | None = None) -> None:
+        """Return when something may have happened since the last call, or the time has passed."""
+        try:
+            await asyncio.wait_for(self._told.wait(), timeout)
+        except asyncio.TimeoutError:
+            return
+        finally:
+            self._told.clear()
+
+
+class EngineEvents:
+    """Who waits for which container.
+
+    Args:
+        connect: opens the event stream; blocks; raises `InfrastructureError` when the engine does not answer.
+    """
+
+    def __init__(self, connect: Callable[[], EventSource]) -> None:
+        self._connect = connect
+        self._waiters: dict[str, list[Waiter]] = {}
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._source: EventSource | None = None
+
+    @contextmanager
+    def waiter(self, container_id: str) -> Iterator[Waiter]:
+        """Listen for one container's news as long as the context lasts; must be entered in a running event loop."""
+        waiter = Waiter(asyncio.get_running_loop())
+        with self._lock:
+            self._waiters.setdefault(container_id, []).append(waiter)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._read, name="docker-events", daemon=True)
+                self._thread.start()
+        try:
+            yield waiter
+        finally:
+            with self._lock:
+                self._waiters[container_id].remove(waiter)
+                if not self._waiters[container_id]:
+                    del self._waiters[container_id]
+
+    def close(self) -> None:
+        """End the stream and its thread."""
+        self._closed.set()
+        with self._lock:
+            source = self._source
+        if source is not None:
+            source.close()
+
+    def _read(self) -> None:
+        while not self._closed.is_set():
+            try:
+                source = self._connect()
+                with self._lock:
+                    self._source = source
+                self._tell_all()
+                if not self._closed.is_set():
+                    for event in source:
+                        self._dispatch(event)
+            except InfrastructureError:
+                pass  # Those who wait ask the engine themselves, and hear of its outage there.
+            except Exception:
+                # On a thread of its own, nobody else would ever hear of it; whoever waits has the clock as well.
+                log.exception("The engine's event stream failed; it is opened again.")
+            self._closed.wait(_RETRY_SECONDS)
+
+    def _dispatch(self, event: Mapping[str, Any]) -> None:
+        container_id = event.get("Actor", {}).get("ID") or event.get("id", "")
+        with self._lock:
+            waiters = list(self._waiters.get(container_id, ()))
+        for waiter in waiters:
+            waiter.oom = waiter.oom or event.get("Action") == "oom"
+            waiter.tell()
+
+    def _tell_all(self) -> None:
+        with self._lock:
+            waiters = [waiter for those in self._waiters.values() for waiter in those]
+        for waiter in waiters:
+            waiter.tell()
+
+
+# --- answers of the engine as values ---
+
+#: How the engine writes "has not happened".
+_NEVER = "0001-01-01"
+
+
+def read_inspected(found: Mapping[str, Any]) -> Container:
+    """Read what the engine says when it is asked for one container."""
+    state, config = found["State"], found["Config"]
+    return Container(
+        id=found["Id"],
+        name=found["Name"].lstrip("/"),
+        status=state["Status"],
+        labels=config.get("Labels") or {},
+        image=config.get("Image") or "",
+        image_id=found.get("Image") or "",
+        exit_code=state["ExitCode"],
+        oom_killed=state.get("OOMKilled", False),
+        error=state.get("Error") or "",
+        stop_signal=config.get("StopSignal") or "SIGTERM",
+        started_at=_time(state.get("StartedAt")),
+        ended_at=_time(state.get("FinishedAt")),
+    )
+
+
+def read_listed(found: Mapping[str, Any]) -> Container:
+    """Read one line of the engine's list of containers, which tells less."""
+    return Container(
+        id=found["Id"],
+        name=(found.get("Names") or [""])[0].lstrip("/"),
+        status=found["State"],
+        labels=found.get("Labels") or {},
+        image=found.get("Image") or "",
+    )
+
+
+def read_memory(found: Mapping[str, Any]) -> int | None:
+    """Read what a container's processes hold, as `docker stats` counts it: what the kernel can drop of files at once is
+    left out. A container that does not run has nothing to tell."""
+    told = found.get("memory_stats") or {}
+    if not told.get("usage"):
+        return None
+    parts = told.get("stats") or {}
+    # The kernel's first version of control groups, and its second.
+    droppable = parts.get("total_inactive_file", parts.get("inactive_file", 0))
+    return int(told["usage"] - min(droppable, told["usage"]))
+
+
+def _time(text: str | None) -> datetime | None:
+    """Read the engine's time, whose nanoseconds Python 3.10 cannot."""
+    if not text or text.startswith(_NEVER):
+        return None
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{(fraction + '000000')[:6]}+00:00")
+
+
+# --- pulling an image ---
+
+#: The engine's words for a registry that wants to know who asks, or does not let this user have the image.
+REFUSED: Final = re.compile(
+    r"unauthorized|authentication required|no basic auth|denied|insufficient[_ ]scope|forbidden|incorrect username",
+    re.IGNORECASE,
+)
+
+
+def engine_auth(credentials: Credentials | None) -> dict[str, str]:
+    """Return credentials as the Engine API takes them; empty ones are nobody's."""
+    if credentials is None:
+        return {}
+    user, password = credentials
+    return {"identitytoken": password} if user == TOKEN_USER else {"username": user, "password": password}
+
+
+def pull_image(client: Any, name: str, platform: str | None, credentials: Credentials | None) -> None:
+    """Pull an image.
+
+    Args:
+        client: the `docker` package's low-level client.
+        name: of the image.
+        platform: such as linux/amd64; None: the engine's own.
+        credentials: who to be at its registry; None: as this machine's Docker is logged in.
+
+    Raises:
+        ImagePullError: when the registry does not give it.
+    """
+    repository, tag = docker.utils.parse_repository_tag(name)
+    auth = engine_auth(credentials) or None
+    try:
+        for line in client.pull(
+            repository, tag=tag or "latest", stream=True, decode=True, platform=platform, auth_config=auth
+        ):
+            if "error" in line:
+                raise _failed(name, line["error"], credentials)
+    except docker.errors.APIError as error:
+        raise _failed(name, error.explanation or str(error), credentials) from error
+
+
+def _failed(name: str, reason: str, credentials: Credentials | None) -> ImagePullError:
+    if credentials is not None and REFUSED.search(reason):
+        step = (
+            "Its registry refuses the user and password that are configured for it, or does not let that user have it."
+        )
+    else:
+        step = (
+            "Check its name, that the registry can be reached from here, and that its credentials are known: a block"
+            " under 'registries' in the agent's config, or 'docker login' on this machine."
+        )
+    return ImagePullError(f"The image {name!r} is not on this machine and cannot be pulled: {clause(reason)}. {step}")
+
+
+# --- log and event streams ---
+
+#: Before each piece of a log: of which stream it is, and how long.
+_HEADER: Final = struct.Struct(">BxxxL")
+_ERROR: Final = 2
+
+
+def open_log(client: Any, container_id: str, since: int, *, follow: bool) -> CancellableStream:
+    """Open a container's log, as the package's `logs` does, but with the stream that each piece is of.
+
+    Args:
+        client: the package's.
+        container_id: of the container.
+        since: seconds since 1970; 0 is the whole log.
+        follow: go on until the container ends.
+    """
+    wanted = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow), "tail": "all", "since": since}
+    address = client._url("/containers/{0}/logs", container_id)
+    response = client._get(address, params={name: value for name, value in wanted.items() if value}, stream=True)
+    client._raise_for_status(response)
+    return CancellableStream(_pieces(client, response), response)
+
+
+def _pieces(client: Any, response: Any) -> Iterator[LogPiece]:
+    client._disable_socket_timeout(client._get_raw_response_socket(response))
+    while header := response.raw.read(_HEADER.size):
+        stream, length = _HEADER.unpack(header)
+        content = response.raw.read(length) if length else b""
+        if content:
+            yield LogPiece(content, stream == _ERROR)
+
+
+class EngineLogStream(LogStream):
+    """The package's stream, with our errors. None stands for a container that is gone."""
+
+    def __init__(self, stream: Any, errors: Callable[[], Any]) -> None:
+        self._stream = stream
+        self._errors = errors
+
+    def __iter__(self) -> Iterator[LogPiece]:
+        if self._stream is not None:
+            with self._errors():
+                yield from self._stream
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+
+class EngineEventStream:
+    """The package's event stream, with our errors."""
+
+    def __init__(self, stream: Any, errors: Callable[[], Any]) -> None:
+        self._stream = stream
+        self._errors = errors
+
+    def __iter__(self) -> Iterator[Mapping[str, Any]]:
+        with self._errors():
+            yield from self._stream
+
+    def close(self) -> None:
+        """End the stream from another thread."""
+        self._stream.close()
+
+
+# --- the client ---
 
 T = TypeVar("T")
 

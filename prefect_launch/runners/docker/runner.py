@@ -1,29 +1,42 @@
-"""The resource `local-container`: a job is a container of the Docker Engine that the agent can reach.
+"""Runner of the resource `local-container`: a job is a container of the Docker Engine that the agent can reach.
 
 Nothing is bind-mounted, so a remote engine does as well as a local one: files go in and come out as archives. A run's
-handle is its container's id; its labels say whose it is, so an agent that starts again finds it. Ends are told by the
-engine's events. A container gets the engine's `local` log driver, which keeps bytes as they are. It does not build
-images and does not push them.
+handle is its container's id. Its labels say whose it is, so an agent that starts again finds it. The engine's events
+tell when it ends. A container gets the engine's `local` log driver, which keeps bytes as they are. The runner builds no
+images and pushes none.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import posixpath
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, NamedTuple
 
 import anyio
 
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.core.states import ItemState
-from prefect_launch.errors import InfrastructureError, SpecError
+from prefect_launch.core.supervision import restarted
+from prefect_launch.errors import InfrastructureError, LaunchError, SpecError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
-from prefect_launch.runners.docker.config import RUN_DIR_LABEL, container_config, preview_config
-from prefect_launch.runners.docker.engine import Container, Engine, NameTakenError
-from prefect_launch.runners.docker.exit import exit_of
+from prefect_launch.registries.base import Registry
+from prefect_launch.runners.base import (
+    TAKEOVER_SECONDS,
+    ExitStatus,
+    Found,
+    Labels,
+    Runner,
+    RunPlan,
+    RunState,
+    nothing,
+    signal_of,
+)
+from prefect_launch.runners.docker.engine import Container, Engine, Image, NameTakenError
 from prefect_launch.runners.docker.files import (
     OUTPUT_DIR,
     collect_outputs,
@@ -33,18 +46,183 @@ from prefect_launch.runners.docker.files import (
     put_code_in,
     put_outputs_in,
 )
-from prefect_launch.runners.docker.image import ContainerImages
 from prefect_launch.runners.docker.logs import LogCopier
-from prefect_launch.runners.docker.memory_usage import sampled_memory
 from prefect_launch.runners.docker.options import (
     OPTIONS,
+    RUN_DIR_LABEL,
     SUBMITTER_OPTIONS,
+    apply_options,
     check_container_options,
     check_together,
+    container_config,
+    preview_config,
 )
 from prefect_launch.runners.gpu_option import written_ids
-from prefect_launch.runners.quantity import CONTAINER_QUANTITIES, Quantity
-from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
+from prefect_launch.runners.option_values import CONTAINER_QUANTITIES, Quantity
+
+#: An engine takes 15 s to give up on a registry that it cannot reach; not every start is to wait for that.
+PULL_BACKOFF_SECONDS = 300.0
+
+log = logging.getLogger("prefect_launch.agent")
+
+
+class NamedImage(NamedTuple):
+    """An image that the engine has, and the name that it was found by."""
+
+    name: str
+    image: Image
+
+
+class ContainerImages:
+    """The images of one engine, for the plans of containers.
+
+    Args:
+        engine: that has them and pulls them.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._backoff_until: dict[str, float] = {}
+
+    async def find(self, plan: RunPlan) -> NamedImage | None:
+        """Return the image that a container of a plan is made of; None when the engine has none."""
+        for name in filter(None, (plan.image_at_enqueue, plan.image)):
+            image = await self._engine.image(name)
+            if image is not None:
+                return NamedImage(name, image)
+        return None
+
+    async def is_missing(self, plan: RunPlan) -> bool:
+        """Whether something is to be pulled for a plan."""
+        found = await self.find(plan)
+        if found is None:
+            return True
+        wanted = plan.image_at_enqueue
+        return wanted is not None and found.name != wanted and not self._backs_off(wanted)
+
+    async def bring(self, plan: RunPlan, registry: Registry | None) -> None:
+        """Pull what is missing.
+
+        Args:
+            plan: names the image.
+            registry: who knows the credentials; None: as the engine's machine is logged in.
+
+        Raises:
+            LaunchError: when the engine can pull it by none of its names.
+        """
+        if not await self.is_missing(plan):
+            return
+        wanted = plan.image_at_enqueue
+        if wanted is not None and not self._backs_off(wanted):
+            try:
+                await self._pull(wanted, plan, registry)
+            except UnreachableError:
+                raise
+            except LaunchError as error:
+                log.info("%s not-pulled-by-digest %s", plan.item_id, error)
+                self._back_off(wanted)
+        if await self.find(plan) is None:
+            await self._pull(str(plan.image), plan, registry)
+
+    async def _pull(self, name: str, plan: RunPlan, registry: Registry | None) -> None:
+        credentials = await registry.credentials_for(name) if registry is not None else None
+        await self._engine.pull(name, apply_options({}, plan.options).get("platform"), credentials)
+
+    def _backs_off(self, name: str) -> bool:
+        return time.monotonic() < self._backoff_until.get(name, 0.0)
+
+    def _back_off(self, name: str) -> None:
+        now = time.monotonic()
+        self._backoff_until = {known: until for known, until in self._backoff_until.items() if now < until}
+        self._backoff_until[name] = now + PULL_BACKOFF_SECONDS
+
+
+# --- peak memory, sampled: the engine does not tell it once the container has ended ---
+
+_FIRST_SECONDS: Final = 0.5
+_MAX_SECONDS: Final = 10.0
+
+
+class PeakMemory:
+    """One container's samples.
+
+    Attributes:
+        seen_bytes: the largest; `None` while there is none.
+    """
+
+    def __init__(self) -> None:
+        self.seen_bytes: int | None = None
+
+    async def sample(self, engine: Engine, container_id: str) -> None:
+        """Take samples, until cancelled."""
+        pause = _FIRST_SECONDS
+        while True:
+            await anyio.sleep(pause)
+            pause = min(pause * 2, _MAX_SECONDS)
+            try:
+                now = await engine.memory(container_id)
+            except InfrastructureError:
+                continue  # The engine is away, or does not count memory: whoever waits for the end says so.
+            if now is not None:
+                self.seen_bytes = max(now, self.seen_bytes or 0)
+
+
+@asynccontextmanager
+async def sampled_memory(engine: Engine, container_id: str) -> AsyncIterator[PeakMemory]:
+    """Sample a container's memory for as long as the block lasts."""
+    peak = PeakMemory()
+    sampling = asyncio.create_task(
+        restarted(f"memory of {container_id[:12]}", lambda: peak.sample(engine, container_id))
+    )
+    try:
+        yield peak
+    finally:
+        sampling.cancel()
+        await asyncio.wait({sampling})
+
+
+# --- exit status ---
+
+
+def exit_of(
+    container: Container | None,
+    *,
+    stopped: bool,
+    log_complete: bool,
+    left_out: LeftOut,
+    peak_memory_bytes: int | None,
+    warnings: tuple[str, ...],
+) -> ExitStatus:
+    """Say how a container ended; `None` stands for one that is gone."""
+    if container is None:
+        return ExitStatus(
+            exit_code=None,
+            stopped=stopped,
+            error="the container was removed by somebody else while it ran, and its exit code with it",
+            log_complete=log_complete,
+            peak_memory_bytes=peak_memory_bytes,
+        )
+    error = None
+    if container.failed_to_start:
+        error = f"the entry point cannot be run in the image {container.image!r}: {container.error}"
+    code = container.exit_code
+    return ExitStatus(
+        exit_code=code,
+        signal=None if error else signal_of(code),
+        # A child that was killed for want of memory is no failure when the job itself went on and succeeded.
+        oom_killed=container.oom_killed and code != 0,
+        stopped=stopped,
+        error=error,
+        started_at=container.started_at,
+        ended_at=container.ended_at,
+        peak_memory_bytes=peak_memory_bytes,
+        log_complete=log_complete,
+        left_out=left_out,
+        warnings=warnings,
+    )
+
+
+# --- the runner ---
 
 #: How long the engine may take to end a container that it was told to kill.
 _KILL_SECONDS = 15.0
@@ -76,9 +254,9 @@ class LocalContainerRunner(Runner):
     def __init__(self, home: Path, engine: Engine | None = None) -> None:
         super().__init__(home)
         self._engine = engine or _default_engine()
-        self._fresh: set[str] = set()
+        self._just_created: set[str] = set()
         self._images = ContainerImages(self._engine)
-        self._ran: dict[str, str] = {}
+        self._images_used: dict[str, str] = {}
         self._copies = asyncio.Semaphore(_COPIES)
 
     @classmethod
@@ -133,20 +311,19 @@ class LocalContainerRunner(Runner):
         except NameTakenError as error:
             there = await self._existing(plan, error)
             container_id = there or await self._engine.create(plan.name, config, platform)
-        await self._fill(container_id, plan, config)
+        await self._populate(container_id, plan, config)
         if there is None:
-            self._fresh.add(container_id)
-            self._ran[container_id] = found.image.reference(found.name)
+            self._just_created.add(container_id)
+            self._images_used[container_id] = found.image.reference(found.name)
         return container_id
 
     async def start(self, handle: str) -> None:
-        # What this runner has just made needs no look: that look is a tenth of what a start costs beyond the engine's
-        # own time.
-        if handle not in self._fresh:
+        # What this runner has just created needs no inspect call, which takes a tenth of a start's overhead.
+        if handle not in self._just_created:
             container = await self._engine.container(handle)
             if container is None or not container.waits_for_start or _was_stopped(_run_dir(container.labels)):
                 return
-        self._fresh.discard(handle)
+        self._just_created.discard(handle)
         await self._engine.start(handle)
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
@@ -171,16 +348,21 @@ class LocalContainerRunner(Runner):
                 left_out = await self._collect(handle, plan)
             except (InfrastructureError, OSError) as error:
                 warnings.append(f"the outputs are not kept: {error}")
-        end = exit_of(container, stopped=_was_stopped(plan.run_dir), warnings=tuple(warnings))
-        learned = {"peak_memory_bytes": memory.seen_bytes, "log_is_whole": not copier.problem, "left_out": left_out}
-        return end.model_copy(update=learned)
+        return exit_of(
+            container,
+            stopped=_was_stopped(plan.run_dir),
+            log_complete=not copier.problem,
+            left_out=left_out,
+            peak_memory_bytes=memory.seen_bytes,
+            warnings=tuple(warnings),
+        )
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         container = await self._engine.container(handle)
         if container is None or container.ended:
             return
         await anyio.to_thread.run_sync(_note_stop, _run_dir(container.labels))
-        self._fresh.discard(handle)
+        self._just_created.discard(handle)
         if container.status == "created":
             return
         await self._engine.kill(handle, container.stop_signal)
@@ -198,15 +380,15 @@ class LocalContainerRunner(Runner):
         return [_found(one) for one in found if Labels.ITEM in one.labels]
 
     async def image_of(self, handle: str) -> str | None:
-        if handle in self._ran:
-            return self._ran[handle]
+        if handle in self._images_used:
+            return self._images_used[handle]
         container = await self._engine.container(handle)
         image = await self._engine.image(container.image_id) if container is not None else None
         return None if image is None or container is None else image.reference(container.image)
 
     async def remove(self, handle: str) -> None:
-        self._fresh.discard(handle)
-        self._ran.pop(handle, None)
+        self._just_created.discard(handle)
+        self._images_used.pop(handle, None)
         await self._engine.remove(handle)
 
     async def aclose(self) -> None:
@@ -225,7 +407,7 @@ class LocalContainerRunner(Runner):
         await self.remove(container.id)
         return None
 
-    async def _fill(self, container_id: str, plan: RunPlan, config: Mapping[str, Any]) -> None:
+    async def _populate(self, container_id: str, plan: RunPlan, config: Mapping[str, Any]) -> None:
         """Put in what the job finds at its start. Doing it again changes nothing."""
         untouched = plan.run_dir / _UNTOUCHED_FILE
         if untouched.exists():

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
-from prefect_launch.runners.base import ExitStatus, RunState
-from prefect_launch.runners.exit_codes import signal_of
+from prefect_launch.runners.base import ExitStatus, RunState, signal_of
 from prefect_launch.runners.process import supervisor
 
 log = logging.getLogger("prefect_launch.agent")

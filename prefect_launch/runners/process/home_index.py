@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from prefect_launch.runners.base import Found, Labels, RunPlan
+from prefect_launch.runners.base import CLAIM_CHARS, PLAN_FILE, Found, Labels, RunPlan
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder, registered
-from prefect_launch.runners.run_folder import CLAIM_CHARS, PLAN_FILE
 
 log = logging.getLogger("prefect_launch.agent")
 

@@ -1,8 +1,8 @@
-"""The resource `local-process`: a job is a process group on the agent's own machine, in a folder and a venv of its own.
+"""Runner of the resource `local-process`: a job is a process group on the agent's machine, in its own folder and venv.
 
 Each run has a supervisor process (`supervisor.py`) that outlives the agent, so an agent that starts again finds the run
-by its labels and reads how it ended. A run's handle is its folder. Nothing is polled: the end of a supervisor is told
-by the kernel. It does not wall the job in: a process can do what the agent's user can do.
+by its labels and reads how it ended. A run's handle is its folder. Nothing is polled: the kernel tells when a
+supervisor ends. There is no sandbox: a job can do what the agent's user can do.
 """
 
 from __future__ import annotations
@@ -17,23 +17,82 @@ from typing import Any, ClassVar
 
 import anyio
 
+from prefect_launch.core import units as sizes
 from prefect_launch.core.filesystem import FREE_DISK_ADVICE, has_room
 from prefect_launch.core.states import ItemState
 from prefect_launch.environments.venv import Environments, Venv
-from prefect_launch.errors import InfrastructureError, SpecError
+from prefect_launch.errors import InfrastructureError, SpecError, unknown_name
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
-from prefect_launch.runners.default_variables import with_default_variables
+from prefect_launch.runners import option_values as values
+from prefect_launch.runners.base import (
+    TAKEOVER_SECONDS,
+    ExitStatus,
+    Found,
+    Labels,
+    Runner,
+    RunPlan,
+    RunState,
+    nothing,
+    with_default_variables,
+)
+from prefect_launch.runners.gpu_option import read_gpus
+from prefect_launch.runners.option_values import PROCESS_QUANTITIES, Quantity
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder
 from prefect_launch.runners.process.forkserver import ForkServer
 from prefect_launch.runners.process.home_index import ProcessRegister, machine
 from prefect_launch.runners.process.machine_index import MachineRegister
-from prefect_launch.runners.process.options import OPTIONS, check_process_options
-from prefect_launch.runners.quantity import PROCESS_QUANTITIES, Quantity
-from prefect_launch.runners.run_folder import TAKEOVER_SECONDS
+from prefect_launch.spec.option_names import normalise_options
+
+#: `env`: variables for the job, a mapping or a list of "NAME=value". `nice`: 0 (default) to 19. `gpus`: "all", a count,
+#: or ids; the agent gives the job GPUs of its own. `cpus`, `memory`: what the job will take, by which the agent decides
+#: whether it fits; nothing enforces them. What the agent sets (the job's config, run id, …) wins over `env`.
+OPTIONS = frozenset({"cpus", "e", "env", "gpus", "m", "memory", "nice"})
+
+#: Only these have a value that is read as the containers' options of the same names are.
+_READERS: dict[str, Callable[[object], Any]] = {
+    "cpus": values.nano_cpus,
+    "gpus": read_gpus,
+    "memory": sizes.size,
+}
+
+
+def check_process_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with normal names and values: `env` as a mapping of texts, `nice` as an integer.
+
+    Raises:
+        NotFoundError: for an option that is not known.
+        SpecError: for a value of the wrong type or outside its range.
+    """
+    checked = normalise_options(options)
+    for name in checked:
+        if name not in OPTIONS:
+            raise unknown_name("option", name, OPTIONS, where=" in resource_args.local-process")
+    if "nice" in checked:
+        checked["nice"] = _nice(checked["nice"])
+    for name in _READERS.keys() & checked.keys():
+        try:
+            _READERS[name](checked[name])
+        except ValueError as error:
+            raise SpecError(
+                f"Invalid resource_args.local-process option {name!r}: {checked[name]!r}: {error}."
+            ) from None
+    return checked
+
+
+def _nice(value: object) -> int:
+    number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 19:
+        raise SpecError(
+            f"Invalid resource_args.local-process.nice {value!r}: use a whole number from 0 (the default) to 19"
+            " (kindest to others)."
+        )
+    return number
+
+
+# --- the runner ---
 
 #: What a job gets of the agent's own environment. The rest (the server's key among it) is not a job's business.
 _PASSED_ON = frozenset(

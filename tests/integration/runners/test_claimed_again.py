@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.base import Labels, RunPlan, note_claim
 from prefect_launch.runners.process.runner import LocalProcessRunner
-from prefect_launch.runners.run_folder import note_claim
 from tests.integration.runners.test_local_process import lives, make_plan, until_log_has
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.planning.plan import load_plan
-from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.run_folder import PLAN_FILE
+from prefect_launch.runners.base import PLAN_FILE, Labels, RunPlan
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import Bench

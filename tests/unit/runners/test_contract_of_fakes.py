@@ -12,11 +12,11 @@ from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
 from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
-from prefect_launch.testing.runner_contract import MISSING, RunnerContract
+from prefect_launch.testing.runner_contract import LOG, MISSING, RunnerContract, run
 from tests.unit.runners.scripts import script_of
 
 
-class TwinWorld:
+class FakeWorld:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
@@ -39,7 +39,7 @@ class TwinWorld:
         )
 
 
-class InMemoryWorld(TwinWorld):
+class InMemoryWorld(FakeWorld):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.machine = InMemoryMachine(lambda plan: script_of(plan.command, plan.args, plan.env))
@@ -48,7 +48,7 @@ class InMemoryWorld(TwinWorld):
         return InMemoryRunner(self.folder, self.machine)
 
 
-class InMemoryDockerWorld(TwinWorld):
+class InMemoryDockerWorld(FakeWorld):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.docker = InMemoryDocker(
@@ -76,3 +76,10 @@ class TestLocalContainerOnInMemoryEngine(RunnerContract):
     @pytest.fixture
     def world(self, tmp_path: Path) -> InMemoryDockerWorld:
         return InMemoryDockerWorld(tmp_path)
+
+    async def test_log_that_cannot_be_written_is_told_as_not_complete(self, world: InMemoryDockerWorld) -> None:
+        plan = world.plan(LOG)
+        plan.log_path.mkdir()
+        end = await run(world.runner(), plan)
+        assert (end.log_complete, end.exit_code) == (False, 0)
+        assert "the log could not be written" in end.warnings[0]

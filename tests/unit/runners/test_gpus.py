@@ -8,11 +8,10 @@ import pytest
 
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.runners.docker.config import container_config
 from prefect_launch.runners.docker.engine import Image
+from prefect_launch.runners.docker.options import container_config
 from prefect_launch.runners.docker.runner import LocalContainerRunner
-from prefect_launch.runners.process.options import check_process_options
-from prefect_launch.runners.process.runner import LocalProcessRunner
+from prefect_launch.runners.process.runner import LocalProcessRunner, check_process_options
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine
 
 

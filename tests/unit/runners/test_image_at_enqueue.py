@@ -10,7 +10,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.errors import AgentConfigError, ImagePullError, UnreachableError
 from prefect_launch.registries.base import Credentials, Registry
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.runners.docker import image as container_image
+from prefect_launch.runners.docker import runner as container_image
 from prefect_launch.runners.docker.engine import Image
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine
@@ -67,7 +67,7 @@ async def test_pull_that_failed_is_not_tried_again_by_each_item(
     await bench.made(bench.plan())
 
     assert await bench.made(bench.plan()) == (None, NAME)
-    monkeypatch.setattr(container_image, "PEACE_SECONDS", 0.0)
+    monkeypatch.setattr(container_image, "PULL_BACKOFF_SECONDS", 0.0)
     bench.runner = LocalContainerRunner(tmp_path, InMemoryEngine(bench.docker))
     await bench.made(bench.plan())
     bench.docker.registry[WANTED] = {}

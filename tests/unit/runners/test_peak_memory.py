@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.runners.docker.responses import read_memory
+from prefect_launch.runners.docker.client import read_memory
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine, Script
 
@@ -29,7 +29,7 @@ def test_memory_is_what_the_engine_counts_less_what_can_be_dropped(told: dict[st
 
 
 async def test_run_tells_the_largest_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_launch.runners.docker.memory_usage._FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.runners.docker.runner._FIRST_SECONDS", 0.01)
     docker = InMemoryDocker(lambda config: Script(seconds=0.3, memory_bytes=7_000_000), images={"i": {}})
     runner = LocalContainerRunner(tmp_path, InMemoryEngine(docker))
     plan = RunPlan(item_id="a", run_id="a", run_dir=tmp_path, image="i", labels={"prefect-launch.item": "a"})

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect_launch.runners.registry import runner_names
-from prefect_launch.runners.used_resources import note_resource, used_resources
+from prefect_launch.runners.registry import note_resource, runner_names, used_resources
 
 
 def test_new_home_has_used_no_resource(tmp_path: Path) -> None:
