@@ -116,7 +116,7 @@ def create(
             "--fail-impossible-after",
             metavar="TIME",
             help="Fail an item after this time (1h) that asks for more than an agent's machine has, while no other"
-            " agent is online. Default: it waits.",
+            " agent is online that has as much. Default: it waits.",
         ),
     ] = None,
     entity: EntityOption = None,

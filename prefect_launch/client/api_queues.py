@@ -55,7 +55,8 @@ class QueueCalls:
             submitter_secrets: names of the Secret blocks that submitters may name in `env`, and so have; by default
                 none. The queue's own config may name any.
             fail_impossible_after: seconds, or a text such as `1h`, after which an item fails that asks for more than
-                its agent's machine has, while no other agent is online for the queue; by default it waits.
+                its agent's machine has, while no other agent is online for the queue that has as much; by default
+                it waits.
 
         Raises:
             QueueError: when it is there already, or its configuration is wrong.

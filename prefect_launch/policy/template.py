@@ -84,7 +84,7 @@ class QueueConfig(BaseModel):
         default=None,
         gt=0,
         description="Seconds after which an item fails that asks for more than its agent can ever give, while no other"
-        " agent is online for the queue; None: it waits.",
+        " agent is online for the queue that can; None: it waits.",
     )
 
     def to_template(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 A worker's heartbeat says only that an agent is alive. What it runs and in which state it is, the agent posts in the
 variable `launch_agent_<name>` of the server; that it is to drain stands in `launch_drain_<name>`. People read them with
-`agent list`; no decision about an item is based on them.
+`agent list`. One decision about items is based on them: whether another agent could ever run an item that asks for more
+than this one has.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import re
 from collections.abc import Iterable
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -38,6 +39,8 @@ _NAME_CHARS: Final = 60
 _MOST_WAITS: Final = 6
 _REASON_CHARS: Final = 200
 _DEVICES_CHARS: Final = 500
+#: Of a machine with more GPUs than any has, it is not told.
+_CAPACITY_CHARS: Final = 2_000
 
 
 class RunningItem(BaseModel):
@@ -72,6 +75,7 @@ class AgentNotice(BaseModel):
         in_work: how many items it has in work.
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
+        capacity: what it can give at most to one item, as its devices' `Capacity`; `None`: not told.
         troubles: why it takes no items of a resource, one text each.
         secure_mode: whether it lets a submitter give inputs and nothing else.
     """
@@ -87,13 +91,16 @@ class AgentNotice(BaseModel):
     in_work: int = 0
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
+    capacity: dict[str, Any] | None = None
     troubles: tuple[str, ...] = ()
     secure_mode: bool = False
 
     def short(self) -> AgentNotice:
         """Return it without what the server would not keep."""
         waits = {item: reason[:_REASON_CHARS] for item, reason in list(self.waits.items())[:_MOST_WAITS]}
-        found = self.model_copy(update={"waits": waits, "devices": self.devices[:_DEVICES_CHARS]})
+        capacity = self.capacity if len(json.dumps(self.capacity)) <= _CAPACITY_CHARS else None
+        shorter = {"waits": waits, "devices": self.devices[:_DEVICES_CHARS], "capacity": capacity}
+        found = self.model_copy(update=shorter)
         while found.running and len(json.dumps(found.model_dump(mode="json"))) > _MOST_CHARS:
             found = found.model_copy(update={"running": found.running[:-1]})
         return found

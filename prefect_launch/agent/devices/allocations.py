@@ -104,6 +104,18 @@ class Capacity(BaseModel):
         default=True, description="Which GPUs it has is known; false: the driver did not answer yet."
     )
 
+    def as_told(self) -> dict[str, Any]:
+        """Return it as JSON data, with what other agents need to know whether a request can ever be met here."""
+        return self.model_dump(mode="json", exclude={"note": True, "gpus": {"__all__": {"name"}}})
+
+    @classmethod
+    def from_told(cls, told: Mapping[str, Any] | None) -> Capacity | None:
+        """Read what an agent has told; `None` when it has told nothing, or what is no capacity."""
+        try:
+            return None if told is None else cls.model_validate(told)
+        except ValidationError:
+            return None
+
     def with_new(self, seen: Capacity) -> Capacity:
         """Return the capacity with those GPUs added that a later probe has shown."""
         known = {gpu.index for gpu in self.gpus} | {gpu.uuid for gpu in self.gpus if gpu.uuid}
@@ -196,6 +208,10 @@ class Allocations(BaseModel):
         if memory is not None and request.memory > memory:
             return Denied(reason=f"{in_gib(max(memory, 0))} is free; it asks for {in_gib(request.memory)}.")
         return Allocation(gpus=tuple(gpu.index for gpu in gpus), cpus=request.cpus, memory=request.memory)
+
+    def can_ever_allocate(self, request: DeviceRequest) -> bool:
+        """Whether a request can be met here once nothing else runs, as far as is known."""
+        return not self._never(request)
 
     def _never(self, request: DeviceRequest) -> str:
         """Say why a request cannot be met here even when nothing runs; an empty text when it can."""

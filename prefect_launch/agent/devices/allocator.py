@@ -17,7 +17,14 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.devices.allocations import Allocation, Allocations, Denied, DeviceRequest, read_device_request
+from prefect_launch.agent.devices.allocations import (
+    Allocation,
+    Allocations,
+    Capacity,
+    Denied,
+    DeviceRequest,
+    read_device_request,
+)
 from prefect_launch.agent.devices.gpus import GpuInfo, GpuProbe, GpuWatch, NvmlProbe, names_of, read_capacity
 from prefect_launch.agent.devices.wait_list import DeviceWaitList
 from prefect_launch.agent.item.log_notes import write_log_note
@@ -28,6 +35,7 @@ from prefect_launch.errors import AgentConfigError, LaunchError, OperatorError, 
 from prefect_launch.planning.plan import save_plan
 from prefect_launch.policy.submitter_options import merge_resource_args
 from prefect_launch.policy.template import QueueConfig
+from prefect_launch.queues.agent_status import read_notices
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.server.values import Item
@@ -77,8 +85,10 @@ class DeviceAllocator:
         self._seen = GpuInfo()
         self._looked_at = float("-inf")
         self._allocations = Allocations()
-        #: Since when no other agent is online, by queue (infinite: one is), and when that was read.
-        self._alone: dict[str, tuple[float, float]] = {}
+        #: What the other agents can give that are online, by queue (`None`: not known), and when that was read.
+        self._others: dict[str, tuple[float, tuple[Capacity | None, ...]]] = {}
+        #: Since when no other agent could ever give what is asked for; infinite when one could.
+        self._alone: dict[tuple[str, DeviceRequest], float] = {}
         #: How many items were told why they do not fit, by what they ask for and whether they never will.
         self._told: dict[tuple[str, DeviceRequest, bool], int] = {}
         #: Items that were let in only to be failed, and after how many seconds.
@@ -130,13 +140,14 @@ class DeviceAllocator:
             return True
         if self._wait_list.wait(item.id, queue, request, rank, found.reason):
             await self._tell(queue, item, request, found)
-        return found.never and await self._must_fail(queue, item)
+        return found.never and await self._must_fail(queue, item, request)
 
     def sync_waiting(self, queue: str, shown: Collection[UUID]) -> None:
         """Drop from the wait list what a poll of the queue does not show any more."""
         self._wait_list.sync_waiting(queue, shown)
         asked = {(one.queue, one.request) for one in self._wait_list.waiting}
         self._told = {key: count for key, count in self._told.items() if key[0] != queue or key[:2] in asked}
+        self._alone = {key: since for key, since in self._alone.items() if key[0] != queue or key in asked}
         held = {UUID(holder) for holder in self._allocations.held}
         # What is known for certain is kept while the item goes back into its queue; to lose it costs one claim more.
         keeps = len(self._requests) < _REMEMBERED
@@ -224,8 +235,8 @@ class DeviceAllocator:
         self.release(item_id)
         if found.never and after is not None:
             raise SpecError(
-                f"{found.reason} No other agent was online for {in_words(after)}, after which its queue fails such an"
-                " item. Ask for less, or start an agent on a machine that has it."
+                f"{found.reason} No other agent was online that has as much for {in_words(after)}, after which its"
+                " queue fails such an item. Ask for less, or start an agent on a machine that has it."
             )
         self._requests[item_id] = (None, request)
         raise DevicesBusyError(f"Waits for devices: {found.reason}")
@@ -304,27 +315,39 @@ class DeviceAllocator:
         """Whether an ask can be met once all that runs here has ended."""
         return isinstance(Allocations(capacity=self._allocations.capacity).allocate(request, busy=busy), Allocation)
 
-    async def _must_fail(self, queue: str, item: Item) -> bool:
+    async def _must_fail(self, queue: str, item: Item, request: DeviceRequest) -> bool:
         """Whether an item that can never fit here is to be failed, as its queue's owner has asked for."""
         after = (await self._session.queue(queue)).config.fail_impossible_after
         since = self._wait_list.since(item.id)
         if after is None or since is None:
             return False
-        is_so = time.monotonic() - max(since, await self._alone_since(queue)) >= after
+        is_so = time.monotonic() - max(since, await self._alone_since(queue, request)) >= after
         if is_so:
             self._to_fail[item.id] = after
         return is_so
 
-    async def _alone_since(self, queue: str) -> float:
-        """Return since when no other agent was seen online for a queue; infinite when one is."""
-        read_at, since = self._alone.get(queue, (float("-inf"), float("inf")))
+    async def _alone_since(self, queue: str, request: DeviceRequest) -> float:
+        """Return since when no other agent was online for a queue that could ever give what is asked for.
+
+        Infinite when one is: also one that has not told what it has, or whose driver does not answer.
+        """
+        read_at, others = self._others.get(queue, (float("-inf"), ()))
         now = time.monotonic()
         if now - read_at > _ALONE_SECONDS:
-            workers = await self._session.server.list_workers(queue)
-            others = any(worker.status == _ONLINE and worker.name != self._config.name for worker in workers)
-            since = float("inf") if others else min(since, now)
-            self._alone[queue] = (now, since)
+            others = await self._others_of(queue)
+            self._others[queue] = (now, others)
+        could = any(one is None or Allocations(capacity=one).can_ever_allocate(request) for one in others)
+        since = float("inf") if could else min(self._alone.get((queue, request), now), now)
+        self._alone[queue, request] = since
         return since
+
+    async def _others_of(self, queue: str) -> tuple[Capacity | None, ...]:
+        """Read what the other agents can give that are online for a queue."""
+        server = self._session.server
+        workers = await server.list_workers(queue)
+        names = {one.name for one in workers if one.status == _ONLINE} - {self._config.name}
+        notices = await read_notices(server) if names else {}
+        return tuple(Capacity.from_told(notices[name].capacity) if name in notices else None for name in names)
 
     async def _tell(self, queue: str, item: Item, request: DeviceRequest, denied: Denied) -> None:
         """Log why items wait, once a cause; say on an item's own page that this agent can never run it.
@@ -339,7 +362,7 @@ class DeviceAllocator:
         if not denied.never or count >= _MOST_TOLD:
             return
         after = (await self._session.queue(queue)).config.fail_impossible_after
-        then = "waits until one can" if after is None else f"fails when none is online for {in_words(after)}"
+        then = "waits until one can" if after is None else f"fails when none that can is online for {in_words(after)}"
         message = (
             f"The agent {self._config.name} cannot run this: {denied.reason} It is left to the queue's other agents,"
             f" and {then}."

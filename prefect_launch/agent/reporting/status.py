@@ -109,6 +109,7 @@ class Reporter:
             in_work=agent.num_running_jobs + agent.num_running_schedulers,
             waits={str(one.item_id): one.reason for one in agent.shop.devices.wait_list.waiting},
             devices=agent.shop.devices.describe(),
+            capacity=agent.shop.devices.allocations.capacity.as_told(),
             troubles=tuple(f"{name}: {why}" for name, why in sorted(agent.shop.reach.away.items())),
             secure_mode=agent.config.secure_mode,
         )

@@ -127,6 +127,33 @@ async def test_item_that_never_fits_here_is_left_to_an_agent_that_can(bench: Ben
     assert "agent big" in ((await bench.server.read_states(found.id))[1].message or "")
 
 
+async def test_item_that_fits_no_agent_of_its_queue_fails_though_several_are_online(bench: Bench) -> None:
+    bench.api.upsert_run_queue(QUEUE, RESOURCE, fail_impossible_after="0.3s")
+    async with bench.running(agent_of(bench, 1, name="one")), bench.running(agent_of(bench, 2, name="two")):
+        await eventually(lambda: read_notices(bench.server), lambda told: {"one", "two"} <= set(told))
+        (item,) = await bench.add(**wants(3))
+        (fits,) = await bench.add(**wants(2))
+        found = await bench.until(item, StateType.FAILED)
+        assert "No other agent was online that has as much" in found.message
+        await bench.until(fits, StateType.COMPLETED)
+
+
+async def test_agent_whose_driver_does_not_answer_may_be_able_to_run_what_no_other_agent_can(bench: Bench) -> None:
+    bench.api.upsert_run_queue(QUEUE, RESOURCE, fail_impossible_after="0.2s")
+    cards = InMemoryGpus(4)
+    cards.away = "the driver does not answer"
+    async with bench.running(agent_of(bench, cards, name="away")):
+        await eventually(lambda: read_notices(bench.server), lambda told: "away" in told)
+        async with bench.running(agent_of(bench, 1, name="one")) as one:
+            (item,) = await bench.add(**wants(3))
+            await eventually(lambda: bench.log(item), lambda log: "The agent one cannot run this" in log)
+            since = one.shop.devices.wait_list.since(item.id) or 0.0
+            await eventually(now_async(lambda: time.monotonic() - since), lambda waited: waited > 0.4)
+            assert await bench.states(item) == ["Queued"]
+            cards.away = ""
+            await bench.until(item, StateType.COMPLETED)
+
+
 async def test_agent_that_shows_no_card_but_must_have_some_does_not_start(bench: Bench) -> None:
     with pytest.raises(AgentConfigError, match="names the GPU '2'"):
         await agent_of(bench, 2, gpus=[0, 2]).loop(until_empty=True)
