@@ -21,7 +21,7 @@ from prefect_launch.runners.registry import make_runner, used_resources
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
-    from prefect_launch.builds.image_builder import ImageMaker
+    from prefect_launch.builds.image_builder import ImageBuilder
     from prefect_launch.queues.session import Session
 
 #: Runs whose outputs are copied at a time.
@@ -62,11 +62,11 @@ class Workshop:
         self.reach = Reach(self.session, self.runner)
 
     @cached_property
-    def images(self) -> ImageMaker:
+    def images(self) -> ImageBuilder:
         """Builds the images of jobs that have code and none; made, and its libraries imported, on first use."""
-        from prefect_launch.agent.item.image_build import image_maker
+        from prefect_launch.agent.item.image_build import image_builder
 
-        return image_maker(self.config, self.session, self.registry)
+        return image_builder(self.config, self.session, self.registry)
 
     def describe(self) -> str:
         """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""

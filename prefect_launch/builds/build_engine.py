@@ -182,10 +182,10 @@ class BuildEngine(PushEngine):
         """Return the ids of the images that containers are made of, running or not."""
         return {str(one["ImageID"]) for one in await self._call(lambda client: client.containers(all=True))}
 
-    async def drop(self, name: str) -> bool:
+    async def untag(self, name: str) -> bool:
         """Take a name off an image, which goes with its last one; false when a container needs it."""
 
-        def drop(client: Any) -> bool:
+        def untag(client: Any) -> bool:
             try:
                 client.remove_image(name)
             except docker.errors.NotFound:
@@ -196,9 +196,9 @@ class BuildEngine(PushEngine):
                 return False
             return True
 
-        return await self._call(drop)
+        return await self._call(untag)
 
-    async def child_with(self, parent: str, label: str) -> str | None:
+    async def find_child(self, parent: str, label: str) -> str | None:
         """Return the id of an image with a label (`name=value`) that was made of another one."""
         found = await self._call(lambda client: client.images(all=True, filters={"label": [label]}))
         return next((str(one["Id"]) for one in found if one.get("ParentId") == parent), None)

@@ -38,7 +38,7 @@ class ImageLabels:
 
 
 @dataclass(frozen=True)
-class BuildOrder:
+class ImageBuild:
     """An image that is to be built.
 
     Attributes:
@@ -81,8 +81,6 @@ class BuildOrder:
         return {ImageLabels.TAG: self.tag, **({ImageLabels.BASE: self.base} if self.base else {})}
 
 
-# What builds an image of an order: the seam, and what builders tell of a failure.
-
 #: Takes the lines of a build's log; may be called from any thread.
 LineSink = Callable[[str], None]
 
@@ -112,11 +110,11 @@ class Builder(ABC):
     mounts_folders: ClassVar[bool] = False
 
     @abstractmethod
-    async def build(self, order: BuildOrder, access: PipAccess, log: LineSink) -> str:
-        """Build an image and return its id, or the order's name when it has that already. Cancelled, it stops.
+    async def build(self, target: ImageBuild, access: PipAccess, log: LineSink) -> str:
+        """Build an image and return its id, or the image's name when it has that already. Cancelled, it stops.
 
         Args:
-            order: what is built.
+            target: what is built.
             access: what pip is told in the installing step.
             log: takes the build's output.
 

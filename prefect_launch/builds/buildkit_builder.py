@@ -22,7 +22,7 @@ from typing import ClassVar, Final
 import anyio
 from anyio.abc import ByteReceiveStream, Process
 
-from prefect_launch.builds.builder import Builder, BuildOrder, LineSink, failure
+from prefect_launch.builds.builder import Builder, ImageBuild, LineSink, failure
 from prefect_launch.builds.context import packed
 from prefect_launch.builds.dockerfile import write_dockerfile, write_labels
 from prefect_launch.builds.pip_access import PipAccess
@@ -56,30 +56,30 @@ class CliBuilder(Builder):
         self._network = network
         self._cache = cache
 
-    async def build(self, order: BuildOrder, access: PipAccess, log: LineSink) -> str:
-        context = order.context
-        if order.recipe is not None:
-            text = write_dockerfile(order.recipe, secrets=tuple(access.files), cache=self._cache)
-            context = context.plus({_DOCKERFILE: (text + write_labels(order.labels)).encode()})
+    async def build(self, target: ImageBuild, access: PipAccess, log: LineSink) -> str:
+        context = target.context
+        if target.recipe is not None:
+            text = write_dockerfile(target.recipe, secrets=tuple(access.files), cache=self._cache)
+            context = context.plus({_DOCKERFILE: (text + write_labels(target.labels)).encode()})
         async with anyio.TemporaryDirectory(prefix="launch-build-") as scratch:
             folder = Path(scratch)
             await anyio.to_thread.run_sync(_write_secrets, folder, access)
             watch = _Watch(log)
             async with packed(context) as archive:
-                code = await self._run(self._arguments(order, access, folder), archive.fileno(), watch)
+                code = await self._run(self._arguments(target, access, folder), archive.fileno(), watch)
             if code != 0:
                 raise failure(watch.step, watch.error or f"exit code {code}", list(watch.lines))
-            return order.image
+            return target.image
 
-    def _arguments(self, order: BuildOrder, access: PipAccess, folder: Path) -> list[str]:
+    def _arguments(self, target: ImageBuild, access: PipAccess, folder: Path) -> list[str]:
         # By its name, which it gets when it is whole: of the ids that buildx tells, not every engine knows each.
-        arguments = ["--progress=plain", "--tag", order.image, "--file", order.dockerfile or _DOCKERFILE]
+        arguments = ["--progress=plain", "--tag", target.image, "--file", target.dockerfile or _DOCKERFILE]
         for name in access.files:
             arguments += ["--secret", f"id={name},src={folder / name}"]
-        for name, value in order.labels.items() if order.dockerfile else ():
+        for name, value in target.labels.items() if target.dockerfile else ():
             arguments += ["--label", f"{name}={value}"]
         arguments += ["--network", self._network] if self._network else []
-        arguments += ["--platform", order.platform] if order.platform else []
+        arguments += ["--platform", target.platform] if target.platform else []
         return [self._program, *self.command, *arguments, "-"]
 
     async def _run(self, command: list[str], stdin: int, watch: _Watch) -> int:

@@ -17,13 +17,13 @@ from typing import Final
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs.archive import list_code
 from prefect_launch.jobs.code_checks import entry_file, unknown_build_context
-from prefect_launch.spec.image_request import ImageWish
+from prefect_launch.spec.image_request import BuildRequest
 
 OWN_DOCKERFILE: Final = "Dockerfile.wandb"
 
 
 @dataclass(frozen=True)
-class Layout:
+class DockerfileSelection:
     """Where an image is built.
 
     Attributes:
@@ -37,29 +37,30 @@ class Layout:
     entry_point: tuple[str, ...]
 
 
-def find_layout(code_dir: Path, wish: ImageWish) -> Layout:
+def select_dockerfile(code_dir: Path, request: BuildRequest) -> DockerfileSelection:
     """Decide how code is built.
 
     Raises:
         SourceError: when a named Dockerfile or build context is not in the code.
     """
     root = code_dir.resolve()
-    context = _inside(root, wish.build_context or ".", root, "build context")
+    context = _inside(root, request.build_context or ".", root, "build context")
     if not context.is_dir():
-        raise unknown_build_context(wish.build_context or ".", list_code(root), where="the job's code")
-    if wish.dockerfile:
-        file = _inside(context, wish.dockerfile, root, "Dockerfile")
+        raise unknown_build_context(request.build_context or ".", list_code(root), where="the job's code")
+    if request.dockerfile:
+        file = _inside(context, request.dockerfile, root, "Dockerfile")
         if not file.is_file():
             raise SourceError(
-                f"Dockerfile does not exist at {wish.dockerfile!r} in the build context"
-                f" {wish.build_context or '.'!r} of the job's code. Name one that does, or none to have one generated."
+                f"Dockerfile does not exist at {request.dockerfile!r} in the build context"
+                f" {request.build_context or '.'!r} of the job's code. Name one that does, or none to have one"
+                " generated."
             )
-        return Layout(context, posixpath.normpath(wish.dockerfile), wish.entry_point)
-    return _beside_entry_point(context, wish) or Layout(context, None, wish.entry_point)
+        return DockerfileSelection(context, posixpath.normpath(request.dockerfile), request.entry_point)
+    return _beside_entry_point(context, request) or DockerfileSelection(context, None, request.entry_point)
 
 
-def _beside_entry_point(context: Path, wish: ImageWish) -> Layout | None:
-    script = entry_file(wish.entry_point)
+def _beside_entry_point(context: Path, request: BuildRequest) -> DockerfileSelection | None:
+    script = entry_file(request.entry_point)
     if script is None:
         return None
     folder = posixpath.dirname(script)
@@ -68,8 +69,8 @@ def _beside_entry_point(context: Path, wish: ImageWish) -> Layout | None:
     if not inside or not (place / OWN_DOCKERFILE).is_file():
         return None
     name = posixpath.basename(script)
-    moved = tuple(name if posixpath.normpath(part) == script else part for part in wish.entry_point)
-    return Layout(place, OWN_DOCKERFILE, moved if folder else wish.entry_point)
+    moved = tuple(name if posixpath.normpath(part) == script else part for part in request.entry_point)
+    return DockerfileSelection(place, OWN_DOCKERFILE, moved if folder else request.entry_point)
 
 
 def _inside(folder: Path, path: str, root: Path, what: str) -> Path:
@@ -94,7 +95,7 @@ _VARIABLE: Final = re.compile(r"\$(?:\{(?P<long>\w+)(?::?-(?P<other>[^{}]*))?\}|
 _TAKERS: Final = ("COPY", "RUN")
 
 
-def read_bases(dockerfile: Path) -> tuple[str, ...]:
+def read_base_images(dockerfile: Path) -> tuple[str, ...]:
     """Return the images that a Dockerfile copies from, then those that its stages stand on.
 
     Raises:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final
 import anyio
 
 from prefect_launch.builds.build_engine import BuildEngine
-from prefect_launch.builds.builder import Builder, BuildOrder, ImageLabels, LineSink, failure
+from prefect_launch.builds.builder import Builder, ImageBuild, ImageLabels, LineSink, failure
 from prefect_launch.builds.context import BuildContext, packed
 from prefect_launch.builds.dockerfile import (
     CACHE,
@@ -59,31 +59,31 @@ class EngineBuilder(Builder):
         self._network = network
         self._cache = cache
 
-    async def build(self, order: BuildOrder, access: PipAccess, log: LineSink) -> str:
+    async def build(self, target: ImageBuild, access: PipAccess, log: LineSink) -> str:
         await self._sweep()
-        if order.dockerfile is not None:
-            return await self._classic(order.context, order.dockerfile, order, log, labels=order.labels)
-        recipe = order.recipe
+        if target.dockerfile is not None:
+            return await self._classic(target.context, target.dockerfile, target, log, labels=target.labels)
+        recipe = target.recipe
         if recipe is None:
-            raise InternalError("An order without a Dockerfile has no recipe either.")
-        installed = await self._written(order.context.below(FOLDER), write_before(recipe), order, log)
+            raise InternalError("An image build without a Dockerfile has no recipe either.")
+        installed = await self._written(target.context.below(FOLDER), write_before(recipe), target, log)
         if not recipe.conda:
             installed = await self._install(installed, access, log)
         if recipe.project:
-            project = order.context.below(PROJECT_FOLDER)
-            installed = await self._written(project, write_project(installed), order, log)
+            project = target.context.below(PROJECT_FOLDER)
+            installed = await self._written(project, write_project(installed), target, log)
             installed = await self._install(installed, access, log, INSTALL_PROJECT)
-        code = order.context.below(CODE_FOLDER)
-        return await self._written(code, write_after(recipe, installed) + write_labels(order.labels), order, log)
+        code = target.context.below(CODE_FOLDER)
+        return await self._written(code, write_after(recipe, installed) + write_labels(target.labels), target, log)
 
-    async def _written(self, context: BuildContext, text: str, order: BuildOrder, log: LineSink) -> str:
-        return await self._classic(context.plus({_DOCKERFILE: text.encode()}), _DOCKERFILE, order, log)
+    async def _written(self, context: BuildContext, text: str, target: ImageBuild, log: LineSink) -> str:
+        return await self._classic(context.plus({_DOCKERFILE: text.encode()}), _DOCKERFILE, target, log)
 
     async def _classic(
         self,
         context: BuildContext,
         dockerfile: str,
-        order: BuildOrder,
+        target: ImageBuild,
         log: LineSink,
         labels: Mapping[str, str] | None = None,
     ) -> str:
@@ -91,7 +91,7 @@ class EngineBuilder(Builder):
         params: dict[str, Any] = {"dockerfile": dockerfile, "rm": True, "forcerm": True}
         params |= {"labels": json.dumps(dict(labels))} if labels else {}
         params |= {"networkmode": self._network} if self._network else {}
-        params |= {"platform": order.platform} if order.platform else {}
+        params |= {"platform": target.platform} if target.platform else {}
         async with packed(context) as archive:
             await self._engine.build(archive, watch.see, **params)
         if watch.error is not None or watch.image is None:
@@ -101,7 +101,7 @@ class EngineBuilder(Builder):
     async def _install(self, image: str, access: PipAccess, log: LineSink, command: str = INSTALL) -> str:
         key = hashlib.sha256(f"{image}\0{command}".encode()).hexdigest()[:32]
         label = f"{ImageLabels.STEP}={key}"
-        earlier = await self._engine.child_with(image, label)
+        earlier = await self._engine.find_child(image, label)
         if earlier is not None:
             log("The dependencies are those of an earlier build.\n")
             return earlier

@@ -18,14 +18,14 @@ import anyio
 
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.build_lease import Flights
-from prefect_launch.builds.builder import Builder, BuildOrder, LineSink
+from prefect_launch.builds.builder import Builder, ImageBuild, LineSink
 from prefect_launch.builds.buildkit_builder import BuildxBuilder, EmbeddedBuilder, docker_programs, says
 from prefect_launch.builds.context import BuildContext, merge, read_context
 from prefect_launch.builds.destination import Destination, LocalImages
 from prefect_launch.builds.dockerfile import CODE_FOLDER, Dependencies, Recipe, find_dependencies, install_files
-from prefect_launch.builds.dockerfile_selection import Layout, find_layout, read_bases
+from prefect_launch.builds.dockerfile_selection import DockerfileSelection, read_base_images, select_dockerfile
 from prefect_launch.builds.engine_builder import EngineBuilder
-from prefect_launch.builds.image_usage import KeptImages
+from prefect_launch.builds.image_usage import ImageUsage
 from prefect_launch.builds.pip_access import PipAccess, read_pip_access
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.core.filesystem import is_disk_full, is_own_disk_full
@@ -40,7 +40,7 @@ from prefect_launch.errors import (
 from prefect_launch.registries.base import Registry
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.spec.image_request import ImageWish
+from prefect_launch.spec.image_request import BuildRequest
 from prefect_launch.spec.job_naming import parse_image, runtime_of
 
 _NO_BUILDER: Final = (
@@ -50,19 +50,19 @@ _NO_BUILDER: Final = (
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PlannedBuild:
     """What is to be built for a plan.
 
     Attributes:
-        order: the image.
+        target: the image.
         entry_point: the run's command in it.
     """
 
-    order: BuildOrder
+    target: ImageBuild
     entry_point: tuple[str, ...]
 
 
-class ImageMaker:
+class ImageBuilder:
     """Makes the images of one agent, or of one `launch`.
 
     Args:
@@ -89,7 +89,7 @@ class ImageMaker:
         self._settings = settings
         self._flights = flights
         self.engine = engine or BuildEngine()
-        self._kept = KeptImages(home) if home else None
+        self._usage = ImageUsage(home) if home else None
         self._registry: Registry = LocalImages(self.engine)
         self._remote = remote or RemoteRegistries()
         self._destination = (
@@ -103,15 +103,17 @@ class ImageMaker:
             SubmitterError: when the code cannot be built: its Dockerfile, its size, its requirements, or for want of a
                 builder.
         """
-        layout, dependencies = await self._look(plan)
-        pinned = {base: await self._registry.digest_of(base) for base in await self._bases(plan, layout, dependencies)}
+        selection, dependencies = await self._look(plan)
+        pinned = {
+            base: await self._registry.digest_of(base) for base in await self._bases(plan, selection, dependencies)
+        }
         if None in pinned.values():
             return None
-        wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)
-        image = await self._there(wanted.order)
-        return await self._with_image(plan, wanted, image) if image else None
+        planned = await anyio.to_thread.run_sync(self._want, plan, selection, dependencies, pinned)
+        image = await self._there(planned.target)
+        return await self._with_image(plan, planned, image) if image else None
 
-    async def make(self, plan: RunPlan, log: LineSink) -> RunPlan:
+    async def ensure_image(self, plan: RunPlan, log: LineSink) -> RunPlan:
         """Return the plan with its image, which is built when it is not there.
 
         Args:
@@ -125,69 +127,69 @@ class ImageMaker:
             BuildDiskError: when a disk is full.
             InfrastructureError: when the base image cannot be had, or the engine fails.
         """
-        async with telling_full_disks(self.engine):
+        async with explaining_full_disks(self.engine):
             return await self._made(plan, log)
 
     async def _made(self, plan: RunPlan, log: LineSink) -> RunPlan:
-        layout, dependencies = await self._look(plan)
-        pinned = {base: await self._brought(base, log) for base in await self._bases(plan, layout, dependencies)}
-        wanted = await anyio.to_thread.run_sync(self._want, plan, layout, dependencies, pinned)
-        order = wanted.order
+        selection, dependencies = await self._look(plan)
+        pinned = {base: await self._brought(base, log) for base in await self._bases(plan, selection, dependencies)}
+        planned = await anyio.to_thread.run_sync(self._want, plan, selection, dependencies, pinned)
+        target = planned.target
 
         async def is_there() -> bool:
-            return await self._there(order) is not None
+            return await self._there(target) is not None
 
-        build = partial(self._make, order, log)
-        await self._flights.once(await self._place(order), UUID(plan.item_id), log, is_there=is_there, build=build)
-        image = await self._there(order)
+        build = partial(self._make, target, log)
+        await self._flights.once(await self._place(target), UUID(plan.item_id), log, is_there=is_there, build=build)
+        image = await self._there(target)
         if image is None:
             raise InfrastructureError(
-                f"The image {order.image} was there a moment ago and is gone: somebody has removed it. Try again."
+                f"The image {target.image} was there a moment ago and is gone: somebody has removed it. Try again."
             )
-        return await self._with_image(plan, wanted, image)
+        return await self._with_image(plan, planned, image)
 
-    async def _with_image(self, plan: RunPlan, wanted: Wanted, image: str) -> RunPlan:
-        if self._kept is not None:
-            await anyio.to_thread.run_sync(self._kept.note, wanted.order.tag, (wanted.order.image, image))
-        changes = {"image": image, "command": wanted.entry_point, "code_dir": None, "image_wish": None}
+    async def _with_image(self, plan: RunPlan, planned: PlannedBuild, image: str) -> RunPlan:
+        if self._usage is not None:
+            await anyio.to_thread.run_sync(self._usage.record, planned.target.tag, (planned.target.image, image))
+        changes = {"image": image, "command": planned.entry_point, "code_dir": None, "build_request": None}
         return plan.model_copy(update=changes)
 
-    async def _there(self, order: BuildOrder) -> str | None:
+    async def _there(self, target: ImageBuild) -> str | None:
         """Return the name of an image that was made before, where images of this maker are kept."""
         if self._destination is not None:
-            return await self._destination.find(order.tag)
-        return order.image if await self._registry.digest_of(order.image) is not None else None
+            return await self._destination.find(target.tag)
+        return target.image if await self._registry.digest_of(target.image) is not None else None
 
-    async def _place(self, order: BuildOrder) -> str:
+    async def _place(self, target: ImageBuild) -> str:
         """Say where an image will be: who builds for the same place waits for each other."""
         if self._destination is not None:
-            return f"{self._destination.repository}:{order.tag}"
-        return f"{order.image} on {await self.engine.identity()}"
+            return f"{self._destination.repository}:{target.tag}"
+        return f"{target.image} on {await self.engine.identity()}"
 
-    async def _make(self, order: BuildOrder, log: LineSink) -> None:
+    async def _make(self, target: ImageBuild, log: LineSink) -> None:
         """Build an image, unless this engine has it, and bring it to where it is kept."""
-        if await self._registry.digest_of(order.image) is None:
-            await self._build(order, log)
+        if await self._registry.digest_of(target.image) is None:
+            await self._build(target, log)
         if self._destination is not None:
-            await self._destination.publish(order.image, order.tag, log)
+            await self._destination.publish(target.image, target.tag, log)
 
     async def aclose(self) -> None:
         """Let go of the engine."""
         await self.engine.aclose()
 
-    async def _build(self, order: BuildOrder, log: LineSink) -> None:
-        builder, access = await self._prepared(order, log)
-        log(f"Building {order.image} with {builder.name}{f' on {order.base}' if order.base else ''}.\n")
+    async def _build(self, target: ImageBuild, log: LineSink) -> None:
+        builder, access = await self._prepared(target, log)
+        log(f"Building {target.image} with {builder.name}{f' on {target.base}' if target.base else ''}.\n")
         try:
-            made = await builder.build(order, access, lambda text: log(access.masked(text)))
+            made = await builder.build(target, access, lambda text: log(access.masked(text)))
         except (BuildError, InfrastructureError) as error:  # It has the last lines of the log.
             raise type(error)(access.masked(str(error))) from None
-        await self.engine.tag(made, order.image)
-        log(f"Built {order.image}.\n")
+        await self.engine.tag(made, target.image)
+        log(f"Built {target.image}.\n")
 
-    async def _prepared(self, order: BuildOrder, log: LineSink) -> tuple[Builder, PipAccess]:
+    async def _prepared(self, target: ImageBuild, log: LineSink) -> tuple[Builder, PipAccess]:
         """Choose a builder, and read what pip is told: an index on this disk wants one that can show it."""
-        access = await self._access(folders=self.engine.is_local and order.recipe is not None)
+        access = await self._access(folders=self.engine.is_local and target.recipe is not None)
         builder = await choose_builder(self.engine, self._settings, with_folders=bool(access.folders))
         if access.folders and not builder.mounts_folders:
             log(f"Not seen by {builder.name}: packages in {', '.join(access.folders)} on this machine.\n")
@@ -197,16 +199,16 @@ class ImageMaker:
     async def _access(self, *, folders: bool) -> PipAccess:
         return await anyio.to_thread.run_sync(lambda: read_pip_access(self._settings.pip_config, folders=folders))
 
-    async def _look(self, plan: RunPlan) -> tuple[Layout, Dependencies | None]:
+    async def _look(self, plan: RunPlan) -> tuple[DockerfileSelection, Dependencies | None]:
         if self._settings.type == "none":
             raise BuildError(_NO_BUILDER)
         return await anyio.to_thread.run_sync(self._read, plan)
 
-    def _read(self, plan: RunPlan) -> tuple[Layout, Dependencies | None]:
-        layout = find_layout(plan.code_dir or plan.run_dir, plan.image_wish or ImageWish())
-        if layout.dockerfile is not None:
-            return layout, None
-        return layout, find_dependencies(layout.context, self._settings.context_limit)
+    def _read(self, plan: RunPlan) -> tuple[DockerfileSelection, Dependencies | None]:
+        selection = select_dockerfile(plan.code_dir or plan.run_dir, plan.build_request or BuildRequest())
+        if selection.dockerfile is not None:
+            return selection, None
+        return selection, find_dependencies(selection.context, self._settings.context_limit)
 
     async def _brought(self, base: str, log: LineSink) -> str:
         """Return the digest of a base image, which is pulled when it is not there."""
@@ -217,50 +219,58 @@ class ImageMaker:
             digest = await self._registry.digest_of(base)
         return digest or ""
 
-    async def _bases(self, plan: RunPlan, layout: Layout, dependencies: Dependencies | None) -> tuple[str, ...]:
-        wish = plan.image_wish or ImageWish()
-        return await anyio.to_thread.run_sync(self._read_bases, wish, layout, dependencies)
+    async def _bases(
+        self, plan: RunPlan, selection: DockerfileSelection, dependencies: Dependencies | None
+    ) -> tuple[str, ...]:
+        request = plan.build_request or BuildRequest()
+        return await anyio.to_thread.run_sync(self._read_bases, request, selection, dependencies)
 
-    def _read_bases(self, wish: ImageWish, layout: Layout, dependencies: Dependencies | None) -> tuple[str, ...]:
+    def _read_bases(
+        self, request: BuildRequest, selection: DockerfileSelection, dependencies: Dependencies | None
+    ) -> tuple[str, ...]:
         if dependencies is None:
-            return read_bases(layout.context / (layout.dockerfile or ""))
-        accelerator = wish.base_image or self._settings.accelerator.base_image
+            return read_base_images(selection.context / (selection.dockerfile or ""))
+        accelerator = request.base_image or self._settings.accelerator.base_image
         own = self._settings.conda_base_image if dependencies.conda else self._settings.base_image
-        base = (accelerator or own).replace("{version}", _python_version(layout.context, wish))
+        base = (accelerator or own).replace("{version}", _python_version(selection.context, request))
         parse_image(base)
         return (base,)
 
     def _want(
-        self, plan: RunPlan, layout: Layout, dependencies: Dependencies | None, pinned: Mapping[str, str | None]
-    ) -> Wanted:
-        wish, settings = plan.image_wish or ImageWish(), self._settings
+        self,
+        plan: RunPlan,
+        selection: DockerfileSelection,
+        dependencies: Dependencies | None,
+        pinned: Mapping[str, str | None],
+    ) -> PlannedBuild:
+        request, settings = plan.build_request or BuildRequest(), self._settings
         bases = " ".join(f"{base}@{digest}" for base, digest in pinned.items())
         if dependencies is None:
-            context = read_context(layout.context, limit=settings.context_limit, keep=[layout.dockerfile or ""])
-            order = BuildOrder(context, dockerfile=layout.dockerfile, base=bases, platform=settings.platform)
-            return Wanted(order, layout.entry_point)
-        version = _python_version(layout.context, wish)
+            context = read_context(selection.context, limit=settings.context_limit, keep=[selection.dockerfile or ""])
+            target = ImageBuild(context, dockerfile=selection.dockerfile, base=bases, platform=settings.platform)
+            return PlannedBuild(target, selection.entry_point)
+        version = _python_version(selection.context, request)
         recipe = Recipe(
             base=next(iter(pinned)),
             python_version=version,
-            brings_python=not (wish.base_image or settings.accelerator.base_image),
+            brings_python=not (request.base_image or settings.accelerator.base_image),
             conda=dependencies.conda,
             project=dependencies.project,
-            user_id=settings.user_id if wish.user_id is None else wish.user_id,
+            user_id=settings.user_id if request.user_id is None else request.user_id,
         )
-        code = read_context(layout.context, limit=settings.context_limit, prefix=CODE_FOLDER)
+        code = read_context(selection.context, limit=settings.context_limit, prefix=CODE_FOLDER)
         files = BuildContext().plus({} if dependencies.conda else install_files(version, recipe.user_id))
-        order = BuildOrder(
+        target = ImageBuild(
             merge(code, dependencies.context, files),
             recipe=recipe,
             base=bases,
             platform=settings.platform,
         )
-        return Wanted(order, layout.entry_point)
+        return PlannedBuild(target, selection.entry_point)
 
 
-def _python_version(folder: Path, wish: ImageWish) -> str:
-    return wish.python_version or runtime_of(folder)
+def _python_version(folder: Path, request: BuildRequest) -> str:
+    return request.python_version or runtime_of(folder)
 
 
 # Which builder builds here: found by asking what there is, in the order of one table.
@@ -330,7 +340,7 @@ _OWN_STEP: Final = (
 
 
 @asynccontextmanager
-async def telling_full_disks(engine: BuildEngine) -> AsyncIterator[None]:
+async def explaining_full_disks(engine: BuildEngine) -> AsyncIterator[None]:
     """Let what fails inside the block for want of room say whose disk is full.
 
     Args:

@@ -22,7 +22,7 @@ FOLDER: Final = "images"
 _logger = get_logger("launch.build")
 
 
-class KeptImages:
+class ImageUsage:
     """The notes of one home; all of it blocks.
 
     Args:
@@ -32,7 +32,7 @@ class KeptImages:
     def __init__(self, home: Path) -> None:
         self.folder = home / FOLDER
 
-    def note(self, tag: str, names: Iterable[str]) -> None:
+    def record(self, tag: str, names: Iterable[str]) -> None:
         """Note that an image is used now. A note that cannot be written keeps no job from running.
 
         Args:
@@ -51,7 +51,7 @@ class KeptImages:
         except OSError as error:
             _logger.warning("Not noted that the image %s was used: %s. It is not removed when it is old.", tag, error)
 
-    def notes(self) -> list[Path]:
+    def records(self) -> list[Path]:
         """List the notes."""
         if not self.folder.is_dir():
             return []

@@ -131,10 +131,10 @@ class Api(QueueCalls, JobCalls, BaseModel):
     async def open(self, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> AsyncIterator[Session]:
         """Open the server and the job registry on this event loop."""
         from prefect_launch.queues.session import Session
-        from prefect_launch.registries.digest_cache import SeenDigests
+        from prefect_launch.registries.digest_cache import DigestCache
 
         async with self.connect(patience_seconds=patience_seconds) as server, self.job_registry(server) as jobs:
-            yield Session(server, jobs, SeenDigests(self._registries), self._secrets(server))
+            yield Session(server, jobs, DigestCache(self._registries), self._secrets(server))
 
     def call(self, function: Callable[[Session], Awaitable[T]]) -> T:
         """Run an async function of an open session from synchronous code, over the connection that is kept."""

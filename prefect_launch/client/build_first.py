@@ -15,14 +15,14 @@ from uuid import uuid4
 from prefect.logging import get_logger
 
 from prefect_launch.builds.build_lease import Flights
-from prefect_launch.builds.image_builder import ImageMaker
+from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
 from prefect_launch.client.item_check import check_item
 from prefect_launch.core.filesystem import temporary_folder_async
 from prefect_launch.core.names import safe_name
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.jobs.model import GitJobSource, ImageJobSource, Job, JobDocument, JobDraft, SourceKind
-from prefect_launch.planning.plan import image_wish
+from prefect_launch.planning.plan import build_request
 from prefect_launch.queues.session import KnownQueue, Session
 from prefect_launch.registries.base import parse_repository
 from prefect_launch.registries.client import RemoteRegistries
@@ -94,8 +94,8 @@ async def preview_built_job(session: Session, spec: LaunchSpec, job: Job | None,
     """
     of = _refuse_what_needs_no_build(job, queue)
     repository = _repository(spec, _config_of_builder())
-    wish = image_wish(spec, of)
-    draft = image_job(of, f"{repository}:{_WHEN_BUILT}", wish.entry_point if wish else ())
+    to_build = build_request(spec, of)
+    draft = image_job(of, f"{repository}:{_WHEN_BUILT}", to_build.entry_point if to_build else ())
     made = await _built_last(session, draft) or await session.jobs.as_job(draft)
     return BuiltJob(_naming(spec, made), made, of, repository)
 
@@ -150,7 +150,7 @@ async def _built(session: Session, spec: LaunchSpec, job: Job, config: AgentConf
     """Return a plan with the image, by its digest in the repository, and the command in it."""
     settings = config.builder.pushing_to(repository)
     flights = Flights(session.server, "a call of launch_add")
-    images = ImageMaker(settings, flights, RemoteRegistries(config.keychain), home=config.home)
+    images = ImageBuilder(settings, flights, RemoteRegistries(config.keychain), home=config.home)
     try:
         async with temporary_folder_async("launch-build-") as folder:
             code = folder / "code"
@@ -160,9 +160,9 @@ async def _built(session: Session, spec: LaunchSpec, job: Job, config: AgentConf
                 run_id="build",
                 run_dir=folder,
                 code_dir=code,
-                image_wish=image_wish(spec, job),
+                build_request=build_request(spec, job),
             )
-            return await images.find(plan) or await images.make(plan, _line_logger())
+            return await images.find(plan) or await images.ensure_image(plan, _line_logger())
     finally:
         await images.aclose()
 

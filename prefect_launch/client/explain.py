@@ -114,7 +114,7 @@ async def explain_item(
     named = spec if spec.run_id else spec.model_copy(update={"run_id": _RUN})
     job = (await resolve_source(session, named)).job
     queue = await _look_at(session, queue_name, default_resource(job) if spec.resource is None else spec.resource)
-    named = await with_digest(named, job, Digests(session.seen_digests), by_queue=queue.config.pin)
+    named = await with_digest(named, job, Digests(session.digest_cache), by_queue=queue.config.pin)
     draft = draft_item(api, queue, named, job)
     built: BuiltJob | None = None
     if build:
@@ -135,8 +135,8 @@ async def explain_item(
         job=full.job,
         parameters=masked_parameters(draft.parameters),
         image=plan.image,
-        builds=plan.image_wish is not None,
-        digest=digest_in(plan.image_at_enqueue or plan.image or ""),
+        builds=plan.build_request is not None,
+        digest=digest_in(plan.resolved_image or plan.image or ""),
         creates=masked(runner.preview(plan)),
         options=masked(plan.options),
         limits=dict(queue.config.limits),

@@ -102,7 +102,7 @@ async def check_item(
     """
     named = named or await resolve_source(session, spec)
     queue = await _queue(session, queue_name, spec, named.job)
-    digests = digests or Digests(session.seen_digests)
+    digests = digests or Digests(session.digest_cache)
     await _tell_what_is_locked(session, queue, spec)
     spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
     return CheckedItem(api, queue, spec, named, named.job, draft_item(api, queue, spec, named.job))

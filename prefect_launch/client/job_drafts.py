@@ -43,10 +43,10 @@ from prefect_launch.jobs.model import (
 )
 from prefect_launch.jobs.schema import SchemaSource, load_schema, with_positions
 from prefect_launch.sources.git_command import Git
-from prefect_launch.sources.git_info import CommitListing, describe_work_tree, list_files, resolve_commit
+from prefect_launch.sources.git_info import CommitListing, describe_work_tree, ls_remote_files, resolve_commit
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.sources.notebook import as_program, convert, notebook_in, script_of
-from prefect_launch.sources.remote import check_remote, name_of, refuse_pages
+from prefect_launch.sources.remote import check_remote, name_of, reject_web_pages
 from prefect_launch.spec.build_options import check_inside
 from prefect_launch.spec.job_naming import check_runtime, job_name, parse_image, runtime_of
 from prefect_launch.spec.retry import Retries
@@ -167,7 +167,7 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
 
 
 async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
-    refuse_pages(request.path)
+    reject_web_pages(request.path)
     remote = check_remote(request.path, git.protocols)
     entry_point = _entry_point(request)
     refuse_parents(entry_point)
@@ -182,7 +182,7 @@ async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | Non
 async def _check_in_commit(
     git: Git, remote: str, commit: str, entry_point: tuple[str, ...], request: JobRequest
 ) -> None:
-    listed = await list_files(git, remote, commit)
+    listed = await ls_remote_files(git, remote, commit)
     if listed is None:
         return
     files, submodules = listed.files, listed.submodules

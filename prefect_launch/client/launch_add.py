@@ -234,7 +234,7 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
     """Check all specs, then make all items; see `launch_add_many`."""
     session.forget_queue(queue_name)
     checked: list[CheckedItem] = []
-    digests = Digests(session.seen_digests)
+    digests = Digests(session.digest_cache)
     of_uri: dict[object, NamedJob] = {}  # A remote is asked once, however many items want it.
     for spec in specs:
         checked.append(await check_item(api, session, spec, queue_name, of_uri.get(same_uri(spec)), digests))

@@ -21,7 +21,7 @@ from prefect_launch.agent.item.image_build import build_with_log
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.outputs import bring_last_outputs, keep_outputs, publish_outputs
 from prefect_launch.builds.build_lease import Flights
-from prefect_launch.builds.image_builder import ImageMaker
+from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
 from prefect_launch.client.job_of_spec import job_named_by, with_job
 from prefect_launch.core.names import short_id
@@ -60,7 +60,7 @@ async def _prepare(
     session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, repository: str | None
 ) -> RunPlan:
     """Build or pull the image, or make the environment."""
-    if plan.image_wish is not None:
+    if plan.build_request is not None:
         plan = await _with_image(session, flow_run_id, runner, plan, repository)
     runner.check(plan)
     await runner.prepare(plan)
@@ -72,7 +72,7 @@ async def _with_image(
 ) -> RunPlan:
     config = resolve_agent_config()
     flights = Flights(session.server, "a call of launch")
-    images = ImageMaker(config.builder.pushing_to(repository), flights, runner.registry, home=config.home)
+    images = ImageBuilder(config.builder.pushing_to(repository), flights, runner.registry, home=config.home)
     try:
         found = await images.find(plan)
         return found or await build_with_log(session.server, flow_run_id, images, plan)

@@ -35,19 +35,19 @@ class Project:
     """The project at the root of a job's code, or of a package in it.
 
     Attributes:
-        told: what pyproject.toml says; empty for a project with a setup.py alone.
+        pyproject: content of pyproject.toml; empty for a project with a setup.py alone.
         is_built: whether the build backend installs it.
         names_others: whether it names other folders of the code: packages of a workspace, dependencies by their path.
     """
 
-    told: Mapping[str, Any] = field(default_factory=dict)
+    pyproject: Mapping[str, Any] = field(default_factory=dict)
     is_built: bool = True
     names_others: bool = False
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         """The table `[project]`."""
-        return _table(self.told, "project")
+        return _table(self.pyproject, "project")
 
     @property
     def is_static(self) -> bool:
@@ -57,7 +57,7 @@ class Project:
     @property
     def stands_alone(self) -> bool:
         """Whether its dependencies are said by `[project] dependencies` alone, in pip's words."""
-        sources = _table(self.told, "tool", "uv", "sources")
+        sources = _table(self.pyproject, "tool", "uv", "sources")
         return self.is_static and not self.names_others and not sources
 
     @property
@@ -67,7 +67,7 @@ class Project:
         told = {"PDM_BUILD_SCM_VERSION": "0.0.0"}
         if name:
             told[f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{name}"] = "0.0.0"
-        if any("hatch-vcs" in str(one) for one in _table(self.told, "build-system").get("requires", ())):
+        if any("hatch-vcs" in str(one) for one in _table(self.pyproject, "build-system").get("requires", ())):
             told["SETUPTOOLS_SCM_PRETEND_VERSION"] = "0.0.0"  # It asks under no name, so its dependencies see it too.
         return told
 
@@ -80,19 +80,21 @@ class Project:
 
     def notes(self, code: CodeTree) -> Iterator[str]:
         """Say what of it is not installed."""
-        extras = sorted(self.metadata.get("optional-dependencies") or _table(self.told, "tool", "poetry", "extras"))
+        extras = sorted(
+            self.metadata.get("optional-dependencies") or _table(self.pyproject, "tool", "poetry", "extras")
+        )
         groups = sorted(
             {
-                *_table(self.told, "dependency-groups"),
-                *_table(self.told, "tool", "poetry", "group"),
-                *_table(self.told, "tool", "pdm", "dev-dependencies"),
+                *_table(self.pyproject, "dependency-groups"),
+                *_table(self.pyproject, "tool", "poetry", "group"),
+                *_table(self.pyproject, "tool", "pdm", "dev-dependencies"),
             }
         )
         parts = [f"the extra {name}" for name in extras] + [f"the dependency group {name}" for name in groups]
         if parts:
             step = f"'-e .[{extras[0]}]'" if extras and self.is_built else "what the job needs of them"
             yield f"Not installed: {', '.join(parts)} of {FILE}. A requirements.txt with {step} comes first."
-        poetry = _table(self.told, "tool", "poetry")
+        poetry = _table(self.pyproject, "tool", "poetry")
         if not self.is_built and not self.metadata and poetry.get("dependencies"):
             yield (
                 f"Not installed: [tool.poetry.dependencies] of {FILE}. Only Poetry's build backend reads them, and it"
@@ -101,9 +103,9 @@ class Project:
             )
         elif not self.is_built and self.metadata and code.has_folder("src"):
             yield (
-                f"Not installed: the project of {FILE} itself, only its dependencies, since it"
-                f" {'says so' if 'build-system' in self.told else 'has no [build-system]'}. What lies in src/ cannot be"
-                " imported by its name."
+                f"Not installed: the project of {FILE} itself, only its dependencies, since it "
+                f"{'says so' if 'build-system' in self.pyproject else 'has no [build-system]'}. What lies in src/"
+                " cannot be imported by its name."
             )
 
 

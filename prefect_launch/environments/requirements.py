@@ -28,7 +28,7 @@ PIP_FILE: Final = "requirements.txt"
 _FROZEN_FILE: Final = "requirements.frozen.txt"
 LOCK_FILE: Final = "uv.lock"
 #: What a lock says, as a requirements file that is made of it.
-LOCK_FILEED_FILE: Final = "requirements.uv-lock.txt"
+LOCKED_FILE: Final = "requirements.uv-lock.txt"
 #: What `[project] dependencies` says, as one.
 _PROJECT_FILE: Final = "requirements.pyproject.txt"
 _UV_FILE: Final = "uv.toml"
@@ -119,7 +119,7 @@ def stage(requirements: Requirements, code_dir: Path, folder: Path) -> None:
 
 
 def _of_pip_file(code: CodeTree, path: str) -> Requirements:
-    reader = PipFiles(code)
+    reader = RequirementsFileReader(code)
     reader.read(path)
     return _made(code, ("--requirement", path), reader)
 
@@ -129,20 +129,20 @@ def _of_lock(code: CodeTree) -> Requirements:
     import uv
 
     if not code.is_whole:
-        return Requirements(("--requirement", LOCK_FILEED_FILE))
+        return Requirements(("--requirement", LOCKED_FILE))
     command = ["export", "--frozen", "--offline", "--no-dev", "--no-header", "--no-annotate", "--quiet", "--no-config"]
     ended = subprocess.run([uv.find_uv_bin(), *command], cwd=code.root, capture_output=True, check=False)
     if ended.returncode != 0:
         said = ended.stderr.decode(errors="replace").strip()
         raise SourceError(f"The job's uv.lock cannot be read: {said}. Make it anew with 'uv lock'.")
-    reader = PipFiles(code)
-    reader.read_text(ended.stdout.decode(errors="replace"), LOCK_FILEED_FILE)
-    return _made(code, ("--requirement", LOCK_FILEED_FILE), reader)
+    reader = RequirementsFileReader(code)
+    reader.read_text(ended.stdout.decode(errors="replace"), LOCKED_FILE)
+    return _made(code, ("--requirement", LOCKED_FILE), reader)
 
 
 def _of_project(code: CodeTree, project: Project) -> Requirements:
     """Read a project: first its dependencies are installed, then itself, so that one that cannot be built has them."""
-    file = FILE if project.told else SETUP
+    file = FILE if project.pyproject else SETUP
     told = project.version_variables if project.is_built else {}
     digests = [code.digest(".")] if project.is_built or not project.stands_alone else []
     if not project.stands_alone:
@@ -154,7 +154,7 @@ def _of_project(code: CodeTree, project: Project) -> Requirements:
     return Requirements(("--requirement", _PROJECT_FILE) if lines else (), project.is_built, told, files, key=key)
 
 
-def _made(code: CodeTree, arguments: tuple[str, ...], reader: PipFiles) -> Requirements:
+def _made(code: CodeTree, arguments: tuple[str, ...], reader: RequirementsFileReader) -> Requirements:
     paths = tuple(sorted(set(reader.local)))
     packages = [package for path in paths if code.has_folder(path) and (package := find_project(code, path))]
     # A package that names others of the code is built with all of it.
@@ -180,14 +180,14 @@ def _settings_key(code: CodeTree) -> str:
 
 def _uv_table(code: CodeTree) -> object:
     project = find_project(code)
-    tool = project.told.get("tool") if project else None
+    tool = project.pyproject.get("tool") if project else None
     return tool.get("uv") if isinstance(tool, Mapping) else None
 
 
 def _passed_over(code: CodeTree, project: Project | None, found: Requirements) -> Iterable[str]:
     if project is not None and project.needs_anything and "." not in found.local:
         yield (
-            f"{FILE if project.told else SETUP} is not read, since {PIP_FILE} comes first: write '-e .' into that"
+            f"{FILE if project.pyproject else SETUP} is not read, since {PIP_FILE} comes first: write '-e .' into that"
             " to have the project itself installed."
         )
     if code.has_file(LOCK_FILE):
@@ -221,7 +221,7 @@ _SHORT_OPTION: Final = re.compile(r"-[a-z](?=[^\s=])")
 _OF_ONE: Final = ("--config-settings", "--config-setting", "--global-option", "--install-option")
 
 
-class PipFiles:
+class RequirementsFileReader:
     """Reads requirements files with what they include.
 
     Args:

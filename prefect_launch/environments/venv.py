@@ -83,13 +83,15 @@ class Environments:
         self, code_dir: Path | None, python_version: str | None = None, variables: Mapping[str, str] | None = None
     ) -> bool:
         """Whether the environment that a job's code needs is there; arguments as `ensure`."""
-        order = await self._ordered(code_dir, python_version, variables)
-        return await anyio.to_thread.run_sync(_touch, self.folder / order.key)
+        spec = await self._ordered(code_dir, python_version, variables)
+        return await anyio.to_thread.run_sync(_touch, self.folder / spec.key)
 
-    async def _ordered(self, code_dir: Path | None, version: str | None, variables: Mapping[str, str] | None) -> _Order:
+    async def _ordered(
+        self, code_dir: Path | None, version: str | None, variables: Mapping[str, str] | None
+    ) -> _VenvSpec:
         requirements = await anyio.to_thread.run_sync(read_requirements, code_dir)
         given = _named_variables(requirements, variables or {})
-        return _Order(code_dir or Path(), await self._python(version), requirements, given)
+        return _VenvSpec(code_dir or Path(), await self._python(version), requirements, given)
 
     async def ensure(
         self, code_dir: Path | None, python_version: str | None = None, variables: Mapping[str, str] | None = None
@@ -106,14 +108,14 @@ class Environments:
             SourceError: when the requirements cannot be read, or do not resolve or build, with uv's last lines.
             InfrastructureError: when an index or the disk fails.
         """
-        order = await self._ordered(code_dir, python_version, variables)
-        path = self.folder / order.key
+        spec = await self._ordered(code_dir, python_version, variables)
+        path = self.folder / spec.key
         if not await anyio.to_thread.run_sync(_touch, path):
             async with locked(self.folder / f"{path.name}.lock"):
                 if not await anyio.to_thread.run_sync(_touch, path):
-                    await self._make_whole(path, order)
+                    await self._make_whole(path, spec)
         await anyio.to_thread.run_sync(_carry_inputs, path)
-        return Venv(path, await anyio.to_thread.run_sync(_warnings, path, order))
+        return Venv(path, await anyio.to_thread.run_sync(_warnings, path, spec))
 
     async def _python(self, version: str | None) -> _Python:
         wanted = version if version and not platform.python_version().startswith(f"{version}.") else None
@@ -121,32 +123,32 @@ class Environments:
             self._pythons[wanted] = _own_python() if wanted is None else await _find_python(wanted)
         return self._pythons[wanted]
 
-    async def _make_whole(self, path: Path, order: _Order) -> None:
+    async def _make_whole(self, path: Path, spec: _VenvSpec) -> None:
         try:
-            await self._make(path, order)
+            await self._make(path, spec)
         except (LaunchError, OSError):
             # On a disk that is full, what is half made would keep it so.
             await anyio.to_thread.run_sync(remove_tree, path)
             raise
 
-    async def _make(self, path: Path, order: _Order) -> None:
-        requirements, code = order.requirements, path / _CODE
+    async def _make(self, path: Path, spec: _VenvSpec) -> None:
+        requirements, code = spec.requirements, path / _CODE
         await anyio.to_thread.run_sync(remove_tree, path)
-        command = ("venv", "--quiet", "--no-project", "--no-config", "--python", order.python.executable, str(path))
+        command = ("venv", "--quiet", "--no-project", "--no-config", "--python", spec.python.executable, str(path))
         if said := await _uv(command, self.folder):
             raise _machine_fault(said)
         code.mkdir()
-        await anyio.to_thread.run_sync(stage, requirements, order.code_dir, code)
+        await anyio.to_thread.run_sync(stage, requirements, spec.code_dir, code)
         install = ("pip", "install", "--quiet", "--python", str(path / "bin" / "python"))
-        environment = {**requirements.build_variables, **order.variables}
+        environment = {**requirements.build_variables, **spec.variables}
         if requirements.arguments and (said := await _uv((*install, *requirements.arguments), code, environment)):
-            raise _installation_fault(order.masked(said))
+            raise _installation_fault(spec.masked(said))
         if requirements.project:
             # Of it alone the version is made up: its repository is not there.
             environment["SETUPTOOLS_SCM_PRETEND_VERSION"] = "0.0.0"
             said = await _uv((*install, "--no-deps", "--editable", "."), code, environment)
             if said and _MACHINE_FAULTS.search(said):
-                raise _machine_fault(order.masked(said))
+                raise _machine_fault(spec.masked(said))
             if said:
                 reason = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("hint:")]
                 (path / _WARNING).write_text(f"{PROJECT_LEFT_OUT} uv says: {reason[-1]}\n", encoding="utf-8")
@@ -156,7 +158,7 @@ class Environments:
 
 
 @dataclass(frozen=True)
-class _Order:
+class _VenvSpec:
     """What an environment is to be made of."""
 
     code_dir: Path
@@ -188,13 +190,13 @@ def _named_variables(requirements: Requirements, given: Mapping[str, str]) -> di
     return {name: given[name] for name in requirements.variables}
 
 
-def _warnings(path: Path, order: _Order) -> tuple[str, ...]:
+def _warnings(path: Path, spec: _VenvSpec) -> tuple[str, ...]:
     """Say what a run should know of its environment: another Python, a project left out, nothing in it."""
     warning = path / _WARNING
     said = warning.read_text(encoding="utf-8").splitlines() if warning.exists() else []
-    requirements = order.requirements
+    requirements = spec.requirements
     is_empty = not requirements.arguments and not requirements.project
-    return (*order.python.warnings, *said, *(requirements.notes if is_empty else ()))
+    return (*spec.python.warnings, *said, *(requirements.notes if is_empty else ()))
 
 
 def _own_python() -> _Python:

@@ -18,7 +18,7 @@ from prefect.logging import get_logger
 
 from prefect_launch.errors import LaunchError
 from prefect_launch.registries.base import has_registry
-from prefect_launch.registries.digest_cache import SeenDigests
+from prefect_launch.registries.digest_cache import DigestCache
 from prefect_launch.spec.launch_spec import DockerSource, LaunchSpec
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def image_to_run(image: str, docker: DockerSource) -> str:
     return image if _is_unasked(docker) else at_digest(image, docker.digest)
 
 
-def image_at_enqueue(image: str, docker: DockerSource) -> str | None:
+def resolved_image(image: str, docker: DockerSource) -> str | None:
     """Return an image by the digest that was looked up unasked: run where it can be had. `None`: there is none."""
     return at_digest(image, docker.digest) if image and _is_unasked(docker) and not digest_in(image) else None
 
@@ -66,7 +66,7 @@ class Digests:
         seen: by the session that the call is made with.
     """
 
-    def __init__(self, seen: SeenDigests) -> None:
+    def __init__(self, seen: DigestCache) -> None:
         self._seen = seen
         self._known: dict[str, str | None] = {}
         self._unasked: dict[str, str | None] = {}

@@ -24,7 +24,7 @@ from prefect_launch.jobs.code_checks import unknown_build_context
 from prefect_launch.jobs.model import SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.environment import JobContext, job_environment
-from prefect_launch.planning.image_pin import image_at_enqueue, image_to_run
+from prefect_launch.planning.image_pin import image_to_run, resolved_image
 from prefect_launch.planning.item_options import merged_options, submitted_options
 from prefect_launch.planning.unread_fields import refuse_unread, refuse_unread_here
 from prefect_launch.policy import (
@@ -37,7 +37,7 @@ from prefect_launch.runners.registry import note_resource, runner_class
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.settings.agent_config import Site
 from prefect_launch.sources.fetch import fetch_code
-from prefect_launch.spec.image_request import ImageWish
+from prefect_launch.spec.image_request import BuildRequest
 from prefect_launch.spec.job_naming import parse_image, runtime_of
 from prefect_launch.spec.launch_spec import LaunchSpec
 
@@ -136,7 +136,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
     except LaunchError:
         with _mask(site, held).in_errors():
             raise
-    wish = image_wish(spec, job) if runner.needs_image else None
+    to_build = build_request(spec, job) if runner.needs_image else None
     return RunPlan(
         item_id=request.item_id,
         attempt=request.attempt,
@@ -146,10 +146,10 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
         args=spec.overrides.args,
         env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
         image=_image(spec, job),
-        image_at_enqueue=image_at_enqueue(_named_image(spec, job) or "", spec.docker),
-        image_wish=wish,
+        resolved_image=resolved_image(_named_image(spec, job) or "", spec.docker),
+        build_request=to_build,
         code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,
-        build_context=job.build_context if job is not None and wish is None else None,
+        build_context=job.build_context if job is not None and to_build is None else None,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
         timeout=spec.timeout if request.queue is None else time_limit(spec.timeout, request.config),
@@ -201,13 +201,13 @@ def _named_image(spec: LaunchSpec, job: Job | None) -> str | None:
     return spec.image or (job.image if job else None)
 
 
-def image_wish(spec: LaunchSpec, job: Job | None) -> ImageWish | None:
+def build_request(spec: LaunchSpec, job: Job | None) -> BuildRequest | None:
     """Return what a job's image is built as; None when it has one, or runs its code in an image as it is."""
     if job is None or job.image or job.base_image:
         return None
     built = job.document.source.model_dump()
     accelerator = spec.builder.get("accelerator") or {}
-    return ImageWish(
+    return BuildRequest(
         entry_point=spec.overrides.entry_point or job.entry_point,
         dockerfile=spec.overrides.dockerfile or built.get("dockerfile"),
         build_context=job.build_context,

@@ -13,7 +13,7 @@ from prefect_launch.core.names import check_name
 from prefect_launch.core.units import utc_time
 from prefect_launch.errors import QueueError, unknown_name
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.registries.digest_cache import SeenDigests
+from prefect_launch.registries.digest_cache import DigestCache
 from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.secrets import ReadSecret, read_secret
@@ -54,20 +54,20 @@ class Session:
         server: the door to the Prefect server.
         jobs: the jobs that are kept.
         read_secret: reads a Secret block of the server by its name.
-        seen_digests: what registries told lately about images.
+        digest_cache: what registries told lately about images.
     """
 
     def __init__(
         self,
         server: Server,
         jobs: JobRegistry,
-        seen_digests: SeenDigests,
+        digest_cache: DigestCache,
         read_secret: ReadSecret = read_secret,
     ) -> None:
         self.server = server
         self.jobs = jobs
         self.read_secret = read_secret
-        self.seen_digests = seen_digests
+        self.digest_cache = digest_cache
         self._queues: dict[str, KnownQueue] = {}
         self._secure_agents: dict[str, tuple[float, tuple[str, ...]]] = {}
 

@@ -27,7 +27,7 @@ PEACE_SECONDS: Final = 60.0
 _logger = get_logger("launch.enqueue")
 
 
-class SeenDigests:
+class DigestCache:
     """What registries tell, and which of them do not.
 
     Args:

@@ -30,7 +30,7 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.runners.option_values import Quantity
-from prefect_launch.spec.image_request import ImageWish
+from prefect_launch.spec.image_request import BuildRequest
 
 _SIGNALS: Final = frozenset(int(one) for one in signal.Signals)
 
@@ -124,8 +124,8 @@ class RunPlan(BaseModel):
     args: tuple[str, ...] = Field(default=(), description="Arguments after the entry point.")
     env: dict[str, str] = Field(default_factory=dict, repr=False)
     image: str | None = None
-    image_at_enqueue: str | None = Field(default=None, description="`image`, as its tag meant it then; it comes first.")
-    image_wish: ImageWish | None = Field(
+    resolved_image: str | None = Field(default=None, description="`image`, as its tag meant it then; it comes first.")
+    build_request: BuildRequest | None = Field(
         default=None, description="What its image is built as, before the runner gets the plan with the image in it."
     )
     code_dir: Path | None = Field(default=None, description="The job's unpacked code, this attempt's own copy.")

@@ -99,7 +99,7 @@ class GitCheckout:
         async with temporary_folder_async(".git-", destination.parent) as scratch:
             folder = scratch / "code"
             await self._lay_out(remote, commit, folder, level=0)
-            await refuse_leaving_links(folder, remote)
+            await reject_links_outside(folder, remote)
             try:
                 await to_thread.run_sync(folder.replace, destination)
             except OSError as error:
@@ -118,7 +118,7 @@ class GitCheckout:
         await self._cache.put(remote, commit, folder)
         # A filter of the machine's own (git-lfs) may ask the remote.
         await self._git.run("checkout", "--quiet", "--detach", commit, "--", cwd=folder, remote=remote)
-        for submodule in await submodules_of(self._git, folder, remote):
+        for submodule in await list_submodules(self._git, folder, remote):
             url = self.checked(submodule.url)
             await self._lay_out(url, submodule.commit, folder / submodule.path, level=level + 1)
 
@@ -132,7 +132,7 @@ class Submodule:
     commit: str
 
 
-async def submodules_of(git: Git, folder: Path, remote: str) -> list[Submodule]:
+async def list_submodules(git: Git, folder: Path, remote: str) -> list[Submodule]:
     """List the submodules of the commit that is checked out in a folder, less those that say `update = none`.
 
     Args:
@@ -185,7 +185,7 @@ def resolve_url(url: str, remote: str) -> str:
     return f"{scheme}{mark}{prefix}{slash}{joined}"
 
 
-async def refuse_leaving_links(folder: Path, remote: str) -> None:
+async def reject_links_outside(folder: Path, remote: str) -> None:
     """Refuse a tree with a symbolic link that leaves it, as in folders of code: it would lead into this machine.
 
     Raises:

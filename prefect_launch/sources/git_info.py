@@ -131,7 +131,7 @@ class CommitListing:
     contents: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
 
-async def list_files(git: Git, remote: str, commit: str) -> CommitListing | None:
+async def ls_remote_files(git: Git, remote: str, commit: str) -> CommitListing | None:
     """List the files and the submodules of a commit.
 
     Args:

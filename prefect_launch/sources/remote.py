@@ -97,7 +97,7 @@ _WANDB_HOST: Final = re.compile(r"(?:[a-z0-9-]+\.)*wandb\.ai\Z")
 _WANDB_RUN: Final = re.compile(r"/[^/]+/[^/]+/(?:runs|sweeps|jobs|artifacts)(?:/|\Z)")
 
 
-def refuse_pages(uri: str) -> None:
+def reject_web_pages(uri: str) -> None:
     """Refuse an address that is a page, and tell the remote that it is a page of.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class ImageWish(BaseModel):
+class BuildRequest(BaseModel):
     """What the spec and the job say of the image that the job's code runs in."""
 
     model_config = ConfigDict(frozen=True)

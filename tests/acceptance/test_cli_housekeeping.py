@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.builds.image_usage import KeptImages
+from prefect_launch.builds.image_usage import ImageUsage
 from tests.acceptance.conftest import Cli
 from tests.support.prefect_server import PrefectServerProcess
 
@@ -48,7 +48,7 @@ def test_clean_says_that_images_are_not_seen_while_their_engine_is_away(
     home = tmp_path / "home"
     monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(home))
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
-    KeptImages(home).note("0123", ["prefect-launch/built:0123"])
+    ImageUsage(home).record("0123", ["prefect-launch/built:0123"])
     told = launch_cli("agent", "clean", "--keep-images", "1g").stdout
     assert f"built images: not seen (limit 1.0 GiB): The Docker Engine at unix://{tmp_path}/nobody.sock" in told
     assert "does not answer" in told

@@ -19,14 +19,14 @@ import pytest
 
 from prefect_launch.builds.build_lease import Flights
 from prefect_launch.builds.dockerfile import Recipe, find_dependencies, write_dockerfile
-from prefect_launch.builds.image_builder import ImageMaker
+from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.sources.fetch import GitCheckout
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.notebook import as_program, convert_in
-from prefect_launch.spec.image_request import ImageWish
+from prefect_launch.spec.image_request import BuildRequest
 from prefect_launch.testing import InMemoryServer
 from prefect_launch.testing.runner_contract import run
 from tests.support.git_repository import Repository
@@ -77,7 +77,7 @@ async def test_image_of_the_example_runs_it_as_it_wants(
     item = str(uuid4())
     command = as_program(case.get("entry_point", ("python", "verify")))
     convert_in(code, command, None)
-    wish = ImageWish(entry_point=command, dockerfile=case.get("dockerfile"), python_version="3.11")
+    request = BuildRequest(entry_point=command, dockerfile=case.get("dockerfile"), python_version="3.11")
     plan = RunPlan(
         item_id=item,
         run_id=item[:8],
@@ -85,16 +85,19 @@ async def test_image_of_the_example_runs_it_as_it_wants(
         command=command,
         code_dir=code,
         image=case.get("base_image"),
-        image_wish=None if case.get("base_image") else wish,
+        build_request=None if case.get("base_image") else request,
         labels={Labels.ITEM: item},
     )
     log: list[str] = []
-    if plan.image_wish is not None:
+    if plan.build_request is not None:
         settings = BuilderSettings.model_validate({"base_image": python_image, "backend": backend})
-        maker = ImageMaker(settings, Flights(InMemoryServer(), "the test"))
-        plan = await maker.make(plan, log.append)
-        assert await maker.find(plan.model_copy(update={"code_dir": code, "image_wish": wish})) == plan.model_copy()
-        await maker.aclose()
+        builder = ImageBuilder(settings, Flights(InMemoryServer(), "the test"))
+        plan = await builder.ensure_image(plan, log.append)
+        assert (
+            await builder.find(plan.model_copy(update={"code_dir": code, "build_request": request}))
+            == plan.model_copy()
+        )
+        await builder.aclose()
     runner = LocalContainerRunner(tmp_path / "home")
     try:
         end = await run(runner, plan)

@@ -17,11 +17,11 @@ import docker
 import pytest
 
 from prefect_launch.builds.build_lease import Flights
-from prefect_launch.builds.image_builder import ImageMaker
+from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.errors import BuildError
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.spec.image_request import ImageWish
+from prefect_launch.spec.image_request import BuildRequest
 from prefect_launch.testing import InMemoryServer
 
 if TYPE_CHECKING:
@@ -95,11 +95,11 @@ async def test_no_layer_history_label_or_log_holds_what_pip_was_told(
     plan = plan_of({"requirements.txt": f"{name}\n"}, tmp_path)
     settings = told(f"http://me:{password}@{index.address}", tmp_path, base_image=python_image, backend=backend)
     log: list[str] = []
-    maker = ImageMaker(settings, Flights(InMemoryServer(), "the test"))
+    builder = ImageBuilder(settings, Flights(InMemoryServer(), "the test"))
     try:
-        image = str((await maker.make(plan, log.append)).image)
+        image = str((await builder.ensure_image(plan, log.append)).image)
     finally:
-        await maker.aclose()
+        await builder.aclose()
         index.close()
     assert index.served >= 1
     assert password not in "".join(log)
@@ -121,10 +121,10 @@ async def test_package_that_prints_what_pip_was_told_gets_it_neither_into_the_lo
         "leaky/leak.py": "import os, sys; sys.exit('was told: ' + os.environ['PIP_INDEX_URL'])\n",
     }
     settings = told(f"http://me:{password}@127.0.0.1:9", tmp_path, base_image=python_image, backend=backend)
-    maker = ImageMaker(settings, Flights(InMemoryServer(), "the test"))
+    builder = ImageBuilder(settings, Flights(InMemoryServer(), "the test"))
     with pytest.raises(BuildError, match=r"was told: http://me:\*\*\*@") as caught:
-        await maker.make(plan_of(files, tmp_path), log.append)
-    await maker.aclose()
+        await builder.ensure_image(plan_of(files, tmp_path), log.append)
+    await builder.aclose()
     assert password not in str(caught.value)
     assert password not in "".join(log)
 
@@ -135,8 +135,10 @@ def plan_of(files: dict[str, str], folder: Path) -> RunPlan:
         path = folder / "code" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    wish = ImageWish(entry_point=("python", "main.py"), python_version="3.11")
-    return RunPlan(item_id=str(uuid4()), run_id="secrets", run_dir=folder, code_dir=folder / "code", image_wish=wish)
+    request = BuildRequest(entry_point=("python", "main.py"), python_version="3.11")
+    return RunPlan(
+        item_id=str(uuid4()), run_id="secrets", run_dir=folder, code_dir=folder / "code", build_request=request
+    )
 
 
 def told(index: str, folder: Path, **settings: str) -> BuilderSettings:

@@ -28,7 +28,7 @@ from prefect_launch.jobs.archive import pack, unpack
 from prefect_launch.jobs.outputs import put_outputs
 from prefect_launch.jobs.store import StoredFiles
 from prefect_launch.runners.docker.files import put_code_in
-from prefect_launch.sources.fetch import refuse_leaving_links
+from prefect_launch.sources.fetch import reject_links_outside
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
 
 LEVELS = 3 * sys.getrecursionlimit()
@@ -96,7 +96,7 @@ async def test_deeply_nested_code_is_packed_and_unpacked_whole(code: Path, tmp_p
 
 
 async def test_deeply_nested_repository_is_looked_through_for_links(code: Path) -> None:
-    await refuse_leaving_links(code, "https://host.example/repository.git")
+    await reject_links_outside(code, "https://host.example/repository.git")
 
 
 def test_deeply_nested_build_context_is_read_with_its_ignore_file(code: Path) -> None:

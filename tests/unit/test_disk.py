@@ -14,7 +14,7 @@ from prefect_launch.agent.item.diagnosis import Category, diagnose
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.outcome import outcome_of_error, outcome_of_exit
 from prefect_launch.builds.build_engine import BuildEngine
-from prefect_launch.builds.image_builder import telling_full_disks
+from prefect_launch.builds.image_builder import explaining_full_disks
 from prefect_launch.core.filesystem import has_room, is_disk_full
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import BuildDiskError, BuildError, InfrastructureError, RegistryError, SourceError
@@ -67,7 +67,7 @@ def test_full_disk_is_the_machines_fault_whatever_failed_over_it(error: Exceptio
 async def test_full_disk_of_a_build_is_a_failed_build_that_tells_whose_disk_it_is(error: Exception, whose: str) -> None:
     engine = BuildEngine("unix:///nobody.sock")
     with pytest.raises(BuildDiskError) as told:
-        async with telling_full_disks(engine), telling_full_disks(engine):
+        async with explaining_full_disks(engine), explaining_full_disks(engine):
             raise error
     outcome = outcome_of_error(told.value, Phase.BUILD)
     assert (outcome.state, outcome.cause) == (ItemState.FAILED, Cause.CRASHED)
@@ -80,7 +80,7 @@ async def test_full_disk_of_a_build_is_a_failed_build_that_tells_whose_disk_it_i
 @pytest.mark.parametrize("error", [RegistryError("500: no space left on device"), BuildError("exit code 1")])
 async def test_what_is_no_full_disk_of_a_build_stays_what_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as told:
-        async with telling_full_disks(BuildEngine("unix:///nobody.sock")):
+        async with explaining_full_disks(BuildEngine("unix:///nobody.sock")):
             raise error
     assert told.value is error
 

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.builds.image_usage import KeptImages
+from prefect_launch.builds.image_usage import ImageUsage
 from prefect_launch.core.disk_cache import FRESH_SECONDS, Entry, FolderShelf, LockedShelf, Shelf, being_removed, renamed
 from prefect_launch.environments.venv import READY
 from prefect_launch.errors import UnreachableError
@@ -158,13 +158,13 @@ class ImageShelf(Shelf):
         fresh_seconds: float = FRESH_SECONDS,
     ) -> None:
         super().__init__(limit_bytes, fresh_seconds=fresh_seconds)
-        self._kept = KeptImages(home)
+        self._usage = ImageUsage(home)
         self._engine = engine
         self._stored: dict[str, StoredImage] = {}
 
     async def entries(self, *, dry_run: bool = False) -> list[Entry]:
         self.unseen = None
-        notes = await anyio.to_thread.run_sync(self._kept.notes)
+        notes = await anyio.to_thread.run_sync(self._usage.records)
         if not notes:
             return []  # A machine that has built nothing may have no engine.
         try:
@@ -182,7 +182,7 @@ class ImageShelf(Shelf):
         if not await anyio.to_thread.run_sync(_is_unchanged, entry):
             return False
         for name in self._stored[entry.name].names:
-            if not await self._engine().drop(name):
+            if not await self._engine().untag(name):
                 return False
         await anyio.to_thread.run_sync(lambda: entry.path.unlink(missing_ok=True))
         return True
@@ -194,7 +194,7 @@ class ImageShelf(Shelf):
         for note in notes:
             with suppress(FileNotFoundError):  # gone meanwhile
                 used_at = note.stat().st_mtime
-                names = self._kept.names_of(note)
+                names = self._usage.names_of(note)
                 image = next((by_name[name] for name in sorted(names) if name in by_name), None)
                 if image is None:
                     self._forget(note, used_at, dry_run)

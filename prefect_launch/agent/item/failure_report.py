@@ -151,8 +151,8 @@ def _known(item: Item, category: Category, facts: Facts) -> dict[str, Any]:
         }
     if plan is not None:
         known |= {"command": shlex.join([*plan.command, *plan.args]) or None, "image": plan.image}
-        if plan.image_at_enqueue is not None and (facts.image is None or is_other_image(plan, facts.image)):
-            known["image when queued"] = plan.image_at_enqueue + (", not to be had here" if facts.image else "")
+        if plan.resolved_image is not None and (facts.image is None or is_other_image(plan, facts.image)):
+            known["image when queued"] = plan.resolved_image + (", not to be had here" if facts.image else "")
     known |= {
         "image digest": facts.image,
         "attempt": facts.attempt or (plan.attempt if plan else None),

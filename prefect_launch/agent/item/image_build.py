@@ -16,7 +16,7 @@ from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.builds.build_lease import BUILD_LOGGER, Flights
 from prefect_launch.builds.builder import BuildLog
-from prefect_launch.builds.image_builder import ImageMaker, telling_full_disks
+from prefect_launch.builds.image_builder import ImageBuilder, explaining_full_disks
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.plan import save_plan
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 BUILD_LOG: Final = "build/build.log"
 
 
-def image_maker(config: AgentConfig, session: Session, registry: Registry) -> ImageMaker:
+def image_builder(config: AgentConfig, session: Session, registry: Registry) -> ImageBuilder:
     """Return what makes the images of an agent."""
     holder = f"agent {config.name} on {socket.gethostname()}"
-    return ImageMaker(config.builder, Flights(session.server, holder), registry, home=config.home)
+    return ImageBuilder(config.builder, Flights(session.server, holder), registry, home=config.home)
 
 
 async def bring_image(
@@ -55,7 +55,7 @@ async def bring_image(
         move: moves the item.
 
     Raises:
-        LaunchError: as `ImageMaker.make` does.
+        LaunchError: as `ImageBuilder.ensure_image` does.
     """
     tracker.phase = Phase.BUILD
     found = await shop.images.find(plan)
@@ -67,24 +67,24 @@ async def bring_image(
     return found
 
 
-async def build_with_log(server: Server, item_id: UUID, images: ImageMaker, plan: RunPlan) -> RunPlan:
+async def build_with_log(server: Server, item_id: UUID, images: ImageBuilder, plan: RunPlan) -> RunPlan:
     """Build the image of a plan, with the build's log in the item's.
 
     Raises:
-        LaunchError: as `ImageMaker.make` does.
+        LaunchError: as `ImageBuilder.ensure_image` does.
     """
-    async with telling_full_disks(images.engine):
+    async with explaining_full_disks(images.engine):
         return await _logged(server, item_id, images, plan)
 
 
-async def _logged(server: Server, item_id: UUID, images: ImageMaker, plan: RunPlan) -> RunPlan:
+async def _logged(server: Server, item_id: UUID, images: ImageBuilder, plan: RunPlan) -> RunPlan:
     path = plan.run_dir / BUILD_LOG
     await anyio.to_thread.run_sync(lambda: path.parent.mkdir(exist_ok=True))
     shipper = LogShipper(server, item_id, path, name=BUILD_LOGGER, mask=plan.mask)
     shipper.follow()
     written = BuildLog(path)
     try:
-        return await images.make(plan, written.write)
+        return await images.ensure_image(plan, written.write)
     finally:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(written.close)

@@ -134,7 +134,7 @@ class Execution:
         )
         self._closing.know(plan=plan)
         runner = self._closing.runner = self._shop.runner(queue.config.resource)
-        if plan.image_wish is not None:
+        if plan.build_request is not None:
             from prefect_launch.agent.item.image_build import bring_image
 
             plan = await self._unless_stopped(bring_image(self._shop, self._tracker, plan, self._move))

@@ -47,7 +47,7 @@ def is_other_image(plan: RunPlan, image: str | None) -> bool:
         plan: of the run.
         image: that it runs, by its digest; None when that is not known.
     """
-    wanted = plan.image_at_enqueue
+    wanted = plan.resolved_image
     return wanted is not None and image is not None and digest_in(image) != digest_in(wanted)
 
 
@@ -59,7 +59,7 @@ async def tell_other_image(server: Server, item_id: UUID, plan: RunPlan, image: 
     if not is_other_image(plan, image):
         return
     message = (
-        f"{plan.image} meant {digest_in(str(plan.image_at_enqueue))} when this was queued, which could not be had here:"
+        f"{plan.image} meant {digest_in(str(plan.resolved_image))} when this was queued, which could not be had here:"
         f" what runs is the image of that name, {image}."
     )
     log.warning("%s other-image %s", item_id, message)

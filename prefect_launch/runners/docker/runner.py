@@ -86,7 +86,7 @@ class ContainerImages:
 
     async def find(self, plan: RunPlan) -> NamedImage | None:
         """Return the image that a container of a plan is made of; None when the engine has none."""
-        for name in filter(None, (plan.image_at_enqueue, plan.image)):
+        for name in filter(None, (plan.resolved_image, plan.image)):
             image = await self._engine.image(name)
             if image is not None:
                 return NamedImage(name, image)
@@ -97,7 +97,7 @@ class ContainerImages:
         found = await self.find(plan)
         if found is None:
             return True
-        wanted = plan.image_at_enqueue
+        wanted = plan.resolved_image
         return wanted is not None and found.name != wanted and not self._backs_off(wanted)
 
     async def bring(self, plan: RunPlan, registry: Registry | None) -> None:
@@ -112,7 +112,7 @@ class ContainerImages:
         """
         if not await self.is_missing(plan):
             return
-        wanted = plan.image_at_enqueue
+        wanted = plan.resolved_image
         if wanted is not None and not self._backs_off(wanted):
             try:
                 await self._pull(wanted, plan, registry)
@@ -277,7 +277,7 @@ class LocalContainerRunner(Runner):
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
-        runs = plan.model_copy(update={"image": plan.image_at_enqueue or plan.image})
+        runs = plan.model_copy(update={"image": plan.resolved_image or plan.image})
         return {"Name": plan.name, **preview_config(runs)}
 
     def give_gpus(self, plan: RunPlan, ids: tuple[str, ...]) -> RunPlan:

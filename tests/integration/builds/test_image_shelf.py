@@ -13,7 +13,7 @@ import pytest
 
 from prefect_launch.agent.housekeeping.caches import ImageShelf
 from prefect_launch.builds.build_engine import BuildEngine
-from prefect_launch.builds.image_usage import KeptImages
+from prefect_launch.builds.image_usage import ImageUsage
 from prefect_launch.core.disk_cache import Tidied
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Rack:
         container.remove()
         self._names.append(name)
         if noted:
-            KeptImages(self.home).note(tag, [name])
+            ImageUsage(self.home).record(tag, [name])
             then = time.time() - hours * 3600
             os.utime(self.home / "images" / tag, (then, then))
         return tag
@@ -90,7 +90,7 @@ async def test_images_over_the_limit_go_the_one_last_used_longest_ago_first(rack
     assert [entry.name for entry in told.gone] == [entry.name for entry in done.gone] == [older]
     assert done.gone[0].size_bytes == pytest.approx(MEBIBYTE, rel=0.1)  # its base is not counted
     assert rack.names() == {old, young, somebody_elses}
-    assert {note.name for note in KeptImages(rack.home).notes()} == {old, young}
+    assert {note.name for note in ImageUsage(rack.home).records()} == {old, young}
 
 
 async def test_image_that_a_container_needs_or_that_somebody_has_named_stays(rack: Rack) -> None:
@@ -112,7 +112,7 @@ async def test_image_used_lately_stays_and_so_does_one_used_since_it_was_measure
     engine = BuildEngine()
     shelf = ImageShelf(rack.home, 0, lambda: engine)
     (entry,) = await shelf.entries()
-    KeptImages(rack.home).note(tag, [])
+    ImageUsage(rack.home).record(tag, [])
     assert not await shelf.remove(entry)
     await engine.aclose()
     assert (await rack.tidy(0)).gone == ()
@@ -123,15 +123,15 @@ async def test_note_of_an_image_that_was_removed_by_hand_goes(rack: Rack) -> Non
     tag = rack.image(hours=1)
     rack.client.images.remove(f"launch-test/built:{tag}")
     await rack.tidy(None, dry_run=True)
-    assert [note.name for note in KeptImages(rack.home).notes()] == [tag]
+    assert [note.name for note in ImageUsage(rack.home).records()] == [tag]
     assert (await rack.tidy(None)).gone == ()
-    assert KeptImages(rack.home).notes() == []
+    assert ImageUsage(rack.home).records() == []
 
 
 async def test_home_that_has_built_nothing_asks_no_engine(tmp_path: Path) -> None:
     engine = BuildEngine(f"unix://{tmp_path}/nobody.sock")
     assert (await ImageShelf(tmp_path, 0, lambda: engine).tidy()).gone == ()
-    KeptImages(tmp_path).note("0123", ["launch-test/built:0123"])
+    ImageUsage(tmp_path).record("0123", ["launch-test/built:0123"])
     done = await ImageShelf(tmp_path, 0, lambda: engine).tidy()
     assert f"unix://{tmp_path}/nobody.sock does not answer" in (done.unseen or "")
-    assert [note.name for note in KeptImages(tmp_path).notes()] == ["0123"]
+    assert [note.name for note in ImageUsage(tmp_path).records()] == ["0123"]

@@ -124,7 +124,7 @@ async def test_intake_knows_the_earliest_time_of_all_queues(bench: Bench) -> Non
     await add_for_later(bench, 1, queue="second")
     async with bench.api.open() as session:
         intake = Intake(
-            Session(bench.server, session.jobs, session.seen_digests),
+            Session(bench.server, session.jobs, session.digest_cache),
             [QUEUE, "second"],
             holder_called("box"),
             poll_seconds=LONG_SECONDS,

@@ -24,7 +24,7 @@ WANTED = f"{NAME}@{OLD}"
 
 def plan(folder: Path, wanted: str | None = WANTED) -> RunPlan:
     run_dir = folder / "runs" / "i" / "1"
-    return RunPlan(item_id="i", run_id="r", run_dir=run_dir, image=f"{NAME}:1", image_at_enqueue=wanted)
+    return RunPlan(item_id="i", run_id="r", run_dir=run_dir, image=f"{NAME}:1", resolved_image=wanted)
 
 
 @pytest.mark.parametrize("ran", [f"{NAME}@{NEW}", "sha256:" + "c" * 64])

@@ -18,7 +18,7 @@ from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 async def intake_of(bench: Bench, *queues: str, holder: str = "box") -> Intake:
     async with bench.api.open() as session:
         intake = Intake(
-            Session(bench.server, session.jobs, session.seen_digests), queues or (QUEUE,), holder_called(holder)
+            Session(bench.server, session.jobs, session.digest_cache), queues or (QUEUE,), holder_called(holder)
         )
         await intake.read_limits()
         return intake

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.dockerfile_selection import read_bases
+from prefect_launch.builds.dockerfile_selection import read_base_images
 from prefect_launch.errors import SourceError
 
 
 def bases(folder: Path, text: str) -> tuple[str, ...]:
     file = folder / "Dockerfile"
     file.write_text(text)
-    return read_bases(file)
+    return read_base_images(file)
 
 
 def test_bases_are_the_images_of_stages_and_not_the_stages(tmp_path: Path) -> None:
@@ -60,4 +60,4 @@ def test_escape_that_the_file_names_continues_lines(tmp_path: Path) -> None:
 def test_dockerfile_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_bytes(b"FROM \xff\n")
     with pytest.raises(SourceError, match="cannot be read"):
-        read_bases(tmp_path / "Dockerfile")
+        read_base_images(tmp_path / "Dockerfile")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.builder import BuildOrder
+from prefect_launch.builds.builder import ImageBuild
 from prefect_launch.builds.context import BuildContext
 from prefect_launch.builds.dockerfile import Recipe, find_dependencies, write_after, write_before, write_dockerfile
 from prefect_launch.errors import SourceError
@@ -160,27 +160,29 @@ def test_conda_file_counts_when_no_pip_file_is_there(tmp_path: Path) -> None:
     assert not find_dependencies(root, LIMIT).conda
 
 
-def order(**changes: object) -> BuildOrder:
+def image_build(**changes: object) -> ImageBuild:
     values: dict[str, object] = {
         "context": BuildContext().plus({"code/a": b"1"}),
         "recipe": Recipe(base="b"),
         "base": "b@1",
     }
-    return BuildOrder(**{**values, **changes})  # type: ignore[arg-type]
+    return ImageBuild(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_tag_is_128_bits_of_all_that_goes_in() -> None:
-    assert len(order().tag) == 32
-    assert order().tag == order().tag
+    assert len(image_build().tag) == 32
+    assert image_build().tag == image_build().tag
     changed = [
-        order(context=BuildContext().plus({"code/a": b"2"})),
-        order(recipe=Recipe(base="b", user_id=0)),
-        order(base="b@2"),
-        order(platform="linux/arm64"),
-        order(recipe=None, dockerfile="Dockerfile"),
+        image_build(context=BuildContext().plus({"code/a": b"2"})),
+        image_build(recipe=Recipe(base="b", user_id=0)),
+        image_build(base="b@2"),
+        image_build(platform="linux/arm64"),
+        image_build(recipe=None, dockerfile="Dockerfile"),
     ]
-    assert len({one.tag for one in [order(), *changed]}) == 6
+    assert len({one.tag for one in [image_build(), *changed]}) == 6
 
 
 def test_place_that_keeps_an_image_is_no_part_of_its_tag() -> None:
-    assert order(repository="registry.example:5000/team").image == f"registry.example:5000/team:{order().tag}"
+    assert (
+        image_build(repository="registry.example:5000/team").image == f"registry.example:5000/team:{image_build().tag}"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from prefect_launch.errors import SourceError
-from prefect_launch.sources.remote import refuse_pages
+from prefect_launch.sources.remote import reject_web_pages
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from prefect_launch.sources.remote import refuse_pages
 )
 def test_page_is_refused_with_the_remote_that_it_is_of(page: str, told: str) -> None:
     with pytest.raises(SourceError) as refused:
-        refuse_pages(page)
+        reject_web_pages(page)
     assert told in str(refused.value)
     assert "tok" not in str(refused.value)
 
@@ -42,4 +42,4 @@ def test_page_is_refused_with_the_remote_that_it_is_of(page: str, told: str) -> 
     ],
 )
 def test_remote_is_no_page(remote: str) -> None:
-    refuse_pages(remote)
+    reject_web_pages(remote)

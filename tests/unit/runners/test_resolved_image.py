@@ -33,7 +33,7 @@ class Bench:
         self.count += 1
         run_dir = self.folder / str(self.count)
         run_dir.mkdir()
-        named = {"image": NAME, "image_at_enqueue": WANTED, **more}
+        named = {"image": NAME, "resolved_image": WANTED, **more}
         return RunPlan.model_validate({"item_id": f"i{self.count}", "run_id": "r", "run_dir": run_dir, **named})
 
     async def made(self, plan: RunPlan) -> tuple[ItemState | None, str | None]:
@@ -91,7 +91,7 @@ async def test_pinned_image_has_no_other_in_its_place(tmp_path: Path) -> None:
     bench = Bench(tmp_path, images={NAME: {}}, registry={NAME: {}})
 
     with pytest.raises(ImagePullError, match=OLD):
-        await bench.made(bench.plan(image=WANTED, image_at_enqueue=None))
+        await bench.made(bench.plan(image=WANTED, resolved_image=None))
 
 
 async def test_credentials_that_cannot_be_had_are_no_worse_than_no_digest(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ async def test_preview_shows_the_image_of_the_enqueue(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
 
     assert LocalContainerRunner.preview(bench.plan())["Image"] == WANTED
-    assert LocalContainerRunner.preview(bench.plan(image_at_enqueue=None))["Image"] == NAME
+    assert LocalContainerRunner.preview(bench.plan(resolved_image=None))["Image"] == NAME
 
 
 @pytest.mark.parametrize(

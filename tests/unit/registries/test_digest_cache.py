@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from prefect_launch import alaunch_add, launch_add
-from prefect_launch.registries.digest_cache import PATIENCE_SECONDS, PEACE_SECONDS, SeenDigests
+from prefect_launch.registries.digest_cache import PATIENCE_SECONDS, PEACE_SECONDS, DigestCache
 from prefect_launch.testing import InMemoryApi, InMemoryRegistry
 
 OLD, NEW = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
@@ -41,7 +41,7 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> float:
 
 async def test_answer_is_not_kept_for_the_next_call() -> None:
     registry = InMemoryRegistry({IMAGE: OLD})
-    seen = SeenDigests(lambda: registry)
+    seen = DigestCache(lambda: registry)
 
     assert await seen.digest_of(IMAGE, 1) == OLD
     registry.digests[IMAGE] = NEW
@@ -59,7 +59,7 @@ def test_image_that_is_pushed_between_two_calls_gives_each_its_own(job_api: InMe
 
 async def test_answer_of_old_is_not_told_when_the_registry_is_silent(patience: float, clock: Clock) -> None:
     registry = InMemoryRegistry({IMAGE: OLD})
-    seen = SeenDigests(lambda: registry)
+    seen = DigestCache(lambda: registry)
     assert await seen.digest_of(IMAGE, patience) == OLD
 
     registry.seconds = 60
@@ -70,14 +70,14 @@ async def test_answer_of_old_is_not_told_when_the_registry_is_silent(patience: f
 
 async def test_registry_that_was_asked_at_the_end_of_a_calls_time_is_not_called_silent() -> None:
     registry = InMemoryRegistry({IMAGE: OLD}, seconds=0.2)
-    seen = SeenDigests(lambda: registry)
+    seen = DigestCache(lambda: registry)
 
     assert [await seen.digest_of(IMAGE, seconds) for seconds in (0.0, 0.01, PATIENCE_SECONDS)] == [None, None, OLD]
 
 
 async def test_what_is_known_is_told_while_another_image_is_asked_for() -> None:
     registry = InMemoryRegistry({OTHER: OLD}, error="wants a password")
-    seen = SeenDigests(lambda: registry)
+    seen = DigestCache(lambda: registry)
     assert await seen.digest_of(IMAGE, 1) is None
 
     registry.error, registry.seconds = "", 0.5
@@ -90,7 +90,7 @@ async def test_what_is_known_is_told_while_another_image_is_asked_for() -> None:
 
 async def test_registry_that_did_not_answer_is_left_in_peace_for_all_its_images(patience: float, clock: Clock) -> None:
     registry = InMemoryRegistry({IMAGE: OLD, OTHER: OLD, "elsewhere.example/train": NEW}, seconds=60)
-    seen = SeenDigests(lambda: registry)
+    seen = DigestCache(lambda: registry)
     assert await seen.digest_of(IMAGE, patience) is None
 
     registry.seconds = 0
@@ -104,7 +104,7 @@ async def test_registry_that_did_not_answer_is_left_in_peace_for_all_its_images(
 
 async def test_image_that_was_refused_is_left_in_peace_and_its_registry_is_not(clock: Clock) -> None:
     registry = InMemoryRegistry({IMAGE: OLD, OTHER: OLD}, error="wants a password")
-    seen = SeenDigests(lambda: registry)
+    seen = DigestCache(lambda: registry)
     assert await seen.digest_of(IMAGE, 1) is None
 
     registry.error = ""
@@ -126,7 +126,7 @@ async def test_those_who_ask_at_the_same_time_wait_for_one_answer(job_api: InMem
 
 async def test_who_waits_for_anothers_answer_in_vain_does_not_silence_the_registry() -> None:
     registry = InMemoryRegistry({IMAGE: OLD}, seconds=0.2)
-    seen = SeenDigests(lambda: registry)
+    seen = DigestCache(lambda: registry)
     first = asyncio.create_task(seen.digest_of(IMAGE, 5))
     await asyncio.sleep(0)
 

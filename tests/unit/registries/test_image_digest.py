@@ -14,7 +14,7 @@ from prefect_launch import create_job, explain_launch, launch_add, launch_add_ma
 from prefect_launch.client.api import machine_registries
 from prefect_launch.errors import SpecError
 from prefect_launch.planning.image_pin import SECONDS, UNASKED_SECONDS, Digests, at_digest, with_digest
-from prefect_launch.registries.digest_cache import SeenDigests
+from prefect_launch.registries.digest_cache import DigestCache
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.testing import InMemoryApi, InMemoryRegistry
 
@@ -29,7 +29,7 @@ RESOLVED = {"docker_image": IMAGE, "digest": OLD, "resolved": True}
 
 
 async def looked_up(registry: InMemoryRegistry, config: Mapping[str, object], **more: bool) -> LaunchSpec:
-    return await with_digest(parse_spec(config), None, Digests(SeenDigests(lambda: registry)), **more)
+    return await with_digest(parse_spec(config), None, Digests(DigestCache(lambda: registry)), **more)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ async def test_registry_that_fails_keeps_nobody_from_queuing(caplog: pytest.LogC
 
 async def test_image_that_many_specs_want_is_asked_for_once() -> None:
     registry = InMemoryRegistry({IMAGE: OLD})
-    digests = Digests(SeenDigests(lambda: registry))
+    digests = Digests(DigestCache(lambda: registry))
     for _ in range(3):
         await with_digest(parse_spec(PINNED), None, digests)
 
@@ -97,7 +97,7 @@ async def test_short_name_and_name_with_a_digest_are_not_looked_up(image: str) -
     registry = InMemoryRegistry({image: OLD})
     asked = parse_spec({"docker": {"docker_image": image}})
 
-    assert await with_digest(asked, None, Digests(SeenDigests(lambda: registry))) is asked
+    assert await with_digest(asked, None, Digests(DigestCache(lambda: registry))) is asked
     assert registry.asked == []
 
 
@@ -129,14 +129,14 @@ async def test_settings_that_are_broken_keep_nobody_from_queuing(
         file.parent.mkdir(parents=True)
         file.write_text(text)
         with respx.mock:
-            spec = await with_digest(parse_spec(PLAIN), None, Digests(SeenDigests(machine_registries)))
+            spec = await with_digest(parse_spec(PLAIN), None, Digests(DigestCache(machine_registries)))
         assert spec.docker.digest is None
         file.unlink()
 
 
 async def test_slow_registry_costs_a_call_a_second_for_all_its_images_and_no_more() -> None:
     registry = InMemoryRegistry({IMAGE: OLD}, seconds=60)
-    digests = Digests(SeenDigests(lambda: registry))
+    digests = Digests(DigestCache(lambda: registry))
     begun = time.monotonic()
     for image in (IMAGE, OTHER, "elsewhere.example/train:1"):
         assert (await with_digest(parse_spec({"docker": {"docker_image": image}}), None, digests)).docker.digest is None
@@ -221,7 +221,7 @@ def test_queue_that_pins_takes_items_that_the_registry_does_not_know(job_api: In
 
 def test_registry_is_asked_over_http_as_this_machine_is_configured() -> None:
     async def ask() -> LaunchSpec:
-        return await with_digest(parse_spec(PLAIN), None, Digests(SeenDigests(machine_registries)))
+        return await with_digest(parse_spec(PLAIN), None, Digests(DigestCache(machine_registries)))
 
     with respx.mock as web:
         web.head(URL).respond(200, headers={"Docker-Content-Digest": OLD})
