@@ -11,7 +11,6 @@ from uuid import UUID
 
 from prefect_launch.cli.output import ago, until
 from prefect_launch.core.states import StateType
-from prefect_launch.core.units import local_minute, local_time
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 
 if TYPE_CHECKING:
@@ -163,6 +162,7 @@ def waiting_fields(waiting: Waiting | None) -> dict[str, Any]:
 
 def start_in_words(waiting: Waiting | None) -> str:
     """Say when a waiting item is due, or will about start, in this machine's time zone."""
+    from prefect_launch.core.units import local_minute, local_time
     from prefect_launch.queues.wait_reason import WaitCause
 
     if waiting is None or waiting.expected_start is None:

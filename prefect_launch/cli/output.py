@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import typer
 
 from prefect_launch.core.terminal import printable
-from prefect_launch.core.units import local_time
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -126,6 +125,8 @@ def lasted(seconds: float | None) -> str:
 
 def at(moment: datetime | None) -> str:
     """Tell a moment in this machine's time zone; an empty text for none."""
+    from prefect_launch.core.units import local_time
+
     return "" if moment is None else local_time(moment)
 
 

@@ -10,6 +10,7 @@ import typer
 from prefect_launch.cli.output import Column, print_details, print_json, print_table
 from prefect_launch.cli.style import EntityOption, JsonOption, examples, group
 from prefect_launch.cli.values import read_mapping
+from prefect_launch.queues.queue_options import QueueOptions
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -129,19 +130,20 @@ def create(
     given = None if config is None else read_mapping(config, "--config")
     if limit:
         given = {**(given or {}), "limits": {**((given or {}).get("limits") or {}), **_limits(limit)}}
-    arguments: dict[str, Any] = {
-        "entity": entity,
-        "prioritization_mode": "V0" if priorities else "DISABLED",
-        "config": given if pin is None else {**(given or {}), "docker": {"pin": pin}},
-        "template_variables": None if variables is None else read_mapping(variables, "--variables"),
-        "concurrency": concurrency,
-        "submitter_options": allow or (),
-        "submitter_secrets": allow_secret or (),
-        "fail_impossible_after": fail_impossible_after,
-    }
+    options = QueueOptions(
+        name,
+        resource,
+        entity=entity,
+        prioritization_mode="V0" if priorities else "DISABLED",
+        config=given if pin is None else {**(given or {}), "docker": {"pin": pin}},
+        template_variables=None if variables is None else read_mapping(variables, "--variables"),
+        concurrency=concurrency,
+        submitter_options=allow or (),
+        submitter_secrets=allow_secret or (),
+        fail_impossible_after=fail_impossible_after,
+    )
     api = _api()
-    make = api.upsert_run_queue if replace else api.create_run_queue
-    queue = make(name, resource, **arguments)
+    queue = api.write_run_queue(options, replace=replace)
     if json:
         print_json(_summary(api, queue, _activity(api, queue)))
         return

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from prefect_launch.core.names import check_name
+from prefect_launch.core.signature import made_of_arguments
 from prefect_launch.errors import QueueError
+from prefect_launch.queues.queue_options import QueueOptions
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -24,107 +27,39 @@ class QueueCalls:
     def _api(self) -> Api:
         return cast("Api", self)
 
-    def create_run_queue(
-        self,
-        name: str,
-        type: str,
-        entity: str | None = None,
-        prioritization_mode: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
-        *,
-        concurrency: int | None = None,
-        submitter_options: Iterable[str] = (),
-        submitter_secrets: Iterable[str] = (),
-        fail_impossible_after: float | str | None = None,
-    ) -> RunQueue:
-        """Make a queue.
-
-        Args:
-            name: 1 to 64 letters, digits, `_`, `.`, `-`.
-            type: the resource that its items run on, such as `local-process` or `local-container`.
-            entity: its owner; by default this `Api`'s.
-            prioritization_mode: `V0` (four priorities, the default) or `DISABLED` (one).
-            config: the resource's options; `{{var}}` in it stands for a template variable. `docker: {pin: true}` beside
-                them fixes the digest of each item's image when it is queued; `limits: {memory: 16g}` is the
-                most that an item may ask for.
-            template_variables: `{name: {"schema": {type, enum, minimum, maximum, default}}}`.
-            concurrency: how many items may be in work at a time, at least 1; `None` for no limit.
-            submitter_options: options that submitters may set besides the resource's usual ones, or though the config
-                sets them; `env.NAME` for one variable.
-            submitter_secrets: names of the Secret blocks that submitters may name in `env`, and so have; by default
-                none. The queue's own config may name any.
-            fail_impossible_after: seconds, or a text such as `1h`, after which an item fails that asks for more than
-                its agent's machine has, while no other agent is online for the queue that has as much; by default
-                it waits.
+    @made_of_arguments(QueueOptions)
+    def create_run_queue(self, options: QueueOptions) -> RunQueue:
+        """Make a queue; the arguments are the attributes of `QueueOptions`.
 
         Raises:
             QueueError: when it is there already, or its configuration is wrong.
             InvalidNameError: for a bad name.
             NotFoundError: for an unknown resource or option.
         """
-        return self._write_queue(
-            name,
-            type,
-            config,
-            template_variables,
-            concurrency,
-            replace=False,
-            entity=entity,
-            prioritization_mode=prioritization_mode,
-            submitter_options=submitter_options,
-            submitter_secrets=submitter_secrets,
-            fail_impossible_after=fail_impossible_after,
-        )
+        return self.write_run_queue(options, replace=False)
 
-    def upsert_run_queue(
-        self,
-        name: str,
-        type: str,
-        entity: str | None = None,
-        prioritization_mode: str | None = None,
-        config: Mapping[str, Any] | None = None,
-        template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None = None,
-        *,
-        concurrency: int | None = None,
-        submitter_options: Iterable[str] = (),
-        submitter_secrets: Iterable[str] = (),
-        fail_impossible_after: float | str | None = None,
-    ) -> RunQueue:
+    @made_of_arguments(QueueOptions)
+    def upsert_run_queue(self, options: QueueOptions) -> RunQueue:
         """Make a queue, or bring the one of that name up to date; arguments as `create_run_queue`."""
-        return self._write_queue(
-            name,
-            type,
-            config,
-            template_variables,
-            concurrency,
-            replace=True,
-            entity=entity,
-            prioritization_mode=prioritization_mode,
-            submitter_options=submitter_options,
-            submitter_secrets=submitter_secrets,
-            fail_impossible_after=fail_impossible_after,
-        )
+        return self.write_run_queue(options, replace=True)
 
-    def _write_queue(
-        self,
-        name: str,
-        resource: str,
-        config: Mapping[str, Any] | None,
-        variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
-        concurrency: int | None,
-        *,
-        replace: bool,
-        entity: str | None,
-        **settings: Any,
-    ) -> RunQueue:
+    def write_run_queue(self, options: QueueOptions, *, replace: bool) -> RunQueue:
+        """Make a queue as its options say.
+
+        Args:
+            options: of the queue.
+            replace: bring the queue of that name up to date, when it is there, instead of refusing.
+
+        Raises:
+            LaunchError: as `create_run_queue`.
+        """
         from prefect_launch.queues.options import make_config
         from prefect_launch.queues.run_queue import RunQueue, check_concurrency, check_queue_name, create_queue
 
-        check_queue_name(name)
-        check_concurrency(concurrency)
-        owner = check_name("entity", entity or self.entity)
-        made = make_config(resource, config, variables, entity=owner, **settings)
+        name = check_queue_name(options.name)
+        concurrency = check_concurrency(options.concurrency)
+        owner = check_name("entity", options.entity or self.entity)
+        made = make_config(dataclasses.replace(options, entity=owner))
         pool = self._api.call(
             lambda session: create_queue(session, name, made, concurrency=concurrency, replace=replace)
         )

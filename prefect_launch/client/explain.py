@@ -27,6 +27,7 @@ from prefect_launch.policy.limits import fixed_options
 from prefect_launch.policy.submitter_options import locked_options
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.options import make_config
+from prefect_launch.queues.queue_options import QueueOptions
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.queues.session import KnownQueue, Session, obstacle_of
 from prefect_launch.queues.wait_reason import Waiting, why_would_wait
@@ -160,7 +161,7 @@ async def _look_at(session: Session, name: str, resource: str) -> KnownQueue:
     except NotFoundError:
         if name != DEFAULT_QUEUE:
             raise
-        config = make_config(resource, None, None)
+        config = make_config(QueueOptions(name, resource))
         return KnownQueue(name=name, pool_id=_NO_ID, deployment_id=_NO_ID, config=config)
     config = QueueConfig.from_template(name, pool.base_job_template)
     return KnownQueue(name=name, pool_id=pool.id, deployment_id=_NO_ID, config=config, obstacle=obstacle_of(pool))

@@ -26,6 +26,7 @@ from prefect_launch.policy import (
 from prefect_launch.policy.template import macro_values
 from prefect_launch.queues.deployment import QUEUE_LABEL
 from prefect_launch.queues.options import make_config
+from prefect_launch.queues.queue_options import QueueOptions
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE, create_queue
 from prefect_launch.queues.session import KnownQueue, Session
 from prefect_launch.runners.registry import runner_class
@@ -165,7 +166,7 @@ async def _queue(session: Session, name: str, spec: LaunchSpec, job: Job | None)
         if name != DEFAULT_QUEUE:
             raise
     resource = spec.resource or default_resource(job)
-    await create_queue(session, name, make_config(resource, None, None), replace=True)
+    await create_queue(session, name, make_config(QueueOptions(name, resource)), replace=True)
     return await session.queue(name)
 
 

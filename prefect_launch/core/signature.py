@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 def with_arguments_of(
@@ -31,6 +33,36 @@ def with_arguments_of(
             return function(bound.arguments)
 
         called.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
+        return called
+
+    return give
+
+
+def made_of_arguments(
+    make: Callable[P, T],
+) -> Callable[[Callable[[S, T], R]], Callable[Concatenate[S, P], R]]:
+    """Give a method of one value the arguments that the value is made of.
+
+    Args:
+        make: makes the value: a class of options.
+    """
+    signature = inspect.signature(make)
+
+    def give(method: Callable[[S, T], R]) -> Callable[Concatenate[S, P], R]:
+        of_method = inspect.signature(method)
+        itself = next(iter(of_method.parameters.values()))
+
+        @functools.wraps(method)
+        def called(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{method.__name__}() {error}") from None
+            return method(self, make(*args, **kwargs))
+
+        called.__signature__ = of_method.replace(  # type: ignore[attr-defined]
+            parameters=[itself, *signature.parameters.values()]
+        )
         return called
 
     return give

@@ -22,6 +22,7 @@ from prefect_launch.policy.template import (
     placeholders,
     read_template_variables,
 )
+from prefect_launch.queues.queue_options import QueueOptions
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import runner_class
 
@@ -36,69 +37,50 @@ _OUTPUTS: Final = "outputs"
 _BLOCK_NAME: Final = re.compile(r"[a-z0-9-]+")
 
 
-def make_config(
-    resource: str,
-    config: Mapping[str, Any] | None,
-    template_variables: Mapping[str, Any] | Iterable[Mapping[str, Any]] | None,
-    *,
-    entity: str | None = None,
-    prioritization_mode: str | None = None,
-    submitter_options: Iterable[str] = (),
-    submitter_secrets: Iterable[str] = (),
-    fail_impossible_after: float | str | None = None,
-) -> QueueConfig:
+def make_config(options: QueueOptions) -> QueueConfig:
     """Make and check a queue's configuration, with nothing asked of the server.
 
     Args:
-        resource: name of the resource, such as `local-container`.
-        config: the resource's options; `{"resource_args": {resource: options}}` is understood too. Beside them may
-            stand `docker: {pin: true}`, every item runs just the image that its tag meant when it was queued, or
-            `{pin: false}`, the one that its tag means at the start; what an item says of it wins. `limits` is the most
-            that an item may ask for: `{memory: 16g, gpus: 2, timeout: 12h}`. And `outputs: {max_bytes: 1g,
-            max_files: 100}`: no more is kept of the outputs of one run.
-        template_variables: see `prefect_launch.policy.template.read_template_variables`.
-        entity: owner of the queue.
-        prioritization_mode: `V0` (four priorities, the default) or `DISABLED`.
-        submitter_options: options that submitters may set besides the resource's usual ones, and those that the config
-            sets and submitters may set anew; `env.NAME` for one variable.
-        submitter_secrets: names of the Secret blocks that submitters may name in `env`.
-        fail_impossible_after: see `QueueConfig`; seconds, or a text such as `1h`.
+        options: as the queue's owner has written them.
 
     Raises:
         NotFoundError: for an unknown resource or option.
         QueueError: for a template variable, a mode, a limit, a `pin`, an output limit, the name of a secret or a
             `fail_impossible_after` that is not right.
     """
+    resource = options.type
     runner = runner_class(resource)
-    docker, limits, outputs, given = _split(config)
-    options = _options_of(resource, given)
-    check_server_json(options, "The queue's config", error=QueueError)
+    docker, limits, outputs, given = _split(options.config)
+    resource_args = _options_of(resource, given)
+    check_server_json(resource_args, "The queue's config", error=QueueError)
     check_server_json(limits, "The queue", path="limits", error=QueueError)
-    allowed = tuple(dict.fromkeys(normalise_allowed(option) for option in submitter_options))
-    for option in (*options, *(name for name in allowed if not name.startswith("env."))):
+    allowed = tuple(dict.fromkeys(normalise_allowed(option) for option in options.submitter_options))
+    for option in (*resource_args, *(name for name in allowed if not name.startswith("env."))):
         if option not in runner.options:
             raise unknown_name("option", option, runner.options, where=f" of the resource {resource!r}")
-    if prioritization_mode is not None and prioritization_mode not in PRIORITIZATION_MODES:
-        raise QueueError(
-            f"Unknown prioritization mode {prioritization_mode!r}: use 'V0' (four priorities) or 'DISABLED' (one)."
-        )
     made = check_placeholders(
         QueueConfig(
             resource=resource,
-            resource_args=options,
-            template_variables=read_template_variables(template_variables),
+            resource_args=resource_args,
+            template_variables=read_template_variables(options.template_variables),
             submitter_options=allowed,
             limits=read_limits(limits, resource, runner.quantities),
-            submitter_secrets=_secrets_of(submitter_secrets),
-            entity=entity,
-            prioritization_mode=prioritization_mode or "V0",
+            submitter_secrets=_secrets_of(options.submitter_secrets),
+            entity=options.entity,
+            prioritization_mode=_mode(options.prioritization_mode),
             pin=_pin_of(docker, resource, runner),
-            fail_impossible_after=_duration("fail_impossible_after", fail_impossible_after),
+            fail_impossible_after=_duration("fail_impossible_after", options.fail_impossible_after),
             outputs=_outputs_of(outputs),
         )
     )
     _check_values(made, runner)
     return check_own_limits(made, runner.quantities)
+
+
+def _mode(given: str | None) -> str:
+    if given is not None and given not in PRIORITIZATION_MODES:
+        raise QueueError(f"Unknown prioritization mode {given!r}: use 'V0' (four priorities) or 'DISABLED' (one).")
+    return given or "V0"
 
 
 def _check_values(config: QueueConfig, runner: type[Runner]) -> None:

@@ -13,12 +13,12 @@ from prefect_launch.errors import LaunchError, NotFoundError, QueueError, SpecEr
 from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import Request, local_config, preview_plan
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.queues.options import make_config
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.settings.agent_config import Site
 from prefect_launch.spec.launch_spec import parse_spec
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import items
+from tests.support.queue_config import make_config
 
 IMAGE = {"docker": {"docker_image": "b"}}
 SET: dict[str, Any] = {

@@ -9,8 +9,8 @@ import pytest
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits, Selection
 from prefect_launch.errors import AgentConfigError, QueueError
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.queues.options import make_config
 from prefect_launch.settings.agent_config import parse_agent_config
+from tests.support.queue_config import make_config
 
 GIBIBYTE = 1024**3
 

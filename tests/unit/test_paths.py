@@ -12,9 +12,9 @@ from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import Request, preview_plan
 from prefect_launch.policy import check_path_values
 from prefect_launch.policy.template import QueueConfig, check_variables, macro_values
-from prefect_launch.queues.options import make_config
 from prefect_launch.settings.agent_config import Site
 from prefect_launch.spec.launch_spec import parse_spec
+from tests.support.queue_config import make_config
 
 TEXT = {"type": "string"}
 MACROS = macro_values(run_id="r1", item_id="i1", attempt=1, run_name="../etc", author="me")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from typing import Any
 
 import pytest
 
+from prefect_launch.client.api import Api
 from prefect_launch.client.launch_add import launch_add_many
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, QueueError
+from prefect_launch.queues.queue_options import QueueOptions
 from prefect_launch.testing import InMemoryApi
 
 IMAGE = {"docker": {"docker_image": "busybox:1"}}
@@ -198,3 +202,28 @@ def test_work_pool_that_is_no_launch_queue_is_told(api: InMemoryApi) -> None:
     with pytest.raises(QueueError, match="has no launch configuration"):
         api.run_queue("bare")
     assert [queue.name for queue in api.run_queues()] == ["gpu"]
+
+
+def test_both_calls_that_write_a_queue_take_the_same_arguments_the_references_first() -> None:
+    created, upserted = (inspect.signature(call) for call in (Api.create_run_queue, Api.upsert_run_queue))
+
+    assert created == upserted
+    reference = ["self", "name", "type", "entity", "prioritization_mode", "config", "template_variables"]
+    assert list(created.parameters)[:7] == reference
+    assert all(one.kind is one.KEYWORD_ONLY for one in list(created.parameters.values())[7:])
+
+
+def test_queue_is_written_from_one_value_of_options(api: InMemoryApi) -> None:
+    options = QueueOptions("gpu", "local-container", config={"memory": "1g"}, concurrency=2)
+    api.write_run_queue(options, replace=False)
+
+    with pytest.raises(QueueError, match="is there already"):
+        api.write_run_queue(options, replace=False)
+    changed = api.write_run_queue(dataclasses.replace(options, concurrency=3), replace=True)
+
+    assert (changed.name, changed.concurrency_limit, changed.type) == ("gpu", 3, "local-container")
+
+
+def test_argument_that_a_queue_has_not_is_refused_by_the_calls_name(api: InMemoryApi) -> None:
+    with pytest.raises(TypeError, match=r"create_run_queue\(\) got an unexpected keyword argument 'memory'"):
+        api.create_run_queue("gpu", "local-container", memory="1g")  # type: ignore[call-arg]

@@ -19,9 +19,9 @@ from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.jobs.model import CONFIG_INPUTS, ImageJobSource, Job, JobDocument, SourceKind
 from prefect_launch.jobs.schema import plain_schema, within_64_bits
 from prefect_launch.queues.deployment import deploy_job, form_schema
-from prefect_launch.queues.options import make_config
 from prefect_launch.server.values import ItemDraft, LogRecord, State
 from prefect_launch.testing import InMemoryApi
+from tests.support.queue_config import make_config
 
 SENT: list[Any] = [
     2**64 - 1,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from prefect_launch.queues.options import make_config
 from prefect_launch.queues.run_queue import create_queue
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Pool
 from prefect_launch.testing import InMemoryApi
+from tests.support.queue_config import make_config
 
 
 async def known_queue(session: Session) -> Pool:
