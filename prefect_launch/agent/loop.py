@@ -31,7 +31,7 @@ from prefect_launch.agent.reporting.wait_notes import WaitTeller
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
-from prefect_launch.queues.presence import Presence, post_presence, read_presences, take_presence_down
+from prefect_launch.queues.presence import Presence, delete_presence, post_presence, read_presences
 
 if TYPE_CHECKING:
     from prefect_launch.agent.agent import LaunchAgent
@@ -188,7 +188,7 @@ class Loop:
         holder = self._agent.holder
         for presence in await read_presences(self._server):
             if presence.holder.instance != holder.instance and presence.holder.is_earlier_life_of(holder):
-                await take_presence_down(self._server, presence.holder.instance)
+                await delete_presence(self._server, presence.holder.instance)
 
     async def _note_unseen(self, unseen: Collection[str]) -> None:
         """Claim nothing for a resource of the queues until it was seen what is left there."""

@@ -191,9 +191,9 @@ def install_files(python_version: str | None, user_id: int) -> dict[str, bytes]:
 
 def _inputs() -> dict[str, bytes]:
     """Return what lets the job's code import `prefect_launch.inputs`, as a local process can."""
-    from prefect_launch.inputs.vendoring import carried_files
+    from prefect_launch.inputs.vendoring import vendored_files
 
-    return {name: text.encode() for name, text in carried_files().items()}
+    return {name: text.encode() for name, text in vendored_files().items()}
 
 
 # The one function that writes a Dockerfile. The order of its sections is the cache policy.

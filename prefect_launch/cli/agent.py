@@ -140,7 +140,7 @@ def list_(json: JsonOption = False) -> None:
         empty="No agent is there. Start one with: prefect-launch agent start -q QUEUE",
     )
     for agent in agents:
-        for trouble in agent.troubles:
+        for trouble in agent.problems:
             typer.echo(f"{agent.name} takes no items of {trouble}")
         if len(agent.hosts) > 1:
             are = f"{len(agent.hosts)} agents are called {agent.name}, on {', '.join(agent.hosts)}"
@@ -247,7 +247,7 @@ def unit(
     from prefect.settings import PREFECT_API_URL
 
     from prefect_launch.cli.unit import STOP_SECONDS, unit_text
-    from prefect_launch.core.units import read_duration
+    from prefect_launch.core.units import parse_duration
     from prefect_launch.errors import AgentConfigError
     from prefect_launch.settings.agent_config import HOME_VARIABLE
 
@@ -266,7 +266,7 @@ def unit(
         arguments,
         {key: value for key, value in environment.items() if value},
         of_user=of_user,
-        stop_seconds=read_duration(stop_time) or STOP_SECONDS,
+        stop_seconds=parse_duration(stop_time) or STOP_SECONDS,
     )
     typer.echo(text, nl=False)
 

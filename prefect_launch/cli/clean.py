@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: bool) -> None:
     """Print what a clean-up has removed, or would remove."""
-    from prefect_launch.core.units import in_bytes
+    from prefect_launch.core.units import format_size
 
     if report is None:
         typer.echo(f"An agent cleans {home} just now. Try again in a moment.", err=True)
@@ -27,7 +27,7 @@ def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: b
     rows = [("finished run", name, "", "") for name in report.finished]
     for shelf in report.shelves:
         rows += [
-            (shelf.shelf, entry.name, in_bytes(entry.size_bytes), ago(_time(entry.used_at))) for entry in shelf.gone
+            (shelf.shelf, entry.name, format_size(entry.size_bytes), ago(_time(entry.used_at))) for entry in shelf.gone
         ]
     if rows:
         columns = (Column("WHAT"), Column("NAME", gives_way=True), Column("SIZE", right=True), Column("LAST USED"))
@@ -35,8 +35,10 @@ def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: b
     verb = "Would remove" if dry_run else "Removed"
     typer.echo(f"{verb} {report.describe()} of {home}.")
     for shelf in report.shelves:
-        limit = "no limit" if shelf.limit_bytes is None else f"limit {in_bytes(shelf.limit_bytes)}"
-        kept = f"not seen ({limit}): {shelf.unseen}" if shelf.unseen else f"{in_bytes(shelf.kept_bytes)} kept ({limit})"
+        limit = "no limit" if shelf.limit_bytes is None else f"limit {format_size(shelf.limit_bytes)}"
+        kept = (
+            f"not seen ({limit}): {shelf.unseen}" if shelf.unseen else f"{format_size(shelf.kept_bytes)} kept ({limit})"
+        )
         typer.echo(f"{shelf.shelf}: {kept}")
 
 

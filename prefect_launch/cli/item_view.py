@@ -16,7 +16,7 @@ from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.client.queued_run import QueuedRun
-    from prefect_launch.queues.wait_reason import Waiting
+    from prefect_launch.queues.wait_reason import WaitReason
     from prefect_launch.server.values import Item
 
 #: The least that is taken for an end of an id.
@@ -148,7 +148,7 @@ def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
     }
 
 
-def waiting_fields(waiting: Waiting | None) -> dict[str, Any]:
+def waiting_fields(waiting: WaitReason | None) -> dict[str, Any]:
     """Return why an item waits, for programs."""
     return {
         "why": waiting and waiting.reason,
@@ -160,7 +160,7 @@ def waiting_fields(waiting: Waiting | None) -> dict[str, Any]:
     }
 
 
-def start_in_words(waiting: Waiting | None) -> str:
+def start_in_words(waiting: WaitReason | None) -> str:
     """Say when a waiting item is due, or will about start, in this machine's time zone."""
     from prefect_launch.core.units import local_minute, local_time
     from prefect_launch.queues.wait_reason import WaitCause

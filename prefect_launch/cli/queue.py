@@ -248,9 +248,9 @@ def delete(
 
 def _impossible(seconds: float | None) -> str:
     """Say what becomes of an item that no agent of the queue can ever run."""
-    from prefect_launch.core.units import in_words
+    from prefect_launch.core.units import format_duration
 
-    return "items wait" if seconds is None else f"items fail after {in_words(seconds)}"
+    return "items wait" if seconds is None else f"items fail after {format_duration(seconds)}"
 
 
 def _limits(given: list[str]) -> dict[str, str]:

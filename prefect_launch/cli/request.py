@@ -68,12 +68,12 @@ class Request:
             SpecError: when a value cannot be read.
             NotFoundError: for an unknown job.
         """
-        from prefect_launch.core.units import read_duration
+        from prefect_launch.core.units import parse_duration
         from prefect_launch.jobs.code_checks import parse_entry_point
 
         config = {} if self.config is None else read_mapping(self.config, "--config")
         if self.timeout is not None:
-            config = {**config, "timeout": read_duration(self.timeout)}
+            config = {**config, "timeout": parse_duration(self.timeout)}
         if self.pin is not None:
             config = {**config, "docker": {**(config.get("docker") or {}), "pin": self.pin}}
         if self.retries is not None:

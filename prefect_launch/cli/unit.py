@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from prefect_launch.core.units import in_words
+from prefect_launch.core.units import format_duration
 from prefect_launch.errors import OperatorError
 
 #: How long an agent drains when its unit is stopped, if nothing else is said.
@@ -85,7 +85,7 @@ def unit_text(
         command=" ".join(_quoted(part, "$$") for part in command),
         environment="".join(f"Environment={_quoted(f'{key}={value}')}\n" for key, value in environment.items()),
         secrets="%h/.config/prefect-launch/agent.env" if of_user else "/etc/prefect-launch/agent.env",
-        stop_time=in_words(stop_seconds),
+        stop_time=format_duration(stop_seconds),
         wait=f'timeout {stop_seconds:.0f} tail --pid="$$MAINPID" -f /dev/null',
         kill_seconds=stop_seconds + _LEAVE_SECONDS,
         target="default.target" if of_user else "multi-user.target",

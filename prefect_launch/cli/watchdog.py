@@ -16,18 +16,18 @@ def run_watchdog(after: str | None, *, remove: bool) -> None:
         SpecError: for a time that is none or too short, or when both are asked for.
     """
     from prefect_launch.client.api import default_api
-    from prefect_launch.core.units import in_words, read_duration
+    from prefect_launch.core.units import format_duration, parse_duration
     from prefect_launch.queues.watchdog import aread_watchdog, aremove_watchdog, aset_watchdog, check_patience
 
     if after is not None and remove:
         raise SpecError("'--after' sets the watchdog and '--remove' takes it off: give one of them.")
     if after is not None:
-        seconds = check_patience(read_duration(after) or 0.0)
+        seconds = check_patience(parse_duration(after) or 0.0)
         changed = asyncio.run(aset_watchdog(default_api(), seconds))
-        typer.echo(f"The watchdog is {'set' if changed else 'there already'}: {in_words(seconds)}.")
+        typer.echo(f"The watchdog is {'set' if changed else 'there already'}: {format_duration(seconds)}.")
     elif remove:
         was_there = asyncio.run(aremove_watchdog(default_api()))
         typer.echo("The watchdog is taken off." if was_there else "There was no watchdog.")
     else:
         found = asyncio.run(aread_watchdog(default_api()))
-        typer.echo("There is no watchdog." if found is None else f"The watchdog is set: {in_words(found)}.")
+        typer.echo("There is no watchdog." if found is None else f"The watchdog is set: {format_duration(found)}.")

@@ -23,7 +23,7 @@ from prefect_launch.core.names import safe_name
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.jobs.model import GitJobSource, ImageJobSource, Job, JobDocument, JobDraft, SourceKind
 from prefect_launch.planning.plan import build_request
-from prefect_launch.queues.session import KnownQueue, Session
+from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.registries.base import parse_repository
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import RunPlan
@@ -86,7 +86,7 @@ class BuiltJob(NamedTuple):
     repository: str
 
 
-async def preview_built_job(session: Session, spec: LaunchSpec, job: Job | None, queue: KnownQueue) -> BuiltJob:
+async def preview_built_job(session: Session, spec: LaunchSpec, job: Job | None, queue: CachedQueue) -> BuiltJob:
     """Say what `with_built_job` would make of a spec that was checked; nothing is built, pushed or made.
 
     Raises:
@@ -96,7 +96,7 @@ async def preview_built_job(session: Session, spec: LaunchSpec, job: Job | None,
     repository = _repository(spec, _config_of_builder())
     to_build = build_request(spec, of)
     draft = image_job(of, f"{repository}:{_WHEN_BUILT}", to_build.entry_point if to_build else ())
-    made = await _built_last(session, draft) or await session.jobs.as_job(draft)
+    made = await _built_last(session, draft) or await session.jobs.preview(draft)
     return BuiltJob(_naming(spec, made), made, of, repository)
 
 
@@ -120,7 +120,7 @@ def _config_of_builder() -> AgentConfig:
     return config
 
 
-def _refuse_what_needs_no_build(job: Job | None, queue: KnownQueue) -> Job:
+def _refuse_what_needs_no_build(job: Job | None, queue: CachedQueue) -> Job:
     resource = queue.config.resource
     if not runner_class(resource).needs_image:
         raise SpecError(

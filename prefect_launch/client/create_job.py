@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from prefect_launch.client.job_drafts import JobRequest, draft_job
-from prefect_launch.core.validation import first_complaint
+from prefect_launch.core.validation import first_error
 from prefect_launch.errors import SpecError
 from prefect_launch.jobs.code_checks import parse_entry_point
 from prefect_launch.jobs.model import Job, PutResult
@@ -175,6 +175,6 @@ def _request(
     try:
         return JobRequest.model_validate(values)
     except ValidationError as error:
-        first = first_complaint(error)
+        first = first_error(error)
         place = ".".join(str(part) for part in first["loc"])
         raise SpecError(f"Invalid job: {place}: {first['msg']} (got {first['input']!r}).") from None

@@ -29,13 +29,13 @@ from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.options import make_config
 from prefect_launch.queues.queue_options import QueueOptions
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
-from prefect_launch.queues.session import KnownQueue, Session, obstacle_of
-from prefect_launch.queues.wait_reason import Waiting, why_would_wait
+from prefect_launch.queues.session import CachedQueue, Session, blocked_reason_of
+from prefect_launch.queues.wait_reason import WaitReason, why_would_wait
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import GpuRequest, read_gpus
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft
-from prefect_launch.settings.agent_config import Site
+from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.spec.option_names import normalise_options
 
@@ -91,7 +91,7 @@ class Explanation(BaseModel):
     limits: dict[str, Any] = Field(default_factory=dict)
     fixed: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
-    waiting: Waiting | None = Field(default=None)
+    waiting: WaitReason | None = Field(default=None)
     there: str | None = None
     built_of: str | None = None
     pushed_to: str | None = None
@@ -126,7 +126,7 @@ async def explain_item(
     there = await _there(session, draft, queue) if spec.run_id else None
     full = parse_spec({**draft.parameters, "template_variables": draft.job_variables})
     request = Request(spec=full, item_id=_ITEM, queue=queue.name, config=queue.config, labels=_labels(full, queue))
-    plan = await preview_plan(request, Site(home=_HOME), job)
+    plan = await preview_plan(request, MachineSettings(home=_HOME), job)
     runner = runner_class(queue.config.resource)
     return Explanation(
         name=draft.name,
@@ -143,7 +143,7 @@ async def explain_item(
         limits=dict(queue.config.limits),
         fixed=_fixed(queue.config, runner),
         changes=changes_of(spec, full, queue.config, plan.options, is_built=build),
-        waiting=await why_would_wait(session, queue.name, _item(draft), asks=_gpus_in_words(runner, plan)),
+        waiting=await why_would_wait(session, queue.name, _item(draft), requested_gpus=_gpus_in_words(runner, plan)),
         there=there,
         built_of=built.built_of.reference if built else None,
         pushed_to=built.repository if built else None,
@@ -154,7 +154,7 @@ def _fixed(config: QueueConfig, runner: type[Runner]) -> tuple[str, ...]:
     return tuple(sorted({*locked_options(config.resource_args), *fixed_options(config, runner.quantities)}))
 
 
-async def _look_at(session: Session, name: str, resource: str) -> KnownQueue:
+async def _look_at(session: Session, name: str, resource: str) -> CachedQueue:
     """Return a queue as it is, or as it would be made at its first use; no deployment is made for it."""
     try:
         pool = await session.pool(name)
@@ -162,12 +162,14 @@ async def _look_at(session: Session, name: str, resource: str) -> KnownQueue:
         if name != DEFAULT_QUEUE:
             raise
         config = make_config(QueueOptions(name, resource))
-        return KnownQueue(name=name, pool_id=_NO_ID, deployment_id=_NO_ID, config=config)
+        return CachedQueue(name=name, pool_id=_NO_ID, deployment_id=_NO_ID, config=config)
     config = QueueConfig.from_template(name, pool.base_job_template)
-    return KnownQueue(name=name, pool_id=pool.id, deployment_id=_NO_ID, config=config, obstacle=obstacle_of(pool))
+    return CachedQueue(
+        name=name, pool_id=pool.id, deployment_id=_NO_ID, config=config, blocked_reason=blocked_reason_of(pool)
+    )
 
 
-async def _there(session: Session, draft: ItemDraft, queue: KnownQueue) -> str | None:
+async def _there(session: Session, draft: ItemDraft, queue: CachedQueue) -> str | None:
     """Return the id of the item that is queued under the same run id.
 
     Raises:
@@ -177,7 +179,7 @@ async def _there(session: Session, draft: ItemDraft, queue: KnownQueue) -> str |
     return str(same_item(found[0], draft, queue).id) if found else None
 
 
-def _labels(spec: LaunchSpec, queue: KnownQueue) -> dict[str, str]:
+def _labels(spec: LaunchSpec, queue: CachedQueue) -> dict[str, str]:
     """Return the labels that its agent would put onto what runs."""
     return {
         Labels.ITEM: _ITEM,

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.core.units import in_words
+from prefect_launch.core.units import format_duration
 from prefect_launch.policy import locked_options
 from prefect_launch.policy.limits import limits_of, time_limit
 from prefect_launch.policy.template import QueueConfig
@@ -95,7 +95,7 @@ def _of_spec(asked: LaunchSpec, full: LaunchSpec, names_job: str, limit: float |
         if given.get(name) != value
     ]
     if asked.timeout is None and limit is not None:
-        found.append(Change(what="timeout", becomes=in_words(limit), by="the queue's limit"))
+        found.append(Change(what="timeout", becomes=format_duration(limit), by="the queue's limit"))
     if full.docker.pin and not asked.docker.pin:
         found.append(Change(what="docker.pin", becomes=True, by="the queue"))
     return found + [

@@ -28,7 +28,7 @@ from prefect_launch.queues.deployment import QUEUE_LABEL
 from prefect_launch.queues.options import make_config
 from prefect_launch.queues.queue_options import QueueOptions
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE, create_queue
-from prefect_launch.queues.session import KnownQueue, Session
+from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.sources.notebook import notebook_in
@@ -61,7 +61,7 @@ class CheckedItem:
     """
 
     api: Api
-    queue: KnownQueue
+    queue: CachedQueue
     spec: LaunchSpec
     named: NamedJob
     job: Job | None
@@ -109,7 +109,7 @@ async def check_item(
     return CheckedItem(api, queue, spec, named, named.job, draft_item(api, queue, spec, named.job))
 
 
-async def _tell_what_is_locked(session: Session, queue: KnownQueue, spec: LaunchSpec) -> None:
+async def _tell_what_is_locked(session: Session, queue: CachedQueue, spec: LaunchSpec) -> None:
     """Warn of an item that no agent which is online for its queue would run; one that would may still come."""
     locked = locked_parts(spec, pins=queue.config.pin)
     agents: tuple[str, ...] = ()
@@ -132,7 +132,7 @@ async def resolve_source(session: Session, spec: LaunchSpec) -> NamedJob:
     return await job_named_by(spec, session.jobs)
 
 
-def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -> ItemDraft:
+def draft_item(api: Api, queue: CachedQueue, spec: LaunchSpec, job: Job | None) -> ItemDraft:
     """Check a spec against its queue and job, and return what is to be made; the server is not asked."""
     if job is not None and spec.job:  # beside a URI, it says what the URI is taken at
         check_version(job, spec.git.version, named=spec.job)
@@ -151,7 +151,7 @@ def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -
         tags=tags_of(full, queue=queue.name, job=job.name if job else None, version=job.version if job else None),
         labels=labels_of(full, job=job.reference if job else None) | {QUEUE_LABEL: queue.name},
         work_queue_name=_work_queue(full, queue),
-        state=State.of(ItemState.QUEUED, queue.obstacle or None),
+        state=State.of(ItemState.QUEUED, queue.blocked_reason or None),
         # A run id that was made up here may be another item's: it must not be taken for that one.
         idempotency_key=f"{full.entity}/{full.project}/{full.run_id}" if spec.run_id else secrets.token_hex(16),
         # All was checked here, and a fraction may be larger than that schema lets any number be.
@@ -159,7 +159,7 @@ def draft_item(api: Api, queue: KnownQueue, spec: LaunchSpec, job: Job | None) -
     )
 
 
-async def _queue(session: Session, name: str, spec: LaunchSpec, job: Job | None) -> KnownQueue:
+async def _queue(session: Session, name: str, spec: LaunchSpec, job: Job | None) -> CachedQueue:
     try:
         return await session.queue(name)
     except NotFoundError:
@@ -180,7 +180,7 @@ def _refuse_notebook(spec: LaunchSpec) -> None:
         )
 
 
-def _check_resource(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> None:
+def _check_resource(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> None:
     resource = queue.config.resource
     runner = runner_class(resource)
     if spec.resource and spec.resource != resource:
@@ -192,7 +192,7 @@ def _check_resource(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> Non
     runner.check_source(job.kind if job else SourceKind.IMAGE)
 
 
-def _check_options(spec: LaunchSpec, queue: KnownQueue, job: Job | None) -> None:
+def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> None:
     """Check the options that the item will run with, as far as they are known before its agent starts it."""
     macros = macro_values(
         run_id=spec.run_id or "",
@@ -223,7 +223,7 @@ def _completed(api: Api, spec: LaunchSpec, job: Job | None) -> LaunchSpec:
     return with_job(spec.model_copy(update=changes), job)
 
 
-def _work_queue(spec: LaunchSpec, queue: KnownQueue) -> str:
+def _work_queue(spec: LaunchSpec, queue: CachedQueue) -> str:
     if queue.config.prioritization_mode == "DISABLED" and spec.priority is not Priority.MEDIUM:
         raise SpecError(
             f"Queue {queue.name!r} has no priorities (its prioritization mode is DISABLED); leave priority out."
@@ -231,7 +231,7 @@ def _work_queue(spec: LaunchSpec, queue: KnownQueue) -> str:
     return spec.priority.work_queue
 
 
-def same_item(item: Item, draft: ItemDraft, queue: KnownQueue) -> Item:
+def same_item(item: Item, draft: ItemDraft, queue: CachedQueue) -> Item:
     """Return the item that was there under the caller's run id, when it is of the same spec.
 
     Raises:

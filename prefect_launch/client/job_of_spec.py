@@ -65,7 +65,7 @@ async def job_named_by(spec: LaunchSpec, jobs: JobRegistry) -> NamedJob:
     )
     draft, _ = await draft_job(request)
     found = await jobs.find_same(draft)
-    return NamedJob(found) if found is not None else NamedJob(await jobs.as_job(draft), draft)
+    return NamedJob(found) if found is not None else NamedJob(await jobs.preview(draft), draft)
 
 
 def with_job(spec: LaunchSpec, job: Job) -> LaunchSpec:

@@ -18,7 +18,7 @@ from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.planning.image_pin import Digests
 from prefect_launch.planning.unread_fields import refuse_unread_at_queue
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
-from prefect_launch.queues.session import KnownQueue, Session
+from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.server.values import Item, ItemDraft
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec, parse_spec
 
@@ -223,7 +223,7 @@ async def add_built_item(api: Api, session: Session, spec: LaunchSpec, queue_nam
     return await add_item(api, session, await with_built_job(api, session, spec, queue_name), queue_name)
 
 
-async def _drop(session: Session, queue: KnownQueue, item: Item | None) -> None:
+async def _drop(session: Session, queue: CachedQueue, item: Item | None) -> None:
     """Take back an item whose queue had gone, and read the queue anew."""
     session.forget_queue(queue.name)
     if item is not None:
@@ -255,7 +255,7 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
     return [QueuedRun.of(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]
 
 
-async def _check_taken(session: Session, queue: KnownQueue, drafts: Sequence[ItemDraft]) -> None:
+async def _check_taken(session: Session, queue: CachedQueue, drafts: Sequence[ItemDraft]) -> None:
     """Refuse run ids that are taken by another spec, before anything is made."""
     for start in range(0, len(drafts), _PAGE):
         asked = {draft.idempotency_key: draft for draft in drafts[start : start + _PAGE]}

@@ -18,7 +18,7 @@ from prefect_launch.spec.priority import Priority
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.queues.session import Session
-    from prefect_launch.queues.wait_reason import Waiting
+    from prefect_launch.queues.wait_reason import WaitReason
 
 _POLL_MIN_SECONDS: Final = 0.1
 _POLL_MAX_SECONDS: Final = 1.0
@@ -116,7 +116,7 @@ class QueuedRun:
         """Why it is in its state."""
         return self.item.message
 
-    def why_waiting(self) -> Waiting | None:
+    def why_waiting(self) -> WaitReason | None:
         """Tell why it waits: its place in the queue, the reason, and when it will about start.
 
         Returns:
@@ -124,11 +124,11 @@ class QueuedRun:
         """
         return self._api.call(self._why_waiting)
 
-    async def awhy_waiting(self) -> Waiting | None:
+    async def awhy_waiting(self) -> WaitReason | None:
         """`why_waiting` for async code."""
         return await self._api.acall(self._why_waiting)
 
-    async def _why_waiting(self, session: Session) -> Waiting | None:
+    async def _why_waiting(self, session: Session) -> WaitReason | None:
         from prefect_launch.queues.wait_reason import why_waiting
 
         item = await session.server.read_item(UUID(self.id))

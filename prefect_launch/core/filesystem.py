@@ -150,7 +150,7 @@ class CopyStoppedError(Exception):
     """A copy was told to stop before its end."""
 
 
-def held_bytes(status: os.stat_result) -> int:
+def allocated_bytes(status: os.stat_result) -> int:
     """Return how many bytes of its disk a file takes: at most its size, less where it has holes."""
     blocks = getattr(status, "st_blocks", None)
     return status.st_size if blocks is None else min(status.st_size, blocks * 512)

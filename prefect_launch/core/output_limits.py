@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from prefect_launch.core.units import in_bytes, size
+from prefect_launch.core.units import format_size, parse_size
 from prefect_launch.inputs.outputs import OUTPUTS_FILE as OUTPUTS_FILE
 
 #: What is nested in more folders is not kept: few programs can read or remove it.
@@ -48,7 +48,7 @@ class OutputLimits(BaseModel):
     @field_validator("max_bytes", mode="before")
     @classmethod
     def _read_size(cls, value: Any) -> int | None:
-        return None if _is_none(value) else size(value)
+        return None if _is_none(value) else parse_size(value)
 
     @field_validator("max_files", mode="before")
     @classmethod
@@ -65,7 +65,7 @@ class OutputLimits(BaseModel):
 
     def describe(self) -> str:
         """Say them in words; an empty text when there are none."""
-        amount = None if self.max_bytes is None else in_bytes(self.max_bytes)
+        amount = None if self.max_bytes is None else format_size(self.max_bytes)
         count = None if self.max_files is None else f"{self.max_files:,} files"
         return " and ".join(filter(None, (amount, count)))
 
@@ -145,8 +145,8 @@ class Selection:
         if most_files is not None and self._files >= most_files:
             self.leave_out(name, f"{most_files:,} files are kept already", over_limit=True)
         elif most_bytes is not None and self._bytes + size > most_bytes:
-            kept = f", and {in_bytes(self._bytes)} are kept already" if self._bytes else ""
-            self.leave_out(name, f"it has {in_bytes(size)}{kept}", over_limit=True)
+            kept = f", and {format_size(self._bytes)} are kept already" if self._bytes else ""
+            self.leave_out(name, f"it has {format_size(size)}{kept}", over_limit=True)
         else:
             self._files, self._bytes = self._files + 1, self._bytes + size
             return True
@@ -165,7 +165,7 @@ def kind_of(mode: int) -> str:
     return next((told for is_kind, told in _KINDS if is_kind(mode)), "no regular file")
 
 
-def with_defaults(given: Any) -> Any:
+def with_default_limits(given: Any) -> Any:
     """Return an agent's `outputs` setting with its defaults for what it does not say."""
     return {**DEFAULT_OUTPUT_LIMITS.model_dump(), **given} if isinstance(given, Mapping) else given
 

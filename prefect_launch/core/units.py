@@ -24,7 +24,7 @@ _PART: Final = re.compile(
 )
 
 
-def read_duration(value: Any) -> float | None:
+def parse_duration(value: Any) -> float | None:
     """Return a duration in seconds; `None` and an empty text are none.
 
     Raises:
@@ -52,7 +52,7 @@ def _seconds_in(text: str) -> float | None:
     return total
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration as people say it, exactly: `2 h`, `1 h 30 min`, `90 s` as `1 min 30 s`."""
     parts = []
     left = round(seconds, 1)
@@ -68,7 +68,7 @@ def in_words(seconds: float) -> str:
 #: A field of a frozen value that holds a time limit.
 TimeLimit = Annotated[
     float | None,
-    BeforeValidator(read_duration),
+    BeforeValidator(parse_duration),
     WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]}, mode="validation"),
 ]
 
@@ -84,16 +84,16 @@ MAX_INTEGER = 2**63 - 1
 _NAMED = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
-def text(value: object) -> str:
+def as_text(value: object) -> str:
     """A text, or a number as one."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)) or str(value) == "" or "\0" in str(value):
         raise ValueError("it must be text or a number, and not empty")
     return str(value)
 
 
-def size(value: object) -> int:
+def parse_size(value: object) -> int:
     """Bytes: a number, or one with a unit (`512m`, `1.5g`)."""
-    found = _SIZE.match(text(value).strip())
+    found = _SIZE.match(as_text(value).strip())
     if not found:
         raise ValueError('it must be a number of bytes, or one with a unit: b, k, m, g or t, such as "512m"')
     size = float(found["number"]) * _SIZE_UNITS[found["unit"].lower()]
@@ -102,7 +102,7 @@ def size(value: object) -> int:
     return int(size)
 
 
-def in_bytes(amount: int) -> str:
+def format_size(amount: int) -> str:
     """Say an amount of bytes as people do, such as `3.1 GiB`."""
     value, unit = float(amount), _NAMED[0]
     for unit in _NAMED:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-def first_complaint(error: ValidationError) -> ErrorDetails:
+def first_error(error: ValidationError) -> ErrorDetails:
     """Return what is wrong first.
 
     Raises:

@@ -13,7 +13,7 @@ from prefect_launch.agent.item.failure_report import Facts, certify, read_last_l
 from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
-from prefect_launch.core.units import in_words
+from prefect_launch.core.units import format_duration
 from prefect_launch.errors import ExecutionError, LaunchError
 from prefect_launch.runners.base import ExitStatus, Phase, RunPlan
 from prefect_launch.runners.run import RunnerRun
@@ -64,7 +64,7 @@ def outcome_of_run(plan: RunPlan, end: ExitStatus, *, timed_out: bool) -> Outcom
     """Say how a direct run ended; what was stopped for its time limit has failed."""
     if not timed_out or plan.timeout is None:
         return outcome_of_exit(end)
-    told = f"The job timed out after {in_words(plan.timeout)}, its time limit; {end.describe()}."
+    told = f"The job timed out after {format_duration(plan.timeout)}, its time limit; {end.describe()}."
     return Outcome(state=ItemState.FAILED, message=told, cause=Cause.TIMEOUT)
 
 

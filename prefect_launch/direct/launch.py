@@ -39,7 +39,7 @@ from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner, runner_class
 from prefect_launch.runners.run import AbstractRun, RunnerRun
-from prefect_launch.settings.agent_config import Site, default_home, resolve_agent_config
+from prefect_launch.settings.agent_config import MachineSettings, default_home, resolve_agent_config
 from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec
 
@@ -276,9 +276,9 @@ async def _result(ended: State[T]) -> T:
 
 
 async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> tuple[str, RunPlan]:
-    request, site = _request(spec, job, item_id, attempt), _site()
-    plan = await make_plan(request, site, session.jobs, session.read_secret)
-    await bring_last_outputs(session, plan, site)
+    request, machine = _request(spec, job, item_id, attempt), _site()
+    plan = await make_plan(request, machine, session.jobs, session.read_secret)
+    await bring_last_outputs(session, plan, machine)
     return request.config.resource, plan
 
 
@@ -288,8 +288,8 @@ def _request(spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> R
     return Request(spec=spec, item_id=item_id, attempt=attempt, config=config, labels=labels)
 
 
-def _site() -> Site:
-    return Site(home=default_home(), git=machine_git_settings())
+def _site() -> MachineSettings:
+    return MachineSettings(home=default_home(), git=machine_git_settings())
 
 
 def launch(

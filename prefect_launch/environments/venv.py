@@ -27,7 +27,7 @@ from prefect_launch.core.subprocesses import run_command
 from prefect_launch.environments.pip_config import MACHINE_FAULT_PATTERN, PROJECT_LEFT_OUT, uv_environment
 from prefect_launch.environments.requirements import Requirements, read_requirements, stage
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, SourceError
-from prefect_launch.inputs.vendoring import carry_inputs
+from prefect_launch.inputs.vendoring import vendor_inputs
 
 #: Is in every whole environment; its time says when it was last used.
 READY = ".ready"
@@ -262,7 +262,7 @@ def _uv_path() -> str:
 def _carry_inputs(path: Path) -> None:
     """Let the job's code import `prefect_launch.inputs`; an older version's are brought up to date."""
     try:
-        carry_inputs(next(path.glob("lib/python*/site-packages")))
+        vendor_inputs(next(path.glob("lib/python*/site-packages")))
     except (OSError, StopIteration) as error:
         raise InfrastructureError(
             f"The job's environment {str(path)!r} cannot be completed ({error!r}). Look at this machine's disk;"

@@ -16,7 +16,7 @@ _FOLDER = "_prefect_launch_inputs"
 _PATH_FILE = "prefect_launch_inputs.pth"
 
 
-def carry_inputs(site_packages: Path) -> None:
+def vendor_inputs(site_packages: Path) -> None:
     """Make `import prefect_launch.inputs` work in an environment.
 
     What is there already is left alone when it is the same: doing this before each run costs a millisecond, and
@@ -28,13 +28,13 @@ def carry_inputs(site_packages: Path) -> None:
     Raises:
         OSError: when it cannot be written.
     """
-    for name, text in carried_files().items():
+    for name, text in vendored_files().items():
         target = site_packages / name
         target.parent.mkdir(parents=True, exist_ok=True)
         _write(target, text)
 
 
-def carried_files() -> dict[str, str]:
+def vendored_files() -> dict[str, str]:
     """Return what is put into an environment, by paths relative to its `site-packages`; the path file comes last."""
     package = Path(__file__).parents[1]
     sources = [package / "__init__.py", package / "errors.py", *sorted((package / "inputs").glob("*.py"))]

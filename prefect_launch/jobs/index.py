@@ -285,7 +285,7 @@ class Versions:
         value = await self._index.read(alias_name(path, alias))
         if value is None and alias == LATEST and await self.highest(path) is not None:
             # A writer died between its version and the alias.
-            await self.settle_latest(path)
+            await self.update_latest(path)
             value = await self._index.read(alias_name(path, alias))
         return AliasEntry.model_validate(value) if value is not None else None
 
@@ -295,7 +295,7 @@ class Versions:
             version_name(entry.job, entry.version), entry.model_dump(mode="json"), tags_of(entry.job)
         )
 
-    async def point(self, alias: str, entry: VersionEntry) -> None:
+    async def set_alias(self, alias: str, entry: VersionEntry) -> None:
         """Let an alias mean a version."""
         value = AliasEntry(job=entry.job, version=entry.version, digest=entry.digest, alias=alias)
         await self._index.write(alias_name(entry.job, alias), value.model_dump(mode="json"), tags_of(entry.job))
@@ -304,7 +304,7 @@ class Versions:
         """Return the highest version, looked for from the one that `latest` means upwards."""
         return await self._highest_from(path, await self._latest(path))
 
-    async def settle_latest(self, path: str) -> None:
+    async def update_latest(self, path: str) -> None:
         """Make `latest` mean the highest version, whoever else is writing.
 
         Every writer ends here, and leaves only when it has seen, after its own write, that no version is higher. So
@@ -315,7 +315,7 @@ class Versions:
             highest = await self._highest_from(path, latest)
             if highest is None or latest == highest.version:
                 return
-            await self.point(LATEST, highest)
+            await self.set_alias(LATEST, highest)
 
     async def find(
         self, *, path: str | None = None, entity: str | None = None, project: str | None = None

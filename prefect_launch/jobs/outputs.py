@@ -18,7 +18,7 @@ import anyio
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.core.filesystem import copy_file, held_bytes, make_folders, walk
+from prefect_launch.core.filesystem import allocated_bytes, copy_file, make_folders, walk
 from prefect_launch.core.names import check_name
 from prefect_launch.core.output_limits import (
     MAX_DEPTH,
@@ -177,7 +177,7 @@ def _take(
             selection.leave_out(name, f"it is {kind_of(status.st_mode)}")
         elif not os.access(source, os.R_OK):
             selection.leave_out(name, "it cannot be read")
-        elif selection.takes(name, held_bytes(status) if keeps_holes else status.st_size):
+        elif selection.takes(name, allocated_bytes(status) if keeps_holes else status.st_size):
             taken += [name] if put(source, target / name) else []
     links.leave_out(target, selection)
     return KeptOutputs(paths=tuple(sorted(taken)), left_out=selection.left_out)

@@ -86,9 +86,9 @@ class JobRegistry:
             entry, outcome = highest, PutOutcome.UNCHANGED
         else:
             entry, outcome = await self._next_version(path, draft, contents, after=highest)
-        await self._versions.settle_latest(path)
+        await self._versions.update_latest(path)
         for alias in moved:
-            await self._versions.point(alias, entry)
+            await self._versions.set_alias(alias, entry)
         job = await self._job(entry)
         self._store.cache.add(job)
         return PutResult(job=_with_aliases(job, (*moved, LATEST)), outcome=outcome)
@@ -100,7 +100,7 @@ class JobRegistry:
         same = [entry for entry in versions if entry.digest == digest]
         return await self._job(max(same, key=lambda entry: entry.version)) if same else None
 
-    async def as_job(self, draft: JobDraft) -> Job:
+    async def preview(self, draft: JobDraft) -> Job:
         """Return a draft as the job that it would be now, to be looked at before it is stored."""
         highest = await self._versions.highest(self._path(draft))
         version = highest.version + 1 if highest else 0

@@ -35,7 +35,7 @@ from prefect_launch.policy.template import QueueConfig, macro_values
 from prefect_launch.runners.base import PLAN_FILE, Labels, RunPlan, note_claim
 from prefect_launch.runners.registry import note_resource, runner_class
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
-from prefect_launch.settings.agent_config import Site
+from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.sources.fetch import fetch_code
 from prefect_launch.spec.image_request import BuildRequest
 from prefect_launch.spec.job_naming import parse_image, runtime_of
@@ -61,12 +61,12 @@ class Request(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
-async def make_plan(request: Request, site: Site, jobs: JobRegistry, read_secret: ReadSecret) -> RunPlan:
+async def make_plan(request: Request, machine: MachineSettings, jobs: JobRegistry, read_secret: ReadSecret) -> RunPlan:
     """Plan one attempt: check everything, then read its secrets, and lay out its folder and code.
 
     Args:
         request: the attempt.
-        site: this machine.
+        machine: this machine.
         jobs: where jobs are kept.
         read_secret: reads a Secret block.
 
@@ -75,12 +75,12 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry, read_secret
         QueueError: when the queue's own options are wrong.
     """
     job = await _resolve(request.spec, jobs)
-    plan = await _sketch(request, site, job, read_secret)
-    await anyio.to_thread.run_sync(note_resource, site.home, request.config.resource)
+    plan = await _sketch(request, machine, job, read_secret)
+    await anyio.to_thread.run_sync(note_resource, machine.home, request.config.resource)
     await anyio.to_thread.run_sync(_make_run_dir, plan.run_dir, plan.labels.get(Labels.CLAIM, ""))
     if job is not None and plan.code_dir is not None:
         await anyio.to_thread.run_sync(_clear, plan.code_dir)
-        await fetch_code(job, plan.code_dir, jobs, home=site.home, settings=site.git)
+        await fetch_code(job, plan.code_dir, jobs, home=machine.home, settings=machine.git)
         await anyio.to_thread.run_sync(_check_build_context, plan.build_context, plan.code_dir)
         if plan.python_version is None:  # Of a git job, only its code says so.
             version = await anyio.to_thread.run_sync(runtime_of, plan.project_dir, plan.code_dir)
@@ -89,18 +89,18 @@ async def make_plan(request: Request, site: Site, jobs: JobRegistry, read_secret
     return plan
 
 
-async def preview_plan(request: Request, site: Site, job: Job | None) -> RunPlan:
+async def preview_plan(request: Request, machine: MachineSettings, job: Job | None) -> RunPlan:
     """Return the plan that an attempt would have, all checked; nothing is made, and secrets stay as they are named.
 
     Args:
         request: the attempt.
-        site: this machine.
+        machine: this machine.
         job: that it would run, which need not be stored yet; `None` for an image.
 
     Raises:
         LaunchError: as `make_plan`, but for what only the agent's machine can tell.
     """
-    return await _sketch(request, site, job, name_secret)
+    return await _sketch(request, machine, job, name_secret)
 
 
 async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:
@@ -114,7 +114,7 @@ async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:
     return await jobs.resolve(spec.job) if spec.job else None
 
 
-async def _sketch(request: Request, site: Site, job: Job | None, read_secret: ReadSecret) -> RunPlan:
+async def _sketch(request: Request, machine: MachineSettings, job: Job | None, read_secret: ReadSecret) -> RunPlan:
     runner = runner_class(request.config.resource)
     runner.check_source(job.kind if job else SourceKind.IMAGE)
     if job is not None and request.spec.job:
@@ -122,9 +122,9 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
     refuse_unread(request.spec, job, runner)
     if request.queue is None:
         refuse_unread_here(request.spec, job, runner)
-    asked = secured(request.spec, pins=request.config.pin) if site.secure_mode else request.spec
+    asked = secured(request.spec, pins=request.config.pin) if machine.secure_mode else request.spec
     spec = _with_inputs(asked, job)
-    run_dir = site.run_dir(request.item_id, request.attempt, request.labels.get(Labels.CLAIM, ""))
+    run_dir = machine.run_dir(request.item_id, request.attempt, request.labels.get(Labels.CLAIM, ""))
     held: dict[str, str] = {}
 
     async def read(name: str) -> str:
@@ -132,9 +132,9 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
         return held[name]
 
     try:
-        options = runner.check_options(await _options(request, site, spec, _named_image(spec, job), read))
+        options = runner.check_options(await _options(request, machine, spec, _named_image(spec, job), read))
     except LaunchError:
-        with _mask(site, held).in_errors():
+        with _mask(machine, held).in_errors():
             raise
     to_build = build_request(spec, job) if runner.needs_image else None
     return RunPlan(
@@ -144,7 +144,7 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
         run_dir=run_dir,
         command=spec.overrides.entry_point or (job.entry_point if job else ()),
         args=spec.overrides.args,
-        env=job_environment(_context(request, spec, job, run_dir), wandb=site.wandb),
+        env=job_environment(_context(request, spec, job, run_dir), wandb=machine.wandb),
         image=_image(spec, job),
         resolved_image=resolved_image(_named_image(spec, job) or "", spec.docker),
         build_request=to_build,
@@ -155,20 +155,20 @@ async def _sketch(request: Request, site: Site, job: Job | None, read_secret: Re
         timeout=spec.timeout if request.queue is None else time_limit(spec.timeout, request.config),
         options=options,
         labels=request.labels,
-        output_limits=site.outputs.within(request.config.outputs),
+        output_limits=machine.outputs.within(request.config.outputs),
         secrets=tuple(held),
-        mask=_mask(site, held),
+        mask=_mask(machine, held),
         file_overrides=spec.overrides.files,
     )
 
 
-def _mask(site: Site, held: Mapping[str, str]) -> Mask:
+def _mask(machine: MachineSettings, held: Mapping[str, str]) -> Mask:
     """Return what hides the secrets that a run is given: those of Secret blocks, by name, and the agent's W&B key."""
     values = [value for name, value in held.items() if value != reference_to(name)]
-    return Mask([*values, site.wandb.api_key.get_secret_value()] if site.wandb.api_key else values)
+    return Mask([*values, machine.wandb.api_key.get_secret_value()] if machine.wandb.api_key else values)
 
 
-async def with_mask(plan: RunPlan, site: Site, read_secret: ReadSecret) -> tuple[RunPlan, list[str]]:
+async def with_mask(plan: RunPlan, machine: MachineSettings, read_secret: ReadSecret) -> tuple[RunPlan, list[str]]:
     """Return a plan that was kept in its run folder with what hides its secrets, which are read again for it.
 
     Of a block that has been changed since the run started, the new value is hidden, and the old one is not known.
@@ -188,7 +188,7 @@ async def with_mask(plan: RunPlan, site: Site, read_secret: ReadSecret) -> tuple
         except Exception as error:  # noqa: BLE001 - a run that goes on is not given up over its log
             log.warning("the secret %s of %s cannot be read: %s", name, plan.item_id, error)
             gone.append(name)
-    return plan.model_copy(update={"mask": _mask(site, held)}), gone
+    return plan.model_copy(update={"mask": _mask(machine, held)}), gone
 
 
 def _image(spec: LaunchSpec, job: Job | None) -> str | None:
@@ -225,7 +225,7 @@ def _with_inputs(spec: LaunchSpec, job: Job | None) -> LaunchSpec:
 
 
 async def _options(
-    request: Request, site: Site, spec: LaunchSpec, image: str | None, read_secret: ReadSecret
+    request: Request, machine: MachineSettings, spec: LaunchSpec, image: str | None, read_secret: ReadSecret
 ) -> dict[str, Any]:
     config = request.config
     submitted = submitted_options(config, spec, request.queue)
@@ -240,7 +240,7 @@ async def _options(
         image_uri=image,
         author=spec.author,
         queue_name=request.queue,
-        named=site.macros,
+        named=machine.macros,
     )
     return merged_options(config, spec, request.queue, macros=macros, secrets=secrets)
 

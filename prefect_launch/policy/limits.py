@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
-from prefect_launch.core.units import in_words, read_duration
+from prefect_launch.core.units import format_duration, parse_duration
 from prefect_launch.errors import LaunchError, QueueError, UnsafeSpecError, unknown_name
 from prefect_launch.policy.template import QueueConfig, placeholders
 from prefect_launch.runners.gpu_option import GPU_VARIABLES
@@ -66,7 +66,7 @@ def read_limits(given: object, resource: str, quantities: Quantities) -> dict[st
 
 def _maximum(option: str, value: Any, quantities: Quantities) -> float:
     try:
-        return (read_duration(value) or 0) if option == TIMEOUT else quantities[option].measure(value)
+        return (parse_duration(value) or 0) if option == TIMEOUT else quantities[option].measure(value)
     except (ValueError, LaunchError) as error:
         raise QueueError(f"The limit {value!r} of {option!r} is no good value: {error}") from None
 
@@ -188,10 +188,11 @@ def time_limit(asked: float | None, config: QueueConfig) -> float | None:
     Raises:
         UnsafeSpecError: when more was asked for.
     """
-    most = read_duration(config.limits.get(TIMEOUT))
+    most = parse_duration(config.limits.get(TIMEOUT))
     if most is not None and asked is not None and asked > most:
         raise UnsafeSpecError(
-            f"The timeout is {in_words(asked)}, and at most {in_words(most)} is allowed on this queue. Ask for less."
+            f"The timeout is {format_duration(asked)}, and at most {format_duration(most)} is allowed on this queue."
+            " Ask for less."
         )
     return most if asked is None else asked
 

@@ -62,7 +62,7 @@ class RunningItem(BaseModel):
         return cls(id=str(item.id), name=item.name[:_NAME_CHARS])
 
 
-class AgentNotice(BaseModel):
+class AgentStatus(BaseModel):
     """How an agent is, in its own words.
 
     Attributes:
@@ -76,7 +76,7 @@ class AgentNotice(BaseModel):
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
         capacity: what it can give at most to one item, as its devices' `Capacity`; `None`: not told.
-        troubles: why it takes no items of a resource, one text each.
+        problems: why it takes no items of a resource, one text each.
         secure_mode: whether it lets a submitter give inputs and nothing else.
     """
 
@@ -92,10 +92,10 @@ class AgentNotice(BaseModel):
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
     capacity: dict[str, Any] | None = None
-    troubles: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     secure_mode: bool = False
 
-    def short(self) -> AgentNotice:
+    def short(self) -> AgentStatus:
         """Return it without what the server would not keep."""
         waits = {item: reason[:_REASON_CHARS] for item, reason in list(self.waits.items())[:_MOST_WAITS]}
         capacity = self.capacity if len(json.dumps(self.capacity)) <= _CAPACITY_CHARS else None
@@ -106,23 +106,23 @@ class AgentNotice(BaseModel):
         return found
 
 
-async def post_notice(server: Server, notice: AgentNotice) -> None:
+async def post_status(server: Server, notice: AgentStatus) -> None:
     """Post how an agent is."""
     shown = clean_json(notice.short().model_dump(mode="json"))  # An error's text may hold anything.
     await server.write_variable(_key("agent", notice.name), shown, tags=[TAG])
 
 
-async def take_notice_down(server: Server, name: str) -> None:
+async def delete_status(server: Server, name: str) -> None:
     """Forget how an agent was."""
     await server.delete_variable(_key("agent", name))
 
 
-async def read_notices(server: Server) -> dict[str, AgentNotice]:
+async def read_statuses(server: Server) -> dict[str, AgentStatus]:
     """Read what agents have posted, by their names; what is no notice is passed over."""
     found = {}
     for value in (await server.list_variables(TAG)).values():
         try:
-            notice = AgentNotice.model_validate(value)
+            notice = AgentStatus.model_validate(value)
         except ValidationError:
             continue
         found[notice.name] = notice
@@ -145,7 +145,7 @@ class DrainOrder(BaseModel):
     ends_shift: bool = False
 
 
-async def order_drain(server: Server, name: str, *, ends_shift: bool = False) -> None:
+async def request_drain(server: Server, name: str, *, ends_shift: bool = False) -> None:
     """Tell an agent to drain; it hears of it at once, or else within its poll interval.
 
     Args:
@@ -157,7 +157,7 @@ async def order_drain(server: Server, name: str, *, ends_shift: bool = False) ->
     await server.write_variable(_key("drain", name), order.model_dump(mode="json"), tags=[DRAIN_TAG])
 
 
-async def take_drain_back(server: Server, name: str) -> bool:
+async def cancel_drain(server: Server, name: str) -> bool:
     """Let an agent take items again; whether it was told to drain."""
     return await server.delete_variable(_key("drain", name))
 
@@ -171,7 +171,7 @@ async def read_drain_order(server: Server, name: str) -> DrainOrder | None:
     return order if order.agent == name else None
 
 
-def drain_order_of(name: str) -> str:
+def drain_variable(name: str) -> str:
     """Return the name of the variable that tells an agent to drain."""
     return _key("drain", name)
 
@@ -225,7 +225,7 @@ class AgentInfo(BaseModel):
         in_work: how many items it has in work.
         waits: why items wait for its devices, by their ids.
         devices: who holds each of its GPUs; an empty text for none.
-        troubles: why it takes no items of a resource, one text each.
+        problems: why it takes no items of a resource, one text each.
         secure_mode: whether it lets a submitter give inputs and nothing else.
         hosts: where agents of this name run now, one for each: more than one is a mistake.
     """
@@ -243,7 +243,7 @@ class AgentInfo(BaseModel):
     in_work: int = 0
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
-    troubles: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     secure_mode: bool = False
 
@@ -266,7 +266,7 @@ async def _activity(session: Session, queue: str) -> QueueActivity:
 
 async def agents(session: Session) -> list[AgentInfo]:
     """List the agents of all queues, by name: those that beat, and those that have left work behind."""
-    notices = await read_notices(session.server)
+    notices = await read_statuses(session.server)
     pools = [pool.name for pool in await session.server.list_pools()]
     workers = await asyncio.gather(*(session.server.list_workers(pool) for pool in pools))
     found: dict[str, list[tuple[str, Worker]]] = {}
@@ -291,17 +291,17 @@ def _hosts(presences: Iterable[Presence]) -> dict[str, tuple[str, ...]]:
 
 async def online_agents(server: Server, queue: str) -> list[AgentInfo]:
     """List the agents that are online for one queue, by name."""
-    workers, notices = await asyncio.gather(server.list_workers(queue), read_notices(server))
+    workers, notices = await asyncio.gather(server.list_workers(queue), read_statuses(server))
     online = sorted((worker for worker in workers if worker.status == _ONLINE), key=lambda worker: worker.name)
     return [_agent(worker.name, [(queue, worker)], notices.get(worker.name)) for worker in online]
 
 
-def _agent(name: str, beats: list[tuple[str, Worker]], notice: AgentNotice | None) -> AgentInfo:
+def _agent(name: str, beats: list[tuple[str, Worker]], notice: AgentStatus | None) -> AgentInfo:
     heard = [worker.last_heartbeat_time for _, worker in beats if worker.last_heartbeat_time]
     online = any(worker.status == _ONLINE for _, worker in beats)
     told = {} if notice is None else notice.model_dump(include=_TOLD)
     if online and notice is not None:
-        told["troubles"] = notice.troubles
+        told["problems"] = notice.problems
     return AgentInfo(
         name=name,
         queues=tuple(sorted(pool for pool, _ in beats)) or (notice.queues if notice else ()),
@@ -323,7 +323,7 @@ async def drain_agent(session: Session, name: str, *, undo: bool = False) -> Age
         LaunchError: when it is offline, or was not told to drain.
     """
     there = {agent.name: agent for agent in await agents(session)}
-    if undo and await take_drain_back(session.server, name):
+    if undo and await cancel_drain(session.server, name):
         return there.get(name) or AgentInfo(name=name, queues=())
     if name not in there:
         raise unknown_name("agent", name, there)
@@ -331,5 +331,5 @@ async def drain_agent(session: Session, name: str, *, undo: bool = False) -> Age
         raise LaunchError(f"The agent {name!r} was not told to drain, or has drained already: nothing to take back.")
     if not there[name].online:
         raise LaunchError(f"The agent {name!r} is offline: it takes no items. Start it, or leave it as it is.")
-    await order_drain(session.server, name)
+    await request_drain(session.server, name)
     return there[name]

@@ -9,8 +9,8 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from prefect_launch.core.output_limits import OutputLimits
-from prefect_launch.core.units import read_duration
-from prefect_launch.core.validation import check_server_json, first_complaint
+from prefect_launch.core.units import parse_duration
+from prefect_launch.core.validation import check_server_json, first_error
 from prefect_launch.errors import QueueError, SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.policy import normalise_options
@@ -108,7 +108,7 @@ def _secrets_of(names: Iterable[str]) -> tuple[str, ...]:
 
 def _duration(name: str, value: float | str | None) -> float | None:
     try:
-        return read_duration(value)
+        return parse_duration(value)
     except SpecError as error:
         raise QueueError(f"A queue's {name}: {error}") from None
 
@@ -133,7 +133,7 @@ def _outputs_of(outputs: Any) -> OutputLimits:
     try:
         return OutputLimits.model_validate({} if outputs is None else outputs)
     except ValidationError as error:
-        first = first_complaint(error)
+        first = first_error(error)
         where = ".".join(("outputs", *(str(part) for part in first["loc"])))
         raise QueueError(
             f"A queue's {where} is not right (value: {first['input']!r}): {first['msg']}. It takes max_bytes, a size"

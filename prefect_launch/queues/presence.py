@@ -57,7 +57,7 @@ async def post_presence(server: Server, presence: Presence) -> None:
     await server.write_variable(_key(presence.holder.instance), presence.model_dump(mode="json"), tags=[TAG])
 
 
-async def take_presence_down(server: Server, instance: str) -> None:
+async def delete_presence(server: Server, instance: str) -> None:
     """Forget a life that holds nothing any more."""
     await server.delete_variable(_key(instance))
 

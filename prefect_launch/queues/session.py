@@ -30,20 +30,20 @@ _NOT_READY: Final = "NOT_READY"
 
 
 @dataclass(frozen=True)
-class KnownQueue:
+class CachedQueue:
     """A queue as it was when it was read.
 
     Attributes:
         pool_id: id of the work pool.
         deployment_id: id of the deployment that its items are made from.
-        obstacle: why nothing would start on it then, in words; an empty text when something would.
+        blocked_reason: why nothing would start on it then, in words; an empty text when something would.
     """
 
     name: str
     pool_id: UUID
     deployment_id: UUID
     config: QueueConfig
-    obstacle: str = ""
+    blocked_reason: str = ""
     read_at: float = field(default_factory=time.monotonic)
 
 
@@ -68,10 +68,10 @@ class Session:
         self.jobs = jobs
         self.read_secret = read_secret
         self.digest_cache = digest_cache
-        self._queues: dict[str, KnownQueue] = {}
+        self._queues: dict[str, CachedQueue] = {}
         self._secure_agents: dict[str, tuple[float, tuple[str, ...]]] = {}
 
-    async def queue(self, name: str) -> KnownQueue:
+    async def queue(self, name: str) -> CachedQueue:
         """Return a queue by its name.
 
         Raises:
@@ -120,21 +120,25 @@ class Session:
             with suppress(QueueError):
                 config = QueueConfig.from_template(pool.name, pool.base_job_template)
                 self._queues[pool.name] = replace(
-                    known, config=config, obstacle=obstacle_of(pool), read_at=time.monotonic()
+                    known, config=config, blocked_reason=blocked_reason_of(pool), read_at=time.monotonic()
                 )
 
-    async def _read_queue(self, name: str) -> KnownQueue:
+    async def _read_queue(self, name: str) -> CachedQueue:
         from prefect_launch.queues.deployment import ensure_deployment
 
         pool = await self.pool(name)
         config = QueueConfig.from_template(name, pool.base_job_template)
         deployment_id = await ensure_deployment(self.server, name, config)
-        return KnownQueue(
-            name=name, pool_id=pool.id, deployment_id=deployment_id, config=config, obstacle=obstacle_of(pool)
+        return CachedQueue(
+            name=name,
+            pool_id=pool.id,
+            deployment_id=deployment_id,
+            config=config,
+            blocked_reason=blocked_reason_of(pool),
         )
 
 
-def obstacle_of(pool: Pool) -> str:
+def blocked_reason_of(pool: Pool) -> str:
     """Say why nothing would start on a queue now, as far as its work pool tells; an empty text when something would.
 
     The moment is told with it: what was read of a queue serves for a while.

@@ -68,7 +68,7 @@ class QueueFacts(BaseModel):
         return sum(work_queue is None or item.work_queue_name == work_queue for item in counted)
 
     @property
-    def taking(self) -> tuple[AgentInfo, ...]:
+    def accepting_agents(self) -> tuple[AgentInfo, ...]:
         """The agents that take items."""
         return tuple(agent for agent in self.agents if agent.state != _DRAINING)
 
@@ -80,14 +80,16 @@ class WaitFacts(BaseModel):
 
     queue: QueueFacts
     item: Item
-    urgent: int = Field(default=0, description="How many of a higher priority wait and are due.")
-    earlier: int = Field(default=0, description="How many of its own priority are due before it.")
+    ahead_by_priority: int = Field(default=0, description="How many of a higher priority wait and are due.")
+    ahead_by_time: int = Field(default=0, description="How many of its own priority are due before it.")
     waiting: int = Field(default=1, description="How many wait in the queue, with it.")
     past: Past | None = None
-    asks: str = Field(default="", description="Which GPUs one asks for that no agent has looked at yet: `2 GPUs`.")
+    requested_gpus: str = Field(
+        default="", description="Which GPUs one asks for that no agent has looked at yet: `2 GPUs`."
+    )
 
 
-class Waiting(BaseModel):
+class WaitReason(BaseModel):
     """Why an item waits.
 
     Attributes:
@@ -120,25 +122,25 @@ class Waiting(BaseModel):
         return f"{self.reason} It is the {self.position} in the queue.{start}"
 
 
-def tell(facts: WaitFacts) -> Waiting:
+def explain_wait(facts: WaitFacts) -> WaitReason:
     """Tell why an item waits."""
     found = next(found for check in _CHECKS if (found := check(facts)) is not None)
     cause, reason = found
     start = _expected_start(facts, cause)
-    return Waiting(
+    return WaitReason(
         cause=cause,
         reason=reason,
-        place=facts.urgent + facts.earlier + 1,
-        waiting=max(facts.waiting, facts.urgent + facts.earlier + 1),
+        place=facts.ahead_by_priority + facts.ahead_by_time + 1,
+        waiting=max(facts.waiting, facts.ahead_by_priority + facts.ahead_by_time + 1),
         expected_start=start,
         basis=facts.past.describe() if start is not None and facts.past and cause is not WaitCause.NOT_DUE else "",
     )
 
 
-_Told = tuple[WaitCause, str]
+_Reason = tuple[WaitCause, str]
 
 
-def _paused(facts: WaitFacts) -> _Told | None:
+def _paused(facts: WaitFacts) -> _Reason | None:
     queue, name = facts.queue, facts.item.work_queue_name
     if queue.is_paused:
         told = f"The queue {queue.queue!r} is paused. 'prefect-launch queue resume {queue.queue}' lets it go on."
@@ -149,7 +151,7 @@ def _paused(facts: WaitFacts) -> _Told | None:
     return WaitCause.PAUSED, told
 
 
-def _not_due(facts: WaitFacts) -> _Told | None:
+def _not_due(facts: WaitFacts) -> _Reason | None:
     due = _due(facts.item)
     if due is None or due <= facts.queue.now:
         return None
@@ -158,12 +160,12 @@ def _not_due(facts: WaitFacts) -> _Told | None:
     return WaitCause.NOT_DUE, f"It is due at {utc_time(due)}."
 
 
-def _no_agent(facts: WaitFacts) -> _Told | None:
+def _no_agent(facts: WaitFacts) -> _Reason | None:
     queue = facts.queue
     starts = f"'prefect-launch agent start -q {queue.queue}' starts one."
     if not queue.agents:
         return WaitCause.NO_AGENT, f"No agent is online for the queue {queue.queue!r}. {starts}"
-    if not queue.taking:
+    if not queue.accepting_agents:
         names = ", ".join(agent.name for agent in queue.agents)
         all_of = f"All agents of the queue {queue.queue!r} are draining ({names}): they take no more items."
         undo = "'prefect-launch agent drain NAME --undo' lets one take items again, and"
@@ -171,12 +173,12 @@ def _no_agent(facts: WaitFacts) -> _Told | None:
     return None
 
 
-def _away(facts: WaitFacts) -> _Told | None:
+def _away(facts: WaitFacts) -> _Reason | None:
     """The agents are there, and what they would run it in is not."""
     mark = f"{facts.queue.resource}: "
     each = {
-        agent.name: next((one.removeprefix(mark) for one in agent.troubles if one.startswith(mark)), "")
-        for agent in facts.queue.taking
+        agent.name: next((one.removeprefix(mark) for one in agent.problems if one.startswith(mark)), "")
+        for agent in facts.queue.accepting_agents
     }
     if not facts.queue.resource or not all(each.values()):
         return None
@@ -184,7 +186,7 @@ def _away(facts: WaitFacts) -> _Told | None:
     return WaitCause.AWAY, f"No agent of the queue {facts.queue.queue!r} can reach what it would run in. {told}"
 
 
-def _limit(facts: WaitFacts) -> _Told | None:
+def _limit(facts: WaitFacts) -> _Reason | None:
     queue, name = facts.queue, facts.item.work_queue_name
     active = queue.counted()
     if queue.limit is not None and active >= queue.limit:
@@ -197,11 +199,11 @@ def _limit(facts: WaitFacts) -> _Told | None:
     return None
 
 
-def _no_devices(facts: WaitFacts) -> _Told | None:
-    taking = facts.queue.taking
-    if facts.asks and all(agent.host and not agent.devices for agent in taking):
+def _no_devices(facts: WaitFacts) -> _Reason | None:
+    taking = facts.queue.accepting_agents
+    if facts.requested_gpus and all(agent.host and not agent.devices for agent in taking):
         whose = f"no agent of the queue {facts.queue.queue!r} has a GPU ({', '.join(agent.name for agent in taking)})"
-        return WaitCause.DEVICES, f"It asks for {facts.asks}, and {whose}."
+        return WaitCause.DEVICES, f"It asks for {facts.requested_gpus}, and {whose}."
     told = {agent.name: agent.waits.get(str(facts.item.id)) or _busy(agent) for agent in taking}
     if not all(told.values()) or not any(str(facts.item.id) in agent.waits for agent in taking):
         return None
@@ -210,8 +212,8 @@ def _no_devices(facts: WaitFacts) -> _Told | None:
     return WaitCause.DEVICES, f"No agent has the devices free that it asks for. {each}{cards and f' Now: {cards}.'}"
 
 
-def _no_slot(facts: WaitFacts) -> _Told | None:
-    taking = facts.queue.taking
+def _no_slot(facts: WaitFacts) -> _Reason | None:
+    taking = facts.queue.accepting_agents
     if not all(_busy(agent) for agent in taking):
         return None
     slots = sum(agent.slots or 0 for agent in taking)
@@ -227,17 +229,22 @@ def _busy(agent: AgentInfo) -> str:
     return f"{agent.in_work} of its {agent.slots} slots are in use."
 
 
-def _turn(facts: WaitFacts) -> _Told:
-    if facts.urgent or facts.earlier:
-        blocked = {f"{agent.name}: {reason}" for agent in facts.queue.taking for reason in agent.waits.values()}
+def _next_in_turn(facts: WaitFacts) -> _Reason:
+    if facts.ahead_by_priority or facts.ahead_by_time:
+        blocked = {
+            f"{agent.name}: {reason}" for agent in facts.queue.accepting_agents for reason in agent.waits.values()
+        }
         first = f" The first of them wait for devices: {' '.join(sorted(blocked))}" if blocked else ""
         return WaitCause.TURN, f"Its turn has not come.{_ahead(facts)}{first}"
-    names = ", ".join(f"{agent.name}: {agent.devices}" if facts.asks else agent.name for agent in facts.queue.taking)
-    what = f" and {facts.asks}" if facts.asks else ""
+    names = ", ".join(
+        f"{agent.name}: {agent.devices}" if facts.requested_gpus else agent.name
+        for agent in facts.queue.accepting_agents
+    )
+    what = f" and {facts.requested_gpus}" if facts.requested_gpus else ""
     return WaitCause.TURN, f"It is the next: an agent with a free slot{what} takes it within seconds ({names})."
 
 
-_CHECKS: Final[tuple[Callable[[WaitFacts], _Told | None], ...]] = (
+_CHECKS: Final[tuple[Callable[[WaitFacts], _Reason | None], ...]] = (
     _paused,
     _not_due,
     _no_agent,
@@ -245,14 +252,16 @@ _CHECKS: Final[tuple[Callable[[WaitFacts], _Told | None], ...]] = (
     _limit,
     _no_devices,
     _no_slot,
-    _turn,
+    _next_in_turn,
 )
 
 
 def _ahead(facts: WaitFacts) -> str:
     """Say who comes first, such as ` It is behind 3 of higher priority and 5 earlier ones.`"""
-    urgent = f"{facts.urgent} of higher priority" if facts.urgent else ""
-    earlier = f"{facts.earlier} earlier one{'' if facts.earlier == 1 else 's'}" if facts.earlier else ""
+    urgent = f"{facts.ahead_by_priority} of higher priority" if facts.ahead_by_priority else ""
+    earlier = (
+        f"{facts.ahead_by_time} earlier one{'' if facts.ahead_by_time == 1 else 's'}" if facts.ahead_by_time else ""
+    )
     told = " and ".join(part for part in (urgent, earlier) if part)
     return f" It is behind {told}." if told else ""
 
@@ -265,21 +274,23 @@ def _expected_start(facts: WaitFacts, cause: WaitCause) -> datetime | None:
         return None
     typical = facts.past.typical_seconds
     running = [_seconds_in_work(item, queue.now) for item in queue.in_work]
-    elsewhere = sum(agent.in_work for agent in queue.taking) - len(running)
+    elsewhere = sum(agent.in_work for agent in queue.accepting_agents) - len(running)
     if cause is WaitCause.DEVICES:
-        if facts.asks or (not running and elsewhere <= 0):
+        if facts.requested_gpus or (not running and elsewhere <= 0):
             return None  # What is in the way is nothing of ours, or it can never fit.
         slots: int | None = len(running) + max(0, elsewhere)  # No more fits beside what runs.
     else:
         slots = _slots(facts)
     running += [typical / 2] * elsewhere  # Their agents work for other queues too.
-    wait = seconds_until_start(ahead=facts.urgent + facts.earlier, running=running, slots=slots, typical=typical)
+    wait = seconds_until_start(
+        ahead=facts.ahead_by_priority + facts.ahead_by_time, running=running, slots=slots, typical=typical
+    )
     return queue.now + timedelta(seconds=wait)
 
 
 def _slots(facts: WaitFacts) -> int | None:
     """Return how many run at a time: what the agents can, inside the limits."""
-    taking = facts.queue.taking
+    taking = facts.queue.accepting_agents
     limits = [facts.queue.limit, facts.queue.limit_of(facts.item.work_queue_name)]
     if all(agent.slots is not None for agent in taking):
         limits.append(sum(agent.slots or 0 for agent in taking))
@@ -352,24 +363,26 @@ PAST_RUNS: Final = 20
 _PAGE: Final = 200
 
 
-async def why_waiting(session: Session, item: Item) -> Waiting | None:
+async def why_waiting(session: Session, item: Item) -> WaitReason | None:
     """Tell why an item waits; `None` when it does not, or its queue is gone."""
     if item.state_type is not StateType.SCHEDULED or item.work_pool_name is None:
         return None
     queue, past = await asyncio.gather(
         read_queue_facts(session.server, item.work_pool_name), read_past(session.server, item.work_pool_name, item.tags)
     )
-    return None if queue is None else tell(await _read_place(session.server, queue, item, past))
+    return None if queue is None else explain_wait(await _read_place(session.server, queue, item, past))
 
 
-async def why_would_wait(session: Session, queue_name: str, item: Item, *, asks: str = "") -> Waiting | None:
+async def why_would_wait(
+    session: Session, queue_name: str, item: Item, *, requested_gpus: str = ""
+) -> WaitReason | None:
     """Tell why an item that is not queued yet would wait; `None` when the queue is not there.
 
     Args:
         session: an open connection.
         queue_name: the queue.
         item: as it would be queued.
-        asks: which GPUs it asks for, in words; an empty text for none.
+        requested_gpus: which GPUs it asks for, in words; an empty text for none.
     """
     queue, past = await asyncio.gather(
         read_queue_facts(session.server, queue_name), read_past(session.server, queue_name, item.tags)
@@ -377,7 +390,7 @@ async def why_would_wait(session: Session, queue_name: str, item: Item, *, asks:
     if queue is None:
         return None
     facts = await _read_place(session.server, queue, item, past, is_there=False)
-    return tell(facts.model_copy(update={"asks": asks}))
+    return explain_wait(facts.model_copy(update={"requested_gpus": requested_gpus}))
 
 
 async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:
@@ -437,8 +450,8 @@ async def _read_place(
     return WaitFacts(
         queue=queue,
         item=item,
-        urgent=sum(urgent),
-        earlier=max(0, own - is_there),
+        ahead_by_priority=sum(urgent),
+        ahead_by_time=max(0, own - is_there),
         waiting=max(1, in_all + (not is_there)),
         past=past,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_launch.core.units import in_words
+from prefect_launch.core.units import format_duration
 from prefect_launch.errors import SpecError
 from prefect_launch.server.pools import POOL_TYPE
 
@@ -34,8 +34,8 @@ def check_patience(seconds: float) -> float:
     """
     if seconds < LEAST_SECONDS:
         raise SpecError(
-            f"The watchdog's time is {in_words(seconds)}; it must be {in_words(LEAST_SECONDS)} or more, so that an"
-            " agent that is restarted can take its items up again."
+            f"The watchdog's time is {format_duration(seconds)}; it must be {format_duration(LEAST_SECONDS)} or more,"
+            " so that an agent that is restarted can take its items up again."
         )
     return seconds
 
@@ -101,10 +101,10 @@ def _automation(seconds: float) -> AutomationCore:
         threshold=1,
         within=timedelta(seconds=seconds),
     )
-    told = f"[run] Its agent was not heard of for {in_words(seconds)}, says the watchdog."
+    told = f"[run] Its agent was not heard of for {format_duration(seconds)}, says the watchdog."
     return AutomationCore(
         name=NAME,
-        description=f"Ends an item as Crashed when its agent was not heard of for {in_words(seconds)}.",
+        description=f"Ends an item as Crashed when its agent was not heard of for {format_duration(seconds)}.",
         trigger=trigger,
         actions=[ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message=told)],
     )

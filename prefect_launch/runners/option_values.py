@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final, TypeVar
 
-from prefect_launch.core.units import MAX_INTEGER, size, text
+from prefect_launch.core.units import MAX_INTEGER, as_text, parse_size
 from prefect_launch.runners.gpu_option import read_gpus
 
 Value = TypeVar("Value")
@@ -43,7 +43,7 @@ def of_form(pattern: str, rule: str, *, max_chars: int = 255) -> Callable[[objec
     form = re.compile(pattern, re.ASCII)
 
     def read(value: object) -> str:
-        found = text(value)
+        found = as_text(value)
         if len(found) > max_chars or not form.fullmatch(found):
             raise ValueError(rule)
         return found
@@ -116,7 +116,7 @@ def cpu_list(value: object) -> str:
 
 def path(value: object) -> str:
     """A path in the container, as a text of one line that does not lead upwards."""
-    found = text(value)
+    found = as_text(value)
     if not found.isprintable() or len(found) > _MAX_PATH_CHARS or ".." in found.split("/"):
         raise ValueError("it must be a path of one line, without '..' in it")
     return found
@@ -144,33 +144,33 @@ def texts(value: object) -> list[str]:
     values = list(value) if isinstance(value, (list, tuple)) else [value]
     if not values:
         raise ValueError("the list must not be empty")
-    return [text(one) for one in values]
+    return [as_text(one) for one in values]
 
 
 def words(value: object) -> list[str]:
     """A command: a text, split as a shell splits it, or a list of texts."""
     if isinstance(value, (list, tuple)):
-        return ["" if one == "" else text(one) for one in value]
-    return shlex.split(text(value))
+        return ["" if one == "" else as_text(one) for one in value]
+    return shlex.split(as_text(value))
 
 
 def memory(value: object) -> int:
-    """As `size`: 0 for no limit, or at least 6 MiB, the engine's own least."""
-    found = size(value)
+    """As `parse_size`: 0 for no limit, or at least 6 MiB, the engine's own least."""
+    found = parse_size(value)
     if 0 < found < _MIN_MEMORY_BYTES:
         raise ValueError("it must be at least 6m, the engine's own least")
     return found
 
 
 def size_or_unlimited(value: object) -> int:
-    """As `size`, and -1 for no limit."""
-    return -1 if text(value).strip() == "-1" else size(value)
+    """As `parse_size`, and -1 for no limit."""
+    return -1 if as_text(value).strip() == "-1" else parse_size(value)
 
 
 def nano_cpus(value: object) -> int:
     """A number of CPUs, such as 0.5, in billionths."""
     try:
-        cpus = float(text(value))
+        cpus = float(as_text(value))
     except ValueError:
         raise ValueError("it must be a number of CPUs, such as 1.5") from None
     if not 0 < cpus < 10_000:
@@ -208,7 +208,7 @@ def ulimits(value: object) -> list[dict[str, Any]]:
 def pairs(value: object) -> dict[str, str]:
     """A mapping, or a list of "KEY=VALUE" or "KEY"."""
     if isinstance(value, Mapping):
-        return {text(key): text(one) for key, one in value.items()}
+        return {as_text(key): as_text(one) for key, one in value.items()}
     split = (one.partition("=") for one in texts(value))
     return {key: one for key, _, one in split}
 
@@ -397,5 +397,5 @@ CONTAINER_QUANTITIES: Final = {
 PROCESS_QUANTITIES: Final = {
     "cpus": Quantity(nano_cpus),
     "gpus": Quantity(gpus),
-    "memory": Quantity(size),
+    "memory": Quantity(parse_size),
 }

@@ -18,10 +18,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from prefect_launch.builds.settings import BuilderSettings
-from prefect_launch.core import units as sizes
 from prefect_launch.core.names import ENTITY_VARIABLES, check_name, safe_name
-from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_defaults
-from prefect_launch.core.validation import first_complaint
+from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, OutputLimits, with_default_limits
+from prefect_launch.core.units import parse_size
+from prefect_launch.core.validation import first_error
 from prefect_launch.errors import AgentConfigError, unknown_name
 from prefect_launch.policy.template import check_named_macros
 from prefect_launch.registries.base import parse_reference
@@ -43,7 +43,7 @@ class WandbServer(BaseModel):
     api_key: SecretStr | None = None
 
 
-class Site(BaseModel):
+class MachineSettings(BaseModel):
     """What the machine's operator decides about the runs that are made on it."""
 
     model_config = ConfigDict(frozen=True)
@@ -103,7 +103,7 @@ def read_amount_setting(name: str, value: Any) -> str | float:
     if isinstance(value, str) and value.strip().lower() in (AUTO, NONE):
         return value.strip().lower()
     try:
-        return sizes.size(value) if name == "memory" else values.nano_cpus(value) / 1e9
+        return parse_size(value) if name == "memory" else values.nano_cpus(value) / 1e9
     except ValueError as error:
         raise AgentConfigError(
             f"The agent's {name!r} must be auto, none or an amount; got {value!r}: {error}."
@@ -119,7 +119,7 @@ def read_limit_setting(name: str, value: Any) -> int | None:
     if value is None or (isinstance(value, str) and value.strip().lower() == NONE):
         return None
     try:
-        return sizes.size(value)
+        return parse_size(value)
     except ValueError as error:
         raise AgentConfigError(f"The agent's {name!r} must be none or a size; got {value!r}: {error}.") from None
 
@@ -263,7 +263,7 @@ class AgentConfig(BaseModel):
     @field_validator("outputs", mode="before")
     @classmethod
     def _read_outputs(cls, value: Any) -> Any:
-        return with_defaults(value)
+        return with_default_limits(value)
 
     @field_validator("macros")
     @classmethod
@@ -285,9 +285,9 @@ class AgentConfig(BaseModel):
         return Keychain({**self.registries, host: known.model_copy(update={"credentials": self.builder.credentials})})
 
     @property
-    def site(self) -> Site:
+    def machine(self) -> MachineSettings:
         """What the planning of runs needs of it."""
-        return Site(
+        return MachineSettings(
             home=self.home,
             secure_mode=self.secure_mode,
             macros=self.macros,
@@ -306,7 +306,7 @@ def parse_agent_config(data: Mapping[str, Any]) -> AgentConfig:
     try:
         return AgentConfig.model_validate(data)
     except ValidationError as error:
-        first = first_complaint(error)
+        first = first_error(error)
         where = ".".join(str(part) for part in first["loc"])
         raise AgentConfigError(
             f"Agent config error in field {where} (value: {first['input']!r}): {first['msg']}."

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefect_launch.core.units import read_duration
+from prefect_launch.core.units import parse_duration
 from prefect_launch.errors import AgentConfigError, SpecError
 from prefect_launch.sources.remote import split_remote
 
@@ -64,7 +64,7 @@ class GitSettings(BaseModel):
     @classmethod
     def _read_timeout(cls, value: Any) -> Any:
         try:
-            return read_duration(value) if isinstance(value, str) else value
+            return parse_duration(value) if isinstance(value, str) else value
         except SpecError as error:
             raise ValueError(str(error)) from None
 

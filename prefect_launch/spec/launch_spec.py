@@ -14,7 +14,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.core.names import check_name
 from prefect_launch.core.units import TimeLimit
-from prefect_launch.core.validation import first_complaint
+from prefect_launch.core.validation import first_error
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.spec.build_options import check_builder, check_inside
 from prefect_launch.spec.job_naming import check_runtime
@@ -287,7 +287,7 @@ def _fields(kind: type) -> Collection[str]:
 
 
 def _readable(error: ValidationError) -> LaunchError:
-    first = first_complaint(error)
+    first = first_error(error)
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         models: dict[str, type[BaseModel]] = {

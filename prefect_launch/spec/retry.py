@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from prefect_launch.core.validation import first_complaint
+from prefect_launch.core.validation import first_error
 from prefect_launch.errors import SpecError, unknown_name
 
 #: The longest pause before an attempt: a backoff must not put an item off for days.
@@ -106,7 +106,7 @@ def parse_retries(value: Any, what: str = "retries") -> Retries:
     try:
         return Retries.model_validate(value)
     except ValidationError as error:
-        first = first_complaint(error)
+        first = first_error(error)
         where = "".join(f".{part}" for part in first["loc"])
         raise SpecError(
             f"Invalid {what}{where} {first['input']!r}: {first['msg']}. Give a whole number from 0 to {_MAX_RETRIES},"

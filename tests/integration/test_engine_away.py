@@ -36,21 +36,21 @@ def site(prefect_server: PrefectServerProcess, way: Relay, tmp_path: Path, uniqu
     return Site(prefect_server.api_url, tmp_path, unique, resource="local-container")
 
 
-def troubles(site: Site) -> list[str]:
-    return [trouble for agent in site.api.agents() if site.name in agent.name for trouble in agent.troubles]
+def problems(site: Site) -> list[str]:
+    return [trouble for agent in site.api.agents() if site.name in agent.name for trouble in agent.problems]
 
 
 def test_items_wait_for_an_engine_that_is_away_when_the_agent_starts(site: Site, way: Relay, shell_image: str) -> None:
     way.cut()
     (run,) = site.add(container(shell_image, "echo here"))
     with running(site.agent(poll_seconds=0.2)):
-        (trouble,) = until(lambda: troubles(site))
+        (trouble,) = until(lambda: problems(site))
         assert trouble.startswith("local-container: ")
         assert site.states(run) == ["Queued"]
         way.mend()
         until(lambda: run.item.state_type is StateType.COMPLETED)
         assert site.states(run) == ["Queued", "Pending", "Running", "Completed"]
-        until(lambda: not troubles(site))
+        until(lambda: not problems(site))
     assert site.log(run) == "here"
 
 
@@ -63,7 +63,7 @@ def test_container_goes_on_while_the_engine_is_away_and_no_other_is_claimed(
         until(lambda: "line 3" in site.log(first))
         way.cut()
         (second,) = site.add(container(shell_image, "echo second"))
-        until(lambda: troubles(site))
+        until(lambda: problems(site))
         assert "Crashed" not in site.states(second)
         way.mend()
         until(lambda: first.item.state_type is StateType.COMPLETED)

@@ -14,7 +14,7 @@ import pytest
 
 from prefect_launch import launch_add
 from prefect_launch.client.api import use_api
-from prefect_launch.queues.agent_status import order_drain, read_notices, take_drain_back
+from prefect_launch.queues.agent_status import cancel_drain, read_statuses, request_drain
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
 from tests.support.relay import relay_to
@@ -94,12 +94,12 @@ def test_all_that_users_and_agents_ask_gets_through_between_the_locks_of_another
             cancelled = add_one(far)
             assert cancelled.cancel() == "Cancelled"
             runs = [add_one(far), *far.add(*[{}] * 3)]
-            far.api.call(lambda session: order_drain(session.server, "somebody"))
+            far.api.call(lambda session: request_drain(session.server, "somebody"))
             with running(far.agent(poll_seconds=1, max_jobs=2)):
-                until(lambda: far.api.call(lambda session: read_notices(session.server)), 60)
+                until(lambda: far.api.call(lambda session: read_statuses(session.server)), 60)
                 for run in runs:
                     run.wait_until_finished(timeout=120)
-            assert far.api.call(lambda session: take_drain_back(session.server, "somebody"))
+            assert far.api.call(lambda session: cancel_drain(session.server, "somebody"))
     assert relay.refused, "the server was never too busy: this tests nothing"
     for run in runs:
         states = [state for state in site.states(run) if state != "Building"]

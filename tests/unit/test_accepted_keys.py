@@ -22,7 +22,7 @@ from prefect_launch.errors import LaunchError, SpecError
 from prefect_launch.planning.plan import Request, local_config, preview_plan
 from prefect_launch.planning.unread_fields import refuse_unread_at_queue
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.settings.agent_config import AgentConfig, Site
+from prefect_launch.settings.agent_config import AgentConfig, MachineSettings
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.testing import InMemoryApi
 
@@ -114,7 +114,7 @@ def effect(api: InMemoryApi, data: dict[str, Any], queue: str) -> Any:
         draft = checked.draft
         full = parse_spec({**draft.parameters, "template_variables": draft.job_variables})
         request = Request(spec=full, item_id=ITEM, queue=queue, config=checked.queue.config)
-        plan = await preview_plan(request, Site(home=Path("home")), checked.job)
+        plan = await preview_plan(request, MachineSettings(home=Path("home")), checked.job)
         return draft.name, draft.tags, draft.labels, draft.work_queue_name, plan.model_dump(mode="json")
 
     try:
@@ -178,7 +178,7 @@ def test_what_only_a_queue_reads_is_refused_of_a_run_here_and_now(
     job = job_api.call(lambda session: session.jobs.resolve("train"))
     request = Request(spec=spec, item_id=ITEM, config=local_config("local-process"))
     with pytest.raises(SpecError, match=words):
-        asyncio.run(preview_plan(request, Site(home=Path("home")), job))
+        asyncio.run(preview_plan(request, MachineSettings(home=Path("home")), job))
 
 
 def test_project_queue_is_what_was_given(job_api: InMemoryApi) -> None:

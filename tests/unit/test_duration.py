@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.core.units import in_words, read_duration
+from prefect_launch.core.units import format_duration, parse_duration
 from prefect_launch.errors import SpecError
 from prefect_launch.spec.launch_spec import parse_spec
 
@@ -19,12 +19,12 @@ from prefect_launch.spec.launch_spec import parse_spec
     ],
 )
 def test_duration_is_read_in_every_usual_spelling(written: Any, seconds: float) -> None:
-    assert read_duration(written) == seconds
+    assert parse_duration(written) == seconds
 
 
 @pytest.mark.parametrize("written", [None, ""])
 def test_no_duration_is_no_limit(written: Any) -> None:
-    assert read_duration(written) is None
+    assert parse_duration(written) is None
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_no_duration_is_no_limit(written: Any) -> None:
 )
 def test_what_is_no_duration_is_refused_with_the_ways_to_write_one(written: Any) -> None:
     with pytest.raises(SpecError, match=r"Invalid duration .* '1h30m'"):
-        read_duration(written)
+        parse_duration(written)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_what_is_no_duration_is_refused_with_the_ways_to_write_one(written: Any)
     [(0.5, "0.5 s"), (2, "2 s"), (60, "1 min"), (90, "1 min 30 s"), (5400, "1 h 30 min"), (172_800, "2 d")],
 )
 def test_duration_is_told_exactly(seconds: float, words: str) -> None:
-    assert in_words(seconds) == words
+    assert format_duration(seconds) == words
 
 
 def test_spec_keeps_its_time_limit_in_seconds() -> None:

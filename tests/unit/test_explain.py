@@ -15,7 +15,7 @@ from prefect_launch.client.build_first import image_job
 from prefect_launch.client.explain import Explanation
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InputError, LaunchError, NotFoundError, SpecError, UnsafeSpecError
-from prefect_launch.queues.agent_status import AgentNotice, post_notice
+from prefect_launch.queues.agent_status import AgentStatus, post_status
 from prefect_launch.server.values import State
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import inputs, items
@@ -259,8 +259,8 @@ def test_explanation_is_what_is_queued_then(job_api: InMemoryApi) -> None:
 
 async def test_gpus_that_no_agent_has_are_told_before_anything_waits_for_them(job_api: InMemoryApi) -> None:
     async def told(devices: str) -> str:
-        notice = AgentNotice(name="box", host="h", queues=("gpu",), slots=2, state="polling", devices=devices)
-        await post_notice(job_api.server, notice)
+        notice = AgentStatus(name="box", host="h", queues=("gpu",), slots=2, state="polling", devices=devices)
+        await post_status(job_api.server, notice)
         found = await aexplain_launch(docker_image="box", queue_name="gpu", template_variables={"gpus": 2})
         return found.waiting.reason if found.waiting else ""
 

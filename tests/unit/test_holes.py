@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.core.filesystem import CopyStoppedError, HolesWriter, copy_file, copy_tree, data_bytes, held_bytes
+from prefect_launch.core.filesystem import (
+    CopyStoppedError,
+    HolesWriter,
+    allocated_bytes,
+    copy_file,
+    copy_tree,
+    data_bytes,
+)
 
 MEBIBYTE = 1024 * 1024
 
@@ -30,10 +37,10 @@ def test_copy_of_a_sparse_file_has_its_bytes_size_mode_and_holes(tmp_path: Path)
 
     made = (tmp_path / "copy").stat()
     assert (made.st_size, made.st_mode) == (3 * 1024 * MEBIBYTE, source.stat().st_mode)
-    assert held_bytes(made) == held_bytes(source.stat()) < MEBIBYTE
+    assert allocated_bytes(made) == allocated_bytes(source.stat()) < MEBIBYTE
     with (tmp_path / "copy").open("rb") as file:
         assert os.pread(file.fileno(), 8, 100 * MEBIBYTE - 1) == b"\0middle\0"
-        assert data_bytes(file.fileno(), 0, made.st_size) == held_bytes(made)
+        assert data_bytes(file.fileno(), 0, made.st_size) == allocated_bytes(made)
         assert data_bytes(file.fileno(), 200 * MEBIBYTE, made.st_size) == 0
 
 
@@ -87,4 +94,4 @@ def test_zeros_that_are_written_become_holes_and_read_as_zeros(tmp_path: Path) -
         assert file.finish() == sum(map(len, pieces))
 
     assert (tmp_path / "made").read_bytes() == b"".join(pieces)
-    assert held_bytes((tmp_path / "made").stat()) < 2 * MEBIBYTE
+    assert allocated_bytes((tmp_path / "made").stat()) < 2 * MEBIBYTE

@@ -14,7 +14,7 @@ from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import Request, local_config, preview_plan
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.settings.agent_config import Site
+from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.spec.launch_spec import parse_spec
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import items
@@ -39,7 +39,7 @@ def plan(config: QueueConfig, *, queue: str | None = "q", **asked: Any) -> RunPl
     if "resource_args" in asked:
         asked["resource_args"] = {config.resource: asked["resource_args"]}
     request = Request(spec=parse_spec({**IMAGE, **asked}), item_id="i1", queue=queue, config=config)
-    return asyncio.run(preview_plan(request, Site(home=Path("/h")), None))
+    return asyncio.run(preview_plan(request, MachineSettings(home=Path("/h")), None))
 
 
 def options(config: QueueConfig, **asked: Any) -> dict[str, Any]:

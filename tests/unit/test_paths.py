@@ -12,7 +12,7 @@ from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import Request, preview_plan
 from prefect_launch.policy import check_path_values
 from prefect_launch.policy.template import QueueConfig, check_variables, macro_values
-from prefect_launch.settings.agent_config import Site
+from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.spec.launch_spec import parse_spec
 from tests.support.queue_config import make_config
 
@@ -175,5 +175,5 @@ async def test_agent_refuses_the_same_value_as_the_queue(tmp_path: Path) -> None
     spec = parse_spec({"docker": {"docker_image": "b"}, "template_variables": {"team": "../x"}})
     request = Request(spec=spec, item_id="i1", queue="q", config=queue())
     with pytest.raises(UnsafeSpecError, match=r"Template variable 'team' cannot be '\.\./x'"):
-        await preview_plan(request, Site(home=tmp_path), None)
+        await preview_plan(request, MachineSettings(home=tmp_path), None)
     assert list(tmp_path.iterdir()) == []

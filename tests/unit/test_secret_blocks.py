@@ -19,7 +19,7 @@ from prefect_launch.queues.session import Session
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.secrets import fill_secrets, reference_to, secret_names
 from prefect_launch.server.values import ItemDraft
-from prefect_launch.settings.agent_config import Site
+from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.spec.launch_spec import parse_spec
 from prefect_launch.testing import InMemoryApi
 from tests.support.enqueueing import inputs, items
@@ -156,7 +156,7 @@ def planned(api: InMemoryApi, tmp_path: Any, config: QueueConfig, *, queue: str 
     request = Request(spec=parse_spec({"job": "train", **spec}), item_id=str(UUID(int=7)), queue=queue, config=config)
 
     async def plan(session: Session) -> RunPlan:
-        return await make_plan(request, Site(home=tmp_path), session.jobs, session.read_secret)
+        return await make_plan(request, MachineSettings(home=tmp_path), session.jobs, session.read_secret)
 
     return api.call(plan)
 

@@ -10,8 +10,8 @@ import pytest
 
 from prefect_launch import alaunch_add
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.queues.agent_status import AgentInfo, AgentNotice, post_notice
-from prefect_launch.queues.wait_reason import Past, QueueFacts, WaitCause, WaitFacts, Waiting, tell
+from prefect_launch.queues.agent_status import AgentInfo, AgentStatus, post_status
+from prefect_launch.queues.wait_reason import Past, QueueFacts, WaitCause, WaitFacts, WaitReason, explain_wait
 from prefect_launch.server.values import Item, PriorityQueue, State
 from prefect_launch.testing import InMemoryApi
 
@@ -28,14 +28,25 @@ def at_work(seconds: float, queue: str = "default") -> Item:
     return Item(id=uuid4(), name="other", state=state, state_type=StateType.RUNNING, work_queue_name=queue)
 
 
-def why(item: Item = ITEM, *, urgent: int = 0, earlier: int = 0, past: Past | None = None, **queue: Any) -> Waiting:
+def why(
+    item: Item = ITEM, *, ahead_by_priority: int = 0, ahead_by_time: int = 0, past: Past | None = None, **queue: Any
+) -> WaitReason:
     facts = QueueFacts(queue="gpu", now=NOW, **{"agents": (agent(),), **queue})
-    waiting = urgent + earlier + 1
-    return tell(WaitFacts(queue=facts, item=item, urgent=urgent, earlier=earlier, waiting=waiting, past=past))
+    waiting = ahead_by_priority + ahead_by_time + 1
+    return explain_wait(
+        WaitFacts(
+            queue=facts,
+            item=item,
+            ahead_by_priority=ahead_by_priority,
+            ahead_by_time=ahead_by_time,
+            waiting=waiting,
+            past=past,
+        )
+    )
 
 
 def test_paused_queue_is_the_reason_before_any_other() -> None:
-    told = why(is_paused=True, agents=(), limit=1, in_work=(at_work(1),), earlier=2)
+    told = why(is_paused=True, agents=(), limit=1, in_work=(at_work(1),), ahead_by_time=2)
     assert told.cause is WaitCause.PAUSED
     assert told.reason == "The queue 'gpu' is paused. 'prefect-launch queue resume gpu' lets it go on."
     assert (told.position, told.waiting) == ("3rd of 3", 3)
@@ -47,7 +58,7 @@ def test_paused_priority_is_told_by_its_work_queue() -> None:
 
 
 def test_engine_that_no_agent_can_reach_is_the_reason() -> None:
-    away = agent(troubles=("local-container: The Docker Engine does not answer.",))
+    away = agent(problems=("local-container: The Docker Engine does not answer.",))
     told = why(agents=(away,), resource="local-container")
     assert (told.cause, "box: The Docker Engine does not answer." in told.reason) == (WaitCause.AWAY, True)
     assert why(agents=(away,), resource="local-process").cause is not WaitCause.AWAY
@@ -77,7 +88,7 @@ def test_queue_whose_agents_all_drain_says_so() -> None:
 
 
 def test_limit_of_the_queue_and_of_its_priority_are_told_apart() -> None:
-    told = why(limit=2, in_work=(at_work(1), at_work(2)), urgent=1)
+    told = why(limit=2, in_work=(at_work(1), at_work(2)), ahead_by_priority=1)
     assert (told.cause, told.place) == (WaitCause.LIMIT, 2)
     assert told.reason == "The queue's limit is reached: 2 of 2 in work. It is behind 1 of higher priority."
     queues = (PriorityQueue(id=uuid4(), name="default", concurrency_limit=1),)
@@ -90,7 +101,7 @@ def test_limit_of_the_queue_and_of_its_priority_are_told_apart() -> None:
 def test_item_behind_others_that_wait_for_devices_says_what_those_wait_for() -> None:
     reason = "It asks for 3 GPUs, and this agent has GPU 0."
     box = agent(slots=4, waits={str(uuid4()): reason, str(uuid4()): reason})
-    told = why(agents=(box,), earlier=5000).reason
+    told = why(agents=(box,), ahead_by_time=5000).reason
     assert told == (
         f"Its turn has not come. It is behind 5000 earlier ones. The first of them wait for devices: box: {reason}"
     )
@@ -109,9 +120,9 @@ def test_item_without_free_devices_says_what_each_agent_has() -> None:
 
 
 def test_item_that_no_agent_has_looked_at_yet_says_which_gpus_it_asks_for() -> None:
-    def told(asks: str, *agents: AgentInfo) -> Waiting:
+    def told(requested_gpus: str, *agents: AgentInfo) -> WaitReason:
         queue = QueueFacts(queue="gpu", now=NOW, agents=agents)
-        return tell(WaitFacts(queue=queue, item=ITEM, asks=asks, past=Past(seconds=(1.0,))))
+        return explain_wait(WaitFacts(queue=queue, item=ITEM, requested_gpus=requested_gpus, past=Past(seconds=(1.0,))))
 
     bare, rich = agent("bare", host="a"), agent("rich", host="b", devices="GPU 0 of 1a2b3c4d; GPU 1 free")
     assert told("2 GPUs", bare).cause is WaitCause.DEVICES
@@ -126,13 +137,13 @@ def test_item_that_no_agent_has_looked_at_yet_says_which_gpus_it_asks_for() -> N
 
 
 def test_busy_slots_and_who_comes_first_are_told() -> None:
-    told = why(agents=(agent("a", in_work=1), agent("b", slots=2, in_work=2)), urgent=3, earlier=1)
+    told = why(agents=(agent("a", in_work=1), agent("b", slots=2, in_work=2)), ahead_by_priority=3, ahead_by_time=1)
     assert told.cause is WaitCause.TURN
     assert told.reason == (
         "All 3 slots of the queue's agents are busy (a 1 of 1, b 2 of 2)."
         " It is behind 3 of higher priority and 1 earlier one."
     )
-    assert why(earlier=5).reason == "Its turn has not come. It is behind 5 earlier ones."
+    assert why(ahead_by_time=5).reason == "Its turn has not come. It is behind 5 earlier ones."
     assert why().reason == "It is the next: an agent with a free slot takes it within seconds (box)."
 
 
@@ -140,10 +151,10 @@ def test_busy_slots_and_who_comes_first_are_told() -> None:
     ("facts", "seconds"),
     [
         ({"agents": (agent(in_work=1),), "in_work": (at_work(40),)}, 60),
-        ({"agents": (agent(in_work=1),), "in_work": (at_work(40),), "earlier": 1}, 160),
+        ({"agents": (agent(in_work=1),), "in_work": (at_work(40),), "ahead_by_time": 1}, 160),
         ({"agents": (agent(slots=8, in_work=1),), "limit": 1, "in_work": (at_work(40),)}, 60),
         ({"agents": (agent(in_work=1),)}, 50),  # at work for another queue
-        ({"agents": (agent(slots=None, in_work=3),), "in_work": (at_work(40),) * 3, "earlier": 9}, 0),
+        ({"agents": (agent(slots=None, in_work=3),), "in_work": (at_work(40),) * 3, "ahead_by_time": 9}, 0),
         ({"agents": (agent(slots=8, in_work=1, waits={str(ITEM.id): "…"}),), "in_work": (at_work(40),)}, 60),
     ],
 )
@@ -167,7 +178,9 @@ def test_no_start_is_expected_where_somebody_must_act_first(facts: dict[str, Any
 
 
 def test_whole_text_has_the_reason_the_place_and_the_start() -> None:
-    told = why(agents=(agent(in_work=1),), in_work=(at_work(40),), past=Past(seconds=(100.0,), job="train"), earlier=11)
+    told = why(
+        agents=(agent(in_work=1),), in_work=(at_work(40),), past=Past(seconds=(100.0,), job="train"), ahead_by_time=11
+    )
     assert str(told) == (
         "The one slot of the queue's agent is busy (box 1 of 1). It is behind 11 earlier ones."
         " It is the 12th of 12 in the queue."
@@ -179,7 +192,7 @@ def test_whole_text_has_the_reason_the_place_and_the_start() -> None:
     ("place", "word"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (11, "11th"), (112, "112th"), (21, "21st")]
 )
 def test_places_are_told_as_ordinal_numbers(place: int, word: str) -> None:
-    assert why(earlier=place - 1).position == f"{word} of {place}"
+    assert why(ahead_by_time=place - 1).position == f"{word} of {place}"
 
 
 async def test_handle_of_an_item_tells_its_place_among_priorities_and_earlier_ones(job_api: InMemoryApi) -> None:
@@ -197,8 +210,8 @@ async def test_handle_of_an_item_tells_its_place_among_priorities_and_earlier_on
     assert told[low.id].cause is WaitCause.NO_AGENT
     assert told[low.id].reason.startswith("No agent is online")
     await job_api.server.beat_worker("gpu", "box", 15)
-    await post_notice(
-        job_api.server, AgentNotice(name="box", host="h", queues=("gpu",), slots=2, state="running", in_work=2)
+    await post_status(
+        job_api.server, AgentStatus(name="box", host="h", queues=("gpu",), slots=2, state="running", in_work=2)
     )
     told_low = await low.awhy_waiting()
     assert told_low.reason == (

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_launch.core import units as sizes
+from prefect_launch.core.units import parse_size
 from prefect_launch.errors import SpecError
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.gpu_option import GpuRequest, read_gpus
@@ -57,7 +57,7 @@ def read_device_request(options: Mapping[str, Any]) -> DeviceRequest:
         return DeviceRequest(
             gpus=read_gpus(normal.get("gpus")),
             cpus=_cpus(normal.get("cpus", normal.get("cpu"))),
-            memory=0 if normal.get("memory") is None else sizes.size(normal["memory"]),
+            memory=0 if normal.get("memory") is None else parse_size(normal["memory"]),
         )
     except ValueError as error:
         raise SpecError(f"What the item asks of the machine cannot be read: {error}.") from None

@@ -30,12 +30,12 @@ from prefect_launch.agent.devices.wait_list import DeviceWaitList
 from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.running_items import is_scheduler
 from prefect_launch.core.names import short_id
-from prefect_launch.core.units import in_words
+from prefect_launch.core.units import format_duration
 from prefect_launch.errors import AgentConfigError, LaunchError, OperatorError, SpecError
 from prefect_launch.planning.plan import save_plan
 from prefect_launch.policy.submitter_options import merge_resource_args
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.queues.agent_status import read_notices
+from prefect_launch.queues.agent_status import read_statuses
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.server.values import Item
@@ -235,8 +235,8 @@ class DeviceAllocator:
         self.release(item_id)
         if found.never and after is not None:
             raise SpecError(
-                f"{found.reason} No other agent was online that has as much for {in_words(after)}, after which its"
-                " queue fails such an item. Ask for less, or start an agent on a machine that has it."
+                f"{found.reason} No other agent was online that has as much for {format_duration(after)}, after which"
+                " its queue fails such an item. Ask for less, or start an agent on a machine that has it."
             )
         self._requests[item_id] = (None, request)
         raise DevicesBusyError(f"Waits for devices: {found.reason}")
@@ -346,7 +346,7 @@ class DeviceAllocator:
         server = self._session.server
         workers = await server.list_workers(queue)
         names = {one.name for one in workers if one.status == _ONLINE} - {self._config.name}
-        notices = await read_notices(server) if names else {}
+        notices = await read_statuses(server) if names else {}
         return tuple(Capacity.from_told(notices[name].capacity) if name in notices else None for name in names)
 
     async def _tell(self, queue: str, item: Item, request: DeviceRequest, denied: Denied) -> None:
@@ -362,7 +362,11 @@ class DeviceAllocator:
         if not denied.never or count >= _MOST_TOLD:
             return
         after = (await self._session.queue(queue)).config.fail_impossible_after
-        then = "waits until one can" if after is None else f"fails when none that can is online for {in_words(after)}"
+        then = (
+            "waits until one can"
+            if after is None
+            else f"fails when none that can is online for {format_duration(after)}"
+        )
         message = (
             f"The agent {self._config.name} cannot run this: {denied.reason} It is left to the queue's other agents,"
             f" and {then}."

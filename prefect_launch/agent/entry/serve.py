@@ -27,7 +27,7 @@ from prefect_launch.agent.item.transitions import log
 from prefect_launch.agent.polling.events import Wake
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, ServerUnavailableError
-from prefect_launch.queues.agent_status import TAG, order_drain, read_drain_order
+from prefect_launch.queues.agent_status import TAG, read_drain_order, request_drain
 from prefect_launch.queues.deployment import queue_tag
 from prefect_launch.settings.agent_config import AgentConfig
 
@@ -245,7 +245,7 @@ class Shifts:
 
     async def _look(self) -> None:
         if self._stop.heard and not self._is_ordered:
-            await order_drain(self._server, self._name, ends_shift=True)
+            await request_drain(self._server, self._name, ends_shift=True)
             self._is_ordered = True
         runs = await _runs(self._client, self._deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"])
         waiting = [run for run in runs if _type_of(run) == "SCHEDULED"]

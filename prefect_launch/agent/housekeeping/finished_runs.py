@@ -95,7 +95,7 @@ def _leftover(workshop: Workshop, runner: Runner, found: Found) -> _Leftover | N
     if found.state is RunState.RUNNING or Labels.AGENT not in found.labels:
         return None
     identity = identity_of(found)
-    plan = plan_of(workshop.config.site, identity) if identity is not None else None
+    plan = plan_of(workshop.config.machine, identity) if identity is not None else None
     return None if identity is None or plan is None else _Leftover(identity.item_id, runner, found, plan)
 
 

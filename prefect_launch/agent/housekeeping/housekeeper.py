@@ -20,7 +20,7 @@ from prefect_launch.agent.housekeeping.finished_runs import SETTLED_SECONDS, rem
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.disk_cache import FRESH_SECONDS, Shelf, Tidied
 from prefect_launch.core.file_lock import locked_if_free
-from prefect_launch.core.units import in_bytes
+from prefect_launch.core.units import format_size
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.process.files import environments_in_use
 from prefect_launch.settings.agent_config import AgentConfig
@@ -49,7 +49,7 @@ class Report(BaseModel):
     def describe(self) -> str:
         """Say what went, in one line."""
         parts = [f"{len(self.finished)} finished runs"] if self.finished else []
-        parts += [f"{len(one.gone)} {one.shelf} ({in_bytes(one.gone_bytes)})" for one in self.shelves if one.gone]
+        parts += [f"{len(one.gone)} {one.shelf} ({format_size(one.gone_bytes)})" for one in self.shelves if one.gone]
         return ", ".join(parts) or "nothing"
 
 

@@ -106,9 +106,9 @@ class Execution:
 
     async def _hiding_secrets(self, plan: RunPlan) -> RunPlan:
         """Return a plan that was kept with what hides its secrets; its log tells which cannot be hidden any more."""
-        site, read = self._shop.config.site, self._shop.session.read_secret
+        machine, read = self._shop.config.machine, self._shop.session.read_secret
         plan, gone = await until_server_is_back(
-            f"show the secrets of {self._item.id}", lambda: with_mask(plan, site, read)
+            f"show the secrets of {self._item.id}", lambda: with_mask(plan, machine, read)
         )
         for name in gone:
             told = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
@@ -128,9 +128,9 @@ class Execution:
             config=queue.config,
             labels=self._labels(),
         )
-        site = self._shop.config.site
+        machine = self._shop.config.machine
         plan = await self._unless_stopped(
-            until_server_is_back("show the job", lambda: make_plan(request, site, session.jobs, session.read_secret))
+            until_server_is_back("show the job", lambda: make_plan(request, machine, session.jobs, session.read_secret))
         )
         self._closing.know(plan=plan)
         runner = self._closing.runner = self._shop.runner(queue.config.resource)
@@ -143,7 +143,7 @@ class Execution:
         plan = await self._shop.devices.attach_devices(self._item.id, runner, plan)
         await self._check_ours()  # Else what would be stopped, or removed, could be the next holder's.
         await stop_older_attempts(self._shop, runner, plan)
-        await self._unless_stopped(bring_last_outputs(session, plan, self._shop.config.site))
+        await self._unless_stopped(bring_last_outputs(session, plan, self._shop.config.machine))
         waits_for = await runner.missing(plan)
         if waits_for is not None:
             self._tracker.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT

@@ -36,7 +36,7 @@ from prefect_launch.errors import (
 from prefect_launch.jobs.outputs import copy_outputs
 from prefect_launch.runners.base import LOG_FILE, ExitStatus, RunPlan
 from prefect_launch.server.protocol import Server
-from prefect_launch.settings.agent_config import Site
+from prefect_launch.settings.agent_config import MachineSettings
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
@@ -164,7 +164,7 @@ def _has_holes(path: Path) -> bool:
         return data_bytes(file.fileno(), 0, size) < size
 
 
-async def bring_last_outputs(session: Session, plan: RunPlan, site: Site) -> int | None:
+async def bring_last_outputs(session: Session, plan: RunPlan, machine: MachineSettings) -> int | None:
     """Fill a new attempt's output folder with what the last attempt that left something has left.
 
     Doing it again changes nothing. A first attempt gets nothing. A caller that is cancelled ends it.
@@ -172,7 +172,7 @@ async def bring_last_outputs(session: Session, plan: RunPlan, site: Site) -> int
     Args:
         session: an open connection.
         plan: the new attempt.
-        site: the machine.
+        machine: the machine.
 
     Returns:
         The attempt that they are of; `None` when none has left any.
@@ -187,7 +187,7 @@ async def bring_last_outputs(session: Session, plan: RunPlan, site: Site) -> int
     async with temporary_folder_async(".last-outputs-", plan.run_dir) as made:
         part = made / plan.output_dir.name
         for attempt in range(plan.attempt - 1, 0, -1):
-            local = [folder / plan.output_dir.name for folder in site.run_dirs(plan.item_id, attempt)]
+            local = [folder / plan.output_dir.name for folder in machine.run_dirs(plan.item_id, attempt)]
             left_out = await _copy_first(local, part, plan)
             if left_out is None and not await _fetch(session.jobs, plan.item_id, attempt, part):
                 continue

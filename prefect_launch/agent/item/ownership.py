@@ -33,7 +33,7 @@ from prefect_launch.queues.holder import Holder
 from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
-from prefect_launch.settings.agent_config import Site
+from prefect_launch.settings.agent_config import MachineSettings
 
 if TYPE_CHECKING:
     from prefect_launch.agent.item.running_items import JobTracker
@@ -154,9 +154,9 @@ def identity_of(found: Found) -> Identity | None:
     return identity
 
 
-def plan_of(site: Site, identity: Identity) -> RunPlan | None:
+def plan_of(machine: MachineSettings, identity: Identity) -> RunPlan | None:
     """Return the plan of a run from its folder in this home; `None` when it is gone, broken or another run's."""
-    plan = load_plan(site.run_dir(str(identity.item_id), identity.attempt, identity.claim))
+    plan = load_plan(machine.run_dir(str(identity.item_id), identity.attempt, identity.claim))
     if plan is None or plan.labels.get(Labels.CLAIM, "") != identity.claim:
         return None
     return plan if (plan.item_id, plan.attempt) == (str(identity.item_id), identity.attempt) else None

@@ -85,7 +85,7 @@ async def _is_older(workshop: Workshop, found: Found, plan: RunPlan) -> bool:
     if identity is None or identity.attempt >= plan.attempt:
         return False
     history = await _history(workshop, plan.item_id)
-    return is_ours(identity, plan_of(workshop.config.site, identity), history)
+    return is_ours(identity, plan_of(workshop.config.machine, identity), history)
 
 
 def _claims_before(history: Sequence[State], token: str) -> list[str]:

@@ -15,7 +15,7 @@ from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.running_items import JobTracker
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.core.units import in_words
+from prefect_launch.core.units import format_duration
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import ExitStatus, Phase, Runner, RunPlan
 from prefect_launch.spec.retry import Cause
@@ -68,7 +68,7 @@ class Stopper:
                 one.cancel()
         if not done:
             self._timed_out = True
-            return f"its time limit of {in_words(self._plan.timeout or 0)} is over"
+            return f"its time limit of {format_duration(self._plan.timeout or 0)} is over"
         return "it was asked to stop" if asked in done else "its agent stops its jobs"
 
     @property
@@ -99,9 +99,8 @@ class Stopper:
             return Outcome(state=ItemState.CRASHED, message=message, data=data, cause=Cause.PREEMPTED)
         limit = self._plan.timeout
         if limit is not None and (self._timed_out or (end.duration_seconds or 0.0) >= limit):
-            message = (
-                f"[{Phase.RUN.value}] The job timed out after {in_words(limit)}, its time limit; {end.describe()}."
-            )
+            told = f"The job timed out after {format_duration(limit)}, its time limit; {end.describe()}."
+            message = f"[{Phase.RUN.value}] {told}"
             return Outcome(state=ItemState.FAILED, message=message, data=data, cause=Cause.TIMEOUT)
         return None
 

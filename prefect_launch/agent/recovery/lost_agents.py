@@ -31,9 +31,9 @@ from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.errors import LaunchError
-from prefect_launch.queues.agent_status import read_notices
+from prefect_launch.queues.agent_status import read_statuses
 from prefect_launch.queues.holder import Holder
-from prefect_launch.queues.presence import Presence, read_presences, take_presence_down
+from prefect_launch.queues.presence import Presence, delete_presence, read_presences
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item, State, Worker
 from prefect_launch.spec.retry import Cause
@@ -181,7 +181,7 @@ class LostWatch:
     async def _forget(self, life: Presence) -> None:
         """Take the presence of a life down once nothing of it is in work on any of its queues."""
         if all((queue, life.holder.instance) in self._settled for queue in life.queues):
-            await take_presence_down(self._server, life.holder.instance)
+            await delete_presence(self._server, life.holder.instance)
 
     def _silence(self, queue: str, worker: Worker) -> float:
         """Return for how long this agent has seen the heartbeats of another stand still, in seconds."""
@@ -228,7 +228,7 @@ class LostWatch:
 
     async def _in_work(self, living: Collection[str]) -> set[str]:
         """Return the ids of what agents that beat say they have in work; asked only when something is lost."""
-        notices = (await read_notices(self._server)).values() if living else ()
+        notices = (await read_statuses(self._server)).values() if living else ()
         return {one.id for notice in notices if notice.name in living for one in notice.running}
 
     async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], beat: datetime | None) -> None:

@@ -112,7 +112,7 @@ async def _adopt(workshop: Workshop, holder: Holder, runner: Runner, found: Foun
         return
     server = workshop.session.server
     item, history = await server.read_item(identity.item_id), await server.read_states(identity.item_id)
-    plan = plan_of(workshop.config.site, identity)
+    plan = plan_of(workshop.config.machine, identity)
     if not is_ours(identity, plan, history):
         log.warning("ignoring %s: it has our labels, but no agent of this home has made it", found.handle)
         return
@@ -214,7 +214,7 @@ async def go_on(
     history = await workshop.session.server.read_states(item.id)
     for found in await runner.find({Labels.ITEM: str(item.id)}):
         identity = identity_of(found)
-        plan = plan_of(workshop.config.site, identity) if identity is not None else None
+        plan = plan_of(workshop.config.machine, identity) if identity is not None else None
         is_at_work = found.state is not RunState.CREATED and found.is_complete
         if identity is None or plan is None or not is_at_work or not is_present(identity, item, history):
             continue

@@ -20,15 +20,15 @@ from prefect_launch.agent.item.transitions import log
 from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, Wake, follow
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
-    AgentNotice,
+    AgentStatus,
     RunningItem,
-    drain_order_of,
-    post_notice,
+    cancel_drain,
+    delete_status,
+    drain_variable,
+    post_status,
     read_drain_order,
-    take_drain_back,
-    take_notice_down,
 )
-from prefect_launch.queues.presence import Presence, post_presence, take_presence_down
+from prefect_launch.queues.presence import Presence, delete_presence, post_presence
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 
@@ -94,12 +94,12 @@ class Reporter:
         self._name = agent.config.name
         self._told = Wake()
 
-    def notice(self, state: str | None = None) -> AgentNotice:
+    def notice(self, state: str | None = None) -> AgentStatus:
         """Return how the agent is now."""
         agent = self._agent
         items = agent.crew.items
         usual = "draining" if agent.orders.draining else "running" if items else "polling"
-        return AgentNotice(
+        return AgentStatus(
             name=self._name,
             host=socket.gethostname(),
             queues=agent.config.queues,
@@ -110,7 +110,7 @@ class Reporter:
             waits={str(one.item_id): one.reason for one in agent.shop.devices.wait_list.waiting},
             devices=agent.shop.devices.describe(),
             capacity=agent.shop.devices.allocations.capacity.as_told(),
-            troubles=tuple(f"{name}: {why}" for name, why in sorted(agent.shop.reach.away.items())),
+            problems=tuple(f"{name}: {why}" for name, why in sorted(agent.shop.reach.away.items())),
             secure_mode=agent.config.secure_mode,
         )
 
@@ -121,7 +121,7 @@ class Reporter:
             now = self.notice()
             if now != posted and time.monotonic() >= due:
                 try:
-                    await post_notice(self._server, now)
+                    await post_status(self._server, now)
                     posted = now
                 except LaunchError as error:
                     log.debug("notice not posted: %s", error)
@@ -148,13 +148,13 @@ class Reporter:
 
     async def listen(self) -> None:
         """Look for orders at once when the server tells of one, for ever."""
-        await follow(lambda: self._server.watch_variable(drain_order_of(self._name)), lambda _: self._heard())
+        await follow(lambda: self._server.watch_variable(drain_variable(self._name)), lambda _: self._heard())
 
     def _heard(self) -> None:
         self._told.ring()
         asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._told.ring)
 
-    async def leave(self, left: AgentNotice, presence: Presence, *, drained: bool) -> None:
+    async def leave(self, left: AgentStatus, presence: Presence, *, drained: bool) -> None:
         """Take its notice and its presence down; when items go on without it, both say so.
 
         Args:
@@ -165,13 +165,13 @@ class Reporter:
         try:
             with anyio.move_on_after(LAST_WORDS_SECONDS):
                 if drained:
-                    await take_drain_back(self._server, self._name)
+                    await cancel_drain(self._server, self._name)
                 if left.running:
-                    await post_notice(self._server, left)
+                    await post_status(self._server, left)
                     await post_presence(self._server, presence.leaving())
                 else:
-                    await take_notice_down(self._server, self._name)
-                    await take_presence_down(self._server, presence.holder.instance)
+                    await delete_status(self._server, self._name)
+                    await delete_presence(self._server, presence.holder.instance)
                 await self._agent.update_status("KILLED")
         except LaunchError as error:
             log.debug("not taken off the list: %s", error)

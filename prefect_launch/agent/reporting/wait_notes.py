@@ -19,7 +19,15 @@ from prefect_launch.agent.item.log_notes import LOGGER, log_note
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError
-from prefect_launch.queues.wait_reason import Past, QueueFacts, WaitCause, WaitFacts, read_past, read_queue_facts, tell
+from prefect_launch.queues.wait_reason import (
+    Past,
+    QueueFacts,
+    WaitCause,
+    WaitFacts,
+    explain_wait,
+    read_past,
+    read_queue_facts,
+)
 from prefect_launch.server.values import Item, LogRecord
 
 if TYPE_CHECKING:
@@ -78,7 +86,7 @@ class WaitTeller:
         for one in await self._line(facts, in_all):
             if not _has_waited(one.item, facts.now):
                 continue
-            cause = seen[one.item.id] = tell(one).cause
+            cause = seen[one.item.id] = explain_wait(one).cause
             before = self._told[queue].get(one.item.id) or await self._told_before(one.item)
             # A change must last: in a busy queue, slots and limits are free for a moment again and again.
             lasts = before is None or self._seen[queue].get(one.item.id) is cause
@@ -102,7 +110,7 @@ class WaitTeller:
             line = await self._server.list_line(queue.queue, priority.name, limit=left) if left > 0 else []
             urgent = len(found)
             found += [
-                WaitFacts(queue=queue, item=item, urgent=urgent, earlier=earlier, waiting=in_all)
+                WaitFacts(queue=queue, item=item, ahead_by_priority=urgent, ahead_by_time=earlier, waiting=in_all)
                 for earlier, item in enumerate(line)
             ]
         return found
@@ -119,7 +127,7 @@ class WaitTeller:
         for one in waits:
             if one.item.tags not in known:
                 known[one.item.tags] = await read_past(self._server, one.queue.queue, one.item.tags)
-            waiting = tell(one.model_copy(update={"past": known[one.item.tags]}))
+            waiting = explain_wait(one.model_copy(update={"past": known[one.item.tags]}))
             message = f"{_PREFIX} ({waiting.cause.value}): {waiting}"
             lines.append((one.item.id, log_note(message, level=logging.INFO, at=one.queue.now)))
         if lines:

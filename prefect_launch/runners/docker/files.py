@@ -23,7 +23,7 @@ import anyio
 from prefect_launch.core.filesystem import HolesWriter, data_bytes, fail, remove_tree, walk
 from prefect_launch.core.output_limits import MAX_DEPTH, OUTPUTS_FILE, TOO_DEEP, LeftOut, OutputLimits, Selection
 from prefect_launch.core.output_links import OutputLinks
-from prefect_launch.core.units import in_bytes
+from prefect_launch.core.units import format_size
 from prefect_launch.errors import JobCodeError
 from prefect_launch.inputs.config_files import merge_into_file, normal_path
 from prefect_launch.runners.docker.engine import Engine, TooLargeError
@@ -139,7 +139,7 @@ async def collect_outputs(engine: Engine, container_id: str, target: Path, limit
             await _collect_results(engine, container_id, target, selection)
         await anyio.to_thread.run_sync(_unpack, packed, size, target, selection)
     if not whole:
-        why = f"the folder has more than {in_bytes(most)}, holes included"
+        why = f"the folder has more than {format_size(most)}, holes included"
         selection.leave_out("all further files", why, over_limit=True)
     return selection.left_out
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
-from prefect_launch.core import units as sizes
+from prefect_launch.core.units import parse_size
 from prefect_launch.errors import NotFoundError, SpecError, nearest_name
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners import option_values as values
@@ -45,7 +45,7 @@ _SUBMITTER: dict[str, tuple[tuple[str, ...], _Reader]] = {
     "name": (("Labels", WANTED_NAME_LABEL), values.container_name),
     "pids-limit": ((_HOST, "PidsLimit"), values.between(1, 4_194_304, 0, -1)),
     "platform": (("platform",), values.platform),
-    "shm-size": ((_HOST, "ShmSize"), sizes.size),
+    "shm-size": ((_HOST, "ShmSize"), parse_size),
     "ulimit": ((_HOST, "Ulimits"), values.ulimits),
     "workdir": (("WorkingDir",), values.path),
 }

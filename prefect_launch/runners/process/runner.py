@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 import anyio
 
-from prefect_launch.core import units as sizes
 from prefect_launch.core.filesystem import FREE_DISK_ADVICE, has_room
 from prefect_launch.core.states import ItemState
+from prefect_launch.core.units import parse_size
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, SpecError, unknown_name
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
@@ -55,7 +55,7 @@ OPTIONS = frozenset({"cpus", "e", "env", "gpus", "m", "memory", "nice"})
 _READERS: dict[str, Callable[[object], Any]] = {
     "cpus": values.nano_cpus,
     "gpus": read_gpus,
-    "memory": sizes.size,
+    "memory": parse_size,
 }
 
 

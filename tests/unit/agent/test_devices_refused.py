@@ -9,7 +9,7 @@ import pytest
 
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AgentConfigError
-from prefect_launch.queues.agent_status import read_notices
+from prefect_launch.queues.agent_status import read_statuses
 from prefect_launch.queues.wait_reason import why_waiting
 from prefect_launch.testing import InMemoryGpus, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
@@ -25,7 +25,7 @@ async def test_items_that_never_fit_wait_and_one_line_says_why(bench: Bench, cap
         async with bench.running(agent_of(bench, 2, device_patience_seconds=0)) as agent:
             await bench.until(small, StateType.COMPLETED)
             await eventually(now_async(lambda: len(agent.shop.devices.wait_list.waiting)), lambda count: count == 40)
-            await eventually(lambda: read_notices(bench.server), lambda told: told["box"].waits)
+            await eventually(lambda: read_statuses(bench.server), lambda told: told["box"].waits)
             first, last = [await why_waiting(agent.shop.session, item) for item in (items[0], items[-1])]
     assert [await bench.states(item) for item in items] == [["Queued"]] * 40
     assert caplog.text.count("It asks for 3 GPUs, and this agent has GPUs 0,1.") == 1
@@ -130,7 +130,7 @@ async def test_item_that_never_fits_here_is_left_to_an_agent_that_can(bench: Ben
 async def test_item_that_fits_no_agent_of_its_queue_fails_though_several_are_online(bench: Bench) -> None:
     bench.api.upsert_run_queue(QUEUE, RESOURCE, fail_impossible_after="0.3s")
     async with bench.running(agent_of(bench, 1, name="one")), bench.running(agent_of(bench, 2, name="two")):
-        await eventually(lambda: read_notices(bench.server), lambda told: {"one", "two"} <= set(told))
+        await eventually(lambda: read_statuses(bench.server), lambda told: {"one", "two"} <= set(told))
         (item,) = await bench.add(**wants(3))
         (fits,) = await bench.add(**wants(2))
         found = await bench.until(item, StateType.FAILED)
@@ -143,7 +143,7 @@ async def test_agent_whose_driver_does_not_answer_may_be_able_to_run_what_no_oth
     cards = InMemoryGpus(4)
     cards.away = "the driver does not answer"
     async with bench.running(agent_of(bench, cards, name="away")):
-        await eventually(lambda: read_notices(bench.server), lambda told: "away" in told)
+        await eventually(lambda: read_statuses(bench.server), lambda told: "away" in told)
         async with bench.running(agent_of(bench, 1, name="one")) as one:
             (item,) = await bench.add(**wants(3))
             await eventually(lambda: bench.log(item), lambda log: "The agent one cannot run this" in log)

@@ -15,14 +15,14 @@ from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.queues.agent_status import (
     AgentInfo,
-    AgentNotice,
+    AgentStatus,
     RunningItem,
     agents,
     drain_agent,
-    order_drain,
-    post_notice,
+    post_status,
     read_drain_order,
-    read_notices,
+    read_statuses,
+    request_drain,
 )
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench, eventually
@@ -54,7 +54,7 @@ async def test_agent_drains_when_the_server_tells_it_to(bench: Bench) -> None:
     first, second = await bench.add(2)
     loop = asyncio.create_task(bench.agent("Box.1").loop())
     await bench.until(first, StateType.RUNNING)
-    await order_drain(bench.server, "Box.1")
+    await request_drain(bench.server, "Box.1")
     await asyncio.wait_for(loop, 5)
     assert (await bench.read(first.id)).state_type is StateType.COMPLETED
     assert await bench.states(second) == ["Queued"]
@@ -65,7 +65,7 @@ async def test_agent_drains_when_the_server_tells_it_to(bench: Bench) -> None:
 async def test_agent_hears_of_an_order_to_drain_long_before_its_next_poll(bench: Bench) -> None:
     loop = asyncio.create_task(bench.agent(poll_seconds=60).loop())
     await _seen(bench, "polling")
-    await order_drain(bench.server, "box")
+    await request_drain(bench.server, "box")
     await asyncio.wait_for(loop, 5)
 
 
@@ -84,7 +84,7 @@ async def test_order_to_drain_that_is_taken_back_lets_the_agent_take_items_again
 
 async def test_shift_that_has_drained_stays_until_its_time_is_up(bench: Bench) -> None:
     (item,) = await bench.add()
-    await order_drain(bench.server, "box")
+    await request_drain(bench.server, "box")
     for _ in range(2):
         await bench.agent().loop(max_runtime_seconds=0.3)
     assert await bench.states(item) == ["Queued"]
@@ -95,7 +95,7 @@ async def test_shift_whose_service_was_told_to_end_takes_up_its_own_drains_and_e
     first, second = await bench.add(2)
     await bench.agent().loop(max_runtime_seconds=0.1)
     assert (await bench.read(first.id)).state_type is StateType.RUNNING
-    await order_drain(bench.server, "box", ends_shift=True)
+    await request_drain(bench.server, "box", ends_shift=True)
     await asyncio.wait_for(bench.agent().loop(max_runtime_seconds=60), 5)
     assert (await bench.read(first.id)).state_type is StateType.COMPLETED
     assert await bench.states(second) == ["Queued"]
@@ -109,7 +109,7 @@ async def test_unknown_or_offline_agent_cannot_be_drained(bench: Bench) -> None:
             await bench.api.acall(lambda session: drain_agent(session, "box-2"))
         with pytest.raises(LaunchError, match="was not told to drain"):
             await bench.api.acall(lambda session: drain_agent(session, "box-1", undo=True))
-    await post_notice(bench.server, AgentNotice(name="gone", host="h", queues=(QUEUE,), slots=1, state="running"))
+    await post_status(bench.server, AgentStatus(name="gone", host="h", queues=(QUEUE,), slots=1, state="running"))
     with pytest.raises(LaunchError, match="is offline"):
         await bench.api.acall(lambda session: drain_agent(session, "gone"))
 
@@ -237,7 +237,7 @@ async def test_agent_that_leaves_with_nothing_in_work_is_off_the_list(bench: Ben
     async with bench.running(bench.agent()):
         await _seen(bench, "polling")
     assert await bench.api.acall(agents) == []
-    assert await read_notices(bench.server) == {}
+    assert await read_statuses(bench.server) == {}
 
 
 async def test_idle_agent_writes_its_notice_once(bench: Bench) -> None:
@@ -247,11 +247,11 @@ async def test_idle_agent_writes_its_notice_once(bench: Bench) -> None:
 
 async def test_notice_of_much_work_is_cut_to_what_the_server_keeps(bench: Bench) -> None:
     running = tuple(RunningItem(id=str(UUID(int=number)), name="x" * 60) for number in range(200))
-    notice = AgentNotice(
+    notice = AgentStatus(
         name="box", host="h", queues=(QUEUE,), slots=None, state="running", running=running, in_work=200
     )
-    await post_notice(bench.server, notice)
-    kept = (await read_notices(bench.server))["box"]
+    await post_status(bench.server, notice)
+    kept = (await read_statuses(bench.server))["box"]
     assert kept.in_work == 200
     assert 10 < len(kept.running) < 200
 
@@ -259,8 +259,8 @@ async def test_notice_of_much_work_is_cut_to_what_the_server_keeps(bench: Bench)
 async def test_agents_whose_names_differ_in_case_or_dots_keep_notices_of_their_own(bench: Bench) -> None:
     names = ["box-1", "box_1", "Box_1", "box.1"]
     for name in names:
-        await post_notice(bench.server, AgentNotice(name=name, host="h", queues=(QUEUE,), slots=1, state="polling"))
-    assert sorted(await read_notices(bench.server)) == sorted(names)
+        await post_status(bench.server, AgentStatus(name=name, host="h", queues=(QUEUE,), slots=1, state="polling"))
+    assert sorted(await read_statuses(bench.server)) == sorted(names)
 
 
 def _signals(

@@ -12,7 +12,7 @@ import pytest
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.item.ownership import keeper_of, kept
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.queues.agent_status import AgentNotice, RunningItem, post_notice, read_notices
+from prefect_launch.queues.agent_status import AgentStatus, RunningItem, post_status, read_statuses
 from prefect_launch.runners.base import Found
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryMachine, Script
@@ -125,7 +125,7 @@ async def test_run_that_an_heir_follows_is_left_to_it_by_who_cannot_reach_it(ben
     item = await orphaned(bench, Script(seconds=7), retries=0)
 
     async def told() -> list[str]:
-        notices = await read_notices(bench.server)
+        notices = await read_statuses(bench.server)
         return [one.id for one in notices["heir"].running] if "heir" in notices else []
 
     async def beat() -> None:
@@ -145,8 +145,8 @@ async def test_run_that_an_heir_follows_is_left_to_it_by_who_cannot_reach_it(ben
 async def test_notice_of_an_agent_that_is_on_no_list_any_more_keeps_nothing(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60), retries=0)
     running = (RunningItem.of(item),)
-    left = AgentNotice(name="old", host="vm", queues=(QUEUE,), slots=1, state="running", running=running)
-    await post_notice(bench.server, left)
+    left = AgentStatus(name="old", host="vm", queues=(QUEUE,), slots=1, state="running", running=running)
+    await post_status(bench.server, left)
     async with heir(bench, machine=InMemoryMachine()):
         await bench.until(item, StateType.CRASHED)
 

@@ -16,11 +16,11 @@ from prefect_launch.agent.housekeeping.caches import EnvironmentShelf, GitShelf
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper, Report
 from prefect_launch.core.disk_cache import size_of
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.core.units import in_bytes
+from prefect_launch.core.units import format_size
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.server.values import Item
-from prefect_launch.settings.agent_config import Site, parse_agent_config
+from prefect_launch.settings.agent_config import MachineSettings, parse_agent_config
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
 
@@ -59,7 +59,7 @@ async def ended_items(bench: Bench, count: int) -> list[Item]:
 
 
 def folder_of(bench: Bench, item: Item, attempt: int = 1) -> Path:
-    site = Site(home=bench.folder)
+    site = MachineSettings(home=bench.folder)
     return next(iter(site.run_dirs(str(item.id), attempt)), site.run_dir(str(item.id), attempt))
 
 
@@ -156,7 +156,7 @@ async def left_behind(bench: Bench, item: Item, script: Script, *, claim: str = 
     plan = RunPlan(
         item_id=str(item.id),
         run_id="r",
-        run_dir=Site(home=bench.folder).run_dir(str(item.id), 1, claim),
+        run_dir=MachineSettings(home=bench.folder).run_dir(str(item.id), 1, claim),
         labels={
             Labels.ITEM: str(item.id),
             Labels.ATTEMPT: "1",
@@ -282,4 +282,4 @@ def test_limits_are_sizes_or_none() -> None:
 
 
 def test_amount_of_bytes_is_said_as_people_do() -> None:
-    assert [in_bytes(amount) for amount in (0, 1023, 1536, 20 * 1024**3)] == ["0 B", "1023 B", "1.5 KiB", "20.0 GiB"]
+    assert [format_size(amount) for amount in (0, 1023, 1536, 20 * 1024**3)] == ["0 B", "1023 B", "1.5 KiB", "20.0 GiB"]

@@ -16,7 +16,7 @@ from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.server.values import Item
-from prefect_launch.settings.agent_config import Site
+from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.testing import Script
 from tests.support.bench import Bench, eventually
 
@@ -187,7 +187,7 @@ async def test_next_attempt_gets_the_last_ones_outputs_within_the_limits_and_its
     bench: Bench,
 ) -> None:
     (item,) = await bench.add()
-    site = Site(home=bench.folder)
+    site = MachineSettings(home=bench.folder)
     for attempt in (1, 2):
         site.run_dir(str(item.id), attempt).mkdir(parents=True)
     last = RunPlan(item_id=str(item.id), run_id="x", run_dir=site.run_dir(str(item.id), 1))

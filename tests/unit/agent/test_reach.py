@@ -23,9 +23,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect_launch.agent.reporting.status._LOOK_SECONDS", 0.01)
 
 
-async def troubles(bench: Bench) -> tuple[str, ...]:
+async def problems(bench: Bench) -> tuple[str, ...]:
     async with bench.api.open() as session:
-        return tuple(trouble for agent in await agents(session) for trouble in agent.troubles)
+        return tuple(trouble for agent in await agents(session) for trouble in agent.problems)
 
 
 async def test_items_of_an_engine_that_is_away_stay_queued_until_it_is_back(
@@ -35,7 +35,7 @@ async def test_items_of_an_engine_that_is_away_stay_queued_until_it_is_back(
     bench.machine.reachable = False
     items = await bench.add(3)
     async with bench.running(bench.agent(max_jobs=3)) as agent:
-        seen = await eventually(lambda: troubles(bench), bool)
+        seen = await eventually(lambda: problems(bench), bool)
         assert seen[0].startswith("local-container: ")
         await asyncio.sleep(0.3)  # several polls
         assert [await bench.states(item) for item in items] == [["Queued"]] * 3
@@ -44,7 +44,7 @@ async def test_items_of_an_engine_that_is_away_stay_queued_until_it_is_back(
         bench.machine.reachable = True
         for item in items:
             await bench.until(item, StateType.COMPLETED)
-        assert await eventually(lambda: troubles(bench), lambda seen: not seen) == ()
+        assert await eventually(lambda: problems(bench), lambda seen: not seen) == ()
     assert caplog.text.count("away local-container") == 1
 
 
@@ -101,7 +101,7 @@ async def test_runs_of_the_last_life_are_taken_up_when_the_engine_that_was_away_
     bench.machine.reachable = False
     (other,) = await bench.add()
     async with bench.running(bench.agent()):
-        await eventually(lambda: troubles(bench), bool)
+        await eventually(lambda: problems(bench), bool)
         assert (await bench.read(item.id)).state_type is StateType.RUNNING
         bench.machine.reachable = True
         await bench.until(item, StateType.COMPLETED)

@@ -10,8 +10,8 @@ import pytest
 
 from prefect_launch.agent.reporting.wait_notes import WaitTeller
 from prefect_launch.core.states import ItemState
-from prefect_launch.queues.agent_status import AgentNotice, post_notice
-from prefect_launch.queues.wait_reason import WaitCause, Waiting, why_waiting
+from prefect_launch.queues.agent_status import AgentStatus, post_status
+from prefect_launch.queues.wait_reason import WaitCause, WaitReason, why_waiting
 from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench, eventually
@@ -33,8 +33,8 @@ async def teller(bench: Bench, name: str = "box") -> AsyncIterator[WaitTeller]:
 
 async def is_online(bench: Bench, name: str, *, in_work: int = 1) -> None:
     await bench.server.beat_worker(QUEUE, name, 15)
-    notice = AgentNotice(name=name, host="h", queues=(QUEUE,), slots=1, state="running", in_work=in_work)
-    await post_notice(bench.server, notice)
+    notice = AgentStatus(name=name, host="h", queues=(QUEUE,), slots=1, state="running", in_work=in_work)
+    await post_status(bench.server, notice)
 
 
 async def lines(bench: Bench, item: Item) -> list[str]:
@@ -156,7 +156,7 @@ async def test_item_that_waits_for_gpus_says_what_the_agent_has_and_who_holds_it
         await running(bench, holder)
         (waits,) = await bench.add(**wants(1))
 
-        async def told() -> Waiting | None:
+        async def told() -> WaitReason | None:
             return await why_waiting(session, await bench.read(waits.id))
 
         seen = await eventually(told, lambda found: found is not None and found.cause is WaitCause.DEVICES)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.inputs.vendoring import carry_inputs
+from prefect_launch.inputs.vendoring import vendor_inputs
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def environment(tmp_path: Path) -> Path:
     """An empty virtual environment with the inputs carried into it; its `site-packages`."""
     venv.create(tmp_path / "made", symlinks=True)
     site = tmp_path / "made" / f"lib/python{sysconfig.get_python_version()}/site-packages"
-    carry_inputs(site)
+    vendor_inputs(site)
     # Published as environments are: by a rename.
     os.rename(tmp_path / "made", tmp_path / "env")
     return tmp_path / "env" / site.relative_to(tmp_path / "made")
@@ -48,11 +48,11 @@ def test_job_that_requires_prefect_launch_gets_the_one_it_asked_for(environment:
 def test_carrying_twice_writes_nothing_and_repairs_what_is_old(environment: Path) -> None:
     carried = environment / "_prefect_launch_inputs/prefect_launch/errors.py"
     before = carried.stat().st_ino
-    carry_inputs(environment)
+    vendor_inputs(environment)
     assert carried.stat().st_ino == before
 
     carried.write_text("old")
-    carry_inputs(environment)
+    vendor_inputs(environment)
     assert (
         _run(environment, "from prefect_launch.errors import LaunchError; print(LaunchError.__name__)") == "LaunchError"
     )

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
-from prefect_launch.core.filesystem import held_bytes
+from prefect_launch.core.filesystem import allocated_bytes
 from prefect_launch.core.output_limits import OUTPUTS_FILE, OutputLimits
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.jobs.outputs import copy_outputs, get_outputs, put_outputs, read_output
@@ -51,7 +51,7 @@ async def test_sparse_output_costs_the_disk_its_data_only_on_both_ways(
     assert (kept.paths, bool(kept.left_out)) == (("model.bin",), False)
     for copy in (tmp_path / "store" / "outputs" / ITEM / "1" / "model.bin", tmp_path / "back" / "model.bin"):
         assert copy.stat().st_size == 3 * 1024 * MEBIBYTE
-        assert held_bytes(copy.stat()) < MEBIBYTE
+        assert allocated_bytes(copy.stat()) < MEBIBYTE
 
 
 async def test_hole_counts_where_the_store_keeps_none(folder: Path) -> None:
@@ -187,7 +187,7 @@ async def test_outputs_are_copied_for_the_next_attempt_as_they_are_kept(folder: 
     assert copied.paths == (OUTPUTS_FILE, "sparse")
     assert [one.split(":")[0] for one in copied.left_out.named] == ["big", "link"]
     assert sorted(path.name for path in target.iterdir()) == [OUTPUTS_FILE, "sparse"]
-    assert held_bytes((target / "sparse").stat()) < MEBIBYTE
+    assert allocated_bytes((target / "sparse").stat()) < MEBIBYTE
     (target / OUTPUTS_FILE).write_text("changed")
     assert (folder / OUTPUTS_FILE).read_text() == "{}"
 

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from prefect_launch.core.filesystem import held_bytes
+from prefect_launch.core.filesystem import allocated_bytes
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.runners.docker import files as container_files
 from prefect_launch.runners.docker.engine import TooLargeError
@@ -65,7 +65,7 @@ async def test_zeros_of_a_sparse_file_are_holes_again_and_count_nothing(target: 
 
     assert not left_out
     assert (target / "model.bin").read_bytes() == b"begin" + bytes(50 * MEBIBYTE) + b"end"
-    assert held_bytes((target / "model.bin").stat()) < MEBIBYTE
+    assert allocated_bytes((target / "model.bin").stat()) < MEBIBYTE
     assert [path.name for path in target.parent.iterdir()] == ["outputs"]
 
 
