@@ -21,7 +21,7 @@ def test_agent_has_limits_unless_it_says_that_it_has_none() -> None:
         max_bytes=GIBIBYTE, max_files=DEFAULT_OUTPUT_LIMITS.max_files
     )
     none = {"outputs": {"max_bytes": "none", "max_files": "none"}}
-    assert parse_agent_config(none).site.outputs == OutputLimits(max_bytes=None, max_files=None)
+    assert parse_agent_config(none).machine.outputs == OutputLimits(max_bytes=None, max_files=None)
 
 
 @pytest.mark.parametrize(

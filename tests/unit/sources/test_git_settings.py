@@ -48,8 +48,8 @@ def test_file_of_settings_serves_the_agents_of_the_machine_too(tmp_path: Path, m
     monkeypatch.setenv(GIT_CONFIG_VARIABLE, str(file))
 
     assert machine_git_settings().timeout == 1200
-    assert parse_agent_config({"queues": ["gpu"]}).site.git.host_keys == "strict"
-    assert parse_agent_config({"queues": ["gpu"], "git": {"timeout": 5}}).site.git == GitSettings(timeout=5)
+    assert parse_agent_config({"queues": ["gpu"]}).machine.git.host_keys == "strict"
+    assert parse_agent_config({"queues": ["gpu"], "git": {"timeout": 5}}).machine.git == GitSettings(timeout=5)
 
 
 @pytest.mark.parametrize(
