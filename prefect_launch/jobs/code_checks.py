@@ -144,7 +144,13 @@ def unknown_build_context(build_context: str, paths: Iterable[str], *, where: st
         where: where the code is.
         hint: what else may be wrong.
     """
-    listed = unknown_name("build context", build_context, _folders(paths), where=f" in {where}")
+    folders = _folders(paths) - {"."}
+    if not folders:
+        return SourceError(
+            f"Unknown build context {build_context!r} in {where}. It must be a folder of the job's code, by its path"
+            f" there, and that code has no folders: leave it out.{hint}"
+        )
+    listed = unknown_name("build context", build_context, folders, where=f" in {where}")
     return SourceError(f"{listed} It must be a folder of the job's code, by its path there: name one that is.{hint}")
 
 

@@ -43,6 +43,7 @@ def check(site: Site, run: QueuedRun) -> None:
     expected = {"lr": 0.1, "layers": 3, "id": site.name, "name": "my run", "project": "mnist", "entity": "team"}
     assert run.outputs() == {**expected, "loss": pytest.approx(1 / 3)}
     kept: list[str] = site.api.call(lambda session: session.jobs.get_outputs(run.id, 1, site.folder / "kept"))
+    assert "not kept" not in site.log(run), "the links that wandb leaves are no loss"
     (log,) = [name for name in kept if name.endswith(".wandb")]
     assert log.startswith("wandb/offline-run-")
     assert (site.folder / "kept" / log).stat().st_size > 0

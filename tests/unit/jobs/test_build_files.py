@@ -54,6 +54,11 @@ def test_files_in_a_submodule_may_be_there(context: str | None, dockerfile: str 
     check_build_files(PATHS, build_context=context, dockerfile=dockerfile, where="the code", unlisted=["libs/part"])
 
 
+def test_build_context_of_code_without_folders_is_refused_in_other_words() -> None:
+    with pytest.raises(SourceError, match=r"Unknown build context 'src' in the code\. .* has no folders: leave it out"):
+        check_build_files(["main.py"], build_context="src", dockerfile=None, where="the code")
+
+
 def test_build_context_beside_a_submodule_is_refused() -> None:
     with pytest.raises(SourceError, match="Unknown build context 'libs/parts'"):
         check_build_files(PATHS, build_context="libs/parts", dockerfile=None, where="the code", unlisted=["libs/part"])
