@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from prefect_launch.agent import LaunchAgent, create_and_run_agent
     from prefect_launch.client.api import Api
+    from prefect_launch.client.create_job import acreate_job, create_job
     from prefect_launch.client.explain import Explanation, aexplain_launch, explain_launch
     from prefect_launch.client.launch_add import alaunch_add, alaunch_add_many, launch_add, launch_add_many
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.direct.launch import alaunch, launch
     from prefect_launch.errors import ExecutionError, LaunchError
     from prefect_launch.inputs import load_config, load_wandb_config, manage_config_file, manage_wandb_config
-    from prefect_launch.jobs import JobStore, acreate_job, create_job
+    from prefect_launch.jobs import JobStore
     from prefect_launch.queues.run_queue import RunQueue
     from prefect_launch.runners import AbstractRun
     from prefect_launch.settings.agent_config_block import LaunchAgentConfig

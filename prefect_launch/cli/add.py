@@ -8,7 +8,7 @@ import typer
 
 from prefect_launch.cli.connect import connected
 from prefect_launch.cli.flattened import flattened
-from prefect_launch.cli.request import Request
+from prefect_launch.cli.launch_options import LaunchOptions, parameter_of
 from prefect_launch.cli.style import JsonOption, examples, single
 
 add_app = single()
@@ -31,7 +31,7 @@ _RUN_EXAMPLES = examples(
 @add_app.command("add", epilog=_ADD_EXAMPLES)
 @flattened()
 def add(
-    request: Request,
+    options: LaunchOptions,
     wait: Annotated[
         bool, typer.Option("--wait", metavar="", help="Print its log until it ends; exit with 1 when it fails.")
     ] = False,
@@ -43,21 +43,20 @@ def add(
     """Put a job on a queue: exactly one of --job, --docker-image and --uri."""
     from prefect_launch.cli.launching import add_to_queue, explain_add
 
-    queue, priority = request.queue, request.priority
     if explain:
-        explain_add(connected(), request, queue, priority=priority, as_json=json)
+        explain_add(connected(), options, as_json=json)
         return
-    add_to_queue(connected(), request, queue, priority=priority, wait=wait, as_json=json)
+    add_to_queue(connected(), options, wait=wait, as_json=json)
 
 
 @run_app.command("run", epilog=_RUN_EXAMPLES)
-@flattened("queue", "variables", "priority", "build", "repository", "pin")
+@flattened("queue", "variables", "build", *map(parameter_of, ("priority", "registry.uri", "docker.pin")))
 def run(
-    request: Request,
+    options: LaunchOptions,
     verbose: Annotated[bool, typer.Option("--verbose", metavar="", help="Print Prefect's own log lines too.")] = False,
     json: JsonOption = False,
 ) -> None:
     """Run a job here and now, without a queue; exit with 1 when it fails."""
     from prefect_launch.cli.launching import run_here
 
-    run_here(connected(verbose=verbose), request, as_json=json)
+    run_here(connected(verbose=verbose), options, as_json=json)

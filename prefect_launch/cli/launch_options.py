@@ -1,26 +1,29 @@
-"""The options of `add` and `run`: what runs, with what, and on which queue."""
+"""Options of `add` and `run`: what runs, with what, and on which queue.
+
+Those of the launch spec are declared beside its fields (`prefect_launch.spec.option`). Here are those that have no
+field of their own, and the readers of what is more than a text.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from dataclasses import field, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
 import typer
 
-JobOption = Annotated[
+from prefect_launch.cli.style import ConfigOption
+from prefect_launch.cli.values import merged, nested, read_mapping, read_retries, split_assignment, typed
+from prefect_launch.errors import SpecError
+from prefect_launch.spec.launch_spec import LaunchSpec
+from prefect_launch.spec.option import SpecField, fields_of, placed
+
+if TYPE_CHECKING:
+    from prefect_launch.client.api import Api
+
+QueueOption = Annotated[
     str | None,
-    typer.Option("-j", "--job", metavar="JOB", help="The job: entity/project/name:alias, or a shorter form."),
-]
-ImageOption = Annotated[
-    str | None, typer.Option("-d", "--docker-image", metavar="IMAGE", help="An image to run as it is.")
-]
-UriOption = Annotated[
-    str | None, typer.Option("-u", "--uri", metavar="URI", help="A git repository: https, ssh, or git@host:path.")
-]
-RefOption = Annotated[
-    str | None,
-    typer.Option(
-        "-g", "--git-ref", metavar="REF", help="The repository's branch, tag or commit. Default: its main branch."
-    ),
+    typer.Option("-q", "--queue", metavar="QUEUE", help="The queue. Default: 'default', made on first use."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -28,64 +31,127 @@ SetOption = Annotated[
         "--set", metavar="INPUT=VALUE", help="An input of the job; a.b=1 sets b in the group a. Repeat for more."
     ),
 ]
-EntryPointOption = Annotated[
-    str | None,
-    typer.Option("-E", "--entry-point", metavar="COMMAND", help="The command that takes the place of the job's."),
-]
-NameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="The run's display name.")]
-RunIdOption = Annotated[
-    str | None,
-    typer.Option(
-        "--run-id", metavar="ID", help="A name for the run, for good. Adding the same again gives the same item."
-    ),
-]
-ResourceOption = Annotated[
-    str | None, typer.Option("-r", "--resource", metavar="RESOURCE", help="What it runs on, such as local-container.")
-]
-ResourceArgsOption = Annotated[
-    str | None,
-    typer.Option("-R", "--resource-args", metavar="ARGS", help="The resource's options: JSON, YAML, or a file of it."),
-]
-TargetEntity = Annotated[
-    str | None, typer.Option("-e", "--entity", metavar="ENTITY", help="The run's entity. Default: the job's.")
-]
-TargetProject = Annotated[
-    str | None, typer.Option("-p", "--project", metavar="PROJECT", help="The run's project. Default: the job's.")
-]
-TimeoutOption = Annotated[
-    str | None,
-    typer.Option(
-        "--timeout", metavar="TIME", help="How long it may run: seconds, or 45min, 2h, 1h30m. Default: no limit."
-    ),
-]
-QueueOption = Annotated[
-    str | None,
-    typer.Option("-q", "--queue", metavar="QUEUE", help="The queue. Default: 'default', made on first use."),
-]
 VariablesOption = Annotated[
     list[str] | None,
     typer.Option("-v", "--template-variable", metavar="VAR=VALUE", help="A template variable of the queue. Repeat."),
-]
-PriorityOption = Annotated[
-    str | None,
-    typer.Option(
-        "-P", "--priority", metavar="PRIORITY", help="critical, high, medium or low; or 1 to 4. Default: medium."
-    ),
 ]
 BuildOption = Annotated[
     bool,
     typer.Option("-b", "--build", metavar="", help="Build the image of the job's code here, push it, and queue that."),
 ]
-RepositoryOption = Annotated[
-    str | None,
-    typer.Option("--repository", metavar="REPOSITORY", help="Where it is pushed: registry.example:5000/team/train."),
-]
-PinOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--pin/--no-pin",
-        metavar="",
-        help="Run just the image that its tag means now, or means then. Default: as the queue says, or the one of now"
-        " where it can be had.",
-    ),
-]
+
+
+def _command(text: str, _: str) -> list[str] | None:
+    from prefect_launch.jobs.code_checks import parse_entry_point
+
+    return list(parse_entry_point(text)) or None
+
+
+#: How the text of an option is read that is more than a text, by the field's path.
+_READERS: Final[dict[str, Callable[[str, str], Any]]] = {
+    "overrides.entry_point": _command,
+    "resource_args": read_mapping,
+    "retries": read_retries,
+}
+#: What runs stands first in the help.
+_SOURCES: Final = ("job", "docker.docker_image", "uri", "git.version")
+
+
+class OwnOptions:
+    """The options that have no field of their own in the launch spec, and what all options ask for."""
+
+    queue: QueueOption = None
+    config: ConfigOption = None
+    inputs: SetOption = None
+    variables: VariablesOption = None
+    build: BuildOption = False
+
+    def launch_config(self, api: Api) -> dict[str, Any]:
+        """Return what is asked for as one launch config; the server is asked for the job's schema alone.
+
+        Raises:
+            SpecError: when a value cannot be read.
+            NotFoundError: for an unknown job.
+        """
+        config = {} if self.config is None else read_mapping(self.config, "--config")
+        given = {}
+        for spec_field in _SPEC_FIELDS:
+            value = getattr(self, parameter_of(spec_field.path))
+            if value is not None:
+                read = _READERS.get(spec_field.path)
+                given[spec_field.path] = read(value, spec_field.option.flags[-1]) if read else value
+        return self._with_inputs(api, _over(config, placed(given)))
+
+    def _with_inputs(self, api: Api, config: dict[str, Any]) -> dict[str, Any]:
+        if not self.inputs:
+            return config
+        job = config.get("job")  # Two sources, or none, are `launch_add`'s to refuse.
+        schema = api.job(job).schema if isinstance(job, str) and job else None
+        inputs = nested([split_assignment(text, "--set") for text in self.inputs], schema)
+        overrides = config.get("overrides") or {}
+        own = overrides.get("run_config") or {} if isinstance(overrides, Mapping) else None
+        if not isinstance(own, Mapping):
+            raise SpecError(
+                "The config's overrides.run_config must be a mapping of inputs for --set to be added to it."
+            )
+        return {**config, "overrides": {**overrides, "run_config": merged(own, inputs)}}
+
+    def template_variables(self, api: Api, queue: str) -> dict[str, Any] | None:
+        """Return the template variables, with the types that the queue says.
+
+        Raises:
+            SpecError: when one is not `VAR=VALUE`.
+            NotFoundError: for an unknown queue.
+        """
+        if not self.variables:
+            return None
+        pairs = [split_assignment(text, "--template-variable") for text in self.variables]
+        schemas = api.run_queue(queue).template_variables
+        return {name: typed(text, schemas.get(name)) for name, text in pairs}
+
+
+def parameter_of(path: str) -> str:
+    """Return the name of a command's parameter for a field of the launch spec."""
+    return path.replace(".", "__")
+
+
+def _over(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with what was given over it; parts of the spec are merged, everything else is replaced."""
+    parts = {
+        name: {**config[name], **value}
+        for name, value in given.items()
+        if name in _PARTS and isinstance(value, Mapping) and isinstance(config.get(name), Mapping)
+    }
+    return {**config, **given, **parts}
+
+
+def _declared(spec_field: SpecField) -> tuple[str, Any, Any]:
+    """Return the option of a field of the launch spec, as a field of a dataclass."""
+    option = spec_field.option
+    shown = typer.Option(*option.flags, metavar=option.metavar, help=spec_field.text)
+    kind: Any = Annotated[str | None, shown]
+    if spec_field.info.annotation == bool | None:
+        kind = Annotated[bool | None, shown]
+    return parameter_of(spec_field.path), kind, field(default=None)
+
+
+_SPEC_FIELDS: Final = tuple(one for one in fields_of(LaunchSpec) if one.option.flags)
+_PARTS: Final = frozenset(one.path.partition(".")[0] for one in _SPEC_FIELDS if "." in one.path)
+
+
+def _fields() -> list[tuple[str, Any, Any]]:
+    """Return all options in the order of the help, as the fields of a dataclass: what runs stands first."""
+    own = [
+        (name, kind, getattr(OwnOptions, name))
+        for name, kind in get_type_hints(OwnOptions, include_extras=True).items()
+    ]
+    sources = [_declared(one) for one in _SPEC_FIELDS if one.path in _SOURCES]
+    return [*sources, *own, *(_declared(one) for one in _SPEC_FIELDS if one.path not in _SOURCES)]
+
+
+if TYPE_CHECKING:
+
+    class LaunchOptions(OwnOptions):
+        """The options of `add` and `run`, as they were written."""
+else:
+    LaunchOptions = make_dataclass("LaunchOptions", _fields(), bases=(OwnOptions,), frozen=True)

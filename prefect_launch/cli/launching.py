@@ -19,23 +19,19 @@ from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.spec.launch_spec import construct_spec
 
 if TYPE_CHECKING:
-    from prefect_launch.cli.request import Request
+    from prefect_launch.cli.launch_options import LaunchOptions
     from prefect_launch.client.api import Api
     from prefect_launch.client.queued_run import QueuedRun
 
 _LOOK_SECONDS: Final = 0.5
 
 
-def add_to_queue(
-    api: Api, request: Request, queue: str | None, *, priority: str | None, wait: bool, as_json: bool
-) -> None:
+def add_to_queue(api: Api, options: LaunchOptions, *, wait: bool, as_json: bool) -> None:
     """Put it on a queue; tell its id and its page.
 
     Args:
         api: the server.
-        request: the options.
-        queue: the queue's name; None: the default one.
-        priority: a word or a number.
+        options: as they were written.
         wait: print its log until it ends.
         as_json: print JSON; the log goes to standard error then.
 
@@ -43,17 +39,9 @@ def add_to_queue(
         ExecutionError: when it was waited for, and failed.
         LaunchError: as `launch_add` does.
     """
-    arguments = request.arguments(api)
-    variables = request.template_variables(api, queue or DEFAULT_QUEUE)
-    with build_log(request.build):
-        run = launch_add(
-            uri=request.uri,
-            queue_name=queue,
-            priority=priority,
-            template_variables=variables,
-            build=request.build,
-            **arguments,
-        )
+    arguments = _arguments(api, options)
+    with build_log(options.build):
+        run = launch_add(**arguments)
     if not as_json:
         typer.echo(f"Added {run.name} to the queue {run.queue_name}, with priority {run.priority.name.lower()}.")
         typer.echo(f"id:   {short_id(run.id)}")
@@ -64,7 +52,7 @@ def add_to_queue(
         print_json(fields_of(run, run.item))
 
 
-def explain_add(api: Api, request: Request, queue: str | None, *, priority: str | None, as_json: bool) -> None:
+def explain_add(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
     """Tell what adding it would do; nothing is queued.
 
     Raises:
@@ -73,20 +61,21 @@ def explain_add(api: Api, request: Request, queue: str | None, *, priority: str 
     from prefect_launch.cli.explain_view import print_explanation
     from prefect_launch.client.explain import explain_launch
 
-    arguments = request.arguments(api)
-    variables = request.template_variables(api, queue or DEFAULT_QUEUE)
-    told = explain_launch(
-        uri=request.uri,
-        queue_name=queue,
-        priority=priority,
-        template_variables=variables,
-        build=request.build,
-        **arguments,
-    )
+    told = explain_launch(**_arguments(api, options))
     if as_json:
         print_json(told.model_dump(mode="json"))
     else:
         print_explanation(told)
+
+
+def _arguments(api: Api, options: LaunchOptions) -> dict[str, Any]:
+    """Return what the options ask for, as arguments of `launch_add`."""
+    return {
+        "config": options.launch_config(api),
+        "queue_name": options.queue,
+        "template_variables": options.template_variables(api, options.queue or DEFAULT_QUEUE),
+        "build": options.build,
+    }
 
 
 def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
@@ -100,23 +89,21 @@ def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
     typer.echo(f"{_named(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
 
 
-def run_here(api: Api, request: Request, *, as_json: bool) -> None:
+def run_here(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
     """Run it in this process; print its log as it comes.
 
     Args:
         api: the server.
-        request: the options.
+        options: as they were written.
         as_json: print JSON at the end; the log goes to standard error then.
 
     Raises:
         ExecutionError: when it failed.
         LaunchError: as `launch` does.
     """
-    arguments = request.arguments(api)
-    if request.uri:
-        arguments["config"] = {**arguments["config"], "uri": request.uri}
-    construct_spec(**arguments)  # What is refused has no flow run.
-    run = asyncio.run(_launch(api, arguments, log_to_error=as_json))
+    config = options.launch_config(api)
+    construct_spec(config)  # What is refused has no flow run.
+    run = asyncio.run(_launch(api, config, log_to_error=as_json))
     item = run.item
     if as_json:
         print_json(fields_of(run, item))
@@ -129,7 +116,7 @@ def _named(run: QueuedRun) -> str:
     return f"{run.name} ({short_id(run.id)})"
 
 
-async def _launch(api: Api, arguments: dict[str, Any], *, log_to_error: bool) -> QueuedRun:
+async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> QueuedRun:
     """Launch it, and print its log beside it: the flow tells the id of its run when it begins."""
     begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -138,9 +125,9 @@ async def _launch(api: Api, arguments: dict[str, Any], *, log_to_error: bool) ->
             begun.set_result(str(flow_run.id))
 
     # A function, not a text: Prefect would fill in braces that stand in a text.
-    name = arguments.get("name")
+    name = config.get("name")
     flow = launch_flow.with_options(on_running=[tell], flow_run_name=(lambda: str(name)) if name else None)
-    work = asyncio.ensure_future(flow(api, **arguments))
+    work: asyncio.Task[Any] = asyncio.ensure_future(flow(api, config=config))
     await asyncio.wait({work, begun}, return_when=asyncio.FIRST_COMPLETED)
     if not begun.done():
         work.result()  # raises what kept the flow from beginning

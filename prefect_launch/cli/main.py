@@ -21,34 +21,43 @@ _DEBUG_VARIABLE: Final = "LAUNCH_DEBUG"
 _INTERRUPTED: Final = 130
 
 
-#: The groups and commands, in the order in which a new user needs them, and where each is.
-_COMMANDS: Final[Mapping[str, str]] = {
-    "queue": "prefect_launch.cli.queue:app",
-    "job": "prefect_launch.cli.job:app",
-    "add": "prefect_launch.cli.add:add_app",
-    "run": "prefect_launch.cli.add:run_app",
-    "item": "prefect_launch.cli.item:app",
-    "agent": "prefect_launch.cli.agent:app",
-    "demo": "prefect_launch.cli.demo:app",
+#: The groups and commands, in the order in which a new user needs them: where each is, and its help in one line.
+COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
+    "queue": ("prefect_launch.cli.queue:app", "Make, look at, pause and delete queues."),
+    "job": ("prefect_launch.cli.job:app", "Make, look at and deploy jobs."),
+    "add": ("prefect_launch.cli.add:add_app", "Put a job on a queue: exactly one of --job, --docker-image and --uri."),
+    "run": (
+        "prefect_launch.cli.add:run_app",
+        "Run a job here and now, without a queue; exit with 1 when it fails.",
+    ),
+    "item": ("prefect_launch.cli.item:app", "Look at items, read their logs, stop them, run them again."),
+    "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, see which are there."),
+    "demo": (
+        "prefect_launch.cli.demo:app",
+        "See it work: an embedded server, a real training job, three runs on a queue, one agent.",
+    ),
 }
 
 
 class _LazyGroup(typer.core.TyperGroup):
-    """A group whose commands are imported by name when they are asked for, as Click's documentation recommends."""
+    """A group whose commands are imported when they are called, as Click's documentation recommends."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.commands = {name: typer.core.TyperCommand(name, help=text) for name, (_, text) in COMMANDS.items()}
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        # For an unknown name all are loaded: Typer looks for the nearest one among them.
-        for name in [cmd_name] if cmd_name in _COMMANDS else _COMMANDS:
-            if name not in self.commands:
-                self.add_command(_load(name), name)
-        return super().get_command(ctx, cmd_name)
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in COMMANDS:
+            self.commands[args[0]] = load_command(args[0])
+        return super().resolve_command(ctx, args)
 
 
-def _load(name: str) -> Any:
-    module, _, attribute = _COMMANDS[name].partition(":")
+def load_command(name: str) -> Any:
+    """Import a group or command of the program."""
+    module, _, attribute = COMMANDS[name][0].partition(":")
     command = typer.main.get_command(getattr(importlib.import_module(module), attribute))
     command.name = name
     return command

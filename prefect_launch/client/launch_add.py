@@ -14,6 +14,7 @@ from prefect_launch.client.api import Api, default_api
 from prefect_launch.client.item_check import CheckedItem, check_item, same_item
 from prefect_launch.client.job_of_spec import NamedJob, same_uri
 from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.planning.image_pin import Digests
 from prefect_launch.planning.unread_fields import refuse_unread_at_queue
@@ -88,7 +89,13 @@ def launch_add(
         UnsafeSpecError: for an option that the queue does not let submitters set.
         ServerUnavailableError: when the server does not answer within 15 s.
     """
-    spec, queue, add = _request(locals())
+    arguments = {
+        **{"uri": uri, "job": job, "config": config, "template_variables": template_variables, "project": project},
+        **{"entity": entity, "queue_name": queue_name, "resource": resource, "entry_point": entry_point, "name": name},
+        **{"version": version, "docker_image": docker_image, "resource_args": resource_args, "run_id": run_id},
+        **{"build": build, "repository": repository, "sweep_id": sweep_id, "author": author, "priority": priority},
+    }
+    spec, queue, add = _request(arguments)
     api = default_api()
     if in_flow.is_flow_code():
         run: QueuedRun = in_flow.sync_task()(api, spec, queue, add)
@@ -98,36 +105,16 @@ def launch_add(
     return run
 
 
-async def alaunch_add(
-    uri: str | None = None,
-    job: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    template_variables: Mapping[str, Any] | None = None,
-    project: str | None = None,
-    entity: str | None = None,
-    queue_name: str | None = None,
-    resource: str | None = None,
-    entry_point: Sequence[str] | None = None,
-    name: str | None = None,
-    version: str | None = None,
-    docker_image: str | None = None,
-    project_queue: str | None = None,
-    resource_args: Mapping[str, Any] | None = None,
-    run_id: str | None = None,
-    build: bool = False,
-    repository: str | None = None,
-    sweep_id: str | None = None,
-    author: str | None = None,
-    priority: int | str | None = None,
-) -> QueuedRun:
+@with_arguments_of(launch_add)
+async def alaunch_add(arguments: Mapping[str, Any]) -> QueuedRun:
     """`launch_add` for async code; arguments, result and errors are the same."""
-    spec, queue, add = _request(locals())
+    spec, queue, add = _request(arguments)
     api = default_api()
     if in_flow.is_flow_code():
         run: QueuedRun = await in_flow.async_task()(api, spec, queue, add)
     else:
         run = await api.acall(lambda session: add(api, session, spec, queue))
-    run.project_queue = project_queue
+    run.project_queue = arguments["project_queue"]
     return run
 
 
@@ -167,7 +154,7 @@ def _parse(spec: LaunchSpec | Mapping[str, Any]) -> LaunchSpec:
     return read
 
 
-def _request(arguments: dict[str, Any]) -> tuple[LaunchSpec, str, in_flow.Add]:
+def _request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str, in_flow.Add]:
     """Read the arguments of a call into a spec, the queue's name, and what makes the item."""
     spec, queue = read_request(arguments)
     named = in_flow.with_run_id(spec, queue)
@@ -184,7 +171,7 @@ def read_request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str]:
     """
     given = dict(arguments)
     queue, build = given.pop("queue_name"), given.pop("build")
-    given.pop("project_queue")
+    given.pop("project_queue", None)
     if build and not queue:
         raise SpecError(
             "Cannot build an image without a queue. Give queue_name; 'launch' builds what it runs here by itself."

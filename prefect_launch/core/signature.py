@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -26,14 +26,22 @@ def with_arguments_of(
     def give(function: Callable[[Mapping[str, Any]], R]) -> Callable[P, R]:
         returned = inspect.signature(function).return_annotation
 
-        @functools.wraps(function)
-        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        def arguments(*args: Any, **kwargs: Any) -> Mapping[str, Any]:
             bound = signature.bind(*args, **kwargs)
             bound.apply_defaults()
-            return function(bound.arguments)
+            return bound.arguments
 
-        called.__signature__ = signature.replace(return_annotation=returned)  # type: ignore[attr-defined]
-        return called
+        @functools.wraps(function)
+        def called(*args: P.args, **kwargs: P.kwargs) -> R:
+            return function(arguments(*args, **kwargs))
+
+        @functools.wraps(function)
+        async def awaited(*args: P.args, **kwargs: P.kwargs) -> Any:  # Prefect tells async functions by their kind.
+            return await cast(Any, function)(arguments(*args, **kwargs))
+
+        given: Any = awaited if inspect.iscoroutinefunction(function) else called
+        given.__signature__ = signature.replace(return_annotation=returned)
+        return cast(Callable[P, R], given)
 
     return give
 

@@ -1,6 +1,7 @@
 """`secure_mode` of an agent: a submitter names a job and gives it inputs, and nothing else decides what code runs.
 
-Each field of the launch spec is locked unless it is listed here, so that a field that is added later is locked too.
+Each field of the launch spec is locked unless its declaration says otherwise (`Option.in_secure_mode`), so that a field
+that is added later is locked too.
 Environment variables, arguments, options of the resource and everything else are the job's and the queue's. Unlike the
 reference, which locks what it lists and documents a lock on the image that it does not keep, this holds for all
 resources.
@@ -9,38 +10,16 @@ resources.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, Final
-
-from pydantic import BaseModel
 
 from prefect_launch.errors import UnsafeSpecError
 from prefect_launch.spec.launch_spec import DockerSource, LaunchSpec
+from prefect_launch.spec.option import fields_of
 from prefect_launch.spec.option_names import normalise_option
 
 #: What a submitter may set, by the dotted path of the field in a launch spec.
-FREE: Final = frozenset(
-    {
-        "job",
-        "overrides.run_config",
-        # Those that the queue declares, inside the limits that it sets.
-        "template_variables",
-        "priority",
-        # Names, which are tags and labels of the run.
-        "name",
-        "entity",
-        "project",
-        "run_id",
-        "author",
-        "sweep_id",
-        # Refused elsewhere when they do not agree with the queue, and with the job.
-        "resource",
-        "git.repo",
-        "git.version",
-        # Of no effect but where the queue pins: see `secured`.
-        "docker.digest",
-        "docker.resolved",
-    }
-)
+FREE: Final = frozenset(field.path for field in fields_of(LaunchSpec) if field.option.in_secure_mode)
 _WORDS: Final = {
     "overrides.entry_point": 'the "entrypoint" override',
     "docker.docker_image": 'the "image" (it runs jobs only)',
@@ -84,18 +63,12 @@ def secured(spec: LaunchSpec, *, pins: bool | None = None) -> LaunchSpec:
     return spec if pins else spec.model_copy(update={"docker": DockerSource()})
 
 
-def _set_fields(part: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _set_fields(spec: LaunchSpec) -> Iterator[tuple[str, Any]]:
     """Yield the path and value of each field that is not at its default, those of nested parts one by one."""
-    for name, field in type(part).model_fields.items():
-        value = getattr(part, name)
-        if isinstance(value, BaseModel) and f"{prefix}{name}" not in _LEAVES:
-            yield from _set_fields(value, f"{prefix}{name}.")
-        elif value != field.get_default(call_default_factory=True):
-            yield f"{prefix}{name}", value
-
-
-#: Parts that are one thing to a submitter.
-_LEAVES: Final = frozenset({"retries"})
+    for field in fields_of(LaunchSpec):
+        value = attrgetter(field.path)(spec)
+        if value != field.info.get_default(call_default_factory=True):
+            yield field.path, value
 
 
 def _in_words(path: str, value: Any) -> list[str]:

@@ -19,9 +19,8 @@ from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.protocol import Server
-from prefect_launch.spec.item_parameters import FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER, tags_of
+from prefect_launch.spec.item_parameters import FORM_FIELDS, FORM_LABEL, JOB_LABEL, OPTIONS_PARAMETER, tags_of
 from prefect_launch.spec.launch_spec import LaunchSpec
-from prefect_launch.spec.retry import Cause
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
@@ -79,42 +78,9 @@ _OPTIONS_SCHEMA: Final[dict[str, Any]] = {
     "type": "object",
     "description": "How this run is launched. Leave it as it is for the job's own way.",
     "properties": {
-        "name": {"title": "Name", "type": "string", "description": "The run's display name."},
-        "args": {
-            "title": "Arguments",
-            "type": "array",
-            "items": {"type": "string"},
-            "description": "Arguments added after the entry point.",
-        },
-        "resource_args": {
-            "title": "Resource arguments",
-            "type": "object",
-            "description": 'Options of the resource, such as {"local-container": {"memory": "2g"}}.',
-        },
-        "timeout": {
-            "title": "Time limit",
-            "type": "string",
-            "description": "How long it may run, such as 90s, 45min, 2h or 1h30m.",
-        },
-        "retries": {
-            "title": "Retries",
-            "type": "object",
-            "description": "When it is run again. Empty: as the job says, else up to 5 times when it was lost.",
-            "properties": {
-                "max": {"title": "At most", "type": "integer", "minimum": 0, "maximum": 100},
-                "on": {
-                    "title": "After",
-                    "type": "array",
-                    "items": {"type": "string", "enum": [cause.value for cause in Cause]},
-                    "uniqueItems": True,
-                },
-                "delay": {"title": "Pause before the first, s", "type": "number", "minimum": 0, "maximum": 3600},
-                "backoff": {"title": "Each pause longer by", "type": "number", "minimum": 1, "maximum": 10},
-            },
-            "additionalProperties": False,
-        },
-        "project": {"title": "Project", "type": "string"},
-        "author": {"title": "Author", "type": "string"},
+        field.name: {"description": field.text, **field.option.form}
+        for field in FORM_FIELDS
+        if field.option.form is not None
     },
     "additionalProperties": False,
     "default": {},

@@ -14,6 +14,7 @@ from prefect_launch.core.names import short_id
 from prefect_launch.errors import SpecError
 from prefect_launch.server.values import Item
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
+from prefect_launch.spec.option import fields_of, placed
 
 #: Label: the job, at the version that was pinned.
 JOB_LABEL: Final = "prefect-launch.job"
@@ -22,7 +23,7 @@ FORM_LABEL: Final = "prefect-launch.form"
 #: The parameter of a job's form that holds the launch options.
 OPTIONS_PARAMETER: Final = "launch"
 #: The launch options that a job's form offers.
-FORM_OPTIONS: Final = ("name", "args", "timeout", "resource_args", "retries", "project", "author")
+FORM_FIELDS: Final = tuple(field for field in fields_of(LaunchSpec) if field.option.form is not None)
 
 
 def spec_of(item: Item) -> LaunchSpec:
@@ -46,13 +47,13 @@ def _form_spec(item: Item) -> dict[str, Any]:
     if not isinstance(group, Mapping):
         raise SpecError(f"The parameter {OPTIONS_PARAMETER!r} must be a group of launch options, not {group!r}.")
     # A field of the form that was filled in and emptied again comes as an empty text.
-    options = {key: value for key, value in group.items() if key != "args" and value != ""}
-    retries = options.pop("retries", None)
-    if isinstance(retries, Mapping):  # The group of a form that nobody has filled in asks for nothing.
-        retries = {key: value for key, value in retries.items() if value not in (None, "", [])} or None
-    if retries is not None:
-        options["retries"] = retries
-    return {**options, "job": job, "overrides": {"run_config": inputs, "args": group.get("args") or []}}
+    options = {key: value for key, value in group.items() if value != ""}
+    if isinstance(options.get("retries"), Mapping):  # The group of a form that nobody has filled in asks for nothing.
+        filled = {key: value for key, value in options["retries"].items() if value not in (None, "", [])}
+        options["retries"] = filled or None
+    paths = {field.name: field.path for field in FORM_FIELDS}
+    given = {paths.get(name, name): value for name, value in options.items() if value is not None}
+    return placed({**given, "job": job, "overrides.run_config": inputs})
 
 
 def options_of(item: Item) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ arguments of `launch` and `launch_add`. Checks that need no server are made here
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -19,30 +19,37 @@ from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.spec.build_options import check_builder, check_inside
 from prefect_launch.spec.job_naming import check_runtime
 from prefect_launch.spec.json_rules import check_json, plain
+from prefect_launch.spec.option import Option
 from prefect_launch.spec.priority import Priority
-from prefect_launch.spec.retry import Retries
+from prefect_launch.spec.retry import RETRIES_FORM, Retries
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, populate_by_name=True)
 
 
+#: Of no effect in secure mode but where the queue pins: see `prefect_launch.policy.secure_mode.secured`.
+_OF_PIN = Option(in_secure_mode=True)
+
+
 class DockerSource(_Part):
     """A container image to run as it is."""
 
-    docker_image: str | None = None
-    user_id: int | None = Field(default=None, ge=0, lt=2**31, description="User id of generated images.")
-    pin: bool | None = Field(
-        default=None,
-        description="Run just the image that its name means at the enqueue; None: as the queue says, or that one where"
-        " it can be had; False: the one that its name means at the start.",
+    docker_image: Annotated[str | None, Option(("-d", "--docker-image"), "IMAGE")] = Field(
+        default=None, description="An image to run as it is."
     )
-    digest: str | None = Field(
+    user_id: int | None = Field(default=None, ge=0, lt=2**31, description="User id of generated images.")
+    pin: Annotated[bool | None, Option(("--pin/--no-pin",))] = Field(
+        default=None,
+        description="Run just the image that its tag means now, or means then. Default: as the queue says, or the one"
+        " of now where it can be had.",
+    )
+    digest: Annotated[str | None, _OF_PIN] = Field(
         default=None,
         pattern=r"^sha256:[0-9a-f]{64}$",
         description="The image's digest: what its name means to this item.",
     )
-    resolved: bool = Field(
+    resolved: Annotated[bool, _OF_PIN] = Field(
         default=False,
         description="The digest was looked up at the enqueue unasked: where it cannot be had, the name will do.",
     )
@@ -51,30 +58,44 @@ class DockerSource(_Part):
 class GitSource(_Part):
     """The commit, branch or tag that a git job is taken at."""
 
-    repo: str | None = None
-    version: str | None = None
+    repo: Annotated[str | None, Option(in_secure_mode=True)] = Field(
+        default=None, description="The repository of the job, which must be its own."
+    )
+    version: Annotated[str | None, Option(("-g", "--git-ref"), "REF", in_secure_mode=True)] = Field(
+        default=None, description="The repository's branch, tag or commit. Default: its main branch."
+    )
 
 
 class RegistryOptions(_Part):
     """Where an image that is built by this very call is pushed."""
 
-    uri: str | None = Field(
-        default=None, validation_alias=AliasChoices("uri", "url"), description="A repository, such as host/team/train."
+    uri: Annotated[str | None, Option(("--repository",), "REPOSITORY")] = Field(
+        default=None,
+        validation_alias=AliasChoices("uri", "url"),
+        description="Where an image is pushed that this very call builds: registry.example:5000/team/train.",
     )
 
 
 class Overrides(_Part):
     """What this run does other than its job says."""
 
-    args: tuple[str, ...] = Field(default=(), description="Arguments added after the entry point.")
-    run_config: dict[str, Any] = Field(default_factory=dict, description="The job's inputs.")
-    artifacts: dict[str, Any] = Field(default_factory=dict)
+    args: Annotated[
+        tuple[str, ...], Option(form={"title": "Arguments", "type": "array", "items": {"type": "string"}})
+    ] = Field(default=(), description="Arguments added after the entry point.")
+    run_config: Annotated[dict[str, Any], Option(in_secure_mode=True)] = Field(
+        default_factory=dict, description="The job's inputs."
+    )
+    artifacts: dict[str, Any] = Field(
+        default_factory=dict, description="Artifacts by name, which the job finds in WANDB_ARTIFACTS."
+    )
     files: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Values merged into the job's config files, by the file's path."
     )
-    entry_point: tuple[str, ...] | None = Field(default=None, description="The command that takes the job's place.")
+    entry_point: Annotated[tuple[str, ...] | None, Option(("-E", "--entry-point"), "COMMAND")] = Field(
+        default=None, description="The command that takes the place of the job's."
+    )
     dockerfile: str | None = Field(default=None, description="A Dockerfile in the job's code, by its path there.")
-    working_dir: str | None = None
+    working_dir: str | None = Field(default=None, description="The folder that it runs in, below the job's code.")
 
     @field_validator("dockerfile")
     @classmethod
@@ -99,29 +120,77 @@ class LaunchSpec(_Part):
     Exactly one of `job`, `docker.docker_image` (or `image_uri`) and `uri` names what runs.
     """
 
-    job: str | None = Field(default=None, description="entity/project/name:alias, or the shorter forms.")
+    job: Annotated[str | None, Option(("-j", "--job"), "JOB", in_secure_mode=True)] = Field(
+        default=None, description="The job: entity/project/name:alias, or a shorter form."
+    )
     docker: DockerSource = DockerSource()
-    image_uri: str | None = None
-    uri: str | None = Field(default=None, description="A git remote.")
+    image_uri: str | None = Field(default=None, description="The same as docker.docker_image.")
+    uri: Annotated[str | None, Option(("-u", "--uri"), "URI")] = Field(
+        default=None, description="A git repository: https, ssh, or git@host:path."
+    )
     git: GitSource = GitSource()
-    entity: str | None = None
-    project: str | None = None
-    name: str | None = Field(default=None, description="The run's display name.")
-    run_id: str | None = None
-    author: str | None = None
-    sweep_id: str | None = None
-    resource: str | None = None
-    resource_args: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    template_variables: dict[str, Any] = Field(default_factory=dict)
     overrides: Overrides = Overrides()
-    python_version: str | None = None
-    timeout: TimeLimit = Field(default=None, description="Time limit of the run, from its start: seconds, or '2h'.")
+    name: Annotated[
+        str | None, Option(("--name",), "NAME", form={"title": "Name", "type": "string"}, in_secure_mode=True)
+    ] = Field(default=None, description="The run's display name.")
+    run_id: Annotated[str | None, Option(("--run-id",), "ID", in_secure_mode=True)] = Field(
+        default=None, description="A name for the run, for good. Adding the same again gives the same item."
+    )
+    resource: Annotated[str | None, Option(("-r", "--resource"), "RESOURCE", in_secure_mode=True)] = Field(
+        default=None, description="What it runs on, such as local-container."
+    )
+    resource_args: Annotated[
+        dict[str, dict[str, Any]],
+        Option(
+            ("-R", "--resource-args"),
+            "ARGS",
+            form={
+                "title": "Resource arguments",
+                "type": "object",
+                "description": 'Options of the resource, such as {"local-container": {"memory": "2g"}}.',
+            },
+        ),
+    ] = Field(default_factory=dict, description="The resource's options: JSON, YAML, or a file of it.")
+    template_variables: Annotated[dict[str, Any], Option(in_secure_mode=True)] = Field(
+        default_factory=dict, description="Values of the queue's template variables."
+    )
+    entity: Annotated[str | None, Option(("-e", "--entity"), "ENTITY", in_secure_mode=True)] = Field(
+        default=None, description="The run's entity. Default: the job's."
+    )
+    project: Annotated[
+        str | None,
+        Option(("-p", "--project"), "PROJECT", form={"title": "Project", "type": "string"}, in_secure_mode=True),
+    ] = Field(default=None, description="The run's project. Default: the job's.")
+    author: Annotated[str | None, Option(form={"title": "Author", "type": "string"}, in_secure_mode=True)] = Field(
+        default=None, description="Who asks for it."
+    )
+    sweep_id: Annotated[str | None, Option(in_secure_mode=True)] = Field(
+        default=None, description="Id of the sweep that it belongs to."
+    )
+    python_version: str | None = Field(
+        default=None, description="The Python of its environment or image, such as 3.12."
+    )
+    timeout: Annotated[
+        TimeLimit,
+        Option(
+            ("--timeout",),
+            "TIME",
+            form={
+                "title": "Time limit",
+                "type": "string",
+                "description": "How long it may run, such as 90s, 45min, 2h or 1h30m.",
+            },
+        ),
+    ] = Field(default=None, description="How long it may run: seconds, or 45min, 2h, 1h30m. Default: no limit.")
     registry: RegistryOptions = RegistryOptions()
     builder: dict[str, Any] = Field(default_factory=dict, description='{"accelerator": {"base_image": …}}.')
-    priority: Priority = Priority.MEDIUM
-    retries: Retries | None = Field(
+    priority: Annotated[Priority, Option(("-P", "--priority"), "PRIORITY", in_secure_mode=True)] = Field(
+        default=Priority.MEDIUM, description="critical, high, medium or low; or 1 to 4. Default: medium."
+    )
+    retries: Annotated[Retries | None, Option(("--retries",), "RULE", form=RETRIES_FORM)] = Field(
         default=None,
-        description="When it is run again, or how often at most; None: as its job says.",
+        description='When it is run again: how often at most, or {"max": 3, "on": ["failed", "oom"], "delay": 30}.'
+        " Default: as its job says.",
         json_schema_extra=lambda schema: schema["anyOf"].append({"type": "integer", "minimum": 0}),  # type: ignore[union-attr]
     )
 

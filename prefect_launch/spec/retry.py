@@ -92,6 +92,26 @@ class Retries(BaseModel):
 DEFAULT_RETRIES: Final = Retries()
 
 
+#: The group of a deployment's form.
+RETRIES_FORM: Final[dict[str, Any]] = {
+    "title": "Retries",
+    "type": "object",
+    "description": "When it is run again. Empty: as the job says, else up to 5 times when it was lost.",
+    "properties": {
+        "max": {"title": "At most", "type": "integer", "minimum": 0, "maximum": _MAX_RETRIES},
+        "on": {
+            "title": "After",
+            "type": "array",
+            "items": {"type": "string", "enum": [cause.value for cause in Cause]},
+            "uniqueItems": True,
+        },
+        "delay": {"title": "Pause before the first, s", "type": "number", "minimum": 0, "maximum": MAX_DELAY_SECONDS},
+        "backoff": {"title": "Each pause longer by", "type": "number", "minimum": 1, "maximum": 10},
+    },
+    "additionalProperties": False,
+}
+
+
 def parse_retries(value: Any, what: str = "retries") -> Retries:
     """Make a retry rule of plain data.
 

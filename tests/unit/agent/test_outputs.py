@@ -71,7 +71,8 @@ async def test_slot_is_free_for_the_next_item_while_outputs_are_copied_and_the_e
         await eventually(lambda: asyncio.sleep(0, len(bench.machine.started)), lambda started: started == 4)
         await eventually(lambda: asyncio.sleep(0, copies.asked), lambda asked: asked == 2)  # two at a time
         assert await state_types(bench, items) == [StateType.RUNNING] * 4
-        assert (agent.num_running_jobs, len(agent.thread_ids)) == (0, 4)
+        await eventually(lambda: asyncio.sleep(0, agent.num_running_jobs), lambda running: running == 0)
+        assert len(agent.thread_ids) == 4
         copies.go_on.set()
         for item in items:
             await bench.until(item, StateType.COMPLETED)
