@@ -58,7 +58,7 @@ def test_field_that_is_added_is_found_with_its_option_form_and_lock() -> None:
     assert (name, default.default) == ("priority_class", None)
     assert isinstance(kind.__metadata__[0], typer.models.OptionInfo)
     assert kind.__metadata__[0].help == added.text
-    assert "--priority-class" in (kind.__metadata__[0].default, *kind.__metadata__[0].param_decls)
+    assert "--priority-class" in {kind.__metadata__[0].default, *(kind.__metadata__[0].param_decls or ())}
 
 
 def test_form_of_a_job_has_the_declared_fields_and_no_other(job_api: InMemoryApi) -> None:
@@ -101,9 +101,8 @@ def test_options_make_the_spec_that_the_arguments_of_launch_add_make(
 
 
 def test_option_wins_over_the_config_and_leaves_the_rest_of_its_part() -> None:
-    options: Any = LaunchOptions(
-        config='{"uri": "https://git.example/a/b", "git": {"repo": "x", "version": "v1"}}', git__version="v2"
-    )
+    config = '{"uri": "https://git.example/a/b", "git": {"repo": "x", "version": "v1"}}'
+    options: Any = LaunchOptions(**{"config": config, "git__version": "v2"})
 
     assert options.launch_config(InMemoryApi())["git"] == {"repo": "x", "version": "v2"}
 
