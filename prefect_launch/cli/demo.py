@@ -14,12 +14,8 @@ app = single()
 @app.command()
 def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Stay until Ctrl-C, to look around in the UI.")] = False,
-    server: Annotated[
-        str | None,
-        typer.Option("--server", metavar="URL", help="Use the server of this API address, and start none."),
-    ] = None,
 ) -> None:
     """See it work: an embedded server, a real training job, three runs on a queue, one agent."""
-    from prefect_launch.demo import run_demo
+    from prefect_launch.demo.run import run_demo
 
-    run_demo(server=server, keep=keep)
+    run_demo(keep=keep)

@@ -39,7 +39,6 @@ class ItemState(Enum):
     CLAIMED = ("Pending", StateType.PENDING)
     BUILDING = ("Building", StateType.PENDING)
     PULLING = ("Pulling", StateType.PENDING)
-    STARTING = ("Starting", StateType.PENDING)
     RUNNING = ("Running", StateType.RUNNING)
     COMPLETED = ("Completed", StateType.COMPLETED)
     FAILED = ("Failed", StateType.FAILED)
@@ -53,7 +52,7 @@ class ItemState(Enum):
 
 
 _ENDS = frozenset({ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED, ItemState.CANCELLED})
-_ON_THE_WAY = frozenset({ItemState.BUILDING, ItemState.PULLING, ItemState.STARTING})
+_ON_THE_WAY = frozenset({ItemState.BUILDING, ItemState.PULLING})
 
 #: From which type of state each state may be entered. `RUNNING` only from `PENDING`: each entry counts as one attempt.
 ALLOWED_FROM: dict[ItemState, frozenset[StateType]] = {

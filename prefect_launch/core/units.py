@@ -10,9 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from typing import Annotated, Any, Final
-
-from pydantic import BeforeValidator, WithJsonSchema
+from typing import Any, Final
 
 from prefect_launch.errors import SpecError
 
@@ -63,14 +61,6 @@ def format_duration(seconds: float) -> str:
     if left or not parts:
         parts.append(f"{round(left, 1):g} s")
     return " ".join(parts)
-
-
-#: A field of a frozen value that holds a time limit.
-TimeLimit = Annotated[
-    float | None,
-    BeforeValidator(parse_duration),
-    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]}, mode="validation"),
-]
 
 
 # --- sizes in bytes ---

@@ -10,10 +10,20 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from prefect_launch.core.names import check_name
-from prefect_launch.core.units import TimeLimit
+from prefect_launch.core.units import parse_duration
 from prefect_launch.core.validation import first_error
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.spec.build_options import check_builder, check_inside
@@ -22,6 +32,13 @@ from prefect_launch.spec.json_rules import check_json, plain
 from prefect_launch.spec.option import Option
 from prefect_launch.spec.priority import Priority
 from prefect_launch.spec.retry import RETRIES_FORM, Retries
+
+#: A field of a frozen value that holds a time limit.
+TimeLimit = Annotated[
+    float | None,
+    BeforeValidator(parse_duration),
+    WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]}, mode="validation"),
+]
 
 
 class _Part(BaseModel):

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.support.prefect_server import PrefectServerProcess, server_on_sqlite
+from tests.support.prefect_server import server_on_sqlite
 
 PROGRAM = Path(sys.executable).with_name("prefect-launch")
 DEMO_SECONDS = 240
@@ -68,24 +68,6 @@ def test_demo_that_stays_serves_the_ui_until_interrupted(demo: subprocess.Popen[
     assert "A demo is running" in second.stderr
     assert demo.wait(timeout=60) == 0
     assert _server_is_gone(address[1])
-
-
-def test_demo_uses_a_server_that_is_there_and_leaves_it_running(
-    demo_home: Path, own_prefect_server: PrefectServerProcess
-) -> None:
-    shown = _run_demo(demo_home, "--server", own_prefect_server.api_url)
-
-    assert shown.returncode == 0, shown.stdout + shown.stderr
-    assert shown.stdout.count("Completed") >= 3
-    assert own_prefect_server.healthy()
-
-
-def test_demo_on_a_server_that_is_not_there_says_so_in_one_line(demo_home: Path) -> None:
-    shown = _run_demo(demo_home, "--server", "http://127.0.0.1:9/api")
-
-    assert shown.returncode == 1
-    assert shown.stderr.startswith("Error: The Prefect server at http://127.0.0.1:9/api does not answer")
-    assert len(shown.stderr.strip().splitlines()) == 1
 
 
 def _run_demo(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -19,7 +19,7 @@ from tests.support.bench import holder_called
 
 CLAIM = State.of(ItemState.CLAIMED)
 ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)
-ON_THE_WAY = (ItemState.BUILDING, ItemState.PULLING, ItemState.STARTING)
+ON_THE_WAY = (ItemState.BUILDING, ItemState.PULLING)
 
 
 class MoveContract:
@@ -234,10 +234,10 @@ class MoveContract:
         assert (await place.server.propose(item.id, queued)).accepted
         assert (await place.read(item)).next_scheduled_start_time == later
         assert await place.poll() == []
-        early = await place.move(item, ItemState.CLAIMED, ItemState.STARTING, ItemState.RUNNING)
+        early = await place.move(item, ItemState.CLAIMED, ItemState.PULLING, ItemState.RUNNING)
         assert early.status is Answer.WAIT
         assert early.details["delay_seconds"] == pytest.approx(3600, abs=30)
-        assert (await place.read(item)).state_name == "Starting"
+        assert (await place.read(item)).state_name == "Pulling"
 
     async def test_item_that_was_claimed_before_its_time_by_a_clock_that_is_ahead_may_run(self, place: Place) -> None:
         item = await place.add()

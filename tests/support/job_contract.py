@@ -271,7 +271,8 @@ class JobStoreContract:
         stored = await registry.put_outputs(item, 1, outputs, extra={"job.log": log})
 
         assert stored.paths == ("job.log", "models/best.bin", "outputs.json")
-        assert stored.left_out.named == ("folder: it is a link", "stolen: it is a link")
+        why = "it is a link that leads out of the outputs folder"
+        assert stored.left_out.named == (f"folder: {why}", f"stolen: {why}")
         assert await registry.get_outputs(item, 1, tmp_path / "back") == list(stored.paths)
         assert await registry.read_output(item, 1, "outputs.json") == b'{"accuracy": 0.9}'
         assert await registry.read_output(item, 1, "stolen") is None

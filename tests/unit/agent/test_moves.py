@@ -21,7 +21,6 @@ TABLE = {
     ItemState.CLAIMED: {WAITS},
     ItemState.BUILDING: {CLAIMED},
     ItemState.PULLING: {CLAIMED},
-    ItemState.STARTING: {CLAIMED},
     ItemState.RUNNING: {CLAIMED},
     ItemState.COMPLETED: {CLAIMED, RUNS},
     ItemState.FAILED: {CLAIMED, RUNS},
