@@ -208,23 +208,6 @@ def clean(
     print_report(report, home=settings.home, dry_run=dry_run, as_json=json)
 
 
-@app.command(epilog=examples("prefect-launch agent watchdog --after 10min", "prefect-launch agent watchdog --remove"))
-def watchdog(
-    after: Annotated[
-        str | None, typer.Option("--after", metavar="TIME", help="Set it, with this time, such as 10min.")
-    ] = None,
-    remove: Annotated[bool, typer.Option("--remove", metavar="", help="Take it off the server.")] = False,
-) -> None:
-    """Let the server crash an item whose agent is not heard of any more; without options, tell whether it does.
-
-    For queues with one agent: where there are several, each tells of the others after 90 s. An agent that comes back
-    later than this finds its items ended, and stops what runs of them.
-    """
-    from prefect_launch.cli.watchdog import run_watchdog
-
-    run_watchdog(after, remove=remove)
-
-
 @app.command(epilog=examples("prefect-launch agent unit -q gpu -j 2 --name box-1 > prefect-launch-box-1.service"))
 def unit(
     queue: QueuesOption = None,

@@ -244,6 +244,8 @@ async def _train(console: Console, api: Api, log: Path) -> None:
         await asyncio.wait({agent})
         # What Prefect still has to send goes now: at the exit its server is gone, and it would try for a minute.
         await APILogHandler.aflush()
+    if not console.is_terminal:
+        console.print()  # Elsewhere the table is printed once, without its line end.
     for item, _ in rows:
         if item.state_type is not StateType.COMPLETED:
             raise ExecutionError(f"{item.name} is {item.state_name}: {item.message} The agent's log is {log}.")

@@ -1,4 +1,4 @@
-"""Cleaning a machine, and the server's watchdog, from the command line."""
+"""Cleaning a machine from the command line."""
 
 from __future__ import annotations
 
@@ -55,13 +55,3 @@ def test_clean_says_that_images_are_not_seen_while_their_engine_is_away(
     assert "built images: 0 B" not in told
     *_, images = json.loads(launch_cli("agent", "clean", "--json").stdout)["shelves"]
     assert "does not answer" in images["unseen"]
-
-
-def test_watchdog_is_set_told_and_taken_off(prefect_server: PrefectServerProcess, launch_cli: Cli) -> None:
-    assert "no watchdog" in launch_cli("agent", "watchdog").stdout
-    assert "set: 10 min" in launch_cli("agent", "watchdog", "--after", "10min").stdout
-    assert "there already" in launch_cli("agent", "watchdog", "--after", "600").stdout
-    assert "set: 10 min" in launch_cli("agent", "watchdog").stdout
-    refused = launch_cli("agent", "watchdog", "--after", "30s", code=1)
-    assert "must be 2 min or more" in refused.stderr
-    assert "taken off" in launch_cli("agent", "watchdog", "--remove").stdout
