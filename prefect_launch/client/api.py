@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
 
 from prefect_launch.client.api_jobs import JobCalls
 from prefect_launch.client.api_queues import QueueCalls
-from prefect_launch.core.loop_thread import Background
+from prefect_launch.core.event_loop import Background
 from prefect_launch.core.names import ENTITY_VARIABLES, PROJECT_VARIABLES, UNNAMED, check_name
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError

@@ -8,8 +8,8 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.core.units import format_duration
-from prefect_launch.policy import locked_options
 from prefect_launch.policy.limits import limits_of, time_limit
+from prefect_launch.policy.submitter_options import locked_options
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.server.secrets import secret_names
 from prefect_launch.spec.launch_spec import LaunchSpec

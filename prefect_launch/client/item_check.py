@@ -20,13 +20,10 @@ from prefect_launch.planning.image_pin import Digests, with_digest
 from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import default_resource
 from prefect_launch.planning.unread_fields import refuse_unread
-from prefect_launch.policy import (
-    locked_parts,
-)
+from prefect_launch.policy.secure_mode import locked_parts
 from prefect_launch.policy.template import macro_values
 from prefect_launch.queues.deployment import QUEUE_LABEL
-from prefect_launch.queues.options import make_config
-from prefect_launch.queues.queue_options import QueueOptions
+from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE, create_queue
 from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.runners.registry import runner_class

@@ -24,10 +24,10 @@ from prefect_launch.builds.build_lease import Flights
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
 from prefect_launch.client.job_of_spec import job_named_by, with_job
+from prefect_launch.core.event_loop import run_sync
 from prefect_launch.core.names import short_id
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import ItemState
-from prefect_launch.core.sync_call import run_sync
 from prefect_launch.core.validation import check_server_json
 from prefect_launch.direct.background import FollowedRun, follower
 from prefect_launch.direct.end import ending_as_its_run, failure_of, outcome_of_run, show_failure

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
@@ -18,6 +18,10 @@ _HIDDEN = "***"
 _SECRET_FORMATS = ("secret", "password")
 _SHOWN_VALUE_CHARS = 80
 _BRANCHES = ("allOf", "anyOf", "oneOf")
+#: Keywords whose value is one schema, a list of schemas, or a mapping of names to schemas.
+_ONE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+_MANY = (*_BRANCHES, "prefixItems")
+_NAMED = ("properties", "patternProperties", "dependentSchemas")
 
 
 def load_schema(schema: object) -> dict[str, Any]:
@@ -30,7 +34,7 @@ def load_schema(schema: object) -> dict[str, Any]:
         JobCodeError: when it is none of these, or no valid schema.
     """
     loaded = _as_dict(schema)
-    normal: dict[str, Any] = _lift_required(loaded)
+    normal: dict[str, Any] = lift_required(loaded)
     jsonschema = _jsonschema()
     try:
         jsonschema.validators.validator_for(normal, jsonschema.Draft202012Validator).check_schema(normal)
@@ -103,25 +107,40 @@ def _read_schema_file(path: str) -> dict[str, Any]:
     return loaded
 
 
-def _lift_required(schema: Any) -> Any:
-    """Move `required: true` of a property to its parent's list, where JSON schema wants it."""
-    if isinstance(schema, list):
-        return [_lift_required(item) for item in schema]
-    if not isinstance(schema, dict):
+def map_subschemas(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a JSON schema with a change made to each schema directly in it; definitions stay."""
+    result = dict(schema)
+    for key, value in schema.items():
+        if key in _ONE and isinstance(value, Mapping):
+            result[key] = change(value)
+        elif key in _NAMED and isinstance(value, Mapping):
+            result[key] = {name: change(each) for name, each in value.items()}
+        elif key in _MANY and isinstance(value, list):
+            result[key] = [change(each) for each in value]
+    return result
+
+
+def lift_required(schema: Any) -> Any:
+    """Move the reference's `required: true` on a property to its parent's list, where JSON schema wants it."""
+    if not isinstance(schema, Mapping):
         return schema
-    lifted = {key: _lift_required(value) for key, value in schema.items()}
-    properties = lifted.get("properties")
-    if isinstance(properties, dict):
-        marked = [name for name, part in properties.items() if isinstance(part, dict) and part.get("required") is True]
+    lifted = map_subschemas(schema, lift_required)
+    for key in ("$defs", "definitions"):
+        if isinstance(lifted.get(key), Mapping):
+            lifted[key] = {name: lift_required(each) for name, each in lifted[key].items()}
+    properties, given = lifted.get("properties"), lifted.get("required")
+    if isinstance(properties, Mapping):
+        marked = [
+            name for name, part in properties.items() if isinstance(part, Mapping) and part.get("required") is True
+        ]
         lifted["properties"] = {name: _without_mark(part) for name, part in properties.items()}
-        given = lifted.get("required")
         if marked and (given is None or isinstance(given, list)):
-            lifted["required"] = [*(given or []), *(name for name in marked if name not in (given or []))]
+            lifted["required"] = sorted({*(given or ()), *marked})
     return lifted
 
 
 def _without_mark(part: Any) -> Any:
-    if isinstance(part, dict) and isinstance(part.get("required"), bool):
+    if isinstance(part, Mapping) and isinstance(part.get("required"), bool):
         return {key: value for key, value in part.items() if key != "required"}
     return part
 

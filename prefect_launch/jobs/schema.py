@@ -7,7 +7,7 @@ with the job is its plain form (`prefect_launch.jobs.schema`). Inputs come back 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from prefect_launch.core.validation import MAX_INTEGER, MIN_INTEGER, check_server_json
 from prefect_launch.errors import InputError, SpecError, clause, unknown_name
-from prefect_launch.inputs.schema import unknown_names, worst_cause
+from prefect_launch.inputs.schema import lift_required, map_subschemas, unknown_names, worst_cause
 from prefect_launch.jobs.schema_class import read_schema_class
 
 #: What a schema can be given as: a schema, a pydantic class or instance, a file's path, or `module:Class`.
@@ -179,10 +179,6 @@ def _short(value: Any) -> str:
 
 Schema = dict[str, Any]
 
-#: Keywords whose value is one schema, a list of schemas, or a mapping of names to schemas.
-_ONE: Final = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
-_MANY: Final = ("allOf", "anyOf", "oneOf", "prefixItems")
-_NAMED: Final = ("properties", "patternProperties", "dependentSchemas")
 #: Keywords whose schema a value need not obey: a bound in one would change what the whole schema lets through.
 _CONDITIONS: Final = ("contains", "not", "if", "propertyNames")
 #: Where a form's schema defines any value that the server can send.
@@ -204,8 +200,8 @@ def plain_schema(raw: object, *, name: str = "the schema") -> Schema:
     if not isinstance(raw, Mapping):
         raise SpecError(f"{name} must be a JSON schema, a mapping; it is {type(raw).__name__}.")
     check_server_json(raw, name)
-    root = json.loads(json.dumps(dict(raw)))
-    schema: Schema = _closed(_lifted(_inlined(_required_lists(root), root, (), name)))
+    root = lift_required(json.loads(json.dumps(dict(raw))))
+    schema: Schema = _closed(_lifted(_inlined(root, root, (), name)))
     schema.pop("$defs", None)
     schema.pop("definitions", None)
     schema.setdefault("type", "object")
@@ -243,8 +239,14 @@ def within_64_bits(schema: Any) -> Any:
     """
     if not isinstance(schema, Mapping):
         return dict(_reference(_ANY_VALUE)) if schema else schema
-    result = {**_mapped(schema, within_64_bits), **{key: schema[key] for key in _CONDITIONS if key in schema}}
-    if schema.keys() & {"enum", "const", *_MANY[:3]}:  # Its values are known, or bounded by each of its branches.
+    result = {**map_subschemas(schema, within_64_bits), **{key: schema[key] for key in _CONDITIONS if key in schema}}
+    if schema.keys() & {
+        "enum",
+        "const",
+        "allOf",
+        "anyOf",
+        "oneOf",
+    }:  # Its values are known, or bounded by each of its branches.
         return result
     if _may_be(schema, "integer", "number"):
         if not schema.keys() & {"minimum", "exclusiveMinimum"}:
@@ -289,32 +291,19 @@ def _as_schema(schema: Any) -> Schema:
     return dict(schema) if isinstance(schema, Mapping) else ({} if schema else {"not": {}})
 
 
-def _mapped(schema: Mapping[str, Any], change: Callable[[Any], Any]) -> Schema:
-    """Return a schema with a change made to each schema directly in it."""
-    result = dict(schema)
-    for key, value in schema.items():
-        if key in _ONE and isinstance(value, Mapping):
-            result[key] = change(value)
-        elif key in _NAMED and isinstance(value, Mapping):
-            result[key] = {name: change(each) for name, each in value.items()}
-        elif key in _MANY and isinstance(value, list):
-            result[key] = [change(each) for each in value]
-    return result
-
-
 def _inlined(schema: Any, root: Mapping[str, Any], seen: tuple[str, ...], name: str) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     reference = schema.get("$ref", schema.get("$dynamicRef"))
     if reference is None:
-        return _mapped(schema, lambda each: _inlined(each, root, seen, name))
+        return map_subschemas(schema, lambda each: _inlined(each, root, seen, name))
     if reference in seen:
         raise SpecError(
             f"{name} refers to itself through {reference!r}; inputs of any depth cannot be shown as a form."
         )
     target = _target(reference, root, name)
     beside = {key: value for key, value in schema.items() if key not in ("$ref", "$dynamicRef")}
-    return {**_inlined(_required_lists(target), root, (*seen, reference), name), **beside}
+    return {**_inlined(target, root, (*seen, reference), name), **beside}
 
 
 def _target(reference: object, root: Mapping[str, Any], name: str) -> Mapping[str, Any]:
@@ -328,30 +317,11 @@ def _target(reference: object, root: Mapping[str, Any], name: str) -> Mapping[st
     return place
 
 
-def _required_lists(schema: Any) -> Any:
-    """Read the reference's `required: true` on a property as the standard's list on the object."""
-    if not isinstance(schema, Mapping):
-        return schema
-    result = _mapped(schema, _required_lists)
-    properties = result.get("properties")
-    if isinstance(properties, Mapping):
-        marked = [key for key, each in properties.items() if isinstance(each, Mapping) and each.get("required") is True]
-        result["properties"] = {
-            key: {word: value for word, value in each.items() if word != "required" or not isinstance(value, bool)}
-            if isinstance(each, Mapping)
-            else each
-            for key, each in properties.items()
-        }
-        if marked:
-            result["required"] = sorted({*result.get("required", ()), *marked})
-    return result
-
-
 def _lifted(schema: Any) -> Any:
     """Put the content of an `allOf` of one in its place: pydantic writes such for a field with a default."""
     if not isinstance(schema, Mapping):
         return schema
-    result = _mapped(schema, _lifted)
+    result = map_subschemas(schema, _lifted)
     parts = result.get("allOf")
     if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping):
         result = {**parts[0], **{key: value for key, value in result.items() if key != "allOf"}}
@@ -362,7 +332,7 @@ def _closed(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     in_parts = bool(_PARTS & schema.keys()) and "properties" in schema
-    result = dict(schema) if in_parts or "allOf" in schema else _mapped(schema, _closed)
+    result = dict(schema) if in_parts or "allOf" in schema else map_subschemas(schema, _closed)
     if "properties" in result and not in_parts:
         result.setdefault("additionalProperties", "unevaluatedProperties" in result)
     return result

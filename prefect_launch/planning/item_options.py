@@ -10,14 +10,6 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from prefect_launch.errors import SpecError, UnsafeSpecError
-from prefect_launch.policy import (
-    check_path_values,
-    check_submitter_args,
-    check_submitter_secrets,
-    check_variables_name_no_secret,
-    locked_options,
-    merge_resource_args,
-)
 from prefect_launch.policy.limits import (
     check_fixed,
     check_limits,
@@ -25,6 +17,14 @@ from prefect_launch.policy.limits import (
     fixed_options,
     time_limit,
     with_limits,
+)
+from prefect_launch.policy.submitter_options import (
+    check_path_values,
+    check_submitter_args,
+    check_submitter_secrets,
+    check_variables_name_no_secret,
+    locked_options,
+    merge_resource_args,
 )
 from prefect_launch.policy.template import QueueConfig, check_variables, fill_macros, is_whole
 from prefect_launch.runners.registry import runner_class

@@ -27,10 +27,8 @@ from prefect_launch.planning.environment import JobContext, job_environment
 from prefect_launch.planning.image_pin import image_to_run, resolved_image
 from prefect_launch.planning.item_options import merged_options, submitted_options
 from prefect_launch.planning.unread_fields import refuse_unread, refuse_unread_here
-from prefect_launch.policy import (
-    secured,
-)
 from prefect_launch.policy.limits import time_limit
+from prefect_launch.policy.secure_mode import secured
 from prefect_launch.policy.template import QueueConfig, macro_values
 from prefect_launch.runners.base import PLAN_FILE, Labels, RunPlan, note_claim
 from prefect_launch.runners.registry import note_resource, runner_class

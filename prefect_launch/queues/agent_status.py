@@ -35,7 +35,7 @@ DRAIN_TAG: Final = "launch-drain"
 #: The server keeps no value of more than 5 000 characters.
 _MOST_CHARS: Final = 4_500
 _NAME_CHARS: Final = 60
-#: What is told of the items that wait for devices: a third of a notice at most.
+#: What is told of the items that wait for devices: a third of a status at most.
 _MOST_WAITS: Final = 6
 _REASON_CHARS: Final = 200
 _DEVICES_CHARS: Final = 500
@@ -67,9 +67,9 @@ class AgentStatus(BaseModel):
 
     Attributes:
         name: of the agent.
-        host: its machine.
+        host: its machine; `None`: not told.
         queues: that it takes items of.
-        slots: how many jobs it runs at a time; `None`: no limit.
+        slots: how many jobs it runs at a time; `None`: no limit, or not told.
         state: polling, running, draining, or offline: it has left, and what it ran goes on.
         running: what it has in work; when that is much, the first of it.
         in_work: how many items it has in work.
@@ -83,10 +83,10 @@ class AgentStatus(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     name: str
-    host: str
-    queues: tuple[str, ...]
-    slots: int | None
-    state: str
+    host: str | None = None
+    queues: tuple[str, ...] = ()
+    slots: int | None = None
+    state: str = "offline"
     running: tuple[RunningItem, ...] = ()
     in_work: int = 0
     waits: dict[str, str] = Field(default_factory=dict)
@@ -106,10 +106,10 @@ class AgentStatus(BaseModel):
         return found
 
 
-async def post_status(server: Server, notice: AgentStatus) -> None:
+async def post_status(server: Server, status: AgentStatus) -> None:
     """Post how an agent is."""
-    shown = clean_json(notice.short().model_dump(mode="json"))  # An error's text may hold anything.
-    await server.write_variable(_key("agent", notice.name), shown, tags=[TAG])
+    shown = clean_json(status.short().model_dump(mode="json"))  # An error's text may hold anything.
+    await server.write_variable(_key("agent", status.name), shown, tags=[TAG])
 
 
 async def delete_status(server: Server, name: str) -> None:
@@ -118,14 +118,14 @@ async def delete_status(server: Server, name: str) -> None:
 
 
 async def read_statuses(server: Server) -> dict[str, AgentStatus]:
-    """Read what agents have posted, by their names; what is no notice is passed over."""
+    """Read what agents have posted, by their names; other values are ignored."""
     found = {}
     for value in (await server.list_variables(TAG)).values():
         try:
-            notice = AgentStatus.model_validate(value)
+            status = AgentStatus.model_validate(value)
         except ValidationError:
             continue
-        found[notice.name] = notice
+        found[status.name] = status
     return found
 
 
@@ -188,8 +188,6 @@ def _key(kind: str, name: str) -> str:
 _ONLINE = "ONLINE"
 #: Three beats of a life of an agent.
 _LIVING_SECONDS = 90.0
-#: What an agent tells of itself in its notice.
-_TOLD = {"host", "slots", "running", "in_work", "waits", "devices", "secure_mode"}
 
 
 class QueueActivity(BaseModel):
@@ -210,42 +208,18 @@ class QueueActivity(BaseModel):
     agents: tuple[str, ...] = ()
 
 
-class AgentInfo(BaseModel):
-    """An agent, as the server knows it.
+class AgentInfo(AgentStatus):
+    """An agent, as the server knows it: its last status, and what its heartbeats tell.
 
     Attributes:
-        name: of the agent.
-        queues: that it takes items of.
-        last_heartbeat: when it was last heard of.
-        online: whether the server takes it for alive.
-        state: polling, running, draining or offline; `online` for an agent that tells no more.
-        host: its machine, when it has told.
-        slots: how many jobs it runs at a time; `None`: no limit, or not told.
-        running: what it has in work; when that is much, the first of it.
-        in_work: how many items it has in work.
-        waits: why items wait for its devices, by their ids.
-        devices: who holds each of its GPUs; an empty text for none.
-        problems: why it takes no items of a resource, one text each.
-        secure_mode: whether it lets a submitter give inputs and nothing else.
+        last_heartbeat: when it sent the last one.
+        online: whether the server takes it for alive. One that has told no status has the state `online` then.
         hosts: where agents of this name run now, one for each: more than one is a mistake.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    queues: tuple[str, ...]
     last_heartbeat: datetime | None = None
     online: bool = False
-    state: str = "offline"
-    host: str | None = None
-    slots: int | None = None
-    running: tuple[RunningItem, ...] = ()
-    in_work: int = 0
-    waits: dict[str, str] = Field(default_factory=dict)
-    devices: str = ""
-    problems: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
-    secure_mode: bool = False
 
 
 async def queue_activity(session: Session, queues: Iterable[str]) -> list[QueueActivity]:
@@ -266,7 +240,7 @@ async def _activity(session: Session, queue: str) -> QueueActivity:
 
 async def agents(session: Session) -> list[AgentInfo]:
     """List the agents of all queues, by name: those that beat, and those that have left work behind."""
-    notices = await read_statuses(session.server)
+    statuses = await read_statuses(session.server)
     pools = [pool.name for pool in await session.server.list_pools()]
     workers = await asyncio.gather(*(session.server.list_workers(pool) for pool in pools))
     found: dict[str, list[tuple[str, Worker]]] = {}
@@ -275,8 +249,8 @@ async def agents(session: Session) -> list[AgentInfo]:
             found.setdefault(worker.name, []).append((pool, worker))
     hosts = _hosts(await read_presences(session.server))
     return [
-        _agent(name, found.get(name, []), notices.get(name)).model_copy(update={"hosts": hosts.get(name, ())})
-        for name in sorted(found.keys() | notices.keys())
+        _agent(name, found.get(name, []), statuses.get(name)).model_copy(update={"hosts": hosts.get(name, ())})
+        for name in sorted(found.keys() | statuses.keys())
     ]
 
 
@@ -291,25 +265,22 @@ def _hosts(presences: Iterable[Presence]) -> dict[str, tuple[str, ...]]:
 
 async def online_agents(server: Server, queue: str) -> list[AgentInfo]:
     """List the agents that are online for one queue, by name."""
-    workers, notices = await asyncio.gather(server.list_workers(queue), read_statuses(server))
+    workers, statuses = await asyncio.gather(server.list_workers(queue), read_statuses(server))
     online = sorted((worker for worker in workers if worker.status == _ONLINE), key=lambda worker: worker.name)
-    return [_agent(worker.name, [(queue, worker)], notices.get(worker.name)) for worker in online]
+    return [_agent(worker.name, [(queue, worker)], statuses.get(worker.name)) for worker in online]
 
 
-def _agent(name: str, beats: list[tuple[str, Worker]], notice: AgentStatus | None) -> AgentInfo:
+def _agent(name: str, beats: list[tuple[str, Worker]], status: AgentStatus | None) -> AgentInfo:
     heard = [worker.last_heartbeat_time for _, worker in beats if worker.last_heartbeat_time]
     online = any(worker.status == _ONLINE for _, worker in beats)
-    told = {} if notice is None else notice.model_dump(include=_TOLD)
-    if online and notice is not None:
-        told["problems"] = notice.problems
-    return AgentInfo(
-        name=name,
-        queues=tuple(sorted(pool for pool, _ in beats)) or (notice.queues if notice else ()),
-        last_heartbeat=max(heard, default=None),
-        online=online,
-        state=(notice.state if notice else "online") if online else "offline",
-        **told,
-    )
+    posted = {"name": name, "state": "online"} if status is None else status.model_dump()
+    now = {
+        "queues": tuple(sorted(pool for pool, _ in beats)) or posted.get("queues", ()),
+        "last_heartbeat": max(heard, default=None),
+        "online": online,
+        **({} if online else {"state": "offline", "problems": ()}),
+    }
+    return AgentInfo.model_validate({**posted, **now})
 
 
 async def drain_agent(session: Session, name: str, *, undo: bool = False) -> AgentInfo:
@@ -324,7 +295,7 @@ async def drain_agent(session: Session, name: str, *, undo: bool = False) -> Age
     """
     there = {agent.name: agent for agent in await agents(session)}
     if undo and await cancel_drain(session.server, name):
-        return there.get(name) or AgentInfo(name=name, queues=())
+        return there.get(name) or AgentInfo(name=name)
     if name not in there:
         raise unknown_name("agent", name, there)
     if undo:

@@ -14,7 +14,7 @@ from uuid import UUID
 from prefect_launch.core.names import check_name
 from prefect_launch.errors import InputError, NotFoundError, QueueError
 from prefect_launch.jobs.schema import inputs_in_order, value_definitions, within_64_bits
-from prefect_launch.policy import secrets_pattern
+from prefect_launch.policy.submitter_options import secrets_pattern
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.registry import runner_class

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
 
-from prefect_launch.core.sync_call import run_sync
+from prefect_launch.core.event_loop import run_sync
 from prefect_launch.runners.base import ExitStatus, Runner, RunPlan, RunState
 
 State = Literal["unknown", "starting", "running", "failed", "finished", "stopping", "stopped", "preempted"]

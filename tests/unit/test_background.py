@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from prefect_launch.core.loop_thread import Background
+from prefect_launch.core.event_loop import Background
 
 
 class Desk:

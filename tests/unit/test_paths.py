@@ -10,7 +10,7 @@ import pytest
 from prefect_launch.errors import QueueError, SpecError, UnsafeSpecError
 from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import Request, preview_plan
-from prefect_launch.policy import check_path_values
+from prefect_launch.policy.submitter_options import check_path_values
 from prefect_launch.policy.template import QueueConfig, check_variables, macro_values
 from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.spec.launch_spec import parse_spec

@@ -8,15 +8,10 @@ import pytest
 from pydantic import BaseModel
 
 from prefect_launch.errors import SpecError, UnsafeSpecError
-from prefect_launch.policy import (
-    check_submitter_args,
-    locked_options,
-    merge_resource_args,
-    normalise_option,
-    read_env,
-    secured,
-)
+from prefect_launch.policy.secure_mode import secured
+from prefect_launch.policy.submitter_options import check_submitter_args, locked_options, merge_resource_args
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
+from prefect_launch.spec.option_names import normalise_option, read_env
 
 ALLOWED = frozenset({"e", "env", "m", "memory", "cpus", "shm-size", "command"})
 

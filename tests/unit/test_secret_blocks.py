@@ -12,7 +12,7 @@ import pytest
 from prefect_launch import launch_add, launch_add_many
 from prefect_launch.errors import LaunchError, QueueError, SpecError, UnsafeSpecError
 from prefect_launch.planning.plan import Request, make_plan
-from prefect_launch.policy import check_submitter_secrets, secrets_pattern
+from prefect_launch.policy.submitter_options import check_submitter_secrets, secrets_pattern
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.deployment import deploy_job
 from prefect_launch.queues.session import Session

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
-from prefect_launch.policy import normalise_option
 from prefect_launch.runners.docker.options import (
     OPTIONS,
     SUBMITTER_OPTIONS,
@@ -15,6 +14,7 @@ from prefect_launch.runners.docker.options import (
     check_container_options,
     check_together,
 )
+from prefect_launch.spec.option_names import normalise_option
 
 GPU = {"Driver": "", "Capabilities": [["gpu"]]}
 

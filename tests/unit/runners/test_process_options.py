@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import SpecError
-from prefect_launch.policy import normalise_option
 from prefect_launch.runners.process.runner import OPTIONS, check_process_options
+from prefect_launch.spec.option_names import normalise_option
 
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {
     "cpus": ([0.5, "64"], [0, -1, "inf", "nan", "x", True, [1]]),

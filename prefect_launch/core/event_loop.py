@@ -1,7 +1,8 @@
-"""An event loop in a thread of its own, which holds a connection open between calls of synchronous code.
+"""Calls of coroutines from synchronous code: one at a time, or on a loop that keeps a connection open between them.
 
-Opening a connection for each call would cost more than the call. The thread is a daemon: it does not keep the process
-alive.
+`Background` runs its loop in a daemon thread, which does not keep the process alive; opening a connection for each call
+would cost more than the call. It is no `anyio` portal: a cancel scope of a portal cancels what a call awaits in its
+clean-up, too, and a build or a push that is given up is to end in order.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future, wait
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -143,3 +144,33 @@ class _Work(Generic[T]):
             self.result.set_exception(error)
         else:
             self.result.set_result(task.result())
+
+
+def run_sync(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine from synchronous code, in the caller's context; on a thread when a loop runs in this one."""
+    if not _loop_runs_here():
+        return asyncio.run(work)
+    result: list[T] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(asyncio.run(work))
+        except BaseException as error:  # noqa: BLE001 - raised in the calling thread
+            failure.append(error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="prefect-launch-sync")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]
+
+
+def _loop_runs_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
