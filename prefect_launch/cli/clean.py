@@ -25,21 +25,24 @@ def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: b
         print_json(report.model_dump(mode="json"))
         return
     rows = [("finished run", name, "", "") for name in report.finished]
-    for shelf in report.shelves:
+    for cache in report.caches:
         rows += [
-            (shelf.shelf, entry.name, format_size(entry.size_bytes), ago(_time(entry.used_at))) for entry in shelf.gone
+            (cache.cache, entry.name, format_size(entry.size_bytes), ago(_time(entry.used_at)))
+            for entry in cache.evicted
         ]
     if rows:
         columns = (Column("WHAT"), Column("NAME", gives_way=True), Column("SIZE", right=True), Column("LAST USED"))
         print_table(columns, rows, empty="")
     verb = "Would remove" if dry_run else "Removed"
     typer.echo(f"{verb} {report.describe()} of {home}.")
-    for shelf in report.shelves:
-        limit = "no limit" if shelf.limit_bytes is None else f"limit {format_size(shelf.limit_bytes)}"
+    for cache in report.caches:
+        limit = "no limit" if cache.limit_bytes is None else f"limit {format_size(cache.limit_bytes)}"
         kept = (
-            f"not seen ({limit}): {shelf.unseen}" if shelf.unseen else f"{format_size(shelf.kept_bytes)} kept ({limit})"
+            f"not seen ({limit}): {cache.unreachable}"
+            if cache.unreachable
+            else f"{format_size(cache.kept_bytes)} kept ({limit})"
         )
-        typer.echo(f"{shelf.shelf}: {kept}")
+        typer.echo(f"{cache.cache}: {kept}")
 
 
 def _time(seconds: float) -> datetime:

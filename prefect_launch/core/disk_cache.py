@@ -1,8 +1,7 @@
-"""A shelf: things of one kind that a machine keeps for later use, up to a size, the one last used longest ago first to
-go. What is needed is for each kind of shelf to say.
+"""Disk caches: least-recently-used eviction of what a machine keeps for later use, down to a size limit.
 
-Most hold folders. A folder goes by being renamed first, so nobody finds half of one; what a killed clean-up has left
-under such a name is removed by the next.
+A subclass says what is there and what is still needed. Most caches hold folders: a folder is renamed before it is
+removed, so that nobody finds half of one, and what a killed clean-up has left under such a name the next one removes.
 """
 
 from __future__ import annotations
@@ -20,63 +19,65 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.core.file_lock import locked_if_free
 from prefect_launch.core.filesystem import remove_tree, walk
 
-#: What was used this lately may be in the hands of somebody who has only just looked for it.
+#: What was used this recently may be in use by a process that has just looked it up.
 FRESH_SECONDS: Final = 600.0
 _GONE: Final = ".gone-"
 _BLOCK_BYTES: Final = 512
-#: How many of the oldest are looked at together: each look may ask the server.
+#: Entries checked at a time: each check may ask the server.
 _BATCH: Final = 50
 
 
 class Entry(BaseModel):
-    """One thing on a shelf."""
+    """One entry of a cache."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
-    path: Path = Field(description="The folder itself, or the file that notes the thing.")
+    path: Path = Field(description="The folder itself, or the file that records the entry.")
     size_bytes: int
     used_at: float = Field(description="When it was last used, seconds since 1970.")
 
 
-class Tidied(BaseModel):
-    """What a shelf let go of."""
+class EvictionReport(BaseModel):
+    """What a cache has evicted."""
 
     model_config = ConfigDict(frozen=True)
 
-    shelf: str
+    cache: str
     limit_bytes: int | None
     kept_bytes: int
-    gone: tuple[Entry, ...] = ()
-    unseen: str | None = Field(default=None, description="Why it could not be seen what is there; nothing went then.")
+    evicted: tuple[Entry, ...] = ()
+    unreachable: str | None = Field(
+        default=None, description="Why the entries could not be listed; nothing was evicted then."
+    )
 
     @property
-    def gone_bytes(self) -> int:
-        """How much went."""
-        return sum(entry.size_bytes for entry in self.gone)
+    def evicted_bytes(self) -> int:
+        """Size of what was evicted, in bytes."""
+        return sum(entry.size_bytes for entry in self.evicted)
 
 
-class Shelf(ABC):
-    """Things of one kind.
+class LRUCache(ABC):
+    """A cache of entries of one kind.
 
     Args:
         limit_bytes: what they may take together; `None`: no limit.
         fresh_seconds: what was used later than that stays.
 
     Attributes:
-        unseen: why it could not be seen at the last look what is there; `None` when it could.
+        unreachable: why the entries could not be listed the last time; `None` when they could.
     """
 
     name: ClassVar[str]
 
     def __init__(self, limit_bytes: int | None, *, fresh_seconds: float = FRESH_SECONDS) -> None:
         self.limit_bytes = limit_bytes
-        self.unseen: str | None = None
+        self.unreachable: str | None = None
         self._fresh_seconds = fresh_seconds
 
     @abstractmethod
     async def entries(self, *, dry_run: bool = False) -> list[Entry]:
-        """Measure what is there, the one last used longest ago first.
+        """List and measure the entries, the least recently used first.
 
         Args:
             dry_run: change nothing.
@@ -84,21 +85,21 @@ class Shelf(ABC):
 
     @abstractmethod
     async def needed(self, entries: Sequence[Entry]) -> set[str]:
-        """Return the names of those that must stay."""
+        """Return the names of the entries that must stay."""
 
     @abstractmethod
     async def remove(self, entry: Entry) -> bool:
-        """Let go of one; false when it is in use after all."""
+        """Remove an entry; false when it is in use after all."""
 
-    async def tidy(self, *, dry_run: bool = False) -> Tidied:
-        """Let go of what is over the limit.
+    async def evict(self, *, dry_run: bool = False) -> EvictionReport:
+        """Evict what is over the limit.
 
         Args:
-            dry_run: only tell what would go.
+            dry_run: only report what would be evicted.
         """
         entries = await self.entries(dry_run=dry_run)
         total = sum(entry.size_bytes for entry in entries)
-        gone: list[Entry] = []
+        evicted: list[Entry] = []
         old = [entry for entry in entries if self._is_old(entry.used_at)]
         for start in range(0, len(old), _BATCH):
             if self.limit_bytes is None or total <= self.limit_bytes:
@@ -109,23 +110,23 @@ class Shelf(ABC):
                 if total <= self.limit_bytes or entry.name in needed:
                     continue
                 if dry_run or await self.remove(entry):
-                    gone.append(entry)
+                    evicted.append(entry)
                     total -= entry.size_bytes
-        return Tidied(
-            shelf=self.name,
+        return EvictionReport(
+            cache=self.name,
             limit_bytes=self.limit_bytes,
             kept_bytes=total,
-            gone=tuple(gone),
-            unseen=self.unseen,
+            evicted=tuple(evicted),
+            unreachable=self.unreachable,
         )
 
     def _is_old(self, used_at: float) -> bool:
-        """Whether nobody can have something in hand that was last used then."""
+        """Whether an entry last used then is old enough to be evicted."""
         return time.time() - used_at >= self._fresh_seconds
 
 
-class FolderShelf(Shelf):
-    """Folders of one kind."""
+class FolderCache(LRUCache):
+    """A cache of folders of one kind."""
 
     def __init__(self, limit_bytes: int | None, *, fresh_seconds: float = FRESH_SECONDS) -> None:
         super().__init__(limit_bytes, fresh_seconds=fresh_seconds)
@@ -133,22 +134,22 @@ class FolderShelf(Shelf):
 
     @abstractmethod
     def folders(self) -> list[tuple[str, Path]]:
-        """List the folders, each with its name on this shelf; blocks."""
+        """List the folders, each with its name in this cache; blocks."""
 
     @abstractmethod
     def used_at(self, path: Path) -> float:
         """Return when a folder was last used; blocks."""
 
     @abstractmethod
-    def take_off(self, entry: Entry) -> Path | None:
-        """Rename a folder away; `None` when it is in use after all. Blocks."""
+    def detach(self, entry: Entry) -> Path | None:
+        """Rename a folder for removal; `None` when it is in use after all. Blocks."""
 
     @abstractmethod
-    def remains(self) -> list[Path]:
-        """List what a clean-up that was killed has renamed and not removed; blocks."""
+    def leftovers(self) -> list[Path]:
+        """List what a killed clean-up has renamed and not removed; blocks."""
 
     async def needed(self, entries: Sequence[Entry]) -> set[str]:
-        return set()  # What is in use is seen when it is taken off.
+        return set()  # `detach` sees what is in use.
 
     async def entries(self, *, dry_run: bool = False) -> list[Entry]:
         return await anyio.to_thread.run_sync(self._entries, dry_run)
@@ -159,7 +160,7 @@ class FolderShelf(Shelf):
     def _entries(self, dry_run: bool) -> list[Entry]:
         """Measure the folders, the one last used longest ago first. One that was not used since is not measured
         again."""
-        for path in () if dry_run else self.remains():
+        for path in () if dry_run else self.leftovers():
             remove_tree(path)
         found, measured = [], {}
         for name, path in self.folders():
@@ -175,15 +176,15 @@ class FolderShelf(Shelf):
         return sorted(found, key=lambda entry: entry.used_at)
 
     def _remove_now(self, entry: Entry) -> bool:
-        gone = self.take_off(entry)
+        gone = self.detach(entry)
         if gone is None:
             return False
         remove_tree(gone)
         return True
 
 
-def renamed(path: Path, parent: Path) -> Path:
-    """Give a folder the name of one that is being removed.
+def mark_for_removal(path: Path, parent: Path) -> Path:
+    """Rename a folder to one that is being removed.
 
     Raises:
         OSError: when it cannot be renamed; it is there as before.
@@ -191,7 +192,7 @@ def renamed(path: Path, parent: Path) -> Path:
     return path.rename(parent / f"{_GONE}{path.parent.name}-{path.name}-{os.getpid()}-{time.monotonic_ns()}")
 
 
-def being_removed(parent: Path) -> list[Path]:
+def marked_for_removal(parent: Path) -> list[Path]:
     """List the folders with such a name."""
     return sorted(parent.glob(f"{_GONE}*")) if parent.is_dir() else []
 
@@ -216,8 +217,8 @@ def size_of(folder: Path) -> int:
 # --- folders that all agents of one data folder share ---
 
 
-class LockedShelf(FolderShelf):
-    """The folders in one folder, each with its lock file `<name>.lock` beside it.
+class LockedFolderCache(FolderCache):
+    """Folders that all agents of one data folder share, each with its lock file `<name>.lock` beside it.
 
     Args:
         folder: where they are.
@@ -241,12 +242,12 @@ class LockedShelf(FolderShelf):
     def used_at(self, path: Path) -> float:
         return path.stat().st_mtime
 
-    def take_off(self, entry: Entry) -> Path | None:
+    def detach(self, entry: Entry) -> Path | None:
         try:
             with locked_if_free(self._folder / f"{entry.name}.lock") as is_ours:
                 if not is_ours or self.used_at(entry.path) != entry.used_at or self.is_in_use(entry.path):
                     return None
-                gone = renamed(entry.path, self._folder)
+                gone = mark_for_removal(entry.path, self._folder)
                 if self.used_at(gone) != entry.used_at:
                     gone.rename(entry.path)
                     return None
@@ -254,5 +255,5 @@ class LockedShelf(FolderShelf):
         except OSError:  # Somebody else was faster.
             return None
 
-    def remains(self) -> list[Path]:
-        return being_removed(self._folder)
+    def leftovers(self) -> list[Path]:
+        return marked_for_removal(self._folder)

@@ -3,7 +3,7 @@
 The key is the Python, the platform and the requirements, and of the code only what is installed of it, so the second
 launch of a job finds its environment in milliseconds. One process makes it while others wait (a file lock); a marker,
 written last, says that it is whole, so a killed build leaves nothing that is taken for an environment. Old ones are
-removed by `shelf.py`; the marker's time says when one was last used.
+removed by `agent/housekeeping`; the marker's time says when one was last used.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def test_clean_tells_first_and_then_removes_what_no_item_needs(
     assert "Would remove 1 work folders" in told
     assert folder.exists()
     report = json.loads(launch_cli("agent", "clean", "--keep-runs", "0", "--json").stdout)
-    assert [entry["name"] for shelf in report["shelves"] for entry in shelf["gone"]] == [f"{item}/{folder.name}"]
+    assert [entry["name"] for cache in report["caches"] for entry in cache["evicted"]] == [f"{item}/{folder.name}"]
     assert not folder.exists()
     assert "Removed nothing" in launch_cli("agent", "clean").stdout
 
@@ -53,5 +53,5 @@ def test_clean_says_that_images_are_not_seen_while_their_engine_is_away(
     assert f"built images: not seen (limit 1.0 GiB): The Docker Engine at unix://{tmp_path}/nobody.sock" in told
     assert "does not answer" in told
     assert "built images: 0 B" not in told
-    *_, images = json.loads(launch_cli("agent", "clean", "--json").stdout)["shelves"]
-    assert "does not answer" in images["unseen"]
+    *_, images = json.loads(launch_cli("agent", "clean", "--json").stdout)["caches"]
+    assert "does not answer" in images["unreachable"]

@@ -90,7 +90,7 @@ def test_built_image_over_the_limit_goes_and_is_built_again_when_it_is_wanted(si
     site.code_job({"main.py": "print('ran')"})
     (first,) = site.add()
     site.work_off()
-    (gone,) = keep_house(site.agent("other", keep_images=0)).shelves[-1].gone
+    (gone,) = keep_house(site.agent("other", keep_images=0)).caches[-1].evicted
     assert f"Built prefect-launch/built:{gone.name}" in site.notes(first)
     (second,) = site.add()
     site.work_off()

@@ -116,7 +116,7 @@ def test_housekeeping_makes_room_on_a_disk_that_past_runs_have_filled(
     site.add({}, {})
     site.work_off(max_jobs=1)
     report = keep_house(site.agent("other", keep_runs="4m"))
-    assert {shelf.shelf: len(shelf.gone) for shelf in report.shelves if shelf.gone} == {"work folders": 1}
+    assert {cache.cache: len(cache.evicted) for cache in report.caches if cache.evicted} == {"work folders": 1}
     (third,) = site.add()
     site.work_off()
     assert site.states(third)[-1] == "Completed"

@@ -77,7 +77,7 @@ def test_environment_and_folder_stay_while_a_process_uses_them_and_go_afterwards
         (tmp_path / "end").touch()
         until(lambda: run.item.state_type is StateType.COMPLETED)
         until(lambda: not list((home / "processes").iterdir()))
-        assert len(keep_house(site.agent("other", **config)).shelves[0].gone) == 1
+        assert len(keep_house(site.agent("other", **config)).caches[0].evicted) == 1
         assert not environment.exists()
         assert list((home / "runs").iterdir()) == []
     finally:

@@ -19,7 +19,15 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.builds.image_usage import ImageUsage
-from prefect_launch.core.disk_cache import FRESH_SECONDS, Entry, FolderShelf, LockedShelf, Shelf, being_removed, renamed
+from prefect_launch.core.disk_cache import (
+    FRESH_SECONDS,
+    Entry,
+    FolderCache,
+    LockedFolderCache,
+    LRUCache,
+    mark_for_removal,
+    marked_for_removal,
+)
 from prefect_launch.environments.venv import READY
 from prefect_launch.errors import UnreachableError
 from prefect_launch.planning.plan import load_plan
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
 STRANGER_SECONDS: Final = 86_400.0
 
 
-class RunShelf(FolderShelf):
+class RunFolderCache(FolderCache):
     """The folder of runs, `<home>/runs/<item>/<attempt>`.
 
     Args:
@@ -79,16 +87,16 @@ class RunShelf(FolderShelf):
         images = await anyio.to_thread.run_sync(_with_image, entries) if self.is_blind else set()
         return images | {entry.name for entry in entries if self._is_needed(entry, known.get(_item_of(entry)))}
 
-    def take_off(self, entry: Entry) -> Path | None:
+    def detach(self, entry: Entry) -> Path | None:
         try:
-            gone = renamed(entry.path, self._folder)
+            gone = mark_for_removal(entry.path, self._folder)
         except OSError:
             return None
         self._forget_item(entry.path.parent)
         return gone
 
-    def remains(self) -> list[Path]:
-        return being_removed(self._folder)
+    def leftovers(self) -> list[Path]:
+        return marked_for_removal(self._folder)
 
     def _is_needed(self, entry: Entry, item: Item | None) -> bool:
         if _item_of(entry) in self.existing:
@@ -137,7 +145,7 @@ def _is_id(name: str) -> bool:
         return False
 
 
-class ImageShelf(Shelf):
+class ImageCache(LRUCache):
     """The built images of one home.
 
     Args:
@@ -163,14 +171,14 @@ class ImageShelf(Shelf):
         self._stored: dict[str, StoredImage] = {}
 
     async def entries(self, *, dry_run: bool = False) -> list[Entry]:
-        self.unseen = None
+        self.unreachable = None
         notes = await anyio.to_thread.run_sync(self._usage.records)
         if not notes:
             return []  # A machine that has built nothing may have no engine.
         try:
             stored = await self._engine().stored_images()
         except UnreachableError as error:
-            self.unseen = str(error)  # It is looked at again the next time.
+            self.unreachable = str(error)  # It is looked at again the next time.
             return []
         return await anyio.to_thread.run_sync(self._measure, notes, stored, dry_run)
 
@@ -233,7 +241,7 @@ def _own_size(image: StoredImage, by_name: Mapping[str, StoredImage]) -> int:
     return image.size_bytes - base.size_bytes if base and base.size_bytes < image.size_bytes else image.size_bytes
 
 
-class EnvironmentShelf(LockedShelf):
+class EnvironmentCache(LockedFolderCache):
     """The folder of environments.
 
     Args:
@@ -264,7 +272,7 @@ class EnvironmentShelf(LockedShelf):
         return (marker if marker.exists() else path).stat().st_mtime
 
 
-class GitShelf(LockedShelf):
+class GitCache(LockedFolderCache):
     """The folder of copies, see `prefect_launch.sources.git_cache`; each use sets its time under its lock."""
 
     name: ClassVar[str] = "git copies"

@@ -15,10 +15,10 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.agent.housekeeping.caches import EnvironmentShelf, GitShelf, ImageShelf, RunShelf
+from prefect_launch.agent.housekeeping.caches import EnvironmentCache, GitCache, ImageCache, RunFolderCache
 from prefect_launch.agent.housekeeping.finished_runs import SETTLED_SECONDS, remove_finished
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.core.disk_cache import FRESH_SECONDS, Shelf, Tidied
+from prefect_launch.core.disk_cache import FRESH_SECONDS, EvictionReport, LRUCache
 from prefect_launch.core.file_lock import locked_if_free
 from prefect_launch.core.units import format_size
 from prefect_launch.errors import LaunchError
@@ -39,17 +39,19 @@ class Report(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     finished: tuple[str, ...] = ()
-    shelves: tuple[Tidied, ...] = ()
+    caches: tuple[EvictionReport, ...] = ()
 
     @property
     def is_nothing(self) -> bool:
         """Whether nothing went."""
-        return not self.finished and not any(shelf.gone for shelf in self.shelves)
+        return not self.finished and not any(cache.evicted for cache in self.caches)
 
     def describe(self) -> str:
         """Say what went, in one line."""
         parts = [f"{len(self.finished)} finished runs"] if self.finished else []
-        parts += [f"{len(one.gone)} {one.shelf} ({format_size(one.gone_bytes)})" for one in self.shelves if one.gone]
+        parts += [
+            f"{len(one.evicted)} {one.cache} ({format_size(one.evicted_bytes)})" for one in self.caches if one.evicted
+        ]
         return ", ".join(parts) or "nothing"
 
 
@@ -76,12 +78,14 @@ class Housekeeper:
         self._settled_seconds = settled_seconds
         config, home = workshop.config, workshop.config.home
         in_use = partial(environments_in_use, home / "processes")
-        self._runs = RunShelf(home / "runs", config.keep_runs, workshop.session.server, fresh_seconds=fresh_seconds)
-        self._shelves: tuple[Shelf, ...] = (
+        self._runs = RunFolderCache(
+            home / "runs", config.keep_runs, workshop.session.server, fresh_seconds=fresh_seconds
+        )
+        self._caches: tuple[LRUCache, ...] = (
             self._runs,
-            EnvironmentShelf(home / "environments", config.keep_environments, in_use, fresh_seconds=fresh_seconds),
-            GitShelf(home / "git", config.keep_git, fresh_seconds=fresh_seconds),
-            ImageShelf(home, config.keep_images, lambda: workshop.images.engine, fresh_seconds=fresh_seconds),
+            EnvironmentCache(home / "environments", config.keep_environments, in_use, fresh_seconds=fresh_seconds),
+            GitCache(home / "git", config.keep_git, fresh_seconds=fresh_seconds),
+            ImageCache(home, config.keep_images, lambda: workshop.images.engine, fresh_seconds=fresh_seconds),
         )
 
     async def keep(self) -> None:
@@ -114,8 +118,8 @@ class Housekeeper:
         survey = await remove_finished(self._shop, self._held(), dry_run=dry_run, settled_seconds=self._settled_seconds)
         self._runs.existing = survey.items | {str(item) for item in self._held()}
         self._runs.is_blind = bool(survey.unseen)
-        tidied = [await shelf.tidy(dry_run=dry_run) for shelf in self._shelves]
-        return Report(finished=tuple(survey.removed), shelves=tuple(tidied))
+        reports = [await cache.evict(dry_run=dry_run) for cache in self._caches]
+        return Report(finished=tuple(survey.removed), caches=tuple(reports))
 
 
 async def clean(api: Api, config: AgentConfig, *, dry_run: bool = False) -> Report | None:

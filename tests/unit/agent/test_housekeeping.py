@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.housekeeping.caches import EnvironmentShelf, GitShelf
+from prefect_launch.agent.housekeeping.caches import EnvironmentCache, GitCache
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper, Report
 from prefect_launch.core.disk_cache import size_of
 from prefect_launch.core.states import ItemState, StateType
@@ -135,7 +135,7 @@ async def test_dry_run_tells_what_would_go_and_removes_nothing(bench: Bench) -> 
     (item,) = await ended_items(bench, 1)
     set_age(folder_of(bench, item), hours=100)
     report = await keep_house(bench.agent(keep_runs=0), dry_run=True)
-    assert [entry.name for entry in report.shelves[0].gone] == [f"{item.id}/{folder_of(bench, item).name}"]
+    assert [entry.name for entry in report.caches[0].evicted] == [f"{item.id}/{folder_of(bench, item).name}"]
     assert folder_of(bench, item).exists()
 
 
@@ -222,26 +222,26 @@ async def test_environments_over_the_limit_go_but_none_that_is_used_or_being_bui
     old, used, built, young = (
         environment(tmp_path, name, hours) for name, hours in (("old", 9), ("used", 8), ("built", 7), ("young", 1))
     )
-    shelf = EnvironmentShelf(tmp_path, MEBIBYTE, lambda: [used])
+    cache = EnvironmentCache(tmp_path, MEBIBYTE, lambda: [used])
     with (tmp_path / "built.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        tidied = await shelf.tidy()
-    assert [entry.name for entry in tidied.gone] == ["old", "young"]
+        reports = await cache.evict()
+    assert [entry.name for entry in reports.evicted] == ["old", "young"]
     assert [path.exists() for path in (old, used, built, young)] == [False, True, True, False]
 
 
 async def test_environment_that_was_taken_since_it_was_measured_stays(tmp_path: Path) -> None:
     path = environment(tmp_path, "one", hours=9)
-    shelf = EnvironmentShelf(tmp_path, 0, list)
-    (entry,) = shelf._entries(dry_run=False)
+    cache = EnvironmentCache(tmp_path, 0, list)
+    (entry,) = cache._entries(dry_run=False)
     (path / ".ready").touch()
-    assert shelf.take_off(entry) is None
+    assert cache.detach(entry) is None
     assert path.exists()
 
 
 async def test_what_a_killed_clean_up_has_left_is_removed_by_the_next(tmp_path: Path) -> None:
     left = aged(tmp_path / ".gone-environments-x-1-1", hours=0)
-    await EnvironmentShelf(tmp_path, None, list).tidy()
+    await EnvironmentCache(tmp_path, None, list).evict()
     assert not left.exists()
 
 
@@ -252,8 +252,8 @@ async def test_git_copies_over_the_limit_go_but_none_that_git_holds(tmp_path: Pa
     old, held, young = (aged(tmp_path / name, hours) for name, hours in (("old", 9), ("held", 8), ("young", 0)))
     with (tmp_path / "held.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        tidied = await GitShelf(tmp_path, MEBIBYTE).tidy()
-    assert [entry.name for entry in tidied.gone] == ["old"]
+        reports = await GitCache(tmp_path, MEBIBYTE).evict()
+    assert [entry.name for entry in reports.evicted] == ["old"]
     assert [path.exists() for path in (old, held, young)] == [False, True, True]
 
 

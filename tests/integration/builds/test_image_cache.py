@@ -11,10 +11,10 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.agent.housekeeping.caches import ImageShelf
+from prefect_launch.agent.housekeeping.caches import ImageCache
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.image_usage import ImageUsage
-from prefect_launch.core.disk_cache import Tidied
+from prefect_launch.core.disk_cache import EvictionReport
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -58,10 +58,10 @@ class Rack:
         there = {tag for image in self.client.images.list() for tag in image.tags}
         return {name.rpartition(":")[2] for name in self._names if name in there}
 
-    async def tidy(self, limit: float | None, *, dry_run: bool = False) -> Tidied:
+    async def evict(self, limit: float | None, *, dry_run: bool = False) -> EvictionReport:
         engine = BuildEngine()
         try:
-            return await ImageShelf(self.home, None if limit is None else int(limit), lambda: engine).tidy(
+            return await ImageCache(self.home, None if limit is None else int(limit), lambda: engine).evict(
                 dry_run=dry_run
             )
         finally:
@@ -84,11 +84,11 @@ def rack(engine: DockerEngine, shell_image: str, tmp_path: Path) -> Iterator[Rac
 async def test_images_over_the_limit_go_the_one_last_used_longest_ago_first(rack: Rack) -> None:
     old, older, young = rack.image(hours=2), rack.image(hours=3), rack.image()
     somebody_elses = rack.image(noted=False)
-    told = await rack.tidy(2.5 * MEBIBYTE, dry_run=True)
+    told = await rack.evict(2.5 * MEBIBYTE, dry_run=True)
     assert rack.names() == {old, older, young, somebody_elses}
-    done = await rack.tidy(2.5 * MEBIBYTE)
-    assert [entry.name for entry in told.gone] == [entry.name for entry in done.gone] == [older]
-    assert done.gone[0].size_bytes == pytest.approx(MEBIBYTE, rel=0.1)  # its base is not counted
+    done = await rack.evict(2.5 * MEBIBYTE)
+    assert [entry.name for entry in told.evicted] == [entry.name for entry in done.evicted] == [older]
+    assert done.evicted[0].size_bytes == pytest.approx(MEBIBYTE, rel=0.1)  # its base is not counted
     assert rack.names() == {old, young, somebody_elses}
     assert {note.name for note in ImageUsage(rack.home).records()} == {old, young}
 
@@ -99,10 +99,10 @@ async def test_image_that_a_container_needs_or_that_somebody_has_named_stays(rac
     own = f"launch-test/somebodys-own:{named[:8]}"
     rack.client.images.get(f"launch-test/built:{named}").tag(own)
     try:
-        assert [entry.name for entry in (await rack.tidy(0)).gone] == [free]
+        assert [entry.name for entry in (await rack.evict(0)).evicted] == [free]
         assert rack.names() == {needed, named}
         container.remove()
-        assert [entry.name for entry in (await rack.tidy(0)).gone] == [needed]
+        assert [entry.name for entry in (await rack.evict(0)).evicted] == [needed]
     finally:
         rack.client.images.remove(own)
 
@@ -110,28 +110,28 @@ async def test_image_that_a_container_needs_or_that_somebody_has_named_stays(rac
 async def test_image_used_lately_stays_and_so_does_one_used_since_it_was_measured(rack: Rack) -> None:
     tag = rack.image(hours=1)
     engine = BuildEngine()
-    shelf = ImageShelf(rack.home, 0, lambda: engine)
-    (entry,) = await shelf.entries()
+    cache = ImageCache(rack.home, 0, lambda: engine)
+    (entry,) = await cache.entries()
     ImageUsage(rack.home).record(tag, [])
-    assert not await shelf.remove(entry)
+    assert not await cache.remove(entry)
     await engine.aclose()
-    assert (await rack.tidy(0)).gone == ()
+    assert (await rack.evict(0)).evicted == ()
     assert rack.names() == {tag}
 
 
 async def test_note_of_an_image_that_was_removed_by_hand_goes(rack: Rack) -> None:
     tag = rack.image(hours=1)
     rack.client.images.remove(f"launch-test/built:{tag}")
-    await rack.tidy(None, dry_run=True)
+    await rack.evict(None, dry_run=True)
     assert [note.name for note in ImageUsage(rack.home).records()] == [tag]
-    assert (await rack.tidy(None)).gone == ()
+    assert (await rack.evict(None)).evicted == ()
     assert ImageUsage(rack.home).records() == []
 
 
 async def test_home_that_has_built_nothing_asks_no_engine(tmp_path: Path) -> None:
     engine = BuildEngine(f"unix://{tmp_path}/nobody.sock")
-    assert (await ImageShelf(tmp_path, 0, lambda: engine).tidy()).gone == ()
+    assert (await ImageCache(tmp_path, 0, lambda: engine).evict()).evicted == ()
     ImageUsage(tmp_path).record("0123", ["launch-test/built:0123"])
-    done = await ImageShelf(tmp_path, 0, lambda: engine).tidy()
-    assert f"unix://{tmp_path}/nobody.sock does not answer" in (done.unseen or "")
+    done = await ImageCache(tmp_path, 0, lambda: engine).evict()
+    assert f"unix://{tmp_path}/nobody.sock does not answer" in (done.unreachable or "")
     assert [note.name for note in ImageUsage(tmp_path).records()] == ["0123"]
