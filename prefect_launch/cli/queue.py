@@ -10,7 +10,7 @@ import typer
 from prefect_launch.cli.output import Column, print_details, print_json, print_table
 from prefect_launch.cli.style import EntityOption, JsonOption, examples, group
 from prefect_launch.cli.values import read_mapping
-from prefect_launch.queues.options import QueueOptions
+from prefect_launch.queues.queue_options import QueueOptions
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

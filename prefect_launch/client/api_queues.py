@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from prefect_launch.core.names import check_name
 from prefect_launch.core.signature import made_of_arguments
 from prefect_launch.errors import QueueError
-from prefect_launch.queues.options import QueueOptions
+from prefect_launch.queues.queue_options import QueueOptions
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

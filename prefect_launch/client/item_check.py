@@ -23,7 +23,8 @@ from prefect_launch.planning.unread_fields import refuse_unread
 from prefect_launch.policy.secure_mode import locked_parts
 from prefect_launch.policy.template import macro_values
 from prefect_launch.queues.deployment import QUEUE_LABEL
-from prefect_launch.queues.options import QueueOptions, make_config
+from prefect_launch.queues.options import make_config
+from prefect_launch.queues.queue_options import QueueOptions
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE, create_queue
 from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.runners.registry import runner_class
