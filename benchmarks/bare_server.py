@@ -6,8 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
-from prefect_launch.agent.item.transitions import move
-from prefect_launch.agent.polling.queue_poller import Intake
+from prefect_launch.agent.item.transitions import transition
+from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.holder import Holder
 
@@ -30,10 +30,10 @@ def calls_per_item(api: Api, queue: str, *, slots: int) -> None:
 
 async def _empty(api: Api, queue: str, slots: int) -> None:
     async with api.open() as session:
-        intake = Intake(session, [queue], Holder(agent="nobody", instance=uuid4().hex, host="nowhere"))
+        poller = QueuePoller(session, [queue], Holder(agent="nobody", instance=uuid4().hex, host="nowhere"))
         on_their_way: set[asyncio.Task[UUID]] = set()
         while True:
-            found = await intake.next(slots=slots - len(on_their_way), skip=())
+            found = await poller.next(slots=slots - len(on_their_way), skip=())
             if found is not None:
                 on_their_way.add(asyncio.create_task(_report(session.server, found[0])))
             elif not on_their_way:
@@ -41,11 +41,11 @@ async def _empty(api: Api, queue: str, slots: int) -> None:
             if found is None or len(on_their_way) == slots:
                 done, on_their_way = await asyncio.wait(on_their_way, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    intake.freed(task.result())
+                    poller.note_freed_slot(task.result())
 
 
 async def _report(server: Server, item: Item) -> UUID:
     await server.record_infrastructure(item.id, "/nowhere")
-    await move(server, item.id, StateType.PENDING, ItemState.RUNNING, "Runs nowhere.")
-    await move(server, item.id, StateType.RUNNING, ItemState.COMPLETED, "Finished.")
+    await transition(server, item.id, StateType.PENDING, ItemState.RUNNING, "Runs nowhere.")
+    await transition(server, item.id, StateType.RUNNING, ItemState.COMPLETED, "Finished.")
     return item.id

@@ -50,7 +50,7 @@ def _adopt(place: Place, queue: str, count: int) -> float:
 
 def _is_connected(agent: LaunchAgent) -> bool:
     try:
-        return agent.intake is not None
+        return agent.poller is not None
     except LaunchError:
         return False
 

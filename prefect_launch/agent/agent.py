@@ -1,6 +1,6 @@
 """`LaunchAgent`: claims items of its queues, runs them on this machine, and reports them.
 
-The loop knows only claim, start, watch, finish. What it finds it hands to an `Execution`; what it has not in its own
+The loop knows only claim, start, watch, finish. What it finds it hands to an `ItemLifecycle`; what is not in its
 memory it finds again by labels (`prefect_launch.agent.recovery.restart`). Work outlives the loop: the next agent of the
 same name goes on with it.
 """
@@ -17,18 +17,18 @@ from uuid import UUID, uuid4
 
 import anyio
 
-from prefect_launch.agent.context import Workshop
+from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.devices.gpus import GpuProbe
-from prefect_launch.agent.item.finish import check_sweep, fail_item, fail_over
-from prefect_launch.agent.item.lifecycle import Execution
+from prefect_launch.agent.item.finish import check_sweep, fail_item, fail_with_agent_error
+from prefect_launch.agent.item.lifecycle import ItemLifecycle
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.ownership import home_id, only_agent
-from prefect_launch.agent.item.running_items import Crew, JobTracker, is_scheduler
-from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.agent.item.ownership import hold_agent_name, home_id
+from prefect_launch.agent.item.running_items import RunningItem, RunningItems, is_scheduler
+from prefect_launch.agent.item.transitions import log, retry_until_available
 from prefect_launch.agent.loop import Loop
-from prefect_launch.agent.polling.events import Wake
-from prefect_launch.agent.polling.queue_poller import Intake
-from prefect_launch.agent.reporting.shutdown import Orders
+from prefect_launch.agent.polling.events import WakeEvent
+from prefect_launch.agent.polling.queue_poller import QueuePoller
+from prefect_launch.agent.reporting.shutdown import DrainState
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import PrintableRecords
 from prefect_launch.errors import AgentConfigError, LaunchError
@@ -76,14 +76,14 @@ class LaunchAgent:
         # What a short job name means to this agent: items that other programs have made may hold one.
         self.api = api if self.config.entity is None else api.model_copy(update={"entity": self.config.entity})
         self.status = "POLLING"
-        self.wake = Wake()
+        self.wake = WakeEvent()
         log.addFilter(_PRINTABLE)
-        self.crew = Crew(self.finish_thread_id)
-        self.orders = Orders(self.wake)
+        self.running_items = RunningItems(self.finish_thread_id)
+        self.shutdown = DrainState(self.wake)
         self._runners = dict(runners or {})
         self._gpu_probe = gpu_probe
-        self._workshop: Workshop | None = None
-        self._intake: Intake | None = None
+        self._context: AgentContext | None = None
+        self._poller: QueuePoller | None = None
         LaunchAgent._latest = self
 
     # --- what the reference's callers ask ---
@@ -107,17 +107,17 @@ class LaunchAgent:
     @property
     def thread_ids(self) -> list[str]:
         """Ids of the items in work."""
-        return self.crew.thread_ids
+        return self.running_items.thread_ids
 
     @property
     def num_running_jobs(self) -> int:
         """How many items are in work, schedulers left out."""
-        return self.crew.count(schedulers=False)
+        return self.running_items.count(schedulers=False)
 
     @property
     def num_running_schedulers(self) -> int:
         """How many sweep schedulers are in work."""
-        return self.crew.count(schedulers=True)
+        return self.running_items.count(schedulers=True)
 
     @cached_property
     def holder(self) -> Holder:
@@ -129,7 +129,7 @@ class LaunchAgent:
         """Log what the agent does, in one line."""
         running, most = self.num_running_jobs, self.config.max_jobs
         polling = f"polling on queues {','.join(self.config.queues)}, " if running < most else ""
-        more = self._workshop.describe() if self._workshop else ""
+        more = self._context.describe() if self._context else ""
         done = f"running {running} out of a maximum of {most:g} jobs{more and '; '}{more}"
         log.info("agent %s %s%s", self.config.name, polling, done)
 
@@ -138,16 +138,16 @@ class LaunchAgent:
         self.status = status
         if status == "KILLED":
             for queue in self.config.queues:
-                await self.shop.session.server.delete_worker(queue, self.config.name)
+                await self.context.session.server.delete_worker(queue, self.config.name)
 
     # --- a connection ---
 
     @property
-    def shop(self) -> Workshop:
+    def context(self) -> AgentContext:
         """What its executions share, while it is connected."""
-        if self._workshop is None:
+        if self._context is None:
             raise LaunchError(_NOT_CONNECTED)
-        return self._workshop
+        return self._context
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[LaunchAgent]:
@@ -162,17 +162,19 @@ class LaunchAgent:
                 "To launch an agent please specify a queue or a list of queues (queues: […], or -q QUEUE)."
             )
         async with self.api.open() as session:
-            self._workshop = Workshop(self.config, session, dict(self._runners), gpu_probe=self._gpu_probe)
-            self._workshop.run_ended = self._run_ended
-            await self._workshop.devices.open()
+            self._context = AgentContext(self.config, session, dict(self._runners), gpu_probe=self._gpu_probe)
+            self._context.run_ended = self._run_ended
+            await self._context.devices.open()
             await anyio.to_thread.run_sync(lambda: self.holder)
-            opens, devices = self._workshop.reach.is_open, self._workshop.devices
-            self._intake = Intake(session, self.config.queues, self.holder, devices, opens, self.config.poll_seconds)
+            opens, devices = self._context.runner_health.is_open, self._context.devices
+            self._poller = QueuePoller(
+                session, self.config.queues, self.holder, devices, opens, self.config.poll_seconds
+            )
             try:
                 yield self
             finally:
-                await self._workshop.aclose()
-                self._workshop = self._intake = None
+                await self._context.aclose()
+                self._context = self._poller = None
 
     # --- taking items in ---
 
@@ -182,18 +184,20 @@ class LaunchAgent:
         Raises:
             LaunchError: when the server does not answer, or the agent has no such queue.
         """
-        return await self.intake.pop(
-            queue, slots=self.free_slots, skip=self.crew.held, schedulers=self.takes_schedulers
+        return await self.poller.pop(
+            queue, slots=self.free_slots, skip=self.running_items.held, schedulers=self.takes_schedulers
         )
 
     async def get_job_and_queue(self) -> tuple[Item, str] | None:
         """Claim the next item of the first queue in turn that has one; its turn comes last then."""
-        return await self.intake.next(slots=self.free_slots, skip=self.crew.held, schedulers=self.takes_schedulers)
+        return await self.poller.next(
+            slots=self.free_slots, skip=self.running_items.held, schedulers=self.takes_schedulers
+        )
 
     @property
     def free_slots(self) -> int:
         """How many jobs it could start now."""
-        return 0 if self.orders.draining else int(min(self.config.max_jobs - self.num_running_jobs, _MANY))
+        return 0 if self.shutdown.draining else int(min(self.config.max_jobs - self.num_running_jobs, _MANY))
 
     @property
     def takes_schedulers(self) -> bool:
@@ -210,8 +214,10 @@ class LaunchAgent:
             queue: its queue.
             file_saver: folder that gets an `error.log` when the agent itself fails over the item.
         """
-        tracker = JobTracker(item=job, queue=queue, is_scheduler=is_scheduler(job), file_saver=file_saver)
-        self.crew.begin(tracker, lambda: self.task_run_job(options_of(job), job, {}, self.api, tracker))
+        running_item = RunningItem(item=job, queue=queue, is_scheduler=is_scheduler(job), file_saver=file_saver)
+        self.running_items.begin(
+            running_item, lambda: self.task_run_job(options_of(job), job, {}, self.api, running_item)
+        )
 
     async def task_run_job(
         self,
@@ -219,7 +225,7 @@ class LaunchAgent:
         job: Item,
         default_config: Mapping[str, Any],
         api: Api,
-        job_tracker: JobTracker,
+        job_tracker: RunningItem,
     ) -> None:
         """Work on one claimed item until its end, which always goes through `finish_thread_id`.
 
@@ -233,13 +239,13 @@ class LaunchAgent:
 
         async def work() -> Outcome:
             try:
-                await until_server_is_back("show the sweep", lambda: self.check_sweep_state(launch_spec, api))
+                await retry_until_available("show the sweep", lambda: self.check_sweep_state(launch_spec, api))
             except LaunchError as error:
                 await self.fail_run_queue_item(str(job.id), str(error), Phase.AGENT.value)
                 return Outcome(state=ItemState.FAILED, message=str(error))
-            return await Execution(self.shop, job_tracker).run()
+            return await ItemLifecycle(self.context, job_tracker).run()
 
-        await self.crew.do(job_tracker, work)
+        await self.running_items.do(job_tracker, work)
 
     async def finish_thread_id(self, thread_id: str, exception: BaseException | None = None) -> None:
         """Be done with an item: its slot is free, and the loop looks for the next.
@@ -250,18 +256,18 @@ class LaunchAgent:
         """
         try:
             if exception is not None:
-                await fail_over(self.shop, thread_id, self.crew.find(thread_id), exception)
+                await fail_with_agent_error(self.context, thread_id, self.running_items.find(thread_id), exception)
         finally:
-            self.crew.forget(thread_id)
-            if self._intake is not None:
-                self._intake.freed(thread_id)
-            self.wake.ring()
+            self.running_items.forget(thread_id)
+            if self._poller is not None:
+                self._poller.note_freed_slot(thread_id)
+            self.wake.set()
 
     def _run_ended(self, thread_id: str) -> None:
         """Free the slot and the devices of an item whose run has ended; its outputs are being kept."""
-        if self._intake is not None:
-            self._intake.freed(thread_id)
-        self.wake.ring()
+        if self._poller is not None:
+            self._poller.note_freed_slot(thread_id)
+        self.wake.set()
 
     async def fail_run_queue_item(
         self, run_queue_item_id: str, message: str, phase: str, files: Sequence[str | Path] | None = None
@@ -274,7 +280,7 @@ class LaunchAgent:
             phase: `agent`, `build` or `run`.
             files: files that are kept with the item's outputs.
         """
-        await fail_item(self.shop.session, UUID(run_queue_item_id), message, Phase(phase), files)
+        await fail_item(self.context.session, UUID(run_queue_item_id), message, Phase(phase), files)
 
     async def check_sweep_state(self, launch_spec: Mapping[str, Any] | LaunchSpec, api: Api) -> None:
         """Refuse an item whose sweep has ended.
@@ -285,7 +291,7 @@ class LaunchAgent:
             LaunchError: when the sweep is in a terminal state.
         """
         sweep = launch_spec.sweep_id if isinstance(launch_spec, LaunchSpec) else launch_spec.get("sweep_id")
-        await check_sweep(self.shop.session.server, sweep)
+        await check_sweep(self.context.session.server, sweep)
 
     # --- the loop ---
 
@@ -305,17 +311,17 @@ class LaunchAgent:
             BackgroundTaskError: when a background task that it cannot do without fails again and again; it has let go
                 of its items in order by then.
         """
-        async with only_agent(self.config.home, self.config.name), AsyncExitStack() as stack:
-            await until_server_is_back("let the agent in", lambda: stack.enter_async_context(self.connected()))
+        async with hold_agent_name(self.config.home, self.config.name), AsyncExitStack() as stack:
+            await retry_until_available("let the agent in", lambda: stack.enter_async_context(self.connected()))
             await Loop(self, until_empty=until_empty, max_runtime_seconds=max_runtime_seconds).run()
 
     def stop(self) -> None:
         """Ask the loop to end; what runs goes on."""
-        self.orders.leave()
+        self.shutdown.leave()
 
     @property
-    def intake(self) -> Intake:
+    def poller(self) -> QueuePoller:
         """How it comes by items, while it is connected."""
-        if self._intake is None:
+        if self._poller is None:
             raise LaunchError(_NOT_CONNECTED)
-        return self._intake
+        return self._poller

@@ -13,7 +13,7 @@ import anyio
 from prefect_launch.agent.devices.allocator import DeviceAllocator
 from prefect_launch.agent.devices.gpus import GpuProbe
 from prefect_launch.agent.item.ownership import TRUSTED_SECONDS
-from prefect_launch.agent.polling.runner_health import Reach
+from prefect_launch.agent.polling.runner_health import RunnerHealth
 from prefect_launch.agent.recovery.lost_agents import LOST_SECONDS
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import Runner
@@ -29,7 +29,7 @@ COPIES: Final = 2
 
 
 @dataclass
-class Workshop:
+class AgentContext:
     """The means of one agent.
 
     Attributes:
@@ -44,7 +44,7 @@ class Workshop:
         copies: how many runs' outputs are kept at a time.
         registry: the registries of images, with this agent's credentials.
         devices: gives out the machine's devices.
-        reach: whether what the agent's queues run on answers.
+        runner_health: whether what the agent's queues run on answers.
     """
 
     config: AgentConfig
@@ -59,7 +59,7 @@ class Workshop:
     def __post_init__(self) -> None:
         self.registry = RemoteRegistries(self.config.keychain)
         self.devices = DeviceAllocator(self.config, self.session, self.runner, self.gpu_probe)
-        self.reach = Reach(self.session, self.runner)
+        self.runner_health = RunnerHealth(self.session, self.runner)
 
     @cached_property
     def images(self) -> ImageBuilder:
@@ -70,7 +70,7 @@ class Workshop:
 
     def describe(self) -> str:
         """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""
-        return "; ".join(filter(None, (self.devices.describe(), self.reach.describe())))
+        return "; ".join(filter(None, (self.devices.describe(), self.runner_health.describe())))
 
     def runner(self, resource: str) -> Runner:
         """Return the agent's runner of a resource."""

@@ -17,21 +17,27 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper
-from prefect_launch.agent.item.lifecycle import Execution
-from prefect_launch.agent.item.ownership import stop_what_is_not_held
+from prefect_launch.agent.item.lifecycle import ItemLifecycle
+from prefect_launch.agent.item.ownership import watch_ownership
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
-from prefect_launch.agent.item.running_items import JobTracker, is_scheduler
-from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.agent.item.running_items import RunningItem, is_scheduler
+from prefect_launch.agent.item.transitions import log, retry_until_available
 from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, listen
-from prefect_launch.agent.recovery.cancellations import StopRequests, StrayStops
-from prefect_launch.agent.recovery.lost_agents import LostWatch
-from prefect_launch.agent.recovery.restart import Adopted, clear_away, find_own_runs, go_on, settle_orphans
-from prefect_launch.agent.reporting.status import LAST_WORDS_SECONDS, Reporter, beat
-from prefect_launch.agent.reporting.wait_notes import WaitTeller
+from prefect_launch.agent.recovery.cancellations import CancellationWatcher, OrphanedCancellations
+from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
+from prefect_launch.agent.recovery.restart import (
+    AdoptedRun,
+    adopt_lost_run,
+    find_own_runs,
+    remove_stale_runs,
+    settle_orphans,
+)
+from prefect_launch.agent.reporting.status import LAST_WORDS_SECONDS, Reporter, send_heartbeats
+from prefect_launch.agent.reporting.wait_notes import WaitReasonLogger
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
-from prefect_launch.queues.presence import Presence, delete_presence, post_presence, read_presences
+from prefect_launch.queues.presence import Presence, delete_presence, read_presences, write_presence
 
 if TYPE_CHECKING:
     from prefect_launch.agent.agent import LaunchAgent
@@ -53,90 +59,92 @@ class Loop:
     def __init__(self, agent: LaunchAgent, *, until_empty: bool, max_runtime_seconds: float | None) -> None:
         self._agent = agent
         self._config = agent.config
-        self._crew = agent.crew
-        self._orders = agent.orders
+        self._running_items = agent.running_items
+        self._shutdown = agent.shutdown
         self._reporter = Reporter(agent)
-        self._intake = agent.intake
-        self._server = agent.shop.session.server
-        self._strays = StrayStops(self._server, self._config.queues, lambda: self._crew.held)
+        self._poller = agent.poller
+        self._server = agent.context.session.server
+        self._strays = OrphanedCancellations(self._server, self._config.queues, lambda: self._running_items.held)
         self._until_empty = until_empty
         self._ends_at = float("inf") if max_runtime_seconds is None else time.monotonic() + max_runtime_seconds
-        self._stops = StopRequests(self._server, agent.crew, agent.config.poll_seconds)
-        self._unseen: set[str] = set()
+        self._stops = CancellationWatcher(self._server, agent.running_items, agent.config.poll_seconds)
+        self._unreachable_at_start: set[str] = set()
         self._presence = Presence.of(agent.holder, self._config.queues)
 
     async def run(self) -> None:
         """Run until told to stop, until empty, or until the time is up; then let go of what runs."""
-        pool_ids = await until_server_is_back("show the queues", self._pool_ids)
-        self._orders.has_begun = True
+        pool_ids = await retry_until_available("show the queues", self._pool_ids)
+        self._shutdown.has_begun = True
         try:
-            async with supervised(self._orders.leave) as supervisor:
+            async with supervised(self._shutdown.leave) as supervisor:
                 supervisor.supervise(*self._tasks_from_the_start(pool_ids))
                 await self._recover()
                 self._stops.look_again()
                 supervisor.supervise(*self._tasks_once_recovered())
                 # Before the first claim: what nobody can see to be alive would be nobody's.
-                await until_server_is_back("show this agent", lambda: post_presence(self._server, self._presence))
-                await until_server_is_back("read the queues' limits", self._intake.read_limits)
-                await until_server_is_back("show the agent's orders", self._reporter.read_orders)
+                await retry_until_available("show this agent", lambda: write_presence(self._server, self._presence))
+                await retry_until_available("read the queues' limits", self._poller.read_limits)
+                await retry_until_available("show the agent's orders", self._reporter.read_drain_request)
                 await self._work()
         finally:
             await self._leave()
 
     def _tasks_from_the_start(self, pool_ids: list[UUID]) -> list[BackgroundTask]:
-        name, queues, crew = self._config.name, self._config.queues, self._crew
-        tell_waits = WaitTeller(self._agent.shop.session, name, queues)
+        name, queues, running_items = self._config.name, self._config.queues, self._running_items
+        tell_waits = WaitReasonLogger(self._agent.context.session, name, queues)
         return [
-            BackgroundTask("heartbeat", lambda: beat(self._server, self._presence, lambda: crew.items)),
-            BackgroundTask("stop requests", self._stops.watch),
-            BackgroundTask("ownership check", lambda: stop_what_is_not_held(self._server, lambda: crew.trackers)),
-            BackgroundTask("orders", self._reporter.watch_orders),
+            BackgroundTask(
+                "heartbeat", lambda: send_heartbeats(self._server, self._presence, lambda: running_items.items)
+            ),
+            BackgroundTask("cancellations", self._stops.watch),
+            BackgroundTask("ownership check", lambda: watch_ownership(self._server, lambda: running_items.entries)),
+            BackgroundTask("drain request", self._reporter.watch_drain_request),
             # Without these the agent still does its own work, and can be told to stop.
-            BackgroundTask("events", lambda: listen(self._server, pool_ids, self._heard), vital=False),
-            BackgroundTask("order events", self._reporter.listen, vital=False),
-            BackgroundTask("limits", self._intake.watch_limits, vital=False),
-            BackgroundTask("notice", self._reporter.post, vital=False),
+            BackgroundTask("events", lambda: listen(self._server, pool_ids, self._on_event), vital=False),
+            BackgroundTask("drain events", self._reporter.listen, vital=False),
+            BackgroundTask("limits", self._poller.watch_limits, vital=False),
+            BackgroundTask("status", self._reporter.post, vital=False),
             BackgroundTask("status line", self._tell_status, vital=False),
-            BackgroundTask("lost agents", self._lost_watch().watch, vital=False),
+            BackgroundTask("lost agents", self._lost_agent_detector().watch, vital=False),
             BackgroundTask("wait reasons", tell_waits.watch, vital=False),
-            BackgroundTask("stray stops", self._strays.watch, vital=False),
+            BackgroundTask("orphaned cancellations", self._strays.watch, vital=False),
         ]
 
     def _tasks_once_recovered(self) -> list[BackgroundTask]:
-        shop = self._agent.shop
+        context = self._agent.context
         return [
-            BackgroundTask("reach", lambda: shop.reach.watch(self._is_back)),
-            BackgroundTask("housekeeping", Housekeeper(shop, lambda: self._crew.held).keep, vital=False),
+            BackgroundTask("runner health", lambda: context.runner_health.watch(self._is_back)),
+            BackgroundTask("housekeeping", Housekeeper(context, lambda: self._running_items.held).keep, vital=False),
         ]
 
-    def _lost_watch(self) -> LostWatch:
-        shop = self._agent.shop
-        stop_here = partial(stop_all_attempts, shop)
-        return LostWatch(
-            shop.session,
+    def _lost_agent_detector(self) -> LostAgentDetector:
+        context = self._agent.context
+        stop_here = partial(stop_all_attempts, context)
+        return LostAgentDetector(
+            context.session,
             self._config.name,
             self._config.queues,
             holder=self._agent.holder,
-            lost_seconds=shop.lost_seconds,
+            lost_seconds=context.lost_seconds,
             stop_here=stop_here,
-            go_on=self._go_on,
+            adopt_lost_run=self._adopt_lost_run,
         )
 
-    async def _go_on(self, queue: str, item: Item, lost: Collection[str]) -> bool:
+    async def _adopt_lost_run(self, queue: str, item: Item, lost: Collection[str]) -> bool:
         """Report from here on on a run of a lost agent that is within reach; whether this or another agent does."""
-        held = self._crew.find(str(item.id)) is not None
-        return held or await go_on(self._agent.shop, self._resume, queue, item, lost)
+        held = self._running_items.find(str(item.id)) is not None
+        return held or await adopt_lost_run(self._agent.context, self._resume, queue, item, lost)
 
     async def _pool_ids(self) -> list[UUID]:
-        session = self._agent.shop.session
+        session = self._agent.context.session
         return [(await session.queue(queue)).pool_id for queue in self._config.queues]
 
     async def _work(self) -> None:
-        self._orders.at_work = True
+        self._shutdown.at_work = True
         while not self._is_over:
             try:
                 await self._fill()
-                if self._until_empty and not self._crew.thread_ids and await self._is_empty():
+                if self._until_empty and not self._running_items.thread_ids and await self._is_empty():
                     return
             except ServerUnavailableError as error:
                 log.warning("server-away %s", error)
@@ -144,79 +152,81 @@ class Loop:
                 # Whatever the server made of one request, the agent's other work goes on.
                 log.error("failed %s: %s", type(error).__name__, error)
             left = max(self._ends_at - time.monotonic(), 0.0)
-            await self._agent.wake.wait(min(self._config.poll_seconds, left, self._intake.due_in()))
+            await self._agent.wake.wait(min(self._config.poll_seconds, left, self._poller.seconds_until_due()))
 
     @property
     def _is_over(self) -> bool:
-        if self._orders.stopping or time.monotonic() >= self._ends_at:
+        if self._shutdown.stopping or time.monotonic() >= self._ends_at:
             return True
-        return self._orders.draining and not self._crew.thread_ids and self._ends_drained
+        return self._shutdown.draining and not self._running_items.thread_ids and self._ends_drained
 
     @property
     def _ends_drained(self) -> bool:
         """Whether it leaves once it has drained: the shift after one that does would come at once, and drain too."""
-        return self._orders.ends_shift or self._ends_at == float("inf")
+        return self._shutdown.ends_shift or self._ends_at == float("inf")
 
     async def _fill(self) -> None:
-        while self._agent.free_slots > 0 and not self._orders.stopping:
+        while self._agent.free_slots > 0 and not self._shutdown.stopping:
             found = await self._agent.get_job_and_queue()
             if found is None:
                 break
             await self._agent.run_job(*found)
-        await self._agent.update_status("RUNNING" if self._crew.thread_ids else "POLLING")
+        await self._agent.update_status("RUNNING" if self._running_items.thread_ids else "POLLING")
 
     async def _recover(self) -> None:
-        shop = self._agent.shop
+        context = self._agent.context
         holder = self._agent.holder
-        left = await until_server_is_back(
-            "show what the last agent of this name left", lambda: find_own_runs(shop, holder)
+        left = await retry_until_available(
+            "show what the last agent of this name left", lambda: find_own_runs(context, holder)
         )
         for run in left.runs:
             self._resume(run)
-        await clear_away(shop, left.stale)
-        await self._note_unseen(left.unseen)
+        await remove_stale_runs(context, left.stale)
+        await self._note_unreachable(left.unreachable)
         held = {run.item.id for run in left.runs}
-        await until_server_is_back(
+        await retry_until_available(
             "settle what was claimed and does not run",
-            lambda: settle_orphans(shop, self._config.queues, holder, held, left.unseen),
+            lambda: settle_orphans(context, self._config.queues, holder, held, left.unreachable),
         )
         # Also when something could not be seen: its items are this life's to settle, once it can be.
-        await until_server_is_back("forget this agent's earlier lives", self._forget_earlier_lives)
+        await retry_until_available("forget this agent's earlier lives", self._delete_earlier_presences)
 
-    async def _forget_earlier_lives(self) -> None:
+    async def _delete_earlier_presences(self) -> None:
         """Take down the presence of earlier lives: all that they held is this one's, or settled."""
         holder = self._agent.holder
         for presence in await read_presences(self._server):
             if presence.holder.instance != holder.instance and presence.holder.is_earlier_life_of(holder):
                 await delete_presence(self._server, presence.holder.instance)
 
-    async def _note_unseen(self, unseen: Collection[str]) -> None:
+    async def _note_unreachable(self, unreachable: Collection[str]) -> None:
         """Claim nothing for a resource of the queues until it was seen what is left there."""
-        session = self._agent.shop.session
-        for resource in {(await session.queue(name)).config.resource for name in self._config.queues} & set(unseen):
-            self._unseen.add(resource)
-            self._agent.shop.reach.lost(resource, "What runs there could not be seen.")
+        session = self._agent.context.session
+        for resource in {(await session.queue(name)).config.resource for name in self._config.queues} & set(
+            unreachable
+        ):
+            self._unreachable_at_start.add(resource)
+            self._agent.context.runner_health.mark_down(resource, "What runs there could not be seen.")
 
     async def _is_back(self, resource: str) -> None:
         """See what the last life of this agent has left on a resource that was away when this one began."""
-        shop = self._agent.shop
-        if resource in self._unseen:
-            left = await find_own_runs(shop, self._agent.holder, [resource])
-            if left.unseen:
+        context = self._agent.context
+        if resource in self._unreachable_at_start:
+            left = await find_own_runs(context, self._agent.holder, [resource])
+            if left.unreachable:
                 raise UnreachableError(f"What runs on {resource} could not be seen.")
             for run in left.runs:
                 self._resume(run)
-            await clear_away(shop, left.stale)
+            await remove_stale_runs(context, left.stale)
             queues = [
-                name for name in self._config.queues if (await shop.session.queue(name)).config.resource == resource
+                name for name in self._config.queues if (await context.session.queue(name)).config.resource == resource
             ]
-            await settle_orphans(shop, queues, self._agent.holder, self._crew.held)
-            self._unseen.discard(resource)
-        self._agent.wake.ring()
+            await settle_orphans(context, queues, self._agent.holder, self._running_items.held)
+            self._unreachable_at_start.discard(resource)
+        self._agent.wake.set()
 
-    def _resume(self, run: Adopted) -> None:
+    def _resume(self, run: AdoptedRun) -> None:
         """Take up a run that an agent of this name, or a lost one of this home, has left."""
-        tracker = JobTracker(
+        running_item = RunningItem(
             item=run.item,
             queue=run.queue,
             is_scheduler=is_scheduler(run.item),
@@ -226,10 +236,10 @@ class Loop:
         )
         current = run.item.state_type or StateType.RUNNING
         if current is StateType.CANCELLING:
-            tracker.stop.set()
-        execution = Execution(self._agent.shop, tracker)
+            running_item.stop.set()
+        execution = ItemLifecycle(self._agent.context, running_item)
         work = partial(execution.resume, run.runner, run.plan, run.handle, current)
-        self._crew.begin(tracker, lambda: self._crew.do(tracker, work))
+        self._running_items.begin(running_item, lambda: self._running_items.do(running_item, work))
 
     async def _is_empty(self) -> bool:
         """Whether nothing is due and nothing comes back; what a schedule has planned for later is not waited for."""
@@ -241,25 +251,25 @@ class Loop:
                 return False
         return True
 
-    def _heard(self, item_id: str) -> None:
+    def _on_event(self, item_id: str) -> None:
         """Act on an event: an item in work may be asked to stop, any other may be a new one.
 
         The first event of a stream has no id: it says that the stream is open, and that some may have been missed.
         """
         if not item_id:
             self._stops.look_again()
-        tracker = self._crew.find(item_id)
-        if tracker is None:
+        running_item = self._running_items.find(item_id)
+        if running_item is None:
             if item_id:
-                self._strays.heard(item_id)
+                self._strays.on_event(item_id)
             self._look()
             asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._look)
         else:
-            self._stops.heard(tracker)
+            self._stops.on_event(running_item)
 
     def _look(self) -> None:
-        self._intake.look_again()
-        self._agent.wake.ring()
+        self._poller.look_again()
+        self._agent.wake.set()
 
     async def _tell_status(self) -> None:
         pause = _VERBOSE_STATUS_SECONDS if self._config.verbosity else _STATUS_SECONDS
@@ -268,21 +278,21 @@ class Loop:
             await asyncio.sleep(pause)
 
     async def _leave(self) -> None:
-        if self._orders.stops_jobs:
-            await self._crew.stop_jobs(self._config.stopped_run_timeout)
+        if self._shutdown.stops_jobs:
+            await self._running_items.stop_jobs(self._config.stopped_run_timeout)
         left = self._reporter.notice("offline")
-        drained = self._orders.drains_from_afar and not left.running and self._ends_drained
-        await self._crew.leave()
-        if self._orders.stops_jobs:
+        drained = self._shutdown.drain_requested and not left.running and self._ends_drained
+        await self._running_items.leave()
+        if self._shutdown.stops_jobs:
             await self._give_back({UUID(item.id) for item in left.running})
         await self._reporter.leave(left, self._presence, drained=drained)
         log.info("agent %s left", self._config.name)
 
     async def _give_back(self, held: set[UUID]) -> None:
         """Put what was claimed and has not come to run back into its queue; leave what would not end alone."""
-        shop = self._agent.shop
+        context = self._agent.context
         try:
             with anyio.move_on_after(LAST_WORDS_SECONDS):
-                await settle_orphans(shop, self._config.queues, self._agent.holder, held)
+                await settle_orphans(context, self._config.queues, self._agent.holder, held)
         except LaunchError as error:
             log.warning("not-given-back %s", error)

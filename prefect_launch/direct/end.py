@@ -9,7 +9,7 @@ from uuid import UUID
 
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
-from prefect_launch.agent.item.failure_report import Facts, certify, read_last_lines, show_certificate
+from prefect_launch.agent.item.failure_report import Facts, build_report, publish_report, read_last_lines
 from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
@@ -71,11 +71,11 @@ def outcome_of_run(plan: RunPlan, end: ExitStatus, *, timed_out: bool) -> Outcom
 async def show_failure(
     session: Session, flow_run_id: UUID, plan: RunPlan, end: ExitStatus, outcome: Outcome, image: str | None
 ) -> None:
-    """Attach the certificate of a direct run that failed to its flow run."""
+    """Attach the failure report of a direct run that failed to its flow run."""
     item = await session.server.read_item(flow_run_id)
     if item is not None:
         facts = Facts(plan=plan, end=end, image=image, last_lines=await read_last_lines(plan.log_path, plan.mask))
-        await show_certificate(session.server, item, certify(item, outcome, facts))
+        await publish_report(session.server, item, build_report(item, outcome, facts))
 
 
 def failure_of(plan: RunPlan, end: ExitStatus, outcome: Outcome, lines: list[str]) -> ExecutionError:

@@ -19,7 +19,7 @@ from prefect.context import FlowRunContext
 
 from prefect_launch.agent.item.image_build import build_with_log
 from prefect_launch.agent.item.logs import LogShipper
-from prefect_launch.agent.item.outputs import bring_last_outputs, keep_outputs, publish_outputs
+from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.builds.build_lease import Flights
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
@@ -278,7 +278,7 @@ async def _result(ended: State[T]) -> T:
 async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> tuple[str, RunPlan]:
     request, machine = _request(spec, job, item_id, attempt), _site()
     plan = await make_plan(request, machine, session.jobs, session.read_secret)
-    await bring_last_outputs(session, plan, machine)
+    await copy_previous_outputs(session, plan, machine)
     return request.config.resource, plan
 
 

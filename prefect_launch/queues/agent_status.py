@@ -43,7 +43,7 @@ _DEVICES_CHARS: Final = 500
 _CAPACITY_CHARS: Final = 2_000
 
 
-class RunningItem(BaseModel):
+class RunningItemSummary(BaseModel):
     """An item that an agent has in work.
 
     Attributes:
@@ -57,7 +57,7 @@ class RunningItem(BaseModel):
     name: str
 
     @classmethod
-    def of(cls, item: Item) -> RunningItem:
+    def of(cls, item: Item) -> RunningItemSummary:
         """Make it of an item."""
         return cls(id=str(item.id), name=item.name[:_NAME_CHARS])
 
@@ -87,7 +87,7 @@ class AgentStatus(BaseModel):
     queues: tuple[str, ...] = ()
     slots: int | None = None
     state: str = "offline"
-    running: tuple[RunningItem, ...] = ()
+    running: tuple[RunningItemSummary, ...] = ()
     in_work: int = 0
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""

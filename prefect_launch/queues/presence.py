@@ -52,7 +52,7 @@ class Presence(BaseModel):
         return self.model_copy(update={"has_left": True, "at": datetime.now(timezone.utc)})
 
 
-async def post_presence(server: Server, presence: Presence) -> None:
+async def write_presence(server: Server, presence: Presence) -> None:
     """Show that a life of an agent is there."""
     await server.write_variable(_key(presence.holder.instance), presence.model_dump(mode="json"), tags=[TAG])
 

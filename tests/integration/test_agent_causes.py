@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_launch.agent.recovery.lost_agents import LostWatch
+from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
@@ -118,7 +118,7 @@ async def test_lost_agents_item_is_told_and_run_by_another_and_the_first_stops_i
         await asyncio.to_thread(agent.kill)
     clock = iter(range(0, 1000, 20))
     async with site.api.open() as session:
-        watch = LostWatch(session, "other", [site.name], clock=lambda: float(next(clock)))
+        watch = LostAgentDetector(session, "other", [site.name], clock=lambda: float(next(clock)))
         for _ in range(6):
             await watch.look()
     assert site.states(run)[-1] == "AwaitingRetry"

@@ -40,7 +40,7 @@ def test_processes_have_gpus_of_their_own_and_a_restart_remembers_whose(site: Si
     (third, fourth) = site.add(asks(2), asks(1))
     with running(agent_of(site, cards)) as agent:
         until(lambda: "cards=2" in site.log(fourth))
-        assert agent.shop.devices.describe().count("free") == 0
+        assert agent.context.devices.describe().count("free") == 0
         assert site.states(third) == ["Queued"]
         for cards_of, ends in (("0,1", (first, third)), ("2", (fourth,)), ("3", (second,))):
             (tmp_path / f"done-{cards_of}").touch()
@@ -81,7 +81,7 @@ def test_small_item_behind_230_that_do_not_fit_runs_and_the_big_ones_are_not_sta
         big = site.add(*[asks(3)] * 230)
         (small,) = site.add(asks(1))
         until(lambda: "cards=1" in site.log(small))
-        until(lambda: len(agent.shop.devices.wait_list.waiting) == 230)
+        until(lambda: len(agent.context.devices.wait_list.waiting) == 230)
         assert site.states(big[0]) == ["Queued"]
     (late,) = site.add(asks(1))
     with running(agent_of(site, cards, device_patience_seconds=0)):

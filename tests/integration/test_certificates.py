@@ -28,7 +28,7 @@ def test_page_of_a_container_tells_its_peak_memory_and_its_image(
     (run,) = site.add({"docker": {"docker_image": python_image}, "overrides": command})
     site.work_off()
     assert site.states(run) == ["Queued", "Pending", "Running", "Failed"]
-    (page,) = [artifact for artifact in site.artifacts(run) if str(artifact.key).startswith("certificate-")]
+    (page,) = [artifact for artifact in site.artifacts(run) if str(artifact.key).startswith("failure-report-")]
     peak = re.search(r"peak memory \| `(\d+) MiB`", page.data)
     assert peak is not None, page.data
     assert 95 <= int(peak[1]) <= 200
@@ -58,7 +58,7 @@ def test_launch_that_fails_leaves_its_page_and_no_container(
     finally:
         client.close()
     with get_client(sync_client=True) as prefect:
-        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[f"certificate-{unique}"]))
+        wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[f"failure-report-{unique}"]))
         (page,) = prefect.read_artifacts(artifact_filter=wanted)
     assert "badly" in str(page.data)
     assert str(tmp_path) not in str(page.data)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_launch.agent.context import Workshop
+from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
-from prefect_launch.agent.recovery.lost_agents import LostWatch
+from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import Labels, RunState
@@ -58,13 +58,13 @@ def look(site: Site) -> None:
     """See as the agent of another home that the heartbeats of the item's agent have stopped, and tell it."""
 
     async def watch(session: Session) -> None:
-        shop = Workshop(site.agent("watcher", home=site.folder / "another-home").config, session)
-        stop_here = partial(stop_all_attempts, shop)
-        lost = LostWatch(session, "watcher", [site.name], lost_seconds=LOST_SECONDS, stop_here=stop_here)
+        context = AgentContext(site.agent("watcher", home=site.folder / "another-home").config, session)
+        stop_here = partial(stop_all_attempts, context)
+        lost = LostAgentDetector(session, "watcher", [site.name], lost_seconds=LOST_SECONDS, stop_here=stop_here)
         await lost.look()
         await asyncio.sleep(LOST_SECONDS + 0.2)
         await lost.look()
-        await shop.aclose()
+        await context.aclose()
 
     site.api.call(watch)
 

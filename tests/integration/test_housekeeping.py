@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def keep_house(agent: LaunchAgent) -> Report:
     async def once() -> Report | None:
         async with agent.connected():
-            return await Housekeeper(agent.shop, fresh_seconds=0, settled_seconds=0).once()
+            return await Housekeeper(agent.context, fresh_seconds=0, settled_seconds=0).once()
 
     report = asyncio.run(once())
     assert report is not None

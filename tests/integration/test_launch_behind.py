@@ -158,7 +158,7 @@ def test_process_that_does_not_wait_blocks_at_its_exit_until_its_run_has_ended(s
     assert site.log(run) == "late 1\nlate 2"
     assert process.log.read_text().count("late 2") == 1
     assert "after shutdown" not in process.log.read_text()  # Prefect's own services have not ended before the run.
-    assert any(artifact.key.startswith("certificate-") for artifact in site.artifacts(run))
+    assert any(artifact.key.startswith("failure-report-") for artifact in site.artifacts(run))
 
 
 TERM, INT = signal.SIGTERM, signal.SIGINT

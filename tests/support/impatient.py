@@ -22,7 +22,7 @@ async def at_work(agent: LaunchAgent, *, lost_seconds: float) -> AsyncIterator[L
         lost_seconds: for how long another's heartbeats must have stood still.
     """
     async with agent.connected():
-        agent.shop.lost_seconds = lost_seconds
+        agent.context.lost_seconds = lost_seconds
         working = asyncio.create_task(Loop(agent, until_empty=False, max_runtime_seconds=None).run())
         try:
             yield agent

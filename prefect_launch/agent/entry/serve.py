@@ -24,7 +24,7 @@ import anyio
 
 from prefect_launch.agent.entry.start import SIGNALS
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.agent.polling.events import Wake
+from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, ServerUnavailableError
 from prefect_launch.queues.agent_status import TAG, read_drain_order, request_drain
@@ -64,7 +64,7 @@ class Stop:
     def __init__(self) -> None:
         self.heard: list[signal.Signals] = []
         self.has_drained = False
-        self.wake = Wake()
+        self.wake = WakeEvent()
         self.end: Callable[[], object] = lambda: None
 
     @contextmanager
@@ -86,7 +86,7 @@ class Stop:
     def hear(self, number: signal.Signals) -> None:
         """Act on a signal."""
         self.heard.append(number)
-        self.wake.ring()
+        self.wake.set()
         if len(self.heard) == 1:
             log.info("draining: what is this agent's own is taken up and finished; once more to leave at once")
         else:
@@ -254,7 +254,7 @@ class Shifts:
         # The order is gone with the shift that has done it.
         if self._is_ordered and await read_drain_order(self._server, self._name) is None:
             self._stop.has_drained = True
-            self._stop.wake.ring()
+            self._stop.wake.set()
         else:
             await _next_shift(self._client, self._deployment_id, waiting)
 

@@ -56,7 +56,7 @@ class Signals:
         self._stop_jobs = stop_jobs
         self._tell = tell
         self._work: asyncio.Future[None] | None = None
-        self._heard: list[signal.Signals] = []
+        self._on_event: list[signal.Signals] = []
 
     async def run(self, *, until_empty: bool = False) -> signal.Signals | None:
         """Run the loop to its end.
@@ -71,20 +71,20 @@ class Signals:
         try:
             await self._work
         except asyncio.CancelledError:
-            if not self._heard:
+            if not self._on_event:
                 raise
         finally:
             self._forget()
-        return self._heard[0] if self._heard else None
+        return self._on_event[0] if self._on_event else None
 
     def hear(self, number: signal.Signals) -> None:
         """Act on a signal."""
-        self._heard.append(number)
+        self._on_event.append(number)
         agent = self._agent
         count, ids = len(agent.thread_ids), ", ".join(agent.thread_ids)
-        if len(self._heard) == 1:
-            agent.orders.drain()
-            if not agent.orders.at_work:
+        if len(self._on_event) == 1:
+            agent.shutdown.drain()
+            if not agent.shutdown.at_work:
                 what = "what this agent has left in work is taken up first. Once more to leave at once"
                 asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._leave_unless_begun)
             else:
@@ -92,8 +92,8 @@ class Signals:
             self._tell(f"Draining: no more items are taken; {what}.")
             return
         self._forget()
-        agent.orders.leave(stop_jobs=self._stop_jobs)
-        if not agent.orders.at_work:
+        agent.shutdown.leave(stop_jobs=self._stop_jobs)
+        if not agent.shutdown.at_work:
             self._tell("Leaving; what this agent has left in work, if anything, is for its next start.")
             self._cancel()
             return
@@ -105,7 +105,7 @@ class Signals:
 
     def _leave_unless_begun(self) -> None:
         """End an agent that waits for its server: whether it has left anything in work cannot be seen."""
-        if not self._agent.orders.has_begun and self._work is not None and not self._work.done():
+        if not self._agent.shutdown.has_begun and self._work is not None and not self._work.done():
             self._tell("Leaving; the server does not answer: what this agent has left in work is for its next start.")
             self._cancel()
 

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.entry.start import Signals
-from prefect_launch.agent.item.lifecycle import Execution
-from prefect_launch.agent.item.running_items import JobTracker
+from prefect_launch.agent.item.lifecycle import ItemLifecycle
+from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.client.api import Api
 from prefect_launch.core.names import safe_name
 from prefect_launch.core.states import ItemState
@@ -93,13 +93,14 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
         """Run one flow run that is claimed already."""
         agent = self._make_agent()
         async with agent.connected():
-            item = await agent.shop.session.server.read_item(UUID(str(flow_run.id)))
+            item = await agent.context.session.server.read_item(UUID(str(flow_run.id)))
             if item is None:
                 return LaunchWorkerResult(status_code=1, identifier=str(flow_run.id))
-            tracker = JobTracker(item=item, queue=self._work_pool_name)
-            outcome = await Execution(agent.shop, tracker).run()
+            running_item = RunningItem(item=item, queue=self._work_pool_name)
+            outcome = await ItemLifecycle(agent.context, running_item).run()
         if task_status is not None:
-            task_status.started(tracker.handle or str(flow_run.id))  # type: ignore[arg-type]
+            task_status.started(running_item.handle or str(flow_run.id))  # type: ignore[arg-type]
         return LaunchWorkerResult(
-            status_code=0 if outcome.state is ItemState.COMPLETED else 1, identifier=tracker.handle or str(flow_run.id)
+            status_code=0 if outcome.state is ItemState.COMPLETED else 1,
+            identifier=running_item.handle or str(flow_run.id),
         )

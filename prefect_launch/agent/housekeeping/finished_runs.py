@@ -22,7 +22,7 @@ from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.registry import used_resources
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.context import Workshop
+    from prefect_launch.agent.context import AgentContext
 
 #: Its own agent removes it within seconds of its item's end.
 SETTLED_SECONDS: Final = 60.0
@@ -55,12 +55,12 @@ class Survey:
 
 
 async def remove_finished(
-    workshop: Workshop, held: Collection[UUID], *, dry_run: bool = False, settled_seconds: float = SETTLED_SECONDS
+    context: AgentContext, held: Collection[UUID], *, dry_run: bool = False, settled_seconds: float = SETTLED_SECONDS
 ) -> Survey:
     """Remove the finished runs of items that have ended.
 
     Args:
-        workshop: the agent's.
+        context: the agent's.
         held: items that the agent has in work.
         dry_run: only tell what would go.
         settled_seconds: how long ago an item must have ended.
@@ -70,19 +70,19 @@ async def remove_finished(
     """
     survey = Survey()
     leftovers: list[_Leftover] = []
-    used = await anyio.to_thread.run_sync(used_resources, workshop.config.home)
-    for resource in sorted(used.union(workshop.runners)):
+    used = await anyio.to_thread.run_sync(used_resources, context.config.home)
+    for resource in sorted(used.union(context.runners)):
         try:
-            runner = workshop.runner(resource)
+            runner = context.runner(resource)
             found = await runner.find({})
         except LaunchError as error:
             log.debug("cannot look for finished runs on %s: %s", resource, error)
             survey.unseen.add(resource)
             continue
         survey.items.update(one.labels[Labels.ITEM] for one in found if Labels.ITEM in one.labels)
-        ours = [await anyio.to_thread.run_sync(_leftover, workshop, runner, one) for one in found]
+        ours = [await anyio.to_thread.run_sync(_leftover, context, runner, one) for one in found]
         leftovers += [one for one in ours if one is not None and one.item not in held]
-    ended = await _ended(workshop, {one.item for one in leftovers}, settled_seconds)
+    ended = await _ended(context, {one.item for one in leftovers}, settled_seconds)
     for one in leftovers:
         if one.item in ended and (dry_run or await _remove(one)):
             survey.removed.append(one.plan.name)
@@ -90,21 +90,21 @@ async def remove_finished(
     return survey
 
 
-def _leftover(workshop: Workshop, runner: Runner, found: Found) -> _Leftover | None:
+def _leftover(context: AgentContext, runner: Runner, found: Found) -> _Leftover | None:
     """Return a run that has ended, when it is certainly one that an agent of this home made."""
     if found.state is RunState.RUNNING or Labels.AGENT not in found.labels:
         return None
     identity = identity_of(found)
-    plan = plan_of(workshop.config.machine, identity) if identity is not None else None
+    plan = plan_of(context.config.machine, identity) if identity is not None else None
     return None if identity is None or plan is None else _Leftover(identity.item_id, runner, found, plan)
 
 
-async def _ended(workshop: Workshop, ids: Collection[UUID], settled_seconds: float) -> set[UUID]:
+async def _ended(context: AgentContext, ids: Collection[UUID], settled_seconds: float) -> set[UUID]:
     """Return which of these items have ended, and not just now."""
     ended = set()
     wanted = sorted(ids)
     for start in range(0, len(wanted), _PAGE):
-        for item in await workshop.session.server.list_items(ids=wanted[start : start + _PAGE]):
+        for item in await context.session.server.list_items(ids=wanted[start : start + _PAGE]):
             at = item.state.timestamp if item.state is not None else None
             if item.is_terminal and (at is None or time.time() - at.timestamp() >= settled_seconds):
                 ended.add(item.id)

@@ -26,7 +26,7 @@ from prefect_launch.runners.process.files import environments_in_use
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.context import Workshop
+    from prefect_launch.agent.context import AgentContext
     from prefect_launch.client.api import Api
 
 #: Between two looks.
@@ -59,7 +59,7 @@ class Housekeeper:
     """Keeps the house of one agent.
 
     Args:
-        workshop: the agent's.
+        context: the agent's.
         held: lists the items that it has in work.
         fresh_seconds: what was used later than that stays.
         settled_seconds: how long ago the item of a finished run must have ended.
@@ -67,25 +67,25 @@ class Housekeeper:
 
     def __init__(
         self,
-        workshop: Workshop,
+        context: AgentContext,
         held: Callable[[], Collection[UUID]] = tuple,
         *,
         fresh_seconds: float = FRESH_SECONDS,
         settled_seconds: float = SETTLED_SECONDS,
     ) -> None:
-        self._shop = workshop
+        self._context = context
         self._held = held
         self._settled_seconds = settled_seconds
-        config, home = workshop.config, workshop.config.home
+        config, home = context.config, context.config.home
         in_use = partial(environments_in_use, home / "processes")
         self._runs = RunFolderCache(
-            home / "runs", config.keep_runs, workshop.session.server, fresh_seconds=fresh_seconds
+            home / "runs", config.keep_runs, context.session.server, fresh_seconds=fresh_seconds
         )
         self._caches: tuple[LRUCache, ...] = (
             self._runs,
             EnvironmentCache(home / "environments", config.keep_environments, in_use, fresh_seconds=fresh_seconds),
             GitCache(home / "git", config.keep_git, fresh_seconds=fresh_seconds),
-            ImageCache(home, config.keep_images, lambda: workshop.images.engine, fresh_seconds=fresh_seconds),
+            ImageCache(home, config.keep_images, lambda: context.images.engine, fresh_seconds=fresh_seconds),
         )
 
     async def keep(self) -> None:
@@ -111,11 +111,13 @@ class Housekeeper:
         Raises:
             LaunchError: when the server does not answer.
         """
-        with locked_if_free(self._shop.config.home / "housekeeping.lock") as is_ours:
+        with locked_if_free(self._context.config.home / "housekeeping.lock") as is_ours:
             return await self._once(dry_run) if is_ours else None
 
     async def _once(self, dry_run: bool) -> Report:
-        survey = await remove_finished(self._shop, self._held(), dry_run=dry_run, settled_seconds=self._settled_seconds)
+        survey = await remove_finished(
+            self._context, self._held(), dry_run=dry_run, settled_seconds=self._settled_seconds
+        )
         self._runs.existing = survey.items | {str(item) for item in self._held()}
         self._runs.is_blind = bool(survey.unseen)
         reports = [await cache.evict(dry_run=dry_run) for cache in self._caches]
@@ -133,11 +135,11 @@ async def clean(api: Api, config: AgentConfig, *, dry_run: bool = False) -> Repo
     Returns:
         What went, or would; `None` when an agent does it just now.
     """
-    from prefect_launch.agent.context import Workshop
+    from prefect_launch.agent.context import AgentContext
 
     async with api.open() as session:
-        workshop = Workshop(config, session)
+        context = AgentContext(config, session)
         try:
-            return await Housekeeper(workshop).once(dry_run=dry_run)
+            return await Housekeeper(context).once(dry_run=dry_run)
         finally:
-            await workshop.aclose()
+            await context.aclose()

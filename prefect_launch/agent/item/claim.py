@@ -14,7 +14,7 @@ import logging
 from typing import Final
 from uuid import UUID, uuid4
 
-from prefect_launch.agent.item.transitions import step_id, until_server_is_back
+from prefect_launch.agent.item.transitions import retry_until_available, transition_id_for
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import ItemGoneError
 from prefect_launch.queues.holder import Holder
@@ -45,7 +45,7 @@ async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
         wanted = wanted.model_copy(update={"state_details": {"scheduled_time": polled.created.isoformat()}})
     try:
         # A claim whose answer was lost may have been made: it is asked for until it is known, under the same token.
-        verdict = await until_server_is_back(
+        verdict = await retry_until_available(
             f"claim {polled.id}", lambda: server.propose(polled.id, wanted, transition_id=token)
         )
     except ItemGoneError:
@@ -54,11 +54,11 @@ async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
     if not (verdict.accepted or _is_own_repeat(verdict, token)):
         log.debug("%s lost %s", polled.id, verdict.reason)
         return None
-    current = await until_server_is_back(f"read {polled.id}", lambda: server.read_item(polled.id))
+    current = await retry_until_available(f"read {polled.id}", lambda: server.read_item(polled.id))
     if current is None:
         return None
-    if await until_server_is_back(f"judge {polled.id}", lambda: _has_ended_since(server, polled, current)):
-        await until_server_is_back(f"restore {polled.id}", lambda: _put_end_back(server, current))
+    if await retry_until_available(f"judge {polled.id}", lambda: _has_ended_since(server, polled, current)):
+        await retry_until_available(f"restore {polled.id}", lambda: restore_final_state(server, current))
         return None
     if current.state is None or current.state.transition_id != str(token):
         await _finish_cancelling(server, current)
@@ -73,14 +73,14 @@ async def undo_claim(server: Server, item: Item, why: str) -> None:
     if before and before[-1].type in TERMINAL:
         await _restore(server, item, before[-1])
     else:
-        await give_back(server, item, why)
+        await release_claim(server, item, why)
 
 
-async def give_back(server: Server, item: Item, why: str) -> None:
+async def release_claim(server: Server, item: Item, why: str) -> None:
     """Put a claimed item that was not started back into its queue."""
     # Under one id: once it is back in its queue another agent may have it, and it must not be taken from that one.
     queued = State.of(ItemState.QUEUED, why)
-    verdict = await server.propose(item.id, queued, transition_id=step_id(item, "give back"))
+    verdict = await server.propose(item.id, queued, transition_id=transition_id_for(item, "give back"))
     log.info("%s given-back %s %s", item.id, why, verdict.reason)
 
 
@@ -114,7 +114,7 @@ async def _finish_cancelling(server: Server, item: Item) -> None:
     """End an item that was asked to stop right after the claim: nothing of it runs, and nobody else would end it."""
     if item.state_type is StateType.CANCELLING:
         stopped = State.of(ItemState.CANCELLED, "Stopped before it was started.")
-        await server.propose(item.id, stopped, transition_id=step_id(item, "stop"))
+        await server.propose(item.id, stopped, transition_id=transition_id_for(item, "stop"))
         log.info("%s cancelled before it was started", item.id)
 
 
@@ -124,15 +124,15 @@ def _is_own_repeat(verdict: Verdict, token: UUID) -> bool:
     return verdict.status is Answer.REJECT and made == str(token)
 
 
-async def _put_end_back(server: Server, item: Item) -> None:
+async def restore_final_state(server: Server, item: Item) -> None:
     """Restore the end of an item that had run already when the claim of an old poll result came through."""
     ends = [state for state in await server.read_states(item.id) if state.type in TERMINAL]
     if ends:
         await _restore(server, item, ends[-1])
     else:
-        await give_back(server, item, "Claimed from an old poll result.")
+        await release_claim(server, item, "Claimed from an old poll result.")
 
 
 async def _restore(server: Server, item: Item, end: State) -> None:
-    await server.propose(item.id, end, transition_id=step_id(item, "restore"), force=True)
+    await server.propose(item.id, end, transition_id=transition_id_for(item, "restore"), force=True)
     log.info("%s restored %s", item.id, end.name)

@@ -1,4 +1,4 @@
-"""The death certificate: what is known about a run that did not complete, on one page of the UI.
+"""Failure report: what is known about a run that did not complete, on one page of the UI.
 
 A frozen value, made of how the run ended, and drawn as a markdown artifact of its item. It holds nothing that the
 item's log and parameters do not hold already, and not where on its machine the agent keeps its things.
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.agent.item.diagnosis import ADVICE, Category, diagnose
 from prefect_launch.agent.item.log_notes import is_other_image
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.agent.item.transitions import log, retry_until_available
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
@@ -53,7 +53,7 @@ class Facts(BaseModel):
     last_lines: tuple[str, ...] = ()
 
 
-class Certificate(BaseModel):
+class FailureReport(BaseModel):
     """Why a run did not complete, and what to do."""
 
     model_config = ConfigDict(frozen=True)
@@ -80,8 +80,8 @@ class Certificate(BaseModel):
         return clean_text("\n\n".join(parts) + "\n")
 
 
-def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | None = None) -> Certificate:
-    """Make the certificate of an attempt that did not complete.
+def build_report(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | None = None) -> FailureReport:
+    """Build the report of an attempt that did not complete.
 
     Args:
         item: what was attempted.
@@ -95,7 +95,7 @@ def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | Non
     detail = outcome.message if facts.plan is None else without_home(outcome.message, facts.plan.run_dir.parents[2])
     known = {name: str(value) for name, value in _known(item, category, facts).items() if value is not None}
     next_step = f"{comes_back} {advice.next_step}" if comes_back else advice.next_step
-    return Certificate(
+    return FailureReport(
         category=category,
         level="info" if outcome.state is ItemState.CANCELLED else "error",
         summary=advice.summary,
@@ -106,24 +106,24 @@ def certify(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str | Non
     )
 
 
-async def show_certificate(server: Server, item: Item, certificate: Certificate, *, once: str | None = None) -> None:
-    """Attach a certificate to its item, one for each claim. A server that refuses it does not keep it from its end."""
-    key = re.sub(r"[^a-z0-9]+", "-", f"certificate-{run_id_of(item)}".lower()).strip("-")
+async def publish_report(server: Server, item: Item, report: FailureReport, *, once: str | None = None) -> None:
+    """Attach a report to its item, one for each claim. A server that refuses it does not keep it from its end."""
+    key = re.sub(r"[^a-z0-9]+", "-", f"failure-report-{run_id_of(item)}".lower()).strip("-")
 
     async def create() -> None:
         await server.create_artifact(
             item.id,
             key=key,
             kind="markdown",
-            data=certificate.markdown(),
-            description=clean_text(certificate.summary),
+            data=report.markdown(),
+            description=clean_text(report.summary),
             once=once,
         )
 
     try:
-        await until_server_is_back(f"show why {item.id} did not complete", create)
+        await retry_until_available(f"show why {item.id} did not complete", create)
     except LaunchError as error:
-        log.warning("%s no-certificate: %s", item.id, error)
+        log.warning("%s no-failure-report: %s", item.id, error)
 
 
 async def read_last_lines(path: Path, mask: Mask | None = None, count: int = LAST_LINES) -> tuple[str, ...]:

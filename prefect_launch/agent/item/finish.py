@@ -18,10 +18,10 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict
 
-from prefect_launch.agent.item.failure_report import Facts, certify, show_certificate, without_home
+from prefect_launch.agent.item.failure_report import Facts, build_report, publish_report, without_home
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.running_items import JobTracker
-from prefect_launch.agent.item.transitions import log, move, until_server_is_back
+from prefect_launch.agent.item.running_items import RunningItem
+from prefect_launch.agent.item.transitions import log, retry_until_available, transition
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.errors import LaunchError
@@ -32,7 +32,7 @@ from prefect_launch.spec.item_parameters import spec_of
 from prefect_launch.spec.retry import DEFAULT_RETRIES, Retries
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.context import Workshop
+    from prefect_launch.agent.context import AgentContext
     from prefect_launch.queues.session import Session
 
 
@@ -72,7 +72,7 @@ async def end_item(
         item: as it was claimed.
         outcome: how the attempt ended.
         current: the type of the state that the item is in.
-        facts: what is known about the end, for the certificate.
+        facts: what is known about the end, for the failure report.
         transition_id: of an end that several agents may tell; the server takes it once.
 
     Returns:
@@ -83,8 +83,8 @@ async def end_item(
     """
     retry = await next_try(session, item, outcome)
     if outcome.state not in (ItemState.COMPLETED, ItemState.QUEUED):
-        certificate = certify(item, outcome, facts, comes_back=retry.describe() if retry else None)
-        await show_certificate(session.server, item, certificate, once=_claim(item, facts))
+        report = build_report(item, outcome, facts, comes_back=retry.describe() if retry else None)
+        await publish_report(session.server, item, report, once=_claim(item, facts))
     if retry is None:
         return await _set_end(session, item, outcome, current, transition_id)
     return await _put_back(session, item, outcome, current, retry, transition_id)
@@ -103,7 +103,7 @@ async def next_try(session: Session, item: Item, outcome: Outcome) -> Retry | No
     rule = await retries_of(session, item)
     if rule.max == 0 or not rule.covers(outcome.cause):
         return None
-    states = await until_server_is_back(f"show the states of {item.id}", lambda: session.server.read_states(item.id))
+    states = await retry_until_available(f"show the states of {item.id}", lambda: session.server.read_states(item.id))
     done = count_retries(states)
     if done >= rule.max:
         return None
@@ -142,11 +142,11 @@ async def _put_back(
 ) -> Outcome:
     server = session.server
     # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
-    await until_server_is_back(f"forget the run of {item.id}", lambda: server.record_infrastructure(item.id, None))
+    await retry_until_available(f"forget the run of {item.id}", lambda: server.record_infrastructure(item.id, None))
     target = ItemState.AWAITING_RETRY
     why = outcome.message if outcome.message.endswith((".", "!", "?")) else f"{outcome.message}."
     message = f"{outcome.state.label}: {why} {retry.describe()}"
-    state = await move(
+    state = await transition(
         server, item.id, current, target, message, data=outcome.data, due=retry.due, transition_id=transition_id
     )
     if state.type is StateType.CANCELLING:
@@ -158,12 +158,12 @@ async def _set_end(
     session: Session, item: Item, outcome: Outcome, current: StateType, transition_id: UUID | None
 ) -> Outcome:
     server = session.server
-    state = await move(
+    state = await transition(
         server, item.id, current, outcome.state, outcome.message, data=outcome.data, transition_id=transition_id
     )
     if state.type is StateType.CANCELLING:
         outcome = outcome.cancelled()
-        await move(server, item.id, state.type, outcome.state, outcome.message, data=outcome.data)
+        await transition(server, item.id, state.type, outcome.state, outcome.message, data=outcome.data)
     return outcome
 
 
@@ -183,7 +183,7 @@ async def fail_item(
         message: why.
         phase: where it was.
         files: files that are kept with the item's outputs.
-        facts: what is known about it, for its certificate.
+        facts: what is known about it, for its failure report.
     """
     item = await session.server.read_item(item_id)
     if item is None or item.state_type is None or item.state_type in TERMINAL:
@@ -194,30 +194,34 @@ async def fail_item(
         await session.jobs.put_outputs(str(item_id), attempt, Path(files[0]).parent / "outputs", extra=extra)
     end = ItemState.CANCELLED if item.state_type is StateType.CANCELLING else ItemState.FAILED
     outcome = Outcome(state=end, message=f"[{phase.value}] {message}")
-    await show_certificate(session.server, item, certify(item, outcome, facts or Facts(error=LaunchError(message))))
-    await move(session.server, item_id, item.state_type, end, outcome.message)
+    await publish_report(session.server, item, build_report(item, outcome, facts or Facts(error=LaunchError(message))))
+    await transition(session.server, item_id, item.state_type, end, outcome.message)
 
 
-async def fail_over(shop: Workshop, item_id: str, tracker: JobTracker | None, exception: BaseException) -> None:
+async def fail_with_agent_error(
+    context: AgentContext, item_id: str, running_item: RunningItem | None, exception: BaseException
+) -> None:
     """Tell in the log, in the item's `error.log` and in its state that the agent itself failed over it.
 
     None of them shows a secret of the item's attempt.
     """
-    masked = tracker.masked if tracker is not None else str
+    masked = running_item.masked if running_item is not None else str
     text = masked(f"{type(exception).__name__}: {exception}")
     log.error("%s agent-failed %s\n%s", item_id, text, masked("".join(format_exception(exception)).rstrip()))
     files = []
-    if tracker is not None and tracker.file_saver is not None:
-        files = [tracker.file_saver / "error.log"]
+    if running_item is not None and running_item.file_saver is not None:
+        files = [running_item.file_saver / "error.log"]
         await anyio.Path(files[0]).write_text(f"{text}\n")
     facts = (
-        Facts(error=exception) if tracker is None else Facts(queue=tracker.queue, plan=tracker.plan, error=exception)
+        Facts(error=exception)
+        if running_item is None
+        else Facts(queue=running_item.queue, plan=running_item.plan, error=exception)
     )
-    told = f"The agent failed over it: {without_home(text, shop.config.home)}"
+    told = f"The agent failed over it: {without_home(text, context.config.home)}"
     try:
-        await until_server_is_back(
+        await retry_until_available(
             f"end {item_id}",
-            lambda: fail_item(shop.session, UUID(item_id), told, Phase.AGENT, files, facts),
+            lambda: fail_item(context.session, UUID(item_id), told, Phase.AGENT, files, facts),
         )
     except Exception:  # noqa: BLE001 - it must not keep the item's slot for ever
         # The item stays in work; when this agent starts anew, or is lost, it is settled.

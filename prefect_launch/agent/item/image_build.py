@@ -25,8 +25,8 @@ from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.protocol import Server
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.context import Workshop
-    from prefect_launch.agent.item.running_items import JobTracker
+    from prefect_launch.agent.context import AgentContext
+    from prefect_launch.agent.item.running_items import RunningItem
     from prefect_launch.queues.session import Session
     from prefect_launch.settings.agent_config import AgentConfig
 
@@ -40,29 +40,29 @@ def image_builder(config: AgentConfig, session: Session, registry: Registry) -> 
     return ImageBuilder(config.builder, Flights(session.server, holder), registry, home=config.home)
 
 
-async def bring_image(
-    shop: Workshop,
-    tracker: JobTracker,
+async def ensure_image(
+    context: AgentContext,
+    running_item: RunningItem,
     plan: RunPlan,
     move: Callable[[StateType, ItemState, str], Awaitable[None]],
 ) -> RunPlan:
     """Return the plan of a run with its image.
 
     Args:
-        shop: the agent's.
-        tracker: of the item.
+        context: the agent's.
+        running_item: of the item.
         plan: of a run with code and no image.
         move: moves the item.
 
     Raises:
         LaunchError: as `ImageBuilder.ensure_image` does.
     """
-    tracker.phase = Phase.BUILD
-    found = await shop.images.find(plan)
+    running_item.phase = Phase.BUILD
+    found = await context.images.find(plan)
     if found is None:
-        await move(StateType.PENDING, ItemState.BUILDING, f"On {shop.config.name}.")
-        found = await build_with_log(shop.session.server, tracker.item.id, shop.images, plan)
-    tracker.phase = Phase.AGENT
+        await move(StateType.PENDING, ItemState.BUILDING, f"On {context.config.name}.")
+        found = await build_with_log(context.session.server, running_item.item.id, context.images, plan)
+    running_item.phase = Phase.AGENT
     await anyio.to_thread.run_sync(save_plan, found)
     return found
 

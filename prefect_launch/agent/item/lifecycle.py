@@ -14,18 +14,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from prefect_launch.agent.context import Workshop
+from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.devices.allocator import DevicesBusyError
-from prefect_launch.agent.item.cleanup import Closing
-from prefect_launch.agent.item.log_notes import tell_other_image, write_log_note
+from prefect_launch.agent.item.cleanup import AttemptCleanup
+from prefect_launch.agent.item.log_notes import warn_of_other_image, write_log_note
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
-from prefect_launch.agent.item.outputs import bring_last_outputs, keep_outputs, publish_outputs
-from prefect_launch.agent.item.ownership import is_held, kept, token_of
-from prefect_launch.agent.item.previous_attempts import stop_older_attempts
-from prefect_launch.agent.item.running_items import JobTracker
+from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
+from prefect_launch.agent.item.ownership import hold_run_lock, owns_item, token_of
+from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
+from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.stopping import Stopper
-from prefect_launch.agent.item.transitions import move, until_server_is_back
+from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import LaunchError, UnreachableError
@@ -38,25 +38,25 @@ T = TypeVar("T")
 log = logging.getLogger("prefect_launch.agent")
 
 
-class StopAskedError(Exception):
+class CancelledBeforeStartError(Exception):
     """The item was asked to stop before anything of it ran."""
 
 
-class Execution:
+class ItemLifecycle:
     """One attempt at one item, from the claim to the final state.
 
     Args:
-        workshop: the agent's.
-        tracker: of the item.
+        context: the agent's.
+        running_item: of the item.
     """
 
-    def __init__(self, workshop: Workshop, tracker: JobTracker) -> None:
-        self._shop = workshop
-        self._server = workshop.session.server
-        self._tracker = tracker
-        self._item = tracker.item
-        self._closing = Closing(workshop, tracker)
-        tracker.claim = tracker.claim or token_of(tracker.item)
+    def __init__(self, context: AgentContext, running_item: RunningItem) -> None:
+        self._context = context
+        self._server = context.session.server
+        self._running = running_item
+        self._item = running_item.item
+        self._cleanup = AttemptCleanup(context, running_item)
+        running_item.claim = running_item.claim or token_of(running_item.item)
 
     async def run(self) -> Outcome:
         """Do the whole attempt.
@@ -66,17 +66,17 @@ class Execution:
         """
         try:
             runner, plan = await self._start()
-        except StopAskedError:
+        except CancelledBeforeStartError:
             outcome = Outcome(state=ItemState.CANCELLED, message="Stopped before it was started.")
-            return await self._closing.give_up(outcome)
+            return await self._cleanup.abort(outcome)
         except UnreachableError as error:
-            return await self._closing.hand_back(error)
+            return await self._cleanup.requeue(error)
         except DevicesBusyError as error:
-            return await self._closing.give_up(Outcome(state=ItemState.QUEUED, message=str(error)))
+            return await self._cleanup.abort(Outcome(state=ItemState.QUEUED, message=str(error)))
         except Exception as error:  # noqa: BLE001 - the item says why it does not run
-            self._closing.tell_why(error)
-            self._closing.know(error=error)
-            return await self._closing.give_up(outcome_of_error(error, self._tracker.phase))
+            self._cleanup.log_error(error)
+            self._cleanup.record(error=error)
+            return await self._cleanup.abort(outcome_of_error(error, self._running.phase))
         return await self._watch(runner, plan, StateType.RUNNING)
 
     async def resume(self, runner: Runner, plan: RunPlan, handle: str, current: StateType) -> Outcome:
@@ -88,84 +88,86 @@ class Execution:
             handle: of what exists.
             current: the type of the state that the item is in.
         """
-        self._tracker.handle = handle
-        self._tracker.phase = Phase.RUN
-        self._tracker.claim = plan.labels.get(Labels.CLAIM, "")
-        self._closing.runner = runner
-        self._closing.know(plan=plan)
+        self._running.handle = handle
+        self._running.phase = Phase.RUN
+        self._running.claim = plan.labels.get(Labels.CLAIM, "")
+        self._cleanup.runner = runner
+        self._cleanup.record(plan=plan)
         plan = await self._hiding_secrets(plan)
-        self._closing.know(plan=plan)
+        self._cleanup.record(plan=plan)
         if current is StateType.PENDING:
             try:
-                await self._insist(runner, lambda: runner.start(handle))
-                await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._shop.config.name}.")
+                await self._retry_until_reachable(runner, lambda: runner.start(handle))
+                await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._context.config.name}.")
             except Exception as error:  # noqa: BLE001 - the item says why it does not run
-                self._closing.know(error=error)
-                return await self._closing.give_up(outcome_of_error(error, Phase.RUN))
+                self._cleanup.record(error=error)
+                return await self._cleanup.abort(outcome_of_error(error, Phase.RUN))
         return await self._watch(runner, plan, StateType.RUNNING)
 
     async def _hiding_secrets(self, plan: RunPlan) -> RunPlan:
         """Return a plan that was kept with what hides its secrets; its log tells which cannot be hidden any more."""
-        machine, read = self._shop.config.machine, self._shop.session.read_secret
-        plan, gone = await until_server_is_back(
+        machine, read = self._context.config.machine, self._context.session.read_secret
+        plan, gone = await retry_until_available(
             f"show the secrets of {self._item.id}", lambda: with_mask(plan, machine, read)
         )
         for name in gone:
             told = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
-            await until_server_is_back(
+            await retry_until_available(
                 f"take the log of {self._item.id}", partial(write_log_note, self._server, self._item.id, told)
             )
         return plan
 
     async def _start(self) -> tuple[Runner, RunPlan]:
-        session = self._shop.session
-        queue = await until_server_is_back("show the queue", lambda: session.queue(self._tracker.queue))
+        session = self._context.session
+        queue = await retry_until_available("show the queue", lambda: session.queue(self._running.queue))
         request = Request(
             spec=spec_of(self._item),
             item_id=str(self._item.id),
             attempt=self._item.run_count + 1,
-            queue=self._tracker.queue,
+            queue=self._running.queue,
             config=queue.config,
             labels=self._labels(),
         )
-        machine = self._shop.config.machine
+        machine = self._context.config.machine
         plan = await self._unless_stopped(
-            until_server_is_back("show the job", lambda: make_plan(request, machine, session.jobs, session.read_secret))
+            retry_until_available(
+                "show the job", lambda: make_plan(request, machine, session.jobs, session.read_secret)
+            )
         )
-        self._closing.know(plan=plan)
-        runner = self._closing.runner = self._shop.runner(queue.config.resource)
+        self._cleanup.record(plan=plan)
+        runner = self._cleanup.runner = self._context.runner(queue.config.resource)
         if plan.build_request is not None:
-            from prefect_launch.agent.item.image_build import bring_image
+            from prefect_launch.agent.item.image_build import ensure_image
 
-            plan = await self._unless_stopped(bring_image(self._shop, self._tracker, plan, self._move))
-            self._closing.know(plan=plan)
+            plan = await self._unless_stopped(ensure_image(self._context, self._running, plan, self._move))
+            self._cleanup.record(plan=plan)
         runner.check(plan)
-        plan = await self._shop.devices.attach_devices(self._item.id, runner, plan)
+        plan = await self._context.devices.attach_devices(self._item.id, runner, plan)
         await self._check_ours()  # Else what would be stopped, or removed, could be the next holder's.
-        await stop_older_attempts(self._shop, runner, plan)
-        await self._unless_stopped(bring_last_outputs(session, plan, self._shop.config.machine))
+        await stop_previous_attempts(self._context, runner, plan)
+        await self._unless_stopped(copy_previous_outputs(session, plan, self._context.config.machine))
         waits_for = await runner.missing(plan)
         if waits_for is not None:
-            self._tracker.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT
-            await self._move(StateType.PENDING, waits_for, f"On {self._shop.config.name}.")
+            self._running.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT
+            await self._move(StateType.PENDING, waits_for, f"On {self._context.config.name}.")
             await self._unless_stopped(runner.prepare(plan))
-        self._tracker.phase = Phase.RUN
+        self._running.phase = Phase.RUN
         await self._check_ours()
         handle = await runner.create(plan)
-        self._tracker.handle = handle
-        await until_server_is_back(
+        self._running.handle = handle
+        await retry_until_available(
             f"record what {self._item.id} runs in", lambda: self._server.record_infrastructure(self._item.id, handle)
         )
-        image = await self._insist(runner, lambda: runner.image_of(handle))
-        self._closing.know(image=image)
+        image = await self._retry_until_reachable(runner, lambda: runner.image_of(handle))
+        self._cleanup.record(image=image)
         await self._check_ours()
-        await self._insist(runner, lambda: runner.start(handle))
-        self._shop.reach.worked(queue.config.resource)
-        gpus = self._shop.devices.gpus_of(self._item.id)
+        await self._retry_until_reachable(runner, lambda: runner.start(handle))
+        self._context.runner_health.mark_up(queue.config.resource)
+        gpus = self._context.devices.gpus_of(self._item.id)
         what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
-        where = f"Runs on {self._shop.config.name} ({what})."
+        where = f"Runs on {self._context.config.name} ({what})."
         await self._move(StateType.PENDING, ItemState.RUNNING, where, data={"image": image} if image else None)
-        await tell_other_image(self._server, self._item.id, plan, image)
+        await warn_of_other_image(self._server, self._item.id, plan, image)
         return runner, plan
 
     async def _check_ours(self) -> None:
@@ -174,13 +176,15 @@ class Execution:
         Raises:
             StopAskedError: when it is not.
         """
-        if self._tracker.stop.is_set() or not await self._closing.is_trusted():
-            raise StopAskedError
+        if self._running.stop.is_set() or not await self._cleanup.is_trusted():
+            raise CancelledBeforeStartError
 
-    async def _insist(self, runner: Runner, call: Callable[[], Awaitable[T]], *, until_stopped: bool = True) -> T:
+    async def _retry_until_reachable(
+        self, runner: Runner, call: Callable[[], Awaitable[T]], *, until_stopped: bool = True
+    ) -> T:
         """Make a call about what was created: it may have come through though no answer did, so it is made again."""
-        return await self._shop.reach.insist(
-            self._shop.resource_of(runner), call, lambda: until_stopped and self._tracker.stop.is_set()
+        return await self._context.runner_health.retry_until_reachable(
+            self._context.resource_of(runner), call, lambda: until_stopped and self._running.stop.is_set()
         )
 
     def _labels(self) -> dict[str, str]:
@@ -188,17 +192,17 @@ class Execution:
             Labels.ITEM: str(self._item.id),
             Labels.ATTEMPT: str(self._item.run_count + 1),
             Labels.RUN_ID: run_id_of(self._item),
-            Labels.QUEUE: self._tracker.queue,
-            Labels.AGENT: self._shop.config.name,
-            Labels.CLAIM: self._tracker.claim,
+            Labels.QUEUE: self._running.queue,
+            Labels.AGENT: self._context.config.name,
+            Labels.CLAIM: self._running.claim,
         }
 
     async def _move(self, current: StateType, target: ItemState, message: str, data: object = None) -> None:
         """Move the item on its way; when the server says that it is being stopped, stop it."""
-        ours = self._closing.is_trusted
-        state = await move(self._server, self._item.id, current, target, message, data=data, still_ours=ours)
+        ours = self._cleanup.is_trusted
+        state = await transition(self._server, self._item.id, current, target, message, data=data, still_ours=ours)
         if state.type in (StateType.CANCELLING, StateType.CANCELLED):
-            self._tracker.stop.set()
+            self._running.stop.set()
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """Do something long, unless the item is asked to stop meanwhile.
@@ -207,11 +211,11 @@ class Execution:
             StopAskedError: when it was.
         """
         task = asyncio.ensure_future(work)
-        stop = asyncio.ensure_future(self._tracker.stop.wait())
+        stop = asyncio.ensure_future(self._running.stop.wait())
         try:
             await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                raise StopAskedError
+                raise CancelledBeforeStartError
             return task.result()
         finally:
             stop.cancel()
@@ -221,43 +225,43 @@ class Execution:
 
     async def _watch(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
         """Follow the run to its end; when another agent of this home has done so meanwhile, there is nothing to do."""
-        async with kept(plan.run_dir, self._shop.config.name) as at_once:
-            if not at_once and not await is_held(self._server, self._item.id, self._tracker.claim, among=ACTIVE):
+        async with hold_run_lock(plan.run_dir, self._context.config.name) as at_once:
+            if not at_once and not await owns_item(self._server, self._item.id, self._running.claim, among=ACTIVE):
                 return Outcome(state=ItemState.CANCELLED, message="Another agent has reported on it.")
             return await self._follow(runner, plan, current)
 
     async def _follow(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
-        handle = self._tracker.handle or ""
+        handle = self._running.handle or ""
         shipper = LogShipper(self._server, self._item.id, plan.log_path, mask=plan.mask)
         shipper.follow()
-        frees = self._shop.devices.gpus_of(self._item.id)
-        stopper = Stopper(self._tracker, runner, plan, self._shop.config.stopped_run_timeout, frees=frees)
+        frees = self._context.devices.gpus_of(self._item.id)
+        stopper = Stopper(self._running, runner, plan, self._context.config.stopped_run_timeout, frees=frees)
         stopping = asyncio.create_task(restarted(f"stopping {self._item.id}", stopper.watch))
         faults = []
         try:
             watch = partial(runner.watch, handle, plan, ended=self._has_run)
-            end = await self._insist(runner, watch, until_stopped=False)
-            self._closing.know(end=end)
+            end = await self._retry_until_reachable(runner, watch, until_stopped=False)
+            self._cleanup.record(end=end)
             faults += await self._finish_log(shipper, plan)
         except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on
-            self._closing.know(error=error)
-            return await self._closing.lose_sight(outcome_of_error(error, Phase.RUN), current)
+            self._cleanup.record(error=error)
+            return await self._cleanup.fail_unwatchable(outcome_of_error(error, Phase.RUN), current)
         finally:
             stopping.cancel()
             await asyncio.wait({stopping})
             await shipper.let_go()
         warnings = [*end.warnings, *faults, *await self._keep(plan, end)]
         if end.stopped:
-            await self._closing.complete_facts()
+            await self._cleanup.complete_facts()
         outcome = await stopper.outcome(end)
         if outcome is None:
             outcome = outcome_of_exit(end)
             if end.stopped:
-                self._closing.doubt()
+                self._cleanup.invalidate_lease()
         if warnings:
             outcome = outcome.model_copy(update={"message": f"{outcome.message} Note: {' '.join(warnings)}"})
-        ended = await self._closing.end(outcome, current)
-        await self._closing.remove(end)
+        ended = await self._cleanup.end(outcome, current)
+        await self._cleanup.remove(end)
         return ended
 
     async def _finish_log(self, shipper: LogShipper, plan: RunPlan) -> list[str]:
@@ -271,19 +275,19 @@ class Execution:
 
     def _has_run(self) -> None:
         """Free the slot and the devices: the run needs them no more."""
-        self._tracker.has_run = True
-        self._shop.run_ended(self._tracker.thread_id)
+        self._running.has_run = True
+        self._context.run_ended(self._running.thread_id)
 
     async def _keep(self, plan: RunPlan, end: ExitStatus) -> list[str]:
         """Keep the run's outputs and its whole log; returns what went wrong with it, in words."""
         faults = []
         try:
-            async with self._shop.copies:
-                faults += await keep_outputs(self._shop.session, self._item.id, plan, end)
+            async with self._context.copies:
+                faults += await keep_outputs(self._context.session, self._item.id, plan, end)
         except Exception as error:  # noqa: BLE001 - a store that fails does not make a good run a bad one
             faults.append(f"The outputs could not be kept ({error}); they are in {plan.output_dir}.")
         try:
-            fault = await until_server_is_back(
+            fault = await retry_until_available(
                 f"show the outputs of {self._item.id}",
                 lambda: publish_outputs(self._server, self._item.id, plan.run_id, plan.output_dir),
             )

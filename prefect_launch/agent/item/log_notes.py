@@ -51,7 +51,7 @@ def is_other_image(plan: RunPlan, image: str | None) -> bool:
     return wanted is not None and image is not None and digest_in(image) != digest_in(wanted)
 
 
-async def tell_other_image(server: Server, item_id: UUID, plan: RunPlan, image: str | None) -> None:
+async def warn_of_other_image(server: Server, item_id: UUID, plan: RunPlan, image: str | None) -> None:
     """Say in an item's log which image its tag meant at the enqueue, and which one runs; nothing when it is that one.
 
     The item is Running by then, and nothing depends on the line: whatever keeps it from being written is no fault.

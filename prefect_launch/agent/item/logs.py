@@ -26,7 +26,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.agent.item.transitions import log, retry_until_available
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.supervision import restarted
 from prefect_launch.runners.log_streams import parts as stream_parts
@@ -148,7 +148,7 @@ class LogShipper:
 
     async def _has(self, since: datetime) -> bool:
         """Whether the server has our record of this very time; others may write to this item's log, too."""
-        found = await until_server_is_back(
+        found = await retry_until_available(
             "show the log", lambda: self._server.read_logs(self._item_id, limit=_LIKELY_RECORDS, since=since)
         )
         return any(record.name == self._name and record.timestamp == since for record in found)
@@ -226,7 +226,7 @@ class LogShipper:
         for level, text in pieces:
             records += split_records(text, name=self._name, after=self._last, level=level)
             self._last = records[-1].timestamp if records else self._last
-        await until_server_is_back("take the log", lambda: self._deliver(records, position))
+        await retry_until_available("take the log", lambda: self._deliver(records, position))
 
     async def _deliver(self, records: Sequence[LogRecord], position: int) -> None:
         await self._settle()

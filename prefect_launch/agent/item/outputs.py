@@ -22,7 +22,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.item.log_notes import LOGGER, write_log_note
-from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.agent.item.transitions import log, retry_until_available
 from prefect_launch.core.filesystem import data_bytes, temporary_folder_async
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
@@ -69,19 +69,19 @@ async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: 
         InfrastructureError: when the job store fails.
     """
     put = session.jobs.put_outputs
-    await hide_in_outputs(plan)
-    async with kept_log(plan) as path:
+    await mask_outputs(plan)
+    async with masked_log(plan) as path:
         extra = {} if path is None else {WHOLE_LOG: path}
         kept = await put(plan.item_id, plan.attempt, plan.output_dir, extra=extra, limits=plan.output_limits)
     left_out = end.left_out + kept.left_out
     if not left_out:
         return []
     told = plan.mask.text(left_out.describe(plan.output_limits))
-    await tell_left_out(session.server, flow_run_id, told, since=end.ended_at)
+    await note_left_out(session.server, flow_run_id, told, since=end.ended_at)
     return [f"{left_out.summary()}; its log names {'it' if left_out.count == 1 else 'them'}."]
 
 
-async def tell_left_out(server: Server, flow_run_id: UUID, message: str, *, since: datetime | None = None) -> None:
+async def note_left_out(server: Server, flow_run_id: UUID, message: str, *, since: datetime | None = None) -> None:
     """Tell in an item's log what is left out of its outputs; a log that cannot be written keeps no run from its end.
 
     Args:
@@ -91,14 +91,14 @@ async def tell_left_out(server: Server, flow_run_id: UUID, message: str, *, sinc
         since: when an agent before this one can have told it; None: none has.
     """
     try:
-        await until_server_is_back(
-            f"take the log of {flow_run_id}", lambda: _tell_once(server, flow_run_id, message, since)
+        await retry_until_available(
+            f"take the log of {flow_run_id}", lambda: _note_once(server, flow_run_id, message, since)
         )
     except LaunchError as error:
         log.warning("%s not told what is left out of its outputs: %s", flow_run_id, error)
 
 
-async def _tell_once(server: Server, flow_run_id: UUID, message: str, since: datetime | None) -> None:
+async def _note_once(server: Server, flow_run_id: UUID, message: str, since: datetime | None) -> None:
     """Write a line to an item's log, unless the agent before this one has."""
     found = await server.read_logs(flow_run_id, limit=_LOOKED_AT, since=since) if since is not None else []
     if not any(record.name == LOGGER and record.message == message for record in found):
@@ -111,7 +111,7 @@ READ_BYTES: Final = 4 * 1024**2
 
 
 @asynccontextmanager
-async def kept_log(plan: RunPlan) -> AsyncIterator[Path | None]:
+async def masked_log(plan: RunPlan) -> AsyncIterator[Path | None]:
     """Give a run's whole log as it may be kept; `None` when there is no log.
 
     It is a copy where the run was given secrets, which is there until the block is left.
@@ -130,13 +130,13 @@ async def kept_log(plan: RunPlan) -> AsyncIterator[Path | None]:
                 await anyio.Path(copy).unlink(missing_ok=True)
 
 
-async def hide_in_outputs(plan: RunPlan) -> None:
+async def mask_outputs(plan: RunPlan) -> None:
     """Mask the secrets in the `outputs.json` that a run left, which is shown, kept and read from there."""
     if plan.mask:
-        await anyio.to_thread.run_sync(hide_in_file, plan.output_dir / OUTPUTS_FILE, plan.mask)
+        await anyio.to_thread.run_sync(mask_file, plan.output_dir / OUTPUTS_FILE, plan.mask)
 
 
-def hide_in_file(path: Path, mask: Mask) -> None:
+def mask_file(path: Path, mask: Mask) -> None:
     """Mask the secrets in a file of results. One with holes is none: it holds NUL, which no JSON does."""
     if not path.is_file() or path.is_symlink() or _has_holes(path):
         return
@@ -164,7 +164,7 @@ def _has_holes(path: Path) -> bool:
         return data_bytes(file.fileno(), 0, size) < size
 
 
-async def bring_last_outputs(session: Session, plan: RunPlan, machine: MachineSettings) -> int | None:
+async def copy_previous_outputs(session: Session, plan: RunPlan, machine: MachineSettings) -> int | None:
     """Fill a new attempt's output folder with what the last attempt that left something has left.
 
     Doing it again changes nothing. A first attempt gets nothing. A caller that is cancelled ends it.
@@ -195,7 +195,7 @@ async def bring_last_outputs(session: Session, plan: RunPlan, machine: MachineSe
             if left_out:
                 whose = f"the outputs of attempt {attempt}"
                 told = left_out.describe(plan.output_limits, what=whose, done="handed on to the next")
-                await tell_left_out(session.server, UUID(plan.item_id), plan.mask.text(told))
+                await note_left_out(session.server, UUID(plan.item_id), plan.mask.text(told))
             return attempt
     return None
 

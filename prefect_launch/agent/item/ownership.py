@@ -24,7 +24,7 @@ from uuid import UUID, uuid4
 import anyio
 
 from prefect_launch.agent.item.running_items import now
-from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.agent.item.transitions import log, retry_until_available
 from prefect_launch.core.file_lock import locked, locked_if_free
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import AgentConfigError, LaunchError
@@ -36,7 +36,7 @@ from prefect_launch.server.values import Item, State
 from prefect_launch.settings.agent_config import MachineSettings
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.item.running_items import JobTracker
+    from prefect_launch.agent.item.running_items import RunningItem
 
 
 #: An agent is called lost after three times as long; one read for each item in work.
@@ -86,37 +86,37 @@ async def items_in_work(server: Server, pool: str) -> list[Item]:
     return found
 
 
-async def stop_what_is_not_held(server: Server, trackers: Callable[[], Sequence[JobTracker]]) -> None:
+async def watch_ownership(server: Server, entries: Callable[[], Sequence[RunningItem]]) -> None:
     """Stop, again and again, what runs here for items that are another's by now, or have ended; for ever."""
     while True:
         await anyio.sleep(LOOK_SECONDS)
         try:
-            await stop_once(server, trackers())
+            await check_ownership(server, entries())
         except LaunchError as error:
             log.debug("not looked whose the items are: %s", error)
 
 
-async def stop_once(server: Server, trackers: Sequence[JobTracker]) -> None:
+async def check_ownership(server: Server, entries: Sequence[RunningItem]) -> None:
     """Stop what runs here for items that are not held any more.
 
     Raises:
         LaunchError: when the server fails.
     """
-    for tracker in trackers:
-        if tracker.stop.is_set():
+    for running_item in entries:
+        if running_item.stop.is_set():
             continue
         looked_at = now()
-        if await is_held(server, tracker.id, tracker.claim):
-            tracker.held_at = looked_at
+        if await owns_item(server, running_item.id, running_item.claim):
+            running_item.held_at = looked_at
             continue
-        if tracker.ended.is_set():
+        if running_item.ended.is_set():
             continue
-        tracker.held_at = float("-inf")
-        log.warning("%s not-ours-any-more: stopping what runs of it here", tracker.id)
-        tracker.stop.set()
+        running_item.held_at = float("-inf")
+        log.warning("%s not-ours-any-more: stopping what runs of it here", running_item.id)
+        running_item.stop.set()
 
 
-async def is_held(server: Server, item_id: UUID, token: str, *, among: Collection[StateType] = _OURS) -> bool:
+async def owns_item(server: Server, item_id: UUID, token: str, *, among: Collection[StateType] = _OURS) -> bool:
     """Whether an item is in work under this claim; waits for a server that is away.
 
     Args:
@@ -125,7 +125,7 @@ async def is_held(server: Server, item_id: UUID, token: str, *, among: Collectio
         token: of the claim; when it is not known (empty), the item's state alone decides.
         among: the states that count as being in work.
     """
-    states = await until_server_is_back(f"show the states of {item_id}", lambda: server.read_states(item_id))
+    states = await retry_until_available(f"show the states of {item_id}", lambda: server.read_states(item_id))
     if not states or states[-1].type not in among:
         return False
     claim = last_claim(states)
@@ -162,12 +162,12 @@ def plan_of(machine: MachineSettings, identity: Identity) -> RunPlan | None:
     return plan if (plan.item_id, plan.attempt) == (str(identity.item_id), identity.attempt) else None
 
 
-def is_ours(identity: Identity, plan: RunPlan | None, history: Sequence[State]) -> bool:
+def created_by_us(identity: Identity, plan: RunPlan | None, history: Sequence[State]) -> bool:
     """Whether an agent of this home, or one that had claimed the item, has made a run."""
     return plan is not None or identity.claim in [token_of_claim(claim) for claim in claims_of(history)]
 
 
-def is_present(identity: Identity, item: Item, history: Sequence[State]) -> bool:
+def is_current_attempt(identity: Identity, item: Item, history: Sequence[State]) -> bool:
     """Whether a run is the item's present attempt: `run_count` grows when the item becomes Running."""
     claim = last_claim(history)
     if item.state_type not in ACTIVE or (claim is not None and token_of_claim(claim) != identity.claim):
@@ -183,7 +183,7 @@ _RUN_LOCK: Final = "agent.lock"
 
 
 @asynccontextmanager
-async def kept(run_dir: Path, agent: str) -> AsyncIterator[bool]:
+async def hold_run_lock(run_dir: Path, agent: str) -> AsyncIterator[bool]:
     """Report on a run, once nobody else does.
 
     Args:
@@ -193,7 +193,7 @@ async def kept(run_dir: Path, agent: str) -> AsyncIterator[bool]:
     Yields:
         Whether nobody else did. On a disk that has no room for the lock it is not asked.
     """
-    at_once = keeper_of(run_dir) is None
+    at_once = run_lock_holder(run_dir) is None
     async with AsyncExitStack() as held:
         try:
             descriptor = await held.enter_async_context(locked(run_dir / _RUN_LOCK))
@@ -204,7 +204,7 @@ async def kept(run_dir: Path, agent: str) -> AsyncIterator[bool]:
         yield at_once
 
 
-def keeper_of(run_dir: Path) -> str | None:
+def run_lock_holder(run_dir: Path) -> str | None:
     """Return the name of the agent that reports on a run now; `None` when none does. Looking disturbs no other look."""
     try:
         with locked_if_free(run_dir / _RUN_LOCK, shared=True) as is_free:
@@ -219,7 +219,7 @@ WAIT_SECONDS: Final = 15.0
 
 
 @asynccontextmanager
-async def only_agent(home: Path, name: str, *, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[None]:
+async def hold_agent_name(home: Path, name: str, *, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[None]:
     """Hold the name of an agent on this machine; the kernel frees it when the process ends, however it ends.
 
     Args:

@@ -12,21 +12,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from prefect_launch.agent.item.ownership import claims_of, identity_of, is_ours, plan_of, token_of_claim
-from prefect_launch.agent.item.transitions import log, until_server_is_back
+from prefect_launch.agent.item.ownership import claims_of, created_by_us, identity_of, plan_of, token_of_claim
+from prefect_launch.agent.item.transitions import log, retry_until_available
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import TAKEOVER_SECONDS, Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.server.values import Item, State
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.context import Workshop
+    from prefect_launch.agent.context import AgentContext
 
 
-async def stop_older_attempts(workshop: Workshop, runner: Runner, plan: RunPlan) -> None:
+async def stop_previous_attempts(context: AgentContext, runner: Runner, plan: RunPlan) -> None:
     """Stop what earlier attempts at an item, or earlier claims of it, have at work here.
 
     Args:
-        workshop: the agent's.
+        context: the agent's.
         runner: of the item's resource.
         plan: of the attempt that is to be made; a first one costs a look into a folder.
 
@@ -35,22 +35,22 @@ async def stop_older_attempts(workshop: Workshop, runner: Runner, plan: RunPlan)
     """
     if plan.attempt > 1:
         for found in await runner.find({Labels.ITEM: plan.item_id}):
-            if found.state is not RunState.EXITED and await _is_older(workshop, found, plan):
+            if found.state is not RunState.EXITED and await _is_older(context, found, plan):
                 await _stop(runner, found, plan)
                 await runner.remove(found.handle)
     beside = [one for one in await runner.find_beside(plan.item_id) if _claim(one.labels) != _claim(plan.labels)]
     if beside:
-        earlier = _claims_before(await _history(workshop, plan.item_id), _claim(plan.labels))
+        earlier = _claims_before(await _history(context, plan.item_id), _claim(plan.labels))
         for found in beside:
             if _claim(found.labels) in earlier:
                 await _stop(runner, found, plan)
 
 
-async def stop_all_attempts(workshop: Workshop, queue: str, item: Item) -> bool:
+async def stop_all_attempts(context: AgentContext, queue: str, item: Item) -> bool:
     """Stop what an item has at work here, whichever claims have made it; it is left there with its log.
 
     Args:
-        workshop: the agent's.
+        context: the agent's.
         queue: the item's.
         item: that is to be stopped, and whose agent is gone.
 
@@ -60,8 +60,8 @@ async def stop_all_attempts(workshop: Workshop, queue: str, item: Item) -> bool:
     Raises:
         LaunchError: when something cannot be stopped, or looked for.
     """
-    runner = workshop.runner((await workshop.session.queue(queue)).config.resource)
-    history = await workshop.session.server.read_states(item.id)
+    runner = context.runner((await context.session.queue(queue)).config.resource)
+    history = await context.session.server.read_states(item.id)
     if not history or history[-1].type is not StateType.CANCELLING:
         return False  # It has come to its end meanwhile, and may be somebody's again.
     tokens = [token_of_claim(claim) for claim in claims_of(history)]
@@ -70,7 +70,7 @@ async def stop_all_attempts(workshop: Workshop, queue: str, item: Item) -> bool:
     found |= {one.handle: one for one in await runner.find_beside(str(item.id)) if _claim(one.labels) in tokens}
     for handle in found:
         log.warning("%s stopping %s: it was asked to, and its agent is gone", item.id, handle)
-        await runner.stop(handle, workshop.config.stopped_run_timeout)
+        await runner.stop(handle, context.config.stopped_run_timeout)
     return bool(found)
 
 
@@ -79,13 +79,13 @@ async def _stop(runner: Runner, found: Found, plan: RunPlan) -> None:
     await runner.stop(found.handle, TAKEOVER_SECONDS)
 
 
-async def _is_older(workshop: Workshop, found: Found, plan: RunPlan) -> bool:
+async def _is_older(context: AgentContext, found: Found, plan: RunPlan) -> bool:
     """Whether it is certainly ours, and of an attempt before this one."""
     identity = identity_of(found)
     if identity is None or identity.attempt >= plan.attempt:
         return False
-    history = await _history(workshop, plan.item_id)
-    return is_ours(identity, plan_of(workshop.config.machine, identity), history)
+    history = await _history(context, plan.item_id)
+    return created_by_us(identity, plan_of(context.config.machine, identity), history)
 
 
 def _claims_before(history: Sequence[State], token: str) -> list[str]:
@@ -98,6 +98,6 @@ def _claim(labels: Mapping[str, str]) -> str:
     return labels.get(Labels.CLAIM, "")
 
 
-async def _history(workshop: Workshop, item_id: str) -> list[State]:
-    server = workshop.session.server
-    return await until_server_is_back(f"show the states of {item_id}", lambda: server.read_states(UUID(item_id)))
+async def _history(context: AgentContext, item_id: str) -> list[State]:
+    server = context.session.server
+    return await retry_until_available(f"show the states of {item_id}", lambda: server.read_states(UUID(item_id)))

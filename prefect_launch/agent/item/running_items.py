@@ -39,7 +39,7 @@ def is_scheduler(item: Item) -> bool:
 
 
 @dataclass
-class JobTracker:
+class RunningItem:
     """One item in work.
 
     Attributes:
@@ -102,7 +102,7 @@ Work = Callable[[], Awaitable[Outcome]]
 Finished = Callable[[str, "BaseException | None"], Awaitable[None]]
 
 
-class Crew:
+class RunningItems:
     """The work of one agent.
 
     Args:
@@ -111,54 +111,54 @@ class Crew:
 
     def __init__(self, finished: Finished) -> None:
         self._finished = finished
-        self._trackers: dict[str, JobTracker] = {}
+        self._entries: dict[str, RunningItem] = {}
         self._tasks: set[asyncio.Future[None]] = set()
         self._leaving = asyncio.Event()
 
     @property
     def thread_ids(self) -> list[str]:
         """Ids of the items in work."""
-        return list(self._trackers)
+        return list(self._entries)
 
     @property
-    def trackers(self) -> list[JobTracker]:
+    def entries(self) -> list[RunningItem]:
         """What is remembered of each item in work."""
-        return list(self._trackers.values())
+        return list(self._entries.values())
 
     @property
     def items(self) -> list[Item]:
         """The items in work."""
-        return [tracker.item for tracker in self._trackers.values()]
+        return [running_item.item for running_item in self._entries.values()]
 
     @property
     def held(self) -> set[UUID]:
         """Ids of the items in work, as UUIDs."""
-        return {tracker.id for tracker in self._trackers.values()}
+        return {running_item.id for running_item in self._entries.values()}
 
     def count(self, *, schedulers: bool) -> int:
         """Count the schedulers, or the jobs, that take a slot: a few whose outputs are being kept do not."""
-        kind = [tracker for tracker in self._trackers.values() if tracker.is_scheduler is schedulers]
-        copying = sum(tracker.has_run for tracker in kind)
+        kind = [running_item for running_item in self._entries.values() if running_item.is_scheduler is schedulers]
+        copying = sum(running_item.has_run for running_item in kind)
         return len(kind) - min(copying, MOST_COPYING)
 
-    def find(self, thread_id: str) -> JobTracker | None:
+    def find(self, thread_id: str) -> RunningItem | None:
         """Return what is known of an item in work."""
-        return self._trackers.get(thread_id)
+        return self._entries.get(thread_id)
 
-    def begin(self, tracker: JobTracker, start: Callable[[], Awaitable[None]]) -> None:
+    def begin(self, running_item: RunningItem, start: Callable[[], Awaitable[None]]) -> None:
         """Start to work on an item; returns at once."""
-        self._trackers[tracker.thread_id] = tracker
+        self._entries[running_item.thread_id] = running_item
         task = asyncio.ensure_future(start())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def forget(self, thread_id: str) -> None:
         """Free the slot of an item whose work is over."""
-        tracker = self._trackers.pop(thread_id, None)
-        if tracker is not None:
-            tracker.ended.set()
+        running_item = self._entries.pop(thread_id, None)
+        if running_item is not None:
+            running_item.ended.set()
 
-    async def do(self, tracker: JobTracker, work: Work) -> None:
+    async def do(self, running_item: RunningItem, work: Work) -> None:
         """Work on one item, as a task run when in a flow, until it ends or the agent leaves."""
 
         failure: BaseException | None = None
@@ -170,27 +170,27 @@ class Crew:
             except Exception as error:  # noqa: BLE001 - one item never ends the agent
                 failure = error
                 # To Prefect, which would keep the error to the task run, and show its secrets there.
-                told = tracker.masked(f"{type(error).__name__}: {error}")
+                told = running_item.masked(f"{type(error).__name__}: {error}")
                 return Outcome(state=ItemState.FAILED, message=f"The agent failed over it: {told}")
 
         try:
             if in_flow():
-                await run_as_task(tracker.item.name, let_go_when_leaving)
+                await run_as_task(running_item.item.name, let_go_when_leaving)
             else:
                 await let_go_when_leaving()
         except Exception as error:  # noqa: BLE001 - Prefect's, over the task run
             failure = error
         finally:
             # An agent that leaves does not wait for a server that is away: the next one settles the item.
-            await self._unless_leaving(self._finished(tracker.thread_id, failure))
+            await self._unless_leaving(self._finished(running_item.thread_id, failure))
 
     async def stop_jobs(self, grace_seconds: float) -> None:
         """Stop what runs, and wait until it has ended; what has not come to run by then is left as it is."""
-        running = [tracker for tracker in self._trackers.values() if tracker.handle is not None]
-        for tracker in running:
-            tracker.preempt.set()
+        running = [running_item for running_item in self._entries.values() if running_item.handle is not None]
+        for running_item in running:
+            running_item.preempt.set()
         if running:
-            ends = [asyncio.ensure_future(tracker.ended.wait()) for tracker in running]
+            ends = [asyncio.ensure_future(running_item.ended.wait()) for running_item in running]
             _, late = await asyncio.wait(ends, timeout=grace_seconds + STOP_MARGIN_SECONDS)
             for one in late:
                 one.cancel()

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from typing import Final
 
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.running_items import JobTracker
+from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.units import format_duration
@@ -28,7 +28,7 @@ class Stopper:
     """Stops one run when there is a reason to.
 
     Args:
-        tracker: of the item; its handle is what runs.
+        running_item: of the item; its handle is what runs.
         runner: of its resource.
         plan: of the run, with its time limit.
         grace_seconds: between TERM and KILL.
@@ -36,9 +36,9 @@ class Stopper:
     """
 
     def __init__(
-        self, tracker: JobTracker, runner: Runner, plan: RunPlan, grace_seconds: float, *, frees: str = ""
+        self, running_item: RunningItem, runner: Runner, plan: RunPlan, grace_seconds: float, *, frees: str = ""
     ) -> None:
-        self._tracker = tracker
+        self._running = running_item
         self._runner = runner
         self._plan = plan
         self._grace = grace_seconds
@@ -48,18 +48,18 @@ class Stopper:
     async def watch(self) -> None:
         """Wait for a reason, then stop the run. Cancel it once the run has ended."""
         why = await self._reason()
-        log.info("%s stopping: %s", self._tracker.id, why)
+        log.info("%s stopping: %s", self._running.id, why)
         while True:
             try:
-                await self._runner.stop(self._tracker.handle or "", self._grace)
+                await self._runner.stop(self._running.handle or "", self._grace)
                 return
             except LaunchError as error:
-                log.warning("%s not-stopped %s", self._tracker.id, error)
+                log.warning("%s not-stopped %s", self._running.id, error)
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _reason(self) -> str:
-        asked = asyncio.ensure_future(self._tracker.stop.wait())
-        preempted = asyncio.ensure_future(self._tracker.preempt.wait())
+        asked = asyncio.ensure_future(self._running.stop.wait())
+        preempted = asyncio.ensure_future(self._running.preempt.wait())
         waiting = {asked, preempted}
         try:
             done, _ = await asyncio.wait(waiting, timeout=self._left, return_when=asyncio.FIRST_COMPLETED)
@@ -76,7 +76,7 @@ class Stopper:
         """What is left of the run's time; one that was found again has used some of it."""
         if self._plan.timeout is None:
             return None
-        state = self._tracker.item.state
+        state = self._running.item.state
         if state is None or state.type is not StateType.RUNNING or state.timestamp is None:
             return self._plan.timeout
         used = (datetime.now(timezone.utc) - state.timestamp).total_seconds()
@@ -91,10 +91,10 @@ class Stopper:
             return None
         data = {"exit_code": end.exit_code, "signal": end.signal, "oom_killed": False}
         lasted = "" if end.duration_seconds is None else f" after {end.duration_seconds:.1f} s"
-        if self._tracker.stop.is_set():
+        if self._running.stop.is_set():
             message = f"Stopped{lasted}: {await self._remove()}{self._frees}, {end.describe()}."
             return Outcome(state=ItemState.CANCELLED, message=message, data=data)
-        if self._tracker.preempt.is_set() and not self._timed_out:
+        if self._running.preempt.is_set() and not self._timed_out:
             message = f"[{Phase.RUN.value}] Preempted{lasted}: its agent was told to stop its jobs; {end.describe()}."
             return Outcome(state=ItemState.CRASHED, message=message, data=data, cause=Cause.PREEMPTED)
         limit = self._plan.timeout
@@ -106,8 +106,8 @@ class Stopper:
 
     async def _remove(self) -> str:
         try:
-            await self._runner.remove(self._tracker.handle or "")
+            await self._runner.remove(self._running.handle or "")
         except LaunchError as error:
-            log.warning("%s not-cleared %s", self._tracker.id, error)
+            log.warning("%s not-cleared %s", self._running.id, error)
             return f"ended, but not removed ({error})"
         return self._runner.removed_message

@@ -30,7 +30,7 @@ class NotOursError(LaunchError):
     """An item is another agent's by now: this one has nothing more to write about it."""
 
 
-async def until_server_is_back(
+async def retry_until_available(
     what: str, call: Callable[[], Awaitable[T]], *, pause_seconds: float = _RETRY_FIRST_SECONDS
 ) -> T:
     """Make a call until the server answers: what a job did must reach it, however long it is away.
@@ -59,12 +59,12 @@ async def until_server_is_back(
             pause = min(pause * 2, _RETRY_MAX_SECONDS)
 
 
-def step_id(item: Item, step: str) -> UUID:
+def transition_id_for(item: Item, step: str) -> UUID:
     """Return the transition id of a step out of the state that an item is in: the same whenever it is asked for."""
     return uuid5(item.id, f"{step} {item.state.transition_id if item.state else None}")
 
 
-async def move(
+async def transition(
     server: Server,
     item_id: UUID,
     current: StateType,
@@ -114,7 +114,7 @@ async def move(
             raise NotOursError(f"Item {item_id} is another agent's by now: it is not moved to {target.label}.")
         return await server.propose(item_id, wanted, transition_id=token)
 
-    verdict = await until_server_is_back(f"move {item_id} to {target.label}", propose)
+    verdict = await retry_until_available(f"move {item_id} to {target.label}", propose)
     if verdict.accepted or verdict.state is None or verdict.state.transition_id == str(token):
         log.info("%s %s %s", item_id, target.label.lower(), message)
         return verdict.state or wanted

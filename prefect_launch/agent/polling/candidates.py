@@ -57,7 +57,7 @@ class Place:
     read: frozenset[UUID] = frozenset()
 
 
-class Behind:
+class QueuePager:
     """The items of one queue behind its front.
 
     Args:
@@ -181,7 +181,7 @@ _MARGIN_SECONDS: Final = 1.0
 _SHORTEST_WAIT_SECONDS: Final = 0.1
 
 
-class Gate(Protocol):
+class AdmissionCheck(Protocol):
     """Decides which of the items that a poll returned may be claimed now (the device allocator)."""
 
     async def try_reserve(self, queue: str, item: Item) -> bool:
@@ -203,17 +203,19 @@ class Candidates:
     Args:
         server: the door.
         queue: the queue's name.
-        gate: decides which of them; by default all.
+        admission: decides which of them; by default all.
         ahead_seconds: how long it may be to the next poll, which is how far each looks ahead.
     """
 
-    def __init__(self, server: Server, queue: str, gate: Gate | None = None, *, ahead_seconds: float = 0.0) -> None:
+    def __init__(
+        self, server: Server, queue: str, admission: AdmissionCheck | None = None, *, ahead_seconds: float = 0.0
+    ) -> None:
         self._server = server
         self._queue = queue
-        self._gate = gate
+        self._admission = admission
         self._ahead = timedelta(seconds=min(ahead_seconds + _MARGIN_SECONDS, _MOST_AHEAD_SECONDS))
         self._due_at = float("inf")
-        self._behind = Behind(server, queue)
+        self._pager = QueuePager(server, queue)
         self._items: deque[Item] = deque()
         self._polled_at = float("-inf")
         self._lost_at = float("-inf")
@@ -225,9 +227,9 @@ class Candidates:
 
         That is when the first of what the last poll showed for later is due, or what is behind it is to be looked at.
         """
-        return min(self._due_at, self._behind.due_at)
+        return min(self._due_at, self._pager.due_at)
 
-    def lost(self) -> None:
+    def note_lost_claim(self) -> None:
         """Note that another agent was faster with an item."""
         self._lost_at = time.monotonic()
 
@@ -235,12 +237,12 @@ class Candidates:
         """Poll anew at the next use: something has come in that may be more urgent."""
         self._items.clear()
         self._polled_at = float("-inf")
-        self._behind.changed()
+        self._pager.changed()
 
-    def freed(self) -> None:
+    def note_freed_slot(self) -> None:
         """Note that an item in work has ended: a queue at its limit may have more to give now."""
         self._was_all = False
-        self._behind.changed()
+        self._pager.changed()
 
     async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> Item | None:
         """Return the next item to try for; `None` when the queue has none.
@@ -262,7 +264,7 @@ class Candidates:
             self._keep(front, PAGE)
             found = await self._take(skip, schedulers)
             if found is None and len(front) == PAGE:
-                found = await self._behind.find(front, lambda page: self._take_of(page, skip, schedulers))
+                found = await self._pager.find(front, lambda page: self._take_of(page, skip, schedulers))
         return found
 
     @property
@@ -275,7 +277,7 @@ class Candidates:
             item = self._items.popleft()
             if item.id in skip or not (schedulers or not is_scheduler(item)):
                 continue
-            if self._gate is None or await self._gate.try_reserve(self._queue, item):
+            if self._admission is None or await self._admission.try_reserve(self._queue, item):
                 return item
         return None
 
@@ -309,9 +311,9 @@ class Candidates:
         self._items = self._in_turn(due)
         self._was_all = len(due) < limit and not more
         if self._was_all:
-            self._behind.is_empty()
-        if self._gate is not None and (self._was_all or (limit == PAGE and not more)):
-            self._gate.sync_waiting(self._queue, {item.id for item in due} | self._behind.shown)
+            self._pager.is_empty()
+        if self._admission is not None and (self._was_all or (limit == PAGE and not more)):
+            self._admission.sync_waiting(self._queue, {item.id for item in due} | self._pager.shown)
 
     def _in_turn(self, due: list[Item]) -> deque[Item]:
         contended = time.monotonic() - self._lost_at < CONTENDED_SECONDS

@@ -21,21 +21,21 @@ _RECONNECT_FIRST_SECONDS: Final = 0.5
 _RECONNECT_MAX_SECONDS: Final = 10.0
 
 
-class Wake:
+class WakeEvent:
     """An alarm that many can ring and the loop waits for."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
+        self._event = asyncio.Event()
 
-    def ring(self) -> None:
+    def set(self) -> None:
         """Wake the loop."""
-        self._rung.set()
+        self._event.set()
 
     async def wait(self, seconds: float) -> None:
         """Wait until someone rings, or the time is up."""
         with anyio.move_on_after(seconds):
-            await self._rung.wait()
-        self._rung.clear()
+            await self._event.wait()
+        self._event.clear()
 
 
 async def listen(server: Server, pool_ids: Collection[UUID], heard: Callable[[str], None]) -> None:

@@ -12,9 +12,9 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.claim import claim, give_back, is_over_limit
-from prefect_launch.agent.item.transitions import log, until_server_is_back
-from prefect_launch.agent.polling.candidates import Candidates, Gate
+from prefect_launch.agent.item.claim import claim, is_over_limit, release_claim
+from prefect_launch.agent.item.transitions import log, retry_until_available
+from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.holder import Holder
 from prefect_launch.server.values import Item
@@ -40,16 +40,16 @@ class Limits:
         return self.pool, self.queues.get(item.work_queue_name or "")
 
 
-class Intake:
+class QueuePoller:
     """Takes items in for one agent.
 
     Args:
         session: an open connection.
         queues: names of the agent's queues.
         holder: who claims.
-        gate: decides which items it may claim now; by default all.
+        admission: decides which items it may claim now; by default all.
         opens: says whether items of a queue may be claimed now; by default always.
-        poll_seconds: when the next poll comes at the latest: what will be due until then, `due_in` tells.
+        poll_seconds: when the next poll comes at the latest: what will be due until then, `seconds_until_due` tells.
     """
 
     def __init__(
@@ -57,18 +57,18 @@ class Intake:
         session: Session,
         queues: Sequence[str],
         holder: Holder,
-        gate: Gate | None = None,
+        admission: AdmissionCheck | None = None,
         opens: Callable[[str], Awaitable[bool]] | None = None,
         poll_seconds: float = 0.0,
     ) -> None:
         self._session = session
         self._server = session.server
         self._holder = holder
-        self._gate = gate
+        self._admission = admission
         self._opens = opens
         self._turn = deque(queues)
         self._candidates = {
-            queue: Candidates(session.server, queue, gate, ahead_seconds=poll_seconds) for queue in queues
+            queue: Candidates(session.server, queue, admission, ahead_seconds=poll_seconds) for queue in queues
         }
         self._limits: dict[str, Limits] = {}
 
@@ -109,7 +109,7 @@ class Intake:
             item = await claim(self._server, polled, holder=self._holder)
             if item is None:
                 self._release(polled.id)
-                candidates.lost()
+                candidates.note_lost_claim()
             elif await self._fits(queue, item):
                 return item
             else:
@@ -123,15 +123,15 @@ class Intake:
             return True
         pool_limit, queue_limit = limits.of(item)
         why = "The queue's limit of items in work was reached meanwhile."
-        if not await until_server_is_back(
+        if not await retry_until_available(
             f"count what is in work beside {item.id}",
             lambda: is_over_limit(self._server, item, pool_limit=pool_limit, queue_limit=queue_limit),
         ):
             return True
-        await until_server_is_back(f"take {item.id} back", lambda: give_back(self._server, item, why))
+        await retry_until_available(f"take {item.id} back", lambda: release_claim(self._server, item, why))
         return False
 
-    def due_in(self) -> float:
+    def seconds_until_due(self) -> float:
         """In how many seconds a queue is to be asked again, for an item that is due then, or for what is far behind.
 
         Infinite when the next poll is soon enough. One whose time has come is due already: it was asked for, or there
@@ -145,15 +145,15 @@ class Intake:
         for candidates in self._candidates.values():
             candidates.forget()
 
-    def freed(self, item_id: UUID | str) -> None:
+    def note_freed_slot(self, item_id: UUID | str) -> None:
         """Note that an item in work has ended."""
         self._release(item_id)
         for candidates in self._candidates.values():
-            candidates.freed()
+            candidates.note_freed_slot()
 
     def _release(self, item_id: UUID | str) -> None:
-        if self._gate is not None:
-            self._gate.release(item_id)
+        if self._admission is not None:
+            self._admission.release(item_id)
 
     async def read_limits(self) -> None:
         """Read the limits of the queues."""

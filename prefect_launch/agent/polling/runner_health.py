@@ -32,7 +32,7 @@ _PAUSE_MAX_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.2
 
 
-class Reach:
+class RunnerHealth:
     """What one agent can reach.
 
     Args:
@@ -44,45 +44,47 @@ class Reach:
         self._session = session
         self._runner = runner
         self._answered: dict[str, float] = {}
-        self._away: dict[str, str] = {}
+        self._unreachable: dict[str, str] = {}
         self._due: dict[str, float] = {}
         self._losses: dict[str, int] = {}
 
     @property
-    def away(self) -> dict[str, str]:
+    def unreachable(self) -> dict[str, str]:
         """Why, by the name of each resource that cannot be reached."""
-        return dict(self._away)
+        return dict(self._unreachable)
 
     def describe(self) -> str:
         """Say what cannot be reached, for people; an empty text when all can."""
-        return "; ".join(f"takes no items of {name}: {why}" for name, why in sorted(self._away.items()))
+        return "; ".join(f"takes no items of {name}: {why}" for name, why in sorted(self._unreachable.items()))
 
     async def is_open(self, queue: str) -> bool:
         """Whether items of a queue may be claimed."""
         resource = (await self._session.queue(queue)).config.resource
-        if resource in self._away:
+        if resource in self._unreachable:
             return False
         if time.monotonic() - self._answered.get(resource, float("-inf")) < ANSWER_SECONDS:
             return True
         why = await self._ping(resource)
         if why is not None:
-            self.lost(resource, why)
+            self.mark_down(resource, why)
         return why is None
 
-    def lost(self, resource: str, why: str) -> None:
+    def mark_down(self, resource: str, why: str) -> None:
         """Note that a resource cannot be reached; one that comes and goes is asked more and more seldom."""
         self._answered.pop(resource, None)
-        if resource not in self._away:
+        if resource not in self._unreachable:
             log.warning("away %s: its items stay in the queue. %s", resource, why)
             losses = self._losses[resource] = self._losses.get(resource, 0) + 1
             self._due[resource] = time.monotonic() + self._pause(losses)
-        self._away[resource] = why
+        self._unreachable[resource] = why
 
-    def worked(self, resource: str) -> None:
+    def mark_up(self, resource: str) -> None:
         """Note that a run was started there: it is well again."""
         self._losses.pop(resource, None)
 
-    async def insist(self, resource: str, call: Callable[[], Awaitable[T]], is_moot: Callable[[], bool]) -> T:
+    async def retry_until_reachable(
+        self, resource: str, call: Callable[[], Awaitable[T]], is_moot: Callable[[], bool]
+    ) -> T:
         """Make a call again each time that the resource comes back, until it is answered.
 
         Args:
@@ -97,7 +99,7 @@ class Reach:
             try:
                 return await call()
             except UnreachableError as error:
-                self.lost(resource, str(error))
+                self.mark_down(resource, str(error))
                 await self._until_it_answers(resource)
                 if is_moot():
                     raise
@@ -110,7 +112,7 @@ class Reach:
         """
         while True:
             await anyio.sleep(_LOOK_SECONDS)
-            for resource in [name for name in self._away if time.monotonic() >= self._due[name]]:
+            for resource in [name for name in self._unreachable if time.monotonic() >= self._due[name]]:
                 self._due[resource] = time.monotonic() + self._pause(self._losses.get(resource, 1))
                 if await self._ping(resource) is None:
                     await self._welcome(resource, is_back)
@@ -122,7 +124,7 @@ class Reach:
             log.warning("still-away %s: %s", resource, error)
             return
         self._answered[resource] = time.monotonic()
-        del self._away[resource]
+        del self._unreachable[resource]
         log.info("back %s: its items are taken again", resource)
 
     async def _until_it_answers(self, resource: str) -> None:

@@ -16,9 +16,9 @@ from uuid import UUID, uuid5
 
 import anyio
 
-from prefect_launch.agent.item.running_items import Crew, JobTracker
-from prefect_launch.agent.item.transitions import log, move
-from prefect_launch.agent.polling.events import Wake
+from prefect_launch.agent.item.running_items import RunningItem, RunningItems
+from prefect_launch.agent.item.transitions import log, transition
+from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import ItemGoneError, LaunchError
@@ -30,31 +30,31 @@ CONFIRM_PAUSES_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 1.0, 2.0)
 _STOPPING: Final = (StateType.CANCELLING, StateType.CANCELLED)
 
 
-class StopRequests:
+class CancellationWatcher:
     """Finds the items of one agent that somebody has asked to stop, and says so to their trackers.
 
     Args:
         server: the door.
-        crew: what is in work.
+        running_items: what is in work.
         poll_seconds: between two looks at all of it, when no event comes.
     """
 
-    def __init__(self, server: Server, crew: Crew, poll_seconds: float) -> None:
+    def __init__(self, server: Server, running_items: RunningItems, poll_seconds: float) -> None:
         self._server = server
-        self._crew = crew
+        self._running_items = running_items
         self._poll_seconds = poll_seconds
-        self._wake = Wake()
+        self._wake = WakeEvent()
         self._confirming: dict[str, asyncio.Task[None]] = {}
 
-    def heard(self, tracker: JobTracker) -> None:
+    def on_event(self, running_item: RunningItem) -> None:
         """Note that an event told of an item in work; returns at once."""
-        known = self._confirming.get(tracker.thread_id)
+        known = self._confirming.get(running_item.thread_id)
         if known is None or known.done():
-            self._confirming[tracker.thread_id] = asyncio.create_task(self._confirm(tracker))
+            self._confirming[running_item.thread_id] = asyncio.create_task(self._confirm(running_item))
 
     def look_again(self) -> None:
         """Look at all that is in work soon: events may have been missed."""
-        self._wake.ring()
+        self._wake.set()
 
     async def watch(self) -> None:
         """Look at all that is in work again and again, for ever; a server that is away is no fault."""
@@ -70,38 +70,38 @@ class StopRequests:
                 task.cancel()
 
     async def _look(self) -> None:
-        ids = self._crew.held
+        ids = self._running_items.held
         if not ids:
             return
         for item in await self._server.list_items(ids=ids, state_types=_STOPPING):
-            tracker = self._crew.find(str(item.id))
-            if tracker is not None:
-                _stop(tracker)
+            running_item = self._running_items.find(str(item.id))
+            if running_item is not None:
+                _stop(running_item)
 
-    async def _confirm(self, tracker: JobTracker) -> None:
+    async def _confirm(self, running_item: RunningItem) -> None:
         try:
-            await restarted("confirming a stop", lambda: self._read_until_it_stops(tracker))
+            await restarted("confirming a stop", lambda: self._read_until_it_stops(running_item))
         finally:
-            self._confirming.pop(tracker.thread_id, None)
+            self._confirming.pop(running_item.thread_id, None)
 
-    async def _read_until_it_stops(self, tracker: JobTracker) -> None:
+    async def _read_until_it_stops(self, running_item: RunningItem) -> None:
         try:
             for pause in CONFIRM_PAUSES_SECONDS:
                 await anyio.sleep(pause)
-                if tracker.stop.is_set() or tracker.ended.is_set():
+                if running_item.stop.is_set() or running_item.ended.is_set():
                     return
-                item = await self._server.read_item(tracker.id)
+                item = await self._server.read_item(running_item.id)
                 if item is not None and item.state_type in _STOPPING:
-                    _stop(tracker)
+                    _stop(running_item)
                     return
         except LaunchError as error:
-            log.debug("%s request to stop not confirmed: %s", tracker.id, error)
+            log.debug("%s request to stop not confirmed: %s", running_item.id, error)
 
 
-def _stop(tracker: JobTracker) -> None:
-    if not tracker.stop.is_set():
-        log.info("%s stop-asked", tracker.id)
-        tracker.stop.set()
+def _stop(running_item: RunningItem) -> None:
+    if not running_item.stop.is_set():
+        log.info("%s stop-asked", running_item.id)
+        running_item.stop.set()
 
 
 #: How long items that events tell of are gathered for one question; an event also comes before its commit.
@@ -111,7 +111,7 @@ _MOST_IDS: Final = 200
 _MESSAGE: Final = "Stopped while it waited: nothing of it was running."
 
 
-class StrayStops:
+class OrphanedCancellations:
     """Ends what was asked to stop and is nobody's.
 
     Args:
@@ -127,7 +127,7 @@ class StrayStops:
         self._told = asyncio.Event()
         self._ids: set[UUID] = set()
 
-    def heard(self, item_id: str) -> None:
+    def on_event(self, item_id: str) -> None:
         """Note an item that an event told of: it may be a new one, or one that is asked to stop."""
         self._ids.add(UUID(item_id))
         self._told.set()
@@ -167,16 +167,18 @@ class StrayStops:
 
     async def _end(self, item: Item) -> None:
         history = await self._server.read_states(item.id)
-        if not is_stray(history):
+        if not is_orphaned(history):
             return
         once = uuid5(item.id, f"stray stop {history[-1].timestamp}")  # Another agent may end it too.
         try:
-            await move(self._server, item.id, StateType.CANCELLING, ItemState.CANCELLED, _MESSAGE, transition_id=once)
+            await transition(
+                self._server, item.id, StateType.CANCELLING, ItemState.CANCELLED, _MESSAGE, transition_id=once
+            )
         except ItemGoneError:
             log.debug("%s is gone", item.id)
 
 
-def is_stray(history: Sequence[State]) -> bool:
+def is_orphaned(history: Sequence[State]) -> bool:
     """Whether an item with these states, oldest first, was asked to stop while it waited."""
     before = [state for state in history if state.type is not StateType.CANCELLING]
     is_stopping = bool(history) and history[-1].type is StateType.CANCELLING

@@ -54,7 +54,7 @@ _GAP_SECONDS: Final = 45.0
 _Seen = tuple["datetime | int | None", float]
 
 
-class LostWatch:
+class LostAgentDetector:
     """One agent's watch over the others of its queues.
 
     Args:
@@ -79,7 +79,7 @@ class LostWatch:
         lost_seconds: float = LOST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         stop_here: Callable[[str, Item], Awaitable[bool]] | None = None,
-        go_on: Callable[[str, Item, Collection[str]], Awaitable[bool]] | None = None,
+        adopt_lost_run: Callable[[str, Item, Collection[str]], Awaitable[bool]] | None = None,
     ) -> None:
         self._session = session
         self._server = session.server
@@ -90,7 +90,7 @@ class LostWatch:
         self._lost_seconds = lost_seconds
         self._clock = clock
         self._stop_here = stop_here
-        self._go_on = go_on
+        self._adopt_lost_run = adopt_lost_run
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._settled: dict[tuple[str, str], datetime | None] = {}
         self._left: dict[tuple[str, str], set[UUID]] = {}
@@ -113,7 +113,7 @@ class LostWatch:
         """
         if self._clock() - self._looked_at > _GAP_SECONDS:
             self._seen.clear()
-        silent_lives = await self._look_at_lives() if self._holder is not None else []
+        silent_lives = await self._find_silent_lives() if self._holder is not None else []
         for queue in self._queues:
             others = [one for one in await self._server.list_workers(queue) if one.name != self._name]
             silent = {one.name: one for one in others if self._silence(queue, one) >= self._lost_seconds}
@@ -127,12 +127,12 @@ class LostWatch:
             alive = living | {self._name}
             for life in silent_lives:
                 if queue in life.queues and life.holder.agent in alive:
-                    await self._settle_life(queue, life, alive)
+                    await self._settle_silent_life(queue, life, alive)
         for life in silent_lives:
             await self._forget(life)
         self._looked_at = self._clock()
 
-    async def _look_at_lives(self) -> list[Presence]:
+    async def _find_silent_lives(self) -> list[Presence]:
         """Return the lives of agents that are silent for too long, and say when another agent has this one's name."""
         silent = []
         for life in await read_presences(self._server):
@@ -155,7 +155,7 @@ class LostWatch:
                 silent.append(life)
         return silent
 
-    async def _settle_life(self, queue: str, life: Presence, living: Collection[str]) -> None:
+    async def _settle_silent_life(self, queue: str, life: Presence, living: Collection[str]) -> None:
         """Settle what a life of an agent holds that is over, though others of its name go on."""
         who = life.holder
         if (queue, who.instance) in self._settled:
@@ -167,7 +167,7 @@ class LostWatch:
             holder = holder_of(history)
             if holder is None or holder.instance != who.instance or history[-1].type not in ACTIVE:
                 continue
-            if await self._is_gone_on_with(queue, item, ()) or str(item.id) in in_work:
+            if await self._is_adopted(queue, item, ()) or str(item.id) in in_work:
                 kept = True
             elif history[-1].type is StateType.PENDING and who.agent == self._name:
                 why = f"{who} has claimed it and is not heard of any more; another agent of its name gives it back."
@@ -202,7 +202,7 @@ class LostWatch:
         key = (queue, worker.name)
         left = self._left.get(key)
         patience = self._lost_seconds * (1 + _HEIRS_LOOKS / _LOOKS)
-        waits = self._go_on is not None and self._silence(queue, worker) < patience
+        waits = self._adopt_lost_run is not None and self._silence(queue, worker) < patience
         in_work = set() if waits else await self._in_work(living)
         kept: set[UUID] = set()
         for item in await items_in_work(self._server, queue):
@@ -212,16 +212,16 @@ class LostWatch:
             holder = holder_of(history)
             if holder is None or holder.agent != worker.name or history[-1].type not in ACTIVE:
                 continue
-            if await self._is_gone_on_with(queue, item, lost) or waits or str(item.id) in in_work:
+            if await self._is_adopted(queue, item, lost) or waits or str(item.id) in in_work:
                 kept.add(item.id)
             else:
                 await self._tell(queue, item, holder, history, worker.last_heartbeat_time)
         self._left[key] = kept
         return not kept
 
-    async def _is_gone_on_with(self, queue: str, item: Item, lost: Collection[str]) -> bool:
+    async def _is_adopted(self, queue: str, item: Item, lost: Collection[str]) -> bool:
         try:
-            return self._go_on is not None and await self._go_on(queue, item, lost)
+            return self._adopt_lost_run is not None and await self._adopt_lost_run(queue, item, lost)
         except (LaunchError, OSError) as error:
             log.warning("%s not-gone-on-with %s", item.id, error)
             return False

@@ -19,21 +19,21 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.context import Workshop
+from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.claim import undo_claim
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import (
+    created_by_us,
     holder_of,
     identity_of,
-    is_ours,
-    is_present,
+    is_current_attempt,
     items_in_work,
-    keeper_of,
     plan_of,
+    run_lock_holder,
 )
-from prefect_launch.agent.item.transitions import log, move
+from prefect_launch.agent.item.transitions import log, transition
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.queues.holder import Holder
@@ -43,7 +43,7 @@ from prefect_launch.spec.retry import Cause
 
 
 @dataclass(frozen=True)
-class Adopted:
+class AdoptedRun:
     """A run that goes on under this agent.
 
     Attributes:
@@ -59,7 +59,7 @@ class Adopted:
 
 
 @dataclass(frozen=True)
-class Inventory:
+class FoundRuns:
     """What was found.
 
     Attributes:
@@ -68,61 +68,61 @@ class Inventory:
         unseen: the resources that could not be looked at.
     """
 
-    runs: list[Adopted] = field(default_factory=list)
+    runs: list[AdoptedRun] = field(default_factory=list)
     stale: list[tuple[Runner, Found]] = field(default_factory=list)
-    unseen: set[str] = field(default_factory=set)
+    unreachable: set[str] = field(default_factory=set)
 
 
-async def find_own_runs(workshop: Workshop, holder: Holder, resources: Collection[str] | None = None) -> Inventory:
+async def find_own_runs(context: AgentContext, holder: Holder, resources: Collection[str] | None = None) -> FoundRuns:
     """Find the runs of this agent's name on this machine, those that go on and those that belong to nothing any more.
 
     Args:
-        workshop: the agent's.
+        context: the agent's.
         holder: this life of the agent.
         resources: where to look; by default wherever this home can have runs.
 
     Raises:
         LaunchError: when a queue cannot be read.
     """
-    inventory = Inventory()
-    for resource in await workshop.resources() if resources is None else resources:
+    inventory = FoundRuns()
+    for resource in await context.resources() if resources is None else resources:
         try:
-            runner = workshop.runner(resource)
-            found = await runner.find({Labels.AGENT: workshop.config.name})
+            runner = context.runner(resource)
+            found = await runner.find({Labels.AGENT: context.config.name})
         except LaunchError as error:
             log.debug("cannot look for runs on %s: %s", resource, error)
-            inventory.unseen.add(resource)
+            inventory.unreachable.add(resource)
             continue
         for one in found:
-            await _adopt(workshop, holder, runner, one, inventory)
+            await _adopt(context, holder, runner, one, inventory)
     return inventory
 
 
-async def clear_away(workshop: Workshop, stale: Collection[tuple[Runner, Found]]) -> None:
+async def remove_stale_runs(context: AgentContext, stale: Collection[tuple[Runner, Found]]) -> None:
     """Stop and remove what belongs to nothing any more, all at once: each may take its whole grace."""
     async with anyio.create_task_group() as group:
         for runner, found in stale:
-            group.start_soon(_clear, workshop, runner, found)
+            group.start_soon(_clear, context, runner, found)
 
 
-async def _adopt(workshop: Workshop, holder: Holder, runner: Runner, found: Found, inventory: Inventory) -> None:
+async def _adopt(context: AgentContext, holder: Holder, runner: Runner, found: Found, inventory: FoundRuns) -> None:
     identity = identity_of(found)
     if identity is None:
         log.warning("ignoring %s: its name and labels are not such as an agent gives", found.handle)
         return
-    server = workshop.session.server
+    server = context.session.server
     item, history = await server.read_item(identity.item_id), await server.read_states(identity.item_id)
-    plan = plan_of(workshop.config.machine, identity)
-    if not is_ours(identity, plan, history):
+    plan = plan_of(context.config.machine, identity)
+    if not created_by_us(identity, plan, history):
         log.warning("ignoring %s: it has our labels, but no agent of this home has made it", found.handle)
         return
     claimed_by = holder_of(history)
     is_anothers = claimed_by is not None and not claimed_by.is_earlier_life_of(holder)
-    if item is not None and plan is None and is_anothers and is_present(identity, item, history):
+    if item is not None and plan is None and is_anothers and is_current_attempt(identity, item, history):
         # Another agent of this name, with another home, uses this engine; if it is lost, it is found to be so.
         log.warning("%s leaving %s alone: it is %s's, whose home is another", item.id, found.handle, claimed_by)
         return
-    if item is None or plan is None or not is_present(identity, item, history):
+    if item is None or plan is None or not is_current_attempt(identity, item, history):
         has_moved_on = item is not None and item.state_type in ACTIVE
         is_now = "was claimed again" if has_moved_on else f"is {item.state_name if item else 'gone'}"
         why = f"item {is_now}" if plan is not None else "plan is gone or broken"
@@ -134,70 +134,74 @@ async def _adopt(workshop: Workshop, holder: Holder, runner: Runner, found: Foun
         inventory.stale.append((runner, found))
         return
     log.info("%s found-again %s", item.id, found.handle)
-    workshop.devices.restore(item.id, found.labels)
+    context.devices.restore(item.id, found.labels)
     inventory.runs.append(
-        Adopted(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
+        AdoptedRun(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
     )
 
 
-async def _clear(workshop: Workshop, runner: Runner, found: Found) -> None:
+async def _clear(context: AgentContext, runner: Runner, found: Found) -> None:
     try:
-        await runner.stop(found.handle, workshop.config.stopped_run_timeout)
+        await runner.stop(found.handle, context.config.stopped_run_timeout)
         await runner.remove(found.handle)
     except LaunchError as error:
         log.warning("not-cleared %s: %s", found.handle, error)
 
 
 async def settle_orphans(
-    workshop: Workshop, queues: Collection[str], holder: Holder, held: Collection[UUID], unseen: Collection[str] = ()
+    context: AgentContext,
+    queues: Collection[str],
+    holder: Holder,
+    held: Collection[UUID],
+    unreachable: Collection[str] = (),
 ) -> None:
     """Settle the items that this agent had claimed in its last life and of which nothing exists.
 
     Args:
-        workshop: the agent's.
+        context: the agent's.
         queues: names of its queues.
         holder: this life of the agent.
         held: ids of the items that it has in work.
         unseen: resources that could not be looked at; the items of their queues are left alone.
     """
     for name in queues:
-        queue = await workshop.session.queue(name)
-        if queue.config.resource in unseen:
+        queue = await context.session.queue(name)
+        if queue.config.resource in unreachable:
             log.warning("items of %s are not settled: cannot look for runs on %s", name, queue.config.resource)
             continue
-        for item in await items_in_work(workshop.session.server, name):
-            if item.id not in held and await _was_claimed_by(workshop, item, holder):
+        for item in await items_in_work(context.session.server, name):
+            if item.id not in held and await _was_claimed_by(context, item, holder):
                 try:
-                    await _settle(workshop, item, holder)
+                    await _settle(context, item, holder)
                 except ItemGoneError:
                     log.debug("%s is gone", item.id)
 
 
-async def _settle(workshop: Workshop, item: Item, holder: Holder) -> None:
-    server = workshop.session.server
+async def _settle(context: AgentContext, item: Item, holder: Holder) -> None:
+    server = context.session.server
     if item.state_type is StateType.PENDING:
         await undo_claim(server, item, f"{holder} was ended before it had started this.")
     elif item.state_type is StateType.CANCELLING:
-        await move(server, item.id, StateType.CANCELLING, ItemState.CANCELLED, "Nothing of it runs any more.")
+        await transition(server, item.id, StateType.CANCELLING, ItemState.CANCELLED, "Nothing of it runs any more.")
     else:
         why = f"[{Phase.RUN.value}] Its run is not on the machine of {holder} any more: somebody has removed it."
         outcome = Outcome(state=ItemState.CRASHED, message=why, cause=Cause.LOST)
         facts = Facts(agent=str(holder), attempt=item.run_count)
-        await end_item(workshop.session, item, outcome, StateType.RUNNING, facts)
+        await end_item(context.session, item, outcome, StateType.RUNNING, facts)
 
 
-async def _was_claimed_by(workshop: Workshop, item: Item, holder: Holder) -> bool:
-    found = holder_of(await workshop.session.server.read_states(item.id))
+async def _was_claimed_by(context: AgentContext, item: Item, holder: Holder) -> bool:
+    found = holder_of(await context.session.server.read_states(item.id))
     return found is not None and found.is_earlier_life_of(holder)
 
 
-async def go_on(
-    workshop: Workshop, resume: Callable[[Adopted], None], queue: str, item: Item, lost: Collection[str]
+async def adopt_lost_run(
+    context: AgentContext, resume: Callable[[AdoptedRun], None], queue: str, item: Item, lost: Collection[str]
 ) -> bool:
     """Go on with the present run of an item whose agent is lost, if it is within reach.
 
     Args:
-        workshop: of the agent that goes on.
+        context: of the agent that goes on.
         resume: takes the run up.
         queue: the item's.
         item: in work.
@@ -210,20 +214,20 @@ async def go_on(
     Raises:
         LaunchError: when it cannot be looked for.
     """
-    runner = workshop.runner((await workshop.session.queue(queue)).config.resource)
-    history = await workshop.session.server.read_states(item.id)
+    runner = context.runner((await context.session.queue(queue)).config.resource)
+    history = await context.session.server.read_states(item.id)
     for found in await runner.find({Labels.ITEM: str(item.id)}):
         identity = identity_of(found)
-        plan = plan_of(workshop.config.machine, identity) if identity is not None else None
+        plan = plan_of(context.config.machine, identity) if identity is not None else None
         is_at_work = found.state is not RunState.CREATED and found.is_complete
-        if identity is None or plan is None or not is_at_work or not is_present(identity, item, history):
+        if identity is None or plan is None or not is_at_work or not is_current_attempt(identity, item, history):
             continue
-        keeper = keeper_of(plan.run_dir)
+        keeper = run_lock_holder(plan.run_dir)
         if keeper is not None:
             return keeper not in lost
         log.warning("%s going-on with %s: its agent %s is lost", item.id, found.handle, found.labels[Labels.AGENT])
         if found.state is RunState.RUNNING:
-            workshop.devices.restore(item.id, found.labels)
-        resume(Adopted(item=item, queue=queue, runner=runner, plan=plan, handle=found.handle))
+            context.devices.restore(item.id, found.labels)
+        resume(AdoptedRun(item=item, queue=queue, runner=runner, plan=plan, handle=found.handle))
         return True
     return False

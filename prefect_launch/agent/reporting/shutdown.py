@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from prefect_launch.agent.polling.events import Wake
+from prefect_launch.agent.polling.events import WakeEvent
 
 
-class Orders:
+class DrainState:
     """The orders of one agent.
 
     Args:
@@ -20,31 +20,31 @@ class Orders:
         ends_shift: a shift that has drained so ends before its time.
     """
 
-    def __init__(self, wake: Wake) -> None:
+    def __init__(self, wake: WakeEvent) -> None:
         self._wake = wake
         self._drains_here = False
         self.has_begun = False
         self.at_work = False
         self.stopping = False
         self.stops_jobs = False
-        self.drains_from_afar = False
+        self.drain_requested = False
         self.ends_shift = False
 
     @property
     def draining(self) -> bool:
         """Whether it takes no more items."""
-        return self._drains_here or self.drains_from_afar
+        return self._drains_here or self.drain_requested
 
     def drain(self) -> None:
         """Take no more items; leave when all that is in work is done."""
         self._drains_here = True
-        self._wake.ring()
+        self._wake.set()
 
-    def drain_from_afar(self, wanted: bool, *, ends_shift: bool = False) -> None:
+    def set_drain_request(self, wanted: bool, *, ends_shift: bool = False) -> None:
         """Note what the server's order says now."""
-        if (wanted, ends_shift) != (self.drains_from_afar, self.ends_shift):
-            self.drains_from_afar, self.ends_shift = wanted, ends_shift
-            self._wake.ring()
+        if (wanted, ends_shift) != (self.drain_requested, self.ends_shift):
+            self.drain_requested, self.ends_shift = wanted, ends_shift
+            self._wake.set()
 
     def leave(self, *, stop_jobs: bool = False) -> None:
         """Leave now.
@@ -54,4 +54,4 @@ class Orders:
         """
         self.stopping = True
         self.stops_jobs = stop_jobs
-        self._wake.ring()
+        self._wake.set()

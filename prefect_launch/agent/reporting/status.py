@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, Wake, follow
+from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, WakeEvent, follow
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
     AgentStatus,
-    RunningItem,
+    RunningItemSummary,
     cancel_drain,
     delete_status,
     drain_variable,
     post_status,
     read_drain_order,
 )
-from prefect_launch.queues.presence import Presence, delete_presence, post_presence
+from prefect_launch.queues.presence import Presence, delete_presence, write_presence
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 
@@ -45,7 +45,7 @@ ITEM_SECONDS: Final = 30
 _MISSED: Final = 3
 
 
-async def beat(server: Server, presence: Presence, items: Callable[[], Sequence[Item]]) -> None:
+async def send_heartbeats(server: Server, presence: Presence, items: Callable[[], Sequence[Item]]) -> None:
     """Beat for the agent every 15 s, for this life of it (which is shown already) and its items every 30 s; for ever.
 
     Args:
@@ -61,7 +61,7 @@ async def beat(server: Server, presence: Presence, items: Callable[[], Sequence[
                 await server.beat_worker(queue, presence.holder.agent, WORKER_SECONDS)
             if time.monotonic() >= presence_due:
                 beats += 1
-                await post_presence(server, presence.beating(beats))
+                await write_presence(server, presence.beating(beats))
                 presence_due = time.monotonic() + ITEM_SECONDS
             alive = items()
             if alive and time.monotonic() >= items_due:
@@ -90,27 +90,27 @@ class Reporter:
 
     def __init__(self, agent: LaunchAgent) -> None:
         self._agent = agent
-        self._server: Server = agent.shop.session.server
+        self._server: Server = agent.context.session.server
         self._name = agent.config.name
-        self._told = Wake()
+        self._told = WakeEvent()
 
     def notice(self, state: str | None = None) -> AgentStatus:
         """Return how the agent is now."""
         agent = self._agent
-        items = agent.crew.items
-        usual = "draining" if agent.orders.draining else "running" if items else "polling"
+        items = agent.running_items.items
+        usual = "draining" if agent.shutdown.draining else "running" if items else "polling"
         return AgentStatus(
             name=self._name,
             host=socket.gethostname(),
             queues=agent.config.queues,
             slots=None if math.isinf(agent.config.max_jobs) else int(agent.config.max_jobs),
             state=state or usual,
-            running=tuple(RunningItem.of(item) for item in items),
+            running=tuple(RunningItemSummary.of(item) for item in items),
             in_work=agent.num_running_jobs + agent.num_running_schedulers,
-            waits={str(one.item_id): one.reason for one in agent.shop.devices.wait_list.waiting},
-            devices=agent.shop.devices.describe(),
-            capacity=agent.shop.devices.allocations.capacity.as_told(),
-            problems=tuple(f"{name}: {why}" for name, why in sorted(agent.shop.reach.away.items())),
+            waits={str(one.item_id): one.reason for one in agent.context.devices.wait_list.waiting},
+            devices=agent.context.devices.describe(),
+            capacity=agent.context.devices.allocations.capacity.as_told(),
+            problems=tuple(f"{name}: {why}" for name, why in sorted(agent.context.runner_health.unreachable.items())),
             secure_mode=agent.config.secure_mode,
         )
 
@@ -128,31 +128,31 @@ class Reporter:
                 due = time.monotonic() + WRITE_SECONDS
             await anyio.sleep(_LOOK_SECONDS)
 
-    async def read_orders(self) -> None:
+    async def read_drain_request(self) -> None:
         """Read whether somebody has ordered it to drain."""
         order = await read_drain_order(self._server, self._name)
-        self._agent.orders.drain_from_afar(order is not None, ends_shift=order is not None and order.ends_shift)
+        self._agent.shutdown.set_drain_request(order is not None, ends_shift=order is not None and order.ends_shift)
 
-    async def watch_orders(self) -> None:
+    async def watch_drain_request(self) -> None:
         """Read its orders again and again, for ever."""
         told = False
         while True:
             try:
-                await self.read_orders()
+                await self.read_drain_request()
             except LaunchError as error:
                 log.debug("orders not read: %s", error)
-            if self._agent.orders.drains_from_afar is not told:
+            if self._agent.shutdown.drain_requested is not told:
                 told = not told
                 log.info("agent %s %s", self._name, "was told to drain" if told else "takes items again")
             await self._told.wait(self._agent.config.poll_seconds)
 
     async def listen(self) -> None:
         """Look for orders at once when the server tells of one, for ever."""
-        await follow(lambda: self._server.watch_variable(drain_variable(self._name)), lambda _: self._heard())
+        await follow(lambda: self._server.watch_variable(drain_variable(self._name)), lambda _: self._on_event())
 
-    def _heard(self) -> None:
-        self._told.ring()
-        asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._told.ring)
+    def _on_event(self) -> None:
+        self._told.set()
+        asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._told.set)
 
     async def leave(self, left: AgentStatus, presence: Presence, *, drained: bool) -> None:
         """Take its notice and its presence down; when items go on without it, both say so.
@@ -168,7 +168,7 @@ class Reporter:
                     await cancel_drain(self._server, self._name)
                 if left.running:
                     await post_status(self._server, left)
-                    await post_presence(self._server, presence.leaving())
+                    await write_presence(self._server, presence.leaving())
                 else:
                     await delete_status(self._server, self._name)
                     await delete_presence(self._server, presence.holder.instance)

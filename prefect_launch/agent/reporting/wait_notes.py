@@ -42,7 +42,7 @@ _PREFIX: Final = "Waits"
 _LOG_PAGE: Final = 200
 
 
-class WaitTeller:
+class WaitReasonLogger:
     """Tells items why they wait, for one agent.
 
     Args:

@@ -103,5 +103,5 @@ def test_image_of_that_name_runs_and_says_so_where_the_registry_is_out_of_sight(
     for one in (run, failing):
         (line,) = [line for line in containers.notes(one).splitlines() if digest in line]
         assert "which could not be had here: what runs is the image of that name, " in line
-    (page,) = [made for made in containers.artifacts(failing) if str(made.key).startswith("certificate-")]
+    (page,) = [made for made in containers.artifacts(failing) if str(made.key).startswith("failure-report-")]
     assert f"{digest}, not to be had here" in page.data

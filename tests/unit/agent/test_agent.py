@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.item.ownership import only_agent
+from prefect_launch.agent.item.ownership import hold_agent_name
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError, LaunchError, NotFoundError, ServerUnavailableError
 from prefect_launch.testing import Script
@@ -85,7 +85,7 @@ async def test_run_job_returns_at_once_and_counts_what_runs(bench: Bench) -> Non
             await bench.until(item, StateType.RUNNING)
         assert (agent.num_running_jobs, agent.num_running_schedulers, agent.free_slots) == (2, 0, 1)
         assert len(agent.thread_ids) == 2
-        await agent.crew.leave()
+        await agent.running_items.leave()
 
 
 async def test_schedulers_are_counted_apart(bench: Bench) -> None:
@@ -98,7 +98,7 @@ async def test_schedulers_are_counted_apart(bench: Bench) -> None:
         await agent.run_job(popped, QUEUE, None)
         assert (agent.num_running_jobs, agent.num_running_schedulers) == (0, 1)
         assert await agent.pop_from_queue(QUEUE) is None  # one scheduler is the most
-        await agent.crew.leave()
+        await agent.running_items.leave()
 
 
 def test_status_line_is_the_references(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -141,7 +141,7 @@ async def test_failed_item_keeps_the_files_that_are_given(bench: Bench, tmp_path
     (tmp_path / "error.log").write_text("why")
     async with bench.agent().connected() as agent:
         await agent.fail_run_queue_item(str(item.id), "no good", "agent", [tmp_path / "error.log"])
-        assert await agent.shop.session.jobs.read_output(str(item.id), 1, "error.log") == b"why"
+        assert await agent.context.session.jobs.read_output(str(item.id), 1, "error.log") == b"why"
 
 
 async def test_item_that_has_ended_is_not_failed_again(bench: Bench) -> None:
@@ -171,7 +171,7 @@ async def test_finished_thread_frees_its_slot(bench: Bench) -> None:
         assert agent.free_slots == 0
         await agent.finish_thread_id(str(popped.id))
         assert (agent.thread_ids, agent.free_slots) == ([], 1)
-        await agent.crew.leave()
+        await agent.running_items.leave()
 
 
 async def test_item_that_the_agent_itself_fails_over_ends_as_failed_with_an_error_log(
@@ -185,7 +185,7 @@ async def test_item_that_the_agent_itself_fails_over_ends_as_failed_with_an_erro
         await agent.run_job(popped, QUEUE, tmp_path)
         await bench.until(popped, StateType.RUNNING)
         await agent.finish_thread_id(str(popped.id), ZeroDivisionError("a bug"))
-        await agent.crew.leave()
+        await agent.running_items.leave()
     found = await bench.read(popped.id)
     assert (found.state_name, found.message) == ("Failed", "[agent] The agent failed over it: ZeroDivisionError: a bug")
     assert (tmp_path / "error.log").read_text() == "ZeroDivisionError: a bug\n"
@@ -223,21 +223,21 @@ async def test_item_of_a_sweep_that_has_ended_is_failed_and_never_started(bench:
 
 
 async def test_second_agent_of_a_name_on_one_machine_is_refused(tmp_path: Path) -> None:
-    async with only_agent(tmp_path, "box"):
+    async with hold_agent_name(tmp_path, "box"):
         with pytest.raises(AgentConfigError, match="An agent called 'box' runs on this machine already"):
-            async with only_agent(tmp_path, "box", wait_seconds=0.1):
+            async with hold_agent_name(tmp_path, "box", wait_seconds=0.1):
                 pass
-        async with only_agent(tmp_path, "other", wait_seconds=0.1):
+        async with hold_agent_name(tmp_path, "other", wait_seconds=0.1):
             pass
 
 
 async def test_agent_that_is_just_leaving_is_waited_for(tmp_path: Path) -> None:
-    async with only_agent(tmp_path, "box"):
+    async with hold_agent_name(tmp_path, "box"):
         waiting = asyncio.create_task(_come_and_go(tmp_path))
         await asyncio.sleep(0.1)
     await asyncio.wait_for(waiting, 5)
 
 
 async def _come_and_go(folder: Path) -> None:
-    async with only_agent(folder, "box"):
+    async with hold_agent_name(folder, "box"):
         pass

@@ -24,8 +24,8 @@ from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 
 #: Those that call the server, which is where they are made to fail.
 TASKS = (
-    *("heartbeat", "stop requests", "ownership check", "orders", "events", "order events", "limits", "notice"),
-    *("lost agents", "wait reasons", "stray stops"),
+    *("heartbeat", "cancellations", "ownership check", "drain request", "events", "drain events", "limits", "status"),
+    *("lost agents", "wait reasons", "orphaned cancellations"),
 )
 
 
@@ -80,7 +80,7 @@ async def test_background_task_that_fails_once_is_told_and_goes_on(
     agent_loop = asyncio.create_task(agent.loop())
     try:
         await bench.until(item, StateType.RUNNING)
-        if name in ("events", "order events"):  # A stream that breaks is foreseen; it is opened again.
+        if name in ("events", "drain events"):  # A stream that breaks is foreseen; it is opened again.
             await eventually(faults.total, lambda count: count > 1)
             return
         await eventually(faults.total, lambda count: count > 1)
@@ -124,13 +124,13 @@ async def test_look_at_an_engine_that_was_away_fails_once_is_told_and_goes_on(
 ) -> None:
     bench.machine.reachable = False
     (item,) = await bench.add()
-    faults = Faults(bench, "reach", 1)
+    faults = Faults(bench, "runner health", 1)
     async with bench.running(bench.agent()):
         await eventually(_text(caplog), lambda told: "away local-container" in told)
         bench.machine.reachable = True
         await bench.until(item, StateType.COMPLETED)
     assert faults.calls.total() > 1
-    assert "task-failed reach (1 within 300 s): ValueError" in caplog.text
+    assert "task-failed runner health (1 within 300 s): ValueError" in caplog.text
 
 
 async def test_housekeeping_that_fails_once_is_told_and_goes_on(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
@@ -154,7 +154,7 @@ async def test_housekeeping_that_fails_once_is_told_and_goes_on(bench: Bench, ca
     assert "task-failed housekeeping (1 within 300 s): ValueError" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["heartbeat", "stop requests", "ownership check", "orders"])
+@pytest.mark.parametrize("name", ["heartbeat", "cancellations", "ownership check", "drain request"])
 async def test_agent_whose_vital_task_fails_for_good_leaves_loudly_and_its_runs_go_on(
     bench: Bench, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -177,7 +177,7 @@ async def test_agent_whose_vital_task_fails_for_good_leaves_loudly_and_its_runs_
 
 
 async def test_agent_whose_notice_fails_for_good_goes_on_with_its_items(bench: Bench) -> None:
-    faults = Faults(bench, "notice", 1_000)
+    faults = Faults(bench, "status", 1_000)
     async with bench.running(bench.agent()):
         await eventually(faults.total, lambda count: count > supervision.MOST_FAILURES + 1)
         (item,) = await bench.add()

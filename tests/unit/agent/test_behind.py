@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from prefect_launch.agent.polling import candidates
-from prefect_launch.agent.polling.candidates import LOOK_SECONDS, PAGES, REST_SECONDS, Behind
+from prefect_launch.agent.polling.candidates import LOOK_SECONDS, PAGES, REST_SECONDS, QueuePager
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import Script
@@ -37,7 +37,7 @@ async def front_of(bench: Bench) -> list[Item]:
     return await bench.poll(PAGE)
 
 
-async def look(behind: Behind, front: list[Item], wanted: UUID | None = None) -> tuple[list[Item], Item | None]:
+async def look(behind: QueuePager, front: list[Item], wanted: UUID | None = None) -> tuple[list[Item], Item | None]:
     """Look once; return all that was shown, and what was found."""
     shown: list[Item] = []
 
@@ -60,7 +60,7 @@ async def test_look_shows_each_item_behind_the_front_once_and_in_the_order_of_th
     usual = await bench.add(PAGE + 3)
     low = await bench.add(10, priority="low")
     front = await front_of(bench)
-    shown, found = await look(Behind(bench.server, QUEUE), front)
+    shown, found = await look(QueuePager(bench.server, QUEUE), front)
     assert found is None
     assert ids(front + shown) == ids(high + usual + low)
 
@@ -68,7 +68,7 @@ async def test_look_shows_each_item_behind_the_front_once_and_in_the_order_of_th
 async def test_look_is_a_few_pages_and_the_next_goes_on_from_there(bench: Bench) -> None:
     items = await bench.add(PAGE * (PAGES + 2))
     clock, front = Clock(), await front_of(bench)
-    one = Behind(bench.server, QUEUE, now=clock)
+    one = QueuePager(bench.server, QUEUE, now=clock)
     first, _ = await look(one, front)
     clock.time += LOOK_SECONDS
     second, _ = await look(one, front)
@@ -83,7 +83,7 @@ async def test_items_that_are_due_at_the_same_time_are_all_shown(bench: Bench) -
     for item in items[PAGE - 5 :]:
         assert (await bench.server.propose(item.id, same)).accepted
     front = await front_of(bench)
-    shown, _ = await look(Behind(bench.server, QUEUE), front)
+    shown, _ = await look(QueuePager(bench.server, QUEUE), front)
     assert set(ids(front + shown)) == set(ids(items))
     assert len(front + shown) == len(items)
 
@@ -94,7 +94,7 @@ async def test_more_than_a_page_due_at_the_same_time_do_not_hide_what_is_due_lat
     for item in await bench.add(PAGE + 5):
         assert (await bench.server.propose(item.id, same)).accepted
     (later,) = await bench.add()
-    _, found = await look(Behind(bench.server, QUEUE), await front_of(bench), later.id)
+    _, found = await look(QueuePager(bench.server, QUEUE), await front_of(bench), later.id)
     assert found is not None
 
 
@@ -105,7 +105,7 @@ async def test_paused_priority_and_the_limit_of_one_are_kept_behind_the_front_to
     pool = bench.server._store.pools[QUEUE]
     pool.queues["high"] = pool.queues["high"].model_copy(update={"is_paused": True})
     pool.queues["default"] = pool.queues["default"].model_copy(update={"concurrency_limit": 2})
-    shown, _ = await look(Behind(bench.server, QUEUE), await front_of(bench))
+    shown, _ = await look(QueuePager(bench.server, QUEUE), await front_of(bench))
     assert ids(shown) == ids(limited[:2] + low)
     assert paused[0].id not in ids(shown)
 
@@ -115,7 +115,7 @@ async def test_what_is_not_due_yet_is_not_shown(bench: Bench) -> None:
     later = State(type=StateType.SCHEDULED, name="Scheduled", state_details={"scheduled_time": due.isoformat()})
     items = await bench.add(PAGE + 2)
     await bench.server.propose(items[-1].id, later)
-    shown, _ = await look(Behind(bench.server, QUEUE), await front_of(bench))
+    shown, _ = await look(QueuePager(bench.server, QUEUE), await front_of(bench))
     assert ids(shown) == [items[-2].id]
 
 
@@ -125,7 +125,7 @@ async def test_what_is_not_due_yet_is_not_shown(bench: Bench) -> None:
 async def test_agent_that_has_seen_all_rests_and_looks_sooner_once_something_has_changed(bench: Bench) -> None:
     await bench.add(PAGE + 1)
     clock, front = Clock(), await front_of(bench)
-    one = Behind(bench.server, QUEUE, now=clock)
+    one = QueuePager(bench.server, QUEUE, now=clock)
 
     async def looks_after(seconds: float) -> bool:
         clock.time += seconds
@@ -143,7 +143,7 @@ async def test_agent_that_has_seen_all_rests_and_looks_sooner_once_something_has
 async def test_what_changes_while_a_look_goes_on_leads_to_the_next(bench: Bench) -> None:
     await bench.add(PAGE + 1)
     clock = Clock()
-    one = Behind(bench.server, QUEUE, now=clock)
+    one = QueuePager(bench.server, QUEUE, now=clock)
 
     async def take(page: list[Item]) -> Item | None:
         one.changed()
@@ -155,7 +155,7 @@ async def test_what_changes_while_a_look_goes_on_leads_to_the_next(bench: Bench)
 
 async def test_look_that_found_something_is_followed_by_one_at_once_that_begins_with_its_page(bench: Bench) -> None:
     items = await bench.add(PAGE * 3)
-    one, front = Behind(bench.server, QUEUE, now=Clock()), await front_of(bench)
+    one, front = QueuePager(bench.server, QUEUE, now=Clock()), await front_of(bench)
     _, found = await look(one, front, items[-5].id)
     assert found is not None
     await bench.move(found, ItemState.CLAIMED)
@@ -169,7 +169,7 @@ async def test_look_that_found_something_is_followed_by_one_at_once_that_begins_
 async def test_slow_look_is_broken_off_and_gone_on_with_later(bench: Bench) -> None:
     items = await bench.add(PAGE * 4)
     clock, front = Clock(), await front_of(bench)
-    one = Behind(bench.server, QUEUE, now=clock)
+    one = QueuePager(bench.server, QUEUE, now=clock)
     shown: list[Item] = []
 
     async def take(page: list[Item]) -> Item | None:
@@ -236,24 +236,24 @@ async def test_agent_asks_seldom_while_many_items_wait_that_do_not_fit(bench: Be
             assert await agent.pop_from_queue(QUEUE) is None
         before = bench.server.calls.copy()
         for _ in range(10):
-            agent.intake.look_again()
+            agent.poller.look_again()
             assert await agent.pop_from_queue(QUEUE) is None
         assert bench.server.calls - before == {"poll": 20}
-        assert len(agent.shop.devices.wait_list.waiting) == PAGE * 5
+        assert len(agent.context.devices.wait_list.waiting) == PAGE * 5
 
 
 async def test_what_is_behind_is_forgotten_once_the_front_is_all(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
     items = await bench.add(PAGE + 5, **wants(2))
     async with agent_of(bench, 2).connected() as agent:
-        agent.shop.devices.restore(UUID(int=0), {"prefect-launch.devices": '{"gpus":["0"]}'})
+        agent.context.devices.restore(UUID(int=0), {"prefect-launch.devices": '{"gpus":["0"]}'})
         assert await agent.pop_from_queue(QUEUE) is None
-        assert len(agent.shop.devices.wait_list.waiting) == PAGE + 5
+        assert len(agent.context.devices.wait_list.waiting) == PAGE + 5
         for item in items[10:]:
             await bench.move(item, ItemState.CANCELLED)
-        agent.intake.look_again()
+        agent.poller.look_again()
         assert await agent.pop_from_queue(QUEUE) is None
-        assert ids_of(agent.shop.devices.wait_list.waiting) == set(ids(items[:10]))
+        assert ids_of(agent.context.devices.wait_list.waiting) == set(ids(items[:10]))
 
 
 def ids_of(waiting: Any) -> set[UUID]:

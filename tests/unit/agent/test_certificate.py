@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.agent.item.diagnosis import ADVICE, Category, diagnose
-from prefect_launch.agent.item.failure_report import Facts, certify, read_last_lines
+from prefect_launch.agent.item.failure_report import Facts, build_report, read_last_lines
 from prefect_launch.agent.item.outcome import outcome_of_error, outcome_of_exit
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError, ImagePullError, InfrastructureError, QueueError, SpecError
@@ -77,7 +77,7 @@ async def test_page_shows_all_that_is_known(bench: Bench, tmp_path: Path) -> Non
         item_id=str(item.id), run_id="r", run_dir=tmp_path, command=("python", "train.py"), args=("a|b",), image="m:1"
     )
     facts = Facts(agent="box", queue="gpu", attempt=2, plan=plan, end=end, image="m@sha256:1", last_lines=("one",))
-    page = certify(item, outcome_of_exit(end), facts, comes_back="It comes back.").markdown()
+    page = build_report(item, outcome_of_exit(end), facts, comes_back="It comes back.").markdown()
     for words in (
         "`137`",
         "SIGKILL",
@@ -96,7 +96,7 @@ async def test_page_shows_all_that_is_known(bench: Bench, tmp_path: Path) -> Non
 async def test_log_with_fences_and_markup_cannot_break_the_page(bench: Bench) -> None:
     (item,) = await bench.add()
     end = ExitStatus(exit_code=1)
-    page = certify(item, outcome_of_exit(end), Facts(end=end, last_lines=("````", "# no title"))).markdown()
+    page = build_report(item, outcome_of_exit(end), Facts(end=end, last_lines=("````", "# no title"))).markdown()
     assert "`````text\n````\n# no title\n`````" in page
 
 
@@ -133,7 +133,7 @@ async def test_item_that_does_not_complete_gets_its_page(bench: Bench, script: S
     await bench.agent().loop(until_empty=True)
     assert (await bench.read(item.id)).state_type in (StateType.FAILED, StateType.CRASHED)
     (artifact,) = await bench.server.list_artifacts(item.id)
-    assert (artifact["key"], artifact["type"]) == ("certificate-mine-1", "markdown")
+    assert (artifact["key"], artifact["type"]) == ("failure-report-mine-1", "markdown")
     assert words in artifact["data"]
 
 
@@ -147,7 +147,7 @@ async def test_page_does_not_tell_where_on_its_machine_an_agent_keeps_its_things
     (item,) = await bench.add()
     plan = RunPlan(item_id=str(item.id), run_id="r", run_dir=bench.folder / "runs" / str(item.id) / "1")
     error = InfrastructureError(f"cannot write {plan.output_dir}")
-    page = certify(item, outcome_of_error(error, Phase.AGENT), Facts(plan=plan, error=error)).markdown()
+    page = build_report(item, outcome_of_error(error, Phase.AGENT), Facts(plan=plan, error=error)).markdown()
     assert str(bench.folder) not in page
     assert f"<home>/runs/{item.id}/1" in page
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from prefect_launch.agent.item.claim import claim, give_back, is_over_limit, undo_claim
+from prefect_launch.agent.item.claim import claim, is_over_limit, release_claim, undo_claim
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.server.values import State
@@ -69,7 +69,7 @@ async def test_given_back_item_is_claimed_from_an_old_poll_too(bench: Bench) -> 
     (polled,) = await bench.poll()
     first = await claim(bench.server, polled, holder=holder_called("box-1"))
     assert first is not None
-    await give_back(bench.server, first, "not now")
+    await release_claim(bench.server, first, "not now")
     assert await claim(bench.server, polled, holder=holder_called("box-2")) is not None
 
 

@@ -160,7 +160,7 @@ async def test_next_life_of_an_agent_knows_who_holds_what(bench: Bench) -> None:
     (any_one,) = await bench.add(**wants(1))
     async with bench.running(agent_of(bench, 3)) as agent:
         await bench.until(any_one, StateType.COMPLETED)
-        assert agent.shop.devices.gpus_of(first.id) == "GPUs 0,1"
+        assert agent.context.devices.gpus_of(first.id) == "GPUs 0,1"
         assert await bench.states(named) == ["Queued"]
         await bench.move(first, ItemState.CANCELLING)
         await bench.until(named, StateType.COMPLETED)
@@ -178,7 +178,7 @@ async def test_devices_of_an_item_that_another_agent_claimed_are_free_again(benc
 
         bench.server.before_call = other_is_faster
         assert await agent.pop_from_queue(QUEUE) is None
-        assert agent.shop.devices.allocations.held == {}
+        assert agent.context.devices.allocations.held == {}
 
 
 async def test_item_whose_gpu_is_taken_between_claim_and_start_goes_back_into_its_queue(bench: Bench) -> None:

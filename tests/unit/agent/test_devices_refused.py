@@ -24,9 +24,9 @@ async def test_items_that_never_fit_wait_and_one_line_says_why(bench: Bench, cap
     with caplog.at_level(logging.INFO, logger="prefect_launch.agent"):
         async with bench.running(agent_of(bench, 2, device_patience_seconds=0)) as agent:
             await bench.until(small, StateType.COMPLETED)
-            await eventually(now_async(lambda: len(agent.shop.devices.wait_list.waiting)), lambda count: count == 40)
+            await eventually(now_async(lambda: len(agent.context.devices.wait_list.waiting)), lambda count: count == 40)
             await eventually(lambda: read_statuses(bench.server), lambda told: told["box"].waits)
-            first, last = [await why_waiting(agent.shop.session, item) for item in (items[0], items[-1])]
+            first, last = [await why_waiting(agent.context.session, item) for item in (items[0], items[-1])]
     assert [await bench.states(item) for item in items] == [["Queued"]] * 40
     assert caplog.text.count("It asks for 3 GPUs, and this agent has GPUs 0,1.") == 1
     assert [("cannot run this" in await bench.log(item)) for item in items].count(True) == 20
@@ -67,8 +67,8 @@ async def test_backlog_waits_for_a_driver_that_does_not_answer_and_runs_when_it_
             looks = gpus.looks
             await eventually(now_async(lambda: gpus.looks), lambda count: count > looks)
             assert [await bench.states(item) for item in items] == [["Queued"]] * 10
-            assert "does not answer: Unknown Error" in agent.shop.devices.describe()
-            assert all("does not answer" in one.reason for one in agent.shop.devices.wait_list.waiting)
+            assert "does not answer: Unknown Error" in agent.context.devices.describe()
+            assert all("does not answer" in one.reason for one in agent.context.devices.wait_list.waiting)
             gpus.away = ""
             for item in items:
                 await bench.until(item, StateType.COMPLETED)
@@ -118,7 +118,7 @@ async def test_item_that_never_fits_here_is_left_to_an_agent_that_can(bench: Ben
     await bench.server.beat_worker(QUEUE, "big", 15)
     async with bench.running(agent_of(bench, 1, name="small")) as small:
         await eventually(lambda: bench.log(item), lambda log: "The agent small cannot run this" in log)
-        since = small.shop.devices.wait_list.since(item.id) or 0.0
+        since = small.context.devices.wait_list.since(item.id) or 0.0
         await eventually(now_async(lambda: time.monotonic() - since), lambda waited: waited > 0.4)
         assert await bench.states(item) == ["Queued"]
         async with bench.running(agent_of(bench, 4, name="big")):
@@ -147,7 +147,7 @@ async def test_agent_whose_driver_does_not_answer_may_be_able_to_run_what_no_oth
         async with bench.running(agent_of(bench, 1, name="one")) as one:
             (item,) = await bench.add(**wants(3))
             await eventually(lambda: bench.log(item), lambda log: "The agent one cannot run this" in log)
-            since = one.shop.devices.wait_list.since(item.id) or 0.0
+            since = one.context.devices.wait_list.since(item.id) or 0.0
             await eventually(now_async(lambda: time.monotonic() - since), lambda waited: waited > 0.4)
             assert await bench.states(item) == ["Queued"]
             cards.away = ""
@@ -161,10 +161,10 @@ async def test_agent_that_shows_no_card_but_must_have_some_does_not_start(bench:
 
 async def test_agent_gives_out_only_the_cards_that_it_is_told_to(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     async with agent_of(bench, 4, gpus=[1, "GPU-00000003"]).connected() as agent:
-        assert [gpu.index for gpu in agent.shop.devices.allocations.capacity.gpus] == ["1", "3"]
+        assert [gpu.index for gpu in agent.context.devices.allocations.capacity.gpus] == ["1", "3"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
     async with agent_of(bench, 4).connected() as agent:
-        assert [gpu.index for gpu in agent.shop.devices.allocations.capacity.gpus] == ["0", "2"]
+        assert [gpu.index for gpu in agent.context.devices.allocations.capacity.gpus] == ["0", "2"]
 
 
 # --- other people's processes ---

@@ -16,7 +16,7 @@ from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.queues.agent_status import (
     AgentInfo,
     AgentStatus,
-    RunningItem,
+    RunningItemSummary,
     agents,
     drain_agent,
     post_status,
@@ -43,7 +43,7 @@ async def test_draining_agent_finishes_what_runs_and_takes_no_more(bench: Bench)
     agent = bench.agent()
     loop = asyncio.create_task(agent.loop())
     await bench.until(first, StateType.RUNNING)
-    agent.orders.drain()
+    agent.shutdown.drain()
     await asyncio.wait_for(loop, 5)
     assert (await bench.read(first.id)).state_type is StateType.COMPLETED
     assert await bench.states(second) == ["Queued"]
@@ -230,7 +230,7 @@ async def test_agent_tells_its_host_its_slots_and_what_runs(bench: Bench) -> Non
         seen = await _seen(bench, "running")
         assert (seen.slots, seen.in_work, seen.queues) == (3, 1, (QUEUE,))
         assert seen.host
-        assert seen.running == (RunningItem.of(item),)
+        assert seen.running == (RunningItemSummary.of(item),)
 
 
 async def test_agent_that_leaves_with_nothing_in_work_is_off_the_list(bench: Bench) -> None:
@@ -246,14 +246,14 @@ async def test_idle_agent_writes_its_notice_once(bench: Bench) -> None:
 
 
 async def test_notice_of_much_work_is_cut_to_what_the_server_keeps(bench: Bench) -> None:
-    running = tuple(RunningItem(id=str(UUID(int=number)), name="x" * 60) for number in range(200))
+    running = tuple(RunningItemSummary(id=str(UUID(int=number)), name="x" * 60) for number in range(200))
     notice = AgentStatus(
         name="box", host="h", queues=(QUEUE,), slots=None, state="running", running=running, in_work=200
     )
     await post_status(bench.server, notice)
-    kept = (await read_statuses(bench.server))["box"]
-    assert kept.in_work == 200
-    assert 10 < len(kept.running) < 200
+    hold_run_lock = (await read_statuses(bench.server))["box"]
+    assert hold_run_lock.in_work == 200
+    assert 10 < len(hold_run_lock.running) < 200
 
 
 async def test_agents_whose_names_differ_in_case_or_dots_keep_notices_of_their_own(bench: Bench) -> None:

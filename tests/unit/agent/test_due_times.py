@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.agent.polling.candidates import Candidates
-from prefect_launch.agent.polling.queue_poller import Intake
+from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item, State
@@ -24,7 +24,7 @@ LONG_SECONDS = 60.0
 LATE_SECONDS = 4.0
 
 
-def due_in(seconds: float) -> State:
+def seconds_until_due(seconds: float) -> State:
     due = datetime.now(timezone.utc) + timedelta(seconds=seconds)
     retry = State.of(ItemState.AWAITING_RETRY)
     return retry.model_copy(update={"state_details": {"scheduled_time": due.isoformat()}})
@@ -34,7 +34,7 @@ async def add_for_later(bench: Bench, seconds: float, **spec: Any) -> Item:
     """Put an item on the queue that is due in some seconds."""
     (item,) = await bench.add(**spec)
     await bench.move(item, ItemState.CLAIMED)
-    assert (await bench.server.propose(item.id, due_in(seconds))).accepted
+    assert (await bench.server.propose(item.id, seconds_until_due(seconds))).accepted
     return await bench.read(item.id)
 
 
@@ -123,17 +123,17 @@ async def test_intake_knows_the_earliest_time_of_all_queues(bench: Bench) -> Non
     await add_for_later(bench, 30)
     await add_for_later(bench, 1, queue="second")
     async with bench.api.open() as session:
-        intake = Intake(
+        poller = QueuePoller(
             Session(bench.server, session.jobs, session.digest_cache),
             [QUEUE, "second"],
             holder_called("box"),
             poll_seconds=LONG_SECONDS,
         )
-        assert intake.due_in() == float("inf")
-        assert await intake.next(slots=1, skip=()) is None
-        assert 0 < intake.due_in() <= 1
-        await asyncio.sleep(intake.due_in())
-        assert 10 < intake.due_in() < 30  # what is due is no reason to wake again
+        assert poller.seconds_until_due() == float("inf")
+        assert await poller.next(slots=1, skip=()) is None
+        assert 0 < poller.seconds_until_due() <= 1
+        await asyncio.sleep(poller.seconds_until_due())
+        assert 10 < poller.seconds_until_due() < 30  # what is due is no reason to wake again
 
 
 # --- the loop ---

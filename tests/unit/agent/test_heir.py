@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.item.ownership import keeper_of, kept
+from prefect_launch.agent.item.ownership import hold_run_lock, run_lock_holder
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.queues.agent_status import AgentStatus, RunningItem, post_status, read_statuses
+from prefect_launch.queues.agent_status import AgentStatus, RunningItemSummary, post_status, read_statuses
 from prefect_launch.runners.base import Found
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryMachine, Script
@@ -68,7 +68,7 @@ async def test_run_that_has_ended_keeps_its_end(bench: Bench) -> None:
 async def test_run_that_is_cancelled_is_stopped_by_who_goes_on_with_it(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60))
     async with heir(bench) as agent:
-        await eventually(lambda: asyncio.sleep(0, agent.crew.held), lambda held: item.id in held)
+        await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
         await bench.move(item, ItemState.CANCELLING)
         await bench.until(item, StateType.CANCELLED)
     done(bench, item)
@@ -79,7 +79,8 @@ async def test_of_two_heirs_one_goes_on_and_the_other_takes_over_from_it(bench: 
     async with heir(bench, "second") as second:
         async with heir(bench, "first") as first:
             both = await eventually(
-                lambda: asyncio.sleep(0, first.crew.held | second.crew.held), lambda held: item.id in held
+                lambda: asyncio.sleep(0, first.running_items.held | second.running_items.held),
+                lambda held: item.id in held,
             )
             assert both == {item.id}
         await bench.server.beat_worker(QUEUE, "first", 15)  # it did not leave in order
@@ -91,11 +92,11 @@ async def test_of_two_heirs_one_goes_on_and_the_other_takes_over_from_it(bench: 
 async def test_lost_agent_that_comes_back_waits_for_its_turn_and_reports_nothing_twice(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=2.0, log=(b"one\n",), outputs={"outputs.json": b'{"acc": 1}'}))
     async with heir(bench) as agent:
-        await eventually(lambda: asyncio.sleep(0, agent.crew.held), lambda held: item.id in held)
+        await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
         async with bench.running(bench.agent("box")) as back:
-            await eventually(lambda: asyncio.sleep(0, back.crew.held), lambda held: item.id in held)
+            await eventually(lambda: asyncio.sleep(0, back.running_items.held), lambda held: item.id in held)
             await bench.until(item, StateType.COMPLETED)
-            await eventually(lambda: asyncio.sleep(0, back.crew.held), lambda held: not held)
+            await eventually(lambda: asyncio.sleep(0, back.running_items.held), lambda held: not held)
     assert await bench.states(item) == ["Queued", "Pending", "Running", "Completed"]
     assert await bench.log(item) == "one"
     assert len([one for one in await bench.server.list_artifacts(item.id) if one["type"] == "table"]) == 1
@@ -108,15 +109,15 @@ async def test_run_that_its_heir_cancels_is_not_touched_by_the_lost_agent_that_c
 ) -> None:
     item = await orphaned(bench, Script(seconds=60))
     async with heir(bench) as agent:
-        await eventually(lambda: asyncio.sleep(0, agent.crew.held), lambda held: item.id in held)
+        await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
         async with bench.running(bench.agent("box")) as back:
-            await eventually(lambda: asyncio.sleep(0, back.crew.held), lambda held: item.id in held)
-            tracker = back.crew.find(str(item.id))
+            await eventually(lambda: asyncio.sleep(0, back.running_items.held), lambda held: item.id in held)
+            running_item = back.running_items.find(str(item.id))
             if not hears:  # its stream of events is down
-                monkeypatch.setattr(tracker, "stop", asyncio.Event())
+                monkeypatch.setattr(running_item, "stop", asyncio.Event())
             await bench.move(item, ItemState.CANCELLING)
             await bench.until(item, StateType.CANCELLED)
-            await eventually(lambda: asyncio.sleep(0, back.crew.held), lambda held: not held)
+            await eventually(lambda: asyncio.sleep(0, back.running_items.held), lambda held: not held)
     assert await bench.states(item) == ["Queued", "Pending", "Running", "Cancelling", "Cancelled"]
     done(bench, item)
 
@@ -144,7 +145,7 @@ async def test_run_that_an_heir_follows_is_left_to_it_by_who_cannot_reach_it(ben
 
 async def test_notice_of_an_agent_that_is_on_no_list_any_more_keeps_nothing(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60), retries=0)
-    running = (RunningItem.of(item),)
+    running = (RunningItemSummary.of(item),)
     left = AgentStatus(name="old", host="vm", queues=(QUEUE,), slots=1, state="running", running=running)
     await post_status(bench.server, left)
     async with heir(bench, machine=InMemoryMachine()):
@@ -155,15 +156,15 @@ async def test_run_of_an_heir_that_hangs_is_told_as_lost(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60), retries=0)
     await bench.server.beat_worker(QUEUE, "first", 15)
     (run,) = bench.machine.runs.values()
-    async with kept(run.plan.run_dir, "first"), heir(bench):
+    async with hold_run_lock(run.plan.run_dir, "first"), heir(bench):
         await bench.until(item, StateType.CRASHED)
 
 
 async def test_disk_that_fails_once_does_not_end_the_watch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     item = await orphaned(bench, Script(seconds=1.0), retries=0)
     async with heir(bench) as agent:
-        await eventually(lambda: asyncio.sleep(0, agent.orders.at_work), bool)
-        runner = agent.shop.runner(RESOURCE)
+        await eventually(lambda: asyncio.sleep(0, agent.shutdown.at_work), bool)
+        runner = agent.context.runner(RESOURCE)
         find, calls = runner.find, [0]
 
         async def fail_once(labels: Mapping[str, str]) -> list[Found]:
@@ -181,7 +182,7 @@ async def test_disk_that_fails_once_does_not_end_the_watch(bench: Bench, monkeyp
 async def test_run_of_an_agent_that_hangs_is_told_as_lost(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60), retries=0)
     (run,) = bench.machine.runs.values()
-    async with kept(run.plan.run_dir, "box"), heir(bench):
+    async with hold_run_lock(run.plan.run_dir, "box"), heir(bench):
         ended = await bench.until(item, StateType.CRASHED)
     assert "was last seen at" in ended.message
 
@@ -195,10 +196,10 @@ async def test_run_out_of_reach_is_told_as_lost(bench: Bench) -> None:
 
 async def test_run_is_kept_by_one_agent_at_a_time(bench: Bench) -> None:
     folder = bench.folder / "run"
-    async with kept(folder, "first") as at_once:
+    async with hold_run_lock(folder, "first") as at_once:
         assert at_once
-        assert keeper_of(folder) == "first"
-        second = asyncio.create_task(kept(folder, "second").__aenter__())
+        assert run_lock_holder(folder) == "first"
+        second = asyncio.create_task(hold_run_lock(folder, "second").__aenter__())
         await asyncio.sleep(0.05)
         assert not second.done()
     assert await second is False

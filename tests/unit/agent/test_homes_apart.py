@@ -9,10 +9,10 @@ from pathlib import Path
 from uuid import uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.context import Workshop
+from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.ownership import claims_of, token_of_claim
-from prefect_launch.agent.item.previous_attempts import stop_all_attempts, stop_older_attempts
-from prefect_launch.agent.recovery.lost_agents import LostWatch
+from prefect_launch.agent.item.previous_attempts import stop_all_attempts, stop_previous_attempts
+from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.base import Found, Labels, RunPlan, RunState
@@ -55,7 +55,7 @@ async def stop_older(bench: Bench, item: Item, attempt: int, claim: str) -> None
     plan = run.plan.model_copy(update={"attempt": attempt, "labels": {**run.plan.labels, Labels.CLAIM: claim}})
     agent = agent_of(bench, home, "other")
     async with bench.api.open() as session:
-        await stop_older_attempts(Workshop(agent.config, session), OfOneHome(home, bench.machine), plan)
+        await stop_previous_attempts(AgentContext(agent.config, session), OfOneHome(home, bench.machine), plan)
 
 
 async def test_older_attempt_of_another_home_is_stopped_first_and_stays_there(bench: Bench) -> None:
@@ -128,7 +128,7 @@ async def test_agent_that_was_cut_off_while_it_prepared_makes_nothing_of_an_item
             return ItemState.PULLING
 
         async def prepare(self, plan: RunPlan) -> None:
-            agent.shop.trusted_seconds = 0.0  # It was cut off for long.
+            agent.context.trusted_seconds = 0.0  # It was cut off for long.
             await bench.server.propose(item.id, State.of(ItemState.QUEUED, "Its agent is lost."), force=True)
             await bench.server.propose(item.id, holder_called("other").claiming(uuid4()))
             created.append(await InMemoryRunner(bench.folder, bench.machine).create(_of_another_claim(plan)))
@@ -175,8 +175,8 @@ async def look_as_other(bench: Bench, runner: InMemoryRunner) -> None:
     agent = LaunchAgent(bench.api, settings, runners={RESOURCE: runner})
     clock = Clock()
     async with bench.api.open() as session:
-        shop = Workshop(agent.config, session, runners={RESOURCE: runner})
-        watch = LostWatch(session, "other", [QUEUE], clock=clock, stop_here=partial(stop_all_attempts, shop))
+        context = AgentContext(agent.config, session, runners={RESOURCE: runner})
+        watch = LostAgentDetector(session, "other", [QUEUE], clock=clock, stop_here=partial(stop_all_attempts, context))
         await Watcher(watch, clock).looks(seconds=105)
 
 

@@ -46,7 +46,7 @@ def set_age(folder: Path, hours: float) -> None:
 
 async def keep_house(agent: LaunchAgent, *, dry_run: bool = False) -> Report:
     async with agent.connected():
-        keeper = Housekeeper(agent.shop, lambda: agent.crew.held, settled_seconds=0)
+        keeper = Housekeeper(agent.context, lambda: agent.running_items.held, settled_seconds=0)
         report = await keeper.once(dry_run=dry_run)
         assert report is not None
         return report
@@ -264,7 +264,7 @@ async def test_one_process_keeps_a_house_at_a_time(bench: Bench) -> None:
     async with bench.agent().connected() as agent:
         with (bench.folder / "housekeeping.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            assert await Housekeeper(agent.shop).once() is None
+            assert await Housekeeper(agent.context).once() is None
 
 
 def test_file_with_two_names_counts_once(tmp_path: Path) -> None:

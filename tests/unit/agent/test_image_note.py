@@ -8,8 +8,8 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.item.failure_report import Facts, certify
-from prefect_launch.agent.item.log_notes import tell_other_image
+from prefect_launch.agent.item.failure_report import Facts, build_report
+from prefect_launch.agent.item.log_notes import warn_of_other_image
 from prefect_launch.agent.item.outcome import outcome_of_exit
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import UnreachableError
@@ -31,7 +31,7 @@ def plan(folder: Path, wanted: str | None = WANTED) -> RunPlan:
 async def test_item_is_told_which_image_was_meant_and_which_one_runs(bench: Bench, tmp_path: Path, ran: str) -> None:
     (item,) = await bench.add()
 
-    await tell_other_image(bench.server, item.id, plan(tmp_path), ran)
+    await warn_of_other_image(bench.server, item.id, plan(tmp_path), ran)
 
     (line,) = (await bench.log(item)).splitlines()
     assert f"{NAME}:1 meant {OLD} when this was queued" in line
@@ -44,7 +44,7 @@ async def test_item_of_the_image_that_was_meant_is_told_nothing(
 ) -> None:
     (item,) = await bench.add()
 
-    await tell_other_image(bench.server, item.id, plan(tmp_path, wanted), ran)
+    await warn_of_other_image(bench.server, item.id, plan(tmp_path, wanted), ran)
 
     assert await bench.log(item) == ""
 
@@ -70,7 +70,7 @@ async def test_line_that_cannot_be_written_is_no_fault(
     (item,) = await bench.add()
     monkeypatch.setattr(bench.server, "write_logs", AsyncMock(side_effect=error))
 
-    await tell_other_image(bench.server, item.id, plan(tmp_path), f"{NAME}@{NEW}")
+    await warn_of_other_image(bench.server, item.id, plan(tmp_path), f"{NAME}@{NEW}")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ async def test_certificate_tells_both_images_when_they_are_two(
     (item,) = await bench.add()
     end = ExitStatus(exit_code=3)
 
-    page = certify(item, outcome_of_exit(end), Facts(plan=plan(tmp_path), end=end, image=ran), comes_back=None)
+    page = build_report(item, outcome_of_exit(end), Facts(plan=plan(tmp_path), end=end, image=ran), comes_back=None)
 
     assert ("image when queued" in page.markdown()) == (row is not None)
     assert row is None or row in page.markdown()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from prefect_launch.agent.polling.candidates import POLL_FACTOR, Candidates
-from prefect_launch.agent.polling.queue_poller import Intake
+from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import NotFoundError, ServerUnavailableError
 from prefect_launch.queues.session import Session
@@ -15,13 +15,13 @@ from prefect_launch.server.values import Item
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 
-async def intake_of(bench: Bench, *queues: str, holder: str = "box") -> Intake:
+async def intake_of(bench: Bench, *queues: str, holder: str = "box") -> QueuePoller:
     async with bench.api.open() as session:
-        intake = Intake(
+        poller = QueuePoller(
             Session(bench.server, session.jobs, session.digest_cache), queues or (QUEUE,), holder_called(holder)
         )
-        await intake.read_limits()
-        return intake
+        await poller.read_limits()
+        return poller
 
 
 async def drain(candidates: Candidates, *, slots: int) -> list[Item]:
@@ -44,7 +44,7 @@ async def test_agent_that_lost_a_claim_shuffles_inside_one_priority(bench: Bench
     urgent = await bench.add(3, priority="critical")
     usual = await bench.add(20)
     candidates = Candidates(bench.server, QUEUE)
-    candidates.lost()
+    candidates.note_lost_claim()
     found = [item.id for item in await drain(candidates, slots=23)]
     assert set(found[:3]) == {item.id for item in urgent}
     assert set(found[3:]) == {item.id for item in usual}
@@ -110,8 +110,8 @@ async def test_queues_have_their_turn_one_after_another(bench: Bench) -> None:
     await asyncio.to_thread(bench.api.create_run_queue, "second", RESOURCE)
     await bench.add(2)
     await bench.add(2, queue="second")
-    intake = await intake_of(bench, QUEUE, "second")
-    taken = [await intake.next(slots=1, skip=()) for _ in range(5)]
+    poller = await intake_of(bench, QUEUE, "second")
+    taken = [await poller.next(slots=1, skip=()) for _ in range(5)]
     assert [found[1] for found in taken if found] == [QUEUE, "second", QUEUE, "second"]
     assert taken[4] is None
 
@@ -119,8 +119,8 @@ async def test_queues_have_their_turn_one_after_another(bench: Bench) -> None:
 async def test_empty_queue_keeps_nobody_waiting(bench: Bench) -> None:
     await asyncio.to_thread(bench.api.create_run_queue, "second", RESOURCE)
     await bench.add(2, queue="second")
-    intake = await intake_of(bench, QUEUE, "second")
-    found = [await intake.next(slots=1, skip=()) for _ in range(2)]
+    poller = await intake_of(bench, QUEUE, "second")
+    found = [await poller.next(slots=1, skip=()) for _ in range(2)]
     assert [one[1] for one in found if one] == ["second", "second"]
 
 
@@ -130,16 +130,16 @@ async def test_queue_that_the_agent_does_not_have_is_refused(bench: Bench) -> No
 
 
 async def test_server_that_is_away_is_told(bench: Bench) -> None:
-    intake = await intake_of(bench)
+    poller = await intake_of(bench)
     bench.server.down()
     with pytest.raises(ServerUnavailableError):
-        await intake.pop(QUEUE)
+        await poller.pop(QUEUE)
 
 
 async def test_item_over_the_limit_is_given_back(bench: Bench) -> None:
     await asyncio.to_thread(bench.api.update_run_queue, QUEUE, concurrency_limit=1)
     await bench.add(2)
-    intake, other = await intake_of(bench), await intake_of(bench, holder="other")
+    poller, other = await intake_of(bench), await intake_of(bench, holder="other")
     met: list[str] = []
 
     async def other_is_faster(method: str) -> None:
@@ -148,7 +148,7 @@ async def test_item_over_the_limit_is_given_back(bench: Bench) -> None:
             assert await other.pop(QUEUE, slots=1) is not None
 
     bench.server.before_call = other_is_faster
-    assert await intake.pop(QUEUE, slots=2) is None
+    assert await poller.pop(QUEUE, slots=2) is None
     assert await bench.server.count_items(pool=QUEUE, state_types=[StateType.PENDING]) == 1
     assert await bench.server.count_items(pool=QUEUE, state_types=[StateType.SCHEDULED]) == 1
 
@@ -157,7 +157,7 @@ async def test_many_agents_never_hold_more_than_the_limit(bench: Bench) -> None:
     await asyncio.to_thread(bench.api.update_run_queue, QUEUE, concurrency_limit=2)
     await bench.add(20)
     intakes = [await intake_of(bench, holder=f"box-{n}") for n in range(4)]
-    taken = await asyncio.gather(*(intake.pop(QUEUE, slots=4) for intake in intakes))
+    taken = await asyncio.gather(*(poller.pop(QUEUE, slots=4) for poller in intakes))
     assert 1 <= sum(item is not None for item in taken) <= 2
     held = await bench.server.count_items(pool=QUEUE, state_types=[StateType.PENDING])
     assert held == sum(item is not None for item in taken)

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.item.ownership import holder_of, stop_once
-from prefect_launch.agent.recovery.lost_agents import LostWatch
+from prefect_launch.agent.item.ownership import check_ownership, holder_of
+from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
@@ -29,7 +29,7 @@ class Clock:
 class Watcher:
     """A watch of the agent `other`, and its clock."""
 
-    def __init__(self, watch: LostWatch, clock: Clock) -> None:
+    def __init__(self, watch: LostAgentDetector, clock: Clock) -> None:
         self.watch = watch
         self._clock = clock
 
@@ -45,7 +45,7 @@ class Watcher:
 async def watching(bench: Bench, name: str = "other") -> AsyncIterator[Watcher]:
     clock = Clock()
     async with bench.api.open() as session:
-        yield Watcher(LostWatch(session, name, [QUEUE], clock=clock), clock)
+        yield Watcher(LostAgentDetector(session, name, [QUEUE], clock=clock), clock)
 
 
 async def left_running(bench: Bench, name: str = "box", **spec: Any) -> Item:
@@ -66,7 +66,7 @@ async def test_item_of_a_lost_agent_comes_back_and_says_who_was_last_seen_when(b
     assert found.state_name == "AwaitingRetry"
     assert found.message.startswith("Crashed: [run] Agent box on ")
     assert "was last seen at 20" in found.message
-    assert any("certificate" in artifact["key"] for artifact in await bench.server.list_artifacts(item.id))
+    assert any("failure-report" in artifact["key"] for artifact in await bench.server.list_artifacts(item.id))
 
 
 async def test_item_of_a_lost_agent_that_may_not_come_back_has_crashed(bench: Bench) -> None:
@@ -134,7 +134,7 @@ async def test_agent_that_comes_back_stops_what_is_another_attempt_by_now(bench:
             await watcher.watch._settle(QUEUE, (await bench.server.list_workers(QUEUE))[0], ["box"])
         async with bench.running(bench.agent("other", machine=InMemoryMachine())):
             await bench.until(item, StateType.COMPLETED)
-        await stop_once(bench.server, agent.crew.trackers)
+        await check_ownership(bench.server, agent.running_items.entries)
         for _ in range(200):
             if not bench.machine.runs:
                 break
@@ -179,7 +179,7 @@ async def test_agent_that_comes_back_from_its_start_writes_nothing_over_another_
     elsewhere = InMemoryMachine(lambda plan: Script(seconds=0.5))
     async with bench.running(agent):
         await reached.wait()
-        agent.shop.trusted_seconds = 0.0  # It was cut off for long.
+        agent.context.trusted_seconds = 0.0  # It was cut off for long.
         async with watching(bench) as watcher:
             await watcher.watch._settle(QUEUE, (await bench.server.list_workers(QUEUE))[0], ["box"])
         async with bench.running(bench.agent("other", machine=elsewhere)):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.agent.item.logs import CHUNK_BYTES, SHARE_BYTES, TAIL_BYTES
-from prefect_launch.agent.item.outputs import READ_BYTES, hide_in_file
+from prefect_launch.agent.item.outputs import READ_BYTES, mask_file
 from prefect_launch.core.masking import MASK, Mask
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InfrastructureError
@@ -69,14 +69,14 @@ def test_results_of_any_size_are_masked_without_being_held_in_memory_whole(tmp_p
     file, mask = tmp_path / "outputs.json", Mask([SECRET])
     text = json.dumps({"a": "x" * READ_BYTES, "token": SECRET})
     file.write_text(text)
-    hide_in_file(file, mask)
+    mask_file(file, mask)
     assert file.read_text() == text.replace(SECRET, MASK)
 
     with file.open("wb") as sparse:  # No results: it would be read as 4 TiB of zeros.
         sparse.write(SECRET.encode())
         sparse.truncate(2**42)
     before = file.stat()
-    hide_in_file(file, mask)
+    mask_file(file, mask)
     after = file.stat()
     assert (after.st_size, after.st_blocks, after.st_ino) == (before.st_size, before.st_blocks, before.st_ino)
 
@@ -90,7 +90,7 @@ async def test_names_of_secrets_are_kept_on_disk_and_no_value(bench: Bench) -> N
         await agent.run_job(popped, QUEUE, None)
         await bench.until(item, StateType.RUNNING)
         plans = "".join(path.read_text() for path in bench.folder.rglob("*.json"))
-        await agent.crew.leave()
+        await agent.running_items.leave()
     assert '"secrets":["queue","own"]' in plans
     assert shows_none(plans)
 
@@ -115,7 +115,7 @@ async def test_error_that_the_agent_itself_fails_over_is_masked(bench: Bench, ca
         await agent.run_job(popped, QUEUE, bench.folder)
         await bench.until(item, StateType.RUNNING)
         await agent.finish_thread_id(str(item.id), ValueError(f"no such option: {SECRET}"))
-        await agent.crew.leave()
+        await agent.running_items.leave()
     assert (await bench.read(item.id)).message.endswith(f"The agent failed over it: ValueError: no such option: {MASK}")
     assert f"ValueError: no such option: {MASK}" in caplog.text
     assert shows_none(await told(bench, item))
@@ -157,7 +157,7 @@ async def test_agent_that_takes_a_run_up_again_masks_what_it_tells(bench: Bench)
         assert popped is not None
         await agent.run_job(popped, QUEUE, None)
         await bench.until(item, StateType.RUNNING)
-        await agent.crew.leave()
+        await agent.running_items.leave()
     async with bench.running(bench.agent()):
         await bench.until(item, StateType.COMPLETED)
     assert f"then {MASK}" in await bench.log(item)
@@ -172,7 +172,7 @@ async def test_secret_that_is_gone_by_then_is_told_in_the_log_of_the_run(bench: 
         assert popped is not None
         await agent.run_job(popped, QUEUE, None)
         await bench.until(item, StateType.RUNNING)
-        await agent.crew.leave()
+        await agent.running_items.leave()
     del bench.api.secrets["own"]
     async with bench.running(bench.agent()):
         await bench.until(item, StateType.COMPLETED)

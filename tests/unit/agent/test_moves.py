@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from prefect_launch.agent.item.transitions import move, until_server_is_back
+from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.core.states import ItemState, StateType, is_allowed
 from prefect_launch.errors import InternalError, ItemGoneError, ServerFailedError, ServerUnavailableError
 from tests.support.bench import Bench
@@ -44,14 +44,14 @@ async def test_move_that_is_not_in_the_table_is_refused_unasked(
 ) -> None:
     (item,) = await bench.add()
     with pytest.raises(InternalError, match="not allowed"):
-        await move(bench.server, item.id, current, target, "why")
+        await transition(bench.server, item.id, current, target, "why")
     assert bench.server.calls["propose"] == 0
 
 
 async def test_move_keeps_the_message_and_the_data(bench: Bench) -> None:
     (item,) = await bench.add()
     await bench.move(item, ItemState.CLAIMED, ItemState.RUNNING)
-    await move(bench.server, item.id, RUNS, ItemState.FAILED, "exit code 3", data={"exit_code": 3})
+    await transition(bench.server, item.id, RUNS, ItemState.FAILED, "exit code 3", data={"exit_code": 3})
     state = (await bench.read(item.id)).state
     assert state is not None
     assert (state.name, state.message, state.data) == ("Failed", "exit code 3", {"exit_code": 3})
@@ -60,14 +60,14 @@ async def test_move_keeps_the_message_and_the_data(bench: Bench) -> None:
 async def test_move_that_the_server_refuses_tells_where_the_item_is(bench: Bench) -> None:
     (item,) = await bench.add()
     await bench.move(item, ItemState.CLAIMED, ItemState.CANCELLING)
-    state = await move(bench.server, item.id, CLAIMED, ItemState.RUNNING, "runs")
+    state = await transition(bench.server, item.id, CLAIMED, ItemState.RUNNING, "runs")
     assert state.type is STOPS
 
 
 async def test_nul_in_a_message_is_replaced_as_postgresql_keeps_none(bench: Bench) -> None:
     (item,) = await bench.add()
     await bench.move(item, ItemState.CLAIMED)
-    await move(bench.server, item.id, CLAIMED, ItemState.FAILED, "no file a\0b")
+    await transition(bench.server, item.id, CLAIMED, ItemState.FAILED, "no file a\0b")
     assert (await bench.read(item.id)).message == "no file a\ufffdb"
 
 
@@ -75,7 +75,7 @@ async def test_move_of_item_that_was_deleted_says_so(bench: Bench) -> None:
     (item,) = await bench.add()
     await bench.server.delete_item(item.id)
     with pytest.raises(ItemGoneError):
-        await move(bench.server, item.id, CLAIMED, ItemState.RUNNING, "runs")
+        await transition(bench.server, item.id, CLAIMED, ItemState.RUNNING, "runs")
 
 
 async def test_move_waits_for_a_server_that_is_away(bench: Bench) -> None:
@@ -83,7 +83,7 @@ async def test_move_waits_for_a_server_that_is_away(bench: Bench) -> None:
     await bench.move(item, ItemState.CLAIMED)
     bench.server.down()
     asyncio.get_running_loop().call_later(0.3, bench.server.up)
-    state = await move(bench.server, item.id, CLAIMED, ItemState.RUNNING, "runs")
+    state = await transition(bench.server, item.id, CLAIMED, ItemState.RUNNING, "runs")
     assert state.type is RUNS
 
 
@@ -96,7 +96,7 @@ async def test_request_that_a_server_fails_over_once_is_sent_again() -> None:
             raise answer
         return "done"
 
-    assert await until_server_is_back("do it", call, pause_seconds=0.01) == "done"
+    assert await retry_until_available("do it", call, pause_seconds=0.01) == "done"
 
 
 async def test_server_that_goes_on_to_fail_is_not_asked_for_ever() -> None:
@@ -107,5 +107,5 @@ async def test_server_that_goes_on_to_fail_is_not_asked_for_ever() -> None:
         raise ServerFailedError("500")
 
     with pytest.raises(ServerFailedError):
-        await until_server_is_back("do it", call, pause_seconds=0.01)
+        await retry_until_available("do it", call, pause_seconds=0.01)
     assert len(tries) == 5

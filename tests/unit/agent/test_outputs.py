@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from prefect.filesystems import RemoteFileSystem
 
-from prefect_launch.agent.item.outputs import bring_last_outputs
+from prefect_launch.agent.item.outputs import copy_previous_outputs
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.core.states import StateType
@@ -32,13 +32,13 @@ class _SlowStorage(RemoteFileSystem):
 
     def put_directory(self, *args: object, **options: object) -> int:  # type: ignore[override]
         copies.asked += 1
-        assert copies.go_on.wait(20)
+        assert copies.adopt_lost_run.wait(20)
         return super().put_directory(*args, **options)  # type: ignore[arg-type,return-value]
 
 
 class _Copies:
     asked = 0
-    go_on = threading.Event()
+    adopt_lost_run = threading.Event()
 
 
 copies = _Copies()
@@ -48,10 +48,10 @@ copies = _Copies()
 def held_up(bench: Bench) -> Iterator[None]:
     """The job store's copies stand still until they are let go on."""
     copies.asked = 0
-    copies.go_on.clear()
+    copies.adopt_lost_run.clear()
     bench.api.store.storage = _SlowStorage()
     yield
-    copies.go_on.set()
+    copies.adopt_lost_run.set()
 
 
 async def outputs_of(bench: Bench, item: Item) -> dict[str, object]:
@@ -73,7 +73,7 @@ async def test_slot_is_free_for_the_next_item_while_outputs_are_copied_and_the_e
         assert await state_types(bench, items) == [StateType.RUNNING] * 4
         await eventually(lambda: asyncio.sleep(0, agent.num_running_jobs), lambda running: running == 0)
         assert len(agent.thread_ids) == 4
-        copies.go_on.set()
+        copies.adopt_lost_run.set()
         for item in items:
             await bench.until(item, StateType.COMPLETED)
             assert await outputs_of(bench, item) == {"accuracy": 0.9}
@@ -91,7 +91,7 @@ async def test_runs_whose_outputs_wait_keep_their_slots_once_they_are_many(
         await eventually(lambda: asyncio.sleep(0, len(agent.thread_ids)), lambda held: held == 3)
         await asyncio.sleep(0.3)
         assert (agent.num_running_jobs, len(bench.machine.started)) == (1, 3)
-        copies.go_on.set()
+        copies.adopt_lost_run.set()
         await eventually(lambda: asyncio.sleep(0, len(bench.machine.removed)), lambda removed: removed == 6)
 
 
@@ -103,10 +103,10 @@ async def test_draining_agent_leaves_when_the_last_outputs_are_kept(bench: Bench
     loop = asyncio.create_task(agent.loop())
     await eventually(lambda: asyncio.sleep(0, copies.asked), lambda asked: asked == 1)
 
-    agent.orders.drain()
+    agent.shutdown.drain()
     await asyncio.sleep(0.3)
     assert not loop.done()
-    copies.go_on.set()
+    copies.adopt_lost_run.set()
     await asyncio.wait_for(loop, 5)
 
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
@@ -119,7 +119,7 @@ async def test_copy_that_an_agent_did_not_finish_is_made_by_the_next(bench: Benc
     async with bench.running(bench.agent()):
         await eventually(lambda: asyncio.sleep(0, copies.asked), lambda asked: asked == 1)
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
-    copies.go_on.set()
+    copies.adopt_lost_run.set()
 
     async with bench.running(bench.agent()):
         await bench.until(item, StateType.COMPLETED)
@@ -199,8 +199,8 @@ async def test_next_attempt_gets_the_last_ones_outputs_within_the_limits_and_its
     plan = last.model_copy(update=following)
 
     async with bench.api.open() as session:
-        assert await bring_last_outputs(session, plan, site) == 1
-        assert await bring_last_outputs(session, plan, site) is None, "it is there already"
+        assert await copy_previous_outputs(session, plan, site) == 1
+        assert await copy_previous_outputs(session, plan, site) is None, "it is there already"
 
     assert [path.name for path in plan.output_dir.iterdir()] == ["checkpoint"]
     assert [path.name for path in plan.run_dir.iterdir()] == [plan.output_dir.name]

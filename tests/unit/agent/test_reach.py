@@ -112,7 +112,7 @@ async def test_runs_of_the_last_life_are_taken_up_when_the_engine_that_was_away_
 
 async def test_engine_that_comes_and_goes_is_asked_more_and_more_seldom(bench: Bench) -> None:
     async with bench.agent().connected() as agent:
-        reach = agent.shop.reach
-        pauses = [reach._pause(losses) for losses in range(1, 14)]
+        runner_health = agent.context.runner_health
+        pauses = [runner_health._pause(losses) for losses in range(1, 14)]
     assert pauses == sorted(pauses)
     assert pauses[-1] <= 60.0

@@ -14,11 +14,11 @@ import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.item.ownership import holder_of, home_id
-from prefect_launch.agent.recovery.lost_agents import LostWatch
+from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.agent_status import agents
 from prefect_launch.queues.holder import Holder
-from prefect_launch.queues.presence import Presence, post_presence, read_presences
+from prefect_launch.queues.presence import Presence, read_presences, write_presence
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
@@ -36,7 +36,7 @@ async def held_by_a_life_that_is_gone(bench: Bench, *further: ItemState, **spec:
     """An item that an agent called `box` on another host, with another home, has claimed before it was killed."""
     holder = holder_called("box", host="pod-1", home="of-pod-1")
     (item,) = await bench.add(**spec)
-    await post_presence(bench.server, Presence.of(holder, (QUEUE,)).beating(7))
+    await write_presence(bench.server, Presence.of(holder, (QUEUE,)).beating(7))
     await bench.server.propose(item.id, holder.claiming(uuid4()))
     await bench.move(item, *further)
     return item, holder
@@ -47,14 +47,16 @@ async def watching(bench: Bench, name: str = "box") -> AsyncIterator[Watcher]:
     """The watch of an agent of this name on another host, and its clock."""
     clock = Clock()
     async with bench.api.open() as session:
-        yield Watcher(LostWatch(session, name, [QUEUE], holder=holder_called(name, host="pod-2"), clock=clock), clock)
+        yield Watcher(
+            LostAgentDetector(session, name, [QUEUE], holder=holder_called(name, host="pod-2"), clock=clock), clock
+        )
 
 
 async def beating(bench: Bench, holder: Holder, watcher: Watcher, *, seconds: float) -> None:
     """Let the agents of the name beat, and this life among them, while the watch looks."""
     for beat in range(8, 8 + int(seconds / 15)):
         await bench.server.beat_worker(QUEUE, "box", 15)
-        await post_presence(bench.server, Presence.of(holder, (QUEUE,)).beating(beat))
+        await write_presence(bench.server, Presence.of(holder, (QUEUE,)).beating(beat))
         await watcher.looks(seconds=0)
 
 
@@ -89,12 +91,12 @@ async def test_agent_that_was_moved_to_another_host_runs_what_its_last_life_had_
     agent = agent_in(bench, bench.folder / "pod-2")
     async with bench.running(agent):
         await eventually(lambda: read_presences(bench.server), lambda lives: len(lives) == 2)
-        agent.shop.lost_seconds = 0.1
+        agent.context.lost_seconds = 0.1
         assert (await bench.read(item.id)).state_type is StateType.PENDING
     agent = agent_in(bench, bench.folder / "pod-2")
     async with agent.connected():
-        shop = agent.shop
-        watch = LostWatch(shop.session, "box", [QUEUE], holder=agent.holder, lost_seconds=0.05)
+        context = agent.context
+        watch = LostAgentDetector(context.session, "box", [QUEUE], holder=agent.holder, lost_seconds=0.05)
         for _ in range(2):
             await watch.look()
             await asyncio.sleep(0.06)
@@ -105,7 +107,7 @@ async def test_agent_that_was_moved_to_another_host_runs_what_its_last_life_had_
 
 async def test_life_that_left_in_order_is_settled_by_the_next_of_its_name_alone(bench: Bench) -> None:
     item, holder = await held_by_a_life_that_is_gone(bench)
-    await post_presence(bench.server, Presence.of(holder, (QUEUE,)).leaving())
+    await write_presence(bench.server, Presence.of(holder, (QUEUE,)).leaving())
     await bench.server.beat_worker(QUEUE, "box", 15)
     async with watching(bench, "other") as watcher:
         for _ in range(10):
@@ -120,7 +122,7 @@ async def test_life_that_left_in_order_is_settled_by_the_next_of_its_name_alone(
 async def test_next_life_of_a_home_takes_its_last_one_down_though_an_engine_is_away(bench: Bench) -> None:
     home = bench.folder / "home"
     earlier = agent_in(bench, home).holder
-    await post_presence(bench.server, Presence.of(earlier, (QUEUE,)).beating(7))
+    await write_presence(bench.server, Presence.of(earlier, (QUEUE,)).beating(7))
     bench.machine.reachable = False
     async with bench.running(agent_in(bench, home)) as agent:
         await eventually(
@@ -165,7 +167,7 @@ async def test_two_living_agents_of_one_name_take_nothing_from_each_other_and_ar
         await beating(bench, holder, watcher, seconds=600)
     assert (await bench.read(item.id)).state_type is StateType.PENDING
     assert caplog.text.count("same-name: another agent called box runs on pod-1") == 1
-    await post_presence(bench.server, Presence.of(holder_called("box", host="pod-2"), (QUEUE,)).beating(1))
+    await write_presence(bench.server, Presence.of(holder_called("box", host="pod-2"), (QUEUE,)).beating(1))
     (listed,) = await bench.api.acall(agents)
     assert sorted(listed.hosts) == ["pod-1", "pod-2"]
 

@@ -22,7 +22,7 @@ async def test_item_is_stopped_though_the_loop_waits_for_a_slow_poll(bench: Benc
                 await over.wait()
 
         bench.server.before_call = hold_polls
-        agent.wake.ring()
+        agent.wake.set()
         await bench.move(item, ItemState.CANCELLING)
         await bench.until(item, StateType.CANCELLED)
         over.set()

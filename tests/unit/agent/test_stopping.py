@@ -92,9 +92,9 @@ async def test_item_that_is_cancelled_before_its_start_says_that_nothing_is_left
 
     async def tell(method: str) -> None:
         if method == "record_infrastructure":
-            tracker = agent.crew.find(str(item.id))
-            assert tracker is not None
-            tracker.stop.set()
+            running_item = agent.running_items.find(str(item.id))
+            assert running_item is not None
+            running_item.stop.set()
 
     bench.server.before_call, bench.server.after_call = cancel, tell
     agent = bench.agent()
@@ -120,10 +120,10 @@ async def test_item_that_is_stopped_with_its_agent_is_the_machines_fault(bench: 
     (item,) = await bench.add(retries=0)
     async with bench.running(bench.agent()) as agent:
         await bench.until(item, StateType.RUNNING)
-        tracker = agent.crew.find(str(item.id))
-        assert tracker is not None
-        assert tracker.phase is Phase.RUN
-        tracker.preempt.set()
+        running_item = agent.running_items.find(str(item.id))
+        assert running_item is not None
+        assert running_item.phase is Phase.RUN
+        running_item.preempt.set()
         found = await bench.until(item, StateType.CRASHED)
     assert found.message.startswith("[run] Preempted after")
 

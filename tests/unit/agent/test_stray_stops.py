@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from prefect_launch.agent.recovery import cancellations as stray_stops
-from prefect_launch.agent.recovery.cancellations import StrayStops
+from prefect_launch.agent.recovery.cancellations import OrphanedCancellations
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import Script
@@ -24,8 +24,8 @@ async def put_back_in_the_ui(bench: Bench) -> Item:
     return item
 
 
-def strays(bench: Bench, held: Callable[[], set[object]] = set) -> StrayStops:
-    return StrayStops(bench.server, [QUEUE], held)  # type: ignore[arg-type]
+def strays(bench: Bench, held: Callable[[], set[object]] = set) -> OrphanedCancellations:
+    return OrphanedCancellations(bench.server, [QUEUE], held)  # type: ignore[arg-type]
 
 
 async def test_waiting_item_that_once_ran_is_cancelled_at_once_by_an_agent_that_is_busy(

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.reporting.wait_notes import WaitTeller
+from prefect_launch.agent.reporting.wait_notes import WaitReasonLogger
 from prefect_launch.core.states import ItemState
 from prefect_launch.queues.agent_status import AgentStatus, post_status
 from prefect_launch.queues.wait_reason import WaitCause, WaitReason, why_waiting
@@ -24,11 +24,11 @@ def _told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def teller(bench: Bench, name: str = "box") -> AsyncIterator[WaitTeller]:
+async def teller(bench: Bench, name: str = "box") -> AsyncIterator[WaitReasonLogger]:
     """The hook of an agent that is online with one slot, which is busy."""
     await is_online(bench, name)
     async with bench.api.open() as session:
-        yield WaitTeller(session, name, [QUEUE])
+        yield WaitReasonLogger(session, name, [QUEUE])
 
 
 async def is_online(bench: Bench, name: str, *, in_work: int = 1) -> None:
@@ -162,6 +162,6 @@ async def test_item_that_waits_for_gpus_says_what_the_agent_has_and_who_holds_it
         seen = await eventually(told, lambda found: found is not None and found.cause is WaitCause.DEVICES)
         assert "box: 0 of 2 GPUs are free (GPUs 0,1 in use by other items); it asks for 1 GPU." in seen.reason
         assert f"GPU 0 of {str(holder.id)[-8:]}; GPU 1 of {str(holder.id)[-8:]}" in seen.reason
-        await WaitTeller(session, "box", [QUEUE]).look(QUEUE)
+        await WaitReasonLogger(session, "box", [QUEUE]).look(QUEUE)
     (line,) = await lines(bench, waits)
     assert line.startswith("Waits (devices): No agent has the devices free that it asks for.")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
-from prefect_launch.agent.polling.events import Wake, listen
+from prefect_launch.agent.polling.events import WakeEvent, listen
 from tests.support.bench import QUEUE, Bench, eventually
 
 
 async def test_ring_wakes_at_once_and_is_used_up() -> None:
-    wake = Wake()
-    wake.ring()
+    wake = WakeEvent()
+    wake.set()
     started = time.monotonic()
     await wake.wait(5)
     assert time.monotonic() - started < 1
@@ -21,7 +21,7 @@ async def test_ring_wakes_at_once_and_is_used_up() -> None:
 
 async def test_clock_wakes_when_nobody_rings() -> None:
     started = time.monotonic()
-    await Wake().wait(0.1)
+    await WakeEvent().wait(0.1)
     assert 0.1 <= time.monotonic() - started < 1
 
 
