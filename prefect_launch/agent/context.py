@@ -66,7 +66,7 @@ class AgentContext:
         """Builds the images of jobs that have code and none; made, and its libraries imported, on first use."""
         from prefect_launch.agent.item.image_build import image_builder
 
-        return image_builder(self.config, self.session, self.registry)
+        return image_builder(self.config, self.registry)
 
     def describe(self) -> str:
         """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""

@@ -149,10 +149,6 @@ class BuildEngine(PushEngine):
         """Whether the engine sees this machine's folders."""
         return self.address.startswith("unix://")
 
-    async def identity(self) -> str:
-        """Return what tells this engine from every other."""
-        return str((await self._call(lambda client: client.info()))["ID"])
-
     async def data_folder(self) -> str:
         """Return where it keeps its data, on its machine."""
         return str((await self._call(lambda client: client.info()))["DockerRootDir"])

@@ -47,6 +47,7 @@ class ImageBuild:
         recipe: of a generated Dockerfile.
         base: the base image of a generated Dockerfile, and its digest.
         platform: such as linux/amd64.
+        entry_point: the run's command in the image. It is not baked in, so it is no part of the tag.
         repository: what the image is called, without its tag.
     """
 
@@ -55,6 +56,7 @@ class ImageBuild:
     recipe: Recipe | None = None
     base: str = ""
     platform: str | None = None
+    entry_point: tuple[str, ...] = ()
     repository: str = LOCAL_REPOSITORY
     tag: str = field(init=False, default="")
 
@@ -105,7 +107,7 @@ class Builder(ABC):
     """One way to build images."""
 
     #: As people are told it.
-    name: ClassVar[str]
+    name: str
     #: Whether folders of this machine can be mounted into a build step.
     mounts_folders: ClassVar[bool] = False
 

@@ -17,7 +17,7 @@ import subprocess
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import Final
 
 import anyio
 from anyio.abc import ByteReceiveStream, Process
@@ -26,6 +26,7 @@ from prefect_launch.builds.builder import Builder, ImageBuild, LineSink, failure
 from prefect_launch.builds.context import packed
 from prefect_launch.builds.dockerfile import write_dockerfile, write_labels
 from prefect_launch.builds.pip_access import PipAccess
+from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.core.subprocesses import ending_with_us, kill_group, run_command
 
 _DOCKERFILE: Final = "Dockerfile.launch"
@@ -38,28 +39,40 @@ _SAID: Final = re.compile(r"#\d+ (?:[\d.]+ )?")
 _ON_THE_ENGINE: Final = {"DOCKER_BUILDKIT": "1", "BUILDX_BUILDER": "default"}
 
 
-class CliBuilder(Builder):
+class BuildkitBuilder(Builder):
     """Builds through one `docker` command.
 
     Args:
-        program: its path.
-        address: of the engine.
-        network: of the steps; None is the engine's own.
-        cache: keep what is downloaded between builds.
+        program: path of the command.
+        address: address of the engine.
+        settings: the network of the steps, and whether downloads are kept between builds.
+        name: the name shown to people.
+        command: words of the command that builds.
     """
 
-    command: ClassVar[tuple[str, ...]]
-
-    def __init__(self, program: str, address: str, *, network: str | None = None, cache: bool = False) -> None:
+    def __init__(
+        self, program: str, address: str, settings: BuilderSettings, name: str, command: tuple[str, ...]
+    ) -> None:
+        self.name = name
         self._program = program
         self._address = address
-        self._network = network
-        self._cache = cache
+        self._settings = settings
+        self._command = command
+
+    @classmethod
+    def buildx(cls, program: str, address: str, settings: BuilderSettings) -> BuildkitBuilder:
+        """Return the BuildKit of the plugin buildx."""
+        return cls(program, address, settings, "BuildKit (docker buildx)", ("buildx", "build", "--load"))
+
+    @classmethod
+    def embedded(cls, program: str, address: str, settings: BuilderSettings) -> BuildkitBuilder:
+        """Return the BuildKit in an engine, which commands before version 23 reach by themselves."""
+        return cls(program, address, settings, "the Docker Engine's BuildKit", ("build",))
 
     async def build(self, target: ImageBuild, access: PipAccess, log: LineSink) -> str:
         context = target.context
         if target.recipe is not None:
-            text = write_dockerfile(target.recipe, secrets=tuple(access.files), cache=self._cache)
+            text = write_dockerfile(target.recipe, secrets=tuple(access.files), cache=self._settings.cache)
             context = context.plus({_DOCKERFILE: (text + write_labels(target.labels)).encode()})
         async with anyio.TemporaryDirectory(prefix="launch-build-") as scratch:
             folder = Path(scratch)
@@ -78,9 +91,9 @@ class CliBuilder(Builder):
             arguments += ["--secret", f"id={name},src={folder / name}"]
         for name, value in target.labels.items() if target.dockerfile else ():
             arguments += ["--label", f"{name}={value}"]
-        arguments += ["--network", self._network] if self._network else []
+        arguments += ["--network", self._settings.network] if self._settings.network else []
         arguments += ["--platform", target.platform] if target.platform else []
-        return [self._program, *self.command, *arguments, "-"]
+        return [self._program, *self._command, *arguments, "-"]
 
     async def _run(self, command: list[str], stdin: int, watch: _Watch) -> int:
         environment = {**os.environ, **_ON_THE_ENGINE, "DOCKER_HOST": self._address}
@@ -101,20 +114,6 @@ class CliBuilder(Builder):
                 await _end(process)
 
 
-class BuildxBuilder(CliBuilder):
-    """BuildKit through the plugin buildx."""
-
-    name: ClassVar[str] = "BuildKit (docker buildx)"
-    command: ClassVar[tuple[str, ...]] = ("buildx", "build", "--load")
-
-
-class EmbeddedBuilder(CliBuilder):
-    """The BuildKit in an engine, which commands before version 23 reach by themselves."""
-
-    name: ClassVar[str] = "the Docker Engine's BuildKit"
-    command: ClassVar[tuple[str, ...]] = ("build",)
-
-
 def docker_programs() -> Iterator[str]:
     """Yield the `docker` commands of this machine, in the order of the path."""
     seen = set()
@@ -125,7 +124,7 @@ def docker_programs() -> Iterator[str]:
             yield found
 
 
-async def says(*command: str) -> str | None:
+async def output_of(*command: str) -> str | None:
     """Return what a command prints; None when it fails or is not there."""
     try:
         ended = await run_command(command, stderr=subprocess.DEVNULL)

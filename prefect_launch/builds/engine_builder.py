@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections import deque
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Final
+from uuid import uuid4
 
 import anyio
 
@@ -34,12 +38,20 @@ from prefect_launch.builds.dockerfile import (
     write_project,
 )
 from prefect_launch.builds.pip_access import PipAccess
-from prefect_launch.builds.process_id import BUILD_PREFIX, container_name, is_left_behind
 from prefect_launch.errors import InternalError
 
 _CACHE_VOLUME: Final = "prefect-launch-build-cache"
 _DOCKERFILE: Final = "Dockerfile.launch"
+#: Instructions that a commit takes over from the step, by their names in an image's configuration.
+_COMMANDS: Final = (("ENTRYPOINT", "Entrypoint"), ("CMD", "Cmd"))
 _KEPT_LINES: Final = 40
+#: A container of a build is named after its process, so that what a killed process left behind is known. The name holds
+#: where the process runs (this boot of this machine, and its namespace of process ids), its id, and its start time,
+#: since an id is used again.
+_PREFIX: Final = "launch-build-"
+_CONTAINER: Final = re.compile(rf"{_PREFIX}(?P<place>[0-9a-f]{{12}})-(?P<pid>\d+)-(?P<start>\d+)-[0-9a-f]+")
+#: The states of a process that has ended; one that nobody has waited for is still listed.
+_ENDED: Final = ("Z", "X")
 
 
 class EngineBuilder(Builder):
@@ -51,7 +63,7 @@ class EngineBuilder(Builder):
         cache: keep what is downloaded between builds.
     """
 
-    name: ClassVar[str] = "the Docker Engine's classic builder"
+    name = "the Docker Engine's classic builder"
     mounts_folders: ClassVar[bool] = True
 
     def __init__(self, engine: BuildEngine, *, network: str | None = None, cache: bool = False) -> None:
@@ -136,7 +148,7 @@ class EngineBuilder(Builder):
 
     async def _sweep(self) -> None:
         """Remove the containers of builds on this machine whose process is gone, with the secrets in their volumes."""
-        for container_id, name in await self._engine.names(BUILD_PREFIX):
+        for container_id, name in await self._engine.names(_PREFIX):
             if is_left_behind(name):
                 await self._engine.remove(container_id)
 
@@ -149,9 +161,6 @@ def _tools() -> dict[str, Path]:
         return {"bin/uv": Path(uv.find_uv_bin())}
     except FileNotFoundError:
         return {}
-
-
-_COMMANDS: Final = (("ENTRYPOINT", "Entrypoint"), ("CMD", "Cmd"))
 
 
 class _Lines:
@@ -192,3 +201,34 @@ class _Watch(_Lines):
         if event.get("error"):
             self.error = str(event["error"]).strip()
             self.take(f"{self.error}\n")
+
+
+def container_name() -> str:
+    """Return a new name for a container of a build of this process."""
+    pid = os.getpid()
+    return f"{_PREFIX}{this_place()}-{pid}-{_started_at(pid)}-{uuid4().hex[:8]}"
+
+
+def is_left_behind(name: str) -> bool:
+    """Whether a container belongs to a build whose process ran here and has ended."""
+    match = _CONTAINER.fullmatch(name)
+    if match is None or match["place"] != this_place():
+        return False
+    return _started_at(int(match["pid"])) != int(match["start"])
+
+
+@lru_cache(maxsize=1)
+def this_place() -> str:
+    """Return what identifies this boot of this machine and its namespace of process ids."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+    return hashlib.sha256(f"{boot}{os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:12]
+
+
+def _started_at(pid: int) -> int:
+    """Return the start time of a process, in the kernel's ticks; -1 when it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return -1
+    state, *rest = fields.rpartition(")")[2].split()
+    return -1 if state in _ENDED else int(rest[18])

@@ -1,7 +1,7 @@
-"""From the plan of a run whose code has no image to the same plan with one: looked up by its tag, built when missing.
+"""Image builder: gives the plan of a run whose code has no image one, found by its tag or built.
 
-A builder knows nothing of agents, and a runner nothing of builds: this stands between the plan and the runner. What is
-made gets its name last, when it is whole.
+It stands between the plan and the runner: builders know nothing of agents, runners nothing of builds. An image gets its
+tag last, when it is complete.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.builds.build_engine import BuildEngine
-from prefect_launch.builds.build_lease import Flights
+from prefect_launch.builds.build_lease import BuildLease
 from prefect_launch.builds.builder import Builder, ImageBuild, LineSink
-from prefect_launch.builds.buildkit_builder import BuildxBuilder, EmbeddedBuilder, docker_programs, says
+from prefect_launch.builds.buildkit_builder import BuildkitBuilder, docker_programs, output_of
 from prefect_launch.builds.context import BuildContext, merge, read_context
 from prefect_launch.builds.destination import Destination, LocalImages
 from prefect_launch.builds.dockerfile import CODE_FOLDER, Dependencies, Recipe, find_dependencies, install_files
@@ -47,31 +47,38 @@ _NO_BUILDER: Final = (
     "No images are built here (builder.type: none), and the job has code but no image. Give the job a base_image, queue"
     " it with build=True ('add --build'), or have the operator set builder.type to docker."
 )
+#: The first version of the `docker` command that reaches BuildKit through buildx alone.
+_NEEDS_BUILDX: Final = 23
+_ENGINE_STEP: Final = (
+    "Free space there ('docker system df' tells what takes it; 'docker builder prune' removes what builds have left,"
+    " 'prefect-launch agent clean --keep-images SIZE' images that were built for code), then try again"
+)
+_OWN_STEP: Final = (
+    "Free space there ('prefect-launch agent clean' removes what agents need not keep; TMPDIR is where build contexts"
+    " are written), then try again"
+)
 
 
 @dataclass(frozen=True)
-class PlannedBuild:
-    """What is to be built for a plan.
+class _Source:
+    """How the code of a plan is built, without the digests of the images that it stands on."""
 
-    Attributes:
-        target: the image.
-        entry_point: the run's command in it.
-    """
-
-    target: ImageBuild
-    entry_point: tuple[str, ...]
+    request: BuildRequest
+    selection: DockerfileSelection
+    dependencies: Dependencies | None
+    bases: tuple[str, ...]
 
 
 class ImageBuilder:
-    """Makes the images of one agent, or of one `launch`.
+    """Builds the images of one agent, or of one `launch`.
 
     Args:
-        settings: how.
-        flights: sees to it that an image is built once.
+        settings: how images are built.
+        home: the folder of prefect-launch. Processes that share it build an image once, and the images that are used
+            are recorded there, so that old ones can be removed.
+        holder: who builds, as the logs of processes that wait for the build say it.
         remote: the registries, with the credentials for them.
         engine: the Docker Engine that builds.
-        home: the folder of prefect-launch where it is noted which images are used, so that old ones can go; None: it is
-            not noted, and they stay.
 
     Attributes:
         engine: the same.
@@ -80,41 +87,38 @@ class ImageBuilder:
     def __init__(
         self,
         settings: BuilderSettings,
-        flights: Flights,
+        home: Path,
+        holder: str,
         remote: Registry | None = None,
         engine: BuildEngine | None = None,
-        *,
-        home: Path | None = None,
     ) -> None:
         self._settings = settings
-        self._flights = flights
+        self._home = home
+        self._holder = holder
         self.engine = engine or BuildEngine()
-        self._usage = ImageUsage(home) if home else None
-        self._registry: Registry = LocalImages(self.engine)
+        self._usage = ImageUsage(home)
+        self._local = LocalImages(self.engine)
         self._remote = remote or RemoteRegistries()
         self._destination = (
             Destination(self.engine, self._remote, settings.destination) if settings.destination else None
         )
 
     async def find(self, plan: RunPlan) -> RunPlan | None:
-        """Return the plan with its image when that is there; None when something must be pulled or built first.
+        """Return the plan with its image when that exists; None when something must be pulled or built first.
 
         Raises:
-            SubmitterError: when the code cannot be built: its Dockerfile, its size, its requirements, or for want of a
-                builder.
+            SubmitterError: when the code cannot be built: its Dockerfile, its size, its requirements, or no builder.
         """
-        selection, dependencies = await self._look(plan)
-        pinned = {
-            base: await self._registry.digest_of(base) for base in await self._bases(plan, selection, dependencies)
-        }
-        if None in pinned.values():
+        source = await self._source(plan)
+        digests = {base: await self._local.digest_of(base) for base in source.bases}
+        if None in digests.values():
             return None
-        planned = await anyio.to_thread.run_sync(self._want, plan, selection, dependencies, pinned)
-        image = await self._there(planned.target)
-        return await self._with_image(plan, planned, image) if image else None
+        target = await anyio.to_thread.run_sync(self._compose, source, digests)
+        image = await self._find_image(target)
+        return await self._with_image(plan, target, image) if image else None
 
     async def ensure_image(self, plan: RunPlan, log: LineSink) -> RunPlan:
-        """Return the plan with its image, which is built when it is not there.
+        """Return the plan with its image, which is built when it does not exist.
 
         Args:
             plan: of a run with code and no image.
@@ -123,166 +127,133 @@ class ImageBuilder:
         Raises:
             LaunchError: as `find` does.
             BuildError: when a step of the build fails.
-            AgentConfigError: when the builder that is configured is not there.
+            AgentConfigError: when the configured builder is not installed.
             BuildDiskError: when a disk is full.
-            InfrastructureError: when the base image cannot be had, or the engine fails.
+            InfrastructureError: when a base image cannot be pulled, or the engine fails.
         """
         async with explaining_full_disks(self.engine):
-            return await self._made(plan, log)
+            source = await self._source(plan)
+            digests = {base: await self._pulled(base, log) for base in source.bases}
+            target = await anyio.to_thread.run_sync(self._compose, source, digests)
 
-    async def _made(self, plan: RunPlan, log: LineSink) -> RunPlan:
-        selection, dependencies = await self._look(plan)
-        pinned = {base: await self._brought(base, log) for base in await self._bases(plan, selection, dependencies)}
-        planned = await anyio.to_thread.run_sync(self._want, plan, selection, dependencies, pinned)
-        target = planned.target
+            async def is_built() -> bool:
+                return await self._find_image(target) is not None
 
-        async def is_there() -> bool:
-            return await self._there(target) is not None
+            build = partial(self._build_and_publish, target)
+            lease = BuildLease(self._home, f"{self._place(target)}:{target.tag}")
+            await lease.build_once(self._holder, UUID(plan.item_id), log, is_built=is_built, build=build)
+            image = await self._find_image(target)
+            if image is None:
+                raise InfrastructureError(
+                    f"The image {target.image} was there a moment ago and is gone: somebody has removed it. Try again."
+                )
+            return await self._with_image(plan, target, image)
 
-        build = partial(self._make, target, log)
-        await self._flights.once(await self._place(target), UUID(plan.item_id), log, is_there=is_there, build=build)
-        image = await self._there(target)
-        if image is None:
-            raise InfrastructureError(
-                f"The image {target.image} was there a moment ago and is gone: somebody has removed it. Try again."
-            )
-        return await self._with_image(plan, planned, image)
+    async def aclose(self) -> None:
+        """Close the connections to the engine."""
+        await self.engine.aclose()
 
-    async def _with_image(self, plan: RunPlan, planned: PlannedBuild, image: str) -> RunPlan:
-        if self._usage is not None:
-            await anyio.to_thread.run_sync(self._usage.record, planned.target.tag, (planned.target.image, image))
-        changes = {"image": image, "command": planned.entry_point, "code_dir": None, "build_request": None}
-        return plan.model_copy(update=changes)
-
-    async def _there(self, target: ImageBuild) -> str | None:
-        """Return the name of an image that was made before, where images of this maker are kept."""
+    async def _find_image(self, target: ImageBuild) -> str | None:
+        """Return the name of an image that was built before, where built images are kept."""
         if self._destination is not None:
             return await self._destination.find(target.tag)
-        return target.image if await self._registry.digest_of(target.image) is not None else None
+        return target.image if await self._local.digest_of(target.image) is not None else None
 
-    async def _place(self, target: ImageBuild) -> str:
-        """Say where an image will be: who builds for the same place waits for each other."""
-        if self._destination is not None:
-            return f"{self._destination.repository}:{target.tag}"
-        return f"{target.image} on {await self.engine.identity()}"
+    def _place(self, target: ImageBuild) -> str:
+        """Return where the image is kept: its repository in a registry, or the engine."""
+        return self._destination.repository if self._destination else f"{target.repository} on {self.engine.address}"
 
-    async def _make(self, target: ImageBuild, log: LineSink) -> None:
-        """Build an image, unless this engine has it, and bring it to where it is kept."""
-        if await self._registry.digest_of(target.image) is None:
+    async def _with_image(self, plan: RunPlan, target: ImageBuild, image: str) -> RunPlan:
+        await anyio.to_thread.run_sync(self._usage.record, target.tag, (target.image, image))
+        changes = {"image": image, "command": target.entry_point, "code_dir": None, "build_request": None}
+        return plan.model_copy(update=changes)
+
+    async def _build_and_publish(self, target: ImageBuild, log: LineSink) -> None:
+        """Build an image unless the engine has it, and push it when it is kept in a registry."""
+        if await self._local.digest_of(target.image) is None:
             await self._build(target, log)
         if self._destination is not None:
             await self._destination.publish(target.image, target.tag, log)
 
-    async def aclose(self) -> None:
-        """Let go of the engine."""
-        await self.engine.aclose()
-
     async def _build(self, target: ImageBuild, log: LineSink) -> None:
-        builder, access = await self._prepared(target, log)
+        builder, access = await self._choose(target, log)
         log(f"Building {target.image} with {builder.name}{f' on {target.base}' if target.base else ''}.\n")
         try:
-            made = await builder.build(target, access, lambda text: log(access.masked(text)))
+            built = await builder.build(target, access, lambda text: log(access.masked(text)))
         except (BuildError, InfrastructureError) as error:  # It has the last lines of the log.
             raise type(error)(access.masked(str(error))) from None
-        await self.engine.tag(made, target.image)
+        await self.engine.tag(built, target.image)
         log(f"Built {target.image}.\n")
 
-    async def _prepared(self, target: ImageBuild, log: LineSink) -> tuple[Builder, PipAccess]:
-        """Choose a builder, and read what pip is told: an index on this disk wants one that can show it."""
-        access = await self._access(folders=self.engine.is_local and target.recipe is not None)
+    async def _choose(self, target: ImageBuild, log: LineSink) -> tuple[Builder, PipAccess]:
+        """Choose a builder, and read pip's settings: an index on this disk needs a builder that mounts folders."""
+        access = await self._pip_access(folders=self.engine.is_local and target.recipe is not None)
         builder = await choose_builder(self.engine, self._settings, with_folders=bool(access.folders))
         if access.folders and not builder.mounts_folders:
             log(f"Not seen by {builder.name}: packages in {', '.join(access.folders)} on this machine.\n")
-            access = await self._access(folders=False)
+            access = await self._pip_access(folders=False)
         return builder, access
 
-    async def _access(self, *, folders: bool) -> PipAccess:
+    async def _pip_access(self, *, folders: bool) -> PipAccess:
         return await anyio.to_thread.run_sync(lambda: read_pip_access(self._settings.pip_config, folders=folders))
 
-    async def _look(self, plan: RunPlan) -> tuple[DockerfileSelection, Dependencies | None]:
+    async def _pulled(self, base: str, log: LineSink) -> str:
+        """Return the digest of a base image, which is pulled when the engine does not have it."""
+        digest = await self._local.digest_of(base)
+        if digest is None:
+            log(f"Pulling the base image {base}.\n")
+            await self.engine.pull(base, self._settings.platform, await self._remote.credentials_for(base))
+            digest = await self._local.digest_of(base)
+        return digest or ""
+
+    async def _source(self, plan: RunPlan) -> _Source:
         if self._settings.type == "none":
             raise BuildError(_NO_BUILDER)
         return await anyio.to_thread.run_sync(self._read, plan)
 
-    def _read(self, plan: RunPlan) -> tuple[DockerfileSelection, Dependencies | None]:
-        selection = select_dockerfile(plan.code_dir or plan.run_dir, plan.build_request or BuildRequest())
-        if selection.dockerfile is not None:
-            return selection, None
-        return selection, find_dependencies(selection.context, self._settings.context_limit)
-
-    async def _brought(self, base: str, log: LineSink) -> str:
-        """Return the digest of a base image, which is pulled when it is not there."""
-        digest = await self._registry.digest_of(base)
-        if digest is None:
-            log(f"Pulling the base image {base}.\n")
-            await self.engine.pull(base, self._settings.platform, await self._remote.credentials_for(base))
-            digest = await self._registry.digest_of(base)
-        return digest or ""
-
-    async def _bases(
-        self, plan: RunPlan, selection: DockerfileSelection, dependencies: Dependencies | None
-    ) -> tuple[str, ...]:
+    def _read(self, plan: RunPlan) -> _Source:
         request = plan.build_request or BuildRequest()
-        return await anyio.to_thread.run_sync(self._read_bases, request, selection, dependencies)
-
-    def _read_bases(
-        self, request: BuildRequest, selection: DockerfileSelection, dependencies: Dependencies | None
-    ) -> tuple[str, ...]:
-        if dependencies is None:
-            return read_base_images(selection.context / (selection.dockerfile or ""))
+        selection = select_dockerfile(plan.code_dir or plan.run_dir, request)
+        if selection.dockerfile is not None:
+            bases = read_base_images(selection.context / selection.dockerfile)
+            return _Source(request, selection, None, bases)
+        dependencies = find_dependencies(selection.context, self._settings.context_limit)
         accelerator = request.base_image or self._settings.accelerator.base_image
         own = self._settings.conda_base_image if dependencies.conda else self._settings.base_image
-        base = (accelerator or own).replace("{version}", _python_version(selection.context, request))
+        base = (accelerator or own).replace("{version}", request.python_version or runtime_of(selection.context))
         parse_image(base)
-        return (base,)
+        return _Source(request, selection, dependencies, (base,))
 
-    def _want(
-        self,
-        plan: RunPlan,
-        selection: DockerfileSelection,
-        dependencies: Dependencies | None,
-        pinned: Mapping[str, str | None],
-    ) -> PlannedBuild:
-        request, settings = plan.build_request or BuildRequest(), self._settings
-        bases = " ".join(f"{base}@{digest}" for base, digest in pinned.items())
-        if dependencies is None:
-            context = read_context(selection.context, limit=settings.context_limit, keep=[selection.dockerfile or ""])
-            target = ImageBuild(context, dockerfile=selection.dockerfile, base=bases, platform=settings.platform)
-            return PlannedBuild(target, selection.entry_point)
-        version = _python_version(selection.context, request)
+    def _compose(self, source: _Source, digests: Mapping[str, str | None]) -> ImageBuild:
+        """Put together what goes into the image of a source, by the digests of its base images."""
+        request, selection, settings = source.request, source.selection, self._settings
+        build = partial(
+            ImageBuild,
+            base=" ".join(f"{base}@{digest}" for base, digest in digests.items()),
+            platform=settings.platform,
+            entry_point=selection.entry_point,
+        )
+        if source.dependencies is None:
+            keep = [selection.dockerfile or ""]
+            context = read_context(selection.context, limit=settings.context_limit, keep=keep)
+            return build(context, dockerfile=selection.dockerfile)
         recipe = Recipe(
-            base=next(iter(pinned)),
-            python_version=version,
+            base=source.bases[0],
+            python_version=request.python_version or runtime_of(selection.context),
             brings_python=not (request.base_image or settings.accelerator.base_image),
-            conda=dependencies.conda,
-            project=dependencies.project,
+            conda=source.dependencies.conda,
+            project=source.dependencies.project,
             user_id=settings.user_id if request.user_id is None else request.user_id,
         )
         code = read_context(selection.context, limit=settings.context_limit, prefix=CODE_FOLDER)
-        files = BuildContext().plus({} if dependencies.conda else install_files(version, recipe.user_id))
-        target = ImageBuild(
-            merge(code, dependencies.context, files),
-            recipe=recipe,
-            base=bases,
-            platform=settings.platform,
-        )
-        return PlannedBuild(target, selection.entry_point)
-
-
-def _python_version(folder: Path, request: BuildRequest) -> str:
-    return request.python_version or runtime_of(folder)
-
-
-# Which builder builds here: found by asking what there is, in the order of one table.
-
-#: The first version of the command that reaches BuildKit through buildx alone.
-_NEEDS_BUILDX: Final = 23
+        files = BuildContext().plus({} if recipe.conda else install_files(recipe.python_version, recipe.user_id))
+        return build(merge(code, source.dependencies.context, files), recipe=recipe)
 
 
 async def _buildx(engine: BuildEngine, settings: BuilderSettings) -> Builder | None:
     for program in docker_programs():
-        if await says(program, "buildx", "version"):
-            return BuildxBuilder(program, engine.address, network=settings.network, cache=settings.cache)
+        if await output_of(program, "buildx", "version"):
+            return BuildkitBuilder.buildx(program, engine.address, settings)
     return None
 
 
@@ -290,10 +261,10 @@ async def _embedded(engine: BuildEngine, settings: BuilderSettings) -> Builder |
     if not await engine.has_buildkit():
         return None
     for program in docker_programs():
-        version = await says(program, "--version") or ""
+        version = await output_of(program, "--version") or ""
         number = version.removeprefix("Docker version ").partition(".")[0]
         if number.isdigit() and int(number) < _NEEDS_BUILDX:
-            return EmbeddedBuilder(program, engine.address, network=settings.network, cache=settings.cache)
+            return BuildkitBuilder.embedded(program, engine.address, settings)
     return None
 
 
@@ -302,20 +273,20 @@ async def _classic(engine: BuildEngine, settings: BuilderSettings) -> Builder | 
 
 
 _Probe = Callable[[BuildEngine, BuilderSettings], Awaitable["Builder | None"]]
-#: The one table of builders, the best first, by the name that `builder.backend` may insist on.
+#: The one table of builders, the best first, by the name that `builder.backend` may require.
 BUILDERS: Final[dict[str, _Probe]] = {"buildx": _buildx, "buildkit": _embedded, "engine": _classic}
 
 
 async def choose_builder(engine: BuildEngine, settings: BuilderSettings, *, with_folders: bool) -> Builder:
-    """Return what builds here.
+    """Return the best builder of this machine.
 
     Args:
         engine: the Docker Engine.
-        settings: the agent's.
+        settings: how images are built.
         with_folders: whether folders of this machine must be mounted into a step (an index on this disk).
 
     Raises:
-        AgentConfigError: when the builder that the settings insist on is not there.
+        AgentConfigError: when the builder that the settings require is not installed.
     """
     wanted = BUILDERS if settings.backend == "auto" else {settings.backend: BUILDERS[settings.backend]}
     for probe in wanted.values():
@@ -327,27 +298,15 @@ async def choose_builder(engine: BuildEngine, settings: BuilderSettings, *, with
     )
 
 
-# A disk that is full while an image is built: whose it is, and what to do about it.
-
-_ENGINE_STEP: Final = (
-    "Free space there ('docker system df' tells what takes it; 'docker builder prune' removes what builds have left,"
-    " 'prefect-launch agent clean --keep-images SIZE' images that were built for code), then try again"
-)
-_OWN_STEP: Final = (
-    "Free space there ('prefect-launch agent clean' removes what agents need not keep; TMPDIR is where build contexts"
-    " are written), then try again"
-)
-
-
 @asynccontextmanager
 async def explaining_full_disks(engine: BuildEngine) -> AsyncIterator[None]:
-    """Let what fails inside the block for want of room say whose disk is full.
+    """Raise a `BuildDiskError` that says whose disk is full in place of an error that a full disk causes in the block.
+
+    This machine writes the build context and the build's log; the Docker Engine, which may be on another machine,
+    writes all else. A program in a build step that only says "I/O error" is not taken for a full disk.
 
     Args:
-        engine: which builds.
-
-    Raises:
-        BuildDiskError: in the place of what failed.
+        engine: the engine that builds.
     """
     try:
         yield
@@ -364,7 +323,7 @@ async def explaining_full_disks(engine: BuildEngine) -> AsyncIterator[None]:
 
 
 async def _described(engine: BuildEngine) -> str:
-    """Name an engine, and its folder on its machine when it tells."""
+    """Return the engine's address, with its data folder when the engine answers."""
     try:
         return f"the Docker Engine at {engine.address} (its data: {await engine.data_folder()})"
     except InfrastructureError:

@@ -14,7 +14,6 @@ from uuid import uuid4
 
 from prefect.logging import get_logger
 
-from prefect_launch.builds.build_lease import Flights
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
 from prefect_launch.client.item_check import check_item
@@ -149,8 +148,7 @@ def _repository(spec: LaunchSpec, config: AgentConfig) -> str:
 async def _built(session: Session, spec: LaunchSpec, job: Job, config: AgentConfig, repository: str) -> RunPlan:
     """Return a plan with the image, by its digest in the repository, and the command in it."""
     settings = config.builder.pushing_to(repository)
-    flights = Flights(session.server, "a call of launch_add")
-    images = ImageBuilder(settings, flights, RemoteRegistries(config.keychain), home=config.home)
+    images = ImageBuilder(settings, config.home, "a call of launch_add", RemoteRegistries(config.keychain))
     try:
         async with temporary_folder_async("launch-build-") as folder:
             code = folder / "code"

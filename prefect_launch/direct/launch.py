@@ -20,7 +20,6 @@ from prefect.context import FlowRunContext
 from prefect_launch.agent.item.image_build import build_with_log
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
-from prefect_launch.builds.build_lease import Flights
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
 from prefect_launch.client.job_of_spec import job_named_by, with_job
@@ -71,8 +70,8 @@ async def _with_image(
     session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, repository: str | None
 ) -> RunPlan:
     config = resolve_agent_config()
-    flights = Flights(session.server, "a call of launch")
-    images = ImageBuilder(config.builder.pushing_to(repository), flights, runner.registry, home=config.home)
+    settings = config.builder.pushing_to(repository)
+    images = ImageBuilder(settings, config.home, "a call of launch", runner.registry)
     try:
         found = await images.find(plan)
         return found or await build_with_log(session.server, flow_run_id, images, plan)

@@ -17,7 +17,6 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.builds.build_lease import Flights
 from prefect_launch.builds.dockerfile import Recipe, find_dependencies, write_dockerfile
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.builds.settings import BuilderSettings
@@ -27,7 +26,6 @@ from prefect_launch.sources.fetch import GitCheckout
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.notebook import as_program, convert_in
 from prefect_launch.spec.image_request import BuildRequest
-from prefect_launch.testing import InMemoryServer
 from prefect_launch.testing.runner_contract import run
 from tests.support.git_repository import Repository
 
@@ -91,7 +89,7 @@ async def test_image_of_the_example_runs_it_as_it_wants(
     log: list[str] = []
     if plan.build_request is not None:
         settings = BuilderSettings.model_validate({"base_image": python_image, "backend": backend})
-        builder = ImageBuilder(settings, Flights(InMemoryServer(), "the test"))
+        builder = ImageBuilder(settings, tmp_path / "home", "the test")
         plan = await builder.ensure_image(plan, log.append)
         assert (
             await builder.find(plan.model_copy(update={"code_dir": code, "build_request": request}))

@@ -16,13 +16,11 @@ from uuid import uuid4
 import docker
 import pytest
 
-from prefect_launch.builds.build_lease import Flights
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.errors import BuildError
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.spec.image_request import BuildRequest
-from prefect_launch.testing import InMemoryServer
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
@@ -95,7 +93,7 @@ async def test_no_layer_history_label_or_log_holds_what_pip_was_told(
     plan = plan_of({"requirements.txt": f"{name}\n"}, tmp_path)
     settings = told(f"http://me:{password}@{index.address}", tmp_path, base_image=python_image, backend=backend)
     log: list[str] = []
-    builder = ImageBuilder(settings, Flights(InMemoryServer(), "the test"))
+    builder = ImageBuilder(settings, tmp_path / "home", "the test")
     try:
         image = str((await builder.ensure_image(plan, log.append)).image)
     finally:
@@ -121,7 +119,7 @@ async def test_package_that_prints_what_pip_was_told_gets_it_neither_into_the_lo
         "leaky/leak.py": "import os, sys; sys.exit('was told: ' + os.environ['PIP_INDEX_URL'])\n",
     }
     settings = told(f"http://me:{password}@127.0.0.1:9", tmp_path, base_image=python_image, backend=backend)
-    builder = ImageBuilder(settings, Flights(InMemoryServer(), "the test"))
+    builder = ImageBuilder(settings, tmp_path / "home", "the test")
     with pytest.raises(BuildError, match=r"was told: http://me:\*\*\*@") as caught:
         await builder.ensure_image(plan_of(files, tmp_path), log.append)
     await builder.aclose()

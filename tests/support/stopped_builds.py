@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-from prefect_launch.client.api import Api
+from prefect_launch.core.file_lock import locked_if_free
 from tests.support.processes import MARK, marked_processes
 
 #: A Dockerfile whose one step takes so long, and can be known among the processes of this machine by its mark.
@@ -31,7 +30,10 @@ def build_steps(mark: str) -> list[str]:
     return found
 
 
-def live_leases(api: Api, pid: int) -> dict[str, Any]:
-    """The leases of a process that make others wait for a build."""
-    leases: dict[str, Any] = api.call(lambda session: session.server.list_variables("launch-build"))
-    return {name: lease for name, lease in leases.items() if lease["pid"] == pid and not lease.get("error")}
+def live_leases(home: Path) -> list[Path]:
+    """The leases that make others of a home wait for a build."""
+    held = []
+    for lease in (home / "builds").glob("*.lock"):
+        with locked_if_free(lease) as is_free:
+            held += [] if is_free else [lease]
+    return held

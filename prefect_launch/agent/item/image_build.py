@@ -14,7 +14,6 @@ import anyio
 
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.builds.build_lease import BUILD_LOGGER, Flights
 from prefect_launch.builds.builder import BuildLog
 from prefect_launch.builds.image_builder import ImageBuilder, explaining_full_disks
 from prefect_launch.core.states import ItemState, StateType
@@ -27,17 +26,17 @@ from prefect_launch.server.protocol import Server
 if TYPE_CHECKING:
     from prefect_launch.agent.context import AgentContext
     from prefect_launch.agent.item.running_items import RunningItem
-    from prefect_launch.queues.session import Session
     from prefect_launch.settings.agent_config import AgentConfig
 
+#: The logger of a build's records in the item's log.
+BUILD_LOGGER: Final = "build"
 #: In a folder of its own: how far a log was sent is kept beside it.
 BUILD_LOG: Final = "build/build.log"
 
 
-def image_builder(config: AgentConfig, session: Session, registry: Registry) -> ImageBuilder:
-    """Return what makes the images of an agent."""
-    holder = f"agent {config.name} on {socket.gethostname()}"
-    return ImageBuilder(config.builder, Flights(session.server, holder), registry, home=config.home)
+def image_builder(config: AgentConfig, registry: Registry) -> ImageBuilder:
+    """Return what builds the images of an agent."""
+    return ImageBuilder(config.builder, config.home, f"agent {config.name} on {socket.gethostname()}", registry)
 
 
 async def ensure_image(

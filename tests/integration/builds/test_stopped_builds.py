@@ -90,7 +90,7 @@ def test_second_signal_ends_an_agents_build_and_the_next_agent_makes_it(
     assert "Traceback" not in agent.tail()
     until(lambda: not build_steps(site.name), PROMPT_SECONDS)
     assert build_programs() == []
-    assert live_leases(site.api, agent.pid) == {}
+    assert live_leases(site.folder / "home") == []
     assert built_images(engine, site.notes(run)) == []
     site.work_off(builder={"backend": backend})
     assert site.states(run)[-1] == "Completed", run.message
@@ -131,7 +131,7 @@ def test_add_that_is_stopped_while_it_builds_says_so_and_leaves_nothing(
     assert "Traceback" not in first.tail()
     until(lambda: not build_steps(site.name), SETTLE_SECONDS)
     assert build_programs() == []
-    assert live_leases(site.api, first.pid) == {}
+    assert live_leases(site.folder / "home") == []
     assert built_images(engine, first.tail()) == []
     assert httpx.get(f"http://{open_registry.host}/v2/team/{site.name}/tags/list").status_code == 404
     assert site.api.items(queue=site.name) == []
