@@ -1,18 +1,21 @@
-"""Pushing an image with the Docker Engine. A push ends when its caller is cancelled; nothing else would end it."""
+"""Docker Engine calls of image builds: build, steps in containers, commit, tag and push.
+
+They add to the calls of `DockerEngine`. A call that streams ends when its caller is cancelled: the engine goes on with
+a build or a push for as long as its stream is open.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import io
-import json
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeVar
+from typing import Any, BinaryIO, Final
 
 import docker.auth
 import docker.errors
@@ -23,105 +26,17 @@ from prefect_launch.errors import RegistryError, clause
 from prefect_launch.registries.base import Credentials, is_digest
 from prefect_launch.runners.docker.client import REFUSED, DockerEngine, engine_auth
 
-T = TypeVar("T")
-
-#: Takes the lines of a log; may be called from any thread.
+#: Takes the lines of a log. It may be called from any thread.
 LineSink = Callable[[str], None]
 
-#: What is said of a layer many times a second, or before anything has happened.
-_NO_NEWS: Final = frozenset({"Preparing", "Waiting", ""})
+#: Statuses of a layer that come many times a second, or before anything has happened.
+_UNLOGGED_STATUSES: Final = frozenset({"Preparing", "Waiting", ""})
+#: How the engine writes a missing name.
+_NAMELESS: Final = ("<none>:<none>", "<none>@<none>")
 
 
 class PushRefusedError(RegistryError):
     """The registry does not let this user push; trying again changes nothing."""
-
-
-class PushEngine(DockerEngine):
-    """A Docker Engine that images are pushed from."""
-
-    async def tag(self, image: str, name: str) -> None:
-        """Give an image a name."""
-        repository, tag = docker.utils.parse_repository_tag(name)
-        await self._call(lambda client: client.tag(image, repository, tag=tag, force=True))
-
-    async def push(self, name: str, credentials: Credentials | None, log: LineSink) -> str | None:
-        """Push an image under its name, once.
-
-        The layers go first and the manifest last, so that a push that breaks off leaves nothing under the name.
-
-        Args:
-            name: the image's, with its tag.
-            credentials: who to be at its registry.
-            log: takes what happens to each layer.
-
-        Returns:
-            The digest that the registry has given it, when the engine says so.
-
-        Raises:
-            RegistryError: when the registry does not take it; of the class `PushRefusedError` when it never will.
-            InfrastructureError: when the engine fails.
-        """
-        opened: list[CancellableStream] = []
-
-        def push(client: Any) -> str | None:
-            stream = _open(client, name, credentials)
-            opened.append(stream)
-            return _follow(stream, name, log)
-
-        return await self._until_cancelled(push, opened)
-
-    async def _until_cancelled(self, work: Callable[[Any], T], opened: list[CancellableStream]) -> T:
-        """Do work that reads streams; when its caller is cancelled, they are closed, and so it ends."""
-        task = asyncio.ensure_future(self._call(work, abandon_on_cancel=True))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            for stream in opened:
-                with suppress(Exception):  # It may have ended by itself just now.
-                    await asyncio.to_thread(stream.close)
-            task.cancel()
-            await asyncio.wait({task})
-            raise
-
-
-def _open(client: Any, name: str, credentials: Credentials | None) -> CancellableStream:
-    # The package's own call cannot be cut off, and shows its own credentials when it is given none.
-    repository, tag = docker.utils.parse_repository_tag(name)
-    headers = {"X-Registry-Auth": docker.auth.encode_header(engine_auth(credentials))}
-    address = client._url("/images/{0}/push", repository)
-    response = client._post_json(address, None, headers=headers, stream=True, params={"tag": tag})
-    try:
-        client._raise_for_status(response)
-    except docker.errors.APIError as error:
-        raise _failed(name, error.explanation or str(error)) from error
-    return CancellableStream(client._stream_helper(response, decode=True), response)
-
-
-def _follow(stream: CancellableStream, name: str, log: LineSink) -> str | None:
-    told: dict[str, str] = {}
-    digest = None
-    for event in stream:
-        if "error" in event:
-            raise _failed(name, str(event["error"]))
-        aux = event.get("aux") or {}
-        digest = aux["Digest"] if is_digest(aux.get("Digest")) else digest
-        layer, status = str(event.get("id") or ""), str(event.get("status") or "")
-        if status not in _NO_NEWS and told.get(layer) != status:
-            told[layer] = status
-            log(f"{layer}: {status}\n" if layer else f"{status}\n")
-    return digest
-
-
-def _failed(name: str, reason: str) -> RegistryError:
-    if REFUSED.search(reason):
-        return PushRefusedError(f"The registry does not let the image {name!r} be pushed: {clause(reason)}.")
-    return RegistryError(f"The image {name!r} could not be pushed: {clause(reason)}.")
-
-
-# What building asks of a Docker Engine besides what running does: builds, steps in containers, commits, tags.
-
-#: What the engine calls an image that has no name of a kind.
-_NAMELESS: Final = ("<none>:<none>", "<none>@<none>")
 
 
 @dataclass(frozen=True)
@@ -129,9 +44,9 @@ class StoredImage:
     """An image that an engine has.
 
     Attributes:
-        id: its own.
-        names: all of them, with a tag or a digest.
-        size_bytes: with all that it stands on.
+        id: its id.
+        names: all its names, with a tag or a digest.
+        size_bytes: its size, with all that it is built on.
         labels: its labels.
     """
 
@@ -141,8 +56,8 @@ class StoredImage:
     labels: Mapping[str, str]
 
 
-class BuildEngine(PushEngine):
-    """A Docker Engine that images are built on."""
+class BuildEngine(DockerEngine):
+    """A Docker Engine that images are built on and pushed from."""
 
     @property
     def is_local(self) -> bool:
@@ -150,36 +65,41 @@ class BuildEngine(PushEngine):
         return self.address.startswith("unix://")
 
     async def data_folder(self) -> str:
-        """Return where it keeps its data, on its machine."""
+        """Return the folder of the engine's data, on its machine."""
         return str((await self._call(lambda client: client.info()))["DockerRootDir"])
 
     async def has_buildkit(self) -> bool:
-        """Whether BuildKit is embedded in it: in Docker's own engine, since API 1.39."""
+        """Whether BuildKit is embedded in the engine: in Docker's own engine, since API 1.39."""
         about = await self._call(lambda client: client.version(api_version=False))
         is_docker = any(part.get("Name") == "Engine" for part in about.get("Components") or ())
         return is_docker and docker.utils.version_gte(about["ApiVersion"], "1.39")
 
     async def config_of(self, image: str) -> dict[str, Any]:
-        """Return the configuration that an image has; empty when it is not there."""
+        """Return the configuration of an image; empty when the engine does not have it."""
 
-        def look(client: Any) -> dict[str, Any]:
+        def inspect(client: Any) -> dict[str, Any]:
             try:
                 return dict(client.inspect_image(image).get("Config") or {})
             except docker.errors.NotFound:
                 return {}
 
-        return await self._call(look)
+        return await self._call(inspect)
 
     async def stored_images(self) -> list[StoredImage]:
-        """Return the images that have a name, and the layers of builds that nothing stands on."""
+        """Return the images that have a name, and the layers of builds that no image uses."""
         return [_stored(one) for one in await self._call(lambda client: client.images())]
 
     async def images_of_containers(self) -> set[str]:
-        """Return the ids of the images that containers are made of, running or not."""
+        """Return the ids of the images of all containers, running or not."""
         return {str(one["ImageID"]) for one in await self._call(lambda client: client.containers(all=True))}
 
+    async def tag(self, image: str, name: str) -> None:
+        """Give an image a name."""
+        repository, tag = docker.utils.parse_repository_tag(name)
+        await self._call(lambda client: client.tag(image, repository, tag=tag, force=True))
+
     async def untag(self, name: str) -> bool:
-        """Take a name off an image, which goes with its last one; false when a container needs it."""
+        """Remove a name from an image, and the image with its last name; return false when a container needs it."""
 
         def untag(client: Any) -> bool:
             try:
@@ -195,57 +115,90 @@ class BuildEngine(PushEngine):
         return await self._call(untag)
 
     async def find_child(self, parent: str, label: str) -> str | None:
-        """Return the id of an image with a label (`name=value`) that was made of another one."""
+        """Return the id of an image with a label (`name=value`) that was made from another image."""
         found = await self._call(lambda client: client.images(all=True, filters={"label": [label]}))
         return next((str(one["Id"]) for one in found if one.get("ParentId") == parent), None)
 
+    async def names(self, prefix: str) -> list[tuple[str, str]]:
+        """Return ids and names of the containers whose names begin with a prefix."""
+        found = await self._call(lambda client: client.containers(all=True, filters={"name": f"^/{prefix}"}))
+        return [(one["Id"], name.lstrip("/")) for one in found for name in one["Names"][:1]]
+
     async def build(self, context: BinaryIO, on_event: Callable[[Mapping[str, Any]], None], **params: Any) -> None:
-        """Build with the engine's own builder.
+        """Build with the engine's classic builder.
 
         Args:
             context: a tar archive.
             on_event: gets each event of the build, in a thread.
-            **params: of the engine's call, such as `dockerfile`.
+            **params: parameters of the engine's call, such as `dockerfile`.
         """
-        opened: list[CancellableStream] = []
 
-        def build(client: Any) -> None:
-            # The package's own call cannot be cut off, and packs the context by itself.
+        def start(client: Any) -> CancellableStream:
+            # The package's own call cannot be cancelled, and packs the context itself.
             headers = {"Content-Type": "application/x-tar"}
             response = client._post(
                 client._url("/build"), data=context, params=params, headers=headers, stream=True, timeout=None
             )
             client._raise_for_status(response)
-            stream = CancellableStream(client._stream_helper(response, decode=False), response)
-            opened.append(stream)
-            with _closed_on_error(stream):
-                for event in _events(stream):
-                    on_event(event)
+            return CancellableStream(client._stream_helper(response, decode=True), response)
 
-        await self._until_cancelled(build, opened)
+        await self._read_stream(start, on_event)
 
     async def follow(self, container_id: str, on_piece: Callable[[bytes], None]) -> None:
         """Hand over a container's output until it ends."""
-        opened: list[CancellableStream] = []
+        await self._read_stream(lambda client: client.logs(container_id, stream=True, follow=True), on_piece)
 
-        def follow(client: Any) -> None:
-            stream = client.logs(container_id, stream=True, follow=True)
-            opened.append(stream)
-            with _closed_on_error(stream):
-                for piece in stream:
-                    on_piece(piece)
+    async def push(self, name: str, credentials: Credentials | None, log: LineSink) -> str | None:
+        """Push an image under its name, once.
 
-        await self._until_cancelled(follow, opened)
+        The engine pushes the layers first and the manifest last, so a push that breaks off leaves nothing under the
+        name.
+
+        Args:
+            name: the image's name, with its tag.
+            credentials: the credentials for its registry.
+            log: takes the progress of each layer.
+
+        Returns:
+            The digest in the registry, when the engine reports it.
+
+        Raises:
+            RegistryError: when the registry does not accept it; of the class `PushRefusedError` when it never will.
+            InfrastructureError: when the engine fails.
+        """
+        digest: str | None = None
+        statuses: dict[str, str] = {}
+
+        def start(client: Any) -> CancellableStream:
+            # The package's own call cannot be cancelled, and shows its own credentials when it is given none.
+            repository, tag = docker.utils.parse_repository_tag(name)
+            headers = {"X-Registry-Auth": docker.auth.encode_header(engine_auth(credentials))}
+            address = client._url("/images/{0}/push", repository)
+            response = client._post_json(address, None, headers=headers, stream=True, params={"tag": tag})
+            try:
+                client._raise_for_status(response)
+            except docker.errors.APIError as error:
+                raise _push_error(name, error.explanation or str(error)) from error
+            return CancellableStream(client._stream_helper(response, decode=True), response)
+
+        def read(event: Mapping[str, Any]) -> None:
+            nonlocal digest
+            if "error" in event:
+                raise _push_error(name, str(event["error"]))
+            aux = event.get("aux") or {}
+            digest = aux["Digest"] if is_digest(aux.get("Digest")) else digest
+            layer, status = str(event.get("id") or ""), str(event.get("status") or "")
+            if status not in _UNLOGGED_STATUSES and statuses.get(layer) != status:
+                statuses[layer] = status
+                log(f"{layer}: {status}\n" if layer else f"{status}\n")
+
+        await self._read_stream(start, read)
+        return digest
 
     async def commit(self, container_id: str, changes: Iterable[str]) -> str:
         """Make an image of a container; return its id."""
         made = await self._call(lambda client: client.commit(container_id, changes=list(changes)))
         return str(made["Id"])
-
-    async def names(self, prefix: str) -> list[tuple[str, str]]:
-        """Return ids and names of the containers whose names start so."""
-        found = await self._call(lambda client: client.containers(all=True, filters={"name": f"^/{prefix}"}))
-        return [(one["Id"], name.lstrip("/")) for one in found for name in one["Names"][:1]]
 
     async def put_files(
         self, container_id: str, folder: str, secrets: Mapping[str, bytes], programs: Mapping[str, Path]
@@ -266,16 +219,37 @@ class BuildEngine(PushEngine):
             packed.seek(0)
             await self.put_archive(container_id, folder, packed)
 
+    async def _read_stream(self, start: Callable[[Any], CancellableStream], on_item: Callable[[Any], None]) -> None:
+        """Hand over what a stream of the engine brings; close it when the caller is cancelled, or an item fails."""
+        opened: list[CancellableStream] = []
 
-@contextmanager
-def _closed_on_error(stream: CancellableStream) -> Iterator[None]:
-    """Close a stream that is not read to its end: the engine goes on with a build for as long as it is open."""
-    try:
-        yield
-    except BaseException:
-        with suppress(Exception):  # It may have ended by itself just now.
-            stream.close()
-        raise
+        def read(client: Any) -> None:
+            stream = start(client)
+            opened.append(stream)
+            try:
+                for item in stream:
+                    on_item(item)
+            except BaseException:
+                with suppress(Exception):  # It may have ended by itself just now.
+                    stream.close()
+                raise
+
+        task = asyncio.ensure_future(self._call(read, abandon_on_cancel=True))
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            for stream in opened:
+                with suppress(Exception):  # The same.
+                    await asyncio.to_thread(stream.close)
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+
+
+def _push_error(name: str, reason: str) -> RegistryError:
+    if REFUSED.search(reason):
+        return PushRefusedError(f"The registry does not let the image {name!r} be pushed: {clause(reason)}.")
+    return RegistryError(f"The image {name!r} could not be pushed: {clause(reason)}.")
 
 
 def _stored(about: Mapping[str, Any]) -> StoredImage:
@@ -286,17 +260,3 @@ def _stored(about: Mapping[str, Any]) -> StoredImage:
         size_bytes=int(about["Size"]),
         labels=about.get("Labels") or {},
     )
-
-
-def _events(stream: Iterable[bytes]) -> Iterable[Mapping[str, Any]]:
-    """Read JSON objects, one after the other, of pieces that are cut anywhere."""
-    decoder, text = json.JSONDecoder(), ""
-    for piece in stream:
-        text += piece.decode("utf-8", "replace")
-        while text := text.lstrip():
-            try:
-                event, end = decoder.raw_decode(text)
-            except ValueError:
-                break
-            text = text[end:]
-            yield event

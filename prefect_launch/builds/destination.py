@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from prefect_launch.builds.build_engine import LineSink, PushEngine, PushRefusedError
+from prefect_launch.builds.build_engine import BuildEngine, LineSink, PushRefusedError
 from prefect_launch.errors import RegistryError
 from prefect_launch.registries.base import Credentials, Registry, parse_reference, parse_repository
 from prefect_launch.runners.docker.engine import Engine
@@ -27,7 +27,7 @@ class Destination:
         SpecError: when the repository is none.
     """
 
-    def __init__(self, engine: PushEngine, registry: Registry, repository: str) -> None:
+    def __init__(self, engine: BuildEngine, registry: Registry, repository: str) -> None:
         self._engine = engine
         self._registry = registry
         self.repository = parse_repository(repository)
@@ -60,7 +60,7 @@ PAUSES_SECONDS: Final = (2.0, 10.0)
 
 
 async def push_image(
-    engine: PushEngine,
+    engine: BuildEngine,
     registry: Registry,
     name: str,
     log: LineSink,
@@ -104,7 +104,7 @@ async def push_image(
         ) from error
 
 
-async def _push(engine: PushEngine, registry: Registry, name: str, log: LineSink) -> str:
+async def _push(engine: BuildEngine, registry: Registry, name: str, log: LineSink) -> str:
     credentials = await registry.credentials_for(name)
     try:
         digest = await _checked(name, registry, await engine.push(name, credentials, log))

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.builds.build_engine import PushEngine
+from prefect_launch.builds.build_engine import BuildEngine
 from tests.support.docker_engine import DockerEngine
 
 
@@ -25,9 +25,9 @@ def docker_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-async def push_engine(engine: DockerEngine) -> AsyncIterator[PushEngine]:
+async def push_engine(engine: DockerEngine) -> AsyncIterator[BuildEngine]:
     """The run's engine, as one that pushes."""
-    made = PushEngine()
+    made = BuildEngine()
     yield made
     await made.aclose()
 

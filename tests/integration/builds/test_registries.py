@@ -13,7 +13,7 @@ import pytest
 from prefect_docker.credentials import DockerRegistryCredentials
 from pydantic import SecretStr
 
-from prefect_launch.builds.build_engine import PushEngine, PushRefusedError
+from prefect_launch.builds.build_engine import BuildEngine, PushRefusedError
 from prefect_launch.builds.destination import push_image
 from prefect_launch.errors import AgentConfigError, ImagePullError, RegistryError
 from prefect_launch.registries.base import Credentials
@@ -69,7 +69,7 @@ def forget(engine: DockerEngine, image: str) -> None:
 
 
 async def test_pushed_image_is_pulled_again_by_its_digest(
-    engine: DockerEngine, push_engine: PushEngine, open_registry: DockerRegistry, image_in: ImageIn
+    engine: DockerEngine, push_engine: BuildEngine, open_registry: DockerRegistry, image_in: ImageIn
 ) -> None:
     name, registries, lines = image_in(open_registry.host), RemoteRegistries(), list[str]()
     assert await registries.digest_of(name) is None
@@ -89,7 +89,7 @@ async def test_pushed_image_is_pulled_again_by_its_digest(
 
 
 async def test_same_image_pushed_again_has_the_same_digest(
-    push_engine: PushEngine, open_registry: DockerRegistry, image_in: ImageIn
+    push_engine: BuildEngine, open_registry: DockerRegistry, image_in: ImageIn
 ) -> None:
     name, registries = image_in(open_registry.host), RemoteRegistries()
 
@@ -99,7 +99,7 @@ async def test_same_image_pushed_again_has_the_same_digest(
 
 async def test_registry_with_a_password_takes_who_is_logged_in(
     engine: DockerEngine,
-    push_engine: PushEngine,
+    push_engine: BuildEngine,
     closed_registry: DockerRegistry,
     image_in: ImageIn,
     docker_folder: Path,
@@ -116,7 +116,7 @@ async def test_registry_with_a_password_takes_who_is_logged_in(
 
 
 async def test_push_without_credentials_is_refused_at_once_with_the_next_step(
-    push_engine: PushEngine, closed_registry: DockerRegistry, image_in: ImageIn
+    push_engine: BuildEngine, closed_registry: DockerRegistry, image_in: ImageIn
 ) -> None:
     name = image_in(closed_registry.host)
 
@@ -125,7 +125,7 @@ async def test_push_without_credentials_is_refused_at_once_with_the_next_step(
 
 
 async def test_push_and_look_with_a_wrong_password_are_refused(
-    push_engine: PushEngine, closed_registry: DockerRegistry, image_in: ImageIn, docker_folder: Path
+    push_engine: BuildEngine, closed_registry: DockerRegistry, image_in: ImageIn, docker_folder: Path
 ) -> None:
     name = image_in(closed_registry.host)
     log_in(docker_folder, closed_registry.host, password="wrong")
@@ -140,7 +140,7 @@ async def test_push_and_look_with_a_wrong_password_are_refused(
 
 async def test_pull_without_credentials_tells_where_to_put_them(
     engine: DockerEngine,
-    push_engine: PushEngine,
+    push_engine: BuildEngine,
     closed_registry: DockerRegistry,
     image_in: ImageIn,
     docker_folder: Path,
@@ -150,7 +150,7 @@ async def test_pull_without_credentials_tells_where_to_put_them(
     pinned = await push_image(push_engine, RemoteRegistries(), name, lambda line: None)
     forget(engine, name)
     (docker_folder / "config.json").unlink()
-    logged_out = PushEngine()
+    logged_out = BuildEngine()
 
     with pytest.raises(ImagePullError, match="a block under 'registries'"):
         await logged_out.pull(pinned)
@@ -160,7 +160,7 @@ async def test_pull_without_credentials_tells_where_to_put_them(
 
 
 async def test_line_that_breaks_during_a_push_costs_a_try_and_no_more(
-    push_engine: PushEngine, open_registry: DockerRegistry, image_in: ImageIn
+    push_engine: BuildEngine, open_registry: DockerRegistry, image_in: ImageIn
 ) -> None:
     async with BadLine(open_registry.port) as line:
         name = image_in(line.host)
@@ -173,7 +173,7 @@ async def test_line_that_breaks_during_a_push_costs_a_try_and_no_more(
 
 
 async def test_push_that_is_cancelled_leaves_nothing_under_the_name_and_the_next_one_works(
-    push_engine: PushEngine, open_registry: DockerRegistry, image_in: ImageIn
+    push_engine: BuildEngine, open_registry: DockerRegistry, image_in: ImageIn
 ) -> None:
     async with BadLine(open_registry.port) as line:
         name, registries = image_in(line.host), RemoteRegistries()
@@ -192,7 +192,7 @@ async def test_push_that_is_cancelled_leaves_nothing_under_the_name_and_the_next
         assert await registries.digest_of(at_the_registry) == pinned.partition("@")[2]
 
 
-async def test_registry_that_always_fails_is_told(push_engine: PushEngine, image_in: ImageIn) -> None:
+async def test_registry_that_always_fails_is_told(push_engine: BuildEngine, image_in: ImageIn) -> None:
     async with failing_registry(500) as (host, asked):
         # The engine itself asks five times, which takes it most of a minute.
         with pytest.raises(RegistryError, match="500 Word"):
@@ -204,7 +204,7 @@ async def test_registry_that_always_fails_is_told(push_engine: PushEngine, image
 
 
 async def test_registry_that_is_not_there_is_told_with_how_often_it_was_tried(
-    push_engine: PushEngine, image_in: ImageIn
+    push_engine: BuildEngine, image_in: ImageIn
 ) -> None:
     async with failing_registry(500) as (host, _):
         pass
@@ -217,7 +217,7 @@ async def test_registry_that_is_not_there_is_told_with_how_often_it_was_tried(
     assert any("Trying again" in line for line in lines)
 
 
-async def test_image_that_is_not_here_cannot_be_pushed(push_engine: PushEngine, open_registry: DockerRegistry) -> None:
+async def test_image_that_is_not_here_cannot_be_pushed(push_engine: BuildEngine, open_registry: DockerRegistry) -> None:
     name = f"{open_registry.host}/team/never-built:1"
 
     with pytest.raises(RegistryError, match="does not exist"):
@@ -226,7 +226,7 @@ async def test_image_that_is_not_here_cannot_be_pushed(push_engine: PushEngine, 
 
 @pytest.mark.usefixtures("prefect_server")
 async def test_block_made_with_prefect_docker_opens_the_registry(
-    push_engine: PushEngine, closed_registry: DockerRegistry, image_in: ImageIn
+    push_engine: BuildEngine, closed_registry: DockerRegistry, image_in: ImageIn
 ) -> None:
     block = DockerRegistryCredentials(username=USER, password=SecretStr(PASSWORD), registry_url=closed_registry.host)
     await block.save("of-the-tests", overwrite=True)
