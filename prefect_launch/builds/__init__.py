@@ -1,1 +1,1 @@
-"""From source to image: the build context, its Dockerfile, what builds it, and the registries that images go to."""
+"""Images from code: the build context, its Dockerfile, the builders, and where built images are kept."""

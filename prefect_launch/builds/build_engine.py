@@ -22,12 +22,10 @@ import docker.errors
 import docker.utils
 from docker.types import CancellableStream
 
+from prefect_launch.builds.builder import LineSink
 from prefect_launch.errors import RegistryError, clause
 from prefect_launch.registries.base import Credentials, is_digest
 from prefect_launch.runners.docker.client import REFUSED, DockerEngine, engine_auth
-
-#: Takes the lines of a log. It may be called from any thread.
-LineSink = Callable[[str], None]
 
 #: Statuses of a layer that come many times a second, or before anything has happened.
 _UNLOGGED_STATUSES: Final = frozenset({"Preparing", "Waiting", ""})

@@ -1,7 +1,8 @@
-"""One image that is to be built, with all that goes into it: a frozen value, whose digest is the image's tag.
+"""Image build and builder: what is built, as a frozen value whose digest is the image's tag, and what builds it.
 
-The same input has the same tag on every agent, so what is there under the tag need not be built. 128 bits of the
-digest are in the tag: nobody meets a collision, by accident or by design of the code alone.
+The same input has the same tag on every agent, so an image that exists under the tag is not built again. The tag has
+128 bits of the digest: nobody meets a collision, by accident or by design of the code alone. An image gets its tag when
+it is complete, so nothing half-made ever has it.
 """
 
 from __future__ import annotations
@@ -22,11 +23,28 @@ from prefect_launch.builds.dockerfile import Recipe, write_dockerfile
 from prefect_launch.builds.pip_access import PipAccess
 from prefect_launch.errors import BuildError, InfrastructureError, clause
 
-#: Raised when the way to build changes what comes out for the same input.
+#: To be raised when a change of this package builds another image from the same input.
 _FORMAT: Final = "1"
 _TAG_CHARS: Final = 32
-#: Of images that stay on the engine that built them.
+#: The repository of images that stay on the engine that built them.
 LOCAL_REPOSITORY: Final = "prefect-launch/built"
+#: Takes the lines of a build's log. It may be called from any thread.
+LineSink = Callable[[str], None]
+_SHOWN_LINES: Final = 15
+#: How the engine, pip and uv report a fault of the machine rather than of the build.
+_MACHINE_FAULTS: Final = re.compile(
+    r"no space left on device|failed to fetch|error sending request|dns error|connection (?:refused|reset)|timed out"
+    r"|temporary failure in name resolution|invalid peer certificate"
+    r"|HTTP status (?:server error|client error \(40[137])|tls handshake|cannot allocate memory"
+    r"|CERTIFICATE_VERIFY_FAILED",
+    re.IGNORECASE,
+)
+_MISSING: Final = (
+    re.compile(r"Because (?P<name>[\w.\-\[\]]+)(?:==\S+)? was not found"),
+    re.compile(r"there (?:is|are) no versions? of (?P<name>[\w.\-\[\]]+)"),
+    re.compile(r"No matching distribution found for (?P<name>\S+)"),
+    re.compile(r"Failed to (?:build|download)(?: and build)? `?(?P<name>[\w.\-\[\]=]+)"),
+)
 
 
 class ImageLabels:
@@ -39,16 +57,16 @@ class ImageLabels:
 
 @dataclass(frozen=True)
 class ImageBuild:
-    """An image that is to be built.
+    """An image to build.
 
     Attributes:
-        context: what goes in.
-        dockerfile: path of the Dockerfile in the context; None: the recipe is written.
-        recipe: of a generated Dockerfile.
+        context: the files that go in.
+        dockerfile: path of the Dockerfile in the context; None: it is generated from the recipe.
+        recipe: the input of a generated Dockerfile.
         base: the base image of a generated Dockerfile, and its digest.
         platform: such as linux/amd64.
         entry_point: the run's command in the image. It is not baked in, so it is no part of the tag.
-        repository: what the image is called, without its tag.
+        repository: the image's name, without its tag.
     """
 
     context: BuildContext
@@ -74,7 +92,7 @@ class ImageBuild:
 
     @property
     def image(self) -> str:
-        """The image's whole name."""
+        """The image's full name."""
         return f"{self.repository}:{self.tag}"
 
     @property
@@ -83,55 +101,35 @@ class ImageBuild:
         return {ImageLabels.TAG: self.tag, **({ImageLabels.BASE: self.base} if self.base else {})}
 
 
-#: Takes the lines of a build's log; may be called from any thread.
-LineSink = Callable[[str], None]
-
-_SHOWN_LINES: Final = 15
-#: The words of the engine, of pip and of uv for a fault of the machine, not of what is built.
-_MACHINE_FAULTS: Final = re.compile(
-    r"no space left on device|failed to fetch|error sending request|dns error|connection (?:refused|reset)|timed out"
-    r"|temporary failure in name resolution|invalid peer certificate"
-    r"|HTTP status (?:server error|client error \(40[137])|tls handshake|cannot allocate memory"
-    r"|CERTIFICATE_VERIFY_FAILED",
-    re.IGNORECASE,
-)
-_MISSING: Final = (
-    re.compile(r"Because (?P<name>[\w.\-\[\]]+)(?:==\S+)? was not found"),
-    re.compile(r"there (?:is|are) no versions? of (?P<name>[\w.\-\[\]]+)"),
-    re.compile(r"No matching distribution found for (?P<name>\S+)"),
-    re.compile(r"Failed to (?:build|download)(?: and build)? `?(?P<name>[\w.\-\[\]=]+)"),
-)
-
-
 class Builder(ABC):
     """One way to build images."""
 
-    #: As people are told it.
+    #: The name shown to people.
     name: str
     #: Whether folders of this machine can be mounted into a build step.
     mounts_folders: ClassVar[bool] = False
 
     @abstractmethod
     async def build(self, target: ImageBuild, access: PipAccess, log: LineSink) -> str:
-        """Build an image and return its id, or the image's name when it has that already. Cancelled, it stops.
+        """Build an image and return its id, or the image's name when it has that already. Cancelling stops it.
 
         Args:
             target: what is built.
-            access: what pip is told in the installing step.
+            access: pip's settings for the installing step.
             log: takes the build's output.
 
         Raises:
-            BuildError: when a step fails; it is named, with the last lines.
+            BuildError: when a step fails; it names the step, with the last lines.
             InfrastructureError: when the engine, the network or the disk is at fault.
         """
 
 
 def failure(step: str, reason: str, lines: Sequence[str]) -> BuildError | InfrastructureError:
-    """Make the error of a build that failed.
+    """Return the error of a failed build.
 
     Args:
         step: the step of the Dockerfile that failed.
-        reason: what the builder says.
+        reason: the builder's message.
         lines: the last lines of the build's output, oldest first.
     """
     shown = [line for line in lines if line.strip()][-_SHOWN_LINES:]
@@ -150,14 +148,11 @@ def failure(step: str, reason: str, lines: Sequence[str]) -> BuildError | Infras
     )
 
 
-# A build's log, in a file that grows while the build runs; whoever shows it follows the file.
-
-
 class BuildLog:
-    """Writes pieces of output, from any thread.
+    """Writes a build's output into a file that others follow, from any thread.
 
     Args:
-        path: the file; what is there already stays.
+        path: the file; it is appended to.
     """
 
     def __init__(self, path: Path) -> None:
@@ -166,10 +161,10 @@ class BuildLog:
         self._lock = threading.Lock()
 
     def write(self, text: str) -> None:
-        """Add a piece of output; a build that was given up writes nothing more.
+        """Append a piece of output; after `close`, nothing is written.
 
         Raises:
-            InfrastructureError: when the disk does not take it.
+            InfrastructureError: when it cannot be written.
         """
         with self._lock:
             if self._file.closed:
@@ -183,6 +178,6 @@ class BuildLog:
                 ) from error
 
     def close(self) -> None:
-        """Let go of the file; what could not be written is tried once more, and was told by `write` already."""
+        """Close the file; an error that `write` has raised already is not raised again."""
         with self._lock, suppress(OSError):
             self._file.close()

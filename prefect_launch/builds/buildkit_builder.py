@@ -1,11 +1,11 @@
-"""Builders that are reached by Docker's command: BuildKit, through buildx or embedded in an older engine.
+"""BuildKit builder: builds through the `docker` command, with buildx or the BuildKit embedded in an older engine.
 
-They know build secrets and cache mounts, so a Dockerfile of the submitter's own may use them too: what pip is told on
-this machine is there as the secrets `index.env` and `ca.pem`. The context goes in as an archive, so nothing else of
-this machine can; secrets are files of this user for as long as the build runs.
+BuildKit has build secrets and cache mounts, so a Dockerfile of the submitter's own may use them too: pip's settings of
+this machine are the secrets `index.env` and `ca.pem`. The context is sent as an archive, so nothing else of this
+machine can get into the image. Secrets are files that only this user can read, while the build runs.
 
-The command is in a session of its own: a terminal's Ctrl-C is the agent's to act on, whose first one lets builds end.
-It ends with this process, where `setpriv` (util-linux) can see to that.
+The command runs in a session of its own: the agent acts on a terminal's Ctrl-C, and its first one lets builds end. The
+command ends with this process, where `setpriv` (util-linux) can see to that.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _STEP: Final = re.compile(r"#(?P<number>\d+) \[[^\]]*\] (?P<text>.*)")
 _ERROR: Final = re.compile(r"#(?P<number>\d+) ERROR: (?P<text>.*)")
 _DIGEST: Final = re.compile(r"#\d+ sha256:[0-9a-f]{64}")
 _SAID: Final = re.compile(r"#\d+ (?:[\d.]+ )?")
-#: Not in a builder of its own that somebody has chosen for buildx: that one sees none of the engine's images.
+#: Not in a builder of its own that buildx may be set to: that one sees none of the engine's images.
 _ON_THE_ENGINE: Final = {"DOCKER_BUILDKIT": "1", "BUILDX_BUILDER": "default"}
 
 
@@ -85,7 +85,7 @@ class BuildkitBuilder(Builder):
             return target.image
 
     def _arguments(self, target: ImageBuild, access: PipAccess, folder: Path) -> list[str]:
-        # By its name, which it gets when it is whole: of the ids that buildx tells, not every engine knows each.
+        # By its name, which it gets when it is complete: buildx reports ids that not every engine knows.
         arguments = ["--progress=plain", "--tag", target.image, "--file", target.dockerfile or _DOCKERFILE]
         for name in access.files:
             arguments += ["--secret", f"id={name},src={folder / name}"]
@@ -115,7 +115,7 @@ class BuildkitBuilder(Builder):
 
 
 def docker_programs() -> Iterator[str]:
-    """Yield the `docker` commands of this machine, in the order of the path."""
+    """Yield the `docker` commands of this machine, in the order of `PATH`."""
     seen = set()
     for folder in os.get_exec_path():
         found = shutil.which("docker", path=folder)
@@ -125,7 +125,7 @@ def docker_programs() -> Iterator[str]:
 
 
 async def output_of(*command: str) -> str | None:
-    """Return what a command prints; None when it fails or is not there."""
+    """Return the output of a command; None when it fails or does not exist."""
     try:
         ended = await run_command(command, stderr=subprocess.DEVNULL)
     except OSError:
@@ -147,7 +147,7 @@ async def _read(stream: ByteReceiveStream, watch: _Watch) -> None:
 
 
 async def _end(process: Process) -> None:
-    """Kill it if it has not ended: older commands hear no other signal. The engine stops a build that nobody reads."""
+    """Kill a command that has not ended: older versions ignore other signals. The engine then stops the build."""
     if process.returncode is None:
         kill_group(process.pid)
         await process.wait()

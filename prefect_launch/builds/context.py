@@ -1,7 +1,8 @@
-"""What goes into a build, as one list of entries: its digest is a part of the image's tag, its archive what is sent.
+"""Build context: the files that go into a build. Its digest is a part of the image's tag; its archive is sent.
 
-Left out are `.git`, caches and environments, and what `.dockerignore` says. Owners and times do not count: the same
-content has the same digest on every machine. A context above the limit is refused, with its largest entries named.
+`.git`, caches, environments and what `.dockerignore` names are left out. Owners and times do not count: the same
+content has the same digest on every machine. A context above the limit is refused, and the message names its largest
+entries.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ _CHUNK_BYTES: Final = 1024**2
 
 @dataclass(frozen=True)
 class Entry:
-    """One file, link or folder of a context.
+    """A file, link or empty folder of a context.
 
     Attributes:
         name: its path in the context.
-        mode: of its permissions, only whether it can be executed.
-        digest: of its content, or of where it points.
+        mode: its permissions, of which only the executable bit counts.
+        digest: hex SHA-256 of its content, or of a link's target.
         size: in bytes.
-        source: the file that holds the content.
-        content: the content, of a file that is generated.
-        target: where a link points.
-        is_folder: whether it is an (empty) folder.
+        source: the file with the content.
+        content: the content of a generated file.
+        target: a link's target.
+        is_folder: whether it is an empty folder.
     """
 
     name: str
@@ -73,35 +74,35 @@ class BuildContext:
         return whole.hexdigest()
 
     def below(self, *prefixes: str) -> BuildContext:
-        """Return the part of it whose names start so."""
+        """Return the entries whose names begin with one of the prefixes."""
         return BuildContext(tuple(entry for entry in self.entries if entry.name.startswith(prefixes)))
 
     def plus(self, files: Mapping[str, bytes]) -> BuildContext:
-        """Return it with generated files."""
+        """Return the context with generated files added."""
         made = [Entry(name, digest=_sha(data), size=len(data), content=data) for name, data in files.items()]
         return merge(self, BuildContext(tuple(made)))
 
     def write(self, into: BinaryIO) -> None:
-        """Write it as a tar archive, the same bytes for the same content."""
+        """Write the context as a tar archive: the same bytes for the same content."""
         with tarfile.open(fileobj=into, mode="w|", format=tarfile.PAX_FORMAT) as archive:
             for entry in self.entries:
                 _add(archive, entry)
 
 
 def merge(*contexts: BuildContext) -> BuildContext:
-    """Return one context of several; of entries of one name the last counts."""
+    """Return several contexts as one; of entries with the same name the last one counts."""
     found = {entry.name: entry for context in contexts for entry in context.entries}
     return BuildContext(tuple(found[name] for name in sorted(found)))
 
 
 def read_context(folder: Path, *, limit: int, prefix: str = "", keep: Iterable[str] = ()) -> BuildContext:
-    """List what of a folder goes into a build.
+    """Return the context of a folder.
 
     Args:
-        folder: the root.
-        limit: the most bytes in all.
-        prefix: put before each name, with its slash.
-        keep: what `.dockerignore` cannot leave out: the Dockerfile.
+        folder: the root of the context.
+        limit: the most bytes of all files together.
+        prefix: put before each name; it ends with a slash.
+        keep: names that `.dockerignore` cannot leave out: the Dockerfile.
 
     Raises:
         SourceError: when it is above the limit, or a file cannot be read.
@@ -131,7 +132,7 @@ def _names(folder: Path, keep: tuple[str, ...]) -> list[str]:
 
 
 class _Ignored:
-    """What `.dockerignore` leaves out, as Docker's own Python library reads it.
+    """The names that `.dockerignore` leaves out, as Docker's own Python library reads it.
 
     Args:
         folder: the context.
@@ -148,13 +149,13 @@ class _Ignored:
         self._folders: dict[str, bool] = {"": False}
 
     def has(self, name: str) -> bool:
-        """Whether a name is left out; to be asked from the top down."""
+        """Whether a name is left out; parents must be asked before their children."""
         if self._matcher is None or name in self._keep:
             return False
         return self._matcher.matches(name) or self._has_all_of(posixpath.dirname(name))
 
     def _has_all_of(self, folder: str) -> bool:
-        """Whether a folder is left out with all that is in it: no pattern brings anything in it back."""
+        """Whether a folder is left out with all its content: no pattern includes any of it again."""
         unknown = []
         while folder not in self._folders:
             unknown.append(folder)
@@ -180,7 +181,7 @@ def _entry(path: Path, name: str) -> Entry | None:
     if stat.S_ISDIR(about.st_mode):
         return Entry(name, mode=0o755, is_folder=True)
     if not stat.S_ISREG(about.st_mode):
-        return None  # A pipe or a device is no content.
+        return None  # A pipe or a device has no content.
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -225,7 +226,7 @@ def _sha(content: bytes) -> str:
 
 @asynccontextmanager
 async def packed(context: BuildContext) -> AsyncIterator[BinaryIO]:
-    """Write a context as an archive into a file that is gone after the block, to be read from its start.
+    """Write a context as an archive into a temporary file, to be read from its start in the block.
 
     Raises:
         InfrastructureError: when it cannot be written.
@@ -245,8 +246,8 @@ async def packed(context: BuildContext) -> AsyncIterator[BinaryIO]:
 
 @contextmanager
 def _scratch() -> Iterator[BinaryIO]:
-    """Open a file that nobody needs after the block: closing it tries once more to write what found no room."""
-    file = tempfile.TemporaryFile(prefix="launch-context-")  # noqa: SIM115 - closed here, whatever it says to that
+    """Open a temporary file. Closing it raises no error, though it may try again to write onto a full disk."""
+    file = tempfile.TemporaryFile(prefix="launch-context-")  # noqa: SIM115 - closed below, whatever that raises
     try:
         yield file
     finally:

@@ -1,7 +1,9 @@
-"""Where built images go: one repository of a registry, with a tag that is made of what is built.
+"""Image destination: a repository of a registry that built images are pushed to, or the engine that built them.
 
-The same input has the same tag, so an image that is there already, from any machine, is not built again. What is given
-back names the image by its digest.
+The tag is a digest of the input, so an image that exists already, pushed by any machine, is not built again. The
+returned name has the image's digest. A registry takes an image's layers first and its manifest last: until the manifest
+is there, nothing has the name. So a push that breaks off leaves the name as it was, and the next push goes on with the
+layers that are there.
 """
 
 from __future__ import annotations
@@ -9,22 +11,26 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from prefect_launch.builds.build_engine import BuildEngine, LineSink, PushRefusedError
+from prefect_launch.builds.build_engine import BuildEngine, PushRefusedError
+from prefect_launch.builds.builder import LineSink
 from prefect_launch.errors import RegistryError
 from prefect_launch.registries.base import Credentials, Registry, parse_reference, parse_repository
 from prefect_launch.runners.docker.engine import Engine
 
+#: Before each further try. The engine itself tries a layer five times.
+PAUSES_SECONDS: Final = (2.0, 10.0)
+
 
 class Destination:
-    """One repository.
+    """A repository that built images are pushed to.
 
     Args:
-        engine: which builds and pushes.
+        engine: the engine that builds and pushes.
         registry: the registries, with the credentials for them.
         repository: such as `registry.example:5000/team/built`.
 
     Raises:
-        SpecError: when the repository is none.
+        SpecError: when it is no valid repository.
     """
 
     def __init__(self, engine: BuildEngine, registry: Registry, repository: str) -> None:
@@ -33,10 +39,10 @@ class Destination:
         self.repository = parse_repository(repository)
 
     async def find(self, tag: str) -> str | None:
-        """Return the image of a tag, by its digest; None when it is not there.
+        """Return the image of a tag, by its digest; None when it does not exist.
 
         Raises:
-            RegistryError: when the registry fails, does not answer, or refuses to say.
+            RegistryError: when the registry fails, does not answer, or refuses to tell.
         """
         name = f"{self.repository}:{tag}"
         digest = await self._registry.digest_of(name)
@@ -53,12 +59,6 @@ class Destination:
         return await push_image(self._engine, self._registry, name, log)
 
 
-# An image of this machine, put into a registry under its final name, and looked at there.
-
-#: Before each further try. The engine itself tries a layer five times.
-PAUSES_SECONDS: Final = (2.0, 10.0)
-
-
 async def push_image(
     engine: BuildEngine,
     registry: Registry,
@@ -70,18 +70,18 @@ async def push_image(
     """Push an image that the engine has under this name.
 
     Args:
-        engine: which has the image.
+        engine: the engine that has the image.
         registry: the registries, with the credentials for them.
-        name: the image's, with registry, repository and tag.
-        log: takes lines about what happens; may be called from any thread.
+        name: the image's name, with registry, repository and tag.
+        log: takes lines about the progress; it may be called from any thread.
         pauses: seconds before each further try.
 
     Returns:
         The image by its digest there, `repository@sha256:…`.
 
     Raises:
-        RegistryError: when the registry does not take it, or does not have it afterwards.
-        AgentConfigError: when the credentials that are configured for it cannot be had.
+        RegistryError: when the registry does not accept it, or does not have it afterwards.
+        AgentConfigError: when its configured credentials cannot be read.
         InfrastructureError: when the engine fails.
     """
     log(f"Pushing {name}.\n")
@@ -119,7 +119,7 @@ async def _push(engine: BuildEngine, registry: Registry, name: str, log: LineSin
 
 
 async def _checked(name: str, registry: Registry, pushed: str | None) -> str:
-    """Return the image by its digest, when the registry has under the name what was pushed."""
+    """Return the image by its digest, if the registry has under the name what was pushed."""
     there = await registry.digest_of(name)
     if there is None or (pushed is not None and there != pushed):
         raise RegistryError(
@@ -129,11 +129,8 @@ async def _checked(name: str, registry: Registry, pushed: str | None) -> str:
     return parse_reference(name).at(there)
 
 
-# The Docker Engine's own images, as a registry: where built images are kept when they are pushed nowhere.
-
-
 class LocalImages(Registry):
-    """The images of one engine.
+    """The images of one engine, as a registry: images that are pushed nowhere are kept there.
 
     Args:
         engine: the Docker Engine.

@@ -1,8 +1,17 @@
-"""What a job's code says that its image must hold, brought to one of three kinds: pip, conda, nothing.
+"""Generated Dockerfile: what it installs, the script that installs it, and the Dockerfile's text.
 
-What pip and uv understand is read as for local processes: the files that say it go into the build beside the packages
-of the code that they name, and nothing else does, so that a change of the code leaves the image's dependencies as they
-are. A project that is installed itself goes into a layer of its own above them.
+The dependencies of a job's code are of one of three kinds: pip, conda, none. What pip and uv understand is read as for
+local processes. Only the files that state dependencies, and the packages of the code that they name, go into the
+installing step, so a change of the code leaves that layer as it is.
+
+The order of the Dockerfile's sections is the cache policy:
+
+1. base: the image that everything is built on, by its name; its digest goes into the tag and a label;
+2. system: what rarely changes, such as a Python for a base image that has none;
+3. dependencies: a virtual environment, from the requirement files only. A project, which is imported by its name, is
+   installed in a layer of its own above them;
+4. user and working directory;
+5. code, which changes most. The run's command is not in the image: one image serves every entry point.
 """
 
 from __future__ import annotations
@@ -22,23 +31,48 @@ from prefect_launch.environments.projects import FILE as PROJECT_FILE
 from prefect_launch.environments.requirements import CONDA_FILES, LOCK_FILE, PIP_FILE, read_requirements
 from prefect_launch.errors import SourceError
 
-#: Where the build's own files are: in the context, and in the image.
+#: The folder of the build's own files: in the context, and in the image.
 FOLDER: Final = "launch/"
 IMAGE_FOLDER: Final = "/opt/launch"
-#: Where the code of a project is in the context that is installed above its dependencies.
+#: The folder, in the context, of the code of a project that is installed above its dependencies.
 PROJECT_FOLDER: Final = "project/"
 SOURCES: Final = f"{FOLDER}src/"
-#: What wins over a conda file, as for local processes.
+#: Files that take precedence over a conda file, as for local processes.
 _PIP_FIRST: Final = (PIP_FILE, LOCK_FILE, PROJECT_FILE)
+VENV: Final = "/opt/venv"
+#: The folder of the code in an image, which is the working directory of jobs.
+CODE_DIR: Final = "/workspace"
+#: The folders where the step finds its secrets and tools, and a cache that is kept between builds, if there is one.
+SECRETS: Final = "/run/launch"
+#: The files of secrets: variables of a package index, and the certificates of this machine.
+INDEX_SETTINGS: Final = "index.env"
+CERTIFICATES: Final = "ca.pem"
+CACHE: Final = "/var/cache/launch"
+INSTALL: Final = f"sh {IMAGE_FOLDER}/install.sh"
+#: The same step for a project, above the layer with its dependencies.
+INSTALL_PROJECT: Final = f"{INSTALL} project"
+CODE_FOLDER = "code/"
+_APT = """\
+RUN command -v python3 >/dev/null 2>&1 || {{ \\
+      apt-get update && apt-get install -y --no-install-recommends ca-certificates \\
+        $(apt-cache show python{version}-venv >/dev/null 2>&1 \\
+          && echo python{version} python{version}-venv || echo python3 python3-venv) python3-pip \\
+      && rm -rf /var/lib/apt/lists/*; }}"""
+_CONDA = f"""\
+USER root
+COPY {FOLDER}environment.yml {IMAGE_FOLDER}/environment.yml
+RUN micromamba create --yes --prefix {VENV} --file {IMAGE_FOLDER}/environment.yml && micromamba clean --all --yes
+RUN mkdir -p {CODE_DIR} && chown {{user}}:0 {CODE_DIR}"""
+_COPY_PROJECT = f"COPY {PROJECT_FOLDER} {IMAGE_FOLDER}/src/"
 
 
 @dataclass(frozen=True)
 class Dependencies:
-    """What is installed, and the files that say so.
+    """What a job's code needs, and the files that state it.
 
     Attributes:
-        context: what the installing step needs of the code.
-        conda: whether it is a conda environment.
+        context: the files of the code that the installing step needs.
+        conda: whether the environment is a conda environment.
         project: whether the code is a project that is installed in a layer of its own.
     """
 
@@ -48,10 +82,10 @@ class Dependencies:
 
 
 def find_dependencies(folder: Path, limit: int) -> Dependencies:
-    """Read what the code in a folder needs.
+    """Return what the code in a folder needs.
 
     Raises:
-        SourceError: when a file of requirements cannot be used.
+        SourceError: when a requirements file cannot be used.
     """
     conda = next((folder / name for name in CONDA_FILES if (folder / name).is_file()), None)
     found = read_requirements(folder)
@@ -89,21 +123,6 @@ def _package(path: str, root: Path, limit: int, prefix: str) -> BuildContext:
         return BuildContext().plus({f"{prefix}{path}": (root / path).read_bytes()})
     return read_context(root / path, limit=limit, prefix=prefix if path == "." else f"{prefix}{path}/")
 
-
-# The step that installs what a job needs, as a script that runs in the image while it is built.
-
-VENV: Final = "/opt/venv"
-#: Where the code is in an image; jobs start there.
-CODE_DIR: Final = "/workspace"
-#: Where the step finds its secrets and tools, and a cache that is kept between builds, when there is one.
-SECRETS: Final = "/run/launch"
-#: The files in it: variables of a package index, and the certificates of this machine.
-INDEX_SETTINGS: Final = "index.env"
-CERTIFICATES: Final = "ca.pem"
-CACHE: Final = "/var/cache/launch"
-INSTALL: Final = f"sh {IMAGE_FOLDER}/install.sh"
-#: The same step for a project, above the layer with what it depends on.
-INSTALL_PROJECT: Final = f"{INSTALL} project"
 
 _SCRIPT: Final = f"""\
 # Installs the job's requirements into {VENV}; called with 'project', the project that the job's code is.
@@ -175,11 +194,11 @@ chown "$(cat "$here/user"):0" {CODE_DIR}
 
 
 def install_files(python_version: str | None, user_id: int) -> dict[str, bytes]:
-    """Return the files of the step, by their names in the build context.
+    """Return the files of the installing step, by their names in the build context.
 
     Args:
-        python_version: the Python that the job asks for.
-        user_id: whom it runs as.
+        python_version: the Python version that the job asks for.
+        user_id: id of the user that the job runs as.
     """
     return {
         f"{FOLDER}install.sh": _SCRIPT.encode(),
@@ -190,33 +209,14 @@ def install_files(python_version: str | None, user_id: int) -> dict[str, bytes]:
 
 
 def _inputs() -> dict[str, bytes]:
-    """Return what lets the job's code import `prefect_launch.inputs`, as a local process can."""
+    """Return the files that let the job's code import `prefect_launch.inputs`, as in a local process."""
     from prefect_launch.inputs.vendoring import vendored_files
 
     return {name: text.encode() for name, text in vendored_files().items()}
 
 
-# The one function that writes a Dockerfile. The order of its sections is the cache policy.
-
-CODE_FOLDER = "code/"
-
-_APT = """\
-RUN command -v python3 >/dev/null 2>&1 || {{ \\
-      apt-get update && apt-get install -y --no-install-recommends ca-certificates \\
-        $(apt-cache show python{version}-venv >/dev/null 2>&1 \\
-          && echo python{version} python{version}-venv || echo python3 python3-venv) python3-pip \\
-      && rm -rf /var/lib/apt/lists/*; }}"""
-_CONDA = f"""\
-USER root
-COPY {FOLDER}environment.yml {IMAGE_FOLDER}/environment.yml
-RUN micromamba create --yes --prefix {VENV} --file {IMAGE_FOLDER}/environment.yml && micromamba clean --all --yes
-RUN mkdir -p {CODE_DIR} && chown {{user}}:0 {CODE_DIR}"""
-
-_COPY_PROJECT = f"COPY {PROJECT_FOLDER} {IMAGE_FOLDER}/src/"
-
-
 class Recipe(BaseModel):
-    """What goes into a generated Dockerfile."""
+    """The input of a generated Dockerfile."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -234,9 +234,9 @@ def write_dockerfile(
     """Return a Dockerfile for BuildKit.
 
     Args:
-        recipe: what goes in.
-        secrets: names of the build secrets that the installing step may be given.
-        cache: whether it has a cache that is kept between builds.
+        recipe: the input.
+        secrets: names of the build secrets that the installing step may get.
+        cache: whether the step has a cache that is kept between builds.
     """
     mounts = [f"--mount=type=secret,id={name},target={SECRETS}/{name}" for name in secrets]
     mounts += [f"--mount=type=cache,target={CACHE}"] if cache else []
@@ -247,17 +247,17 @@ def write_dockerfile(
 
 
 def write_before(recipe: Recipe) -> str:
-    """Return the part up to the installing step, for a builder that makes that step by itself."""
+    """Return the part before the installing step, for a builder that runs that step itself."""
     return _text(*before_install(recipe))
 
 
 def write_project(installed: str) -> str:
-    """Return the part up to the installing step of a project, on the image that has what it depends on."""
+    """Return the part before the installing step of a project, on the image with its dependencies."""
     return _text(f"FROM {installed}", "USER 0", _COPY_PROJECT)
 
 
 def write_after(recipe: Recipe, installed: str) -> str:
-    """Return the part that follows the installing step, on the image that it gave."""
+    """Return the part after the installing step, on the image that the step made."""
     return _text(f"FROM {installed}", *after_install(recipe))
 
 
@@ -279,7 +279,7 @@ def after_install(recipe: Recipe) -> tuple[str, ...]:
     """Return the sections user and code."""
     user = f"{recipe.user_id}:0"
     return (
-        # HOME and the names, because a user id that /etc/passwd does not know has none of them.
+        # HOME and the names, because a user id that is not in /etc/passwd has none of them.
         f"ENV PATH={VENV}/bin:$PATH VIRTUAL_ENV={VENV} PYTHONUNBUFFERED=1 HOME={CODE_DIR} USER=launch LOGNAME=launch",
         f"WORKDIR {CODE_DIR}",
         f"USER {user}",

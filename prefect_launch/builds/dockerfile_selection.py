@@ -1,7 +1,10 @@
-"""Which Dockerfile builds a job's code, and in which folder: the first match wins, in the reference's order.
+"""Dockerfile selection: which Dockerfile builds a job's code, in which folder, and from which base images.
 
-A Dockerfile that is named (by the run, else by the job); `Dockerfile.wandb` beside the entry point, whose folder
-becomes the context; none, and one is generated. Nothing outside of the code is ever looked at.
+The first match wins, in the reference's order: a Dockerfile that the run names, or else the job; `Dockerfile.wandb`
+beside the entry point, whose folder becomes the context; none, and one is generated. Nothing outside the code is read.
+
+Base images are read as Docker reads them: comments, continued lines and here-documents hold no instructions, and the
+defaults of build arguments before the first stage count. Names that only a build could tell are left out.
 """
 
 from __future__ import annotations
@@ -20,16 +23,24 @@ from prefect_launch.jobs.code_checks import entry_file, unknown_build_context
 from prefect_launch.spec.image_request import BuildRequest
 
 OWN_DOCKERFILE: Final = "Dockerfile.wandb"
+_ESCAPE: Final = re.compile(r"#\s*escape\s*=\s*(?P<sign>[\\`])\s*", re.IGNORECASE)
+_HERE: Final = re.compile(r"(?:^|\s)\d*<<(?P<dash>-?)(?P<quote>[\"']?)(?P<word>\w+)(?P=quote)(?=[\s|&;>)]|$)")
+_INSTRUCTION: Final = re.compile(r"\s*(?P<word>[A-Za-z]+)\s+(?P<flags>(?:--\S+\s+)*)(?P<rest>.*)", re.DOTALL)
+_FROM: Final = re.compile(r"(?P<image>\S+)(?:\s+AS\s+(?P<stage>\S+))?", re.IGNORECASE)
+_TAKEN: Final = re.compile(r"(?:^|[\s,-])from=(?P<image>[^,\s]+)")
+_VARIABLE: Final = re.compile(r"\$(?:\{(?P<long>\w+)(?::?-(?P<other>[^{}]*))?\}|(?P<short>\w+))")
+#: Instructions that may copy files from another image.
+_TAKERS: Final = ("COPY", "RUN")
 
 
 @dataclass(frozen=True)
 class DockerfileSelection:
-    """Where an image is built.
+    """How an image is built.
 
     Attributes:
         context: the folder that goes into the build.
         dockerfile: the Dockerfile's path in it; None: one is generated.
-        entry_point: the command, as it is called in an image of that folder.
+        entry_point: the run's command, relative to that folder.
     """
 
     context: Path
@@ -38,7 +49,7 @@ class DockerfileSelection:
 
 
 def select_dockerfile(code_dir: Path, request: BuildRequest) -> DockerfileSelection:
-    """Decide how code is built.
+    """Return which Dockerfile builds code, and where.
 
     Raises:
         SourceError: when a named Dockerfile or build context is not in the code.
@@ -83,20 +94,8 @@ def _inside(folder: Path, path: str, root: Path, what: str) -> Path:
     return real
 
 
-# Which images a Dockerfile takes from: their digests are a part of what goes into a build.
-
-_ESCAPE: Final = re.compile(r"#\s*escape\s*=\s*(?P<sign>[\\`])\s*", re.IGNORECASE)
-_HERE: Final = re.compile(r"(?:^|\s)\d*<<(?P<dash>-?)(?P<quote>[\"']?)(?P<word>\w+)(?P=quote)(?=[\s|&;>)]|$)")
-_INSTRUCTION: Final = re.compile(r"\s*(?P<word>[A-Za-z]+)\s+(?P<flags>(?:--\S+\s+)*)(?P<rest>.*)", re.DOTALL)
-_FROM: Final = re.compile(r"(?P<image>\S+)(?:\s+AS\s+(?P<stage>\S+))?", re.IGNORECASE)
-_TAKEN: Final = re.compile(r"(?:^|[\s,-])from=(?P<image>[^,\s]+)")
-_VARIABLE: Final = re.compile(r"\$(?:\{(?P<long>\w+)(?::?-(?P<other>[^{}]*))?\}|(?P<short>\w+))")
-#: Where files may be taken from another image.
-_TAKERS: Final = ("COPY", "RUN")
-
-
 def read_base_images(dockerfile: Path) -> tuple[str, ...]:
-    """Return the images that a Dockerfile copies from, then those that its stages stand on.
+    """Return the images that a Dockerfile copies from, then those that its stages are built on.
 
     Raises:
         SourceError: when it cannot be read.
@@ -119,12 +118,12 @@ def read_base_images(dockerfile: Path) -> tuple[str, ...]:
 
 
 def _images(names: Iterable[str], stages: Collection[str]) -> list[str]:
-    """Return what of some names is no stage, by its name or number, and can be told here."""
+    """Return the names that are no stage, by name or number, and hold no unknown variable."""
     return [name for name in names if name.lower() not in stages and not name.isdigit() and "$" not in name]
 
 
 def _instructions(text: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the word, the flags and the rest of each instruction."""
+    """Yield the keyword, the flags and the rest of each instruction."""
     lines = text.splitlines()
     sign = next((match["sign"] for line in lines[:2] if (match := _ESCAPE.fullmatch(line.strip()))), "\\")
     continued = ""
@@ -144,7 +143,7 @@ def _instructions(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _behind_documents(instruction: str, lines: list[str], number: int) -> int:
-    """Return where the here-documents of an instruction end; one without an end is none."""
+    """Return the line after the here-documents of an instruction; one without an end is none."""
     for match in _HERE.finditer(instruction):
         ends = (line.lstrip("\t") if match["dash"] else line for line in lines[number:])
         number = next((place for place, line in enumerate(ends, number + 1) if line == match["word"]), number)
@@ -161,7 +160,7 @@ def _defaults(rest: str, known: Mapping[str, str]) -> dict[str, str]:
 
 
 def _filled_in(text: str, arguments: Mapping[str, str]) -> str:
-    """Put the arguments' values in; what has none stays."""
+    """Replace variables by the arguments' values; a variable without one stays."""
 
     def value(match: re.Match[str]) -> str:
         return arguments.get(match["long"] or match["short"]) or match["other"] or match[0]

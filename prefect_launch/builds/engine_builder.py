@@ -1,9 +1,9 @@
-"""The builder that needs nothing but the Docker Engine's API: its classic builder, and one step in a container.
+"""Classic builder: builds through the Docker Engine's API alone, with one step in a container.
 
-The classic builder has no secrets and no mounts. So a generated Dockerfile is cut in three: what comes before the
-installing step and what follows it are built, and the step itself runs in a container between them, whose file system
-is then made a layer. What is mounted there (secrets, certificates, the cache, folders of packages) is in volumes, which
-no layer has. A layer that was installed from the same files on the same base is taken again.
+The classic builder has no secrets and no mounts. So a generated Dockerfile is cut in three: the engine builds what
+comes before the installing step and what follows it, and the step itself runs in a container, whose file system is
+committed as a layer. What is mounted there (secrets, certificates, the cache, folders of packages) is in volumes, which
+no layer has. A layer that was installed from the same files on the same base is used again.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ _ENDED: Final = ("Z", "X")
 
 
 class EngineBuilder(Builder):
-    """Builds over the Engine API alone.
+    """Builds through the Engine API alone.
 
     Args:
         engine: the Docker Engine.
-        network: of the steps; None is the engine's own.
-        cache: keep what is downloaded between builds.
+        network: the network of the steps; None: the engine's default.
+        cache: keep downloads between builds.
     """
 
     name = "the Docker Engine's classic builder"
@@ -122,7 +122,7 @@ class EngineBuilder(Builder):
             await self._engine.put_files(container_id, SECRETS, access.files, _tools())
             await self._run(container_id, log, command)
             config = await self._engine.config_of(image)
-            # A commit takes the step's own command over; the image gets back what it had.
+            # A commit takes over the step's own command; the image gets back its former one.
             own = [f"{word} {json.dumps(config.get(key) or [])}" for word, key in _COMMANDS]
             return await self._engine.commit(container_id, [*own, f"LABEL {label}"])
         finally:
@@ -147,14 +147,14 @@ class EngineBuilder(Builder):
         return {"Image": image, "User": "0", "Entrypoint": [], "Cmd": ["sh", "-c", command], "HostConfig": host}
 
     async def _sweep(self) -> None:
-        """Remove the containers of builds on this machine whose process is gone, with the secrets in their volumes."""
+        """Remove containers of builds of this machine whose process has ended, with the secrets in their volumes."""
         for container_id, name in await self._engine.names(_PREFIX):
             if is_left_behind(name):
                 await self._engine.remove(container_id)
 
 
 def _tools() -> dict[str, Path]:
-    """Return the agent's own uv: faster than to have it downloaded, and it is no submitter's to change."""
+    """Return the agent's own uv: it need not be downloaded, and no submitter can change it."""
     import uv
 
     try:
@@ -164,7 +164,7 @@ def _tools() -> dict[str, Path]:
 
 
 class _Lines:
-    """Hands pieces of output on as they come, and keeps the last lines."""
+    """Logs pieces of output as they come, and keeps the last lines."""
 
     def __init__(self, log: LineSink) -> None:
         self._log = log

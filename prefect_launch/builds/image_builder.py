@@ -57,6 +57,7 @@ _OWN_STEP: Final = (
     "Free space there ('prefect-launch agent clean' removes what agents need not keep; TMPDIR is where build contexts"
     " are written), then try again"
 )
+_Probe = Callable[[BuildEngine, BuilderSettings], Awaitable["Builder | None"]]
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,6 @@ async def _classic(engine: BuildEngine, settings: BuilderSettings) -> Builder | 
     return EngineBuilder(engine, network=settings.network, cache=settings.cache)
 
 
-_Probe = Callable[[BuildEngine, BuilderSettings], Awaitable["Builder | None"]]
 #: The one table of builders, the best first, by the name that `builder.backend` may require.
 BUILDERS: Final[dict[str, _Probe]] = {"buildx": _buildx, "buildkit": _embedded, "engine": _classic}
 

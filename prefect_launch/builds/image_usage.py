@@ -1,7 +1,7 @@
-"""Which built images this home has had made or has used, and when last: an engine does not know that by itself.
+"""Image usage record: which built images this home has used, and when last. An engine does not record that.
 
-Each has a file `<home>/images/<tag>` with its names, whose time is that of the last use. An image without one is
-somebody else's, and is never removed here.
+Each image has a file `<home>/images/<tag>` with its names; the file's time is the time of the last use. An image
+without a file belongs to somebody else, and is never removed.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from prefect.logging import get_logger
 
 from prefect_launch.inputs.atomic import write_atomically
 
-#: In a home.
+#: The folder of records in a home.
 FOLDER: Final = "images"
 
 _logger = get_logger("launch.build")
 
 
 class ImageUsage:
-    """The notes of one home; all of it blocks.
+    """The records of one home; all methods block.
 
     Args:
         home: the folder of prefect-launch.
@@ -33,11 +33,11 @@ class ImageUsage:
         self.folder = home / FOLDER
 
     def record(self, tag: str, names: Iterable[str]) -> None:
-        """Note that an image is used now. A note that cannot be written keeps no job from running.
+        """Record that an image is used now. A record that cannot be written does not fail the job.
 
         Args:
-            tag: the image's, which is a hash of what went in.
-            names: its names, on an engine or by its digest in a registry.
+            tag: the image's tag, which is a digest of its input.
+            names: the image's names, on an engine or by its digest in a registry.
         """
         path = self.folder / tag
         try:
@@ -52,13 +52,13 @@ class ImageUsage:
             _logger.warning("Not noted that the image %s was used: %s. It is not removed when it is old.", tag, error)
 
     def records(self) -> list[Path]:
-        """List the notes."""
+        """List the files of records."""
         if not self.folder.is_dir():
             return []
         return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.isalnum())
 
     def names_of(self, note: Path) -> set[str]:
-        """Return the names in a note; none when it is not there."""
+        """Return the names in a record; none when the file does not exist."""
         with suppress(FileNotFoundError):
             return set(note.read_text().split())
         return set()

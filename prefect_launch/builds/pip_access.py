@@ -1,7 +1,7 @@
-"""What pip is told on this machine, as files that are mounted into one build step and are in no layer of the image.
+"""Pip settings for builds: files that are mounted into the installing step and are in no layer of the image.
 
-Index addresses may hold passwords, so all of it is a secret: an environment for `uv` and `pip`, and the certificates.
-An index in a folder of this machine is told apart: a builder mounts it where it can, else it is left out.
+Index addresses may hold passwords, so all files are secrets: an environment for `uv` and `pip`, and the certificates.
+An index in a folder of this machine is kept apart: a builder mounts it if it can, or it is left out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prefect_launch.builds.dockerfile import CERTIFICATES, INDEX_SETTINGS, SECRE
 from prefect_launch.environments.pip_config import uv_environment
 from prefect_launch.errors import AgentConfigError
 
-#: uv's variable, pip's, and what stands between several values in uv's.
+#: uv's variable, pip's variable, and the separator of several values in uv's.
 _PLACES: Final = (
     ("UV_DEFAULT_INDEX", "PIP_INDEX_URL", " "),
     ("UV_INDEX", "PIP_EXTRA_INDEX_URL", " "),
@@ -34,12 +34,12 @@ _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https
 
 @dataclass(frozen=True)
 class PipAccess:
-    """What an installing step is given.
+    """What an installing step gets.
 
     Attributes:
         files: the secrets, by name.
-        folders: folders of this machine that hold packages; each is to be seen at the same path.
-        passwords: what no log may show.
+        folders: folders of this machine that hold packages; each is mounted at the same path.
+        passwords: texts that no log may show.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
@@ -54,12 +54,12 @@ class PipAccess:
 
 
 def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] | None = None) -> PipAccess:
-    """Read what this machine's pip is told.
+    """Read the settings of this machine's pip.
 
     Args:
-        setting: `auto`, `none`, or the path of a pip.conf that is read in the place of the machine's.
-        folders: whether folders of this machine can be mounted; else they are left out.
-        environ: the process's own environment by default.
+        setting: `auto`, `none`, or the path of a pip.conf that is read instead of the machine's.
+        folders: whether folders of this machine can be mounted; if not, they are left out.
+        environ: the environment; the process's own by default.
 
     Raises:
         AgentConfigError: when the file that is named is not there.
@@ -72,7 +72,7 @@ def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] |
         if told.get(uv_name):
             variables[uv_name] = variables[pip_name] = told[uv_name]
     mounted: list[str] = []
-    # uv takes an index that is named beside no-index; pip, whose words these are, does not.
+    # With no-index, uv still uses an index that is named; pip, whose settings these are, does not.
     for uv_name, pip_name, separator in _PLACES[2:] if told.get("UV_NO_INDEX") else _PLACES:
         places = [place for place in _value(told, uv_name).replace(",", " ").split() if place]
         local = {place: folder for place in places if (folder := _folder_of(place)) is not None}
@@ -109,7 +109,7 @@ def _value(told: Mapping[str, str], name: str) -> str:
 
 
 def _folder_of(place: str) -> str | None:
-    """Return the folder of this machine that must be seen for a place, if it is one.
+    """Return the folder of this machine that must be mounted for an index, if it is on this machine.
 
     The pages of an index point to files beside it, so the folder above an index is the one.
     """

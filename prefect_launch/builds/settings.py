@@ -1,4 +1,4 @@
-"""How an agent builds images: the part `builder` of its configuration."""
+"""Builder settings: the part `builder` of an agent's configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prefect_launch.spec.job_naming import parse_image
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
-#: The reference's words for builders that are called otherwise here.
+#: The reference's names of builders that have another name here.
 _SYNONYMS: Final = {"noop": "none"}
 _TYPES: Final = ("docker", "none")
 
@@ -77,10 +77,10 @@ class BuilderSettings(_Part):
     user_id: int = Field(default=1000, ge=0, description="Whom jobs in generated images run as.")
 
     def pushing_to(self, repository: str | None) -> BuilderSettings:
-        """Return the settings with the repository that a call names, when it names one.
+        """Return the settings with the repository that a call names, if it names one.
 
         Raises:
-            SpecError: when it is no repository.
+            SpecError: when it is no valid repository.
         """
         return self.model_copy(update={"destination": parse_repository(repository)}) if repository else self
 

@@ -1,1 +1,1 @@
-"""What a local process runs in: a virtual environment for each set of requirements, made once and kept."""
+"""Python environments of local processes: a virtual environment for each set of requirements, made once and kept."""

@@ -1,4 +1,4 @@
-"""What pip is told on this machine, said to uv: package indexes, find-links, certificates.
+"""Pip configuration for uv: package indexes, find-links and certificates of this machine's pip, as uv's variables.
 
 uv does not read pip's configuration, and a machine behind a mirror is often set up for pip alone. Values are handed to
 uv by environment variables, since an index's address may hold a password. What is set for uv itself wins.
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-#: pip's option, uv's variable, and what stands between several values there.
+#: pip's option, uv's variable, and the separator of several values there.
 _OPTIONS = (
     ("index-url", "UV_DEFAULT_INDEX", " "),
     ("extra-index-url", "UV_INDEX", " "),
@@ -24,6 +24,17 @@ _OPTIONS = (
 )
 #: Other names of the same variables in uv.
 _SYNONYMS = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
+#: How uv and pip report a fault of the network or the disk rather than of the requirements; for Python's `re` and for
+#: `grep -E` alike, whatever the case.
+MACHINE_FAULT_PATTERN: Final = (
+    "failed to fetch|error sending request|dns error|connection (refused|reset)|timed out|invalid peer certificate"
+    "|no space left|permission denied|HTTP status (server error|client error [(]40[137])|establish a new connection"
+)
+#: The warning about an environment that has only the dependencies of a project.
+PROJECT_LEFT_OUT: Final = (
+    "The project itself is not installed, only what it depends on: its build backend cannot build it. Correct"
+    " pyproject.toml, or write package = false under [tool.uv] there when the code is run where it lies."
+)
 
 
 def uv_environment(environ: Mapping[str, str] | None = None, files: list[Path] | None = None) -> dict[str, str]:
@@ -42,7 +53,7 @@ def uv_environment(environ: Mapping[str, str] | None = None, files: list[Path] |
         if told.get(option) and not (environ.get(variable) or environ.get(_SYNONYMS.get(variable, variable))):
             environ[variable] = separator.join(told[option])
             if option == "extra-index-url":
-                # pip looks at all indexes alike; so does uv then, as the machine's owner is used to.
+                # pip treats all indexes alike, so uv does, too.
                 environ.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
     if "SSL_CERT_FILE" in environ:
         environ.setdefault("UV_SYSTEM_CERTS", "true")
@@ -77,18 +88,3 @@ def _pip_files(environ: Mapping[str, str]) -> list[Path]:
     files = [*reversed(machine), Path("/etc/pip.conf"), home / ".pip/pip.conf", user, Path(sys.prefix) / "pip.conf"]
     named = environ.get("PIP_CONFIG_FILE")
     return [file for file in [*files, *([Path(named)] if named else [])] if file.is_file()]
-
-
-# What installing says, here and in an image alike: faults of the machine, and a project that is left out.
-
-#: uv's and pip's words for a fault of the network or the disk, not of the requirements; for Python's `re` and for
-#: `grep -E` alike, whatever the case.
-MACHINE_FAULT_PATTERN: Final = (
-    "failed to fetch|error sending request|dns error|connection (refused|reset)|timed out|invalid peer certificate"
-    "|no space left|permission denied|HTTP status (server error|client error [(]40[137])|establish a new connection"
-)
-#: Said of an environment in which only the dependencies of a project are.
-PROJECT_LEFT_OUT: Final = (
-    "The project itself is not installed, only what it depends on: its build backend cannot build it. Correct"
-    " pyproject.toml, or write package = false under [tool.uv] there when the code is run where it lies."
-)

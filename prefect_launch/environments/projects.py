@@ -1,7 +1,7 @@
-"""A job's code as a Python project: whether its build backend installs it, and what of it is not read.
+"""Python projects in a job's code: the code's files, and whether a build backend installs the project.
 
-The build backend decides what a project needs and what it gives, whichever it is (setuptools, Hatch, Poetry, PDM,
-flit). As for uv, one without a `[build-system]`, or with `[tool.uv] package = false`, is not installed itself; its
+The build backend decides what a project needs and provides, whichever it is (setuptools, Hatch, Poetry, PDM, flit). As
+for uv, a project without a `[build-system]`, or with `[tool.uv] package = false`, is not installed itself; its
 dependencies are.
 """
 
@@ -32,12 +32,12 @@ SETUP: Final = "setup.py"
 
 @dataclass(frozen=True)
 class Project:
-    """The project at the root of a job's code, or of a package in it.
+    """A project, at the root of a job's code or in a folder of it.
 
     Attributes:
         pyproject: content of pyproject.toml; empty for a project with a setup.py alone.
         is_built: whether the build backend installs it.
-        names_others: whether it names other folders of the code: packages of a workspace, dependencies by their path.
+        names_others: whether it names other folders of the code: packages of a workspace, dependencies by path.
     """
 
     pyproject: Mapping[str, Any] = field(default_factory=dict)
@@ -51,24 +51,26 @@ class Project:
 
     @property
     def is_static(self) -> bool:
-        """Whether its dependencies are written in `[project]`, so that they can be had without a build."""
+        """Whether `[project]` states its dependencies, so that they can be read without a build."""
         return "name" in self.metadata and "dependencies" not in self.metadata.get("dynamic", ())
 
     @property
     def stands_alone(self) -> bool:
-        """Whether its dependencies are said by `[project] dependencies` alone, in pip's words."""
+        """Whether `[project] dependencies` alone states its dependencies, in pip's syntax."""
         sources = _table(self.pyproject, "tool", "uv", "sources")
         return self.is_static and not self.names_others and not sources
 
     @property
     def version_variables(self) -> dict[str, str]:
-        """What tells its build a version, where that would be the repository's, which a job's code has not."""
+        """Variables that give its build a version, which it would read from a repository; a job's code has none."""
         name = re.sub(r"[-_.]+", "_", str(self.metadata.get("name", ""))).upper()
         told = {"PDM_BUILD_SCM_VERSION": "0.0.0"}
         if name:
             told[f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{name}"] = "0.0.0"
         if any("hatch-vcs" in str(one) for one in _table(self.pyproject, "build-system").get("requires", ())):
-            told["SETUPTOOLS_SCM_PRETEND_VERSION"] = "0.0.0"  # It asks under no name, so its dependencies see it too.
+            told["SETUPTOOLS_SCM_PRETEND_VERSION"] = (
+                "0.0.0"  # Its variable has no name in it, so its dependencies see it too.
+            )
         return told
 
     @property
@@ -79,7 +81,7 @@ class Project:
         return "dependencies" in self.metadata.get("dynamic", ())
 
     def notes(self, code: CodeTree) -> Iterator[str]:
-        """Say what of it is not installed."""
+        """Yield notes on what of it is not installed."""
         extras = sorted(
             self.metadata.get("optional-dependencies") or _table(self.pyproject, "tool", "poetry", "extras")
         )
@@ -144,7 +146,7 @@ def _parsed(content: bytes, path: str) -> dict[str, Any]:
 
 
 def _names_others(value: Any) -> bool:
-    """Whether anything says where else something lies: `path = …`, `workspace = true`, `file:…`."""
+    """Whether a value names another folder: `path = …`, `workspace = true`, `file:…`."""
     if isinstance(value, Mapping):
         said = isinstance(value.get("path"), str) or bool(value.get("workspace"))
         return said or any(_names_others(each) for each in value.values())
@@ -160,16 +162,13 @@ def _table(told: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     return told
 
 
-# The files of a job's code, as what reads its requirements sees them: a folder, or what of one belongs to the job.
-
-
 class CodeTree:
-    """A job's code.
+    """The files of a job's code, as the readers of its requirements see them.
 
     Args:
         root: its folder.
-        paths: the files that belong to it, as relative POSIX paths; by default all that are there.
-        is_whole: whether all files of `paths` are there; else those that are not read as if they were empty.
+        paths: the files that belong to it, as relative POSIX paths; by default all.
+        is_whole: whether all files of `paths` exist; if not, missing files are read as empty.
     """
 
     def __init__(self, root: Path, paths: Collection[str] | None = None, *, is_whole: bool = True) -> None:
@@ -183,7 +182,7 @@ class CodeTree:
         return listed and ((self.root / path).is_file() or not self.is_whole)
 
     def has_folder(self, path: str) -> bool:
-        """Whether a folder does."""
+        """Whether a folder belongs to the code."""
         if path == ".":
             return True
         listed = self._paths is None or any(one.startswith(f"{path}/") for one in self._paths)
@@ -206,14 +205,14 @@ class CodeTree:
             raise SourceError(f"The file {path!r} of the job's code cannot be read: {error}.") from error
 
     def inside(self, path: str, said: str) -> str:
-        """Return a path that the code's own files name, normalised.
+        """Return a path that a file of the code names, normalised.
 
         Args:
             path: relative to the code's root.
-            said: who names it, for the message, such as `requirements.txt:3`.
+            said: the place that names it, for the message, such as `requirements.txt:3`.
 
         Raises:
-            SourceError: when it leads out of the code, by its text or through a link.
+            SourceError: when it leaves the code, by its text or through a link.
         """
         normal = posixpath.normpath(path)
         real = (self.root / normal).resolve()
@@ -225,7 +224,7 @@ class CodeTree:
         return normal
 
     def digest(self, path: str) -> str:
-        """Return the SHA-256, in hex, of a file or of all that is in a folder, less repositories and caches."""
+        """Return the hex SHA-256 of a file, or of a folder without repositories and caches."""
         whole = hashlib.sha256()
         for name in self.files(path):
             file = self.root / name

@@ -1,8 +1,12 @@
-"""What a code folder says that it needs: what uv installs, the files that it reads, and the key of the environment.
+"""Requirements of a job's code: what uv installs, the files that it reads, and the key of the environment.
 
-The first of these that is there counts: `requirements.txt`, `uv.lock` beside a `pyproject.toml`, the project (a
+The first of these that exists counts: `requirements.txt`, `uv.lock` beside a `pyproject.toml`, the project (a
 `pyproject.toml` or `setup.py`, of any build backend), `requirements.frozen.txt`. uv reads them in a copy of the code's
-own folders, which stays beside the environment: so a package of the code can be installed there as it is, editable too.
+own folders, which stays beside the environment: so a package of the code can be installed from there, editable too.
+
+pip's own parser (pip-requirements-parser) reads encodings, continuation lines and options of requirements files. uv
+wants a space after a short option, no quotes, a `./` before a folder of wheels, and a requirement on one line: such a
+line is rewritten in place, so that uv's messages name lines of the user's file.
 """
 
 from __future__ import annotations
@@ -27,30 +31,35 @@ from prefect_launch.errors import SourceError
 PIP_FILE: Final = "requirements.txt"
 _FROZEN_FILE: Final = "requirements.frozen.txt"
 LOCK_FILE: Final = "uv.lock"
-#: What a lock says, as a requirements file that is made of it.
+#: The requirements file that is generated from a lock.
 LOCKED_FILE: Final = "requirements.uv-lock.txt"
-#: What `[project] dependencies` says, as one.
+#: The requirements file that is generated from `[project] dependencies`.
 _PROJECT_FILE: Final = "requirements.pyproject.txt"
 _UV_FILE: Final = "uv.toml"
 CONDA_FILES: Final = ("environment.yml", "environment.yaml", "conda.yml", "conda.yaml")
-#: Files of other tools that say what code needs, and which nothing here reads.
+#: Files of other tools that state requirements and are not read here.
 _OTHERS: Final = ("poetry.lock", "pdm.lock", "Pipfile", "Pipfile.lock", "pylock.toml", "pixi.toml", "conda-lock.yml")
+_VARIABLE: Final = re.compile(r"\$\{([A-Z0-9_]+)\}")
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_SHORT_OPTION: Final = re.compile(r"-[a-z](?=[^\s=])")
+#: Options of a single requirement, which pip accepts and uv does not.
+_OF_ONE: Final = ("--config-settings", "--config-setting", "--global-option", "--install-option")
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """What is to be installed for a job's code.
+    """What is installed for a job's code.
 
     Attributes:
         arguments: of `uv pip install` (or pip's), called in a folder that holds `files` and `local`; empty: nothing is
             to be installed.
         project: whether the project at the code's root is installed then, by itself: `--no-deps --editable .`.
-        build_variables: what the build of the project is told: a version, where it would ask the repository.
+        build_variables: environment variables of the project's build: a version that it would read from a repository.
         files: requirements files and settings, in uv's dialect, by their paths in the code.
-        local: what of the code is installed, or holds wheels, by path; `.` is all of it.
-        key: text that is the same exactly when the same packages are asked for.
+        local: paths in the code that are installed, or hold wheels; `.` is all of it.
+        key: text that is equal exactly when the same packages are required.
         variables: environment variables that the files name (`${TOKEN}`), each with its place.
-        notes: what of the code's files is not read, in sentences for the job's author.
+        notes: sentences for the job's author about files that are not read.
     """
 
     arguments: tuple[str, ...] = ()
@@ -71,12 +80,12 @@ class Requirements:
 def read_requirements(
     code_dir: Path | None, paths: Collection[str] | None = None, *, is_whole: bool = True
 ) -> Requirements:
-    """Return what the code in a folder needs; nothing when it does not say.
+    """Return what the code in a folder needs.
 
     Args:
         code_dir: the folder; None: there is no code.
         paths: the files in it that belong to the code; by default all.
-        is_whole: whether all of these are there; else what is missing is not judged, and nothing can be installed.
+        is_whole: whether all of these exist; if not, missing files are not checked, and nothing can be installed.
 
     Raises:
         SourceError: when a file cannot be read, holds a line that cannot be had, or names something that is not in the
@@ -102,7 +111,7 @@ def read_requirements(
 
 
 def stage(requirements: Requirements, code_dir: Path, folder: Path) -> None:
-    """Copy what an installer reads into a folder of its own.
+    """Copy the files that an installer reads into a folder.
 
     Raises:
         OSError: when it cannot be written.
@@ -125,7 +134,7 @@ def _of_pip_file(code: CodeTree, path: str) -> Requirements:
 
 
 def _of_lock(code: CodeTree) -> Requirements:
-    """Read what a `uv.lock` fixes, as requirements with hashes; the lock itself decides, nothing is resolved."""
+    """Return the content of a `uv.lock` as requirements with hashes; nothing is resolved."""
     import uv
 
     if not code.is_whole:
@@ -141,7 +150,7 @@ def _of_lock(code: CodeTree) -> Requirements:
 
 
 def _of_project(code: CodeTree, project: Project) -> Requirements:
-    """Read a project: first its dependencies are installed, then itself, so that one that cannot be built has them."""
+    """Read a project. Its dependencies are installed before it, so that one that cannot be built has them."""
     file = FILE if project.pyproject else SETUP
     told = project.version_variables if project.is_built else {}
     digests = [code.digest(".")] if project.is_built or not project.stands_alone else []
@@ -168,7 +177,7 @@ def _made(code: CodeTree, arguments: tuple[str, ...], reader: RequirementsFileRe
 
 
 def _settings(code: CodeTree) -> dict[str, bytes]:
-    """Return the files that set uv up: its own, and a project's `[tool.uv]`."""
+    """Return the files with uv's settings: its own, and a project's `[tool.uv]`."""
     named = {name: code.read(name) for name in (_UV_FILE, FILE)}
     wanted = {_UV_FILE: True, FILE: _uv_table(code) is not None}
     return {name: content for name, content in named.items() if content is not None and wanted[name]}
@@ -212,24 +221,15 @@ def _of_variables(variables: Mapping[str, str]) -> Iterable[str]:
         )
 
 
-# Requirements files as pip reads them, brought to what uv reads: the same lines at the same places.
-
-_VARIABLE: Final = re.compile(r"\$\{([A-Z0-9_]+)\}")
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-_SHORT_OPTION: Final = re.compile(r"-[a-z](?=[^\s=])")
-#: pip takes these of one requirement; uv takes none of them.
-_OF_ONE: Final = ("--config-settings", "--config-setting", "--global-option", "--install-option")
-
-
 class RequirementsFileReader:
-    """Reads requirements files with what they include.
+    """Reads requirements files and the files that they include.
 
     Args:
         code: the job's code.
 
     Attributes:
         files: each file, in uv's dialect, by its path in the code.
-        lines: what they ask for, without comments and blank lines.
+        lines: the requirements, without comments and blank lines.
         local: files and folders of the code that they name: packages, wheels, folders of wheels.
         variables: environment variables that they name, each with its place.
     """
@@ -246,7 +246,7 @@ class RequirementsFileReader:
 
         Args:
             path: in the code.
-            said: who names it, for messages.
+            said: the place that names it, for messages.
 
         Raises:
             SourceError: when it is not in the code, cannot be decoded, or holds a line that cannot be had; with the
@@ -301,7 +301,7 @@ class RequirementsFileReader:
         return _editable(line) if entry.is_editable else line
 
     def _options(self, entry: Any, path: str, place: str) -> str:
-        """Write an option line; paths of included files are relative to the file, folders of wheels to it or to the
+        """Rewrite an option line. Paths of included files are relative to the file, folders of wheels to it or to the
         root."""
         line: str = entry.line
         written: list[str] = []
@@ -361,7 +361,7 @@ def _parsed(text: str, path: str) -> list[Any]:
 
 
 def _decoded(content: bytes, path: str) -> str:
-    """Decode as pip does: by a byte-order mark, by a coding comment, else as UTF-8."""
+    """Decode a file as pip does: by a byte-order mark, by a coding comment, else as UTF-8."""
     from pip_requirements_parser import auto_decode
 
     try:
@@ -388,7 +388,7 @@ def _invalid(line: str, message: str, place: str) -> str:
 
 
 def _editable(line: str) -> str:
-    """Write an editable requirement with a space behind its option, and without quotes."""
+    """Rewrite an editable requirement with a space after its option, and without quotes."""
     if not _SHORT_OPTION.match(line) and not re.match(r"(?:-e|--editable)(?:\s+|=)[\"']", line):
         return line
     rest = re.sub(r"^(?:-e|--editable)\s*=?\s*", "", line)
@@ -397,7 +397,7 @@ def _editable(line: str) -> str:
 
 
 def _local_path(entry: Any) -> str | None:
-    """Return the path of the code that a requirement names, if it names one."""
+    """Return the path in the code that a requirement names, if it names one."""
     link = str(entry.link.url if hasattr(entry.link, "url") else entry.link) if entry.link else ""
     link = re.sub(r"^[\w.-]+(?:\[[^\]]*\])?\s*@\s*", "", link)
     if not link or entry.is_vcs_url or (_SCHEME.match(link) and not link.startswith("file:")):

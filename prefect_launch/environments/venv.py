@@ -1,9 +1,9 @@
 """Virtual environments of local processes: one for each set of requirements, made once with uv and kept.
 
-The key is the Python, the platform and the requirements, and of the code only what is installed of it, so the second
-launch of a job finds its environment in milliseconds. One process makes it while others wait (a file lock); a marker,
-written last, says that it is whole, so a killed build leaves nothing that is taken for an environment. Old ones are
-removed by `agent/housekeeping`; the marker's time says when one was last used.
+The key is the Python, the platform, the requirements, and of the code only what is installed of it, so the second
+launch of a job finds its environment in milliseconds. One process makes it while others wait (a file lock). A marker,
+written last, says that it is complete, so a killed process leaves nothing that is taken for an environment. The
+marker's time is the time of the last use; the housekeeping removes old environments.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from prefect_launch.environments.requirements import Requirements, read_requirem
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, SourceError
 from prefect_launch.inputs.vendoring import vendor_inputs
 
-#: Is in every whole environment; its time says when it was last used.
+#: Marker of a complete environment; its time is the time of the last use.
 READY = ".ready"
-#: The copy of the code that a package of it is installed from: it is needed as long as the environment.
+#: The copy of the code that its packages are installed from, which the environment needs as long as it exists.
 _CODE = "code"
-#: Why the project itself is not in an environment, if so.
+#: The file that says why the project itself is not in the environment.
 _WARNING = ".warning"
-#: What of the agent's own environment uv, and the build backends that it calls, are given.
+#: Variables of the agent's own environment that uv, and the build backends that it calls, get.
 _PASSED_ON = re.compile(
     r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|TZ|TMPDIR|LD_LIBRARY_PATH|(?i:(?:HTTPS?|ALL|NO)_PROXY)|REQUESTS_CA_BUNDLE"
     r"|CURL_CA_BUNDLE|SSH_AUTH_SOCK|CC|CXX|CFLAGS|LDFLAGS|(?:LC|XDG|SSL|GIT|UV|PIP|CUDA|NVIDIA)_\w+"
 )
-#: What uv's message shows of a build that failed: the end of it.
+#: How many of uv's last lines a message shows.
 _SHOWN_LINES = 15
-#: uv's words for a fault of the network or the disk, not of the requirements.
+#: How uv reports a fault of the network or the disk rather than of the requirements.
 _MACHINE_FAULTS = re.compile(MACHINE_FAULT_PATTERN, re.IGNORECASE)
 
 
@@ -52,7 +52,7 @@ class Venv:
 
     Attributes:
         path: its folder; the interpreter is `bin/python` in it.
-        warnings: what the run's log should say about it.
+        warnings: warnings for the run's log.
     """
 
     path: Path
@@ -73,7 +73,7 @@ class Environments:
     """The environments kept in one folder.
 
     Args:
-        folder: where they are; made when needed. Several processes may share it.
+        folder: the folder of the environments, made when needed. Several processes may share it.
     """
 
     folder: Path
@@ -82,7 +82,7 @@ class Environments:
     async def is_ready(
         self, code_dir: Path | None, python_version: str | None = None, variables: Mapping[str, str] | None = None
     ) -> bool:
-        """Whether the environment that a job's code needs is there; arguments as `ensure`."""
+        """Whether the environment that a job's code needs exists; arguments as for `ensure`."""
         spec = await self._ordered(code_dir, python_version, variables)
         return await anyio.to_thread.run_sync(_touch, self.folder / spec.key)
 
@@ -96,7 +96,7 @@ class Environments:
     async def ensure(
         self, code_dir: Path | None, python_version: str | None = None, variables: Mapping[str, str] | None = None
     ) -> Venv:
-        """Return the environment that a job's code needs; make it when it is not there.
+        """Return the environment that a job's code needs; make it when it does not exist.
 
         Args:
             code_dir: the job's code; None, or code that names no requirements, gets an empty environment.
@@ -114,7 +114,7 @@ class Environments:
             async with locked(self.folder / f"{path.name}.lock"):
                 if not await anyio.to_thread.run_sync(_touch, path):
                     await self._make_whole(path, spec)
-        await anyio.to_thread.run_sync(_carry_inputs, path)
+        await anyio.to_thread.run_sync(_vendor_inputs, path)
         return Venv(path, await anyio.to_thread.run_sync(_warnings, path, spec))
 
     async def _python(self, version: str | None) -> _Python:
@@ -127,7 +127,7 @@ class Environments:
         try:
             await self._make(path, spec)
         except (LaunchError, OSError):
-            # On a disk that is full, what is half made would keep it so.
+            # A half-made environment would keep a full disk full.
             await anyio.to_thread.run_sync(remove_tree, path)
             raise
 
@@ -144,7 +144,7 @@ class Environments:
         if requirements.arguments and (said := await _uv((*install, *requirements.arguments), code, environment)):
             raise _installation_fault(spec.masked(said))
         if requirements.project:
-            # Of it alone the version is made up: its repository is not there.
+            # Only the project's own version is made up: its repository is not there.
             environment["SETUPTOOLS_SCM_PRETEND_VERSION"] = "0.0.0"
             said = await _uv((*install, "--no-deps", "--editable", "."), code, environment)
             if said and _MACHINE_FAULTS.search(said):
@@ -159,7 +159,7 @@ class Environments:
 
 @dataclass(frozen=True)
 class _VenvSpec:
-    """What an environment is to be made of."""
+    """The input of an environment."""
 
     code_dir: Path
     python: _Python
@@ -169,7 +169,7 @@ class _VenvSpec:
     @property
     def key(self) -> str:
         parts = (self.python.executable, self.python.version, sysconfig.get_platform(), self.requirements.key)
-        # Their values, too: one who is not given a token must not find what was fetched with it.
+        # Their values, too: a run without a token must not get packages that were fetched with it.
         given = (f"{name}={value}" for name, value in sorted(self.variables.items()))
         return hashlib.sha256("\0".join((*parts, *given)).encode()).hexdigest()[:24]
 
@@ -180,7 +180,7 @@ class _VenvSpec:
 
 
 def _named_variables(requirements: Requirements, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that requirements name, of a run's own: the agent's are none of its business."""
+    """Return the variables that requirements name, from the run's environment and never from the agent's."""
     missing = next((name for name in requirements.variables if name not in given), None)
     if missing is not None:
         raise SourceError(
@@ -191,7 +191,7 @@ def _named_variables(requirements: Requirements, given: Mapping[str, str]) -> di
 
 
 def _warnings(path: Path, spec: _VenvSpec) -> tuple[str, ...]:
-    """Say what a run should know of its environment: another Python, a project left out, nothing in it."""
+    """Return the warnings of an environment: another Python, a project left out, nothing installed."""
     warning = path / _WARNING
     said = warning.read_text(encoding="utf-8").splitlines() if warning.exists() else []
     requirements = spec.requirements
@@ -200,7 +200,7 @@ def _warnings(path: Path, spec: _VenvSpec) -> tuple[str, ...]:
 
 
 def _own_python() -> _Python:
-    # Not the agent's venv: its packages are none of the job's.
+    # Not the agent's venv: its packages are not for jobs.
     return _Python(getattr(sys, "_base_executable", "") or sys.executable, platform.python_version())
 
 
@@ -220,7 +220,7 @@ async def _find_python(version: str) -> _Python:
 
 
 async def _uv(arguments: tuple[str, ...], cwd: Path, variables: Mapping[str, str] | None = None) -> str:
-    """Run uv; return what it says when it fails, else nothing. Cancelled, it ends the command too."""
+    """Run uv; return its output when it fails, else an empty text. Cancelling ends the command too."""
     own = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
     process = await run_command(
         [_uv_path(), *arguments], stderr=subprocess.STDOUT, cwd=cwd, env={**uv_environment(own), **(variables or {})}
@@ -259,8 +259,8 @@ def _uv_path() -> str:
         ) from error
 
 
-def _carry_inputs(path: Path) -> None:
-    """Let the job's code import `prefect_launch.inputs`; an older version's are brought up to date."""
+def _vendor_inputs(path: Path) -> None:
+    """Let the job's code import `prefect_launch.inputs`, in this package's version."""
     try:
         vendor_inputs(next(path.glob("lib/python*/site-packages")))
     except (OSError, StopIteration) as error:
@@ -271,7 +271,7 @@ def _carry_inputs(path: Path) -> None:
 
 
 def _touch(path: Path) -> bool:
-    """Note that an environment is used now; return whether it is whole."""
+    """Set the time of the last use of an environment; return whether it is complete."""
     try:
         os.utime(path / READY)
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""The registries that images are looked up in, pushed to and pulled from."""
+"""Container registries: digests are looked up there, images pushed and pulled."""

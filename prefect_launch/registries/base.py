@@ -1,8 +1,9 @@
-"""What is asked of a place that keeps images: is it there, as which digest, and who may read and write it.
+"""Registry interface, and names of images.
 
-`Registry` is the seam: a real registry over HTTP, the Docker Engine's own images, and a twin for tests are behind it.
-A reference is an image's name as people write it, `[host[:port]/]repository[:tag][@sha256:…]`. Nothing is built,
-pushed or pulled here.
+`Registry` stands for a registry over HTTP, the Docker Engine's own images, or an in-memory fake. Image names are
+written `[host[:port]/]repository[:tag][@sha256:…]`. `ubuntu` means `docker.io/library/ubuntu:latest`, as for Docker; a
+first part is a registry's address when it has a dot or a port, or is `localhost`. Nothing is built, pushed or pulled
+here.
 """
 
 from __future__ import annotations
@@ -17,8 +18,15 @@ from pydantic import BaseModel, ConfigDict
 from prefect_launch.errors import SpecError
 from prefect_launch.spec.job_naming import parse_image
 
-#: The user that Docker's own files write when the password is a token that asks for further ones.
+#: The user in Docker's own files when the password is a refresh token.
 TOKEN_USER: Final = "<token>"
+DOCKER_HUB: Final = "docker.io"
+#: Docker Hub's names, and the address of its API.
+_HUB_NAMES: Final = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
+_HUB_API: Final = "registry-1.docker.io"
+_HUB_DEFAULT_NAMESPACE: Final = "library"
+_SCHEME: Final = re.compile(r"https?://", re.IGNORECASE)
+_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
 
 
 class Credentials(NamedTuple):
@@ -32,39 +40,28 @@ class Credentials(NamedTuple):
 
 
 class Registry(ABC):
-    """One place that keeps images, or several that look like one."""
+    """A place that keeps images, or several such places behind one interface."""
 
     @abstractmethod
     async def digest_of(self, reference: str) -> str | None:
         """Return the digest (`sha256:…`) that an image has there now; None when there is no such image.
 
         Raises:
-            RegistryError: when the registry fails, does not answer, or refuses to say.
-            SpecError: when the reference is none.
+            RegistryError: when the registry fails, does not answer, or refuses to tell.
+            SpecError: when the reference is no image name.
         """
 
     @abstractmethod
     async def credentials_for(self, reference: str) -> Credentials | None:
-        """Return who to be at the registry of an image; None: nobody in particular.
+        """Return the credentials for the registry of an image; None: anonymous access.
 
         Raises:
-            AgentConfigError: when the credentials that are configured for it cannot be had.
+            AgentConfigError: when its configured credentials cannot be read.
         """
 
 
-# The name of an image, taken apart: which registry, which repository there, which tag or digest.
-
-DOCKER_HUB: Final = "docker.io"
-#: Docker Hub's names among people, and where its API answers.
-_HUB_NAMES: Final = frozenset({DOCKER_HUB, "index.docker.io", "registry-1.docker.io", "registry.hub.docker.com"})
-_HUB_API: Final = "registry-1.docker.io"
-_HUB_DEFAULT_NAMESPACE: Final = "library"
-_SCHEME: Final = re.compile(r"https?://", re.IGNORECASE)
-_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}\Z")
-
-
 class ImageReference(BaseModel):
-    """One image's name."""
+    """The parts of an image's name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -72,29 +69,29 @@ class ImageReference(BaseModel):
     repository: str
     tag: str = "latest"
     digest: str | None = None
-    #: The name as it was written, without tag and digest.
+    #: The name as written, without tag and digest.
     name: str
 
     @property
     def version(self) -> str:
-        """What names the version in the registry's API: its digest, or else its tag."""
+        """The version in the registry's API: the digest, or else the tag."""
         return self.digest or self.tag
 
     @property
     def api_host(self) -> str:
-        """Where the registry's API answers."""
+        """The address of the registry's API."""
         return _HUB_API if self.host == DOCKER_HUB else self.host
 
     def at(self, digest: str) -> str:
-        """Return the name that means this very digest for ever."""
+        """Return the name with a digest in the place of its tag."""
         return f"{self.name}@{digest}"
 
 
 def parse_reference(text: str) -> ImageReference:
-    """Take an image's name apart.
+    """Return the parts of an image's name.
 
     Raises:
-        SpecError: when it is none.
+        SpecError: when it is no image name.
     """
     name, tag = parse_image(text)
     digest = text.partition("@")[2] or None
@@ -103,13 +100,13 @@ def parse_reference(text: str) -> ImageReference:
 
 
 def parse_repository(text: str) -> str:
-    """Return the repository that images are to be pushed to, without a scheme.
+    """Return a repository to push images to, without its scheme.
 
     Args:
         text: such as `registry.example:5000/team/train`.
 
     Raises:
-        SpecError: when it is none, or has a tag or digest: the tag is made of what is built.
+        SpecError: when it is no repository, or has a tag or digest: the tag is a digest of what is built.
     """
     repository = _SCHEME.sub("", text.strip(), count=1).rstrip("/")
     if repository.count("/") == 0 and (":" in repository or "." in repository):
@@ -132,13 +129,13 @@ def parse_repository(text: str) -> str:
 
 
 def normal_host(address: str) -> str:
-    """Return a registry's address as images are named by it: no scheme, no path, and one name for Docker Hub."""
+    """Return a registry's address as image names have it: no scheme, no path, one name for Docker Hub."""
     host = _SCHEME.sub("", address.strip(), count=1).partition("/")[0].lower()
     return DOCKER_HUB if host in _HUB_NAMES else host
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, with or without a port, is this machine itself, where a registry needs no TLS."""
+    """Whether an address, with or without a port, is this machine's, where a registry needs no TLS."""
     name = host.rpartition(":")[0] or host
     if name == "localhost":
         return True
@@ -165,6 +162,6 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def has_registry(name: str) -> bool:
-    """Whether an image's name begins with its registry's address; without one, it is Docker Hub's, or only local."""
+    """Whether an image's name begins with its registry's address; if not, it is on Docker Hub, or only local."""
     first, slash, _ = name.partition("/")
     return bool(slash) and ("." in first or ":" in first or first == "localhost")

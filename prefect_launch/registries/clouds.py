@@ -29,6 +29,9 @@ _GOOGLE_SCOPE: Final = "https://www.googleapis.com/auth/cloud-platform"
 _AZURE_USER: Final = "00000000-0000-0000-0000-000000000000"
 _AZURE_SCOPE: Final = "https://management.azure.com/.default"
 _AZURE_SECONDS: Final = 15.0
+_ECR: Final = re.compile(r"[0-9]{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.amazonaws\.com(\.cn)?\Z")
+_GAR: Final = re.compile(r"([a-z0-9-]+-docker\.pkg\.dev|([a-z]+\.)?gcr\.io)\Z")
+_ACR: Final = re.compile(r"[a-z0-9-]+\.azurecr\.(io|cn|us)\Z")
 
 
 async def ecr_credentials(host: str) -> Credentials | None:
@@ -157,9 +160,6 @@ class Cloud(NamedTuple):
             return False
 
 
-_ECR: Final = re.compile(r"[0-9]{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.amazonaws\.com(\.cn)?\Z")
-_GAR: Final = re.compile(r"([a-z0-9-]+-docker\.pkg\.dev|([a-z]+\.)?gcr\.io)\Z")
-_ACR: Final = re.compile(r"[a-z0-9-]+\.azurecr\.(io|cn|us)\Z")
 CLOUDS: Final = (
     Cloud("Amazon ECR", _ECR, "ecr", "boto3", ecr_credentials),
     Cloud("Google Artifact Registry", _GAR, "gar", "google.auth", gar_credentials),

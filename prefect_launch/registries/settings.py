@@ -1,4 +1,4 @@
-"""What an operator says about registries: whose credentials to use there, and which may do without TLS.
+"""Registry settings: the operator's credentials for each registry, and which may do without TLS.
 
 In a config file:
 
@@ -23,7 +23,7 @@ _HOST: Final = re.compile(r"[a-z0-9]([a-z0-9.\-]*[a-z0-9])?(:[0-9]{1,5})?\Z")
 
 
 class RegistrySettings(BaseModel):
-    """What is said about one registry."""
+    """The settings of one registry."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,7 +35,7 @@ def read_registries(given: object) -> dict[str, RegistrySettings]:
     """Read the setting `registries`.
 
     Returns:
-        What is said about each, by its address as images are named by it.
+        The settings of each, by its address as image names have it.
 
     Raises:
         AgentConfigError: naming the registry, the value and the rule.

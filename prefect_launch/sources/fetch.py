@@ -80,14 +80,14 @@ class GitCheckout:
         self._cache = GitCache(home / "git", self._git)
 
     def checked(self, remote: str) -> str:
-        """Return a remote that may be asked; as `check_remote`."""
+        """Return a remote if git may use it; see `check_remote`."""
         return check_remote(remote, self._git.protocols)
 
     async def check_out(self, remote: str, commit: str, destination: Path) -> None:
         """Put the files of a commit into a folder.
 
         Args:
-            remote: a remote that was checked.
+            remote: a checked remote.
             commit: the full id of the commit.
             destination: the folder; it must not exist yet, or be empty.
 
@@ -133,12 +133,12 @@ class Submodule:
 
 
 async def list_submodules(git: Git, folder: Path, remote: str) -> list[Submodule]:
-    """List the submodules of the commit that is checked out in a folder, less those that say `update = none`.
+    """Return the submodules of the commit that is checked out in a folder, except those with `update = none`.
 
     Args:
-        git: how git is run.
+        git: runs git.
         folder: the work tree.
-        remote: where it came from, that relative addresses go from.
+        remote: the remote of the commit, which relative addresses start from.
 
     Raises:
         SourceError: when one has no address.
@@ -186,7 +186,7 @@ def resolve_url(url: str, remote: str) -> str:
 
 
 async def reject_links_outside(folder: Path, remote: str) -> None:
-    """Refuse a tree with a symbolic link that leaves it, as in folders of code: it would lead into this machine.
+    """Refuse a tree with a symbolic link that leaves it, as for folders of code: it would lead into this machine.
 
     Raises:
         SourceError: naming the link.

@@ -1,9 +1,9 @@
-"""One bare copy of each remote on a machine: a commit is fetched once, and the next one brings only what is new.
+"""Git cache: one bare repository for each remote on a machine, so a commit is fetched once.
 
-A copy lives in `<home>/git/<host-path-hash>`, for all agents of that home; a file lock beside it lets one process write
-at a time. A commit that is whole has a ref `refs/launch/<commit>`, written last: then the network is not asked at all.
-A copy that is damaged is thrown away and made anew. Its folder's time says when it was last used; whoever removes old
-ones takes the lock first.
+A repository is in `<home>/git/<host-path-hash>`, for all agents of that home; a file lock beside it lets one process
+write at a time. A complete commit has a ref `refs/launch/<commit>`, written last: then the network is not asked at all.
+A damaged repository is deleted and made anew. The folder's time is the time of the last use; whoever removes old
+repositories takes the lock first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from prefect_launch.errors import InfrastructureError, SourceError
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.remote import name_of
 
-#: Each fetch adds a pack; when there are this many, they are made one, so that looking things up stays quick.
+#: Each fetch adds a pack. When there are this many, git makes them one, so that lookups stay fast.
 MOST_PACKS: Final = 50
 _BRANCHES_AND_TAGS: Final = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 
@@ -31,15 +31,15 @@ _logger = get_logger("launch.git")
 
 
 class _UnreadableError(InfrastructureError):
-    """A copy does not give what it should hold."""
+    """A cached repository does not give what it should hold."""
 
 
 class GitCache:
-    """The copies of remotes on this machine.
+    """The cached repositories of this machine.
 
     Args:
-        folder: where they are.
-        git: how remotes are asked.
+        folder: the folder of the repositories.
+        git: runs git.
     """
 
     def __init__(self, folder: Path, git: Git) -> None:
@@ -48,7 +48,7 @@ class GitCache:
         self._local = Git(git.settings, allowed_protocols=("file",))
 
     def path_of(self, remote: str) -> Path:
-        """Return the folder of a remote's copy."""
+        """Return the folder of a remote's cached repository."""
         readable = re.sub(r"[^A-Za-z0-9._-]+", "-", name_of(remote))[:60].strip("-.")
         return self._folder / f"{readable}-{hashlib.sha256(remote.encode()).hexdigest()[:16]}"
 
@@ -56,9 +56,9 @@ class GitCache:
         """Put one commit of a remote into a repository, without its history.
 
         Args:
-            remote: a remote that was checked.
+            remote: a checked remote.
             commit: the full id of the commit.
-            folder: a repository, empty so far.
+            folder: an empty repository.
 
         Raises:
             SourceError: when the remote or the commit cannot be had.
@@ -71,7 +71,7 @@ class GitCache:
                 await self._update(mirror, remote, commit, lock)
                 await self._take(mirror, commit, folder)
             except (SourceError, _UnreadableError) as error:
-                # A look at every byte, when reading failed; else at what leads to what.
+                # Check every byte when reading failed, and else only the connections.
                 depth = () if isinstance(error, _UnreadableError) else ("--connectivity-only",)
                 if not was_there or await self._is_whole(mirror, *depth):
                     raise
@@ -94,7 +94,7 @@ class GitCache:
 
     async def _fetch(self, mirror: Path, remote: str, commit: str, lock: int) -> None:
         async def fetch(*arguments: str) -> None:
-            # git holds the lock too: it may outlive an agent that is killed.
+            # git inherits the lock, since it may outlive a killed agent.
             await self._git.run(
                 "fetch", "--quiet", "--no-write-fetch-head", *arguments, cwd=mirror, remote=remote, inherited=(lock,)
             )
@@ -104,7 +104,7 @@ class GitCache:
             return
         except SourceError as error:
             _logger.debug("%s gives no single commit: %s", remote, error)
-        # Some hosts do not give a commit by its id, or not alone: take the branches and tags, and look for it there.
+        # Some hosts give no single commit: fetch the branches and tags, and look for it there.
         await fetch("--", remote, *_BRANCHES_AND_TAGS)
         if not await self._has(mirror, f"{commit}^{{commit}}"):
             raise SourceError(
@@ -148,7 +148,7 @@ def _begin_anew(mirror: Path) -> None:
 
 
 def _freshen(mirror: Path) -> None:
-    """Note that a copy is used now, and take away what a killed git has left: its locks, and half a pack."""
+    """Set the time of the last use, and remove what a killed git has left: locks and half a pack."""
     os.utime(mirror)
     refs = (Path(parent, name) for parent, _, names in walk(mirror / "refs") for name in names)
     locks = (path for path in refs if path.suffix == ".lock")

@@ -1,8 +1,12 @@
-"""The one door to git: its command, run without a shell, without questions, and never on the event loop.
+"""Git command: runs git without a shell, without prompts, and never on the event loop.
 
-Only the protocols that are allowed can be used, by git itself and for submodules, too; hooks and prompts are off. A
-cancelled call ends git and what git has started. A fault of the network or the host is `InfrastructureError`, any other
-`SourceError`.
+Git may use only the allowed protocols, for submodules too; hooks and prompts are off. A cancelled call ends git and its
+children. A fault of the network or the host raises `InfrastructureError`, any other `SourceError`.
+
+A command that asks a remote gets a token or a key from a Prefect `Secret` block, for itself alone. A token reaches git
+through git's environment and a credential helper that is bound to the remote's host; a key is a file in memory, which
+this user can read while the command runs. Neither is in an address, on a command line, on a disk or in the database.
+Without a credential for the remote, git uses what this machine's own git and ssh have.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from prefect_launch.server.secrets import ReadSecret, read_secret
 from prefect_launch.sources.git_settings import GitCredential, GitSettings
 from prefect_launch.sources.remote import ALLOWED_PROTOCOLS, split_remote
 
-#: For a call that asks only for names.
+#: Time limit of a call that asks only for names.
 ASK_TIMEOUT_SECONDS: Final = 60.0
 
 _SETTINGS: Final = (
@@ -32,10 +36,10 @@ _SETTINGS: Final = (
     "core.fsmonitor=false",
     "protocol.ext.allow=never",
     "advice.detachedHead=false",
-    # A host that says nothing for so long is given up, also by a git that has lost whoever started it.
+    # git gives up a host that sends nothing for this long, also after its parent is gone.
     "http.lowSpeedLimit=1",
     "http.lowSpeedTime=120",
-    # Nothing that goes on behind our back.
+    # Nothing goes on in the background.
     "gc.auto=0",
     "maintenance.auto=false",
 )
@@ -51,14 +55,41 @@ _NETWORK_FAULT: Final = re.compile(
     r"|failed to connect|connection timed out|too slow|returned error: (?:5\d\d|429)|early eof|the remote end hung up",
     re.IGNORECASE,
 )
+#: Set when git itself started this process (in a hook): they would direct git to that repository. All of
+#: `git rev-parse --local-env-vars` but GIT_CONFIG_COUNT: that one no git sets, only an operator, for all repositories.
+_FOREIGN: Final = frozenset(
+    {
+        "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_DIR",
+        "GIT_GRAFT_FILE", "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_INTERNAL_SUPER_PREFIX", "GIT_NAMESPACE",
+        "GIT_NO_REPLACE_OBJECTS", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_QUARANTINE_PATH", "GIT_REPLACE_REF_BASE",
+        "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
+    }
+)  # fmt: skip
+_USER: Final = "LAUNCH_GIT_USERNAME"
+_TOKEN: Final = "LAUNCH_GIT_TOKEN"
+#: git runs it with `sh`, whose built-in commands put the token on no command line.
+_HELPER: Final = (
+    '!launch() { if test "$1" = get; then '
+    f'printf "username=%s\\npassword=%s\\n" "${_USER}" "${_TOKEN}"; '
+    "fi; }; launch"
+)
+#: No prompts, and a host that does not answer is given up after a minute.
+_SSH_OPTIONS: Final = (
+    "-oBatchMode=yes",
+    "-oConnectTimeout=30",
+    "-oServerAliveInterval=15",
+    "-oServerAliveCountMax=4",
+    "-oControlMaster=no",
+)
+_HOST_KEYS: Final = {"accept-new": "accept-new", "strict": "yes"}
 
 
 class Git:
     """Runs git.
 
     Args:
-        settings: of this machine: secrets by host, time limit, ssh's host keys.
-        allowed_protocols: what git may speak to remotes; tests add `file` for a repository on this disk.
+        settings: the git settings of this machine.
+        allowed_protocols: protocols that git may use; tests add `file` for a repository on this disk.
         read_secret: reads a Prefect `Secret` block by its name.
     """
 
@@ -84,11 +115,11 @@ class Git:
         """Run one git command and return what it printed.
 
         Args:
-            arguments: the command and its arguments; remotes have been checked by the caller.
+            arguments: the command and its arguments; the caller has checked remotes.
             cwd: the folder to run in.
-            remote: the remote that it asks, so that it gets what opens that one.
-            timeout: in seconds; by default that of a fetch.
-            inherited: descriptors that git and its children keep open.
+            remote: the remote that it asks, whose credential it gets.
+            timeout: seconds; by default the time limit of a fetch.
+            inherited: file descriptors that git and its children keep open.
 
         Raises:
             SourceError: when git refuses.
@@ -130,18 +161,6 @@ class Git:
         }
 
 
-#: Set when we ourselves were started by git (in a hook): they would turn our commands to that repository. All of
-#: `git rev-parse --local-env-vars` but GIT_CONFIG_COUNT: that one no git sets, only an operator, for all repositories.
-_FOREIGN: Final = frozenset(
-    {
-        "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_CONFIG", "GIT_CONFIG_PARAMETERS", "GIT_DIR",
-        "GIT_GRAFT_FILE", "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_INTERNAL_SUPER_PREFIX", "GIT_NAMESPACE",
-        "GIT_NO_REPLACE_OBJECTS", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_QUARANTINE_PATH", "GIT_REPLACE_REF_BASE",
-        "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
-    }
-)  # fmt: skip
-
-
 def _fault(command: str, remote: str | None, said: str) -> InfrastructureError | SourceError:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     reason = " | ".join(lines[-4:])[:600].rstrip(".") or "it said nothing"
@@ -173,35 +192,14 @@ def _masked(said: str, secrets: Sequence[str]) -> str:
     return re.sub(r"(?<=://)[^@/\s]*@", "***@", said)
 
 
-# How one git command gets into one remote: a token or a key from a Prefect `Secret` block, for that command alone.
-
-_USER: Final = "LAUNCH_GIT_USERNAME"
-_TOKEN: Final = "LAUNCH_GIT_TOKEN"
-#: Run by git with `sh`: the words are the shell's own, so the token is on no command line.
-_HELPER: Final = (
-    '!launch() { if test "$1" = get; then '
-    f'printf "username=%s\\npassword=%s\\n" "${_USER}" "${_TOKEN}"; '
-    "fi; }; launch"
-)
-#: No question, and no silence for ever: a host that does not answer is given up after a minute.
-_SSH_OPTIONS: Final = (
-    "-oBatchMode=yes",
-    "-oConnectTimeout=30",
-    "-oServerAliveInterval=15",
-    "-oServerAliveCountMax=4",
-    "-oControlMaster=no",
-)
-_HOST_KEYS: Final = {"accept-new": "accept-new", "strict": "yes"}
-
-
 @dataclass(frozen=True)
 class Access:
-    """What a command gets besides.
+    """What a command needs to get into a remote.
 
     Attributes:
         config: git's settings, as `key=value`.
-        environment: further variables.
-        secrets: what must not be told when git says it.
+        environment: additional environment variables.
+        secrets: texts that no message may show.
     """
 
     config: tuple[str, ...] = ()
@@ -211,15 +209,15 @@ class Access:
 
 @asynccontextmanager
 async def access_to(remote: str | None, settings: GitSettings, read: ReadSecret) -> AsyncIterator[Access]:
-    """Open the way to a remote for as long as one command runs.
+    """Yield the access to a remote for as long as one command runs.
 
     Args:
-        remote: it was checked; `None` for a command that asks none.
-        settings: of this machine.
+        remote: a checked remote; `None` for a command that asks none.
+        settings: the git settings of this machine.
         read: reads a Secret block.
 
     Raises:
-        AgentConfigError: when the secret that the settings name is not there, or is of no use.
+        AgentConfigError: when the secret that the settings name does not exist, or cannot be used.
     """
     if remote is None:
         yield Access()
@@ -237,7 +235,7 @@ async def access_to(remote: str | None, settings: GitSettings, read: ReadSecret)
     elif credential and credential.token:
         token = _checked_token(await _secret(credential.token, host, read), credential)
         yield Access(
-            # An empty helper makes git forget those before it: the machine's own must not be asked, nor told the token.
+            # An empty helper resets the list: git must not ask the machine's own helper, nor tell it the token.
             config=("credential.helper=", f"credential.{scheme}://{host}.helper={_HELPER}"),
             environment={_USER: credential.username, _TOKEN: token},
             secrets=(token,),
@@ -271,12 +269,12 @@ def _checked_key(text: str, credential: GitCredential) -> str:
             f"The Secret block {credential.ssh_key!r} holds no private key: it must be the whole file, from"
             " '-----BEGIN' on. If it is a token, name it as token in the git settings, and an https remote in the job."
         )
-    # ssh refuses a key without its last line's end, which a form in a browser takes away.
+    # ssh refuses a key without its last line break, which a form in a browser removes.
     return text.strip().replace("\r\n", "\n") + "\n"
 
 
 def _in_memory(key: str) -> int:
-    """Put a key into a file that no folder has; it goes with the descriptor."""
+    """Put a key into a file in memory, which ends with its descriptor."""
     descriptor = os.memfd_create("launch-git-key", os.MFD_CLOEXEC)
     os.fchmod(descriptor, 0o600)
     os.write(descriptor, key.encode())
@@ -284,12 +282,12 @@ def _in_memory(key: str) -> int:
 
 
 def _ssh_command(settings: GitSettings, key: int | None) -> str:
-    # ssh takes the first value that it is given: what the operator's own command says comes first.
+    # ssh uses the first value of an option, so the operator's own command comes first.
     own = os.environ.get("GIT_SSH_COMMAND") or shlex.quote(os.environ.get("GIT_SSH") or "ssh")
     options = [*_SSH_OPTIONS, f"-oStrictHostKeyChecking={_HOST_KEYS[settings.host_keys]}"]
     if settings.known_hosts is not None:
         options.append(f"-oUserKnownHostsFile={settings.known_hosts.expanduser()}")
     if key is not None:
-        # ssh closes what it inherits, so it opens the file as this process has it.
+        # ssh closes inherited descriptors, so it opens the file by this process's one.
         options += ["-oIdentitiesOnly=yes", "-oIdentityAgent=none", "-i", f"/proc/{os.getpid()}/fd/{key}"]
     return f"{own} {shlex.join(options)}"

@@ -1,7 +1,8 @@
-"""From the name of a branch, a tag or a commit to the full id of a commit, by asking the remote.
+"""Git lookups: the commit that a name means, the files of a commit, and the state of a work tree.
 
-A job names a commit, so that it means the same for ever; a branch moves. Names come first, as in the reference: a
-branch, then a tag, then a commit. Without a name, it is the remote's own default branch.
+A job names a commit, so that it always means the same; a branch moves. Names are looked up as in the reference: first a
+branch, then a tag, then a commit. Without a name, the remote's default branch counts. The files of a commit are listed
+without being fetched; only the few small files that state dependencies are, where the host gives single files.
 """
 
 from __future__ import annotations
@@ -21,14 +22,23 @@ from prefect_launch.sources.remote import without_credentials
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 _SHORT_COMMIT: Final = re.compile(r"[0-9a-f]{7,63}\Z")
+#: The files of a commit that are fetched, and the most of them.
+_TOLD_BY: Final = re.compile(
+    r"(?:.*/)?(?:pyproject\.toml|setup\.py|uv\.toml|[^/]*(?:requirement|constraint)[^/]*\.(?:txt|in)"
+    r"|(?:requirements?|constraints?|reqs?|deps)/[^/]*\.(?:txt|in))"
+)
+_MOST_FETCHED: Final = 50
+#: Enough to see what was changed; a folder of generated files must not fill the job's metadata.
+MOST_CHANGED: Final = 50
+MOST_CHARS: Final = 200
 
 
 async def resolve_commit(git: Git, remote: str, ref: str | None) -> str:
     """Return the full id of a commit of a remote.
 
     Args:
-        git: how git is run.
-        remote: a remote that was checked.
+        git: runs git.
+        remote: a checked remote.
         ref: branch, tag or commit (at least 7 characters of it); `None` is the default branch.
 
     Raises:
@@ -86,7 +96,7 @@ def _named(refs: dict[str, str], ref: str) -> str | None:
 
 
 async def _commit_named(git: Git, remote: str, commit: str, folder: Path) -> str | None:
-    """Look for a commit that no branch or tag points to. Only commits are fetched, no files."""
+    """Return the full id of a commit that no branch or tag points to; only commits are fetched, no files."""
     await git.run("init", "--quiet", "--bare", "--template=", ".", cwd=folder)
     if _COMMIT.match(commit):
         try:
@@ -95,7 +105,7 @@ async def _commit_named(git: Git, remote: str, commit: str, folder: Path) -> str
             )
             return commit
         except SourceError:
-            pass  # many hosts do not give a commit by its id; look for it in the branches
+            pass  # Many hosts give no commit by its id; look for it in the branches.
     await git.run(
         "fetch", "--quiet", "--filter=tree:0", "--", remote, "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*",
         cwd=folder, remote=remote,
@@ -106,24 +116,14 @@ async def _commit_named(git: Git, remote: str, commit: str, folder: Path) -> str
         return None
 
 
-# Which files a commit has, told by the remote without giving them: names cost little, whatever the files' size.
-
-#: What is fetched of a commit's files, and how many of them at most.
-_TOLD_BY: Final = re.compile(
-    r"(?:.*/)?(?:pyproject\.toml|setup\.py|uv\.toml|[^/]*(?:requirement|constraint)[^/]*\.(?:txt|in)"
-    r"|(?:requirements?|constraints?|reqs?|deps)/[^/]*\.(?:txt|in))"
-)
-_MOST_FETCHED: Final = 50
-
-
 @dataclass(frozen=True)
 class CommitListing:
-    """What a commit holds.
+    """The content of a commit.
 
     Attributes:
         files: paths of its files.
         submodules: paths of its submodules.
-        contents: of the files that say what the code needs, as far as the host gives them.
+        contents: content of the files that state what the code needs, as far as the host gives them.
     """
 
     files: tuple[str, ...]
@@ -132,15 +132,15 @@ class CommitListing:
 
 
 async def ls_remote_files(git: Git, remote: str, commit: str) -> CommitListing | None:
-    """List the files and the submodules of a commit.
+    """Return the files and the submodules of a commit, without fetching them.
 
     Args:
-        git: how git is run.
-        remote: a remote that was checked.
+        git: runs git.
+        remote: a checked remote.
         commit: the full id of the commit.
 
     Returns:
-        What it holds; `None` when the host tells no single commit.
+        The content; `None` when the host gives no single commit.
 
     Raises:
         InfrastructureError: when the network or the host is at fault.
@@ -169,7 +169,7 @@ async def ls_remote_files(git: Git, remote: str, commit: str) -> CommitListing |
 
 
 async def _contents(git: Git, remote: str, commit: str, folder: Path, wanted: Mapping[str, str]) -> dict[str, bytes]:
-    """Fetch some files of a commit whose names are there; of a host that gives no single file there are none."""
+    """Fetch some files of a commit; none from a host that gives no single file."""
     if not wanted:
         return {}
     tree = folder / "wanted"
@@ -182,15 +182,8 @@ async def _contents(git: Git, remote: str, commit: str, folder: Path, wanted: Ma
     return {path: await anyio.Path(tree / path).read_bytes() for path in wanted if (tree / path).is_file()}
 
 
-# The commit that a folder of code was at, when it is a git work tree: recorded with the job, for people.
-
-#: Enough to see what somebody was at; a folder of generated files must not fill the job's metadata.
-MOST_CHANGED: Final = 50
-MOST_CHARS: Final = 200
-
-
 async def describe_work_tree(folder: Path) -> dict[str, Any] | None:
-    """Return what is known of a folder's repository, or `None` when it is in none.
+    """Return the state of the git work tree that a folder is in, for the job's metadata; `None` when it is in none.
 
     Args:
         folder: the code.
@@ -208,7 +201,7 @@ async def describe_work_tree(folder: Path) -> dict[str, Any] | None:
         commit = (await ask("rev-parse", "--verify", "HEAD")).strip()
         listing = await ask("status", "--porcelain", "-z", "--no-renames", "--untracked-files=normal", "--", ".")
     except LaunchError:
-        # No repository, none that this user may read, no commit yet, or no git: a folder is a job without any of it.
+        # No repository, no permission, no commit, or no git: a folder is a job without any of them.
         return None
     try:
         remote: str | None = without_credentials((await ask("remote", "get-url", "origin")).strip())

@@ -1,8 +1,8 @@
-"""How git works on one machine: which secret opens which host, for how long a fetch may take, which hosts ssh trusts.
+"""Git settings of one machine: the secret for each host, the time limit of a fetch, the hosts that ssh trusts.
 
-The machine's operator decides it, by host, and no submitter: whoever may name the secret of a remote could have any
-secret sent to a host of their own. It stands in `~/.config/prefect-launch/git.yaml`, where both who queues a git job
-and the agents look; an agent's own configuration may say it, too, under `git`.
+The machine's operator decides them, by host, and no submitter: whoever may name the secret of a remote could have any
+secret sent to a host of their own. They are in `~/.config/prefect-launch/git.yaml`, which both the submitter's machine
+and the agents read; an agent's own configuration may have them, too, under `git`.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from prefect_launch.sources.remote import split_remote
 
 GIT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/git.yaml")
 GIT_CONFIG_VARIABLE: Final = "PREFECT_LAUNCH_GIT_CONFIG"
-#: A large repository over a slow line.
+#: Enough for a large repository over a slow connection.
 FETCH_TIMEOUT_SECONDS: Final = 900.0
 
 
 class GitCredential(BaseModel):
-    """What opens a host: names of Prefect `Secret` blocks, never the secrets."""
+    """The credential for a host: names of Prefect `Secret` blocks, never the secrets."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,7 +77,7 @@ class GitSettings(BaseModel):
         return {key.strip("/"): credential for key, credential in value.items()}
 
     def credential(self, remote: str) -> GitCredential | None:
-        """Return what opens a remote; the longest host or path that fits it counts."""
+        """Return the credential for a remote; the longest host or path that matches counts."""
         _, host, path = split_remote(remote)
         places = [f"{host}/{path}", f"{host.partition(':')[0]}/{path}"]
         fitting = [key for key in self.credentials if any(_within(place, key) for place in places)]

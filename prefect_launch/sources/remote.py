@@ -1,7 +1,7 @@
-"""Which git remotes may be asked: https, ssh and `git@host:path`, and none that holds a password.
+"""Git remote check: only https, ssh and `git@host:path` remotes, without passwords, and no pages of a browser.
 
-The rule and its words are the reference's. Everything else that git understands runs programs (`ext::`), reads the
-machine's own files (`file://`, a path) or is an option in disguise (a leading `-`).
+The rule and its words are the reference's. All else that git understands runs programs (`ext::`), reads the machine's
+own files (`file://`, a path) or is an option in disguise (a leading `-`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,29 @@ from urllib.parse import urlsplit
 
 from prefect_launch.errors import SourceError
 
-#: What git itself is told, too, so that a redirect or a submodule cannot get round the rule.
+#: git gets them too, so that a redirect or a submodule cannot bypass the rule.
 ALLOWED_PROTOCOLS: Final = ("https", "ssh")
 
 _HOST: Final = r"[A-Za-z0-9\[](?:[A-Za-z0-9.:\-_\]]*)"
 _SCP: Final = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.\-]*@{_HOST}:[^:\s-][^\s]*\Z")
 _URL: Final = re.compile(rf"(?:https|ssh)://(?:[^@/\s-][^@/\s]*@)?{_HOST}/[^\s]+\Z")
 _FILE: Final = re.compile(r"file:///[^\s]+\Z")
+#: The pages of a repository on git hosts, after its path.
+_PAGE: Final = re.compile(
+    r"(?P<repository>/[^/]+(?:/[^/]+)*?/[^/]+)(?:/-)?/"
+    r"(?P<kind>tree|blob|raw|blame|commits?|src/(?:branch|tag|commit)|src|pull|pulls|merge_requests|issues|releases/tag)"
+    r"/(?P<rest>[^?#]+)"
+)
+_WITH_REF: Final = ("tree", "blob", "raw", "blame", "commit", "commits", "src")
+_WANDB_HOST: Final = re.compile(r"(?:[a-z0-9-]+\.)*wandb\.ai\Z")
+_WANDB_RUN: Final = re.compile(r"/[^/]+/[^/]+/(?:runs|sweeps|jobs|artifacts)(?:/|\Z)")
 
 
 def check_remote(remote: object, protocols: Collection[str] = ALLOWED_PROTOCOLS) -> str:
-    """Return the remote when it may be asked.
+    """Return a remote if git may use it.
 
     Args:
-        remote: what was given.
+        remote: the given value.
         protocols: what git may speak; tests add `file`.
 
     Raises:
@@ -50,7 +59,7 @@ def check_remote(remote: object, protocols: Collection[str] = ALLOWED_PROTOCOLS)
 
 
 def without_credentials(remote: str) -> str:
-    """Return a remote as it may be recorded: an https remote without user and password."""
+    """Return a remote without the credentials of an https remote, as it may be recorded."""
     if "://" not in remote:
         return remote
     parts = urlsplit(remote)
@@ -69,7 +78,7 @@ def split_remote(remote: str) -> tuple[str, str, str]:
 
 
 def name_of(remote: str) -> str:
-    """Return what a remote's repository is called: `git@host:team/Digits.git` gives `team-Digits`."""
+    """Return the name of a remote's repository: `git@host:team/Digits.git` gives `team-Digits`."""
     return "-".join(PurePosixPath(split_remote(remote)[2].removesuffix(".git")).parts)
 
 
@@ -84,21 +93,8 @@ def _masked(remote: str) -> str:
     return re.sub(r"(?<=://)[^@/]*@", "***@", remote)
 
 
-# Addresses that people copy from a browser, and that are no git remote: a page of a git host, or a W&B run.
-
-#: How git hosts name the pages of a repository, after its path.
-_PAGE: Final = re.compile(
-    r"(?P<repository>/[^/]+(?:/[^/]+)*?/[^/]+)(?:/-)?/"
-    r"(?P<kind>tree|blob|raw|blame|commits?|src/(?:branch|tag|commit)|src|pull|pulls|merge_requests|issues|releases/tag)"
-    r"/(?P<rest>[^?#]+)"
-)
-_WITH_REF: Final = ("tree", "blob", "raw", "blame", "commit", "commits", "src")
-_WANDB_HOST: Final = re.compile(r"(?:[a-z0-9-]+\.)*wandb\.ai\Z")
-_WANDB_RUN: Final = re.compile(r"/[^/]+/[^/]+/(?:runs|sweeps|jobs|artifacts)(?:/|\Z)")
-
-
 def reject_web_pages(uri: str) -> None:
-    """Refuse an address that is a page, and tell the remote that it is a page of.
+    """Refuse an address of a web page that people copy from a browser, and name the remote that it belongs to.
 
     Raises:
         SourceError: for a page of a git host, and for anything of W&B.
