@@ -106,12 +106,11 @@ class Api(QueueCalls, JobCalls, BaseModel):
             async with self.connect() as own, self.job_registry(own) as registry:
                 yield registry
             return
-        from prefect_launch.jobs.index import ServerJobIndex
         from prefect_launch.jobs.registry import JobRegistry
 
         client: PrefectClient = server.client  # type: ignore[attr-defined]
         store = await self._load_store(client)
-        yield JobRegistry(ServerJobIndex(client), store, entity=self.entity, project=self.project)
+        yield JobRegistry(server, store, entity=self.entity, project=self.project)
 
     async def _load_store(self, client: PrefectClient) -> JobStore:
         from prefect_launch.jobs.store import JobStore

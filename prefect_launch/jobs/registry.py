@@ -23,7 +23,6 @@ from prefect_launch.jobs.index import (
     AliasEntry,
     JobIndex,
     VersionEntry,
-    Versions,
     check_alias,
     shorten,
     version_of,
@@ -46,20 +45,21 @@ from prefect_launch.jobs.model import (
     parse_reference,
 )
 from prefect_launch.jobs.store import Blobs, JobStore
+from prefect_launch.server.protocol import Server
 
 
 class JobRegistry:
     """The jobs of one server and one store.
 
     Args:
-        index: where versions and aliases are known.
+        server: where versions and aliases are known.
         store: where the files are.
         entity: the entity of names that say none.
         project: the project of names that say none.
     """
 
-    def __init__(self, index: JobIndex, store: JobStore, *, entity: str, project: str) -> None:
-        self._versions = Versions(index)
+    def __init__(self, server: Server, store: JobStore, *, entity: str, project: str) -> None:
+        self._index = JobIndex(server)
         self._store = store
         self._entity = entity
         self._project = project
@@ -81,14 +81,14 @@ class JobRegistry:
         path = self._path(draft)
         moved = tuple(dict.fromkeys(check_alias(alias) for alias in aliases if alias != LATEST))
         contents = _contents(draft)
-        highest = await self._versions.highest(path)
+        highest = await self._index.highest(path)
         if highest is not None and await self._is_same(highest, contents):
             entry, outcome = highest, PutOutcome.UNCHANGED
         else:
             entry, outcome = await self._next_version(path, draft, contents, after=highest)
-        await self._versions.update_latest(path)
+        await self._index.update_latest(path)
         for alias in moved:
-            await self._versions.set_alias(alias, entry)
+            await self._index.set_alias(alias, entry)
         job = await self._job(entry)
         self._store.cache.add(job)
         return PutResult(job=_with_aliases(job, (*moved, LATEST)), outcome=outcome)
@@ -96,13 +96,13 @@ class JobRegistry:
     async def find_same(self, draft: JobDraft) -> Job | None:
         """Return the newest version that has a draft's content, if there is one."""
         path, digest = self._path(draft), digest_of(draft.document.dump())
-        versions, _ = await self._versions.find(path=path)
+        versions, _ = await self._index.find(path=path)
         same = [entry for entry in versions if entry.digest == digest]
         return await self._job(max(same, key=lambda entry: entry.version)) if same else None
 
     async def preview(self, draft: JobDraft) -> Job:
         """Return a draft as the job that it would be now, to be looked at before it is stored."""
-        highest = await self._versions.highest(self._path(draft))
+        highest = await self._index.highest(self._path(draft))
         version = highest.version + 1 if highest else 0
         path = parse_reference(self._path(draft), entity=self._entity, project=self._project)
         digest = digest_of(draft.document.dump())
@@ -136,9 +136,9 @@ class JobRegistry:
                 created=datetime.now(timezone.utc),
                 description=shorten(draft.description),
             )
-            if await self._versions.create(entry):
+            if await self._index.create(entry):
                 return entry, PutOutcome.UPDATED if number else PutOutcome.CREATED
-            taken = await self._versions.read(path, number)
+            taken = await self._index.read(path, number)
             if taken is None:
                 continue  # somebody deleted it: the number is free again
             if taken.digest == entry.digest:
@@ -164,13 +164,13 @@ class JobRegistry:
         version = version_of(wanted)
         digest = None
         if version is None:
-            alias = await self._versions.read_alias(wanted.path, wanted.alias)
+            alias = await self._index.read_alias(wanted.path, wanted.alias)
             if alias is None:
                 raise await self._unknown(wanted)
             version, digest = alias.version, alias.digest
         job = self._store.cache.get(wanted.path, version, digest=digest)
         if job is None:
-            entry = await self._versions.read(wanted.path, version)
+            entry = await self._index.read(wanted.path, version)
             if entry is None:
                 raise await self._unknown(wanted)
             job = await self._job(entry)
@@ -179,7 +179,7 @@ class JobRegistry:
 
     async def aliases(self, job: Job) -> tuple[str, ...]:
         """List the aliases that mean this version now, `latest` included."""
-        _, found = await self._versions.find(path=job.path)
+        _, found = await self._index.find(path=job.path)
         return tuple(sorted(entry.alias for entry in found if entry.version == job.version))
 
     async def fetch_code(self, job: Job, destination: Path) -> None:
@@ -260,20 +260,20 @@ class JobRegistry:
         )
 
     async def _unknown(self, wanted: JobReference) -> NotFoundError:
-        versions, aliases = await self._versions.find(path=wanted.path)
+        versions, aliases = await self._index.find(path=wanted.path)
         if versions:
             known = [*(entry.alias for entry in aliases), *(f"v{entry.version}" for entry in versions)]
             return unknown_name("job alias or version", wanted.alias, known, where=f" of the job {wanted.path!r}")
-        versions, _ = await self._versions.find(entity=wanted.entity, project=wanted.project)
+        versions, _ = await self._index.find(entity=wanted.entity, project=wanted.project)
         if versions:
             names = [entry.job.rpartition("/")[2] for entry in versions]
             return unknown_name("job", wanted.name, names, where=f" in {wanted.entity}/{wanted.project}")
-        versions, _ = await self._versions.find()
+        versions, _ = await self._index.find()
         return unknown_name("job", wanted.path, [entry.job for entry in versions])
 
     async def list(self, entity: str | None = None, project: str | None = None) -> list[JobSummary]:
         """List the jobs of an entity and a project, of all when they are left out, by name."""
-        versions, aliases = await self._versions.find(entity=entity, project=project)
+        versions, aliases = await self._index.find(entity=entity, project=project)
         return [
             _summary([entry for entry in versions if entry.job == path], aliases)
             for path in sorted({entry.job for entry in versions})

@@ -151,11 +151,11 @@ class VariableCalls:
         """Delete a variable; whether it was there."""
         return await self._rest.get("DELETE", f"/variables/name/{name}") is not None
 
-    async def list_variables(self, tag: str) -> dict[str, Any]:
-        """Return the values of the variables with a tag, by their names."""
+    async def list_variables(self, *tags: str) -> dict[str, Any]:
+        """Return the values of the variables that have all these tags, by their names."""
         values: dict[str, Any] = {}
         while True:
-            body = {"variables": {"tags": {"all_": [tag]}}, "limit": _VARIABLES_PAGE, "offset": len(values)}
+            body = {"variables": {"tags": {"all_": list(tags)}}, "limit": _VARIABLES_PAGE, "offset": len(values)}
             page = await self._rest.get("POST", "/variables/filter", json=body)
             values.update({variable["name"]: variable["value"] for variable in page})
             if len(page) < _VARIABLES_PAGE:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from prefect_launch.core.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from prefect_launch.testing.api import InMemoryApi, InMemoryJobIndex, InMemoryRegistry
+    from prefect_launch.testing.api import InMemoryApi, InMemoryRegistry
     from prefect_launch.testing.devices import InMemoryGpus
     from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
     from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
@@ -19,7 +19,6 @@ _HOMES = {
     "InMemoryGpus": "devices",
     "InMemoryDocker": "engine",
     "InMemoryEngine": "engine",
-    "InMemoryJobIndex": "api",
     "InMemoryMachine": "runner",
     "InMemoryRegistry": "api",
     "InMemoryRunner": "runner",
@@ -32,7 +31,6 @@ __all__ = [
     "InMemoryDocker",
     "InMemoryEngine",
     "InMemoryGpus",
-    "InMemoryJobIndex",
     "InMemoryMachine",
     "InMemoryRegistry",
     "InMemoryRunner",

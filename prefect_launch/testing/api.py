@@ -6,11 +6,9 @@ event loop it asks.
 
 from __future__ import annotations
 
-import copy
-from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import anyio
@@ -20,7 +18,6 @@ from pydantic import PrivateAttr
 
 from prefect_launch.client.api import Api
 from prefect_launch.errors import RegistryError
-from prefect_launch.jobs.index import check_entry
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
 from prefect_launch.registries.base import Credentials, Registry, parse_reference
@@ -32,57 +29,6 @@ if TYPE_CHECKING:
     from prefect_launch.registries.base import Registry
     from prefect_launch.server.protocol import Server
     from prefect_launch.server.secrets import ReadSecret
-
-
-# The in-memory fake of `prefect_launch.jobs.index.ServerJobIndex`, with its rules and its refusals.
-
-
-class InMemoryJobIndex:
-    """A job index that lives as long as the object.
-
-    Attributes:
-        calls: how often each method was called.
-    """
-
-    def __init__(self) -> None:
-        self._entries: dict[str, tuple[dict[str, Any], frozenset[str]]] = {}
-        self.calls: Counter[str] = Counter()
-
-    async def create(self, name: str, value: Mapping[str, Any], tags: Collection[str]) -> bool:
-        """Store a new value; `False` when the name is taken."""
-        await self._called("create")
-        check_entry(name, value)
-        if name in self._entries:
-            return False
-        self._entries[name] = (copy.deepcopy(dict(value)), frozenset(tags))
-        return True
-
-    async def read(self, name: str) -> dict[str, Any] | None:
-        """Return the value of that name, if there is one."""
-        await self._called("read")
-        entry = self._entries.get(name)
-        return copy.deepcopy(entry[0]) if entry else None
-
-    async def write(self, name: str, value: Mapping[str, Any], tags: Collection[str]) -> None:
-        """Store a value, whether the name is taken or not."""
-        await self._called("write")
-        check_entry(name, value)
-        self._entries[name] = (copy.deepcopy(dict(value)), frozenset(tags))
-
-    async def delete(self, name: str) -> bool:
-        """Remove a value; `False` when there was none."""
-        await self._called("delete")
-        return self._entries.pop(name, None) is not None
-
-    async def find(self, tags: Collection[str]) -> list[tuple[str, dict[str, Any]]]:
-        """List the names and values that have all these tags, by name."""
-        await self._called("find")
-        wanted = frozenset(tags)
-        return [(name, copy.deepcopy(value)) for name, (value, own) in sorted(self._entries.items()) if wanted <= own]
-
-    async def _called(self, method: str) -> None:
-        self.calls[method] += 1
-        await anyio.lowlevel.checkpoint()
 
 
 class InMemoryRegistry(Registry):
@@ -127,7 +73,6 @@ class InMemoryApi(Api):
     """
 
     _server: InMemoryServer = PrivateAttr(default_factory=InMemoryServer)
-    _index: InMemoryJobIndex = PrivateAttr(default_factory=InMemoryJobIndex)
     _store: JobStore = PrivateAttr(default_factory=_memory_store)
     _registry: InMemoryRegistry = PrivateAttr(default_factory=InMemoryRegistry)
     _held: dict[str, str] = PrivateAttr(default_factory=dict)
@@ -160,7 +105,7 @@ class InMemoryApi(Api):
     @asynccontextmanager
     async def job_registry(self, server: Server | None = None) -> AsyncIterator[JobRegistry]:
         """Open the job registry."""
-        yield JobRegistry(self._index, self._store, entity=self.entity, project=self.project)
+        yield JobRegistry(self._server, self._store, entity=self.entity, project=self.project)
 
     def _secrets(self, server: Server) -> ReadSecret:
         async def read(name: str) -> str:

@@ -161,9 +161,10 @@ class VariableTwin(Calls):
                 watcher.tell(name)
 
     @call
-    def list_variables(self, tag: str) -> dict[str, Any]:
-        """Return the values of the variables with a tag, by their names."""
-        return {name: value for name, (value, tags) in sorted(self._store.variables.items()) if tag in tags}
+    def list_variables(self, *tags: str) -> dict[str, Any]:
+        """Return the values of the variables that have all these tags, by their names."""
+        variables = sorted(self._store.variables.items())
+        return {name: value for name, (value, own) in variables if set(tags) <= set(own)}
 
 
 def _utc_now() -> datetime:

@@ -37,7 +37,27 @@ class VariableContract:
         for name in names:
             await server.write_variable(name, name.upper(), tags=[tag, "more"])
         await server.write_variable(f"v_{uuid4().hex[:8]}", 1)
-        assert await server.list_variables(tag) == {name: name.upper() for name in names}
+        await server.write_variable(names[0], 0, tags=[tag])
+        assert await server.list_variables(tag) == {name: name.upper() for name in names} | {names[0]: 0}
+        assert await server.list_variables(tag, "more") == {name: name.upper() for name in names[1:]}
+
+    async def test_of_many_makers_of_one_variable_exactly_one_wins(self, place: Place) -> None:
+        server, name, won = place.server, f"v_{uuid4().hex[:8]}", []
+
+        async def make(number: int) -> None:
+            if await server.create_variable(name, number):
+                won.append(number)
+
+        async with anyio.create_task_group() as group:
+            for number in range(8):
+                group.start_soon(make, number)
+        assert won == [await server.read_variable(name)]
+
+    async def test_more_variables_than_one_page_are_all_listed(self, place: Place) -> None:
+        server, tag, stem = place.server, f"t-{uuid4().hex[:8]}", f"v_{uuid4().hex[:8]}"
+        for number in range(205):
+            await server.create_variable(f"{stem}_{number}", number, tags=[tag])
+        assert sorted((await server.list_variables(tag)).values()) == list(range(205))
 
     async def test_change_of_a_variable_is_told_to_those_who_watch_it(self, place: Place) -> None:
         server, name, other = place.server, f"v_{uuid4().hex[:8]}", f"v_{uuid4().hex[:8]}"

@@ -1,4 +1,4 @@
-"""The contracts of index and store on a real Prefect server, with a folder and with an S3 bucket; the block itself."""
+"""The contract of the job store on a real Prefect server, with a folder and with an S3 bucket; the block itself."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from prefect.client.orchestration import get_client
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
 from prefect_launch.client.api import Api
 from prefect_launch.client.create_job import acreate_job, create_job
-from prefect_launch.jobs.index import ServerJobIndex
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
-from tests.support.job_contract import JobIndexContract, JobStoreContract, image_draft, unique
+from prefect_launch.server.client import PrefectServer, connect
+from tests.support.job_contract import JobStoreContract, image_draft, unique
 from tests.support.prefect_server import PrefectServerProcess
 from tests.support.s3 import new_bucket, s3_service
 
@@ -32,21 +31,10 @@ def s3() -> Iterator[str]:
 
 
 @pytest.fixture
-async def index(prefect_server: PrefectServerProcess) -> AsyncIterator[ServerJobIndex]:
-    """The index on the run's server."""
-    async with get_client() as client:
-        yield ServerJobIndex(client)
-
-
-class TestServerIndex(JobIndexContract):
-    """The server's variables."""
-
-    async def test_more_values_than_one_page_are_all_found(self, index: ServerJobIndex) -> None:
-        stem, tag = unique("page").replace("-", "_"), unique("tag")
-        for number in range(205):
-            await index.create(f"{stem}_{number:03}", {"n": number}, [tag])
-
-        assert [value["n"] for _, value in await index.find([tag])] == list(range(205))
+async def server(prefect_server: PrefectServerProcess) -> AsyncIterator[PrefectServer]:
+    """The run's server."""
+    async with connect() as server:
+        yield server
 
 
 class TestServerIndexAndLocalFolder(JobStoreContract):
@@ -80,10 +68,10 @@ async def test_saved_store_block_keeps_jobs_where_it_says(
     assert await (await loaded.files()).read(f"blobs/sha256/{job.digest[7:9]}/{job.digest[7:]}") is not None
 
 
-async def test_store_can_name_a_saved_storage_block_of_any_type(index: ServerJobIndex, tmp_path: Path) -> None:
+async def test_store_can_name_a_saved_storage_block_of_any_type(server: PrefectServer, tmp_path: Path) -> None:
     name = unique("disk")
     await LocalFileSystem(basepath=str(tmp_path / "disk")).asave(name)
-    registry = JobRegistry(index, JobStore(storage=f"local-file-system/{name}"), entity=unique("team"), project="p")
+    registry = JobRegistry(server, JobStore(storage=f"local-file-system/{name}"), entity=unique("team"), project="p")
 
     await registry.put(image_draft("train"))
 
@@ -103,9 +91,9 @@ async def test_looking_up_a_cached_job_costs_one_request_by_alias_and_none_by_ve
     prefect_server: PrefectServerProcess, tmp_path: Path
 ) -> None:
     requests: list[str] = []
-    async with get_client() as client:
+    async with connect() as server:
         registry = JobRegistry(
-            ServerJobIndex(client),
+            server,
             JobStore(storage=LocalFileSystem(basepath=str(tmp_path))),
             entity=unique("team"),
             project="p",
@@ -115,7 +103,7 @@ async def test_looking_up_a_cached_job_costs_one_request_by_alias_and_none_by_ve
         async def count(request: object) -> None:
             requests.append(str(request))
 
-        client._client.event_hooks["request"].append(count)
+        server.client._client.event_hooks["request"].append(count)
         await registry.resolve("train:v0")
         assert len(requests) == 0
         await registry.resolve("train")

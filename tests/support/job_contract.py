@@ -1,6 +1,6 @@
-"""What every job index and every job store must do, whichever server, storage or twin is behind it.
+"""What every job store must do, whichever server and storage are behind it.
 
-A test module subclasses these and gives the fixtures `index`, and for the store also `storage`.
+A test module subclasses it and gives the fixtures `server` and `storage`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import anyio
 import pytest
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
-from prefect_launch.errors import ArtifactError, InternalError, InvalidNameError, NotFoundError
+from prefect_launch.errors import ArtifactError, InvalidNameError, NotFoundError
 from prefect_launch.jobs.archive import pack
-from prefect_launch.jobs.index import JobIndex
 from prefect_launch.jobs.model import CODE_FILE, CodeJobSource, ImageJobSource, JobDocument, JobDraft, SourceKind
 from prefect_launch.jobs.outputs import KeptOutputs
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
 from prefect_launch.jobs.store import _blob_path as blob_path
+from prefect_launch.server.protocol import Server
 
 
 def unique(stem: str) -> str:
@@ -43,63 +43,6 @@ async def code_draft(name: str, folder: Path, **files: str) -> JobDraft:
     return JobDraft(name=name, document=JobDocument(source_type=SourceKind.CODE, source=source), code=archive.content)
 
 
-class JobIndexContract:
-    """Named values with tags."""
-
-    async def test_name_that_is_taken_cannot_be_created_again(self, index: JobIndex) -> None:
-        name = unique("launch").replace("-", "_")
-
-        assert await index.create(name, {"n": 1}, ["a"]) is True
-        assert await index.create(name, {"n": 2}, ["a"]) is False
-        assert await index.read(name) == {"n": 1}
-
-    async def test_of_many_creators_of_one_name_exactly_one_wins(self, index: JobIndex) -> None:
-        name = unique("launch").replace("-", "_")
-        won: list[int] = []
-
-        async def create(number: int) -> None:
-            if await index.create(name, {"n": number}, []):
-                won.append(number)
-
-        async with anyio.create_task_group() as group:
-            for number in range(8):
-                group.start_soon(create, number)
-
-        assert len(won) == 1
-        assert await index.read(name) == {"n": won[0]}
-
-    async def test_writing_makes_and_replaces_a_value_and_its_tags(self, index: JobIndex) -> None:
-        name, tag = unique("launch").replace("-", "_"), unique("tag")
-
-        await index.write(name, {"n": 1}, [])
-        await index.write(name, {"n": 2}, [tag])
-
-        assert await index.read(name) == {"n": 2}
-        assert await index.find([tag]) == [(name, {"n": 2})]
-
-    async def test_deleted_value_is_gone_and_deleting_it_again_says_so(self, index: JobIndex) -> None:
-        name = unique("launch").replace("-", "_")
-        await index.write(name, {"n": 1}, [])
-
-        assert await index.delete(name) is True
-        assert await index.delete(name) is False
-        assert await index.read(name) is None
-
-    async def test_values_are_found_by_all_of_their_tags(self, index: JobIndex) -> None:
-        stem, one, two = unique("launch").replace("-", "_"), unique("one"), unique("two")
-        await index.write(f"{stem}_b", {"n": 2}, [one, two])
-        await index.write(f"{stem}_a", {"n": 1}, [one])
-
-        assert await index.find([one]) == [(f"{stem}_a", {"n": 1}), (f"{stem}_b", {"n": 2})]
-        assert await index.find([one, two]) == [(f"{stem}_b", {"n": 2})]
-        assert await index.find([unique("none")]) == []
-
-    async def test_name_or_value_that_the_server_would_refuse_is_refused(self, index: JobIndex) -> None:
-        for name, value in (("Launch-Job", {}), ("x" * 256, {}), ("fine", {"text": "ä" * 2500})):
-            with pytest.raises(InternalError, match="cannot be stored"):
-                await index.create(name, value, [])
-
-
 class JobStoreContract:
     """Jobs, stored and found."""
 
@@ -108,8 +51,8 @@ class JobStoreContract:
         return JobStore(storage=storage, prefix="launch")
 
     @pytest.fixture
-    def registry(self, index: JobIndex, store: JobStore) -> JobRegistry:
-        return JobRegistry(index, store, entity=unique("team"), project="demo")
+    def registry(self, server: Server, store: JobStore) -> JobRegistry:
+        return JobRegistry(server, store, entity=unique("team"), project="demo")
 
     async def test_first_version_is_v0_and_latest_and_the_next_one_is_v1(self, registry: JobRegistry) -> None:
         first = await registry.put(image_draft("train", "team/train:1"))
@@ -141,9 +84,9 @@ class JobStoreContract:
         for name in (f"{job.path}:latest", "demo/train:v0", "train:latest", "train", job.reference):
             assert (await registry.resolve(name)).reference == job.reference
 
-    async def test_job_comes_back_as_it_was_put(self, registry: JobRegistry, index: JobIndex, store: JobStore) -> None:
+    async def test_job_comes_back_as_it_was_put(self, registry: JobRegistry, server: Server, store: JobStore) -> None:
         put = (await registry.put(image_draft("train", description="Trains. " * 400))).job
-        other = JobRegistry(index, JobStore(storage=store.storage, prefix="launch"), entity=put.entity, project="demo")
+        other = JobRegistry(server, JobStore(storage=store.storage, prefix="launch"), entity=put.entity, project="demo")
 
         found = await other.resolve("train")
 
@@ -167,33 +110,37 @@ class JobStoreContract:
             await registry.put(image_draft("train"), aliases=["a b"])
 
     async def test_two_writers_with_different_content_lose_no_version(
-        self, registry: JobRegistry, index: JobIndex, store: JobStore
+        self, registry: JobRegistry, server: Server, store: JobStore
     ) -> None:
         entity = unique("team")
         numbers: list[int] = []
 
         async def write(number: int) -> None:
-            writer = JobRegistry(index, JobStore(storage=store.storage, prefix="launch"), entity=entity, project="demo")
+            writer = JobRegistry(
+                server, JobStore(storage=store.storage, prefix="launch"), entity=entity, project="demo"
+            )
             numbers.append((await writer.put(image_draft("train", f"team/train:{number}"))).job.version)
 
         async with anyio.create_task_group() as group:
             for number in range(6):
                 group.start_soon(write, number)
 
-        reader = JobRegistry(index, store, entity=entity, project="demo")
+        reader = JobRegistry(server, store, entity=entity, project="demo")
         images = {(await reader.resolve(f"train:v{number}")).image for number in range(6)}
         assert sorted(numbers) == list(range(6))
         assert images == {f"team/train:{number}" for number in range(6)}
         assert (await reader.resolve("train")).version == 5
 
     async def test_two_writers_with_the_same_content_make_one_version(
-        self, registry: JobRegistry, index: JobIndex, store: JobStore
+        self, registry: JobRegistry, server: Server, store: JobStore
     ) -> None:
         entity = unique("team")
         versions: list[int] = []
 
         async def write() -> None:
-            writer = JobRegistry(index, JobStore(storage=store.storage, prefix="launch"), entity=entity, project="demo")
+            writer = JobRegistry(
+                server, JobStore(storage=store.storage, prefix="launch"), entity=entity, project="demo"
+            )
             versions.append((await writer.put(image_draft("train"))).job.version)
 
         async with anyio.create_task_group() as group:
@@ -233,11 +180,11 @@ class JobStoreContract:
         await registry.fetch_code(job, tmp_path / "fetched")
 
     async def test_damaged_document_is_refused_by_its_digest(
-        self, registry: JobRegistry, index: JobIndex, store: JobStore
+        self, registry: JobRegistry, server: Server, store: JobStore
     ) -> None:
         job = (await registry.put(image_draft("train", unique("team/train")))).job
         await (await store.files()).write(blob_path(job.digest), b'{"source_type": "image"}')
-        fresh = JobRegistry(index, JobStore(storage=store.storage, prefix="launch"), entity=job.entity, project="demo")
+        fresh = JobRegistry(server, JobStore(storage=store.storage, prefix="launch"), entity=job.entity, project="demo")
 
         with pytest.raises(ArtifactError, match=r"wandb-job.json of the job .* is damaged"):
             await fresh.resolve("train")

@@ -9,20 +9,20 @@ from prefect.filesystems import LocalFileSystem
 
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
-from prefect_launch.testing.api import InMemoryJobIndex
+from prefect_launch.testing import InMemoryServer
 
 
 @pytest.fixture
-def index() -> InMemoryJobIndex:
-    """An empty index."""
-    return InMemoryJobIndex()
+def server() -> InMemoryServer:
+    """A server with no jobs."""
+    return InMemoryServer()
 
 
 @pytest.fixture
-def registry(index: InMemoryJobIndex, tmp_path: Path) -> JobRegistry:
-    """A registry over the empty index and a folder."""
+def registry(server: InMemoryServer, tmp_path: Path) -> JobRegistry:
+    """A registry over the empty server and a folder."""
     store = JobStore(storage=LocalFileSystem(basepath=str(tmp_path / "store")))
-    return JobRegistry(index, store, entity="team", project="demo")
+    return JobRegistry(server, store, entity="team", project="demo")
 
 
 @pytest.fixture

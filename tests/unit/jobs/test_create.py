@@ -18,7 +18,7 @@ from prefect_launch.jobs.model import GitJobSource, SourceKind
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.sources.fetch import fetch_code
 from prefect_launch.sources.git_command import Git
-from prefect_launch.testing import InMemoryJobIndex
+from prefect_launch.testing import InMemoryServer
 from tests.support.git_repository import Repository
 
 
@@ -132,7 +132,7 @@ async def test_entry_point_that_runs_a_module_or_a_program_is_taken(registry: Jo
     ],
 )
 async def test_requirements_that_cannot_be_had_are_refused_when_the_job_is_made(
-    registry: JobRegistry, index: InMemoryJobIndex, code: Path, content: bytes, reason: str
+    registry: JobRegistry, server: InMemoryServer, code: Path, content: bytes, reason: str
 ) -> None:
     (code / "requirements.txt").write_bytes(content)
     (code / "more.txt").write_text("six\n")
@@ -140,7 +140,7 @@ async def test_requirements_that_cannot_be_had_are_refused_when_the_job_is_made(
 
     with pytest.raises(SourceError, match=reason):
         await create_in(registry, _request(code, "code"))
-    assert index.calls["create"] == index.calls["write"] == 0
+    assert server.calls["create_variable"] == server.calls["write_variable"] == 0
     # A Dockerfile or a base image says what the code runs with.
     await create_in(registry, _request(code, "code", base_image="team/train:1"))
 
@@ -309,13 +309,13 @@ async def test_forged_commit_that_is_an_option_is_no_commit() -> None:
     ],
 )
 async def test_bad_request_gives_one_clear_error_and_leaves_nothing(
-    registry: JobRegistry, index: InMemoryJobIndex, code: Path, options: dict[str, Any], error: type[LaunchError]
+    registry: JobRegistry, server: InMemoryServer, code: Path, options: dict[str, Any], error: type[LaunchError]
 ) -> None:
     given = dict(options)
     with pytest.raises(error):
         await create_in(registry, _request(given.pop("path", code), given.pop("job_type", "code"), **given))
 
-    assert index.calls["create"] == index.calls["write"] == 0
+    assert server.calls["create_variable"] == server.calls["write_variable"] == 0
     assert await registry.list() == []
 
 

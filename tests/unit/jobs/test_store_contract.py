@@ -1,4 +1,4 @@
-"""The contracts of index and store, on the in-memory index: on a folder, and on a bucket."""
+"""The contract of the job store, on the in-memory server: on a folder, and on a bucket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prefect.filesystems import LocalFileSystem, RemoteFileSystem
 
-from tests.support.job_contract import JobIndexContract, JobStoreContract
+from tests.support.job_contract import JobStoreContract
 from tests.support.s3 import new_bucket, s3_service
 
 
@@ -17,10 +17,6 @@ def s3() -> Iterator[str]:
     """Address of an S3 service."""
     with s3_service() as address:
         yield address
-
-
-class TestInMemoryIndex(JobIndexContract):
-    """The twin of the server's index."""
 
 
 class TestLocalFolder(JobStoreContract):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prefect.filesystems import LocalFileSystem
 
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobCache, JobStore
-from prefect_launch.testing import InMemoryJobIndex
+from prefect_launch.testing import InMemoryServer
 from tests.support.job_contract import image_draft
 
 
@@ -19,44 +19,38 @@ class _Crash(Exception):
     """The writer's process ends here."""
 
 
-class _CrashingIndex(InMemoryJobIndex):
-    """An index whose writer dies at its n-th change."""
+@contextmanager
+def _dying(server: InMemoryServer, *, at_change: int) -> Iterator[None]:
+    """Let the writer die at its n-th change."""
+    changes = 0
 
-    def __init__(self, entries: InMemoryJobIndex, *, at_change: int) -> None:
-        super().__init__()
-        self._entries = entries._entries
-        self._left = at_change
-
-    async def create(self, name: str, value: Mapping[str, Any], tags: Collection[str]) -> bool:
-        self._step()
-        return await super().create(name, value, tags)
-
-    async def write(self, name: str, value: Mapping[str, Any], tags: Collection[str]) -> None:
-        self._step()
-        await super().write(name, value, tags)
-
-    def _step(self) -> None:
-        self._left -= 1
-        if self._left == 0:
+    async def before(method: str) -> None:
+        nonlocal changes
+        changes += method in ("create_variable", "write_variable")
+        if changes == at_change:
             raise _Crash
 
+    server.before_call = before
+    with pytest.raises(_Crash):
+        yield
+    server.before_call = None
 
-def _registry(index: InMemoryJobIndex, folder: Path) -> JobRegistry:
+
+def _registry(server: InMemoryServer, folder: Path) -> JobRegistry:
     store = JobStore(storage=LocalFileSystem(basepath=str(folder)))
-    return JobRegistry(index, store, entity="team", project="demo")
+    return JobRegistry(server, store, entity="team", project="demo")
 
 
 @pytest.mark.parametrize("at_change", [1, 2, 3])
 async def test_writer_that_dies_at_any_step_leaves_a_job_that_can_be_used_and_written(
-    index: InMemoryJobIndex, tmp_path: Path, at_change: int
+    server: InMemoryServer, tmp_path: Path, at_change: int
 ) -> None:
-    await _registry(index, tmp_path).put(image_draft("train", "a:1"))
-    dying = _registry(_CrashingIndex(index, at_change=at_change), tmp_path)
+    await _registry(server, tmp_path).put(image_draft("train", "a:1"))
 
-    with pytest.raises(_Crash):
-        await dying.put(image_draft("train", "a:2"), aliases=["best"])
+    with _dying(server, at_change=at_change):
+        await _registry(server, tmp_path).put(image_draft("train", "a:2"), aliases=["best"])
 
-    reader = _registry(index, tmp_path)
+    reader = _registry(server, tmp_path)
     assert (await reader.resolve("train")).image in ("a:1", "a:2")
     again = await reader.put(image_draft("train", "a:2"), aliases=["best"])
     assert (again.job.version, (await reader.resolve("train")).version) == (1, 1)
@@ -65,16 +59,16 @@ async def test_writer_that_dies_at_any_step_leaves_a_job_that_can_be_used_and_wr
 
 
 async def test_first_writer_that_dies_before_latest_is_found_all_the_same(
-    index: InMemoryJobIndex, tmp_path: Path
+    server: InMemoryServer, tmp_path: Path
 ) -> None:
-    with pytest.raises(_Crash):
-        await _registry(_CrashingIndex(index, at_change=2), tmp_path).put(image_draft("train", "a:1"))
+    with _dying(server, at_change=2):
+        await _registry(server, tmp_path).put(image_draft("train", "a:1"))
 
-    assert (await _registry(index, tmp_path).resolve("train")).image == "a:1"
+    assert (await _registry(server, tmp_path).resolve("train")).image == "a:1"
 
 
-async def test_old_content_put_again_becomes_the_latest_version(index: InMemoryJobIndex, tmp_path: Path) -> None:
-    registry = _registry(index, tmp_path)
+async def test_old_content_put_again_becomes_the_latest_version(server: InMemoryServer, tmp_path: Path) -> None:
+    registry = _registry(server, tmp_path)
     for image in ("a:1", "a:2", "a:1"):
         await registry.put(image_draft("train", image))
 
@@ -82,32 +76,33 @@ async def test_old_content_put_again_becomes_the_latest_version(index: InMemoryJ
 
 
 async def test_cached_job_costs_one_request_by_alias_and_none_by_version(
-    index: InMemoryJobIndex, registry: JobRegistry
+    server: InMemoryServer, registry: JobRegistry
 ) -> None:
     await registry.put(image_draft("train"))
-    index.calls.clear()
+    server.calls.clear()
 
     await registry.resolve("train:v0")
-    assert index.calls.total() == 0
+    assert server.calls.total() == 0
     await registry.resolve("train")
-    assert index.calls == {"read": 1}
+    assert server.calls == {"read_variable": 1}
 
 
 async def test_cache_does_not_answer_for_a_job_that_was_made_anew_under_the_name(
-    index: InMemoryJobIndex, registry: JobRegistry
+    server: InMemoryServer, registry: JobRegistry
 ) -> None:
     await registry.put(image_draft("train", "a:1"))
-    index._entries.clear()
-    await JobRegistry(index, JobStore(storage=registry._store.storage), entity="team", project="demo").put(
+    for name in await server.list_variables():
+        await server.delete_variable(name)
+    await JobRegistry(server, JobStore(storage=registry._store.storage), entity="team", project="demo").put(
         image_draft("train", "a:2")
     )
 
     assert (await registry.resolve("train")).image == "a:2"
 
 
-async def test_jobs_of_one_name_in_two_projects_are_apart(index: InMemoryJobIndex, registry: JobRegistry) -> None:
+async def test_jobs_of_one_name_in_two_projects_are_apart(server: InMemoryServer, registry: JobRegistry) -> None:
     one = (await registry.put(image_draft("train", "a:1"))).job
-    other = JobRegistry(index, registry._store, entity="team", project="other")
+    other = JobRegistry(server, registry._store, entity="team", project="other")
     await other.put(image_draft("train", "a:2"))
 
     assert (await registry.resolve("train")).image == "a:1"
