@@ -113,7 +113,7 @@ class GitCheckout:
                 f"The submodules of {remote} go more than {MOST_LEVELS} levels deep. Do they name each other?"
             )
         await to_thread.run_sync(lambda: folder.mkdir(exist_ok=True))
-        await self._git.run("init", "--quiet", "--template=", ".", cwd=folder)
+        await self._git.init(folder, bare=False)
         await self._git.run("remote", "add", "origin", remote, cwd=folder)
         await self._cache.put(remote, commit, folder)
         # A filter of the machine's own (git-lfs) may ask the remote.

@@ -64,40 +64,37 @@ class GitCache:
             SourceError: when the remote or the commit cannot be had.
             InfrastructureError: when the network, the host or the disk is at fault.
         """
-        mirror = self.path_of(remote)
-        async with locked(mirror.with_name(f"{mirror.name}.lock")) as lock:
-            was_there = mirror.exists()
+        cached = self.path_of(remote)
+        async with locked(cached.with_name(f"{cached.name}.lock")) as lock:
+            was_there = cached.exists()
             try:
-                await self._update(mirror, remote, commit, lock)
-                await self._take(mirror, commit, folder)
+                await self._update(cached, remote, commit, lock)
+                await self._take(cached, commit, folder)
             except (SourceError, _UnreadableError) as error:
                 # Check every byte when reading failed, and else only the connections.
                 depth = () if isinstance(error, _UnreadableError) else ("--connectivity-only",)
-                if not was_there or await self._is_whole(mirror, *depth):
+                if not was_there or await self._is_whole(cached, *depth):
                     raise
-                _logger.warning("The copy of %s in %s is damaged and is made anew: %s", remote, mirror, error)
-                await to_thread.run_sync(remove_tree, mirror)
-                await self._update(mirror, remote, commit, lock)
-                await self._take(mirror, commit, folder)
+                _logger.warning("The copy of %s in %s is damaged and is made anew: %s", remote, cached, error)
+                await to_thread.run_sync(remove_tree, cached)
+                await self._update(cached, remote, commit, lock)
+                await self._take(cached, commit, folder)
 
-    async def _update(self, mirror: Path, remote: str, commit: str, lock: int) -> None:
-        if not await to_thread.run_sync(_is_made, mirror):
-            await to_thread.run_sync(_begin_anew, mirror)
-            await self._git.run("init", "--quiet", "--bare", "--template=", ".", cwd=mirror)
-        await to_thread.run_sync(_freshen, mirror)
-        whole = f"refs/launch/{commit}"
-        if await self._has(mirror, whole):
+    async def _update(self, cached: Path, remote: str, commit: str, lock: int) -> None:
+        if not await to_thread.run_sync(_is_made, cached):
+            await to_thread.run_sync(_begin_anew, cached)
+            await self._git.init(cached)
+        await to_thread.run_sync(_freshen, cached)
+        if await self._git.id_of(f"refs/launch/{commit}", cached) is not None:
             return
-        await self._fetch(mirror, remote, commit, lock)
-        if await to_thread.run_sync(_packs, mirror) > MOST_PACKS:
-            await self._git.run("gc", "--quiet", "--prune=now", cwd=mirror, inherited=(lock,))
+        await self._fetch(cached, remote, commit, lock)
+        if await to_thread.run_sync(lambda: len(list(cached.glob("objects/pack/*.pack")))) > MOST_PACKS:
+            await self._git.run("gc", "--quiet", "--prune=now", cwd=cached, inherited=(lock,))
 
-    async def _fetch(self, mirror: Path, remote: str, commit: str, lock: int) -> None:
+    async def _fetch(self, cached: Path, remote: str, commit: str, lock: int) -> None:
         async def fetch(*arguments: str) -> None:
             # git inherits the lock, since it may outlive a killed agent.
-            await self._git.run(
-                "fetch", "--quiet", "--no-write-fetch-head", *arguments, cwd=mirror, remote=remote, inherited=(lock,)
-            )
+            await self._git.fetch("--no-write-fetch-head", *arguments, into=cached, remote=remote, inherited=(lock,))
 
         try:
             await fetch("--no-tags", "--depth=1", "--", remote, f"+{commit}:refs/launch/{commit}")
@@ -106,55 +103,41 @@ class GitCache:
             _logger.debug("%s gives no single commit: %s", remote, error)
         # Some hosts give no single commit: fetch the branches and tags, and look for it there.
         await fetch("--", remote, *_BRANCHES_AND_TAGS)
-        if not await self._has(mirror, f"{commit}^{{commit}}"):
+        if await self._git.id_of(f"{commit}^{{commit}}", cached) is None:
             raise SourceError(
                 f"The commit {commit} of {remote} is gone: no branch or tag leads to it any more. Was its branch"
                 " rewritten or deleted? Make the job again, at a commit that is there."
             )
-        await self._git.run("update-ref", f"refs/launch/{commit}", commit, cwd=mirror)
+        await self._git.run("update-ref", f"refs/launch/{commit}", commit, cwd=cached)
 
-    async def _take(self, mirror: Path, commit: str, folder: Path) -> None:
-        source = str(mirror)
+    async def _take(self, cached: Path, commit: str, folder: Path) -> None:
+        only = ("--depth=1", "--no-tags", "--no-write-fetch-head", str(cached), f"refs/launch/{commit}")
         try:
-            await self._local.run(
-                "fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", source, f"refs/launch/{commit}",
-                cwd=folder,
-            )  # fmt: skip
+            await self._local.fetch(*only, into=folder, remote=None)
         except (SourceError, InfrastructureError) as error:
-            raise _UnreadableError(f"The copy of a git remote in {mirror} cannot be read: {error}") from error
+            raise _UnreadableError(f"The copy of a git remote in {cached} cannot be read: {error}") from error
 
-    async def _is_whole(self, mirror: Path, *depth: str) -> bool:
+    async def _is_whole(self, cached: Path, *depth: str) -> bool:
         try:
-            await self._git.run("fsck", *depth, "--no-dangling", "--no-progress", cwd=mirror)
-        except SourceError:
-            return False
-        return True
-
-    async def _has(self, mirror: Path, name: str) -> bool:
-        try:
-            await self._git.run("rev-parse", "--verify", "--quiet", name, cwd=mirror)
+            await self._git.run("fsck", *depth, "--no-dangling", "--no-progress", cwd=cached)
         except SourceError:
             return False
         return True
 
 
-def _is_made(mirror: Path) -> bool:
-    return (mirror / "HEAD").is_file() and (mirror / "objects").is_dir() and (mirror / "refs").is_dir()
+def _is_made(cached: Path) -> bool:
+    return (cached / "HEAD").is_file() and (cached / "objects").is_dir() and (cached / "refs").is_dir()
 
 
-def _begin_anew(mirror: Path) -> None:
-    remove_tree(mirror)
-    mirror.mkdir(parents=True)
+def _begin_anew(cached: Path) -> None:
+    remove_tree(cached)
+    cached.mkdir(parents=True)
 
 
-def _freshen(mirror: Path) -> None:
+def _freshen(cached: Path) -> None:
     """Set the time of the last use, and remove what a killed git has left: locks and half a pack."""
-    os.utime(mirror)
-    refs = (Path(parent, name) for parent, _, names in walk(mirror / "refs") for name in names)
+    os.utime(cached)
+    refs = (Path(parent, name) for parent, _, names in walk(cached / "refs") for name in names)
     locks = (path for path in refs if path.suffix == ".lock")
-    for left in (*mirror.glob("*.lock"), *locks, *mirror.glob("objects/pack/tmp_*")):
+    for left in (*cached.glob("*.lock"), *locks, *cached.glob("objects/pack/tmp_*")):
         left.unlink(missing_ok=True)
-
-
-def _packs(mirror: Path) -> int:
-    return sum(1 for _ in mirror.glob("objects/pack/*.pack"))

@@ -128,7 +128,8 @@ class Git:
         """
         seconds = self.settings.timeout if timeout is None else timeout
         async with access_to(remote, self.settings, self._read_secret) as access:
-            settings = (*_SETTINGS, *self._file_rule(), *access.config)
+            file_rule = () if "file" in self.protocols else ("protocol.file.allow=never",)
+            settings = (*_SETTINGS, *file_rule, *access.config)
             command = ["git", *(part for setting in settings for part in ("-c", setting)), *arguments]
             environment = {**self._environment(), **access.environment}
             try:
@@ -147,8 +148,27 @@ class Git:
             raise _fault(arguments[0], remote, _masked(ended.stderr.decode(errors="replace"), access.secrets))
         return ended.stdout.decode(errors="replace")
 
-    def _file_rule(self) -> tuple[str, ...]:
-        return () if "file" in self.protocols else ("protocol.file.allow=never",)
+    async def init(self, folder: Path, *, bare: bool = True) -> None:
+        """Make an empty repository of a folder."""
+        await self.run("init", "--quiet", *(("--bare",) if bare else ()), "--template=", ".", cwd=folder)
+
+    async def fetch(
+        self,
+        *arguments: str,
+        into: Path,
+        remote: str | None,
+        timeout: float | None = None,
+        inherited: Sequence[int] = (),
+    ) -> None:
+        """Run `git fetch` in a repository; arguments and errors as for `run`."""
+        await self.run("fetch", "--quiet", *arguments, cwd=into, remote=remote, timeout=timeout, inherited=inherited)
+
+    async def id_of(self, name: str, folder: Path) -> str | None:
+        """Return the full id of what a name means in a repository; None when it means nothing there."""
+        try:
+            return (await self.run("rev-parse", "--verify", "--quiet", name, cwd=folder)).strip()
+        except SourceError:
+            return None
 
     def _environment(self) -> dict[str, str]:
         kept = {key: value for key, value in os.environ.items() if key not in _FOREIGN}

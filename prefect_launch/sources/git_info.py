@@ -48,19 +48,8 @@ async def resolve_commit(git: Git, remote: str, ref: str | None) -> str:
     """
     async with anyio.TemporaryDirectory(prefix="launch-git-") as scratch:
         folder = Path(scratch)
-        refs = _parse(
-            await git.run(
-                "ls-remote",
-                "--",
-                remote,
-                "HEAD",
-                "refs/heads/*",
-                "refs/tags/*",
-                cwd=folder,
-                remote=remote,
-                timeout=ASK_TIMEOUT_SECONDS,
-            )
-        )
+        asked = ("ls-remote", "--", remote, "HEAD", "refs/heads/*", "refs/tags/*")
+        refs = _parse(await git.run(*asked, cwd=folder, remote=remote, timeout=ASK_TIMEOUT_SECONDS))
         if ref is None:
             if "HEAD" not in refs:
                 raise SourceError(
@@ -97,23 +86,14 @@ def _named(refs: dict[str, str], ref: str) -> str | None:
 
 async def _commit_named(git: Git, remote: str, commit: str, folder: Path) -> str | None:
     """Return the full id of a commit that no branch or tag points to; only commits are fetched, no files."""
-    await git.run("init", "--quiet", "--bare", "--template=", ".", cwd=folder)
+    await git.init(folder)
     if _COMMIT.match(commit):
-        try:
-            await git.run(
-                "fetch", "--quiet", "--depth=1", "--filter=tree:0", "--", remote, commit, cwd=folder, remote=remote
-            )
+        with contextlib.suppress(SourceError):  # Many hosts give no commit by its id; look for it in the branches.
+            await git.fetch("--depth=1", "--filter=tree:0", "--", remote, commit, into=folder, remote=remote)
             return commit
-        except SourceError:
-            pass  # Many hosts give no commit by its id; look for it in the branches.
-    await git.run(
-        "fetch", "--quiet", "--filter=tree:0", "--", remote, "refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*",
-        cwd=folder, remote=remote,
-    )  # fmt: skip
-    try:
-        return (await git.run("rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}", cwd=folder)).strip()
-    except SourceError:
-        return None
+    names = ("refs/heads/*:refs/heads/*", "refs/tags/*:refs/tags/*")
+    await git.fetch("--filter=tree:0", "--", remote, *names, into=folder, remote=remote)
+    return await git.id_of(f"{commit}^{{commit}}", folder)
 
 
 @dataclass(frozen=True)
@@ -147,10 +127,10 @@ async def ls_remote_files(git: Git, remote: str, commit: str) -> CommitListing |
     """
     async with anyio.TemporaryDirectory(prefix="launch-git-") as scratch:
         folder = Path(scratch)
-        await git.run("init", "--quiet", "--bare", "--template=", ".", cwd=folder)
+        await git.init(folder)
         only_names = ("--depth=1", "--no-tags", "--filter=blob:none", "--", remote, commit)
         try:
-            await git.run("fetch", "--quiet", *only_names, cwd=folder, remote=remote, timeout=ASK_TIMEOUT_SECONDS)
+            await git.fetch(*only_names, into=folder, remote=remote, timeout=ASK_TIMEOUT_SECONDS)
             listing = await git.run("ls-tree", "-r", "-z", commit, cwd=folder)
         except SourceError:
             return None
@@ -176,7 +156,7 @@ async def _contents(git: Git, remote: str, commit: str, folder: Path, wanted: Ma
     tree.mkdir()
     with contextlib.suppress(SourceError):
         single = ("--no-tags", "--depth=1", "--filter=blob:none", "--", remote, *sorted(set(wanted.values())))
-        await git.run("fetch", "--quiet", *single, cwd=folder, remote=remote, timeout=ASK_TIMEOUT_SECONDS)
+        await git.fetch(*single, into=folder, remote=remote, timeout=ASK_TIMEOUT_SECONDS)
     with contextlib.suppress(SourceError):
         await git.run(f"--work-tree={tree}", "checkout", "--quiet", commit, "--", *wanted, cwd=folder)
     return {path: await anyio.Path(tree / path).read_bytes() for path in wanted if (tree / path).is_file()}
