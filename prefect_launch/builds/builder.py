@@ -133,14 +133,14 @@ def failure(step: str, reason: str, lines: Sequence[str]) -> BuildError | Infras
         lines: the last lines of the build's output, oldest first.
     """
     shown = [line for line in lines if line.strip()][-_SHOWN_LINES:]
-    said = " ".join(line.strip(" ╰─▶×│") for line in shown)
+    text = " ".join(line.strip(" ╰─▶×│") for line in shown)
     tail = "".join(f"\n  {line}" for line in shown)
-    if _MACHINE_FAULTS.search(reason) or _MACHINE_FAULTS.search(said):
+    if _MACHINE_FAULTS.search(reason) or _MACHINE_FAULTS.search(text):
         return InfrastructureError(
             f"The image cannot be built here: the step {step!r} failed: {clause(reason)}. Look at this machine's"
             f" disk, network and package index.{tail}"
         )
-    missing = next((match["name"] for sign in _MISSING if (match := sign.search(said))), None)
+    missing = next((match["name"] for sign in _MISSING if (match := sign.search(text))), None)
     what = f" The package {missing.strip('`')!r} cannot be had." if missing else ""
     return BuildError(
         f"The image cannot be built: the step {step!r} failed: {clause(reason)}.{what} Correct the Dockerfile or the"

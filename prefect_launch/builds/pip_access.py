@@ -66,21 +66,21 @@ def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] |
     """
     if setting == "none":
         return PipAccess()
-    told = _told(setting, dict(os.environ if environ is None else environ))
-    variables: dict[str, str] = {name: told[name] for name in (*_UV_ONLY, *_PROXIES) if told.get(name)}
+    settings = _settings_of(setting, dict(os.environ if environ is None else environ))
+    variables: dict[str, str] = {name: settings[name] for name in (*_UV_ONLY, *_PROXIES) if settings.get(name)}
     for uv_name, pip_name in _AS_THEY_ARE:
-        if told.get(uv_name):
-            variables[uv_name] = variables[pip_name] = told[uv_name]
+        if settings.get(uv_name):
+            variables[uv_name] = variables[pip_name] = settings[uv_name]
     mounted: list[str] = []
     # With no-index, uv still uses an index that is named; pip, whose settings these are, does not.
-    for uv_name, pip_name, separator in _PLACES[2:] if told.get("UV_NO_INDEX") else _PLACES:
-        places = [place for place in _value(told, uv_name).replace(",", " ").split() if place]
+    for uv_name, pip_name, separator in _PLACES[2:] if settings.get("UV_NO_INDEX") else _PLACES:
+        places = [place for place in _value(settings, uv_name).replace(",", " ").split() if place]
         local = {place: folder for place in places if (folder := _folder_of(place)) is not None}
         kept = [place for place in places if place not in local or (folders and Path(local[place]).is_dir())]
         mounted += [local[place] for place in kept if place in local]
         if kept:
             variables[uv_name], variables[pip_name] = separator.join(kept), " ".join(kept)
-    files = _certificates(told)
+    files = _certificates(settings)
     if files:
         variables |= dict.fromkeys(("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE"), f"{SECRETS}/{CERTIFICATES}")
     if variables:
@@ -94,7 +94,7 @@ def _passwords(variables: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(sorted({*found, *map(unquote, found)}, key=len, reverse=True))
 
 
-def _told(setting: str, environ: dict[str, str]) -> dict[str, str]:
+def _settings_of(setting: str, environ: dict[str, str]) -> dict[str, str]:
     if setting == "auto":
         return uv_environment(environ)
     file = Path(setting).expanduser()
@@ -104,8 +104,8 @@ def _told(setting: str, environ: dict[str, str]) -> dict[str, str]:
     return uv_environment(own, [file])
 
 
-def _value(told: Mapping[str, str], name: str) -> str:
-    return told.get(name) or told.get(_SYNONYMS.get(name, name)) or ""
+def _value(settings: Mapping[str, str], name: str) -> str:
+    return settings.get(name) or settings.get(_SYNONYMS.get(name, name)) or ""
 
 
 def _folder_of(place: str) -> str | None:
@@ -120,8 +120,8 @@ def _folder_of(place: str) -> str | None:
     return place if place.startswith("/") else None
 
 
-def _certificates(told: Mapping[str, str]) -> dict[str, bytes]:
-    file = told.get("SSL_CERT_FILE")
+def _certificates(settings: Mapping[str, str]) -> dict[str, bytes]:
+    file = settings.get("SSL_CERT_FILE")
     if not file:
         return {}
     try:

@@ -48,10 +48,10 @@ def uv_environment(environ: Mapping[str, str] | None = None, files: list[Path] |
         `environ`, with uv's variables set from pip's where they are not set already. Python downloads are off.
     """
     environ = dict(os.environ if environ is None else environ)
-    told = _pip_options(environ, _pip_files(environ) if files is None else files)
+    options = _pip_options(environ, _pip_files(environ) if files is None else files)
     for option, variable, separator in _OPTIONS:
-        if told.get(option) and not (environ.get(variable) or environ.get(_SYNONYMS.get(variable, variable))):
-            environ[variable] = separator.join(told[option])
+        if options.get(option) and not (environ.get(variable) or environ.get(_SYNONYMS.get(variable, variable))):
+            environ[variable] = separator.join(options[option])
             if option == "extra-index-url":
                 # pip treats all indexes alike, so uv does, too.
                 environ.setdefault("UV_INDEX_STRATEGY", "unsafe-best-match")
@@ -63,18 +63,18 @@ def uv_environment(environ: Mapping[str, str] | None = None, files: list[Path] |
 
 
 def _pip_options(environ: Mapping[str, str], files: list[Path]) -> dict[str, list[str]]:
-    told: dict[str, list[str]] = {}
+    options: dict[str, list[str]] = {}
     for file in files:
         parser = configparser.RawConfigParser()
         parser.read(file, encoding="utf-8")
         for section in ("global", "install"):
             if parser.has_section(section):
-                told.update({key: value.split() for key, value in parser.items(section)})
+                options.update({key: value.split() for key, value in parser.items(section)})
     for option, _, _ in _OPTIONS:
         value = environ.get(f"PIP_{option.upper().replace('-', '_')}")
         if value:
-            told[option] = value.split()
-    return told
+            options[option] = value.split()
+    return options
 
 
 def _pip_files(environ: Mapping[str, str]) -> list[Path]:

@@ -64,14 +64,13 @@ class Project:
     def version_variables(self) -> dict[str, str]:
         """Variables that give its build a version, which it would read from a repository; a job's code has none."""
         name = re.sub(r"[-_.]+", "_", str(self.metadata.get("name", ""))).upper()
-        told = {"PDM_BUILD_SCM_VERSION": "0.0.0"}
+        variables = {"PDM_BUILD_SCM_VERSION": "0.0.0"}
         if name:
-            told[f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{name}"] = "0.0.0"
+            variables[f"SETUPTOOLS_SCM_PRETEND_VERSION_FOR_{name}"] = "0.0.0"
         if any("hatch-vcs" in str(one) for one in _table(self.pyproject, "build-system").get("requires", ())):
-            told["SETUPTOOLS_SCM_PRETEND_VERSION"] = (
-                "0.0.0"  # Its variable has no name in it, so its dependencies see it too.
-            )
-        return told
+            # It has no name in it, so the dependencies see it too.
+            variables["SETUPTOOLS_SCM_PRETEND_VERSION"] = "0.0.0"
+        return variables
 
     @property
     def needs_anything(self) -> bool:
@@ -122,44 +121,44 @@ def find_project(code: CodeTree, folder: str = ".") -> Project | None:
     prefix = "" if folder == "." else f"{folder}/"
     content = code.read(f"{prefix}{FILE}")
     setup = (code.read(f"{prefix}{SETUP}") or b"").decode(errors="replace")
-    told = _parsed(content, f"{prefix}{FILE}") if content is not None else {}
+    pyproject = _parsed(content, f"{prefix}{FILE}") if content is not None else {}
     is_setup = bool(re.search(r"^\s*(?:from|import)\s+(?:setuptools|distutils|skbuild)\b", setup, re.MULTILINE))
-    tool = _table(told, "tool")
-    if not ({"project", "build-system"} & told.keys() or _table(tool, "poetry") or is_setup):
+    tool = _table(pyproject, "tool")
+    if not ({"project", "build-system"} & pyproject.keys() or _table(tool, "poetry") or is_setup):
         return None
     left_out = (
         _table(tool, "uv").get("package") is False
         or _table(tool, "poetry").get("package-mode") is False
         or _table(tool, "pdm").get("distribution") is False
     )
-    is_built = not left_out and ("build-system" in told or is_setup or _table(tool, "uv").get("package") is True)
+    is_built = not left_out and ("build-system" in pyproject or is_setup or _table(tool, "uv").get("package") is True)
     text = setup + (content or b"").decode(errors="replace")
-    return Project(told, is_built, _names_others(told) or ".." in text)
+    return Project(pyproject, is_built, _names_others(pyproject) or ".." in text)
 
 
 def _parsed(content: bytes, path: str) -> dict[str, Any]:
     try:
-        told: dict[str, Any] = tomllib.loads(content.decode("utf-8-sig"))
+        pyproject: dict[str, Any] = tomllib.loads(content.decode("utf-8-sig"))
     except ValueError as error:
         raise SourceError(f"The job's {path} cannot be read: {error}. Correct it.") from None
-    return told
+    return pyproject
 
 
 def _names_others(value: Any) -> bool:
     """Whether a value names another folder: `path = …`, `workspace = true`, `file:…`."""
     if isinstance(value, Mapping):
-        said = isinstance(value.get("path"), str) or bool(value.get("workspace"))
-        return said or any(_names_others(each) for each in value.values())
+        names_path = isinstance(value.get("path"), str) or bool(value.get("workspace"))
+        return names_path or any(_names_others(each) for each in value.values())
     if isinstance(value, list):
         return any(_names_others(each) for each in value)
     return isinstance(value, str) and bool(re.search(r"@\s*(?:file:|\{root:uri\})", value))
 
 
-def _table(told: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
+def _table(table: Mapping[str, Any], *names: str) -> Mapping[str, Any]:
     for name in names:
-        inner = told.get(name)
-        told = inner if isinstance(inner, Mapping) else {}
-    return told
+        inner = table.get(name)
+        table = inner if isinstance(inner, Mapping) else {}
+    return table
 
 
 class CodeTree:
@@ -204,12 +203,12 @@ class CodeTree:
         except OSError as error:
             raise SourceError(f"The file {path!r} of the job's code cannot be read: {error}.") from error
 
-    def inside(self, path: str, said: str) -> str:
+    def inside(self, path: str, named_by: str) -> str:
         """Return a path that a file of the code names, normalised.
 
         Args:
             path: relative to the code's root.
-            said: the place that names it, for the message, such as `requirements.txt:3`.
+            named_by: the place that names it, for the message, such as `requirements.txt:3`.
 
         Raises:
             SourceError: when it leaves the code, by its text or through a link.
@@ -218,7 +217,7 @@ class CodeTree:
         real = (self.root / normal).resolve()
         if normal.startswith(("/", "..")) or not (real == self.root or self.root in real.parents):
             raise SourceError(
-                f"{said} names {path!r}, which lies outside of the job's code (or of its build context, when it has"
+                f"{named_by} names {path!r}, which lies outside of the job's code (or of its build context, when it has"
                 " one). A requirement must be in it: put a copy there."
             )
         return normal

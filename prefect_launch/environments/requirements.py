@@ -142,8 +142,8 @@ def _of_lock(code: CodeTree) -> Requirements:
     command = ["export", "--frozen", "--offline", "--no-dev", "--no-header", "--no-annotate", "--quiet", "--no-config"]
     ended = subprocess.run([uv.find_uv_bin(), *command], cwd=code.root, capture_output=True, check=False)
     if ended.returncode != 0:
-        said = ended.stderr.decode(errors="replace").strip()
-        raise SourceError(f"The job's uv.lock cannot be read: {said}. Make it anew with 'uv lock'.")
+        message = ended.stderr.decode(errors="replace").strip()
+        raise SourceError(f"The job's uv.lock cannot be read: {message}. Make it anew with 'uv lock'.")
     reader = RequirementsFileReader(code)
     reader.read_text(ended.stdout.decode(errors="replace"), LOCKED_FILE)
     return _made(code, ("--requirement", LOCKED_FILE), reader)
@@ -152,15 +152,17 @@ def _of_lock(code: CodeTree) -> Requirements:
 def _of_project(code: CodeTree, project: Project) -> Requirements:
     """Read a project. Its dependencies are installed before it, so that one that cannot be built has them."""
     file = FILE if project.pyproject else SETUP
-    told = project.version_variables if project.is_built else {}
+    build_variables = project.version_variables if project.is_built else {}
     digests = [code.digest(".")] if project.is_built or not project.stands_alone else []
     if not project.stands_alone:
         key = json.dumps([file, project.is_built, digests])
-        return Requirements(("--requirement", file), project.is_built, told, local=(".",), key=key)
+        return Requirements(("--requirement", file), project.is_built, build_variables, local=(".",), key=key)
     lines = [str(line) for line in project.metadata.get("dependencies", ())]
     files = {_PROJECT_FILE: "".join(f"{line}\n" for line in lines).encode(), **_settings(code)}
     key = json.dumps([FILE, lines, project.is_built, digests, _settings_key(code)])
-    return Requirements(("--requirement", _PROJECT_FILE) if lines else (), project.is_built, told, files, key=key)
+    return Requirements(
+        ("--requirement", _PROJECT_FILE) if lines else (), project.is_built, build_variables, files, key=key
+    )
 
 
 def _made(code: CodeTree, arguments: tuple[str, ...], reader: RequirementsFileReader) -> Requirements:
@@ -168,11 +170,11 @@ def _made(code: CodeTree, arguments: tuple[str, ...], reader: RequirementsFileRe
     packages = [package for path in paths if code.has_folder(path) and (package := find_project(code, path))]
     # A package that names others of the code is built with all of it.
     local = (".",) if "." in paths or any(package.names_others for package in packages) else paths
-    told = {name: value for package in packages for name, value in package.version_variables.items()}
+    build_variables = {name: value for package in packages for name, value in package.version_variables.items()}
     key = json.dumps([reader.lines, {path: code.digest(path) for path in local}, _settings_key(code)])
     files = {**reader.files, **_settings(code)}
     return Requirements(
-        arguments, build_variables=told, files=files, local=local, key=key, variables=dict(reader.variables)
+        arguments, build_variables=build_variables, files=files, local=local, key=key, variables=dict(reader.variables)
     )
 
 
@@ -241,12 +243,12 @@ class RequirementsFileReader:
         self.local: list[str] = []
         self.variables: dict[str, str] = {}
 
-    def read(self, path: str, said: str = "The job") -> None:
+    def read(self, path: str, named_by: str = "The job") -> None:
         """Read a file, and those that it includes.
 
         Args:
             path: in the code.
-            said: the place that names it, for messages.
+            named_by: the place that names it, for messages.
 
         Raises:
             SourceError: when it is not in the code, cannot be decoded, or holds a line that cannot be had; with the
@@ -257,8 +259,8 @@ class RequirementsFileReader:
         content = self._code.read(path)
         if content is None:
             raise SourceError(
-                f"{said} names the requirements file {path!r}, which is not in the job's code. Add it, or see whether"
-                " .launchignore or .gitignore leaves it out."
+                f"{named_by} names the requirements file {path!r}, which is not in the job's code. Add it, or see"
+                " whether .launchignore or .gitignore leaves it out."
             )
         self.read_text(_decoded(content, path), path)
 

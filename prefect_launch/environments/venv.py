@@ -135,22 +135,22 @@ class Environments:
         requirements, code = spec.requirements, path / _CODE
         await anyio.to_thread.run_sync(remove_tree, path)
         command = ("venv", "--quiet", "--no-project", "--no-config", "--python", spec.python.executable, str(path))
-        if said := await _uv(command, self.folder):
-            raise _machine_fault(said)
+        if output := await _uv(command, self.folder):
+            raise _machine_fault(output)
         code.mkdir()
         await anyio.to_thread.run_sync(stage, requirements, spec.code_dir, code)
         install = ("pip", "install", "--quiet", "--python", str(path / "bin" / "python"))
         environment = {**requirements.build_variables, **spec.variables}
-        if requirements.arguments and (said := await _uv((*install, *requirements.arguments), code, environment)):
-            raise _installation_fault(spec.masked(said))
+        if requirements.arguments and (output := await _uv((*install, *requirements.arguments), code, environment)):
+            raise _installation_fault(spec.masked(output))
         if requirements.project:
             # Only the project's own version is made up: its repository is not there.
             environment["SETUPTOOLS_SCM_PRETEND_VERSION"] = "0.0.0"
-            said = await _uv((*install, "--no-deps", "--editable", "."), code, environment)
-            if said and _MACHINE_FAULTS.search(said):
-                raise _machine_fault(spec.masked(said))
-            if said:
-                reason = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("hint:")]
+            output = await _uv((*install, "--no-deps", "--editable", "."), code, environment)
+            if output and _MACHINE_FAULTS.search(output):
+                raise _machine_fault(spec.masked(output))
+            if output:
+                reason = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("hint:")]
                 (path / _WARNING).write_text(f"{PROJECT_LEFT_OUT} uv says: {reason[-1]}\n", encoding="utf-8")
         if not requirements.keeps_code:
             await anyio.to_thread.run_sync(remove_tree, code)
@@ -193,10 +193,10 @@ def _named_variables(requirements: Requirements, given: Mapping[str, str]) -> di
 def _warnings(path: Path, spec: _VenvSpec) -> tuple[str, ...]:
     """Return the warnings of an environment: another Python, a project left out, nothing installed."""
     warning = path / _WARNING
-    said = warning.read_text(encoding="utf-8").splitlines() if warning.exists() else []
+    output = warning.read_text(encoding="utf-8").splitlines() if warning.exists() else []
     requirements = spec.requirements
     is_empty = not requirements.arguments and not requirements.project
-    return (*spec.python.warnings, *said, *(requirements.notes if is_empty else ()))
+    return (*spec.python.warnings, *output, *(requirements.notes if is_empty else ()))
 
 
 def _own_python() -> _Python:
@@ -225,26 +225,26 @@ async def _uv(arguments: tuple[str, ...], cwd: Path, variables: Mapping[str, str
     process = await run_command(
         [_uv_path(), *arguments], stderr=subprocess.STDOUT, cwd=cwd, env={**uv_environment(own), **(variables or {})}
     )
-    said = process.stdout.decode(errors="replace").strip()
-    return "" if process.returncode == 0 else said or f"nothing (exit code {process.returncode})"
+    output = process.stdout.decode(errors="replace").strip()
+    return "" if process.returncode == 0 else output or f"nothing (exit code {process.returncode})"
 
 
-def _end(said: str) -> str:
-    return "\n".join(said.splitlines()[-_SHOWN_LINES:])
+def _end(output: str) -> str:
+    return "\n".join(output.splitlines()[-_SHOWN_LINES:])
 
 
-def _machine_fault(said: str) -> InfrastructureError:
+def _machine_fault(output: str) -> InfrastructureError:
     return InfrastructureError(
         "The job's environment could not be made on this machine. Look at its network, package index and disk. uv"
-        f" says:\n{_end(said)}"
+        f" says:\n{_end(output)}"
     )
 
 
-def _installation_fault(said: str) -> LaunchError:
-    if _MACHINE_FAULTS.search(said):
-        return _machine_fault(said)
+def _installation_fault(output: str) -> LaunchError:
+    if _MACHINE_FAULTS.search(output):
+        return _machine_fault(output)
     return SourceError(
-        f"The job's requirements cannot be installed. Correct its requirements file. uv says:\n{_end(said)}"
+        f"The job's requirements cannot be installed. Correct its requirements file. uv says:\n{_end(output)}"
     )
 
 

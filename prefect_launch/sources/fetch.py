@@ -151,14 +151,14 @@ async def list_submodules(git: Git, folder: Path, remote: str) -> list[Submodule
         for about, _, path in [line.partition("\t")]
         if about.startswith("160000 ")
     }
-    told: dict[str, dict[str, str]] = {}
+    sections: dict[str, dict[str, str]] = {}
     for entry in (await git.run("config", "--file", ".gitmodules", "--null", "--list", cwd=folder)).split("\0"):
         key, _, value = entry.partition("\n")
         section, _, rest = key.partition(".")
         name, _, option = rest.rpartition(".")
         if section == "submodule" and name:
-            told.setdefault(name, {})[option] = value
-    by_path = {options["path"]: options for options in told.values() if "path" in options}
+            sections.setdefault(name, {})[option] = value
+    by_path = {options["path"]: options for options in sections.values() if "path" in options}
     found = []
     for path, commit in commits.items():
         options = by_path.get(path, {})

@@ -181,23 +181,23 @@ class Git:
         }
 
 
-def _fault(command: str, remote: str | None, said: str) -> InfrastructureError | SourceError:
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _fault(command: str, remote: str | None, output: str) -> InfrastructureError | SourceError:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
     reason = " | ".join(lines[-4:])[:600].rstrip(".") or "it said nothing"
-    told = f"'git {command}'{_of(remote)} failed: {reason}."
-    if _DISK_FAULT.search(said):
-        return InfrastructureError(f"{told} Make room on this machine's disk.")
-    if _ACCESS_FAULT.search(said):
+    message = f"'git {command}'{_of(remote)} failed: {reason}."
+    if _DISK_FAULT.search(output):
+        return InfrastructureError(f"{message} Make room on this machine's disk.")
+    if _ACCESS_FAULT.search(output):
         return SourceError(
-            f"{told} The remote is not there, or does not let this machine in. Its operator can name a Secret block for"
-            " the host under 'credentials' in the git settings (git.yaml)."
+            f"{message} The remote is not there, or does not let this machine in. Its operator can name a Secret block"
+            " for the host under 'credentials' in the git settings (git.yaml)."
         )
-    if _HOST_KEY_FAULT.search(said):
-        return InfrastructureError(f"{told} Put the host's key into ssh's known hosts on this machine.")
-    if _NETWORK_FAULT.search(said):
-        return InfrastructureError(f"{told} Look at the network, and at the git host.")
+    if _HOST_KEY_FAULT.search(output):
+        return InfrastructureError(f"{message} Put the host's key into ssh's known hosts on this machine.")
+    if _NETWORK_FAULT.search(output):
+        return InfrastructureError(f"{message} Look at the network, and at the git host.")
     return SourceError(
-        f"{told} Check that the remote and the commit exist and that this machine may read them (git runs without"
+        f"{message} Check that the remote and the commit exist and that this machine may read them (git runs without"
         " asking for passwords)."
     )
 
@@ -206,10 +206,10 @@ def _of(remote: str | None) -> str:
     return f" of {remote}" if remote else ""
 
 
-def _masked(said: str, secrets: Sequence[str]) -> str:
+def _masked(output: str, secrets: Sequence[str]) -> str:
     for secret in secrets:
-        said = said.replace(secret, "***")
-    return re.sub(r"(?<=://)[^@/\s]*@", "***@", said)
+        output = output.replace(secret, "***")
+    return re.sub(r"(?<=://)[^@/\s]*@", "***@", output)
 
 
 @dataclass(frozen=True)

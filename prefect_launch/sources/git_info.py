@@ -188,5 +188,5 @@ async def describe_work_tree(folder: Path) -> dict[str, Any] | None:
     except LaunchError:
         remote = None
     changed = [line for line in listing.split("\0") if line]
-    told = {"changed": [line[:MOST_CHARS] for line in changed[:MOST_CHANGED]], "changed_count": len(changed)}
-    return {"commit": commit, "dirty": bool(changed), "remote": remote, **(told if changed else {})}
+    changes = {"changed": [line[:MOST_CHARS] for line in changed[:MOST_CHANGED]], "changed_count": len(changed)}
+    return {"commit": commit, "dirty": bool(changed), "remote": remote, **(changes if changed else {})}

@@ -111,9 +111,9 @@ def reject_web_pages(uri: str) -> None:
     if page is None or parts.path.endswith(".git"):
         return
     remote = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{page['repository']}"
-    told = f" and {page['rest'].split('/')[0]!r} as the version" if page["kind"].split("/")[0] in _WITH_REF else ""
+    hint = f" and {page['rest'].split('/')[0]!r} as the version" if page["kind"].split("/")[0] in _WITH_REF else ""
     raise SourceError(
-        f"{_plain(uri)!r} is a page of a repository, not the repository. Give {remote!r} as the URI{told}."
+        f"{_plain(uri)!r} is a page of a repository, not the repository. Give {remote!r} as the URI{hint}."
     )
 
 
