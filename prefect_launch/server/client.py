@@ -21,6 +21,7 @@ from prefect_launch.server.http import (
     DEFAULT_PATIENCE_SECONDS,
     HEALTH_TIMEOUT_SECONDS,
     READ_TIMEOUT_SECONDS,
+    Calls,
     Rest,
     ServerTransport,
     is_taken,
@@ -40,21 +41,12 @@ _ITEM_RESOURCE: Final = "prefect.flow-run."
 _VARIABLE_EVENTS: Final = ("prefect.variable.created", "prefect.variable.updated", "prefect.variable.deleted")
 
 
-class EventCalls:
+class EventCalls(Calls):
     """Streams of events; each is a connection of its own."""
 
     api_url: str
 
     async def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
-        """Yield an empty text once the stream is open, then the id of an item of these pools whenever one is queued or
-        asked to stop.
-
-        What happened before the empty text may not be told: ask for it then. An event comes before the server has
-            committed the change. The iterator ends when the server closes the connection.
-
-        Raises:
-            ServerUnavailableError: when the event stream cannot be reached, or breaks.
-        """
         from prefect.events import ResourceSpecification
         from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter, EventResourceFilter
 
@@ -69,13 +61,6 @@ class EventCalls:
             yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)
 
     async def watch_variable(self, name: str) -> AsyncIterator[str]:
-        """Yield an empty text once the stream is open, then the variable's name whenever it is set or deleted.
-
-        Servers before Prefect 3.8 do not tell. As for `watch_pools`, an event comes before the change is committed.
-
-        Raises:
-            ServerUnavailableError: when the event stream cannot be reached, or breaks.
-        """
         from prefect.events import ResourceSpecification
         from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter
 
@@ -110,22 +95,14 @@ class EventCalls:
 _VARIABLES_PAGE: Final = 200
 
 
-class VariableCalls:
+class VariableCalls(Calls):
     """Calls about variables; a name is of `[a-z0-9_-]`, a value JSON of at most 5 000 characters."""
 
-    _rest: Rest
-
     async def read_variable(self, name: str) -> Any:
-        """Read a variable's value; `None` when there is none."""
         found = await self._rest.get("GET", f"/variables/name/{name}")
         return None if found is None else found["value"]
 
     async def write_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> None:
-        """Set a variable, made when it is not there.
-
-        Raises:
-            SpecError: for a bad name, or a value that is too long.
-        """
         body = {"value": value, "tags": list(tags)}
         if await self._rest.get("PATCH", f"/variables/name/{name}", json=body) is not None:
             return
@@ -136,11 +113,6 @@ class VariableCalls:
         raise_refusal(response)
 
     async def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
-        """Make a variable; false when there is one of that name, which stays as it is.
-
-        Raises:
-            SpecError: for a bad name, or a value that is too long.
-        """
         response = await self._rest.call("POST", "/variables/", json={"name": name, "value": value, "tags": list(tags)})
         if is_taken(response):
             return False
@@ -148,11 +120,9 @@ class VariableCalls:
         return True
 
     async def delete_variable(self, name: str) -> bool:
-        """Delete a variable; whether it was there."""
         return await self._rest.get("DELETE", f"/variables/name/{name}") is not None
 
     async def list_variables(self, *tags: str) -> dict[str, Any]:
-        """Return the values of the variables that have all these tags, by their names."""
         values: dict[str, Any] = {}
         while True:
             body = {"variables": {"tags": {"all_": list(tags)}}, "limit": _VARIABLES_PAGE, "offset": len(values)}

@@ -162,6 +162,12 @@ class Rest:
         return response.json() if response.content else {}
 
 
+class Calls:
+    """Calls of one kind; `prefect_launch.server.protocol.Server` says what each does."""
+
+    _rest: Rest
+
+
 def is_taken(response: httpx.Response) -> bool:
     """Whether the server says that a thing of that name is there already."""
     return response.status_code == _TAKEN

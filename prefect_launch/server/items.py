@@ -18,7 +18,7 @@ import anyio
 
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
-from prefect_launch.server.http import Rest
+from prefect_launch.server.http import Calls
 from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.values import Answer, Item, ItemDraft, LogRecord, State, Verdict
 
@@ -31,31 +31,16 @@ _BULK_PAUSE_SECONDS: Final = 0.2
 _BUSY_WORDS: Final = ("database is locked", "timeout", "deadlock")
 
 
-class ItemCalls:
+class ItemCalls(Calls):
     """Calls about items."""
 
-    _rest: Rest
     _flow_names: dict[UUID, str]
 
     async def create_item(self, deployment_id: UUID, draft: ItemDraft) -> Item | None:
-        """Make an item, or return the one that was made with the same idempotency key.
-
-        Returns:
-            The item; `None` when the deployment is gone.
-
-        Raises:
-            SpecError: when the server refuses the parameters or the template variables, with its reason.
-        """
         made = await self._rest.get("POST", f"/deployments/{deployment_id}/create_flow_run", json=_body(draft))
         return None if made is None else Item.model_validate(made)
 
     async def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
-        """Make many items, each exactly once: what a busy server left out is sent again under the same key.
-
-        Raises:
-            SpecError: when the server refuses one; those made before it stay (the caller knows their keys).
-            ServerUnavailableError: when the server stayed too busy.
-        """
         ids: list[UUID] = []
         for start in range(0, len(drafts), _BULK):
             ids.extend(await self._create_batch(deployment_id, drafts[start : start + _BULK]))
@@ -86,7 +71,6 @@ class ItemCalls:
         return [made[index] for index in range(len(drafts))]
 
     async def read_item(self, item_id: UUID) -> Item | None:
-        """Read one item."""
         found = await self._rest.get("GET", f"/flow_runs/{item_id}")
         return None if found is None else await self._with_flow(Item.model_validate(found))
 
@@ -100,7 +84,6 @@ class ItemCalls:
         return item.model_copy(update={"flow": self._flow_names.get(item.flow_id) if item.flow_id else None})
 
     async def delete_item(self, item_id: UUID) -> None:
-        """Delete an item with its log; one that is gone is fine."""
         await self._rest.get("DELETE", f"/flow_runs/{item_id}")
 
     async def list_items(
@@ -115,7 +98,6 @@ class ItemCalls:
         limit: int = 200,
         offset: int = 0,
     ) -> list[Item]:
-        """List items, newest first; `keys` are idempotency keys."""
         body: dict[str, Any] = {"sort": "EXPECTED_START_TIME_DESC", "limit": limit, "offset": offset}
         body.update(_filters(pool=pool, ids=ids, state_types=state_types, tags=tags, keys=keys, names=names))
         return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
@@ -129,7 +111,6 @@ class ItemCalls:
         due_before: datetime | None = None,
         state_names: Collection[str] | None = None,
     ) -> int:
-        """Count the items of a pool, or of one of its work queues, in these states; less when more is asked of them."""
         body = _filters(pool=pool, queue=queue, state_types=state_types)
         if state_names is not None:
             body["flow_runs"]["state"]["name"] = {"any_": list(state_names)}
@@ -138,7 +119,6 @@ class ItemCalls:
         return int(await self._rest.get("POST", "/flow_runs/count", json=body))
 
     async def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
-        """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
         body = {"sort": "NEXT_SCHEDULED_START_TIME_ASC", "limit": limit}
         body.update(_filters(pool=pool, queue=queue, state_types=[StateType.SCHEDULED]))
         return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
@@ -152,10 +132,6 @@ class ItemCalls:
         after: datetime | None = None,
         queues: Collection[str] = (),
     ) -> list[Item]:
-        """List what waits in the pool, or in these of its work queues, and is due, the most urgent first.
-
-        Nothing when the pool, or one of the work queues, is gone, or the pool is paused.
-        """
         body: dict[str, Any] = {"limit": limit, "scheduled_before": before.isoformat()}
         if after is not None:
             body["scheduled_after"] = after.isoformat()
@@ -166,11 +142,9 @@ class ItemCalls:
         return [await self._with_flow(Item.model_validate(entry["flow_run"])) for entry in found or ()]
 
     async def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
-        """Record what was created for an item, as Prefect's `infrastructure_pid`; `None`: nothing of it exists."""
         await self._rest.get("PATCH", f"/flow_runs/{item_id}", json={"infrastructure_pid": handle})
 
     async def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:
-        """Add labels to an item."""
         await self._rest.get("PATCH", f"/flow_runs/{item_id}/labels", json=dict(labels))
 
 
@@ -221,21 +195,14 @@ _LOST_PAUSE_SECONDS: Final = 0.3
 RESULT: Final = "result"
 
 
-class ProposalCalls:
+class ProposalCalls(Calls):
     """Calls about the states of items."""
 
-    _rest: Rest
     _unanswered: set[UUID]
 
     async def propose(
         self, item_id: UUID, state: State, *, transition_id: UUID | None = None, force: bool = False
     ) -> Verdict:
-        """Propose a state; under one transition id it takes effect once, also when it is proposed again.
-
-        Raises:
-            ItemGoneError: when there is no such item.
-            AnswerLostError: when answers are lost again and again; propose it again under the same transition id.
-        """
         token = transition_id or uuid4()
         lost = 0
         while True:
@@ -258,7 +225,6 @@ class ProposalCalls:
                 return verdict
 
     async def read_states(self, item_id: UUID) -> list[State]:
-        """List the states that an item was in, oldest first."""
         found = await self._rest.get("GET", "/flow_run_states/", params={"flow_run_id": str(item_id)})
         return [State.model_validate(state) for state in found or ()]
 
@@ -296,25 +262,21 @@ def _as_result(data: Any) -> Any:
 ONCE: Final = "prefect-launch.once"
 
 
-class TelemetryCalls:
+class TelemetryCalls(Calls):
     """Calls about logs, artifacts and events."""
 
-    _rest: Rest
     api_url: str
 
     async def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
-        """Add records to an item's log."""
         await self.write_lines([(item_id, record) for record in records])
 
     async def write_lines(self, lines: Sequence[tuple[UUID, LogRecord]]) -> None:
-        """Add records to the logs of several items, in one request."""
         body = [{**record.model_dump(mode="json"), "flow_run_id": str(item_id)} for item_id, record in lines]
         await self._rest.get("POST", "/logs/", json=body)
 
     async def read_logs(
         self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
     ) -> list[LogRecord]:
-        """Read an item's log, oldest first; with `since`, what is of that time or later."""
         body = {
             "logs": {
                 "flow_run_id": {"any_": [str(item_id)]},
@@ -336,12 +298,6 @@ class TelemetryCalls:
         description: str | None = None,
         once: str | None = None,
     ) -> None:
-        """Attach an artifact (`kind`: markdown, table, …) to an item, unless it is there: the key is of `[a-z0-9-]`.
-
-        Args:
-            once: what it is told of, such as one attempt: the item has it when there is one of the same key that tells
-                of the same. Without it, the item has it when there is one of the same key and data.
-        """
         body = {"key": key, "type": kind, "data": data, "description": description, "flow_run_id": str(item_id)}
         if once is not None:
             body["metadata_"] = {ONCE: once}
@@ -357,7 +313,6 @@ class TelemetryCalls:
                 await anyio.sleep(_LOST_PAUSE_SECONDS)
 
     async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
-        """List the artifacts that an item shows; the data of its states, which the server keeps as some, are not."""
         return await self._artifacts(item_id)
 
     async def _artifacts(self, item_id: UUID, key: str | None = None) -> list[dict[str, Any]]:
@@ -368,7 +323,6 @@ class TelemetryCalls:
         return found
 
     async def beat_items(self, items: Sequence[Item]) -> None:
-        """Tell the server that these items are alive, in one request."""
         now = datetime.now(timezone.utc).isoformat()
         events = [
             {

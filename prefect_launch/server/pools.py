@@ -8,7 +8,7 @@ from urllib.parse import quote
 from uuid import UUID
 
 from prefect_launch.errors import QueueError
-from prefect_launch.server.http import Rest, detail, is_taken, raise_refusal
+from prefect_launch.server.http import Calls, detail, is_taken, raise_refusal
 from prefect_launch.server.values import Deployment, Pool, PriorityQueue, Worker
 
 #: The type of the work pools that are ours.
@@ -16,29 +16,20 @@ POOL_TYPE = "launch"
 _PAGE = 200
 
 
-class PoolCalls:
+class PoolCalls(Calls):
     """Calls about queues."""
 
-    _rest: Rest
-
     async def read_pool(self, name: str) -> Pool | None:
-        """Read one work pool, of any type."""
         found = await self._rest.get("GET", f"/work_pools/{quote(name, safe='')}")
         return None if found is None else Pool.model_validate(found)
 
     async def list_pools(self) -> list[Pool]:
-        """List the work pools of type `launch`."""
         body = {"limit": _PAGE, "work_pools": {"type": {"any_": [POOL_TYPE]}}}
         return [Pool.model_validate(pool) for pool in await self._rest.get("POST", "/work_pools/filter", json=body)]
 
     async def create_pool(
         self, name: str, *, base_job_template: dict[str, Any], description: str | None, concurrency_limit: int | None
     ) -> Pool | None:
-        """Make a work pool; `None` when the name is taken.
-
-        Raises:
-            QueueError: when the server refuses it.
-        """
         body = {
             "name": name,
             "type": POOL_TYPE,
@@ -53,30 +44,18 @@ class PoolCalls:
         return Pool.model_validate(response.json())
 
     async def update_pool(self, name: str, **changes: Any) -> None:
-        """Change fields of a work pool: `is_paused`, `concurrency_limit`, `base_job_template`, `description`.
-
-        Raises:
-            QueueError: when the server refuses the change.
-        """
         response = await self._rest.call("PATCH", f"/work_pools/{quote(name, safe='')}", json=changes)
         _raise_queue_error(name, response)
 
     async def delete_pool(self, name: str) -> bool:
-        """Delete a work pool with its work queues; whether it was there."""
         return await self._rest.get("DELETE", f"/work_pools/{quote(name, safe='')}") is not None
 
     async def list_queues(self, pool: str) -> list[PriorityQueue]:
-        """List a pool's work queues, the most urgent first."""
         found = await self._rest.get("POST", f"/work_pools/{quote(pool, safe='')}/queues/filter", json={"limit": _PAGE})
         queues = [PriorityQueue.model_validate(queue) for queue in found or ()]
         return sorted(queues, key=lambda queue: queue.priority or 0)
 
     async def create_queue(self, pool: str, name: str, priority: int) -> None:
-        """Make a work queue in the pool; one that is there already stays.
-
-        Raises:
-            QueueError: when the pool is gone.
-        """
         path = f"/work_pools/{quote(pool, safe='')}/queues"
         response = await self._rest.call("POST", path, json={"name": name, "priority": priority})
         if response.status_code == 404:
@@ -85,17 +64,14 @@ class PoolCalls:
             raise_refusal(response)
 
     async def read_deployment(self, deployment_id: UUID) -> Deployment | None:
-        """Read one deployment."""
         found = await self._rest.get("GET", f"/deployments/{deployment_id}")
         return None if found is None else Deployment.model_validate(found)
 
     async def find_deployment(self, name: str, *, flow: str = "launch") -> Deployment | None:
-        """Read the deployment `flow/name`."""
         found = await self._rest.get("GET", _deployment_path(flow, name))
         return None if found is None else Deployment.model_validate(found)
 
     async def list_deployments(self, pool: str) -> list[Deployment]:
-        """List the deployments whose items go to a pool."""
         body = {"limit": _PAGE, "work_pools": {"name": {"any_": [pool]}}}
         return [
             Deployment.model_validate(found) for found in await self._rest.get("POST", "/deployments/filter", json=body)
@@ -115,11 +91,6 @@ class PoolCalls:
         enforce: bool,
         version: str | None = None,
     ) -> UUID:
-        """Make a deployment, or bring the one of that name up to date; its schedules stay.
-
-        Returns:
-            Its id.
-        """
         fields: dict[str, Any] = {
             "work_pool_name": pool,
             "work_queue_name": "default",
@@ -146,23 +117,19 @@ class PoolCalls:
         return UUID(made["id"])
 
     async def delete_deployment(self, deployment_id: UUID) -> None:
-        """Delete a deployment and its waiting items; one that is gone is fine."""
         await self._rest.get("DELETE", f"/deployments/{deployment_id}")
 
     async def beat_worker(self, pool: str, name: str, interval_seconds: int) -> None:
-        """Tell the server that an agent is alive."""
         body = {"name": name, "heartbeat_interval_seconds": interval_seconds}
         await self._rest.get("POST", f"/work_pools/{quote(pool, safe='')}/workers/heartbeat", json=body)
 
     async def list_workers(self, pool: str) -> list[Worker]:
-        """List the agents that have beaten for a pool."""
         found = await self._rest.get(
             "POST", f"/work_pools/{quote(pool, safe='')}/workers/filter", json={"limit": _PAGE}
         )
         return [Worker.model_validate(worker) for worker in found or ()]
 
     async def delete_worker(self, pool: str, name: str) -> None:
-        """Take an agent that leaves off the pool's list; one that is gone is fine."""
         await self._rest.get("DELETE", f"/work_pools/{quote(pool, safe='')}/workers/{quote(name, safe='')}")
 
 

@@ -1,6 +1,6 @@
-"""The door to the Prefect server: all that prefect-launch asks of it.
+"""Protocol of the Prefect server's client: all that prefect-launch asks of a server.
 
-Two classes are this door: `prefect_launch.server.client.PrefectServer` and the in-memory twin
+Two classes implement it: `prefect_launch.server.client.PrefectServer` and the in-memory fake
 `prefect_launch.testing.InMemoryServer`. The same contract tests run on both.
 """
 
@@ -26,16 +26,17 @@ from prefect_launch.server.values import (
 
 
 class Server(Protocol):
-    """What the server does for us. Every call raises `ServerUnavailableError` when it does not answer."""
+    """Calls to a Prefect server. Every one raises `ServerUnavailableError` when it does not answer."""
 
     api_url: str
     ui_url: str
 
     # --- queues ---
-    async def read_pool(self, name: str) -> Pool | None: ...
+    async def read_pool(self, name: str) -> Pool | None:
+        """Read one work pool, of any type."""
+
     async def list_pools(self) -> list[Pool]:
         """List the work pools of type `launch`."""
-        ...
 
     async def create_pool(
         self, name: str, *, base_job_template: dict[str, Any], description: str | None, concurrency_limit: int | None
@@ -45,19 +46,37 @@ class Server(Protocol):
         Raises:
             QueueError: when the server refuses the template or the name.
         """
-        ...
 
-    async def update_pool(self, name: str, **changes: Any) -> None: ...
-    async def delete_pool(self, name: str) -> bool: ...
-    async def list_queues(self, pool: str) -> list[PriorityQueue]: ...
+    async def update_pool(self, name: str, **changes: Any) -> None:
+        """Change fields of a work pool: `is_paused`, `concurrency_limit`, `base_job_template`, `description`.
+
+        Raises:
+            QueueError: when the server refuses the change.
+        """
+
+    async def delete_pool(self, name: str) -> bool:
+        """Delete a work pool with its work queues; whether it was there."""
+
+    async def list_queues(self, pool: str) -> list[PriorityQueue]:
+        """List a pool's work queues, the most urgent first."""
+
     async def create_queue(self, pool: str, name: str, priority: int) -> None:
-        """Make a work queue in the pool; one that is there already stays."""
-        ...
+        """Make a work queue in the pool; one that is there already stays.
+
+        Raises:
+            QueueError: when the pool is gone.
+        """
 
     # --- deployments of the flow `launch` ---
-    async def read_deployment(self, deployment_id: UUID) -> Deployment | None: ...
-    async def find_deployment(self, name: str, *, flow: str = "launch") -> Deployment | None: ...
-    async def list_deployments(self, pool: str) -> list[Deployment]: ...
+    async def read_deployment(self, deployment_id: UUID) -> Deployment | None:
+        """Read one deployment."""
+
+    async def find_deployment(self, name: str, *, flow: str = "launch") -> Deployment | None:
+        """Read the deployment `flow/name`."""
+
+    async def list_deployments(self, pool: str) -> list[Deployment]:
+        """List the deployments whose items go to a pool."""
+
     async def upsert_deployment(
         self,
         name: str,
@@ -71,24 +90,41 @@ class Server(Protocol):
         labels: Mapping[str, Any],
         enforce: bool,
         version: str | None = None,
-    ) -> UUID: ...
-    async def delete_deployment(self, deployment_id: UUID) -> None: ...
+    ) -> UUID:
+        """Make a deployment, or bring the one of that name up to date; its schedules stay.
+
+        Returns:
+            Its id.
+        """
+
+    async def delete_deployment(self, deployment_id: UUID) -> None:
+        """Delete a deployment and its waiting items; one that is gone is fine."""
 
     # --- items ---
     async def create_item(self, deployment_id: UUID, draft: ItemDraft) -> Item | None:
-        """Make an item, or return the one that was made with the same idempotency key; `None`: the deployment is gone.
+        """Make an item, or return the one that was made with the same idempotency key.
+
+        Returns:
+            The item; `None` when the deployment is gone.
 
         Raises:
             SpecError: when the server refuses the parameters or the template variables, with its reason.
         """
-        ...
 
     async def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
-        """Make many items in as few requests as there can be; each exactly once, in their order."""
-        ...
+        """Make many items, each exactly once: what a busy server left out is sent again under the same key.
 
-    async def read_item(self, item_id: UUID) -> Item | None: ...
-    async def delete_item(self, item_id: UUID) -> None: ...
+        Raises:
+            SpecError: when the server refuses one; those made before it stay (the caller knows their keys).
+            ServerUnavailableError: when the server stayed too busy.
+        """
+
+    async def read_item(self, item_id: UUID) -> Item | None:
+        """Read one item."""
+
+    async def delete_item(self, item_id: UUID) -> None:
+        """Delete an item with its log; one that is gone is fine."""
+
     async def list_items(
         self,
         *,
@@ -102,7 +138,6 @@ class Server(Protocol):
         offset: int = 0,
     ) -> list[Item]:
         """List items, newest first; `keys` are idempotency keys."""
-        ...
 
     async def count_items(
         self,
@@ -122,11 +157,9 @@ class Server(Protocol):
             due_before: only those that are due by then.
             state_names: only those whose state has one of these names.
         """
-        ...
 
     async def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
         """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
-        ...
 
     async def poll(
         self,
@@ -146,26 +179,37 @@ class Server(Protocol):
             after: only what is due at this time or later.
             queues: only what waits in these of its work queues; by default in all.
         """
-        ...
 
     async def propose(
         self, item_id: UUID, state: State, *, transition_id: UUID | None = None, force: bool = False
-    ) -> Verdict: ...
-    async def read_states(self, item_id: UUID) -> list[State]: ...
-    async def record_infrastructure(self, item_id: UUID, handle: str | None) -> None: ...
-    async def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None: ...
+    ) -> Verdict:
+        """Propose a state; under one transition id it takes effect once, also when it is proposed again.
+
+        Raises:
+            ItemGoneError: when there is no such item.
+            AnswerLostError: when answers are lost again and again; propose it again under the same transition id.
+        """
+
+    async def read_states(self, item_id: UUID) -> list[State]:
+        """List the states that an item was in, oldest first."""
+
+    async def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
+        """Record what was created for an item, as Prefect's `infrastructure_pid`; `None`: nothing of it exists."""
+
+    async def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:
+        """Add labels to an item."""
 
     # --- logs, artifacts, events ---
-    async def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None: ...
+    async def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
+        """Add records to an item's log."""
+
     async def write_lines(self, lines: Sequence[tuple[UUID, LogRecord]]) -> None:
         """Add records to the logs of several items, in one request."""
-        ...
 
     async def read_logs(
         self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
     ) -> list[LogRecord]:
         """Read an item's log, oldest first; with `since`, what is of that time or later."""
-        ...
 
     async def create_artifact(
         self,
@@ -177,47 +221,69 @@ class Server(Protocol):
         description: str | None = None,
         once: str | None = None,
     ) -> None:
-        """Attach an artifact, unless the item has one of its key with the same `once`, or without it the same data."""
-        ...
+        """Attach an artifact (`kind`: markdown, table, …) to an item, unless it is there: the key is of `[a-z0-9-]`.
 
-    async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]: ...
+        Args:
+            once: what it is told of, such as one attempt: the item has it when there is one of the same key that tells
+                of the same. Without it, the item has it when there is one of the same key and data.
+        """
+
+    async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
+        """List the artifacts that an item shows; the data of its states, which the server keeps as some, are not."""
+
     async def beat_items(self, items: Sequence[Item]) -> None:
         """Tell the server that these items are alive (Prefect's `prefect.flow-run.heartbeat` event)."""
-        ...
 
     def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
         """Yield an empty text once the stream is open, then the id of an item of these pools whenever one is queued or
-        asked to stop; ends, or raises `ServerUnavailableError`, when the connection does.
+        asked to stop.
 
-        What happened before the empty text may not be told: ask for it then.
+        What happened before the empty text may not be told: ask for it then. An event comes before the server has
+            committed the change. The iterator ends when the server closes the connection.
+
+        Raises:
+            ServerUnavailableError: when the event stream cannot be reached, or breaks.
         """
-        ...
 
     # --- agents ---
-    async def beat_worker(self, pool: str, name: str, interval_seconds: int) -> None: ...
-    async def list_workers(self, pool: str) -> list[Worker]: ...
-    async def delete_worker(self, pool: str, name: str) -> None: ...
+    async def beat_worker(self, pool: str, name: str, interval_seconds: int) -> None:
+        """Tell the server that an agent is alive."""
+
+    async def list_workers(self, pool: str) -> list[Worker]:
+        """List the agents that have beaten for a pool."""
+
+    async def delete_worker(self, pool: str, name: str) -> None:
+        """Take an agent that leaves off the pool's list; one that is gone is fine."""
 
     # --- variables: small values by name ---
-    async def read_variable(self, name: str) -> Any: ...
+    async def read_variable(self, name: str) -> Any:
+        """Read a variable's value; `None` when there is none."""
+
     async def write_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> None:
         """Set a variable, made when it is not there.
 
         Raises:
             SpecError: for a bad name, or a value that is too long.
         """
-        ...
 
     async def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
-        """Make a variable; false when there is one of that name, which stays as it is."""
-        ...
+        """Make a variable; false when there is one of that name, which stays as it is.
 
-    async def delete_variable(self, name: str) -> bool: ...
+        Raises:
+            SpecError: for a bad name, or a value that is too long.
+        """
+
+    async def delete_variable(self, name: str) -> bool:
+        """Delete a variable; whether it was there."""
+
     def watch_variable(self, name: str) -> AsyncIterator[str]:
-        """Yield an empty text once the stream is open, then the variable's name whenever it is set or deleted; as
-        `watch_pools`. Some servers do not tell."""
-        ...
+        """Yield an empty text once the stream is open, then the variable's name whenever it is set or deleted.
+
+        Servers before Prefect 3.8 do not tell. As for `watch_pools`, an event comes before the change is committed.
+
+        Raises:
+            ServerUnavailableError: when the event stream cannot be reached, or breaks.
+        """
 
     async def list_variables(self, *tags: str) -> dict[str, Any]:
         """Return the values of the variables that have all these tags, by their names."""
-        ...

@@ -19,22 +19,20 @@ from uuid import UUID, uuid4
 from prefect_launch.errors import SpecError
 from prefect_launch.server.items import ONCE, is_same_artifact
 from prefect_launch.server.values import Item, LogRecord
-from prefect_launch.testing.server_items import ItemTwin
-from prefect_launch.testing.server_pools import PoolTwin
+from prefect_launch.testing.server_items import InMemoryItems
+from prefect_launch.testing.server_pools import InMemoryPools
 from prefect_launch.testing.server_store import Calls, Hook, Store, Watcher, as_json, call, check_artifact_key
 
 
-class TelemetryTwin(Calls):
+class InMemoryTelemetry(Calls):
     """Calls about logs, artifacts and events."""
 
     @call
     def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
-        """Add records to an item's log, whether the item is there or not."""
         self._write(item_id, records)
 
     @call
     def write_lines(self, lines: Sequence[tuple[UUID, LogRecord]]) -> None:
-        """Add records to the logs of several items."""
         for item_id, record in lines:
             self._write(item_id, [record])
 
@@ -45,7 +43,6 @@ class TelemetryTwin(Calls):
     def read_logs(
         self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
     ) -> list[LogRecord]:
-        """Read an item's log, oldest first; with `since`, what is of that time or later."""
         records = sorted(self._store.logs.get(item_id, ()), key=lambda record: record.timestamp)
         records = [record for record in records if since is None or record.timestamp >= since]
         return records[offset : offset + limit]
@@ -61,11 +58,6 @@ class TelemetryTwin(Calls):
         description: str | None = None,
         once: str | None = None,
     ) -> None:
-        """Attach an artifact to an item, unless it has it already.
-
-        Raises:
-            SpecError: for a key that is not of `[a-z0-9-]`.
-        """
         check_artifact_key(key)
         present = [one for one in self._store.artifacts if (one["flow_run_id"], one["key"]) == (str(item_id), key)]
         if any(is_same_artifact(one, as_json(data), once) for one in present):
@@ -77,22 +69,13 @@ class TelemetryTwin(Calls):
 
     @call
     def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
-        """List an item's artifacts."""
         return [artifact for artifact in self._store.artifacts if artifact["flow_run_id"] == str(item_id)]
 
     @call
     def beat_items(self, items: Sequence[Item]) -> None:
-        """Note that these items are alive."""
         self._store.heartbeats.update({item.id: self._store.now() for item in items})
 
     def watch_pools(self, pool_ids: Collection[UUID]) -> AsyncIterator[str]:
-        """Yield an empty text, then the id of an item of these pools whenever one is queued or asked to stop.
-
-        Tells what happens from this call on. Ends when the server goes down.
-
-        Raises:
-            ServerUnavailableError: at the first step, when the server is down.
-        """
         watcher = Watcher(pool_ids)
         with self._store.lock:
             self._store.watchers.add(watcher)
@@ -103,21 +86,15 @@ _NAME: Final = re.compile(r"[a-z0-9_-]+")
 _MOST_CHARS: Final = 5_000
 
 
-class VariableTwin(Calls):
+class InMemoryVariables(Calls):
     """Calls about variables."""
 
     @call
     def read_variable(self, name: str) -> Any:
-        """Read a variable's value; `None` when there is none."""
         return self._store.variables.get(name, (None, ()))[0]
 
     @call
     def write_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> None:
-        """Set a variable, made when it is not there.
-
-        Raises:
-            SpecError: for a bad name, or a value that is too long.
-        """
         self._keep(name, value, tags)
 
     def _keep(self, name: str, value: Any, tags: Collection[str]) -> None:
@@ -132,7 +109,6 @@ class VariableTwin(Calls):
 
     @call
     def create_variable(self, name: str, value: Any, *, tags: Collection[str] = ()) -> bool:
-        """Make a variable; false when there is one of that name, which stays as it is."""
         if name in self._store.variables:
             return False
         self._keep(name, value, tags)
@@ -140,16 +116,10 @@ class VariableTwin(Calls):
 
     @call
     def delete_variable(self, name: str) -> bool:
-        """Delete a variable; whether it was there."""
         self._tell(name)
         return self._store.variables.pop(name, None) is not None
 
     def watch_variable(self, name: str) -> AsyncIterator[str]:
-        """Yield an empty text, then the variable's name whenever it is set or deleted. Ends when the server goes down.
-
-        Raises:
-            ServerUnavailableError: at the first step, when the server is down.
-        """
         watcher = Watcher(variable=name)
         with self._store.lock:
             self._store.watchers.add(watcher)
@@ -162,7 +132,6 @@ class VariableTwin(Calls):
 
     @call
     def list_variables(self, *tags: str) -> dict[str, Any]:
-        """Return the values of the variables that have all these tags, by their names."""
         variables = sorted(self._store.variables.items())
         return {name: value for name, (value, own) in variables if set(tags) <= set(own)}
 
@@ -171,7 +140,7 @@ def _utc_now() -> datetime:
     return datetime.now(timezone.utc)
 
 
-class InMemoryServer(PoolTwin, ItemTwin, TelemetryTwin, VariableTwin):
+class InMemoryServer(InMemoryPools, InMemoryItems, InMemoryTelemetry, InMemoryVariables):
     """A Prefect server that lives as long as the object.
 
     Args:

@@ -37,18 +37,13 @@ _IN_WORK = frozenset({StateType.PENDING, StateType.RUNNING})
 _TOLD = frozenset({StateType.SCHEDULED, StateType.CANCELLING})
 
 
-class ItemTwin(Calls):
+class InMemoryItems(Calls):
     """Calls about items."""
 
     # --- making ---
 
     @call
     def create_item(self, deployment_id: UUID, draft: ItemDraft) -> Item | None:
-        """Make an item, or return the one that was made with the same idempotency key; `None`: the deployment is gone.
-
-        Raises:
-            SpecError: when the server would refuse the parameters or the template variables.
-        """
         check_size(draft.parameters)
         kept = self._store.deployments.get(deployment_id)
         if kept is None:
@@ -60,11 +55,6 @@ class ItemTwin(Calls):
 
     @call
     def create_items(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[Item]:
-        """Make many items. As on the real server, one that is refused does not keep the others of its request back.
-
-        Raises:
-            SpecError: when the server would refuse one, or the deployment is gone.
-        """
         if not drafts:
             return []
         for draft in drafts:
@@ -137,13 +127,11 @@ class ItemTwin(Calls):
 
     @call
     def read_item(self, item_id: UUID) -> Item | None:
-        """Read one item."""
         stored = self._store.items.get(item_id)
         return None if stored is None else stored.item.model_copy(update={"flow": stored.flow})
 
     @call
     def delete_item(self, item_id: UUID) -> None:
-        """Delete an item with its log; one that is gone is fine."""
         self._store.items.pop(item_id, None)
         self._store.logs.pop(item_id, None)
 
@@ -160,7 +148,6 @@ class ItemTwin(Calls):
         limit: int = 200,
         offset: int = 0,
     ) -> list[Item]:
-        """List items, newest first; `keys` are idempotency keys."""
         _check_page(limit)
         found = [
             stored.item
@@ -186,14 +173,12 @@ class ItemTwin(Calls):
         due_before: datetime | None = None,
         state_names: Collection[str] | None = None,
     ) -> int:
-        """Count the items of a pool, or of one of its work queues, in these states; less when more is asked of them."""
         inside = [item for item in self._inside(pool, queue) if item.state_type in state_types]
         named = [item for item in inside if state_names is None or item.state_name in state_names]
         return sum(due_before is None or _is_due(item, due_before) for item in named)
 
     @call
     def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
-        """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
         _check_page(limit)
         waiting = [item for item in self._inside(pool, queue) if item.state_type is StateType.SCHEDULED]
         return sorted(waiting, key=lambda item: item.next_scheduled_start_time or self._store.now())[:limit]
@@ -206,7 +191,6 @@ class ItemTwin(Calls):
 
     @call
     def read_states(self, item_id: UUID) -> list[State]:
-        """List the states that an item was in, oldest first."""
         stored = self._store.items.get(item_id)
         return [] if stored is None else stored.history
 
@@ -220,7 +204,6 @@ class ItemTwin(Calls):
         after: datetime | None = None,
         queues: Collection[str] = (),
     ) -> list[Item]:
-        """List what waits in the pool, or in these of its work queues, and is due, the most urgent first."""
         _check_page(limit)
         stored = self._store.pools.get(pool)
         if stored is None or stored.pool.is_paused or not stored.queues.keys() >= set(queues):
@@ -240,11 +223,6 @@ class ItemTwin(Calls):
     def propose(
         self, item_id: UUID, state: State, *, transition_id: UUID | None = None, force: bool = False
     ) -> Verdict:
-        """Propose a state.
-
-        Raises:
-            ItemGoneError: when there is no such item.
-        """
         stored = self._store.items.get(item_id)
         if stored is None:
             raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
@@ -264,14 +242,12 @@ class ItemTwin(Calls):
 
     @call
     def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
-        """Record what was created for an item; for one that is gone, nothing happens."""
         stored = self._store.items.get(item_id)
         if stored is not None:
             stored.item = stored.item.model_copy(update={"infrastructure_pid": handle})
 
     @call
     def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:
-        """Add labels to an item; for one that is gone, nothing happens."""
         stored = self._store.items.get(item_id)
         if stored is not None:
             merged = {**stored.item.labels, **as_json(dict(labels))}

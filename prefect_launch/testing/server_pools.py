@@ -29,31 +29,24 @@ _MISSED_BEATS: Final = 3
 _DEFAULT_QUEUE: Final = "default"
 
 
-class PoolTwin(Calls):
+class InMemoryPools(Calls):
     """Calls about queues and agents."""
 
     # --- work pools ---
 
     @call
     def read_pool(self, name: str) -> Pool | None:
-        """Read one work pool."""
         stored = self._store.pools.get(name)
         return None if stored is None else self._shown(stored)
 
     @call
     def list_pools(self) -> list[Pool]:
-        """List the work pools of type `launch`."""
         return [self._shown(stored) for _, stored in sorted(self._store.pools.items())]
 
     @call
     def create_pool(
         self, name: str, *, base_job_template: dict[str, Any], description: str | None, concurrency_limit: int | None
     ) -> Pool | None:
-        """Make a work pool with its queue `default`; `None` when the name is taken.
-
-        Raises:
-            QueueError: when the server would refuse it.
-        """
         fields = {
             "base_job_template": as_json(base_job_template),
             "description": description,
@@ -70,11 +63,6 @@ class PoolTwin(Calls):
         return self._shown(self._store.pools[name])
 
     async def update_pool(self, name: str, **changes: Any) -> None:
-        """Change fields of a work pool. A new template's schema and defaults are not checked, as on the real server.
-
-        Raises:
-            QueueError: when there is none, or the server would refuse the change.
-        """
         await self._update_pool(name, changes)
 
     @call
@@ -88,7 +76,6 @@ class PoolTwin(Calls):
 
     @call
     def delete_pool(self, name: str) -> bool:
-        """Delete a work pool with its work queues; deployments and items stay, in no pool."""
         if self._store.pools.pop(name, None) is None:
             return False
         for kept in self._store.deployments.values():
@@ -108,18 +95,11 @@ class PoolTwin(Calls):
 
     @call
     def list_queues(self, pool: str) -> list[PriorityQueue]:
-        """List a pool's work queues, the most urgent first."""
         stored = self._store.pools.get(pool)
         return sorted(stored.queues.values(), key=_priority) if stored else []
 
     @call
     def create_queue(self, pool: str, name: str, priority: int) -> None:
-        """Make a work queue; those of its priority and below move down. One that is there already stays.
-
-        Raises:
-            QueueError: when the pool is gone.
-            SpecError: for a priority below 1.
-        """
         if priority < 1:
             raise refused("body.priority: Input should be greater than 0")
         stored = self._store.pools.get(pool)
@@ -135,19 +115,16 @@ class PoolTwin(Calls):
 
     @call
     def read_deployment(self, deployment_id: UUID) -> Deployment | None:
-        """Read one deployment."""
         kept = self._store.deployments.get(deployment_id)
         return None if kept is None else kept.deployment
 
     @call
     def find_deployment(self, name: str, *, flow: str = "launch") -> Deployment | None:
-        """Read the deployment `flow/name`."""
         kept = self._named(name, flow)
         return None if kept is None else kept.deployment
 
     @call
     def list_deployments(self, pool: str) -> list[Deployment]:
-        """List the deployments whose items go to a pool."""
         kept = (kept.deployment for kept in self._store.deployments.values())
         return [deployment for deployment in kept if deployment.work_pool_name == pool]
 
@@ -166,12 +143,6 @@ class PoolTwin(Calls):
         enforce: bool,
         version: str | None = None,
     ) -> UUID:
-        """Make a deployment, or bring the one of that name up to date.
-
-        Raises:
-            QueueError: when there is no such pool.
-            SpecError: when the server would refuse the schema, or the parameters under it.
-        """
         check_parameter_schema(parameters, parameter_schema, enforce=enforce)
         if pool not in self._store.pools:
             raise _gone(pool)
@@ -195,7 +166,6 @@ class PoolTwin(Calls):
 
     @call
     def delete_deployment(self, deployment_id: UUID) -> None:
-        """Delete a deployment and its items that wait and never ran; one that is gone is fine."""
         if self._store.deployments.pop(deployment_id, None) is None:
             return
         for item_id, stored in list(self._store.items.items()):
@@ -212,7 +182,6 @@ class PoolTwin(Calls):
 
     @call
     def beat_worker(self, pool: str, name: str, interval_seconds: int) -> None:
-        """Note that an agent is alive; in a pool that is gone, nothing happens."""
         stored = self._store.pools.get(pool)
         if stored is not None:
             beat = {"last_heartbeat_time": self._store.now(), "heartbeat_interval_seconds": interval_seconds}
@@ -220,14 +189,12 @@ class PoolTwin(Calls):
 
     @call
     def list_workers(self, pool: str) -> list[Worker]:
-        """List the agents that have beaten for a pool."""
         stored = self._store.pools.get(pool)
         workers = stored.workers.values() if stored else ()
         return [worker.model_copy(update={"status": self._status(worker)}) for worker in workers]
 
     @call
     def delete_worker(self, pool: str, name: str) -> None:
-        """Forget an agent; one that is gone is fine."""
         stored = self._store.pools.get(pool)
         if stored is not None:
             stored.workers.pop(name, None)
