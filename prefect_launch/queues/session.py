@@ -14,10 +14,9 @@ from prefect_launch.core.units import utc_time
 from prefect_launch.errors import QueueError, unknown_name
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.registries.digest_cache import DigestCache
-from prefect_launch.server.pools import POOL_TYPE
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.secrets import ReadSecret, read_secret
-from prefect_launch.server.values import Pool
+from prefect_launch.server.values import POOL_TYPE, Pool
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry

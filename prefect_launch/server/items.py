@@ -19,8 +19,7 @@ import anyio
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
 from prefect_launch.server.http import Calls
-from prefect_launch.server.pools import POOL_TYPE
-from prefect_launch.server.values import Answer, Item, ItemDraft, LogRecord, State, Verdict
+from prefect_launch.server.values import POOL_TYPE, Answer, Item, ItemDraft, LogRecord, State, Verdict
 
 #: Items in one bulk request. The server takes 100, but no faster (31 to 36 a second; 50: 32 to 40), and a SQLite server
 #: lets nobody else write meanwhile: at 25 ms an item, an agent's claim would wait for 2.5 s.

@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.validation import ServerText
 
+#: The type of the work pools that are ours.
+POOL_TYPE = "launch"
+
 
 class _Value(BaseModel):
     # A NaN must not become null on its way: it is refused.

@@ -9,7 +9,6 @@ the real server does by itself as time goes by, it does not.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime, timezone
@@ -21,7 +20,7 @@ from prefect_launch.server.items import ONCE, is_same_artifact
 from prefect_launch.server.values import Item, LogRecord
 from prefect_launch.testing.server_items import InMemoryItems
 from prefect_launch.testing.server_pools import InMemoryPools
-from prefect_launch.testing.server_store import Calls, Hook, Store, Watcher, as_json, call, check_artifact_key
+from prefect_launch.testing.server_store import Calls, Hook, Store, Watcher, as_json, call
 
 
 class InMemoryTelemetry(Calls):
@@ -58,7 +57,6 @@ class InMemoryTelemetry(Calls):
         description: str | None = None,
         once: str | None = None,
     ) -> None:
-        check_artifact_key(key)
         present = [one for one in self._store.artifacts if (one["flow_run_id"], one["key"]) == (str(item_id), key)]
         if any(is_same_artifact(one, as_json(data), once) for one in present):
             return
@@ -82,7 +80,6 @@ class InMemoryTelemetry(Calls):
         return self._told(watcher)
 
 
-_NAME: Final = re.compile(r"[a-z0-9_-]+")
 _MOST_CHARS: Final = 5_000
 
 
@@ -98,8 +95,6 @@ class InMemoryVariables(Calls):
         self._keep(name, value, tags)
 
     def _keep(self, name: str, value: Any, tags: Collection[str]) -> None:
-        if not _NAME.fullmatch(name):
-            raise SpecError(f"The Prefect server refuses this: name: Variable name must be of a-z, 0-9, _, -: {name!r}")
         if len(json.dumps(value)) > _MOST_CHARS:
             raise SpecError(
                 f"The Prefect server refuses this: value: Variable value must be ≤ {_MOST_CHARS} characters"

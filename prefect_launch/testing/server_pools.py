@@ -8,8 +8,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from prefect_launch.errors import QueueError
-from prefect_launch.server.pools import POOL_TYPE
-from prefect_launch.server.values import Deployment, Pool, PriorityQueue, Worker
+from prefect_launch.server.values import POOL_TYPE, Deployment, Pool, PriorityQueue, Worker
 from prefect_launch.testing.server_store import (
     Calls,
     StoredDeployment,
@@ -17,11 +16,9 @@ from prefect_launch.testing.server_store import (
     as_json,
     call,
     check_parameter_schema,
-    check_pool_fields,
-    check_pool_name,
+    check_placeholders,
     check_template_defaults,
     queue_refused,
-    refused,
 )
 
 #: An agent that was not heard of for this many of its intervals is offline.
@@ -52,8 +49,7 @@ class InMemoryPools(Calls):
             "description": description,
             "concurrency_limit": concurrency_limit,
         }
-        check_pool_name(name)
-        check_pool_fields(name, fields)
+        check_placeholders(name, fields["base_job_template"])
         check_template_defaults(name, fields["base_job_template"])
         if name in self._store.pools:
             return None
@@ -71,7 +67,8 @@ class InMemoryPools(Calls):
         if stored is None:
             raise queue_refused(name, f'Work pool "{name}" not found.')
         changes = as_json(changes)
-        check_pool_fields(name, changes)
+        if "base_job_template" in changes:
+            check_placeholders(name, changes["base_job_template"])
         stored.pool = stored.pool.model_copy(update=changes)
 
     @call
@@ -100,8 +97,6 @@ class InMemoryPools(Calls):
 
     @call
     def create_queue(self, pool: str, name: str, priority: int) -> None:
-        if priority < 1:
-            raise refused("body.priority: Input should be greater than 0")
         stored = self._store.pools.get(pool)
         if stored is None:
             raise _gone(pool)

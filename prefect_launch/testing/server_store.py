@@ -11,7 +11,6 @@ import asyncio
 import copy
 import functools
 import json
-import re
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
@@ -183,8 +182,6 @@ def as_json(value: Any) -> Any:
 #: The server's limit for the parameters of a run.
 _MAX_PARAMETER_BYTES: Final = 524_288
 _KNOWN_SCHEMAS: Final = 32
-_POOL_NAME = re.compile(r"[^/%&><]+\Z")
-_ARTIFACT_KEY = re.compile(r"[a-z0-9-]+\Z")
 _KEYS = "The `base_job_template` must contain both a `job_configuration` key and a `variables` key."
 _UNDECLARED = (
     "The variables specified in the job configuration template must be present as properties in the variables schema."
@@ -198,29 +195,8 @@ def refused(reason: str) -> SpecError:
 
 
 def queue_refused(name: str, reason: str) -> QueueError:
-    """Make the error of `prefect_launch.server.pools` for a queue that the server refuses."""
+    """Make the error of `prefect_launch.server.client` for a queue that the server refuses."""
     return QueueError(f"The Prefect server refuses the queue {name!r}: {reason}")
-
-
-def check_pool_name(name: str) -> None:
-    """Raise `QueueError` for a name that a work pool cannot have."""
-    if not name:
-        raise queue_refused(name, "body.name: Value error, name cannot be an empty string")
-    if not _POOL_NAME.match(name):
-        raise queue_refused(name, "body.name: String should match pattern '^[^/%&><]+$'")
-    if name.lower().startswith("prefect"):
-        raise queue_refused(name, "Work pools starting with 'Prefect' are reserved for internal use.")
-
-
-def check_pool_fields(name: str, fields: Mapping[str, Any]) -> None:
-    """Raise `QueueError` for fields that a work pool cannot have."""
-    for extra in fields.keys() - {"is_paused", "concurrency_limit", "base_job_template", "description"}:
-        raise queue_refused(name, f"body.{extra}: Extra inputs are not permitted")
-    limit = fields.get("concurrency_limit")
-    if limit is not None and limit < 0:
-        raise queue_refused(name, "body.concurrency_limit: Input should be greater than or equal to 0")
-    if "base_job_template" in fields:
-        _check_placeholders(name, fields["base_job_template"])
 
 
 def check_template_defaults(name: str, template: Mapping[str, Any]) -> None:
@@ -295,19 +271,13 @@ def variable_fault(template: Mapping[str, Any], variables: Mapping[str, Any]) ->
     return None
 
 
-def check_artifact_key(key: str) -> None:
-    """Raise `SpecError` for a key that an artifact cannot have."""
-    if not _ARTIFACT_KEY.match(key):
-        text = "Artifact key must only contain lowercase letters, numbers, and dashes."
-        raise refused(f"body.key: Value error, {text}")
-
-
 def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
     properties = schema.get("properties") or {}
     return {name: each["default"] for name, each in properties.items() if "default" in each}
 
 
-def _check_placeholders(name: str, template: Mapping[str, Any]) -> None:
+def check_placeholders(name: str, template: Mapping[str, Any]) -> None:
+    """Raise `QueueError` for a template that lacks a part, or has a placeholder that is no variable."""
     if not template:
         return
     if not template.get("job_configuration") or not template.get("variables"):

@@ -70,9 +70,6 @@ class VariableContract:
             await server.delete_variable(name)
             assert await anext(watch) == name
 
-    @pytest.mark.parametrize(("name", "value"), [("Upper", 1), ("v", "x" * 5_001)])
-    async def test_variable_with_a_bad_name_or_too_long_is_refused(
-        self, place: Place, name: str, value: object
-    ) -> None:
+    async def test_variable_that_is_too_long_is_refused(self, place: Place) -> None:
         with pytest.raises(SpecError, match="refuses this"):
-            await place.server.write_variable(name, value)
+            await place.server.write_variable("v", "x" * 5_001)

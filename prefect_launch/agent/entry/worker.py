@@ -23,7 +23,7 @@ from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.client.api import Api
 from prefect_launch.core.names import safe_name
 from prefect_launch.core.states import ItemState
-from prefect_launch.server.pools import POOL_TYPE
+from prefect_launch.server.values import POOL_TYPE
 from prefect_launch.settings.agent_config import resolve_agent_config
 
 if TYPE_CHECKING:
