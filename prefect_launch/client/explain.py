@@ -21,7 +21,7 @@ from prefect_launch.client.launch_add import launch_add, read_request
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import NotFoundError
-from prefect_launch.planning.image_pin import Digests, digest_in, with_digest
+from prefect_launch.planning.image_pinning import Digests, digest_in, with_digest
 from prefect_launch.planning.plan import Request, default_resource, preview_plan
 from prefect_launch.policy.limits import fixed_options
 from prefect_launch.policy.submitter_options import locked_options

@@ -16,7 +16,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
 from prefect_launch.jobs.model import SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
-from prefect_launch.planning.image_pin import Digests, with_digest
+from prefect_launch.planning.image_pinning import Digests, with_digest
 from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import default_resource
 from prefect_launch.planning.unread_fields import refuse_unread

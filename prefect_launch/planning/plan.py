@@ -24,7 +24,7 @@ from prefect_launch.jobs.code_checks import unknown_build_context
 from prefect_launch.jobs.model import SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.environment import JobContext, job_environment
-from prefect_launch.planning.image_pin import image_to_run, resolved_image
+from prefect_launch.planning.image_pinning import image_to_run, resolved_image
 from prefect_launch.planning.item_options import merged_options, submitted_options
 from prefect_launch.planning.unread_fields import refuse_unread, refuse_unread_here
 from prefect_launch.policy.limits import time_limit

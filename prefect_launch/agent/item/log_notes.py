@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from prefect_launch.agent.item.transitions import log
-from prefect_launch.planning.image_pin import digest_in
+from prefect_launch.planning.image_pinning import digest_in
 from prefect_launch.server.values import LogRecord
 
 if TYPE_CHECKING:

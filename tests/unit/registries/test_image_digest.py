@@ -13,7 +13,7 @@ import respx
 from prefect_launch import create_job, explain_launch, launch_add, launch_add_many
 from prefect_launch.client.api import machine_registries
 from prefect_launch.errors import SpecError
-from prefect_launch.planning.image_pin import SECONDS, UNASKED_SECONDS, Digests, at_digest, with_digest
+from prefect_launch.planning.image_pinning import SECONDS, UNASKED_SECONDS, Digests, at_digest, with_digest
 from prefect_launch.registries.digest_cache import DigestCache
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.testing import InMemoryApi, InMemoryRegistry

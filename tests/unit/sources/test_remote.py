@@ -1,11 +1,11 @@
-"""Which git remotes are asked, and which are refused before git is run."""
+"""Which git remotes are asked, and what people copy from a browser instead."""
 
 from __future__ import annotations
 
 import pytest
 
 from prefect_launch.errors import SourceError
-from prefect_launch.sources.remote import check_remote, name_of, without_credentials
+from prefect_launch.sources.remote import check_remote, name_of, reject_web_pages, without_credentials
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,40 @@ def test_recorded_remote_has_no_credentials() -> None:
 def test_repository_gives_its_name_to_the_job() -> None:
     assert name_of("https://github.com/team/digits.git") == "team-digits"
     assert name_of("git@github.com:team/digits.git") == "team-digits"
+
+
+@pytest.mark.parametrize(
+    ("page", "told"),
+    [
+        ("https://github.com/team/x/tree/main/sub", "Give 'https://github.com/team/x' as the URI and 'main'"),
+        ("https://github.com/team/x/blob/v1/train.py#L3", "Give 'https://github.com/team/x' as the URI and 'v1'"),
+        ("https://gitlab.com/a/b/c/-/tree/dev", "Give 'https://gitlab.com/a/b/c' as the URI and 'dev'"),
+        ("https://codeberg.org/a/b/src/branch/main", "Give 'https://codeberg.org/a/b' as the URI and 'main'"),
+        ("https://github.com/team/x/commit/abc123", "as the URI and 'abc123' as the version"),
+        ("https://github.com/team/x/pull/5", "Give 'https://github.com/team/x' as the URI."),
+        ("https://me:tok@github.com/team/x/tree/main", "Give 'https://github.com/team/x' as the URI"),
+        ("https://wandb.ai/team/digits/runs/abc", "W&B run"),
+        ("https://api.wandb.ai/team/digits", "W&B run"),
+        ("https://wandb.our-company.example/team/digits/runs/abc", "W&B run"),
+    ],
+)
+def test_page_is_refused_with_the_remote_that_it_is_of(page: str, told: str) -> None:
+    with pytest.raises(SourceError) as refused:
+        reject_web_pages(page)
+    assert told in str(refused.value)
+    assert "tok" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [
+        "https://github.com/team/x",
+        "https://github.com/team/x.git",
+        "https://host/group/tree/x.git",
+        "https://host/tree/x",
+        "git@github.com:team/tree/x",
+        "ssh://git@host/a/b/tree/main",
+    ],
+)
+def test_remote_is_no_page(remote: str) -> None:
+    reject_web_pages(remote)

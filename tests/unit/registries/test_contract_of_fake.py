@@ -1,4 +1,4 @@
-"""The registry's contract on its in-memory twin."""
+"""The registry's contract on its in-memory fake."""
 
 from __future__ import annotations
 
