@@ -57,11 +57,6 @@ class StoredImage:
 class BuildEngine(DockerEngine):
     """A Docker Engine that images are built on and pushed from."""
 
-    @property
-    def is_local(self) -> bool:
-        """Whether the engine sees this machine's folders."""
-        return self.address.startswith("unix://")
-
     async def data_folder(self) -> str:
         """Return the folder of the engine's data, on its machine."""
         return str((await self._call(lambda client: client.info()))["DockerRootDir"])

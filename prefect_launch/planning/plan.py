@@ -27,10 +27,11 @@ from prefect_launch.planning.environment import JobContext, job_environment
 from prefect_launch.planning.image_pinning import image_to_run, resolved_image
 from prefect_launch.planning.item_options import merged_options, submitted_options
 from prefect_launch.planning.unread_fields import refuse_unread, refuse_unread_here
+from prefect_launch.policy.host_folders import host_folders
 from prefect_launch.policy.limits import time_limit
 from prefect_launch.policy.secure_mode import secured
 from prefect_launch.policy.template import QueueConfig, macro_values
-from prefect_launch.runners.base import PLAN_FILE, Labels, RunPlan, note_claim
+from prefect_launch.runners.base import PLAN_FILE, HostFolder, Labels, RunPlan, note_claim
 from prefect_launch.runners.registry import note_resource, runner_class
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.settings.agent_config import MachineSettings
@@ -130,7 +131,8 @@ async def _sketch(request: Request, machine: MachineSettings, job: Job | None, r
         return held[name]
 
     try:
-        options = runner.check_options(await _options(request, machine, spec, _named_image(spec, job), read))
+        asked_options, folders = await _options(request, machine, spec, _named_image(spec, job), read)
+        options = runner.check_options(asked_options)
     except LaunchError:
         with _mask(machine, held).in_errors():
             raise
@@ -152,6 +154,7 @@ async def _sketch(request: Request, machine: MachineSettings, job: Job | None, r
         python_version=spec.python_version or (job.runtime if job else None),
         timeout=spec.timeout if request.queue is None else time_limit(spec.timeout, request.config),
         options=options,
+        host_folders=folders,
         labels=request.labels,
         output_limits=machine.outputs.within(request.config.outputs),
         secrets=tuple(held),
@@ -224,7 +227,7 @@ def _with_inputs(spec: LaunchSpec, job: Job | None) -> LaunchSpec:
 
 async def _options(
     request: Request, machine: MachineSettings, spec: LaunchSpec, image: str | None, read_secret: ReadSecret
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], tuple[HostFolder, ...]]:
     config = request.config
     submitted = submitted_options(config, spec, request.queue)
     secrets = await read_secrets([*config.secret_names, *secret_names(submitted)], read_secret)
@@ -240,7 +243,10 @@ async def _options(
         queue_name=request.queue,
         named=machine.macros,
     )
-    return merged_options(config, spec, request.queue, macros=macros, secrets=secrets)
+    options = merged_options(config, spec, request.queue, macros=macros, secrets=secrets)
+    if request.queue is None:  # Whose caller wrote all of it, for their own machine.
+        return options, ()
+    return options, host_folders(config, spec.template_variables, macros, secrets)
 
 
 def _context(request: Request, spec: LaunchSpec, job: Job | None, run_dir: Path) -> JobContext:
@@ -280,7 +286,7 @@ def save_plan(plan: RunPlan) -> None:
     """Keep a plan in its run folder, without its environment, for an agent that finds the run again."""
     whole = plan.run_dir / PLAN_FILE
     part = whole.with_suffix(".part")
-    part.write_text(plan.model_dump_json(exclude={"env", "options"}))
+    part.write_text(plan.model_dump_json(exclude={"env", "options", "host_folders"}))
     part.replace(whole)
 
 

@@ -159,6 +159,8 @@ def _instead(allowed: Collection[str]) -> str:
 
 #: Options whose value is a path, or holds one, whether or not a `/` is written beside the placeholder.
 _PATHS: Final = frozenset({"device", "mount", "tmpfs", "volume", "workdir"})
+#: Those whose paths are of the host, where what a job has made may be a link.
+_HOST_PATHS: Final = frozenset({"device", "mount", "volume"})
 #: Options of several fields, which these characters divide.
 _FIELDS: Final = frozenset({"add-host", "device", "mount", "tmpfs", "volume"})
 _DIVIDERS: Final = ':,"'
@@ -211,6 +213,8 @@ def _fault(value: str, option: str, text: str) -> str | None:
         return "it must be no absolute path"
     if {".", ".."} & set(value.split("/")):
         return "it must not lead out of its folder ('.' and '..')"
+    if option in _HOST_PATHS and "/" in value:
+        return "it must have no '/': it is the name of one folder of the host"
     return None
 
 

@@ -44,8 +44,8 @@ _NAME = re.compile(r"\w+")
 _Value = TypeVar("_Value")
 
 _PLACEHOLDER = re.compile(r"\{\{\s*([\w.\-$]+)\s*\}\}")
-#: All that is filled in: a placeholder, or a macro.
-_FILLED = re.compile(rf"{_PLACEHOLDER.pattern}|{MACRO.pattern}")
+#: All that is filled in: a placeholder, whose name is the first group, or a macro, whose name is the second.
+PLACEHOLDER_OR_MACRO = re.compile(rf"{_PLACEHOLDER.pattern}|{MACRO.pattern}")
 _TYPES: Final = ("string", "integer", "number", "boolean")
 #: What limits a value, in the order in which it is told.
 _RULES: Final = ("type", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum")
@@ -204,7 +204,7 @@ def placeholders(value: Any) -> list[str]:
 
 def named_in(text: str) -> list[str]:
     """List what a text is filled with: the names of template variables, and macros as they are written (`${name}`)."""
-    return [match[1] or match[0] for match in _FILLED.finditer(text)]
+    return [match[1] or match[0] for match in PLACEHOLDER_OR_MACRO.finditer(text)]
 
 
 def fill_text(text: str, values: Mapping[str, Any], macros: Mapping[str, str]) -> str:
@@ -214,7 +214,7 @@ def fill_text(text: str, values: Mapping[str, Any], macros: Mapping[str, str]) -
         known, name = (values, match[1]) if match[1] else (macros, match[2])
         return str(known[name]) if name in known else match[0]
 
-    return _FILLED.sub(value_of, text)
+    return PLACEHOLDER_OR_MACRO.sub(value_of, text)
 
 
 def is_whole(value: Any) -> bool:

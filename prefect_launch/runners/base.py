@@ -111,6 +111,16 @@ def run_name(item_id: object, attempt: object = "") -> str:
     return f"launch-{item_id}-{attempt}"
 
 
+class HostFolder(BaseModel):
+    """A folder of the host that a bind names, in part by what a submitter chose."""
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str = Field(description="As the container's options have it.")
+    below: str = Field(description="What the queue's owner wrote of it: below that, no part may be a symbolic link.")
+    is_bounded: bool = Field(description="Whether the owner says by a pattern or an enum which values there may be.")
+
+
 class RunPlan(BaseModel):
     """One attempt at one item, as its runner sees it."""
 
@@ -141,6 +151,9 @@ class RunPlan(BaseModel):
     timeout: float | None = Field(default=None, description="Its time limit, in seconds from its start.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="resource_args of this resource, merged and checked."
+    )
+    host_folders: tuple[HostFolder, ...] = Field(
+        default=(), description="Those of the binds in its options whose paths a submitter has a part in."
     )
     labels: dict[str, str] = Field(default_factory=dict)
     output_limits: OutputLimits = Field(default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of its outputs.")

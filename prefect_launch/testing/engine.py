@@ -56,6 +56,7 @@ class InMemoryDocker:
         images: the images that are there, and the files in each, by absolute path.
         registry: the images that can be pulled.
         registry_user: who alone can pull them; None: anybody.
+        is_local: whether it sees this machine's folders.
     """
 
     script: Callable[[Mapping[str, Any]], Script] = lambda config: Script()
@@ -66,6 +67,7 @@ class InMemoryDocker:
     pulled: list[str] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     reachable: bool = True
+    is_local: bool = True
     lock: threading.Condition = field(default_factory=threading.Condition)
 
 
@@ -74,6 +76,10 @@ class InMemoryEngine(Engine):
 
     def __init__(self, docker: InMemoryDocker) -> None:
         self.docker = docker
+
+    @property
+    def is_local(self) -> bool:
+        return self.docker.is_local
 
     async def ping(self) -> None:
         self._docker()

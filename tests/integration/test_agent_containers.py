@@ -52,6 +52,34 @@ def test_image_that_cannot_be_pulled_crashes_the_item_with_the_reason(site: Site
     assert "127.0.0.1:1/no/such:1" in run.message
 
 
+def test_link_that_a_job_left_in_a_bind_opens_no_other_folder_of_the_host(
+    prefect_server: PrefectServerProcess, engine: DockerEngine, tmp_path: Path, unique: str, shell_image: str
+) -> None:
+    data, secret = tmp_path / "data", tmp_path / "secret"
+    for folder in (data / "vision", secret):
+        folder.mkdir(parents=True)
+    site = Site(
+        prefect_server.api_url,
+        tmp_path,
+        unique,
+        resource="local-container",
+        config={"volume": [f"{data}/{{{{team}}}}:/d"]},
+        template_variables={"team": {"type": "string", "pattern": "[a-z]+(/[a-z]+)?"}},
+    )
+    link = container(shell_image, f"ln -s {secret} /d/l")
+    (first,) = site.add(link, template_variables={"team": "vision"})
+    site.work_off()
+    assert site.states(first)[-1] == "Completed"
+    (second,) = site.add(container(shell_image, "touch /d/written"), template_variables={"team": "vision/l"})
+    site.work_off()
+
+    assert (data / "vision" / "l").is_symlink()
+    assert site.states(second)[-1] == "Failed"
+    assert f"below '{data}'" in second.message
+    assert "symbolic link" in second.message
+    assert list(secret.iterdir()) == []
+
+
 @pytest.mark.parametrize("deaf", [False, True])
 def test_container_that_is_cancelled_is_stopped_even_when_it_ignores_term(
     site: Site, engine: DockerEngine, shell_image: str, deaf: bool

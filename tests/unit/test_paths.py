@@ -10,6 +10,7 @@ import pytest
 from prefect_launch.errors import QueueError, SpecError, UnsafeSpecError
 from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import Request, preview_plan
+from prefect_launch.policy.host_folders import host_folders
 from prefect_launch.policy.submitter_options import check_path_values
 from prefect_launch.policy.template import QueueConfig, check_variables, macro_values
 from prefect_launch.settings.agent_config import MachineSettings
@@ -50,9 +51,19 @@ def test_value_that_would_make_another_path_is_refused(option: str, text: Any, t
 
 
 @pytest.mark.parametrize(("option", "text"), PLACES)
-@pytest.mark.parametrize("team", ["vision", "vision/cats", "a..b", "...", "Mötley crüe", "-x", "~"])
-def test_plain_name_or_folder_inside_is_taken(option: str, text: Any, team: str) -> None:
+@pytest.mark.parametrize("team", ["vision", "a..b", "...", "Mötley crüe", "-x", "~"])
+def test_plain_name_is_taken(option: str, text: Any, team: str) -> None:
     check(queue(option, text), team)
+
+
+@pytest.mark.parametrize(("option", "text"), PLACES)
+def test_folder_inside_is_taken_in_a_container_and_not_on_its_host(option: str, text: Any) -> None:
+    if option not in ("volume", "mount", "device"):
+        check(queue(option, text), "vision/cats")
+        return
+    with pytest.raises(UnsafeSpecError, match=r"'vision/cats'.* it must have no '/'"):
+        check(queue(option, text), "vision/cats")
+    check(queue(option, text, pattern="[a-z]+(/[a-z]+)?"), "vision/cats")
 
 
 @pytest.mark.parametrize("option", ["volume", "mount", "tmpfs", "device", "add-host"])
@@ -84,6 +95,48 @@ def test_value_away_from_paths_is_free() -> None:
 @pytest.mark.parametrize("schema", [{"pattern": r"\.\./[a-z]+"}, {"enum": ["../x", "y"]}, {"default": "../x"}])
 def test_value_that_the_owner_has_let_through_is_taken(schema: dict[str, Any]) -> None:
     check(queue(**schema), "../x")
+
+
+# --- where the owner ended ---
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "below", "path"),
+    [
+        ("volume", "/data/{{team}}:/d", "/data", "/data/vision"),
+        ("volume", ["/x:/x", "/data/{{ team }}/in:/d:ro"], "/data", "/data/vision/in"),
+        ("volume", "/data/${disk}/team-{{team}}/${run_name}:/d", "/data/ssd", "/data/ssd/team-vision/mine"),
+        ("volume", "/data/${run_name}:/d", "/data", "/data/mine"),
+        ("mount", "type=bind,src=/data/{{team}},dst=/d", "/data", "/data/vision"),
+        ("mount", "dst=/d/{{team}},type=bind,source=/{{team}}", "/", "/vision"),
+    ],
+)
+def test_owner_s_part_of_a_host_folder_ends_before_the_first_value_of_a_submitter(
+    option: str, text: Any, below: str, path: str
+) -> None:
+    macros = {**MACROS, "disk": "ssd", "run_name": "mine"}
+    [found] = host_folders(queue(option, text), {"team": "vision"}, macros, {})
+    assert (found.below, found.path, found.is_bounded) == (below, path, False)
+
+
+def test_variable_that_is_a_whole_bind_leaves_nothing_of_the_path_to_the_owner() -> None:
+    config = queue("volume", "{{team}}", enum=["/a/b:/d", "/c:/d"])
+    [found] = host_folders(config, {"team": "/a/b:/d"}, {}, {})
+    assert (found.below, found.path, found.is_bounded) == ("/", "/a/b", True)
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("volume", "/data:/d/{{team}}"),
+        ("volume", "cache-{{team}}:/d"),
+        ("volume", "/data/${disk}/${queue_name}:/d"),
+        ("mount", "type=tmpfs,dst=/d/{{team}}"),
+        ("env", {"DATA": "/data/{{team}}"}),
+    ],
+)
+def test_bind_whose_host_path_no_submitter_has_a_part_in_is_not_looked_at(option: str, text: Any) -> None:
+    assert host_folders(queue(option, text), {"team": "vision"}, {"disk": "ssd", "queue_name": "q"}, {}) == ()
 
 
 # --- a variable's pattern ---
@@ -166,8 +219,9 @@ def test_macros_of_a_run_of_no_queue_are_filled_into_its_caller_s_options() -> N
 
 def test_macro_of_a_submitter_s_choice_in_a_path_is_looked_at_too() -> None:
     config = make_config("local-container", {"volume": "/data/${run_name}:/data"}, None)
-    with pytest.raises(UnsafeSpecError, match=r"^run_name cannot be '\.\./etc' on this queue"):
-        check_path_values(config, {}, MACROS)
+    for name in ("../etc", "vision/l"):
+        with pytest.raises(UnsafeSpecError, match=f"^run_name cannot be '{name}' on this queue"):
+            check_path_values(config, {}, {**MACROS, "run_name": name})
     check_path_values(config, {}, {**MACROS, "run_name": "plain"})
 
 

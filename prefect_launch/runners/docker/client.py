@@ -364,6 +364,10 @@ class DockerEngine(Engine):
         self._limiter: anyio.CapacityLimiter | None = None
         self._events = EngineEvents(self._open_events)
 
+    @property
+    def is_local(self) -> bool:
+        return self.address.startswith("unix://")
+
     async def ping(self) -> None:
         await self._call(lambda client: client.ping(), abandon_on_cancel=True)
 

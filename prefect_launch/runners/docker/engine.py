@@ -111,6 +111,11 @@ class Engine(ABC):
     """One Docker Engine. Every method raises `InfrastructureError` when the engine fails, and `UnreachableError`
     when it cannot be reached."""
 
+    @property
+    @abstractmethod
+    def is_local(self) -> bool:
+        """Whether the engine sees this machine's folders."""
+
     @abstractmethod
     async def ping(self) -> None:
         """Return when the engine answers."""

@@ -14,6 +14,7 @@ import posixpath
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -46,6 +47,7 @@ from prefect_launch.runners.docker.files import (
     put_code_in,
     put_outputs_in,
 )
+from prefect_launch.runners.docker.host_folders import resolve_binds
 from prefect_launch.runners.docker.logs import LogCopier
 from prefect_launch.runners.docker.options import (
     OPTIONS,
@@ -304,6 +306,9 @@ class LocalContainerRunner(Runner):
                 f"The image {plan.image!r} is not on this machine any more; it was there a moment ago. Try again."
             )
         config = container_config(plan.model_copy(update={"image": found.name}), found.image)
+        if plan.host_folders:
+            binds = partial(resolve_binds, config["HostConfig"], plan.host_folders, is_local=self._engine.is_local)
+            config["HostConfig"] = await anyio.to_thread.run_sync(binds)
         platform = config.pop("platform", None)
         there = None
         try:
