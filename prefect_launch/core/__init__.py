@@ -1,1 +1,1 @@
-"""Building blocks that know nothing of launch: states, names, locks, durations, JSON rules."""
+"""Building blocks that know nothing of launch: states, names, units, files, locks, masks, validation."""

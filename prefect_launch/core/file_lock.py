@@ -1,4 +1,4 @@
-"""A lock between processes: a file that is locked by the kernel, so that it ends with its holder, however that ends.
+"""File lock between processes, held by the kernel, so that it ends with the process that holds it.
 
 The standard-library-only programs that run beside a job (`runners/process/supervisor.py`, `inputs`) lock for
 themselves.

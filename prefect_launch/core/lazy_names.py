@@ -1,4 +1,4 @@
-"""Names of a package that are imported on first use (PEP 562), so that importing the package costs next to nothing.
+"""Lazy imports of a package's names (PEP 562), so that importing the package costs next to nothing.
 
 `prefect_launch` itself does the same without this module: its top is copied into the environments of jobs.
 """

@@ -1,7 +1,7 @@
-"""Masks of secrets: what a run was given as a secret reads `********` in all that is told of the run.
+"""Secret masking: a run's secrets read `********` in its logs, messages and outputs.
 
-A value is found as it is, line by line, and as JSON, URLs, Python's `repr` and base64 write it; what a job encodes in
-another way is not. Values, and lines of them, of fewer than 4 characters are not masked: they stand in any text. Of a
+A value is found line by line, as it is and as JSON, URLs, Python's `repr` and base64 write it; other encodings are
+not. Values, and lines of them, of fewer than 4 characters are not masked: they occur in any text. Of a
 value that is a JSON object, such as a key file, the texts of 8 characters and more are masked one by one, too.
 """
 
@@ -18,7 +18,7 @@ from urllib.parse import quote, quote_plus
 
 from prefect_launch.errors import InternalError, LaunchError
 
-#: What stands for a secret.
+#: Replaces a secret.
 MASK: Final = "********"
 #: Shorter ones would mask half of any text, and are no secrets.
 MIN_CHARS: Final = 4

@@ -1,7 +1,6 @@
-"""The rule for names that people give: jobs, queues, aliases, entities, projects, agents.
+"""Name validation for jobs, queues, aliases, entities, projects and agents.
 
-One rule for all of them, so that a name is safe in a path, a URL, a tag, a container name and an environment variable's
-value.
+One rule for all of them: a name is safe in a path, a URL, a tag, a container name and an environment variable's value.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from prefect_launch.errors import InvalidNameError
 MAX_NAME_CHARS = 128
 #: The reference's limit for queue names.
 MAX_QUEUE_NAME_CHARS = 64
-#: What stands for the entity, or the project, that nobody has named.
+#: The entity, or the project, by default.
 UNNAMED = "default"
 #: The variables that name the entity, and the project; the first that is set counts.
 ENTITY_VARIABLES = ("LAUNCH_ENTITY", "WANDB_ENTITY")

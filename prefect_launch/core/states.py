@@ -1,7 +1,7 @@
-"""The states of an item, and the one function that moves it.
+"""Item states, and which state may follow which.
 
-An item is a flow run; where it stands is the flow run's state. Prefect keeps a *type*, which its server orchestrates
-by, and a *name*, which people read. Source of the names and of who sets them: docs/design.md, "The life of an item".
+An item is a flow run, and its state is the flow run's. Prefect keeps a *type*, by which its server orchestrates, and a
+*name*, which people read. docs/design.md, "The life of an item", says who sets which.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class ItemState(Enum):
     """The states that prefect-launch sets, each with Prefect's type."""
 
     QUEUED = ("Queued", StateType.SCHEDULED)
-    #: Put back by its retry rule; due at a time of its own. The name is Prefect's.
+    #: Requeued by its retry policy, due at a later time. The name is Prefect's.
     AWAITING_RETRY = ("AwaitingRetry", StateType.SCHEDULED)
     #: The claim. The server refuses a second one only under exactly this name (a `Pending` of any other name is let
     #: through).

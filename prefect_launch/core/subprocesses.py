@@ -1,7 +1,7 @@
-"""Running another program and reading what it says, off the event loop's back.
+"""Asynchronous subprocesses that end with the task that waits for them.
 
-A program that is no longer waited for is ended, with all that it has started: git and uv start others, which would go
-on, waiting for a host that does not answer. (`anyio.run_process` would wait for it to end by itself when its task is
+Cancelling the task kills the program and all that it has started: git and uv start others, which would go on waiting
+for a host that does not answer. (`anyio.run_process` would wait for it to end by itself when its task is
 cancelled the way asyncio does it.)
 """
 

@@ -1,8 +1,8 @@
-"""Text that others wrote, made safe for a terminal: a job, a submitter or a queue's owner gives it no orders.
+"""Terminal output sanitizing: text from a job, a submitter or a queue's owner cannot control the terminal.
 
 A terminal obeys sequences that begin with an escape character: they move the cursor, set the window's title, write the
-clipboard, answer as if somebody typed. Whole sequences are left out, since nobody reads them; a control character that
-is none is shown by a sign of its own. Colours may stay: they change nothing but themselves.
+clipboard, answer as if somebody typed. Such sequences are removed; any other control character is shown by a visible
+sign. Colours may stay: they change nothing else.
 
 No library does this: rich strips five control characters, and click colours and cursor moves, from what is no terminal.
 """

@@ -1,4 +1,4 @@
-"""What a job's own code may import: its config, its config files, and where to leave its outputs.
+"""Library for a job's own code: its config, its config files and its outputs.
 
 Works in any Python from 3.10 on with nothing else installed: no Prefect, no pydantic, and PyYAML and jsonschema only
 when a YAML file or a schema is used. It imports in a few milliseconds. It talks to no server: all it reads is in the

@@ -1,4 +1,4 @@
-"""Writing a small text file so that a reader sees the old one or the new one, never a half."""
+"""Atomic write of a small text file: a reader sees the old content or the new, never a half."""
 
 from __future__ import annotations
 

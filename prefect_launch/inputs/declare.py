@@ -1,4 +1,4 @@
-"""Declaring inputs: which config file, or which part of the run's config, a submitter may change.
+"""Input declarations: the config files, and the parts of the run's config, that a submitter may change.
 
 A declaration applies the submitter's overrides to the file, checks the inputs against their schema, and leaves a note
 of them in the run's output folder (`.launch/inputs/`), which the agent keeps. In a program that was not started by

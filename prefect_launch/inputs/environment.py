@@ -1,4 +1,4 @@
-"""Reading the job's config and file overrides from its environment.
+"""Config and file overrides of a job, from its environment variables.
 
 A value is one JSON object in one variable, or, when that would be too long, cut into chunks `NAME_0`, `NAME_1`, …
 that are joined in the order of their numbers. Our own names come first, then the names of W&B, so that a job written

@@ -1,4 +1,4 @@
-"""What a job leaves behind: files in its output folder, and `outputs.json`, the run's named results.
+"""Outputs of a job: files in its output folder, and `outputs.json`, the run's named results.
 
 The agent keeps the whole folder in the job store, and shows `outputs.json`, a flat dict, with the run. In a program
 that was not started by launch the folder is `outputs` in the working directory, so that the same code runs by hand.

@@ -1,4 +1,4 @@
-"""The schema that a job declares for its inputs: what may be given as one, and whether values keep to it.
+"""Input schema that a job's code declares: loading it, checking values, and explaining errors.
 
 A schema is a JSON schema (a dict, or the path of a .json file) or a pydantic model. The reference's own additions are
 understood: `required: true` on a property, and `format: "secret"`, whose value is never shown or written.

@@ -1,4 +1,4 @@
-"""Putting these inputs into a job's own environment, so that a job need not install Prefect.
+"""Vendoring of `prefect_launch.inputs` into a job's environment, so that a job need not install Prefect.
 
 Only this package, the errors and the top of `prefect_launch` are copied: the standard library is all they need. They
 go behind everything else on the environment's path, so that a job which does require prefect-launch gets the one that

@@ -1,6 +1,6 @@
-"""The job artifact: what a job is, how it is made, stored and found again.
+"""Jobs: their model, archive, schema, store and registry.
 
-The names that users meet are imported on first use, so that the agent's and the runners' imports stay light.
+The names that users import are loaded on first use, so that the agent's and the runners' imports stay light.
 """
 
 from __future__ import annotations

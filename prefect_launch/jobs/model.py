@@ -1,4 +1,4 @@
-"""What a job is, as frozen values: its document (`wandb-job.json`), one version of it, one row of a list.
+"""Job model, as frozen values: the document (`wandb-job.json`), a version, a reference, a row of a list.
 
 The document has the reference's schema. It holds nothing of where or when it was made, so that the same content has
 the same digest on every machine. No input or output here: `prefect_launch.jobs.registry` stores and finds jobs.

@@ -1,4 +1,4 @@
-"""What a run left behind, kept in the job store beside the jobs: one folder for each attempt at an item.
+"""Run outputs in the job store: one folder for each attempt at an item.
 
 The folder that is stored was written by anybody's code, so only regular files are taken, and no more than the limits
 say: a link, a device or a pipe is left out, since following it would copy the agent's own files into the store. What is
@@ -26,10 +26,10 @@ from prefect_launch.core.output_limits import (
     TOO_DEEP,
     LeftOut,
     OutputLimits,
+    OutputLinks,
     Selection,
     kind_of,
 )
-from prefect_launch.core.output_links import OutputLinks
 from prefect_launch.errors import NotFoundError
 from prefect_launch.jobs.store import StoredFiles
 

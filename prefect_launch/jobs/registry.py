@@ -1,8 +1,7 @@
-"""Jobs, stored and found: versions `v0, v1, …`, aliases that move, and `latest`, which is always the highest version.
+"""Job registry: stores and resolves jobs by version (`v0, v1, …`) and alias; `latest` is always the highest version.
 
-Its promises: two writers at once lose no version, and the same content makes no second one; what is read is what was
-stored, or is refused; a version that was read once costs no request when asked for again, an alias one small request.
-The files are written before the index names them, so what the index names is there.
+Concurrent writers lose no version, and the same content makes no second one. What is read is what was stored, or an
+error. A cached version costs no request, an alias one small request. Files are written before the index names them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A job's input schema: read from where people keep it, and held against the inputs of a run.
+"""Input schema of a job: loading it, making it plain, and checking the inputs of a run against it.
 
 A schema is given as plain data, a JSON or YAML file, a pydantic class or instance, or `module:Class`. What is stored
 with the job is its plain form (`prefect_launch.jobs.schema`). Inputs come back with the defaults filled in.

@@ -1,7 +1,7 @@
-"""The JSON schema of a class in somebody's module, had from a process of its own.
+"""JSON schema of a class in a job's module, imported in a process of its own.
 
-Importing a job's module here would run its code in the caller's process and leave it in `sys.modules`, under names
-such as `train` or `config` that the next job uses, too. This module is also what that process runs.
+Importing a job's module in the caller's process would run its code there, and leave it in `sys.modules` under a name
+like `train` that the next job uses, too. The process runs this module.
 """
 
 from __future__ import annotations

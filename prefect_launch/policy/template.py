@@ -1,4 +1,4 @@
-"""A queue's configuration as a Prefect base job template, and back.
+"""Queue configuration as a Prefect base job template, with its template variables and macros.
 
 The queue's owner writes a resource config in which `{{var}}` stands for a template variable; Prefect keeps it as a work
 pool's `base_job_template`, whose `variables` schema makes the server itself refuse a wrong value and an unknown

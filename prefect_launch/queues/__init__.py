@@ -1,1 +1,1 @@
-"""Queues: their configuration, their template variables, why their items wait."""
+"""Queues: options, deployments, agent status, wait reasons, and the session that reads them."""

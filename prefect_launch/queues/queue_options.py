@@ -1,6 +1,6 @@
-"""What the owner of a queue says of it, as it is written, before it is checked.
+"""Queue options as a queue's owner gives them, before they are checked.
 
-It imports nothing heavy: the command line makes its options of it.
+The command line derives its options from them, so this module imports nothing heavy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an open `Api` holds: the server, the job registry and what was lately read of the queues."""
+"""Session of an open `Api`: the server, the job registry and a short-lived cache of queues."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _NOT_READY: Final = "NOT_READY"
 
 @dataclass(frozen=True)
 class CachedQueue:
-    """A queue as it was when it was read.
+    """A queue as it was when it was last read.
 
     Attributes:
         pool_id: id of the work pool.
         deployment_id: id of the deployment that its items are made from.
-        blocked_reason: why nothing would start on it then, in words; an empty text when something would.
+        blocked_reason: why nothing would start on it then; empty when something would.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Session:
     """An open connection.
 
     Attributes:
-        server: the door to the Prefect server.
+        server: the client of the Prefect server.
         jobs: the jobs that are kept.
         read_secret: reads a Secret block of the server by its name.
         digest_cache: what registries told lately about images.
@@ -106,14 +106,11 @@ class Session:
         return names
 
     def forget_queue(self, name: str) -> None:
-        """Read the queue anew the next time."""
+        """Drop a queue from the cache."""
         self._queues.pop(name, None)
 
     def note_pool(self, pool: Pool) -> None:
-        """Bring what is known of a queue up to date with its work pool, which somebody has read for another purpose.
-
-        When it is no launch queue any more, it is forgotten, and the next who asks for it is told why.
-        """
+        """Update the cache with a work pool that was read for another purpose; drop it if it is no launch queue any more."""
         known = self._queues.pop(pool.name, None)
         if known is not None and known.pool_id == pool.id:
             with suppress(QueueError):

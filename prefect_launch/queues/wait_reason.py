@@ -419,7 +419,7 @@ async def read_past(server: Server, queue: str, tags: tuple[str, ...]) -> Past |
     """Read how long past runs took: those of the item's job, or of its queue when that has not run there yet.
 
     Args:
-        server: the door.
+        server: the client.
         queue: its name.
         tags: of the item; its job's name stands in one.
     """

@@ -1,0 +1,1 @@
+"""The Prefect server: protocol, client, HTTP transport, values and secrets."""

@@ -292,7 +292,7 @@ class PrefectServer(PoolCalls, ItemCalls, ProposalCalls, TelemetryCalls, EventCa
 async def connect(
     url: str | None = None, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS
 ) -> AsyncIterator[PrefectServer]:
-    """Open the door to a server.
+    """Open a client of a server.
 
     Args:
         url: address of its API; by default Prefect's own setting `PREFECT_API_URL`.

@@ -1,4 +1,4 @@
-"""HTTP to the Prefect server: a transport that is patient with a busy server, and what its refusals mean to us.
+"""HTTP transport to the Prefect server, patient with a busy one, and the errors for its refusals.
 
 Prefect's own retry waits two seconds and more after the `503` that a SQLite server gives whenever two writers meet;
 here it is 50 to 500 ms. Writes of one client go one at a time, which is what such a server can take (concurrent writers
@@ -51,7 +51,7 @@ _ONCE: Final = ("/set_state", "/logs/", "/artifacts/")
 
 
 class ServerTransport(httpx.AsyncBaseTransport):
-    """Sends requests, again when the server is busy or away for a moment."""
+    """Sends requests, and retries them while the server is busy or away for a moment."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport, *, address: str, patience_seconds: float) -> None:
         self._inner = inner

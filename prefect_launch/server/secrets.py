@@ -1,5 +1,4 @@
-"""Secrets: Prefect `Secret` blocks that a queue or a submitter names, read on the agent when a run starts and nowhere
-before.
+"""Secret blocks of Prefect that a queue or a submitter names; the agent reads them when a run starts.
 
 `{{ prefect.blocks.secret.<name> }}` is filled in where the queue's owner wrote it, and in a submitter's `env` where the
 queue allows that name (`prefect_launch.policy.submitter_options`); in no value that came from somewhere else. What is

@@ -1,4 +1,4 @@
-"""What the Prefect server tells us, as frozen values: items (flow runs), queues (work pools), verdicts.
+"""Values of the Prefect server, frozen: items (flow runs), queues (work pools), verdicts.
 
 Only the fields that we read; whatever else a server version sends is ignored.
 """

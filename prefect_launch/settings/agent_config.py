@@ -1,4 +1,4 @@
-"""An agent's configuration: defaults, then the file, then the environment, then the call.
+"""Agent configuration, from defaults, the file, the environment and the call, in this order.
 
 The keys of the reference's `launch-config.yaml` are accepted, so that a file can be taken over as it is; what of it is
 not done here is refused, with the next step.
@@ -44,7 +44,7 @@ class WandbServer(BaseModel):
 
 
 class MachineSettings(BaseModel):
-    """What the machine's operator decides about the runs that are made on it."""
+    """Settings of a machine's operator for the runs on it."""
 
     model_config = ConfigDict(frozen=True)
 

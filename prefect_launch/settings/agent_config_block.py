@@ -1,4 +1,4 @@
-"""The block that keeps an agent's configuration on the server, where the deployable agent flow reads it.
+"""Prefect block of an agent's configuration, which the deployable agent flow reads.
 
 It is configuration that people see and edit in the UI; what it means is the business of
 `prefect_launch.settings.agent_config.AgentConfig`, which checks it when it is saved and when it is used.

@@ -1,4 +1,4 @@
-"""In-memory fake of `Api`: its Prefect server, job index, job store and registries are in memory.
+"""In-memory fake of `Api`: its Prefect server, job store and registries are in memory.
 
 Everything that takes an `Api` takes this one, and finds behind it the same `InMemoryServer`, from whatever thread or
 event loop it asks.
@@ -67,7 +67,7 @@ def _memory_store() -> JobStore:
 
 
 class InMemoryApi(Api):
-    """The door to a Prefect server that is in memory.
+    """An `Api` whose Prefect server is in memory.
 
     A copy (`model_copy`, for another entity or project) leads to the same server and the same jobs.
     """
@@ -99,7 +99,7 @@ class InMemoryApi(Api):
 
     @asynccontextmanager
     async def connect(self, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> AsyncIterator[Server]:
-        """Open the door to the server on this event loop; its patience is none."""
+        """Open the server on this event loop; its patience is none."""
         yield self._server
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""A Prefect server in memory: `InMemoryServer`, the in-memory fake of `prefect_launch.server.client.PrefectServer`.
+"""In-memory Prefect server: `InMemoryServer` implements `prefect_launch.server.protocol.Server`.
 
 It keeps the real server's rules for what prefect-launch asks of it (the same contract tests run on both) and needs no
 process, port or time. It can be used from several threads and event loops at once, goes down and up at a word, and

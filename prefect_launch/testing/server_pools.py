@@ -1,4 +1,4 @@
-"""The in-memory server's work pools, work queues and deployments."""
+"""Work pools, work queues and deployments of the in-memory Prefect server."""
 
 from __future__ import annotations
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.core.output_limits import OutputLimits, Selection
-from prefect_launch.core.output_links import OutputLinks
+from prefect_launch.core.output_limits import OutputLimits, OutputLinks, Selection
 
 OUT = "it is a link that leads out of the outputs folder"
 NOTHING = "it is a link to what is not kept"

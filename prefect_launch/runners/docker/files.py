@@ -21,8 +21,15 @@ from typing import Any, BinaryIO, cast
 import anyio
 
 from prefect_launch.core.filesystem import HolesWriter, data_bytes, fail, remove_tree, walk
-from prefect_launch.core.output_limits import MAX_DEPTH, OUTPUTS_FILE, TOO_DEEP, LeftOut, OutputLimits, Selection
-from prefect_launch.core.output_links import OutputLinks
+from prefect_launch.core.output_limits import (
+    MAX_DEPTH,
+    OUTPUTS_FILE,
+    TOO_DEEP,
+    LeftOut,
+    OutputLimits,
+    OutputLinks,
+    Selection,
+)
 from prefect_launch.core.units import format_size
 from prefect_launch.errors import JobCodeError
 from prefect_launch.inputs.config_files import merge_into_file, normal_path
