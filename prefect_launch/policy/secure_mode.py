@@ -1,4 +1,4 @@
-"""`secure_mode` of an agent: a submitter names a job and gives it inputs, and nothing else decides what code runs.
+"""Secure mode of an agent: a submitter names a job and gives it inputs, and decides nothing else.
 
 Each field of the launch spec is locked unless its declaration says otherwise (`Option.in_secure_mode`), so that a field
 that is added later is locked too.

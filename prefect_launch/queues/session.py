@@ -110,7 +110,10 @@ class Session:
         self._queues.pop(name, None)
 
     def note_pool(self, pool: Pool) -> None:
-        """Update the cache with a work pool that was read for another purpose; drop it if it is no launch queue any more."""
+        """Update the cache with a work pool that was read for another purpose.
+
+        A queue that is no launch queue any more is dropped.
+        """
         known = self._queues.pop(pool.name, None)
         if known is not None and known.pool_id == pool.id:
             with suppress(QueueError):
