@@ -40,7 +40,7 @@ from prefect_launch.errors import (
 from prefect_launch.registries.base import Registry
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.spec.image_request import BuildRequest
+from prefect_launch.spec.build_options import BuildRequest
 from prefect_launch.spec.job_naming import parse_image, runtime_of
 
 _NO_BUILDER: Final = (

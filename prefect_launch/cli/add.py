@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from prefect_launch.cli.connect import connected
-from prefect_launch.cli.flattened import flattened
 from prefect_launch.cli.launch_options import LaunchOptions, parameter_of
-from prefect_launch.cli.style import JsonOption, examples, single
+from prefect_launch.cli.options import JsonOption, examples, flattened, single
+from prefect_launch.cli.process import connected
 
 add_app = single()
 run_app = single()

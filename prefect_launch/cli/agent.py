@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from prefect_launch.cli.loading import loading
+from prefect_launch.cli.options import JsonOption, examples, group
 from prefect_launch.cli.output import Column, ago, print_json, print_table
-from prefect_launch.cli.style import JsonOption, examples, group
+from prefect_launch.cli.process import loading
 
 if TYPE_CHECKING:
     from prefect_launch.agent import AgentConfig
@@ -119,7 +119,7 @@ def serve(
 @app.command("list")
 def list_(json: JsonOption = False) -> None:
     """List the agents of all queues."""
-    from prefect_launch.cli.connect import connected
+    from prefect_launch.cli.process import connected
 
     agents = connected().agents()
     if json:
@@ -161,7 +161,7 @@ def drain(
     undo: Annotated[bool, typer.Option("--undo", metavar="", help="Let it take items again.")] = False,
 ) -> None:
     """Tell an agent to take no more items, and to leave when what it runs is done."""
-    from prefect_launch.cli.connect import connected
+    from prefect_launch.cli.process import connected
 
     agent = connected().drain_agent(name, undo=undo)
     if undo:
@@ -260,7 +260,7 @@ def _settings(
     import logging
 
     from prefect_launch.agent import resolve_agent_config
-    from prefect_launch.cli.logs import set_up
+    from prefect_launch.cli.process import set_up
 
     set_up(logging.DEBUG if verbose else logging.INFO, form=_LINE, verbose=verbose)
     return resolve_agent_config(

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from prefect_launch.cli.style import single
+from prefect_launch.cli.options import single
 
 app = single()
 

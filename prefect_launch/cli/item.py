@@ -7,7 +7,6 @@ from uuid import UUID
 
 import typer
 
-from prefect_launch.cli.connect import connected
 from prefect_launch.cli.item_view import (
     due_in_words,
     duration_of,
@@ -20,8 +19,9 @@ from prefect_launch.cli.item_view import (
     state_of,
     waiting_fields,
 )
+from prefect_launch.cli.options import JsonOption, examples, group
 from prefect_launch.cli.output import Column, ago, at, lasted, print_details, print_json, print_table
-from prefect_launch.cli.style import JsonOption, examples, group
+from prefect_launch.cli.process import connected
 from prefect_launch.core.names import short_id, short_ids
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
@@ -185,7 +185,7 @@ def logs(
     json: JsonOption = False,
 ) -> None:
     """Print an item's log."""
-    from prefect_launch.cli.follow import LogTail, write_log
+    from prefect_launch.cli.log_tail import LogTail, write_log
 
     run = find(connected(), item_id)
     if json:

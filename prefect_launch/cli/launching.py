@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from prefect_launch.cli.build_log import build_log
-from prefect_launch.cli.follow import LogTail, write_log
-from prefect_launch.cli.item_view import duration_of, fields_of, state_of
-from prefect_launch.cli.output import lasted, print_json
+from prefect_launch.cli.item_view import duration_of, fields_of, start_in_words, state_of
+from prefect_launch.cli.log_tail import LogTail, write_log
+from prefect_launch.cli.output import Column, lasted, print_details, print_json, print_table
+from prefect_launch.cli.process import ending_in_order
 from prefect_launch.client.launch_add import launch_add
 from prefect_launch.core.names import short_id
 from prefect_launch.direct.launch import launch_flow
@@ -21,7 +25,9 @@ from prefect_launch.spec.launch_spec import construct_spec
 if TYPE_CHECKING:
     from prefect_launch.cli.launch_options import LaunchOptions
     from prefect_launch.client.api import Api
+    from prefect_launch.client.explain import Explanation
     from prefect_launch.client.queued_run import QueuedRun
+
 
 _LOOK_SECONDS: Final = 0.5
 
@@ -58,7 +64,6 @@ def explain_add(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
     Raises:
         LaunchError: as `launch_add` does.
     """
-    from prefect_launch.cli.explain_view import print_explanation
     from prefect_launch.client.explain import explain_launch
 
     told = explain_launch(**_arguments(api, options))
@@ -144,3 +149,82 @@ async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> Qu
         await asyncio.wait({work})
         raise
     return run
+
+
+# The log of a build, on standard error while it goes on: an image takes minutes, and silence looks like a fault.
+
+_LOGGER: Final = "prefect.launch.build"
+
+
+class _Echo(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage(), err=True)
+
+
+@contextmanager
+def build_log(is_wanted: bool) -> Iterator[None]:
+    """Show the log of builds inside the block.
+
+    Args:
+        is_wanted: whether there is a build at all.
+    """
+    if not is_wanted:
+        yield
+        return
+    logger, handler = logging.getLogger(_LOGGER), _Echo()
+    was = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        with ending_in_order():
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = was
+
+
+# What `add --explain` prints for people.
+
+_COLUMNS = (Column("WHAT"), Column("ASKED FOR", gives_way=True), Column("BECOMES", gives_way=True), Column("BY"))
+
+
+def print_explanation(told: Explanation) -> None:
+    """Print what would be queued, what the queue changes, and what an agent would make."""
+    waiting = told.waiting
+    typer.echo("A dry run: nothing is queued.")
+    print_details(
+        [
+            ("name", told.name),
+            ("there", told.there and f"{told.there}: the same run id and spec; adding it gives that item"),
+            ("queue", f"{told.queue} ({told.resource})"),
+            ("priority", {"default": "medium"}.get(told.priority, told.priority)),
+            ("place", waiting.position if waiting else "1st: the queue is made at its first use"),
+            ("why", waiting and waiting.reason),
+            ("starts", start_in_words(waiting)),
+            ("built here", told.built_of and f"the code of {told.built_of}, pushed to {told.pushed_to}"),
+            ("job", told.job),
+            ("image", "built at the start, of the job's code" if told.builds else told.image),
+            ("digest", told.digest or ("the one of the push" if told.built_of else told.image and "resolved at start")),
+            ("options", told.options),
+            ("limits", ", ".join(f"{name} {most}" for name, most in told.limits.items())),
+            ("fixed", ", ".join(told.fixed)),
+        ]
+    )
+    rows = [(change.what, _text(change.asked), _text(change.becomes), change.by) for change in told.changes]
+    if rows:
+        typer.echo("\nOther than what you asked for:")
+        print_table(_COLUMNS, rows, empty="")
+    typer.echo("\nWhat the agent creates (of variables, the names):")
+    print_details([(name, _shown(name, value)) for name, value in told.creates.items()])
+
+
+def _shown(name: str, value: object) -> object:
+    """Show a command as a shell takes it, and the names of variables in a row."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(part, str) for part in value):
+        return value
+    return ", ".join(value) if name.lower() == "env" else shlex.join(value)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 import typer.core
 
-from prefect_launch.cli.style import CONTEXT, examples
+from prefect_launch.cli.options import CONTEXT, examples
 from prefect_launch.core.terminal import guarded_terminal
 from prefect_launch.errors import LaunchError, clause
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefect_launch.cli.options import EntityOption, JsonOption, examples, group
 from prefect_launch.cli.output import Column, print_details, print_json, print_table
-from prefect_launch.cli.style import EntityOption, JsonOption, examples, group
 from prefect_launch.cli.values import read_mapping
 from prefect_launch.queues.queue_options import QueueOptions
 
@@ -268,7 +268,7 @@ def _items(count: int) -> str:
 
 
 def _api() -> Api:
-    from prefect_launch.cli.connect import connected
+    from prefect_launch.cli.process import connected
 
     return connected()
 

@@ -5,23 +5,338 @@ Unlike the reference's it raises, with one clear error, when something is wrong,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import posixpath
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
 
-from pydantic import ValidationError
+from anyio import to_thread
+from prefect.logging import get_logger
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prefect_launch.client.job_drafts import JobRequest, draft_job
-from prefect_launch.core.validation import first_error
-from prefect_launch.errors import SpecError
-from prefect_launch.jobs.code_checks import parse_entry_point
-from prefect_launch.jobs.model import Job, PutResult
+from prefect_launch.core.filesystem import make_folders, temporary_folder
+from prefect_launch.core.names import check_name
+from prefect_launch.core.validation import check_server_json, first_error
+from prefect_launch.environments.requirements import read_requirements
+from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
+from prefect_launch.jobs.archive import pack
+from prefect_launch.jobs.code_checks import (
+    DEFAULT_ENTRY_POINT,
+    check_build_files,
+    check_in_code,
+    entry_file,
+    is_in,
+    parse_entry_point,
+    refuse_parents,
+)
+from prefect_launch.jobs.index import LATEST, check_alias
+from prefect_launch.jobs.model import (
+    CONFIG_INPUTS,
+    CodeJobSource,
+    GitCommit,
+    GitJobSource,
+    ImageJobSource,
+    Job,
+    JobDocument,
+    JobDraft,
+    PutResult,
+    SourceKind,
+)
 from prefect_launch.jobs.registry import JobRegistry
-from prefect_launch.jobs.schema import SchemaSource
+from prefect_launch.jobs.schema import SchemaSource, load_schema, with_positions
 from prefect_launch.sources.git_command import Git
+from prefect_launch.sources.git_info import CommitListing, describe_work_tree, ls_remote_files, resolve_commit
+from prefect_launch.sources.git_settings import machine_git_settings
+from prefect_launch.sources.notebook import as_program, convert, notebook_in, script_of
+from prefect_launch.sources.remote import check_remote, name_of, reject_web_pages
+from prefect_launch.spec.build_options import check_inside
+from prefect_launch.spec.job_naming import check_runtime, job_name, parse_image, runtime_of
+from prefect_launch.spec.retry import Retries
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
+
+
+_logger = get_logger("launch.jobs")
+
+#: The reference's words for kinds, and the word that its artifact has for code.
+JOB_TYPES: Final[Mapping[str, SourceKind]] = MappingProxyType(
+    {
+        "image": SourceKind.IMAGE,
+        "code": SourceKind.CODE,
+        "artifact": SourceKind.CODE,
+        "git": SourceKind.GIT,
+        "repo": SourceKind.GIT,
+    }
+)
+
+
+class JobRequest(BaseModel):
+    """What an author says about a job that is to be made. See `prefect_launch.client.create_job.acreate_job`."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    path: str
+    job_type: str
+    entity: str | None = None
+    project: str | None = None
+    name: str | None = None
+    description: str | None = None
+    aliases: tuple[str, ...] = ()
+    runtime: str | None = None
+    entrypoint: tuple[str, ...] = ()
+    git_hash: str | None = None
+    build_context: str | None = None
+    dockerfile: str | None = None
+    base_image: str | None = None
+    services: Any = None
+    input_schema: Any = None
+    retries: Retries | None = None
+
+    @property
+    def kind(self) -> SourceKind:
+        """What it is made of.
+
+        Raises:
+            SpecError: when the job type is unknown.
+        """
+        if self.job_type not in JOB_TYPES:
+            raise SpecError(str(unknown_name("job type", self.job_type, ("image", "code", "git"))))
+        return JOB_TYPES[self.job_type]
+
+
+async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[JobDraft, tuple[str, ...]]:
+    """Make a job of what its author named.
+
+    Args:
+        request: what the author says.
+        git: how git is run.
+
+    Returns:
+        The job, and the aliases that shall mean it, without `latest`.
+
+    Raises:
+        SubmitterError: of the kind that fits, when something in the request is wrong.
+        InfrastructureError: when a git host cannot be reached.
+    """
+    kind = request.kind
+    if request.name is not None:
+        check_name("job", request.name)
+    check_runtime(request.runtime)
+    if request.services:
+        raise SpecError(
+            f"Invalid services {request.services!r}: nothing here starts services beside a run. Start them as runs of"
+            " their own, or in the job itself, and leave services out."
+        )
+    aliases = tuple(check_alias(alias) for alias in request.aliases)
+    _check_paths(request)
+    draft, own_alias = await _MAKERS[kind](request, git or Git(machine_git_settings()))
+    told = {"description": draft.description, "metadata": draft.metadata, **draft.document.model_dump()}
+    check_server_json(told, f"The job {draft.name!r}", path="its document")
+    return draft, tuple(dict.fromkeys([*aliases, *([own_alias] if own_alias else [])]))
+
+
+async def _draft_image(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
+    name, tag = parse_image(request.path)
+    for option in ("git_hash", "build_context", "dockerfile", "base_image"):
+        if getattr(request, option) is not None:
+            raise SpecError(
+                f"An image job takes no {option} ({getattr(request, option)!r}): its image is run as it is."
+            )
+    if request.runtime:
+        _logger.warning("The runtime %s is not used: the image %s brings its own.", request.runtime, request.path)
+    source = ImageJobSource(image=request.path, entrypoint=request.entrypoint)
+    document = await _document(request, SourceKind.IMAGE, source, runtime=None, folder=None)
+    return _draft(request, job_name(name), document), _alias_of_tag(tag)
+
+
+async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
+    if request.git_hash is not None:
+        raise SpecError(f"A code job takes no git_hash ({request.git_hash!r}). Make a git job of the remote instead.")
+    folder = await to_thread.run_sync(_code_folder, request.path)
+    entry_point = _entry_point(request)
+    program = await to_thread.run_sync(_program_of_notebook, folder, entry_point, request.build_context)
+    archive = await pack(folder, program)
+    where, hint = f"the code folder {folder}", " Or see whether .launchignore or .gitignore leaves the file out."
+    _check_build_files(request, archive.paths, where, hint)
+    check_in_code(entry_point, archive.paths, folders=_folders(request), where=where, hint=hint)
+    await to_thread.run_sync(_check_requirements, request, folder, archive.paths)
+    place = folder / (request.build_context or ".")
+    runtime = request.runtime or await to_thread.run_sync(lambda: runtime_of(place, folder))
+    source = CodeJobSource(
+        artifact=CodeJobSource.artifact_of(archive.content_digest), **_command(entry_point), **_build(request)
+    )
+    document = await _document(request, SourceKind.CODE, source, runtime=runtime, folder=folder)
+    state = await describe_work_tree(folder)
+    metadata = {"git": state} if state else {}
+    return _draft(request, job_name(folder.name), document, code=archive.content, metadata=metadata), None
+
+
+async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
+    reject_web_pages(request.path)
+    remote = check_remote(request.path, git.protocols)
+    entry_point = _entry_point(request)
+    refuse_parents(entry_point)
+    commit = await resolve_commit(git, remote, request.git_hash)
+    await _check_in_commit(git, remote, commit, entry_point, request)
+    source = GitJobSource(git=GitCommit(remote=remote, commit=commit), **_command(entry_point), **_build(request))
+    # Which Python the code asks for is seen where it is fetched: see `prefect_launch.spec.job_naming.runtime_of`.
+    document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, folder=None)
+    return _draft(request, job_name(name_of(remote)), document), None
+
+
+async def _check_in_commit(
+    git: Git, remote: str, commit: str, entry_point: tuple[str, ...], request: JobRequest
+) -> None:
+    listed = await ls_remote_files(git, remote, commit)
+    if listed is None:
+        return
+    files, submodules = listed.files, listed.submodules
+    where = f"{remote} at {commit[:12]}"
+    _check_build_files(request, files, where, submodules=submodules)
+    if not submodules:
+        await to_thread.run_sync(_check_requirements_of, request, listed)
+    wanted = entry_file(entry_point) or "."
+    if not any(is_in(posixpath.normpath(posixpath.join(each, wanted)), submodules) for each in _folders(request)):
+        check_in_code(entry_point, files, folders=_folders(request), where=where)
+
+
+def _folders(request: JobRequest) -> tuple[str, ...]:
+    """Return the folders of the code that its command's files may be in: where it runs, or what a Dockerfile copies."""
+    return (request.build_context or ".", *(["."] if request.dockerfile is not None else []))
+
+
+def _check_build_files(
+    request: JobRequest, paths: Collection[str], where: str, hint: str = "", *, submodules: Collection[str] = ()
+) -> None:
+    given = {"build_context": request.build_context, "dockerfile": request.dockerfile}
+    check_build_files(paths, **given, where=where, hint=hint, unlisted=submodules)
+
+
+def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str], *, is_whole: bool = True) -> None:
+    """Read what the code says that it needs, as an agent will: refuse what cannot be had, and say what is not read."""
+    if request.dockerfile is not None or request.base_image is not None:
+        return  # Then these say what the code runs with.
+    top = PurePosixPath(request.build_context or ".")
+    inside = [str(PurePosixPath(path).relative_to(top)) for path in paths if PurePosixPath(path).is_relative_to(top)]
+    for note in read_requirements(folder / top, inside, is_whole=is_whole).notes:
+        _logger.warning("%s", note)
+
+
+def _check_requirements_of(request: JobRequest, listed: CommitListing) -> None:
+    """Do the same for a commit, with those of its files that the host has given."""
+    with temporary_folder("launch-git-") as scratch:
+        for path, content in listed.contents.items():
+            make_folders((scratch / path).parent)
+            (scratch / path).write_bytes(content)
+        _check_requirements(request, scratch, listed.files, is_whole=False)
+
+
+_Maker = Callable[[JobRequest, Git], Awaitable[tuple[JobDraft, "str | None"]]]
+_MAKERS: Final[Mapping[SourceKind, _Maker]] = MappingProxyType(
+    {SourceKind.IMAGE: _draft_image, SourceKind.CODE: _draft_code, SourceKind.GIT: _draft_git}
+)
+
+
+async def _document(
+    request: JobRequest,
+    kind: SourceKind,
+    source: GitJobSource | CodeJobSource | ImageJobSource,
+    *,
+    runtime: str | None,
+    folder: Path | None,
+) -> JobDocument:
+    given: SchemaSource | None = request.input_schema
+    schema = with_positions(await load_schema(given, folder=folder)) if given is not None else None
+    return JobDocument.model_validate(
+        {
+            "_version": "0.17.0" if request.build_context or request.dockerfile else "v0",
+            "source_type": kind,
+            "source": source,
+            "runtime": runtime,
+            "retries": request.retries,
+            "input_schemas": {CONFIG_INPUTS: schema} if schema is not None else None,
+        }
+    )
+
+
+def _draft(
+    request: JobRequest,
+    default_name: str,
+    document: JobDocument,
+    *,
+    code: bytes | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> JobDraft:
+    return JobDraft(
+        name=request.name or default_name,
+        entity=request.entity,
+        project=request.project,
+        document=document,
+        code=code,
+        description=request.description,
+        metadata=metadata or {},
+    )
+
+
+def _build(request: JobRequest) -> dict[str, Any]:
+    given = {key: getattr(request, key) for key in ("build_context", "dockerfile", "base_image")}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _command(entry_point: tuple[str, ...]) -> dict[str, Any]:
+    program = as_program(entry_point)
+    return {"entrypoint": program, "notebook": program != entry_point}
+
+
+def _program_of_notebook(folder: Path, entry_point: tuple[str, ...], build_context: str | None) -> dict[str, bytes]:
+    """Return the program that a folder's notebook becomes, by its path."""
+    notebook = notebook_in(entry_point)
+    for place in (build_context or "", "") if notebook else ():
+        path = PurePosixPath(place, notebook or "")
+        if (folder / path).is_file():
+            return {script_of(str(path)): convert((folder / path).read_bytes(), str(path)).encode()}
+    return {}
+
+
+def _entry_point(request: JobRequest) -> tuple[str, ...]:
+    if request.entrypoint:
+        return parse_entry_point(request.entrypoint)
+    _logger.warning("No entry point given for %s: using %s.", request.path, " ".join(DEFAULT_ENTRY_POINT))
+    return DEFAULT_ENTRY_POINT
+
+
+def _code_folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise SourceError(
+            f"The code folder {path!r} does not exist, or is no folder. Name the folder of the job's code."
+        )
+    return folder.resolve()
+
+
+def _check_paths(request: JobRequest) -> None:
+    for option in ("build_context", "dockerfile"):
+        value = getattr(request, option)
+        if value is not None:
+            check_inside(option, value)
+    if request.base_image is not None:
+        parse_image(request.base_image)
+
+
+def _alias_of_tag(tag: str | None) -> str | None:
+    if tag is None or tag == LATEST:
+        return None
+    try:
+        return check_alias(tag)
+    except InvalidNameError as error:
+        _logger.warning("The image's tag does not become an alias: %s", error)
+        return None
+
+
+# Making a job: the call that users know from the reference, for `image`, `code` and `git`.
 
 
 async def acreate_job(

@@ -11,8 +11,7 @@ from typing import Any, Final
 
 from prefect_launch.client import in_flow
 from prefect_launch.client.api import Api, default_api
-from prefect_launch.client.item_check import CheckedItem, check_item, same_item
-from prefect_launch.client.job_of_spec import NamedJob, same_uri
+from prefect_launch.client.item_check import CheckedItem, NamedJob, check_item, same_item, same_uri
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.errors import QueueError, SpecError

@@ -22,15 +22,21 @@ from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
-from prefect_launch.client.job_of_spec import job_named_by, with_job
+from prefect_launch.client.item_check import job_named_by, with_job
 from prefect_launch.core.event_loop import run_sync
 from prefect_launch.core.names import short_id
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.validation import check_server_json
 from prefect_launch.direct.background import FollowedRun, follower
-from prefect_launch.direct.end import ending_as_its_run, failure_of, outcome_of_run, show_failure
-from prefect_launch.direct.retries import retries_here, with_retries
+from prefect_launch.direct.ending import (
+    ending_as_its_run,
+    failure_of,
+    outcome_of_run,
+    retries_here,
+    show_failure,
+    with_retries,
+)
 from prefect_launch.errors import ExecutionError, LaunchError
 from prefect_launch.planning.plan import Request, default_resource, local_config, make_plan, preview_plan
 from prefect_launch.queues.session import Session

@@ -36,7 +36,7 @@ from prefect_launch.runners.registry import note_resource, runner_class
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.sources.fetch import fetch_code
-from prefect_launch.spec.image_request import BuildRequest
+from prefect_launch.spec.build_options import BuildRequest
 from prefect_launch.spec.job_naming import parse_image, runtime_of
 from prefect_launch.spec.launch_spec import LaunchSpec
 

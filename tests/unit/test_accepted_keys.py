@@ -15,9 +15,9 @@ from pydantic import BaseModel
 import prefect_launch
 from prefect_launch import create_job, launch_add
 from prefect_launch.client.build_first import _repository
+from prefect_launch.client.create_job import JobRequest
 from prefect_launch.client.item_check import check_item
-from prefect_launch.client.job_drafts import JobRequest
-from prefect_launch.direct.retries import retries_here
+from prefect_launch.direct.ending import retries_here
 from prefect_launch.errors import LaunchError, SpecError
 from prefect_launch.planning.plan import Request, local_config, preview_plan
 from prefect_launch.planning.unread_fields import refuse_unread_at_queue

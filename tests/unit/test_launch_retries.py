@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from prefect_launch.direct.retries import retries_here, with_retries
+from prefect_launch.direct.ending import retries_here, with_retries
 from prefect_launch.errors import ExecutionError, InfrastructureError, LaunchError, SpecError
 from prefect_launch.spec.launch_spec import LaunchSpec
 from prefect_launch.spec.retry import DEFAULT_RETRIES, Retries

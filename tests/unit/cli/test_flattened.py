@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import pytest
 import typer
 
-from prefect_launch.cli.flattened import flattened
+from prefect_launch.cli.options import flattened
 
 TagOption = Annotated[list[str] | None, typer.Option("-t", "--tag", help="A tag.")]
 SizeOption = Annotated[int, typer.Option("--size", help="How large.")]

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.client import create_job as create
-from prefect_launch.client.create_job import create_in
-from prefect_launch.client.job_drafts import JobRequest
+from prefect_launch.client.create_job import JobRequest, create_in
 from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, SourceError, SpecError
 from prefect_launch.jobs.model import GitJobSource, SourceKind

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.client.create_job import create_in
-from prefect_launch.client.job_drafts import JobRequest, draft_job
+from prefect_launch.client.create_job import JobRequest, create_in, draft_job
 from prefect_launch.errors import OperatorError, SourceError
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.sources.fetch import fetch_code

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prefect_launch.client.create_job import create_in
-from prefect_launch.client.job_drafts import JobRequest
+from prefect_launch.client.create_job import JobRequest, create_in
 from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.schema import inputs_in_order
 from prefect_launch.queues.deployment import form_schema
