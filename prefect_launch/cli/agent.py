@@ -208,52 +208,6 @@ def clean(
     print_report(report, home=settings.home, dry_run=dry_run, as_json=json)
 
 
-@app.command(epilog=examples("prefect-launch agent unit -q gpu -j 2 --name box-1 > prefect-launch-box-1.service"))
-def unit(
-    queue: QueuesOption = None,
-    max_jobs: MaxJobsOption = None,
-    config: ConfigFileOption = None,
-    name: NameOption = None,
-    of_user: Annotated[
-        bool, typer.Option("--user", metavar="", help="A unit of your own systemd, not of the machine's.")
-    ] = False,
-    stop_time: Annotated[
-        str | None,
-        typer.Option(
-            "--stop-time", metavar="TIME", help="What 'systemctl stop' waits for its jobs, such as 2h. Default: 5min."
-        ),
-    ] = None,
-) -> None:
-    """Print a systemd unit that runs an agent."""
-    import os
-
-    from prefect.settings import PREFECT_API_URL
-
-    from prefect_launch.cli.unit import STOP_SECONDS, unit_text
-    from prefect_launch.core.units import parse_duration
-    from prefect_launch.errors import AgentConfigError
-    from prefect_launch.settings.agent_config import HOME_VARIABLE
-
-    settings = _settings(queue, max_jobs, config, name, verbose=False)
-    if not settings.queues:
-        raise AgentConfigError("To run an agent please specify its queues (-q QUEUE, or queues: […] in its config).")
-    arguments = [part for one in queue or () for part in ("-q", one)]
-    arguments += ["-j", max_jobs] if max_jobs is not None else []
-    arguments += ["-c", str(config.absolute())] if config is not None else []
-    environment = {
-        "PREFECT_API_URL": PREFECT_API_URL.value(),
-        HOME_VARIABLE: os.environ.get(HOME_VARIABLE),
-    }
-    text = unit_text(
-        settings.name,
-        arguments,
-        {key: value for key, value in environment.items() if value},
-        of_user=of_user,
-        stop_seconds=parse_duration(stop_time) or STOP_SECONDS,
-    )
-    typer.echo(text, nl=False)
-
-
 def _settings(
     queues: list[str] | None, max_jobs: str | None, config: Path | None, name: str | None, verbose: bool
 ) -> AgentConfig:

@@ -41,182 +41,6 @@ if TYPE_CHECKING:
     from prefect_launch.server.values import Item
 
 
-class JobCalls:
-    """The calls of an `Api` about jobs; a part of `Api`, which is what `self` is."""
-
-    @property
-    def _jobs_api(self) -> Api:
-        return cast("Api", self)
-
-    def job(self, name: str) -> Job:
-        """Return the job that `entity/project/name:alias`, or a shorter form, names.
-
-        Raises:
-            NotFoundError: when there is none; names the nearest one.
-        """
-        return self._jobs_api.call(lambda session: session.jobs.resolve(name))
-
-    def jobs(self, entity: str | None = None, project: str | None = None) -> list[JobSummary]:
-        """List the jobs of an entity and a project, of all when they are left out, by name."""
-        return self._jobs_api.call(lambda session: session.jobs.list(entity, project))
-
-    def job_aliases(self, job: Job) -> tuple[str, ...]:
-        """List the aliases that mean this version of a job now, `latest` included."""
-        return self._jobs_api.call(lambda session: session.jobs.aliases(job))
-
-    def deploy_job(self, job: str, queue: str, *, name: str | None = None) -> tuple[Job, UUID, str]:
-        """Make the deployment of a job on a queue, or bring it up to date.
-
-        Args:
-            job: the job; the version that it names now is what the deployment starts.
-            queue: where its items go.
-            name: of the deployment; by default the job's.
-
-        Returns:
-            The job, the deployment's id and its name.
-
-        Raises:
-            LaunchError: as `prefect_launch.queues.deployment.deploy_job` does.
-        """
-        from prefect_launch.queues.deployment import deploy_job
-
-        return self._jobs_api.call(lambda session: deploy_job(session, job, queue, name=name))
-
-
-# What an `Api` does with queues.
-
-
-class QueueCalls:
-    """The calls of an `Api` about queues; a part of `Api`, which is what `self` is."""
-
-    entity: str
-
-    @property
-    def _api(self) -> Api:
-        return cast("Api", self)
-
-    @made_of_arguments(QueueOptions)
-    def create_run_queue(self, options: QueueOptions) -> RunQueue:
-        """Make a queue; the arguments are the attributes of `QueueOptions`.
-
-        Raises:
-            QueueError: when it is there already, or its configuration is wrong.
-            InvalidNameError: for a bad name.
-            NotFoundError: for an unknown resource or option.
-        """
-        return self.write_run_queue(options, replace=False)
-
-    @made_of_arguments(QueueOptions)
-    def upsert_run_queue(self, options: QueueOptions) -> RunQueue:
-        """Make a queue, or bring the one of that name up to date; arguments as `create_run_queue`."""
-        return self.write_run_queue(options, replace=True)
-
-    def write_run_queue(self, options: QueueOptions, *, replace: bool) -> RunQueue:
-        """Make a queue as its options say.
-
-        Args:
-            options: of the queue.
-            replace: bring the queue of that name up to date, when it is there, instead of refusing.
-
-        Raises:
-            LaunchError: as `create_run_queue`.
-        """
-        from prefect_launch.queues.options import make_config
-        from prefect_launch.queues.run_queue import RunQueue, check_concurrency, check_queue_name, create_queue
-
-        name = check_queue_name(options.name)
-        concurrency = check_concurrency(options.concurrency)
-        owner = check_name("entity", options.entity or self.entity)
-        made = make_config(dataclasses.replace(options, entity=owner))
-        pool = self._api.call(
-            lambda session: create_queue(session, name, made, concurrency=concurrency, replace=replace)
-        )
-        return RunQueue(self._api, pool)
-
-    def run_queue(self, name: str) -> RunQueue:
-        """Return the queue of that name.
-
-        Raises:
-            NotFoundError: when there is none; names the nearest one.
-        """
-        from prefect_launch.queues.run_queue import RunQueue
-
-        async def read(session: Session) -> Any:
-            session.forget_queue(name)
-            await session.queue(name)
-            return await session.server.read_pool(name)
-
-        return RunQueue(self._api, self._api.call(read))
-
-    def run_queues(self) -> list[RunQueue]:
-        """List the queues, by name; work pools of the type that have no launch configuration are left out."""
-        from prefect_launch.queues.run_queue import RunQueue
-
-        found = []
-        for pool in self._api.call(lambda session: session.server.list_pools()):
-            try:
-                found.append(RunQueue(self._api, pool))
-            except QueueError:
-                continue
-        return sorted(found, key=lambda queue: queue.name)
-
-    def update_run_queue(self, name: str, **changes: Any) -> None:
-        """Change a queue's `is_paused` or `concurrency_limit`.
-
-        Raises:
-            NotFoundError: when there is none of that name.
-        """
-
-        async def update(session: Session) -> None:
-            await session.queue(name)
-            await session.server.update_pool(name, **changes)
-
-        self._api.call(update)
-
-    def delete_run_queue(self, name: str) -> int:
-        """Delete a queue with its waiting items; returns how many those were.
-
-        Raises:
-            NotFoundError: when there is none of that name.
-        """
-        from prefect_launch.queues.run_queue import delete_queue
-
-        return self._api.call(lambda session: delete_queue(session, name))
-
-    def queue_activity(self, queues: Iterable[str]) -> list[QueueActivity]:
-        """Tell how much waits and is in work on each of these queues, and which agents are there for it."""
-        from prefect_launch.queues.agent_status import queue_activity
-
-        names = list(queues)
-        return self._api.call(lambda session: queue_activity(session, names))
-
-    def agents(self) -> list[AgentInfo]:
-        """List the agents of all queues, by name."""
-        from prefect_launch.queues.agent_status import agents
-
-        return self._api.call(agents)
-
-    def drain_agent(self, name: str, *, undo: bool = False) -> AgentInfo:
-        """Tell an agent, on whatever machine, to take no more items and to leave when its work is done.
-
-        Args:
-            name: of the agent.
-            undo: let it take items again instead.
-
-        Returns:
-            The agent, as it was before.
-
-        Raises:
-            NotFoundError: when there is no agent of that name.
-            LaunchError: when it is offline, or there is no order to take back.
-        """
-        from prefect_launch.queues.agent_status import drain_agent
-
-        return self._api.call(lambda session: drain_agent(session, name, undo=undo))
-
-
-# `Api`: where the Prefect server is, and who asks. The start of everything.
-
 T = TypeVar("T")
 _Api = TypeVar("_Api", bound="Api")
 
@@ -239,7 +63,7 @@ def _from_environment(*names: str) -> str:
     return next((os.environ[name] for name in names if os.environ.get(name)), UNNAMED)
 
 
-class Api(QueueCalls, JobCalls, BaseModel):
+class Api(BaseModel):
     """The Prefect server, as prefect-launch uses it.
 
     Attributes:
@@ -427,6 +251,164 @@ class Api(QueueCalls, JobCalls, BaseModel):
                 f"There is no item {str(wanted)!r} on {self.ui_url}. 'prefect-launch item list' shows them."
             )
         return QueuedRun.of(self, item)
+
+    # --- jobs and queues ---
+
+    def job(self, name: str) -> Job:
+        """Return the job that `entity/project/name:alias`, or a shorter form, names.
+
+        Raises:
+            NotFoundError: when there is none; names the nearest one.
+        """
+        return self.call(lambda session: session.jobs.resolve(name))
+
+    def jobs(self, entity: str | None = None, project: str | None = None) -> list[JobSummary]:
+        """List the jobs of an entity and a project, of all when they are left out, by name."""
+        return self.call(lambda session: session.jobs.list(entity, project))
+
+    def job_aliases(self, job: Job) -> tuple[str, ...]:
+        """List the aliases that mean this version of a job now, `latest` included."""
+        return self.call(lambda session: session.jobs.aliases(job))
+
+    def deploy_job(self, job: str, queue: str, *, name: str | None = None) -> tuple[Job, UUID, str]:
+        """Make the deployment of a job on a queue, or bring it up to date.
+
+        Args:
+            job: the job; the version that it names now is what the deployment starts.
+            queue: where its items go.
+            name: of the deployment; by default the job's.
+
+        Returns:
+            The job, the deployment's id and its name.
+
+        Raises:
+            LaunchError: as `prefect_launch.queues.deployment.deploy_job` does.
+        """
+        from prefect_launch.queues.deployment import deploy_job
+
+        return self.call(lambda session: deploy_job(session, job, queue, name=name))
+
+    # What an `Api` does with queues.
+
+    @made_of_arguments(QueueOptions)
+    def create_run_queue(self, options: QueueOptions) -> RunQueue:
+        """Make a queue; the arguments are the attributes of `QueueOptions`.
+
+        Raises:
+            QueueError: when it is there already, or its configuration is wrong.
+            InvalidNameError: for a bad name.
+            NotFoundError: for an unknown resource or option.
+        """
+        return self.write_run_queue(options, replace=False)
+
+    @made_of_arguments(QueueOptions)
+    def upsert_run_queue(self, options: QueueOptions) -> RunQueue:
+        """Make a queue, or bring the one of that name up to date; arguments as `create_run_queue`."""
+        return self.write_run_queue(options, replace=True)
+
+    def write_run_queue(self, options: QueueOptions, *, replace: bool) -> RunQueue:
+        """Make a queue as its options say.
+
+        Args:
+            options: of the queue.
+            replace: bring the queue of that name up to date, when it is there, instead of refusing.
+
+        Raises:
+            LaunchError: as `create_run_queue`.
+        """
+        from prefect_launch.queues.options import make_config
+        from prefect_launch.queues.run_queue import RunQueue, check_concurrency, check_queue_name, create_queue
+
+        name = check_queue_name(options.name)
+        concurrency = check_concurrency(options.concurrency)
+        owner = check_name("entity", options.entity or self.entity)
+        made = make_config(dataclasses.replace(options, entity=owner))
+        pool = self.call(lambda session: create_queue(session, name, made, concurrency=concurrency, replace=replace))
+        return RunQueue(self, pool)
+
+    def run_queue(self, name: str) -> RunQueue:
+        """Return the queue of that name.
+
+        Raises:
+            NotFoundError: when there is none; names the nearest one.
+        """
+        from prefect_launch.queues.run_queue import RunQueue
+
+        async def read(session: Session) -> Any:
+            session.forget_queue(name)
+            await session.queue(name)
+            return await session.server.read_pool(name)
+
+        return RunQueue(self, self.call(read))
+
+    def run_queues(self) -> list[RunQueue]:
+        """List the queues, by name; work pools of the type that have no launch configuration are left out."""
+        from prefect_launch.queues.run_queue import RunQueue
+
+        found = []
+        for pool in self.call(lambda session: session.server.list_pools()):
+            try:
+                found.append(RunQueue(self, pool))
+            except QueueError:
+                continue
+        return sorted(found, key=lambda queue: queue.name)
+
+    def update_run_queue(self, name: str, **changes: Any) -> None:
+        """Change a queue's `is_paused` or `concurrency_limit`.
+
+        Raises:
+            NotFoundError: when there is none of that name.
+        """
+
+        async def update(session: Session) -> None:
+            await session.queue(name)
+            await session.server.update_pool(name, **changes)
+
+        self.call(update)
+
+    def delete_run_queue(self, name: str) -> int:
+        """Delete a queue with its waiting items; returns how many those were.
+
+        Raises:
+            NotFoundError: when there is none of that name.
+        """
+        from prefect_launch.queues.run_queue import delete_queue
+
+        return self.call(lambda session: delete_queue(session, name))
+
+    def queue_activity(self, queues: Iterable[str]) -> list[QueueActivity]:
+        """Tell how much waits and is in work on each of these queues, and which agents are there for it."""
+        from prefect_launch.queues.agent_status import queue_activity
+
+        names = list(queues)
+        return self.call(lambda session: queue_activity(session, names))
+
+    def agents(self) -> list[AgentInfo]:
+        """List the agents of all queues, by name."""
+        from prefect_launch.queues.agent_status import agents
+
+        return self.call(agents)
+
+    def drain_agent(self, name: str, *, undo: bool = False) -> AgentInfo:
+        """Tell an agent, on whatever machine, to take no more items and to leave when its work is done.
+
+        Args:
+            name: of the agent.
+            undo: let it take items again instead.
+
+        Returns:
+            The agent, as it was before.
+
+        Raises:
+            NotFoundError: when there is no agent of that name.
+            LaunchError: when it is offline, or there is no order to take back.
+        """
+        from prefect_launch.queues.agent_status import drain_agent
+
+        return self.call(lambda session: drain_agent(session, name, undo=undo))
+
+
+# `Api`: where the Prefect server is, and who asks. The start of everything.
 
 
 _chosen: ContextVar[Api | None] = ContextVar("prefect_launch_api", default=None)
