@@ -163,7 +163,7 @@ def _launch_flow(function: Callable[P, Coroutine[Any, Any, T]]) -> Flow[P, Corou
     return _LaunchFlow(function, name="launch", validate_parameters=False, persist_result=False, retries=0)
 
 
-async def alaunch(
+def launch(
     api: Api,
     job: str | None = None,
     entry_point: Sequence[str] | None = None,
@@ -179,7 +179,7 @@ async def alaunch(
     run_id: str | None = None,
     repository: str | None = None,
 ) -> AbstractRun:
-    """Run a job here and now, as a flow.
+    """Run a job here and now, as a flow. It blocks a running event loop: use `alaunch` in asynchronous code.
 
     Args:
         api: the Prefect server.
@@ -209,21 +209,34 @@ async def alaunch(
         ExecutionError: when a run that was waited for failed; with the exit code and the last lines of its log.
         LaunchError: when it cannot be started; see the subclasses.
     """
-    arguments = dict(locals())
-    if synchronous:
-        run: AbstractRun = await launch_flow(**arguments)
+    arguments: dict[str, Any] = {
+        **{"api": api, "job": job, "entry_point": entry_point, "version": version, "name": name, "resource": resource},
+        **{"resource_args": resource_args, "project": project, "entity": entity, "docker_image": docker_image},
+        **{"config": config, "synchronous": synchronous, "run_id": run_id, "repository": repository},
+    }
+    if not synchronous:
+        follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
+    return run_sync(alaunch(**arguments))
+
+
+@with_arguments_of(launch)
+async def alaunch(arguments: Mapping[str, Any]) -> AbstractRun:
+    """`launch` for async code; arguments, result and errors are the same."""
+    given = dict(arguments)
+    if given["synchronous"]:
+        run: AbstractRun = await launch_flow(**given)
         return run
-    return await follower().begin(lambda: launch_flow(**arguments))
+    return await follower().begin(lambda: launch_flow(**given))
 
 
 @_launch_flow
 @ending_as_its_run
-@with_arguments_of(alaunch)
+@with_arguments_of(launch)
 async def launch_flow(arguments: Mapping[str, Any]) -> AbstractRun:
-    """Run a job here and now: the flow of `alaunch`, with its arguments, which ends when its run has ended.
+    """Run a job here and now: the flow of `launch`, with its arguments, which ends when its run has ended.
 
     Raises:
-        LaunchError: as `alaunch` does.
+        LaunchError: as `launch` does.
     """
     given = dict(arguments)
     api, synchronous = given.pop("api"), given.pop("synchronous")
@@ -295,26 +308,3 @@ def _request(spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> R
 
 def _site() -> MachineSettings:
     return MachineSettings(home=default_home(), git=machine_git_settings())
-
-
-def launch(
-    api: Api,
-    job: str | None = None,
-    entry_point: Sequence[str] | None = None,
-    version: str | None = None,
-    name: str | None = None,
-    resource: str | None = None,
-    resource_args: Mapping[str, Any] | None = None,
-    project: str | None = None,
-    entity: str | None = None,
-    docker_image: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    synchronous: bool = True,
-    run_id: str | None = None,
-    repository: str | None = None,
-) -> AbstractRun:
-    """`alaunch` for synchronous code; arguments, result and errors are the same. It blocks a running event loop."""
-    arguments = dict(locals())
-    if not synchronous:
-        follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
-    return run_sync(alaunch(**arguments))
