@@ -63,7 +63,7 @@ USER root
 COPY {FOLDER}environment.yml {IMAGE_FOLDER}/environment.yml
 RUN micromamba create --yes --prefix {VENV} --file {IMAGE_FOLDER}/environment.yml && micromamba clean --all --yes
 RUN mkdir -p {CODE_DIR} && chown {{user}}:0 {CODE_DIR}"""
-_COPY_PROJECT = f"COPY {PROJECT_FOLDER} {IMAGE_FOLDER}/src/"
+COPY_PROJECT = f"COPY {PROJECT_FOLDER} {IMAGE_FOLDER}/src/\n"
 
 
 @dataclass(frozen=True)
@@ -241,52 +241,33 @@ def write_dockerfile(
     mounts = [f"--mount=type=secret,id={name},target={SECRETS}/{name}" for name in secrets]
     mounts += [f"--mount=type=cache,target={CACHE}"] if cache else []
     options = " ".join(mounts)
-    install = () if recipe.conda else (f"RUN {options} {INSTALL}",)
-    project = (_COPY_PROJECT, f"RUN {options} {INSTALL_PROJECT}") if recipe.project else ()
-    return _text(*before_install(recipe), *install, *project, *after_install(recipe))
+    install = "" if recipe.conda else f"RUN {options} {INSTALL}\n"
+    project = f"{COPY_PROJECT}RUN {options} {INSTALL_PROJECT}\n" if recipe.project else ""
+    return f"{write_before(recipe)}{install}{project}{write_after(recipe)}"
 
 
 def write_before(recipe: Recipe) -> str:
-    """Return the part before the installing step, for a builder that runs that step itself."""
-    return _text(*before_install(recipe))
+    """Return the sections before the installing step: base, system, and the files that state dependencies."""
+    if recipe.conda:
+        return f"FROM {recipe.base}\n{_CONDA.format(user=recipe.user_id)}\n"
+    system = "" if recipe.brings_python else f"{_APT.format(version=recipe.python_version)}\n"
+    return f"FROM {recipe.base}\nUSER 0\n{system}COPY {FOLDER} {IMAGE_FOLDER}/\n"
 
 
-def write_project(installed: str) -> str:
-    """Return the part before the installing step of a project, on the image with its dependencies."""
-    return _text(f"FROM {installed}", "USER 0", _COPY_PROJECT)
-
-
-def write_after(recipe: Recipe, installed: str) -> str:
-    """Return the part after the installing step, on the image that the step made."""
-    return _text(f"FROM {installed}", *after_install(recipe))
+def write_after(recipe: Recipe) -> str:
+    """Return the sections after the installing step: user and code."""
+    user = f"{recipe.user_id}:0"
+    # HOME and the names, because a user id that is not in /etc/passwd has none of them.
+    return f"""\
+ENV PATH={VENV}/bin:$PATH VIRTUAL_ENV={VENV} PYTHONUNBUFFERED=1 HOME={CODE_DIR} USER=launch LOGNAME=launch
+WORKDIR {CODE_DIR}
+USER {user}
+ENTRYPOINT []
+CMD ["python"]
+COPY --chown={user} {CODE_FOLDER} {CODE_DIR}/
+"""
 
 
 def write_labels(labels: Mapping[str, str]) -> str:
     """Return the last section: the image's labels."""
     return f"LABEL {' '.join(f'{name}={json.dumps(value)}' for name, value in labels.items())}\n"
-
-
-def before_install(recipe: Recipe) -> tuple[str, ...]:
-    """Return the sections base, system, and the dependencies up to their installation."""
-    base = (f"FROM {recipe.base}",)
-    if recipe.conda:
-        return (*base, _CONDA.format(user=recipe.user_id))
-    system = () if recipe.brings_python else (_APT.format(version=recipe.python_version),)
-    return (*base, "USER 0", *system, f"COPY {FOLDER} {IMAGE_FOLDER}/")
-
-
-def after_install(recipe: Recipe) -> tuple[str, ...]:
-    """Return the sections user and code."""
-    user = f"{recipe.user_id}:0"
-    return (
-        # HOME and the names, because a user id that is not in /etc/passwd has none of them.
-        f"ENV PATH={VENV}/bin:$PATH VIRTUAL_ENV={VENV} PYTHONUNBUFFERED=1 HOME={CODE_DIR} USER=launch LOGNAME=launch",
-        f"WORKDIR {CODE_DIR}",
-        f"USER {user}",
-        'ENTRYPOINT []\nCMD ["python"]',
-        f"COPY --chown={user} {CODE_FOLDER} {CODE_DIR}/",
-    )
-
-
-def _text(*sections: str) -> str:
-    return "\n".join(sections) + "\n"

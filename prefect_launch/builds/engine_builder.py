@@ -27,6 +27,7 @@ from prefect_launch.builds.context import BuildContext, packed
 from prefect_launch.builds.dockerfile import (
     CACHE,
     CODE_FOLDER,
+    COPY_PROJECT,
     FOLDER,
     INSTALL,
     INSTALL_PROJECT,
@@ -35,7 +36,6 @@ from prefect_launch.builds.dockerfile import (
     write_after,
     write_before,
     write_labels,
-    write_project,
 )
 from prefect_launch.builds.pip_access import PipAccess
 from prefect_launch.errors import InternalError
@@ -83,10 +83,11 @@ class EngineBuilder(Builder):
             installed = await self._install(installed, access, log)
         if recipe.project:
             project = target.context.below(PROJECT_FOLDER)
-            installed = await self._written(project, write_project(installed), target, log)
+            installed = await self._written(project, f"FROM {installed}\nUSER 0\n{COPY_PROJECT}", target, log)
             installed = await self._install(installed, access, log, INSTALL_PROJECT)
         code = target.context.below(CODE_FOLDER)
-        return await self._written(code, write_after(recipe, installed) + write_labels(target.labels), target, log)
+        text = f"FROM {installed}\n{write_after(recipe)}{write_labels(target.labels)}"
+        return await self._written(code, text, target, log)
 
     async def _written(self, context: BuildContext, text: str, target: ImageBuild, log: LineSink) -> str:
         return await self._classic(context.plus({_DOCKERFILE: text.encode()}), _DOCKERFILE, target, log)

@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from prefect_launch.builds.dockerfile import CERTIFICATES, INDEX_SETTINGS, SECRETS
-from prefect_launch.environments.pip_config import uv_environment
+from prefect_launch.environments.pip_config import SYNONYMS, uv_environment
 from prefect_launch.errors import AgentConfigError
 
 #: uv's variable, pip's variable, and the separator of several values in uv's.
@@ -26,7 +26,6 @@ _PLACES: Final = (
     ("UV_FIND_LINKS", "PIP_FIND_LINKS", ","),
 )
 _AS_THEY_ARE: Final = (("UV_INSECURE_HOST", "PIP_TRUSTED_HOST"), ("UV_NO_INDEX", "PIP_NO_INDEX"))
-_SYNONYMS: Final = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
 _UV_ONLY: Final = ("UV_INDEX_STRATEGY", "UV_SYSTEM_CERTS", "UV_NATIVE_TLS")
 _PASSWORD: Final = re.compile(r"://[^:@/\s]*:([^@/\s]+)@")
 _PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
@@ -105,7 +104,7 @@ def _settings_of(setting: str, environ: dict[str, str]) -> dict[str, str]:
 
 
 def _value(settings: Mapping[str, str], name: str) -> str:
-    return settings.get(name) or settings.get(_SYNONYMS.get(name, name)) or ""
+    return settings.get(name) or settings.get(SYNONYMS.get(name, name)) or ""
 
 
 def _folder_of(place: str) -> str | None:

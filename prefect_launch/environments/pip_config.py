@@ -23,7 +23,7 @@ _OPTIONS = (
     ("no-index", "UV_NO_INDEX", " "),
 )
 #: Other names of the same variables in uv.
-_SYNONYMS = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
+SYNONYMS = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
 #: How uv and pip report a fault of the network or the disk rather than of the requirements; for Python's `re` and for
 #: `grep -E` alike, whatever the case.
 MACHINE_FAULT_PATTERN: Final = (
@@ -50,7 +50,7 @@ def uv_environment(environ: Mapping[str, str] | None = None, files: list[Path] |
     environ = dict(os.environ if environ is None else environ)
     options = _pip_options(environ, _pip_files(environ) if files is None else files)
     for option, variable, separator in _OPTIONS:
-        if options.get(option) and not (environ.get(variable) or environ.get(_SYNONYMS.get(variable, variable))):
+        if options.get(option) and not (environ.get(variable) or environ.get(SYNONYMS.get(variable, variable))):
             environ[variable] = separator.join(options[option])
             if option == "extra-index-url":
                 # pip treats all indexes alike, so uv does, too.
