@@ -24,8 +24,9 @@ from docker.types import CancellableStream
 
 from prefect_launch.builds.builder import LineSink
 from prefect_launch.errors import RegistryError, clause
-from prefect_launch.registries.base import Credentials, is_digest
+from prefect_launch.registries.base import Credentials, Registry, is_digest
 from prefect_launch.runners.docker.client import REFUSED, DockerEngine, engine_auth
+from prefect_launch.runners.docker.engine import Engine
 
 #: Statuses of a layer that come many times a second, or before anything has happened.
 _UNLOGGED_STATUSES: Final = frozenset({"Preparing", "Waiting", ""})
@@ -237,6 +238,24 @@ class BuildEngine(DockerEngine):
             task.cancel()
             await asyncio.wait({task})
             raise
+
+
+class LocalImages(Registry):
+    """The images of one engine, as a registry: images that are pushed nowhere are kept there.
+
+    Args:
+        engine: the Docker Engine.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def digest_of(self, reference: str) -> str | None:
+        image = await self._engine.image(reference)
+        return None if image is None else image.reference(reference).rpartition("@")[2]
+
+    async def credentials_for(self, reference: str) -> Credentials | None:
+        return None
 
 
 def _push_error(name: str, reason: str) -> RegistryError:

@@ -16,17 +16,17 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.builds.build_engine import BuildEngine
+from prefect_launch.builds.build_engine import BuildEngine, LocalImages
 from prefect_launch.builds.build_lease import BuildLease
 from prefect_launch.builds.builder import Builder, ImageBuild, LineSink
 from prefect_launch.builds.buildkit_builder import BuildkitBuilder, docker_programs, output_of
 from prefect_launch.builds.context import BuildContext, merge, read_context
-from prefect_launch.builds.destination import Destination, LocalImages
 from prefect_launch.builds.dockerfile import CODE_FOLDER, Dependencies, Recipe, find_dependencies, install_files
 from prefect_launch.builds.dockerfile_selection import DockerfileSelection, read_base_images, select_dockerfile
 from prefect_launch.builds.engine_builder import EngineBuilder
 from prefect_launch.builds.image_usage import ImageUsage
 from prefect_launch.builds.pip_access import PipAccess, read_pip_access
+from prefect_launch.builds.push import push_image
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.core.filesystem import is_disk_full, is_own_disk_full
 from prefect_launch.errors import (
@@ -37,7 +37,7 @@ from prefect_launch.errors import (
     LaunchError,
     RegistryError,
 )
-from prefect_launch.registries.base import Registry
+from prefect_launch.registries.base import Registry, parse_reference
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.spec.build_options import BuildRequest
@@ -100,9 +100,6 @@ class ImageBuilder:
         self._usage = ImageUsage(home)
         self._local = LocalImages(self.engine)
         self._remote = remote or RemoteRegistries()
-        self._destination = (
-            Destination(self.engine, self._remote, settings.destination) if settings.destination else None
-        )
 
     async def find(self, plan: RunPlan) -> RunPlan | None:
         """Return the plan with its image when that exists; None when something must be pulled or built first.
@@ -141,7 +138,7 @@ class ImageBuilder:
                 return await self._find_image(target) is not None
 
             build = partial(self._build_and_publish, target)
-            lease = BuildLease(self._home, f"{self._place(target)}:{target.tag}")
+            lease = BuildLease(self._home, self._pushed_name(target) or f"{target.image} on {self.engine.address}")
             await lease.build_once(self._holder, UUID(plan.item_id), log, is_built=is_built, build=build)
             image = await self._find_image(target)
             if image is None:
@@ -156,13 +153,15 @@ class ImageBuilder:
 
     async def _find_image(self, target: ImageBuild) -> str | None:
         """Return the name of an image that was built before, where built images are kept."""
-        if self._destination is not None:
-            return await self._destination.find(target.tag)
-        return target.image if await self._local.digest_of(target.image) is not None else None
+        pushed = self._pushed_name(target)
+        digest = await (self._local.digest_of(target.image) if pushed is None else self._remote.digest_of(pushed))
+        if digest is None:
+            return None
+        return target.image if pushed is None else parse_reference(pushed).at(digest)
 
-    def _place(self, target: ImageBuild) -> str:
-        """Return where the image is kept: its repository in a registry, or the engine."""
-        return self._destination.repository if self._destination else f"{target.repository} on {self.engine.address}"
+    def _pushed_name(self, target: ImageBuild) -> str | None:
+        """Return the name that an image is pushed under; None: it stays on the engine."""
+        return f"{self._settings.destination}:{target.tag}" if self._settings.destination else None
 
     async def _with_image(self, plan: RunPlan, target: ImageBuild, image: str) -> RunPlan:
         await anyio.to_thread.run_sync(self._usage.record, target.tag, (target.image, image))
@@ -173,8 +172,9 @@ class ImageBuilder:
         """Build an image unless the engine has it, and push it when it is kept in a registry."""
         if await self._local.digest_of(target.image) is None:
             await self._build(target, log)
-        if self._destination is not None:
-            await self._destination.publish(target.image, target.tag, log)
+        if (name := self._pushed_name(target)) is not None:
+            await self.engine.tag(target.image, name)
+            await push_image(self.engine, self._remote, name, log)
 
     async def _build(self, target: ImageBuild, log: LineSink) -> None:
         builder, access = await self._choose(target, log)
