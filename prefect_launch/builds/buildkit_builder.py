@@ -77,11 +77,11 @@ class BuildkitBuilder(Builder):
         async with anyio.TemporaryDirectory(prefix="launch-build-") as scratch:
             folder = Path(scratch)
             await anyio.to_thread.run_sync(_write_secrets, folder, access)
-            watch = _Watch(log)
+            progress = _Progress(log)
             async with packed(context) as archive:
-                code = await self._run(self._arguments(target, access, folder), archive.fileno(), watch)
+                code = await self._run(self._arguments(target, access, folder), archive.fileno(), progress)
             if code != 0:
-                raise failure(watch.step, watch.error or f"exit code {code}", list(watch.lines))
+                raise failure(progress.step, progress.error or f"exit code {code}", list(progress.lines))
             return target.image
 
     def _arguments(self, target: ImageBuild, access: PipAccess, folder: Path) -> list[str]:
@@ -95,7 +95,7 @@ class BuildkitBuilder(Builder):
         arguments += ["--platform", target.platform] if target.platform else []
         return [self._program, *self._command, *arguments, "-"]
 
-    async def _run(self, command: list[str], stdin: int, watch: _Watch) -> int:
+    async def _run(self, command: list[str], stdin: int, progress: _Progress) -> int:
         environment = {**os.environ, **_ON_THE_ENGINE, "DOCKER_HOST": self._address}
         process = await anyio.open_process(
             ending_with_us(command, "KILL"),
@@ -107,7 +107,7 @@ class BuildkitBuilder(Builder):
         )
         try:
             if process.stdout is not None:
-                await _read(process.stdout, watch)
+                await _read(process.stdout, progress)
             return await process.wait()
         finally:
             with anyio.CancelScope(shield=True):
@@ -140,10 +140,10 @@ def _write_secrets(folder: Path, access: PipAccess) -> None:
             file.write(content)
 
 
-async def _read(stream: ByteReceiveStream, watch: _Watch) -> None:
+async def _read(stream: ByteReceiveStream, progress: _Progress) -> None:
     async for chunk in stream:
-        watch.take(chunk)
-    watch.end()
+        progress.take(chunk)
+    progress.end()
 
 
 async def _end(process: Process) -> None:
@@ -153,7 +153,7 @@ async def _end(process: Process) -> None:
         await process.wait()
 
 
-class _Watch:
+class _Progress:
     """Reads the plain progress of BuildKit."""
 
     def __init__(self, log: LineSink) -> None:
@@ -167,13 +167,13 @@ class _Watch:
     def take(self, chunk: bytes) -> None:
         *whole, self._rest = (self._rest + chunk).split(b"\n")
         for line in whole:
-            self._see(line.decode("utf-8", "replace").rstrip("\r"))
+            self._read_line(line.decode("utf-8", "replace").rstrip("\r"))
 
     def end(self) -> None:
         if self._rest:
             self.take(b"\n")
 
-    def _see(self, line: str) -> None:
+    def _read_line(self, line: str) -> None:
         if not line or _DIGEST.fullmatch(line):
             return
         self._log(f"{line}\n")

@@ -100,16 +100,16 @@ class EngineBuilder(Builder):
         log: LineSink,
         labels: Mapping[str, str] | None = None,
     ) -> str:
-        watch = _Watch(log)
+        events = _BuildEvents(log)
         params: dict[str, Any] = {"dockerfile": dockerfile, "rm": True, "forcerm": True}
         params |= {"labels": json.dumps(dict(labels))} if labels else {}
         params |= {"networkmode": self._network} if self._network else {}
         params |= {"platform": target.platform} if target.platform else {}
         async with packed(context) as archive:
-            await self._engine.build(archive, watch.see, **params)
-        if watch.error is not None or watch.image is None:
-            raise failure(watch.step, watch.error or "the engine made no image", list(watch.lines))
-        return watch.image
+            await self._engine.build(archive, events.read, **params)
+        if events.error is not None or events.image is None:
+            raise failure(events.step, events.error or "the engine made no image", list(events.lines))
+        return events.image
 
     async def _install(self, image: str, access: PipAccess, log: LineSink, command: str = INSTALL) -> str:
         key = hashlib.sha256(f"{image}\0{command}".encode()).hexdigest()[:32]
@@ -131,13 +131,13 @@ class EngineBuilder(Builder):
                 await self._engine.remove(container_id)
 
     async def _run(self, container_id: str, log: LineSink, command: str) -> None:
-        pieces = _Lines(log)
+        output = _Output(log)
         await self._engine.start(container_id)
-        await self._engine.follow(container_id, pieces.take)
+        await self._engine.follow(container_id, output.take)
         ended = await self._engine.ended(container_id)
         if ended is None or ended.exit_code != 0:
             reason = f"exit code {ended.exit_code}" if ended else "its container was removed"
-            raise failure(command, reason, list(pieces.lines))
+            raise failure(command, reason, list(output.lines))
 
     def _step(self, image: str, access: PipAccess, command: str) -> dict[str, Any]:
         binds = [f"{folder}:{folder}:ro" for folder in access.folders]
@@ -164,7 +164,7 @@ def _tools() -> dict[str, Path]:
         return {}
 
 
-class _Lines:
+class _Output:
     """Logs pieces of output as they come, and keeps the last lines."""
 
     def __init__(self, log: LineSink) -> None:
@@ -183,7 +183,7 @@ class _Lines:
         self._kept.extend(whole)
 
 
-class _Watch(_Lines):
+class _BuildEvents(_Output):
     """Reads the events of a classic build."""
 
     def __init__(self, log: LineSink) -> None:
@@ -192,7 +192,7 @@ class _Watch(_Lines):
         self.error: str | None = None
         self.image: str | None = None
 
-    def see(self, event: Mapping[str, Any]) -> None:
+    def read(self, event: Mapping[str, Any]) -> None:
         if text := event.get("stream"):
             if text.startswith("Step ") and " : " in text:
                 self.step = text.partition(" : ")[2].strip()

@@ -13,7 +13,6 @@ import base64
 import hashlib
 import random
 import ssl
-from types import TracebackType
 from typing import Any, Final, NamedTuple
 from urllib.request import parse_http_list, parse_keqv_list
 
@@ -72,15 +71,14 @@ class RemoteRegistries(Registry):
             advice=self._keychain.advice(image.host),
             pauses=self._pauses,
         )
-        async with client:
-            return await client.digest_of(image)
+        return await client.digest_of(image)
 
     async def credentials_for(self, reference: str) -> Credentials | None:
         return await self._keychain.credentials_for(parse_reference(reference).host)
 
 
 class RegistryClient:
-    """One registry. Use it as an async context manager.
+    """Asks one registry about one image.
 
     Args:
         host: its address as image names have it, with its port.
@@ -108,7 +106,7 @@ class RegistryClient:
         address = api_host or host
         is_lax = is_insecure or is_loopback(host)
         self._bases = [f"https://{address}", *([f"http://{address}"] if is_lax else [])]
-        self._authorization: dict[str, str] = {}
+        self._authorization: str | None = None
         self._http = httpx.AsyncClient(
             verify=not is_lax,
             follow_redirects=True,
@@ -116,20 +114,16 @@ class RegistryClient:
             headers={"User-Agent": "prefect-launch"},
         )
 
-    async def __aenter__(self) -> RegistryClient:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self._http.aclose()
-
     async def digest_of(self, image: ImageReference) -> str | None:
         """Return the digest that an image has now; None when there is no such image.
 
         Raises:
             RegistryError: when the registry fails, does not answer, or refuses to tell.
         """
+        async with self._http:
+            return await self._digest_of(image)
+
+    async def _digest_of(self, image: ImageReference) -> str | None:
         answer = await self._ask("HEAD", image)
         if answer.status_code == 200 and is_digest(answer.headers.get("docker-content-digest")):
             return str(answer.headers["docker-content-digest"])
@@ -178,19 +172,20 @@ class RegistryClient:
     async def _authorized(self, method: str, image: ImageReference) -> httpx.Response:
         """Ask, and once more with the authorization that the registry demands."""
         path = f"/v2/{image.repository}/manifests/{image.version}"
-        known = self._authorization.get(image.repository)
-        answer = await self._send(method, path, known)
+        answer = await self._send(method, path)
         challenge = _challenge_in(answer) if answer.status_code == 401 else None
         if challenge is None:
             return answer
         authorization = await self._authorization_for(challenge, is_secure=answer.url.scheme == "https")
-        if authorization is None or authorization == known:
+        if authorization is None or authorization == self._authorization:
             return answer
-        self._authorization[image.repository] = authorization
-        return await self._send(method, path, authorization)
+        self._authorization = authorization
+        return await self._send(method, path)
 
-    async def _send(self, method: str, path: str, authorization: str | None) -> httpx.Response:
-        headers = {"Accept": ", ".join(MANIFEST_TYPES), **({"Authorization": authorization} if authorization else {})}
+    async def _send(self, method: str, path: str) -> httpx.Response:
+        headers = {"Accept": ", ".join(MANIFEST_TYPES)}
+        if self._authorization is not None:
+            headers["Authorization"] = self._authorization
         while True:
             try:
                 return await self._http.request(method, self._bases[0] + path, headers=headers)

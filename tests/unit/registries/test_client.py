@@ -36,8 +36,7 @@ def web() -> Iterator[respx.MockRouter]:
 async def digest(image: str = IMAGE, **options: Any) -> str | None:
     reference = parse_reference(image)
     settings: dict[str, Any] = {"pauses": (0.0, 0.0), "advice": "Do this.", **options}
-    async with RegistryClient(reference.host, api_host=reference.api_host, **settings) as client:
-        return await client.digest_of(reference)
+    return await RegistryClient(reference.host, api_host=reference.api_host, **settings).digest_of(reference)
 
 
 def asks(request: httpx.Request, header: dict[str, str], accepted: str) -> httpx.Response:
