@@ -218,7 +218,7 @@ def size_of(folder: Path) -> int:
 
 
 class LockedFolderCache(FolderCache):
-    """Folders that all agents of one data folder share, each with its lock file `<name>.lock` beside it.
+    """A cache of folders that all agents of one data folder share; each is locked by the file `<name>.lock` next to it.
 
     Args:
         folder: where they are.

@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-#: What a call that is given up gets to end what it has begun (a build, a push), before its caller goes on.
+#: Time for a cancelled call to clean up what it has begun (a build, a push) before its caller continues.
 _END_SECONDS: Final = 10.0
 
 
@@ -104,7 +104,7 @@ class Background(Generic[R]):
 
 
 class _Work(Generic[T]):
-    """One function at work on a loop of another thread.
+    """One function that runs on the loop of another thread.
 
     Attributes:
         result: what it returns, or raises. A function that is cancelled has its result when it has ended, not before.
@@ -117,11 +117,11 @@ class _Work(Generic[T]):
         self._task: asyncio.Task[T] | None = None
 
     def begin(self) -> None:
-        """Begin it."""
+        """Start it."""
         self._loop.call_soon_threadsafe(self._begin)
 
     def cancel(self) -> None:
-        """Cancel it, once it has begun; nothing when it has ended."""
+        """Cancel it once it has started; do nothing when it has ended."""
         with suppress(RuntimeError):  # The loop has ended, and all on it.
             self._loop.call_soon_threadsafe(self._cancel)
 

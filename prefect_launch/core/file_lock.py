@@ -23,7 +23,7 @@ async def locked(file: Path, *, shared: bool = False) -> AsyncIterator[int]:
     """Hold a lock. Waiting for it takes no thread, and can be cancelled.
 
     Args:
-        file: what is locked; it is made, and stays.
+        file: the lock file; it is created, and stays.
         shared: let others that ask for it `shared` hold it too.
 
     Yields:
@@ -37,10 +37,10 @@ async def locked(file: Path, *, shared: bool = False) -> AsyncIterator[int]:
 
 @contextmanager
 def locked_if_free(file: Path, *, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock if nobody else holds it now; whoever does is not waited for.
+    """Hold a lock if it is free now, without waiting.
 
     Args:
-        file: what is locked; it is made, and stays.
+        file: the lock file; it is created, and stays.
         shared: let others that ask for it `shared` hold it too.
 
     Yields:

@@ -39,7 +39,7 @@ def walk(
 
     Args:
         folder: where to begin.
-        onerror: told of a folder that cannot be read; it is passed over.
+        onerror: called with the error for a folder that cannot be read; it is skipped.
     """
     waiting = [os.fspath(folder)]
     while waiting:
@@ -66,7 +66,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def fail(error: OSError) -> NoReturn:
-    """Raise the error: an `onerror` of `walk` that passes no folder over."""
+    """Raise the error: an `onerror` of `walk` that skips no folder."""
     raise error
 
 
@@ -147,7 +147,7 @@ _CAN_SEEK: Final = hasattr(os, "SEEK_DATA")
 
 
 class CopyStoppedError(Exception):
-    """A copy was told to stop before its end."""
+    """A copy was stopped before its end."""
 
 
 def allocated_bytes(status: os.stat_result) -> int:
@@ -170,7 +170,7 @@ def copy_file(source: Path, target: Path, *, stop: threading.Event | None = None
         stop: when it is set, the copy ends early.
 
     Raises:
-        CopyStoppedError: when it was told to stop; what it has written is left.
+        CopyStoppedError: when it was stopped; what it has written is left.
         OSError: when the file cannot be read or written.
     """
     taken = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -200,7 +200,7 @@ def copy_tree(source: Path, target: Path, *, stop: threading.Event | None = None
         How many files were copied.
 
     Raises:
-        CopyStoppedError: when it was told to stop.
+        CopyStoppedError: when it was stopped.
         OSError: when a file or folder cannot be read or written; there may be no such folder.
     """
     copied = 0
@@ -308,7 +308,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def says_disk_full(text: str | None) -> bool:
-    """Whether a text tells of a full disk."""
+    """Whether a text reports a full disk."""
     return bool(text and _SAID.search(text))
 
 

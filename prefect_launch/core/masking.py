@@ -24,7 +24,7 @@ MASK: Final = "********"
 MIN_CHARS: Final = 4
 #: Among the texts of a JSON object are users' names and words such as "key".
 _MIN_FIELD_CHARS: Final = 8
-#: The part of a base64 text that does not depend on what stands before and after the value is told by so many bytes.
+#: A value needs so many bytes to fix a part of its base64 text, whatever precedes and follows it.
 _MIN_BASE64_BYTES: Final = 8
 #: The lines of a value that is written by itself: of PEM, and of `base64` and MIME.
 _BASE64_LINES: Final = (64, 76)

@@ -134,14 +134,8 @@ class Selection:
     def __init__(self, limits: OutputLimits) -> None:
         self._limits = limits
         self._bytes = self._files = 0
-        self._count = 0
-        self._named: list[str] = []
-        self._over_limit = False
-
-    @property
-    def left_out(self) -> LeftOut:
-        """What was left out so far."""
-        return LeftOut(count=self._count, named=tuple(self._named), over_limit=self._over_limit)
+        #: What was left out so far.
+        self.left_out = LeftOut()
 
     def takes(self, name: str, size: int) -> bool:
         """Whether a regular file is kept; it is counted then, else named as left out."""
@@ -158,15 +152,12 @@ class Selection:
 
     def leave_out(self, name: str, why: str, *, over_limit: bool = False) -> None:
         """Note that something is not kept, and whether a limit is the reason."""
-        self._over_limit = self._over_limit or over_limit
-        self._count += 1
-        if len(self._named) < _NAMED:
-            self._named.append(f"{_shown(name)}: {why}")
+        self.left_out += LeftOut(count=1, named=(f"{_shown(name)}: {why}",), over_limit=over_limit)
 
 
 def kind_of(mode: int) -> str:
     """Say what something is that is no regular file."""
-    return next((told for is_kind, told in _KINDS if is_kind(mode)), "no regular file")
+    return next((kind for is_kind, kind in _KINDS if is_kind(mode)), "no regular file")
 
 
 def with_default_limits(given: Any) -> Any:

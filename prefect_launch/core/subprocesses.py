@@ -19,7 +19,7 @@ from typing import Final
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 
-#: How long killed programs may take to be gone; one in an uninterruptible call (a dead network disk) can take for ever.
+#: How long to wait for killed programs; one in an uninterruptible call (a dead network disk) may never end.
 _GONE_SECONDS: Final = 5.0
 
 
@@ -83,7 +83,7 @@ def ending_with_us(command: Sequence[str], signal_name: str) -> list[str]:
 
 
 def kill_group(leader: int) -> None:
-    """Kill a process that was started as the leader of a group of its own, and all of that group."""
+    """Kill a process group by its leader."""
     try:
         os.killpg(leader, signal.SIGKILL)
     except ProcessLookupError:

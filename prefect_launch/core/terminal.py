@@ -76,7 +76,7 @@ class _Guarded:
 
 @contextmanager
 def guarded_terminal() -> Iterator[None]:
-    """Keep all that this process prints inside the block to a terminal, whoever wrote it, from giving it orders.
+    """Sanitize all that this process prints to a terminal inside the block.
 
     What goes to a file or a pipe stays byte for byte.
     """

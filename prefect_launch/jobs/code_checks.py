@@ -64,7 +64,7 @@ def refuse_parents(entry_point: Sequence[str]) -> None:
 
 
 def entry_file(entry_point: Sequence[str]) -> str | None:
-    """Return the file of the code that a command runs, if one can be told: `train.py` of `python -u train.py`."""
+    """Return the file of the code that a command runs, if it names one: `train.py` of `python -u train.py`."""
     for part in entry_point:
         if part in _NO_FILE:
             return None

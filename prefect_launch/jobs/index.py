@@ -52,7 +52,7 @@ class VersionEntry(_Entry):
 
 
 class AliasEntry(_Entry):
-    """The version that an alias means now."""
+    """The version that an alias points to."""
 
     alias: str
 
@@ -146,7 +146,7 @@ class JobIndex:
         return await self._server.create_variable(name, value, tags=tags_of(entry.job))
 
     async def set_alias(self, alias: str, entry: VersionEntry) -> None:
-        """Let an alias mean a version."""
+        """Point an alias to a version."""
         value = AliasEntry(job=entry.job, version=entry.version, digest=entry.digest, alias=alias)
         name = alias_name(entry.job, alias)
         await self._server.write_variable(name, value.model_dump(mode="json"), tags=tags_of(entry.job))
@@ -156,7 +156,7 @@ class JobIndex:
         return await self._highest_from(path, await self._latest(path))
 
     async def update_latest(self, path: str) -> None:
-        """Make `latest` mean the highest version, whoever else is writing.
+        """Point `latest` to the highest version, also while others write.
 
         Every writer ends here, and leaves only when it has seen, after its own write, that no version is higher. So
         whichever write of the alias is the last, no version that was there before it can be higher than what it says.

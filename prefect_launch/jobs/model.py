@@ -40,7 +40,7 @@ class SourceKind(str, Enum):
 
 
 class _Part(BaseModel):
-    # What another program put beside our keys is let be: the digest is taken of the file's bytes, not of this model.
+    # Other programs' keys are ignored: the digest is that of the file's bytes, not of this model.
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
@@ -190,7 +190,7 @@ class Job:
 
     @property
     def reference(self) -> str:
-        """The full name of this very version: `entity/project/name:v3`. It means the same for ever."""
+        """The full name of this very version: `entity/project/name:v3`. It never changes its meaning."""
         return f"{self.path}:v{self.version}"
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 The folder that is stored was written by anybody's code, so only regular files are taken, and no more than the limits
 say: a link, a device or a pipe is left out, since following it would copy the agent's own files into the store. What is
-left out is told.
+left out is reported.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ class JobRegistry:
 
         Args:
             draft: the job.
-            aliases: what shall mean this version from now on, beside `latest`.
+            aliases: that point to this version from now on, besides `latest`.
 
         Raises:
             InvalidNameError: when a name or an alias is no good one.
@@ -151,7 +151,7 @@ class JobRegistry:
         """Find a job.
 
         Args:
-            reference: `entity/project/name:alias`, or shorter; `v3` as the alias means that version for ever.
+            reference: `entity/project/name:alias`, or shorter; `v3` as the alias always means that version.
 
         Raises:
             InvalidNameError: when it is no job's name.

@@ -121,27 +121,18 @@ class QueueConfig(BaseModel):
         configuration = template.get("job_configuration")
         try:
             properties = (template.get("variables") or {}).get("properties") or {}
-            resource = configuration["resource"]  # type: ignore[index]
-            return cls(
-                resource=resource,
-                resource_args=from_stored((configuration.get("resource_args") or {}).get(resource) or {}),  # type: ignore[union-attr]
-                template_variables={
-                    key: {
-                        word: schema[word]
-                        for word in _KEYWORDS
-                        if word in schema and (word, schema[word]) != ("title", key)
-                    }
-                    for key, schema in properties.items()
-                },
-                submitter_options=tuple(configuration.get("submitter_options") or ()),  # type: ignore[union-attr]
-                limits=configuration.get("limits") or {},  # type: ignore[union-attr]
-                submitter_secrets=tuple(configuration.get("submitter_secrets") or ()),  # type: ignore[union-attr]
-                entity=configuration.get("entity"),  # type: ignore[union-attr]
-                prioritization_mode=configuration.get("prioritization_mode") or "V0",  # type: ignore[union-attr]
-                pin=(configuration.get("docker") or {}).get("pin"),  # type: ignore[union-attr]
-                fail_impossible_after=configuration.get("fail_impossible_after"),  # type: ignore[union-attr]
-                outputs=configuration.get("outputs") or OutputLimits(),  # type: ignore[union-attr]
-            )
+            found = {name: value for name, value in configuration.items() if name in cls.model_fields and value}  # type: ignore[union-attr]
+            found["resource_args"] = from_stored((found.get("resource_args") or {}).get(found["resource"]) or {})
+            found["template_variables"] = {
+                key: {
+                    word: schema[word]
+                    for word in _KEYWORDS
+                    if word in schema and (word, schema[word]) != ("title", key)
+                }
+                for key, schema in properties.items()
+            }
+            found["pin"] = (configuration.get("docker") or {}).get("pin")  # type: ignore[union-attr]
+            return cls.model_validate(found)
         except (TypeError, KeyError, AttributeError, ValidationError):
             raise QueueError(
                 f"The work pool {name!r} has no launch configuration: its base job template needs"
@@ -179,6 +170,10 @@ class QueueConfig(BaseModel):
         held = {f"{SECRET_PREFIX}{name}": value for name, value in (secrets or {}).items()}
         filled: dict[str, Any] = _fill(self.resource_args, {**known, **values, **held}, macros or {})
         return filled
+
+
+def _without_own_title(name: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {word: schema[word] for word in _KEYWORDS if word in schema and (word, schema[word]) != ("title", name)}
 
 
 def _refuse_secret(variable: str, values: object) -> None:

@@ -35,11 +35,11 @@ DRAIN_TAG: Final = "launch-drain"
 #: The server keeps no value of more than 5 000 characters.
 _MOST_CHARS: Final = 4_500
 _NAME_CHARS: Final = 60
-#: What is told of the items that wait for devices: a third of a status at most.
+#: Limits for the items that wait for devices: a third of a status at most.
 _MOST_WAITS: Final = 6
 _REASON_CHARS: Final = 200
 _DEVICES_CHARS: Final = 500
-#: Of a machine with more GPUs than any has, it is not told.
+#: A longer capacity, of a machine with very many GPUs, is left out.
 _CAPACITY_CHARS: Final = 2_000
 
 
@@ -63,19 +63,19 @@ class RunningItemSummary(BaseModel):
 
 
 class AgentStatus(BaseModel):
-    """How an agent is, in its own words.
+    """Status of an agent, as it posts it.
 
     Attributes:
         name: of the agent.
-        host: its machine; `None`: not told.
+        host: its machine; `None`: unknown.
         queues: that it takes items of.
-        slots: how many jobs it runs at a time; `None`: no limit, or not told.
+        slots: how many jobs it runs at a time; `None`: no limit, or unknown.
         state: polling, running, draining, or offline: it has left, and what it ran goes on.
         running: what it has in work; when that is much, the first of it.
         in_work: how many items it has in work.
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
-        capacity: what it can give at most to one item, as its devices' `Capacity`; `None`: not told.
+        capacity: what it can give at most to one item, as its devices' `Capacity`; `None`: unknown.
         problems: why it takes no items of a resource, one text each.
         secure_mode: whether it lets a submitter give inputs and nothing else.
     """
@@ -107,13 +107,13 @@ class AgentStatus(BaseModel):
 
 
 async def post_status(server: Server, status: AgentStatus) -> None:
-    """Post how an agent is."""
+    """Post the status of an agent."""
     shown = clean_json(status.short().model_dump(mode="json"))  # An error's text may hold anything.
     await server.write_variable(_key("agent", status.name), shown, tags=[TAG])
 
 
 async def delete_status(server: Server, name: str) -> None:
-    """Forget how an agent was."""
+    """Delete the status of an agent."""
     await server.delete_variable(_key("agent", name))
 
 
@@ -130,11 +130,11 @@ async def read_statuses(server: Server) -> dict[str, AgentStatus]:
 
 
 class DrainOrder(BaseModel):
-    """That an agent is to drain.
+    """Request that an agent drains.
 
     Attributes:
         agent: its name.
-        at: when it was told.
+        at: when it was requested.
         ends_shift: a shift of a served agent ends as soon as it has drained, and this order with it.
     """
 
@@ -146,7 +146,7 @@ class DrainOrder(BaseModel):
 
 
 async def request_drain(server: Server, name: str, *, ends_shift: bool = False) -> None:
-    """Tell an agent to drain; it hears of it at once, or else within its poll interval.
+    """Ask an agent to drain; it hears of it at once, or else within its poll interval.
 
     Args:
         server: the agent's.
@@ -158,7 +158,7 @@ async def request_drain(server: Server, name: str, *, ends_shift: bool = False) 
 
 
 async def cancel_drain(server: Server, name: str) -> bool:
-    """Let an agent take items again; whether it was told to drain."""
+    """Let an agent take items again; return whether it was asked to drain."""
     return await server.delete_variable(_key("drain", name))
 
 
@@ -191,7 +191,7 @@ _LIVING_SECONDS = 90.0
 
 
 class QueueActivity(BaseModel):
-    """What goes on at one queue.
+    """Activity of one queue.
 
     Attributes:
         queue: its name.
@@ -213,7 +213,7 @@ class AgentInfo(AgentStatus):
 
     Attributes:
         last_heartbeat: when it sent the last one.
-        online: whether the server takes it for alive. One that has told no status has the state `online` then.
+        online: whether the server takes it for alive. Without a status, its state is `online` then.
         hosts: where agents of this name run now, one for each: more than one is a mistake.
     """
 
@@ -223,7 +223,7 @@ class AgentInfo(AgentStatus):
 
 
 async def queue_activity(session: Session, queues: Iterable[str]) -> list[QueueActivity]:
-    """Tell what goes on at each of these queues, in their order."""
+    """Return the activity of each of these queues, in their order."""
     return list(await asyncio.gather(*(_activity(session, queue) for queue in queues)))
 
 
@@ -284,14 +284,14 @@ def _agent(name: str, beats: list[tuple[str, Worker]], status: AgentStatus | Non
 
 
 async def drain_agent(session: Session, name: str, *, undo: bool = False) -> AgentInfo:
-    """Tell an agent to drain, or, with `undo`, to take items again.
+    """Ask an agent to drain, or, with `undo`, to take items again.
 
     Returns:
         The agent, as it was before.
 
     Raises:
         NotFoundError: when there is no agent of that name; names the nearest one.
-        LaunchError: when it is offline, or was not told to drain.
+        LaunchError: when it is offline, or was not asked to drain.
     """
     there = {agent.name: agent for agent in await agents(session)}
     if undo and await cancel_drain(session.server, name):
@@ -299,7 +299,7 @@ async def drain_agent(session: Session, name: str, *, undo: bool = False) -> Age
     if name not in there:
         raise unknown_name("agent", name, there)
     if undo:
-        raise LaunchError(f"The agent {name!r} was not told to drain, or has drained already: nothing to take back.")
+        raise LaunchError(f"The agent {name!r} was not asked to drain, or has drained already: nothing to undo.")
     if not there[name].online:
         raise LaunchError(f"The agent {name!r} is offline: it takes no items. Start it, or leave it as it is.")
     await request_drain(session.server, name)

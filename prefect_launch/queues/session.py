@@ -53,7 +53,7 @@ class Session:
         server: the client of the Prefect server.
         jobs: the jobs that are kept.
         read_secret: reads a Secret block of the server by its name.
-        digest_cache: what registries told lately about images.
+        digest_cache: recent answers of registries about images.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class Session:
 def blocked_reason_of(pool: Pool) -> str:
     """Say why nothing would start on a queue now, as far as its work pool tells; an empty text when something would.
 
-    The moment is told with it: what was read of a queue serves for a while.
+    The text names the time: the cache serves it for a while.
     """
     now = utc_time(datetime.now(timezone.utc))
     if pool.is_paused:

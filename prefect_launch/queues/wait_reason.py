@@ -33,7 +33,7 @@ _DRAINING: Final = "draining"
 
 
 class WaitCause(str, Enum):
-    """What keeps an item waiting; the word stands before the reason in the item's log."""
+    """Cause of a wait; the word precedes the reason in the item's log."""
 
     PAUSED = "paused"
     NOT_DUE = "not due"
@@ -45,7 +45,7 @@ class WaitCause(str, Enum):
 
 
 class QueueFacts(BaseModel):
-    """What is known of a queue at one moment."""
+    """Snapshot of a queue."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -63,18 +63,18 @@ class QueueFacts(BaseModel):
         return next((one.concurrency_limit for one in self.priorities if one.name == work_queue), None)
 
     def counted(self, work_queue: str | None = None) -> int:
-        """Count what the limits of the queue, or of one priority, count."""
+        """Count the items in work, as the limits of the queue, or of one priority, do."""
         counted = [item for item in self.in_work if item.state_type in _COUNTED]
         return sum(work_queue is None or item.work_queue_name == work_queue for item in counted)
 
     @property
     def accepting_agents(self) -> tuple[AgentInfo, ...]:
-        """The agents that take items."""
+        """Agents that accept items: all that are not draining."""
         return tuple(agent for agent in self.agents if agent.state != _DRAINING)
 
 
 class WaitFacts(BaseModel):
-    """What is known of one waiting item."""
+    """Snapshot of one waiting item."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -97,8 +97,8 @@ class WaitReason(BaseModel):
         reason: the same in words, with what to do about it.
         place: its place in the line; 1 is the next.
         waiting: how many wait in its queue, with it.
-        expected_start: when it will about start, if that can be told.
-        basis: from what that is told, such as `20 past runs of train`.
+        expected_start: when it is expected to start, if it can be estimated.
+        basis: what the estimate is based on, such as `20 past runs of train`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -123,7 +123,7 @@ class WaitReason(BaseModel):
 
 
 def explain_wait(facts: WaitFacts) -> WaitReason:
-    """Tell why an item waits."""
+    """Return why an item waits."""
     found = next(found for check in _CHECKS if (found := check(facts)) is not None)
     cause, reason = found
     start = _expected_start(facts, cause)
@@ -143,12 +143,12 @@ _Reason = tuple[WaitCause, str]
 def _paused(facts: WaitFacts) -> _Reason | None:
     queue, name = facts.queue, facts.item.work_queue_name
     if queue.is_paused:
-        told = f"The queue {queue.queue!r} is paused. 'prefect-launch queue resume {queue.queue}' lets it go on."
+        text = f"The queue {queue.queue!r} is paused. 'prefect-launch queue resume {queue.queue}' lets it go on."
     elif any(one.name == name and one.is_paused for one in queue.priorities):
-        told = f"The work queue {name!r} of the queue {queue.queue!r} is paused. Resume it on the work pool's page."
+        text = f"The work queue {name!r} of the queue {queue.queue!r} is paused. Resume it on the work pool's page."
     else:
         return None
-    return WaitCause.PAUSED, told
+    return WaitCause.PAUSED, text
 
 
 def _not_due(facts: WaitFacts) -> _Reason | None:
@@ -182,20 +182,20 @@ def _away(facts: WaitFacts) -> _Reason | None:
     }
     if not facts.queue.resource or not all(each.values()):
         return None
-    told = " ".join(f"{name}: {why}" for name, why in each.items())
-    return WaitCause.AWAY, f"No agent of the queue {facts.queue.queue!r} can reach what it would run in. {told}"
+    text = " ".join(f"{name}: {why}" for name, why in each.items())
+    return WaitCause.AWAY, f"No agent of the queue {facts.queue.queue!r} can reach what it would run in. {text}"
 
 
 def _limit(facts: WaitFacts) -> _Reason | None:
     queue, name = facts.queue, facts.item.work_queue_name
     active = queue.counted()
     if queue.limit is not None and active >= queue.limit:
-        told = f"The queue's limit is reached: {active} of {queue.limit} in work."
-        return WaitCause.LIMIT, f"{told}{_ahead(facts)}"
+        text = f"The queue's limit is reached: {active} of {queue.limit} in work."
+        return WaitCause.LIMIT, f"{text}{_ahead(facts)}"
     limit = queue.limit_of(name)
     if limit is not None and queue.counted(name) >= limit:
-        told = f"The limit of its priority (work queue {name!r}) is reached: {queue.counted(name)} of {limit} in work."
-        return WaitCause.LIMIT, f"{told}{_ahead(facts)}"
+        text = f"The limit of its priority (work queue {name!r}) is reached: {queue.counted(name)} of {limit} in work."
+        return WaitCause.LIMIT, f"{text}{_ahead(facts)}"
     return None
 
 
@@ -204,10 +204,10 @@ def _no_devices(facts: WaitFacts) -> _Reason | None:
     if facts.requested_gpus and all(agent.host and not agent.devices for agent in taking):
         whose = f"no agent of the queue {facts.queue.queue!r} has a GPU ({', '.join(agent.name for agent in taking)})"
         return WaitCause.DEVICES, f"It asks for {facts.requested_gpus}, and {whose}."
-    told = {agent.name: agent.waits.get(str(facts.item.id)) or _busy(agent) for agent in taking}
-    if not all(told.values()) or not any(str(facts.item.id) in agent.waits for agent in taking):
+    reasons = {agent.name: agent.waits.get(str(facts.item.id)) or _busy(agent) for agent in taking}
+    if not all(reasons.values()) or not any(str(facts.item.id) in agent.waits for agent in taking):
         return None
-    each = " ".join(f"{name}: {reason}" for name, reason in told.items())
+    each = " ".join(f"{name}: {reason}" for name, reason in reasons.items())
     cards = "; ".join(f"{agent.name}: {agent.devices}" for agent in taking if agent.devices)
     return WaitCause.DEVICES, f"No agent has the devices free that it asks for. {each}{cards and f' Now: {cards}.'}"
 
@@ -257,13 +257,13 @@ _CHECKS: Final[tuple[Callable[[WaitFacts], _Reason | None], ...]] = (
 
 
 def _ahead(facts: WaitFacts) -> str:
-    """Say who comes first, such as ` It is behind 3 of higher priority and 5 earlier ones.`"""
+    """Describe who is ahead, such as ` It is behind 3 of higher priority and 5 earlier ones.`"""
     urgent = f"{facts.ahead_by_priority} of higher priority" if facts.ahead_by_priority else ""
     earlier = (
         f"{facts.ahead_by_time} earlier one{'' if facts.ahead_by_time == 1 else 's'}" if facts.ahead_by_time else ""
     )
-    told = " and ".join(part for part in (urgent, earlier) if part)
-    return f" It is behind {told}." if told else ""
+    text = " and ".join(part for part in (urgent, earlier) if part)
+    return f" It is behind {text}." if text else ""
 
 
 def _expected_start(facts: WaitFacts, cause: WaitCause) -> datetime | None:
@@ -278,7 +278,7 @@ def _expected_start(facts: WaitFacts, cause: WaitCause) -> datetime | None:
     if cause is WaitCause.DEVICES:
         if facts.requested_gpus or (not running and elsewhere <= 0):
             return None  # What is in the way is nothing of ours, or it can never fit.
-        slots: int | None = len(running) + max(0, elsewhere)  # No more fits beside what runs.
+        slots: int | None = len(running) + max(0, elsewhere)  # Nothing more fits.
     else:
         slots = _slots(facts)
     running += [typical / 2] * elsewhere  # Their agents work for other queues too.
@@ -318,7 +318,7 @@ _OVERTIME: Final = 0.1
 
 
 class Past(BaseModel):
-    """Past runs, as far as a forecast needs them."""
+    """Durations of past runs, for a forecast."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -364,7 +364,7 @@ _PAGE: Final = 200
 
 
 async def why_waiting(session: Session, item: Item) -> WaitReason | None:
-    """Tell why an item waits; `None` when it does not, or its queue is gone."""
+    """Return why an item waits; `None` when it does not, or its queue is gone."""
     if item.state_type is not StateType.SCHEDULED or item.work_pool_name is None:
         return None
     queue, past = await asyncio.gather(
@@ -376,7 +376,7 @@ async def why_waiting(session: Session, item: Item) -> WaitReason | None:
 async def why_would_wait(
     session: Session, queue_name: str, item: Item, *, requested_gpus: str = ""
 ) -> WaitReason | None:
-    """Tell why an item that is not queued yet would wait; `None` when the queue is not there.
+    """Return why an item that is not queued yet would wait; `None` when there is no such queue.
 
     Args:
         session: an open connection.

@@ -327,7 +327,7 @@ async def connect(
         httpx_settings={"transport": transport, "timeout": timeout, "verify": tls},
     )
     async with client:
-        # A server that takes connections and never answers is told within the same time as one that is not there.
+        # A server that accepts connections and never answers is reported as soon as one that is not there.
         await client.request("GET", "/health", timeout=HEALTH_TIMEOUT_SECONDS)
         yield PrefectServer(client)
 

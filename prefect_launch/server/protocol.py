@@ -224,7 +224,7 @@ class Server(Protocol):
         """Attach an artifact (`kind`: markdown, table, …) to an item, unless it is there: the key is of `[a-z0-9-]`.
 
         Args:
-            once: what it is told of, such as one attempt: the item has it when there is one of the same key that tells
+            once: what it is about, such as one attempt: the item has it when there is one of the same key that is about
                 of the same. Without it, the item has it when there is one of the same key and data.
         """
 
@@ -238,7 +238,7 @@ class Server(Protocol):
         """Yield an empty text once the stream is open, then the id of an item of these pools whenever one is queued or
         asked to stop.
 
-        What happened before the empty text may not be told: ask for it then. An event comes before the server has
+        Events before the empty text may be missing: read the state then. An event comes before the server has
             committed the change. The iterator ends when the server closes the connection.
 
         Raises:

@@ -125,7 +125,7 @@ def read_limit_setting(name: str, value: Any) -> int | None:
 
 
 DEFAULT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/agent.yaml")
-#: The fallback when the server's events do not reach the agent (design: being told beats asking).
+#: The fallback when the server's events do not reach the agent.
 DEFAULT_POLL_SECONDS: Final = 10.0
 #: Names the folder of prefect-launch on a machine.
 HOME_VARIABLE: Final = "PREFECT_LAUNCH_HOME"

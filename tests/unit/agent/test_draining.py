@@ -107,7 +107,7 @@ async def test_unknown_or_offline_agent_cannot_be_drained(bench: Bench) -> None:
         await _seen(bench, "polling", "box-1")
         with pytest.raises(NotFoundError, match="Did you mean 'box-1'"):
             await bench.api.acall(lambda session: drain_agent(session, "box-2"))
-        with pytest.raises(LaunchError, match="was not told to drain"):
+        with pytest.raises(LaunchError, match="was not asked to drain"):
             await bench.api.acall(lambda session: drain_agent(session, "box-1", undo=True))
     await post_status(bench.server, AgentStatus(name="gone", host="h", queues=(QUEUE,), slots=1, state="running"))
     with pytest.raises(LaunchError, match="is offline"):
