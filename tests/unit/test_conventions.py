@@ -26,6 +26,9 @@ INDEX_ADDRESS = re.compile(r"https?://(?!pypi\.org|[\w.-]*example\.)[^\s\"'`]+/s
 SHARED_NAME = re.compile(r"(PREFECT_)?LAUNCH_[A-Z_]+|prefect-launch\.[a-z-]+|outputs\.json|job\.log")
 # Runs as a file of its own, and imports nothing.
 SUPERVISOR = f"{PACKAGE}/runners/process/supervisor.py"
+# A path as the documentation writes it, in backticks. Some are not of the project, but of a user's job.
+PATH_IN_DOCUMENT = re.compile(r"`([A-Za-z_][\w.-]*(?:/[\w.-]+)*/?)`")
+PATHS_OF_A_JOB = {"wandb/", "train_ipynb.py"}
 PRIVATE_TALK = re.compile(r"\bissue #?\d+\b(?!.*PrefectHQ)", re.IGNORECASE)
 
 
@@ -100,6 +103,19 @@ def test_no_file_names_a_package_index_or_a_path_of_this_machine() -> None:
     assert not wrong
 
 
+def test_every_file_and_folder_that_the_documentation_names_exists() -> None:
+    pages = [*(PROJECT / "docs").rglob("*.md"), PROJECT / "CONTRIBUTING.md"]
+    named = [(page.name, path) for page in pages for path in _paths_in(page.read_text())]
+    missing = [
+        f"{page}: {path}"
+        for page, path in named
+        if not (PROJECT / path).exists() and not (PROJECT / PACKAGE / path).exists()
+    ]
+
+    assert ("design.md", "agent/item/claim.py") in named
+    assert not missing
+
+
 def test_pinned_versions_name_no_address() -> None:
     lines = (PROJECT / "constraints.txt").read_text().splitlines()
 
@@ -114,6 +130,12 @@ def _places_of_this_machine() -> Iterator[str]:
         yield sys.base_prefix
     for variable in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "UV_DEFAULT_INDEX", "UV_INDEX_URL"):
         yield from (place for place in os.environ.get(variable, "").split() if "pypi.org" not in place)
+
+
+def _paths_in(page: str) -> list[str]:
+    """Return the paths of project files and folders that a page names in backticks."""
+    paths = PATH_IN_DOCUMENT.findall(page)
+    return [path for path in paths if ("/" in path or path.endswith(".py")) and path not in PATHS_OF_A_JOB]
 
 
 @cache
