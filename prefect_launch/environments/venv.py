@@ -83,10 +83,10 @@ class Environments:
         self, code_dir: Path | None, python_version: str | None = None, variables: Mapping[str, str] | None = None
     ) -> bool:
         """Whether the environment that a job's code needs exists; arguments as for `ensure`."""
-        spec = await self._ordered(code_dir, python_version, variables)
+        spec = await self._spec_of(code_dir, python_version, variables)
         return await anyio.to_thread.run_sync(_touch, self.folder / spec.key)
 
-    async def _ordered(
+    async def _spec_of(
         self, code_dir: Path | None, version: str | None, variables: Mapping[str, str] | None
     ) -> _VenvSpec:
         requirements = await anyio.to_thread.run_sync(read_requirements, code_dir)
@@ -108,12 +108,12 @@ class Environments:
             SourceError: when the requirements cannot be read, or do not resolve or build, with uv's last lines.
             InfrastructureError: when an index or the disk fails.
         """
-        spec = await self._ordered(code_dir, python_version, variables)
+        spec = await self._spec_of(code_dir, python_version, variables)
         path = self.folder / spec.key
         if not await anyio.to_thread.run_sync(_touch, path):
             async with locked(self.folder / f"{path.name}.lock"):
                 if not await anyio.to_thread.run_sync(_touch, path):
-                    await self._make_whole(path, spec)
+                    await self._make_or_remove(path, spec)
         await anyio.to_thread.run_sync(_vendor_inputs, path)
         return Venv(path, await anyio.to_thread.run_sync(_warnings, path, spec))
 
@@ -123,7 +123,7 @@ class Environments:
             self._pythons[wanted] = _own_python() if wanted is None else await _find_python(wanted)
         return self._pythons[wanted]
 
-    async def _make_whole(self, path: Path, spec: _VenvSpec) -> None:
+    async def _make_or_remove(self, path: Path, spec: _VenvSpec) -> None:
         try:
             await self._make(path, spec)
         except (LaunchError, OSError):
@@ -141,14 +141,16 @@ class Environments:
         await anyio.to_thread.run_sync(stage, requirements, spec.code_dir, code)
         install = ("pip", "install", "--quiet", "--python", str(path / "bin" / "python"))
         environment = {**requirements.build_variables, **spec.variables}
-        if requirements.arguments and (output := await _uv((*install, *requirements.arguments), code, environment)):
-            raise _installation_fault(spec.masked(output))
+        if requirements.arguments:
+            output = spec.masked(await _uv((*install, *requirements.arguments), code, environment))
+            if output:
+                raise _installation_fault(output)
         if requirements.project:
             # Only the project's own version is made up: its repository is not there.
             environment["SETUPTOOLS_SCM_PRETEND_VERSION"] = "0.0.0"
-            output = await _uv((*install, "--no-deps", "--editable", "."), code, environment)
-            if output and _MACHINE_FAULTS.search(output):
-                raise _machine_fault(spec.masked(output))
+            output = spec.masked(await _uv((*install, "--no-deps", "--editable", "."), code, environment))
+            if _MACHINE_FAULTS.search(output):
+                raise _machine_fault(output)
             if output:
                 reason = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("hint:")]
                 (path / _WARNING).write_text(f"{PROJECT_LEFT_OUT} uv says: {reason[-1]}\n", encoding="utf-8")
