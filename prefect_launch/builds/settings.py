@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from prefect_launch.core.units import parse_size
 from prefect_launch.errors import AgentConfigError, SpecError, unknown_name
 from prefect_launch.registries.base import parse_repository
 from prefect_launch.spec.job_naming import parse_image
 
-_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
-_UNITS: Final = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3, "t": 1024**4}
 #: The reference's names of builders that have another name here.
 _SYNONYMS: Final = {"noop": "none"}
 _TYPES: Final = ("docker", "none")
@@ -117,12 +115,10 @@ class BuilderSettings(_Part):
     @field_validator("context_limit", mode="before")
     @classmethod
     def _read_size(cls, value: Any) -> int:
-        match = _SIZE.fullmatch(str(value).strip())
-        if isinstance(value, bool) or match is None:
-            raise AgentConfigError(
-                f"builder.context_limit must be a size such as '1g' or '500m', or a number of bytes; got {value!r}."
-            )
-        return int(float(match[1]) * _UNITS[match[2].lower()])
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            raise AgentConfigError(f"builder.context_limit: {error}; got {value!r}.") from None
 
 
 def _good_image(setting: str, value: str) -> str:
