@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import posixpath
 import stat
 import tarfile
 import tempfile
@@ -107,7 +106,7 @@ def read_context(folder: Path, *, limit: int, prefix: str = "", keep: Iterable[s
     Raises:
         SourceError: when it is above the limit, or a file cannot be read.
     """
-    names = _names(folder, tuple(keep))
+    names = _names(folder, frozenset(keep))
     sizes = {name: (folder / name).lstat().st_size for name in names if not (folder / name).is_dir()}
     if sum(sizes.values()) > limit:
         raise SourceError(_too_large(sizes, limit))
@@ -118,59 +117,30 @@ def read_context(folder: Path, *, limit: int, prefix: str = "", keep: Iterable[s
     return BuildContext(tuple(sorted((one for one in entries if one is not None), key=lambda one: one.name)))
 
 
-def _names(folder: Path, keep: tuple[str, ...]) -> list[str]:
-    found = []
-    ignored = _Ignored(folder, keep)
+def _names(folder: Path, keep: Collection[str]) -> list[str]:
+    """Return the names of the files, links and empty folders that `.dockerignore` does not leave out.
+
+    Docker's own Python library matches them. A folder that is left out with all its content is not read.
+    """
+    ignore_file = folder / _IGNORE_FILE
+    lines = ignore_file.read_text(encoding="utf-8", errors="replace").splitlines() if ignore_file.is_file() else []
+    patterns = [line for each in lines if (line := each.strip()) and not line.startswith("#")]
+    matcher = PatternMatcher([*patterns, "!Dockerfile"])
+    included = (*keep, *(one.cleaned_pattern for one in matcher.patterns if one.exclusion))
+
+    def is_left_out_whole(name: str) -> bool:
+        return matcher.matches(name) and not any(pattern.startswith(name) for pattern in included)
+
+    found: list[str] = []
     for parent, folders, files in walk(folder):
         folders[:] = sorted(name for name in folders if name not in NEVER_TAKEN)
         here = Path(parent).relative_to(folder)
         links = [name for name in folders if Path(parent, name).is_symlink()]
         empty = [] if folders or files or parent == str(folder) else ["."]
         names = [(here / name).as_posix() for name in [*files, *links, *empty] if name not in NEVER_TAKEN]
-        found += [name for name in names if not ignored.has(name)]
+        found += [name for name in names if name in keep or not matcher.matches(name)]
+        folders[:] = [name for name in folders if not is_left_out_whole((here / name).as_posix())]
     return found
-
-
-class _Ignored:
-    """The names that `.dockerignore` leaves out, as Docker's own Python library reads it.
-
-    Args:
-        folder: the context.
-        keep: names that it cannot leave out.
-    """
-
-    def __init__(self, folder: Path, keep: Collection[str]) -> None:
-        ignore = folder / _IGNORE_FILE
-        text = ignore.read_text(encoding="utf-8", errors="replace") if ignore.is_file() else ""
-        lines = [line.strip() for line in text.splitlines()]
-        patterns = [line for line in lines if line and not line.startswith("#")]
-        self._matcher = PatternMatcher([*patterns, "!Dockerfile"]) if ignore.is_file() else None
-        self._keep = frozenset(keep)
-        self._folders: dict[str, bool] = {"": False}
-
-    def has(self, name: str) -> bool:
-        """Whether a name is left out; parents must be asked before their children."""
-        if self._matcher is None or name in self._keep:
-            return False
-        return self._matcher.matches(name) or self._has_all_of(posixpath.dirname(name))
-
-    def _has_all_of(self, folder: str) -> bool:
-        """Whether a folder is left out with all its content: no pattern includes any of it again."""
-        unknown = []
-        while folder not in self._folders:
-            unknown.append(folder)
-            folder = posixpath.dirname(folder)
-        for each in reversed(unknown):
-            self._folders[each] = self._folders[posixpath.dirname(each)] or self._is_closed(each)
-        return self._folders[unknown[0] if unknown else folder]
-
-    def _is_closed(self, folder: str) -> bool:
-        matcher = self._matcher
-        return (
-            matcher is not None
-            and matcher.matches(folder)
-            and not any(one.exclusion and one.cleaned_pattern.startswith(folder) for one in matcher.patterns)
-        )
 
 
 def _entry(path: Path, name: str) -> Entry | None:
