@@ -32,6 +32,7 @@ from prefect_launch.agent.recovery.restart import (
     remove_stale_runs,
     settle_orphans,
 )
+from prefect_launch.agent.recovery.unlistable import UnlistableItems
 from prefect_launch.agent.reporting.status import LAST_WORDS_SECONDS, Reporter, send_heartbeats
 from prefect_launch.agent.reporting.wait_notes import WaitReasonLogger
 from prefect_launch.core.states import ItemState, StateType
@@ -68,6 +69,7 @@ class Loop:
         self._until_empty = until_empty
         self._ends_at = float("inf") if max_runtime_seconds is None else time.monotonic() + max_runtime_seconds
         self._stops = CancellationWatcher(self._server, agent.running_items, agent.config.poll_seconds)
+        self._unlistable = UnlistableItems(agent.context.session, self._config.queues, agent.holder)
         self._unreachable_at_start: set[str] = set()
         self._presence = Presence.of(agent.holder, self._config.queues)
 
@@ -78,6 +80,7 @@ class Loop:
         try:
             async with supervised(self._shutdown.leave) as supervisor:
                 supervisor.supervise(*self._tasks_from_the_start(pool_ids))
+                await retry_until_available("show what cannot be listed", self._unlistable.look_at_all)
                 await self._recover()
                 self._stops.look_again()
                 supervisor.supervise(*self._tasks_once_recovered())
@@ -104,6 +107,7 @@ class Loop:
             BackgroundTask("drain events", self._reporter.listen, vital=False),
             BackgroundTask("limits", self._poller.watch_limits, vital=False),
             BackgroundTask("status", self._reporter.post, vital=False),
+            BackgroundTask("unlistable items", self._unlistable.watch, vital=False),
             BackgroundTask("status line", self._tell_status, vital=False),
             BackgroundTask("lost agents", self._lost_agent_detector().watch, vital=False),
             BackgroundTask("wait reasons", tell_waits.watch, vital=False),

@@ -200,6 +200,9 @@ class PoolCalls(Calls):
             Deployment.model_validate(found) for found in await self._rest.get("POST", "/deployments/filter", json=body)
         ]
 
+    async def deactivate_schedule(self, deployment_id: UUID, schedule_id: UUID) -> None:
+        await self._rest.get("PATCH", f"/deployments/{deployment_id}/schedules/{schedule_id}", json={"active": False})
+
     async def upsert_deployment(
         self,
         name: str,

@@ -113,6 +113,12 @@ def _is_read(request: httpx.Request) -> bool:
 
 _GONE = 404
 _TAKEN = 409
+_LISTS: Final = ("/flow_runs/filter", "/flow_runs/paginate")
+_UNSENDABLE: Final = (
+    ". It fails over every list with a run whose parameters or labels hold an integer beyond 64 bits. The queue's agent"
+    " ends and mends one that waits: start it. Find the id of any other, and delete it ('prefect flow-run delete ID');"
+    " the operations guide says how, under 'A list of runs that the server cannot send'"
+)
 _REFUSED = frozenset({400, 403, 409, 422})
 
 
@@ -146,6 +152,7 @@ class Rest:
         if response.status_code >= 500:
             raise ServerFailedError(
                 f"The Prefect server failed with {response.status_code} on {method} {path}: {detail(response)[:500]}"
+                f"{_UNSENDABLE if path.endswith(_LISTS) else ''}"
             )
         return response
 

@@ -97,6 +97,12 @@ class Server(Protocol):
             Its id.
         """
 
+    async def deactivate_schedule(self, deployment_id: UUID, schedule_id: UUID) -> None:
+        """Deactivate a schedule of a deployment; runs that schedules have made of it and that are not due yet go.
+
+        A schedule that is gone is fine.
+        """
+
     async def delete_deployment(self, deployment_id: UUID) -> None:
         """Delete a deployment and its waiting items; one that is gone is fine."""
 
@@ -198,6 +204,9 @@ class Server(Protocol):
 
     async def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:
         """Add labels to an item."""
+
+    async def replace_parameters(self, item_id: UUID, parameters: Mapping[str, Any]) -> None:
+        """Give an item other parameters; one that is gone is fine."""
 
     # --- logs, artifacts, events ---
     async def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None:

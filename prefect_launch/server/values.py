@@ -46,6 +46,13 @@ class State(_Value):
         return cls(type=state.type, name=state.label, message=message)
 
 
+class Maker(_Value):
+    """Who made an item: a user, a deployment, a schedule."""
+
+    id: UUID | None = None
+    type: str | None = None
+
+
 class Item(_Value):
     """A queue item: a flow run, of the flow `launch` when it is a job."""
 
@@ -58,6 +65,7 @@ class Item(_Value):
     parameters: dict[str, Any] = Field(default_factory=dict)
     job_variables: dict[str, Any] | None = None
     idempotency_key: str | None = None
+    created_by: Maker | None = None
     tags: tuple[str, ...] = ()
     labels: dict[str, Any] = Field(default_factory=dict)
     run_count: int = 0

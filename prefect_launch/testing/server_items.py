@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
-from prefect_launch.errors import ItemGoneError, SpecError
+from prefect_launch.core.validation import json_fault
+from prefect_launch.errors import ItemGoneError, ServerFailedError, SpecError
 from prefect_launch.server.values import Answer, Item, ItemDraft, PriorityQueue, State, Verdict
 from prefect_launch.testing.server_store import (
     Calls,
@@ -161,7 +162,7 @@ class InMemoryItems(Calls):
             and (names is None or stored.item.name in names)
         ]
         found.sort(key=lambda item: item.expected_start_time or self._store.now(), reverse=True)
-        return found[offset : offset + limit]
+        return _sent(found[offset : offset + limit])
 
     @call
     def count_items(
@@ -181,7 +182,7 @@ class InMemoryItems(Calls):
     def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
         _check_page(limit)
         waiting = [item for item in self._inside(pool, queue) if item.state_type is StateType.SCHEDULED]
-        return sorted(waiting, key=lambda item: item.next_scheduled_start_time or self._store.now())[:limit]
+        return _sent(sorted(waiting, key=lambda item: item.next_scheduled_start_time or self._store.now())[:limit])
 
     def _inside(self, pool: str, queue: str | None) -> list[Item]:
         ours = [stored.item for stored in self._store.items.values() if stored.flow == _FLOW]
@@ -252,6 +253,19 @@ class InMemoryItems(Calls):
         if stored is not None:
             merged = {**stored.item.labels, **as_json(dict(labels))}
             stored.item = stored.item.model_copy(update={"labels": merged})
+
+    @call
+    def replace_parameters(self, item_id: UUID, parameters: Mapping[str, Any]) -> None:
+        stored = self._store.items.get(item_id)
+        if stored is not None:
+            stored.item = stored.item.model_copy(update={"parameters": as_json(dict(parameters))})
+
+
+def _sent(items: list[Item]) -> list[Item]:
+    """Return a list of items as the server sends it, which fails over an integer beyond 64 bits in any of them."""
+    if any(json_fault(item.parameters) or json_fault(item.labels) for item in items):
+        raise ServerFailedError("The Prefect server failed with 500 on POST /flow_runs/filter: Internal Server Error")
+    return items
 
 
 def _is_due(item: Item, before: datetime) -> bool:

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import QueueError
 from prefect_launch.server.values import POOL_TYPE, Deployment, Pool, PriorityQueue, Worker
 from prefect_launch.testing.server_store import (
@@ -122,6 +123,16 @@ class InMemoryPools(Calls):
     def list_deployments(self, pool: str) -> list[Deployment]:
         kept = (kept.deployment for kept in self._store.deployments.values())
         return [deployment for deployment in kept if deployment.work_pool_name == pool]
+
+    @call
+    def deactivate_schedule(self, deployment_id: UUID, schedule_id: UUID) -> None:
+        for stored in list(self._store.items.values()):
+            item = stored.item
+            by_schedule = item.created_by is not None and item.created_by.type == "SCHEDULE"
+            due = item.next_scheduled_start_time
+            waits = item.state_type is StateType.SCHEDULED and due is not None and due > self._store.now()
+            if item.deployment_id == deployment_id and by_schedule and waits:
+                del self._store.items[item.id]
 
     @call
     def upsert_deployment(

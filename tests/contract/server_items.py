@@ -262,6 +262,19 @@ class ItemContract:
         await place.server.label_item(item.id, {"owner": "you", "gpu": 3})
         assert (await place.read(item)).labels.items() >= {"owner": "you", "gpu": 3, "origin": "deployment"}.items()
 
+    async def test_parameters_of_an_item_that_has_ended_are_replaced_whole(self, place: Place) -> None:
+        item = await place.add(parameters={"lr": 0.1, "epochs": 3})
+        await place.move(item, ItemState.CLAIMED, ItemState.FAILED)
+        await place.server.replace_parameters(item.id, {"lr": "0.1 as text"})
+        found = await place.read(item)
+        assert (found.parameters, found.state_type) == ({"lr": "0.1 as text"}, StateType.FAILED)
+
+    async def test_schedule_that_is_gone_is_deactivated_all_the_same(self, place: Place) -> None:
+        item = await place.add()
+        await place.server.deactivate_schedule(place.deployment_id, uuid4())
+        assert (await place.read(item)).state_type is StateType.SCHEDULED
+
     async def test_marks_on_deleted_item_do_nothing(self, place: Place) -> None:
+        await place.server.replace_parameters(uuid4(), {})
         await place.server.label_item(uuid4(), {"gpu": 3})
         await place.server.record_infrastructure(uuid4(), "container-1")

@@ -24,6 +24,7 @@ from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import log, retry_until_available, transition
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.units import utc_time
+from prefect_launch.core.validation import clean_json, json_fault
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Labels, Phase
 from prefect_launch.server.protocol import Server
@@ -86,7 +87,9 @@ async def end_item(
         report = build_report(item, outcome, facts, comes_back=retry.describe() if retry else None)
         await publish_report(session.server, item, report, once=_claim(item, facts))
     if retry is None:
-        return await _set_end(session, item, outcome, current, transition_id)
+        ended = await _set_end(session, item, outcome, current, transition_id)
+        await mend_item(session.server, item)
+        return ended
     return await _put_back(session, item, outcome, current, retry, transition_id)
 
 
@@ -196,6 +199,46 @@ async def fail_item(
     outcome = Outcome(state=end, message=f"[{phase.value}] {message}")
     await publish_report(session.server, item, build_report(item, outcome, facts or Facts(error=LaunchError(message))))
     await transition(session.server, item_id, item.state_type, end, outcome.message)
+    await mend_item(session.server, item)
+
+
+def unsendable_part(item: Item) -> str | None:
+    """Return what in an item the server keeps and cannot send again, in words; `None` when there is nothing."""
+    return json_fault(item.parameters, "parameters") or json_fault(item.labels, "labels")
+
+
+async def mend_item(server: Server, item: Item) -> None:
+    """Make an item that has ended one that the server can list: a text takes the place of what it cannot send.
+
+    A schedule that made the item is deactivated, for it would make the next one.
+
+    Args:
+        server: the door.
+        item: as it was read; most have nothing to mend, and cost no request.
+    """
+    fault = unsendable_part(item)
+    if fault is None:
+        return
+    maker = item.created_by
+    if maker is not None and maker.type == "SCHEDULE" and maker.id is not None and item.deployment_id is not None:
+        schedule, deployment = maker.id, item.deployment_id
+        await retry_until_available(
+            f"deactivate the schedule of {item.id}", lambda: server.deactivate_schedule(deployment, schedule)
+        )
+        log.warning(
+            "%s schedule-deactivated %s of the deployment %s: %s. Correct its parameters, and activate it again.",
+            item.id,
+            schedule,
+            deployment,
+            fault,
+        )
+    parameters, labels = clean_json(item.parameters), clean_json(item.labels)
+    await retry_until_available(
+        f"mend the parameters of {item.id}", lambda: server.replace_parameters(item.id, parameters)
+    )
+    if labels != item.labels:
+        await retry_until_available(f"mend the labels of {item.id}", lambda: server.label_item(item.id, labels))
+    log.warning("%s mended %s: it stands there as a text now, so that runs can be listed.", item.id, fault)
 
 
 async def fail_with_agent_error(
