@@ -1,1 +1,0 @@
-"""Demo: the whole product on one machine, for the first minute of a new user."""
