@@ -120,7 +120,7 @@ class Builder(ABC):
 
         Raises:
             BuildError: when a step fails; it names the step, with the last lines.
-            InfrastructureError: when the engine, the network or the disk is at fault.
+            InfrastructureError: when the engine, the network or the disk fails.
         """
 
 

@@ -62,7 +62,7 @@ _Probe = Callable[[BuildEngine, BuilderSettings], Awaitable["Builder | None"]]
 
 @dataclass(frozen=True)
 class _Source:
-    """How the code of a plan is built, without the digests of the images that it stands on."""
+    """How the code of a plan is built, without the digests of its base images."""
 
     request: BuildRequest
     selection: DockerfileSelection

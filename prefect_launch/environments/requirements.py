@@ -88,7 +88,7 @@ def read_requirements(
         is_whole: whether all of these exist; if not, missing files are not checked, and nothing can be installed.
 
     Raises:
-        SourceError: when a file cannot be read, holds a line that cannot be had, or names something that is not in the
+        SourceError: when a file cannot be read, holds an invalid line, or names something that is not in the
             code; with the file and the line.
     """
     if code_dir is None:
@@ -251,7 +251,7 @@ class RequirementsFileReader:
             named_by: the place that names it, for messages.
 
         Raises:
-            SourceError: when it is not in the code, cannot be decoded, or holds a line that cannot be had; with the
+            SourceError: when it is not in the code, cannot be decoded, or holds an invalid line; with the
                 file and the line.
         """
         if path in self.files:

@@ -80,7 +80,7 @@ class DigestCache:
         return None
 
     def _known(self, image: str, host: str, begun: float) -> tuple[str | None] | None:
-        """Return what a call that began at that time is told without a request; `None`: the registry must be asked."""
+        """Return the answer for a call that began at that time; `None` when the registry must be asked."""
         now = monotonic()
         if now < max(self._not_before.get(image, 0.0), self._not_before.get(host, 0.0)):
             return (None,)

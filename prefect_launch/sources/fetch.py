@@ -92,8 +92,8 @@ class GitCheckout:
             destination: the folder; it must not exist yet, or be empty.
 
         Raises:
-            SourceError: when the remote or the commit cannot be had, or a link in it leads out of it.
-            InfrastructureError: when the network, the host or the disk is at fault.
+            SourceError: when the remote or the commit cannot be fetched, or a link in it leads out of it.
+            InfrastructureError: when the network, the host or the disk fails.
         """
         await to_thread.run_sync(lambda: destination.parent.mkdir(parents=True, exist_ok=True))
         async with temporary_folder_async(".git-", destination.parent) as scratch:

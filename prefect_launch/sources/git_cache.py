@@ -61,8 +61,8 @@ class GitCache:
             folder: an empty repository.
 
         Raises:
-            SourceError: when the remote or the commit cannot be had.
-            InfrastructureError: when the network, the host or the disk is at fault.
+            SourceError: when the remote or the commit cannot be fetched.
+            InfrastructureError: when the network, the host or the disk fails.
         """
         cached = self.path_of(remote)
         async with locked(cached.with_name(f"{cached.name}.lock")) as lock:

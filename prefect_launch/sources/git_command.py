@@ -123,8 +123,8 @@ class Git:
 
         Raises:
             SourceError: when git refuses.
-            InfrastructureError: when the network, the host, the disk or the time is at fault.
-            OperatorError: when there is no git on this machine, or a secret that the settings name is of no use.
+            InfrastructureError: when the network, the host or the disk fails, or the time is over.
+            OperatorError: when this machine has no git, or a secret that the settings name cannot be used.
         """
         seconds = self.settings.timeout if timeout is None else timeout
         async with access_to(remote, self.settings, self._read_secret) as access:

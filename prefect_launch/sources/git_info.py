@@ -44,7 +44,7 @@ async def resolve_commit(git: Git, remote: str, ref: str | None) -> str:
     Raises:
         NotFoundError: when the remote has no such branch, tag or commit. The nearest right one is named.
         SourceError: when the remote cannot be read.
-        InfrastructureError: when the network or the host is at fault.
+        InfrastructureError: when the network or the host fails.
     """
     async with anyio.TemporaryDirectory(prefix="launch-git-") as scratch:
         folder = Path(scratch)
@@ -123,7 +123,7 @@ async def ls_remote_files(git: Git, remote: str, commit: str) -> CommitListing |
         The content; `None` when the host gives no single commit.
 
     Raises:
-        InfrastructureError: when the network or the host is at fault.
+        InfrastructureError: when the network or the host fails.
     """
     async with anyio.TemporaryDirectory(prefix="launch-git-") as scratch:
         folder = Path(scratch)
