@@ -39,6 +39,8 @@ class ItemState(Enum):
     CLAIMED = ("Pending", StateType.PENDING)
     BUILDING = ("Building", StateType.PENDING)
     PULLING = ("Pulling", StateType.PENDING)
+    #: Accepted by the cluster that it is to run in, and waiting there; the message is the cluster's reason.
+    SUBMITTED = ("Submitted", StateType.PENDING)
     RUNNING = ("Running", StateType.RUNNING)
     COMPLETED = ("Completed", StateType.COMPLETED)
     FAILED = ("Failed", StateType.FAILED)
@@ -52,7 +54,7 @@ class ItemState(Enum):
 
 
 _ENDS = frozenset({ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED, ItemState.CANCELLED})
-_ON_THE_WAY = frozenset({ItemState.BUILDING, ItemState.PULLING})
+_ON_THE_WAY = frozenset({ItemState.BUILDING, ItemState.PULLING, ItemState.SUBMITTED})
 
 #: From which type of state each state may be entered. `RUNNING` only from `PENDING`: each entry counts as one attempt.
 ALLOWED_FROM: dict[ItemState, frozenset[StateType]] = {

@@ -67,6 +67,7 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
         check_fixed(options, config, runner.quantities)
     options = runner.check_options(options)
     if queue is not None:
+        runner.check_submitter_options(options)
         check_unlimited(options, config, runner.quantities)
         _check_overrides(config, spec, fixed_options(config, runner.quantities))
         time_limit(spec.timeout, config)

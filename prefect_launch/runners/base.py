@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import signal
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -236,15 +236,19 @@ def nothing() -> None:
 
 
 class RunState(str, Enum):
-    """Where a created run is, from the machine's own view."""
+    """Where a created run is, from the machine's own view.
+
+    `SUBMITTED`: a cluster has accepted it and has not started it yet.
+    """
 
     CREATED = "created"
+    SUBMITTED = "submitted"
     RUNNING = "running"
     EXITED = "exited"
 
 
 class Found(BaseModel):
-    """A run that exists on this machine, found by its labels."""
+    """A run that exists, found by its labels."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -281,6 +285,9 @@ class Runner(ABC):
     #: their ends when its caller does not wait.
     uses_this_machine: ClassVar[bool] = False
 
+    #: How many of an agent's runs may wait in the resource's own queue without taking one of the agent's slots.
+    max_submitted: ClassVar[int] = 0
+
     #: Who knows the credentials for images; set by who made the runner. None: as the machine itself is logged in.
     registry: Registry | None = None
 
@@ -309,6 +316,17 @@ class Runner(ABC):
             NotFoundError: for an option that this resource does not know.
         """
         raise NotImplementedError
+
+    @classmethod  # noqa: B027 - for most resources the option's name decides who may set it
+    def check_submitter_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse a value that only the queue's owner may give, in an option that submitters may set.
+
+        Args:
+            options: the submitter's own, as `check_options` returns them, before they are merged with the queue's.
+
+        Raises:
+            UnsafeSpecError: naming the option and the value.
+        """
 
     @classmethod  # noqa: B027 - most resources have no such rule
     def check_together(cls, options: Mapping[str, Any]) -> None:
@@ -384,6 +402,15 @@ class Runner(ABC):
             InfrastructureError: when the machine fails to start it.
         """
 
+    async def wait_running(self, handle: str, on_wait: Callable[[str], Awaitable[None]]) -> None:  # noqa: B027
+        """Wait until what was started runs, or has ended; by default it runs at once.
+
+        Args:
+            handle: of what was started.
+            on_wait: is awaited with the reason when the run waits in the resource's own queue, and again whenever the
+                reason changes; an empty text where the resource gives none.
+        """
+
     @abstractmethod
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         """Wait until it has ended, its log file is whole and its outputs are in `plan.output_dir`.
@@ -400,7 +427,7 @@ class Runner(ABC):
 
     @abstractmethod
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
-        """List what exists on this machine with all these labels, running or not."""
+        """List what exists with all these labels, running or not: on this machine, or in the cluster."""
 
     async def find_beside(self, item_id: str) -> list[Found]:
         """List what has not ended of an item, also under agents of other homes; none where `find` sees these too."""

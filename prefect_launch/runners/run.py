@@ -194,8 +194,8 @@ class RunnerRun(AbstractRun):
 
 def _living_status(state: RunState | None) -> Status:
     if state is None:
-        return Status("unknown", ["it is not on this machine any more"])
-    return Status("starting" if state is RunState.CREATED else "running")
+        return Status("unknown", ["it does not exist any more"])
+    return Status("running" if state is RunState.RUNNING else "starting")
 
 
 def _final_status(end: ExitStatus) -> Status:

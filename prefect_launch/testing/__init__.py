@@ -10,17 +10,20 @@ if TYPE_CHECKING:
     from prefect_launch.testing.api import InMemoryApi, InMemoryRegistry
     from prefect_launch.testing.devices import InMemoryGpus
     from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
+    from prefect_launch.testing.remote_runner import InMemoryCluster, InMemoryRemoteRunner
     from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
     from prefect_launch.testing.script import Script
     from prefect_launch.testing.server import InMemoryServer
 
 _HOMES = {
     "InMemoryApi": "api",
+    "InMemoryCluster": "remote_runner",
     "InMemoryGpus": "devices",
     "InMemoryDocker": "engine",
     "InMemoryEngine": "engine",
     "InMemoryMachine": "runner",
     "InMemoryRegistry": "api",
+    "InMemoryRemoteRunner": "remote_runner",
     "InMemoryRunner": "runner",
     "InMemoryServer": "server",
     "Script": "script",
@@ -28,11 +31,13 @@ _HOMES = {
 
 __all__ = [
     "InMemoryApi",
+    "InMemoryCluster",
     "InMemoryDocker",
     "InMemoryEngine",
     "InMemoryGpus",
     "InMemoryMachine",
     "InMemoryRegistry",
+    "InMemoryRemoteRunner",
     "InMemoryRunner",
     "InMemoryServer",
     "Script",

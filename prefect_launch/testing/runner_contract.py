@@ -1,4 +1,6 @@
-"""What every runner must do, as tests: derive a test class from `RunnerContract` and give it a `world` fixture.
+"""Contract tests of runners: derive a test class from `RunnerContract` and give it a `world` fixture.
+
+`RemoteRunnerContract` is for runners of clusters, on a `RemoteWorld`.
 
 A world makes runners of one kind on one machine, and plans whose command does what one of the texts below says (they
 are shell scripts, so a real machine runs them as they are; a fake knows them by heart). Needs pytest with `asyncio_mode
@@ -15,6 +17,7 @@ from typing import Any, Protocol
 import pytest
 
 from prefect_launch.core.output_limits import OUTPUTS_FILE
+from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.log_streams import parts
 
@@ -30,6 +33,7 @@ OUTPUTS = 'mkdir "$LAUNCH_OUTPUT_DIR/deep"; printf \'{"accuracy": 0.9}\' > "$LAU
 )
 SLEEP = "sleep 60"
 SLEEP_SHORTLY = "sleep 1; echo awake; exit 4"
+TWO_PARTS = "echo before; sleep 1; echo after"
 IGNORE_TERM = "trap '' TERM; echo deaf; while true; do sleep 0.1; done"
 MISSING = "no-such-program"
 
@@ -50,6 +54,22 @@ class World(Protocol):
 
     def plan(self, script: str, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> RunPlan:
         """Return a new plan, with a folder and labels of its own, whose command runs this script."""
+        ...
+
+
+class RemoteWorld(World, Protocol):
+    """A cluster that runs of one kind are made on."""
+
+    def fill(self) -> None:
+        """Let no further job start."""
+        ...
+
+    def free(self) -> None:
+        """Let what waits start."""
+        ...
+
+    def lose_answers(self, count: int) -> None:
+        """Do the work of the next calls, and lose their answers."""
         ...
 
 
@@ -154,7 +174,8 @@ class RunnerContract:
         await first.aclose()
         second = world.runner()
         [found] = await second.find({Labels.ITEM: plan.item_id})
-        assert (found.handle, found.state, found.run_dir) == (handle, RunState.RUNNING, plan.run_dir)
+        assert (found.handle, found.state) == (handle, RunState.RUNNING)
+        assert found.run_dir in (None, plan.run_dir)
         assert found.labels.items() >= plan.labels.items()
         end = await second.watch(found.handle, plan)
         assert end.exit_code == 4
@@ -171,6 +192,21 @@ class RunnerContract:
         await first.aclose()
         assert (await world.runner().watch(handle, plan)).exit_code == 4
         assert plan.log_path.read_bytes() == b"awake\n"
+
+    async def test_log_that_another_watch_had_begun_goes_on_where_that_was_cut_off(self, world: World) -> None:
+        plan = world.plan(TWO_PARTS)
+        first = world.runner()
+        handle = await self._start(first, plan)
+        watching: asyncio.Task[Any] = asyncio.create_task(first.watch(handle, plan))
+        for _ in range(500):
+            if plan.log_path.exists() and plan.log_path.read_bytes() == b"before\n":
+                break
+            await asyncio.sleep(0.02)
+        watching.cancel()
+        await asyncio.wait({watching})
+        await first.aclose()
+        assert (await world.runner().watch(handle, plan)).succeeded
+        assert plan.log_path.read_bytes() == b"before\nafter\n"
 
     async def test_creating_twice_makes_one(self, world: World) -> None:
         plan = world.plan(SUCCEED)
@@ -246,3 +282,66 @@ class RunnerContract:
         end: ExitStatus = await asyncio.wait_for(watching, 10)
         assert (end.stopped, end.succeeded) == (True, False)
         return end
+
+
+class RemoteRunnerContract(RunnerContract):
+    """The contract of `prefect_launch.runners.remote.base.RemoteRunner`: what it promises besides."""
+
+    async def test_run_that_the_cluster_cannot_start_yet_waits_there_with_its_reason(self, world: RemoteWorld) -> None:
+        world.fill()
+        runner, plan, reasons = world.runner(), world.plan(LOG), asyncio.Queue[str]()
+        handle = await self._start(runner, plan)
+        waiting: asyncio.Task[None] = asyncio.create_task(runner.wait_running(handle, reasons.put))
+        assert await asyncio.wait_for(reasons.get(), 10)
+        [found] = await world.runner().find({Labels.ITEM: plan.item_id})
+        assert (found.handle, found.state) == (handle, RunState.SUBMITTED)
+        assert not waiting.done()
+        world.free()
+        await asyncio.wait_for(waiting, 10)
+        assert (await runner.watch(handle, plan)).succeeded
+
+    async def test_run_that_runs_at_once_does_not_wait(self, world: RemoteWorld) -> None:
+        runner, plan, reasons = world.runner(), world.plan(SLEEP_SHORTLY), asyncio.Queue[str]()
+        handle = await self._start(runner, plan)
+        await asyncio.wait_for(runner.wait_running(handle, reasons.put), 10)
+        assert reasons.empty()
+        await runner.stop(handle, 1.0)
+
+    async def test_run_that_waits_in_the_cluster_is_stopped_and_never_runs(self, world: RemoteWorld) -> None:
+        world.fill()
+        runner, plan = world.runner(), world.plan(LOG)
+        handle = await self._start(runner, plan)
+        await runner.stop(handle, 1.0)
+        world.free()
+        end = await runner.watch(handle, plan)
+        assert (end.stopped, end.succeeded) == (True, False)
+        assert plan.log_path.read_bytes() == b""
+
+    async def test_submission_whose_answer_was_lost_is_made_once(self, world: RemoteWorld) -> None:
+        runner, plan = world.runner(), world.plan(LOG)
+        await runner.prepare(plan)
+        handle = None
+        world.lose_answers(1)
+        while handle is None:
+            try:
+                handle = await runner.create(plan)
+                await runner.start(handle)
+            except UnreachableError:
+                handle = None
+        assert (await runner.watch(handle, plan)).succeeded
+        assert len(await runner.find({Labels.ITEM: plan.item_id})) == 1
+        assert plan.log_path.read_bytes().count(b"one") == 1
+
+    async def test_watch_goes_on_when_answers_are_lost(self, world: RemoteWorld) -> None:
+        runner, plan = world.runner(), world.plan(TWO_PARTS)
+        handle = await self._start(runner, plan)
+        world.lose_answers(5)
+        end = await runner.watch(handle, plan)
+        assert (end.exit_code, end.log_complete) == (0, True)
+        assert plan.log_path.read_bytes() == b"before\nafter\n"
+
+    async def test_stop_that_a_new_runner_asks_for_is_told_as_a_stop(self, world: RemoteWorld) -> None:
+        plan = world.plan(SLEEP)
+        handle = await self._start(world.runner(), plan)
+        await world.runner().stop(handle, 1.0)
+        assert (await world.runner().watch(handle, plan)).stopped

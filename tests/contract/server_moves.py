@@ -19,7 +19,7 @@ from tests.support.bench import holder_called
 
 CLAIM = State.of(ItemState.CLAIMED)
 ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)
-ON_THE_WAY = (ItemState.BUILDING, ItemState.PULLING)
+ON_THE_WAY = (ItemState.BUILDING, ItemState.PULLING, ItemState.SUBMITTED)
 
 
 class MoveContract:
@@ -43,6 +43,18 @@ class MoveContract:
         assert verdict.reason == "This run is in a PENDING state and cannot transition to a PENDING state."
         assert verdict.state is not None
         assert verdict.state.message == "claimed by box-1"
+
+    async def test_item_that_waits_in_a_cluster_keeps_its_first_reason_and_its_claim(self, place: Place) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED)
+        assert (await place.server.propose(item.id, State.of(ItemState.SUBMITTED, "no node is free"))).accepted
+        again = await place.server.propose(item.id, State.of(ItemState.SUBMITTED, "the image cannot be pulled"))
+        assert again.status is Answer.ABORT
+        assert (await place.server.propose(item.id, State.of(ItemState.CLAIMED))).status is Answer.ABORT
+        read = await place.read(item)
+        assert (read.state_name, read.message, read.run_count) == ("Submitted", "no node is free", 0)
+        assert (await place.move(item, ItemState.RUNNING)).accepted
+        assert (await place.read(item)).run_count == 1
 
     async def test_holder_stands_in_the_data_of_the_claim_and_outlives_the_later_phases(self, place: Place) -> None:
         item, holder, token = await place.add(), holder_called("box"), uuid4()
@@ -234,10 +246,10 @@ class MoveContract:
         assert (await place.server.propose(item.id, queued)).accepted
         assert (await place.read(item)).next_scheduled_start_time == later
         assert await place.poll() == []
-        early = await place.move(item, ItemState.CLAIMED, ItemState.PULLING, ItemState.RUNNING)
+        early = await place.move(item, ItemState.CLAIMED, ItemState.SUBMITTED, ItemState.RUNNING)
         assert early.status is Answer.WAIT
         assert early.details["delay_seconds"] == pytest.approx(3600, abs=30)
-        assert (await place.read(item)).state_name == "Pulling"
+        assert (await place.read(item)).state_name == "Submitted"
 
     async def test_item_that_was_claimed_before_its_time_by_a_clock_that_is_ahead_may_run(self, place: Place) -> None:
         item = await place.add()

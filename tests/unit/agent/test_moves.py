@@ -21,6 +21,7 @@ TABLE = {
     ItemState.CLAIMED: {WAITS},
     ItemState.BUILDING: {CLAIMED},
     ItemState.PULLING: {CLAIMED},
+    ItemState.SUBMITTED: {CLAIMED},
     ItemState.RUNNING: {CLAIMED},
     ItemState.COMPLETED: {CLAIMED, RUNS},
     ItemState.FAILED: {CLAIMED, RUNS},

@@ -220,7 +220,7 @@ async def claimed_by(bench: Bench, agent: LaunchAgent, *further: ItemState, **sp
     return item
 
 
-@pytest.mark.parametrize("on_the_way", [[], [ItemState.PULLING], [ItemState.BUILDING, ItemState.PULLING]])
+@pytest.mark.parametrize("on_the_way", [[], [ItemState.PULLING], [ItemState.BUILDING, ItemState.SUBMITTED]])
 async def test_item_that_was_claimed_and_not_created_is_given_back_and_runs(
     bench: Bench, on_the_way: list[ItemState]
 ) -> None:

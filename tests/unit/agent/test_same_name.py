@@ -63,7 +63,7 @@ async def beating(bench: Bench, holder: Holder, watcher: Watcher, *, seconds: fl
 # --- one after another ---
 
 
-@pytest.mark.parametrize("on_the_way", [[], [ItemState.BUILDING], [ItemState.BUILDING, ItemState.PULLING]])
+@pytest.mark.parametrize("on_the_way", [[], [ItemState.BUILDING], [ItemState.PULLING, ItemState.SUBMITTED]])
 async def test_pending_item_of_a_life_on_another_host_goes_back_into_its_queue(
     bench: Bench, on_the_way: list[ItemState]
 ) -> None:

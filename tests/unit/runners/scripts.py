@@ -15,6 +15,7 @@ _SCRIPTS = {
     contract.OUTPUTS: Script(outputs={"outputs.json": b'{"accuracy": 0.9}', "deep/file.txt": b"hello"}),
     contract.SLEEP: Script(seconds=60),
     contract.SLEEP_SHORTLY: Script(seconds=1, late_log=(b"awake\n",), exit_code=4),
+    contract.TWO_PARTS: Script(seconds=1, log=(b"before\n",), late_log=(b"after\n",)),
     contract.IGNORE_TERM: Script(seconds=60, log=(b"deaf\n",), ignores_term=True),
 }
 

@@ -11,8 +11,9 @@ import pytest
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
+from prefect_launch.testing.remote_runner import InMemoryCluster, InMemoryRemoteRunner, InMemoryUnholdingRunner
 from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
-from prefect_launch.testing.runner_contract import LOG, MISSING, RunnerContract, run
+from prefect_launch.testing.runner_contract import LOG, MISSING, RemoteRunnerContract, RunnerContract, run
 from tests.unit.runners.scripts import script_of
 
 
@@ -62,6 +63,25 @@ class InMemoryDockerWorld(FakeWorld):
         return LocalContainerRunner(self.folder, InMemoryEngine(self.docker))
 
 
+class InMemoryClusterWorld(FakeWorld):
+    def __init__(self, folder: Path, kind: type[InMemoryRemoteRunner]) -> None:
+        super().__init__(folder)
+        self.kind = kind
+        self.cluster = InMemoryCluster(lambda plan: script_of(plan.command, plan.args, plan.env))
+
+    def runner(self) -> Runner:
+        return self.kind(self.folder, self.cluster)
+
+    def fill(self) -> None:
+        self.cluster.resize(0)
+
+    def free(self) -> None:
+        self.cluster.resize(1_000)
+
+    def lose_answers(self, count: int) -> None:
+        self.cluster.lost_answers = count
+
+
 class TestInMemoryRunner(RunnerContract):
     """Each promise of the contract, kept by the in-memory runner."""
 
@@ -83,3 +103,19 @@ class TestLocalContainerOnInMemoryEngine(RunnerContract):
         end = await run(world.runner(), plan)
         assert (end.log_complete, end.exit_code) == (False, 0)
         assert "the log could not be written" in end.warnings[0]
+
+
+class TestInMemoryRemoteRunner(RemoteRunnerContract):
+    """Each promise of the contract, kept on a cluster that holds jobs."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> InMemoryClusterWorld:
+        return InMemoryClusterWorld(tmp_path, InMemoryRemoteRunner)
+
+
+class TestInMemoryUnholdingRunner(RemoteRunnerContract):
+    """Each promise of the contract, kept on a cluster that cannot hold jobs."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> InMemoryClusterWorld:
+        return InMemoryClusterWorld(tmp_path, InMemoryUnholdingRunner)

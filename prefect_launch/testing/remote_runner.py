@@ -1,0 +1,259 @@
+"""An in-memory cluster and its runner: work that is accepted, waits, runs and is lost elsewhere, without a cluster.
+
+An `InMemoryCluster` is what outlives agents; an `InMemoryRemoteRunner` is one agent's connection to it. The cluster
+holds, queues, runs, preempts, loses answers and restarts, as a test asks. It counts the calls that it gets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from prefect_launch.core.output_limits import LeftOut
+from prefect_launch.errors import InfrastructureError, UnreachableError, UnsafeSpecError, unknown_name
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.runners.base import ExitStatus, RunPlan
+from prefect_launch.runners.remote.base import LogPart, RemoteJob, RemoteRunner, RemoteState, RemoteStatus
+from prefect_launch.spec.option_names import normalise_options
+from prefect_launch.testing.script import Err, Script, ScriptedProcess
+
+T = TypeVar("T")
+
+_OPTIONS = frozenset({"e", "env", "node", "pod"})
+
+
+@dataclass
+class _Job:
+    handle: str
+    plan: RunPlan
+    script: Script
+    is_held: bool
+    log: list[bytes] = field(default_factory=list)
+    process: ScriptedProcess | None = None
+    cancelled: bool = False
+    preempted: bool = False
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def state(self) -> RemoteState:
+        if self.process is None:
+            over = RemoteState.ENDED if self.cancelled else RemoteState.PENDING
+            return RemoteState.HELD if self.is_held and not self.cancelled else over
+        return RemoteState.RUNNING if self.process.exit_code is None else RemoteState.ENDED
+
+
+@dataclass
+class InMemoryCluster:
+    """A cluster, whoever uses it.
+
+    Args:
+        script: says what the job of a plan does; by default every job ends with 0 at once.
+
+    Attributes:
+        nodes: how many jobs run at a time; set it with `resize`.
+        reason: why jobs wait while no node is free.
+        jobs: what it knows, by handle.
+        started: the names of the jobs that were started, in order.
+        calls: how often each call was made.
+        reachable: set it to False, and every call fails as when the cluster is away; what runs goes on.
+        lost_answers: so many of the next calls do their work, and their answers are lost.
+        is_deaf: whether a request to cancel is accepted and not acted on.
+    """
+
+    script: Callable[[RunPlan], Script] = lambda plan: Script()
+    nodes: int = 1_000
+    reason: str = "no node is free"
+    jobs: dict[str, _Job] = field(default_factory=dict)
+    started: list[str] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+    reachable: bool = True
+    lost_answers: int = 0
+    is_deaf: bool = False
+
+    def resize(self, nodes: int) -> None:
+        """Change how many jobs run at a time."""
+        self.nodes = nodes
+        self.schedule()
+
+    def schedule(self) -> None:
+        """Start what waits, as long as nodes are free."""
+        for job in self.jobs.values():
+            running = sum(one.state is RemoteState.RUNNING for one in self.jobs.values())
+            if running < self.nodes and job.state is RemoteState.PENDING:
+                self._run(job)
+
+    def preempt(self, name: str) -> None:
+        """Take the node of a running job away."""
+        job = next(job for job in self.jobs.values() if job.plan.name == name)
+        job.preempted = True
+        if job.process is not None:
+            job.process.kill(signal.SIGKILL)
+
+    def lose(self, name: str) -> None:
+        """Forget a job, as when somebody deletes it by hand."""
+        handle = next(handle for handle, job in self.jobs.items() if job.plan.name == name)
+        job = self.jobs.pop(handle)
+        if job.process is not None:
+            job.process.kill(signal.SIGKILL)
+
+    def _run(self, job: _Job) -> None:
+        self.started.append(job.plan.name)
+        job.started_at = datetime.now(timezone.utc)
+        script = Script(exit_code=127) if job.script.missing else job.script
+        job.process = ScriptedProcess(script, job.log.append, lambda: self._end(job))
+
+    def _end(self, job: _Job) -> None:
+        job.ended_at = datetime.now(timezone.utc)
+        self.schedule()
+
+
+class InMemoryRemoteRunner(RemoteRunner):
+    """A runner on an in-memory cluster that holds jobs; a subclass with `can_hold = False` is one that cannot.
+
+    Args:
+        home: as every runner's.
+        cluster: what it runs on; a new one by default.
+    """
+
+    name: ClassVar[str] = "in-memory-cluster"
+    removed_message: ClassVar[str] = "job gone from the cluster"
+    sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
+    submitter_options: ClassVar[frozenset[str]] = frozenset({"e", "env", "pod"})
+    options: ClassVar[frozenset[str]] = _OPTIONS
+    can_hold: ClassVar[bool] = True
+    poll_seconds: ClassVar[float] = 0.05
+    log_seconds: ClassVar[float] = 0.02
+
+    def __init__(self, home: Path, cluster: InMemoryCluster | None = None) -> None:
+        super().__init__(home)
+        self._cluster = cluster or InMemoryCluster()
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        checked = normalise_options(options)
+        for name in checked:
+            if name not in cls.options:
+                raise unknown_name("option", name, cls.options, where=f" in resource_args.{cls.name}")
+        return checked
+
+    @classmethod
+    def check_submitter_options(cls, options: Mapping[str, Any]) -> None:
+        if "privileged" in options.get("pod", {}):
+            raise UnsafeSpecError(
+                f"resource_args.{cls.name}.pod.privileged may be set by the queue's owner only. Leave it out."
+            )
+
+    async def ping(self) -> None:
+        await self._call("ping")
+
+    async def submit(self, plan: RunPlan) -> RemoteJob:
+        cluster = await self._call("submit")
+        job = next((job for job in cluster.jobs.values() if job.plan.name == plan.name), None)
+        if job is None:
+            handle = f"job-{len(cluster.jobs) + 1}-{plan.name}" if self.can_hold else plan.name
+            job = cluster.jobs[handle] = _Job(handle, plan, cluster.script(plan), is_held=self.can_hold)
+            cluster.schedule()
+        return self._answer(_seen(cluster, job))
+
+    async def release(self, handle: str) -> None:
+        cluster = await self._call("release")
+        job = cluster.jobs.get(handle)
+        if job is not None:
+            job.is_held = False
+            cluster.schedule()
+        self._answer(None)
+
+    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteStatus]:
+        cluster = await self._call("poll")
+        return self._answer(
+            {one: _seen(cluster, job).status for one in handles if (job := cluster.jobs.get(one)) is not None}
+        )
+
+    async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
+        cluster = await self._call("list")
+        jobs = [job for job in cluster.jobs.values() if labels.items() <= job.plan.labels.items()]
+        return self._answer([_seen(cluster, job) for job in jobs])
+
+    async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
+        cluster = await self._call("logs")
+        job = cluster.jobs.get(handle)
+        done = int(after or 0)
+        for index, piece in enumerate(job.log[done:] if job is not None else [], done + 1):
+            yield LogPart(bytes(piece), str(index), is_error=isinstance(piece, Err))
+        self._answer(None)
+
+    async def cancel(self, handle: str, grace_seconds: float) -> None:
+        cluster = await self._call("cancel")
+        job = cluster.jobs.get(handle)
+        if job is not None and not cluster.is_deaf:
+            job.cancelled = True
+            if job.process is not None:
+                job.process.kill(signal.SIGTERM)
+                if job.script.ignores_term:
+                    asyncio.get_running_loop().call_later(grace_seconds, job.process.kill, signal.SIGKILL)
+        self._answer(None)
+
+    async def delete(self, handle: str) -> None:
+        cluster = await self._call("delete")
+        job = cluster.jobs.get(handle)
+        if job is not None and job.state is RemoteState.RUNNING:
+            raise InfrastructureError(f"The job {handle!r} runs, so it is not deleted. Cancel it first.")
+        cluster.jobs.pop(handle, None)
+        self._answer(None)
+
+    async def fetch_outputs(self, handle: str, plan: RunPlan) -> LeftOut:
+        cluster = await self._call("outputs")
+        job = cluster.jobs.get(handle)
+        for name, content in (job.script.outputs if job is not None else {}).items():
+            path = plan.output_dir / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return self._answer(LeftOut())
+
+    async def _call(self, name: str) -> InMemoryCluster:
+        self._cluster.calls[name] += 1
+        await asyncio.sleep(0)
+        if not self._cluster.reachable:
+            raise UnreachableError("The in-memory cluster does not answer. Start it.")
+        return self._cluster
+
+    def _answer(self, value: T) -> T:
+        """Return an answer, unless it is lost on its way."""
+        if self._cluster.lost_answers > 0:
+            self._cluster.lost_answers -= 1
+            raise UnreachableError("The in-memory cluster's answer was lost. Ask again.")
+        return value
+
+
+class InMemoryUnholdingRunner(InMemoryRemoteRunner):
+    """A runner on an in-memory cluster that cannot hold: to submit a job is to start it."""
+
+    can_hold: ClassVar[bool] = False
+
+
+def _seen(cluster: InMemoryCluster, job: _Job) -> RemoteJob:
+    reason = cluster.reason if job.state is RemoteState.PENDING else ""
+    exit_status = _exit_of(job) if job.state is RemoteState.ENDED else None
+    status = RemoteStatus(state=job.state, reason=reason, exit=exit_status)
+    return RemoteJob(handle=job.handle, name=job.plan.name, labels=job.plan.labels, status=status)
+
+
+def _exit_of(job: _Job) -> ExitStatus:
+    if job.process is None:
+        return ExitStatus(exit_code=None, stopped=True, error="cancelled before it was started")
+    return ExitStatus(
+        exit_code=job.process.exit_code,
+        signal=job.process.signal,
+        preempted=job.preempted,
+        oom_killed=job.script.oom_killed and not job.cancelled,
+        error=f"the entry point {job.plan.command!r} is not there" if job.script.missing else None,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+    )
