@@ -163,7 +163,7 @@ class LaunchAgent:
             )
         async with self.api.open() as session:
             self._context = AgentContext(self.config, session, dict(self._runners), gpu_probe=self._gpu_probe)
-            self._context.run_ended = self._run_ended
+            self._context.slot_freed = self._slot_freed
             await self._context.devices.open()
             await anyio.to_thread.run_sync(lambda: self.holder)
             opens, devices = self._context.runner_health.is_open, self._context.devices
@@ -197,7 +197,8 @@ class LaunchAgent:
     @property
     def free_slots(self) -> int:
         """How many jobs it could start now."""
-        return 0 if self.shutdown.draining else int(min(self.config.max_jobs - self.num_running_jobs, _MANY))
+        free = min(self.config.max_jobs - self.num_running_jobs, _MANY)
+        return 0 if self.shutdown.draining else max(0, int(free))
 
     @property
     def takes_schedulers(self) -> bool:
@@ -263,8 +264,8 @@ class LaunchAgent:
                 self._poller.note_freed_slot(thread_id)
             self.wake.set()
 
-    def _run_ended(self, thread_id: str) -> None:
-        """Free the slot and the devices of an item whose run has ended; its outputs are being kept."""
+    def _slot_freed(self, thread_id: str) -> None:
+        """Free the slot and the devices of an item whose run has ended, or waits in a cluster."""
         if self._poller is not None:
             self._poller.note_freed_slot(thread_id)
         self.wake.set()

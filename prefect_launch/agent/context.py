@@ -40,7 +40,7 @@ class AgentContext:
             that soon, and it is looked for within this time.
         lost_seconds: for how long another agent's heartbeats must have stood still to call it lost.
         gpu_probe: reads the GPUs of the machine.
-        run_ended: is told the id of an item whose run has ended, before its outputs are kept.
+        slot_freed: is told the id of an item that needs no slot and no devices: its run has ended, or waits elsewhere.
         copies: how many runs' outputs are kept at a time.
         registry: the registries of images, with this agent's credentials.
         devices: gives out the machine's devices.
@@ -53,7 +53,7 @@ class AgentContext:
     trusted_seconds: float = TRUSTED_SECONDS
     lost_seconds: float = LOST_SECONDS
     gpu_probe: GpuProbe | None = None
-    run_ended: Callable[[str], None] = lambda item_id: None
+    slot_freed: Callable[[str], None] = lambda item_id: None
     copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(COPIES))
 
     def __post_init__(self) -> None:

@@ -92,7 +92,7 @@ async def remove_finished(
 
 def _leftover(context: AgentContext, runner: Runner, found: Found) -> _Leftover | None:
     """Return a run that has ended, when it is certainly one that an agent of this home made."""
-    if found.state is RunState.RUNNING or Labels.AGENT not in found.labels:
+    if found.state in (RunState.SUBMITTED, RunState.RUNNING) or Labels.AGENT not in found.labels:
         return None
     identity = identity_of(found)
     plan = plan_of(context.config.machine, identity) if identity is not None else None

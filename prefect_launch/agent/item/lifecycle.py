@@ -42,6 +42,13 @@ class CancelledBeforeStartError(Exception):
     """The item was asked to stop before anything of it ran."""
 
 
+class PreemptedBeforeStartError(Exception):
+    """The agent stops its jobs, and this one waited in a cluster to be started."""
+
+    def __str__(self) -> str:
+        return "Its agent was told to stop its jobs while it waited in the cluster."
+
+
 class ItemLifecycle:
     """One attempt at one item, from the claim to the final state.
 
@@ -64,14 +71,18 @@ class ItemLifecycle:
         Returns:
             How it ended; the item is in that state.
         """
+        return await self._run(self._start)
+
+    async def _run(self, start: Callable[[], Awaitable[tuple[Runner, RunPlan]]]) -> Outcome:
+        """Bring the item to run, and watch it to its end."""
         try:
-            runner, plan = await self._start()
+            runner, plan = await start()
         except CancelledBeforeStartError:
             outcome = Outcome(state=ItemState.CANCELLED, message="Stopped before it was started.")
             return await self._cleanup.abort(outcome)
         except UnreachableError as error:
             return await self._cleanup.requeue(error)
-        except DevicesBusyError as error:
+        except (DevicesBusyError, PreemptedBeforeStartError) as error:
             return await self._cleanup.abort(Outcome(state=ItemState.QUEUED, message=str(error)))
         except Exception as error:  # noqa: BLE001 - the item says why it does not run
             self._cleanup.log_error(error)
@@ -96,12 +107,7 @@ class ItemLifecycle:
         plan = await self._hiding_secrets(plan)
         self._cleanup.record(plan=plan)
         if current is StateType.PENDING:
-            try:
-                await self._retry_until_reachable(runner, lambda: runner.start(handle))
-                await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._context.config.name}.")
-            except Exception as error:  # noqa: BLE001 - the item says why it does not run
-                self._cleanup.record(error=error)
-                return await self._cleanup.abort(outcome_of_error(error, Phase.RUN))
+            return await self._run(partial(self._start_again, runner, plan, handle))
         return await self._watch(runner, plan, StateType.RUNNING)
 
     async def _hiding_secrets(self, plan: RunPlan) -> RunPlan:
@@ -116,6 +122,12 @@ class ItemLifecycle:
                 f"take the log of {self._item.id}", partial(write_log_note, self._server, self._item.id, told)
             )
         return plan
+
+    async def _start_again(self, runner: Runner, plan: RunPlan, handle: str) -> tuple[Runner, RunPlan]:
+        await self._retry_until_reachable(runner, lambda: runner.start(handle))
+        await self._until_running(runner, handle)
+        await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._context.config.name}.")
+        return runner, plan
 
     async def _start(self) -> tuple[Runner, RunPlan]:
         session = self._context.session
@@ -163,6 +175,7 @@ class ItemLifecycle:
         await self._check_ours()
         await self._retry_until_reachable(runner, lambda: runner.start(handle))
         self._context.runner_health.mark_up(queue.config.resource)
+        await self._until_running(runner, handle)
         gpus = self._context.devices.gpus_of(self._item.id)
         what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
         where = f"Runs on {self._context.config.name} ({what})."
@@ -170,11 +183,39 @@ class ItemLifecycle:
         await warn_of_other_image(self._server, self._item.id, plan, image)
         return runner, plan
 
+    async def _until_running(self, runner: Runner, handle: str) -> None:
+        """Wait until the run runs; while it waits in a cluster it takes none of the agent's slots.
+
+        Raises:
+            CancelledBeforeStartError: when the item was asked to stop.
+            PreemptedBeforeStartError: when the agent stops its jobs.
+        """
+        try:
+            await self._unless_stopped(runner.wait_running(handle, partial(self._note_wait, runner)), or_preempted=True)
+        finally:
+            self._running.waits_in = None
+
+    async def _note_wait(self, runner: Runner, reason: str) -> None:
+        """Show that the run waits in a cluster, and why; the server takes one state of that name, so later reasons go
+        to the item's log."""
+        name, reason = self._context.resource_of(runner), self._running.masked(reason)
+        message = f"Waits in {name}: {reason}" if reason else f"Accepted by {name}; waits there to be started."
+        is_first = self._running.waits_in is None
+        if is_first:
+            self._running.waits_in = runner
+            self._context.slot_freed(self._running.thread_id)
+        if is_first and self._item.state_name != ItemState.SUBMITTED.label:
+            await self._move(StateType.PENDING, ItemState.SUBMITTED, message)
+        elif message != self._item.message:
+            await retry_until_available(
+                f"take the log of {self._item.id}", partial(write_log_note, self._server, self._item.id, message)
+            )
+
     async def _check_ours(self) -> None:
         """See that the item is still to be run, and by this agent.
 
         Raises:
-            StopAskedError: when it is not.
+            CancelledBeforeStartError: when it is not.
         """
         if self._running.stop.is_set() or not await self._cleanup.is_trusted():
             raise CancelledBeforeStartError
@@ -204,21 +245,28 @@ class ItemLifecycle:
         if state.type in (StateType.CANCELLING, StateType.CANCELLED):
             self._running.stop.set()
 
-    async def _unless_stopped(self, work: Awaitable[T]) -> T:
+    async def _unless_stopped(self, work: Awaitable[T], *, or_preempted: bool = False) -> T:
         """Do something long, unless the item is asked to stop meanwhile.
 
+        Args:
+            work: to do.
+            or_preempted: also unless the agent stops its jobs.
+
         Raises:
-            StopAskedError: when it was.
+            CancelledBeforeStartError: when it was.
+            PreemptedBeforeStartError: when the agent does.
         """
         task = asyncio.ensure_future(work)
-        stop = asyncio.ensure_future(self._running.stop.wait())
+        asked = [self._running.stop, *([self._running.preempt] if or_preempted else [])]
+        stops = [asyncio.ensure_future(event.wait()) for event in asked]
         try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
-                raise CancelledBeforeStartError
-            return task.result()
+            await asyncio.wait({task, *stops}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise CancelledBeforeStartError if self._running.stop.is_set() else PreemptedBeforeStartError
         finally:
-            stop.cancel()
+            for stop in stops:
+                stop.cancel()
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
@@ -276,7 +324,7 @@ class ItemLifecycle:
     def _has_run(self) -> None:
         """Free the slot and the devices: the run needs them no more."""
         self._running.has_run = True
-        self._context.run_ended(self._running.thread_id)
+        self._context.slot_freed(self._running.thread_id)
 
     async def _keep(self, plan: RunPlan, end: ExitStatus) -> list[str]:
         """Keep the run's outputs and its whole log; returns what went wrong with it, in words."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -17,7 +18,7 @@ from uuid import UUID
 
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.core.states import ItemState
-from prefect_launch.runners.base import Phase, RunPlan
+from prefect_launch.runners.base import Phase, Runner, RunPlan
 from prefect_launch.server.values import Item
 
 #: The flow that a sweep's scheduler is a run of; all others are jobs.
@@ -53,6 +54,7 @@ class RunningItem:
         preempt: is set when the agent stops it of its own accord, as when its machine is taken away.
         claim: the token of the claim that it is held under; empty: not known.
         held_at: when it was seen last that the claim is the item's last one, by `now()`; at first, when it was made.
+        waits_in: the runner of the cluster that its run waits in to be started; None: it does not.
         has_run: whether its run has ended: what is left is to keep its outputs, which needs no slot.
         plan: of its attempt, once it is known; it masks the attempt's secrets in what is told of the item.
         ended: is set when its work here is over, whatever came of it.
@@ -68,6 +70,7 @@ class RunningItem:
     preempt: asyncio.Event = field(default_factory=asyncio.Event)
     claim: str = ""
     held_at: float = field(default_factory=now)
+    waits_in: Runner | None = None
     has_run: bool = False
     plan: RunPlan | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -136,10 +139,15 @@ class RunningItems:
         return {running_item.id for running_item in self._entries.values()}
 
     def count(self, *, schedulers: bool) -> int:
-        """Count the schedulers, or the jobs, that take a slot: a few whose outputs are being kept do not."""
+        """Count the schedulers, or the jobs, that take a slot.
+
+        A few whose outputs are being kept take none, nor do those that wait in a cluster, up to its runner's maximum.
+        """
         kind = [running_item for running_item in self._entries.values() if running_item.is_scheduler is schedulers]
         copying = sum(running_item.has_run for running_item in kind)
-        return len(kind) - min(copying, MOST_COPYING)
+        submitted = Counter(one.waits_in for one in kind if one.waits_in is not None)
+        waiting = sum(min(count, runner.max_submitted) for runner, count in submitted.items())
+        return len(kind) - min(copying, MOST_COPYING) - waiting
 
     def find(self, thread_id: str) -> RunningItem | None:
         """Return what is known of an item in work."""
