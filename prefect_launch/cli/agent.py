@@ -10,6 +10,7 @@ import typer
 from prefect_launch.cli.options import JsonOption, examples, group
 from prefect_launch.cli.output import Column, ago, print_json, print_table
 from prefect_launch.cli.process import loading
+from prefect_launch.core.early_signals import early_signals
 
 if TYPE_CHECKING:
     from prefect_launch.agent import AgentConfig
@@ -71,15 +72,20 @@ def start(
     """
     import asyncio
 
-    with loading():
-        settings = _settings(queue, max_jobs, config, name, verbose)
-        from prefect_launch.agent import LaunchAgent
-        from prefect_launch.agent.entry.start import Signals
-        from prefect_launch.client.api import default_api
+    with early_signals(_tell) as early:
+        with loading():
+            settings = _settings(queue, max_jobs, config, name, verbose)
+            from prefect_launch.agent import LaunchAgent
+            from prefect_launch.agent.entry.start import Signals
+            from prefect_launch.client.api import default_api
 
-        agent = LaunchAgent(default_api(), settings)
-        signals = Signals(agent, stop_jobs=stop_jobs, tell=lambda text: typer.echo(text, err=True))
-    raise typer.Exit(asyncio.run(_work(signals, until_empty)))
+            agent = LaunchAgent(default_api(), settings)
+            signals = Signals(agent, stop_jobs=stop_jobs, tell=_tell, early=early)
+        raise typer.Exit(asyncio.run(_work(signals, until_empty)))
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 async def _work(signals: Signals, until_empty: bool) -> int:
@@ -104,15 +110,16 @@ def serve(
 
     Signals do what they do to 'agent start': the first drains it, the second makes it leave at once.
     """
-    settings = _settings(queue, max_jobs, config, name, verbose)
-    import asyncio
+    with early_signals(_tell) as early:
+        settings = _settings(queue, max_jobs, config, name, verbose)
+        import asyncio
 
-    from prefect_launch.agent.entry.serve import DEFAULT_INTERVAL_SECONDS
-    from prefect_launch.agent.entry.serve import serve as serve_agent
-    from prefect_launch.client.api import default_api
+        from prefect_launch.agent.entry.serve import DEFAULT_INTERVAL_SECONDS
+        from prefect_launch.agent.entry.serve import serve as serve_agent
+        from prefect_launch.client.api import default_api
 
-    seconds = DEFAULT_INTERVAL_SECONDS if interval is None else interval
-    heard = asyncio.run(serve_agent(default_api(), settings, interval_seconds=seconds))
+        seconds = DEFAULT_INTERVAL_SECONDS if interval is None else interval
+        heard = asyncio.run(serve_agent(default_api(), settings, interval_seconds=seconds, early=early))
     raise typer.Exit(0 if heard is None else _SIGNALLED + heard)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
@@ -22,9 +22,9 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.entry.start import SIGNALS
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.agent.polling.events import WakeEvent
+from prefect_launch.core.early_signals import SIGNALS
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, ServerUnavailableError
 from prefect_launch.queues.agent_status import TAG, read_drain_order, request_drain
@@ -68,13 +68,19 @@ class Stop:
         self.end: Callable[[], object] = lambda: None
 
     @contextmanager
-    def by_signals(self) -> Iterator[None]:
-        """Listen to SIGTERM and SIGINT; left to Prefect, a run would stay Running for ever."""
+    def by_signals(self, early: Sequence[signal.Signals] = ()) -> Iterator[None]:
+        """Listen to SIGTERM and SIGINT; left to Prefect, a run would stay Running for ever.
+
+        Args:
+            early: signals that came before: see `prefect_launch.core.early_signals`.
+        """
         task = asyncio.current_task()
         assert task is not None
         self.end = task.cancel
         for number in SIGNALS:
             asyncio.get_running_loop().add_signal_handler(number, self.hear, number)
+        for number in early:
+            self.hear(number)
         try:
             yield
         except asyncio.CancelledError:
@@ -101,7 +107,11 @@ class Stop:
 
 
 async def serve(
-    api: Api, config: AgentConfig, *, interval_seconds: float = DEFAULT_INTERVAL_SECONDS
+    api: Api,
+    config: AgentConfig,
+    *,
+    interval_seconds: float = DEFAULT_INTERVAL_SECONDS,
+    early: Sequence[signal.Signals] = (),
 ) -> signal.Signals | None:
     """Serve an agent until stopped by SIGINT or SIGTERM: the first drains it, the second ends it at once.
 
@@ -109,6 +119,7 @@ async def serve(
         api: the server.
         config: the agent's settings.
         interval_seconds: from the start of one shift to the start of the next, at least 60 s.
+        early: signals that came before this call.
 
     Returns:
         The first signal that came, if one did.
@@ -130,7 +141,7 @@ async def serve(
     if not config.queues:
         raise AgentConfigError("To serve an agent please specify its queues (-q QUEUE).")
     stop = Stop()
-    with stop.by_signals():
+    with stop.by_signals(early):
         async with api.open() as session:
             server = session.server
             for queue in config.queues:

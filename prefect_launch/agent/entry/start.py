@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.core.early_signals import SIGNALS
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ def create_and_run_agent(api: Api, config: AgentConfig | Mapping[str, Any], *, u
     asyncio.run(agent.loop(until_empty=until_empty))
 
 
-SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 #: What a loop gets to leave in order: it may hang in a call to a server that is away.
 LEAVE_SECONDS: Final = 5.0
 
@@ -49,12 +49,21 @@ class Signals:
         agent: whose loop is run.
         stop_jobs: the second signal stops what runs.
         tell: is told in words what was understood.
+        early: signals that came before the loop: see `prefect_launch.core.early_signals`.
     """
 
-    def __init__(self, agent: LaunchAgent, *, stop_jobs: bool, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        agent: LaunchAgent,
+        *,
+        stop_jobs: bool,
+        tell: Callable[[str], None],
+        early: Sequence[signal.Signals] = (),
+    ) -> None:
         self._agent = agent
         self._stop_jobs = stop_jobs
         self._tell = tell
+        self._early = early
         self._work: asyncio.Future[None] | None = None
         self._on_event: list[signal.Signals] = []
 
@@ -68,6 +77,8 @@ class Signals:
         self._work = asyncio.ensure_future(self._agent.loop(until_empty=until_empty))
         for number in SIGNALS:
             loop.add_signal_handler(number, self.hear, number)
+        for number in self._early:
+            self.hear(number)
         try:
             await self._work
         except asyncio.CancelledError:
