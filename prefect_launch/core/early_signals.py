@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM that come while a program is still loading: noted, for the handlers that it sets when it is ready."""
+"""SIGINT and SIGTERM that come while a program still loads: noted, for the handlers that it sets when it is ready."""
 
 from __future__ import annotations
 
