@@ -165,17 +165,12 @@ def _add(archive: tarfile.TarFile, entry: Entry) -> None:
     member.mode = entry.mode
     if entry.target is not None:
         member.type, member.linkname = tarfile.SYMTYPE, entry.target
-        archive.addfile(member)
     elif entry.is_folder:
         member.type = tarfile.DIRTYPE
-        archive.addfile(member)
-    elif entry.source is None:
-        member.size = len(entry.content)
-        archive.addfile(member, io.BytesIO(entry.content))
     else:
         member.size = entry.size
-        with entry.source.open("rb") as file:
-            archive.addfile(member, file)
+    with entry.source.open("rb") if entry.source else io.BytesIO(entry.content) as content:
+        archive.addfile(member, content)
 
 
 def _too_large(sizes: Mapping[str, int], limit: int) -> str:
