@@ -20,6 +20,7 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.log_streams import parts
+from prefect_launch.runners.remote.base import RemoteRunner
 
 SUCCEED = "exit 0"
 FAIL = "exit 3"
@@ -345,3 +346,20 @@ class RemoteRunnerContract(RunnerContract):
         handle = await self._start(world.runner(), plan)
         await world.runner().stop(handle, 1.0)
         assert (await world.runner().watch(handle, plan)).stopped
+
+    async def test_run_of_a_new_claim_is_not_taken_for_stopped_as_that_of_the_old_one_was(
+        self, world: RemoteWorld
+    ) -> None:
+        old = _claimed(world.plan(SLEEP), "old")
+        handle = await self._start(world.runner(), old)
+        runner = self._remote(world.runner())
+        await runner.stop(handle, 1.0)
+        await runner.delete(handle)  # By hand, so that the runner does not hear of it.
+        new = _claimed(old, "new", command=world.plan(SLEEP_SHORTLY).command)
+        end = await run(world.runner(), new)
+        assert (end.exit_code, end.stopped) == (4, False)
+
+    @staticmethod
+    def _remote(runner: Runner) -> RemoteRunner:
+        assert isinstance(runner, RemoteRunner)
+        return runner

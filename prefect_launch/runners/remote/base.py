@@ -308,8 +308,7 @@ class RemoteRunner(Runner):
     async def remove(self, handle: str) -> None:
         self._not_submitted.pop(handle, None)
         await self.delete(handle)
-        with suppress(FileNotFoundError):
-            await anyio.to_thread.run_sync(self._stop_note(handle).unlink)
+        await self._forget_stop(handle)
 
     async def aclose(self) -> None:
         await self._poller.aclose()
@@ -320,6 +319,8 @@ class RemoteRunner(Runner):
         """Submit a plan; a job of an older claim that has its name is stopped and removed first."""
         job = await self.submit(plan)
         if job.labels.get(Labels.CLAIM) == plan.labels.get(Labels.CLAIM):
+            if job.status.state is not RemoteState.ENDED:
+                await self._forget_stop(job.handle)  # Of an older claim: the same attempt has the same name.
             return job
         if job.labels.get(Labels.ITEM) != plan.labels.get(Labels.ITEM):
             raise InfrastructureError(
@@ -327,7 +328,9 @@ class RemoteRunner(Runner):
             )
         await self.stop(job.handle, TAKEOVER_SECONDS)
         await self.remove(job.handle)
-        return await self.submit(plan)
+        job = await self.submit(plan)
+        await self._forget_stop(job.handle)
+        return job
 
     async def _end_of(self, handle: str) -> RemoteStatus | None:
         with self._poller.follow(handle) as feed:
@@ -371,6 +374,10 @@ class RemoteRunner(Runner):
         note = self._stop_note(handle)
         note.parent.mkdir(parents=True, exist_ok=True)
         note.touch()
+
+    async def _forget_stop(self, handle: str) -> None:
+        with suppress(FileNotFoundError):
+            await anyio.to_thread.run_sync(self._stop_note(handle).unlink)
 
     def _is_stopped(self, handle: str) -> bool:
         return self._stop_note(handle).exists()

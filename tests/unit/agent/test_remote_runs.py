@@ -279,6 +279,10 @@ class _DyingRunner(InMemoryRemoteRunner):
         super().__init__(home, cluster)
         self._life = life
 
+    async def stop(self, handle: str, grace_seconds: float) -> None:
+        await self._life.step("stop")  # What the dead would note on this machine is not noted.
+        await super().stop(handle, grace_seconds)
+
     async def _call(self, name: str) -> InMemoryCluster:
         await self._life.step(name)
         return await super()._call(name)
