@@ -53,7 +53,6 @@ class ItemState(Enum):
         self.type = state_type
 
 
-_ENDS = frozenset({ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED, ItemState.CANCELLED})
 _ON_THE_WAY = frozenset({ItemState.BUILDING, ItemState.PULLING, ItemState.SUBMITTED})
 
 #: From which type of state each state may be entered. `RUNNING` only from `PENDING`: each entry counts as one attempt.

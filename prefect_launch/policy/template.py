@@ -123,14 +123,7 @@ class QueueConfig(BaseModel):
             properties = (template.get("variables") or {}).get("properties") or {}
             found = {name: value for name, value in configuration.items() if name in cls.model_fields and value}  # type: ignore[union-attr]
             found["resource_args"] = from_stored((found.get("resource_args") or {}).get(found["resource"]) or {})
-            found["template_variables"] = {
-                key: {
-                    word: schema[word]
-                    for word in _KEYWORDS
-                    if word in schema and (word, schema[word]) != ("title", key)
-                }
-                for key, schema in properties.items()
-            }
+            found["template_variables"] = {name: _without_own_title(name, each) for name, each in properties.items()}
             found["pin"] = (configuration.get("docker") or {}).get("pin")  # type: ignore[union-attr]
             return cls.model_validate(found)
         except (TypeError, KeyError, AttributeError, ValidationError):
