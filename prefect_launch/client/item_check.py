@@ -16,7 +16,7 @@ from prefect_launch.errors import InternalError, LaunchError, NotFoundError, Spe
 from prefect_launch.jobs.model import GitJobSource, Job, JobDraft, SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pinning import Digests, with_digest
-from prefect_launch.planning.item_options import merged_options
+from prefect_launch.planning.item_options import check_resource, merged_options
 from prefect_launch.planning.plan import default_resource
 from prefect_launch.planning.unread_fields import refuse_unread
 from prefect_launch.policy.secure_mode import locked_parts
@@ -249,15 +249,8 @@ def _refuse_notebook(spec: LaunchSpec) -> None:
 
 
 def _check_resource(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> None:
-    resource = queue.config.resource
-    runner = runner_class(resource)
-    if spec.resource and spec.resource != resource:
-        runner_class(spec.resource)
-        raise SpecError(
-            f"Queue {queue.name!r} runs its items on {resource!r}, but the spec asks for {spec.resource!r}."
-            " Leave resource out, or choose a queue of that resource."
-        )
-    runner.check_source(job.kind if job else SourceKind.IMAGE)
+    check_resource(queue.config, spec, queue.name)
+    runner_class(queue.config.resource).check_source(job.kind if job else SourceKind.IMAGE)
 
 
 def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> None:

@@ -34,6 +34,21 @@ from prefect_launch.spec.launch_spec import LaunchSpec
 _ENV: Final = "env"
 
 
+def check_resource(config: QueueConfig, spec: LaunchSpec, queue: str) -> None:
+    """Refuse a spec for another resource than its queue's.
+
+    Raises:
+        SpecError: naming both.
+        NotFoundError: for a resource that does not exist.
+    """
+    if spec.resource and spec.resource != config.resource:
+        runner_class(spec.resource)
+        raise SpecError(
+            f"Queue {queue!r} runs its items on {config.resource!r}, but the spec asks for {spec.resource!r}."
+            " Leave resource out, or choose a queue of that resource."
+        )
+
+
 def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) -> dict[str, Any]:
     """Return the options of a spec under their normal names, when its submitter may set them, and so its variables.
 
@@ -51,6 +66,7 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
         where = "this item runs" if queue is None else f"queue {queue!r} runs its items"
         raise SpecError(f"resource_args are for {other!r}, but {where} on {resource!r}.")
     if queue is not None:
+        check_resource(config, spec, queue)
         check_variables(queue, config, spec.template_variables)
         check_variables_name_no_secret(spec.template_variables)
     options = check_submitter_args(

@@ -56,6 +56,32 @@ def _form_spec(item: Item) -> dict[str, Any]:
     return placed({**given, "job": job, "overrides.run_config": inputs})
 
 
+def check_labels(item: Item, of_deployment: Mapping[str, Any]) -> None:
+    """Refuse an item whose labels say another job than its deployment: whoever starts a run can set labels over those.
+
+    The version may be another: a deployment may have been made anew since.
+
+    Args:
+        item: the item.
+        of_deployment: the labels of the deployment that it was made from.
+
+    Raises:
+        SpecError: naming both.
+    """
+    said, meant = (_job_of(labels) for labels in (item.labels, of_deployment))
+    if said != meant:
+        raise SpecError(
+            f"The item's labels name {said or 'no job'}, and its deployment starts"
+            f" {meant or 'any job, by its parameters'}."
+            f" Start it again without the labels {JOB_LABEL!r} and {FORM_LABEL!r}."
+        )
+
+
+def _job_of(labels: Mapping[str, Any]) -> str | None:
+    """Return the job of a form, without its version; None where the parameters say what runs."""
+    return str(labels.get(JOB_LABEL)).rpartition(":")[0] if labels.get(FORM_LABEL) else None
+
+
 def options_of(item: Item) -> Mapping[str, Any]:
     """Return the launch options of an item, unchecked: in one made from a job's form, no input is taken for one."""
     if not item.labels.get(FORM_LABEL):

@@ -32,8 +32,8 @@ from prefect_launch.agent.item.running_items import is_scheduler
 from prefect_launch.core.names import short_id
 from prefect_launch.core.units import format_duration
 from prefect_launch.errors import AgentConfigError, LaunchError, OperatorError, SpecError
+from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import save_plan
-from prefect_launch.policy.submitter_options import merge_resource_args
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.agent_status import read_statuses
 from prefect_launch.runners.base import Labels, Runner, RunPlan
@@ -245,19 +245,17 @@ class DeviceAllocator:
         config = (await self._session.queue(queue)).config
         known = self._requests.get(item.id)
         if known is None or known[0] not in (None, config):
-            self._requests[item.id] = known = (config, self._read(item, config))
+            self._requests[item.id] = known = (config, self._read(queue, item, config))
         return known[1]
 
-    def _read(self, item: Item, config: QueueConfig) -> DeviceRequest:
+    def _read(self, queue: str, item: Item, config: QueueConfig) -> DeviceRequest:
         """Read what an item will ask for, as far as can be told without resolving its job or a secret."""
         try:
             if is_scheduler(item) or not self._runner(config.resource).uses_this_machine:
                 return DeviceRequest()
             spec = spec_of(item)
-            options = merge_resource_args(
-                config.fill(spec.template_variables), spec.resource_args.get(config.resource, {})
-            )
-            return read_device_request(options)
+            # Checked, too: what its queue refuses waits for no device.
+            return read_device_request(merged_options(config, spec, queue, macros={}, secrets={}))
         except LaunchError as error:
             # What is wrong with it is for its execution to say, once it is claimed.
             log.debug("%s asks for what cannot be read: %s", item.id, error)

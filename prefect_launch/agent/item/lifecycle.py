@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from uuid import UUID
 
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.devices.allocator import DevicesBusyError
@@ -31,7 +32,7 @@ from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.planning.plan import Request, make_plan, with_mask
 from prefect_launch.runners.base import ExitStatus, Labels, Phase, Runner, RunPlan
-from prefect_launch.spec.item_parameters import run_id_of, spec_of
+from prefect_launch.spec.item_parameters import check_labels, run_id_of, spec_of
 
 T = TypeVar("T")
 
@@ -129,9 +130,26 @@ class ItemLifecycle:
         await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._context.config.name}.")
         return runner, plan
 
+    async def _check_labels(self, of_queue: UUID) -> None:
+        """See that the item is of the job that its deployment starts; the queue's own starts any.
+
+        Raises:
+            SpecError: when it is of another.
+        """
+        made_from = self._item.deployment_id
+        labels: Mapping[str, Any] = {}
+        if made_from is not None and made_from != of_queue:
+            deployment = await retry_until_available(
+                "show the deployment", lambda: self._server.read_deployment(made_from)
+            )
+            labels = self._item.labels if deployment is None else deployment.labels or {}
+        if made_from is not None:
+            check_labels(self._item, labels)
+
     async def _start(self) -> tuple[Runner, RunPlan]:
         session = self._context.session
         queue = await retry_until_available("show the queue", lambda: session.queue(self._running.queue))
+        await self._check_labels(queue.deployment_id)
         request = Request(
             spec=spec_of(self._item),
             item_id=str(self._item.id),

@@ -339,6 +339,8 @@ _OUTAGE_POLL_SECONDS = 2.0
 _EVENTS = ["start", "die", "oom", "destroy"]
 #: Exit codes of a start that failed for the program's sake: it cannot be run, it is not there.
 _PROGRAM_FAULTS = (126, 127)
+#: How the engine says that a limit is above what its machine allows: the fault of the asker, not of the machine.
+_RLIMIT = "error setting rlimit"
 #: How the engine says that a folder to be mounted is not there.
 _MISSING_FOLDER = re.compile(r"bind source path does not exist: (\S+)")
 
@@ -423,6 +425,11 @@ class DockerEngine(Engine):
                 client.start(container_id)
             except docker.errors.APIError as error:
                 state = client.inspect_container(container_id)["State"]
+                if _RLIMIT in str(error.explanation):
+                    raise SpecError(
+                        "The machine of the Docker Engine does not allow so much of the option 'ulimit' of"
+                        f" local-container: {error.explanation}. Ask for less, or leave it out."
+                    ) from error
                 if state["ExitCode"] not in _PROGRAM_FAULTS:
                     raise InfrastructureError(
                         f"The Docker Engine cannot start the container: {error.explanation}."
