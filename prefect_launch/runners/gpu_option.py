@@ -1,6 +1,6 @@
-"""The option `gpus` of `resource_args`: how many GPUs a job asks for, or which.
+"""GPU option of `resource_args`: how many GPUs a job requests, or which.
 
-One reading for every resource: "all" (or -1), a count (2, "2"), or ids: a list (`["0", "2"]`), a text with commas
+Every resource reads it the same way: "all" (or -1), a count (2, "2"), or ids: a list (`["0", "2"]`), a text with commas
 ("0,2"), one UUID, or Docker's own form "device=0,2". A bare number is a count; one single id is `["3"]` or "device=3".
 """
 

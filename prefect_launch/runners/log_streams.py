@@ -1,10 +1,9 @@
-"""The two streams of a job in one log file, with marks beside it that tell them apart.
+"""Log streams: a job's standard output and standard error in one file, with marks that tell them apart.
 
-`job.log` holds what the job wrote to its standard output and its standard error, byte for byte, as it came (what it
-writes to both at nearly the same moment may change places, as in a container's log). Its marks
-are in a file of their own: 8 bytes for each change of the stream, which say from which byte of the log on, times two,
-plus one for the standard error. A mark is written before the bytes that it is of, so that who reads the log finds it.
-The standard library only: the supervisor of a process uses this.
+`job.log` holds what the job wrote to both, byte for byte and in order (what it writes to both at nearly the same moment
+may swap places, as in a container's log). The marks are in a second file, 8 bytes for each change of the stream: the
+offset in the log where the stream changes, times two, plus one for the standard error. A mark is written before its
+bytes, so a reader of the log always finds it. The supervisor of a process uses this module: standard library only.
 """
 
 from __future__ import annotations

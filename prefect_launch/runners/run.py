@@ -1,7 +1,7 @@
-"""A started run as its caller sees it: an `AbstractRun`, which looks like a Future.
+"""Run handle: an `AbstractRun` is a started run as its caller sees it, and looks like a Future.
 
-It keeps the reference's status words. `RunnerRun` is the one implementation, over any runner: it reports what the
-machine says, and knows nothing of queues or of the Prefect server.
+It keeps the reference's status words. `RunnerRun` implements it over any runner. It reports what the machine says, and
+knows nothing of queues or of the Prefect server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""GPUs in memory: `InMemoryGpus`, the in-memory fake of `prefect_launch.agent.devices.gpus.NvmlProbe`."""
+"""In-memory GPUs: `InMemoryGpus`, the fake of `prefect_launch.agent.devices.gpus.NvmlProbe`."""
 
 from __future__ import annotations
 

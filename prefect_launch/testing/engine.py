@@ -1,8 +1,7 @@
-"""An in-memory Docker Engine: the in-memory fake of `DockerEngine`, for tests of what is built on one.
+"""In-memory Docker Engine: the fake of `DockerEngine`, for tests of what is built on an engine.
 
-Containers are scripts. Several `InMemoryEngine` hold on to one `InMemoryDocker` as several clients hold on to one
-engine; `reachable` may be set to False, and then every call fails as if the engine were down, while its containers go
-on.
+Containers are scripts. Several `InMemoryEngine` share one `InMemoryDocker`, as several clients share one engine. While
+its `reachable` is False every call fails as if the engine were down, and its containers go on.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""An in-memory runner: a machine without processes, for tests of what is built on runners (an agent, `launch`).
+"""In-memory runner: a machine without processes, for tests of what is built on runners (an agent, `launch`).
 
-An `InMemoryMachine` is what outlives an agent; an `InMemoryRunner` is one agent's hold on it, so a test that makes a
-second runner has restarted the agent. It counts what was started, so "runs once" can be asserted. Logs and outputs are
-real files.
+An `InMemoryMachine` outlives agents; an `InMemoryRunner` is one agent's access to it, so a test that makes a second
+runner has restarted the agent. The machine counts what was started, so "runs once" can be asserted. Logs and outputs
+are real files.
 """
 
 from __future__ import annotations

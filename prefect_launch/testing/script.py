@@ -1,4 +1,4 @@
-"""What a job does in the in-memory fakes: how long it takes, what it writes, how it ends. Nothing runs."""
+"""Scripts of jobs for the in-memory fakes: how long a job takes, what it writes, how it ends. Nothing runs."""
 
 from __future__ import annotations
 

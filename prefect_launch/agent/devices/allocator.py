@@ -90,7 +90,7 @@ class DeviceAllocator:
         #: Since when no other agent could ever give what is asked for; infinite when one could.
         self._alone: dict[tuple[str, DeviceRequest], float] = {}
         #: How many items were told why they do not fit, by what they ask for and whether they never will.
-        self._told: dict[tuple[str, DeviceRequest, bool], int] = {}
+        self._denials: dict[tuple[str, DeviceRequest, bool], int] = {}
         #: Items that were let in only to be failed, and after how many seconds.
         self._to_fail: dict[UUID, float] = {}
         self._wait_list = DeviceWaitList(config.device_patience_seconds)
@@ -139,14 +139,14 @@ class DeviceAllocator:
             self._wait_list.leave(item.id)
             return True
         if self._wait_list.wait(item.id, queue, request, rank, found.reason):
-            await self._tell(queue, item, request, found)
+            await self._explain(queue, item, request, found)
         return found.never and await self._must_fail(queue, item, request)
 
     def sync_waiting(self, queue: str, shown: Collection[UUID]) -> None:
         """Drop from the wait list what a poll of the queue does not show any more."""
         self._wait_list.sync_waiting(queue, shown)
         asked = {(one.queue, one.request) for one in self._wait_list.waiting}
-        self._told = {key: count for key, count in self._told.items() if key[0] != queue or key[:2] in asked}
+        self._denials = {key: count for key, count in self._denials.items() if key[0] != queue or key[:2] in asked}
         self._alone = {key: since for key, since in self._alone.items() if key[0] != queue or key in asked}
         held = {UUID(holder) for holder in self._allocations.held}
         # What is known for certain is kept while the item goes back into its queue; to lose it costs one claim more.
@@ -347,14 +347,14 @@ class DeviceAllocator:
         notices = await read_statuses(server) if names else {}
         return tuple(Capacity.from_told(notices[name].capacity) if name in notices else None for name in names)
 
-    async def _tell(self, queue: str, item: Item, request: DeviceRequest, denied: Denied) -> None:
+    async def _explain(self, queue: str, item: Item, request: DeviceRequest, denied: Denied) -> None:
         """Log why items wait, once a cause; say on an item's own page that this agent can never run it.
 
         Thousands may wait for one cause: the first of them are told. `item show` says it of any.
         """
         cause = (queue, request, denied.never)
-        count = self._told.get(cause, 0)
-        self._told[cause] = count + 1
+        count = self._denials.get(cause, 0)
+        self._denials[cause] = count + 1
         if not count:
             log.info("waits-for-devices %s (and all of %s that ask for as much): %s", item.id, queue, denied.reason)
         if not denied.never or count >= _MOST_TOLD:

@@ -114,7 +114,7 @@ def _on_daemon_thread(call: Callable[[], GpuInfo]) -> asyncio.Future[GpuInfo]:
     loop = asyncio.get_running_loop()
     found: asyncio.Future[GpuInfo] = loop.create_future()
 
-    def tell(result: GpuInfo | None, error: Exception | None) -> None:
+    def deliver(result: GpuInfo | None, error: Exception | None) -> None:
         if found.cancelled():
             return
         if error is not None:
@@ -129,7 +129,7 @@ def _on_daemon_thread(call: Callable[[], GpuInfo]) -> asyncio.Future[GpuInfo]:
         except Exception as caught:  # noqa: BLE001 - raised again where the result is read
             error = caught
         with suppress(RuntimeError):  # The loop has ended.
-            loop.call_soon_threadsafe(tell, result, error)
+            loop.call_soon_threadsafe(deliver, result, error)
 
     threading.Thread(target=work, name="look-at-gpus", daemon=True).start()
     return found

@@ -62,21 +62,21 @@ class Waiter:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.oom = False
         self._loop = loop
-        self._told = asyncio.Event()
+        self._woken = asyncio.Event()
 
-    def tell(self) -> None:
+    def wake(self) -> None:
         """Wake it, from any thread."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._told.set)
+            self._loop.call_soon_threadsafe(self._woken.set)
 
     async def wait(self, timeout: float | None = None) -> None:
         """Return when something may have happened since the last call, or the time has passed."""
         try:
-            await asyncio.wait_for(self._told.wait(), timeout)
+            await asyncio.wait_for(self._woken.wait(), timeout)
         except asyncio.TimeoutError:
             return
         finally:
-            self._told.clear()
+            self._woken.clear()
 
 
 class EngineEvents:
@@ -125,7 +125,7 @@ class EngineEvents:
                 source = self._connect()
                 with self._lock:
                     self._source = source
-                self._tell_all()
+                self._wake_all()
                 if not self._closed.is_set():
                     for event in source:
                         self._dispatch(event)
@@ -142,13 +142,13 @@ class EngineEvents:
             waiters = list(self._waiters.get(container_id, ()))
         for waiter in waiters:
             waiter.oom = waiter.oom or event.get("Action") == "oom"
-            waiter.tell()
+            waiter.wake()
 
-    def _tell_all(self) -> None:
+    def _wake_all(self) -> None:
         with self._lock:
             waiters = [waiter for those in self._waiters.values() for waiter in those]
         for waiter in waiters:
-            waiter.tell()
+            waiter.wake()
 
 
 # --- answers of the engine as values ---

@@ -1,8 +1,8 @@
-"""Files into and out of containers, as tar archives, so that a remote engine works like a local one.
+"""Container files: copies files into and out of containers as tar archives, so a remote engine works like a local one.
 
-In: the outputs folder, the code of a job that names a base image, and config files with a run's values merged in. Out:
-what a job left in its outputs folder. An archive that comes out of a container is the job's word, so nothing in it is
-written outside of the target, and links and devices stay behind.
+Into a container go the previous attempt's outputs, the code of a job that names a base image, and config files with a
+run's values merged in. Out come the outputs of the job. Such an archive is written by the job, so nothing in it is
+written outside of the target folder, and links and devices are left out.
 """
 
 from __future__ import annotations

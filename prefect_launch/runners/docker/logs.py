@@ -1,9 +1,9 @@
-"""A container's log, copied live into the run's `job.log` with no gap and no repeat, whoever copies and however often.
+"""Container log copier: copies a container's log live into the run's `job.log`, with no gap and no repeat.
 
-The engine's log is the truth; its order never changes. A position file says how many of its pieces, from some second
-on, are in the first so many bytes of `job.log`; whoever goes on cuts the file there and skips those pieces. So a copier
-that was killed between the two files does no harm. One thread copies one container's log. It does not watch whether the
-container lives.
+The engine's log is the truth, and its order never changes. A position file records how many of its pieces, from a given
+second on, are in the first bytes of `job.log`. The next copier cuts the file there and skips those pieces, so a copier
+that was killed between the two files does no harm. One thread copies one container's log. It does not watch the
+container.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The files by which an agent and the supervisor of a `local-process` job speak, and what they say about the process.
+"""Run folder of a `local-process` job: the files through which an agent and the job's supervisor talk.
 
-The truth about a run is in its folder, so any agent can read it after any crash. A process is named by its id, its
-start time and the boot it belongs to, so that one that got the same id later is never taken for it. Nothing here blocks
-for long or waits.
+The truth about a run is in its folder, so any agent can read it after any crash. A process is identified by its id, its
+start time and the boot, so a later process with the same id is never mistaken for it. Nothing here blocks for long.
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ class LocalProcessRunner(Runner):
             return
         folder.write(supervisor.STOP, {"grace_seconds": max(0.0, grace_seconds)})
         pid = folder.supervisor_pid()
-        if pid is None or not _was_told(pid):
+        if pid is None or not _signal_supervisor(pid):
             await anyio.to_thread.run_sync(folder.kill_job)
             return
         try:
@@ -333,8 +333,8 @@ async def _readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-def _was_told(pid: int) -> bool:
-    """Tell a supervisor to read its orders; whether it was still there."""
+def _signal_supervisor(pid: int) -> bool:
+    """Tell a supervisor to read its stop file; whether it was still there."""
     try:
         os.kill(pid, signal.SIGTERM)
     except ProcessLookupError:

@@ -1,10 +1,10 @@
-"""The parent of one `local-process` job: starts it once, waits for it, writes down how it ended.
+"""Supervisor of one `local-process` job: starts the job once, waits for it, and writes down how it ended.
 
-`main` runs in a process that the agent's fork server has forked (`forkserver.py`), with the standard library only, in a
-session of its own, so that it lives on when the agent ends. It promises: `started.json` is on disk before any code of
-the job runs, and stands for "must never be started again"; `exit.json` is on disk after everything that the job left
-running is gone, and its log is whole. It is told what to do by files in RUN_DIR (see `process_files.py`), and by
-SIGTERM: "read stop.json and stop". It knows no agent.
+`main` runs in a process that the agent's fork server has forked (`forkserver.py`), with the standard library only and
+in a session of its own, so it lives on when the agent ends. It promises two things. `started.json` is on disk before
+any code of the job runs, and means "must never be started again". `exit.json` is on disk after everything that the job
+left running is gone and its log is complete. The supervisor takes its orders from files in RUN_DIR (see `files.py`) and
+from SIGTERM, which means "read stop.json and stop". It knows no agent.
 """
 
 from __future__ import annotations
