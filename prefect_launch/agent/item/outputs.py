@@ -26,7 +26,7 @@ from prefect_launch.agent.item.transitions import log, retry_until_available
 from prefect_launch.core.filesystem import data_bytes, temporary_folder_async
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
-from prefect_launch.core.validation import clean_json
+from prefect_launch.core.validation import clean_json, clean_text
 from prefect_launch.errors import (
     InfrastructureError,
     LaunchError,
@@ -268,6 +268,20 @@ def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
         return {}, f"{OUTPUTS_FILE} cannot be read: {error.strerror}."
     except (ValueError, RecursionError) as error:
         return {}, f"{OUTPUTS_FILE} is no JSON: {error}."
-    if not isinstance(found, dict) or any(isinstance(value, (dict, list)) for value in found.values()):
-        return {}, f"{OUTPUTS_FILE} must hold one flat dict of names to texts, numbers, booleans or null."
+    if not isinstance(found, dict):
+        return {}, f"{OUTPUTS_FILE} holds {_KINDS[type(found)]}, and {_FLAT}"
+    nested = [f"{name!r} is {_KINDS[type(value)]}" for name, value in found.items() if isinstance(value, (dict, list))]
+    if nested:
+        more = f" and {len(nested) - _NAMED} more" if len(nested) > _NAMED else ""
+        return {}, clean_text(f"{OUTPUTS_FILE} is not shown: {', '.join(nested[:_NAMED])}{more}. It {_FLAT}")
     return clean_json(found), None
+
+
+_FLAT: Final = "must hold one flat dict of names to texts, numbers, booleans or null."
+#: What JSON's values are called.
+_KINDS: Final = {
+    **{dict: "a dict", list: "a list", str: "a text", bool: "a boolean", type(None): "null"},
+    **{int: "a number", float: "a number"},
+}
+#: How many nested outputs are named.
+_NAMED: Final = 10

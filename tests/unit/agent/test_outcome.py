@@ -138,8 +138,12 @@ async def test_run_without_outputs_shows_none(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("{", "is no JSON"),
-        ("[1, 2]", "one flat dict"),
-        ('{"a": {"b": 1}}', "one flat dict"),
+        ("[1, 2]", "outputs.json holds a list, and must hold one flat dict"),
+        ("null", "outputs.json holds null, and must hold one flat dict"),
+        (
+            f'{{"seed": {2**70}, "a": {{"b": 1}}, "ok": 1, "steps": [1]}}',
+            "outputs.json is not shown: 'a' is a dict, 'steps' is a list. It must hold one flat dict",
+        ),
         ("[" * 100_000, "is no JSON"),
         ('"' + "x" * 1_000_001 + '"', "bytes"),
     ],
