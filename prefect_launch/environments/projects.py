@@ -28,6 +28,8 @@ else:
 
 FILE: Final = "pyproject.toml"
 SETUP: Final = "setup.py"
+#: Tables of pyproject.toml that hold dependency groups.
+_GROUPS: Final = (("dependency-groups",), ("tool", "poetry", "group"), ("tool", "pdm", "dev-dependencies"))
 
 
 @dataclass(frozen=True)
@@ -84,13 +86,7 @@ class Project:
         extras = sorted(
             self.metadata.get("optional-dependencies") or _table(self.pyproject, "tool", "poetry", "extras")
         )
-        groups = sorted(
-            {
-                *_table(self.pyproject, "dependency-groups"),
-                *_table(self.pyproject, "tool", "poetry", "group"),
-                *_table(self.pyproject, "tool", "pdm", "dev-dependencies"),
-            }
-        )
+        groups = sorted({name for path in _GROUPS for name in _table(self.pyproject, *path)})
         parts = [f"the extra {name}" for name in extras] + [f"the dependency group {name}" for name in groups]
         if parts:
             step = f"'-e .[{extras[0]}]'" if extras and self.is_built else "what the job needs of them"
@@ -124,7 +120,8 @@ def find_project(code: CodeTree, folder: str = ".") -> Project | None:
     pyproject = _parsed(content, f"{prefix}{FILE}") if content is not None else {}
     is_setup = bool(re.search(r"^\s*(?:from|import)\s+(?:setuptools|distutils|skbuild)\b", setup, re.MULTILINE))
     tool = _table(pyproject, "tool")
-    if not ({"project", "build-system"} & pyproject.keys() or _table(tool, "poetry") or is_setup):
+    has_groups = any(_table(pyproject, *path) for path in _GROUPS)
+    if not ({"project", "build-system"} & pyproject.keys() or _table(tool, "poetry") or is_setup or has_groups):
         return None
     left_out = (
         _table(tool, "uv").get("package") is False
