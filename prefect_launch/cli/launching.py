@@ -18,7 +18,7 @@ from prefect_launch.cli.output import Column, lasted, print_details, print_json,
 from prefect_launch.cli.process import ending_in_order
 from prefect_launch.client.launch_add import launch_add
 from prefect_launch.core.names import short_id
-from prefect_launch.direct.launch import launch_flow
+from prefect_launch.direct.launch import launch_flow_named
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.spec.launch_spec import construct_spec
 
@@ -129,9 +129,7 @@ async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> Qu
         if not begun.done():
             begun.set_result(str(flow_run.id))
 
-    # A function, not a text: Prefect would fill in braces that stand in a text.
-    name = config.get("name")
-    flow = launch_flow.with_options(on_running=[tell], flow_run_name=(lambda: str(name)) if name else None)
+    flow = launch_flow_named(config.get("name")).with_options(on_running=[tell])
     work: asyncio.Task[Any] = asyncio.ensure_future(flow(api, config=config))
     await asyncio.wait({work, begun}, return_when=asyncio.FIRST_COMPLETED)
     if not begun.done():

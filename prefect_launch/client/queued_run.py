@@ -28,6 +28,10 @@ _LOG_PAGE: Final = 200
 _STARTED = frozenset({StateType.RUNNING, StateType.COMPLETED})
 
 
+#: Begins the names of the loggers of Prefect's engine: `launch` is a flow, and its own lines are no output of the job.
+_PREFECT_RECORDS: Final = "prefect."
+
+
 class QueuedRun:
     """One item of a queue.
 
@@ -148,8 +152,8 @@ class QueuedRun:
         return self._api.call(read)
 
     def last_lines(self, count: int = LAST_LINES) -> list[str]:
-        """Return the last lines of its log, at most so many."""
-        records = self.logs()[-count:]
+        """Return the last lines of its log, at most so many, without what Prefect tells of a flow and its tasks."""
+        records = [record for record in self.logs() if not record.name.startswith(_PREFECT_RECORDS)][-count:]
         return [line for record in records for line in record.message.splitlines()][-count:]
 
     def outputs(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 An item made by `launch_add` carries the spec as its parameters. One made from a job's own deployment (in the UI, by a
 schedule, by `prefect deployment run`) carries the job's inputs at the top level and the launch options in one group,
-`launch`; which job it is stands in the labels that it has from its deployment.
+`launch`; which job it is stands in the labels that it has from its deployment. The flow run of `launch` has
+that function's arguments.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, Final
 from prefect_launch.core.names import short_id
 from prefect_launch.errors import SpecError
 from prefect_launch.server.values import Item
-from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
+from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec, parse_spec
 from prefect_launch.spec.option import fields_of, placed
 
 #: Label: the job, at the version that was pinned.
@@ -33,9 +34,17 @@ def spec_of(item: Item) -> LaunchSpec:
         SpecError: when its parameters are no good spec.
     """
     data = _form_spec(item) if item.labels.get(FORM_LABEL) else dict(item.parameters)
+    if is_launch_call(item):
+        given = {key: value for key, value in data.items() if key not in ("api", "synchronous")}
+        return construct_spec(given.pop("config"), **given)
     if item.job_variables:
         data["template_variables"] = item.job_variables
     return parse_spec({**data, "run_id": run_id_of(item)}).check_source()
+
+
+def is_launch_call(item: Item) -> bool:
+    """Whether an item is the flow run of a call of `launch`: its parameters are the call's arguments."""
+    return not item.labels.get(FORM_LABEL) and {"api", "config", "synchronous"} <= item.parameters.keys()
 
 
 def _form_spec(item: Item) -> dict[str, Any]:

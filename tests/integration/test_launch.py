@@ -104,9 +104,11 @@ async def test_launch_is_called_from_async_code_too(site: Site) -> None:
 def test_failing_launch_raises_with_the_exit_code_and_the_last_lines(site: Site) -> None:
     site.job("echo one; echo two; exit 4")
     with pytest.raises(ExecutionError) as raised:
-        launch(site.api, job=site.name)
+        launch(site.api, job=site.name, name=f"{{two}} {site.name}")
     assert raised.value.exit_code == 4
     assert raised.value.last_lines == ("one", "two")
+    (run,) = flow_runs(name={"any_": [f"{{two}} {site.name}"]})
+    assert run.state_name == "Failed"
 
 
 def test_failing_launch_is_run_again_as_its_retries_say_with_its_outputs_there_again(site: Site) -> None:

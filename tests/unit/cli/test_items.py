@@ -23,7 +23,7 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.units import local_time
 from prefect_launch.errors import InvalidNameError, NotFoundError
 from prefect_launch.queues.session import Session
-from prefect_launch.server.values import LogRecord, State
+from prefect_launch.server.values import ItemDraft, LogRecord, State
 from prefect_launch.testing import InMemoryApi
 
 IMAGE = {"docker": {"docker_image": "busybox:1"}}
@@ -189,3 +189,30 @@ def test_ids_that_end_alike_are_shown_longer_until_they_differ() -> None:
         second: "1aabbccddee",
         third: third[-8:],
     }
+
+
+def test_flow_run_of_launch_is_shown_with_the_inputs_and_the_last_lines_of_its_job(
+    api: InMemoryApi, command: Command
+) -> None:
+    call = {"job": "acme/digits/train:v0", "config": {"overrides": {"run_config": {"epochs": 3}}}, "name": "img"}
+    parameters = {"api": {"entity": "acme"}, "docker_image": None, "synchronous": True, **call}
+    start = datetime.now(timezone.utc)
+    names = ["prefect.flow_runs", "job", "job", "prefect.task_runs", "prefect.flow_runs"]
+    lines = [
+        LogRecord(name=name, message=f"{name} {at}", timestamp=start + timedelta(seconds=at))
+        for at, name in enumerate(names)
+    ]
+
+    async def make(session: Session) -> None:
+        queue = await session.queue("gpu")
+        draft = ItemDraft(name="img", parameters=parameters, idempotency_key="launched", enforce_parameter_schema=False)
+        item = await session.server.create_item(queue.deployment_id, draft)
+        assert item is not None
+        await session.server.write_logs(item.id, lines)
+        for state in (ItemState.CLAIMED, ItemState.RUNNING, ItemState.FAILED):
+            assert (await session.server.propose(item.id, State.of(state))).accepted
+
+    api.call(make)
+    shown = json.loads(command("item", "show", "img", "--json").stdout)
+    assert (shown["job"], shown["inputs"]) == ("acme/digits/train:v0", {"epochs": 3})
+    assert shown["last_lines"] == ["job 1", "job 2"]
