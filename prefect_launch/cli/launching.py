@@ -129,7 +129,7 @@ async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> Qu
         if not begun.done():
             begun.set_result(str(flow_run.id))
 
-    flow = launch_flow_named(config.get("name")).with_options(on_running=[tell])
+    flow: Any = launch_flow_named(config.get("name")).with_options(on_running=[tell])
     work: asyncio.Task[Any] = asyncio.ensure_future(flow(api, config=config))
     await asyncio.wait({work, begun}, return_when=asyncio.FIRST_COMPLETED)
     if not begun.done():

@@ -279,9 +279,14 @@ def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
 
 _FLAT: Final = "must hold one flat dict of names to texts, numbers, booleans or null."
 #: What JSON's values are called.
-_KINDS: Final = {
-    **{dict: "a dict", list: "a list", str: "a text", bool: "a boolean", type(None): "null"},
-    **{int: "a number", float: "a number"},
+_KINDS: Final[dict[type, str]] = {
+    dict: "a dict",
+    list: "a list",
+    str: "a text",
+    bool: "a boolean",
+    type(None): "null",
+    int: "a number",
+    float: "a number",
 }
 #: How many nested outputs are named.
 _NAMED: Final = 10
