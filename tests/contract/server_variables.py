@@ -63,7 +63,7 @@ class VariableContract:
         server, name, other = place.server, f"v_{uuid4().hex[:8]}", f"v_{uuid4().hex[:8]}"
         watch = server.watch_variable(name)
         assert await anext(watch) == ""
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await server.write_variable(other, 1)
             await server.write_variable(name, 1)
             assert await anext(watch) == name

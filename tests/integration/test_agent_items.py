@@ -41,7 +41,7 @@ def test_failing_item_tells_its_exit_code_and_its_last_lines(site: Site) -> None
     site.work_off()
     assert site.states(run)[-1] == "Failed"
     with pytest.raises(ExecutionError, match=r"\[run\] The job ended .* with exit code 7") as raised:
-        run.wait_until_finished(timeout=5)
+        run.wait_until_finished(timeout=60)
     assert (raised.value.exit_code, raised.value.last_lines) == (7, ("going", "badly"))
 
 
@@ -64,7 +64,7 @@ def test_item_that_runs_is_stopped_with_all_its_children_even_when_it_ignores_te
         asked = time.monotonic()
         assert run.cancel() == "Cancelling"
         until(lambda: run.item.state_type is StateType.CANCELLED)
-        assert time.monotonic() - asked < 10
+        assert time.monotonic() - asked < 60
     state = run.item.state
     assert state is not None
     assert (state.message or "").startswith("Stopped after")

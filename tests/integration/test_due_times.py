@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: Far beyond what a test waits for: what starts was not found by a poll.
 POLL_SECONDS = 60.0
 #: From the due time to the claim: a tenth of a second, and more on a machine that is busy.
-LATE_SECONDS = 3.0
+LATE_SECONDS = 30.0
 
 
 def states_of(run_id: str) -> list[State]:

@@ -48,7 +48,7 @@ def test_container_of_an_agent_that_never_came_back_goes_when_its_item_has_ended
         mine = {"label": f"prefect-launch.item={run.id}"}
         (left,) = client.containers.list(all=True, filters=mine)
         assert keep_house(site.agent("other")).finished == ()  # its item has not ended
-        left.wait(timeout=30)
+        left.wait(timeout=120)
         with get_client(sync_client=True) as prefect:
             prefect.set_flow_run_state(site.flow_run(run).id, Crashed(message="by hand"), force=True)
         assert len(keep_house(site.agent("other")).finished) == 1

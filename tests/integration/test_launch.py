@@ -250,7 +250,7 @@ def test_retry_of_a_flow_runs_an_item_that_failed_once_more(site: Site) -> None:
         tries.append(run.id)
         if len(tries) == 1:
             run.cancel()
-            run.wait_until_finished(timeout=5)
+            run.wait_until_finished(timeout=60)
 
     with use_api(site.api):
         parent()

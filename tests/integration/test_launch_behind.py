@@ -190,7 +190,7 @@ def test_interrupted_process_ends_the_run_that_it_started(
         until_it_waits(process)
     for number in sent:
         os.kill(process.pid, number)
-    assert process.wait(30) == code, process.tail()
+    assert process.wait(120) == code, process.tail()
     state, message = end_of(run_id)
     assert state is StateType.CANCELLED, process.tail()
     assert "exit code 3" in message

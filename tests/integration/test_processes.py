@@ -13,14 +13,14 @@ import pytest
 
 from tests.support.processes import MARK, ChildProcess, kill_all, marked_processes, wait_until_gone
 
-GONE_SECONDS = 10.0
+GONE_SECONDS = 60.0
 
 PARENT = """
 import sys, time
 from pathlib import Path
 from tests.support.processes import ChildProcess
 child = ChildProcess(["sh", "-c", "echo up; exec sleep 600"], Path(sys.argv[1]))
-child.wait_until(lambda: "up" in child.tail(), 10)
+child.wait_until(lambda: "up" in child.tail(), 60)
 print("up", flush=True)
 time.sleep(600)
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
@@ -21,7 +22,8 @@ from prefect_launch.testing import InMemoryApi, InMemoryMachine, InMemoryRunner,
 
 RESOURCE = "local-container"
 QUEUE = "gpu"
-DEADLINE_SECONDS = 10.0
+#: For a hang: a busy machine may take most of it.
+DEADLINE_SECONDS = 60.0
 
 
 class Bench:
@@ -109,6 +111,14 @@ class Bench:
         found: Item = await eventually(lambda: self.read(item.id), lambda found: found.state_type in types)
         return found
 
+    async def until_nothing_runs(self) -> None:
+        """Wait until the machine has no runs."""
+
+        async def runs() -> int:
+            return len(self.machine.runs)
+
+        await eventually(runs, lambda count: count == 0)
+
     @asynccontextmanager
     async def running(self, agent: LaunchAgent, **options: Any) -> AsyncIterator[LaunchAgent]:
         """Run an agent's loop beside the test; it leaves at the end."""
@@ -135,13 +145,13 @@ class Bench:
 
 
 async def eventually(look: Callable[[], Any], good: Callable[[Any], bool]) -> Any:
-    """Look again and again until what is seen is good, 10 s at most."""
-    for _ in range(int(DEADLINE_SECONDS / 0.02)):
-        seen = await look()
-        if good(seen):
-            return seen
+    """Look again and again until what is seen is good, a minute at most."""
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not good(seen := await look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not so within {DEADLINE_SECONDS} s: {seen}")
         await asyncio.sleep(0.02)
-    raise AssertionError(f"not so within {DEADLINE_SECONDS} s: {seen}")
+    return seen
 
 
 def holder_called(name: str, *, host: str = "here", home: str = "") -> Holder:

@@ -43,7 +43,8 @@ ON_THE_WAY = frozenset(
         *("put_archive", "changed_at"),
     }
 )
-LIFE_SECONDS = 60.0
+#: For a hang.
+LIFE_SECONDS = 120.0
 
 
 class Tally:

@@ -105,7 +105,7 @@ async def test_cancelled_run_gets_no_further_attempt(tmp_path: Path) -> None:
         raise AssertionError("it was stopped")
 
     run = await follower().begin(work)
-    await asyncio.wait_for(run.cancel(), 5)
+    await asyncio.wait_for(run.cancel(), 60)
     assert await run.wait() is False
 
 

@@ -37,7 +37,7 @@ async def test_task_that_fails_is_told_with_its_traceback_and_started_again(capl
     flaky = Flaky(2)
     async with supervised(lambda: None) as supervisor:
         supervisor.supervise(BackgroundTask("heartbeat", flaky.run))
-        await asyncio.wait_for(flaky.works.wait(), 5)
+        await asyncio.wait_for(flaky.works.wait(), 60)
     assert flaky.starts == 3
     assert [record.getMessage() for record in caplog.records] == [
         f"task-failed heartbeat ({count} within 300 s): ValueError('not foreseen')" for count in (1, 2)
@@ -55,7 +55,7 @@ async def test_vital_task_that_fails_again_and_again_lets_the_block_end_in_order
             ends.append("in order")
 
     with pytest.raises(BackgroundTaskError, match=r"'heartbeat' failed 5 times within 300 s.*ValueError: not foreseen"):
-        await asyncio.wait_for(work(), 5)
+        await asyncio.wait_for(work(), 60)
     assert (ends, flaky.starts) == (["in order"], supervision.MOST_FAILURES)
 
 
@@ -66,14 +66,14 @@ async def test_block_that_does_not_end_when_it_should_is_cancelled() -> None:
             await asyncio.Event().wait()
 
     with pytest.raises(BackgroundTaskError):
-        await asyncio.wait_for(work(), 5)
+        await asyncio.wait_for(work(), 60)
 
 
 async def test_task_that_is_not_vital_is_started_again_for_ever() -> None:
     flaky = Flaky(supervision.MOST_FAILURES + 2)
     async with supervised(lambda: None) as supervisor:
         supervisor.supervise(BackgroundTask("notice", flaky.run, vital=False))
-        await asyncio.wait_for(flaky.works.wait(), 5)
+        await asyncio.wait_for(flaky.works.wait(), 60)
 
 
 async def test_task_that_ends_of_its_own_accord_has_failed(caplog: pytest.LogCaptureFixture) -> None:
@@ -88,7 +88,7 @@ async def test_task_that_ends_of_its_own_accord_has_failed(caplog: pytest.LogCap
 
     async with supervised(lambda: None) as supervisor:
         supervisor.supervise(BackgroundTask("limits", ends))
-        await asyncio.wait_for(again.wait(), 5)
+        await asyncio.wait_for(again.wait(), 60)
     assert "The background task 'limits' ended, though it runs for ever" in caplog.text
 
 
@@ -111,9 +111,9 @@ async def test_work_of_its_own_is_run_again_until_it_is_done_or_over() -> None:
         if starts < 3:
             raise OSError("not yet")
 
-    await asyncio.wait_for(restarted("log", work), 5)
+    await asyncio.wait_for(restarted("log", work), 60)
     assert starts == 3
     starts = -99
     over.set()
-    await asyncio.wait_for(restarted("log", work, over=over), 5)
+    await asyncio.wait_for(restarted("log", work, over=over), 60)
     assert starts == -98

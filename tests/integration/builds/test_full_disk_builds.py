@@ -147,5 +147,5 @@ def test_log_of_a_build_that_finds_no_room_in_the_agents_home_ends_the_build(
         message = failed_for_want_of_room(site, run)
         assert "the disk of the machine that builds is full." in message
         assert "The build's log" in message
-        until(lambda: not build_steps(site.name), 5)
+        until(lambda: not build_steps(site.name))
     assert not [name for name in built(client) if name in site.notes(run)]

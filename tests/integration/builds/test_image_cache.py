@@ -42,7 +42,7 @@ class Rack:
         command = ["dd", "if=/dev/zero", "of=/data", "bs=1M", "count=1"]
         container = self.client.containers.create(self._base, command)
         container.start()
-        container.wait(timeout=30)
+        container.wait(timeout=120)
         label = f'LABEL prefect-launch.base="{self._base}@sha256:x" made="{tag}"'
         container.commit("launch-test/built", tag=tag, changes=[label])
         container.remove()

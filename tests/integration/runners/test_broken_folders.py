@@ -31,7 +31,7 @@ async def begun(runner: LocalProcessRunner, folder: Path, script: str) -> tuple[
 
 
 async def gone(pid: int) -> bool:
-    for _ in range(100):
+    for _ in range(3000):
         if not lives(pid):
             return True
         await asyncio.sleep(0.02)

@@ -134,7 +134,7 @@ async def test_log_is_live_while_the_job_runs(bench: Bench) -> None:
     begun = time.monotonic()
     while not (plan.log_path.exists() and plan.log_path.read_text() == "first\n"):
         await asyncio.sleep(0.02)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 50
     watching.cancel()
 
 

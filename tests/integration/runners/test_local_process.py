@@ -24,7 +24,7 @@ from prefect_launch.runners.process.runner import LocalProcessRunner
 from prefect_launch.testing.runner_contract import run
 
 #: To find an environment takes some milliseconds; a busy machine gets its time.
-AT_ONCE_SECONDS = 1.0
+AT_ONCE_SECONDS = 10.0
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ async def started(runner: LocalProcessRunner, plan: RunPlan) -> str:
 
 
 async def until_log_has(plan: RunPlan, text: str) -> str:
-    for _ in range(200):
+    for _ in range(1200):
         log = plan.log_path.read_text() if plan.log_path.exists() else ""
         if text in log:
             return log
@@ -90,8 +90,8 @@ async def test_job_that_is_asked_to_end_may_clean_up(runner: LocalProcessRunner,
     handle = await started(runner, plan)
     await until_log_has(plan, "up")
     begun = time.monotonic()
-    await runner.stop(handle, 30)
-    assert time.monotonic() - begun < 5
+    await runner.stop(handle, 200)
+    assert time.monotonic() - begun < 100
     end = await runner.watch(handle, plan)
     assert (end.exit_code, end.stopped) == (7, True)
     assert "saved" in plan.log_path.read_text()

@@ -100,7 +100,7 @@ async def test_remote_that_hangs_is_given_up_in_time(git_host: GitServer, tmp_pa
     with pytest.raises(InfrastructureError, match="took more than 1 s"):
         await source.check_out(git_host.url("team/train"), commit, tmp_path / "code")
 
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 60
     assert not [line for line in _processes() if git_host.host in line]
     assert not (tmp_path / "code").exists()
 

@@ -235,7 +235,7 @@ async def test_agent_that_is_just_leaving_is_waited_for(tmp_path: Path) -> None:
     async with hold_agent_name(tmp_path, "box"):
         waiting = asyncio.create_task(_come_and_go(tmp_path))
         await asyncio.sleep(0.1)
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 60)
 
 
 async def _come_and_go(folder: Path) -> None:

@@ -32,7 +32,7 @@ async def test_runs_that_are_slow_to_stop_are_stopped_at_once_and_keep_no_other_
 
     settings = {"name": "box", "queues": [QUEUE], "home": bench.folder, "poll_seconds": 0.05, "max_jobs": 3}
     agent = LaunchAgent(bench.api, settings, runners={RESOURCE: Slow(bench.folder, bench.machine)})
-    await asyncio.wait_for(agent.loop(max_runtime_seconds=0.5), 10)
+    await asyncio.wait_for(agent.loop(max_runtime_seconds=0.5), 60)
 
     assert sorted(stopping) == sorted(f"launch-{item.id}-1" for item in ended)
     assert list(bench.machine.runs) == [f"launch-{kept.id}-1"]
@@ -51,7 +51,7 @@ async def test_item_that_is_deleted_while_it_is_settled_keeps_no_agent_from_its_
             await bench.server.delete_item(gone.id)
 
     bench.server.before_call = delete_first
-    await asyncio.wait_for(agent.loop(until_empty=True), 10)
+    await asyncio.wait_for(agent.loop(until_empty=True), 60)
     assert deleted
     assert (await bench.read(other.id)).state_type is StateType.COMPLETED
 

@@ -93,7 +93,7 @@ async def test_driver_that_hangs_is_away_and_asked_by_one_thread_at_a_time() -> 
     class Hangs:
         def look(self) -> GpuInfo:
             calls.append(1)
-            answers.wait(10)
+            answers.wait(60)
             return GpuInfo(note="it is back")
 
     watch = GpuWatch(Hangs(), most_seconds=0.05)

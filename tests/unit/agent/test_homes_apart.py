@@ -72,7 +72,7 @@ async def test_older_attempt_of_another_home_is_stopped_first_and_stays_there(be
 
     settings = {"name": "other", "queues": [QUEUE], "home": home, "poll_seconds": 0.05}
     agent = LaunchAgent(bench.api, settings, runners={RESOURCE: Seeing(home, bench.machine)})
-    await asyncio.wait_for(agent.loop(until_empty=True), 10)
+    await asyncio.wait_for(agent.loop(until_empty=True), 60)
 
     found = await bench.read(item.id)
     assert (found.state_type, found.run_count, at_start) == (StateType.COMPLETED, 2, [[]])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import time
@@ -22,7 +21,7 @@ from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.server.values import Item
 from prefect_launch.settings.agent_config import MachineSettings, parse_agent_config
 from prefect_launch.testing import Script
-from tests.support.bench import Bench
+from tests.support.bench import Bench, eventually
 
 HOUR = 3600.0
 MEBIBYTE = 1024 * 1024
@@ -92,10 +91,7 @@ async def test_last_attempt_of_an_item_that_awaits_its_retry_stays(bench: Bench)
     (item,) = await bench.add(retries={"max": 1, "on": ["failed"], "delay": 3600})
     async with bench.running(bench.agent()):
         await bench.until(item, StateType.SCHEDULED)
-        for _ in range(200):
-            if "AwaitingRetry" in await bench.states(item):
-                break
-            await asyncio.sleep(0.02)
+        await eventually(lambda: bench.states(item), lambda states: "AwaitingRetry" in states)
     set_age(folder_of(bench, item), hours=100)
     await keep_house(bench.agent(keep_runs=0))
     assert (folder_of(bench, item) / "outputs" / "checkpoint").read_bytes() == b"1"

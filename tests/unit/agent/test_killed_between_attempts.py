@@ -30,7 +30,7 @@ async def _live(bench: Bench, dies_at: str | None) -> _Life:
     died.cancel()
     if life.died.is_set():
         await life.bury(living)
-        await asyncio.wait_for(bench.agent().loop(until_empty=True), 20)
+        await asyncio.wait_for(bench.agent().loop(until_empty=True), 60)
     else:
         await living
 

@@ -167,7 +167,7 @@ async def test_agent_that_leaves_does_not_wait_for_a_server_that_is_away_and_the
     first = LogShipper(server, item_id, path)
     first.follow()
     await eventually(lambda: asyncio.sleep(0, server.calls["read_logs"]), lambda count: count > 0)
-    await asyncio.wait_for(first.let_go(), 5)
+    await asyncio.wait_for(first.let_go(), 60)
     server.up()
     await send_whole(server, item_id, path)
     assert await text(server, item_id) == "one"

@@ -102,11 +102,11 @@ async def test_more_urgent_item_that_comes_later_runs_first(bench: Bench) -> Non
 
 
 async def test_loop_ends_when_its_time_is_up_and_its_work_goes_on_under_the_next(bench: Bench) -> None:
-    bench.plays(Script(seconds=1.0, late_log=(b"done\n",)))
+    bench.plays(Script(seconds=2.5, late_log=(b"done\n",)))
     (item,) = await bench.add()
     started = time.monotonic()
     await bench.agent().loop(max_runtime_seconds=0.4)
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 2.4
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
     await bench.agent().loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
@@ -182,7 +182,7 @@ async def test_item_that_ends_by_itself_while_it_is_cancelled_is_cancelled(bench
 
 
 async def test_item_that_was_deleted_while_it_ran_leaves_nothing_and_the_agent_goes_on(bench: Bench) -> None:
-    bench.plays(Script(seconds=0.2), Script())
+    bench.plays(Script(seconds=60), Script())
     first, second = await bench.add(2)
     async with bench.running(bench.agent()):
         await bench.until(first, StateType.RUNNING)

@@ -135,10 +135,7 @@ async def test_agent_that_comes_back_stops_what_is_another_attempt_by_now(bench:
         async with bench.running(bench.agent("other", machine=InMemoryMachine())):
             await bench.until(item, StateType.COMPLETED)
         await check_ownership(bench.server, agent.running_items.entries)
-        for _ in range(200):
-            if not bench.machine.runs:
-                break
-            await asyncio.sleep(0.02)
+        await bench.until_nothing_runs()
     found = await bench.read(item.id)
     assert (found.state_type, found.run_count) == (StateType.COMPLETED, 2)
     assert bench.machine.runs == {}
@@ -186,10 +183,7 @@ async def test_agent_that_comes_back_from_its_start_writes_nothing_over_another_
             await bench.until(item, StateType.RUNNING)
             goes_on.set()
             await bench.until(item, StateType.COMPLETED)
-        for _ in range(200):
-            if not bench.machine.runs:
-                break
-            await asyncio.sleep(0.02)
+        await bench.until_nothing_runs()
     assert (await bench.read(item.id)).run_count == 1
     assert (await bench.states(item)).count("Running") == 1
     assert (bench.machine.runs, elsewhere.started) == ({}, [f"launch-{item.id}-1"])

@@ -68,4 +68,4 @@ async def test_run_that_only_has_the_items_label_is_left_alone(bench: Bench) -> 
 async def work_off(bench: Bench, runner: Any) -> None:
     settings = {"name": "other", "queues": [QUEUE], "home": bench.folder, "poll_seconds": 0.05}
     agent = LaunchAgent(bench.api, settings, runners={RESOURCE: runner})
-    await asyncio.wait_for(agent.loop(until_empty=True), 10)
+    await asyncio.wait_for(agent.loop(until_empty=True), 60)

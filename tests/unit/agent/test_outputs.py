@@ -32,13 +32,13 @@ class _SlowStorage(RemoteFileSystem):
 
     def put_directory(self, *args: object, **options: object) -> int:  # type: ignore[override]
         copies.asked += 1
-        assert copies.adopt_lost_run.wait(20)
+        assert copies.go_on.wait(60)
         return super().put_directory(*args, **options)  # type: ignore[arg-type,return-value]
 
 
 class _Copies:
     asked = 0
-    adopt_lost_run = threading.Event()
+    go_on = threading.Event()
 
 
 copies = _Copies()
@@ -48,10 +48,10 @@ copies = _Copies()
 def held_up(bench: Bench) -> Iterator[None]:
     """The job store's copies stand still until they are let go on."""
     copies.asked = 0
-    copies.adopt_lost_run.clear()
+    copies.go_on.clear()
     bench.api.store.storage = _SlowStorage()
     yield
-    copies.adopt_lost_run.set()
+    copies.go_on.set()
 
 
 async def outputs_of(bench: Bench, item: Item) -> dict[str, object]:
@@ -73,7 +73,7 @@ async def test_slot_is_free_for_the_next_item_while_outputs_are_copied_and_the_e
         assert await state_types(bench, items) == [StateType.RUNNING] * 4
         await eventually(lambda: asyncio.sleep(0, agent.num_running_jobs), lambda running: running == 0)
         assert len(agent.thread_ids) == 4
-        copies.adopt_lost_run.set()
+        copies.go_on.set()
         for item in items:
             await bench.until(item, StateType.COMPLETED)
             assert await outputs_of(bench, item) == {"accuracy": 0.9}
@@ -91,7 +91,7 @@ async def test_runs_whose_outputs_wait_keep_their_slots_once_they_are_many(
         await eventually(lambda: asyncio.sleep(0, len(agent.thread_ids)), lambda held: held == 3)
         await asyncio.sleep(0.3)
         assert (agent.num_running_jobs, len(bench.machine.started)) == (1, 3)
-        copies.adopt_lost_run.set()
+        copies.go_on.set()
         await eventually(lambda: asyncio.sleep(0, len(bench.machine.removed)), lambda removed: removed == 6)
 
 
@@ -106,8 +106,8 @@ async def test_draining_agent_leaves_when_the_last_outputs_are_kept(bench: Bench
     agent.shutdown.drain()
     await asyncio.sleep(0.3)
     assert not loop.done()
-    copies.adopt_lost_run.set()
-    await asyncio.wait_for(loop, 5)
+    copies.go_on.set()
+    await asyncio.wait_for(loop, 60)
 
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
 
@@ -119,7 +119,7 @@ async def test_copy_that_an_agent_did_not_finish_is_made_by_the_next(bench: Benc
     async with bench.running(bench.agent()):
         await eventually(lambda: asyncio.sleep(0, copies.asked), lambda asked: asked == 1)
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
-    copies.adopt_lost_run.set()
+    copies.go_on.set()
 
     async with bench.running(bench.agent()):
         await bench.until(item, StateType.COMPLETED)

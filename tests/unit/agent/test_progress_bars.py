@@ -215,7 +215,7 @@ async def test_long_text_in_front_of_a_bar_is_passed_over_without_standing_still
     path.write_bytes(b"x" * (CHUNK_BYTES + 5) + b"\r" * (2 * CHUNK_BYTES) + b"\r" + b"y" * CHUNK_BYTES + b"\n")
     shipper = LogShipper(server, ITEM, path)
     shipper.follow()
-    await asyncio.wait_for(shipper.finish(), 10)
+    await asyncio.wait_for(shipper.finish(), 60)
     seen = "".join(await shown(server))
     assert seen.count("y") == CHUNK_BYTES
     assert set(seen) <= {"x", "y", "\n"}

@@ -127,7 +127,7 @@ async def _live(bench: Bench, dies_at: str | None) -> _Life:
     if life.died.is_set():
         await life.bury(living)  # the kernel takes a dead process's locks from it
         await asyncio.sleep(0.04)  # what it had started ends without it
-        await asyncio.wait_for(bench.agent().loop(until_empty=True), 20)
+        await asyncio.wait_for(bench.agent().loop(until_empty=True), 60)
     else:
         await living
 

@@ -33,14 +33,14 @@ async def test_item_that_ends_in_time_is_not_touched(bench: Bench) -> None:
 
 async def test_time_that_an_item_ran_without_its_agent_counts(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
-    (item,) = await bench.add(timeout=0.6)
+    (item,) = await bench.add(timeout=2)
     async with bench.running(bench.agent()):
         await bench.until(item, StateType.RUNNING)
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(2)
     started = time.monotonic()
     await bench.agent().loop(until_empty=True)
-    assert time.monotonic() - started < 0.5
-    assert "timed out after 0.6 s" in (await bench.read(item.id)).message
+    assert time.monotonic() - started < 1.9
+    assert "timed out after 2 s" in (await bench.read(item.id)).message
 
 
 async def test_item_that_was_stopped_at_its_limit_by_an_agent_that_is_gone_fails_in_the_same_way(bench: Bench) -> None:

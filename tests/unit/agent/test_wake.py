@@ -13,8 +13,8 @@ async def test_ring_wakes_at_once_and_is_used_up() -> None:
     wake = WakeEvent()
     wake.set()
     started = time.monotonic()
-    await wake.wait(5)
-    assert time.monotonic() - started < 1
+    await wake.wait(60)
+    assert time.monotonic() - started < 30
     await wake.wait(0.05)
     assert time.monotonic() - started >= 0.05
 
@@ -22,7 +22,7 @@ async def test_ring_wakes_at_once_and_is_used_up() -> None:
 async def test_clock_wakes_when_nobody_rings() -> None:
     started = time.monotonic()
     await WakeEvent().wait(0.1)
-    assert 0.1 <= time.monotonic() - started < 1
+    assert 0.1 <= time.monotonic() - started < 30
 
 
 async def test_items_that_are_queued_are_heard_of(bench: Bench) -> None:
