@@ -41,7 +41,7 @@ class Place:
 
     def rounds(self, count: int) -> int:
         """Return how often to measure: `count` times, or a few times when it is to be quick."""
-        return max(8, count // 50) if self.quick else count
+        return max(3, count // 50) if self.quick else count
 
     def few(self, count: int) -> int:
         """Return how many things to measure at: `count`, or two when it is to be quick."""
