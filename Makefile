@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # More arguments for pytest: make test-unit PYTEST="-k claim -x"
 PYTEST ?=
 
-.PHONY: help venv demo test test-machine test-unit test-pythons test-integration lint types docs format bench clean
+.PHONY: help venv demo test test-machine test-unit test-pythons test-integration soak lint types docs format bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -43,6 +43,9 @@ test-pythons: $(VENV)/.made-dev ## Run them on the lowest and the newest Python 
 
 test-integration: test-machine $(VENV)/.made-dev ## Run the tests on a real server and a real engine
 	$(BIN)/python -m pytest tests/acceptance tests/integration -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
+
+soak: test-machine $(VENV)/.made-dev ## Run the long cases: hundreds of items, agents killed at random
+	$(BIN)/python -m pytest tests/integration -m soak --durations=10 $(PYTEST)
 
 lint: $(VENV)/.made-dev ## Check style, format, and which part imports which
 	$(BIN)/ruff check .

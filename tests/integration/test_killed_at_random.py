@@ -19,7 +19,7 @@ import pytest
 
 from prefect_launch.core.states import TERMINAL, StateType
 from tests.support.live import Site
-from tests.support.prefect_server import PrefectServerProcess, server_on_sqlite
+from tests.support.prefect_server import PrefectServerProcess
 
 if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 #: One write to a file opened for appending: lines of several processes never mix.
 COUNT_ITSELF = 'echo "$LAUNCH_RUN_ID" >> "$COUNT_FILE"; sleep 0.2\n'
 LOOK_SECONDS = 0.5
+FEW = 25
+MANY = 100
 
 
 class Crowd:
@@ -106,15 +108,15 @@ def watch(made: Crowd, seconds: float, do: Callable[[], None]) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def killed_again_and_again(server: PrefectServerProcess, folder: Path, name: str) -> None:
-    """Run 100 items on two agents, one of which is killed every few seconds, and twice however fast the machine is."""
+def killed_again_and_again(server: PrefectServerProcess, folder: Path, name: str, count: int) -> None:
+    """Run items on two agents, one of which is killed every few seconds, and twice however fast the machine is."""
     seed = int(os.environ.get("LAUNCH_TEST_SEED", time.time_ns() % 100_000))
     logging.getLogger(__name__).warning("seed %d", seed)
     chance = random.Random(seed)
     with crowd(server, folder, name, agents=2, jobs=3) as made:
-        made.add(100)
+        made.add(count)
         due = time.monotonic() + chance.uniform(3, 9)
-        marks = [chance.randint(5, 30), chance.randint(40, 70)]
+        marks = [int(count * chance.uniform(0.05, 0.3)), int(count * chance.uniform(0.4, 0.7))]
 
         def kill_when_due() -> None:
             nonlocal due
@@ -130,26 +132,24 @@ def killed_again_and_again(server: PrefectServerProcess, folder: Path, name: str
     made.check()
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(600)
-def test_each_of_100_items_runs_once_on_two_agents_of_which_one_is_killed_at_random_on_sqlite(
-    tmp_path: Path, unique: str
+def test_each_item_of_two_agents_of_which_one_is_killed_at_random_runs_once_on_sqlite(
+    prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
 ) -> None:
-    server = server_on_sqlite(tmp_path / "server")
-    server.start()
-    try:
-        killed_again_and_again(server, tmp_path, unique)
-    finally:
-        server.stop()
+    killed_again_and_again(prefect_server, tmp_path, unique, MANY)
 
 
 @pytest.mark.postgres
+@pytest.mark.parametrize("count", [FEW, pytest.param(MANY, marks=pytest.mark.soak)])
 @pytest.mark.timeout(600)
-def test_each_of_100_items_runs_once_on_two_agents_of_which_one_is_killed_at_random_on_postgresql(
-    postgres_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+def test_each_item_of_two_agents_of_which_one_is_killed_at_random_runs_once_on_postgresql(
+    postgres_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str, count: int
 ) -> None:
-    killed_again_and_again(postgres_prefect_server, tmp_path, unique)
+    killed_again_and_again(postgres_prefect_server, tmp_path, unique, count)
 
 
+@pytest.mark.soak
 @pytest.mark.postgres
 @pytest.mark.timeout(900)
 def test_soak_of_300_items_on_three_agents_outlives_two_restarts_of_the_server(
