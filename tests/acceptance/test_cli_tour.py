@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import sys
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
 from tests.acceptance.conftest import Cli
+from tests.support.forked_cli import ForkedCli
 from tests.support.prefect_server import PrefectServerProcess
 from tests.support.processes import ChildProcess
 
@@ -92,10 +93,11 @@ def test_job_goes_from_a_folder_through_a_queue_to_its_log(launch_cli: Cli, queu
 
 
 def test_item_that_is_waited_for_gives_its_log_and_its_exit_code(
-    launch_cli: Cli, queue: str, job: str, tmp_path: Path
+    launch_cli: Cli, forked_cli: ForkedCli, queue: str, job: str, tmp_path: Path
 ) -> None:
-    program = str(Path(sys.executable).with_name("prefect-launch"))
-    agent = ChildProcess([program, "agent", "start", "-q", queue], tmp_path / "agent.log")
+    log = tmp_path / "agent.log"
+    start = ["agent", "start", "-q", queue]
+    agent = ChildProcess.forked(forked_cli.start(start, cwd=tmp_path, environment=os.environ, out=log), log)
     try:
         good = launch_cli("add", "-j", job, "-q", queue, "--wait")
         bad = launch_cli("add", "-j", job, "-q", queue, "--set", "fail=true", "--wait", code=1)

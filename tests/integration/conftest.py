@@ -9,12 +9,19 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.live import Site
+from tests.support.live import Site, close_warm_agents
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
     from tests.support.prefect_server import PrefectServerProcess
     from tests.support.processes import ChildProcess
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_agents() -> Iterator[None]:
+    """End, after the last test, the process from which agents are forked."""
+    yield
+    close_warm_agents()
 
 
 @pytest.fixture

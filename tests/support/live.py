@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
-import sys
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -20,13 +22,15 @@ from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.queues.run_queue import RunQueue
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item, ItemDraft
+from tests.support.forked_cli import AGENT, ForkedCli
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, Log
 
 START = "from prefect_launch.cli import main; main()"
-DEADLINE_SECONDS = 30.0
+#: For a hang: a busy machine may take most of it.
+DEADLINE_SECONDS = 120.0
 LOG_PAGE = 200
 
 
@@ -95,17 +99,19 @@ class Site:
         asyncio.run(asyncio.wait_for(self.agent(**config).loop(until_empty=True), DEADLINE_SECONDS * 2))
 
     def agent_process(self, name: str = "box", *options: str, jobs: int = 1, home: str = "home") -> ChildProcess:
-        """Start an agent as a process of its own, through the command line, with a home in the site's folder."""
+        """Start an agent as a process of its own, through the command line, with a home in the site's folder.
+
+        It is forked from a process that has everything imported; `close_warm_agents` ends that.
+        """
         command = ["agent", "start", "-q", self.name, "-j", str(jobs), "--name", f"{self.name}-{name}", *options]
-        return ChildProcess(
-            [sys.executable, "-c", START, *command],
-            self.folder / f"agent-{name}.log",
-            environment={
-                **os.environ,
-                "PREFECT_API_URL": self.api_url,
-                "PREFECT_LAUNCH_HOME": str(self.folder / home),
-            },
-        )
+        log = self.folder / f"agent-{name}.log"
+        environment = {
+            **os.environ,
+            "PREFECT_API_URL": self.api_url,
+            "PREFECT_LAUNCH_HOME": str(self.folder / home),
+        }
+        process = _warm_agents().start(command, cwd=Path.cwd(), environment=environment, out=log)
+        return ChildProcess.forked(process, log)
 
     # --- what Prefect's own client sees ---
 
@@ -152,6 +158,19 @@ class Site:
         with get_client(sync_client=True) as client:
             found = client.read_artifacts(artifact_filter=wanted)
         return [artifact for artifact in found if artifact.type != "result"]
+
+
+@cache
+def _warm_agents() -> ForkedCli:
+    return ForkedCli(Path(tempfile.mkdtemp(prefix="launch-test-agents-")), AGENT)
+
+
+def close_warm_agents() -> None:
+    """End the process from which agents are forked."""
+    if _warm_agents.cache_info().currsize:
+        _warm_agents().close()
+        shutil.rmtree(_warm_agents().folder)
+        _warm_agents.cache_clear()
 
 
 def run_deployment(name: str, **options: Any) -> FlowRun:

@@ -14,6 +14,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.support.forked_cli import ForkedProcess
 
 MARK = "LAUNCH_TEST_SESSION"
 STOP_SECONDS = 30.0
@@ -49,7 +53,7 @@ class ChildProcess:
         if user:
             guard += [f"--reuid={user}", f"--regid={user}", "--init-groups"]
         with log.open("ab") as output:
-            self._process = subprocess.Popen(
+            self._process: subprocess.Popen[bytes] | ForkedProcess = subprocess.Popen(
                 [*guard, *command],
                 env=None if environment is None else dict(environment),
                 stdin=subprocess.DEVNULL,
@@ -57,6 +61,13 @@ class ChildProcess:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    @classmethod
+    def forked(cls, process: ForkedProcess, log: Path) -> ChildProcess:
+        """A command that was forked, with its output in a file; it leads a session of its own."""
+        child = cls.__new__(cls)
+        child.log, child._name, child._stop_signal, child._process = log, "prefect-launch", signal.SIGTERM, process
+        return child
 
     @property
     def pid(self) -> int:
