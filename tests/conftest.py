@@ -115,8 +115,16 @@ def postgres_prefect_server(_postgres_server: PrefectServerProcess) -> Iterator[
 
 
 @pytest.fixture
+def stoppable_prefect_server(prefect_server: PrefectServerProcess) -> Iterator[PrefectServerProcess]:
+    """The run's Prefect server on SQLite, which the test may stop, kill and restart; afterwards it runs again."""
+    yield prefect_server
+    if not prefect_server.healthy():
+        prefect_server.restart()
+
+
+@pytest.fixture
 def own_prefect_server(tmp_path: Path) -> Iterator[PrefectServerProcess]:
-    """A Prefect server on SQLite for this test alone, which may stop, kill and restart it; PREFECT_API_URL is its."""
+    """A Prefect server on SQLite with nothing on it but what this test makes; PREFECT_API_URL is its."""
     from tests.support.prefect_server import client_settings, server_on_sqlite
 
     server = server_on_sqlite(tmp_path / "server")

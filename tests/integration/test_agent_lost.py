@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from prefect_launch.core.states import StateType
+from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
+from tests.support.relay import relay_to
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
@@ -62,35 +63,34 @@ def test_run_that_was_cancelled_while_no_agent_was_there_is_stopped(site: Site, 
 
 
 @pytest.mark.timeout(180)
-def test_server_that_is_away_for_20_s_under_a_running_job_gets_all_when_it_is_back(
-    own_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+def test_server_that_is_away_for_longer_than_a_call_waits_gets_all_of_a_running_job_when_it_is_back(
+    prefect_server: PrefectServerProcess, site: Site
 ) -> None:
-    site = Site(own_prefect_server.api_url, tmp_path, unique)
     site.job("for n in $(seq 10); do echo line $n; sleep 1; done; exit 3")
     short, other = site.add({}, {"run_id": "second"})
-    with running(site.agent(poll_seconds=1)):
+    with relay_to(prefect_server.port) as way, running(site.by(way.api_url).agent(poll_seconds=1)):
         until(lambda: "line 1" in site.log(short))
-        own_prefect_server.stop()
-        time.sleep(20)  # the job ends meanwhile
-        own_prefect_server.start()
-        until(lambda: short.item.is_terminal, 60)
+        way.cut()
+        time.sleep(DEFAULT_PATIENCE_SECONDS + 4)  # the job ends meanwhile
+        way.mend()
+        until(lambda: short.item.is_terminal)
         assert "exit code 3" in short.message
         assert site.log(short).splitlines() == [f"line {number}" for number in range(1, 11)]
-        until(lambda: other.item.is_terminal, 60)
+        until(lambda: other.item.is_terminal)
     assert site.states(other)[-1] == "Failed"
 
 
 @pytest.mark.timeout(180)
 def test_agent_that_starts_before_its_server_waits_for_it(
-    own_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str, agents: list[ChildProcess]
+    prefect_server: PrefectServerProcess, site: Site, agents: list[ChildProcess]
 ) -> None:
-    site = Site(own_prefect_server.api_url, tmp_path, unique)
     site.job("echo hello")
     (run,) = site.add()
-    own_prefect_server.stop()
-    agents.append(site.agent_process("box", "--until-empty"))
-    time.sleep(15)  # longer than a caller's patience
-    assert agents[0].running, agents[0].tail()
-    own_prefect_server.start()
-    until(lambda: not agents[0].running, 60)
+    with relay_to(prefect_server.port) as way:
+        way.cut()
+        agents.append(site.by(way.api_url).agent_process("box", "--until-empty"))
+        time.sleep(DEFAULT_PATIENCE_SECONDS + 4)
+        assert agents[0].running, agents[0].tail()
+        way.mend()
+        until(lambda: not agents[0].running)
     assert run.state == "completed"
