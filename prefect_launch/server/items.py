@@ -146,6 +146,9 @@ class ItemCalls(Calls):
     async def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:
         await self._rest.get("PATCH", f"/flow_runs/{item_id}/labels", json=dict(labels))
 
+    async def rename_item(self, item_id: UUID, name: str) -> None:
+        await self._rest.get("PATCH", f"/flow_runs/{item_id}", json={"name": name})
+
     async def replace_parameters(self, item_id: UUID, parameters: Mapping[str, Any]) -> None:
         await self._rest.get("PATCH", f"/flow_runs/{item_id}", json={"parameters": dict(parameters)})
 

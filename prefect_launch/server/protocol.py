@@ -205,6 +205,9 @@ class Server(Protocol):
     async def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:
         """Add labels to an item."""
 
+    async def rename_item(self, item_id: UUID, name: str) -> None:
+        """Give an item another name; one that is gone is fine."""
+
     async def replace_parameters(self, item_id: UUID, parameters: Mapping[str, Any]) -> None:
         """Give an item other parameters; one that is gone is fine."""
 

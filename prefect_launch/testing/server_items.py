@@ -255,6 +255,12 @@ class InMemoryItems(Calls):
             stored.item = stored.item.model_copy(update={"labels": merged})
 
     @call
+    def rename_item(self, item_id: UUID, name: str) -> None:
+        stored = self._store.items.get(item_id)
+        if stored is not None:
+            stored.item = stored.item.model_copy(update={"name": name})
+
+    @call
     def replace_parameters(self, item_id: UUID, parameters: Mapping[str, Any]) -> None:
         stored = self._store.items.get(item_id)
         if stored is not None:

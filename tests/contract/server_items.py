@@ -269,6 +269,12 @@ class ItemContract:
         found = await place.read(item)
         assert (found.parameters, found.state_type) == ({"lr": "0.1 as text"}, StateType.FAILED)
 
+    async def test_item_is_renamed_and_found_by_its_new_name(self, place: Place) -> None:
+        item = await place.add()
+        name = f"d2 of {item.id}"
+        await place.server.rename_item(item.id, name)
+        assert [found.id for found in await place.server.list_items(names=[name])] == [item.id]
+
     async def test_schedule_that_is_gone_is_deactivated_all_the_same(self, place: Place) -> None:
         item = await place.add()
         await place.server.deactivate_schedule(place.deployment_id, uuid4())
@@ -276,5 +282,6 @@ class ItemContract:
 
     async def test_marks_on_deleted_item_do_nothing(self, place: Place) -> None:
         await place.server.replace_parameters(uuid4(), {})
+        await place.server.rename_item(uuid4(), "gone")
         await place.server.label_item(uuid4(), {"gpu": 3})
         await place.server.record_infrastructure(uuid4(), "container-1")

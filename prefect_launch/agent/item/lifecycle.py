@@ -130,6 +130,14 @@ class ItemLifecycle:
         await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._context.config.name}.")
         return runner, plan
 
+    async def _take_name(self, name: str | None) -> None:
+        """Name the item as its submitter did; one that Prefect made from a job's form has a name of Prefect's own."""
+        if name and name != self._item.name:
+            await retry_until_available(
+                f"rename {self._item.id}", lambda: self._server.rename_item(self._item.id, name)
+            )
+            self._item = self._running.item = self._item.model_copy(update={"name": name})
+
     async def _check_labels(self, of_queue: UUID) -> None:
         """See that the item is of the job that its deployment starts; the queue's own starts any.
 
@@ -158,6 +166,7 @@ class ItemLifecycle:
             config=queue.config,
             labels=self._labels(),
         )
+        await self._take_name(request.spec.name)
         machine = self._context.config.machine
         plan = await self._unless_stopped(
             retry_until_available(

@@ -83,3 +83,13 @@ async def test_item_that_its_queue_refuses_fails_and_waits_for_no_device(
         failed = await bench.until(item, StateType.FAILED)
     assert failed.message.startswith("[agent] ")
     assert words in failed.message
+
+
+async def test_item_that_prefect_has_made_gets_the_name_that_its_parameters_give(bench: Bench) -> None:
+    (queued,) = await bench.add()
+    assert queued.deployment_id is not None
+    item = await made(bench, queued.deployment_id, {"docker": {"docker_image": "b"}, "name": "d2"}, {})
+    async with bench.running(bench.agent()):
+        await bench.until(item, StateType.COMPLETED)
+    assert [found.id for found in await bench.server.list_items(names=["d2"])] == [item.id]
+    assert (await bench.read(queued.id)).name == queued.name
