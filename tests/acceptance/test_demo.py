@@ -66,7 +66,7 @@ def test_demo_that_stays_serves_the_ui_until_interrupted(demo: subprocess.Popen[
     assert settings["api_url"] == f"{address[1]}/api"
     assert second.returncode == 1
     assert "A demo is running" in second.stderr
-    assert demo.wait(timeout=60) == 0
+    assert demo.wait(timeout=180) == 0
     assert _server_is_gone(address[1])
 
 
