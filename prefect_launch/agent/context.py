@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from prefect_launch.agent.devices.allocator import DeviceAllocator
+from prefect_launch.agent.devices.attach import AttachDevices
 from prefect_launch.agent.devices.gpus import GpuProbe
+from prefect_launch.agent.item.attempt import Attempt, Hook
+from prefect_launch.agent.item.hooks import KeepOutputs, PreviousOutputs, ShipLog, WarnOfOtherImage
 from prefect_launch.agent.item.ownership import TRUSTED_SECONDS
+from prefect_launch.agent.item.stopping import Stopping
 from prefect_launch.agent.polling.runner_health import RunnerHealth
 from prefect_launch.agent.recovery.lost_agents import LOST_SECONDS
 from prefect_launch.registries.client import RemoteRegistries
@@ -24,6 +28,15 @@ if TYPE_CHECKING:
     from prefect_launch.builds.image_builder import ImageBuilder
     from prefect_launch.queues.session import Session
 
+#: What is done beside the steps of an item's life; a line less is a concern less.
+HOOKS: Final[tuple[Callable[[Attempt], Hook], ...]] = (
+    AttachDevices,
+    PreviousOutputs,
+    WarnOfOtherImage,
+    Stopping,
+    ShipLog,
+    KeepOutputs,
+)
 #: Runs whose outputs are copied at a time.
 COPIES: Final = 2
 
@@ -41,6 +54,7 @@ class AgentContext:
         lost_seconds: for how long another agent's heartbeats must have stood still to call it lost.
         gpu_probe: reads the GPUs of the machine.
         slot_freed: is told the id of an item that needs no slot and no devices: its run has ended, or waits elsewhere.
+        hooks: made anew for each attempt, in this order.
         copies: how many runs' outputs are kept at a time.
         registry: the registries of images, with this agent's credentials.
         devices: gives out the machine's devices.
@@ -54,6 +68,7 @@ class AgentContext:
     lost_seconds: float = LOST_SECONDS
     gpu_probe: GpuProbe | None = None
     slot_freed: Callable[[str], None] = lambda item_id: None
+    hooks: tuple[Callable[[Attempt], Hook], ...] = HOOKS
     copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(COPIES))
 
     def __post_init__(self) -> None:

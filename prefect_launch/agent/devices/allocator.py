@@ -27,11 +27,12 @@ from prefect_launch.agent.devices.allocations import (
 )
 from prefect_launch.agent.devices.gpus import GpuInfo, GpuProbe, GpuWatch, NvmlProbe, names_of, read_capacity
 from prefect_launch.agent.devices.wait_list import DeviceWaitList
+from prefect_launch.agent.item.attempt import NotNowError
 from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.running_items import is_scheduler
 from prefect_launch.core.names import short_id
 from prefect_launch.core.units import format_duration
-from prefect_launch.errors import AgentConfigError, LaunchError, OperatorError, SpecError
+from prefect_launch.errors import AgentConfigError, LaunchError, SpecError
 from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import save_plan
 from prefect_launch.policy.template import QueueConfig
@@ -61,7 +62,7 @@ _ONLINE: Final = "ONLINE"
 _RANKS: Final = {priority.work_queue: int(priority) for priority in Priority}
 
 
-class DevicesBusyError(OperatorError):
+class DevicesBusyError(NotNowError):
     """The devices of a claimed item are not free after all: the item goes back into its queue."""
 
 
@@ -168,7 +169,7 @@ class DeviceAllocator:
 
         Raises:
             SpecError: when this machine can never give what the item asks for, and its queue fails such an item.
-            NotNowError: when it cannot give it now.
+            DevicesBusyError: when it cannot give it now.
         """
         if not runner.uses_this_machine:
             return plan

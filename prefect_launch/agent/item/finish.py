@@ -8,11 +8,11 @@ complete gets a failure report first. Items that the agent refuses, or on which 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from traceback import format_exception
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import anyio
@@ -29,7 +29,7 @@ from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Labels, Phase
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
-from prefect_launch.spec.item_parameters import spec_of
+from prefect_launch.spec.item_parameters import check_labels, spec_of
 from prefect_launch.spec.retry import DEFAULT_RETRIES, Retries
 
 if TYPE_CHECKING:
@@ -269,6 +269,27 @@ async def fail_with_agent_error(
     except Exception:  # noqa: BLE001 - it must not keep the item's slot for ever
         # The item stays in work; when this agent starts anew, or is lost, it is settled.
         log.exception("%s not-ended", item_id)
+
+
+async def check_deployment(server: Server, item: Item, of_queue: UUID) -> None:
+    """Refuse an item that is not of the job that its deployment starts; the queue's own deployment starts any.
+
+    Args:
+        server: the Prefect server.
+        item: claimed.
+        of_queue: id of the queue's own deployment.
+
+    Raises:
+        SpecError: when it is of another job.
+    """
+    made_from = item.deployment_id
+    if made_from is None:
+        return
+    labels: Mapping[str, Any] = {}
+    if made_from != of_queue:
+        deployment = await retry_until_available("show the deployment", lambda: server.read_deployment(made_from))
+        labels = item.labels if deployment is None else deployment.labels or {}
+    check_labels(item, labels)
 
 
 async def check_sweep(server: Server, sweep: object) -> None:

@@ -6,7 +6,6 @@ The build's log streams into the item's log under the logger `build`; the whole 
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -16,7 +15,7 @@ from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.builds.builder import BuildLog
 from prefect_launch.builds.image_builder import ImageBuilder, explaining_full_disks
-from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.plan import save_plan
 from prefect_launch.registries.base import Registry
@@ -24,8 +23,7 @@ from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.protocol import Server
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.context import AgentContext
-    from prefect_launch.agent.item.running_items import RunningItem
+    from prefect_launch.agent.item.attempt import Attempt
     from prefect_launch.settings.agent_config import AgentConfig
 
 #: The logger of a build's records in the item's log.
@@ -39,29 +37,22 @@ def image_builder(config: AgentConfig, registry: Registry) -> ImageBuilder:
     return ImageBuilder(config.builder, config.home, f"agent {config.name} on {socket.gethostname()}", registry)
 
 
-async def ensure_image(
-    context: AgentContext,
-    running_item: RunningItem,
-    plan: RunPlan,
-    move: Callable[[StateType, ItemState, str], Awaitable[None]],
-) -> RunPlan:
+async def ensure_image(attempt: Attempt) -> RunPlan:
     """Return the plan of a run with its image.
 
     Args:
-        context: the agent's.
-        running_item: of the item.
-        plan: of a run with code and no image.
-        move: moves the item.
+        attempt: whose plan has code and no image.
 
     Raises:
         LaunchError: as `ImageBuilder.ensure_image` does.
     """
-    running_item.phase = Phase.BUILD
+    context, plan = attempt.context, attempt.plan
+    attempt.running.phase = Phase.BUILD
     found = await context.images.find(plan)
     if found is None:
-        await move(StateType.PENDING, ItemState.BUILDING, f"On {context.config.name}.")
-        found = await build_with_log(context.session.server, running_item.item.id, context.images, plan)
-    running_item.phase = Phase.AGENT
+        await attempt.transition(ItemState.BUILDING, f"On {context.config.name}.")
+        found = await build_with_log(context.session.server, attempt.item.id, context.images, plan)
+    attempt.running.phase = Phase.AGENT
     await anyio.to_thread.run_sync(save_plan, found)
     return found
 

@@ -1,95 +1,75 @@
-"""One attempt at one claimed item: plan, prepare, create, record, start, Running, watch, finish.
+"""Life of an item, from its claim to its final state: claim, plan, prepare, create, record, start, watch, finish.
 
-Each step can be the last one of this agent's life. What was created is found again by its labels, under a name that is
-the same for the same attempt; so the next agent goes on from there (`prefect_launch.agent.recovery.restart`), and
-nothing is lost or started twice.
+Each step can be the last one of this agent's life; its "Crash:" line says what becomes of the item then. What exists is
+found again by its labels, under a name that is the same for the same attempt, so nothing is lost and nothing starts
+twice (`prefect_launch.agent.recovery.restart`). Before each step that cannot be undone, the attempt checks that the
+item is still this agent's. Devices, time limits, logs and outputs are hooks (`prefect_launch.agent.item.attempt.Hook`).
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-from uuid import UUID
+from typing import TYPE_CHECKING
 
-from prefect_launch.agent.context import AgentContext
-from prefect_launch.agent.devices.allocator import DevicesBusyError
-from prefect_launch.agent.item.cleanup import AttemptCleanup
-from prefect_launch.agent.item.log_notes import warn_of_other_image, write_log_note
-from prefect_launch.agent.item.logs import LogShipper
+from prefect_launch.agent.item.attempt import Attempt, CancelledBeforeStartError, NotNowError
+from prefect_launch.agent.item.cleanup import STOPPED_BEFORE_START, AttemptCleanup
+from prefect_launch.agent.item.cluster_wait import until_running
+from prefect_launch.agent.item.finish import check_deployment
+from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
-from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
-from prefect_launch.agent.item.ownership import hold_run_lock, owns_item, token_of
+from prefect_launch.agent.item.ownership import token_of
 from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
-from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.item.stopping import Stopper
-from prefect_launch.agent.item.transitions import retry_until_available, transition
-from prefect_launch.core.states import ACTIVE, ItemState, StateType
-from prefect_launch.core.supervision import restarted
-from prefect_launch.errors import LaunchError, UnreachableError
+from prefect_launch.agent.item.transitions import retry_until_available
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.errors import UnreachableError
 from prefect_launch.planning.plan import Request, make_plan, with_mask
-from prefect_launch.runners.base import ExitStatus, Labels, Phase, Runner, RunPlan
-from prefect_launch.spec.item_parameters import check_labels, run_id_of, spec_of
+from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
+from prefect_launch.spec.item_parameters import run_id_of, spec_of
 
-T = TypeVar("T")
-
-log = logging.getLogger("prefect_launch.agent")
-
-
-class CancelledBeforeStartError(Exception):
-    """The item was asked to stop before anything of it ran."""
-
-
-class PreemptedBeforeStartError(Exception):
-    """The agent stops its jobs, and this one waited in a cluster to be started."""
-
-    def __str__(self) -> str:
-        return "Its agent was told to stop its jobs while it waited in the cluster."
+if TYPE_CHECKING:
+    from prefect_launch.agent.context import AgentContext
+    from prefect_launch.agent.item.running_items import RunningItem
 
 
 class ItemLifecycle:
-    """One attempt at one item, from the claim to the final state.
+    """One attempt at one claimed item.
 
     Args:
         context: the agent's.
-        running_item: of the item.
+        running_item: the item.
     """
 
     def __init__(self, context: AgentContext, running_item: RunningItem) -> None:
         self._context = context
-        self._server = context.session.server
+        self._attempt = Attempt(context, running_item)
+        self._cleanup = AttemptCleanup(self._attempt)
         self._running = running_item
         self._item = running_item.item
-        self._cleanup = AttemptCleanup(context, running_item)
-        running_item.claim = running_item.claim or token_of(running_item.item)
+        self._server = context.session.server
 
     async def run(self) -> Outcome:
-        """Do the whole attempt.
+        """Do the whole attempt; return how it ended. The item is in that state then."""
+        return await self._run(self._claim, self._plan, self._prepare, self._create, self._record, self._start)
 
-        Returns:
-            How it ended; the item is in that state.
-        """
-        return await self._run(self._start)
-
-    async def _run(self, start: Callable[[], Awaitable[tuple[Runner, RunPlan]]]) -> Outcome:
-        """Bring the item to run, and watch it to its end."""
+    async def _run(self, *steps: Callable[[], Awaitable[None]]) -> Outcome:
+        """Take the steps that bring the item to run, then watch it to its end."""
         try:
-            runner, plan = await start()
+            for step in steps:
+                await step()
         except CancelledBeforeStartError:
-            outcome = Outcome(state=ItemState.CANCELLED, message="Stopped before it was started.")
-            return await self._cleanup.abort(outcome)
+            return await self._cleanup.abort(Outcome(state=ItemState.CANCELLED, message=STOPPED_BEFORE_START))
         except UnreachableError as error:
             return await self._cleanup.requeue(error)
-        except (DevicesBusyError, PreemptedBeforeStartError) as error:
+        except NotNowError as error:
             return await self._cleanup.abort(Outcome(state=ItemState.QUEUED, message=str(error)))
         except Exception as error:  # noqa: BLE001 - the item says why it does not run
             self._cleanup.log_error(error)
-            self._cleanup.record(error=error)
+            self._attempt.record(error=error)
             return await self._cleanup.abort(outcome_of_error(error, self._running.phase))
-        return await self._watch(runner, plan, StateType.RUNNING)
+        return await self._watch()
 
     async def resume(self, runner: Runner, plan: RunPlan, handle: str, current: StateType) -> Outcome:
         """Go on with a run that was created by an agent that is gone.
@@ -103,61 +83,30 @@ class ItemLifecycle:
         self._running.handle = handle
         self._running.phase = Phase.RUN
         self._running.claim = plan.labels.get(Labels.CLAIM, "")
-        self._cleanup.runner = runner
-        self._cleanup.record(plan=plan)
-        plan = await self._hiding_secrets(plan)
-        self._cleanup.record(plan=plan)
+        self._attempt.known_runner = runner
+        self._attempt.record(plan=plan)
+        self._attempt.record(plan=await self._hiding_secrets(plan))
         if current is StateType.PENDING:
-            return await self._run(partial(self._start_again, runner, plan, handle))
-        return await self._watch(runner, plan, StateType.RUNNING)
+            return await self._run(self._start_again)
+        return await self._watch()
 
-    async def _hiding_secrets(self, plan: RunPlan) -> RunPlan:
-        """Return a plan that was kept with what hides its secrets; its log tells which cannot be hidden any more."""
-        machine, read = self._context.config.machine, self._context.session.read_secret
-        plan, gone = await retry_until_available(
-            f"show the secrets of {self._item.id}", lambda: with_mask(plan, machine, read)
-        )
-        for name in gone:
-            told = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
-            await retry_until_available(
-                f"take the log of {self._item.id}", partial(write_log_note, self._server, self._item.id, told)
-            )
-        return plan
+    # --- the steps ---
 
-    async def _start_again(self, runner: Runner, plan: RunPlan, handle: str) -> tuple[Runner, RunPlan]:
-        await self._retry_until_reachable(runner, lambda: runner.start(handle))
-        await self._until_running(runner, handle)
-        await self._move(StateType.PENDING, ItemState.RUNNING, f"Found again by {self._context.config.name}.")
-        return runner, plan
+    async def _claim(self) -> None:
+        """Take over the claim that the poller made (`prefect_launch.agent.item.claim`): all is done under its token.
 
-    async def _take_name(self, name: str | None) -> None:
-        """Name the item as its submitter did; one that Prefect made from a job's form has a name of Prefect's own."""
-        if name and name != self._item.name:
-            await retry_until_available(
-                f"rename {self._item.id}", lambda: self._server.rename_item(self._item.id, name)
-            )
-            self._item = self._running.item = self._item.model_copy(update={"name": name})
-
-    async def _check_labels(self, of_queue: UUID) -> None:
-        """See that the item is of the job that its deployment starts; the queue's own starts any.
-
-        Raises:
-            SpecError: when it is of another.
+        Crash: nothing exists; the next agent of the name gives the item back to its queue.
         """
-        made_from = self._item.deployment_id
-        labels: Mapping[str, Any] = {}
-        if made_from is not None and made_from != of_queue:
-            deployment = await retry_until_available(
-                "show the deployment", lambda: self._server.read_deployment(made_from)
-            )
-            labels = self._item.labels if deployment is None else deployment.labels or {}
-        if made_from is not None:
-            check_labels(self._item, labels)
+        self._running.claim = self._running.claim or token_of(self._item)
 
-    async def _start(self) -> tuple[Runner, RunPlan]:
-        session = self._context.session
+    async def _plan(self) -> None:
+        """Resolve job, options and secrets into a plan; build the image of a job that has code and none.
+
+        Crash: nothing runs; the item goes back into its queue. The next attempt finds the built image by its tag.
+        """
+        attempt, session = self._attempt, self._context.session
         queue = await retry_until_available("show the queue", lambda: session.queue(self._running.queue))
-        await self._check_labels(queue.deployment_id)
+        await check_deployment(self._server, self._item, queue.deployment_id)
         request = Request(
             spec=spec_of(self._item),
             item_id=str(self._item.id),
@@ -166,94 +115,119 @@ class ItemLifecycle:
             config=queue.config,
             labels=self._labels(),
         )
-        await self._take_name(request.spec.name)
-        machine = self._context.config.machine
-        plan = await self._unless_stopped(
-            retry_until_available(
-                "show the job", lambda: make_plan(request, machine, session.jobs, session.read_secret)
-            )
-        )
-        self._cleanup.record(plan=plan)
-        runner = self._cleanup.runner = self._context.runner(queue.config.resource)
-        if plan.build_request is not None:
+        await attempt.take_name(request.spec.name)
+        make = partial(make_plan, request, self._context.config.machine, session.jobs, session.read_secret)
+        attempt.record(plan=await attempt.unless_stopped(retry_until_available("show the job", make)))
+        attempt.known_runner = self._context.runner(queue.config.resource)
+        if attempt.plan.build_request is not None:
             from prefect_launch.agent.item.image_build import ensure_image
 
-            plan = await self._unless_stopped(ensure_image(self._context, self._running, plan, self._move))
-            self._cleanup.record(plan=plan)
-        runner.check(plan)
-        plan = await self._context.devices.attach_devices(self._item.id, runner, plan)
-        await self._check_ours()  # Else what would be stopped, or removed, could be the next holder's.
-        await stop_previous_attempts(self._context, runner, plan)
-        await self._unless_stopped(copy_previous_outputs(session, plan, self._context.config.machine))
-        waits_for = await runner.missing(plan)
+            attempt.record(plan=await attempt.unless_stopped(ensure_image(attempt)))
+        attempt.runner.check(attempt.plan)
+        for hook in attempt.hooks:
+            await hook.plan()
+
+    async def _prepare(self) -> None:
+        """Stop what earlier attempts have left at work here; bring what the run needs: old outputs, image, environment.
+
+        Crash: nothing runs; the item goes back into its queue, and the next attempt does the same again.
+        """
+        attempt = self._attempt
+        await attempt.check_ours()  # What is stopped or removed here could be the run of a newer claim.
+        await stop_previous_attempts(self._context, attempt.runner, attempt.plan)
+        for hook in attempt.hooks:
+            await attempt.unless_stopped(hook.prepare())
+        waits_for = await attempt.runner.missing(attempt.plan)
         if waits_for is not None:
             self._running.phase = Phase.BUILD if waits_for is ItemState.BUILDING else Phase.AGENT
-            await self._move(StateType.PENDING, waits_for, f"On {self._context.config.name}.")
-            await self._unless_stopped(runner.prepare(plan))
+            await attempt.transition(waits_for, f"On {self._context.config.name}.")
+            await attempt.unless_stopped(attempt.runner.prepare(attempt.plan))
+
+    async def _create(self) -> None:
+        """Create the container, or the folder of the process, with its labels; it does not run yet.
+
+        Crash: it is found by its labels, and started; one that was not filled yet is removed, and the item requeued.
+        """
         self._running.phase = Phase.RUN
-        await self._check_ours()
-        handle = await runner.create(plan)
-        self._running.handle = handle
-        await retry_until_available(
-            f"record what {self._item.id} runs in", lambda: self._server.record_infrastructure(self._item.id, handle)
-        )
-        image = await self._retry_until_reachable(runner, lambda: runner.image_of(handle))
-        self._cleanup.record(image=image)
-        await self._check_ours()
-        await self._retry_until_reachable(runner, lambda: runner.start(handle))
-        self._context.runner_health.mark_up(queue.config.resource)
-        await self._until_running(runner, handle)
-        gpus = self._context.devices.gpus_of(self._item.id)
-        what = f"{queue.config.resource} {Path(handle).name[:12]}{gpus and ', '}{gpus}"
-        where = f"Runs on {self._context.config.name} ({what})."
-        await self._move(StateType.PENDING, ItemState.RUNNING, where, data={"image": image} if image else None)
-        await warn_of_other_image(self._server, self._item.id, plan, image)
-        return runner, plan
+        await self._attempt.check_ours()
+        self._running.handle = await self._attempt.runner.create(self._attempt.plan)
 
-    async def _until_running(self, runner: Runner, handle: str) -> None:
-        """Wait until the run runs; while it waits in a cluster it takes none of the agent's slots.
+    async def _record(self) -> None:
+        """Record on the server what the item runs in.
 
-        Raises:
-            CancelledBeforeStartError: when the item was asked to stop.
-            PreemptedBeforeStartError: when the agent stops its jobs.
+        Crash: as after `_create`; the record is for people, the labels are the truth.
         """
-        try:
-            await self._unless_stopped(runner.wait_running(handle, partial(self._note_wait, runner)), or_preempted=True)
-        finally:
-            self._running.waits_in = None
+        record = partial(self._server.record_infrastructure, self._item.id, self._attempt.handle)
+        await retry_until_available(f"record what {self._item.id} runs in", record)
 
-    async def _note_wait(self, runner: Runner, reason: str) -> None:
-        """Show that the run waits in a cluster, and why; the server takes one state of that name, so later reasons go
-        to the item's log."""
-        name, reason = self._context.resource_of(runner), self._running.masked(reason)
-        message = f"Waits in {name}: {reason}" if reason else f"Accepted by {name}; waits there to be started."
-        is_first = self._running.waits_in is None
-        if is_first:
-            self._running.waits_in = runner
-            self._context.slot_freed(self._running.thread_id)
-        if is_first and self._item.state_name != ItemState.SUBMITTED.label:
-            await self._move(StateType.PENDING, ItemState.SUBMITTED, message)
-        elif message != self._item.message:
-            await retry_until_available(
-                f"take the log of {self._item.id}", partial(write_log_note, self._server, self._item.id, message)
-            )
+    async def _start(self) -> None:
+        """Start the run, and move the item to Running.
 
-    async def _check_ours(self) -> None:
-        """See that the item is still to be run, and by this agent.
-
-        Raises:
-            CancelledBeforeStartError: when it is not.
+        Crash: a run whose item is still Pending is started again, which does nothing to one that runs, and moved.
         """
-        if self._running.stop.is_set() or not await self._cleanup.is_trusted():
-            raise CancelledBeforeStartError
+        attempt, handle = self._attempt, self._attempt.handle
+        image = await attempt.retry_until_reachable(lambda: attempt.runner.image_of(handle))
+        attempt.record(image=image)
+        await attempt.check_ours()
+        await attempt.retry_until_reachable(lambda: attempt.runner.start(handle))
+        resource = self._context.resource_of(attempt.runner)
+        self._context.runner_health.mark_up(resource)
+        await until_running(attempt)
+        what = ", ".join(filter(None, (f"{resource} {Path(handle).name[:12]}", attempt.holds())))
+        told = f"Runs on {self._context.config.name} ({what})."
+        await attempt.transition(ItemState.RUNNING, told, data={"image": image} if image else None)
+        for hook in attempt.hooks:
+            await hook.started()
 
-    async def _retry_until_reachable(
-        self, runner: Runner, call: Callable[[], Awaitable[T]], *, until_stopped: bool = True
-    ) -> T:
-        """Make a call about what was created: it may have come through though no answer did, so it is made again."""
-        return await self._context.runner_health.retry_until_reachable(
-            self._context.resource_of(runner), call, lambda: until_stopped and self._running.stop.is_set()
-        )
+    async def _start_again(self) -> None:
+        """Start a run that an agent that is gone has created; its item is Pending still."""
+        attempt = self._attempt
+        await attempt.retry_until_reachable(lambda: attempt.runner.start(attempt.handle))
+        await until_running(attempt)
+        await attempt.transition(ItemState.RUNNING, f"Found again by {self._context.config.name}.")
+
+    async def _watch(self) -> Outcome:
+        """Follow the run to its end. Crash: it goes on; the next agent of the name or home follows it from here."""
+        attempt = self._attempt
+        async with attempt.ownership.reporting(attempt.plan.run_dir, self._context.config.name) as is_ours:
+            if not is_ours:
+                return Outcome(state=ItemState.CANCELLED, message="Another agent has reported on it.")
+            async with AsyncExitStack() as beside:
+                for hook in attempt.hooks:
+                    await beside.enter_async_context(hook.watching())
+                try:
+                    watch = partial(attempt.runner.watch, attempt.handle, attempt.plan, ended=self._has_run)
+                    attempt.record(end=await attempt.retry_until_reachable(watch, until_stopped=False))
+                except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so
+                    attempt.record(error=error)
+                    return await self._cleanup.fail_unwatchable(outcome_of_error(error, Phase.RUN))
+            return await self._finish()
+
+    async def _finish(self) -> Outcome:
+        """Keep what the run has left, write the item's end, then remove the run.
+
+        Crash: the run is found ended, and finished again; what is not removed yet is left to the housekeeping.
+        """
+        attempt, end = self._attempt, self._attempt.end
+        attempt.warnings[:0] = end.warnings
+        for hook in attempt.hooks:
+            await hook.ended()
+        if end.stopped:
+            await self._cleanup.complete_facts()
+        decided = [one for hook in attempt.hooks if (one := await hook.outcome())]
+        if end.stopped and not decided:
+            attempt.ownership.invalidate()  # Somebody else has stopped it, perhaps as a run of an older claim.
+        outcome = (decided[0] if decided else outcome_of_exit(end)).with_notes(attempt.warnings)
+        ended = await self._cleanup.end(outcome, StateType.RUNNING)
+        await self._cleanup.remove(end)
+        return ended
+
+    # --- details ---
+
+    def _has_run(self) -> None:
+        """Free the slot and the devices: the run needs them no more."""
+        self._running.has_run = True
+        self._context.slot_freed(self._running.thread_id)
 
     def _labels(self) -> dict[str, str]:
         return {
@@ -265,107 +239,12 @@ class ItemLifecycle:
             Labels.CLAIM: self._running.claim,
         }
 
-    async def _move(self, current: StateType, target: ItemState, message: str, data: object = None) -> None:
-        """Move the item on its way; when the server says that it is being stopped, stop it."""
-        ours = self._cleanup.is_trusted
-        state = await transition(self._server, self._item.id, current, target, message, data=data, still_ours=ours)
-        if state.type in (StateType.CANCELLING, StateType.CANCELLED):
-            self._running.stop.set()
-
-    async def _unless_stopped(self, work: Awaitable[T], *, or_preempted: bool = False) -> T:
-        """Do something long, unless the item is asked to stop meanwhile.
-
-        Args:
-            work: to do.
-            or_preempted: also unless the agent stops its jobs.
-
-        Raises:
-            CancelledBeforeStartError: when it was.
-            PreemptedBeforeStartError: when the agent does.
-        """
-        task = asyncio.ensure_future(work)
-        asked = [self._running.stop, *([self._running.preempt] if or_preempted else [])]
-        stops = [asyncio.ensure_future(event.wait()) for event in asked]
-        try:
-            await asyncio.wait({task, *stops}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise CancelledBeforeStartError if self._running.stop.is_set() else PreemptedBeforeStartError
-        finally:
-            for stop in stops:
-                stop.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
-
-    async def _watch(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
-        """Follow the run to its end; when another agent of this home has done so meanwhile, there is nothing to do."""
-        async with hold_run_lock(plan.run_dir, self._context.config.name) as at_once:
-            if not at_once and not await owns_item(self._server, self._item.id, self._running.claim, among=ACTIVE):
-                return Outcome(state=ItemState.CANCELLED, message="Another agent has reported on it.")
-            return await self._follow(runner, plan, current)
-
-    async def _follow(self, runner: Runner, plan: RunPlan, current: StateType) -> Outcome:
-        handle = self._running.handle or ""
-        shipper = LogShipper(self._server, self._item.id, plan.log_path, mask=plan.mask)
-        shipper.follow()
-        frees = self._context.devices.gpus_of(self._item.id)
-        stopper = Stopper(self._running, runner, plan, self._context.config.stopped_run_timeout, frees=frees)
-        stopping = asyncio.create_task(restarted(f"stopping {self._item.id}", stopper.watch))
-        faults = []
-        try:
-            watch = partial(runner.watch, handle, plan, ended=self._has_run)
-            end = await self._retry_until_reachable(runner, watch, until_stopped=False)
-            self._cleanup.record(end=end)
-            faults += await self._finish_log(shipper, plan)
-        except Exception as error:  # noqa: BLE001 - the run is out of sight: the item says so, the agent goes on
-            self._cleanup.record(error=error)
-            return await self._cleanup.fail_unwatchable(outcome_of_error(error, Phase.RUN), current)
-        finally:
-            stopping.cancel()
-            await asyncio.wait({stopping})
-            await shipper.let_go()
-        warnings = [*end.warnings, *faults, *await self._keep(plan, end)]
-        if end.stopped:
-            await self._cleanup.complete_facts()
-        outcome = await stopper.outcome(end)
-        if outcome is None:
-            outcome = outcome_of_exit(end)
-            if end.stopped:
-                self._cleanup.invalidate_lease()
-        if warnings:
-            outcome = outcome.model_copy(update={"message": f"{outcome.message} Note: {' '.join(warnings)}"})
-        ended = await self._cleanup.end(outcome, current)
-        await self._cleanup.remove(end)
-        return ended
-
-    async def _finish_log(self, shipper: LogShipper, plan: RunPlan) -> list[str]:
-        """Send what is left of the log; returns what went wrong with it: it does not make a good run a bad one."""
-        try:
-            await shipper.finish()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the run itself has ended as it has
-            log.warning("%s log-not-sent %r", self._item.id, error)
-            return [f"The log could not be sent whole ({error}); it is in {plan.log_path}."]
-        return []
-
-    def _has_run(self) -> None:
-        """Free the slot and the devices: the run needs them no more."""
-        self._running.has_run = True
-        self._context.slot_freed(self._running.thread_id)
-
-    async def _keep(self, plan: RunPlan, end: ExitStatus) -> list[str]:
-        """Keep the run's outputs and its whole log; returns what went wrong with it, in words."""
-        faults = []
-        try:
-            async with self._context.copies:
-                faults += await keep_outputs(self._context.session, self._item.id, plan, end)
-        except Exception as error:  # noqa: BLE001 - a store that fails does not make a good run a bad one
-            faults.append(f"The outputs could not be kept ({error}); they are in {plan.output_dir}.")
-        try:
-            fault = await retry_until_available(
-                f"show the outputs of {self._item.id}",
-                lambda: publish_outputs(self._server, self._item.id, plan.run_id, plan.output_dir),
-            )
-        except LaunchError as error:
-            fault = f"The outputs could not be shown ({error})."
-        return [*faults, *([fault] if fault else [])]
+    async def _hiding_secrets(self, plan: RunPlan) -> RunPlan:
+        """Return a plan that was kept with what hides its secrets; its log tells which cannot be hidden any more."""
+        read = partial(with_mask, plan, self._context.config.machine, self._context.session.read_secret)
+        plan, gone = await retry_until_available(f"show the secrets of {self._item.id}", read)
+        for name in gone:
+            told = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
+            note = partial(write_log_note, self._server, self._item.id, told)
+            await retry_until_available(f"take the log of {self._item.id}", note)
+        return plan

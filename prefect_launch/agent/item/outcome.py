@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -39,6 +39,10 @@ class Outcome(BaseModel):
     def cancelled(self) -> Outcome:
         """Return the same end as that of an item that was asked to stop."""
         return self.model_copy(update={"state": ItemState.CANCELLED, "cause": None})
+
+    def with_notes(self, notes: Sequence[str]) -> Outcome:
+        """Return the same end with what went wrong beside the run itself."""
+        return self.model_copy(update={"message": f"{self.message} Note: {' '.join(notes)}"}) if notes else self
 
     def not_again(self, why: str) -> Outcome:
         """Return the same end as one that no retry follows, with the reason."""

@@ -36,6 +36,7 @@ from prefect_launch.server.values import Item, State
 from prefect_launch.settings.agent_config import MachineSettings
 
 if TYPE_CHECKING:
+    from prefect_launch.agent.context import AgentContext
     from prefect_launch.agent.item.running_items import RunningItem
 
 
@@ -114,6 +115,54 @@ async def check_ownership(server: Server, entries: Sequence[RunningItem]) -> Non
         running_item.held_at = float("-inf")
         log.warning("%s not-ours-any-more: stopping what runs of it here", running_item.id)
         running_item.stop.set()
+
+
+class Ownership:
+    """Whether one item in work is still this agent's: asked before each step that cannot be undone.
+
+    The token of the claim decides, as the item's states on the server show it. Which agent of the home reports on the
+    run is decided by the lock in the run's folder, and then by the claim again.
+
+    Args:
+        server: the Prefect server.
+        running_item: the item, with the token of its claim.
+        context: the agent's, with its `trusted_seconds`.
+    """
+
+    def __init__(self, server: Server, running_item: RunningItem, context: AgentContext) -> None:
+        self._server = server
+        self._running = running_item
+        self._context = context
+
+    async def is_certain(self) -> bool:
+        """Whether the item is this agent's for certain: one that was not seen to be for long may have been called lost.
+
+        It is seen at the claim, then with the looks that the agent takes at all items in work, else by a look now.
+        """
+        if now() - self._running.held_at < self._context.trusted_seconds:
+            return True
+        if not await owns_item(self._server, self._running.id, self._running.claim):
+            return False
+        self._running.held_at = now()
+        return True
+
+    def invalidate(self) -> None:
+        """Take the item for this agent's only when it is seen to be: somebody else has stopped its run."""
+        self._running.held_at = float("-inf")
+
+    @asynccontextmanager
+    async def reporting(self, run_dir: Path, agent: str) -> AsyncIterator[bool]:
+        """Be the one agent of the home that reports on the run, once nobody else does.
+
+        Args:
+            run_dir: the run's folder.
+            agent: name of this agent.
+
+        Yields:
+            Whether it is to report: `False` when another agent has done so meanwhile.
+        """
+        async with hold_run_lock(run_dir, agent) as at_once:
+            yield at_once or await owns_item(self._server, self._running.id, self._running.claim, among=ACTIVE)
 
 
 async def owns_item(server: Server, item_id: UUID, token: str, *, among: Collection[StateType] = _OURS) -> bool:

@@ -8,85 +8,76 @@ next agent, which finds a run stopped at its limit, ends it in the same way.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
 
+from prefect_launch.agent.item.attempt import Attempt, Hook
 from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.supervision import restarted
 from prefect_launch.core.units import format_duration
 from prefect_launch.errors import LaunchError
-from prefect_launch.runners.base import ExitStatus, Phase, Runner, RunPlan
+from prefect_launch.runners.base import Phase
+from prefect_launch.server.values import Item
 from prefect_launch.spec.retry import Cause
 
 #: After a stop that the machine failed to do.
 _RETRY_SECONDS: Final = 5.0
 
 
-class Stopper:
-    """Stops one run when there is a reason to.
+class Stopping(Hook):
+    """Stops one run when there is a reason to, and says how that stop ends its item."""
 
-    Args:
-        running_item: of the item; its handle is what runs.
-        runner: of its resource.
-        plan: of the run, with its time limit.
-        grace_seconds: between TERM and KILL.
-        frees: the GPUs that are free once it is gone, in words.
-    """
-
-    def __init__(
-        self, running_item: RunningItem, runner: Runner, plan: RunPlan, grace_seconds: float, *, frees: str = ""
-    ) -> None:
-        self._running = running_item
-        self._runner = runner
-        self._plan = plan
-        self._grace = grace_seconds
-        self._frees = f", {frees} free" if frees else ""
+    def __init__(self, attempt: Attempt) -> None:
+        super().__init__(attempt)
+        self._running = attempt.running
+        self._frees = ""
         self._timed_out = False
 
-    async def watch(self) -> None:
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        held = self.attempt.holds()
+        self._frees = f", {held} free" if held else ""
+        stopping = asyncio.create_task(restarted(f"stopping {self._running.id}", self._stop_when_due))
+        try:
+            yield
+        finally:
+            stopping.cancel()
+            await asyncio.wait({stopping})
+
+    async def _stop_when_due(self) -> None:
         """Wait for a reason, then stop the run. Cancel it once the run has ended."""
         why = await self._reason()
         log.info("%s stopping: %s", self._running.id, why)
         while True:
             try:
-                await self._runner.stop(self._running.handle or "", self._grace)
+                await self.attempt.runner.stop(self.attempt.handle, self.attempt.context.config.stopped_run_timeout)
                 return
             except LaunchError as error:
                 log.warning("%s not-stopped %s", self._running.id, error)
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _reason(self) -> str:
+        left = seconds_left(self._running.item, self.attempt.plan.timeout)
         asked = asyncio.ensure_future(self._running.stop.wait())
         preempted = asyncio.ensure_future(self._running.preempt.wait())
         waiting = {asked, preempted}
         try:
-            done, _ = await asyncio.wait(waiting, timeout=self._left, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for one in waiting:
                 one.cancel()
         if not done:
             self._timed_out = True
-            return f"its time limit of {format_duration(self._plan.timeout or 0)} is over"
+            return f"its time limit of {format_duration(self.attempt.plan.timeout or 0)} is over"
         return "it was asked to stop" if asked in done else "its agent stops its jobs"
 
-    @property
-    def _left(self) -> float | None:
-        """What is left of the run's time; one that was found again has used some of it."""
-        if self._plan.timeout is None:
-            return None
-        state = self._running.item.state
-        if state is None or state.type is not StateType.RUNNING or state.timestamp is None:
-            return self._plan.timeout
-        used = (datetime.now(timezone.utc) - state.timestamp).total_seconds()
-        return max(0.0, self._plan.timeout - max(0.0, used))
-
-    async def outcome(self, end: ExitStatus) -> Outcome | None:
-        """Say how the item of a run ends that was stopped; `None` when the run ended by itself.
-
-        What somebody asked to stop is removed first, so that its state can say that it is gone.
-        """
+    async def outcome(self) -> Outcome | None:
+        # What somebody asked to stop is removed first, so that its state can say that it is gone.
+        end = self.attempt.end
         if not end.stopped:
             return None
         data = {"exit_code": end.exit_code, "signal": end.signal, "oom_killed": False}
@@ -97,7 +88,7 @@ class Stopper:
         if self._running.preempt.is_set() and not self._timed_out:
             message = f"[{Phase.RUN.value}] Preempted{lasted}: its agent was told to stop its jobs; {end.describe()}."
             return Outcome(state=ItemState.CRASHED, message=message, data=data, cause=Cause.PREEMPTED)
-        limit = self._plan.timeout
+        limit = self.attempt.plan.timeout
         if limit is not None and (self._timed_out or (end.duration_seconds or 0.0) >= limit):
             told = f"The job timed out after {format_duration(limit)}, its time limit; {end.describe()}."
             message = f"[{Phase.RUN.value}] {told}"
@@ -106,8 +97,16 @@ class Stopper:
 
     async def _remove(self) -> str:
         try:
-            await self._runner.remove(self._running.handle or "")
+            await self.attempt.runner.remove(self.attempt.handle)
         except LaunchError as error:
             log.warning("%s not-cleared %s", self._running.id, error)
             return f"ended, but not removed ({error})"
-        return self._runner.removed_message
+        return self.attempt.runner.removed_message
+
+
+def seconds_left(item: Item, timeout: float | None) -> float | None:
+    """Return what is left of a run's time limit, in seconds; one that was found again has used some of it."""
+    if timeout is None or item.state is None or item.state.type is not StateType.RUNNING or not item.state.timestamp:
+        return timeout
+    used = (datetime.now(timezone.utc) - item.state.timestamp).total_seconds()
+    return max(0.0, timeout - max(0.0, used))

@@ -55,7 +55,7 @@ async def test_item_is_running_before_it_is_told(bench: Bench, monkeypatch: pyte
     async def tell(_: Server, item_id: UUID, *__: object) -> None:
         seen.append((await bench.read(item_id)).state_type)
 
-    monkeypatch.setattr("prefect_launch.agent.item.lifecycle.warn_of_other_image", tell)
+    monkeypatch.setattr("prefect_launch.agent.item.hooks.warn_of_other_image", tell)
     (item,) = await bench.add()
     async with bench.running(bench.agent()):
         await bench.until(item, StateType.COMPLETED)

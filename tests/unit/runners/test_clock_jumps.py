@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.item.stopping import Stopper
+from prefect_launch.agent.item.stopping import seconds_left
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.runners.base import ExitStatus, RunPlan
+from prefect_launch.runners.base import ExitStatus
 from prefect_launch.runners.process import supervisor
-from prefect_launch.testing import InMemoryRunner
 from tests.support.bench import Bench
 
 NOW = datetime.now(timezone.utc)
@@ -46,6 +44,4 @@ async def test_run_that_has_started_in_the_future_has_its_whole_time_limit(tmp_p
     assert found.state is not None
     assert found.state.type is StateType.RUNNING
     ahead = found.state.model_copy(update={"timestamp": NOW + timedelta(hours=1)})
-    running_item = RunningItem(item=found.model_copy(update={"state": ahead}), queue="gpu")
-    plan = RunPlan(item_id=str(item.id), run_id="r", run_dir=tmp_path, timeout=60.0)
-    assert Stopper(running_item, InMemoryRunner(tmp_path), plan, 1.0)._left == 60.0
+    assert seconds_left(found.model_copy(update={"state": ahead}), 60.0) == 60.0

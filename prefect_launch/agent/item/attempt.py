@@ -1,0 +1,210 @@
+"""Attempt at an item: what the steps of its life share, and the protocol of the hooks beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from prefect_launch.agent.item.failure_report import Facts
+from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.agent.item.ownership import Ownership
+from prefect_launch.agent.item.transitions import retry_until_available, transition
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.errors import InternalError, OperatorError
+from prefect_launch.runners.base import ExitStatus, Runner, RunPlan
+from prefect_launch.server.values import Item
+
+if TYPE_CHECKING:
+    from prefect_launch.agent.context import AgentContext
+    from prefect_launch.agent.item.running_items import RunningItem
+
+T = TypeVar("T")
+
+
+class CancelledBeforeStartError(Exception):
+    """The item was asked to stop, or became another agent's, before anything of it ran."""
+
+
+class NotNowError(OperatorError):
+    """This agent cannot run a claimed item now: the item goes back into its queue."""
+
+
+class Attempt:
+    """One attempt at one claimed item.
+
+    Args:
+        context: the agent's.
+        running_item: the item.
+
+    Attributes:
+        ownership: whether the item is still this agent's.
+        facts: what is known about the attempt, for its failure report.
+        warnings: what went wrong beside the run itself; told with its end.
+        hooks: what is done beside the steps, in this order.
+    """
+
+    def __init__(self, context: AgentContext, running_item: RunningItem) -> None:
+        self.context = context
+        self.running = running_item
+        self.server = context.session.server
+        self.ownership = Ownership(self.server, running_item, context)
+        self.facts = Facts(agent=context.config.name, queue=running_item.queue)
+        self.warnings: list[str] = []
+        self.known_runner: Runner | None = None
+        self.hooks = [hook(self) for hook in context.hooks]
+
+    def record(self, **facts: object) -> None:
+        """Add what was learned, by the fields of `Facts`."""
+        self.facts = self.facts.model_copy(update=facts)
+        self.running.plan = self.facts.plan
+
+    @property
+    def item(self) -> Item:
+        """The item, as it was claimed."""
+        return self.running.item
+
+    @property
+    def plan(self) -> RunPlan:
+        """The plan of the run.
+
+        Raises:
+            InternalError: before it is made.
+        """
+        if self.facts.plan is None:
+            raise InternalError(f"Item {self.item.id} is not planned yet.")
+        return self.facts.plan
+
+    @property
+    def runner(self) -> Runner:
+        """The runner of its resource.
+
+        Raises:
+            InternalError: before the item is planned.
+        """
+        if self.known_runner is None:
+            raise InternalError(f"Item {self.item.id} has no runner yet.")
+        return self.known_runner
+
+    @property
+    def end(self) -> ExitStatus:
+        """How its run has ended.
+
+        Raises:
+            InternalError: before it has.
+        """
+        if self.facts.end is None:
+            raise InternalError(f"The run of item {self.item.id} has not ended yet.")
+        return self.facts.end
+
+    @property
+    def handle(self) -> str:
+        """The handle of what was created; empty before."""
+        return self.running.handle or ""
+
+    def holds(self) -> str:
+        """Say what the hooks hold for the run, such as its GPUs; an empty text for nothing."""
+        return ", ".join(filter(None, (hook.holds() for hook in self.hooks)))
+
+    async def take_name(self, name: str | None) -> None:
+        """Name the item as its submitter did; one that Prefect made from a job's form has a name of Prefect's own."""
+        if name and name != self.item.name:
+            await retry_until_available(f"rename {self.item.id}", lambda: self.server.rename_item(self.item.id, name))
+            self.running.item = self.item.model_copy(update={"name": name})
+
+    async def check_ours(self) -> None:
+        """See that the item is still to be run, and by this agent; before each step that cannot be undone.
+
+        Raises:
+            CancelledBeforeStartError: when it is not.
+        """
+        if self.running.stop.is_set() or not await self.ownership.is_certain():
+            raise CancelledBeforeStartError
+
+    async def transition(self, target: ItemState, message: str, data: object = None) -> None:
+        """Move the pending item on its way; when the server says that it is being stopped, stop it."""
+        state = await transition(
+            self.server,
+            self.item.id,
+            StateType.PENDING,
+            target,
+            message,
+            data=data,
+            still_ours=self.ownership.is_certain,
+        )
+        if state.type in (StateType.CANCELLING, StateType.CANCELLED):
+            self.running.stop.set()
+
+    async def retry_until_reachable(self, call: Callable[[], Awaitable[T]], *, until_stopped: bool = True) -> T:
+        """Make a call about what was created: it may have come through though no answer did, so it is made again."""
+        return await self.context.runner_health.retry_until_reachable(
+            self.context.resource_of(self.runner), call, lambda: until_stopped and self.running.stop.is_set()
+        )
+
+    async def unless_stopped(self, work: Awaitable[T], *, or_preempted: bool = False) -> T:
+        """Do something long, unless the item is asked to stop meanwhile.
+
+        Args:
+            work: to do.
+            or_preempted: also unless the agent stops its jobs.
+
+        Raises:
+            CancelledBeforeStartError: when it was.
+            NotNowError: when the agent does.
+        """
+        task = asyncio.ensure_future(work)
+        asked = [self.running.stop, *([self.running.preempt] if or_preempted else [])]
+        stops = [asyncio.ensure_future(event.wait()) for event in asked]
+        try:
+            await asyncio.wait({task, *stops}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if self.running.stop.is_set():
+                raise CancelledBeforeStartError
+            raise NotNowError("Its agent was told to stop its jobs while it waited in the cluster.")
+        finally:
+            for stop in stops:
+                stop.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
+
+class Hook:
+    """What is done beside the steps of one attempt; each method does nothing unless a hook overrides it.
+
+    A hook is taken out by taking its line out of `prefect_launch.agent.context.HOOKS`. What `plan` and `prepare` raise
+    keeps the item from its start; the other methods deal with their own faults.
+
+    Args:
+        attempt: at the item.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+
+    def holds(self) -> str:
+        """Say what it holds for the run, in words; an empty text for nothing."""
+        return ""
+
+    async def plan(self) -> None:
+        """Complete the plan; nothing of the attempt exists yet."""
+
+    async def prepare(self) -> None:
+        """Lay out what the run needs; it is cancelled when the item is asked to stop."""
+
+    async def started(self) -> None:
+        """Do something once the item is Running."""
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Do something while the run is watched; `facts.end` is known at the end of a run that was."""
+        yield
+
+    async def ended(self) -> None:
+        """Keep what the run has left."""
+
+    async def outcome(self) -> Outcome | None:
+        """Return how the item ends; `None` when this hook does not decide it."""
+        return None
