@@ -147,8 +147,8 @@ def list_(json: JsonOption = False) -> None:
         empty="No agent is there. Start one with: prefect-launch agent start -q QUEUE",
     )
     for agent in agents:
-        for trouble in agent.problems:
-            typer.echo(f"{agent.name} takes no items of {trouble}")
+        for resource, why in agent.problems.items():
+            typer.echo(f"{agent.name} takes no items of {resource}: {why}")
         if len(agent.hosts) > 1:
             are = f"{len(agent.hosts)} agents are called {agent.name}, on {', '.join(agent.hosts)}"
             typer.echo(f"{are}: give each a name of its own (--name).")

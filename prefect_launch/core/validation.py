@@ -33,6 +33,11 @@ def first_error(error: ValidationError) -> ErrorDetails:
     return first
 
 
+def reason(first: ErrorDetails) -> str:
+    """Return why a value was refused: in the words of our validator, else of pydantic."""
+    return str(first.get("ctx", {}).get("error") or first["msg"])
+
+
 # --- JSON that the server can keep ---
 
 #: The integers of 64 bits, signed or unsigned: what `orjson` writes.

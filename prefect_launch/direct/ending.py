@@ -18,6 +18,7 @@ from prefect_launch.core.units import format_duration
 from prefect_launch.errors import ExecutionError, LaunchError, SpecError
 from prefect_launch.runners.base import ExitStatus, Phase, RunPlan
 from prefect_launch.runners.run import RunnerRun
+from prefect_launch.settings.agent_config import default_home
 from prefect_launch.spec.launch_spec import LaunchSpec
 from prefect_launch.spec.retry import DEFAULT_RETRIES, Cause, Retries
 
@@ -82,7 +83,8 @@ async def show_failure(
     """Attach the failure report of a direct run that failed to its flow run."""
     item = await session.server.read_item(flow_run_id)
     if item is not None:
-        facts = Facts(plan=plan, end=end, image=image, last_lines=await read_last_lines(plan.log_path, plan.mask))
+        lines = await read_last_lines(plan.log_path, plan.mask)
+        facts = Facts(plan=plan, home=default_home(), end=end, image=image, last_lines=lines)
         await publish_report(session.server, item, build_report(item, outcome, facts))
 
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import yaml
 from anyio import to_thread
@@ -142,7 +142,9 @@ def _readable(error: ValidationError) -> InputError:
         known = [f"{inside}{key}" for key in _properties(closed)]
         return InputError(str(unknown_name("input", f"{inside}{name}", known)))
     if rule == "required":
-        missing = error.message.split("'")[1] if "'" in error.message else error.message
+        missing = next(
+            name for name in cast("list[str]", limit) if name not in cast("Mapping[str, object]", error.instance)
+        )
         name = f"{where}.{missing}" if where else missing
         return InputError(f"The input {name!r} is required and has no default. Give it a value.")
     described = _RULES.get(rule)

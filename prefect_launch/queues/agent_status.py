@@ -76,7 +76,7 @@ class AgentStatus(BaseModel):
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
         capacity: what it can give at most to one item, as its devices' `Capacity`; `None`: unknown.
-        problems: why it takes no items of a resource, one text each.
+        problems: why it takes no items of a resource, by the resource.
         secure_mode: whether it lets a submitter give inputs and nothing else.
     """
 
@@ -92,7 +92,7 @@ class AgentStatus(BaseModel):
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
     capacity: dict[str, Any] | None = None
-    problems: tuple[str, ...] = ()
+    problems: dict[str, str] = Field(default_factory=dict)
     secure_mode: bool = False
 
     def short(self) -> AgentStatus:
@@ -278,7 +278,7 @@ def _agent(name: str, beats: list[tuple[str, Worker]], status: AgentStatus | Non
         "queues": tuple(sorted(pool for pool, _ in beats)) or posted.get("queues", ()),
         "last_heartbeat": max(heard, default=None),
         "online": online,
-        **({} if online else {"state": "offline", "problems": ()}),
+        **({} if online else {"state": "offline", "problems": {}}),
     }
     return AgentInfo.model_validate({**posted, **now})
 

@@ -175,11 +175,7 @@ def _no_agent(facts: WaitFacts) -> _Reason | None:
 
 def _away(facts: WaitFacts) -> _Reason | None:
     """The agents are there, and what they would run it in is not."""
-    mark = f"{facts.queue.resource}: "
-    each = {
-        agent.name: next((one.removeprefix(mark) for one in agent.problems if one.startswith(mark)), "")
-        for agent in facts.queue.accepting_agents
-    }
+    each = {agent.name: agent.problems.get(facts.queue.resource, "") for agent in facts.queue.accepting_agents}
     if not facts.queue.resource or not all(each.values()):
         return None
     text = " ".join(f"{name}: {why}" for name, why in each.items())

@@ -225,10 +225,14 @@ class ExitStatus(BaseModel):
             return self.error
         if self.oom_killed:
             return f"out of memory: killed by the kernel (exit code {self.exit_code})"
-        if self.signal:
-            foreign = ", which this agent did not send" if self.signal == "SIGKILL" and not self.stopped else ""
-            return f"ended by signal {self.signal} (exit code {self.exit_code}){foreign}"
-        return f"exit code {self.exit_code}"
+        return f"ended {self.manner()}" if self.signal else f"exit code {self.exit_code}"
+
+    def manner(self) -> str:
+        """Say in words in which manner its program ended, such as ``"with exit code 3"``."""
+        if not self.signal:
+            return f"with exit code {self.exit_code}"
+        foreign = ", which this agent did not send" if self.signal == "SIGKILL" and not self.stopped else ""
+        return f"by signal {self.signal} (exit code {self.exit_code}){foreign}"
 
 
 def nothing() -> None:

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from prefect_launch.core.units import parse_duration
+from prefect_launch.core.validation import reason
 from prefect_launch.errors import AgentConfigError, SpecError
 from prefect_launch.sources.remote import split_remote
 
@@ -109,6 +110,4 @@ def machine_git_settings() -> GitSettings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the whole"
-        raise AgentConfigError(
-            f"The git settings {str(path)!r} are wrong at {where}: {first['msg'].removeprefix('Value error, ')}."
-        ) from None
+        raise AgentConfigError(f"The git settings {str(path)!r} are wrong at {where}: {reason(first)}.") from None

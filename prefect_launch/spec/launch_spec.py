@@ -24,7 +24,7 @@ from pydantic import (
 
 from prefect_launch.core.names import check_name
 from prefect_launch.core.units import parse_duration
-from prefect_launch.core.validation import first_error
+from prefect_launch.core.validation import first_error, reason
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.spec.build_options import check_builder, check_inside
 from prefect_launch.spec.job_naming import check_runtime
@@ -385,6 +385,4 @@ def _readable(error: ValidationError) -> LaunchError:
         model = models.get(str(first["loc"][0]))
         known = model.model_fields if model else LaunchSpec.model_fields
         return unknown_name("launch option", first["loc"][-1], known, where=f" in {first['loc'][0]!r}")
-    return SpecError(
-        f"Invalid launch spec: {where}: {first['msg'].removeprefix('Value error, ')} (got {first['input']!r})."
-    )
+    return SpecError(f"Invalid launch spec: {where}: {reason(first)} (got {first['input']!r}).")

@@ -37,7 +37,7 @@ def site(prefect_server: PrefectServerProcess, way: Relay, tmp_path: Path, uniqu
 
 
 def problems(site: Site) -> list[str]:
-    return [trouble for agent in site.api.agents() if site.name in agent.name for trouble in agent.problems]
+    return [why for agent in site.api.agents() if site.name in agent.name for why in agent.problems.values()]
 
 
 def test_items_wait_for_an_engine_that_is_away_when_the_agent_starts(site: Site, way: Relay, shell_image: str) -> None:

@@ -66,7 +66,7 @@ def test_paused_priority_is_told_by_its_work_queue() -> None:
 
 
 def test_engine_that_no_agent_can_reach_is_the_reason() -> None:
-    away = agent(problems=("local-container: The Docker Engine does not answer.",))
+    away = agent(problems={"local-container": "The Docker Engine does not answer."})
     told = why(agents=(away,), resource="local-container")
     assert (told.cause, "box: The Docker Engine does not answer." in told.reason) == (WaitCause.AWAY, True)
     assert why(agents=(away,), resource="local-process").cause is not WaitCause.AWAY

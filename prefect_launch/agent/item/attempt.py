@@ -50,7 +50,7 @@ class Attempt:
         self.running = running_item
         self.server = context.session.server
         self.ownership = Ownership(self.server, running_item, context)
-        self.facts = Facts(agent=context.config.name, queue=running_item.queue)
+        self.facts = Facts(agent=context.config.name, queue=running_item.queue, home=context.config.home)
         self.warnings: list[str] = []
         self.known_runner: Runner | None = None
         self.hooks = [hook(self) for hook in context.hooks]

@@ -47,6 +47,7 @@ class Facts(BaseModel):
     queue: str | None = None
     attempt: int | None = None
     plan: RunPlan | None = None
+    home: Path | None = Field(default=None, description="Of the agent; what people read says <home> in its place.")
     end: ExitStatus | None = Field(default=None, description="How its process ended; None: it never came to run.")
     error: BaseException | None = Field(default=None, description="Why it did not come to run.")
     image: str | None = Field(default=None, description="The image that it ran, by its digest.")
@@ -92,7 +93,7 @@ def build_report(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str 
     category = diagnose(outcome, facts.end, facts.error, facts.last_lines)
     advice = ADVICE[category]
     mask = facts.plan.mask if facts.plan else Mask()
-    detail = outcome.message if facts.plan is None else without_home(outcome.message, facts.plan.run_dir.parents[2])
+    detail = outcome.message if facts.home is None else without_home(outcome.message, facts.home)
     known = {name: str(value) for name, value in _known(item, category, facts).items() if value is not None}
     next_step = f"{comes_back} {advice.next_step}" if comes_back else advice.next_step
     return FailureReport(
@@ -158,7 +159,7 @@ def _known(item: Item, category: Category, facts: Facts) -> dict[str, Any]:
         "attempt": facts.attempt or (plan.attempt if plan else None),
         "queue": facts.queue or item.work_pool_name,
         "agent": facts.agent,
-        "run folder": "/".join(("<home>", *plan.run_dir.parts[-3:])) if plan else None,
+        "run folder": without_home(str(plan.run_dir), facts.home) if plan and facts.home else None,
     }
     return known
 

@@ -258,7 +258,7 @@ async def fail_with_agent_error(
     facts = (
         Facts(error=exception)
         if running_item is None
-        else Facts(queue=running_item.queue, plan=running_item.plan, error=exception)
+        else Facts(queue=running_item.queue, plan=running_item.plan, home=context.config.home, error=exception)
     )
     told = f"The agent failed over it: {without_home(text, context.config.home)}"
     try:

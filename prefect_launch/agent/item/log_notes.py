@@ -20,24 +20,27 @@ if TYPE_CHECKING:
 LOGGER: Final = "prefect_launch.agent"
 
 
-def log_note(message: str, *, level: int = logging.WARNING, at: datetime | None = None) -> LogRecord:
+def log_note(
+    message: str, *, level: int = logging.WARNING, at: datetime | None = None, logger: str = LOGGER
+) -> LogRecord:
     """Make a line of the agent's own.
 
     Args:
         message: its text.
         level: as of `logging`.
         at: its time; by default now.
+        logger: the name that it is shown under.
     """
-    return LogRecord(name=LOGGER, level=level, message=message, timestamp=at or datetime.now(timezone.utc))
+    return LogRecord(name=logger, level=level, message=message, timestamp=at or datetime.now(timezone.utc))
 
 
-async def write_log_note(server: Server, item_id: UUID, message: str) -> None:
+async def write_log_note(server: Server, item_id: UUID, message: str, *, at: datetime | None = None) -> None:
     """Write a line of the agent's own to an item's log, as a warning.
 
     Raises:
         LaunchError: when the server does not take it.
     """
-    await server.write_logs(item_id, [log_note(message)])
+    await server.write_logs(item_id, [log_note(message, at=at)])
 
 
 def is_other_image(plan: RunPlan, image: str | None) -> bool:

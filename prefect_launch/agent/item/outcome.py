@@ -66,8 +66,7 @@ def outcome_of_exit(end: ExitStatus) -> Outcome:
         state = ItemState.FAILED if cause is Cause.FAILED else ItemState.CRASHED
         message = f"[{Phase.RUN.value}] {_sentence(end.describe())}"
         return Outcome(state=state, message=message, data=data, cause=cause)
-    how = end.describe().removeprefix("ended ") if end.signal else f"with {end.describe()}"
-    message = f"[{Phase.RUN.value}] The job ended{lasted} {how}."
+    message = f"[{Phase.RUN.value}] The job ended{lasted} {end.manner()}."
     return Outcome(state=ItemState.FAILED, message=message, data=data, cause=cause)
 
 

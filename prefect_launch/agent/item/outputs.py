@@ -88,7 +88,7 @@ async def note_left_out(server: Server, flow_run_id: UUID, message: str, *, sinc
         server: an open connection.
         flow_run_id: of the item.
         message: what to tell, its secrets masked.
-        since: when an agent before this one can have told it; None: none has.
+        since: time of the line, which an agent before this one may have written; None: now, and none has.
     """
     try:
         await retry_until_available(
@@ -99,10 +99,10 @@ async def note_left_out(server: Server, flow_run_id: UUID, message: str, *, sinc
 
 
 async def _note_once(server: Server, flow_run_id: UUID, message: str, since: datetime | None) -> None:
-    """Write a line to an item's log, unless the agent before this one has."""
+    """Write a line to an item's log, unless the agent before this one has: its time is the same for both."""
     found = await server.read_logs(flow_run_id, limit=_LOOKED_AT, since=since) if since is not None else []
-    if not any(record.name == LOGGER and record.message == message for record in found):
-        await write_log_note(server, flow_run_id, message)
+    if not any(record.name == LOGGER and record.timestamp == since for record in found):
+        await write_log_note(server, flow_run_id, message, at=since)
 
 
 _COPY: Final = "job.log.masked"

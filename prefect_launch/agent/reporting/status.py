@@ -110,7 +110,7 @@ class Reporter:
             waits={str(one.item_id): one.reason for one in agent.context.devices.wait_list.waiting},
             devices=agent.context.devices.describe(),
             capacity=agent.context.devices.allocations.capacity.as_told(),
-            problems=tuple(f"{name}: {why}" for name, why in sorted(agent.context.runner_health.unreachable.items())),
+            problems=dict(sorted(agent.context.runner_health.unreachable.items())),
             secure_mode=agent.config.secure_mode,
         )
 

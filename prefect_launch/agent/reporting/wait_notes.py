@@ -38,7 +38,8 @@ LOOK_SECONDS: Final = 15.0
 WAITED_SECONDS: Final = 10.0
 #: How many of a queue are told, from the front of its line.
 MOST_ITEMS: Final = 20
-_PREFIX: Final = "Waits"
+#: The logger of a line: this name, and the cause that the line tells.
+_LOGGER: Final = f"{LOGGER}.waits"
 _LOG_PAGE: Final = 200
 
 
@@ -128,8 +129,9 @@ class WaitReasonLogger:
             if one.item.tags not in known:
                 known[one.item.tags] = await read_past(self._server, one.queue.queue, one.item.tags)
             waiting = explain_wait(one.model_copy(update={"past": known[one.item.tags]}))
-            message = f"{_PREFIX} ({waiting.cause.value}): {waiting}"
-            lines.append((one.item.id, log_note(message, level=logging.INFO, at=one.queue.now)))
+            message = f"Waits ({waiting.cause.value}): {waiting}"
+            note = log_note(message, level=logging.INFO, at=one.queue.now, logger=_logger_of(waiting.cause))
+            lines.append((one.item.id, note))
         if lines:
             await self._server.write_lines(lines)
 
@@ -141,6 +143,8 @@ def _has_waited(item: Item, now: datetime) -> bool:
 
 def _cause_in(record: LogRecord) -> WaitCause | None:
     """Return the cause that a line of an item's log tells; `None` when it is another line."""
-    if record.name != LOGGER:
-        return None
-    return next((cause for cause in WaitCause if record.message.startswith(f"{_PREFIX} ({cause.value}): ")), None)
+    return next((cause for cause in WaitCause if record.name == _logger_of(cause)), None)
+
+
+def _logger_of(cause: WaitCause) -> str:
+    return f"{_LOGGER}.{cause.name.lower()}"

@@ -147,7 +147,9 @@ async def test_page_does_not_tell_where_on_its_machine_an_agent_keeps_its_things
     (item,) = await bench.add()
     plan = RunPlan(item_id=str(item.id), run_id="r", run_dir=bench.folder / "runs" / str(item.id) / "1")
     error = InfrastructureError(f"cannot write {plan.output_dir}")
-    page = build_report(item, outcome_of_error(error, Phase.AGENT), Facts(plan=plan, error=error)).markdown()
+    page = build_report(
+        item, outcome_of_error(error, Phase.AGENT), Facts(plan=plan, home=bench.folder, error=error)
+    ).markdown()
     assert str(bench.folder) not in page
     assert f"<home>/runs/{item.id}/1" in page
 

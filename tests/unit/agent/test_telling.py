@@ -50,7 +50,7 @@ async def test_items_are_told_once_why_they_wait_and_at_which_place(bench: Bench
     assert await lines(bench, first) == [f"{busy} It is the 1st of 2 in the queue."]
     assert await lines(bench, second) == [f"{busy} It is behind 1 earlier one. It is the 2nd of 2 in the queue."]
     (record,) = await bench.server.read_logs(first.id)
-    assert (record.name, record.level) == ("prefect_launch.agent", 20)
+    assert (record.name, record.level) == ("prefect_launch.agent.waits.turn", 20)
 
 
 async def test_line_is_written_again_when_what_keeps_it_waiting_has_changed_and_stays_so(bench: Bench) -> None:
