@@ -42,8 +42,7 @@ from prefect_launch.runners.option_values import PROCESS_QUANTITIES, Quantity
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder
 from prefect_launch.runners.process.forkserver import ForkServer
-from prefect_launch.runners.process.home_index import ProcessRegister, machine
-from prefect_launch.runners.process.machine_index import MachineRegister
+from prefect_launch.runners.process.process_index import ProcessIndex, machine
 from prefect_launch.spec.option_names import normalise_options
 
 #: `env`: variables for the job, a mapping or a list of "NAME=value". `nice`: 0 (default) to 19. `gpus`: "all", a count,
@@ -122,8 +121,7 @@ class LocalProcessRunner(Runner):
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
-        self._register = ProcessRegister(home / "processes")
-        self._machine = MachineRegister()
+        self._index = ProcessIndex(home)
         self._environments = Environments(home / "environments")
         self._forkserver = ForkServer()
         self._starting = threading.Lock()
@@ -161,7 +159,7 @@ class LocalProcessRunner(Runner):
     async def create(self, plan: RunPlan) -> str:
         self.check(plan)
         venv = await self._venv(plan)
-        for other in await anyio.to_thread.run_sync(self._register.others, plan):
+        for other in await anyio.to_thread.run_sync(self._index.others, plan):
             await self.stop(str(other), TAKEOVER_SECONDS)
             await self.remove(str(other))
         await anyio.to_thread.run_sync(self._create, plan, venv)
@@ -204,10 +202,10 @@ class LocalProcessRunner(Runner):
             ) from None
 
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
-        return await anyio.to_thread.run_sync(self._register.find, dict(labels))
+        return await anyio.to_thread.run_sync(self._index.find, dict(labels))
 
     async def find_beside(self, item_id: str) -> list[Found]:
-        return await anyio.to_thread.run_sync(self._machine.find, item_id)
+        return await anyio.to_thread.run_sync(self._index.find_beside, item_id)
 
     async def remove(self, handle: str) -> None:
         await anyio.to_thread.run_sync(self._remove, RunFolder(Path(handle)))
@@ -232,8 +230,7 @@ class LocalProcessRunner(Runner):
             # The last of the files: what is created is whole.
             here = {"machine": machine(), "venv": str(venv.path)}
             folder.write(supervisor.PROCESS, {**_process(plan, cwd), **here})
-        self._machine.add(plan)
-        self._register.add(plan)
+        self._index.add(plan)
 
     def _start(self, handle: str) -> None:
         ready, told = os.pipe()
@@ -269,10 +266,7 @@ class LocalProcessRunner(Runner):
     def _remove(self, folder: RunFolder) -> None:
         if folder.state is RunState.RUNNING:
             raise InfrastructureError(f"The run in {folder.path} still runs, so it is not removed. Stop it first.")
-        self._machine.remove(folder)
-        (folder.path / supervisor.ENVIRONMENT).unlink(missing_ok=True)
-        (folder.path / supervisor.PROCESS).unlink(missing_ok=True)
-        self._register.remove(folder)
+        self._index.remove(folder)
 
 
 def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pytest
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder
-from prefect_launch.runners.process.machine_index import MachineRegister, state_folder
+from prefect_launch.runners.process.process_index import MachineIndex, state_folder
 
 ITEM = "6f0c2bd2-8a8e-4b9f-9a2b-0d8f6f8b5b11"
 
@@ -38,34 +38,34 @@ def link_of(root: Path, plan: RunPlan) -> Path:
 
 def test_run_of_another_home_is_found_with_its_attempt_and_claim(root: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "one", attempt=2)
-    MachineRegister(root).add(plan)
-    MachineRegister(root).add(plan)
-    [found] = MachineRegister(root).find(ITEM)
+    MachineIndex(root).add(plan)
+    MachineIndex(root).add(plan)
+    [found] = MachineIndex(root).find(ITEM)
     assert (found.handle, found.labels) == (str(plan.run_dir), plan.labels)
 
 
 def test_runs_of_other_items_are_not_found(root: Path, tmp_path: Path) -> None:
-    MachineRegister(root).add(make_plan(tmp_path / "one", item=str(uuid4())))
-    assert MachineRegister(root).find(ITEM) == []
+    MachineIndex(root).add(make_plan(tmp_path / "one", item=str(uuid4())))
+    assert MachineIndex(root).find(ITEM) == []
 
 
 def test_run_that_has_ended_is_not_found(root: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "one")
-    MachineRegister(root).add(plan)
+    MachineIndex(root).add(plan)
     (plan.run_dir / supervisor.EXIT).write_text("{}")
-    assert MachineRegister(root).find(ITEM) == []
+    assert MachineIndex(root).find(ITEM) == []
 
 
 def test_run_whose_files_are_broken_is_found(root: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "one")
-    MachineRegister(root).add(plan)
+    MachineIndex(root).add(plan)
     for name in (supervisor.PROCESS, supervisor.SUPERVISOR, supervisor.STARTED):
         (plan.run_dir / name).write_text("{")
-    assert [found.handle for found in MachineRegister(root).find(ITEM)] == [str(plan.run_dir)]
+    assert [found.handle for found in MachineIndex(root).find(ITEM)] == [str(plan.run_dir)]
 
 
 def test_run_is_struck_out_and_no_other(root: Path, tmp_path: Path) -> None:
-    register = MachineRegister(root)
+    register = MachineIndex(root)
     one, other = make_plan(tmp_path / "one"), make_plan(tmp_path / "other")
     register.add(one)
     register.add(other)
@@ -74,7 +74,7 @@ def test_run_is_struck_out_and_no_other(root: Path, tmp_path: Path) -> None:
 
 
 def test_run_that_is_under_no_claim_is_not_entered(root: Path, tmp_path: Path) -> None:
-    register = MachineRegister(root)
+    register = MachineIndex(root)
     register.add(make_plan(tmp_path / "one", claim=""))
     assert list(root.glob("*/*/*")) == []
 
@@ -85,26 +85,26 @@ def test_register_of_an_earlier_boot_is_dropped_and_that_of_another_machine_is_n
     for folder in (earlier, elsewhere):
         folder.mkdir(parents=True)
         (folder / f"launch-{ITEM}-1-x").symlink_to(tmp_path)
-    assert MachineRegister(root).find(ITEM) == []
+    assert MachineIndex(root).find(ITEM) == []
     assert (earlier.exists(), elsewhere.exists()) == (False, True)
 
 
 def test_link_to_a_folder_that_is_gone_is_dropped_at_the_next_start(root: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "one")
-    MachineRegister(root).add(plan)
+    MachineIndex(root).add(plan)
     link = link_of(root, plan)
     plan.run_dir.rmdir()
-    assert MachineRegister(root).find(ITEM) == []
+    assert MachineIndex(root).find(ITEM) == []
     assert not link.is_symlink()
 
 
 def test_link_to_a_folder_that_was_removed_under_its_job_stays(root: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "one")
-    MachineRegister(root).add(plan)
+    MachineIndex(root).add(plan)
     plan.run_dir.rmdir()
     job = subprocess.Popen(["sleep", "60"], env={**os.environ, "LAUNCH_OUTPUT_DIR": str(plan.output_dir)})
     try:
-        assert [found.handle for found in MachineRegister(root).find(ITEM)] == [str(plan.run_dir)]
+        assert [found.handle for found in MachineIndex(root).find(ITEM)] == [str(plan.run_dir)]
     finally:
         job.kill()
         job.wait()
@@ -115,14 +115,14 @@ def test_register_that_is_not_this_users_alone_is_not_used_and_that_is_said_once
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, is_open: bool
 ) -> None:
     plan = make_plan(tmp_path / "one")
-    MachineRegister(root).add(plan)
+    MachineIndex(root).add(plan)
     folder = link_of(root, plan).parent
     if is_open:
         folder.chmod(0o777)
     else:
         folder.rename(tmp_path / "foreign")
         folder.symlink_to(tmp_path / "foreign")
-    register = MachineRegister(root)
+    register = MachineIndex(root)
     with caplog.at_level(logging.DEBUG):
         assert register.find(ITEM) == []
         register.add(make_plan(tmp_path / "two"))
@@ -135,7 +135,7 @@ def test_register_that_cannot_be_made_leaves_each_home_by_itself(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
-    register = MachineRegister(tmp_path / "file" / "running")
+    register = MachineIndex(tmp_path / "file" / "running")
     plan = make_plan(tmp_path / "one")
     with caplog.at_level(logging.DEBUG):
         register.add(plan)
@@ -147,9 +147,9 @@ def test_register_that_cannot_be_made_leaves_each_home_by_itself(
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_folder_of_another_user_is_left_alone(root: Path, tmp_path: Path) -> None:
     plan = make_plan(tmp_path / "one")
-    MachineRegister(root).add(plan)
+    MachineIndex(root).add(plan)
     os.chown(plan.run_dir, 12345, 12345)
-    assert MachineRegister(root).find(ITEM) == []
+    assert MachineIndex(root).find(ITEM) == []
 
 
 def test_state_folder_is_the_users_own_whatever_home_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
