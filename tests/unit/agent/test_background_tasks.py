@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -67,6 +67,16 @@ class Faults:
     async def total(self) -> int:
         """Count the calls of the task."""
         return self.calls.total()
+
+
+async def test_each_background_task_of_an_agent_is_made_to_fail_by_a_test_of_this_file(bench: Bench) -> None:
+    def names() -> set[str]:
+        return {task.get_name() for task in asyncio.all_tasks() if not task.get_name().startswith("Task-")}
+
+    before = names()
+    async with bench.running(bench.agent()):
+        await eventually(_value(names), lambda found: "housekeeping" in found)
+        assert names() - before == {*TASKS, "status line", "runner health", "housekeeping"}
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -208,6 +218,13 @@ async def test_item_that_cannot_be_ended_gives_its_slot_back(bench: Bench, caplo
     async with bench.running(bench.agent()):
         await bench.until(second, StateType.COMPLETED)
     assert "not-ended" in caplog.text
+
+
+def _value(read: Callable[[], set[str]]) -> Callable[[], Awaitable[set[str]]]:
+    async def look() -> set[str]:
+        return read()
+
+    return look
 
 
 def _text(caplog: pytest.LogCaptureFixture) -> Any:
