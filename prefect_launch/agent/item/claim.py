@@ -30,7 +30,7 @@ async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
     """Claim an item that a poll returned.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         polled: the item as the poll returned it.
         holder: who claims; it stands in the data of the state.
 

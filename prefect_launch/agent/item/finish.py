@@ -296,7 +296,7 @@ async def check_sweep(server: Server, sweep: object) -> None:
     """Refuse an item whose sweep has ended.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         sweep: the item's sweep id. A sweep is a flow run; an id that is none is only a label, and refuses nothing.
 
     Raises:

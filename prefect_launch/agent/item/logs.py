@@ -88,7 +88,7 @@ class LogShipper:
     """Sends one run's log file to the server.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         item_id: the item.
         path: the log file; it may not be there yet.
         name: of the logger that its records are of.

@@ -169,7 +169,7 @@ async def owns_item(server: Server, item_id: UUID, token: str, *, among: Collect
     """Whether an item is in work under this claim; waits for a server that is away.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         item_id: the item.
         token: of the claim; when it is not known (empty), the item's state alone decides.
         among: the states that count as being in work.

@@ -79,7 +79,7 @@ async def transition(
     """Move an item, and wait for a server that is away.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         item_id: the item.
         current: the type of the state that it is in.
         target: where it goes.

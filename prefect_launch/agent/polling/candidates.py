@@ -61,7 +61,7 @@ class QueuePager:
     """The items of one queue behind its front.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         queue: the queue's name.
         now: the clock, s.
     """
@@ -201,7 +201,7 @@ class Candidates:
     """The items of one queue that this agent may try for.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         queue: the queue's name.
         admission: decides which of them; by default all.
         ahead_seconds: how long it may be to the next poll, which is how far each looks ahead.

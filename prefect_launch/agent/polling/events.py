@@ -43,7 +43,7 @@ async def listen(server: Server, pool_ids: Collection[UUID], heard: Callable[[st
     ends.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         pool_ids: ids of the queues' work pools.
         heard: is called with the item's id, on the event loop.
     """

@@ -34,7 +34,7 @@ class CancellationWatcher:
     """Finds the items of one agent that somebody has asked to stop, and says so to their trackers.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         running_items: what is in work.
         poll_seconds: between two looks at all of it, when no event comes.
     """
@@ -115,7 +115,7 @@ class OrphanedCancellations:
     """Ends what was asked to stop and is nobody's.
 
     Args:
-        server: the door.
+        server: the Prefect server.
         queues: of the agent.
         held: gives the ids of the items that it has in work.
     """

@@ -49,7 +49,7 @@ async def send_heartbeats(server: Server, presence: Presence, items: Callable[[]
     """Beat for the agent every 15 s, for this life of it (which is shown already) and its items every 30 s; for ever.
 
     Args:
-        server: the door; one that is away is no fault.
+        server: the Prefect server; one that is away is no fault.
         presence: of this life, with the queues that it takes items of.
         items: gives the items in work.
     """

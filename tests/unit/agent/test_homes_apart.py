@@ -19,7 +19,7 @@ from prefect_launch.runners.base import Found, Labels, RunPlan, RunState
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
-from tests.unit.agent.test_lost import Clock, Watcher, left_running, watching
+from tests.unit.agent.test_lost_agents import Clock, Watcher, left_running, watching
 
 
 class OfOneHome(InMemoryRunner):

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect_launch.core.states import StateType
 from prefect_launch.testing import Script
 from tests.support.bench import Bench
-from tests.unit.agent.test_recover import _BESIDE, _Life
+from tests.unit.agent.test_restart import _BESIDE, _Life
 
 
 async def test_agent_that_dies_at_any_call_brings_an_item_back_as_its_rule_says(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from prefect_launch.queues.presence import Presence, read_presences, write_prese
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
-from tests.unit.agent.test_lost import Clock, Watcher
+from tests.unit.agent.test_lost_agents import Clock, Watcher
 
 
 def agent_in(bench: Bench, home: Path, machine: InMemoryMachine | None = None, **config: Any) -> LaunchAgent:

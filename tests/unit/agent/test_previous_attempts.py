@@ -11,7 +11,7 @@ from prefect_launch.errors import InfrastructureError
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryRunner
 from tests.support.bench import QUEUE, RESOURCE, Bench
-from tests.unit.agent.test_lost import left_running, watching
+from tests.unit.agent.test_lost_agents import left_running, watching
 
 
 async def lost(bench: Bench) -> Item:
