@@ -25,7 +25,7 @@ from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 #: Those that call the server, which is where they are made to fail.
 TASKS = (
     *("heartbeat", "cancellations", "ownership check", "drain request", "events", "drain events", "limits", "status"),
-    *("lost agents", "wait reasons", "orphaned cancellations"),
+    *("lost agents", "wait reasons", "orphaned cancellations", "unlistable items"),
 )
 
 
@@ -38,6 +38,7 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
         "housekeeping.housekeeper": ("LOOK_SECONDS",),
         "reporting.wait_notes": ("LOOK_SECONDS",),
         "recovery.cancellations": ("LOOK_SECONDS",),
+        "recovery.unlistable": ("LOOK_SECONDS",),
         "reporting.status": ("WRITE_SECONDS",),
         "polling.events": ("_RECONNECT_FIRST_SECONDS",),
     }

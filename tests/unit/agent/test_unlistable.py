@@ -52,7 +52,9 @@ async def test_item_that_comes_while_an_agent_runs_is_found_before_it_is_due(
     monkeypatch.setattr(unlistable, "LOOK_SECONDS", 0.05)
     async with bench.running(bench.agent()):
         await eventually(lambda: bench.server.read_states(uuid4()), lambda _: bench.server.watching == 1)
+        await bench.server.update_pool(QUEUE, is_paused=True)  # It is due for a moment: the agent would run it.
         item = await plant(bench, later=True)
+        await bench.server.update_pool(QUEUE, is_paused=False)
         await bench.until(item, StateType.FAILED)
     assert len(await bench.server.list_items(pool=QUEUE)) == 1
 
