@@ -1,4 +1,4 @@
-"""`prefect-launch add` and `prefect-launch run`: the same request, for a queue or for here and now."""
+"""Commands `prefect-launch add` and `prefect-launch run`: the same options, on a queue or here and now."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ _RUN_EXAMPLES = examples(
 def add(
     options: LaunchOptions,
     wait: Annotated[
-        bool, typer.Option("--wait", metavar="", help="Print its log until it ends; exit with 1 when it fails.")
+        bool, typer.Option("--wait", metavar="", help="Print the log until the run ends; exit with 1 when it fails.")
     ] = False,
     explain: Annotated[
-        bool, typer.Option("--explain", metavar="", help="Queue nothing: tell what would run, where, and when.")
+        bool,
+        typer.Option("--explain", metavar="", help="Dry run: queue nothing; show what would run, where and when."),
     ] = False,
     json: JsonOption = False,
 ) -> None:

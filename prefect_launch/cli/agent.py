@@ -1,4 +1,4 @@
-"""`prefect-launch agent`: run an agent, serve it as a deployment, see which are there."""
+"""Commands `prefect-launch agent`: run an agent, serve it as a deployment, list and drain agents."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from prefect_launch.agent.entry.start import Signals
     from prefect_launch.queues.agent_status import AgentInfo
 
-app = group("Run an agent, serve it as a deployment, see which are there.")
+app = group("Run an agent, serve it as a deployment, list and drain agents.")
 
 QueuesOption = Annotated[
     list[str] | None,
-    typer.Option("-q", "--queue", metavar="QUEUE", help="A queue that it takes items of. Repeat for more."),
+    typer.Option("-q", "--queue", metavar="QUEUE", help="A queue to take items from. Repeat for more."),
 ]
 MaxJobsOption = Annotated[
     str | None,
-    typer.Option("-j", "--max-jobs", metavar="N", help="How many jobs at a time; -1 for no limit. Default: 1."),
+    typer.Option("-j", "--max-jobs", metavar="N", help="Jobs at a time; -1 for no limit. Default: 1."),
 ]
 ConfigFileOption = Annotated[
     Path | None,
@@ -33,13 +33,15 @@ ConfigFileOption = Annotated[
         "-c",
         "--config",
         metavar="CONFIG",
-        help="Its config file. Default: ~/.config/prefect-launch/agent.yaml, if it is there.",
+        help="Config file. Default: ~/.config/prefect-launch/agent.yaml, if it exists.",
     ),
 ]
-NameOption = Annotated[str | None, typer.Option("--name", metavar="NAME", help="Its name. Default: this machine's.")]
-VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="Tell more.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="Name of the agent. Default: the machine's.")
+]
+VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="Verbose output.")]
 
-#: As a shell tells the end by a signal (130, 143), though the agent left in order: its queues were not worked off.
+#: Added to a signal's number, as a shell does (130, 143): the agent exited in order, but its queues were not emptied.
 _SIGNALLED: Final = 128
 _LINE: Final = "%(asctime)s %(message)s"
 
@@ -57,18 +59,18 @@ def start(
     name: NameOption = None,
     until_empty: Annotated[
         bool,
-        typer.Option("--until-empty", metavar="", help="End with 0 when its queues are empty and its items are done."),
+        typer.Option("--until-empty", metavar="", help="Exit with 0 when the queues are empty and the items are done."),
     ] = False,
     stop_jobs: Annotated[
-        bool, typer.Option("--stop-jobs", metavar="", help="The second signal stops its jobs. Default: they go on.")
+        bool, typer.Option("--stop-jobs", metavar="", help="The second signal stops the jobs. Default: they go on.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Run an agent in the foreground, until Ctrl-C (exit code 130) or SIGTERM (143).
 
-    The first signal drains it: it takes no more, and leaves when what runs is done. The second makes it leave at once;
-    its jobs go on, and the next agent of its name on this machine takes them up. It prints a line a change: time,
-    item, what happened.
+    The first signal drains the agent: it takes no more items, and exits when its jobs are done. The second signal ends
+    it at once: its jobs go on, and the next agent of its name on this machine takes them up. Each change prints one
+    line: time, item, what happened.
     """
     import asyncio
 
@@ -90,8 +92,8 @@ def _tell(text: str) -> None:
 
 async def _work(signals: Signals, until_empty: bool) -> int:
     """Run the agent's loop: the first signal drains it, the second ends it at once."""
-    heard = await signals.run(until_empty=until_empty)
-    return 0 if heard is None else _SIGNALLED + heard
+    signal_number = await signals.run(until_empty=until_empty)
+    return 0 if signal_number is None else _SIGNALLED + signal_number
 
 
 @app.command(epilog=examples("prefect-launch agent serve -q gpu -j 2 --name box-1"))
@@ -102,13 +104,13 @@ def serve(
     name: NameOption = None,
     interval: Annotated[
         float | None,
-        typer.Option("--interval", metavar="SECONDS", help="From one shift to the next, 60 or more. Default: 600."),
+        typer.Option("--interval", metavar="SECONDS", help="Time between two shifts, 60 or more. Default: 600."),
     ] = None,
     verbose: VerboseOption = False,
 ) -> None:
-    """Serve an agent as a deployment on a schedule: its page in the UI shows each shift's jobs.
+    """Serve an agent as a deployment on a schedule: its page in the UI shows the jobs of each shift.
 
-    Signals do what they do to 'agent start': the first drains it, the second makes it leave at once.
+    Signals act as for 'agent start': the first drains the agent, the second ends it at once.
     """
     with early_signals(_tell) as early:
         settings = _settings(queue, max_jobs, config, name, verbose)
@@ -119,8 +121,8 @@ def serve(
         from prefect_launch.client.api import default_api
 
         seconds = DEFAULT_INTERVAL_SECONDS if interval is None else interval
-        heard = asyncio.run(serve_agent(default_api(), settings, interval_seconds=seconds, early=early))
-    raise typer.Exit(0 if heard is None else _SIGNALLED + heard)
+        signal_number = asyncio.run(serve_agent(default_api(), settings, interval_seconds=seconds, early=early))
+    raise typer.Exit(0 if signal_number is None else _SIGNALLED + signal_number)
 
 
 @app.command("list")
@@ -139,12 +141,12 @@ def list_(json: JsonOption = False) -> None:
             Column("HOST", gives_way=True),
             Column("SLOTS", right=True),
         ),
-        *(Column("RUNS", gives_way=True), Column("HEARD OF"), Column("QUEUES", gives_way=True)),
+        *(Column("RUNS", gives_way=True), Column("LAST SEEN"), Column("QUEUES", gives_way=True)),
     )
     print_table(
         columns,
         [_row(agent) for agent in agents],
-        empty="No agent is there. Start one with: prefect-launch agent start -q QUEUE",
+        empty="There is no agent. Start one with: prefect-launch agent start -q QUEUE",
     )
     for agent in agents:
         for resource, why in agent.problems.items():
@@ -155,8 +157,8 @@ def list_(json: JsonOption = False) -> None:
 
 
 def _row(agent: AgentInfo) -> tuple[object, ...]:
-    told = agent.host is not None
-    slots = f"{agent.in_work}/{'-' if agent.slots is None else agent.slots}" if told else ""
+    has_status = agent.host is not None
+    slots = f"{agent.in_work}/{'-' if agent.slots is None else agent.slots}" if has_status else ""
     more = agent.in_work - len(agent.running)
     runs = ", ".join([*(item.name for item in agent.running), *([f"{more} more"] if more > 0 else [])])
     return agent.name, agent.state, agent.host, slots, runs, ago(agent.last_heartbeat), ", ".join(agent.queues)
@@ -164,10 +166,10 @@ def _row(agent: AgentInfo) -> tuple[object, ...]:
 
 @app.command(epilog=examples("prefect-launch agent drain box-1", "prefect-launch agent drain box-1 --undo"))
 def drain(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="The agent, on whatever machine.")],
-    undo: Annotated[bool, typer.Option("--undo", metavar="", help="Let it take items again.")] = False,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the agent, on any machine.")],
+    undo: Annotated[bool, typer.Option("--undo", metavar="", help="Let the agent take items again.")] = False,
 ) -> None:
-    """Tell an agent to take no more items, and to leave when what it runs is done."""
+    """Drain an agent: it takes no more items, and exits when its jobs are done."""
     from prefect_launch.cli.process import connected
 
     agent = connected().drain_agent(name, undo=undo)
@@ -175,14 +177,14 @@ def drain(
         typer.echo(f"The agent {name} takes items again.")
     elif agent.running:
         runs = ", ".join(item.name for item in agent.running)
-        typer.echo(f"The agent {name} drains: it takes no more, and leaves when it is done with {runs}.")
+        typer.echo(f"The agent {name} drains: it takes no more items, and exits when these runs end: {runs}.")
     else:
-        typer.echo(f"The agent {name} drains: it takes no more, and leaves.")
+        typer.echo(f"The agent {name} drains: it takes no more items, and exits.")
 
 
 @app.command(epilog=examples("prefect-launch agent clean --dry-run", "prefect-launch agent clean --keep-runs 1g"))
 def clean(
-    dry_run: Annotated[bool, typer.Option("--dry-run", metavar="", help="Only tell what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", metavar="", help="Only list what would be removed.")] = False,
     keep_runs: Annotated[
         str | None, typer.Option("--keep-runs", metavar="SIZE", help="What past runs may take, such as 10g, or none.")
     ] = None,
@@ -190,17 +192,17 @@ def clean(
         str | None, typer.Option("--keep-environments", metavar="SIZE", help="What environments may take.")
     ] = None,
     keep_images: Annotated[
-        str | None, typer.Option("--keep-images", metavar="SIZE", help="What images built of code may take.")
+        str | None, typer.Option("--keep-images", metavar="SIZE", help="Disk limit for images built from code.")
     ] = None,
     keep_git: Annotated[
-        str | None, typer.Option("--keep-git", metavar="SIZE", help="What the copies of git repositories may take.")
+        str | None, typer.Option("--keep-git", metavar="SIZE", help="Disk limit for copies of git remotes.")
     ] = None,
     config: ConfigFileOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Remove what agents have left on this machine: finished runs, and what is old and over its limit.
+    """Free disk space on this machine: remove finished runs, and cached files over their limit.
 
-    Agents do so themselves, at their start and every 5 minutes. What an item that runs or waits needs stays.
+    Agents do this themselves, at their start and every 5 minutes. Files of running or waiting items stay.
     """
     import asyncio
 

@@ -1,4 +1,4 @@
-"""What `prefect-launch agent clean` prints."""
+"""Output of `prefect-launch agent clean`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: b
     from prefect_launch.core.units import format_size
 
     if report is None:
-        typer.echo(f"An agent cleans {home} just now. Try again in a moment.", err=True)
+        typer.echo(f"Another agent is cleaning {home}. Try again in a moment.", err=True)
         raise typer.Exit(1)
     if as_json:
         print_json(report.model_dump(mode="json"))

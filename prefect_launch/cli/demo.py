@@ -64,9 +64,11 @@ app = single()
 
 @app.command()
 def demo(
-    keep: Annotated[bool, typer.Option("--keep", help="Stay until Ctrl-C, to look around in the UI.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Keep the server up until Ctrl-C, to look around in the UI.")
+    ] = False,
 ) -> None:
-    """See it work: an embedded server, a real training job, three runs on a queue, one agent."""
+    """Run a demo: an embedded server, a real training job, three runs on a queue, one agent."""
     from rich.console import Console
 
     if "prefect" in sys.modules:

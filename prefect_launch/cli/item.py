@@ -1,4 +1,4 @@
-"""`prefect-launch item`: look at items, read their logs, stop them, run them again."""
+"""Commands `prefect-launch item`: show items, read their logs, cancel and retry them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.server.values import Item, State
 
-app = group("Look at items, read their logs, stop them, run them again.")
+app = group("Show items, read their logs, cancel and retry them.")
 
 ItemId = Annotated[str, typer.Argument(metavar="ID", help="The item's id, its last 8 characters, or its name.")]
 _WORDS = {state.label.lower(): state.type for state in ItemState} | {kind.value.lower(): kind for kind in StateType}
@@ -104,8 +104,7 @@ def _types_of(words: list[str] | tuple[str, ...]) -> list[StateType]:
 
 @app.command()
 def show(item_id: ItemId, json: JsonOption = False) -> None:
-    """Show an item: its state and why, what it asks for, its times, its states so far; how the log of one that did not
-    complete ends."""
+    """Show an item: state and reason, request, times, and past states; for one that did not complete, the log's end."""
     api = connected()
     run = find(api, item_id)
     item = run.item
@@ -160,7 +159,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     rows = [(at(state.timestamp), state.name.lower(), state.message) for state in states]
     print_table((Column("TIME"), Column("STATE"), Column("MESSAGE", gives_way=True)), rows, empty="")
     if lines:
-        typer.echo(f"\nThe last lines of its log ('prefect-launch item logs {short_id(run.id)}' has all):")
+        typer.echo(f"\nThe last lines of the log ('prefect-launch item logs {short_id(run.id)}' shows all):")
         typer.echo("\n".join(f"  {printable(line)}" for line in lines))
 
 
@@ -181,7 +180,9 @@ def _states(api: Api, run: QueuedRun) -> list[State]:
 @app.command(epilog=examples("prefect-launch item logs 1a2b3c4d -f"))
 def logs(
     item_id: ItemId,
-    follow: Annotated[bool, typer.Option("-f", "--follow", metavar="", help="Go on until the item has ended.")] = False,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", metavar="", help="Follow the log until the item has ended.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Print an item's log."""
@@ -199,24 +200,24 @@ def logs(
     if follow:
         tail.until_end()
     else:
-        tail.look()
+        tail.write_new()
 
 
 @app.command()
 def cancel(item_id: ItemId, json: JsonOption = False) -> None:
-    """Stop an item: one that waits is gone at once, one that runs is ended by its agent."""
+    """Cancel an item: a waiting item ends at once; the agent of a running item stops it."""
     run = find(connected(), item_id)
     state = run.cancel().lower()
     if json:
         print_json({"id": run.id, "name": run.name, "state": state})
         return
-    told = "is cancelled" if state == "cancelled" else "is asked to stop; its agent ends it"
-    typer.echo(f"The item {run.name} ({short_id(run.id)}) {told}.")
+    outcome = "is cancelled" if state == "cancelled" else "is being stopped by its agent"
+    typer.echo(f"The item {run.name} ({short_id(run.id)}) {outcome}.")
 
 
 @app.command()
 def retry(item_id: ItemId, json: JsonOption = False) -> None:
-    """Put an item that has ended back into its queue, as it was."""
+    """Put an ended item back into its queue, unchanged."""
     run = find(connected(), item_id)
     run.retry()
     if json:

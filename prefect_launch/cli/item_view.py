@@ -1,5 +1,4 @@
-"""An item as people and programs see it: one row, or all that is known of it; and finding it by a part of its id,
-or its name."""
+"""Views of an item, as a row for people and as fields for programs, and the search by a part of its id or its name."""
 
 from __future__ import annotations
 
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
     from prefect_launch.queues.wait_reason import WaitReason
     from prefect_launch.server.values import Item
 
-#: The least that is taken for an end of an id.
+#: The shortest part of an id that is searched for.
 _MIN_PART_CHARS: Final = 6
-#: How many items are looked through for a part of an id, newest first.
+#: How many items are searched for a part of an id, newest first.
 _SEARCHED: Final = 2_000
 #: How many candidates a refusal names.
 _NAMED: Final = 10
@@ -50,9 +49,9 @@ def find(api: Api, given: str) -> QueuedRun:
             f" {_MIN_PART_CHARS} characters or more). 'prefect-launch item list' shows them."
         )
     if len(found) > 1:
-        told = "; ".join(_candidate(item) for item in found[:_NAMED])
+        candidates = "; ".join(_candidate(item) for item in found[:_NAMED])
         more = "; …" if len(found) > _NAMED else ""
-        raise InvalidNameError(f"{given!r} may mean several items: {told}{more}. Give the id of one.")
+        raise InvalidNameError(f"{given!r} may mean several items: {candidates}{more}. Give the id of one.")
     return QueuedRun.of(api, found[0])
 
 
@@ -73,7 +72,7 @@ def _is_uuid(text: str) -> bool:
 
 
 def request_of(item: Item) -> dict[str, Any]:
-    """Return what an item asks for; what of it can be read when it is no good spec."""
+    """Return what an item asks for; for an invalid spec, only its job and inputs."""
     from prefect_launch.spec.item_parameters import JOB_LABEL, spec_of
 
     try:
@@ -114,12 +113,12 @@ def state_of(item: Item) -> str:
 
 
 def started_at(item: Item) -> datetime | None:
-    """Return when it began to run; `None` when it never did: the server gives what ended before a start of its own."""
+    """Return when it began to run, or `None`: the server sets a start time even for an item that never ran."""
     return item.start_time if item.run_count else None
 
 
 def duration_of(item: Item) -> float | None:
-    """Return for how long it ran or has been running, in seconds."""
+    """Return how long it ran or has been running, in seconds."""
     started = started_at(item)
     return None if started is None else ((item.end_time or datetime.now(timezone.utc)) - started).total_seconds()
 
@@ -169,8 +168,8 @@ def start_in_words(waiting: WaitReason | None) -> str:
         return ""
     if waiting.cause is WaitCause.NOT_DUE:
         return f"{until(waiting.expected_start)}, at {local_time(waiting.expected_start)}"
-    told = f"about {local_minute(waiting.expected_start)}"
-    return f"{told}, from {waiting.basis}" if waiting.basis else told
+    start = f"about {local_minute(waiting.expected_start)}"
+    return f"{start}, from {waiting.basis}" if waiting.basis else start
 
 
 def due_in_words(item: Item) -> str:

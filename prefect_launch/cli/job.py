@@ -1,4 +1,4 @@
-"""`prefect-launch job`: make, look at and deploy jobs."""
+"""Commands `prefect-launch job`: create, show and deploy jobs."""
 
 from __future__ import annotations
 
@@ -29,47 +29,49 @@ NameOption = Annotated[
     str | None, typer.Option("-n", "--name", metavar="NAME", help="The job's name. Default: job-… from its source.")
 ]
 EntryPointOption = Annotated[
-    str | None, typer.Option("-E", "--entry-point", metavar="COMMAND", help='Its command, such as "python train.py".')
+    str | None, typer.Option("-E", "--entry-point", metavar="COMMAND", help='The command, such as "python train.py".')
 ]
 RefOption = Annotated[
     str | None,
-    typer.Option("-g", "--git-ref", metavar="REF", help="Branch, tag or commit. Default: its main branch."),
+    typer.Option("-g", "--git-ref", metavar="REF", help="Branch, tag or commit. Default: the main branch."),
 ]
 AliasOption = Annotated[
     list[str] | None,
-    typer.Option("-a", "--alias", metavar="ALIAS", help="A name for this version, beside 'latest'. Repeat for more."),
+    typer.Option(
+        "-a", "--alias", metavar="ALIAS", help="Another name for this version besides 'latest'. Repeat for more."
+    ),
 ]
 SchemaOption = Annotated[
     str | None,
     typer.Option(
         "--schema",
         metavar="SCHEMA",
-        help="What its inputs must obey: a JSON schema's file, or module:Class in its code.",
+        help="Schema of the inputs: a JSON schema file, or module:Class in the code.",
     ),
 ]
 DescriptionOption = Annotated[
-    str | None, typer.Option("-d", "--description", metavar="TEXT", help="A text for people.")
+    str | None, typer.Option("-d", "--description", metavar="TEXT", help="Description of the job.")
 ]
 RuntimeOption = Annotated[
-    str | None, typer.Option("-r", "--runtime", metavar="PYTHON", help='The Python it wants, such as "3.11".')
+    str | None, typer.Option("-r", "--runtime", metavar="PYTHON", help='Python version, such as "3.11".')
 ]
 BaseImageOption = Annotated[
     str | None,
-    typer.Option("-B", "--base-image", metavar="IMAGE", help="An image that its code runs in; nothing is built then."),
+    typer.Option("-B", "--base-image", metavar="IMAGE", help="Image to run the code in; no image is built then."),
 ]
 DockerfileOption = Annotated[
     str | None,
-    typer.Option("-D", "--dockerfile", metavar="PATH", help="Its own Dockerfile, in the build context."),
+    typer.Option("-D", "--dockerfile", metavar="PATH", help="The job's own Dockerfile, in the build context."),
 ]
 BuildContextOption = Annotated[
     str | None,
-    typer.Option("-b", "--build-context", metavar="DIR", help="The folder of its code that the image is built in."),
+    typer.Option("-b", "--build-context", metavar="DIR", help="Folder of the code that is the build context."),
 ]
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """The options as they were written, in the order of the help."""
+    """Options of `job create`, in the order of the help."""
 
     name: NameOption = None
     entry_point: EntryPointOption = None
@@ -86,7 +88,7 @@ class JobOptions:
     project: ProjectOption = None
 
     def request(self, path: str, kind: str) -> JobRequest:
-        """Return what is asked for.
+        """Return the request that the options describe.
 
         Args:
             path: of the job: an image, a folder, or a repository.
@@ -106,10 +108,8 @@ class JobOptions:
         return JobRequest(path=path, job_type=kind, **given)
 
 
-# `prefect-launch job`: make, look at and deploy jobs.
-
-app = group("Make, look at and deploy jobs.")
-create_app = group("Make a job of an image, a folder of code, or a git repository.")
+app = group("Create, show and deploy jobs.")
+create_app = group("Create a job from an image, a folder of code, or a git repository.")
 app.add_typer(create_app, name="create")
 
 JobName = Annotated[str, typer.Argument(metavar="JOB", help="entity/project/name:alias, or a shorter form.")]
@@ -130,7 +130,7 @@ def create_image(
     options: JobOptions,
     json: JsonOption = False,
 ) -> None:
-    """Make a job of a container image."""
+    """Create a job from a container image."""
     _create(options.request(image, "image"), json)
 
 
@@ -139,11 +139,11 @@ def create_image(
 )
 @flattened("git_hash")
 def create_code(
-    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of its code.")],
+    folder: Annotated[str, typer.Argument(metavar="DIR", help="The folder of code.")],
     options: JobOptions,
     json: JsonOption = False,
 ) -> None:
-    """Make a job of a folder of code; .launchignore and .gitignore keep files out."""
+    """Create a job from a folder of code; .launchignore and .gitignore exclude files."""
     _create(options.request(folder, "code"), json)
 
 
@@ -157,7 +157,7 @@ def create_git(
     options: JobOptions,
     json: JsonOption = False,
 ) -> None:
-    """Make a job of a commit of a git repository."""
+    """Create a job from a commit of a git repository."""
     _create(options.request(url, "git"), json)
 
 
@@ -174,7 +174,7 @@ def _create(request: JobRequest, as_json: bool) -> None:
 
 @app.command("list")
 def list_(entity: EntityOption = None, project: ProjectOption = None, json: JsonOption = False) -> None:
-    """List the jobs, of one entity or project if you say so."""
+    """List the jobs, all or of one entity or project."""
     jobs = connected().jobs(entity, project)
     if json:
         print_json([summary_fields(job) for job in jobs])
@@ -190,7 +190,7 @@ def list_(entity: EntityOption = None, project: ProjectOption = None, json: Json
         )
         for job in jobs
     ]
-    print_table(_COLUMNS, rows, empty="No job yet. Make one with: prefect-launch job create code DIR")
+    print_table(_COLUMNS, rows, empty="There is no job yet. Create one with: prefect-launch job create code DIR")
 
 
 @app.command()
@@ -232,13 +232,13 @@ def describe(job: JobName, json: JsonOption = False) -> None:
 @app.command(epilog=examples("prefect-launch job deploy digits -q gpu"))
 def deploy(
     job: JobName,
-    queue: Annotated[str, typer.Option("-q", "--queue", metavar="QUEUE", help="The queue that its runs go to.")],
+    queue: Annotated[str, typer.Option("-q", "--queue", metavar="QUEUE", help="The queue for the job's runs.")],
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="The deployment's name. Default: the job's.")
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Let people start a job from the UI, by a schedule, or with 'prefect deployment run'."""
+    """Make a job a deployment: start it from the UI, by a schedule, or with 'prefect deployment run'."""
     api = connected()
     found, deployment_id, made = api.deploy_job(job, queue, name=name)
     url = f"{api.ui_url}/deployments/deployment/{deployment_id}"

@@ -1,4 +1,4 @@
-"""A job as people and programs see it: its fields, and the rows of its inputs."""
+"""Views of a job: fields for programs, and the rows of its inputs."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ _RULES = (
     "format",
 )
 
-#: Of the files that were not committed; `--json` has more.
+#: Uncommitted files that are shown; `--json` has more.
 _SHOWN_CHANGES = 5
 
 
 def source(job: Job) -> str:
-    """Say where a job's code or image comes from."""
+    """Return where a job's code or image comes from."""
     source = job.document.source.model_dump(mode="json", exclude_none=True)
     git = source.get("git")
     return f"{git['remote']} at {git['commit'][:12]}" if git else str(source.get("image") or "its own code archive")
 
 
 def work_tree(job: Job) -> str | None:
-    """Say at which commit a folder of code was, and what in it was not committed."""
+    """Return the commit of a folder of code, and its uncommitted files."""
     git = job.metadata.get("git")
     if not git:
         return None
-    told = f"{git['remote'] or 'a repository without a remote'} at {git['commit'][:12]}"
+    commit = f"{git['remote'] or 'a repository without a remote'} at {git['commit'][:12]}"
     if not git.get("dirty"):
-        return told
+        return commit
     changed = [str(line).strip() for line in git.get("changed", ())]
     count = git.get("changed_count", len(changed))
     shown = ", ".join(changed[:_SHOWN_CHANGES])
-    return f"{told}, {count} not committed: {shown}{', …' if count > _SHOWN_CHANGES else ''}"
+    return f"{commit}, {count} not committed: {shown}{', …' if count > _SHOWN_CHANGES else ''}"
 
 
 def input_rows(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, ...]]:
@@ -71,7 +71,7 @@ def retries_of(job: Job) -> dict[str, Any] | None:
 
 
 def job_fields(job: Job, aliases: tuple[str, ...]) -> dict[str, Any]:
-    """Return all that is shown of a job, for programs."""
+    """Return the fields of a job, for programs."""
     return {
         "job": job.reference,
         "entity": job.entity,
@@ -93,7 +93,7 @@ def job_fields(job: Job, aliases: tuple[str, ...]) -> dict[str, Any]:
 
 
 def summary_fields(job: JobSummary) -> dict[str, Any]:
-    """Return what a list shows of a job, for programs."""
+    """Return the fields of a job in a list, for programs."""
     return {
         "job": job.path,
         "entity": job.entity,

@@ -1,7 +1,7 @@
-"""Options of `add` and `run`: what runs, with what, and on which queue.
+"""Options of `add` and `run`: what runs, with which inputs, and on which queue.
 
-Those of the launch spec are declared beside its fields (`prefect_launch.spec.option`). Here are those that have no
-field of their own, and the readers of what is more than a text.
+A field of the launch spec declares its own option (`prefect_launch.spec.option`). This module has the options without
+a field, and the readers of values that are not plain text.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 QueueOption = Annotated[
     str | None,
-    typer.Option("-q", "--queue", metavar="QUEUE", help="The queue. Default: 'default', made on first use."),
+    typer.Option("-q", "--queue", metavar="QUEUE", help="The queue. Default: 'default', created on first use."),
 ]
 SetOption = Annotated[
     list[str] | None,
@@ -33,11 +33,15 @@ SetOption = Annotated[
 ]
 VariablesOption = Annotated[
     list[str] | None,
-    typer.Option("-v", "--template-variable", metavar="VAR=VALUE", help="A template variable of the queue. Repeat."),
+    typer.Option(
+        "-v", "--template-variable", metavar="VAR=VALUE", help="A template variable of the queue. Repeatable."
+    ),
 ]
 BuildOption = Annotated[
     bool,
-    typer.Option("-b", "--build", metavar="", help="Build the image of the job's code here, push it, and queue that."),
+    typer.Option(
+        "-b", "--build", metavar="", help="Build the image of the job's code here, push it, and queue the image."
+    ),
 ]
 
 
@@ -47,18 +51,18 @@ def _command(text: str, _: str) -> list[str] | None:
     return list(parse_entry_point(text)) or None
 
 
-#: How the text of an option is read that is more than a text, by the field's path.
+#: Readers of options that are not plain text, by the field's path.
 _READERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "overrides.entry_point": _command,
     "resource_args": read_mapping,
     "retries": read_retries,
 }
-#: What runs stands first in the help.
+#: Fields that name what runs; they come first in the help.
 _SOURCES: Final = ("job", "docker.docker_image", "uri", "git.version")
 
 
 class OwnOptions:
-    """The options that have no field of their own in the launch spec, and what all options ask for."""
+    """Options without a field in the launch spec, and the launch config that all options make."""
 
     queue: QueueOption = None
     config: ConfigOption = None
@@ -67,7 +71,7 @@ class OwnOptions:
     build: BuildOption = False
 
     def launch_config(self, api: Api) -> dict[str, Any]:
-        """Return what is asked for as one launch config; the server is asked for the job's schema alone.
+        """Return the options as one launch config; reads only the job's schema from the server.
 
         Raises:
             SpecError: when a value cannot be read.
@@ -85,7 +89,7 @@ class OwnOptions:
     def _with_inputs(self, api: Api, config: dict[str, Any]) -> dict[str, Any]:
         if not self.inputs:
             return config
-        job = config.get("job")  # Two sources, or none, are `launch_add`'s to refuse.
+        job = config.get("job")  # `launch_add` refuses two sources, or none.
         schema = api.job(job).schema if isinstance(job, str) and job else None
         inputs = nested([split_assignment(text, "--set") for text in self.inputs], schema)
         overrides = config.get("overrides") or {}
@@ -97,7 +101,7 @@ class OwnOptions:
         return {**config, "overrides": {**overrides, "run_config": merged(own, inputs)}}
 
     def template_variables(self, api: Api, queue: str) -> dict[str, Any] | None:
-        """Return the template variables, with the types that the queue says.
+        """Return the template variables, with the types that the queue declares.
 
         Raises:
             SpecError: when one is not `VAR=VALUE`.
@@ -116,7 +120,7 @@ def parameter_of(path: str) -> str:
 
 
 def _over(config: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with what was given over it; parts of the spec are merged, everything else is replaced."""
+    """Return a config with the given values over it: parts of the spec are merged, all else is replaced."""
     parts = {
         name: {**config[name], **value}
         for name, value in given.items()
@@ -140,7 +144,7 @@ _PARTS: Final = frozenset(one.path.partition(".")[0] for one in _SPEC_FIELDS if 
 
 
 def _fields() -> list[tuple[str, Any, Any]]:
-    """Return all options in the order of the help, as the fields of a dataclass: what runs stands first."""
+    """Return all options as the fields of a dataclass, in the order of the help."""
     own = [
         (name, kind, getattr(OwnOptions, name))
         for name, kind in get_type_hints(OwnOptions, include_extras=True).items()
@@ -152,6 +156,6 @@ def _fields() -> list[tuple[str, Any, Any]]:
 if TYPE_CHECKING:
 
     class LaunchOptions(OwnOptions):
-        """The options of `add` and `run`, as they were written."""
+        """Options of `add` and `run`."""
 else:
     LaunchOptions = make_dataclass("LaunchOptions", _fields(), bases=(OwnOptions,), frozen=True)

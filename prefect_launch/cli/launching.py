@@ -1,4 +1,4 @@
-"""What `add` and `run` do, once a command's options are read."""
+"""Implementation of `add` and `run`, once the options are read."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ _LOOK_SECONDS: Final = 0.5
 
 
 def add_to_queue(api: Api, options: LaunchOptions, *, wait: bool, as_json: bool) -> None:
-    """Put it on a queue; tell its id and its page.
+    """Queue an item, and print its id and page.
 
     Args:
         api: the server.
-        options: as they were written.
-        wait: print its log until it ends.
+        options: of the command.
+        wait: print the log until the run ends.
         as_json: print JSON; the log goes to standard error then.
 
     Raises:
-        ExecutionError: when it was waited for, and failed.
+        ExecutionError: when `wait` is set and the run failed.
         LaunchError: as `launch_add` does.
     """
     arguments = _arguments(api, options)
@@ -59,22 +59,22 @@ def add_to_queue(api: Api, options: LaunchOptions, *, wait: bool, as_json: bool)
 
 
 def explain_add(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
-    """Tell what adding it would do; nothing is queued.
+    """Print what adding the item would do; queue nothing.
 
     Raises:
         LaunchError: as `launch_add` does.
     """
     from prefect_launch.client.explain import explain_launch
 
-    told = explain_launch(**_arguments(api, options))
+    explanation = explain_launch(**_arguments(api, options))
     if as_json:
-        print_json(told.model_dump(mode="json"))
+        print_json(explanation.model_dump(mode="json"))
     else:
-        print_explanation(told)
+        print_explanation(explanation)
 
 
 def _arguments(api: Api, options: LaunchOptions) -> dict[str, Any]:
-    """Return what the options ask for, as arguments of `launch_add`."""
+    """Return the options as arguments of `launch_add`."""
     return {
         "config": options.launch_config(api),
         "queue_name": options.queue,
@@ -95,11 +95,11 @@ def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
 
 
 def run_here(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
-    """Run it in this process; print its log as it comes.
+    """Run a job in this process, and print its log as it comes.
 
     Args:
         api: the server.
-        options: as they were written.
+        options: of the command.
         as_json: print JSON at the end; the log goes to standard error then.
 
     Raises:
@@ -107,7 +107,7 @@ def run_here(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
         LaunchError: as `launch` does.
     """
     config = options.launch_config(api)
-    construct_spec(config)  # What is refused has no flow run.
+    construct_spec(config)  # A refused spec makes no flow run.
     run = asyncio.run(_launch(api, config, log_to_error=as_json))
     item = run.item
     if as_json:
@@ -122,25 +122,25 @@ def _named(run: QueuedRun) -> str:
 
 
 async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> QueuedRun:
-    """Launch it, and print its log beside it: the flow tells the id of its run when it begins."""
+    """Launch the job and print its log meanwhile; a hook of the flow gives the id of its run."""
     begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-    def tell(flow: Any, flow_run: Any, state: Any) -> None:
+    def set_run_id(flow: Any, flow_run: Any, state: Any) -> None:
         if not begun.done():
             begun.set_result(str(flow_run.id))
 
-    flow: Any = launch_flow_named(config.get("name")).with_options(on_running=[tell])
+    flow: Any = launch_flow_named(config.get("name")).with_options(on_running=[set_run_id])
     work: asyncio.Task[Any] = asyncio.ensure_future(flow(api, config=config))
     await asyncio.wait({work, begun}, return_when=asyncio.FIRST_COMPLETED)
     if not begun.done():
-        work.result()  # raises what kept the flow from beginning
+        work.result()  # raises the error that kept the flow from starting
     run = await asyncio.to_thread(api.queued_run, await begun)
     tail = LogTail(run, partial(write_log, err=log_to_error), job_only=True)
     try:
         while not work.done():
-            await asyncio.to_thread(tail.look)
+            await asyncio.to_thread(tail.write_new)
             await asyncio.wait({work}, timeout=_LOOK_SECONDS)
-        await asyncio.to_thread(tail.look)
+        await asyncio.to_thread(tail.write_new)
         work.result()
     except asyncio.CancelledError:
         work.cancel()
@@ -149,7 +149,7 @@ async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> Qu
     return run
 
 
-# The log of a build, on standard error while it goes on: an image takes minutes, and silence looks like a fault.
+# Build log on standard error: a build takes minutes, and silence looks like a fault.
 
 _LOGGER: Final = "prefect.launch.build"
 
@@ -161,10 +161,10 @@ class _Echo(logging.Handler):
 
 @contextmanager
 def build_log(is_wanted: bool) -> Iterator[None]:
-    """Show the log of builds inside the block.
+    """Print the log of builds inside the block.
 
     Args:
-        is_wanted: whether there is a build at all.
+        is_wanted: whether there is a build.
     """
     if not is_wanted:
         yield
@@ -182,43 +182,50 @@ def build_log(is_wanted: bool) -> Iterator[None]:
         logger.level, logger.propagate = was
 
 
-# What `add --explain` prints for people.
+# Output of `add --explain`.
 
 _COLUMNS = (Column("WHAT"), Column("ASKED FOR", gives_way=True), Column("BECOMES", gives_way=True), Column("BY"))
 
 
-def print_explanation(told: Explanation) -> None:
-    """Print what would be queued, what the queue changes, and what an agent would make."""
-    waiting = told.waiting
+def print_explanation(explanation: Explanation) -> None:
+    """Print what would be queued, what the queue changes, and what an agent would create."""
+    waiting = explanation.waiting
     typer.echo("A dry run: nothing is queued.")
     print_details(
         [
-            ("name", told.name),
-            ("there", told.there and f"{told.there}: the same run id and spec; adding it gives that item"),
-            ("queue", f"{told.queue} ({told.resource})"),
-            ("priority", {"default": "medium"}.get(told.priority, told.priority)),
-            ("place", waiting.position if waiting else "1st: the queue is made at its first use"),
+            ("name", explanation.name),
+            ("there", explanation.there and f"{explanation.there}: same run id and spec; adding it returns that item"),
+            ("queue", f"{explanation.queue} ({explanation.resource})"),
+            ("priority", {"default": "medium"}.get(explanation.priority, explanation.priority)),
+            ("place", waiting.position if waiting else "1st: the queue is created on first use"),
             ("why", waiting and waiting.reason),
             ("starts", start_in_words(waiting)),
-            ("built here", told.built_of and f"the code of {told.built_of}, pushed to {told.pushed_to}"),
-            ("job", told.job),
-            ("image", "built at the start, of the job's code" if told.builds else told.image),
-            ("digest", told.digest or ("the one of the push" if told.built_of else told.image and "resolved at start")),
-            ("options", told.options),
-            ("limits", ", ".join(f"{name} {most}" for name, most in told.limits.items())),
-            ("fixed", ", ".join(told.fixed)),
+            (
+                "built here",
+                explanation.built_of and f"the code of {explanation.built_of}, pushed to {explanation.pushed_to}",
+            ),
+            ("job", explanation.job),
+            ("image", "built at the start, from the job's code" if explanation.builds else explanation.image),
+            (
+                "digest",
+                explanation.digest
+                or ("the one of the push" if explanation.built_of else explanation.image and "resolved at start"),
+            ),
+            ("options", explanation.options),
+            ("limits", ", ".join(f"{name} {most}" for name, most in explanation.limits.items())),
+            ("fixed", ", ".join(explanation.fixed)),
         ]
     )
-    rows = [(change.what, _text(change.asked), _text(change.becomes), change.by) for change in told.changes]
+    rows = [(change.what, _text(change.asked), _text(change.becomes), change.by) for change in explanation.changes]
     if rows:
-        typer.echo("\nOther than what you asked for:")
+        typer.echo("\nDifferent from what you asked for:")
         print_table(_COLUMNS, rows, empty="")
     typer.echo("\nWhat the agent creates (of variables, the names):")
-    print_details([(name, _shown(name, value)) for name, value in told.creates.items()])
+    print_details([(name, _shown(name, value)) for name, value in explanation.creates.items()])
 
 
 def _shown(name: str, value: object) -> object:
-    """Show a command as a shell takes it, and the names of variables in a row."""
+    """Return a command as shell text, and the names of variables in one line."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(part, str) for part in value):
         return value
     return ", ".join(value) if name.lower() == "env" else shlex.join(value)

@@ -1,4 +1,4 @@
-"""A run's log lines as they come, from the server, where every agent sends them."""
+"""Log tail: new lines of a run's log, read from the server."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from prefect_launch.core.terminal import line
 if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
 
-#: An agent sends new lines every half second; asking more often shows nothing sooner.
+#: An agent sends new lines every half second, so a shorter pause shows nothing sooner.
 _LOOK_SECONDS: Final = 0.5
-#: The name that records of a job's own lines have; a flow's log has Prefect's records too.
+#: Logger name of the job's own lines; a flow's log also has Prefect's records.
 _JOB_RECORDS: Final = "job"
 
 
 def write_log(text: str, *, err: bool = False) -> None:
-    """Print a record of a log: with its colours and without other sequences to a terminal, else as it is."""
+    """Print a log record: to a terminal with colours only, without other control sequences; else unchanged."""
     stream = sys.stderr if err else sys.stdout
     typer.echo(line(text) if stream.isatty() else text, err=err, color=True)
 
 
 class LogTail:
-    """What is new in an item's log.
+    """Reader of the new records in an item's log.
 
     Args:
         run: the item.
-        write: is given each record's text.
-        job_only: leave out what is not the job's own.
+        write: called with each record's text.
+        job_only: skip records that are not the job's own.
     """
 
     def __init__(self, run: QueuedRun, write: Callable[[str], None], *, job_only: bool = False) -> None:
@@ -41,8 +41,8 @@ class LogTail:
         self._job_only = job_only
         self._seen = 0
 
-    def look(self) -> None:
-        """Write what has come since the last time."""
+    def write_new(self) -> None:
+        """Write the records since the last call."""
         records = self._run.logs(offset=self._seen)
         self._seen += len(records)
         for record in records:
@@ -50,8 +50,8 @@ class LogTail:
                 self._write(record.message)
 
     def until_end(self) -> None:
-        """Write what comes until the item has ended, and all that is there then."""
+        """Write new records until the item has ended, then the rest."""
         while not self._run.item.is_terminal:
-            self.look()
+            self.write_new()
             time.sleep(_LOOK_SECONDS)
-        self.look()
+        self.write_new()

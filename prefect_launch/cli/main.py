@@ -1,4 +1,4 @@
-"""The program: its groups of commands, each imported when it is asked for, and what becomes of an error."""
+"""Main program of the command line: its groups of commands, imported on first use, and its error messages."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _DEBUG_VARIABLE: Final = "LAUNCH_DEBUG"
 _INTERRUPTED: Final = 130
 
 
-#: The groups and commands, in the order in which a new user needs them: where each is, and its help in one line.
+#: Groups and commands in the order in which a new user needs them: the import path and the one-line help of each.
 COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
-    "queue": ("prefect_launch.cli.queue:app", "Make, look at, pause and delete queues."),
-    "job": ("prefect_launch.cli.job:app", "Make, look at and deploy jobs."),
+    "queue": ("prefect_launch.cli.queue:app", "Create, show, pause and delete queues."),
+    "job": ("prefect_launch.cli.job:app", "Create, show and deploy jobs."),
     "add": ("prefect_launch.cli.add:add_app", "Put a job on a queue: exactly one of --job, --docker-image and --uri."),
     "run": (
         "prefect_launch.cli.add:run_app",
         "Run a job here and now, without a queue; exit with 1 when it fails.",
     ),
-    "item": ("prefect_launch.cli.item:app", "Look at items, read their logs, stop them, run them again."),
-    "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, see which are there."),
+    "item": ("prefect_launch.cli.item:app", "Show items, read their logs, cancel and retry them."),
+    "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, list and drain agents."),
     "demo": (
         "prefect_launch.cli.demo:app",
-        "See it work: an embedded server, a real training job, three runs on a queue, one agent.",
+        "Run a demo: an embedded server, a real training job, three runs on a queue, one agent.",
     ),
 }
 
@@ -79,8 +79,8 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_asked: bool) -> None:
+    if is_asked:
         from importlib.metadata import version
 
         typer.echo(f"{PROGRAM} {version(PROGRAM)}")
@@ -98,7 +98,7 @@ def _root(
 ) -> None:
     """Queue any job (a git commit, a folder of code, a container image) on a Prefect server; agents run it.
 
-    The server is the one of Prefect's settings: set PREFECT_API_URL, or choose a profile with 'prefect profile use'.
+    Prefect's settings name the server: set PREFECT_API_URL, or choose a profile with 'prefect profile use'.
     """
     if debug:
         os.environ[_DEBUG_VARIABLE] = "1"
@@ -117,7 +117,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the program.
 
     Returns:
-        Its exit code: 0, 1 for whatever was refused or failed, 130 after Ctrl-C, 143 when SIGTERM ended an agent.
+        The exit code: 0; 1 for a refusal or a failure; 130 after Ctrl-C; 143 when SIGTERM ended an agent.
     """
     with guarded_terminal():
         return _run(arguments)
@@ -132,21 +132,21 @@ def _run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # Who reads has seen enough (`… | head`); Python would complain once more when it flushes at the end.
+        # The reader closed the pipe (`… | head`); without this, Python reports the error again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # noqa: BLE001 - the one place that every error comes to
+    except Exception as error:  # noqa: BLE001 - the one place where every error arrives
         if os.environ.get(_DEBUG_VARIABLE, "").lower() in ("1", "true", "yes"):
             traceback.print_exception(error)
-        _complain(message_of(error))
+        _print_error(message_of(error))
         return 1
 
 
 def message_of(error: Exception) -> str:
-    """Return what a user is told of an error, in one line."""
+    """Return the message of an error for a user, in one line."""
     if isinstance(error, typer.Abort):
         return "Stopped; nothing was changed."
-    # Typer uses click, or a copy of its own, as its version has it: a wrong use is known by its form.
+    # Typer uses click or a copy of its own, depending on its version: recognise a usage error by its methods.
     format_message = getattr(error, "format_message", None)
     if format_message is not None:
         context = getattr(error, "ctx", None)
@@ -159,11 +159,11 @@ def message_of(error: Exception) -> str:
 
 
 def _one_line(text: str) -> str:
-    """Return the first paragraph's line: the last lines of a run's log stand below it in an `ExecutionError`."""
+    """Return the first paragraph as one line; an `ExecutionError` has the last lines of the run's log below it."""
     first, *rest = text.strip().splitlines() or [""]
     return first if not rest or rest[0].startswith("  ") else " ".join([first, *(line.strip() for line in rest)])
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     typer.secho("Error: ", fg=typer.colors.RED, bold=True, nl=False, err=True)
     typer.echo(message, err=True)

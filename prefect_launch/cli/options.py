@@ -1,4 +1,4 @@
-"""Options that several commands share, and what all commands' help has in common."""
+"""Shared options of commands, and the common parts of their help."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
 JsonOption = Annotated[bool, typer.Option("--json", metavar="", help="Print JSON instead of text.")]
 EntityOption = Annotated[
     str | None,
-    typer.Option("-e", "--entity", metavar="ENTITY", help="Who owns it. Default: LAUNCH_ENTITY, or 'default'."),
+    typer.Option("-e", "--entity", metavar="ENTITY", help="Owner. Default: LAUNCH_ENTITY, or 'default'."),
 ]
 ProjectOption = Annotated[
     str | None,
-    typer.Option("-p", "--project", metavar="PROJECT", help="Its project. Default: LAUNCH_PROJECT, or 'default'."),
+    typer.Option("-p", "--project", metavar="PROJECT", help="Project. Default: LAUNCH_PROJECT, or 'default'."),
 ]
 ConfigOption = Annotated[
-    str | None, typer.Option("-c", "--config", metavar="CONFIG", help="A launch config: JSON, YAML, or a file of it.")
+    str | None, typer.Option("-c", "--config", metavar="CONFIG", help="A launch config: JSON, YAML, or a file.")
 ]
 RetriesOption = Annotated[
     str | None,
     typer.Option(
         "--retries",
         metavar="RULE",
-        help='When it is run again: how often at most, or {"max": 3, "on": ["failed", "oom"], "delay": 30}.',
+        help='Retry rule: how often at most, or {"max": 3, "on": ["failed", "oom"], "delay": 30}.',
     ),
 ]
 
@@ -41,7 +41,7 @@ def group(help_text: str) -> typer.Typer:
 
 
 def single() -> typer.Typer:
-    """Make the home of one command that is in no group."""
+    """Make an app for one command outside any group."""
     return typer.Typer(context_settings=CONTEXT, rich_markup_mode="rich", add_completion=False)
 
 
@@ -51,17 +51,17 @@ def examples(*lines: str) -> str:
     return "\n".join(["[bold]Examples[/bold]", *shown])
 
 
-# Options that several commands share: one dataclass, which each of them takes as a value and its users as options.
+# Options from a dataclass: a command takes the dataclass as one value, its users see the fields as options.
 
 
 def flattened(*without: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of the dataclass that it takes as options of its own.
+    """Return a decorator that turns the fields of a command's dataclass into options of the command.
 
     Args:
-        without: the fields that are no options of this command; they keep their defaults.
+        without: fields that are not options of this command; they keep their defaults.
     """
 
-    def give(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(command, eval_str=True)
         (pack,) = [one for one in signature.parameters.values() if is_dataclass(one.annotation)]
         kind: type[Any] = pack.annotation
@@ -79,7 +79,7 @@ def flattened(*without: str) -> Callable[[Callable[..., None]], Callable[..., No
         called.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return called
 
-    return give
+    return decorate
 
 
 def _option(field: Field[Any], hints: dict[str, Any]) -> Parameter:

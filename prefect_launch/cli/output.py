@@ -1,6 +1,6 @@
-"""What commands print: JSON for programs, tables and short lists for people.
+"""Output of commands: JSON for programs, tables and short lists for people.
 
-A table that goes to a pipe or a file is as wide as its values; in a terminal long names give way first.
+A table is as wide as its values in a pipe or a file. In a narrow terminal, long names are cut first.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _C1: Final = re.compile(r"[\x7f-\x9f]")
-#: Wide enough that no table is cut when nobody looks at it in a terminal.
+#: Wide enough that no table is cut outside a terminal.
 _WIDE_COLUMNS: Final = 1_000
-#: What a column that gives way keeps as long as it can.
+#: Width that a column that gives way keeps while possible.
 _READABLE_CHARS: Final = 8
 _STYLES: Final[Mapping[str, str]] = {
     "completed": "green",
@@ -47,9 +47,9 @@ class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        title: at its top.
-        right: whether its values stand at its right edge: numbers.
-        gives_way: whether it is cut when the terminal is too narrow.
+        title: heading of the column.
+        right: align the values right, as for numbers.
+        gives_way: cut this column first when the terminal is too narrow.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Column(NamedTuple):
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
-    # JSON leaves these as they are, and some terminals obey them.
+    # JSON does not escape these, and some terminals interpret them.
     typer.echo(_C1.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
@@ -88,7 +88,7 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, 
 
 
 def print_details(pairs: Iterable[tuple[str, object]]) -> None:
-    """Print names and their values below each other; those that are `None` or empty are left out."""
+    """Print names and values, one pair a line; skips values that are `None` or empty."""
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -101,19 +101,19 @@ def print_details(pairs: Iterable[tuple[str, object]]) -> None:
 
 
 def ago(moment: datetime | None) -> str:
-    """Tell how long ago something was."""
+    """Return how long ago a moment was, such as `3 min ago`."""
     return "" if moment is None else f"{lasted((datetime.now(timezone.utc) - moment).total_seconds())} ago"
 
 
 def until(moment: datetime) -> str:
-    """Tell in how long something will be, to the nearest unit."""
+    """Return the time until a moment, rounded to a unit, such as `in 3 min`."""
     seconds = max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
     unit = next((size for size in (86_400, 3_600, 60) if seconds >= 2 * size), 1)
     return f"in {lasted(round(seconds / unit) * unit)}"
 
 
 def lasted(seconds: float | None) -> str:
-    """Tell a duration in its largest unit: `12 s`, `3 min`, `2 h`, `5 d`."""
+    """Format a duration in its largest unit: `12 s`, `3 min`, `2 h`, `5 d`."""
     if seconds is None:
         return ""
     whole = max(0, round(seconds))
@@ -124,7 +124,7 @@ def lasted(seconds: float | None) -> str:
 
 
 def at(moment: datetime | None) -> str:
-    """Tell a moment in this machine's time zone; an empty text for none."""
+    """Format a moment in this machine's time zone; an empty text for `None`."""
     from prefect_launch.core.units import local_time
 
     return "" if moment is None else local_time(moment)

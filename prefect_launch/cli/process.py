@@ -1,4 +1,4 @@
-"""The process of a command: its server, its log lines, its imports, and how a signal ends it."""
+"""Process of a command: server, log lines, imports, and signals."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def connected(*, verbose: bool = False) -> Api:
-    """Return the server that Prefect's settings name, with Prefect's own log lines kept quiet unless asked for."""
+    """Return the server of Prefect's settings; shows Prefect's own log lines only with `verbose`."""
     from prefect_launch.client.api import default_api
 
     warnings_only(verbose)
     return default_api()
 
 
-# Log lines of commands: our own on standard error, short; Prefect's only when asked for.
+# Log lines of commands: our own on standard error; Prefect's only with `verbose`.
 
 _OURS: Final = ("prefect_launch", "prefect.launch")
 
 
 def set_up(level: int, *, form: str, verbose: bool = False) -> None:
-    """Send our log lines to standard error.
+    """Send prefect-launch's log lines to standard error.
 
     Args:
         level: of the lines that are shown.
@@ -55,19 +55,19 @@ def set_up(level: int, *, form: str, verbose: bool = False) -> None:
 
 
 def warnings_only(verbose: bool = False) -> None:
-    """Show our warnings, as a line each."""
+    """Show prefect-launch's warnings, one line each."""
     set_up(logging.WARNING, form="%(levelname)s: %(message)s", verbose=verbose)
 
 
-# Loading of a program's modules with the garbage collector paused.
+# Imports with the garbage collector paused.
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Pause the garbage collector while modules are loaded, and leave what they made out of its later rounds.
+    """Pause the garbage collector during imports, and exclude the imported objects from later collections.
 
-    Prefect and its models make a million objects that live as long as the process. To look through them again and again
-    while they are made takes a fifth of the CPU time of the import.
+    Prefect and its models make a million objects that live as long as the process. Collecting among them takes a fifth
+    of the CPU time of the import.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -79,21 +79,21 @@ def loading() -> Iterator[None]:
             gc.enable()
 
 
-# Ending a command in order: SIGTERM, and a terminal that is closed, unwind it as Ctrl-C does, so that it ends what it.
+# Signals: SIGTERM, and SIGHUP of a closed terminal, unwind a command as Ctrl-C does, so that it cleans up.
 
-#: What a shell adds to a signal's number.
+#: A shell's exit code is this plus the signal's number.
 _SIGNALLED: Final = 128
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def ending_in_order() -> Iterator[None]:
-    """Let these signals end the process by an exception inside the block, with the exit code that a shell would give.
+    """Turn these signals into `SystemExit` inside the block, with a shell's exit code.
 
-    One that is ignored (`nohup`) stays so. For the main thread.
+    An ignored signal (`nohup`) stays ignored. Call it in the main thread.
     """
-    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, _end) for number in heard}
+    handled = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _end) for number in handled}
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""`prefect-launch queue`: make, look at, pause and delete queues."""
+"""Commands `prefect-launch queue`: create, show, pause and delete queues."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from prefect_launch.queues.agent_status import QueueActivity
     from prefect_launch.queues.run_queue import RunQueue
 
-app = group("Make, look at, pause and delete queues.")
+app = group("Create, show, pause and delete queues.")
 
 QueueName = Annotated[str, typer.Argument(metavar="NAME", help="The queue's name.")]
-#: What a queue's `pin` means, in words.
+#: A queue's `pin` in words.
 _PINS = {
     None: None,
     True: "pinned: what their tag means when an item is added",
@@ -49,7 +49,7 @@ def create(
     resource: Annotated[
         str,
         typer.Option(
-            "-r", "--resource", metavar="RESOURCE", help="What its items run on: local-process, local-container, …"
+            "-r", "--resource", metavar="RESOURCE", help="Resource of its items: local-process, local-container, …"
         ),
     ] = "local-process",
     config: Annotated[
@@ -58,7 +58,7 @@ def create(
             "-c",
             "--config",
             metavar="CONFIG",
-            help="The resource's options for every item: JSON, YAML, or a file of it.",
+            help="The resource's options for every item: JSON, YAML, or a file.",
         ),
     ] = None,
     variables: Annotated[
@@ -66,20 +66,20 @@ def create(
         typer.Option(
             "--variables",
             metavar="VARIABLES",
-            help="Template variables that stand as {{name}} in the config: JSON, YAML, or a file.",
+            help="Template variables, {{name}} in the config: JSON, YAML, or a file.",
         ),
     ] = None,
     concurrency: Annotated[
         int | None,
-        typer.Option("--concurrency", metavar="N", help="How many items may be in work at a time. Default: no limit."),
+        typer.Option("--concurrency", metavar="N", help="Items that may run at a time. Default: no limit."),
     ] = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
             "--allow",
             metavar="OPTION",
-            help="An option that submitters may set: besides the usual ones, or one that the config sets (env.NAME: one"
-            " variable).",
+            help="An option that submitters may also set, even one that the config sets (env.NAME: one variable)."
+            " Repeat for more.",
         ),
     ] = None,
     limit: Annotated[
@@ -95,7 +95,7 @@ def create(
         typer.Option(
             "--allow-secret",
             metavar="NAME",
-            help="A Secret block that submitters may name in env, and so have. The queue's config may name any.",
+            help="A Secret block that submitters may name in env, and so read. The queue's config may name any.",
         ),
     ] = None,
     priorities: Annotated[
@@ -116,17 +116,17 @@ def create(
         typer.Option(
             "--fail-impossible-after",
             metavar="TIME",
-            help="Fail an item after this time (1h) that asks for more than an agent's machine has, while no other"
-            " agent is online that has as much. Default: it waits.",
+            help="After this time (1h), fail an item that asks for more than any online agent's machine has."
+            " Default: it waits.",
         ),
     ] = None,
     entity: EntityOption = None,
     replace: Annotated[
-        bool, typer.Option("--replace", metavar="", help="Bring the queue of that name up to date when it is there.")
+        bool, typer.Option("--replace", metavar="", help="Update the queue of that name if it exists.")
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Make a queue."""
+    """Create a queue."""
     given = None if config is None else read_mapping(config, "--config")
     if limit:
         given = {**(given or {}), "limits": {**((given or {}).get("limits") or {}), **_limits(limit)}}
@@ -147,7 +147,7 @@ def create(
     if json:
         print_json(_summary(api, queue, _activity(api, queue)))
         return
-    typer.echo(f"The queue {name} is there, for {resource}: {queue.url}")
+    typer.echo(f"The queue {name} is ready, for {resource}: {queue.url}")
     if queue.pin is not None:
         typer.echo(f"Its items run the image that their tag means when they {'are added' if queue.pin else 'start'}.")
     typer.echo(f"Run its items on this machine with: prefect-launch agent start -q {name}")
@@ -155,7 +155,7 @@ def create(
 
 @app.command("list")
 def list_(json: JsonOption = False) -> None:
-    """List the queues, with what waits and what is in work."""
+    """List the queues, with their waiting and active items."""
     api = _api()
     queues = api.run_queues()
     activities = api.queue_activity(queue.name for queue in queues)
@@ -175,12 +175,12 @@ def list_(json: JsonOption = False) -> None:
         )
         for queue, activity in pairs
     ]
-    print_table(_COLUMNS, rows, empty="No queue yet. Make one with: prefect-launch queue create NAME")
+    print_table(_COLUMNS, rows, empty="There is no queue yet. Create one with: prefect-launch queue create NAME")
 
 
 @app.command()
 def show(name: QueueName, json: JsonOption = False) -> None:
-    """Show a queue: its configuration, its template variables, what goes on."""
+    """Show a queue: configuration, template variables, activity."""
     api = _api()
     queue = api.run_queue(name)
     activity = _activity(api, queue)
@@ -213,9 +213,9 @@ def show(name: QueueName, json: JsonOption = False) -> None:
 
 @app.command()
 def pause(name: QueueName) -> None:
-    """Let no further item of a queue start; what runs goes on."""
+    """Pause a queue: no further item starts; running items go on."""
     _api().run_queue(name).pause()
-    typer.echo(f"The queue {name} is paused. 'prefect-launch queue resume {name}' lets it go on.")
+    typer.echo(f"The queue {name} is paused. Resume it with: prefect-launch queue resume {name}")
 
 
 @app.command()
@@ -228,9 +228,11 @@ def resume(name: QueueName) -> None:
 @app.command()
 def delete(
     name: QueueName,
-    yes: Annotated[bool, typer.Option("-y", "--yes", metavar="", help="Delete its waiting items unasked.")] = False,
+    yes: Annotated[
+        bool, typer.Option("-y", "--yes", metavar="", help="Delete the waiting items without asking.")
+    ] = False,
 ) -> None:
-    """Delete a queue with its waiting items and deployments; what runs goes on."""
+    """Delete a queue with its waiting items and deployments; running items go on."""
     from prefect_launch.errors import QueueError
 
     api = _api()
@@ -242,12 +244,12 @@ def delete(
                 f"The queue {name!r} has {_items(waiting)} waiting, which would be deleted with it. Say so with --yes."
             )
         typer.confirm(f"Delete the queue {name} with {_items(waiting)} that wait?", abort=True)
-    gone = queue.delete()
-    typer.echo(f"The queue {name} is deleted, with {_items(gone)} that waited.")
+    deleted = queue.delete()
+    typer.echo(f"The queue {name} is deleted, with {_items(deleted)} that waited.")
 
 
 def _impossible(seconds: float | None) -> str:
-    """Say what becomes of an item that no agent of the queue can ever run."""
+    """Return what happens to an item that no agent of the queue can ever run."""
     from prefect_launch.core.units import format_duration
 
     return "items wait" if seconds is None else f"items fail after {format_duration(seconds)}"

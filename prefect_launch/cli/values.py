@@ -1,6 +1,6 @@
-"""Values that people write on a command line: `NAME=VALUE`, JSON, YAML, and files of them.
+"""Values on a command line: `NAME=VALUE`, JSON, YAML, and files of them.
 
-What a value means is told by its schema, not guessed: `--set tag=1.10` stays text when the job's input is a string.
+The schema decides a value's type: `--set tag=1.10` stays text when the job's input is a string.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _TYPE_OF: Final[Mapping[type, str]] = {
 
 
 def read_mapping(given: str, option: str) -> dict[str, Any]:
-    """Read a mapping that is given as JSON, as YAML, or as a file of either.
+    """Read a mapping from JSON, YAML, or a file of either.
 
     Args:
         given: the text, or the file's path.
-        option: that it was given for, for the message.
+        option: its name, for the message.
 
     Raises:
         SpecError: when it is neither, is no mapping, or holds NaN or Infinity.
@@ -64,7 +64,7 @@ def _read(path: Path, option: str) -> str:
 
 
 def _parse(text: str, what: str, *, strict: bool) -> Any:
-    """Parse JSON; what is none may be YAML, unless it says that it is JSON."""
+    """Parse JSON, or else YAML; with `strict`, JSON only."""
     try:
         return json.loads(text, parse_constant=lambda word: _refuse_constant(word, what))
     except json.JSONDecodeError as error:
@@ -84,7 +84,7 @@ def _refuse_constant(word: str, what: str) -> Any:
 
 
 def read_retries(given: str, option: str = "--retries") -> dict[str, Any]:
-    """Read a retry rule: a whole number, or a mapping as `read_mapping` takes it; returned as a mapping.
+    """Read a retry rule from a whole number or a mapping (see `read_mapping`); returns a mapping.
 
     Raises:
         SpecError: when it is no good rule.
@@ -114,10 +114,10 @@ def split_assignment(text: str, option: str) -> tuple[str, str]:
 
 
 def typed(text: str, schema: Mapping[str, Any] | None) -> Any:
-    """Return what a text means where a schema holds.
+    """Return a text as a value of the type that its schema declares.
 
-    Text stays text where the schema wants a string; elsewhere it is read as JSON, and stays text when it is none: the
-    schema's own check then says what is wrong with it.
+    A text stays text if the schema's type is a string. Otherwise it is read as JSON, and stays text if it is not JSON:
+    the schema's own check then names the fault.
     """
     types = _types(schema or {})
     if types and types <= {"string", "null"}:
@@ -132,7 +132,7 @@ def typed(text: str, schema: Mapping[str, Any] | None) -> Any:
 
 
 def _lenient(text: str, types: set[str]) -> Any:
-    """Read what people write for JSON: `True`, `.5`."""
+    """Read what people write instead of JSON: `True`, `.5`."""
     if "boolean" in types and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if types & {"number", "integer"} and "string" not in types:
@@ -155,7 +155,7 @@ def _types(schema: Mapping[str, Any]) -> set[str]:
 
 
 def nested(assignments: Iterable[tuple[str, str]], schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Make a job's inputs of assignments: `a.b=1` sets `b` in the group `a`, unless the job has an input `a.b`.
+    """Make a job's inputs from assignments: `a.b=1` sets `b` in the group `a`, unless the job has an input `a.b`.
 
     Raises:
         SpecError: when one name is both a value and a group.
