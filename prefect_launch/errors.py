@@ -1,8 +1,8 @@
-"""Every error of prefect-launch, grouped by who must act.
+"""Errors of prefect-launch, grouped by who must act.
 
-All derive from :class:`LaunchError`. A message names the value that was seen, the rule that it broke and the next
-step. The groups decide how an agent ends an item: what the submitter, the queue's owner or the job's own code got wrong
-is ``Failed``; what the machine or a service failed to do is ``Crashed``.
+All derive from :class:`LaunchError`. A message names the value, the rule that it broke and the next step. The groups
+decide how an agent ends an item: an error of the submitter, the queue's owner or the job's own code is ``Failed``; a
+failure of the machine or a service is ``Crashed``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-#: As much of a wrong name as a message shows: no right one is longer.
+#: How much of a wrong name a message shows: no valid name is longer.
 _SHOWN_CHARS = 128
-#: How alike two names are, by difflib's ratio (0 to 1), when one may be a misspelling of the other.
+#: Least similarity of a misspelling to a name, by difflib's ratio (0 to 1).
 _ALIKE = 0.6
-#: And how much longer one of them may be. Without that `version` would be a misspelling of `python_version`.
+#: How much longer one of the two may be. Without this, `version` would be a misspelling of `python_version`.
 _LONGER = 1.5
 
 
@@ -26,21 +26,21 @@ class LaunchError(Exception):
 
 
 class SubmitterError(LaunchError):
-    """What was asked for cannot be done; ask for something else."""
+    """The request cannot be fulfilled; the submitter must change it."""
 
 
 class SpecError(SubmitterError):
-    """The launch spec breaks a rule: a missing or doubled source, a wrong type, a value outside its range."""
+    """The launch spec breaks a rule: no source or several, a wrong type, a value out of range."""
 
 
 class InvalidNameError(SubmitterError):
-    """A name (of a job, queue, alias, …) is not one that can be given."""
+    """A name (of a job, queue, alias, …) is invalid."""
 
 
 class NotFoundError(SubmitterError):
     """A queue, job, alias, version, variable or resource of that name does not exist.
 
-    The message names the nearest right one and lists the others.
+    The message names the nearest existing name and lists the others.
     """
 
 
@@ -49,26 +49,26 @@ class InputError(SubmitterError):
 
 
 class UnsafeSpecError(SubmitterError):
-    """The spec asks for something that the queue does not allow a submitter to set."""
+    """The spec sets something that the queue does not allow a submitter to set."""
 
 
 class ArtifactError(SubmitterError):
-    """A job artifact is damaged, truncated, or holds something that must not be unpacked."""
+    """A job artifact is damaged, truncated, or holds something that is unsafe to unpack."""
 
 
 class SourceError(SubmitterError):
-    """The job's code cannot be had: a remote that is refused, a commit that is gone, a folder that leaks."""
+    """The job's code is not available: a refused remote, a missing commit, a link out of the folder."""
 
 
 class BuildError(SubmitterError):
-    """The job's image cannot be built: a step fails, its requirements do not resolve, or nothing builds where it is."""
+    """The job's image cannot be built: a step fails, requirements do not resolve, or the agent builds no images."""
 
 
 # --- the queue's owner must act --------------------------------------------------------------------------------------
 
 
 class QueueError(LaunchError):
-    """The queue's own configuration is wrong, or the queue is in the way (exists already, has another type)."""
+    """The queue's configuration is wrong, or the queue already exists or has another type."""
 
 
 # --- the agent's operator must act -----------------------------------------------------------------------------------
@@ -83,24 +83,23 @@ class AgentConfigError(OperatorError):
 
 
 class InfrastructureError(OperatorError):
-    """The machine, the Docker Engine or a registry failed to do what was rightly asked: the item is ``Crashed``."""
+    """The machine, the Docker Engine or a registry failed on a valid request: the item is ``Crashed``."""
 
 
 class BuildDiskError(InfrastructureError):
-    """A disk was full while an image was built: the build has failed, and the item is ``Failed``; its retry rule sees a
-    fault of the machine."""
+    """A disk was full while an image was built: the item is ``Failed``; a retry rule sees a fault of the machine."""
 
 
 class UnreachableError(InfrastructureError):
-    """What runs the jobs (the Docker Engine) cannot be reached: the item goes back into its queue."""
+    """The Docker Engine cannot be reached: the item returns to its queue."""
 
 
 class ImagePullError(InfrastructureError):
-    """A registry did not give an image."""
+    """An image could not be pulled from its registry."""
 
 
 class RegistryError(InfrastructureError):
-    """A registry failed, did not answer, or refused what was asked of it."""
+    """A registry failed, did not answer, or refused a request."""
 
 
 class ServerUnavailableError(OperatorError):
@@ -108,7 +107,7 @@ class ServerUnavailableError(OperatorError):
 
 
 class AnswerLostError(ServerUnavailableError):
-    """A request may have reached the Prefect server or not, and must not be sent again before that is known."""
+    """The answer to a request was lost: read the Prefect server before you send the request again."""
 
 
 # --- the job's author must act ---------------------------------------------------------------------------------------
@@ -120,7 +119,7 @@ class ExecutionError(LaunchError):
     Attributes:
         exit_code: the process's exit code, or ``None`` when it never had one.
         last_lines: the last lines of the run's log, oldest first.
-        cause: why, in the word of a retry rule (`failed`, `oom`, `timeout`, …), when that is known.
+        cause: the cause as a retry rule names it (`failed`, `oom`, `timeout`, …), or ``None``.
     """
 
     def __init__(
@@ -137,44 +136,44 @@ class ExecutionError(LaunchError):
         self.cause = cause
 
     def __repr__(self) -> str:
-        # Prefect writes it into its own log, where the lines of a job's log would stand once more.
+        # Prefect logs the repr, which would repeat the lines of the job's log.
         first, _, _ = str(self).partition("\n")
         return f"{type(self).__name__}({first!r})"
 
 
 class JobCodeError(LaunchError):
-    """The job's own code uses `prefect_launch.inputs` in a way that cannot work, or runs where it finds no inputs."""
+    """The job's own code uses `prefect_launch.inputs` wrongly, or runs where there are no inputs."""
 
 
 # --- we must act -----------------------------------------------------------------------------------------------------
 
 
 class InternalError(LaunchError):
-    """A bug in prefect-launch: a move or an answer that its own rules exclude. Please report it."""
+    """A bug in prefect-launch: a state transition or an answer that its own rules exclude. Please report it."""
 
 
 class ServerFailedError(InternalError):
-    """The Prefect server failed over a request (5xx). It may not the next time."""
+    """The Prefect server failed on a request (5xx). The next try may succeed."""
 
 
 class ItemGoneError(InternalError):
-    """The item is not on the server any more: somebody deleted it while it was waiting to be moved."""
+    """The item is no longer on the server: somebody deleted it."""
 
 
 def clause(error: object) -> str:
-    """Return what another program or library says of a fault, to go into a sentence: without a full stop at its end."""
+    """Return the text of another program's error without its full stop, to use inside a sentence."""
     return str(error).strip().removesuffix(".")
 
 
 def nearest_name(value: object, known: Iterable[str]) -> str | None:
-    """Return the name that was most likely meant: the wrong one misspells it, or has its end cut off or added to.
+    """Return the name that was most likely meant: one of similar spelling, or of the same beginning.
 
     Args:
         value: the name seen.
         known: the right names.
 
     Returns:
-        One of the right names; None when none of them is near.
+        One of the right names; None when none is similar.
     """
     seen = str(value)
     near = [name for name in known if _may_be_meant(seen, name)]
@@ -189,13 +188,13 @@ def _may_be_meant(seen: str, name: str) -> bool:
 def unknown_name(
     kind: str, value: object, known: Iterable[str], *, where: str = "", near: str | None = None
 ) -> NotFoundError:
-    """Make the error for a name that does not exist.
+    """Return the error for a name that does not exist.
 
     Args:
-        kind: what the name is of, in the singular, such as ``"queue"``.
+        kind: the kind of thing that is named, in the singular, such as ``"queue"``.
         value: the name seen.
         known: the right names.
-        where: where they were looked for, such as ``" in queue 'gpu'"`` (with its leading space).
+        where: where it was searched, such as ``" in queue 'gpu'"`` (with its leading space).
         near: the right name where the caller knows it; by default the nearest one.
 
     Returns:

@@ -1,4 +1,4 @@
-"""`Api`: where the Prefect server is, and who asks. The start of everything.
+"""Client `Api`: the Prefect server, the caller's entity and project, and the job store.
 
 An `Api` is a plain value, so that it can be a flow's parameter. It opens its connection when it is first used and keeps
 it on a thread of its own, so that its methods can be called from synchronous and asynchronous code alike.
@@ -48,7 +48,7 @@ _PAGE = 200
 
 
 def machine_registries() -> Registry:
-    """Return all registries, as this machine is logged in now.
+    """Return access to all registries, with this machine's credentials.
 
     Raises:
         AgentConfigError: when the machine's agent config, which names registries too, is wrong.
@@ -94,10 +94,10 @@ class Api(BaseModel):
 
     @asynccontextmanager
     async def connect(self, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> AsyncIterator[Server]:
-        """Open the door to the server on this event loop.
+        """Open a client of the server on this event loop.
 
         Args:
-            patience_seconds: for how long a request is tried again while the server is busy or away.
+            patience_seconds: how long a request is retried while the server is busy or does not answer.
         """
         from prefect_launch.server.client import connect
 
@@ -106,7 +106,7 @@ class Api(BaseModel):
 
     @asynccontextmanager
     async def job_registry(self, server: Server | None = None) -> AsyncIterator[JobRegistry]:
-        """Open the job registry on this event loop, over a server that is open or one of its own."""
+        """Open the job registry on this event loop, with an open server or a new one."""
         if server is None:
             async with self.connect() as own, self.job_registry(own) as registry:
                 yield registry
@@ -141,11 +141,11 @@ class Api(BaseModel):
             yield Session(server, jobs, DigestCache(self._registries), self._secrets(server))
 
     def call(self, function: Callable[[Session], Awaitable[T]]) -> T:
-        """Run an async function of an open session from synchronous code, over the connection that is kept."""
+        """Run an async function of an open session from synchronous code, over the shared connection."""
         return self._connection().call(function)
 
     async def acall(self, function: Callable[[Session], Awaitable[T]]) -> T:
-        """Run an async function of an open session from any event loop, over the connection that is kept."""
+        """Run an async function of an open session from any event loop, over the shared connection."""
         return await self._connection().acall(function)
 
     def _connection(self) -> Background[Session]:
@@ -158,11 +158,11 @@ class Api(BaseModel):
         return self._background
 
     def _registries(self) -> Registry:
-        """Who is asked about images: all registries, as this machine is logged in now."""
+        """Access to all registries, with this machine's credentials."""
         return machine_registries()
 
     def _secrets(self, server: Server) -> ReadSecret:
-        """Return what reads a Secret block of the server by its name."""
+        """Return a function that reads a Secret block of the server by name."""
         from prefect_launch.server.secrets import read_secret
 
         client: PrefectClient = server.client  # type: ignore[attr-defined]
@@ -210,7 +210,7 @@ class Api(BaseModel):
         names: Iterable[str] | None = None,
         limit: int | None = _PAGE,
     ) -> list[Item]:
-        """Like `items`, but returns the items as they are now instead of handles on them."""
+        """Like `items`, but returns the items themselves instead of handles on them."""
         wanted = None if states is None else list(states)
         named = None if names is None else list(names)
 
@@ -263,18 +263,18 @@ class Api(BaseModel):
         return self.call(lambda session: session.jobs.resolve(name))
 
     def jobs(self, entity: str | None = None, project: str | None = None) -> list[JobSummary]:
-        """List the jobs of an entity and a project, of all when they are left out, by name."""
+        """List jobs by name, all or of one entity or project."""
         return self.call(lambda session: session.jobs.list(entity, project))
 
     def job_aliases(self, job: Job) -> tuple[str, ...]:
-        """List the aliases that mean this version of a job now, `latest` included."""
+        """List the current aliases of this version of a job, `latest` included."""
         return self.call(lambda session: session.jobs.aliases(job))
 
     def deploy_job(self, job: str, queue: str, *, name: str | None = None) -> tuple[Job, UUID, str]:
-        """Make the deployment of a job on a queue, or bring it up to date.
+        """Create or update the deployment of a job on a queue.
 
         Args:
-            job: the job; the version that it names now is what the deployment starts.
+            job: the job; the deployment starts the version that this name means now.
             queue: where its items go.
             name: of the deployment; by default the job's.
 
@@ -288,14 +288,14 @@ class Api(BaseModel):
 
         return self.call(lambda session: deploy_job(session, job, queue, name=name))
 
-    # What an `Api` does with queues.
+    # --- queues ---
 
     @made_of_arguments(QueueOptions)
     def create_run_queue(self, options: QueueOptions) -> RunQueue:
-        """Make a queue; the arguments are the attributes of `QueueOptions`.
+        """Create a queue; the arguments are the attributes of `QueueOptions`.
 
         Raises:
-            QueueError: when it is there already, or its configuration is wrong.
+            QueueError: when it exists already, or its configuration is wrong.
             InvalidNameError: for a bad name.
             NotFoundError: for an unknown resource or option.
         """
@@ -303,15 +303,15 @@ class Api(BaseModel):
 
     @made_of_arguments(QueueOptions)
     def upsert_run_queue(self, options: QueueOptions) -> RunQueue:
-        """Make a queue, or bring the one of that name up to date; arguments as `create_run_queue`."""
+        """Create or update a queue; takes the arguments of `create_run_queue`."""
         return self.write_run_queue(options, replace=True)
 
     def write_run_queue(self, options: QueueOptions, *, replace: bool) -> RunQueue:
-        """Make a queue as its options say.
+        """Create a queue from its options.
 
         Args:
             options: of the queue.
-            replace: bring the queue of that name up to date, when it is there, instead of refusing.
+            replace: update an existing queue of that name instead of refusing.
 
         Raises:
             LaunchError: as `create_run_queue`.
@@ -377,7 +377,7 @@ class Api(BaseModel):
         return self.call(lambda session: delete_queue(session, name))
 
     def queue_activity(self, queues: Iterable[str]) -> list[QueueActivity]:
-        """Tell how much waits and is in work on each of these queues, and which agents are there for it."""
+        """Return the waiting and active items of each of these queues, and its agents."""
         from prefect_launch.queues.agent_status import queue_activity
 
         names = list(queues)
@@ -390,7 +390,7 @@ class Api(BaseModel):
         return self.call(agents)
 
     def drain_agent(self, name: str, *, undo: bool = False) -> AgentInfo:
-        """Tell an agent, on whatever machine, to take no more items and to leave when its work is done.
+        """Drain an agent on any machine: it takes no more items, and exits when its jobs are done.
 
         Args:
             name: of the agent.
@@ -408,15 +408,12 @@ class Api(BaseModel):
         return self.call(lambda session: drain_agent(session, name, undo=undo))
 
 
-# `Api`: where the Prefect server is, and who asks. The start of everything.
-
-
 _chosen: ContextVar[Api | None] = ContextVar("prefect_launch_api", default=None)
 
 
 @contextmanager
 def use_api(api: _Api) -> Iterator[_Api]:
-    """Let the calls inside the block that name no `Api` use this one; `launch_add` has no argument for it."""
+    """Use this `Api` for calls inside the block that name none; `launch_add` has no argument for it."""
     token = _chosen.set(api)
     try:
         yield api

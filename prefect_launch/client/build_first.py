@@ -1,4 +1,4 @@
-"""`launch_add(build=True)`: the image of a job's code, built and pushed here, and an image job in the code job's place.
+"""Build before queuing (`launch_add(build=True)`): builds and pushes a job's image, and queues an image job of it.
 
 Agents then need neither the code nor a builder: they pull the image by its digest. The image job is named after the
 job, `NAME-image`; its schema and retries are the job's, and its metadata says what it was built from. The
@@ -34,7 +34,7 @@ from prefect_launch.spec.launch_spec import DockerSource, GitSource, LaunchSpec,
 _logger = get_logger("launch.build")
 
 _SUFFIX: Final = "-image"
-#: The tag of an image that is told of before it is built.
+#: The tag that stands for an image before it is built.
 _WHEN_BUILT: Final = "set-when-built"
 _STOPPED: Final = "Stopped: the image is not finished, and nothing is queued. The same call builds it anew."
 
@@ -45,7 +45,7 @@ async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_nam
     Args:
         api: whose names are the defaults.
         session: an open connection.
-        spec: what is asked for; its `registry.uri` is the repository.
+        spec: the request; its `registry.uri` is the repository.
         queue_name: of the queue.
 
     Raises:
@@ -56,7 +56,7 @@ async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_nam
         RegistryError: when the registry does not take the image.
     """
     checked = await check_item(api, session, spec, queue_name)
-    job = _refuse_what_needs_no_build(checked.job, checked.queue)
+    job = _job_to_build(checked.job, checked.queue)
     config = _config_of_builder()
     repository = _repository(spec, config)
     try:
@@ -70,11 +70,11 @@ async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_nam
 
 
 class BuiltJob(NamedTuple):
-    """What a build would bring, as far as it can be told before.
+    """Preview of a build before queuing.
 
     Attributes:
         spec: names the image job.
-        job: the image job; one that is not there yet has an image whose tag is no real one.
+        job: the image job; for one that does not exist yet, the image's tag is a placeholder.
         built_of: the job whose code is built.
         repository: where the image is pushed.
     """
@@ -86,12 +86,12 @@ class BuiltJob(NamedTuple):
 
 
 async def preview_built_job(session: Session, spec: LaunchSpec, job: Job | None, queue: CachedQueue) -> BuiltJob:
-    """Say what `with_built_job` would make of a spec that was checked; nothing is built, pushed or made.
+    """Preview `with_built_job` for a checked spec; builds, pushes and creates nothing.
 
     Raises:
         SpecError: as `with_built_job` does.
     """
-    of = _refuse_what_needs_no_build(job, queue)
+    of = _job_to_build(job, queue)
     repository = _repository(spec, _config_of_builder())
     to_build = build_request(spec, of)
     draft = image_job(of, f"{repository}:{_WHEN_BUILT}", to_build.entry_point if to_build else ())
@@ -100,7 +100,7 @@ async def preview_built_job(session: Session, spec: LaunchSpec, job: Job | None,
 
 
 async def _built_last(session: Session, draft: JobDraft) -> Job | None:
-    """Return the image job that there is of the same code, which stays the same unless the base image has changed."""
+    """Return the existing image job of the same code, which is current unless the base image has changed."""
     try:
         last = await session.jobs.resolve(f"{draft.entity}/{draft.project}/{draft.name}")
     except NotFoundError:
@@ -119,7 +119,7 @@ def _config_of_builder() -> AgentConfig:
     return config
 
 
-def _refuse_what_needs_no_build(job: Job | None, queue: CachedQueue) -> Job:
+def _job_to_build(job: Job | None, queue: CachedQueue) -> Job:
     resource = queue.config.resource
     if not runner_class(resource).needs_image:
         raise SpecError(
@@ -175,7 +175,7 @@ def _line_logger() -> Callable[[str], None]:
 
 
 def image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
-    """Return the image job that takes a code job's place: its image by digest, and the run's command in that."""
+    """Return the image job that replaces a code job: its image by digest, and the run's command."""
     was = job.document
     document = JobDocument.model_validate(
         {
@@ -199,13 +199,13 @@ def image_job(job: Job, image: str, command: tuple[str, ...]) -> JobDraft:
 
 
 def _origin(job: Job) -> str:
-    """Return what an image was built from; a job of a URI is not kept, but its commit is for ever."""
+    """Return what an image was built from; a job of a URI is not stored, so its commit is named."""
     source = job.document.source
     return f"{source.git.remote}@{source.git.commit}" if isinstance(source, GitJobSource) else job.reference
 
 
 def _naming(spec: LaunchSpec, job: Job) -> LaunchSpec:
-    """Return the spec with the image job; what the build has used up is left out."""
+    """Return the spec with the image job, without the options that only the build uses."""
     overrides = spec.overrides.model_copy(update={"entry_point": None, "dockerfile": None})
     changes: dict[str, Any] = {
         "job": job.reference,

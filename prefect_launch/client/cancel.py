@@ -1,4 +1,4 @@
-"""Asking for the end of an item, so that its states tell who asked, and that nothing runs of one that was waiting.
+"""Cancellation of an item: its states record who cancelled it, and whether anything was running.
 
 The server cancels what waits by itself and without a word. The words come after it, as a second state of the same kind:
 to propose `Cancelled` at once could pass over an agent that claims the item in the same moment.
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
 
 
-async def ask_to_stop(session: Session, item: Item) -> State | None:
-    """Ask for an item to stop: what waits is cancelled at once, what is in work is ended by its agent.
+async def request_cancel(session: Session, item: Item) -> State | None:
+    """Cancel an item: a waiting item is cancelled at once; the agent of an active item stops it.
 
     Args:
         session: an open connection.
@@ -32,13 +32,13 @@ async def ask_to_stop(session: Session, item: Item) -> State | None:
     state = verdict.state
     if verdict.status is Answer.REJECT and state is not None and state.type is StateType.CANCELLED:
         nothing = "nothing of it was running" if item.run_count else "nothing was started"
-        told = State.of(ItemState.CANCELLED, f"Cancelled by {who} while it waited: {nothing}.")
-        await session.server.propose(item.id, told)
+        cancelled = State.of(ItemState.CANCELLED, f"Cancelled by {who} while it waited: {nothing}.")
+        await session.server.propose(item.id, cancelled)
     return state
 
 
 def _who() -> str:
-    """Name the user and the machine; a container may know no name for its user."""
+    """Return the user and the machine; a container may have no name for its user."""
     try:
         return f"{getpass.getuser()} on {socket.gethostname()}"
     except (KeyError, OSError):

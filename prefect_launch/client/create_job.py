@@ -1,4 +1,4 @@
-"""Making a job: the call that users know from the reference, for `image`, `code` and `git`.
+"""Job creation: `create_job` for an image, a folder of code, or a git repository, as in the reference.
 
 Unlike the reference's it raises, with one clear error, when something is wrong, and stores nothing then.
 """
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 _logger = get_logger("launch.jobs")
 
-#: The reference's words for kinds, and the word that its artifact has for code.
+#: Job types of the reference, and its artifact's word for code.
 JOB_TYPES: Final[Mapping[str, SourceKind]] = MappingProxyType(
     {
         "image": SourceKind.IMAGE,
@@ -74,7 +74,7 @@ JOB_TYPES: Final[Mapping[str, SourceKind]] = MappingProxyType(
 
 
 class JobRequest(BaseModel):
-    """What an author says about a job that is to be made. See `prefect_launch.client.create_job.acreate_job`."""
+    """Request for a new job. See `prefect_launch.client.create_job.acreate_job`."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -97,7 +97,7 @@ class JobRequest(BaseModel):
 
     @property
     def kind(self) -> SourceKind:
-        """What it is made of.
+        """The kind of source.
 
         Raises:
             SpecError: when the job type is unknown.
@@ -108,10 +108,10 @@ class JobRequest(BaseModel):
 
 
 async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[JobDraft, tuple[str, ...]]:
-    """Make a job of what its author named.
+    """Draft a job from its author's request.
 
     Args:
-        request: what the author says.
+        request: the author's request.
         git: how git is run.
 
     Returns:
@@ -133,8 +133,8 @@ async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[Job
     aliases = tuple(check_alias(alias) for alias in request.aliases)
     _check_paths(request)
     draft, own_alias = await _MAKERS[kind](request, git or Git(machine_git_settings()))
-    told = {"description": draft.description, "metadata": draft.metadata, **draft.document.model_dump()}
-    check_server_json(told, f"The job {draft.name!r}", path="its document")
+    content = {"description": draft.description, "metadata": draft.metadata, **draft.document.model_dump()}
+    check_server_json(content, f"The job {draft.name!r}", path="its document")
     return draft, tuple(dict.fromkeys([*aliases, *([own_alias] if own_alias else [])]))
 
 
@@ -182,7 +182,7 @@ async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | Non
     commit = await resolve_commit(git, remote, request.git_hash)
     await _check_in_commit(git, remote, commit, entry_point, request)
     source = GitJobSource(git=GitCommit(remote=remote, commit=commit), **_command(entry_point), **_build(request))
-    # Which Python the code asks for is seen where it is fetched: see `prefect_launch.spec.job_naming.runtime_of`.
+    # The agent reads the Python version where it fetches the code: see `prefect_launch.spec.job_naming.runtime_of`.
     document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, folder=None)
     return _draft(request, job_name(name_of(remote)), document), None
 
@@ -204,7 +204,7 @@ async def _check_in_commit(
 
 
 def _folders(request: JobRequest) -> tuple[str, ...]:
-    """Return the folders of the code that its command's files may be in: where it runs, or what a Dockerfile copies."""
+    """Return the folders that may hold the command's files: the working directory, or what a Dockerfile copies."""
     return (request.build_context or ".", *(["."] if request.dockerfile is not None else []))
 
 
@@ -216,9 +216,9 @@ def _check_build_files(
 
 
 def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str], *, is_whole: bool = True) -> None:
-    """Read what the code says that it needs, as an agent will: refuse what cannot be had, and say what is not read."""
+    """Read the code's requirements as an agent does: refuse what is not available, and warn of what is not read."""
     if request.dockerfile is not None or request.base_image is not None:
-        return  # Then these say what the code runs with.
+        return  # Then these decide the environment.
     top = PurePosixPath(request.build_context or ".")
     inside = [str(PurePosixPath(path).relative_to(top)) for path in paths if PurePosixPath(path).is_relative_to(top)]
     for note in read_requirements(folder / top, inside, is_whole=is_whole).notes:
@@ -226,7 +226,7 @@ def _check_requirements(request: JobRequest, folder: Path, paths: Collection[str
 
 
 def _check_requirements_of(request: JobRequest, listed: CommitListing) -> None:
-    """Do the same for a commit, with those of its files that the host has given."""
+    """Check the requirements of a commit, with the files that the host returned."""
     with temporary_folder("launch-git-") as scratch:
         for path, content in listed.contents.items():
             make_folders((scratch / path).parent)
@@ -292,7 +292,7 @@ def _command(entry_point: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _program_of_notebook(folder: Path, entry_point: tuple[str, ...], build_context: str | None) -> dict[str, bytes]:
-    """Return the program that a folder's notebook becomes, by its path."""
+    """Return the converted notebook of a folder, by its path."""
     notebook = notebook_in(entry_point)
     for place in (build_context or "", "") if notebook else ():
         path = PurePosixPath(place, notebook or "")
@@ -336,7 +336,7 @@ def _alias_of_tag(tag: str | None) -> str | None:
         return None
 
 
-# Making a job: the call that users know from the reference, for `image`, `code` and `git`.
+# The public call, with the reference's arguments.
 
 
 async def acreate_job(
@@ -367,28 +367,28 @@ async def acreate_job(
         entity: its owner; by default the `Api`'s.
         project: its project; by default the `Api`'s.
         name: its name; by default `job-` and the name of the image, folder or repository.
-        description: a text for people.
-        aliases: names for this version, beside `latest`. An image's tag becomes one, too.
-        runtime: the Python that it wants, such as `"3.11"`; by default what `runtime.txt` or `.python-version`
+        description: a description of the job.
+        aliases: names for this version besides `latest`. An image's tag becomes one too.
+        runtime: its Python version, such as `"3.11"`; by default what `runtime.txt` or `.python-version`
             says, or the one that runs here.
         entrypoint: its command, as text or as a list; by default `python main.py`, or an image's own.
         git_hash: branch, tag or commit of a git job; by default the remote's default branch.
         build_context: the folder in its code that it runs in, with the requirements there, or that its image is built
             in: a project of a repository with several.
         dockerfile: the Dockerfile, relative to the build context.
-        base_image: an image that its code runs in as it is.
-        services: of the reference; nothing here starts services beside a run, so that any are refused.
-        schema: what its inputs must obey: a JSON schema or its file, a pydantic class, or `module:Class` in its code.
-        retries: when its items are run again, unless they say: `{"max": 3, "on": ["crashed", "oom"], "delay": 30}`.
+        base_image: an image to run the code in, unchanged.
+        services: an option of the reference; not supported, so any value is refused.
+        schema: the schema of its inputs: a JSON schema or its file, a pydantic class, or `module:Class` in its code.
+        retries: retry rule of items without their own: `{"max": 3, "on": ["crashed", "oom"], "delay": 30}`.
         api: the server; by default the one that Prefect's settings name.
 
     Returns:
         The job, at the version that now is `latest`.
 
     Raises:
-        InvalidNameError: for a name or alias that cannot be given; a safe one is suggested.
+        InvalidNameError: for an invalid name or alias; the message suggests a valid one.
         SpecError: for a job type, runtime, entry point, image, path or schema that is wrong.
-        SourceError: for a folder that leaks or lacks its entry point, and a remote that is refused or cannot be read.
+        SourceError: for a folder with links out of it or without its entry point, or a remote that cannot be read.
         NotFoundError: for a branch, tag or commit that does not exist.
         InfrastructureError: when storage or network fail.
         ServerUnavailableError: when the server does not answer.

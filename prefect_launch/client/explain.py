@@ -1,8 +1,8 @@
-"""`explain_launch`: what `launch_add` would do, and nothing done.
+"""Dry run of `launch_add` (`explain_launch`).
 
 A dry run: it checks all that `launch_add` checks, then plans the item as an agent would, and says what would be
 created, what the queue has changed of what was asked for, which place the item would take and why it would wait.
-Nothing is made on the server or on this machine. Values of environment variables are never told, only their names.
+It makes nothing on the server or on this machine. It shows names of environment variables, never their values.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _HIDDEN: Final = "***"
 
 
 class Change(BaseModel):
-    """One thing that is other than what was asked for.
+    """One difference from the request.
 
     Attributes:
         what: a launch option such as `job`, or an option of the resource.
-        asked: what was asked for; `None`: nothing.
-        becomes: what it is.
-        by: who changed it, in words.
+        asked: the requested value; `None`: nothing.
+        becomes: the effective value.
+        by: who changed it, for people.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -69,10 +69,10 @@ class Change(BaseModel):
 def changes_of(
     asked: LaunchSpec, full: LaunchSpec, config: QueueConfig, options: Mapping[str, Any], *, is_built: bool = False
 ) -> tuple[Change, ...]:
-    """List what is other than what was asked for.
+    """List the differences from the request.
 
     Args:
-        asked: what was asked for.
+        asked: the request.
         full: the same, completed at the enqueue.
         config: the queue's.
         options: the resource's options that it runs with.
@@ -88,7 +88,7 @@ def changes_of(
 def masked(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options, or what is created, without the values of environment variables: their names remain.
 
-    A variable that names a secret is told with the block's name.
+    A variable that names a secret keeps the block's name.
     """
     return {name: _names(value) if _is_env(name) else value for name, value in options.items()}
 
@@ -165,9 +165,9 @@ def _flat(options: Mapping[str, Any]) -> dict[str, Any]:
     return {**flat, **{f"{_ENV}.{name}": value for name, value in (env if isinstance(env, Mapping) else {}).items()}}
 
 
-# `explain_launch`: what `launch_add` would do, and nothing done.
+# The dry run.
 
-#: What stands for what is known only once the item is there.
+#: Placeholders for values that exist only once the item exists.
 _ITEM: Final = "ITEM-ID"
 _RUN: Final = "RUN-ID"
 _HOME: Final = Path("AGENT-HOME")
@@ -192,9 +192,9 @@ class Explanation(BaseModel):
         options: the resource's options, the queue's and the submitter's together.
         limits: the most that an item of the queue may ask for, by the option, or `timeout`.
         fixed: the options (or `env.NAME`) that the queue sets, and its submitters may not.
-        changes: what is other than what was asked for, and who has changed it.
-        waiting: its place, why it would wait, and when it would about start; `None` when the queue is not there yet.
-        there: id of the item that is queued under this run id already, which `launch_add` would return.
+        changes: differences from the request, and who made them.
+        waiting: its place, why it would wait, and when it would about start; `None` when the queue does not exist yet.
+        there: id of the item that is already queued under this run id; `launch_add` would return it.
         built_of: with `build`, the job whose code would be built here first; `job` is then the image job, which is the
             one that was made of the same code before when there is one.
         pushed_to: with `build`, the repository of the image.
@@ -225,17 +225,17 @@ class Explanation(BaseModel):
 async def explain_item(
     api: Api, session: Session, spec: LaunchSpec, queue_name: str, *, build: bool = False
 ) -> Explanation:
-    """Say what queuing a spec would do.
+    """Return what queuing a spec would do.
 
     Args:
         api: whose names are the defaults.
         session: an open connection.
-        spec: what is asked for.
+        spec: the request.
         queue_name: of the queue.
         build: whether its image would be built first.
 
     Raises:
-        LaunchError: as `launch_add` does, and as the agent would for what can be told before it starts.
+        LaunchError: as `launch_add` does, and as the agent would before it starts the run.
     """
     named = spec if spec.run_id else spec.model_copy(update={"run_id": _RUN})
     job = (await resolve_source(session, named)).job
@@ -280,7 +280,7 @@ def _fixed(config: QueueConfig, runner: type[Runner]) -> tuple[str, ...]:
 
 
 async def _look_at(session: Session, name: str, resource: str) -> CachedQueue:
-    """Return a queue as it is, or as it would be made at its first use; no deployment is made for it."""
+    """Return a queue, or the queue that its first use would create; makes no deployment."""
     try:
         pool = await session.pool(name)
     except NotFoundError:
@@ -317,7 +317,7 @@ def _labels(spec: LaunchSpec, queue: CachedQueue) -> dict[str, str]:
 
 
 def _gpus_in_words(runner: type[Runner], plan: RunPlan) -> str:
-    """Say which GPUs of its agent's machine a run asks for, such as `2 GPUs`; an empty text for none."""
+    """Return the GPUs that a run asks for, such as `2 GPUs`; an empty text for none."""
     gpus = read_gpus(normalise_options(plan.options).get("gpus")) if runner.uses_this_machine else GpuRequest()
     return "" if gpus.is_none else str(gpus)
 
@@ -334,7 +334,7 @@ def _item(draft: ItemDraft) -> Item:
 
 @with_arguments_of(launch_add)
 def explain_launch(arguments: Mapping[str, Any]) -> Explanation:
-    """Say what `launch_add` would do with these arguments; nothing is queued, nothing is left behind.
+    """Return what `launch_add` would do with these arguments; queues nothing and leaves nothing behind.
 
     It takes the arguments of `launch_add`.
 

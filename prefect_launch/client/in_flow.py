@@ -1,8 +1,7 @@
-"""`launch_add` inside a flow: a task of it, and one item however often the flow, or the task around it, is retried.
+"""Task `launch_add` of a flow: one item, however often the flow, or the task around it, is retried.
 
-The run id is made of the flow run (or of the user's task run), the spec, and how many equal specs came before; so a
-retry finds what an earlier try has made. An item that has ended without success is not found again: a retry means to
-run it once more.
+The run id is derived from the flow run (or the user's task run), the spec, and the number of equal specs before it. So
+a retry finds the item of an earlier try. An item that ended without success is not reused: the retry runs it again.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ Add = Callable[["Api", "Session", LaunchSpec, str], Awaitable["QueuedRun"]]
 
 
 def is_flow_code() -> bool:
-    """Whether this is called by a flow's own code, not by a task in it."""
+    """Whether a flow's own code calls this, not a task in it."""
     from prefect.context import FlowRunContext, TaskRunContext
 
     return FlowRunContext.get() is not None and TaskRunContext.get() is None
 
 
 def with_run_id(spec: LaunchSpec, queue: str) -> LaunchSpec:
-    """Give a spec without a run id, in a flow, one that is the same at a retry."""
+    """Return the spec with a run id that a retry of the flow repeats."""
     from prefect.context import FlowRunContext, TaskRunContext
 
     flow, task = FlowRunContext.get(), TaskRunContext.get()
@@ -43,7 +42,7 @@ def with_run_id(spec: LaunchSpec, queue: str) -> LaunchSpec:
     caller = f"{flow.flow_run.id}" if task is None else f"{task.task_run.id}"
     attempt = flow.flow_run.run_count if task is None else task.task_run.run_count
     content = hashlib.sha256(f"{queue}/{json.dumps(spec.dump(), sort_keys=True)}".encode()).hexdigest()
-    # The context is of one attempt of the flow; a task's attempts are told apart by their number.
+    # A flow's context belongs to one attempt; a task's attempts differ by their number.
     counter = f"launch_add/{caller}/{attempt}/{content}"
     number = int(flow.task_run_dynamic_keys.get(counter, 0))
     flow.task_run_dynamic_keys[counter] = number + 1
@@ -62,7 +61,7 @@ def is_retry() -> bool:
 
 
 def found_again(add: Add) -> Add:
-    """Return an `add` that takes what an earlier try has made, unless that has ended without success."""
+    """Return an `add` that reuses the item of an earlier try, unless it ended without success."""
 
     async def once(api: Api, session: Session, spec: LaunchSpec, queue: str) -> QueuedRun:
         number = 0

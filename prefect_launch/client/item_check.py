@@ -1,4 +1,4 @@
-"""From a launch spec to the draft of an item: every check that needs the server, before anything is made."""
+"""Item validation: every check of a launch spec that needs the server, before anything is made."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class NamedJob:
-    """What a spec names.
+    """Job of a spec, before the item is made.
 
     Attributes:
-        job: the job; `None` for an image. One that is new is not stored yet, and may only be looked at.
-        draft: of a job that is not kept yet.
+        job: the job; `None` for an image. A new job is not stored yet: read it only.
+        draft: of a job that is not stored yet.
     """
 
     job: Job | None = None
@@ -65,7 +65,7 @@ def same_uri(spec: LaunchSpec) -> tuple[object, ...] | None:
 
 
 async def job_named_by(spec: LaunchSpec, jobs: JobRegistry) -> NamedJob:
-    """Find the job that a spec names. Nothing is stored; a git remote may be asked.
+    """Find the job that a spec names. It stores nothing; it may read a git remote.
 
     Raises:
         NotFoundError: for an unknown job, branch, tag or commit.
@@ -107,7 +107,7 @@ def with_job(spec: LaunchSpec, job: Job) -> LaunchSpec:
     return spec.model_copy(update=changes)
 
 
-# From a launch spec to the draft of an item: every check that needs the server, before anything is made.
+# Validation of an item.
 
 _logger = get_logger("launch.enqueue")
 
@@ -117,15 +117,15 @@ _LOOKED_UP: Final = frozenset({"pin", "digest", "resolved"})
 
 @dataclass(frozen=True)
 class CheckedItem:
-    """An item that may be made: nothing about it is wrong, and nothing of it is there yet.
+    """A checked item that is not created yet.
 
     Attributes:
         api: whose names are the defaults.
         queue: that it goes to.
-        spec: what is asked for.
-        named: what it runs.
+        spec: the request.
+        named: its job.
         job: the same, as it was when the draft was made.
-        draft: what is to be made.
+        draft: of the item.
     """
 
     api: Api
@@ -135,8 +135,8 @@ class CheckedItem:
     job: Job | None
     draft: ItemDraft
 
-    async def refuse_taken(self, session: Session) -> None:
-        """Refuse a run id that is taken, before a job is made for an item that cannot be.
+    async def check_run_id_free(self, session: Session) -> None:
+        """Refuse a run id that is taken, before a job is stored for the item.
 
         Raises:
             SpecError: naming the item that has it.
@@ -146,7 +146,7 @@ class CheckedItem:
                 same_item(item, self.draft, self.queue)
 
     async def made(self, session: Session) -> ItemDraft:
-        """Return what is to be made; its job is stored now, if it was new."""
+        """Return the draft of the item; stores its job if it is new."""
         job = await self.named.kept(session.jobs)
         return self.draft if job is self.job else draft_item(self.api, self.queue, self.spec, job)
 
@@ -159,12 +159,12 @@ async def check_item(
     named: NamedJob | None = None,
     digests: Digests | None = None,
 ) -> CheckedItem:
-    """Check a spec against the server's queues and jobs. Nothing is made, but the queue `default` on its first use.
+    """Check a spec against the server's queues and jobs. It makes nothing except the queue `default` on its first use.
 
     Args:
         api: whose names are the defaults.
         session: an open connection.
-        spec: what is asked for.
+        spec: the request.
         queue_name: of the queue.
         named: what the spec names, when it is known already.
         digests: of images that were looked up for the same call.
@@ -178,11 +178,11 @@ async def check_item(
 
 
 async def _tell_what_is_locked(session: Session, queue: CachedQueue, spec: LaunchSpec) -> None:
-    """Warn of an item that no agent which is online for its queue would run; one that would may still come."""
+    """Warn of an item that no online agent of its queue would run; another agent may still start."""
     locked = locked_parts(spec, pins=queue.config.pin)
     agents: tuple[str, ...] = ()
     if locked:
-        with suppress(LaunchError):  # a warning that cannot be given keeps nobody from queuing
+        with suppress(LaunchError):  # a failed warning must not keep anybody from queuing
             agents = await session.secure_agents(queue.name)
     if agents:
         _logger.warning(
@@ -201,7 +201,7 @@ async def resolve_source(session: Session, spec: LaunchSpec) -> NamedJob:
 
 
 def draft_item(api: Api, queue: CachedQueue, spec: LaunchSpec, job: Job | None) -> ItemDraft:
-    """Check a spec against its queue and job, and return what is to be made; the server is not asked."""
+    """Check a spec against its queue and job, and return the draft of the item; needs no server."""
     if job is not None and spec.job:  # beside a URI, it says what the URI is taken at
         check_version(job, spec.git.version, named=spec.job)
     _refuse_notebook(spec)
@@ -310,7 +310,7 @@ def same_item(item: Item, draft: ItemDraft, queue: CachedQueue) -> Item:
 
 
 def _asked(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a spec asks for: without the digest that was looked up, for its tag may mean another by now.
+    """Return a spec without the digest that was looked up, since its tag may mean another image by now.
 
     Nor does it matter that it was to be looked up: the queue's owner may have asked for that in the meantime.
     """

@@ -1,7 +1,7 @@
-"""`launch_add`: put a job on a queue.
+"""Queuing of jobs: `launch_add` and `launch_add_many`.
 
-Everything is checked before anything is made: the source, the queue, the job and its inputs, the template variables,
-the options. A refused call leaves nothing behind. In a flow, `launch_add` is a task of it.
+All checks come before anything is made: source, queue, job and inputs, template variables, options. A refused call
+leaves nothing behind. In a flow, `launch_add` is a task of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.server.values import Item, ItemDraft
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec, parse_spec
 
-#: A queue that was deleted and made again meanwhile is seen at the second try.
+#: The second try sees a queue that was deleted and created again meanwhile.
 _ATTEMPTS: Final = 2
 #: The server's limit for one list.
 _PAGE: Final = 200
@@ -73,14 +73,14 @@ def launch_add(
         repository: where the built image is pushed, such as `registry.example:5000/team/train`; by default
             `builder.destination` of this machine's agent config.
         sweep_id: id of the sweep that it belongs to.
-        author: who asks.
+        author: who submits it.
         priority: 1 (critical), 2 (high), 3 (medium, the default), 4 (low), or the word.
 
     Returns:
         A handle on the item.
 
     Raises:
-        SpecError: for a missing or doubled source, and for values of the wrong type or out of their range.
+        SpecError: for no source or several, and for values of the wrong type or out of range.
         SourceError: for a `uri` that is no git remote, cannot be read, or lacks the entry point's file.
         InfrastructureError: when a git host cannot be reached.
         InputError: when the inputs do not match the job's schema.
@@ -120,7 +120,7 @@ async def alaunch_add(arguments: Mapping[str, Any]) -> QueuedRun:
 def launch_add_many(
     specs: Iterable[LaunchSpec | Mapping[str, Any]], queue_name: str | None = None, *, api: Api | None = None
 ) -> list[QueuedRun]:
-    """Put many items on one queue, in as few requests as there can be; each exactly once, in their order.
+    """Put many items on one queue, in as few requests as possible; each exactly once, in order.
 
     Args:
         specs: launch configs.
@@ -181,7 +181,7 @@ def read_request(arguments: Mapping[str, Any]) -> tuple[LaunchSpec, str]:
     return spec, queue
 
 
-# --- what is done with a session -------------------------------------------------------------------------------------
+# --- with an open session ---------------------------------------------------------------------------------------------
 
 
 async def add_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> QueuedRun:
@@ -189,7 +189,7 @@ async def add_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str
     named = spec.run_id is not None
     for _ in range(_ATTEMPTS):
         checked = await check_item(api, session, spec, queue_name)
-        await checked.refuse_taken(session)
+        await checked.check_run_id_free(session)
         queue, draft = checked.queue, await checked.made(session)
         item = await session.server.create_item(queue.deployment_id, draft)
         if item is not None and item.work_pool_name == queue.name:
@@ -210,7 +210,7 @@ async def add_built_item(api: Api, session: Session, spec: LaunchSpec, queue_nam
 
 
 async def _drop(session: Session, queue: CachedQueue, item: Item | None) -> None:
-    """Take back an item whose queue had gone, and read the queue anew."""
+    """Delete an item whose queue was deleted, and read the queue again."""
     session.forget_queue(queue.name)
     if item is not None:
         await session.server.delete_item(item.id)
@@ -221,7 +221,7 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
     session.forget_queue(queue_name)
     checked: list[CheckedItem] = []
     digests = Digests(session.digest_cache)
-    of_uri: dict[object, NamedJob] = {}  # A remote is asked once, however many items want it.
+    of_uri: dict[object, NamedJob] = {}  # Each remote is read once, however many items use it.
     for spec in specs:
         checked.append(await check_item(api, session, spec, queue_name, of_uri.get(same_uri(spec)), digests))
         if spec.uri:
@@ -234,7 +234,7 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
         twice = next(key for key in taken if taken.count(key) > 1)
         raise SpecError(f"Two specs of the list have the run_id {twice.rpartition('/')[2]!r}; each needs its own.")
     for one in checked:
-        await one.refuse_taken(session)
+        await one.check_run_id_free(session)
     drafts = [await one.made(session) for one in checked]
     await _check_taken(session, queue, [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id])
     made = await session.server.create_items(queue.deployment_id, drafts)
@@ -242,7 +242,7 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
 
 
 async def _check_taken(session: Session, queue: CachedQueue, drafts: Sequence[ItemDraft]) -> None:
-    """Refuse run ids that are taken by another spec, before anything is made."""
+    """Refuse run ids that another spec has taken, before anything is made."""
     for start in range(0, len(drafts), _PAGE):
         asked = {draft.idempotency_key: draft for draft in drafts[start : start + _PAGE]}
         for item in await session.server.list_items(keys=list(asked), limit=_PAGE):

@@ -1,4 +1,4 @@
-"""`QueuedRun`: a handle on one item of a queue."""
+"""Handle on one item of a queue (`QueuedRun`)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _POLL_MIN_SECONDS: Final = 0.1
 _POLL_MAX_SECONDS: Final = 1.0
-#: Lines of its log that are told with the end of a run that did not complete.
+#: Log lines in the error of a run that did not complete.
 LAST_LINES: Final = 20
 _LOG_PAGE: Final = 200
 _STARTED = frozenset({StateType.RUNNING, StateType.COMPLETED})
@@ -73,7 +73,7 @@ class QueuedRun:
 
     @classmethod
     def of(cls, api: Api, item: Item) -> QueuedRun:
-        """Make the handle of an item that was read from the server."""
+        """Return the handle of an item that was read from the server."""
         from prefect_launch.spec.item_parameters import options_of, run_id_of
 
         options = options_of(item)
@@ -112,7 +112,7 @@ class QueuedRun:
 
     @property
     def state(self) -> str:
-        """Where it stands, in lower case: `queued`, `pending`, `running`, `completed`, `failed`, …"""
+        """Name of its state, in lower case: `queued`, `pending`, `running`, `completed`, `failed`, …"""
         return (self.item.state_name or "unknown").lower()
 
     @property
@@ -121,10 +121,10 @@ class QueuedRun:
         return self.item.message
 
     def why_waiting(self) -> WaitReason | None:
-        """Tell why it waits: its place in the queue, the reason, and when it will about start.
+        """Return why it waits: its place in the queue, the reason, and about when it will start.
 
         Returns:
-            That, `None` when it does not wait. As a text, it is a sentence or two.
+            The reason; `None` when it does not wait. `str()` of it is a sentence or two.
         """
         return self._api.call(self._why_waiting)
 
@@ -228,15 +228,15 @@ class QueuedRun:
         lines = self.last_lines()
         tail = "\n".join(f"  {line}" for line in lines)
         data = item.state.data if item.state and isinstance(item.state.data, dict) else {}
-        told = f"Run {self.name} ({self.id}) ended as {item.state_name}: {item.message or '(no reason)'}\n{tail}"
+        message = f"Run {self.name} ({self.id}) ended as {item.state_name}: {item.message or '(no reason)'}\n{tail}"
         return ExecutionError(
-            printable(told).rstrip(),  # Mostly read in a terminal.
+            printable(message).rstrip(),  # Mostly read in a terminal.
             exit_code=data.get("exit_code"),
             last_lines=lines,
         )
 
     def cancel(self) -> str:
-        """Ask for it to stop: what waits is gone at once, what runs is ended by its agent. Its state tells who asked.
+        """Cancel it: a waiting item ends at once; the agent stops a running one. The state records who cancelled it.
 
         Returns:
             The name of the state it is in after that.
@@ -244,18 +244,18 @@ class QueuedRun:
         Raises:
             LaunchError: when it has ended already.
         """
-        from prefect_launch.client.cancel import ask_to_stop
+        from prefect_launch.client.cancel import request_cancel
 
         before = self.item
         if before.is_terminal:
             raise LaunchError(
                 f"Item {self.name} ({self.id}) has ended already, as {before.state_name}: nothing to stop."
             )
-        state = self._api.call(lambda session: ask_to_stop(session, before))
+        state = self._api.call(lambda session: request_cancel(session, before))
         return state.name if state else self.item.state_name or ""
 
     def retry(self) -> None:
-        """Put an item that failed, crashed or was cancelled back into its queue, as it was.
+        """Put an item that failed, crashed or was cancelled back into its queue, unchanged.
 
         Raises:
             LaunchError: when it has not ended, or has ended well.
@@ -280,7 +280,7 @@ class QueuedRun:
             raise LaunchError(f"Item {self.name} ({self.id}) cannot be retried: {verdict.reason}.")
 
     def delete(self, delete_artifacts: bool = False) -> None:
-        """Take it out of its queue and off the server, with its log.
+        """Delete it from its queue and the server, with its log.
 
         Args:
             delete_artifacts: kept for callers of the reference's library; what a run left in the job store stays.

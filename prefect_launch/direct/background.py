@@ -1,11 +1,11 @@
-"""Runs of `launch(synchronous=False)`: followed to their ends in the background, and waited for at the process's exit.
+"""Background runs of `launch(synchronous=False)`: the process follows them, and waits for them at its exit.
 
-They are followed on an event loop in a thread of its own, so that neither synchronous code nor an event loop that ends
-holds them up. That thread is a daemon; the main thread waits for it at the end of the program. A flow waits for the
-runs that it has started before its call returns.
+An event loop in its own daemon thread follows them, so that neither synchronous code nor the end of another event loop
+blocks them. The main thread waits for that thread at the end of the program. A flow waits for the runs that it started
+before its call returns.
 
-A SIGINT or SIGTERM ends the runs. While they are waited for it is noted, and reaches the program once they have ended,
-so that no second one cuts their end short.
+A SIGINT or SIGTERM ends the runs. A signal during the wait is noted, and reaches the program once the runs have ended,
+so that a second one does not cut their end short.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 _logger = get_logger("launch")
 
-#: Runs a flow to its end; it gives the run, or raises how that ended without success.
+#: Runs a flow to its end; returns the run, or raises the error of a run without success.
 Work = Callable[[], Awaitable[AbstractRun]]
 
 _here: ContextVar[FollowedRun | None] = ContextVar("prefect_launch_followed_run", default=None)
@@ -56,17 +56,17 @@ _here: ContextVar[FollowedRun | None] = ContextVar("prefect_launch_followed_run"
 class FollowedRun(AbstractRun):
     """A run that this process follows to its end while its caller does something else.
 
-    With retries it is the attempt in work: `wait` waits for the end of the last one, `cancel` calls off the others.
+    With retries it is the current attempt: `wait` waits for the last one, `cancel` cancels further ones.
 
     Args:
         portal: of the event loop that it is followed on.
         loop: that event loop.
-        parent: the flow run whose code has started it; None outside of flows.
+        parent: the flow run whose code started it; None outside of flows.
 
     Attributes:
         started: done once the first attempt has started.
-        end: done once the last attempt has ended and all is told to the server.
-        stop_asked: whether somebody has asked for its end.
+        end: done once the last attempt has ended and all is reported to the server.
+        stop_requested: whether a stop was requested.
     """
 
     def __init__(self, portal: BlockingPortal, loop: asyncio.AbstractEventLoop, parent: UUID | None) -> None:
@@ -76,55 +76,55 @@ class FollowedRun(AbstractRun):
         self._portal = portal
         self._loop = loop
         self._attempt: RunnerRun | None = None
-        self.stop_asked = False
+        self.stop_requested = False
         self._unstarted: asyncio.Future[Any] | None = None
         self._stopping: asyncio.Future[None] | None = None
 
     @staticmethod
     def here() -> FollowedRun | None:
-        """Return the run that the flow around this call is followed as; None when its caller waits for it."""
+        """Return the background run of the flow around this call; None when the flow's caller waits for it."""
         return _here.get()
 
     def begin(self, work: Work) -> None:
-        """Begin to follow it, in the caller's context."""
+        """Start to follow it, in the caller's context."""
         self.end = self._portal.start_task_soon(self._follow, work)
 
     async def _follow(self, work: Work) -> AbstractRun:
         _here.set(self)
         return await work()
 
-    # --- what the flow tells, on the loop that it is followed on ---
+    # --- called by the flow, on the loop that follows it ---
 
     async def unless_stopped(self, work: Awaitable[T]) -> T:
-        """Wait for something during which no attempt runs, and which a stop cancels.
+        """Wait for something between attempts; a stop cancels the wait.
 
         Raises:
             ExecutionError: when the run was stopped.
         """
         waiting: asyncio.Future[T] = asyncio.ensure_future(work)
         self._unstarted = waiting
-        if self.stop_asked:
+        if self.stop_requested:
             waiting.cancel()
         try:
             return await waiting
         except asyncio.CancelledError:
-            if self.stop_asked:
+            if self.stop_requested:
                 raise ExecutionError("Stopped while nothing of it ran.") from None
             raise
         finally:
             self._unstarted = None
 
     def attempt_started(self, run: RunnerRun) -> None:
-        """Take note of an attempt that has started."""
+        """Record an attempt that has started."""
         self._attempt = run
-        if self.stop_asked:
+        if self.stop_requested:
             self.stop()
         if not self.started.done():
             self.started.set_result(None)
 
     def stop(self) -> None:
-        """Begin to end it. Asked again it does nothing, but after a stop that has failed."""
-        self.stop_asked = True
+        """Start to stop it. A further call does nothing, unless the last stop failed."""
+        self.stop_requested = True
         if self._unstarted is not None:
             self._unstarted.cancel()
         elif self._attempt is not None and (self._stopping is None or self._stopping.done()):
@@ -136,12 +136,12 @@ class FollowedRun(AbstractRun):
         except Exception as error:  # noqa: BLE001 - whatever a runner raises
             _logger.warning("The run %s could not be ended, and is waited for: %s", attempt.id, error)
 
-    # --- what its caller sees, from any thread or event loop ---
+    # --- called by its caller, from any thread or event loop ---
 
     def stop_soon(self) -> None:
-        """Ask for its end, and do not wait for that; from a signal handler, too."""
+        """Request a stop without waiting for it; safe in a signal handler."""
         if not self.end.done():
-            self.stop_asked = True
+            self.stop_requested = True
             self._loop.call_soon_threadsafe(self.stop)
 
     @property
@@ -163,20 +163,20 @@ class FollowedRun(AbstractRun):
         return self._seen(await asyncio.wrap_future(self._portal.start_task_soon(self._run.get_status)))
 
     def _seen(self, status: Status) -> Status:
-        """An attempt's end is the run's once its outputs are kept, all is told, and no retry follows."""
+        """The end of an attempt is the run's once outputs are kept, all is reported, and no retry follows."""
         if self.end.done() or self._run.exit is None:
             return status
-        return Status("stopping" if self.stop_asked else "running", [f"this attempt is {status}", *status.messages])
+        return Status("stopping" if self.stop_requested else "running", [f"this attempt is {status}", *status.messages])
 
     async def get_logs(self) -> str | None:
         return await self._run.get_logs()
 
     async def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, its outputs are kept and its flow run tells how it ended.
+        """Wait until it has ended, its outputs are kept and its flow run has its final state.
 
         Raises:
             TimeoutError: when it has not ended in time; it goes on.
-            LaunchError: when it was lost sight of, or an attempt after the first could not be started.
+            LaunchError: when it could not be watched, or a further attempt could not be started.
         """
         try:
             await asyncio.wait_for(_one_of(self.end), timeout)
@@ -196,9 +196,9 @@ class FollowedRun(AbstractRun):
 
 
 class Follower:
-    """Follows the runs that a process has started and does not wait for.
+    """Follower of the background runs of a process.
 
-    Made once a process, by `follower`.
+    One for each process, see `follower`.
     """
 
     def __init__(self) -> None:
@@ -213,25 +213,25 @@ class Follower:
         self._waits = 0
         self._handlers_before: dict[int, Any] = {}
         self._wait_first_at_exit()
-        # Once more: a signal just after the end of a program makes `threading` pass over what it is to call.
+        # Again: a signal just after the end of a program makes `threading` skip its exit calls.
         atexit.register(self._at_exit)
 
     @property
     def alive(self) -> bool:
-        """Whether it is of this process; a fork has none of its threads."""
+        """Whether it belongs to this process; a fork has none of its threads."""
         return self._pid == os.getpid()
 
     async def begin(self, work: Work) -> AbstractRun:
-        """Begin with a run, and return it as soon as it has started.
+        """Start a run, and return it as soon as it has started.
 
         Args:
-            work: runs its flow, which tells `FollowedRun.here` of its start.
+            work: runs its flow, which reports its start to `FollowedRun.here`.
 
         Returns:
-            The run; what `work` has returned, when that has ended without following any.
+            The run; or the result of `work`, when it has ended without a run to follow.
 
         Raises:
-            BaseException: what has kept it from starting.
+            BaseException: the error that kept it from starting.
         """
         self.end_runs_at_sigterm()
         context = FlowRunContext.get()
@@ -252,11 +252,11 @@ class Follower:
     def _ended(self, run: FollowedRun) -> None:
         self._living.discard(run)
         error = None if run.end.cancelled() else run.end.exception()
-        if isinstance(error, ExecutionError) and error.last_lines and not run.stop_asked:
+        if isinstance(error, ExecutionError) and error.last_lines and not run.stop_requested:
             tail = "".join(f"\n  {printable(line)}" for line in error.last_lines)
             _logger.error("The run %s has failed, with these last lines:%s", run.id, tail)
 
-    # --- the waiting, and what interrupts it ---
+    # --- waiting, and interrupts ---
 
     def _wait(self, runs: Collection[FollowedRun]) -> None:
         """Wait for the end of runs; an interrupt ends them, and is raised when they have ended."""
@@ -314,7 +314,7 @@ class Follower:
             raise KeyboardInterrupt if came[0] == signal.SIGINT else SystemExit(128 + came[0])
 
     def end_runs_at_sigterm(self) -> None:
-        """Let a SIGTERM that would kill this process end the runs first. Whoever handles it already decides instead."""
+        """Let a SIGTERM that would kill this process end the runs first. An existing handler decides instead."""
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, self._on_signal)
 
@@ -327,7 +327,7 @@ class Follower:
     # --- the end of a flow ---
 
     def _end_with(self, flow: Flow[Any, Any]) -> None:
-        """Let a flow wait for its runs when it ends; a flow that is cut off, as when it is interrupted, ends them."""
+        """Make a flow wait for its runs when it ends; an interrupted flow ends them."""
         hook = self._wait_in_async_flow if flow.isasync else self._wait_in_flow
         for hooks, register in (
             (flow.on_completion_hooks, flow.on_completion),
@@ -367,7 +367,7 @@ class Follower:
             self._exit_call = calls[-1]
 
     def _at_exit(self) -> None:
-        """Wait for what still runs; an interrupt ends it, the one that has ended the program or one that comes now."""
+        """Wait for the runs that go on; an interrupt ends them, whether it ended the program or comes now."""
         if not self.alive:
             return
         seen = len(self._signals)
@@ -427,15 +427,15 @@ def _die(number: int) -> None:
 
 
 async def _one_of(*futures: Future[Any]) -> None:
-    """Wait until one of these futures of other threads is done. They are left alone when the waiting is given up."""
+    """Wait until one of these futures of other threads is done. Giving up the wait does not affect them."""
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
-    def tell(_: Future[Any]) -> None:
+    def wake(_: Future[Any]) -> None:
         with suppress(RuntimeError):  # The loop has ended, and with it the waiting.
             loop.call_soon_threadsafe(done.set)
 
     for future in futures:
-        future.add_done_callback(tell)
+        future.add_done_callback(wake)
     await done.wait()
 
 
@@ -445,7 +445,7 @@ def _stop(runs: Iterable[FollowedRun]) -> None:
 
 
 def _say_who_is_waited_for(runs: Iterable[FollowedRun]) -> None:
-    names = [run.id for run in runs if run.started.done() and not run.end.done() and not run.stop_asked]
+    names = [run.id for run in runs if run.started.done() and not run.end.done() and not run.stop_requested]
     if names:
         _logger.info("Waiting for the end of what launch has started: %s. Ctrl-C ends it.", ", ".join(names))
 
@@ -457,14 +457,14 @@ def _was_interrupted() -> bool:
 
 
 def _is_cancelled(flow_run_ids: Collection[UUID]) -> bool:
-    """Whether one of these flows was cancelled. Of a deployment's flow that only the server tells, and no hook."""
+    """Whether one of these flows was cancelled. For a deployment's flow only the server knows, and no hook."""
     if not flow_run_ids:
         return False
     try:
         with get_client(sync_client=True) as client:
             states = [client.read_flow_run(flow_run_id).state for flow_run_id in flow_run_ids]
-    except Exception as error:  # noqa: BLE001 - a server that is away, a flow run that is gone
-        _logger.warning("Whether the flow was cancelled cannot be told, and its runs are waited for: %s", error)
+    except Exception as error:  # noqa: BLE001 - a server that does not answer, a deleted flow run
+        _logger.warning("Cannot read whether the flow was cancelled; waiting for its runs: %s", error)
         return False
     return any(state is not None and (state.is_cancelling() or state.is_cancelled()) for state in states)
 
@@ -474,7 +474,7 @@ _making: Final = threading.Lock()
 
 
 def follower() -> Follower:
-    """Return the one of this process."""
+    """Return the follower of this process."""
     global _follower
     with _making:
         if _follower is None or not _follower.alive:

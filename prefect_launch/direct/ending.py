@@ -1,4 +1,4 @@
-"""How a direct run ends: its failure told, its retries made."""
+"""End of a direct run: outcome, failure report and retries."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _ITS_OWN: Final = frozenset({Cause.FAILED.value, Cause.TIMEOUT.value})
 
 
 def ending_as_its_run(function: Callable[P, Awaitable[R]]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Let the function of a flow or task end in the state of the run that it returns, or the `LaunchError` it raises.
+    """Return a flow or task function that ends in the state of its run, or of the `LaunchError` that it raises.
 
     The state's message is how the run ended, or the error, with no words around it and no lines of the job's log. A
     flow's caller gets the run, or the error, itself; a task's by the state's `aresult`.
@@ -52,8 +52,8 @@ def ending_as_its_run(function: Callable[P, Awaitable[R]]) -> Callable[P, Corout
             run = await function(*args, **kwargs)
         except LaunchError as error:
             state = {ItemState.CANCELLED: Cancelled, ItemState.CRASHED: Crashed}.get(_state_of(error), Failed)
-            told = str(error).partition("\n")[0] if isinstance(error, ExecutionError) else str(error)
-            return cast(R, state(message=told, data=error))
+            message = str(error).partition("\n")[0] if isinstance(error, ExecutionError) else str(error)
+            return cast(R, state(message=message, data=error))
         if isinstance(run, RunnerRun) and run.exit is not None:
             return cast(R, Completed(message=outcome_of_exit(run.exit).message, data=run))
         return run
@@ -70,11 +70,11 @@ def _state_of(error: LaunchError) -> ItemState:
 
 
 def outcome_of_run(plan: RunPlan, end: ExitStatus, *, timed_out: bool) -> Outcome:
-    """Say how a direct run ended; what was stopped for its time limit has failed."""
+    """Return the outcome of a direct run; a run that was stopped at its time limit has failed."""
     if not timed_out or plan.timeout is None:
         return outcome_of_exit(end)
-    told = f"The job timed out after {format_duration(plan.timeout)}, its time limit; {end.describe()}."
-    return Outcome(state=ItemState.FAILED, message=told, cause=Cause.TIMEOUT)
+    message = f"The job timed out after {format_duration(plan.timeout)}, its time limit; {end.describe()}."
+    return Outcome(state=ItemState.FAILED, message=message, cause=Cause.TIMEOUT)
 
 
 async def show_failure(
@@ -89,27 +89,27 @@ async def show_failure(
 
 
 def failure_of(plan: RunPlan, end: ExitStatus, outcome: Outcome, lines: list[str]) -> ExecutionError:
-    """Make the error of a direct run that failed: with its exit code, and the last lines of its log."""
+    """Return the error of a failed direct run, with its exit code and the last lines of its log."""
     tail = "\n".join(f"  {line}" for line in lines)
-    told = f"Run {plan.run_id}: {plan.mask.text(outcome.message)} Its whole log is {plan.log_path}.\n{tail}"
+    message = f"Run {plan.run_id}: {plan.mask.text(outcome.message)} Its whole log is {plan.log_path}.\n{tail}"
     return ExecutionError(
-        printable(told).rstrip(),  # Mostly read in a terminal.
+        printable(message).rstrip(),  # Mostly read in a terminal.
         exit_code=end.exit_code,
         last_lines=lines,
         cause=outcome.cause and outcome.cause.value,
     )
 
 
-# Retries of `launch`: the rule of an item of a queue, for a run here and now that is followed to its end.
+# Retries of `launch`: the retry rule of an item, for a direct run that is followed to its end.
 
 T = TypeVar("T")
 
-#: A run that nobody follows is run once: there is nobody who could see its end.
+#: A run that nobody follows has no retries: nobody would see its end.
 _ONCE: Final = Retries(max=0)
 
 
 def retries_here(spec: LaunchSpec, job: Job | None, *, followed: bool) -> Retries:
-    """Return the rule of a run here and now: its spec's, its job's, or the default.
+    """Return the retry rule of a direct run: its spec's, its job's, or the default.
 
     Args:
         spec: of the run.
@@ -138,10 +138,10 @@ async def with_retries(
     logger: Logger,
     pause: Callable[[float], Awaitable[None]] = anyio.sleep,
 ) -> T:
-    """Make attempts until one ends well, or the rule gives no more.
+    """Make attempts until one succeeds, or the rule allows no more.
 
     Args:
-        rule: which ends bring it back, how often, how late.
+        rule: the retry rule.
         attempt: makes the attempt of that number.
         first: number of the first attempt.
         logger: gets a line before each further attempt.
@@ -159,8 +159,8 @@ async def with_retries(
                 raise
             delay = rule.delay_seconds(done)
             done += 1
-            told = str(error).partition("\n")[0]
-            logger.warning("%s It is run again in %g s (retry %d of %d).", told, delay, done, rule.max)
+            message = str(error).partition("\n")[0]
+            logger.warning("%s It is run again in %g s (retry %d of %d).", message, delay, done, rule.max)
             await pause(delay)
 
 

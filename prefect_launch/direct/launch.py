@@ -1,7 +1,7 @@
-"""`launch`: run a job here and now, in the caller's process, as a flow.
+"""Direct runs (`launch`): a job runs here and now, in the caller's process, as a flow.
 
-Called alone it is a flow run of its own; called in a flow it is a subflow of it, with its tasks. `launch_flow` is the
-flow, `alaunch` and `launch` call it: where the caller waits, or in the background.
+A call alone is its own flow run; a call in a flow is a subflow. `launch_flow` is the flow. `alaunch` and `launch` call
+it, and wait for it or leave it in the background.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ async def _with_image(
 @task(name="run", cache_policy=NO_CACHE, persist_result=False)
 @ending_as_its_run
 async def _run(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, follow: bool) -> RunnerRun:
-    """Create and start it, and follow it to its end."""
+    """Create and start the run, and follow it to its end."""
     handle = await runner.create(plan)
     await session.server.record_infrastructure(flow_run_id, handle)
     await runner.start(handle)
@@ -124,7 +124,7 @@ async def _follow(
     try:
         end, timed_out = await _ended(run, plan)
     except asyncio.CancelledError:
-        # Its caller is interrupted, or out of time: nothing of it stays behind.
+        # The caller is interrupted, or out of time: remove all of the run.
         with anyio.CancelScope(shield=True), suppress(ExecutionError):
             await run.cancel()
             if run.exit is not None:
@@ -134,7 +134,7 @@ async def _follow(
 
 
 async def _ended(run: RunnerRun, plan: RunPlan) -> tuple[ExitStatus, bool]:
-    """Wait for its end; return how it ended, and whether that is because its time was up."""
+    """Wait for the end; return the exit status, and whether the time limit ended the run."""
     timed_out = False
     try:
         await run.wait(plan.timeout)
@@ -151,7 +151,7 @@ async def _keep(session: Session, flow_run_id: UUID, plan: RunPlan, end: ExitSta
 
 
 class _LaunchFlow(Flow[P, T]):
-    """The flow `launch`, which refuses what the server cannot keep before there is a flow run with it."""
+    """The flow `launch`; it refuses parameters that the server cannot store before a flow run exists."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         serialized = super().serialize_parameters(parameters)
@@ -197,8 +197,8 @@ def launch(
             hold here too.
         synchronous: wait until the run has ended. When false, the call returns as soon as the run has started, and this
             process follows it in the background. It blocks at its exit until the run has ended, as a flow does at its
-            end; when it is interrupted (SIGINT, SIGTERM), it ends the run first. A run on a resource that is elsewhere,
-            of a third party's runner, is followed by nobody but the run that is returned.
+            end; when it is interrupted (SIGINT, SIGTERM), it ends the run first. Nobody follows a run
+            of a third party's runner elsewhere: only the returned run tells its state.
         run_id: a name for the run.
         repository: where a built image is pushed.
 
@@ -241,7 +241,7 @@ def launch_flow_named(name: object) -> Flow[..., Any]:
 @ending_as_its_run
 @with_arguments_of(launch)
 async def launch_flow(arguments: Mapping[str, Any]) -> AbstractRun:
-    """Run a job here and now: the flow of `launch`, with its arguments, which ends when its run has ended.
+    """Flow of `launch`, with its arguments; ends when the run has ended.
 
     Raises:
         LaunchError: as `launch` does.
@@ -269,7 +269,7 @@ async def launch_flow(arguments: Mapping[str, Any]) -> AbstractRun:
 
 
 async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[LaunchSpec, Job | None]:
-    """Fix the version of the job, so that every attempt runs the same; one of a URI is made when all was checked."""
+    """Pin the version of the job, so that every attempt runs the same; creates a URI's job after all checks."""
     named = await job_named_by(spec, session.jobs)
     if named.job is not None and named.draft is not None:
         await preview_plan(_request(with_job(spec, named.job), named.job, item_id, 1), _site(), named.job)
@@ -296,7 +296,7 @@ async def _attempt(
 
 
 async def _result(ended: State[T]) -> T:
-    """Return what a task has returned, or raise what it has raised."""
+    """Return the result of a task, or raise its error."""
     # Prefect's types leave out that a call of an async task has to be awaited.
     return await (await cast("Awaitable[State[T]]", ended)).aresult()
 

@@ -1,4 +1,4 @@
-"""What a launch spec may say of the image that is built for it; how images are built is the agent's matter."""
+"""Build options of a launch spec. How images are built is up to the agent's settings."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from prefect_launch.spec.job_naming import parse_image
 
 _ACCELERATOR: Final = "accelerator"
 _BASE_IMAGE: Final = "base_image"
-#: The reference's older word for the same.
+#: The reference's older word for it.
 _SYNONYMS: Final = {"cuda": _ACCELERATOR}
 
 
 def check_builder(builder: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part `builder` of a spec: `{"accelerator": {"base_image": …}}`, or nothing.
+    """Return the checked part `builder` of a spec: `{"accelerator": {"base_image": …}}`, or nothing.
 
     Raises:
-        SpecError: when its base image is none.
+        SpecError: when its base image is no valid image name.
         NotFoundError: when it has another option.
     """
     checked: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def check_builder(builder: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_inside(option: str, path: str) -> str:
-    """Return a path that does not leave the job's code.
+    """Check that a path stays inside the job's code, and return it.
 
     Raises:
         SpecError: when it does, or is empty.
@@ -61,17 +61,17 @@ def _image(option: str, value: Any) -> str:
     return value
 
 
-# What a job's image is wished to be, as the plan of a run says it: no builder, no machine, no registry.
+# Build request: part of a run's plan; it names no builder, machine or registry.
 
 
 class BuildRequest(BaseModel):
-    """What the spec and the job say of the image that the job's code runs in."""
+    """Request for the image that a job's code runs in, from the spec and the job."""
 
     model_config = ConfigDict(frozen=True)
 
-    entry_point: tuple[str, ...] = Field(default=(), description="The run's command; it is not baked into the image.")
+    entry_point: tuple[str, ...] = Field(default=(), description="The run's command; it is not part of the image.")
     dockerfile: str | None = Field(default=None, description="A Dockerfile in the build context, by its relative path.")
-    build_context: str | None = Field(default=None, description="Folder of the code that the image is built in.")
+    build_context: str | None = Field(default=None, description="Folder of the code that is the build context.")
     python_version: str | None = Field(default=None, description='Such as "3.11".')
-    base_image: str | None = Field(default=None, description="In the place of the builder's own, for accelerators.")
-    user_id: int | None = Field(default=None, description="Whom the job runs as; None: as the builder is configured.")
+    base_image: str | None = Field(default=None, description="Replaces the builder's own base image, for accelerators.")
+    user_id: int | None = Field(default=None, description="User id that the job runs as; None: the builder's setting.")

@@ -1,9 +1,8 @@
-"""Between an item and its launch spec: what the parameters, labels and tags of a flow run hold.
+"""Parameters, labels and tags of an item: the launch spec in a flow run.
 
-An item made by `launch_add` carries the spec as its parameters. One made from a job's own deployment (in the UI, by a
-schedule, by `prefect deployment run`) carries the job's inputs at the top level and the launch options in one group,
-`launch`; which job it is stands in the labels that it has from its deployment. The flow run of `launch` has
-that function's arguments.
+An item of `launch_add` has the spec as its parameters. An item of a job's own deployment (from the UI, a schedule, or
+`prefect deployment run`) has the job's inputs at the top level and the launch options in one group, `launch`. The
+labels of its deployment name its job. The flow run of `launch` has that function's arguments.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def spec_of(item: Item) -> LaunchSpec:
     """Return what an item asks for, with a run id.
 
     Raises:
-        SpecError: when its parameters are no good spec.
+        SpecError: when its parameters are no valid spec.
     """
     data = _form_spec(item) if item.labels.get(FORM_LABEL) else dict(item.parameters)
     if is_launch_call(item):
@@ -55,9 +54,9 @@ def _form_spec(item: Item) -> dict[str, Any]:
     group = item.parameters.get(OPTIONS_PARAMETER) or {}
     if not isinstance(group, Mapping):
         raise SpecError(f"The parameter {OPTIONS_PARAMETER!r} must be a group of launch options, not {group!r}.")
-    # A field of the form that was filled in and emptied again comes as an empty text.
+    # A field of the form that was filled in and then cleared has an empty text.
     options = {key: value for key, value in group.items() if value != ""}
-    if isinstance(options.get("retries"), Mapping):  # The group of a form that nobody has filled in asks for nothing.
+    if isinstance(options.get("retries"), Mapping):  # An empty group of a form means no retry rule.
         filled = {key: value for key, value in options["retries"].items() if value not in (None, "", [])}
         options["retries"] = filled or None
     paths = {field.name: field.path for field in FORM_FIELDS}
@@ -92,7 +91,7 @@ def _job_of(labels: Mapping[str, Any]) -> str | None:
 
 
 def options_of(item: Item) -> Mapping[str, Any]:
-    """Return the launch options of an item, unchecked: in one made from a job's form, no input is taken for one."""
+    """Return the launch options of an item, unchecked; the inputs of a job's form are not among them."""
     if not item.labels.get(FORM_LABEL):
         return item.parameters
     group = item.parameters.get(OPTIONS_PARAMETER)
@@ -100,12 +99,12 @@ def options_of(item: Item) -> Mapping[str, Any]:
 
 
 def run_id_of(item: Item) -> str:
-    """Return the launch run id of an item: the caller's, or one made of the item's own id."""
+    """Return the launch run id of an item: the caller's, or one from the item's own id."""
     return str(options_of(item).get("run_id") or short_id(item.id))
 
 
 def tags_of(spec: LaunchSpec, *, queue: str | None, job: str | None, version: int | None) -> tuple[str, ...]:
-    """Return the tags by which an item is found in the UI."""
+    """Return the tags of an item, by which the UI finds it."""
     named = {
         "queue": queue,
         "job": job,

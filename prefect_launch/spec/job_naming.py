@@ -1,7 +1,7 @@
-"""What a job is called, and which Python it wants, when its author does not say.
+"""Default name and Python version of a job.
 
 Names: `job-<folder>`, `job-<repository>`, `job-<image>`; the tag of an image becomes an alias. Python: `runtime.txt`,
-then `.python-version`, then the interpreter at hand; the patch number never counts. Both are the reference's rules.
+then `.python-version`, then the interpreter at hand; the patch number is ignored. Both are the reference's rules.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def parse_image(image: str) -> tuple[str, str | None]:
     """Return an image's name without its tag, and its tag.
 
     Raises:
-        SpecError: when it is no image's name.
+        SpecError: when it is no valid image name.
     """
     match = _IMAGE.match(image)
     if match is None or len(image) > 512:
@@ -38,12 +38,12 @@ def parse_image(image: str) -> tuple[str, str | None]:
 
 
 def job_name(subject: str) -> str:
-    """Return the name of a job of that folder, repository or image."""
+    """Return the default name of a job from a folder, repository or image."""
     return safe_name(f"job-{subject}")
 
 
 def check_runtime(runtime: str | None) -> str | None:
-    """Return a good Python version.
+    """Check a Python version, and return it.
 
     Raises:
         SpecError: when it is not of the form `3.11`.
@@ -54,13 +54,13 @@ def check_runtime(runtime: str | None) -> str | None:
 
 
 def runtime_of(*folders: Path | None) -> str:
-    """Return the Python version that code asks for; the one that runs here when it asks for none.
+    """Return the Python version that code declares, or the version of this interpreter.
 
     Args:
-        *folders: where its file may be, the nearest first.
+        *folders: folders that may hold the version file, the nearest first.
 
     Raises:
-        SpecError: when its file names something else than a Python version.
+        SpecError: when the file names no Python version.
     """
     for path in (folder / name for folder in folders if folder is not None for name in _FILES):
         if not path.is_file():

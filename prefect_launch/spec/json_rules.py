@@ -1,4 +1,4 @@
-"""Whether plain data can be a launch spec at all: what JSON, the Prefect server and PostgreSQL can keep."""
+"""JSON rules of a launch spec: what JSON, the Prefect server and PostgreSQL can store."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Any
 from prefect_launch.core.validation import json_fault
 from prefect_launch.errors import SpecError
 
-#: The Prefect server refuses parameters beyond 512 KiB; what is left is for the rest of the spec.
+#: The Prefect server refuses parameters beyond 512 KiB; the difference is for the rest of the spec.
 MAX_SPEC_BYTES = 500_000
-#: Readers of JSON give up somewhere between 200 and 1 000 levels.
+#: JSON parsers fail somewhere between 200 and 1 000 levels.
 MAX_SPEC_DEPTH = 100
 
-#: Prefect's server rewrites a mapping that has this key, so nobody's data may carry it.
+#: Prefect's server rewrites a mapping that has this key, so no data may use it.
 _RESERVED_KEY = "__prefect_kind"
 
 
 def check_json(data: Mapping[str, Any]) -> None:
-    """Refuse data that cannot be kept.
+    """Refuse data that cannot be stored.
 
     Raises:
-        SpecError: naming where in it the fault is.
+        SpecError: names the place of the fault.
     """
     copy = plain(data)
     if fault := json_fault(copy):
@@ -41,7 +41,7 @@ def check_json(data: Mapping[str, Any]) -> None:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """Copy nested mappings and sequences to plain dicts and lists, so that nothing of the caller's is shared."""
+    """Copy nested mappings and sequences to plain dicts and lists, so that the copy shares nothing with the caller."""
     if depth > MAX_SPEC_DEPTH:
         raise SpecError(
             f"The launch spec is nested more than {MAX_SPEC_DEPTH} levels deep, or refers to itself. Make it flatter."

@@ -1,8 +1,8 @@
 """The launch spec: what one item asks for, as a frozen value.
 
-It is what a queue item's parameters hold, what a launch config file holds, and what `construct_spec` makes of the
-arguments of `launch` and `launch_add`. Checks that need no server are made here; the rest (job, queue, variables) in
-`prefect_launch.client.launch_add`.
+The parameters of a queue item and a launch config file have this form, and `construct_spec` makes it from the arguments
+of `launch` and `launch_add`. This module makes the checks that need no server; `prefect_launch.client.item_check` makes
+the others (job, queue, variables).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, populate_by_name=True)
 
 
-#: Of no effect in secure mode but where the queue pins: see `prefect_launch.policy.secure_mode.secured`.
+#: In secure mode it has an effect only where the queue pins: see `prefect_launch.policy.secure_mode.secured`.
 _OF_PIN = Option(in_secure_mode=True)
 
 
@@ -58,8 +58,8 @@ class DockerSource(_Part):
     user_id: int | None = Field(default=None, ge=0, lt=2**31, description="User id of generated images.")
     pin: Annotated[bool | None, Option(("--pin/--no-pin",))] = Field(
         default=None,
-        description="Run just the image that its tag means now, or means then. Default: as the queue says, or the one"
-        " of now where it can be had.",
+        description="Run only the image that its tag means now, or then. Default: as the queue says, or else the image"
+        " of now where it is available.",
     )
     digest: Annotated[str | None, _OF_PIN] = Field(
         default=None,
@@ -68,33 +68,33 @@ class DockerSource(_Part):
     )
     resolved: Annotated[bool, _OF_PIN] = Field(
         default=False,
-        description="The digest was looked up at the enqueue unasked: where it cannot be had, the name will do.",
+        description="The digest was looked up at the enqueue by default: where it is not available, the name is used.",
     )
 
 
 class GitSource(_Part):
-    """The commit, branch or tag that a git job is taken at."""
+    """The commit, branch or tag of a git job."""
 
     repo: Annotated[str | None, Option(in_secure_mode=True)] = Field(
         default=None, description="The repository of the job, which must be its own."
     )
     version: Annotated[str | None, Option(("-g", "--git-ref"), "REF", in_secure_mode=True)] = Field(
-        default=None, description="The repository's branch, tag or commit. Default: its main branch."
+        default=None, description="The repository's branch, tag or commit. Default: the main branch."
     )
 
 
 class RegistryOptions(_Part):
-    """Where an image that is built by this very call is pushed."""
+    """Where this call pushes the image that it builds."""
 
     uri: Annotated[str | None, Option(("--repository",), "REPOSITORY")] = Field(
         default=None,
         validation_alias=AliasChoices("uri", "url"),
-        description="Where an image is pushed that this very call builds: registry.example:5000/team/train.",
+        description="Where to push the image that this call builds: registry.example:5000/team/train.",
     )
 
 
 class Overrides(_Part):
-    """What this run does other than its job says."""
+    """What this run changes of its job."""
 
     args: Annotated[
         tuple[str, ...], Option(form={"title": "Arguments", "type": "array", "items": {"type": "string"}})
@@ -109,19 +109,19 @@ class Overrides(_Part):
         default_factory=dict, description="Values merged into the job's config files, by the file's path."
     )
     entry_point: Annotated[tuple[str, ...] | None, Option(("-E", "--entry-point"), "COMMAND")] = Field(
-        default=None, description="The command that takes the place of the job's."
+        default=None, description="The command, in place of the job's."
     )
     dockerfile: str | None = Field(default=None, description="A Dockerfile in the job's code, by its path there.")
-    working_dir: str | None = Field(default=None, description="The folder that it runs in, below the job's code.")
+    working_dir: str | None = Field(default=None, description="The working directory, below the job's code.")
 
     @field_validator("dockerfile")
     @classmethod
-    def _is_in_the_code(cls, value: str | None) -> str | None:
+    def _validate_dockerfile(cls, value: str | None) -> str | None:
         return None if value is None else check_inside("dockerfile", value)
 
     @field_validator("args", "entry_point", mode="before")
     @classmethod
-    def _is_list_of_text(cls, value: Any, info: Any) -> Any:
+    def _validate_command(cls, value: Any, info: Any) -> Any:
         if value is None:
             return value
         if not isinstance(value, (list, tuple)) or not all(isinstance(part, str) for part in value):
@@ -151,10 +151,10 @@ class LaunchSpec(_Part):
         str | None, Option(("--name",), "NAME", form={"title": "Name", "type": "string"}, in_secure_mode=True)
     ] = Field(default=None, description="The run's display name.")
     run_id: Annotated[str | None, Option(("--run-id",), "ID", in_secure_mode=True)] = Field(
-        default=None, description="A name for the run, for good. Adding the same again gives the same item."
+        default=None, description="A permanent id for the run. Adding the same again returns the same item."
     )
     resource: Annotated[str | None, Option(("-r", "--resource"), "RESOURCE", in_secure_mode=True)] = Field(
-        default=None, description="What it runs on, such as local-container."
+        default=None, description="The resource to run on, such as local-container."
     )
     resource_args: Annotated[
         dict[str, dict[str, Any]],
@@ -167,7 +167,7 @@ class LaunchSpec(_Part):
                 "description": 'Options of the resource, such as {"local-container": {"memory": "2g"}}.',
             },
         ),
-    ] = Field(default_factory=dict, description="The resource's options: JSON, YAML, or a file of it.")
+    ] = Field(default_factory=dict, description="The resource's options: JSON, YAML, or a file.")
     template_variables: Annotated[dict[str, Any], Option(in_secure_mode=True)] = Field(
         default_factory=dict, description="Values of the queue's template variables."
     )
@@ -179,7 +179,7 @@ class LaunchSpec(_Part):
         Option(("-p", "--project"), "PROJECT", form={"title": "Project", "type": "string"}, in_secure_mode=True),
     ] = Field(default=None, description="The run's project. Default: the job's.")
     author: Annotated[str | None, Option(form={"title": "Author", "type": "string"}, in_secure_mode=True)] = Field(
-        default=None, description="Who asks for it."
+        default=None, description="Who submits it."
     )
     sweep_id: Annotated[str | None, Option(in_secure_mode=True)] = Field(
         default=None, description="Id of the sweep that it belongs to."
@@ -206,7 +206,7 @@ class LaunchSpec(_Part):
     )
     retries: Annotated[Retries | None, Option(("--retries",), "RULE", form=RETRIES_FORM)] = Field(
         default=None,
-        description='When it is run again: how often at most, or {"max": 3, "on": ["failed", "oom"], "delay": 30}.'
+        description='Retry rule: how often at most, or {"max": 3, "on": ["failed", "oom"], "delay": 30}.'
         " Default: as its job says.",
         json_schema_extra=lambda schema: schema["anyOf"].append({"type": "integer", "minimum": 0}),  # type: ignore[union-attr]
     )
@@ -218,22 +218,22 @@ class LaunchSpec(_Part):
 
     @field_validator("builder")
     @classmethod
-    def _is_of_a_submitter(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _validate_builder(cls, value: dict[str, Any]) -> dict[str, Any]:
         return check_builder(value)
 
     @field_validator("python_version")
     @classmethod
-    def _is_python(cls, value: str | None) -> str | None:
+    def _validate_python_version(cls, value: str | None) -> str | None:
         return check_runtime(value)
 
     @field_validator("entity", "project", "run_id", "sweep_id", "author")
     @classmethod
-    def _is_name(cls, value: str | None, info: Any) -> str | None:
+    def _validate_name(cls, value: str | None, info: Any) -> str | None:
         return value if value is None else check_name(info.field_name, value)
 
     @field_validator("name")
     @classmethod
-    def _is_display_name(cls, value: str | None) -> str | None:
+    def _validate_display_name(cls, value: str | None) -> str | None:
         if value is not None and (not value.strip() or len(value) > 200 or not value.isprintable()):
             raise SpecError(
                 f"Invalid run name {value[:40]!r} ({len(value)} characters): use 1 to 200 printable characters."
@@ -242,7 +242,7 @@ class LaunchSpec(_Part):
 
     @field_validator("resource_args", mode="before")
     @classmethod
-    def _is_by_resource(cls, value: Any) -> Any:
+    def _validate_resource_args(cls, value: Any) -> Any:
         for name, options in value.items() if isinstance(value, Mapping) else ():
             if not isinstance(options, Mapping):
                 raise SpecError(
@@ -253,7 +253,7 @@ class LaunchSpec(_Part):
 
     @model_validator(mode="before")
     @classmethod
-    def _names_are_known(cls, data: Any) -> Any:
+    def _validate_keys(cls, data: Any) -> Any:
         if isinstance(data, Mapping):
             data = {key: value for key, value in data.items() if value is not None}
             if services := data.pop("additional_services", ()):
@@ -263,7 +263,7 @@ class LaunchSpec(_Part):
                 )
             for key in data:
                 if key not in cls.model_fields:
-                    raise unknown_name("launch option", key, cls.model_fields, near=_place_of(key))
+                    raise unknown_name("launch option", key, cls.model_fields, near=_path_of(key))
         return data
 
     @property
@@ -272,10 +272,10 @@ class LaunchSpec(_Part):
         return self.docker.docker_image or self.image_uri
 
     def check_source(self) -> LaunchSpec:
-        """Return this spec when it names exactly one thing to run.
+        """Return this spec when it names exactly one source.
 
         Raises:
-            SpecError: when it names none, or more than one.
+            SpecError: when it names no source, or more than one.
         """
         named = {"job": self.job, "docker_image": self.image, "uri": self.uri}
         given = [key for key, value in named.items() if value]
@@ -293,13 +293,13 @@ class LaunchSpec(_Part):
         return self
 
     def dump(self) -> dict[str, Any]:
-        """Return the spec as JSON-ready parameters, without what was left at its default."""
+        """Return the spec as JSON-ready parameters, without default values."""
         dumped: dict[str, Any] = self.model_dump(mode="json", exclude_defaults=True)
         return dumped
 
 
 def parse_spec(data: Mapping[str, Any]) -> LaunchSpec:
-    """Make a spec of plain data.
+    """Make a spec from plain data.
 
     Args:
         data: a launch config, or an item's parameters. It is not changed.
@@ -307,8 +307,8 @@ def parse_spec(data: Mapping[str, Any]) -> LaunchSpec:
     Raises:
         SpecError: when a value has the wrong type or is out of its range, when it is not JSON (NaN, infinity), is
             larger than 500 kB, or uses a key that Prefect's server would rewrite.
-        NotFoundError: when an option's name is not known.
-        InvalidNameError: when a name in it is none.
+        NotFoundError: when an option's name is unknown.
+        InvalidNameError: when a name in it is invalid.
     """
     if not isinstance(data, Mapping):
         raise SpecError(f"A launch config must be a mapping of option names to values, not {type(data).__name__}.")
@@ -316,7 +316,7 @@ def parse_spec(data: Mapping[str, Any]) -> LaunchSpec:
     try:
         return LaunchSpec.model_validate(plain(data))
     except ValidationError as error:
-        raise _readable(error) from None
+        raise _as_launch_error(error) from None
 
 
 def construct_spec(config: Mapping[str, Any] | None = None, **arguments: Any) -> LaunchSpec:
@@ -360,8 +360,8 @@ def _mapping(name: str, value: object) -> Mapping[str, Any]:
     return value
 
 
-def _place_of(key: object) -> str | None:
-    """Return where an option belongs that was given beside the part that has it: `version` is `git.version`."""
+def _path_of(key: object) -> str | None:
+    """Return the path of an option that was given outside its part: `version` is `git.version`."""
     parts = {name: field.annotation for name, field in LaunchSpec.model_fields.items()}
     return next(
         (f"{name}.{key}" for name, kind in parts.items() if isinstance(kind, type) and key in _fields(kind)), None
@@ -372,7 +372,7 @@ def _fields(kind: type) -> Collection[str]:
     return kind.model_fields if issubclass(kind, _Part) else ()
 
 
-def _readable(error: ValidationError) -> LaunchError:
+def _as_launch_error(error: ValidationError) -> LaunchError:
     first = first_error(error)
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":

@@ -1,7 +1,7 @@
-"""Options of the launch spec: how people give a field of it, besides in a launch config.
+"""Options of the launch spec: how people set a field, besides in a launch config.
 
-A field says it once, beside its type: the options of `add` and `run`, the form of a job's deployment, what an agent in
-secure mode lets a submitter set, and the table in the documentation all follow from it.
+Each field declares its option once, beside its type. The options of `add` and `run`, the form of a job's deployment,
+the fields that secure mode allows, and the table in the documentation follow from it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pydantic.fields import FieldInfo
 
 @dataclass(frozen=True)
 class Option:
-    """How people give one field of the launch spec.
+    """How people set one field of the launch spec.
 
     Attributes:
-        flags: of the commands `add` and `run`; none: the field has no option of its own there.
-        metavar: what stands for its value in the help.
-        form: its JSON schema in the form of a job's deployment; `None`: it is not in the form.
+        flags: option flags of `add` and `run`; empty: the field has no flag.
+        metavar: placeholder of its value in the help.
+        form: JSON schema in the form of a job's deployment; `None`: not in the form.
         in_secure_mode: whether a submitter may set it on an agent in secure mode.
     """
 
@@ -37,8 +37,8 @@ class SpecField:
 
     Attributes:
         path: its dotted path, such as `overrides.args`.
-        info: what pydantic knows of it.
-        option: how people give it.
+        info: pydantic's description of the field.
+        option: how people set it.
     """
 
     path: str
@@ -52,12 +52,12 @@ class SpecField:
 
     @property
     def text(self) -> str:
-        """What it is, in words."""
+        """Description of the field."""
         return self.info.description or ""
 
 
 def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[SpecField]:
-    """Yield the fields of a launch spec in their order, those of its parts one by one, each with its dotted path."""
+    """Yield the fields of a launch spec and of its parts in order, each with its dotted path."""
     for name, info in model.model_fields.items():
         option = next((item for item in info.metadata if isinstance(item, Option)), None)
         part = info.annotation
@@ -68,7 +68,7 @@ def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[SpecField]:
 
 
 def placed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values by their dotted paths as a nested mapping: `git.version` is `version` in `git`."""
+    """Return a nested mapping of values that are given by dotted path: `git.version` is `version` in `git`."""
     nested: dict[str, Any] = {}
     for path, value in values.items():
         *parts, name = path.split(".")

@@ -1,7 +1,7 @@
-"""Names of resource options: one form for each, however a person writes it.
+"""Names of resource options: one normal form for each spelling.
 
-An option may be written as the command line of Docker has it (`--shm-size`, `shm_size`, `m`); it is compared, merged
-and handed on under its one normal name, and `env` as a mapping. What the values mean is the runner's business.
+People may write an option as in Docker's command line (`--shm-size`, `shm_size`, `m`). It is compared, merged and
+passed on under its normal name, and `env` as a mapping. The runner reads the values.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prefect_launch.errors import SpecError
 #: Docker's short names (and one more), each the same option as the long one: `m` is what a queue's `memory` is.
 SHORT_NAMES = {
     "c": "cpu-shares",
-    "cpu": "cpus",  # It stands in the reference's list; `docker run` has no such option.
+    "cpu": "cpus",  # From the reference's list; `docker run` has no such option.
     "e": "env",
     "h": "hostname",
     "l": "label",
@@ -30,7 +30,7 @@ ENV: Final = "env"
 
 
 def normalise_option(name: object) -> str:
-    """Return the one name of an option: `"--Shm_Size"` is `"shm-size"`, `"m"` is `"memory"`.
+    """Return the normal name of an option: `"--Shm_Size"` is `"shm-size"`, `"m"` is `"memory"`.
 
     Raises:
         SpecError: when it is not text, or empty.
@@ -40,7 +40,7 @@ def normalise_option(name: object) -> str:
 
 
 def normalise_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options under their normal names, `env` as a mapping; nothing of the caller's is shared at the top level.
+    """Return options under their normal names, `env` as a mapping; the result is a new mapping.
 
     Raises:
         SpecError: when one is given twice under two names, or `env` cannot be read.
@@ -87,7 +87,7 @@ def read_env(value: object) -> dict[str, str]:
 
 
 def plain_name(name: object) -> str:
-    """Return an option's name in lower case, with `-` and no dashes before it, a short one not replaced.
+    """Return an option's name in lower case, with `-` and no leading dashes; a short name is not replaced.
 
     Raises:
         SpecError: when it is not text, or empty.

@@ -1,7 +1,7 @@
-"""When an item whose run ended without success goes back into its queue: by the cause of the end, so often, so late.
+"""Retry policy: which causes are retried, how often, with what backoff.
 
-A frozen value, in an item's spec or in its job. By default work that was lost or preempted comes back; what its author
-or submitter got wrong does not. Nothing is moved here: `prefect_launch.agent.item.finish` does that.
+A frozen value, in an item's spec or in its job. By default work that was lost or preempted is retried; errors of the
+author or the submitter are not. `prefect_launch.agent.item.finish` applies the policy.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from prefect_launch.core.validation import first_error
 from prefect_launch.errors import SpecError, unknown_name
 
-#: The longest pause before an attempt: a backoff must not put an item off for days.
+#: The longest delay before an attempt: a backoff must not delay an item for days.
 MAX_DELAY_SECONDS: Final = 3600.0
 _MAX_RETRIES: Final = 100
 
 
 class Cause(str, Enum):
-    """Why a run ended without success, as far as a retry is concerned."""
+    """Why a run ended without success, for the retry policy."""
 
     #: The agent, its machine, or what ran on it, is gone.
     LOST = "lost"
     #: The resource took the machine away.
     PREEMPTED = "preempted"
-    #: Any fault of the machine or a service: a pull that failed, an engine that broke. Whoever names it means `lost`
-    #: too.
+    #: Any fault of the machine or a service: a failed pull, a broken engine. It includes
+    #: `lost`.
     CRASHED = "crashed"
-    #: The kernel ended it for want of memory.
+    #: Out of memory: the kernel ended it.
     OOM = "oom"
-    #: The job itself ended with another exit code than 0.
+    #: The job itself ended with an exit code other than 0.
     FAILED = "failed"
-    #: It took longer than it was allowed to.
+    #: It reached its time limit.
     TIMEOUT = "timeout"
 
 
@@ -46,10 +46,10 @@ class Retries(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max: int = Field(default=5, ge=0, le=_MAX_RETRIES, description="How often it comes back, at most.")
-    on: tuple[Cause, ...] = Field(default=(Cause.LOST, Cause.PREEMPTED), description="The causes that bring it back.")
-    delay: float = Field(default=10.0, ge=0, le=MAX_DELAY_SECONDS, description="Pause before the first retry, s.")
-    backoff: float = Field(default=2.0, ge=1, le=10, description="How many times longer each further pause is.")
+    max: int = Field(default=5, ge=0, le=_MAX_RETRIES, description="How often it is retried, at most.")
+    on: tuple[Cause, ...] = Field(default=(Cause.LOST, Cause.PREEMPTED), description="The causes that are retried.")
+    delay: float = Field(default=10.0, ge=0, le=MAX_DELAY_SECONDS, description="Delay before the first retry, s.")
+    backoff: float = Field(default=2.0, ge=1, le=10, description="Factor of each further delay.")
 
     @model_validator(mode="before")
     @classmethod
@@ -66,7 +66,7 @@ class Retries(BaseModel):
 
     @field_validator("on", mode="before")
     @classmethod
-    def _names_are_causes(cls, value: Any) -> Any:
+    def _validate_causes(cls, value: Any) -> Any:
         causes = [value] if isinstance(value, str) else value
         if isinstance(causes, (list, tuple)):
             known = [cause.value for cause in Cause]
@@ -76,27 +76,27 @@ class Retries(BaseModel):
         return causes
 
     def covers(self, cause: Cause | None) -> bool:
-        """Whether an end of this cause brings an item back; `None` is what no retry can mend."""
+        """Whether an item is retried after this cause; `None` is never retried."""
         return cause is not None and (cause in self.on or (cause is Cause.LOST and Cause.CRASHED in self.on))
 
     def delay_seconds(self, done: int) -> float:
-        """Return the pause before the next attempt, in seconds.
+        """Return the delay before the next attempt, in seconds.
 
         Args:
-            done: how often it came back already.
+            done: how many retries it had.
         """
         return min(self.delay * self.backoff ** min(done, _MAX_RETRIES), MAX_DELAY_SECONDS)
 
 
-#: What applies when neither the item nor its job says anything.
+#: Policy when neither the item nor its job has one.
 DEFAULT_RETRIES: Final = Retries()
 
 
-#: The group of a deployment's form.
+#: Retry options in a deployment's form.
 RETRIES_FORM: Final[dict[str, Any]] = {
     "title": "Retries",
     "type": "object",
-    "description": "When it is run again. Empty: as the job says, else up to 5 times when it was lost.",
+    "description": "When the run is retried. Empty: as the job says, else up to 5 times when it was lost.",
     "properties": {
         "max": {"title": "At most", "type": "integer", "minimum": 0, "maximum": _MAX_RETRIES},
         "on": {
@@ -113,7 +113,7 @@ RETRIES_FORM: Final[dict[str, Any]] = {
 
 
 def parse_retries(value: Any, what: str = "retries") -> Retries:
-    """Make a retry rule of plain data.
+    """Make a retry rule from plain data.
 
     Args:
         value: a mapping, or a whole number, which is `max`.
