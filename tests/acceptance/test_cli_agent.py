@@ -113,7 +113,7 @@ def test_agent_is_listed_with_what_it_runs_and_drains_when_told_to_from_afar(
 
     assert (running["host"], running["slots"], running["in_work"]) == (socket.gethostname(), 1, 1)
     assert [one["id"] for one in running["running"]] == [item]
-    assert "takes no more, and leaves when it is done with slow-" in drained.stdout
+    assert "takes no more items, and exits when these runs end: slow-" in drained.stdout
     assert code == 0
     assert f"{item} completed" in agent.tail()
     assert json.loads(launch_cli("item", "show", waiting, "--json").stdout)["state"] == "queued"
@@ -156,7 +156,7 @@ def test_running_item_that_is_cancelled_is_ended_by_its_agent(
     asked = launch_cli("item", "cancel", item)
     agent.wait_until(lambda: f"{item} cancelled" in agent.tail(), READY_SECONDS)
 
-    assert "asked to stop" in asked.stdout
+    assert "is being stopped by its agent" in asked.stdout
     assert json.loads(launch_cli("item", "show", item, "--json").stdout)["state"] == "cancelled"
     assert re.search(r"^\d\d:\d\d:\d\d[+-]\d{4} [0-9a-f-]{36} [a-z-]+ ", agent.tail(), re.MULTILINE)
 

@@ -36,7 +36,7 @@ def test_table_fits_the_terminal_and_cuts_only_names(
 def test_no_title_is_cut_at_80_columns_though_every_value_is_long(
     cut_first: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    titles = ("AGENT", "STATE", "HOST", "SLOTS", "RUNS", "HEARD OF", "QUEUES", "DESCRIPTION", "IN WORK")
+    titles = ("AGENT", "STATE", "HOST", "SLOTS", "RUNS", "LAST SEEN", "QUEUES", "DESCRIPTION", "IN WORK")
     monkeypatch.setenv("COLUMNS", "80")
 
     print_table([Column(title, gives_way=cut_first) for title in titles], [["x" * 30] * len(titles)], empty="")
