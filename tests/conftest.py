@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,12 @@ LEFTOVER_SECONDS = 5.0
 def engine_required() -> bool:
     """Whether a missing engine or database fails the tests (in CI) instead of skipping them."""
     return os.environ.get("CI") == "true" or os.environ.get("LAUNCH_TEST_REQUIRE_ENGINE") == "1"
+
+
+# A shell starts what it puts into the background with SIGINT ignored, and that is inherited: the programs that tests
+# interrupt would never hear of it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -115,16 +122,8 @@ def postgres_prefect_server(_postgres_server: PrefectServerProcess) -> Iterator[
 
 
 @pytest.fixture
-def stoppable_prefect_server(prefect_server: PrefectServerProcess) -> Iterator[PrefectServerProcess]:
-    """The run's Prefect server on SQLite, which the test may stop, kill and restart; afterwards it runs again."""
-    yield prefect_server
-    if not prefect_server.healthy():
-        prefect_server.restart()
-
-
-@pytest.fixture
 def own_prefect_server(tmp_path: Path) -> Iterator[PrefectServerProcess]:
-    """A Prefect server on SQLite with nothing on it but what this test makes; PREFECT_API_URL is its."""
+    """A Prefect server on SQLite for this test alone, which may stop, kill and restart it; PREFECT_API_URL is its."""
     from tests.support.prefect_server import client_settings, server_on_sqlite
 
     server = server_on_sqlite(tmp_path / "server")

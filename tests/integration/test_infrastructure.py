@@ -13,13 +13,11 @@ if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
 
 
-async def test_work_pool_is_there_after_a_server_restart(
-    stoppable_prefect_server: PrefectServerProcess, unique: str
-) -> None:
+async def test_work_pool_is_there_after_a_server_restart(own_prefect_server: PrefectServerProcess, unique: str) -> None:
     async with get_client() as client:
         made = await client.create_work_pool(WorkPoolCreate(name=unique, type="process"))
 
-    stoppable_prefect_server.restart()
+    own_prefect_server.restart()
 
     async with get_client() as client:
         assert (await client.read_work_pool(unique)).id == made.id

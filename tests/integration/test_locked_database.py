@@ -58,9 +58,9 @@ def locked(database: Path, *, seconds: float) -> Iterator[None]:
 
 
 @pytest.fixture
-def site(stoppable_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
-    """A queue on a server that the test may hold up."""
-    site = Site(stoppable_prefect_server.api_url, tmp_path, unique)
+def site(own_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
+    """A queue on a server of the test's own."""
+    site = Site(own_prefect_server.api_url, tmp_path, unique)
     site.job("echo hello")
     return site
 
@@ -72,31 +72,31 @@ def add_one(site: Site) -> QueuedRun:
 
 
 def test_launch_add_waits_out_a_database_that_is_locked_for_three_seconds(
-    site: Site, stoppable_prefect_server: PrefectServerProcess
+    site: Site, own_prefect_server: PrefectServerProcess
 ) -> None:
     added: list[QueuedRun] = []
     adding = threading.Thread(target=lambda: added.append(add_one(site)))
-    with locked(stoppable_prefect_server.home / "prefect.db", seconds=60):
+    with locked(own_prefect_server.home / "prefect.db", seconds=60):
         adding.start()
         time.sleep(HELD_SECONDS)
         assert added == []
-    adding.join(120)
+    adding.join(30)
     assert [item.id for item in site.api.items(queue=site.name, limit=None)] == [added[0].id]
 
 
 @pytest.mark.timeout(240)
 def test_all_that_users_and_agents_ask_gets_through_between_the_locks_of_another(
-    site: Site, stoppable_prefect_server: PrefectServerProcess
+    site: Site, own_prefect_server: PrefectServerProcess
 ) -> None:
-    with relay_to(stoppable_prefect_server.port) as relay:
+    with relay_to(own_prefect_server.port) as relay:
         far = site.by(relay.api_url)
-        with locked(stoppable_prefect_server.home / "prefect.db", seconds=TURN_SECONDS):
+        with locked(own_prefect_server.home / "prefect.db", seconds=TURN_SECONDS):
             cancelled = add_one(far)
             assert cancelled.cancel() == "Cancelled"
             runs = [add_one(far), *far.add(*[{}] * 3)]
             far.api.call(lambda session: request_drain(session.server, "somebody"))
             with running(far.agent(poll_seconds=1, max_jobs=2)):
-                until(lambda: far.api.call(lambda session: read_statuses(session.server)))
+                until(lambda: far.api.call(lambda session: read_statuses(session.server)), 60)
                 for run in runs:
                     run.wait_until_finished(timeout=120)
             assert far.api.call(lambda session: cancel_drain(session.server, "somebody"))

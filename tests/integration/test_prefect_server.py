@@ -41,33 +41,33 @@ class TestPrefectServerOnPostgres(ItemContract, PollContract, MoveContract):
             yield await make_place(server, f"q-{uuid4().hex[:8]}")
 
 
-async def test_server_that_is_not_there_is_told_in_time() -> None:
+async def test_server_that_is_not_there_is_told_within_15_seconds() -> None:
     started = time.monotonic()
     with pytest.raises(ServerUnavailableError, match="'prefect server start'"):
         async with connect(f"http://127.0.0.1:{free_port()}/api"):
             pass
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 15
 
 
 async def test_event_stream_of_server_that_is_not_there_is_told_at_once() -> None:
     server = PrefectServer(PrefectClient(f"http://127.0.0.1:{free_port()}/api"))
-    with anyio.fail_after(60), pytest.raises(ServerUnavailableError, match="event stream"):
+    with anyio.fail_after(5), pytest.raises(ServerUnavailableError, match="event stream"):
         await anext(server.watch_pools([uuid4()]))
 
 
 async def test_restart_ends_the_event_stream_and_is_waited_out_by_calls(
-    stoppable_prefect_server: PrefectServerProcess,
+    own_prefect_server: PrefectServerProcess,
 ) -> None:
-    async with connect(stoppable_prefect_server.api_url, patience_seconds=60) as server:
-        place = await make_place(server, f"q-{uuid4().hex[:8]}")
+    async with connect(own_prefect_server.api_url, patience_seconds=60) as server:
+        place = await make_place(server, "gpu")
         item = await place.add()
         watch = server.watch_pools([place.pool_id])
         assert await anext(watch) == ""
-        await anyio.to_thread.run_sync(stoppable_prefect_server.stop)
-        with anyio.fail_after(60):
+        await anyio.to_thread.run_sync(own_prefect_server.stop)
+        with anyio.fail_after(20):
             assert await _end_of(watch) in ("ended", "broke")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(anyio.to_thread.run_sync, stoppable_prefect_server.start)
+            tasks.start_soon(anyio.to_thread.run_sync, own_prefect_server.start)
             assert (await place.read(item)).id == item.id  # asked while it is away
 
 

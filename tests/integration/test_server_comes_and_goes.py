@@ -89,7 +89,7 @@ def outlive(ten: Ten, api_url: str, *outages: tuple[Callable[[], object], Callab
     home = ten.sites[0].by(api_url)
     queues = [site.name for site in ten.sites]
     with running(home.agent(queues=queues, max_jobs=10, poll_seconds=1)):
-        until(lambda: ten.states() == {StateType.RUNNING: 10})
+        until(lambda: ten.states() == {StateType.RUNNING: 10}, 60)
         for begin, end in outages:
             begin()
             time.sleep(OUTAGE_SECONDS)
@@ -101,9 +101,9 @@ def outlive(ten: Ten, api_url: str, *outages: tuple[Callable[[], object], Callab
 
 @pytest.mark.timeout(900)
 def test_ten_items_outlive_a_server_that_is_killed_and_one_that_is_stopped(
-    stoppable_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str, shell_image: str
+    own_prefect_server: PrefectServerProcess, tmp_path: Path, unique: str, shell_image: str
 ) -> None:
-    server = stoppable_prefect_server
+    server = own_prefect_server
     ten = Ten(server, tmp_path, unique, shell_image)
     outlive(ten, server.api_url, (server.kill, server.start), (server.stop, server.start))
 

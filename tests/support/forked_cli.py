@@ -180,9 +180,11 @@ class _Origin:
         self._children: dict[int, ForkedProcess] = {}
         self._answers: list[str] = []
         self._heard = threading.Condition()
+        # It ends when its standard input does. A signal at its parent's death would come with the end of the thread
+        # that starts it, and that may be one of a single test.
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", sys.executable, str(Path(__file__).resolve()), *imports],
+                [sys.executable, str(Path(__file__).resolve()), *imports],
                 cwd=folder,
                 env=dict(environment),
                 stdin=subprocess.PIPE,
