@@ -65,8 +65,8 @@ class LostAgentDetector:
         lost_seconds: how long heartbeats must have stood still.
         clock: gives seconds, and never goes back.
         stop_here: stops what an item of a queue has at work within this agent's reach, and says whether there was any.
-        go_on: goes on with the run of an item of a queue whose agent is one of those that are lost, by their names, and
-            says whether it is gone on with here.
+        adopt_lost_run: goes on with the run of an item of a queue whose agent is one of those that are lost, by their
+            names, and says whether it is gone on with here.
     """
 
     def __init__(

@@ -68,7 +68,7 @@ class FoundRuns:
     Attributes:
         runs: those that go on.
         stale: what belongs to nothing any more, and is to be cleared away.
-        unseen: the resources that could not be looked at.
+        unreachable: the resources that could not be looked at.
     """
 
     runs: list[AdoptedRun] = field(default_factory=list)
@@ -165,7 +165,7 @@ async def settle_orphans(
         queues: names of its queues.
         holder: this life of the agent.
         held: ids of the items that it has in work.
-        unseen: resources that could not be looked at; the items of their queues are left alone.
+        unreachable: resources that could not be looked at; the items of their queues are left alone.
     """
     for name in queues:
         queue = await context.session.queue(name)

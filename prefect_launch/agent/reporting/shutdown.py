@@ -16,7 +16,7 @@ class DrainState:
         at_work: whether its loop has begun to take items.
         stopping: leave now; what runs goes on.
         stops_jobs: when it leaves, what runs is stopped.
-        drains_from_afar: somebody has ordered through the server that it drains.
+        drain_requested: somebody has ordered through the server that it drains.
         ends_shift: a shift that has drained so ends before its time.
     """
 
