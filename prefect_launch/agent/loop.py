@@ -126,9 +126,8 @@ class Loop:
         stop_here = partial(stop_all_attempts, context)
         return LostAgentDetector(
             context.session,
-            self._config.name,
+            self._agent.holder,
             self._config.queues,
-            holder=self._agent.holder,
             lost_seconds=context.lost_seconds,
             stop_here=stop_here,
             adopt_lost_run=self._adopt_lost_run,

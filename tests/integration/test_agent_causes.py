@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
-from tests.support.live import Site, until
+from tests.support.live import Site, settle_lost, until
 
 if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
@@ -116,11 +115,8 @@ async def test_lost_agents_item_is_told_and_run_by_another_and_the_first_stops_i
         await asyncio.to_thread(until, lambda: "attempt 1" in site.log(run))
     finally:
         await asyncio.to_thread(agent.kill)
-    clock = iter(range(0, 1000, 20))
     async with site.api.open() as session:
-        watch = LostAgentDetector(session, "other", [site.name], clock=lambda: float(next(clock)))
-        for _ in range(6):
-            await watch.look()
+        await settle_lost(session, site.name)
     assert site.states(run)[-1] == "AwaitingRetry"
     state = site.flow_run(run).state
     assert state is not None

@@ -12,12 +12,11 @@ import pytest
 
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
-from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import Labels, RunState
 from prefect_launch.runners.process.runner import LocalProcessRunner
-from tests.support.live import Site, until
+from tests.support.live import Site, settle_lost, until
 from tests.support.mortal_agent import Lives
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.timeout(180)
 
-LOST_SECONDS = 1.0
 #: Says again and again under which claim it runs, in a place that no agent knows of. For its first second it is deaf to
 #: TERM.
 TICKS = (
@@ -54,24 +52,20 @@ def ticks(site: Site) -> list[tuple[str, int]]:
     return [(claim, len(list(group))) for claim, group in groupby(lines)]
 
 
-def look(site: Site) -> None:
-    """See as the agent of another home that the heartbeats of the item's agent have stopped, and tell it."""
+def see_lost(site: Site) -> None:
+    """See as the agent of another home that the item's agent is silent, until its item is settled."""
 
     async def watch(session: Session) -> None:
         context = AgentContext(site.agent("watcher", home=site.folder / "another-home").config, session)
-        stop_here = partial(stop_all_attempts, context)
-        lost = LostAgentDetector(session, "watcher", [site.name], lost_seconds=LOST_SECONDS, stop_here=stop_here)
-        await lost.look()
-        await asyncio.sleep(LOST_SECONDS + 0.2)
-        await lost.look()
+        await settle_lost(session, site.name, stop_here=partial(stop_all_attempts, context))
         await context.aclose()
 
     site.api.call(watch)
 
 
-def tell_lost(site: Site, run: QueuedRun) -> None:
+def lose(site: Site, run: QueuedRun) -> None:
     """Let the item come back into its queue, since its agent is gone."""
-    look(site)
+    see_lost(site)
     assert run.item.state_name == "AwaitingRetry", run.message
 
 
@@ -93,7 +87,7 @@ def test_process_of_a_killed_agents_attempt_is_gone_before_the_agent_of_another_
     agents.append(counting.agent_process())
     until(lambda: run.item.state_type is StateType.RUNNING and ticks(counting))
     agents[0].kill()
-    tell_lost(counting, run)
+    lose(counting, run)
     assert at_work(counting, "home", run) == [RunState.RUNNING]
     run_again(counting)
     (_, first), (_, second) = ticks(counting)
@@ -114,7 +108,7 @@ def test_killed_agent_that_comes_back_under_the_next_attempt_does_not_touch_it(
     agents.append(counting.agent_process())
     until(lambda: run.item.state_type is StateType.RUNNING and ticks(counting))
     agents[0].kill()
-    tell_lost(counting, run)
+    lose(counting, run)
     agents.append(counting.agent_process("other", home="another-home"))
     until(lambda: len(ticks(counting)) == 2)
     agents.append(counting.agent_process())
@@ -136,7 +130,7 @@ def test_process_that_was_started_by_an_agent_that_died_before_it_could_say_so_i
     assert life.status == 137, life.log
     assert run.item.state_type is StateType.PENDING
     until(lambda: ticks(counting))
-    tell_lost(counting, run)
+    lose(counting, run)
     run_again(counting)
     assert [count for _, count in ticks(counting)][1:] == [20]
     assert (run.item.state_type, run.item.run_count) == (StateType.COMPLETED, 1)
@@ -150,7 +144,7 @@ def test_process_that_was_to_be_stopped_by_a_killed_agent_is_stopped_by_the_agen
     until(lambda: run.item.state_type is StateType.RUNNING and ticks(counting))
     agents[0].kill()
     assert run.cancel() == "Cancelling"
-    look(counting)
+    see_lost(counting)
     assert at_work(counting, "home", run) == [RunState.EXITED]
     assert run.item.state_type is StateType.CANCELLED
     assert run.message.endswith("it is gone.")
@@ -172,7 +166,7 @@ def test_container_of_a_killed_agents_attempt_is_gone_before_the_agent_of_anothe
     agents.append(site.agent_process())
     until(lambda: run.item.state_type is StateType.RUNNING and ticks(site))
     agents[0].kill()
-    tell_lost(site, run)
+    lose(site, run)
     run_again(site)
     (_, first), (_, second) = ticks(site)
     assert (second, run.item.state_type, run.item.run_count) == (20, StateType.COMPLETED, 2)

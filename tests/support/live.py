@@ -15,13 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
+import anyio
+
 from prefect_launch import LaunchAgent, create_job, launch_add_many
 from prefect_launch.agent.item.logs import LOGGER
+from prefect_launch.agent.item.ownership import items_in_work
+from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.client.api import Api
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.queues.run_queue import RunQueue
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item, ItemDraft
+from tests.support.bench import holder_called
 from tests.support.forked_cli import AGENT, ForkedCli
 from tests.support.processes import ChildProcess
 
@@ -190,6 +195,22 @@ def run_deployment(name: str, **options: Any) -> FlowRun:
     made = deployments.run_deployment(name, timeout=0, **options)
     assert isinstance(made, FlowRun)
     return made
+
+
+async def settle_lost(session: Session, queue: str, **options: Any) -> None:
+    """See, as another agent of a queue, that the agents that were killed are silent, until no item is in work.
+
+    Args:
+        session: an open connection.
+        queue: a queue whose agents are all killed.
+        options: of `LostAgentDetector`.
+    """
+    lost = LostAgentDetector(session, holder_called("watcher"), [queue], lost_seconds=1.0, **options)
+    # A last heartbeat of an agent that was killed may still be on its way.
+    with anyio.fail_after(DEADLINE_SECONDS):
+        while await items_in_work(session.server, queue):
+            await lost.look()
+            await anyio.sleep(0.5)
 
 
 def until(look: Callable[[], Any], seconds: float = DEADLINE_SECONDS) -> Any:

@@ -23,6 +23,8 @@ from tests.support.ports import free_port
 from tests.support.processes import ChildProcess
 
 START_SECONDS = 180.0
+#: What events and logs of a test that it did not wait for get to reach a server, which may be gone.
+DRAIN_SECONDS = 10.0
 CACHE = Path(__file__).resolve().parents[2] / ".cache"
 # Which block types are in the database is noted beside it: a copy of one without the other registers too few.
 TEMPLATE_FILES = ("prefect.db", "memo_store.toml")
@@ -147,6 +149,9 @@ def server_on_sqlite(home: Path, settings: Mapping[str, str] | None = None) -> P
 def client_settings(server: PrefectServerProcess) -> ExitStack:
     """Lead Prefect's clients in this process, and every process started from it, to a server, until closed.
 
+    Prefect's services that send events and logs are one a process and stay with the server of their first use. They end
+    here too, so that the next test's go to its own server.
+
     Args:
         server: A server that runs.
 
@@ -154,6 +159,7 @@ def client_settings(server: PrefectServerProcess) -> ExitStack:
         What to close.
     """
     import pytest  # the benchmarks, too, start servers
+    from prefect._internal.concurrency.services import QueueService
     from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
     stack = ExitStack()
@@ -162,6 +168,7 @@ def client_settings(server: PrefectServerProcess) -> ExitStack:
         patch.setenv(name, value)
     # This process read its settings before; threads and subprocesses read the environment.
     stack.enter_context(temporary_settings({PREFECT_API_URL: server.api_url, PREFECT_UI_URL: server.ui_url}))
+    stack.callback(QueueService.drain_all, timeout=DRAIN_SECONDS)
     return stack
 
 

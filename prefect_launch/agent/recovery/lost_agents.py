@@ -59,9 +59,8 @@ class LostAgentDetector:
 
     Args:
         session: an open connection.
-        name: of the agent that watches.
+        holder: this life of the agent that watches.
         queues: its queues.
-        holder: this life of the agent that watches; without it, only whole agents are watched.
         lost_seconds: how long heartbeats must have stood still.
         clock: gives seconds, and never goes back.
         stop_here: stops what an item of a queue has at work within this agent's reach, and says whether there was any.
@@ -72,10 +71,9 @@ class LostAgentDetector:
     def __init__(
         self,
         session: Session,
-        name: str,
+        holder: Holder,
         queues: Collection[str],
         *,
-        holder: Holder | None = None,
         lost_seconds: float = LOST_SECONDS,
         clock: Callable[[], float] = time.monotonic,
         stop_here: Callable[[str, Item], Awaitable[bool]] | None = None,
@@ -83,7 +81,7 @@ class LostAgentDetector:
     ) -> None:
         self._session = session
         self._server = session.server
-        self._name = name
+        self._name = holder.agent
         self._queues = tuple(queues)
         self._holder = holder
         self._twins: set[str] = set()
@@ -113,7 +111,7 @@ class LostAgentDetector:
         """
         if self._clock() - self._looked_at > _GAP_SECONDS:
             self._seen.clear()
-        silent_lives = await self._find_silent_lives() if self._holder is not None else []
+        silent_lives = await self._find_silent_lives()
         for queue in self._queues:
             others = [one for one in await self._server.list_workers(queue) if one.name != self._name]
             silent = {one.name: one for one in others if self._silence(queue, one) >= self._lost_seconds}
@@ -126,7 +124,8 @@ class LostAgentDetector:
                     self._left.pop(key, None)
             alive = living | {self._name}
             for life in silent_lives:
-                if queue in life.queues and life.holder.agent in alive:
+                # One that died before its first heartbeat is no worker of the queue: its presence alone shows it.
+                if queue in life.queues and life.holder.agent not in silent:
                     await self._settle_silent_life(queue, life, alive)
         for life in silent_lives:
             await self._forget(life)
@@ -137,7 +136,7 @@ class LostAgentDetector:
         silent = []
         for life in await read_presences(self._server):
             key, who = ("", life.holder.instance), life.holder
-            if self._holder is None or who.instance == self._holder.instance:
+            if who.instance == self._holder.instance:
                 continue
             before = self._seen.get(key)
             if before is None or before[0] != life.beat:
@@ -156,7 +155,7 @@ class LostAgentDetector:
         return silent
 
     async def _settle_silent_life(self, queue: str, life: Presence, living: Collection[str]) -> None:
-        """Settle what a life of an agent holds that is over, though others of its name go on."""
+        """Settle what a life of an agent holds that is over, though no worker of its name is silent."""
         who = life.holder
         if (queue, who.instance) in self._settled:
             return

@@ -176,7 +176,8 @@ async def look_as_other(bench: Bench, runner: InMemoryRunner) -> None:
     clock = Clock()
     async with bench.api.open() as session:
         context = AgentContext(agent.config, session, runners={RESOURCE: runner})
-        watch = LostAgentDetector(session, "other", [QUEUE], clock=clock, stop_here=partial(stop_all_attempts, context))
+        stop_here = partial(stop_all_attempts, context)
+        watch = LostAgentDetector(session, holder_called("other"), [QUEUE], clock=clock, stop_here=stop_here)
         await Watcher(watch, clock).looks(seconds=105)
 
 

@@ -13,7 +13,7 @@ from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
-from tests.support.bench import QUEUE, RESOURCE, Bench
+from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 
 class Clock:
@@ -45,7 +45,7 @@ class Watcher:
 async def watching(bench: Bench, name: str = "other") -> AsyncIterator[Watcher]:
     clock = Clock()
     async with bench.api.open() as session:
-        yield Watcher(LostAgentDetector(session, name, [QUEUE], clock=clock), clock)
+        yield Watcher(LostAgentDetector(session, holder_called(name), [QUEUE], clock=clock), clock)
 
 
 async def left_running(bench: Bench, name: str = "box", **spec: Any) -> Item:

@@ -47,9 +47,7 @@ async def watching(bench: Bench, name: str = "box") -> AsyncIterator[Watcher]:
     """The watch of an agent of this name on another host, and its clock."""
     clock = Clock()
     async with bench.api.open() as session:
-        yield Watcher(
-            LostAgentDetector(session, name, [QUEUE], holder=holder_called(name, host="pod-2"), clock=clock), clock
-        )
+        yield Watcher(LostAgentDetector(session, holder_called(name, host="pod-2"), [QUEUE], clock=clock), clock)
 
 
 async def beating(bench: Bench, holder: Holder, watcher: Watcher, *, seconds: float) -> None:
@@ -96,13 +94,24 @@ async def test_agent_that_was_moved_to_another_host_runs_what_its_last_life_had_
     agent = agent_in(bench, bench.folder / "pod-2")
     async with agent.connected():
         context = agent.context
-        watch = LostAgentDetector(context.session, "box", [QUEUE], holder=agent.holder, lost_seconds=0.05)
+        watch = LostAgentDetector(context.session, agent.holder, [QUEUE], lost_seconds=0.05)
         for _ in range(2):
             await watch.look()
             await asyncio.sleep(0.06)
         await watch.look()
     await agent_in(bench, bench.folder / "pod-2").loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+
+
+async def test_life_that_died_before_its_first_heartbeat_is_settled_by_any_agent_of_the_queue(bench: Bench) -> None:
+    item, holder = await held_by_a_life_that_is_gone(bench, ItemState.BUILDING)
+    assert holder.agent not in [worker.name for worker in await bench.server.list_workers(QUEUE)]
+    async with watching(bench, "other") as watcher:
+        await watcher.looks(seconds=75)
+        assert (await bench.read(item.id)).state_type is StateType.PENDING
+        await watcher.looks(seconds=30)
+    assert (await bench.read(item.id)).state_name == "AwaitingRetry"
+    assert await read_presences(bench.server) == []
 
 
 async def test_life_that_left_in_order_is_settled_by_the_next_of_its_name_alone(bench: Bench) -> None:
