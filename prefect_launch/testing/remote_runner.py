@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class _Job:
     is_held: bool
     log: list[bytes] = field(default_factory=list)
     process: ScriptedProcess | None = None
+    submitted_at: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     preempted: bool = False
     started_at: datetime | None = None
@@ -65,6 +67,7 @@ class InMemoryCluster:
         reachable: set it to False, and every call fails as when the cluster is away; what runs goes on.
         lost_answers: so many of the next calls do their work, and their answers are lost.
         is_deaf: whether a request to cancel is accepted and not acted on.
+        lag_seconds: how long polls leave out a job that was submitted.
     """
 
     script: Callable[[RunPlan], Script] = lambda plan: Script()
@@ -76,6 +79,7 @@ class InMemoryCluster:
     reachable: bool = True
     lost_answers: int = 0
     is_deaf: bool = False
+    lag_seconds: float = 0.0
 
     def resize(self, nodes: int) -> None:
         """Change how many jobs run at a time."""
@@ -128,6 +132,7 @@ class InMemoryRemoteRunner(RemoteRunner):
     submitter_options: ClassVar[frozenset[str]] = frozenset({"e", "env", "pod"})
     options: ClassVar[frozenset[str]] = _OPTIONS
     can_hold: ClassVar[bool] = True
+    lag_seconds: ClassVar[float] = 0.1
     poll_seconds: ClassVar[float] = 0.05
     log_seconds: ClassVar[float] = 0.02
 
@@ -170,11 +175,11 @@ class InMemoryRemoteRunner(RemoteRunner):
             cluster.schedule()
         self._answer(None)
 
-    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteStatus]:
+    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
         cluster = await self._call("poll")
-        return self._answer(
-            {one: _seen(cluster, job).status for one in handles if (job := cluster.jobs.get(one)) is not None}
-        )
+        since = time.monotonic() - cluster.lag_seconds
+        jobs = [cluster.jobs[handle] for handle in handles if handle in cluster.jobs]
+        return self._answer({job.handle: _seen(cluster, job) for job in jobs if job.submitted_at <= since})
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         cluster = await self._call("list")
@@ -233,9 +238,10 @@ class InMemoryRemoteRunner(RemoteRunner):
 
 
 class InMemoryUnholdingRunner(InMemoryRemoteRunner):
-    """A runner on an in-memory cluster that cannot hold: to submit a job is to start it."""
+    """A runner on an in-memory cluster that cannot hold, and whose polls may lag: to submit a job is to start it."""
 
     can_hold: ClassVar[bool] = False
+    lag_seconds: ClassVar[float] = 0.5
 
 
 def _seen(cluster: InMemoryCluster, job: _Job) -> RemoteJob:

@@ -20,7 +20,7 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.log_streams import parts
-from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.base import RemoteRunner, RunHandle
 
 SUCCEED = "exit 0"
 FAIL = "exit 3"
@@ -354,10 +354,33 @@ class RemoteRunnerContract(RunnerContract):
         handle = await self._start(world.runner(), old)
         runner = self._remote(world.runner())
         await runner.stop(handle, 1.0)
-        await runner.delete(handle)  # By hand, so that the runner does not hear of it.
+        await runner.delete(RunHandle.parse(handle).job)  # By hand, so that the runner does not hear of it.
         new = _claimed(old, "new", command=world.plan(SLEEP_SHORTLY).command)
         end = await run(world.runner(), new)
         assert (end.exit_code, end.stopped) == (4, False)
+
+    async def test_late_calls_of_an_older_claim_leave_the_run_of_the_newer_one_alone(self, world: RemoteWorld) -> None:
+        lost, runner = world.runner(), world.runner()
+        old = _claimed(world.plan(SLEEP), "lost")
+        late = await self._start(lost, old)
+        new = _claimed(old, "new", command=world.plan(TWO_PARTS).command)
+        handle = await self._start(runner, new)
+        await lost.stop(late, 0.0)
+        await lost.remove(late)
+        await lost.start(late)
+        [found] = await runner.find({Labels.ITEM: old.item_id})
+        assert (found.handle, found.labels[Labels.CLAIM]) == (handle, "new")
+        assert (await lost.watch(late, old)).exit_code is None
+        end = await runner.watch(handle, new)
+        assert (end.exit_code, end.stopped) == (0, False)
+        assert new.log_path.read_bytes() == b"before\nafter\n"
+
+    async def test_job_that_polls_do_not_show_yet_is_stopped(self, world: RemoteWorld) -> None:
+        runner, plan = self._remote(world.runner()), world.plan(SLEEP)
+        handle = await self._start(runner, plan)
+        await runner.stop(handle, 0.0)
+        await asyncio.sleep(runner.lag_seconds)  # By then each poll shows what runs.
+        assert [one.state for one in await runner.find({Labels.ITEM: plan.item_id})] in ([], [RunState.EXITED])
 
     @staticmethod
     def _remote(runner: Runner) -> RemoteRunner:

@@ -4,11 +4,14 @@
 and delete; the base keeps the promises:
 
 - Submitting is idempotent by name. A system that can hold a job gets it held at `create` and released at `start`. Any
-  other gets it at `start`: until then `create` only keeps the plan, and the run's handle is its name.
+  other gets it at `start`: until then `create` only keeps the plan, and the job's handle is its name.
+- A run's handle is the job's handle and the claim that the run was made under. The job that has the handle now may be
+  that of a newer claim: before a job is released, cancelled or deleted, its claim is read again from its labels.
 - What the system has accepted and not started is `RunState.SUBMITTED`, with the system's own reason (`wait_running`).
 - One poller asks for the status of all runs that an agent follows, in one call.
 - `job.log` has no gap and no repeat: the position up to which the log was read stands beside it.
-- A stop is proved: `stop` returns once the run was seen to have ended or to be gone, and raises otherwise.
+- A stop is proved: `stop` returns once the run was seen to have ended or to be gone, and raises otherwise. A job is
+  gone when no poll has shown it for the system's `lag_seconds`.
 
 A system that does not answer ends no run: it is asked again until it does.
 """
@@ -54,8 +57,6 @@ _STOP_MARGIN_SECONDS: Final = 30.0
 _LOG_END_SECONDS: Final = 60.0
 #: The pause after a change, or after a new job is followed; each further pause is twice as long.
 _FIRST_PAUSE_SECONDS: Final = 0.1
-#: A job that so many polls in a row do not show is gone: a list may lag behind a submission.
-_GONE_POLLS: Final = 2
 #: How long a job waits without a reason before that is told.
 _REASON_SECONDS: Final = 2.0
 #: The least pause between two reasons that are told: some change at every look.
@@ -93,7 +94,7 @@ class RemoteJob(BaseModel):
     """A job that the system knows.
 
     Attributes:
-        handle: names it in all further calls.
+        handle: names it in all further calls; where the system cannot hold jobs, its name.
         name: that it was submitted under.
         labels: that it was submitted with.
         status: of the job now.
@@ -105,6 +106,32 @@ class RemoteJob(BaseModel):
     name: str
     labels: dict[str, str] = Field(default_factory=dict)
     status: RemoteStatus
+
+
+class RunHandle(NamedTuple):
+    """The handle of a run on a system of jobs.
+
+    Attributes:
+        job: the job's handle, which a job of a later claim may have too.
+        claim: that the run was made under; empty for a direct `launch`.
+    """
+
+    job: str
+    claim: str
+
+    def __str__(self) -> str:
+        return f"{self.job}@{self.claim}"
+
+    @classmethod
+    def parse(cls, text: str) -> RunHandle:
+        """Read a handle from its text."""
+        job, _, claim = text.rpartition("@")
+        return cls(job, claim)
+
+    @classmethod
+    def of(cls, job: RemoteJob) -> RunHandle:
+        """Return the handle of the run that a job is."""
+        return cls(job.handle, job.labels.get(Labels.CLAIM, ""))
 
 
 class LogPart(NamedTuple):
@@ -134,13 +161,15 @@ class RemoteRunner(Runner):
     """A runner on a system that queues jobs and starts them itself.
 
     Every method that a subclass gives raises `UnreachableError` when the system does not answer, and
-    `InfrastructureError` when it fails.
+    `InfrastructureError` when it fails. Its handles are those of jobs.
     """
 
     uses_this_machine: ClassVar[bool] = False
     max_submitted: ClassVar[int] = 100
     #: Whether the system accepts a job without starting it, until it is released.
     can_hold: ClassVar[bool] = False
+    #: How long `poll` may leave out a job that is there, after its submission or between two of its states, in seconds.
+    lag_seconds: ClassVar[float] = 5.0
     #: The longest pause between two polls, in seconds; the first ones after a change come sooner.
     poll_seconds: ClassVar[float] = 5.0
     #: The pause before a log is read again that was read to its end while its job runs, in seconds.
@@ -149,7 +178,7 @@ class RemoteRunner(Runner):
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         self._not_submitted: dict[str, RunPlan] = {}
-        self._poller = StatusPoller(self.name, self.poll, self.poll_seconds)
+        self._poller = StatusPoller(self.name, self._poll_runs, self.poll_seconds, self.lag_seconds)
 
     # --- what the system offers ---
 
@@ -168,12 +197,15 @@ class RemoteRunner(Runner):
         """Let the system start a held job; nothing for a job that is not held, or is gone."""
 
     @abstractmethod
-    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteStatus]:
-        """Return the status of these jobs, in as few calls as the system allows; those that are gone are left out."""
+    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
+        """Return these jobs by their handles, in as few calls as the system allows; those that are gone are left out.
+
+        The labels are those that the job has in the system now: whose job it is, is read from them.
+        """
 
     @abstractmethod
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
-        """Return all jobs with these labels, in any state."""
+        """Return all jobs with these labels, in any state; none is left out that the system has accepted."""
 
     @abstractmethod
     def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
@@ -208,14 +240,15 @@ class RemoteRunner(Runner):
     async def create(self, plan: RunPlan) -> str:
         self.check(plan)
         if self.can_hold:
-            return (await self._submit(plan)).handle
-        self._not_submitted[plan.name] = plan
-        return plan.name
+            return str(RunHandle.of(await self._submit(plan)))
+        handle = str(RunHandle(plan.name, plan.labels.get(Labels.CLAIM, "")))
+        self._not_submitted[handle] = plan
+        return handle
 
     async def start(self, handle: str) -> None:
         if self.can_hold:
-            if not self._is_stopped(handle):
-                await self.release(handle)
+            if not await self._is_stopped(handle) and await self._find_status(handle) is not None:
+                await self.release(RunHandle.parse(handle).job)
         elif (plan := self._not_submitted.get(handle)) is not None:
             await self._submit(plan)
             # Only now: a submission whose answer was lost is made again.
@@ -233,7 +266,7 @@ class RemoteRunner(Runner):
                     await on_wait(told)
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
-        run_log, has_ended = RemoteLog(plan.log_path), asyncio.Event()
+        run_log, has_ended = await anyio.to_thread.run_sync(RemoteLog, plan.log_path), asyncio.Event()
         copying = asyncio.create_task(self._copy_log(handle, run_log, has_ended))
         try:
             status = await self._end_of(handle)
@@ -247,7 +280,7 @@ class RemoteRunner(Runner):
             copying.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait({copying})
-        stopped = self._is_stopped(handle)
+        stopped = await self._is_stopped(handle)
         if status is None:
             return ExitStatus(exit_code=None, stopped=stopped, error=self._why_gone(stopped))
         if done and (error := copying.exception()) is not None:
@@ -271,30 +304,25 @@ class RemoteRunner(Runner):
     async def stop(self, handle: str, grace_seconds: float) -> None:
         if self._not_submitted.pop(handle, None) is not None:
             await anyio.to_thread.run_sync(self._note_stop, handle)
-        status = (await self.poll([handle])).get(handle)  # Raises when nobody answers.
-        is_cancelled, limit = False, grace_seconds + _STOP_MARGIN_SECONDS
+        status = await self._find_status(handle)  # Raises when nobody answers.
+        is_cancelled, limit = False, grace_seconds + self.lag_seconds + _STOP_MARGIN_SECONDS
         with anyio.move_on_after(limit), self._poller.follow(handle) as feed:
-            while status is None or status.state is not RemoteState.ENDED:
-                if status is not None and not is_cancelled:
+            while status is not None and status.state is not RemoteState.ENDED:
+                if not is_cancelled:
                     await anyio.to_thread.run_sync(self._note_stop, handle)
-                    await self.cancel(handle, grace_seconds)
-                    is_cancelled = True
-                    self._poller.wake()
+                    is_cancelled = await self._cancel(handle, grace_seconds)
                 status = await feed.next()
-                if status is None:
-                    return
             return
-        where = f"still {status.state.value}" if status is not None else "not to be seen"
-        reason = f": {status.reason}" if status is not None and status.reason else ""
+        seen = f"still {status.state.value}" + (f": {status.reason}" if status.reason else "") if status else "not seen"
         raise InfrastructureError(
-            f"The run {handle!r} on {self.name} was told to end, and {limit:g} s later it is {where}{reason}."
+            f"The run {handle!r} on {self.name} was told to end, and {limit:g} s later it is {seen}."
             " It is not known to have stopped: look at it there."
         )
 
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         jobs = await self.list_jobs(labels)
         found = [
-            Found(handle=job.handle, state=_RUN_STATES[job.status.state], labels=job.labels, name=job.name)
+            Found(handle=str(RunHandle.of(job)), state=_RUN_STATES[job.status.state], labels=job.labels, name=job.name)
             for job in jobs
             if Labels.ITEM in job.labels
         ]
@@ -307,8 +335,10 @@ class RemoteRunner(Runner):
 
     async def remove(self, handle: str) -> None:
         self._not_submitted.pop(handle, None)
-        await self.delete(handle)
-        await self._forget_stop(handle)
+        if await self._find_status(handle) is not None:
+            await self.delete(RunHandle.parse(handle).job)
+        with suppress(FileNotFoundError):
+            await anyio.to_thread.run_sync(self._stop_note(handle).unlink)
 
     async def aclose(self) -> None:
         await self._poller.aclose()
@@ -318,19 +348,45 @@ class RemoteRunner(Runner):
     async def _submit(self, plan: RunPlan) -> RemoteJob:
         """Submit a plan; a job of an older claim that has its name is stopped and removed first."""
         job = await self.submit(plan)
-        if job.labels.get(Labels.CLAIM) == plan.labels.get(Labels.CLAIM):
-            if job.status.state is not RemoteState.ENDED:
-                await self._forget_stop(job.handle)  # Of an older claim: the same attempt has the same name.
-            return job
-        if job.labels.get(Labels.ITEM) != plan.labels.get(Labels.ITEM):
+        if not _is_of_claim(job, plan):
+            if job.labels.get(Labels.ITEM) != plan.labels.get(Labels.ITEM):
+                raise InfrastructureError(
+                    f"{self.name} has a job named {plan.name!r} that is not of this item."
+                    " Remove it there, and try again."
+                )
+            await self.stop(str(RunHandle.of(job)), TAKEOVER_SECONDS)
+            await self.remove(str(RunHandle.of(job)))
+            job = await self.submit(plan)
+        if not _is_of_claim(job, plan):
             raise InfrastructureError(
-                f"{self.name} has a job named {plan.name!r} that is not of this item. Remove it there, and try again."
+                f"{self.name} still has a job named {plan.name!r} of another claim of this item. Try again."
             )
-        await self.stop(job.handle, TAKEOVER_SECONDS)
-        await self.remove(job.handle)
-        job = await self.submit(plan)
-        await self._forget_stop(job.handle)
         return job
+
+    async def _poll_runs(self, handles: Collection[str]) -> dict[str, RemoteStatus]:
+        """Return the statuses of runs; a job that has a run's handle and another claim is not that run's."""
+        runs = {handle: RunHandle.parse(handle) for handle in handles}
+        jobs = await self.poll({run.job for run in runs.values()})
+        return {
+            handle: job.status
+            for handle, run in runs.items()
+            if (job := jobs.get(run.job)) is not None and RunHandle.of(job) == run
+        }
+
+    async def _find_status(self, handle: str) -> RemoteStatus | None:
+        """Return a run's status now; None once no poll has shown it for as long as the system may lag."""
+        gone_at = time.monotonic() + self.lag_seconds
+        while (status := (await self._poll_runs([handle])).get(handle)) is None and time.monotonic() < gone_at:
+            await asyncio.sleep(max(_FIRST_PAUSE_SECONDS, self.lag_seconds / 10))
+        return status
+
+    async def _cancel(self, handle: str, grace_seconds: float) -> bool:
+        """Cancel a run's job if a poll shows now that it is this run's; whether it does."""
+        is_shown = handle in await self._poll_runs([handle])
+        if is_shown:
+            await self.cancel(RunHandle.parse(handle).job, grace_seconds)
+            self._poller.wake()
+        return is_shown
 
     async def _end_of(self, handle: str) -> RemoteStatus | None:
         with self._poller.follow(handle) as feed:
@@ -343,7 +399,7 @@ class RemoteRunner(Runner):
         while True:
             is_last = has_ended.is_set()
             try:
-                async for part in self.read_logs(handle, run_log.position):
+                async for part in self.read_logs(RunHandle.parse(handle).job, run_log.position):
                     await anyio.to_thread.run_sync(run_log.write, part)
                 run_log.problem = ""
                 if is_last:
@@ -358,7 +414,7 @@ class RemoteRunner(Runner):
 
     async def _outputs(self, handle: str, plan: RunPlan) -> LeftOut:
         await anyio.to_thread.run_sync(lambda: plan.output_dir.mkdir(exist_ok=True))
-        return await self.fetch_outputs(handle, plan)
+        return await self.fetch_outputs(RunHandle.parse(handle).job, plan)
 
     def _why_gone(self, stopped: bool) -> str:
         if stopped:
@@ -375,24 +431,29 @@ class RemoteRunner(Runner):
         note.parent.mkdir(parents=True, exist_ok=True)
         note.touch()
 
-    async def _forget_stop(self, handle: str) -> None:
-        with suppress(FileNotFoundError):
-            await anyio.to_thread.run_sync(self._stop_note(handle).unlink)
+    async def _is_stopped(self, handle: str) -> bool:
+        return await anyio.to_thread.run_sync(self._stop_note(handle).exists)
 
-    def _is_stopped(self, handle: str) -> bool:
-        return self._stop_note(handle).exists()
+
+def _is_of_claim(job: RemoteJob, plan: RunPlan) -> bool:
+    return job.labels.get(Labels.CLAIM) == plan.labels.get(Labels.CLAIM)
 
 
 # --- one poll for all that is followed ---
 
 
 class StatusFeed:
-    """The statuses of one job, for one coroutine that follows it; made by `StatusPoller.follow`."""
+    """The statuses of one run, for one coroutine that follows it; made by `StatusPoller.follow`.
 
-    def __init__(self) -> None:
+    Args:
+        lag_seconds: how long polls may leave out a job that is there.
+    """
+
+    def __init__(self, lag_seconds: float) -> None:
+        self._lag_seconds = lag_seconds
         self._changed = asyncio.Event()
         self._latest: RemoteStatus | None = None
-        self._misses = 0
+        self._missed_at: float | None = None
 
     async def next(self) -> RemoteStatus | None:
         """Return the status that a poll shows, waiting for the next one; None once the job is gone."""
@@ -401,10 +462,15 @@ class StatusFeed:
         return self._latest
 
     def put(self, status: RemoteStatus | None) -> bool:
-        """Take the status that a poll has shown; whether it is another than before, or not certain yet."""
-        self._misses = self._misses + 1 if status is None else 0
-        if 0 < self._misses < _GONE_POLLS:
+        """Take the status that a poll has shown; whether it is another than that of the poll before."""
+        now = time.monotonic()
+        if status is not None:
+            self._missed_at = None
+        elif self._missed_at is None:
+            self._missed_at = now
             return True
+        elif now - self._missed_at < self._lag_seconds:
+            return False
         changed = status != self._latest
         self._latest = status
         self._changed.set()
@@ -416,16 +482,22 @@ class StatusPoller:
 
     Args:
         name: of the system, for the log.
-        poll: returns the statuses of jobs by their handles, and leaves out those that are gone.
+        poll: returns the statuses of runs by their handles, and leaves out those that are gone.
         most_seconds: the longest pause between two polls.
+        lag_seconds: how long `poll` may leave out a run that is there.
     """
 
     def __init__(
-        self, name: str, poll: Callable[[Collection[str]], Awaitable[Mapping[str, RemoteStatus]]], most_seconds: float
+        self,
+        name: str,
+        poll: Callable[[Collection[str]], Awaitable[Mapping[str, RemoteStatus]]],
+        most_seconds: float,
+        lag_seconds: float,
     ) -> None:
         self._name = name
         self._poll = poll
         self._most_seconds = most_seconds
+        self._lag_seconds = lag_seconds
         self._feeds: dict[str, list[StatusFeed]] = {}
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -433,7 +505,7 @@ class StatusPoller:
     @contextmanager
     def follow(self, handle: str) -> Iterator[StatusFeed]:
         """Follow a job for as long as the context lasts; enter it in a running event loop."""
-        feed: StatusFeed = StatusFeed()
+        feed = StatusFeed(self._lag_seconds)
         self._feeds.setdefault(handle, []).append(feed)
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:

@@ -64,10 +64,12 @@ class InMemoryDockerWorld(FakeWorld):
 
 
 class InMemoryClusterWorld(FakeWorld):
-    def __init__(self, folder: Path, kind: type[InMemoryRemoteRunner]) -> None:
+    def __init__(self, folder: Path, kind: type[InMemoryRemoteRunner], lag_seconds: float = 0.0) -> None:
         super().__init__(folder)
         self.kind = kind
-        self.cluster = InMemoryCluster(lambda plan: script_of(plan.command, plan.args, plan.env))
+        self.cluster = InMemoryCluster(
+            lambda plan: script_of(plan.command, plan.args, plan.env), lag_seconds=lag_seconds
+        )
 
     def runner(self) -> Runner:
         return self.kind(self.folder, self.cluster)
@@ -114,8 +116,8 @@ class TestInMemoryRemoteRunner(RemoteRunnerContract):
 
 
 class TestInMemoryUnholdingRunner(RemoteRunnerContract):
-    """Each promise of the contract, kept on a cluster that cannot hold jobs."""
+    """Each promise of the contract, kept on a cluster that cannot hold jobs and shows them late."""
 
     @pytest.fixture
     def world(self, tmp_path: Path) -> InMemoryClusterWorld:
-        return InMemoryClusterWorld(tmp_path, InMemoryUnholdingRunner)
+        return InMemoryClusterWorld(tmp_path, InMemoryUnholdingRunner, InMemoryUnholdingRunner.lag_seconds)
