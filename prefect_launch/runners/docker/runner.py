@@ -326,14 +326,14 @@ class LocalContainerRunner(Runner):
         # What this runner has just created needs no inspect call, which takes a tenth of a start's overhead.
         if handle not in self._just_created:
             container = await self._engine.container(handle)
-            if container is None or not container.waits_for_start or _was_stopped(_run_dir(container.labels)):
+            if container is None or not container.waits_for_start or await _was_stopped(_run_dir(container.labels)):
                 return
         self._just_created.discard(handle)
         await self._engine.start(handle)
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         container = await self._engine.container(handle)
-        if container is not None and container.waits_for_start and _was_stopped(plan.run_dir):
+        if container is not None and container.waits_for_start and await _was_stopped(plan.run_dir):
             return ExitStatus(exit_code=None, stopped=True, error="stopped before it was started")
         copier = LogCopier(self._engine, handle, plan.log_path)
         copier.start()
@@ -355,7 +355,7 @@ class LocalContainerRunner(Runner):
                 warnings.append(f"the outputs are not kept: {error}")
         return exit_of(
             container,
-            stopped=_was_stopped(plan.run_dir),
+            stopped=await _was_stopped(plan.run_dir),
             log_complete=not copier.problem,
             left_out=left_out,
             peak_memory_bytes=memory.seen_bytes,
@@ -382,7 +382,7 @@ class LocalContainerRunner(Runner):
 
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         found = await self._engine.containers(labels)
-        return [_found(one) for one in found if Labels.ITEM in one.labels]
+        return await anyio.to_thread.run_sync(lambda: [_found(one) for one in found if Labels.ITEM in one.labels])
 
     async def image_of(self, handle: str) -> str | None:
         if handle in self._images_used:
@@ -414,8 +414,8 @@ class LocalContainerRunner(Runner):
 
     async def _populate(self, container_id: str, plan: RunPlan, config: Mapping[str, Any]) -> None:
         """Put in what the job finds at its start. Doing it again changes nothing."""
-        untouched = plan.run_dir / _UNTOUCHED_FILE
-        if untouched.exists():
+        untouched = anyio.Path(plan.run_dir / _UNTOUCHED_FILE)
+        if await untouched.exists():
             return
         if plan.code_dir is not None:
             await put_code_in(self._engine, container_id, plan.code_dir)
@@ -429,13 +429,14 @@ class LocalContainerRunner(Runner):
             await merge_config_file(self._engine, container_id, config["WorkingDir"], path, values)
         # A file that is there already can be rewritten without a trace on its folder: then all is fetched.
         changed_at = None if of_last_attempt else await self._engine.changed_at(container_id, OUTPUT_DIR)
-        untouched.write_text(changed_at or "", encoding="utf-8")
+        await untouched.write_text(changed_at or "", encoding="utf-8")
 
     async def _collect(self, handle: str, plan: RunPlan) -> LeftOut:
         """Fetch the outputs, unless the engine says that the folder is as it was made: a look costs a tenth."""
-        await anyio.to_thread.run_sync(lambda: plan.output_dir.mkdir(exist_ok=True))
+        await anyio.Path(plan.output_dir).mkdir(exist_ok=True)
         try:
-            untouched = (plan.run_dir / _UNTOUCHED_FILE).read_text(encoding="utf-8", errors="replace")
+            file = anyio.Path(plan.run_dir / _UNTOUCHED_FILE)
+            untouched = await file.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             untouched = ""
         if await self._engine.changed_at(handle, OUTPUT_DIR) == untouched:
@@ -481,8 +482,8 @@ def _run_dir(labels: Mapping[str, str]) -> Path | None:
     return Path(folder) if folder else None
 
 
-def _was_stopped(run_dir: Path | None) -> bool:
-    return run_dir is not None and (run_dir / _STOP_FILE).exists()
+async def _was_stopped(run_dir: Path | None) -> bool:
+    return run_dir is not None and await anyio.Path(run_dir / _STOP_FILE).exists()
 
 
 def _note_stop(run_dir: Path | None) -> None:

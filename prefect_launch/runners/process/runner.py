@@ -171,26 +171,16 @@ class LocalProcessRunner(Runner):
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         folder = RunFolder(Path(handle))
         await self._gone(folder)
-        end = folder.exit()
+        end = await anyio.to_thread.run_sync(folder.exit)
         if end is not None:
             ended()
             return end
-        if folder.has(supervisor.STOP) and not folder.has(supervisor.STARTED):
-            return ExitStatus(exit_code=None, stopped=True, error="stopped before it was started")
-        await anyio.to_thread.run_sync(folder.kill_job)
-        return ExitStatus(exit_code=None, error=_lost(folder), stopped=folder.has(supervisor.STOP))
+        return await anyio.to_thread.run_sync(_end_unseen, folder)
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         folder = RunFolder(Path(handle))
-        if folder.has(supervisor.EXIT):
-            return
-        if not folder.path.exists():
-            await anyio.to_thread.run_sync(folder.kill_marked)  # Somebody has removed it under its job.
-            return
-        folder.write(supervisor.STOP, {"grace_seconds": max(0.0, grace_seconds)})
-        pid = folder.supervisor_pid()
-        if pid is None or not _signal_supervisor(pid):
-            await anyio.to_thread.run_sync(folder.kill_job)
+        pid = await anyio.to_thread.run_sync(_ask_to_stop, folder, grace_seconds)
+        if pid is None:
             return
         try:
             await asyncio.wait_for(self._gone(folder), grace_seconds + _STOP_MARGIN_SECONDS)
@@ -250,7 +240,7 @@ class LocalProcessRunner(Runner):
 
     async def _gone(self, folder: RunFolder) -> None:
         """Wait until the run's supervisor has ended, as the kernel tells it."""
-        pid = folder.supervisor_pid()
+        pid = await anyio.to_thread.run_sync(folder.supervisor_pid)
         if pid is not None:
             try:
                 descriptor = os.pidfd_open(pid)
@@ -258,7 +248,9 @@ class LocalProcessRunner(Runner):
                 descriptor = -1
             if descriptor >= 0:
                 try:
-                    if folder.supervisor_pid() == pid:  # Else another process has got the id just now.
+                    if (
+                        await anyio.to_thread.run_sync(folder.supervisor_pid) == pid
+                    ):  # Else another process has got the id just now.
                         await _readable(descriptor)
                 finally:
                     os.close(descriptor)
@@ -327,13 +319,31 @@ async def _readable(descriptor: int) -> None:
         loop.remove_reader(descriptor)
 
 
-def _signal_supervisor(pid: int) -> bool:
-    """Tell a supervisor to read its stop file; whether it was still there."""
+def _ask_to_stop(folder: RunFolder, grace_seconds: float) -> int | None:
+    """Ask the supervisor for the job's end, and return its process id; without one, kill what is left of the job."""
+    if folder.has(supervisor.EXIT):
+        return None
+    if not folder.path.exists():
+        folder.kill_marked()  # Somebody has removed it under its job.
+        return None
+    folder.write(supervisor.STOP, {"grace_seconds": max(0.0, grace_seconds)})
+    pid = folder.supervisor_pid()
     try:
-        os.kill(pid, signal.SIGTERM)
+        if pid is not None:
+            os.kill(pid, signal.SIGTERM)
+            return pid
     except ProcessLookupError:
-        return False
-    return True
+        pass
+    folder.kill_job()
+    return None
+
+
+def _end_unseen(folder: RunFolder) -> ExitStatus:
+    """Return the end of a run that has no supervisor and no note of its end; what is left of its job is killed."""
+    if folder.has(supervisor.STOP) and not folder.has(supervisor.STARTED):
+        return ExitStatus(exit_code=None, stopped=True, error="stopped before it was started")
+    folder.kill_job()
+    return ExitStatus(exit_code=None, error=_lost(folder), stopped=folder.has(supervisor.STOP))
 
 
 def _lost(folder: RunFolder) -> str:

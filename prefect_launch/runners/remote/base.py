@@ -376,9 +376,11 @@ class RemoteRunner(Runner):
     async def _find_status(self, handle: str) -> RemoteStatus | None:
         """Return a run's status now; None once no poll has shown it for as long as the system may lag."""
         gone_at = time.monotonic() + self.lag_seconds
-        while (status := (await self._poll_runs([handle])).get(handle)) is None and time.monotonic() < gone_at:
+        while True:
+            status = (await self._poll_runs([handle])).get(handle)
+            if status is not None or time.monotonic() >= gone_at:
+                return status
             await asyncio.sleep(max(_FIRST_PAUSE_SECONDS, self.lag_seconds / 10))
-        return status
 
     async def _cancel(self, handle: str, grace_seconds: float) -> bool:
         """Cancel a run's job if a poll shows now that it is this run's; whether it does."""
