@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prefect_launch.core.filesystem import make_folders, temporary_folder
 from prefect_launch.core.names import check_name
+from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.validation import check_server_json, first_error
 from prefect_launch.environments.requirements import read_requirements
 from prefect_launch.errors import InvalidNameError, SourceError, SpecError, unknown_name
@@ -74,7 +75,7 @@ JOB_TYPES: Final[Mapping[str, SourceKind]] = MappingProxyType(
 
 
 class JobRequest(BaseModel):
-    """Request for a new job. See `prefect_launch.client.create_job.acreate_job`."""
+    """Request for a new job. See `prefect_launch.client.create_job.create_job`."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -339,7 +340,7 @@ def _alias_of_tag(tag: str | None) -> str | None:
 # The public call, with the reference's arguments.
 
 
-async def acreate_job(
+def create_job(
     path: str | PathLike[str],
     job_type: str,
     entity: str | None = None,
@@ -394,38 +395,18 @@ async def acreate_job(
         ServerUnavailableError: when the server does not answer.
     """
     request = _request(
-        path, job_type, entity, project, name, description, aliases, runtime, entrypoint, git_hash, build_context,
-        dockerfile, base_image, services, schema, retries,
-    )  # fmt: skip
-    return (await (api or _default_api()).acall(lambda session: create_in(session.jobs, request))).job
-
-
-def create_job(
-    path: str | PathLike[str],
-    job_type: str,
-    entity: str | None = None,
-    project: str | None = None,
-    name: str | None = None,
-    description: str | None = None,
-    aliases: Iterable[str] | None = None,
-    runtime: str | None = None,
-    entrypoint: str | Sequence[str] | None = None,
-    git_hash: str | None = None,
-    build_context: str | None = None,
-    dockerfile: str | None = None,
-    *,
-    base_image: str | None = None,
-    services: Mapping[str, str] | None = None,
-    schema: SchemaSource | None = None,
-    retries: Mapping[str, Any] | int | None = None,
-    api: Api | None = None,
-) -> Job:
-    """Make a job, from synchronous code. See `acreate_job`."""
-    request = _request(
-        path, job_type, entity, project, name, description, aliases, runtime, entrypoint, git_hash, build_context,
-        dockerfile, base_image, services, schema, retries,
+        path=path, job_type=job_type, entity=entity, project=project, name=name, description=description,
+        aliases=aliases, runtime=runtime, entrypoint=entrypoint, git_hash=git_hash, build_context=build_context,
+        dockerfile=dockerfile, base_image=base_image, services=services, schema=schema, retries=retries,
     )  # fmt: skip
     return (api or _default_api()).call(lambda session: create_in(session.jobs, request)).job
+
+
+@with_arguments_of(create_job)
+async def acreate_job(arguments: Mapping[str, Any]) -> Job:
+    """`create_job` for async code; arguments, result and errors are the same."""
+    request, api = _request(**arguments), arguments["api"] or _default_api()
+    return (await api.acall(lambda session: create_in(session.jobs, request))).job
 
 
 async def create_in(registry: JobRegistry, request: JobRequest, *, git: Git | None = None) -> PutResult:
@@ -437,7 +418,7 @@ async def create_in(registry: JobRegistry, request: JobRequest, *, git: Git | No
         git: how git is run; by default with the protocols that are allowed to users.
 
     Raises:
-        LaunchError: as `acreate_job` does.
+        LaunchError: as `create_job` does.
     """
     draft, aliases = await draft_job(request, git=git)
     return await registry.put(draft, aliases)
@@ -449,43 +430,18 @@ def _default_api() -> Api:
     return default_api()
 
 
-def _request(
-    path: str | PathLike[str],
-    job_type: str,
-    entity: str | None,
-    project: str | None,
-    name: str | None,
-    description: str | None,
-    aliases: Iterable[str] | None,
-    runtime: str | None,
-    entrypoint: str | Sequence[str] | None,
-    git_hash: str | None,
-    build_context: str | None,
-    dockerfile: str | None,
-    base_image: str | None,
-    services: Mapping[str, str] | None,
-    schema: SchemaSource | None,
-    retries: Mapping[str, Any] | int | None = None,
-) -> JobRequest:
+def _request(**given: Any) -> JobRequest:
+    """Read the arguments of `create_job`."""
+    aliases = given["aliases"]
     if isinstance(aliases, str):
         raise SpecError(f"aliases must be a list of names, not the text {aliases!r}. Write [{aliases!r}].")
     values = {
-        "path": fspath(path),
-        "job_type": job_type,
-        "entity": entity,
-        "project": project,
-        "name": name,
-        "description": description,
+        **given,
+        "path": fspath(given["path"]),
         "aliases": tuple(aliases or ()),
-        "runtime": runtime,
-        "entrypoint": parse_entry_point(entrypoint),
-        "git_hash": git_hash,
-        "build_context": build_context,
-        "dockerfile": dockerfile,
-        "base_image": base_image,
-        "services": dict(services) if services else None,
-        "input_schema": schema,
-        "retries": retries,
+        "entrypoint": parse_entry_point(given["entrypoint"]),
+        "services": dict(given["services"] or {}) or None,
+        "input_schema": given["schema"],
     }
     try:
         return JobRequest.model_validate(values)

@@ -23,12 +23,8 @@ from tests.support.git_repository import Repository
 
 def _request(path: object, job_type: str, **options: Any) -> JobRequest:
     """Return what `create_job` makes of its arguments."""
-    made: JobRequest = create._request(
-        *(str(path), job_type, None, None, options.pop("name", None), options.pop("description", None)),
-        *(options.pop(key, None) for key in ("aliases", "runtime", "entrypoint", "git_hash", "build_context")),
-        *(options.pop(key, None) for key in ("dockerfile", "base_image", "services", "schema")),
-    )
-    assert not options
+    unnamed = dict.fromkeys(("aliases", "runtime", "entrypoint", "schema", "services", *JobRequest.model_fields))
+    made: JobRequest = create._request(**{**unnamed, "path": str(path), "job_type": job_type, **options})
     return made
 
 
