@@ -9,6 +9,7 @@ import typer
 
 from prefect_launch.cli.options import EntityOption, JsonOption, examples, group
 from prefect_launch.cli.output import Column, print_details, print_json, print_table
+from prefect_launch.cli.process import connected
 from prefect_launch.cli.values import read_mapping
 from prefect_launch.queues.queue_options import QueueOptions
 
@@ -142,10 +143,10 @@ def create(
         submitter_secrets=allow_secret or (),
         fail_impossible_after=fail_impossible_after,
     )
-    api = _api()
+    api = connected()
     queue = api.write_run_queue(options, replace=replace)
     if json:
-        print_json(_summary(api, queue, _activity(api, queue)))
+        print_json(_summary(queue, _activity(api, queue)))
         return
     typer.echo(f"The queue {name} is ready, for {resource}: {queue.url}")
     if queue.pin is not None:
@@ -156,12 +157,12 @@ def create(
 @app.command("list")
 def list_(json: JsonOption = False) -> None:
     """List the queues, with their waiting and active items."""
-    api = _api()
+    api = connected()
     queues = api.run_queues()
     activities = api.queue_activity(queue.name for queue in queues)
     pairs = list(zip(queues, activities, strict=True))
     if json:
-        print_json([_summary(api, queue, activity) for queue, activity in pairs])
+        print_json([_summary(queue, activity) for queue, activity in pairs])
         return
     rows = [
         (
@@ -181,11 +182,11 @@ def list_(json: JsonOption = False) -> None:
 @app.command()
 def show(name: QueueName, json: JsonOption = False) -> None:
     """Show a queue: configuration, template variables, activity."""
-    api = _api()
+    api = connected()
     queue = api.run_queue(name)
     activity = _activity(api, queue)
     if json:
-        print_json(_summary(api, queue, activity))
+        print_json(_summary(queue, activity))
         return
     print_details(
         [
@@ -214,14 +215,14 @@ def show(name: QueueName, json: JsonOption = False) -> None:
 @app.command()
 def pause(name: QueueName) -> None:
     """Pause a queue: no further item starts; running items go on."""
-    _api().run_queue(name).pause()
+    connected().run_queue(name).pause()
     typer.echo(f"The queue {name} is paused. Resume it with: prefect-launch queue resume {name}")
 
 
 @app.command()
 def resume(name: QueueName) -> None:
     """Let items of a paused queue start again."""
-    _api().run_queue(name).resume()
+    connected().run_queue(name).resume()
     typer.echo(f"The queue {name} is open again.")
 
 
@@ -235,7 +236,7 @@ def delete(
     """Delete a queue with its waiting items and deployments; running items go on."""
     from prefect_launch.errors import QueueError
 
-    api = _api()
+    api = connected()
     queue = api.run_queue(name)
     waiting = _activity(api, queue).waiting
     if waiting and not yes:
@@ -269,17 +270,11 @@ def _items(count: int) -> str:
     return f"{count} item" if count == 1 else f"{count} items"
 
 
-def _api() -> Api:
-    from prefect_launch.cli.process import connected
-
-    return connected()
-
-
 def _activity(api: Api, queue: RunQueue) -> QueueActivity:
     return api.queue_activity([queue.name])[0]
 
 
-def _summary(api: Api, queue: RunQueue, activity: QueueActivity) -> dict[str, Any]:
+def _summary(queue: RunQueue, activity: QueueActivity) -> dict[str, Any]:
     return {
         "name": queue.name,
         "id": queue.id,

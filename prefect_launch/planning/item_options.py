@@ -85,12 +85,12 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
     if queue is not None:
         runner.check_submitter_options(options)
         check_unlimited(options, config, runner.quantities)
-        _check_overrides(config, spec, fixed_options(config, runner.quantities))
+        _check_overrides(spec, fixed_options(config, runner.quantities))
         time_limit(spec.timeout, config)
     return options
 
 
-def _check_overrides(config: QueueConfig, spec: LaunchSpec, fixed: Mapping[str, str]) -> None:
+def _check_overrides(spec: LaunchSpec, fixed: Mapping[str, str]) -> None:
     """Refuse what would take the place of an option that the queue fixes."""
     given = {"working_dir": spec.overrides.working_dir, "entry_point": spec.overrides.entry_point}
     for name, options in {"working_dir": ("workdir",), "entry_point": ("entrypoint", "command")}.items():

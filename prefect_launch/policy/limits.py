@@ -152,7 +152,7 @@ def check_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Qu
                     f"resource_args.{config.resource} option {option!r} is {value!r}, and at most"
                     f" {limits[option]!r} is allowed on this queue. Ask for less."
                 )
-        elif option in quantities and placeholders(own.get(option)) and not _is_owner_s(own[option], value, config):
+        elif option in quantities and placeholders(own.get(option)) and not _is_owner_s(own[option], config):
             _check_unlimited(option, value, config, quantities)
 
 
@@ -226,7 +226,7 @@ def _free(config: QueueConfig) -> set[str]:
     return {normalise_allowed(option) for option in config.submitter_options}
 
 
-def _is_owner_s(template: Any, value: Any, config: QueueConfig) -> bool:
+def _is_owner_s(template: Any, config: QueueConfig) -> bool:
     """Whether a filled-in value can only be one that the owner wrote: of an enum."""
     return all("enum" in config.template_variables.get(name, {}) for name in placeholders(template))
 

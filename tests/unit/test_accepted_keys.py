@@ -24,6 +24,7 @@ from prefect_launch.planning.unread_fields import refuse_unread_at_queue
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.settings.agent_config import AgentConfig, MachineSettings
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
+from prefect_launch.spec.option import fields_of
 from prefect_launch.testing import InMemoryApi
 
 ITEM = "0198b2a4-0000-7000-8000-000000000001"
@@ -88,16 +89,6 @@ JOB: dict[str, Any] = {
 }
 
 
-def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted path of each field; parts that are models are walked, but what a retry rule or a priority is."""
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from fields_of(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
 def with_value(spec: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     head, _, rest = path.partition(".")
     return {**spec, head: with_value(spec.get(head, {}), rest, value) if rest else value}
@@ -128,7 +119,7 @@ def effect(api: InMemoryApi, data: dict[str, Any], queue: str) -> Any:
 
 
 def test_each_field_of_a_spec_is_known_to_this_test() -> None:
-    assert set(SPEC) == set(fields_of(LaunchSpec))
+    assert set(SPEC) == {field.path for field in fields_of(LaunchSpec)}
 
 
 @pytest.mark.parametrize("path", SPEC)
