@@ -30,11 +30,12 @@ from prefect_launch.server.http import (
     raise_refusal,
 )
 from prefect_launch.server.items import ItemCalls, ProposalCalls, TelemetryCalls
-from prefect_launch.server.values import POOL_TYPE, Deployment, Pool, PriorityQueue, Worker
+from prefect_launch.server.values import POOL_TYPE, Deployment, DeploymentFields, Pool, PriorityQueue, Worker
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
     from prefect.events.filters import EventFilter
+    from typing_extensions import Unpack
 
 
 # --- events ---
@@ -204,28 +205,18 @@ class PoolCalls(Calls):
         await self._rest.get("PATCH", f"/deployments/{deployment_id}/schedules/{schedule_id}", json={"active": False})
 
     async def upsert_deployment(
-        self,
-        name: str,
-        *,
-        flow: str = "launch",
-        pool: str,
-        parameters: dict[str, Any],
-        parameter_schema: dict[str, Any],
-        description: str,
-        tags: Collection[str],
-        labels: Mapping[str, Any],
-        enforce: bool,
-        version: str | None = None,
+        self, name: str, *, flow: str = "launch", version: str | None = None, **given: Unpack[DeploymentFields]
     ) -> UUID:
+        pool, labels = given["pool"], given["labels"]
         fields: dict[str, Any] = {
             "work_pool_name": pool,
             "work_queue_name": "default",
-            "parameters": parameters,
-            "parameter_openapi_schema": parameter_schema,
-            "description": description,
-            "tags": list(tags),
+            "parameters": given["parameters"],
+            "parameter_openapi_schema": given["parameter_schema"],
+            "description": given["description"],
+            "tags": list(given["tags"]),
             "labels": dict(labels),
-            "enforce_parameter_schema": enforce,
+            "enforce_parameter_schema": given["enforce"],
             "version": version,
         }
         there = await self._rest.get("GET", _deployment_path(flow, name))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 from uuid import UUID, uuid4
 
@@ -19,7 +19,11 @@ import anyio
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
 from prefect_launch.server.http import Calls
-from prefect_launch.server.values import POOL_TYPE, Answer, Item, ItemDraft, LogRecord, State, Verdict
+from prefect_launch.server.values import POOL_TYPE, Answer, Item, ItemDraft, ItemFilter, LogRecord, State, Verdict
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 #: Items in one bulk request. The server takes 100, but no faster (31 to 36 a second; 50: 32 to 40), and a SQLite server
 #: lets nobody else write meanwhile: at 25 ms an item, an agent's claim would wait for 2.5 s.
@@ -85,51 +89,22 @@ class ItemCalls(Calls):
     async def delete_item(self, item_id: UUID) -> None:
         await self._rest.get("DELETE", f"/flow_runs/{item_id}")
 
-    async def list_items(
-        self,
-        *,
-        pool: str | None = None,
-        ids: Collection[UUID] | None = None,
-        state_types: Collection[StateType] | None = None,
-        tags: Collection[str] | None = None,
-        keys: Collection[str] | None = None,
-        names: Collection[str] | None = None,
-        limit: int = 200,
-        offset: int = 0,
-    ) -> list[Item]:
-        body: dict[str, Any] = {"sort": "EXPECTED_START_TIME_DESC", "limit": limit, "offset": offset}
-        body.update(_filters(pool=pool, ids=ids, state_types=state_types, tags=tags, keys=keys, names=names))
-        return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
+    async def list_items(self, *, limit: int = 200, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
+        return await self._list("EXPECTED_START_TIME_DESC", wanted, limit=limit, offset=offset)
 
-    async def count_items(
-        self,
-        *,
-        pool: str,
-        queue: str | None = None,
-        state_types: Collection[StateType],
-        due_before: datetime | None = None,
-        state_names: Collection[str] | None = None,
-    ) -> int:
-        body = _filters(pool=pool, queue=queue, state_types=state_types)
-        if state_names is not None:
-            body["flow_runs"]["state"]["name"] = {"any_": list(state_names)}
-        if due_before is not None:
-            body["flow_runs"]["next_scheduled_start_time"] = {"before_": due_before.isoformat()}
-        return int(await self._rest.get("POST", "/flow_runs/count", json=body))
+    async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
+        return int(await self._rest.get("POST", "/flow_runs/count", json=_filters(wanted)))
 
     async def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
-        body = {"sort": "NEXT_SCHEDULED_START_TIME_ASC", "limit": limit}
-        body.update(_filters(pool=pool, queue=queue, state_types=[StateType.SCHEDULED]))
+        wanted = ItemFilter(pool=pool, queue=queue, state_types=[StateType.SCHEDULED])
+        return await self._list("NEXT_SCHEDULED_START_TIME_ASC", wanted, limit=limit)
+
+    async def _list(self, sort: str, wanted: ItemFilter, **page: int) -> list[Item]:
+        body = {"sort": sort, **page, **_filters(wanted)}
         return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
 
     async def poll(
-        self,
-        pool: str,
-        *,
-        limit: int,
-        before: datetime,
-        after: datetime | None = None,
-        queues: Collection[str] = (),
+        self, pool: str, *, limit: int, before: datetime, after: datetime | None = None, queues: Collection[str] = ()
     ) -> list[Item]:
         body: dict[str, Any] = {"limit": limit, "scheduled_before": before.isoformat()}
         if after is not None:
@@ -159,32 +134,27 @@ def _body(draft: ItemDraft) -> dict[str, Any]:
     return {**body, "state": state}
 
 
-def _filters(
-    *,
-    pool: str | None = None,
-    queue: str | None = None,
-    ids: Collection[UUID] | None = None,
-    state_types: Collection[StateType] | None = None,
-    tags: Collection[str] | None = None,
-    keys: Collection[str] | None = None,
-    names: Collection[str] | None = None,
-) -> dict[str, Any]:
-    runs: dict[str, Any] = {}
-    if ids is not None:
-        runs["id"] = {"any_": [str(item_id) for item_id in ids]}
-    if state_types is not None:
-        runs["state"] = {"type": {"any_": [state_type.value for state_type in state_types]}}
-    if tags is not None:
-        runs["tags"] = {"all_": list(tags)}
-    if keys is not None:
-        runs["idempotency_key"] = {"any_": list(keys)}
-    if names is not None:
-        runs["name"] = {"any_": list(names)}
+def _filters(wanted: ItemFilter) -> dict[str, Any]:
+    """Return the filters of the server's API."""
+    given = {name: value for name, value in cast("dict[str, Any]", wanted).items() if value is not None}
+
+    def any_of(**names: str) -> dict[str, Any]:
+        values = {field: given[name] for name, field in names.items() if name in given}
+        return {
+            field: {"any_": [str(one) if isinstance(one, UUID) else one for one in values[field]]} for field in values
+        }
+
+    runs = any_of(ids="id", keys="idempotency_key", names="name")
+    if state := any_of(state_types="type", state_names="name"):
+        runs["state"] = state
+    if "tags" in given:
+        runs["tags"] = {"all_": list(given["tags"])}
+    if "due_before" in given:
+        runs["next_scheduled_start_time"] = {"before_": given["due_before"].isoformat()}
     filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": ["launch"]}}}
-    if pool is not None:
-        filters["work_pools"] = {"name": {"any_": [pool]}}
-    if queue is not None:
-        filters["work_pool_queues"] = {"name": {"any_": [queue]}}
+    for name, table in (("pool", "work_pools"), ("queue", "work_pool_queues")):
+        if name in given:
+            filters[table] = {"name": {"any_": [given[name]]}}
     return filters
 
 
@@ -294,14 +264,7 @@ class TelemetryCalls(Calls):
         return [LogRecord.model_validate(found) for found in await self._rest.get("POST", "/logs/filter", json=body)]
 
     async def create_artifact(
-        self,
-        item_id: UUID,
-        *,
-        key: str,
-        kind: str,
-        data: Any,
-        description: str | None = None,
-        once: str | None = None,
+        self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None, once: str | None = None
     ) -> None:
         body = {"key": key, "type": kind, "data": data, "description": description, "flow_run_id": str(item_id)}
         if once is not None:

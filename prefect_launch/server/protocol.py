@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
-from prefect_launch.core.states import StateType
 from prefect_launch.server.values import (
     Deployment,
+    DeploymentFields,
     Item,
     ItemDraft,
+    ItemFilter,
     LogRecord,
     Pool,
     PriorityQueue,
@@ -23,6 +24,9 @@ from prefect_launch.server.values import (
     Verdict,
     Worker,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Server(Protocol):
@@ -78,18 +82,7 @@ class Server(Protocol):
         """List the deployments whose items go to a pool."""
 
     async def upsert_deployment(
-        self,
-        name: str,
-        *,
-        flow: str = "launch",
-        pool: str,
-        parameters: dict[str, Any],
-        parameter_schema: dict[str, Any],
-        description: str,
-        tags: Collection[str],
-        labels: Mapping[str, Any],
-        enforce: bool,
-        version: str | None = None,
+        self, name: str, *, flow: str = "launch", version: str | None = None, **fields: Unpack[DeploymentFields]
     ) -> UUID:
         """Make a deployment, or bring the one of that name up to date; its schedules stay.
 
@@ -131,50 +124,17 @@ class Server(Protocol):
     async def delete_item(self, item_id: UUID) -> None:
         """Delete an item with its log; one that is gone is fine."""
 
-    async def list_items(
-        self,
-        *,
-        pool: str | None = None,
-        ids: Collection[UUID] | None = None,
-        state_types: Collection[StateType] | None = None,
-        tags: Collection[str] | None = None,
-        keys: Collection[str] | None = None,
-        names: Collection[str] | None = None,
-        limit: int = 200,
-        offset: int = 0,
-    ) -> list[Item]:
-        """List items, newest first; `keys` are idempotency keys."""
+    async def list_items(self, *, limit: int = 200, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
+        """List items, newest first."""
 
-    async def count_items(
-        self,
-        *,
-        pool: str,
-        queue: str | None = None,
-        state_types: Collection[StateType],
-        due_before: datetime | None = None,
-        state_names: Collection[str] | None = None,
-    ) -> int:
-        """Count the items of a pool, or of one of its work queues, in these states.
-
-        Args:
-            pool: the pool.
-            queue: the work queue; by default all of the pool.
-            state_types: types of the states.
-            due_before: only those that are due by then.
-            state_names: only those whose state has one of these names.
-        """
+    async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
+        """Count items."""
 
     async def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
         """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
 
     async def poll(
-        self,
-        pool: str,
-        *,
-        limit: int,
-        before: datetime,
-        after: datetime | None = None,
-        queues: Collection[str] = (),
+        self, pool: str, *, limit: int, before: datetime, after: datetime | None = None, queues: Collection[str] = ()
     ) -> list[Item]:
         """List what waits in the pool and is due, the most urgent first, inside the pool's and its queues' limits.
 
@@ -224,14 +184,7 @@ class Server(Protocol):
         """Read an item's log, oldest first; with `since`, what is of that time or later."""
 
     async def create_artifact(
-        self,
-        item_id: UUID,
-        *,
-        key: str,
-        kind: str,
-        data: Any,
-        description: str | None = None,
-        once: str | None = None,
+        self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None, once: str | None = None
     ) -> None:
         """Attach an artifact (`kind`: markdown, table, …) to an item, unless it is there: the key is of `[a-z0-9-]`.
 

@@ -5,9 +5,10 @@ Only the fields that we read; whatever else a server version sends is ignored.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, TypedDict
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -209,3 +210,44 @@ class ItemDraft(_Value):
             state_type=self.state.type,
             state_name=self.state.name,
         )
+
+
+class ItemFilter(TypedDict, total=False):
+    """Which items a list or a count is of. What is left out, or `None`, filters nothing.
+
+    Attributes:
+        pool: name of their work pool.
+        queue: name of their work queue in it.
+        tags: of which they have all.
+        keys: their idempotency keys.
+        due_before: they are due by then.
+    """
+
+    pool: str | None
+    queue: str | None
+    ids: Collection[UUID] | None
+    state_types: Collection[StateType] | None
+    state_names: Collection[str] | None
+    tags: Collection[str] | None
+    keys: Collection[str] | None
+    names: Collection[str] | None
+    due_before: datetime | None
+
+
+class DeploymentFields(TypedDict):
+    """What a deployment is made of.
+
+    Attributes:
+        pool: where its items go.
+        parameters: of its items, unless they say.
+        parameter_schema: JSON schema of the parameters.
+        enforce: whether the server checks parameters by that schema.
+    """
+
+    pool: str
+    parameters: dict[str, Any]
+    parameter_schema: dict[str, Any]
+    description: str
+    tags: Collection[str]
+    labels: Mapping[str, Any]
+    enforce: bool

@@ -48,14 +48,7 @@ class InMemoryTelemetry(Calls):
 
     @call
     def create_artifact(
-        self,
-        item_id: UUID,
-        *,
-        key: str,
-        kind: str,
-        data: Any,
-        description: str | None = None,
-        once: str | None = None,
+        self, item_id: UUID, *, key: str, kind: str, data: Any, description: str | None = None, once: str | None = None
     ) -> None:
         present = [one for one in self._store.artifacts if (one["flow_run_id"], one["key"]) == (str(item_id), key)]
         if any(is_same_artifact(one, as_json(data), once) for one in present):

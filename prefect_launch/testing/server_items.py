@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID, uuid4
 
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.validation import json_fault
 from prefect_launch.errors import ItemGoneError, ServerFailedError, SpecError
-from prefect_launch.server.values import Answer, Item, ItemDraft, PriorityQueue, State, Verdict
+from prefect_launch.server.values import Answer, Item, ItemDraft, ItemFilter, PriorityQueue, State, Verdict
 from prefect_launch.testing.server_store import (
     Calls,
     StoredDeployment,
@@ -30,12 +30,29 @@ from prefect_launch.testing.server_store import (
     variable_fault,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 _FLOW: Final = "launch"
 #: The server's limit for one page.
 _PAGE: Final = 200
 #: What the limits of pools and queues count.
 _IN_WORK = frozenset({StateType.PENDING, StateType.RUNNING})
 _TOLD = frozenset({StateType.SCHEDULED, StateType.CANCELLING})
+#: Whether an item fits a filter, by the filter's name.
+_FITS: Final[Mapping[str, Callable[[Item, Any], bool]]] = {
+    "pool": lambda item, pool: item.work_pool_name == pool,
+    "queue": lambda item, queue: item.work_queue_name == queue,
+    "ids": lambda item, ids: item.id in ids,
+    "state_types": lambda item, types: item.state_type in types,
+    "state_names": lambda item, names: item.state_name in names,
+    "tags": lambda item, tags: set(tags) <= set(item.tags),
+    "keys": lambda item, keys: item.idempotency_key in keys,
+    "names": lambda item, names: item.name in names,
+    "due_before": lambda item, before: (
+        item.next_scheduled_start_time is not None and item.next_scheduled_start_time <= before
+    ),
+}
 
 
 class InMemoryItems(Calls):
@@ -137,58 +154,26 @@ class InMemoryItems(Calls):
         self._store.logs.pop(item_id, None)
 
     @call
-    def list_items(
-        self,
-        *,
-        pool: str | None = None,
-        ids: Collection[UUID] | None = None,
-        state_types: Collection[StateType] | None = None,
-        tags: Collection[str] | None = None,
-        keys: Collection[str] | None = None,
-        names: Collection[str] | None = None,
-        limit: int = 200,
-        offset: int = 0,
-    ) -> list[Item]:
+    def list_items(self, *, limit: int = 200, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
         _check_page(limit)
-        found = [
-            stored.item
-            for stored in reversed(self._store.items.values())
-            if stored.flow == _FLOW
-            and (pool is None or stored.item.work_pool_name == pool)
-            and (ids is None or stored.item.id in ids)
-            and (state_types is None or stored.item.state_type in state_types)
-            and (tags is None or set(tags) <= set(stored.item.tags))
-            and (keys is None or stored.item.idempotency_key in keys)
-            and (names is None or stored.item.name in names)
-        ]
+        found = self._fitting(wanted)[::-1]
         found.sort(key=lambda item: item.expected_start_time or self._store.now(), reverse=True)
         return _sent(found[offset : offset + limit])
 
     @call
-    def count_items(
-        self,
-        *,
-        pool: str,
-        queue: str | None = None,
-        state_types: Collection[StateType],
-        due_before: datetime | None = None,
-        state_names: Collection[str] | None = None,
-    ) -> int:
-        inside = [item for item in self._inside(pool, queue) if item.state_type in state_types]
-        named = [item for item in inside if state_names is None or item.state_name in state_names]
-        return sum(due_before is None or _is_due(item, due_before) for item in named)
+    def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
+        return len(self._fitting(wanted))
 
     @call
     def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
         _check_page(limit)
-        waiting = [item for item in self._inside(pool, queue) if item.state_type is StateType.SCHEDULED]
+        waiting = self._fitting({"pool": pool, "queue": queue, "state_types": [StateType.SCHEDULED]})
         return _sent(sorted(waiting, key=lambda item: item.next_scheduled_start_time or self._store.now())[:limit])
 
-    def _inside(self, pool: str, queue: str | None) -> list[Item]:
+    def _fitting(self, wanted: ItemFilter) -> list[Item]:
+        given = [(_FITS[name], value) for name, value in wanted.items() if value is not None]
         ours = [stored.item for stored in self._store.items.values() if stored.flow == _FLOW]
-        return [
-            item for item in ours if item.work_pool_name == pool and (queue is None or item.work_queue_name == queue)
-        ]
+        return [item for item in ours if all(fits(item, value) for fits, value in given)]
 
     @call
     def read_states(self, item_id: UUID) -> list[State]:
@@ -197,13 +182,7 @@ class InMemoryItems(Calls):
 
     @call
     def poll(
-        self,
-        pool: str,
-        *,
-        limit: int,
-        before: datetime,
-        after: datetime | None = None,
-        queues: Collection[str] = (),
+        self, pool: str, *, limit: int, before: datetime, after: datetime | None = None, queues: Collection[str] = ()
     ) -> list[Item]:
         _check_page(limit)
         stored = self._store.pools.get(pool)
@@ -241,30 +220,28 @@ class InMemoryItems(Calls):
         if state.type in _TOLD:
             self._store.tell(stored.item)
 
-    @call
-    def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
+    def _change(self, item_id: UUID, **changes: Any) -> None:
         stored = self._store.items.get(item_id)
         if stored is not None:
-            stored.item = stored.item.model_copy(update={"infrastructure_pid": handle})
+            stored.item = stored.item.model_copy(update=changes)
+
+    @call
+    def record_infrastructure(self, item_id: UUID, handle: str | None) -> None:
+        self._change(item_id, infrastructure_pid=handle)
 
     @call
     def label_item(self, item_id: UUID, labels: Mapping[str, Any]) -> None:
         stored = self._store.items.get(item_id)
         if stored is not None:
-            merged = {**stored.item.labels, **as_json(dict(labels))}
-            stored.item = stored.item.model_copy(update={"labels": merged})
+            self._change(item_id, labels={**stored.item.labels, **as_json(dict(labels))})
 
     @call
     def rename_item(self, item_id: UUID, name: str) -> None:
-        stored = self._store.items.get(item_id)
-        if stored is not None:
-            stored.item = stored.item.model_copy(update={"name": name})
+        self._change(item_id, name=name)
 
     @call
     def replace_parameters(self, item_id: UUID, parameters: Mapping[str, Any]) -> None:
-        stored = self._store.items.get(item_id)
-        if stored is not None:
-            stored.item = stored.item.model_copy(update={"parameters": as_json(dict(parameters))})
+        self._change(item_id, parameters=as_json(dict(parameters)))
 
 
 def _sent(items: list[Item]) -> list[Item]:
@@ -272,10 +249,6 @@ def _sent(items: list[Item]) -> list[Item]:
     if any(json_fault(item.parameters) or json_fault(item.labels) for item in items):
         raise ServerFailedError("The Prefect server failed with 500 on POST /flow_runs/filter: Internal Server Error")
     return items
-
-
-def _is_due(item: Item, before: datetime) -> bool:
-    return item.next_scheduled_start_time is not None and item.next_scheduled_start_time <= before
 
 
 def _check_page(limit: int) -> None:

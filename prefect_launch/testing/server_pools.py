@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import QueueError
-from prefect_launch.server.values import POOL_TYPE, Deployment, Pool, PriorityQueue, Worker
+from prefect_launch.server.values import POOL_TYPE, Deployment, DeploymentFields, Pool, PriorityQueue, Worker
 from prefect_launch.testing.server_store import (
     Calls,
     StoredDeployment,
@@ -21,6 +21,9 @@ from prefect_launch.testing.server_store import (
     check_template_defaults,
     queue_refused,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 #: An agent that was not heard of for this many of its intervals is offline.
 _MISSED_BEATS: Final = 3
@@ -136,20 +139,10 @@ class InMemoryPools(Calls):
 
     @call
     def upsert_deployment(
-        self,
-        name: str,
-        *,
-        flow: str = "launch",
-        pool: str,
-        parameters: dict[str, Any],
-        parameter_schema: dict[str, Any],
-        description: str,
-        tags: Collection[str],
-        labels: Mapping[str, Any],
-        enforce: bool,
-        version: str | None = None,
+        self, name: str, *, flow: str = "launch", version: str | None = None, **fields: Unpack[DeploymentFields]
     ) -> UUID:
-        check_parameter_schema(parameters, parameter_schema, enforce=enforce)
+        pool, labels = fields["pool"], fields["labels"]
+        check_parameter_schema(fields["parameters"], fields["parameter_schema"], enforce=fields["enforce"])
         if pool not in self._store.pools:
             raise _gone(pool)
         there = self._named(name, flow)
@@ -159,15 +152,15 @@ class InMemoryPools(Calls):
         deployment = Deployment(
             id=there.deployment.id if there else uuid4(),
             name=name,
-            parameters=as_json(parameters),
-            parameter_openapi_schema=as_json(parameter_schema),
-            tags=tuple(tags),
+            parameters=as_json(fields["parameters"]),
+            parameter_openapi_schema=as_json(fields["parameter_schema"]),
+            tags=tuple(fields["tags"]),
             labels=there_labels if there and kept else {"prefect.flow.id": str(flow_id), **as_json(dict(labels))},
             work_pool_name=pool,
             work_queue_name=_DEFAULT_QUEUE,
             version=version,
         )
-        self._store.deployments[deployment.id] = StoredDeployment(deployment, flow, description, enforce)
+        self._store.deployments[deployment.id] = StoredDeployment(deployment, flow, fields["enforce"])
         return deployment.id
 
     @call

@@ -52,7 +52,6 @@ class StoredDeployment:
 
     deployment: Deployment
     flow: str
-    description: str
     enforce: bool
 
 
