@@ -7,6 +7,7 @@ same name goes on with it.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,13 +25,13 @@ from prefect_launch.agent.item.lifecycle import ItemLifecycle
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import hold_agent_name, home_id
 from prefect_launch.agent.item.running_items import RunningItem, RunningItems, is_scheduler
-from prefect_launch.agent.item.transitions import log, retry_until_available
+from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.loop import Loop
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.agent.reporting.shutdown import DrainState
 from prefect_launch.core.states import ItemState
-from prefect_launch.core.terminal import PrintableRecords
+from prefect_launch.core.terminal import sanitize_log_lines
 from prefect_launch.errors import AgentConfigError, LaunchError
 from prefect_launch.queues.holder import Holder
 from prefect_launch.runners.base import Phase, Runner
@@ -42,10 +43,10 @@ from prefect_launch.spec.launch_spec import LaunchSpec
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
 
+log = logging.getLogger(__name__)
+
 #: Free slots that an agent without a limit polls for.
 _MANY: Final = 50
-#: What its log tells of items was written by others.
-_PRINTABLE: Final = PrintableRecords()
 _NOT_CONNECTED: Final = "The agent is not connected: use it inside 'async with agent.connected():', or run its loop()."
 
 
@@ -77,7 +78,7 @@ class LaunchAgent:
         self.api = api if self.config.entity is None else api.model_copy(update={"entity": self.config.entity})
         self.status = "POLLING"
         self.wake = WakeEvent()
-        log.addFilter(_PRINTABLE)
+        sanitize_log_lines()
         self.running_items = RunningItems(self.finish_thread_id)
         self.shutdown = DrainState(self.wake)
         self._runners = dict(runners or {})

@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from prefect_launch.agent.devices.allocator import DeviceAllocator
-from prefect_launch.agent.devices.attach import AttachDevices
 from prefect_launch.agent.devices.gpus import GpuProbe
 from prefect_launch.agent.item.attempt import Attempt, Hook
-from prefect_launch.agent.item.hooks import KeepOutputs, PreviousOutputs, ShipLog, WarnOfOtherImage
+from prefect_launch.agent.item.hooks import (
+    AttachDevices,
+    KeepOutputs,
+    PreviousOutputs,
+    ShipLog,
+    Stopping,
+    WarnOfOtherImage,
+)
 from prefect_launch.agent.item.ownership import TRUSTED_SECONDS
-from prefect_launch.agent.item.stopping import Stopping
-from prefect_launch.agent.polling.runner_health import RunnerHealth
 from prefect_launch.agent.recovery.lost_agents import LOST_SECONDS
+from prefect_launch.agent.runner_health import RunnerHealth
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import make_runner, used_resources

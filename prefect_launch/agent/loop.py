@@ -7,6 +7,7 @@ next poll is the fallback.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Collection
 from datetime import datetime, timezone
@@ -21,7 +22,7 @@ from prefect_launch.agent.item.lifecycle import ItemLifecycle
 from prefect_launch.agent.item.ownership import watch_ownership
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
 from prefect_launch.agent.item.running_items import RunningItem, is_scheduler
-from prefect_launch.agent.item.transitions import log, retry_until_available
+from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, listen
 from prefect_launch.agent.recovery.cancellations import CancellationWatcher, OrphanedCancellations
 from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
@@ -43,6 +44,8 @@ from prefect_launch.queues.presence import Presence, delete_presence, read_prese
 if TYPE_CHECKING:
     from prefect_launch.agent.agent import LaunchAgent
     from prefect_launch.server.values import Item
+
+log = logging.getLogger(__name__)
 
 _STATUS_SECONDS: Final = 300.0
 _VERBOSE_STATUS_SECONDS: Final = 20.0

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from prefect_launch.core.terminal import sanitize_log_lines
+
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
 
@@ -52,6 +54,7 @@ def set_up(level: int, *, form: str, verbose: bool = False) -> None:
         logger.setLevel(level)
         logger.handlers[:] = [handler]
         logger.propagate = False
+    sanitize_log_lines()
 
 
 def warnings_only(verbose: bool = False) -> None:

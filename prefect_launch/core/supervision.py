@@ -21,7 +21,7 @@ import anyio.abc
 
 from prefect_launch.errors import InternalError, clause
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 #: A task starts again after this time, after twice as long the next time, and so on up to a minute.
 FIRST_PAUSE_SECONDS: Final = 1.0

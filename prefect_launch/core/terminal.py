@@ -94,13 +94,27 @@ def unguarded_stdout() -> TextIO:
     return stream
 
 
-class PrintableRecords(logging.Filter):
-    """Makes the messages of log records printable, wherever they go: names and messages in them are others' texts."""
+class _PrintableRecords(logging.Filter):
+    """Makes the messages of prefect-launch's log records printable; it drops none."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Change a record; none is left out."""
-        message = record.getMessage()
-        safe = printable(message)
-        if safe != message:
-            record.msg, record.args = safe, ()
+        if record.name.startswith("prefect_launch"):
+            message = record.getMessage()
+            safe = printable(message)
+            if safe != message:
+                record.msg, record.args = safe, ()
         return True
+
+
+_FILTER: Final = _PrintableRecords()
+
+
+def sanitize_log_lines() -> None:
+    """Make prefect-launch's log lines printable: names and messages in them are other people's texts.
+
+    A logger's filter does not see its child loggers' records, so each handler of the root logger and of the logger
+    `prefect_launch` gets one. Call it again for handlers that are added later.
+    """
+    for name in (None, "prefect_launch"):
+        for handler in logging.getLogger(name).handlers:
+            handler.addFilter(_FILTER)

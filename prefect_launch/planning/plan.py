@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
     from prefect_launch.jobs.registry import JobRegistry
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 
 class Request(BaseModel):

@@ -14,9 +14,8 @@ from uuid import uuid4
 import pytest
 from prefect.filesystems import LocalFileSystem
 
-from prefect_launch.agent.item.diagnosis import Category, diagnose
 from prefect_launch.agent.item.logs import LogShipper
-from prefect_launch.agent.item.outcome import outcome_of_error, outcome_of_exit
+from prefect_launch.agent.item.outcome import Category, diagnose, outcome_of_error, outcome_of_exit
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.context import read_context
 from prefect_launch.builds.image_builder import explaining_full_disks

@@ -15,12 +15,13 @@ from uuid import UUID
 
 import pytest
 
+from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.cli.main import run
-from prefect_launch.client.api import use_api
+from prefect_launch.client.api import Api, use_api
 from prefect_launch.client.launch_add import launch_add_many
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.core.terminal import PrintableRecords, guarded_terminal, line, printable
+from prefect_launch.core.terminal import guarded_terminal, line, printable, sanitize_log_lines
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import ItemDraft, LogRecord, State
 from prefect_launch.testing import InMemoryApi
@@ -180,9 +181,15 @@ def test_traceback_on_a_terminal_gives_no_order(screen: Callable[[Callable[[], o
     assert screen(work) == "hello\nab\n"
 
 
-def test_log_lines_of_an_agent_give_no_order(caplog: pytest.LogCaptureFixture) -> None:
-    logger = logging.getLogger("prefect_launch.test-terminal")
-    logger.addFilter(PrintableRecords())
+def test_log_lines_of_child_loggers_give_no_order(caplog: pytest.LogCaptureFixture) -> None:
+    sanitize_log_lines()
+    logger = logging.getLogger("prefect_launch.agent.item.claim")
     logger.warning("%s claimed %s", "1a2b", "evil\x1b]0;owned\x07")
     logger.warning("100%")
     assert caplog.messages == ["1a2b claimed evil", "100%"]
+
+
+def test_agent_made_in_python_sanitizes_its_log_lines(caplog: pytest.LogCaptureFixture) -> None:
+    LaunchAgent(Api(), {"queues": ["q"]})
+    logging.getLogger("prefect_launch.agent.loop").warning("evil\x1b[2J")
+    assert caplog.messages == ["evil"]

@@ -28,8 +28,8 @@ from prefect_launch.agent.devices.allocations import (
 from prefect_launch.agent.devices.gpus import GpuInfo, GpuProbe, GpuWatch, NvmlProbe, names_of, read_capacity
 from prefect_launch.agent.devices.wait_list import DeviceWaitList
 from prefect_launch.agent.item.attempt import NotNowError
-from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.running_items import is_scheduler
+from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.names import short_id
 from prefect_launch.core.units import format_duration
 from prefect_launch.errors import AgentConfigError, LaunchError, SpecError
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
     from prefect_launch.settings.agent_config import AgentConfig
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 #: One probe serves all items of a poll.
 _LOOK_SECONDS: Final = 1.0

@@ -12,6 +12,7 @@ signal ends the service at once.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -22,7 +23,6 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.transitions import log
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.early_signals import SIGNALS
 from prefect_launch.core.supervision import BackgroundTask, supervised
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from prefect_launch.client.api import Api
     from prefect_launch.server.protocol import Server
+
+log = logging.getLogger(__name__)
 
 DEFAULT_INTERVAL_SECONDS: Final = 600.0
 #: A shift costs the server about ten writes and the machine some seconds of a core.

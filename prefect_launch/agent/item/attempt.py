@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import Ownership
 from prefect_launch.agent.item.transitions import retry_until_available, transition
+from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError, OperatorError
 from prefect_launch.runners.base import ExitStatus, Runner, RunPlan
@@ -169,6 +171,36 @@ class Attempt:
             if not task.done():
                 task.cancel()
                 await asyncio.wait({task})
+
+
+async def until_running(attempt: Attempt) -> None:
+    """Wait until the run runs; while a cluster holds it, its item says so and takes none of the agent's slots.
+
+    Raises:
+        CancelledBeforeStartError: when the item was asked to stop.
+        NotNowError: when the agent stops its jobs.
+    """
+    try:
+        waiting = attempt.runner.wait_running(attempt.handle, partial(_note_wait, attempt))
+        await attempt.unless_stopped(waiting, or_preempted=True)
+    finally:
+        attempt.running.waits_in = None
+
+
+async def _note_wait(attempt: Attempt, reason: str) -> None:
+    """Show that the run waits in a cluster, and why; the server takes one state of that name, so later reasons go to
+    the item's log."""
+    name, reason = attempt.context.resource_of(attempt.runner), attempt.running.masked(reason)
+    message = f"Waits in {name}: {reason}" if reason else f"Accepted by {name}; waits there to be started."
+    is_first = attempt.running.waits_in is None
+    if is_first:
+        attempt.running.waits_in = attempt.runner
+        attempt.context.slot_freed(attempt.running.thread_id)
+    if is_first and attempt.item.state_name != ItemState.SUBMITTED.label:
+        await attempt.transition(ItemState.SUBMITTED, message)
+    elif message != attempt.item.message:
+        note = partial(write_log_note, attempt.server, attempt.item.id, message)
+        await retry_until_available(f"take the log of {attempt.item.id}", note)
 
 
 class Hook:

@@ -21,7 +21,7 @@ from prefect_launch.queues.holder import Holder
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Answer, Item, State, Verdict
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 _COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
 

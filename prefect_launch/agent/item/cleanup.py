@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prefect_launch.agent.item.attempt import Attempt
     from prefect_launch.runners.base import ExitStatus
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 STOPPED_BEFORE_START: Final = "Stopped before it was started."
 STOPPED_AND_REMOVED: Final = "Stopped before it was started: {removed}."

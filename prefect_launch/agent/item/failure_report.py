@@ -6,6 +6,7 @@ item's log and parameters do not hold already, and not where on its machine the 
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 from collections.abc import Sequence
@@ -15,20 +16,21 @@ from typing import Any, Final
 import anyio
 from pydantic import BaseModel, ConfigDict, Field
 
-from prefect_launch.agent.item.diagnosis import ADVICE, Category, diagnose
-from prefect_launch.agent.item.log_notes import is_other_image
-from prefect_launch.agent.item.outcome import Outcome
-from prefect_launch.agent.item.transitions import log, retry_until_available
+from prefect_launch.agent.item.outcome import ADVICE, Category, Outcome, diagnose
+from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
 from prefect_launch.core.units import utc_time
 from prefect_launch.core.validation import clean_text
 from prefect_launch.errors import LaunchError
+from prefect_launch.planning.image_pinning import digest_in
 from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 from prefect_launch.spec.item_parameters import run_id_of
+
+log = logging.getLogger(__name__)
 
 #: As many as a screen shows.
 LAST_LINES: Final = 50
@@ -162,6 +164,17 @@ def _known(item: Item, category: Category, facts: Facts) -> dict[str, Any]:
         "run folder": without_home(str(plan.run_dir), facts.home) if plan and facts.home else None,
     }
     return known
+
+
+def is_other_image(plan: RunPlan, image: str | None) -> bool:
+    """Whether a run is of another image than its tag meant at the enqueue.
+
+    Args:
+        plan: of the run.
+        image: that it runs, by its digest; None when that is not known.
+    """
+    wanted = plan.resolved_image
+    return wanted is not None and image is not None and digest_in(image) != digest_in(wanted)
 
 
 def without_home(text: str, home: Path) -> str:

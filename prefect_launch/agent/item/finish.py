@@ -8,6 +8,7 @@ complete gets a failure report first. Items that the agent refuses, or on which 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 from prefect_launch.agent.item.failure_report import Facts, build_report, publish_report, without_home
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.running_items import RunningItem
-from prefect_launch.agent.item.transitions import log, retry_until_available, transition
+from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.core.validation import clean_json, json_fault
@@ -35,6 +36,8 @@ from prefect_launch.spec.retry import DEFAULT_RETRIES, Retries
 if TYPE_CHECKING:
     from prefect_launch.agent.context import AgentContext
     from prefect_launch.queues.session import Session
+
+log = logging.getLogger(__name__)
 
 
 class Retry(BaseModel):
@@ -266,7 +269,7 @@ async def fail_with_agent_error(
             f"end {item_id}",
             lambda: fail_item(context.session, UUID(item_id), told, Phase.AGENT, files, facts),
         )
-    except Exception:  # noqa: BLE001 - it must not keep the item's slot for ever
+    except Exception:
         # The item stays in work; when this agent starts anew, or is lost, it is settled.
         log.exception("%s not-ended", item_id)
 

@@ -5,6 +5,7 @@ The build's log streams into the item's log under the logger `build`; the whole 
 
 from __future__ import annotations
 
+import logging
 import socket
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -12,7 +13,6 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.item.logs import LogShipper
-from prefect_launch.agent.item.transitions import log
 from prefect_launch.builds.builder import BuildLog
 from prefect_launch.builds.image_builder import ImageBuilder, explaining_full_disks
 from prefect_launch.core.states import ItemState
@@ -25,6 +25,8 @@ from prefect_launch.server.protocol import Server
 if TYPE_CHECKING:
     from prefect_launch.agent.item.attempt import Attempt
     from prefect_launch.settings.agent_config import AgentConfig
+
+log = logging.getLogger(__name__)
 
 #: The logger of a build's records in the item's log.
 BUILD_LOGGER: Final = "build"

@@ -14,15 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefect_launch.agent.item.attempt import Attempt, CancelledBeforeStartError, NotNowError
+from prefect_launch.agent.item.attempt import Attempt, CancelledBeforeStartError, NotNowError, until_running
 from prefect_launch.agent.item.cleanup import STOPPED_BEFORE_START, AttemptCleanup
-from prefect_launch.agent.item.cluster_wait import until_running
 from prefect_launch.agent.item.finish import check_deployment
-from prefect_launch.agent.item.log_notes import write_log_note
 from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
 from prefect_launch.agent.item.ownership import token_of
 from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
 from prefect_launch.agent.item.transitions import retry_until_available
+from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import UnreachableError
 from prefect_launch.planning.plan import Request, make_plan, with_mask

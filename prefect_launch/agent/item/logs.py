@@ -26,12 +26,14 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.transitions import log, retry_until_available
+from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.supervision import restarted
 from prefect_launch.runners.log_streams import parts as stream_parts
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import LogRecord
+
+log = logging.getLogger(__name__)
 
 #: The most characters of one record: Prefect Cloud takes 25 000, and one record costs the server as much as one line.
 RECORD_CHARS: Final = 20_000

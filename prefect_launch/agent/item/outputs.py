@@ -9,6 +9,7 @@ this machine (a lost agent has stored nothing), else from the job store. What is
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import stat
@@ -21,8 +22,8 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.log_notes import LOGGER, write_log_note
-from prefect_launch.agent.item.transitions import log, retry_until_available
+from prefect_launch.agent.item.transitions import retry_until_available
+from prefect_launch.agent.log_notes import LOGGER, write_log_note
 from prefect_launch.core.filesystem import data_bytes, temporary_folder_async
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
     from prefect_launch.runners.base import ExitStatus, RunPlan
     from prefect_launch.server.protocol import Server
+
+log = logging.getLogger(__name__)
 
 
 #: The agent's own, stored beside the outputs.

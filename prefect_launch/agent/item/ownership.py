@@ -13,6 +13,7 @@ made it and the attempt is the current one.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
@@ -24,7 +25,7 @@ from uuid import UUID, uuid4
 import anyio
 
 from prefect_launch.agent.item.running_items import now
-from prefect_launch.agent.item.transitions import log, retry_until_available
+from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.file_lock import locked, locked_if_free
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import AgentConfigError, LaunchError
@@ -38,6 +39,8 @@ from prefect_launch.settings.agent_config import MachineSettings
 if TYPE_CHECKING:
     from prefect_launch.agent.context import AgentContext
     from prefect_launch.agent.item.running_items import RunningItem
+
+log = logging.getLogger(__name__)
 
 
 #: An agent is called lost after three times as long; one read for each item in work.

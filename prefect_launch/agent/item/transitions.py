@@ -18,7 +18,7 @@ from prefect_launch.server.values import Item, State, Verdict
 
 T = TypeVar("T")
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 _RETRY_FIRST_SECONDS: Final = 0.2
 _RETRY_MAX_SECONDS: Final = 5.0

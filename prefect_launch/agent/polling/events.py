@@ -13,7 +13,7 @@ import anyio
 from prefect_launch.errors import LaunchError
 from prefect_launch.server.protocol import Server
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 #: An event is sent before the server has committed what it tells; a second look finds what the first was too early for.
 SECOND_LOOK_SECONDS: Final = 0.15

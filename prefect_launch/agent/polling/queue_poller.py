@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections import deque
@@ -13,7 +14,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.item.claim import claim, is_over_limit, release_claim
-from prefect_launch.agent.item.transitions import log, retry_until_available
+from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.holder import Holder
@@ -21,6 +22,8 @@ from prefect_launch.server.values import Item
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
+
+log = logging.getLogger(__name__)
 
 #: How often the limits of queues are read; between, a claim costs no request for them.
 LIMITS_SECONDS: Final = 10.0

@@ -10,6 +10,7 @@ earlier run, as one that was put back in the UI has. Any agent of the queue ends
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Sequence
 from typing import Final
 from uuid import UUID, uuid5
@@ -17,13 +18,15 @@ from uuid import UUID, uuid5
 import anyio
 
 from prefect_launch.agent.item.running_items import RunningItem, RunningItems
-from prefect_launch.agent.item.transitions import log, transition
+from prefect_launch.agent.item.transitions import transition
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
+
+log = logging.getLogger(__name__)
 
 #: After an event: a quiet server has committed after the first pause, a loaded one was seen to take a second and more.
 CONFIRM_PAUSES_SECONDS: Final = (0.05, 0.1, 0.2, 0.4, 1.0, 2.0)

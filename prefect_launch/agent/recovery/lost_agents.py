@@ -14,6 +14,7 @@ the next one of its name: on another host too, after the same silence.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
@@ -27,7 +28,6 @@ from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import holder_of, items_in_work, last_claim
-from prefect_launch.agent.item.transitions import log
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.errors import LaunchError
@@ -40,6 +40,8 @@ from prefect_launch.spec.retry import Cause
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
+
+log = logging.getLogger(__name__)
 
 #: Six heartbeats of an agent; the same patience as for the heartbeats of items.
 LOST_SECONDS: Final = 90.0

@@ -13,6 +13,7 @@ have been, and nothing runs twice. What was not started yet is not adopted.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -33,7 +34,7 @@ from prefect_launch.agent.item.ownership import (
     plan_of,
     run_lock_holder,
 )
-from prefect_launch.agent.item.transitions import log, transition
+from prefect_launch.agent.item.transitions import transition
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.queues.holder import Holder
@@ -43,6 +44,8 @@ from prefect_launch.spec.retry import Cause
 
 if TYPE_CHECKING:
     from prefect_launch.agent.context import AgentContext
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ off. A poll still shows the item, due or not: this agent ends it, mends it, and 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Final
@@ -14,13 +15,14 @@ import anyio
 
 from prefect_launch.agent.item.claim import claim
 from prefect_launch.agent.item.finish import fail_item, unsendable_part
-from prefect_launch.agent.item.transitions import log
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.holder import Holder
 from prefect_launch.runners.base import Phase
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 30.0
 _PAGE: Final = 200

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from prefect_launch.agent.item.transitions import log
 from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, WakeEvent, follow
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
@@ -35,6 +34,8 @@ from prefect_launch.server.values import Item
 if TYPE_CHECKING:
     from prefect_launch.agent.agent import LaunchAgent
     from prefect_launch.server.protocol import Server
+
+log = logging.getLogger(__name__)
 
 
 #: The server calls a worker offline after three intervals.

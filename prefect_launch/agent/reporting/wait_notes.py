@@ -15,8 +15,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.log_notes import LOGGER, log_note
-from prefect_launch.agent.item.transitions import log
+from prefect_launch.agent.log_notes import LOGGER, log_note
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.wait_reason import (
@@ -32,6 +31,8 @@ from prefect_launch.server.values import Item, LogRecord
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
+
+log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 15.0
 #: What waits for less will start by itself, most of the time.

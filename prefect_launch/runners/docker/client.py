@@ -42,7 +42,7 @@ from prefect_launch.runners.docker.engine import (
     TooLargeError,
 )
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 #: Between two attempts to connect while the engine is down.
 _RETRY_SECONDS = 1.0

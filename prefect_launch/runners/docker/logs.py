@@ -22,7 +22,7 @@ from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.docker.engine import Engine, LogStream
 from prefect_launch.runners.log_streams import Marks
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 #: Between two looks at a log whose stream ended while its container goes on (the engine restarted).
 _REOPEN_SECONDS = 0.5

@@ -65,7 +65,7 @@ from prefect_launch.runners.option_values import CONTAINER_QUANTITIES, Quantity
 #: An engine takes 15 s to give up on a registry that it cannot reach; not every start is to wait for that.
 PULL_BACKOFF_SECONDS = 300.0
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 
 class NamedImage(NamedTuple):

@@ -19,7 +19,7 @@ from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners.base import ExitStatus, RunState, signal_of
 from prefect_launch.runners.process import supervisor
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 #: The variable of a job's environment that marks its processes.
 _MARK: Final = f"{OUTPUT_DIR_VARIABLE}="

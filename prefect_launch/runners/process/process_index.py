@@ -23,7 +23,7 @@ from prefect_launch.runners.base import CLAIM_CHARS, PLAN_FILE, Found, Labels, R
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder, folders_at_work, registered
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 
 class ProcessIndex:

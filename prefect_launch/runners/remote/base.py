@@ -49,7 +49,7 @@ from prefect_launch.runners.base import (
 )
 from prefect_launch.runners.log_streams import Marks
 
-log = logging.getLogger("prefect_launch.agent")
+log = logging.getLogger(__name__)
 
 #: What a run gets to end beyond the grace of its stop, before the stop counts as not proved.
 _STOP_MARGIN_SECONDS: Final = 30.0

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.agent.item.diagnosis import ADVICE, Category, diagnose
 from prefect_launch.agent.item.failure_report import Facts, build_report, read_last_lines
-from prefect_launch.agent.item.outcome import outcome_of_error, outcome_of_exit
+from prefect_launch.agent.item.outcome import ADVICE, Category, diagnose, outcome_of_error, outcome_of_exit
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError, ImagePullError, InfrastructureError, QueueError, SpecError
 from prefect_launch.runners.base import ExitStatus, Phase, RunPlan

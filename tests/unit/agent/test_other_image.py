@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from prefect_launch.agent.item.failure_report import Facts, build_report
-from prefect_launch.agent.item.log_notes import warn_of_other_image
+from prefect_launch.agent.item.hooks import warn_of_other_image
 from prefect_launch.agent.item.outcome import outcome_of_exit
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import UnreachableError

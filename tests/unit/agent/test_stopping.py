@@ -104,7 +104,7 @@ async def test_item_that_is_cancelled_before_its_start_says_that_nothing_is_left
 
 
 async def test_stop_that_the_machine_fails_to_do_is_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_launch.agent.item.stopping._RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("prefect_launch.agent.item.hooks._RETRY_SECONDS", 0.05)
     bench.plays(Script(seconds=60))
     (item,) = await bench.add()
     agent = bench.agent(poll_seconds=30)

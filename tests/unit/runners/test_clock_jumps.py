@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.agent.item.stopping import seconds_left
+from prefect_launch.agent.item.hooks import seconds_left
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.runners.base import ExitStatus
 from prefect_launch.runners.process import supervisor

@@ -7,18 +7,20 @@ whose engine is down would empty the queue in seconds, and crash every item.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 
-from prefect_launch.agent.item.transitions import log
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.runners.base import Runner
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

@@ -1,0 +1,39 @@
+"""Log notes: the agent's own lines in an item's log, beside those of its job."""
+
+from __future__ import annotations
+
+import logging
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Final
+from uuid import UUID
+
+from prefect_launch.server.values import LogRecord
+
+if TYPE_CHECKING:
+    from prefect_launch.server.protocol import Server
+
+#: The logger name under which they are shown.
+LOGGER: Final = "prefect_launch.agent"
+
+
+def log_note(
+    message: str, *, level: int = logging.WARNING, at: datetime | None = None, logger: str = LOGGER
+) -> LogRecord:
+    """Make a line of the agent's own.
+
+    Args:
+        message: its text.
+        level: as of `logging`.
+        at: its time; by default now.
+        logger: the name that it is shown under.
+    """
+    return LogRecord(name=logger, level=level, message=message, timestamp=at or datetime.now(timezone.utc))
+
+
+async def write_log_note(server: Server, item_id: UUID, message: str, *, at: datetime | None = None) -> None:
+    """Write a line of the agent's own to an item's log, as a warning.
+
+    Raises:
+        LaunchError: when the server does not take it.
+    """
+    await server.write_logs(item_id, [log_note(message, at=at)])
