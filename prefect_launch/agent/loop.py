@@ -74,6 +74,7 @@ class Loop:
         self._stops = CancellationWatcher(self._server, agent.running_items, agent.config.poll_seconds)
         self._unlistable = UnlistableItems(agent.context.session, self._config.queues, agent.holder)
         self._unreachable_at_start: set[str] = set()
+        self._may_have_claims = False
         self._presence = Presence.of(agent.holder, self._config.queues)
 
     async def run(self) -> None:
@@ -83,15 +84,10 @@ class Loop:
         try:
             async with supervised(self._shutdown.leave) as supervisor:
                 supervisor.supervise(*self._tasks_from_the_start(pool_ids))
-                await retry_until_available("show what cannot be listed", self._unlistable.look_at_all)
-                await self._recover()
+                await supervisor.work("recovery", self._recover)
                 self._stops.look_again()
                 supervisor.supervise(*self._tasks_once_recovered())
-                # Before the first claim: what nobody can see to be alive would be nobody's.
-                await retry_until_available("show this agent", lambda: write_presence(self._server, self._presence))
-                await retry_until_available("read the queues' limits", self._poller.read_limits)
-                await retry_until_available("show the agent's orders", self._reporter.read_drain_request)
-                await self._work()
+                await supervisor.work("poll", self._work)
         finally:
             await self._leave()
 
@@ -146,10 +142,18 @@ class Loop:
         return [(await session.queue(queue)).pool_id for queue in self._config.queues]
 
     async def _work(self) -> None:
+        """Take items in until it is over; called again when it failed."""
+        # Before the first claim: what nobody can see to be alive would be nobody's.
+        await retry_until_available("show this agent", lambda: write_presence(self._server, self._presence))
+        await retry_until_available("read the queues' limits", self._poller.read_limits)
+        await retry_until_available("show the agent's orders", self._reporter.read_drain_request)
         self._shutdown.at_work = True
         while not self._is_over:
             try:
+                await self._settle_claims()
+                self._may_have_claims = True
                 await self._fill()
+                self._may_have_claims = False
                 if self._until_empty and not self._running_items.thread_ids and await self._is_empty():
                     return
             except ServerUnavailableError as error:
@@ -179,8 +183,16 @@ class Loop:
             await self._agent.run_job(*found)
         await self._agent.update_status("RUNNING" if self._running_items.thread_ids else "POLLING")
 
+    async def _settle_claims(self) -> None:
+        """Put back what was claimed and is not in work here, when the last poll failed in between."""
+        if self._may_have_claims:
+            context, held = self._agent.context, self._running_items.held
+            await settle_orphans(context, self._config.queues, self._agent.holder, held, self._unreachable_at_start)
+
     async def _recover(self) -> None:
+        """Take up what the last life of this agent has left; called again when it failed."""
         context = self._agent.context
+        await retry_until_available("show what cannot be listed", self._unlistable.look_at_all)
         holder = self._agent.holder
         left = await retry_until_available(
             "show what the last agent of this name left", lambda: find_own_runs(context, holder)
@@ -231,7 +243,9 @@ class Loop:
         self._agent.wake.set()
 
     def _resume(self, run: AdoptedRun) -> None:
-        """Take up a run that an agent of this name, or a lost one of this home, has left."""
+        """Take up a run that an agent of this name, or a lost one of this home, has left, unless that was done."""
+        if self._running_items.find(str(run.item.id)) is not None:
+            return
         running_item = RunningItem(
             item=run.item,
             queue=run.queue,

@@ -19,7 +19,7 @@ from typing import Final
 import anyio
 import anyio.abc
 
-from prefect_launch.errors import InternalError, clause
+from prefect_launch.errors import InternalError, LaunchError, clause
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,28 @@ class Supervisor:
         for task in tasks:
             self._group.start_soon(self._run, task, name=task.name)
 
+    async def work(self, name: str, run: Run) -> None:
+        """Do work of the block itself: run it until it returns, and again whenever it fails, as a vital task.
+
+        Args:
+            name: of the work, for the log.
+            run: does it; may be called several times.
+
+        Raises:
+            LaunchError: what `run` raises of these was foreseen: it is passed on at once.
+            BackgroundTaskError: when it failed again and again.
+        """
+        failures = _Failures(name)
+        while True:
+            try:
+                return await run()
+            except LaunchError:
+                raise
+            except Exception as error:
+                if failures.note(error) >= MOST_FAILURES:
+                    raise self._fail(name, error) from error
+            await anyio.sleep(failures.pause)
+
     async def _run(self, task: BackgroundTask) -> None:
         failures = _Failures(task.name)
         while True:
@@ -122,21 +144,24 @@ class Supervisor:
                 raise InternalError(f"The background task {task.name!r} ended, though it runs for ever.")
             except Exception as error:  # noqa: BLE001 - this is where what nobody foresaw is dealt with
                 if failures.note(error) >= MOST_FAILURES and task.vital:
-                    return await self._end(task, error)
+                    self._fail(task.name, error)
+                    break
             await anyio.sleep(failures.pause)
+        await anyio.sleep(LEAVE_SECONDS)
+        self._group.cancel_scope.cancel()
 
-    async def _end(self, task: BackgroundTask, error: Exception) -> None:
+    def _fail(self, name: str, error: Exception) -> BackgroundTaskError:
+        """Give up over a task; return what the block is to raise."""
         if self.failure is None:
             self.failure = BackgroundTaskError(
-                f"The background task {task.name!r} failed {MOST_FAILURES} times within {WINDOW_SECONDS:g} s, the last"
+                f"The background task {name!r} failed {MOST_FAILURES} times within {WINDOW_SECONDS:g} s, the last"
                 f" time with {type(error).__name__}: {clause(error)}."
                 " Please report it, with the traceback from the log."
             )
             self.failure.__cause__ = error
         log.critical("leaving: %s", self.failure)
         self._give_up()
-        await anyio.sleep(LEAVE_SECONDS)
-        self._group.cancel_scope.cancel()
+        return self.failure
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ import pytest
 
 from prefect_launch.core import supervision
 from prefect_launch.core.supervision import BackgroundTask, BackgroundTaskError, restarted, supervised
+from prefect_launch.errors import NotFoundError
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +58,42 @@ async def test_vital_task_that_fails_again_and_again_lets_the_block_end_in_order
     with pytest.raises(BackgroundTaskError, match=r"'heartbeat' failed 5 times within 300 s.*ValueError: not foreseen"):
         await asyncio.wait_for(work(), 60)
     assert (ends, flaky.starts) == (["in order"], supervision.MOST_FAILURES)
+
+
+async def test_work_of_the_block_itself_that_fails_is_told_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
+    starts = 0
+
+    async def poll() -> None:
+        nonlocal starts
+        starts += 1
+        if starts < 3:
+            raise ValueError("not foreseen")
+
+    async with supervised(lambda: None) as supervisor:
+        await asyncio.wait_for(supervisor.work("poll", poll), 60)
+    assert starts == 3
+    assert [record.getMessage() for record in caplog.records] == [
+        f"task-failed poll ({count} within 300 s): ValueError('not foreseen')" for count in (1, 2)
+    ]
+    assert all(record.levelno == logging.ERROR and record.exc_info for record in caplog.records)
+
+
+async def test_work_of_the_block_itself_that_fails_again_and_again_raises() -> None:
+    flaky = Flaky(99)
+    with pytest.raises(BackgroundTaskError, match=r"'poll' failed 5 times within 300 s.*ValueError: not foreseen"):
+        async with supervised(lambda: None) as supervisor:
+            await asyncio.wait_for(supervisor.work("poll", flaky.run), 60)
+    assert flaky.starts == supervision.MOST_FAILURES
+
+
+async def test_failure_of_the_work_that_was_foreseen_ends_it_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def poll() -> None:
+        raise NotFoundError("There is no queue 'gpu'.")
+
+    with pytest.raises(NotFoundError):
+        async with supervised(lambda: None) as supervisor:
+            await supervisor.work("poll", poll)
+    assert not caplog.records
 
 
 async def test_block_that_does_not_end_when_it_should_is_cancelled() -> None:

@@ -187,6 +187,70 @@ async def test_agent_whose_vital_task_fails_for_good_leaves_loudly_and_its_runs_
     assert len(bench.machine.started) == 1
 
 
+# --- the poll, which is the agent's own work ---
+
+
+class Nonsense:
+    """Lets the server answer nonsense to one call of the task `loop`, some times, and well then."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, bench: Bench, method: str, *, times: int) -> None:
+        self.left = times
+        answer = getattr(bench.server, method)
+
+        async def answers(*args: Any, **kwargs: Any) -> Any:
+            found = await answer(*args, **kwargs)
+            task = asyncio.current_task()
+            if self.left > 0 and task is not None and task.get_name() == "loop":
+                self.left -= 1
+                return "what?"
+            return found
+
+        monkeypatch.setattr(bench.server, method, answers)
+
+
+@pytest.mark.parametrize("method", ["poll", "read_item", "count_items"])
+async def test_nonsense_answer_to_the_poll_is_told_and_its_items_are_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
+) -> None:
+    bench.api.call(lambda session: session.server.update_pool(QUEUE, concurrency_limit=5))
+    agent = bench.agent()
+    agent_loop = asyncio.create_task(agent.loop(), name="loop")
+    await eventually(_value(lambda: {agent.shutdown.at_work}), lambda found: found == {True})
+    Nonsense(monkeypatch, bench, method, times=1)
+    (item,) = await bench.add()
+    await bench.until(item, StateType.COMPLETED)
+    agent.stop()
+    await asyncio.wait_for(agent_loop, 60)
+    assert len(bench.machine.started) == 1
+    (told,) = [record for record in caplog.records if record.getMessage().startswith("task-failed")]
+    assert told.getMessage().startswith("task-failed poll (1 within 300 s): ")
+    assert told.exc_info is not None
+
+
+@pytest.mark.parametrize("name", ["recovery", "poll"])
+async def test_agent_whose_polls_get_nothing_but_nonsense_leaves_loudly_and_its_runs_go_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    bench.plays(Script(seconds=5))
+    (item,) = await bench.add()
+    await bench.agent().loop(max_runtime_seconds=0.5)
+    await bench.until(item, StateType.RUNNING)
+    agent = bench.agent(max_jobs=2)  # It polls while the item runs.
+    nonsense = Nonsense(monkeypatch, bench, "poll", times=1_000 if name == "recovery" else 0)
+    agent_loop = asyncio.create_task(agent.loop(), name="loop")
+    if name == "poll":
+        await eventually(_value(lambda: {agent.shutdown.at_work}), lambda found: found == {True})
+        nonsense.left = 1_000
+    with pytest.raises(BackgroundTaskError, match=f"'{name}' failed 5 times within 300 s"):
+        await asyncio.wait_for(agent_loop, 60)
+    assert f"leaving: The background task '{name}' failed 5 times" in caplog.text
+    assert (await bench.read(item.id)).state_type is StateType.RUNNING
+    nonsense.left = 0
+    await bench.agent().loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert len(bench.machine.started) == 1
+
+
 async def test_agent_whose_notice_fails_for_good_goes_on_with_its_items(bench: Bench) -> None:
     faults = Faults(bench, "status", 1_000)
     async with bench.running(bench.agent()):
@@ -221,8 +285,8 @@ async def test_item_that_cannot_be_ended_gives_its_slot_back(bench: Bench, caplo
     assert "not-ended" in caplog.text
 
 
-def _value(read: Callable[[], set[str]]) -> Callable[[], Awaitable[set[str]]]:
-    async def look() -> set[str]:
+def _value(read: Callable[[], set[Any]]) -> Callable[[], Awaitable[set[Any]]]:
+    async def look() -> set[Any]:
         return read()
 
     return look
