@@ -26,7 +26,8 @@ _IN_USE_BYTES: Final = 1024**3
 #: How long a look may take; the first one opens the connection, which takes a second on a GPU that nothing uses.
 LOOK_SECONDS: Final = 10.0
 _NO_LIBRARY: Final = "nvidia-ml-py is not installed: pip install 'prefect-launch[gpu]'"
-_NO_DRIVER: Final = "this machine's NVIDIA driver does not answer"
+_NO_DRIVER: Final = "this machine has no NVIDIA driver"
+_SILENT_DRIVER: Final = "this machine's NVIDIA driver does not answer"
 
 
 class GpuInfo(BaseModel):
@@ -74,7 +75,9 @@ class NvmlProbe:
             return _all_cards(nvml)
         except nvml.NVMLError as error:
             self._close()  # a driver that is loaded again wants a new connection
-            return GpuInfo(note=f"{_NO_DRIVER}: {error}", is_away=not _is_not_installed(nvml, error))
+            if _is_not_installed(nvml, error):
+                return GpuInfo(note=_NO_DRIVER)
+            return GpuInfo(note=f"{_SILENT_DRIVER}: {error}", is_away=True)
 
     def _close(self) -> None:
         nvml, self._nvml = self._nvml, None
@@ -103,7 +106,7 @@ class GpuWatch:
         looking = self._looking
         done, _ = await asyncio.wait({looking}, timeout=self._most_seconds)
         if not done:
-            return GpuInfo(note=f"{_NO_DRIVER} within {self._most_seconds:g} s", is_away=True)
+            return GpuInfo(note=f"{_SILENT_DRIVER} within {self._most_seconds:g} s", is_away=True)
         if self._looking is looking:
             self._looking = None
         return looking.result()
@@ -136,7 +139,7 @@ def _on_daemon_thread(call: Callable[[], GpuInfo]) -> asyncio.Future[GpuInfo]:
 
 
 def _is_not_installed(nvml: Any, error: Exception) -> bool:
-    """Whether this machine has no NVIDIA driver at all, as one without a GPU has none."""
+    """Whether the driver's library is not there: this machine has no NVIDIA driver, as one without a GPU has none."""
     return getattr(error, "value", None) == getattr(nvml, "NVML_ERROR_LIBRARY_NOT_FOUND", object())
 
 

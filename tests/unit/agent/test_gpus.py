@@ -70,7 +70,8 @@ def test_machine_that_has_no_driver_at_all_is_not_one_whose_driver_is_away(monke
     library.NVML_ERROR_LIBRARY_NOT_FOUND = 12
     monkeypatch.setattr(NvmlError, "value", 12, raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    assert not NvmlProbe().look().is_away
+    seen = NvmlProbe().look()
+    assert (seen.note, seen.is_away) == ("this machine has no NVIDIA driver", False)
 
 
 def test_card_that_fell_off_the_bus_leaves_the_others_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
