@@ -1,8 +1,9 @@
-"""What all executions of one agent share: its connection, its runners, its devices, its images and registries."""
+"""Agent context: what all attempts of one agent share, such as its connection, runners, devices and registries."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,17 +13,6 @@ import anyio
 
 from prefect_launch.agent.devices.allocator import DeviceAllocator
 from prefect_launch.agent.devices.gpus import GpuProbe
-from prefect_launch.agent.item.attempt import Attempt, Hook
-from prefect_launch.agent.item.hooks import (
-    AttachDevices,
-    KeepOutputs,
-    PreviousOutputs,
-    ShipLog,
-    Stopping,
-    WarnOfOtherImage,
-)
-from prefect_launch.agent.item.ownership import TRUSTED_SECONDS
-from prefect_launch.agent.recovery.lost_agents import LOST_SECONDS
 from prefect_launch.agent.runner_health import RunnerHealth
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import Runner
@@ -33,15 +23,11 @@ if TYPE_CHECKING:
     from prefect_launch.builds.image_builder import ImageBuilder
     from prefect_launch.queues.session import Session
 
-#: What is done beside the steps of an item's life; a line less is a concern less.
-HOOKS: Final[tuple[Callable[[Attempt], Hook], ...]] = (
-    AttachDevices,
-    PreviousOutputs,
-    WarnOfOtherImage,
-    Stopping,
-    ShipLog,
-    KeepOutputs,
-)
+#: An item that was seen to be held is taken to be for this long: until after the next look, and half the time after
+#: which an agent is called lost.
+TRUSTED_SECONDS: Final = 45.0
+#: Six heartbeats of an agent; the same patience as for the heartbeats of items.
+LOST_SECONDS: Final = 90.0
 #: Runs whose outputs are copied at a time.
 COPIES: Final = 2
 
@@ -59,7 +45,6 @@ class AgentContext:
         lost_seconds: for how long another agent's heartbeats must have stood still to call it lost.
         gpu_probe: reads the GPUs of the machine.
         slot_freed: is told the id of an item that needs no slot and no devices: its run has ended, or waits elsewhere.
-        hooks: made anew for each attempt, in this order.
         copies: how many runs' outputs are kept at a time.
         registry: the registries of images, with this agent's credentials.
         devices: gives out the machine's devices.
@@ -73,7 +58,6 @@ class AgentContext:
     lost_seconds: float = LOST_SECONDS
     gpu_probe: GpuProbe | None = None
     slot_freed: Callable[[str], None] = lambda item_id: None
-    hooks: tuple[Callable[[Attempt], Hook], ...] = HOOKS
     copies: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(COPIES))
 
     def __post_init__(self) -> None:
@@ -84,9 +68,10 @@ class AgentContext:
     @cached_property
     def images(self) -> ImageBuilder:
         """Builds the images of jobs that have code and none; made, and its libraries imported, on first use."""
-        from prefect_launch.agent.item.image_build import image_builder
+        from prefect_launch.builds.image_builder import ImageBuilder
 
-        return image_builder(self.config, self.registry)
+        config, who = self.config, f"agent {self.config.name} on {socket.gethostname()}"
+        return ImageBuilder(config.builder, config.home, who, self.registry)
 
     def describe(self) -> str:
         """Say who holds the machine's devices, and what cannot be reached; an empty text for neither."""

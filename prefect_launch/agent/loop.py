@@ -17,11 +17,12 @@ from uuid import UUID
 
 import anyio
 
+from prefect_launch.agent.base import BaseAgent
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper
 from prefect_launch.agent.item.lifecycle import ItemLifecycle
 from prefect_launch.agent.item.ownership import watch_ownership
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
-from prefect_launch.agent.item.running_items import RunningItem, is_scheduler
+from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, listen
 from prefect_launch.agent.recovery.cancellations import CancellationWatcher, OrphanedCancellations
@@ -40,9 +41,9 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
 from prefect_launch.queues.presence import Presence, delete_presence, read_presences, write_presence
+from prefect_launch.spec.item_parameters import is_scheduler
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.agent import LaunchAgent
     from prefect_launch.server.values import Item
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Loop:
         max_runtime_seconds: end after this time.
     """
 
-    def __init__(self, agent: LaunchAgent, *, until_empty: bool, max_runtime_seconds: float | None) -> None:
+    def __init__(self, agent: BaseAgent, *, until_empty: bool, max_runtime_seconds: float | None) -> None:
         self._agent = agent
         self._config = agent.config
         self._running_items = agent.running_items

@@ -128,3 +128,16 @@ def labels_of(spec: LaunchSpec, *, job: str | None) -> dict[str, str]:
         "sweep": spec.sweep_id,
     }
     return {f"prefect-launch.{key}": value for key, value in named.items() if value}
+
+
+#: The flow that a sweep's scheduler is a run of; all others are jobs.
+SCHEDULER_FLOW: Final = "launch-sweep"
+
+
+def is_scheduler(item: Item) -> bool:
+    """Whether an item is a sweep's scheduler, which does not count as a job.
+
+    Its flow decides, which is that of the deployment that it was made from: no submitter sets it with what an item
+    holds.
+    """
+    return item.flow == SCHEDULER_FLOW

@@ -7,11 +7,18 @@ from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.item.running_items import is_scheduler
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.errors import InvalidNameError, NotFoundError, SpecError
 from prefect_launch.server.values import Item
-from prefect_launch.spec.item_parameters import FORM_LABEL, JOB_LABEL, labels_of, run_id_of, spec_of, tags_of
+from prefect_launch.spec.item_parameters import (
+    FORM_LABEL,
+    JOB_LABEL,
+    is_scheduler,
+    labels_of,
+    run_id_of,
+    spec_of,
+    tags_of,
+)
 from prefect_launch.spec.launch_spec import construct_spec
 from prefect_launch.spec.retry import Cause, Retries
 from prefect_launch.testing import InMemoryApi

@@ -27,12 +27,10 @@ from prefect_launch.agent.devices.allocations import (
 )
 from prefect_launch.agent.devices.gpus import GpuInfo, GpuProbe, GpuWatch, NvmlProbe, names_of, read_capacity
 from prefect_launch.agent.devices.wait_list import DeviceWaitList
-from prefect_launch.agent.item.attempt import NotNowError
-from prefect_launch.agent.item.running_items import is_scheduler
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.names import short_id
 from prefect_launch.core.units import format_duration
-from prefect_launch.errors import AgentConfigError, LaunchError, SpecError
+from prefect_launch.errors import AgentConfigError, LaunchError, OperatorError, SpecError
 from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import save_plan
 from prefect_launch.policy.template import QueueConfig
@@ -41,7 +39,7 @@ from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.server.values import Item
 from prefect_launch.settings.agent_config import NONE
-from prefect_launch.spec.item_parameters import spec_of
+from prefect_launch.spec.item_parameters import is_scheduler, spec_of
 from prefect_launch.spec.priority import Priority
 
 if TYPE_CHECKING:
@@ -62,7 +60,7 @@ _ONLINE: Final = "ONLINE"
 _RANKS: Final = {priority.work_queue: int(priority) for priority in Priority}
 
 
-class DevicesBusyError(NotNowError):
+class DevicesBusyError(OperatorError):
     """The devices of a claimed item are not free after all: the item goes back into its queue."""
 
 

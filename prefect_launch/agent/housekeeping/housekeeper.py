@@ -21,6 +21,7 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.housekeeping.caches import EnvironmentCache, GitCache, ImageCache, RunFolderCache
 from prefect_launch.agent.item.ownership import identity_of, plan_of
 from prefect_launch.core.disk_cache import FRESH_SECONDS, EvictionReport, LRUCache
@@ -33,7 +34,6 @@ from prefect_launch.runners.registry import used_resources
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.context import AgentContext
     from prefect_launch.client.api import Api
 
 log = logging.getLogger(__name__)
@@ -248,7 +248,6 @@ async def clean(api: Api, config: AgentConfig, *, dry_run: bool = False) -> Repo
     Returns:
         What went, or would; `None` when an agent does it just now.
     """
-    from prefect_launch.agent.context import AgentContext
 
     async with api.open() as session:
         context = AgentContext(config, session)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import Ownership
+from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError, OperatorError
 from prefect_launch.runners.base import ExitStatus, Runner, RunPlan
 from prefect_launch.server.values import Item
-
-if TYPE_CHECKING:
-    from prefect_launch.agent.context import AgentContext
-    from prefect_launch.agent.item.running_items import RunningItem
 
 T = TypeVar("T")
 
@@ -39,15 +37,17 @@ class Attempt:
     Args:
         context: the agent's.
         running_item: the item.
+        hooks: make what is done beside the steps, in this order.
 
     Attributes:
         ownership: whether the item is still this agent's.
         facts: what is known about the attempt, for its failure report.
         warnings: what went wrong beside the run itself; told with its end.
-        hooks: what is done beside the steps, in this order.
     """
 
-    def __init__(self, context: AgentContext, running_item: RunningItem) -> None:
+    def __init__(
+        self, context: AgentContext, running_item: RunningItem, hooks: Sequence[Callable[[Attempt], Hook]] = ()
+    ) -> None:
         self.context = context
         self.running = running_item
         self.server = context.session.server
@@ -55,7 +55,7 @@ class Attempt:
         self.facts = Facts(agent=context.config.name, queue=running_item.queue, home=context.config.home)
         self.warnings: list[str] = []
         self.known_runner: Runner | None = None
-        self.hooks = [hook(self) for hook in context.hooks]
+        self.hooks = [hook(self) for hook in hooks]
 
     def record(self, **facts: object) -> None:
         """Add what was learned, by the fields of `Facts`."""
@@ -206,8 +206,8 @@ async def _note_wait(attempt: Attempt, reason: str) -> None:
 class Hook:
     """What is done beside the steps of one attempt; each method does nothing unless a hook overrides it.
 
-    A hook is taken out by taking its line out of `prefect_launch.agent.context.HOOKS`. What `plan` and `prepare` raise
-    keeps the item from its start; the other methods deal with their own faults.
+    `prefect_launch.agent.item.hooks.HOOKS` lists them. An error of `plan` or `prepare` keeps the item from its start;
+    the other methods deal with their own errors.
 
     Args:
         attempt: at the item.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from prefect_launch.agent.item.attempt import Attempt
 from prefect_launch.agent.item.failure_report import read_last_lines, without_home
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
@@ -20,7 +21,6 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.item.attempt import Attempt
     from prefect_launch.runners.base import ExitStatus
 
 log = logging.getLogger(__name__)

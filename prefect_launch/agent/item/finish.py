@@ -19,6 +19,7 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.failure_report import Facts, build_report, publish_report, without_home
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.running_items import RunningItem
@@ -34,7 +35,6 @@ from prefect_launch.spec.item_parameters import check_labels, spec_of
 from prefect_launch.spec.retry import DEFAULT_RETRIES, Retries
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.context import AgentContext
     from prefect_launch.queues.session import Session
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import Final
@@ -212,3 +212,14 @@ async def warn_of_other_image(server: Server, item_id: UUID, plan: RunPlan, imag
         await write_log_note(server, item_id, message)
     except Exception as error:  # noqa: BLE001 - the run goes on
         log.debug("%s not told of its image: %s", item_id, error)
+
+
+#: The hooks of each attempt, in this order; removing a line removes its concern.
+HOOKS: Final[tuple[Callable[[Attempt], Hook], ...]] = (
+    AttachDevices,
+    PreviousOutputs,
+    WarnOfOtherImage,
+    Stopping,
+    ShipLog,
+    KeepOutputs,
+)

@@ -6,25 +6,23 @@ The build's log streams into the item's log under the logger `build`; the whole 
 from __future__ import annotations
 
 import logging
-import socket
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import anyio
 
+from prefect_launch.agent.item.attempt import Attempt
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.builds.builder import BuildLog
 from prefect_launch.builds.image_builder import ImageBuilder, explaining_full_disks
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.plan import save_plan
-from prefect_launch.registries.base import Registry
 from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.protocol import Server
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.item.attempt import Attempt
-    from prefect_launch.settings.agent_config import AgentConfig
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +30,6 @@ log = logging.getLogger(__name__)
 BUILD_LOGGER: Final = "build"
 #: In a folder of its own: how far a log was sent is kept beside it.
 BUILD_LOG: Final = "build/build.log"
-
-
-def image_builder(config: AgentConfig, registry: Registry) -> ImageBuilder:
-    """Return what builds the images of an agent."""
-    return ImageBuilder(config.builder, config.home, f"agent {config.name} on {socket.gethostname()}", registry)
 
 
 async def ensure_image(attempt: Attempt) -> RunPlan:

@@ -12,14 +12,17 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from prefect_launch.agent.context import AgentContext
+from prefect_launch.agent.devices.allocator import DevicesBusyError
 from prefect_launch.agent.item.attempt import Attempt, CancelledBeforeStartError, NotNowError, until_running
 from prefect_launch.agent.item.cleanup import STOPPED_BEFORE_START, AttemptCleanup
 from prefect_launch.agent.item.finish import check_deployment
+from prefect_launch.agent.item.hooks import HOOKS
 from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
 from prefect_launch.agent.item.ownership import token_of
 from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
+from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.states import ItemState, StateType
@@ -27,10 +30,6 @@ from prefect_launch.errors import UnreachableError
 from prefect_launch.planning.plan import Request, make_plan, with_mask
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
 from prefect_launch.spec.item_parameters import run_id_of, spec_of
-
-if TYPE_CHECKING:
-    from prefect_launch.agent.context import AgentContext
-    from prefect_launch.agent.item.running_items import RunningItem
 
 
 class ItemLifecycle:
@@ -43,7 +42,7 @@ class ItemLifecycle:
 
     def __init__(self, context: AgentContext, running_item: RunningItem) -> None:
         self._context = context
-        self._attempt = Attempt(context, running_item)
+        self._attempt = Attempt(context, running_item, HOOKS)
         self._cleanup = AttemptCleanup(self._attempt)
         self._running = running_item
         self._item = running_item.item
@@ -62,7 +61,7 @@ class ItemLifecycle:
             return await self._cleanup.abort(Outcome(state=ItemState.CANCELLED, message=STOPPED_BEFORE_START))
         except UnreachableError as error:
             return await self._cleanup.requeue(error)
-        except NotNowError as error:
+        except (NotNowError, DevicesBusyError) as error:
             return await self._cleanup.abort(Outcome(state=ItemState.QUEUED, message=str(error)))
         except Exception as error:  # noqa: BLE001 - the item says why it does not run
             self._cleanup.log_error(error)

@@ -19,12 +19,13 @@ import socket
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 from uuid import UUID, uuid4
 
 import anyio
 
-from prefect_launch.agent.item.running_items import now
+from prefect_launch.agent.context import AgentContext
+from prefect_launch.agent.item.running_items import RunningItem, now
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.file_lock import locked, locked_if_free
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
@@ -36,18 +37,11 @@ from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
 from prefect_launch.settings.agent_config import MachineSettings
 
-if TYPE_CHECKING:
-    from prefect_launch.agent.context import AgentContext
-    from prefect_launch.agent.item.running_items import RunningItem
-
 log = logging.getLogger(__name__)
 
 
 #: An agent is called lost after three times as long; one read for each item in work.
 LOOK_SECONDS: Final = 30.0
-#: An item that was seen to be held is taken to be for this long: until after the next look, and half the time after
-#: which an agent is called lost.
-TRUSTED_SECONDS: Final = 45.0
 _PAGE: Final = 200
 #: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
 _OURS: Final = ACTIVE | {StateType.CANCELLED}

@@ -21,22 +21,10 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.runners.base import Phase, Runner, RunPlan
 from prefect_launch.server.values import Item
 
-#: The flow that a sweep's scheduler is a run of; all others are jobs.
-SCHEDULER_FLOW: Final = "launch-sweep"
-
 
 def now() -> float:
     """Return seconds on a clock that nobody sets, and that goes on while the machine sleeps, where there is one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
-
-
-def is_scheduler(item: Item) -> bool:
-    """Whether an item is a sweep's scheduler, which does not count as a job.
-
-    Its flow decides, which is that of the deployment that it was made from: no submitter sets it with what an item
-    holds.
-    """
-    return item.flow == SCHEDULER_FLOW
 
 
 @dataclass

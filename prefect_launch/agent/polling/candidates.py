@@ -26,9 +26,9 @@ from itertools import groupby
 from typing import Final, Protocol
 from uuid import UUID
 
-from prefect_launch.agent.item.running_items import is_scheduler
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
+from prefect_launch.spec.item_parameters import is_scheduler
 
 #: Items of a page; the server refuses more.
 PAGE: Final = 200

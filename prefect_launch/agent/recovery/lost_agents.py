@@ -23,6 +23,7 @@ from uuid import UUID, uuid5
 
 import anyio
 
+from prefect_launch.agent.context import LOST_SECONDS
 from prefect_launch.agent.item.claim import undo_claim
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Six heartbeats of an agent; the same patience as for the heartbeats of items.
-LOST_SECONDS: Final = 90.0
 #: How often is looked in that time.
 _LOOKS: Final = 6
 #: How many looks an agent gets to go on with what another one cannot reach, before that one tells of it.

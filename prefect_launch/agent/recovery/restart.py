@@ -16,11 +16,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 import anyio
 
+from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.claim import undo_claim
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
@@ -41,9 +41,6 @@ from prefect_launch.queues.holder import Holder
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan, RunState
 from prefect_launch.server.values import Item
 from prefect_launch.spec.retry import Cause
-
-if TYPE_CHECKING:
-    from prefect_launch.agent.context import AgentContext
 
 log = logging.getLogger(__name__)
 

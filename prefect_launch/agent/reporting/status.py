@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
+from prefect_launch.agent.base import BaseAgent
 from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, WakeEvent, follow
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
@@ -32,7 +33,6 @@ from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 
 if TYPE_CHECKING:
-    from prefect_launch.agent.agent import LaunchAgent
     from prefect_launch.server.protocol import Server
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Reporter:
         agent: connected.
     """
 
-    def __init__(self, agent: LaunchAgent) -> None:
+    def __init__(self, agent: BaseAgent) -> None:
         self._agent = agent
         self._server: Server = agent.context.session.server
         self._name = agent.config.name
