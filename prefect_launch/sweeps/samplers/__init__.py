@@ -1,0 +1,1 @@
+"""Samplers: which parameters the next trial of a sweep has."""

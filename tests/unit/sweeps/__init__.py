@@ -1,0 +1,1 @@
+"""Tests of sweeps that need no server."""
