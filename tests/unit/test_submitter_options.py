@@ -175,7 +175,7 @@ def spec(**fields: Any) -> Any:
 
 
 #: A value of each field of a launch spec that is not its default, by the field's dotted path; what a new field needs
-#: here, and in `FREE` if a submitter may set it on an agent in secure mode.
+#: here, and in `PASSES` if a submitter may set it on an agent in secure mode.
 SET: dict[str, Any] = {
     "job": "e/p/other",
     "docker.docker_image": "evil:1",
