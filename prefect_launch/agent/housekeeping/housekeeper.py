@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -29,7 +28,7 @@ from prefect_launch.core.file_lock import locked_if_free
 from prefect_launch.core.units import format_size
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
-from prefect_launch.runners.process.files import environments_in_use
+from prefect_launch.runners.process.process_index import ProcessIndex
 from prefect_launch.runners.registry import used_resources
 from prefect_launch.settings.agent_config import AgentConfig
 
@@ -190,7 +189,7 @@ class Housekeeper:
         self._held = held
         self._settled_seconds = settled_seconds
         config, home = context.config, context.config.home
-        in_use = partial(environments_in_use, home / "processes")
+        in_use = ProcessIndex(home).environments_in_use
         self._runs = RunFolderCache(
             home / "runs", config.keep_runs, context.session.server, fresh_seconds=fresh_seconds
         )

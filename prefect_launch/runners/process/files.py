@@ -116,28 +116,6 @@ def _kill(pids: set[int]) -> list[int]:
     return sorted(pids)
 
 
-def registered(register: Path) -> Iterator[tuple[Path, RunFolder]]:
-    """Yield the links of a register and the folders that they lead to; others may strike some out meanwhile."""
-    for link in sorted(register.iterdir()) if register.is_dir() else []:
-        try:
-            yield link, RunFolder(Path(os.readlink(link)))
-        except OSError:
-            continue  # Gone by now, or no link of ours.
-
-
-def environments_in_use(register: Path) -> set[Path]:
-    """Return the environments of the runs in a register that have not ended."""
-    folders = (folder for _, folder in registered(register))
-    told = [folder.read(supervisor.PROCESS) for folder in folders if folder.state is not RunState.EXITED]
-    return {Path(process["venv"]) for process in told if process is not None and "venv" in process}
-
-
-def folders_at_work() -> set[Path]:
-    """Return the folders of the runs that living processes are marked as."""
-    variables = (one for _, environment in _environments() for one in environment if one.startswith(_MARK.encode()))
-    return {Path(os.fsdecode(one[len(_MARK) :])).parent for one in variables}
-
-
 def living_pid(identity: dict[str, Any] | None) -> int | None:
     """Return the process id of `identity` (as `supervisor.identity` made it) when that very process lives."""
     pid = identity.get("pid") if identity else None
