@@ -25,12 +25,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
 from prefect_launch.core.states import ItemState
-from prefect_launch.errors import SpecError
+from prefect_launch.errors import SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.spec.build_options import BuildRequest
+from prefect_launch.spec.option_names import normalise_options
 
 _SIGNALS: Final = frozenset(int(one) for one in signal.Signals)
 
@@ -313,13 +314,17 @@ class Runner(ABC):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the options with normalised names, when every one has a good value.
+        """Return the options with normalised names, when every one is known; a resource also checks their values.
 
         Raises:
             SpecError: for a value of the wrong type.
             NotFoundError: for an option that this resource does not know.
         """
-        raise NotImplementedError
+        checked = normalise_options(options)
+        for name in checked:
+            if name not in cls.options:
+                raise unknown_name("option", name, cls.options, where=f" in resource_args.{cls.name}")
+        return checked
 
     @classmethod  # noqa: B027 - for most resources the option's name decides who may set it
     def check_submitter_options(cls, options: Mapping[str, Any]) -> None:

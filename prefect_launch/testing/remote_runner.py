@@ -12,17 +12,15 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from prefect_launch.core.output_limits import LeftOut
-from prefect_launch.errors import InfrastructureError, UnreachableError, UnsafeSpecError, unknown_name
+from prefect_launch.errors import InfrastructureError, UnreachableError, UnsafeSpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.runners.remote.base import LogPart, RemoteJob, RemoteRunner, RemoteState, RemoteStatus
-from prefect_launch.spec.option_names import normalise_options
-from prefect_launch.testing.script import Err, Script, ScriptedProcess
+from prefect_launch.testing.script import Err, Script, ScriptedRun
 
 T = TypeVar("T")
 
@@ -30,25 +28,20 @@ _OPTIONS = frozenset({"e", "env", "node", "pod"})
 
 
 @dataclass
-class _Job:
-    handle: str
-    plan: RunPlan
-    script: Script
-    is_held: bool
+class _Job(ScriptedRun):
+    handle: str = ""
+    is_held: bool = False
     log: list[bytes] = field(default_factory=list)
-    process: ScriptedProcess | None = None
     submitted_at: float = field(default_factory=time.monotonic)
-    cancelled: bool = False
     preempted: bool = False
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
 
     @property
     def state(self) -> RemoteState:
-        if self.process is None:
-            over = RemoteState.ENDED if self.cancelled else RemoteState.PENDING
-            return RemoteState.HELD if self.is_held and not self.cancelled else over
-        return RemoteState.RUNNING if self.process.exit_code is None else RemoteState.ENDED
+        if self.process is not None:
+            return RemoteState.RUNNING if self.is_running else RemoteState.ENDED
+        if self.stopped:
+            return RemoteState.ENDED
+        return RemoteState.HELD if self.is_held else RemoteState.PENDING
 
 
 @dataclass
@@ -91,31 +84,19 @@ class InMemoryCluster:
         for job in self.jobs.values():
             running = sum(one.state is RemoteState.RUNNING for one in self.jobs.values())
             if running < self.nodes and job.state is RemoteState.PENDING:
-                self._run(job)
+                self.started.append(job.plan.name)
+                job.start(job.log.append, self.schedule)
 
     def preempt(self, name: str) -> None:
         """Take the node of a running job away."""
         job = next(job for job in self.jobs.values() if job.plan.name == name)
         job.preempted = True
-        if job.process is not None:
-            job.process.kill(signal.SIGKILL)
+        job.kill(signal.SIGKILL)
 
     def lose(self, name: str) -> None:
         """Forget a job, as when somebody deletes it by hand."""
         handle = next(handle for handle, job in self.jobs.items() if job.plan.name == name)
-        job = self.jobs.pop(handle)
-        if job.process is not None:
-            job.process.kill(signal.SIGKILL)
-
-    def _run(self, job: _Job) -> None:
-        self.started.append(job.plan.name)
-        job.started_at = datetime.now(timezone.utc)
-        script = Script(exit_code=127) if job.script.missing else job.script
-        job.process = ScriptedProcess(script, job.log.append, lambda: self._end(job))
-
-    def _end(self, job: _Job) -> None:
-        job.ended_at = datetime.now(timezone.utc)
-        self.schedule()
+        self.jobs.pop(handle).kill(signal.SIGKILL)
 
 
 class InMemoryRemoteRunner(RemoteRunner):
@@ -141,14 +122,6 @@ class InMemoryRemoteRunner(RemoteRunner):
         self._cluster = cluster or InMemoryCluster()
 
     @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        checked = normalise_options(options)
-        for name in checked:
-            if name not in cls.options:
-                raise unknown_name("option", name, cls.options, where=f" in resource_args.{cls.name}")
-        return checked
-
-    @classmethod
     def check_submitter_options(cls, options: Mapping[str, Any]) -> None:
         if "privileged" in options.get("pod", {}):
             raise UnsafeSpecError(
@@ -163,7 +136,7 @@ class InMemoryRemoteRunner(RemoteRunner):
         job = next((job for job in cluster.jobs.values() if job.plan.name == plan.name), None)
         if job is None:
             handle = f"job-{len(cluster.jobs) + 1}-{plan.name}" if self.can_hold else plan.name
-            job = cluster.jobs[handle] = _Job(handle, plan, cluster.script(plan), is_held=self.can_hold)
+            job = cluster.jobs[handle] = _Job(plan, cluster.script(plan), handle=handle, is_held=self.can_hold)
             cluster.schedule()
         return self._answer(_seen(cluster, job))
 
@@ -198,11 +171,10 @@ class InMemoryRemoteRunner(RemoteRunner):
         cluster = await self._call("cancel")
         job = cluster.jobs.get(handle)
         if job is not None and not cluster.is_deaf:
-            job.cancelled = True
-            if job.process is not None:
-                job.process.kill(signal.SIGTERM)
-                if job.script.ignores_term:
-                    asyncio.get_running_loop().call_later(grace_seconds, job.process.kill, signal.SIGKILL)
+            job.stopped = True
+            job.kill(signal.SIGTERM)
+            if job.script.ignores_term:
+                asyncio.get_running_loop().call_later(grace_seconds, job.kill, signal.SIGKILL)
         self._answer(None)
 
     async def delete(self, handle: str) -> None:
@@ -216,10 +188,8 @@ class InMemoryRemoteRunner(RemoteRunner):
     async def fetch_outputs(self, handle: str, plan: RunPlan) -> LeftOut:
         cluster = await self._call("outputs")
         job = cluster.jobs.get(handle)
-        for name, content in (job.script.outputs if job is not None else {}).items():
-            path = plan.output_dir / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        if job is not None:
+            job.write_outputs()
         return self._answer(LeftOut())
 
     async def _call(self, name: str) -> InMemoryCluster:
@@ -252,14 +222,6 @@ def _seen(cluster: InMemoryCluster, job: _Job) -> RemoteJob:
 
 
 def _exit_of(job: _Job) -> ExitStatus:
-    if job.process is None:
-        return ExitStatus(exit_code=None, stopped=True, error="cancelled before it was started")
-    return ExitStatus(
-        exit_code=job.process.exit_code,
-        signal=job.process.signal,
-        preempted=job.preempted,
-        oom_killed=job.script.oom_killed and not job.cancelled,
-        error=f"the entry point {job.plan.command!r} is not there" if job.script.missing else None,
-        started_at=job.started_at,
-        ended_at=job.ended_at,
-    )
+    # A cluster does not say who asked for the end of a job that ran.
+    update = {"stopped": job.process is None, "preempted": job.preempted}
+    return job.exit_status().model_copy(update=update)

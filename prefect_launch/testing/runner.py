@@ -11,35 +11,25 @@ import signal
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from prefect_launch.core.states import ItemState
-from prefect_launch.errors import InfrastructureError, UnreachableError, unknown_name
+from prefect_launch.errors import InfrastructureError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import TAKEOVER_SECONDS, ExitStatus, Found, Labels, Runner, RunPlan, RunState, nothing
 from prefect_launch.runners.log_streams import Marks
-from prefect_launch.spec.option_names import normalise_options
-from prefect_launch.testing.script import Err, Script, ScriptedProcess
+from prefect_launch.testing.script import Err, Script, ScriptedRun
 
 _OPTIONS = frozenset({"e", "env", "nice", "secret-door"})
 
 
-@dataclass
-class _Run:
-    plan: RunPlan
-    script: Script
-    process: ScriptedProcess | None = None
-    stopped: bool = False
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-
+class _Run(ScriptedRun):
     @property
     def state(self) -> RunState:
         if self.process is None:
             return RunState.CREATED
-        return RunState.RUNNING if self.process.exit_code is None else RunState.EXITED
+        return RunState.RUNNING if self.is_running else RunState.EXITED
 
 
 @dataclass
@@ -69,9 +59,7 @@ class InMemoryMachine:
 
     def lose(self, handle: str) -> None:
         """Let a run vanish, as when somebody removes its container by force."""
-        run = self.runs.pop(handle)
-        if run.process is not None:
-            run.process.kill(9)
+        self.runs.pop(handle).kill(signal.SIGKILL)
 
 
 class InMemoryRunner(Runner):
@@ -107,14 +95,6 @@ class InMemoryRunner(Runner):
     async def ping(self) -> None:
         _ = self.machine
 
-    @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        checked = normalise_options(options)
-        for name in checked:
-            if name not in cls.options:
-                raise unknown_name("option", name, cls.options, where=f" in resource_args.{cls.name}")
-        return checked
-
     async def missing(self, plan: RunPlan) -> ItemState | None:
         script = self.machine.script(plan)
         return script.waits_for or (ItemState.PULLING if script.prepare_error else None)
@@ -140,29 +120,19 @@ class InMemoryRunner(Runner):
             return
         _raise(run.script.start_error)
         self.machine.started.append(handle)
-        run.started_at = datetime.now(timezone.utc)
         run.plan.log_path.touch()
-        run.process = ScriptedProcess(_runnable(run.script), lambda piece: _append(run.plan, piece), lambda: _end(run))
+        run.start(lambda piece: _append(run.plan, piece), run.write_outputs)
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         run = self.machine.runs.get(handle)
         if run is None:
             return ExitStatus(exit_code=None, error="the run was removed by somebody else")
-        if run.process is None:
-            return ExitStatus(exit_code=None, stopped=run.stopped, error="stopped before it was started")
-        code = await run.process.wait()
-        ended()
+        if run.process is not None:
+            await run.process.wait()
+            ended()
         if handle not in self._machine.runs:
             return ExitStatus(exit_code=None, error="the run was removed by somebody else while it ran")
-        return ExitStatus(
-            exit_code=code,
-            signal=run.process.signal,
-            oom_killed=run.script.oom_killed and not run.stopped,
-            stopped=run.stopped,
-            error=f"the entry point {run.plan.command!r} is not there" if run.script.missing else None,
-            started_at=run.started_at,
-            ended_at=run.ended_at,
-        )
+        return run.exit_status()
 
     async def stop(self, handle: str, grace_seconds: float) -> None:
         run = self.machine.runs.get(handle)
@@ -198,19 +168,7 @@ def _raise(error: Exception | None) -> None:
         raise error
 
 
-def _runnable(script: Script) -> Script:
-    return Script(exit_code=127) if script.missing else script
-
-
 def _append(plan: RunPlan, piece: bytes) -> None:
     with plan.log_path.open("ab") as file, closing(Marks(str(plan.log_path), file.tell())) as marks:
         marks.mark(file.tell(), isinstance(piece, Err))
         file.write(piece)
-
-
-def _end(run: _Run) -> None:
-    run.ended_at = datetime.now(timezone.utc)
-    for name, content in run.script.outputs.items():
-        path = run.plan.output_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
-from prefect_launch.runners.base import signal_of
+from prefect_launch.runners.base import ExitStatus, RunPlan, nothing, signal_of
 
 
 class Err(bytes):
@@ -96,3 +97,61 @@ class ScriptedProcess:
         self.exit_code = code if self._killed_with is None else 128 + self._killed_with
         self._on_end()
         self._ended.set()
+
+
+@dataclass
+class ScriptedRun:
+    """A run on a fake machine or cluster: what it was made from, and its process once it was started."""
+
+    plan: RunPlan
+    script: Script
+    process: ScriptedProcess | None = None
+    stopped: bool = False
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its process runs."""
+        return self.process is not None and self.process.exit_code is None
+
+    def start(self, write: Callable[[bytes], None], on_end: Callable[[], None] = nothing) -> None:
+        """Start its process; one whose program does not exist ends with 127, as in a shell.
+
+        Args:
+            write: takes what it writes.
+            on_end: is called once it has ended.
+        """
+
+        def end() -> None:
+            self.ended_at = datetime.now(timezone.utc)
+            on_end()
+
+        self.started_at = datetime.now(timezone.utc)
+        self.process = ScriptedProcess(Script(exit_code=127) if self.script.missing else self.script, write, end)
+
+    def kill(self, number: int) -> None:
+        """Send its process a signal, if it has one."""
+        if self.process is not None:
+            self.process.kill(number)
+
+    def write_outputs(self) -> None:
+        """Write the files that it leaves."""
+        for name, content in self.script.outputs.items():
+            path = self.plan.output_dir / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+    def exit_status(self) -> ExitStatus:
+        """Return how it ended."""
+        if self.process is None:
+            return ExitStatus(exit_code=None, stopped=self.stopped, error="stopped before it was started")
+        return ExitStatus(
+            exit_code=self.process.exit_code,
+            signal=self.process.signal,
+            oom_killed=self.script.oom_killed and not self.stopped,
+            stopped=self.stopped,
+            error=f"the entry point {self.plan.command!r} is not there" if self.script.missing else None,
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+        )

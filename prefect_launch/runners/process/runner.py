@@ -21,7 +21,7 @@ from prefect_launch.core.filesystem import FREE_DISK_ADVICE, has_room
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.units import parse_size
 from prefect_launch.environments.venv import Environments, Venv
-from prefect_launch.errors import InfrastructureError, SpecError, unknown_name
+from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.jobs.model import SourceKind
@@ -43,55 +43,20 @@ from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder
 from prefect_launch.runners.process.forkserver import ForkServer
 from prefect_launch.runners.process.process_index import ProcessIndex, machine
-from prefect_launch.spec.option_names import normalise_options
 
 #: `env`: variables for the job, a mapping or a list of "NAME=value". `nice`: 0 (default) to 19. `gpus`: "all", a count,
 #: or ids; the agent gives the job GPUs of its own. `cpus`, `memory`: what the job will take, by which the agent decides
 #: whether it fits; nothing enforces them. What the agent sets (the job's config, run id, …) wins over `env`.
 OPTIONS = frozenset({"cpus", "e", "env", "gpus", "m", "memory", "nice"})
 
-#: Only these have a value that is read as the containers' options of the same names are.
+#: Readers of the values, but of `env`, which `normalise_options` reads.
 _READERS: dict[str, Callable[[object], Any]] = {
     "cpus": values.nano_cpus,
     "gpus": read_gpus,
     "memory": parse_size,
+    "nice": values.between(0, 19),
 }
 
-
-def check_process_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with normal names and values: `env` as a mapping of texts, `nice` as an integer.
-
-    Raises:
-        NotFoundError: for an option that is not known.
-        SpecError: for a value of the wrong type or outside its range.
-    """
-    checked = normalise_options(options)
-    for name in checked:
-        if name not in OPTIONS:
-            raise unknown_name("option", name, OPTIONS, where=" in resource_args.local-process")
-    if "nice" in checked:
-        checked["nice"] = _nice(checked["nice"])
-    for name in _READERS.keys() & checked.keys():
-        try:
-            _READERS[name](checked[name])
-        except ValueError as error:
-            raise SpecError(
-                f"Invalid resource_args.local-process option {name!r}: {checked[name]!r}: {error}."
-            ) from None
-    return checked
-
-
-def _nice(value: object) -> int:
-    number = int(value) if isinstance(value, str) and value.strip().isdigit() else value
-    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= 19:
-        raise SpecError(
-            f"Invalid resource_args.local-process.nice {value!r}: use a whole number from 0 (the default) to 19"
-            " (kindest to others)."
-        )
-    return number
-
-
-# --- the runner ---
 
 #: What a job gets of the agent's own environment. The rest (the server's key among it) is not a job's business.
 _PASSED_ON = frozenset(
@@ -128,7 +93,15 @@ class LocalProcessRunner(Runner):
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        return check_process_options(options)
+        checked = super().check_options(options)
+        for name in _READERS.keys() & checked.keys():
+            try:
+                _READERS[name](checked[name])
+            except ValueError as error:
+                raise SpecError(
+                    f"Invalid resource_args.local-process option {name!r}: {checked[name]!r}: {error}."
+                ) from None
+        return checked
 
     def check(self, plan: RunPlan) -> None:
         if plan.image is not None:
@@ -138,7 +111,7 @@ class LocalProcessRunner(Runner):
             )
         _check_command(plan)
         _working_dir(plan)
-        check_process_options(plan.options)
+        self.check_options(plan.options)
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
@@ -292,7 +265,7 @@ def _process(plan: RunPlan, cwd: Path) -> dict[str, Any]:
         "claim": plan.labels.get(Labels.CLAIM),
         "command": [*plan.command, *plan.args],
         "cwd": str(cwd),
-        "nice": plan.options.get("nice", 0),
+        "nice": values.integer(plan.options.get("nice", 0)),
         "labels": plan.labels,
     }
 

@@ -11,7 +11,7 @@ from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.docker.engine import Image
 from prefect_launch.runners.docker.options import container_config
 from prefect_launch.runners.docker.runner import LocalContainerRunner
-from prefect_launch.runners.process.runner import LocalProcessRunner, check_process_options
+from prefect_launch.runners.process.runner import LocalProcessRunner
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine
 
 
@@ -52,10 +52,10 @@ def test_container_without_gpus_sees_none_even_where_all_is_the_default(tmp_path
 
 def test_process_takes_the_options_of_devices() -> None:
     options = {"gpus": "0,2", "cpus": 1.5, "m": "4g"}
-    assert check_process_options(options) == {"gpus": "0,2", "cpus": 1.5, "memory": "4g"}
+    assert LocalProcessRunner.check_options(options) == {"gpus": "0,2", "cpus": 1.5, "memory": "4g"}
 
 
 @pytest.mark.parametrize("wrong", [{"gpus": "two"}, {"cpus": 0}, {"memory": "much"}])
 def test_wrong_option_of_a_process_is_refused_by_name(wrong: dict[str, object]) -> None:
     with pytest.raises(SpecError, match=f"local-process option '{next(iter(wrong))}'"):
-        check_process_options(wrong)
+        LocalProcessRunner.check_options(wrong)

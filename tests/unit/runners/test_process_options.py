@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import SpecError
-from prefect_launch.runners.process.runner import OPTIONS, check_process_options
+from prefect_launch.runners.process.runner import OPTIONS, LocalProcessRunner
 from prefect_launch.spec.option_names import normalise_option
 
 VALUES: dict[str, tuple[list[Any], list[Any]]] = {
@@ -25,10 +25,10 @@ def test_table_of_values_has_every_option() -> None:
 
 @pytest.mark.parametrize(("option", "value"), [(option, one) for option, (good, _) in VALUES.items() for one in good])
 def test_good_value_of_each_option_is_taken(option: str, value: Any) -> None:
-    assert option in check_process_options({option: value})
+    assert option in LocalProcessRunner.check_options({option: value})
 
 
 @pytest.mark.parametrize(("option", "value"), [(option, one) for option, (_, bad) in VALUES.items() for one in bad])
 def test_value_that_is_none_is_refused_at_the_queue(option: str, value: Any) -> None:
     with pytest.raises(SpecError):
-        check_process_options({option: value})
+        LocalProcessRunner.check_options({option: value})
