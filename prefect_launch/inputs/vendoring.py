@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import prefect_launch
 from prefect_launch.inputs.atomic import write_atomically
 
 _FOLDER = "_prefect_launch_inputs"
@@ -36,7 +37,7 @@ def vendor_inputs(site_packages: Path) -> None:
 
 def vendored_files() -> dict[str, str]:
     """Return what is put into an environment, by paths relative to its `site-packages`; the path file comes last."""
-    package = Path(__file__).parents[1]
+    package = Path(prefect_launch.__file__).parent
     sources = [package / "__init__.py", package / "errors.py", *sorted((package / "inputs").glob("*.py"))]
     files = {
         f"{_FOLDER}/{source.relative_to(package.parent).as_posix()}": source.read_text(encoding="utf-8")

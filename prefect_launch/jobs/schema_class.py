@@ -15,6 +15,7 @@ from typing import Final
 
 import anyio
 
+import prefect_launch
 from prefect_launch.core.subprocesses import run_command
 from prefect_launch.errors import SpecError
 
@@ -58,7 +59,7 @@ async def read_schema_class(module: str, attribute: str, *, folder: Path) -> obj
 
 async def _environment(folder: Path) -> dict[str, str]:
     here = await anyio.Path.cwd()
-    own = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    own = [str(Path(prefect_launch.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
     paths = [str(await anyio.Path(folder).resolve()), str(here), *own]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Final
-from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -22,7 +21,6 @@ class Holder(BaseModel):
         instance: id of the one life of the agent that has claimed it.
         host: its machine, for people.
         home: id of its home, see `prefect_launch.agent.item.ownership.home_id`.
-        claim: the token of the claim: the transition id of its state.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -31,16 +29,15 @@ class Holder(BaseModel):
     instance: str
     host: str
     home: str = ""
-    claim: str = ""
 
     def __str__(self) -> str:
         """Say who it is, for people."""
         return f"agent {self.agent} on {self.host}"
 
-    def claiming(self, token: UUID) -> State:
-        """Return the state that claims an item for this holder under a token."""
-        data = self.model_copy(update={"claim": str(token)}).model_dump(mode="json")
-        return State.of(ItemState.CLAIMED, f"Claimed by {self}.").model_copy(update={"data": {_KEY: data}})
+    def claimed_state(self) -> State:
+        """Return the state that claims an item for this holder."""
+        data = {_KEY: self.model_dump(mode="json")}
+        return State.of(ItemState.CLAIMED, f"Claimed by {self}.").model_copy(update={"data": data})
 
     @classmethod
     def of(cls, claim: State) -> Holder | None:

@@ -188,7 +188,6 @@ class ItemDraft(_Value):
     labels: dict[str, Any] = Field(default_factory=dict)
     work_queue_name: str = "default"
     idempotency_key: str
-    parent_task_run_id: UUID | None = None
     state: State = Field(default_factory=lambda: State.of(ItemState.QUEUED))
     enforce_parameter_schema: bool | None = Field(
         default=None, description="Whether the server checks the parameters; `None`: as the deployment says."

@@ -58,13 +58,13 @@ class MoveContract:
 
     async def test_holder_stands_in_the_data_of_the_claim_and_outlives_the_later_phases(self, place: Place) -> None:
         item, holder, token = await place.add(), holder_called("box"), uuid4()
-        await place.server.propose(item.id, holder.claiming(token), transition_id=token)
-        late = await place.server.propose(item.id, holder_called("late").claiming(uuid4()))
+        await place.server.propose(item.id, holder.claimed_state(), transition_id=token)
+        late = await place.server.propose(item.id, holder_called("late").claimed_state())
         claimed = (await place.read(item)).state
         assert claimed is not None
         assert late.state is not None
         assert late.status is Answer.ABORT
-        assert Holder.of(claimed) == Holder.of(late.state) == holder.model_copy(update={"claim": str(token)})
+        assert Holder.of(claimed) == Holder.of(late.state) == holder
         assert claimed.transition_id == str(token)
         for phase in (*ON_THE_WAY, ItemState.RUNNING, ItemState.COMPLETED):
             await place.move(item, phase)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.failure_report import Facts
@@ -21,6 +21,9 @@ from prefect_launch.runners.base import ExitStatus, Runner, RunPlan
 from prefect_launch.server.values import Item
 
 T = TypeVar("T")
+
+#: Where a cluster's reason stands in the data of the state `Submitted`: an agent that adopts the run repeats it not.
+_WAIT_REASON: Final = "wait_reason"
 
 
 class CancelledBeforeStartError(Exception):
@@ -192,13 +195,13 @@ async def _note_wait(attempt: Attempt, reason: str) -> None:
     the item's log."""
     name, reason = attempt.context.resource_of(attempt.runner), attempt.running.masked(reason)
     message = f"Waits in {name}: {reason}" if reason else f"Accepted by {name}; waits there to be started."
-    is_first = attempt.running.waits_in is None
+    is_first, has_state = attempt.running.waits_in is None, attempt.item.state_name == ItemState.SUBMITTED.label
     if is_first:
         attempt.running.waits_in = attempt.runner
         attempt.context.slot_freed(attempt.running.thread_id)
-    if is_first and attempt.item.state_name != ItemState.SUBMITTED.label:
-        await attempt.transition(ItemState.SUBMITTED, message)
-    elif message != attempt.item.message:
+    if is_first and not has_state:
+        await attempt.transition(ItemState.SUBMITTED, message, data={_WAIT_REASON: reason})
+    elif not (is_first and attempt.item.state and attempt.item.state.data == {_WAIT_REASON: reason}):
         note = partial(write_log_note, attempt.server, attempt.item.id, message)
         await retry_until_available(f"take the log of {attempt.item.id}", note)
 

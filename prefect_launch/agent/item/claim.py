@@ -38,7 +38,7 @@ async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
         The item as it is now; `None` when it is not ours.
     """
     token = uuid4()
-    wanted = holder.claiming(token)
+    wanted = holder.claimed_state()
     if polled.created is not None:
         # Without one, the claim takes over the time that the item waited for; and by a clock of the server's that is
         # behind this agent's, the item would not be let run yet.

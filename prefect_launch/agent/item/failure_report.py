@@ -61,7 +61,6 @@ class FailureReport(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    category: Category
     level: str = Field(description="error, or info for what somebody asked for.")
     summary: str
     detail: str
@@ -99,7 +98,6 @@ def build_report(item: Item, outcome: Outcome, facts: Facts, *, comes_back: str 
     known = {name: str(value) for name, value in _known(item, category, facts).items() if value is not None}
     next_step = f"{comes_back} {advice.next_step}" if comes_back else advice.next_step
     return FailureReport(
-        category=category,
         level="info" if outcome.state is ItemState.CANCELLED else "error",
         summary=advice.summary,
         detail=mask.text(detail),

@@ -166,8 +166,7 @@ class ItemLifecycle:
         attempt, handle = self._attempt, self._attempt.handle
         image = await attempt.retry_until_reachable(lambda: attempt.runner.image_of(handle))
         attempt.record(image=image)
-        await attempt.check_ours()
-        await attempt.retry_until_reachable(lambda: attempt.runner.start(handle))
+        await self._start_run()
         resource = self._context.resource_of(attempt.runner)
         self._context.runner_health.mark_up(resource)
         await until_running(attempt)
@@ -178,11 +177,10 @@ class ItemLifecycle:
             await hook.started()
 
     async def _start_again(self) -> None:
-        """Start a run that an agent that is gone has created; its item is Pending still."""
-        attempt = self._attempt
-        await attempt.retry_until_reachable(lambda: attempt.runner.start(attempt.handle))
-        await until_running(attempt)
-        await attempt.transition(ItemState.RUNNING, f"Found again by {self._context.config.name}.")
+        """Start a run that an earlier agent has created; its item is still Pending."""
+        await self._start_run()
+        await until_running(self._attempt)
+        await self._attempt.transition(ItemState.RUNNING, f"Found again by {self._context.config.name}.")
 
     async def _watch(self) -> Outcome:
         """Follow the run to its end. Crash: it goes on; the next agent of the name or home follows it from here."""
@@ -221,6 +219,16 @@ class ItemLifecycle:
         return ended
 
     # --- details ---
+
+    async def _start_run(self) -> None:
+        """Start what was created. Each try checks first that the item is still ours: its resource may be away long."""
+        attempt = self._attempt
+
+        async def start() -> None:
+            await attempt.check_ours()
+            await attempt.runner.start(attempt.handle)
+
+        await attempt.retry_until_reachable(start)
 
     def _has_run(self) -> None:
         """Free the slot and the devices: the run needs them no more."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.item.ownership import items_in_work
@@ -42,7 +41,7 @@ async def test_item_that_is_deleted_while_it_is_settled_keeps_no_agent_from_its_
     agent = bench.agent()
     other, gone = await bench.add(2)
     for item in (gone, other):
-        await bench.server.propose(item.id, agent.holder.claiming(uuid4()))
+        await bench.server.propose(item.id, agent.holder.claimed_state())
     deleted: list[Item] = []
 
     async def delete_first(method: str) -> None:
@@ -59,5 +58,5 @@ async def test_item_that_is_deleted_while_it_is_settled_keeps_no_agent_from_its_
 async def test_items_in_work_are_listed_beyond_one_page(bench: Bench) -> None:
     items = await bench.add(205)
     for item in items:
-        await bench.server.propose(item.id, holder_called("box").claiming(uuid4()))
+        await bench.server.propose(item.id, holder_called("box").claimed_state())
     assert {item.id for item in await items_in_work(bench.server, QUEUE)} == {item.id for item in items}

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from uuid import uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.context import AgentContext
@@ -44,7 +43,7 @@ async def claimed_again(bench: Bench) -> tuple[Item, list[str]]:
     item = await left_running(bench, retries={"delay": 0})
     async with watching(bench) as watcher:
         await watcher.looks(seconds=105)
-    await bench.server.propose(item.id, holder_called("other").claiming(uuid4()))
+    await bench.server.propose(item.id, holder_called("other").claimed_state())
     return item, [token_of_claim(claim) for claim in claims_of(await bench.server.read_states(item.id))]
 
 
@@ -130,7 +129,7 @@ async def test_agent_that_was_cut_off_while_it_prepared_makes_nothing_of_an_item
         async def prepare(self, plan: RunPlan) -> None:
             agent.context.trusted_seconds = 0.0  # It was cut off for long.
             await bench.server.propose(item.id, State.of(ItemState.QUEUED, "Its agent is lost."), force=True)
-            await bench.server.propose(item.id, holder_called("other").claiming(uuid4()))
+            await bench.server.propose(item.id, holder_called("other").claimed_state())
             created.append(await InMemoryRunner(bench.folder, bench.machine).create(_of_another_claim(plan)))
 
     async def in_work() -> list[str]:

@@ -323,7 +323,8 @@ async def test_agent_that_is_killed_while_the_item_waits_finds_it_again(bench: C
     await life.bury(first)
     async with bench.running():
         await asyncio.sleep(0.3)
-        assert (await bench.read(item.id)).state_name == "Submitted"
+        found = await bench.read(item.id)
+        assert (found.state_name, found.state and found.state.data) == ("Submitted", {"wait_reason": "no node is free"})
         bench.cluster.resize(1)
         ended = await bench.until(item, "Completed")
     assert await bench.states(item) == ["Queued", "Pending", "Submitted", "Running", "Completed"]

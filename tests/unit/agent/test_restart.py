@@ -7,18 +7,17 @@ from collections import Counter
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.loop import Loop
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import InfrastructureError, ServerUnavailableError
+from prefect_launch.errors import InfrastructureError, ServerUnavailableError, UnreachableError
 from prefect_launch.runners.base import Found
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryRunner, Script
-from tests.support.bench import QUEUE, RESOURCE, Bench
+from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 #: Calls that an agent makes beside its work on the item.
 _BESIDE = ("beat_", "list_queues", "read_pool", "find_deployment", "watch_", "delete_worker", "count_items")
@@ -139,6 +138,35 @@ async def _live(bench: Bench, dies_at: str | None) -> _Life:
     return life
 
 
+@pytest.mark.parametrize("is_found_again", [False, True])
+async def test_run_whose_item_was_claimed_by_another_agent_while_the_engine_was_away_is_not_started(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_found_again: bool
+) -> None:
+    monkeypatch.setattr("prefect_launch.agent.runner_health._PAUSE_SECONDS", 0.01)
+    (item,) = await bench.add()
+    if is_found_again:
+        life = _Life(bench, "before start 1")
+        living = asyncio.create_task(life.live())
+        await life.died.wait()
+        await life.bury(living)
+
+    class Away(InMemoryRunner):
+        async def start(self, handle: str) -> None:
+            if (await bench.read(item.id)).message != "Claimed by agent other on here.":
+                await bench.move(item, ItemState.QUEUED)
+                await bench.server.propose(item.id, holder_called("other").claimed_state())
+                raise UnreachableError("The engine is away.")
+            await super().start(handle)
+
+    runner = Away(bench.folder, bench.machine)
+    agent = LaunchAgent(bench.api, {"name": "box", "queues": [QUEUE], "home": bench.folder}, runners={RESOURCE: runner})
+    async with agent.connected():
+        agent.context.trusted_seconds = 0.0
+        await asyncio.wait_for(Loop(agent, until_empty=True, max_runtime_seconds=None).run(), 60)
+    assert bench.machine.started == []
+    assert (await bench.read(item.id)).message == "Claimed by agent other on here."
+
+
 async def test_run_that_is_found_again_keeps_its_exit_code(bench: Bench) -> None:
     bench.plays(Script(seconds=0.3, exit_code=4))
     (item,) = await bench.add()
@@ -215,7 +243,7 @@ async def test_run_with_labels_that_are_not_ours_is_ignored(bench: Bench) -> Non
 
 async def claimed_by(bench: Bench, agent: LaunchAgent, *further: ItemState, **spec: Any) -> Item:
     (item,) = await bench.add(**spec)
-    await bench.server.propose(item.id, agent.holder.claiming(uuid4()))
+    await bench.server.propose(item.id, agent.holder.claimed_state())
     await bench.move(item, *further)
     return item
 
@@ -280,7 +308,7 @@ async def test_items_are_left_alone_while_the_machine_cannot_be_looked_at(bench:
 async def test_claim_of_an_item_that_had_ended_is_undone(bench: Bench) -> None:
     agent = bench.agent()
     item = await claimed_by(bench, agent, ItemState.RUNNING, ItemState.FAILED)
-    await bench.server.propose(item.id, agent.holder.claiming(uuid4()))
+    await bench.server.propose(item.id, agent.holder.claimed_state())
     await agent.loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.FAILED
     assert bench.machine.started == []

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -37,7 +36,7 @@ async def held_by_a_life_that_is_gone(bench: Bench, *further: ItemState, **spec:
     holder = holder_called("box", host="pod-1", home="of-pod-1")
     (item,) = await bench.add(**spec)
     await write_presence(bench.server, Presence.of(holder, (QUEUE,)).beating(7))
-    await bench.server.propose(item.id, holder.claiming(uuid4()))
+    await bench.server.propose(item.id, holder.claimed_state())
     await bench.move(item, *further)
     return item, holder
 
