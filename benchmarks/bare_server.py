@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from prefect_launch.agent.item.transitions import transition
 from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.queues.holder import Holder
+from prefect_launch.queues.presence import Holder
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

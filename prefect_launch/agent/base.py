@@ -25,7 +25,7 @@ from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.core.terminal import sanitize_log_lines
 from prefect_launch.errors import AgentConfigError, LaunchError
-from prefect_launch.queues.holder import Holder
+from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Runner
 from prefect_launch.server.values import Item
 from prefect_launch.settings.agent_config import AgentConfig, parse_agent_config

@@ -20,7 +20,7 @@ from typing import ClassVar, Final
 
 from prefect_launch.builds.context import BuildContext
 from prefect_launch.builds.dockerfile import Recipe, write_dockerfile
-from prefect_launch.builds.pip_access import PipAccess
+from prefect_launch.environments.pip_config import PipAccess
 from prefect_launch.errors import BuildError, InfrastructureError, clause
 
 #: To be raised when a change of this package builds another image from the same input.

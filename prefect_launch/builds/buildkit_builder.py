@@ -25,9 +25,9 @@ from anyio.abc import ByteReceiveStream, Process
 from prefect_launch.builds.builder import Builder, ImageBuild, LineSink, failure
 from prefect_launch.builds.context import packed
 from prefect_launch.builds.dockerfile import write_dockerfile, write_labels
-from prefect_launch.builds.pip_access import PipAccess
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.core.subprocesses import ending_with_us, kill_group, run_command
+from prefect_launch.environments.pip_config import PipAccess
 
 _DOCKERFILE: Final = "Dockerfile.launch"
 _KEPT_LINES: Final = 40

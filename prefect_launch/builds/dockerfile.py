@@ -26,7 +26,13 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.builds.context import BuildContext, merge, read_context
-from prefect_launch.environments.pip_config import MACHINE_FAULT_PATTERN, PROJECT_LEFT_OUT
+from prefect_launch.environments.pip_config import (
+    CERTIFICATES,
+    INDEX_SETTINGS,
+    MACHINE_FAULT_PATTERN,
+    PROJECT_LEFT_OUT,
+    SECRETS,
+)
 from prefect_launch.environments.projects import FILE as PROJECT_FILE
 from prefect_launch.environments.requirements import CONDA_FILES, LOCK_FILE, PIP_FILE, read_requirements
 from prefect_launch.errors import SourceError
@@ -42,11 +48,7 @@ _PIP_FIRST: Final = (PIP_FILE, LOCK_FILE, PROJECT_FILE)
 VENV: Final = "/opt/venv"
 #: The folder of the code in an image, which is the working directory of jobs.
 CODE_DIR: Final = "/workspace"
-#: The folders where the step finds its secrets and tools, and a cache that is kept between builds, if there is one.
-SECRETS: Final = "/run/launch"
-#: The files of secrets: variables of a package index, and the certificates of this machine.
-INDEX_SETTINGS: Final = "index.env"
-CERTIFICATES: Final = "ca.pem"
+#: A cache that is kept between builds, if there is one.
 CACHE: Final = "/var/cache/launch"
 INSTALL: Final = f"sh {IMAGE_FOLDER}/install.sh"
 #: The same step for a project, above the layer with its dependencies.

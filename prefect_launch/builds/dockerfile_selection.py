@@ -20,7 +20,7 @@ from typing import Final
 from prefect_launch.errors import SourceError
 from prefect_launch.jobs.archive import list_code
 from prefect_launch.jobs.code_checks import entry_file, unknown_build_context
-from prefect_launch.spec.build_options import BuildRequest
+from prefect_launch.spec.code_options import BuildRequest
 
 OWN_DOCKERFILE: Final = "Dockerfile.wandb"
 _ESCAPE: Final = re.compile(r"#\s*escape\s*=\s*(?P<sign>[\\`])\s*", re.IGNORECASE)

@@ -32,12 +32,11 @@ from prefect_launch.builds.dockerfile import (
     INSTALL,
     INSTALL_PROJECT,
     PROJECT_FOLDER,
-    SECRETS,
     write_after,
     write_before,
     write_labels,
 )
-from prefect_launch.builds.pip_access import PipAccess
+from prefect_launch.environments.pip_config import SECRETS, PipAccess
 from prefect_launch.errors import InternalError
 
 _CACHE_VOLUME: Final = "prefect-launch-build-cache"

@@ -17,18 +17,17 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.builds.build_engine import BuildEngine, LocalImages
-from prefect_launch.builds.build_lease import BuildLease
 from prefect_launch.builds.builder import Builder, ImageBuild, LineSink
 from prefect_launch.builds.buildkit_builder import BuildkitBuilder, docker_programs, output_of
 from prefect_launch.builds.context import BuildContext, merge, read_context
 from prefect_launch.builds.dockerfile import CODE_FOLDER, Dependencies, Recipe, find_dependencies, install_files
 from prefect_launch.builds.dockerfile_selection import DockerfileSelection, read_base_images, select_dockerfile
 from prefect_launch.builds.engine_builder import EngineBuilder
-from prefect_launch.builds.image_usage import ImageUsage
-from prefect_launch.builds.pip_access import PipAccess, read_pip_access
+from prefect_launch.builds.image_records import BuildLease, ImageUsage
 from prefect_launch.builds.push import push_image
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.core.filesystem import is_disk_full, is_own_disk_full
+from prefect_launch.environments.pip_config import PipAccess, read_pip_access
 from prefect_launch.errors import (
     AgentConfigError,
     BuildDiskError,
@@ -40,8 +39,7 @@ from prefect_launch.errors import (
 from prefect_launch.registries.base import Registry, parse_reference
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.spec.build_options import BuildRequest
-from prefect_launch.spec.job_naming import parse_image, runtime_of
+from prefect_launch.spec.code_options import BuildRequest, parse_image, runtime_of
 
 _NO_BUILDER: Final = (
     "No images are built here (builder.type: none), and the job has code but no image. Give the job a base_image, queue"

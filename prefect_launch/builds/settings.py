@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from prefect_launch.core.units import parse_size
 from prefect_launch.errors import AgentConfigError, SpecError, unknown_name
 from prefect_launch.registries.base import parse_repository
-from prefect_launch.spec.job_naming import parse_image
+from prefect_launch.spec.code_options import parse_image
 
 #: The reference's names of builders that have another name here.
 _SYNONYMS: Final = {"noop": "none"}

@@ -41,7 +41,7 @@ def add(
     json: JsonOption = False,
 ) -> None:
     """Put a job on a queue: exactly one of --job, --docker-image and --uri."""
-    from prefect_launch.cli.launching import add_to_queue, explain_add
+    from prefect_launch.cli.add import add_to_queue, explain_add
 
     if explain:
         explain_add(connected(), options, as_json=json)
@@ -57,6 +57,6 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a job here and now, without a queue; exit with 1 when it fails."""
-    from prefect_launch.cli.launching import run_here
+    from prefect_launch.cli.add import run_here
 
     run_here(connected(verbose=verbose), options, as_json=json)

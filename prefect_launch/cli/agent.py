@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -15,7 +16,9 @@ from prefect_launch.core.early_signals import early_signals
 if TYPE_CHECKING:
     from prefect_launch.agent import AgentConfig
     from prefect_launch.agent.entry.start import Signals
+    from prefect_launch.agent.housekeeping.housekeeper import Report
     from prefect_launch.queues.agent_status import AgentInfo
+
 
 app = group("Run an agent, serve it as a deployment, list and drain agents.")
 
@@ -208,7 +211,6 @@ def clean(
 
     from prefect_launch.agent import resolve_agent_config
     from prefect_launch.agent.housekeeping.housekeeper import clean as clean_home
-    from prefect_launch.cli.clean import print_report
     from prefect_launch.client.api import default_api
 
     kept = {"keep_runs": keep_runs, "keep_environments": keep_environments}
@@ -229,3 +231,41 @@ def _settings(
     return resolve_agent_config(
         config, queues=queues or None, max_jobs=max_jobs, name=name, verbosity=1 if verbose else None
     )
+
+
+# Output of `prefect-launch agent clean`.
+
+
+def print_report(report: Report | None, *, home: Path, dry_run: bool, as_json: bool) -> None:
+    """Print what a clean-up has removed, or would remove."""
+    from prefect_launch.core.units import format_size
+
+    if report is None:
+        typer.echo(f"Another agent is cleaning {home}. Try again in a moment.", err=True)
+        raise typer.Exit(1)
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+        return
+    rows = [("finished run", name, "", "") for name in report.finished]
+    for cache in report.caches:
+        rows += [
+            (cache.cache, entry.name, format_size(entry.size_bytes), ago(_time(entry.used_at)))
+            for entry in cache.evicted
+        ]
+    if rows:
+        columns = (Column("WHAT"), Column("NAME", gives_way=True), Column("SIZE", right=True), Column("LAST USED"))
+        print_table(columns, rows, empty="")
+    verb = "Would remove" if dry_run else "Removed"
+    typer.echo(f"{verb} {report.describe()} of {home}.")
+    for cache in report.caches:
+        limit = "no limit" if cache.limit_bytes is None else f"limit {format_size(cache.limit_bytes)}"
+        kept = (
+            f"not seen ({limit}): {cache.unreachable}"
+            if cache.unreachable
+            else f"{format_size(cache.kept_bytes)} kept ({limit})"
+        )
+        typer.echo(f"{cache.cache}: {kept}")
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, timezone.utc)

@@ -186,7 +186,7 @@ def logs(
     json: JsonOption = False,
 ) -> None:
     """Print an item's log."""
-    from prefect_launch.cli.log_tail import LogTail, write_log
+    from prefect_launch.cli.item_view import LogTail, write_log
 
     run = find(connected(), item_id)
     if json:

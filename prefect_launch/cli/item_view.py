@@ -1,15 +1,20 @@
-"""Views of an item, as a row for people and as fields for programs, and the search by a part of its id or its name."""
+"""Views of an item: as a row for people, as fields for programs, its log; and the search by id, part of it, or name."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
+import typer
+
 from prefect_launch.cli.output import ago, until
 from prefect_launch.core.states import StateType
+from prefect_launch.core.terminal import line
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 
 if TYPE_CHECKING:
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.queues.wait_reason import WaitReason
     from prefect_launch.server.values import Item
+
 
 #: The shortest part of an id that is searched for.
 _MIN_PART_CHARS: Final = 6
@@ -178,3 +184,48 @@ def due_in_words(item: Item) -> str:
         return ""
     due = item.next_scheduled_start_time
     return until(due) if due is not None and due > datetime.now(timezone.utc) else ""
+
+
+# Log tail: new lines of a run's log, read from the server.
+
+#: An agent sends new lines every half second, so a shorter pause shows nothing sooner.
+_LOOK_SECONDS: Final = 0.5
+#: Logger name of the job's own lines; a flow's log also has Prefect's records.
+_JOB_RECORDS: Final = "job"
+
+
+def write_log(text: str, *, err: bool = False) -> None:
+    """Print a log record: to a terminal with colours only, without other control sequences; else unchanged."""
+    stream = sys.stderr if err else sys.stdout
+    typer.echo(line(text) if stream.isatty() else text, err=err, color=True)
+
+
+class LogTail:
+    """Reader of the new records in an item's log.
+
+    Args:
+        run: the item.
+        write: called with each record's text.
+        job_only: skip records that are not the job's own.
+    """
+
+    def __init__(self, run: QueuedRun, write: Callable[[str], None], *, job_only: bool = False) -> None:
+        self._run = run
+        self._write = write
+        self._job_only = job_only
+        self._seen = 0
+
+    def write_new(self) -> None:
+        """Write the records since the last call."""
+        records = self._run.logs(offset=self._seen)
+        self._seen += len(records)
+        for record in records:
+            if not self._job_only or record.name == _JOB_RECORDS:
+                self._write(record.message)
+
+    def until_end(self) -> None:
+        """Write new records until the item has ended, then the rest."""
+        while not self._run.item.is_terminal:
+            self.write_new()
+            time.sleep(_LOOK_SECONDS)
+        self.write_new()

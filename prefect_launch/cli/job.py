@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefect_launch.cli.job_view import input_rows, job_fields, retries_of, source, summary_fields, work_tree
+from prefect_launch.cli.job import input_rows, job_fields, retries_of, source, summary_fields, work_tree
 from prefect_launch.cli.options import (
     EntityOption,
     JsonOption,
@@ -16,10 +16,10 @@ from prefect_launch.cli.options import (
     examples,
     flattened,
     group,
+    read_retries,
 )
 from prefect_launch.cli.output import Column, ago, at, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
-from prefect_launch.cli.values import read_retries
 
 if TYPE_CHECKING:
     from prefect_launch.client.create_job import JobRequest
@@ -99,7 +99,7 @@ class JobOptions:
         """
         from prefect_launch.client.create_job import JobRequest
         from prefect_launch.jobs.code_checks import parse_entry_point
-        from prefect_launch.spec.retry import parse_retries
+        from prefect_launch.spec.scheduling import parse_retries
 
         given: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
         given["entrypoint"] = parse_entry_point(given.pop("entry_point", None))

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, get_type_hints
 
 import typer
 
-from prefect_launch.cli.options import ConfigOption
-from prefect_launch.cli.values import merged, nested, read_mapping, read_retries, split_assignment, typed
+from prefect_launch.cli.options import ConfigOption, merged, nested, read_mapping, read_retries, split_assignment, typed
 from prefect_launch.errors import SpecError
 from prefect_launch.spec.launch_spec import LaunchSpec
 from prefect_launch.spec.option import SpecField, fields_of, placed

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from prefect_launch.cli.item_view import duration_of, fields_of, start_in_words, state_of
-from prefect_launch.cli.log_tail import LogTail, write_log
+from prefect_launch.cli.item_view import LogTail, duration_of, fields_of, start_in_words, state_of, write_log
 from prefect_launch.cli.output import Column, lasted, print_details, print_json, print_table
 from prefect_launch.cli.process import ending_in_order
 from prefect_launch.client.launch_add import launch_add

@@ -1,15 +1,25 @@
-"""Shared options of commands, and the common parts of their help."""
+"""Options of commands: those that several share, the common parts of their help, and the values that they read.
+
+A value is `NAME=VALUE`, JSON, YAML, or a file. The schema decides its type: `--set tag=1.10` stays text when the job's
+input is a string.
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import Field, fields, is_dataclass
 from inspect import Parameter
+from pathlib import Path
 from typing import Annotated, Any, Final, get_type_hints
 
 import typer
+
+from prefect_launch.errors import SpecError
 
 CONTEXT: Final[dict[str, Any]] = {"help_option_names": ["-h", "--help"]}
 
@@ -88,3 +98,184 @@ def _option(field: Field[Any], hints: dict[str, Any]) -> Parameter:
 
 def _by_keyword(parameter: Parameter) -> Parameter:
     return parameter.replace(kind=Parameter.KEYWORD_ONLY)
+
+
+# Values on a command line: `NAME=VALUE`, JSON, YAML, and files of them.
+
+_TYPE_OF: Final[Mapping[type, str]] = {
+    str: "string",
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    dict: "object",
+    list: "array",
+    type(None): "null",
+}
+
+
+def read_mapping(given: str, option: str) -> dict[str, Any]:
+    """Read a mapping from JSON, YAML, or a file of either.
+
+    Args:
+        given: the text, or the file's path.
+        option: its name, for the message.
+
+    Raises:
+        SpecError: when it is neither, is no mapping, or holds NaN or Infinity.
+    """
+    path = Path(given)
+    text, what = given, f"{option} {_short(given)!r}"
+    if _is_file(path):
+        text, what = _read(path, option), f"The file {given!r} of {option}"
+    value = _parse(text, what, strict=path.suffix == ".json" and text is not given)
+    if isinstance(value, Mapping):
+        return {str(key): item for key, item in value.items()}
+    if text is given and isinstance(value, str):
+        raise SpecError(f"{what} is neither a file that exists nor a JSON or YAML mapping, such as '{{\"key\": 1}}'.")
+    raise SpecError(
+        f"{what} must hold a mapping of names to values, not {type(value).__name__} {_short(str(value))!r}."
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a long or odd text is no path
+        return False
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"The file {str(path)!r} of {option} cannot be read: {error}.") from None
+
+
+def _parse(text: str, what: str, *, strict: bool) -> Any:
+    """Parse JSON, or else YAML; with `strict`, JSON only."""
+    try:
+        return json.loads(text, parse_constant=lambda word: _refuse_constant(word, what))
+    except json.JSONDecodeError as error:
+        if strict:
+            raise SpecError(f"{what} is no JSON: {error}.") from None
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise SpecError(f"{what} is neither JSON nor YAML: {reason}.") from None
+
+
+def _refuse_constant(word: str, what: str) -> Any:
+    raise SpecError(f"{what} holds {word}, which JSON does not have. Use a number, or text in quotes.")
+
+
+def read_retries(given: str, option: str = "--retries") -> dict[str, Any]:
+    """Read a retry rule from a whole number or a mapping (see `read_mapping`); returns a mapping.
+
+    Raises:
+        SpecError: when it is no good rule.
+        NotFoundError: for an unknown option or cause; names the nearest right one.
+    """
+    from prefect_launch.spec.scheduling import parse_retries
+
+    number = re.fullmatch(r"\s*([+-]?\d+)\s*", given)
+    try:
+        value = int(number[1]) if number else read_mapping(given, option)
+    except SpecError as error:
+        raise SpecError(f"{error} A whole number, such as '{option} 3', says how often at most.") from None
+    rule = parse_retries(value, option)
+    return rule.model_dump(mode="json", exclude_unset=True)
+
+
+def split_assignment(text: str, option: str) -> tuple[str, str]:
+    """Split `NAME=VALUE` at its first `=`; the value may hold more of them.
+
+    Raises:
+        SpecError: when there is no `=`, or no name before it.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise SpecError(f"{option} takes NAME=VALUE, such as '{option} size=3'; got {text!r}.")
+    return name.strip(), value
+
+
+def typed(text: str, schema: Mapping[str, Any] | None) -> Any:
+    """Return a text as a value of the type that its schema declares.
+
+    A text stays text if the schema's type is a string. Otherwise it is read as JSON, and stays text if it is not JSON:
+    the schema's own check then names the fault.
+    """
+    types = _types(schema or {})
+    if types and types <= {"string", "null"}:
+        return None if text == "null" and "null" in types else text
+    try:
+        value = json.loads(text, parse_constant=float)
+    except json.JSONDecodeError:
+        return _lenient(text, types)
+    if types and _TYPE_OF[type(value)] not in types | ({"integer"} if "number" in types else set()):
+        return text if "string" in types else value
+    return text if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _lenient(text: str, types: set[str]) -> Any:
+    """Read what people write instead of JSON: `True`, `.5`."""
+    if "boolean" in types and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    if types & {"number", "integer"} and "string" not in types:
+        try:
+            value = float(text)
+        except ValueError:
+            return text
+        return value if math.isfinite(value) else text
+    return text
+
+
+def _types(schema: Mapping[str, Any]) -> set[str]:
+    given = schema.get("type", ())
+    found = {given} if isinstance(given, str) else set(given)
+    found |= {_TYPE_OF[type(value)] for value in schema.get("enum", ()) if not found}
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        for part in schema.get(keyword, ()):
+            found |= _types(part)
+    return found
+
+
+def nested(assignments: Iterable[tuple[str, str]], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Make a job's inputs from assignments: `a.b=1` sets `b` in the group `a`, unless the job has an input `a.b`.
+
+    Raises:
+        SpecError: when one name is both a value and a group.
+    """
+    inputs: dict[str, Any] = {}
+    for name, text in assignments:
+        *groups, last = [name] if name in _properties(schema) else name.split(".")
+        place, here = inputs, schema
+        for group in groups:
+            here = _properties(here).get(group)
+            place = place.setdefault(group, {})
+            if not isinstance(place, dict):
+                raise SpecError(
+                    f"The input {name!r} is set in {group!r}, which was given a value of its own. Keep one."
+                )
+        place[last] = typed(text, _properties(here).get(last))
+    return inputs
+
+
+def _properties(schema: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    found = (schema or {}).get("properties")
+    return found if isinstance(found, Mapping) else {}
+
+
+def merged(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two mappings as one, group by group; the second wins."""
+    result = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"

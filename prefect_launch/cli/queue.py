@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from prefect_launch.cli.options import EntityOption, JsonOption, examples, group
+from prefect_launch.cli.options import EntityOption, JsonOption, examples, group, read_mapping
 from prefect_launch.cli.output import Column, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
-from prefect_launch.cli.values import read_mapping
-from prefect_launch.queues.queue_options import QueueOptions
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -128,6 +126,8 @@ def create(
     json: JsonOption = False,
 ) -> None:
     """Create a queue."""
+    from prefect_launch.queues.options import QueueOptions
+
     given = None if config is None else read_mapping(config, "--config")
     if limit:
         given = {**(given or {}), "limits": {**((given or {}).get("limits") or {}), **_limits(limit)}}

@@ -22,7 +22,7 @@ from prefect_launch.core.names import ENTITY_VARIABLES, PROJECT_VARIABLES, UNNAM
 from prefect_launch.core.signature import made_of_arguments
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError, QueueError
-from prefect_launch.queues.queue_options import QueueOptions
+from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
 
 if TYPE_CHECKING:
@@ -316,7 +316,6 @@ class Api(BaseModel):
         Raises:
             LaunchError: as `create_run_queue`.
         """
-        from prefect_launch.queues.options import make_config
         from prefect_launch.queues.run_queue import RunQueue, check_concurrency, check_queue_name, create_queue
 
         name = check_queue_name(options.name)

@@ -49,12 +49,10 @@ from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.schema import SchemaSource, load_schema, with_positions
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_info import CommitListing, describe_work_tree, ls_remote_files, resolve_commit
-from prefect_launch.sources.git_settings import machine_git_settings
 from prefect_launch.sources.notebook import as_program, convert, notebook_in, script_of
-from prefect_launch.sources.remote import check_remote, name_of, reject_web_pages
-from prefect_launch.spec.build_options import check_inside
-from prefect_launch.spec.job_naming import check_runtime, job_name, parse_image, runtime_of
-from prefect_launch.spec.retry import Retries
+from prefect_launch.sources.remote import check_remote, machine_git_settings, name_of, reject_web_pages
+from prefect_launch.spec.code_options import check_inside, check_runtime, job_name, parse_image, runtime_of
+from prefect_launch.spec.scheduling import Retries
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -183,7 +181,7 @@ async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | Non
     commit = await resolve_commit(git, remote, request.git_hash)
     await _check_in_commit(git, remote, commit, entry_point, request)
     source = GitJobSource(git=GitCommit(remote=remote, commit=commit), **_command(entry_point), **_build(request))
-    # The agent reads the Python version where it fetches the code: see `prefect_launch.spec.job_naming.runtime_of`.
+    # The agent reads the Python version where it fetches the code: see `prefect_launch.spec.code_options.runtime_of`.
     document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, folder=None)
     return _draft(request, job_name(name_of(remote)), document), None
 

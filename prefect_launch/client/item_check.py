@@ -12,28 +12,26 @@ from prefect.logging import get_logger
 
 from prefect_launch.client.api import Api
 from prefect_launch.core.states import ItemState
+from prefect_launch.core.validation import check_json
 from prefect_launch.errors import InternalError, LaunchError, NotFoundError, SpecError
 from prefect_launch.jobs.model import GitJobSource, Job, JobDraft, SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pinning import Digests, with_digest
 from prefect_launch.planning.item_options import check_resource, merged_options
 from prefect_launch.planning.plan import default_resource
-from prefect_launch.planning.unread_fields import refuse_unread
-from prefect_launch.policy.secure_mode import locked_parts
+from prefect_launch.planning.refused_fields import locked_parts, refuse_unread
 from prefect_launch.policy.template import macro_values
 from prefect_launch.queues.deployment import QUEUE_LABEL
-from prefect_launch.queues.options import make_config
-from prefect_launch.queues.queue_options import QueueOptions
+from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE, create_queue
 from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.sources.notebook import notebook_in
+from prefect_launch.spec.code_options import parse_image
 from prefect_launch.spec.item_parameters import labels_of, run_id_of, tags_of
-from prefect_launch.spec.job_naming import parse_image
-from prefect_launch.spec.json_rules import check_json
 from prefect_launch.spec.launch_spec import GitSource, LaunchSpec
-from prefect_launch.spec.priority import Priority
+from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job

@@ -16,7 +16,7 @@ from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.planning.image_pinning import Digests
-from prefect_launch.planning.unread_fields import refuse_unread_at_queue
+from prefect_launch.planning.refused_fields import refuse_unread_at_queue
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.server.values import Item, ItemDraft

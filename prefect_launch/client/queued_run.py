@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import json
+import socket
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -12,13 +14,14 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, NotFoundError
-from prefect_launch.server.values import Item, LogRecord, State
-from prefect_launch.spec.priority import Priority
+from prefect_launch.server.values import Answer, Item, LogRecord, State
+from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.queues.session import Session
     from prefect_launch.queues.wait_reason import WaitReason
+
 
 _POLL_MIN_SECONDS: Final = 0.1
 _POLL_MAX_SECONDS: Final = 1.0
@@ -244,8 +247,6 @@ class QueuedRun:
         Raises:
             LaunchError: when it has ended already.
         """
-        from prefect_launch.client.cancel import request_cancel
-
         before = self.item
         if before.is_terminal:
             raise LaunchError(
@@ -292,3 +293,34 @@ class QueuedRun:
         if item.state_type in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
             raise LaunchError(f"Item {self.name} ({self.id}) is {item.state_name}: cancel it before you delete it.")
         self._api.call(lambda session: session.server.delete_item(UUID(self.id)))
+
+
+# Cancellation of an item: its states record who cancelled it, and whether anything was running.
+
+
+async def request_cancel(session: Session, item: Item) -> State | None:
+    """Cancel an item: a waiting item is cancelled at once; the agent of an active item stops it.
+
+    Args:
+        session: an open connection.
+        item: as it was when it was read.
+
+    Returns:
+        The state that it is in after that; `None` when it stays in the one it was in.
+    """
+    who = _who()
+    verdict = await session.server.propose(item.id, State.of(ItemState.CANCELLING, f"Stop was asked for by {who}."))
+    state = verdict.state
+    if verdict.status is Answer.REJECT and state is not None and state.type is StateType.CANCELLED:
+        nothing = "nothing of it was running" if item.run_count else "nothing was started"
+        cancelled = State.of(ItemState.CANCELLED, f"Cancelled by {who} while it waited: {nothing}.")
+        await session.server.propose(item.id, cancelled)
+    return state
+
+
+def _who() -> str:
+    """Return the user and the machine; a container may have no name for its user."""
+    try:
+        return f"{getpass.getuser()} on {socket.gethostname()}"
+    except (KeyError, OSError):
+        return f"somebody on {socket.gethostname()}"

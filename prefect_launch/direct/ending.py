@@ -20,7 +20,7 @@ from prefect_launch.runners.base import ExitStatus, Phase, RunPlan
 from prefect_launch.runners.run import RunnerRun
 from prefect_launch.settings.agent_config import default_home
 from prefect_launch.spec.launch_spec import LaunchSpec
-from prefect_launch.spec.retry import DEFAULT_RETRIES, Cause, Retries
+from prefect_launch.spec.scheduling import DEFAULT_RETRIES, Cause, Retries
 
 if TYPE_CHECKING:
     import logging

@@ -45,7 +45,7 @@ from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner, runner_class
 from prefect_launch.runners.run import AbstractRun, RunnerRun
 from prefect_launch.settings.agent_config import MachineSettings, default_home, resolve_agent_config
-from prefect_launch.sources.git_settings import machine_git_settings
+from prefect_launch.sources.remote import machine_git_settings
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.core.names import check_name
 from prefect_launch.errors import ArtifactError, InvalidNameError, SpecError
-from prefect_launch.spec.retry import Retries
+from prefect_launch.spec.scheduling import Retries
 
 #: The file that describes a job, under the reference's name.
 DOCUMENT_FILE: Final = "wandb-job.json"

@@ -25,19 +25,16 @@ from prefect_launch.jobs.model import SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.environment import JobContext, job_environment
 from prefect_launch.planning.image_pinning import image_to_run, resolved_image
-from prefect_launch.planning.item_options import merged_options, submitted_options
-from prefect_launch.planning.unread_fields import refuse_unread, refuse_unread_here
-from prefect_launch.policy.host_folders import host_folders
+from prefect_launch.planning.item_options import host_folders, merged_options, submitted_options
+from prefect_launch.planning.refused_fields import refuse_unread, refuse_unread_here, secured
 from prefect_launch.policy.limits import time_limit
-from prefect_launch.policy.secure_mode import secured
 from prefect_launch.policy.template import QueueConfig, macro_values
 from prefect_launch.runners.base import PLAN_FILE, HostFolder, Labels, RunPlan, note_claim
 from prefect_launch.runners.registry import note_resource, runner_class
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
 from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.sources.fetch import fetch_code
-from prefect_launch.spec.build_options import BuildRequest
-from prefect_launch.spec.job_naming import parse_image, runtime_of
+from prefect_launch.spec.code_options import BuildRequest, parse_image, runtime_of
 from prefect_launch.spec.launch_spec import LaunchSpec
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.deployment import ensure_deployment, refresh_forms
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Pool
-from prefect_launch.spec.priority import Priority
+from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.errors import SpecError
-from prefect_launch.spec.job_naming import parse_image
+from prefect_launch.spec.code_options import parse_image
 
 #: The user in Docker's own files when the password is a refresh token.
 TOKEN_USER: Final = "<token>"

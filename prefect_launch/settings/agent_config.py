@@ -25,13 +25,12 @@ from prefect_launch.core.validation import first_error
 from prefect_launch.errors import AgentConfigError, unknown_name
 from prefect_launch.policy.template import check_named_macros
 from prefect_launch.registries.base import parse_reference
-from prefect_launch.registries.keychain import Keychain
-from prefect_launch.registries.settings import RegistrySettings, read_registries
+from prefect_launch.registries.keychain import Keychain, RegistrySettings, read_registries
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.base import CLAIM_CHARS
 from prefect_launch.runners.gpu_option import read_gpus
 from prefect_launch.settings.reference_keys import translated
-from prefect_launch.sources.git_settings import GitSettings, machine_git_settings
+from prefect_launch.sources.remote import GitSettings, machine_git_settings
 
 
 class WandbServer(BaseModel):

@@ -19,9 +19,8 @@ from prefect_launch.errors import InfrastructureError, SourceError
 from prefect_launch.jobs.model import GitJobSource, Job, SourceKind
 from prefect_launch.sources.git_cache import GitCache
 from prefect_launch.sources.git_command import Git
-from prefect_launch.sources.git_settings import GitSettings
 from prefect_launch.sources.notebook import convert_in
-from prefect_launch.sources.remote import check_remote
+from prefect_launch.sources.remote import GitSettings, check_remote
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry

@@ -25,8 +25,7 @@ import anyio
 from prefect_launch.core.subprocesses import run_command
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, OperatorError, SourceError
 from prefect_launch.server.secrets import ReadSecret, read_secret
-from prefect_launch.sources.git_settings import GitCredential, GitSettings
-from prefect_launch.sources.remote import ALLOWED_PROTOCOLS, split_remote
+from prefect_launch.sources.remote import ALLOWED_PROTOCOLS, GitCredential, GitSettings, split_remote
 
 #: Time limit of a call that asks only for names.
 ASK_TIMEOUT_SECONDS: Final = 60.0

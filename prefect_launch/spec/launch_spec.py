@@ -24,14 +24,11 @@ from pydantic import (
 
 from prefect_launch.core.names import check_name
 from prefect_launch.core.units import parse_duration
-from prefect_launch.core.validation import first_error, reason
+from prefect_launch.core.validation import check_json, first_error, plain, reason
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
-from prefect_launch.spec.build_options import check_builder, check_inside
-from prefect_launch.spec.job_naming import check_runtime
-from prefect_launch.spec.json_rules import check_json, plain
+from prefect_launch.spec.code_options import check_builder, check_inside, check_runtime
 from prefect_launch.spec.option import Option
-from prefect_launch.spec.priority import Priority
-from prefect_launch.spec.retry import RETRIES_FORM, Retries
+from prefect_launch.spec.scheduling import RETRIES_FORM, Priority, Retries
 
 #: A field of a frozen value that holds a time limit.
 TimeLimit = Annotated[
@@ -45,7 +42,7 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, populate_by_name=True)
 
 
-#: In secure mode it has an effect only where the queue pins: see `prefect_launch.policy.secure_mode.secured`.
+#: In secure mode it has an effect only where the queue pins: see `prefect_launch.planning.refused_fields.secured`.
 _OF_PIN = Option(in_secure_mode=True)
 
 

@@ -25,7 +25,7 @@ from prefect_launch.core.units import parse_duration
 from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import SpecError
 from prefect_launch.spec.launch_spec import LaunchSpec
-from prefect_launch.spec.retry import Cause, Retries, parse_retries
+from prefect_launch.spec.scheduling import Cause, Retries, parse_retries
 from prefect_launch.sweeps.distributions import Number, Whole
 from prefect_launch.sweeps.messages import check_block, first_refusal, invalid
 from prefect_launch.sweeps.parameters import Parameter, parse_parameters

@@ -8,17 +8,16 @@ from prefect_launch.core.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from prefect_launch.testing.api import InMemoryApi, InMemoryRegistry
-    from prefect_launch.testing.devices import InMemoryGpus
     from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
     from prefect_launch.testing.remote_runner import InMemoryCluster, InMemoryRemoteRunner
-    from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
+    from prefect_launch.testing.runner import InMemoryGpus, InMemoryMachine, InMemoryRunner
     from prefect_launch.testing.script import Script
     from prefect_launch.testing.server import InMemoryServer
 
 _HOMES = {
     "InMemoryApi": "api",
     "InMemoryCluster": "remote_runner",
-    "InMemoryGpus": "devices",
+    "InMemoryGpus": "runner",
     "InMemoryDocker": "engine",
     "InMemoryEngine": "engine",
     "InMemoryMachine": "runner",

@@ -1,4 +1,4 @@
-"""In-memory runner: a machine without processes, for tests of what is built on runners (an agent, `launch`).
+"""In-memory machine: its runner and its GPUs, without processes, for tests of what is built on runners.
 
 An `InMemoryMachine` outlives agents; an `InMemoryRunner` is one agent's access to it, so a test that makes a second
 runner has restarted the agent. The machine counts what was started, so "runs once" can be asserted. Logs and outputs
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from prefect_launch.agent.devices.allocations import Gpu
+from prefect_launch.agent.devices.gpus import GpuInfo
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InfrastructureError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
@@ -172,3 +174,29 @@ def _append(plan: RunPlan, piece: bytes) -> None:
     with plan.log_path.open("ab") as file, closing(Marks(str(plan.log_path), file.tell())) as marks:
         marks.mark(file.tell(), isinstance(piece, Err))
         file.write(piece)
+
+
+class InMemoryGpus:
+    """A machine's GPUs, with the processes that hold them.
+
+    Args:
+        count: how many there are.
+
+    Attributes:
+        users: by a GPU's index, the ids of the processes that compute on it; set it as the test wants.
+        looks: how often somebody has looked.
+        away: why the driver does not answer; set it as the test wants, an empty text for a driver that does.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.gpus = tuple(Gpu(index=str(index), uuid=f"GPU-{index:08x}", name="Test GPU") for index in range(count))
+        self.users: dict[str, tuple[int, ...]] = {}
+        self.looks = 0
+        self.away = ""
+
+    def look(self) -> GpuInfo:
+        """Look at the GPUs."""
+        self.looks += 1
+        if self.away:
+            return GpuInfo(note=self.away, is_away=True)
+        return GpuInfo(gpus=self.gpus, users=dict(self.users), note="" if self.gpus else "none in memory")

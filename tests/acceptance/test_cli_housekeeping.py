@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.builds.image_usage import ImageUsage
+from prefect_launch.builds.image_records import ImageUsage
 from tests.acceptance.conftest import Cli
 from tests.support.prefect_server import PrefectServerProcess
 

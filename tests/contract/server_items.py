@@ -11,7 +11,7 @@ import pytest
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import SpecError
 from prefect_launch.server.values import State
-from prefect_launch.spec.priority import Priority
+from prefect_launch.spec.scheduling import Priority
 from tests.contract.server_place import Place, draft
 
 LATER = datetime(2100, 1, 1, tzinfo=timezone.utc)

@@ -12,7 +12,7 @@ from prefect_launch.agent.item.claim import claim
 from prefect_launch.agent.item.ownership import holder_of
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError
-from prefect_launch.queues.holder import Holder
+from prefect_launch.queues.presence import Holder
 from prefect_launch.server.values import Answer, State, Verdict
 from tests.contract.server_place import Place
 from tests.support.bench import holder_called

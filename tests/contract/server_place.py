@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 from prefect_launch.core.states import ItemState
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, ItemDraft, State, Verdict
-from prefect_launch.spec.priority import Priority
+from prefect_launch.spec.scheduling import Priority
 
 TEMPLATE: dict[str, Any] = {
     "job_configuration": {"resource_args": {"gpus": "{{ gpus }}", "site": "{{ site }}"}},

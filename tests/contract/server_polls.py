@@ -6,7 +6,7 @@ from datetime import datetime, timedelta, timezone
 
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import State
-from prefect_launch.spec.priority import Priority
+from prefect_launch.spec.scheduling import Priority
 from tests.contract.server_place import Place, draft, soon
 
 

@@ -25,7 +25,7 @@ from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.sources.fetch import GitCheckout
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.notebook import as_program, convert_in
-from prefect_launch.spec.build_options import BuildRequest
+from prefect_launch.spec.code_options import BuildRequest
 from prefect_launch.testing.runner_contract import run
 from tests.support.git_repository import Repository
 

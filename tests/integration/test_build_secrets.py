@@ -20,7 +20,7 @@ from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.errors import BuildError
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.spec.build_options import BuildRequest
+from prefect_launch.spec.code_options import BuildRequest
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine

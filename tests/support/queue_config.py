@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues import options
-from prefect_launch.queues.queue_options import QueueOptions
+from prefect_launch.queues.options import QueueOptions
 
 
 def make_config(resource: str, config: Any = None, template_variables: Any = None, **more: Any) -> QueueConfig:

@@ -20,7 +20,7 @@ from prefect_launch.client.item_check import check_item
 from prefect_launch.direct.ending import retries_here
 from prefect_launch.errors import LaunchError, SpecError
 from prefect_launch.planning.plan import Request, local_config, preview_plan
-from prefect_launch.planning.unread_fields import refuse_unread_at_queue
+from prefect_launch.planning.refused_fields import refuse_unread_at_queue
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.settings.agent_config import AgentConfig, MachineSettings
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec

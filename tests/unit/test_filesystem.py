@@ -47,7 +47,7 @@ from prefect_launch.runners.base import ExitStatus, Phase
 from prefect_launch.runners.docker import logs as engine_logs
 from prefect_launch.runners.docker.files import put_code_in
 from prefect_launch.sources.fetch import reject_links_outside
-from prefect_launch.spec.retry import Cause
+from prefect_launch.spec.scheduling import Cause
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine, InMemoryServer, Script
 
 LEVELS = 3 * sys.getrecursionlimit()

@@ -20,7 +20,7 @@ from prefect_launch.spec.item_parameters import (
     tags_of,
 )
 from prefect_launch.spec.launch_spec import construct_spec
-from prefect_launch.spec.retry import Cause, Retries
+from prefect_launch.spec.scheduling import Cause, Retries
 from prefect_launch.testing import InMemoryApi
 
 ID = UUID("12345678-0000-4000-8000-567890abcdef")

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+from prefect_launch.core.validation import MAX_SPEC_BYTES
 from prefect_launch.errors import SpecError
 from prefect_launch.planning.environment import CHUNK_BYTES, JobContext, chunked, job_environment
 from prefect_launch.runners.base import with_default_variables
 from prefect_launch.settings.agent_config import WandbServer
-from prefect_launch.spec.json_rules import MAX_SPEC_BYTES
 from prefect_launch.spec.launch_spec import parse_spec
 
 

@@ -9,7 +9,7 @@ import pytest
 from prefect_launch.direct.ending import retries_here, with_retries
 from prefect_launch.errors import ExecutionError, InfrastructureError, LaunchError, SpecError
 from prefect_launch.spec.launch_spec import LaunchSpec
-from prefect_launch.spec.retry import DEFAULT_RETRIES, Retries
+from prefect_launch.spec.scheduling import DEFAULT_RETRIES, Retries
 
 LOG = logging.getLogger("test")
 

@@ -11,7 +11,7 @@ import pytest
 from prefect_launch.client.api import Api
 from prefect_launch.client.launch_add import launch_add_many
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, QueueError
-from prefect_launch.queues.queue_options import QueueOptions
+from prefect_launch.queues.options import QueueOptions
 from prefect_launch.testing import InMemoryApi
 
 IMAGE = {"docker": {"docker_image": "busybox:1"}}

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
 from prefect_launch.spec.launch_spec import parse_spec
-from prefect_launch.spec.retry import DEFAULT_RETRIES, MAX_DELAY_SECONDS, Cause, Retries, parse_retries
+from prefect_launch.spec.scheduling import DEFAULT_RETRIES, MAX_DELAY_SECONDS, Cause, Retries, parse_retries
 
 IMAGE = {"docker": {"docker_image": "busybox:1"}}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from prefect_launch.core.validation import MAX_SPEC_BYTES
 from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError, SpecError
-from prefect_launch.spec.json_rules import MAX_SPEC_BYTES
 from prefect_launch.spec.launch_spec import construct_spec, parse_spec
-from prefect_launch.spec.priority import Priority
+from prefect_launch.spec.scheduling import Priority
 
 JOB = {"job": "acme/digits/train:latest"}
 

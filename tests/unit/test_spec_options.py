@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from prefect_launch.cli import launch_options
 from prefect_launch.cli.launch_options import LaunchOptions, parameter_of
 from prefect_launch.cli.main import COMMANDS, load_command
-from prefect_launch.policy.secure_mode import FREE
+from prefect_launch.planning.refused_fields import FREE
 from prefect_launch.queues.deployment import form_schema
 from prefect_launch.spec.item_parameters import FORM_FIELDS
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec

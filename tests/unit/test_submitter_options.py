@@ -12,10 +12,9 @@ import pytest
 
 from prefect_launch import launch_add, launch_add_many
 from prefect_launch.errors import LaunchError, QueueError, SpecError, UnsafeSpecError
-from prefect_launch.planning.item_options import merged_options
+from prefect_launch.planning.item_options import host_folders, merged_options
 from prefect_launch.planning.plan import Request, make_plan, preview_plan
-from prefect_launch.policy.host_folders import host_folders
-from prefect_launch.policy.secure_mode import secured
+from prefect_launch.planning.refused_fields import secured
 from prefect_launch.policy.submitter_options import (
     check_path_values,
     check_submitter_args,

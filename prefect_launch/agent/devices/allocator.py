@@ -40,7 +40,7 @@ from prefect_launch.runners.gpu_option import visible_gpus
 from prefect_launch.server.values import Item
 from prefect_launch.settings.agent_config import NONE
 from prefect_launch.spec.item_parameters import is_scheduler, spec_of
-from prefect_launch.spec.priority import Priority
+from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session

@@ -18,7 +18,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.builds.image_usage import ImageUsage
+from prefect_launch.builds.image_records import ImageUsage
 from prefect_launch.core.disk_cache import (
     FRESH_SECONDS,
     Entry,

@@ -32,7 +32,7 @@ from prefect_launch.runners.base import Labels, Phase
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
 from prefect_launch.spec.item_parameters import check_labels, spec_of
-from prefect_launch.spec.retry import DEFAULT_RETRIES, Retries
+from prefect_launch.spec.scheduling import DEFAULT_RETRIES, Retries
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session

@@ -30,7 +30,7 @@ from prefect_launch.planning.image_pinning import digest_in
 from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
-from prefect_launch.spec.retry import Cause
+from prefect_launch.spec.scheduling import Cause
 
 log = logging.getLogger(__name__)
 

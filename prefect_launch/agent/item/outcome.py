@@ -27,7 +27,7 @@ from prefect_launch.errors import (
     SubmitterError,
 )
 from prefect_launch.runners.base import ExitStatus, Phase
-from prefect_launch.spec.retry import Cause
+from prefect_launch.spec.scheduling import Cause
 
 #: What a shell gives as exit code of a program that is not there, or is none.
 NO_PROGRAM: Final = (126, 127)

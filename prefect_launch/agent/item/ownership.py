@@ -31,7 +31,7 @@ from prefect_launch.core.file_lock import locked, locked_if_free
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import AgentConfigError, LaunchError
 from prefect_launch.planning.plan import load_plan
-from prefect_launch.queues.holder import Holder
+from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State

@@ -17,7 +17,7 @@ from prefect_launch.agent.item.claim import claim, is_over_limit, release_claim
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates
 from prefect_launch.errors import LaunchError, unknown_name
-from prefect_launch.queues.holder import Holder
+from prefect_launch.queues.presence import Holder
 from prefect_launch.server.values import Item
 
 if TYPE_CHECKING:

@@ -33,11 +33,10 @@ from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import read_statuses
-from prefect_launch.queues.holder import Holder
-from prefect_launch.queues.presence import Presence, delete_presence, read_presences
+from prefect_launch.queues.presence import Holder, Presence, delete_presence, read_presences
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item, State, Worker
-from prefect_launch.spec.retry import Cause
+from prefect_launch.spec.scheduling import Cause
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session

@@ -37,10 +37,10 @@ from prefect_launch.agent.item.ownership import (
 from prefect_launch.agent.item.transitions import transition
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError
-from prefect_launch.queues.holder import Holder
+from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan, RunState
 from prefect_launch.server.values import Item
-from prefect_launch.spec.retry import Cause
+from prefect_launch.spec.scheduling import Cause
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import anyio
 from prefect_launch.agent.item.claim import claim
 from prefect_launch.agent.item.finish import fail_item, unsendable_part
 from prefect_launch.errors import LaunchError
-from prefect_launch.queues.holder import Holder
+from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Phase
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pytest
 
 from prefect_launch.agent.housekeeping.caches import ImageCache
 from prefect_launch.builds.build_engine import BuildEngine
-from prefect_launch.builds.image_usage import ImageUsage
+from prefect_launch.builds.image_records import ImageUsage
 from prefect_launch.core.disk_cache import EvictionReport
 
 if TYPE_CHECKING:

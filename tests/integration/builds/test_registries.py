@@ -18,8 +18,7 @@ from prefect_launch.builds.push import push_image
 from prefect_launch.errors import AgentConfigError, ImagePullError, RegistryError
 from prefect_launch.registries.base import Credentials
 from prefect_launch.registries.client import RemoteRegistries
-from prefect_launch.registries.keychain import Keychain
-from prefect_launch.registries.settings import read_registries
+from prefect_launch.registries.keychain import Keychain, read_registries
 from tests.support.bad_line import BadLine
 from tests.support.docker_engine import DockerEngine
 from tests.support.docker_registry import PASSWORD, USER, DockerRegistry

@@ -15,7 +15,7 @@ from prefect_launch.errors import AgentConfigError, InfrastructureError, NotFoun
 from prefect_launch.sources.fetch import GitCheckout
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_info import resolve_commit
-from prefect_launch.sources.git_settings import GitSettings
+from prefect_launch.sources.remote import GitSettings
 from tests.integration.sources.conftest import PASSWORD
 from tests.support.git_server import USER, GitServer
 

@@ -13,7 +13,7 @@ from prefect_launch.errors import AgentConfigError, InfrastructureError, SourceE
 from prefect_launch.sources.fetch import GitCheckout
 from prefect_launch.sources.git_command import Git
 from prefect_launch.sources.git_info import resolve_commit
-from prefect_launch.sources.git_settings import GitSettings
+from prefect_launch.sources.remote import GitSettings
 from tests.conftest import engine_required
 from tests.support.git_repository import Repository
 from tests.support.ssh_server import SshMissingError, SshServer, make_key

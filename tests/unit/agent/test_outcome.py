@@ -23,7 +23,7 @@ from prefect_launch.errors import (
     UnsafeSpecError,
 )
 from prefect_launch.runners.base import ExitStatus, Phase
-from prefect_launch.spec.retry import Cause
+from prefect_launch.spec.scheduling import Cause
 from prefect_launch.testing import InMemoryServer
 
 START = datetime(2026, 1, 1, tzinfo=timezone.utc)

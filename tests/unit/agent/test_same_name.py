@@ -16,8 +16,7 @@ from prefect_launch.agent.item.ownership import holder_of, home_id
 from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.agent_status import agents
-from prefect_launch.queues.holder import Holder
-from prefect_launch.queues.presence import Presence, read_presences, write_presence
+from prefect_launch.queues.presence import Holder, Presence, read_presences, write_presence
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryMachine, InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called

@@ -11,10 +11,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from prefect_launch.builds import build_lease
-from prefect_launch.builds.build_lease import BuildLease
+from prefect_launch.builds import image_records as build_lease
 from prefect_launch.builds.builder import LineSink
 from prefect_launch.builds.engine_builder import container_name, is_left_behind, this_place
+from prefect_launch.builds.image_records import BuildLease
 from prefect_launch.errors import BuildError, InfrastructureError
 from tests.support.bench import eventually
 
@@ -23,7 +23,7 @@ BUILDS_FOR_EVER = """
 import asyncio, sys
 from pathlib import Path
 from uuid import uuid4
-from prefect_launch.builds.build_lease import BuildLease
+from prefect_launch.builds.image_records import BuildLease
 
 async def is_built():
     return False

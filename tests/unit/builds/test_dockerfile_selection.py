@@ -8,7 +8,7 @@ import pytest
 
 from prefect_launch.builds.dockerfile_selection import read_base_images, select_dockerfile
 from prefect_launch.errors import SourceError
-from prefect_launch.spec.build_options import BuildRequest
+from prefect_launch.spec.code_options import BuildRequest
 
 ENTRY = ("python", "-u", "train/main.py", "--lr", "1")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.builds.pip_access import PipAccess, read_pip_access
+from prefect_launch.environments.pip_config import PipAccess, read_pip_access
 from prefect_launch.errors import AgentConfigError
 
 URL = "https://me:s3cr%40t@index.example/root"

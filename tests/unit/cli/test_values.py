@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.cli.values import merged, nested, read_mapping, read_retries, split_assignment, typed
+from prefect_launch.cli.options import merged, nested, read_mapping, read_retries, split_assignment, typed
 from prefect_launch.errors import SpecError
 
 

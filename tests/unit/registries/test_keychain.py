@@ -11,8 +11,7 @@ import pytest
 
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.registries.base import TOKEN_USER, Credentials
-from prefect_launch.registries.keychain import Keychain, read_docker_config
-from prefect_launch.registries.settings import read_registries
+from prefect_launch.registries.keychain import Keychain, read_docker_config, read_registries
 
 HOST = "registry.example:5000"
 OF_BLOCK = Credentials("of-block", "x")

@@ -9,8 +9,7 @@ import pytest
 from prefect_launch.errors import ImagePullError
 from prefect_launch.registries.base import Credentials
 from prefect_launch.registries.client import RemoteRegistries
-from prefect_launch.registries.keychain import Keychain
-from prefect_launch.registries.settings import read_registries
+from prefect_launch.registries.keychain import Keychain, read_registries
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine

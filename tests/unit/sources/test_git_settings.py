@@ -8,7 +8,7 @@ import pytest
 
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.settings.agent_config import parse_agent_config
-from prefect_launch.sources.git_settings import GIT_CONFIG_VARIABLE, GitSettings, machine_git_settings
+from prefect_launch.sources.remote import GIT_CONFIG_VARIABLE, GitSettings, machine_git_settings
 
 SETTINGS = GitSettings.model_validate(
     {

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from prefect_launch.errors import LaunchError, SpecError
-from prefect_launch.spec.retry import Cause
+from prefect_launch.spec.scheduling import Cause
 from prefect_launch.sweeps.config import DEFAULT_WORKERS, SweepConfig, parse_sweep
 from prefect_launch.sweeps.distributions import IntUniform, LogUniformValues, Uniform
 from prefect_launch.sweeps.preview import preview_sweep

@@ -1,8 +1,11 @@
-"""Image build lease: one build of an image at a time among the processes of one machine that share a home.
+"""Image records of a home: which process builds an image now, and when each built image was last used.
 
-The others wait, show the build's log, and end as it does. The lease is a file lock, so it ends with its process,
-however that ends. Two machines may build the same image at once. That costs time and nothing else, because an image
-gets its tag when it is complete.
+One process of a machine builds an image at a time among those that share a home. The others wait, show the build's log,
+and end as it does. The lease is a file lock, so it ends with its process, however that ends. Two machines may build the
+same image at once. That costs time and nothing else, because an image gets its tag when it is complete.
+
+An engine does not record when an image was used. So each image has a file `<home>/images/<tag>` with its names; the
+file's time is the time of the last use. An image without a file belongs to somebody else, and is never removed.
 """
 
 from __future__ import annotations
@@ -10,20 +13,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import BinaryIO, Final
 from uuid import UUID
 
 import anyio
+from prefect.logging import get_logger
 
 from prefect_launch.builds.builder import LineSink
 from prefect_launch.core.file_lock import locked_if_free
 from prefect_launch.errors import BuildError
+from prefect_launch.inputs.atomic import write_atomically
 
 #: The folder of leases in a home.
-FOLDER: Final = "builds"
+LEASES: Final = "builds"
 #: How often a process that waits tries the lock and reads the log.
 _POLL_SECONDS: Final = 0.5
 
@@ -38,8 +43,8 @@ class BuildLease:
 
     def __init__(self, home: Path, key: str) -> None:
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
-        self._lock = home / FOLDER / f"{name}.lock"
-        self._record = home / FOLDER / f"{name}.jsonl"
+        self._lock = home / LEASES / f"{name}.lock"
+        self._record = home / LEASES / f"{name}.jsonl"
 
     async def build_once(
         self,
@@ -139,3 +144,53 @@ class _WatchedBuild:
                 self.error = text
             else:
                 self._log(text)
+
+
+# Image usage record: which built images this home has used, and when last. An engine does not record that.
+
+#: The folder of records in a home.
+RECORDS: Final = "images"
+
+_logger = get_logger("launch.build")
+
+
+class ImageUsage:
+    """The records of one home; all methods block.
+
+    Args:
+        home: the folder of prefect-launch.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.folder = home / RECORDS
+
+    def record(self, tag: str, names: Iterable[str]) -> None:
+        """Record that an image is used now. A record that cannot be written does not fail the job.
+
+        Args:
+            tag: the image's tag, which is a digest of its input.
+            names: the image's names, on an engine or by its digest in a registry.
+        """
+        path = self.folder / tag
+        try:
+            known = self.names_of(path)
+            wanted = {*known, *names}
+            if wanted == known:
+                os.utime(path)
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, "".join(f"{name}\n" for name in sorted(wanted)))
+        except OSError as error:
+            _logger.warning("Not noted that the image %s was used: %s. It is not removed when it is old.", tag, error)
+
+    def records(self) -> list[Path]:
+        """List the files of records."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path for path in self.folder.iterdir() if path.is_file() and path.name.isalnum())
+
+    def names_of(self, note: Path) -> set[str]:
+        """Return the names in a record; none when the file does not exist."""
+        with suppress(FileNotFoundError):
+            return set(note.read_text().split())
+        return set()
