@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import asyncio
+import logging
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from prefect_launch.cli.item_view import LogTail, duration_of, fields_of, start_in_words, state_of, write_log
 from prefect_launch.cli.launch_options import LaunchOptions, parameter_of
 from prefect_launch.cli.options import JsonOption, examples, flattened, single
-from prefect_launch.cli.process import connected
+from prefect_launch.cli.output import Column, lasted, print_details, print_json, print_table
+from prefect_launch.cli.process import connected, ending_in_order
+from prefect_launch.core.names import short_id
+
+if TYPE_CHECKING:
+    from prefect_launch.client.api import Api
+    from prefect_launch.client.explain import Explanation
+    from prefect_launch.client.queued_run import QueuedRun
+
 
 add_app = single()
 run_app = single()
@@ -41,8 +56,6 @@ def add(
     json: JsonOption = False,
 ) -> None:
     """Put a job on a queue: exactly one of --job, --docker-image and --uri."""
-    from prefect_launch.cli.add import add_to_queue, explain_add
-
     if explain:
         explain_add(connected(), options, as_json=json)
         return
@@ -57,6 +70,218 @@ def run(
     json: JsonOption = False,
 ) -> None:
     """Run a job here and now, without a queue; exit with 1 when it fails."""
-    from prefect_launch.cli.add import run_here
-
     run_here(connected(verbose=verbose), options, as_json=json)
+
+
+_LOOK_SECONDS: Final = 0.5
+
+
+def add_to_queue(api: Api, options: LaunchOptions, *, wait: bool, as_json: bool) -> None:
+    """Queue an item, and print its id and page.
+
+    Args:
+        api: the server.
+        options: of the command.
+        wait: print the log until the run ends.
+        as_json: print JSON; the log goes to standard error then.
+
+    Raises:
+        ExecutionError: when `wait` is set and the run failed.
+        LaunchError: as `launch_add` does.
+    """
+    from prefect_launch.client.launch_add import launch_add
+
+    arguments = _arguments(api, options)
+    with build_log(options.build):
+        run = launch_add(**arguments)
+    if not as_json:
+        typer.echo(f"Added {run.name} to the queue {run.queue_name}, with priority {run.priority.name.lower()}.")
+        typer.echo(f"id:   {short_id(run.id)}")
+        typer.echo(f"page: {run.url}")
+    if wait:
+        _wait(run, log_to_error=as_json)
+    if as_json:
+        print_json(fields_of(run, run.item))
+
+
+def explain_add(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
+    """Print what adding the item would do; queue nothing.
+
+    Raises:
+        LaunchError: as `launch_add` does.
+    """
+    from prefect_launch.client.explain import explain_launch
+
+    explanation = explain_launch(**_arguments(api, options))
+    if as_json:
+        print_json(explanation.model_dump(mode="json"))
+    else:
+        print_explanation(explanation)
+
+
+def _arguments(api: Api, options: LaunchOptions) -> dict[str, Any]:
+    """Return the options as arguments of `launch_add`."""
+    from prefect_launch.queues.run_queue import DEFAULT_QUEUE
+
+    return {
+        "config": options.launch_config(api),
+        "queue_name": options.queue,
+        "template_variables": options.template_variables(api, options.queue or DEFAULT_QUEUE),
+        "build": options.build,
+    }
+
+
+def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
+    tail = LogTail(run, partial(write_log, err=log_to_error))
+    try:
+        tail.until_end()
+    except KeyboardInterrupt:
+        typer.echo(f"It goes on. Follow it with: prefect-launch item logs {short_id(run.id)} -f", err=True)
+        raise
+    item = run.wait_until_finished()
+    typer.echo(f"{_named(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
+
+
+def run_here(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
+    """Run a job in this process, and print its log as it comes.
+
+    Args:
+        api: the server.
+        options: of the command.
+        as_json: print JSON at the end; the log goes to standard error then.
+
+    Raises:
+        ExecutionError: when it failed.
+        LaunchError: as `launch` does.
+    """
+    from prefect_launch.spec.launch_spec import construct_spec
+
+    config = options.launch_config(api)
+    construct_spec(config)  # A refused spec makes no flow run.
+    run = asyncio.run(_launch(api, config, log_to_error=as_json))
+    item = run.item
+    if as_json:
+        print_json(fields_of(run, item))
+        return
+    typer.echo(f"{_named(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)
+    typer.echo(f"page: {run.url}", err=True)
+
+
+def _named(run: QueuedRun) -> str:
+    return f"{run.name} ({short_id(run.id)})"
+
+
+async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> QueuedRun:
+    """Launch the job and print its log meanwhile; a hook of the flow gives the id of its run."""
+    from prefect_launch.direct.launch import launch_flow_named
+
+    begun: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    def set_run_id(flow: Any, flow_run: Any, state: Any) -> None:
+        if not begun.done():
+            begun.set_result(str(flow_run.id))
+
+    flow: Any = launch_flow_named(config.get("name")).with_options(on_running=[set_run_id])
+    work: asyncio.Task[Any] = asyncio.ensure_future(flow(api, config=config))
+    await asyncio.wait({work, begun}, return_when=asyncio.FIRST_COMPLETED)
+    if not begun.done():
+        work.result()  # raises the error that kept the flow from starting
+    run = await asyncio.to_thread(api.queued_run, await begun)
+    tail = LogTail(run, partial(write_log, err=log_to_error), job_only=True)
+    try:
+        while not work.done():
+            await asyncio.to_thread(tail.write_new)
+            await asyncio.wait({work}, timeout=_LOOK_SECONDS)
+        await asyncio.to_thread(tail.write_new)
+        work.result()
+    except asyncio.CancelledError:
+        work.cancel()
+        await asyncio.wait({work})
+        raise
+    return run
+
+
+# Build log on standard error: a build takes minutes, and silence looks like a fault.
+
+_LOGGER: Final = "prefect.launch.build"
+
+
+class _Echo(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(record.getMessage(), err=True)
+
+
+@contextmanager
+def build_log(is_wanted: bool) -> Iterator[None]:
+    """Print the log of builds inside the block.
+
+    Args:
+        is_wanted: whether there is a build.
+    """
+    if not is_wanted:
+        yield
+        return
+    logger, handler = logging.getLogger(_LOGGER), _Echo()
+    was = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        with ending_in_order():
+            yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = was
+
+
+# Output of `add --explain`.
+
+_COLUMNS = (Column("WHAT"), Column("ASKED FOR", gives_way=True), Column("BECOMES", gives_way=True), Column("BY"))
+
+
+def print_explanation(explanation: Explanation) -> None:
+    """Print what would be queued, what the queue changes, and what an agent would create."""
+    waiting = explanation.waiting
+    typer.echo("A dry run: nothing is queued.")
+    print_details(
+        [
+            ("name", explanation.name),
+            ("there", explanation.there and f"{explanation.there}: same run id and spec; adding it returns that item"),
+            ("queue", f"{explanation.queue} ({explanation.resource})"),
+            ("priority", {"default": "medium"}.get(explanation.priority, explanation.priority)),
+            ("place", waiting.position if waiting else "1st: the queue is created on first use"),
+            ("why", waiting and waiting.reason),
+            ("starts", start_in_words(waiting)),
+            (
+                "built here",
+                explanation.built_of and f"the code of {explanation.built_of}, pushed to {explanation.pushed_to}",
+            ),
+            ("job", explanation.job),
+            ("image", "built at the start, from the job's code" if explanation.builds else explanation.image),
+            (
+                "digest",
+                explanation.digest
+                or ("the one of the push" if explanation.built_of else explanation.image and "resolved at start"),
+            ),
+            ("options", explanation.options),
+            ("limits", ", ".join(f"{name} {most}" for name, most in explanation.limits.items())),
+            ("fixed", ", ".join(explanation.fixed)),
+        ]
+    )
+    rows = [(change.what, _text(change.asked), _text(change.becomes), change.by) for change in explanation.changes]
+    if rows:
+        typer.echo("\nDifferent from what you asked for:")
+        print_table(_COLUMNS, rows, empty="")
+    typer.echo("\nWhat the agent creates (of variables, the names):")
+    print_details([(name, _shown(name, value)) for name, value in explanation.creates.items()])
+
+
+def _shown(name: str, value: object) -> object:
+    """Return a command as shell text, and the names of variables in one line."""
+    if not isinstance(value, (list, tuple)) or not all(isinstance(part, str) for part in value):
+        return value
+    return ", ".join(value) if name.lower() == "env" else shlex.join(value)
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator
+from dataclasses import field, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from prefect_launch.cli.job import input_rows, job_fields, retries_of, source, summary_fields, work_tree
 from prefect_launch.cli.options import (
     EntityOption,
     JsonOption,
@@ -22,90 +22,47 @@ from prefect_launch.cli.output import Column, ago, at, print_details, print_json
 from prefect_launch.cli.process import connected
 
 if TYPE_CHECKING:
-    from prefect_launch.client.create_job import JobRequest
+    from prefect_launch.jobs.model import Job, JobSummary
 
 
-NameOption = Annotated[
-    str | None, typer.Option("-n", "--name", metavar="NAME", help="The job's name. Default: job-… from its source.")
-]
-EntryPointOption = Annotated[
-    str | None, typer.Option("-E", "--entry-point", metavar="COMMAND", help='The command, such as "python train.py".')
-]
-RefOption = Annotated[
-    str | None,
-    typer.Option("-g", "--git-ref", metavar="REF", help="Branch, tag or commit. Default: the main branch."),
-]
-AliasOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "-a", "--alias", metavar="ALIAS", help="Another name for this version besides 'latest'. Repeat for more."
+def _option(*flags: str, metavar: str, text: str) -> Any:
+    return Annotated[str | None, typer.Option(*flags, metavar=metavar, help=text)]
+
+
+#: Options of `job create`, in the order of the help, by the fields of a `JobRequest`.
+_OPTIONS: Final[dict[str, Any]] = {
+    "name": _option("-n", "--name", metavar="NAME", text="The job's name. Default: job-… from its source."),
+    "entrypoint": _option("-E", "--entry-point", metavar="COMMAND", text='The command, such as "python train.py".'),
+    "git_hash": _option("-g", "--git-ref", metavar="REF", text="Branch, tag or commit. Default: the main branch."),
+    "aliases": Annotated[
+        list[str] | None,
+        typer.Option(
+            "-a", "--alias", metavar="ALIAS", help="Another name for this version besides 'latest'. Repeat for more."
+        ),
+    ],
+    "input_schema": _option(
+        "--schema", metavar="SCHEMA", text="Schema of the inputs: a JSON schema file, or module:Class in the code."
     ),
-]
-SchemaOption = Annotated[
-    str | None,
-    typer.Option(
-        "--schema",
-        metavar="SCHEMA",
-        help="Schema of the inputs: a JSON schema file, or module:Class in the code.",
+    "description": _option("-d", "--description", metavar="TEXT", text="Description of the job."),
+    "retries": RetriesOption,
+    "runtime": _option("-r", "--runtime", metavar="PYTHON", text='Python version, such as "3.11".'),
+    "base_image": _option(
+        "-B", "--base-image", metavar="IMAGE", text="Image to run the code in; no image is built then."
     ),
-]
-DescriptionOption = Annotated[
-    str | None, typer.Option("-d", "--description", metavar="TEXT", help="Description of the job.")
-]
-RuntimeOption = Annotated[
-    str | None, typer.Option("-r", "--runtime", metavar="PYTHON", help='Python version, such as "3.11".')
-]
-BaseImageOption = Annotated[
-    str | None,
-    typer.Option("-B", "--base-image", metavar="IMAGE", help="Image to run the code in; no image is built then."),
-]
-DockerfileOption = Annotated[
-    str | None,
-    typer.Option("-D", "--dockerfile", metavar="PATH", help="The job's own Dockerfile, in the build context."),
-]
-BuildContextOption = Annotated[
-    str | None,
-    typer.Option("-b", "--build-context", metavar="DIR", help="Folder of the code that is the build context."),
-]
+    "dockerfile": _option("-D", "--dockerfile", metavar="PATH", text="The job's own Dockerfile, in the build context."),
+    "build_context": _option(
+        "-b", "--build-context", metavar="DIR", text="Folder of the code that is the build context."
+    ),
+    "entity": EntityOption,
+    "project": ProjectOption,
+}
 
+if TYPE_CHECKING:
 
-@dataclass(frozen=True)
-class JobOptions:
-    """Options of `job create`, in the order of the help."""
-
-    name: NameOption = None
-    entry_point: EntryPointOption = None
-    git_hash: RefOption = None
-    aliases: AliasOption = None
-    input_schema: SchemaOption = None
-    description: DescriptionOption = None
-    retries: RetriesOption = None
-    runtime: RuntimeOption = None
-    base_image: BaseImageOption = None
-    dockerfile: DockerfileOption = None
-    build_context: BuildContextOption = None
-    entity: EntityOption = None
-    project: ProjectOption = None
-
-    def request(self, path: str, kind: str) -> JobRequest:
-        """Return the request that the options describe.
-
-        Args:
-            path: of the job: an image, a folder, or a repository.
-            kind: `image`, `code` or `git`.
-
-        Raises:
-            SpecError: when a value cannot be read.
-        """
-        from prefect_launch.client.create_job import JobRequest
-        from prefect_launch.jobs.code_checks import parse_entry_point
-        from prefect_launch.spec.scheduling import parse_retries
-
-        given: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
-        given["entrypoint"] = parse_entry_point(given.pop("entry_point", None))
-        if self.retries is not None:
-            given["retries"] = parse_retries(read_retries(self.retries))
-        return JobRequest(path=path, job_type=kind, **given)
+    class JobOptions:
+        """Options of `job create`."""
+else:
+    JobOptions = make_dataclass("JobOptions", [(name, kind, field(default=None)) for name, kind in _OPTIONS.items()])
 
 
 app = group("Create, show and deploy jobs.")
@@ -131,7 +88,7 @@ def create_image(
     json: JsonOption = False,
 ) -> None:
     """Create a job from a container image."""
-    _create(options.request(image, "image"), json)
+    _create(image, "image", options, json)
 
 
 @create_app.command(
@@ -144,7 +101,7 @@ def create_code(
     json: JsonOption = False,
 ) -> None:
     """Create a job from a folder of code; .launchignore and .gitignore exclude files."""
-    _create(options.request(folder, "code"), json)
+    _create(folder, "code", options, json)
 
 
 @create_app.command(
@@ -158,13 +115,20 @@ def create_git(
     json: JsonOption = False,
 ) -> None:
     """Create a job from a commit of a git repository."""
-    _create(options.request(url, "git"), json)
+    _create(url, "git", options, json)
 
 
-def _create(request: JobRequest, as_json: bool) -> None:
+def _create(path: str, kind: str, options: Any, as_json: bool) -> None:
     api = connected()
-    from prefect_launch.client.create_job import create_in
+    from prefect_launch.client.create_job import JobRequest, create_in
+    from prefect_launch.jobs.code_checks import parse_entry_point
+    from prefect_launch.spec.scheduling import parse_retries
 
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    given["entrypoint"] = parse_entry_point(given.get("entrypoint"))
+    if "retries" in given:
+        given["retries"] = parse_retries(read_retries(given["retries"]))
+    request = JobRequest(path=path, job_type=kind, **given)
     result = api.call(lambda session: create_in(session.jobs, request))
     if as_json:
         print_json({"outcome": result.outcome.name.lower(), **job_fields(result.job, result.job.aliases)})
@@ -250,3 +214,103 @@ def deploy(
     typer.echo(f"The deployment launch/{made} starts {found.reference} on the queue {queue}: {url}")
     example = next((f" -p {key}=…" for key in (found.schema or {}).get("properties") or ()), "")
     typer.echo(f"Start it there, or with: {command}{example}")
+
+
+_RULES = (
+    "enum",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "multipleOf",
+    "minLength",
+    "maxLength",
+    "pattern",
+    "format",
+)
+
+#: Uncommitted files that are shown; `--json` has more.
+_SHOWN_CHANGES = 5
+
+
+def source(job: Job) -> str:
+    """Return where a job's code or image comes from."""
+    source = job.document.source.model_dump(mode="json", exclude_none=True)
+    git = source.get("git")
+    return f"{git['remote']} at {git['commit'][:12]}" if git else str(source.get("image") or "its own code archive")
+
+
+def work_tree(job: Job) -> str | None:
+    """Return the commit of a folder of code, and its uncommitted files."""
+    git = job.metadata.get("git")
+    if not git:
+        return None
+    commit = f"{git['remote'] or 'a repository without a remote'} at {git['commit'][:12]}"
+    if not git.get("dirty"):
+        return commit
+    changed = [str(line).strip() for line in git.get("changed", ())]
+    count = git.get("changed_count", len(changed))
+    shown = ", ".join(changed[:_SHOWN_CHANGES])
+    return f"{commit}, {count} not committed: {shown}{', …' if count > _SHOWN_CHANGES else ''}"
+
+
+def input_rows(schema: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, ...]]:
+    """Return a row of each input: its name, type, default and rule."""
+    from prefect_launch.jobs.schema import inputs_in_order
+
+    required = set(schema.get("required") or ())
+    for name, each in inputs_in_order(schema).items():
+        if each.get("properties"):
+            yield from input_rows(each, f"{prefix}{name}.")
+            continue
+        rules = [f"{word} {each[word]}" for word in _RULES if word in each]
+        shown = "required" if name in required and "default" not in each else _text(each.get("default"))
+        yield f"{prefix}{name}", each.get("type", "any"), shown, ", ".join(rules) or each.get("description", "")
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def retries_of(job: Job) -> dict[str, Any] | None:
+    """Return a job's own retry rule, as it was written."""
+    rule = job.document.retries
+    return None if rule is None else rule.model_dump(mode="json", exclude_unset=True)
+
+
+def job_fields(job: Job, aliases: tuple[str, ...]) -> dict[str, Any]:
+    """Return the fields of a job, for programs."""
+    return {
+        "job": job.reference,
+        "entity": job.entity,
+        "project": job.project,
+        "name": job.name,
+        "version": job.version,
+        "aliases": list(aliases),
+        "kind": job.kind.name.lower(),
+        "source": job.document.source.model_dump(mode="json", exclude_none=True),
+        "entry_point": list(job.entry_point),
+        "runtime": job.runtime,
+        "description": job.description,
+        "schema": job.schema,
+        "retries": retries_of(job),
+        "metadata": job.metadata,
+        "digest": job.digest,
+        "created": job.created_at,
+    }
+
+
+def summary_fields(job: JobSummary) -> dict[str, Any]:
+    """Return the fields of a job in a list, for programs."""
+    return {
+        "job": job.path,
+        "entity": job.entity,
+        "project": job.project,
+        "name": job.name,
+        "kind": job.kind.name.lower(),
+        "latest_version": job.latest_version,
+        "versions": job.version_count,
+        "aliases": list(job.aliases),
+        "description": job.description,
+        "updated": job.updated_at,
+    }
