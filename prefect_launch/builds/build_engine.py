@@ -119,13 +119,7 @@ class BuildEngine(DockerEngine):
         return [(one["Id"], name.lstrip("/")) for one in found for name in one["Names"][:1]]
 
     async def build(self, context: BinaryIO, on_event: Callable[[Mapping[str, Any]], None], **params: Any) -> None:
-        """Build with the engine's classic builder.
-
-        Args:
-            context: a tar archive.
-            on_event: gets each event of the build, in a thread.
-            **params: parameters of the engine's call, such as `dockerfile`.
-        """
+        """Build a tar archive with the engine's classic builder; `on_event` is called in a thread."""
 
         def start(client: Any) -> CancellableStream:
             # The package's own call cannot be cancelled, and packs the context itself.
@@ -147,11 +141,6 @@ class BuildEngine(DockerEngine):
 
         The engine pushes the layers first and the manifest last, so a push that breaks off leaves nothing under the
         name.
-
-        Args:
-            name: the image's name, with its tag.
-            credentials: the credentials for its registry.
-            log: takes the progress of each layer.
 
         Returns:
             The digest in the registry, when the engine reports it.
@@ -241,11 +230,7 @@ class BuildEngine(DockerEngine):
 
 
 class LocalImages(Registry):
-    """The images of one engine, as a registry: images that are pushed nowhere are kept there.
-
-    Args:
-        engine: the Docker Engine.
-    """
+    """The images of one engine, as a registry: images that are pushed nowhere are kept there."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine

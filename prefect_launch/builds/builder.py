@@ -113,11 +113,6 @@ class Builder(ABC):
     async def build(self, target: ImageBuild, access: PipAccess, log: LineSink) -> str:
         """Build an image and return its id, or the image's name when it has that already. Cancelling stops it.
 
-        Args:
-            target: what is built.
-            access: pip's settings for the installing step.
-            log: takes the build's output.
-
         Raises:
             BuildError: when a step fails; it names the step, with the last lines.
             InfrastructureError: when the engine, the network or the disk fails.
@@ -125,13 +120,7 @@ class Builder(ABC):
 
 
 def failure(step: str, reason: str, lines: Sequence[str]) -> BuildError | InfrastructureError:
-    """Return the error of a failed build.
-
-    Args:
-        step: the step of the Dockerfile that failed.
-        reason: the builder's message.
-        lines: the last lines of the build's output, oldest first.
-    """
+    """Return the error of a failed build, from its step, the builder's message and the last lines."""
     shown = [line for line in lines if line.strip()][-_SHOWN_LINES:]
     text = " ".join(line.strip(" ╰─▶×│") for line in shown)
     tail = "".join(f"\n  {line}" for line in shown)
@@ -149,11 +138,7 @@ def failure(step: str, reason: str, lines: Sequence[str]) -> BuildError | Infras
 
 
 class BuildLog:
-    """Writes a build's output into a file that others follow, from any thread.
-
-    Args:
-        path: the file; it is appended to.
-    """
+    """Writes a build's output into a file that others follow, from any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

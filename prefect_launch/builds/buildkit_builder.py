@@ -40,15 +40,7 @@ _ON_THE_ENGINE: Final = {"DOCKER_BUILDKIT": "1", "BUILDX_BUILDER": "default"}
 
 
 class BuildkitBuilder(Builder):
-    """Builds through one `docker` command.
-
-    Args:
-        program: path of the command.
-        address: address of the engine.
-        settings: the network of the steps, and whether downloads are kept between builds.
-        name: the name shown to people.
-        command: words of the command that builds.
-    """
+    """Builds through one `docker` command."""
 
     def __init__(
         self, program: str, address: str, settings: BuilderSettings, name: str, command: tuple[str, ...]

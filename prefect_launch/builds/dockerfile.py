@@ -196,12 +196,7 @@ chown "$(cat "$here/user"):0" {CODE_DIR}
 
 
 def install_files(python_version: str | None, user_id: int) -> dict[str, bytes]:
-    """Return the files of the installing step, by their names in the build context.
-
-    Args:
-        python_version: the Python version that the job asks for.
-        user_id: id of the user that the job runs as.
-    """
+    """Return the files of the installing step, by their names in the build context."""
     return {
         f"{FOLDER}install.sh": _SCRIPT.encode(),
         f"{FOLDER}python-version": f"{python_version or ''}\n".encode(),
@@ -233,13 +228,7 @@ class Recipe(BaseModel):
 def write_dockerfile(
     recipe: Recipe, *, secrets: tuple[str, ...] = (INDEX_SETTINGS, CERTIFICATES), cache: bool = False
 ) -> str:
-    """Return a Dockerfile for BuildKit.
-
-    Args:
-        recipe: the input.
-        secrets: names of the build secrets that the installing step may get.
-        cache: whether the step has a cache that is kept between builds.
-    """
+    """Return a Dockerfile for BuildKit, whose installing step may get some secrets and a cache."""
     mounts = [f"--mount=type=secret,id={name},target={SECRETS}/{name}" for name in secrets]
     mounts += [f"--mount=type=cache,target={CACHE}"] if cache else []
     options = " ".join(mounts)

@@ -54,13 +54,7 @@ _ENDED: Final = ("Z", "X")
 
 
 class EngineBuilder(Builder):
-    """Builds through the Engine API alone.
-
-    Args:
-        engine: the Docker Engine.
-        network: the network of the steps; None: the engine's default.
-        cache: keep downloads between builds.
-    """
+    """Builds through the Engine API alone."""
 
     name = "the Docker Engine's classic builder"
     mounts_folders: ClassVar[bool] = True

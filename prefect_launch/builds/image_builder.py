@@ -116,10 +116,6 @@ class ImageBuilder:
     async def ensure_image(self, plan: RunPlan, log: LineSink) -> RunPlan:
         """Return the plan with its image, which is built when it does not exist.
 
-        Args:
-            plan: of a run with code and no image.
-            log: takes the build's output.
-
         Raises:
             LaunchError: as `find` does.
             BuildError: when a step of the build fails.
@@ -276,12 +272,7 @@ BUILDERS: Final[dict[str, _Probe]] = {"buildx": _buildx, "buildkit": _embedded, 
 
 
 async def choose_builder(engine: BuildEngine, settings: BuilderSettings, *, with_folders: bool) -> Builder:
-    """Return the best builder of this machine.
-
-    Args:
-        engine: the Docker Engine.
-        settings: how images are built.
-        with_folders: whether folders of this machine must be mounted into a step (an index on this disk).
+    """Return the best builder of this machine; `with_folders`, one that can mount folders of this machine into a step.
 
     Raises:
         AgentConfigError: when the builder that the settings require is not installed.
@@ -302,9 +293,6 @@ async def explaining_full_disks(engine: BuildEngine) -> AsyncIterator[None]:
 
     This machine writes the build context and the build's log; the Docker Engine, which may be on another machine,
     writes all else. A program in a build step that only says "I/O error" is not taken for a full disk.
-
-    Args:
-        engine: the engine that builds.
     """
     try:
         yield

@@ -34,12 +34,7 @@ _POLL_SECONDS: Final = 0.5
 
 
 class BuildLease:
-    """The lease of the build of one image.
-
-    Args:
-        home: the folder of prefect-launch, which the processes share.
-        key: the image, and where it is kept.
-    """
+    """The lease of the build of one image."""
 
     def __init__(self, home: Path, key: str) -> None:
         name = hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -56,13 +51,6 @@ class BuildLease:
         build: Callable[[LineSink], Awaitable[None]],
     ) -> None:
         """Return when the image is there: built by this call, or by another process.
-
-        Args:
-            holder: who builds, as the log of a process that waits says it.
-            item: the item that the image is built for.
-            log: takes the log of the build, whoever builds.
-            is_built: whether the image is there.
-            build: builds it, and logs to what it is given.
 
         Raises:
             BuildError: when the build failed, here or in the process that this call has waited for.
@@ -155,22 +143,13 @@ _logger = get_logger("launch.build")
 
 
 class ImageUsage:
-    """The records of one home; all methods block.
-
-    Args:
-        home: the folder of prefect-launch.
-    """
+    """The records of one home; all methods block."""
 
     def __init__(self, home: Path) -> None:
         self.folder = home / RECORDS
 
     def record(self, tag: str, names: Iterable[str]) -> None:
-        """Record that an image is used now. A record that cannot be written does not fail the job.
-
-        Args:
-            tag: the image's tag, which is a digest of its input.
-            names: the image's names, on an engine or by its digest in a registry.
-        """
+        """Record that an image is used now. A record that cannot be written does not fail the job."""
         path = self.folder / tag
         try:
             known = self.names_of(path)

@@ -28,13 +28,6 @@ async def push_image(
 ) -> str:
     """Push an image that the engine has under this name.
 
-    Args:
-        engine: the engine that has the image.
-        registry: the registries, with the credentials for them.
-        name: the image's name, with registry, repository and tag.
-        log: takes lines about the progress; it may be called from any thread.
-        pauses: seconds before each further try.
-
     Returns:
         The image by its digest there, `repository@sha256:…`.
 

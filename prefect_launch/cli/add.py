@@ -79,12 +79,6 @@ _LOOK_SECONDS: Final = 0.5
 def add_to_queue(api: Api, options: LaunchOptions, *, wait: bool, as_json: bool) -> None:
     """Queue an item, and print its id and page.
 
-    Args:
-        api: the server.
-        options: of the command.
-        wait: print the log until the run ends.
-        as_json: print JSON; the log goes to standard error then.
-
     Raises:
         ExecutionError: when `wait` is set and the run failed.
         LaunchError: as `launch_add` does.
@@ -144,11 +138,6 @@ def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
 
 def run_here(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
     """Run a job in this process, and print its log as it comes.
-
-    Args:
-        api: the server.
-        options: of the command.
-        as_json: print JSON at the end; the log goes to standard error then.
 
     Raises:
         ExecutionError: when it failed.
@@ -213,11 +202,7 @@ class _Echo(logging.Handler):
 
 @contextmanager
 def build_log(is_wanted: bool) -> Iterator[None]:
-    """Print the log of builds inside the block.
-
-    Args:
-        is_wanted: whether there is a build.
-    """
+    """Print the log of builds inside the block, if there is one."""
     if not is_wanted:
         yield
         return

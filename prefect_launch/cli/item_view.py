@@ -201,13 +201,7 @@ def write_log(text: str, *, err: bool = False) -> None:
 
 
 class LogTail:
-    """Reader of the new records in an item's log.
-
-    Args:
-        run: the item.
-        write: called with each record's text.
-        job_only: skip records that are not the job's own.
-    """
+    """Reader of the new records in an item's log: all of them, or only those of the job itself."""
 
     def __init__(self, run: QueuedRun, write: Callable[[str], None], *, job_only: bool = False) -> None:
         self._run = run

@@ -116,10 +116,6 @@ _TYPE_OF: Final[Mapping[type, str]] = {
 def read_mapping(given: str, option: str) -> dict[str, Any]:
     """Read a mapping from JSON, YAML, or a file of either.
 
-    Args:
-        given: the text, or the file's path.
-        option: its name, for the message.
-
     Raises:
         SpecError: when it is neither, is no mapping, or holds NaN or Infinity.
     """

@@ -30,13 +30,7 @@ _OURS: Final = ("prefect_launch", "prefect.launch")
 
 
 def set_up(level: int, *, form: str, verbose: bool = False) -> None:
-    """Send prefect-launch's log lines to standard error.
-
-    Args:
-        level: of the lines that are shown.
-        form: of a line.
-        verbose: show Prefect's own lines too.
-    """
+    """Send prefect-launch's log lines to standard error; Prefect's own too with `verbose`."""
     from prefect.logging.configuration import setup_logging
     from prefect.logging.handlers import PrefectConsoleHandler
 

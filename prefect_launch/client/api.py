@@ -307,11 +307,7 @@ class Api(BaseModel):
         return self.write_run_queue(options, replace=True)
 
     def write_run_queue(self, options: QueueOptions, *, replace: bool) -> RunQueue:
-        """Create a queue from its options.
-
-        Args:
-            options: of the queue.
-            replace: update an existing queue of that name instead of refusing.
+        """Create a queue from its options; with `replace`, update an existing one of that name.
 
         Raises:
             LaunchError: as `create_run_queue`.

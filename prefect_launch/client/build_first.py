@@ -40,13 +40,7 @@ _STOPPED: Final = "Stopped: the image is not finished, and nothing is queued. Th
 
 
 async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_name: str) -> LaunchSpec:
-    """Build the image of what a spec names, push it, and return the spec with an image job in its place.
-
-    Args:
-        api: whose names are the defaults.
-        session: an open connection.
-        spec: the request; its `registry.uri` is the repository.
-        queue_name: of the queue.
+    """Build the image of what a spec names, push it to `registry.uri`, and return the spec with an image job instead.
 
     Raises:
         SpecError: when nothing is to be built, the queue runs no images, nothing builds here, or no repository is

@@ -109,10 +109,6 @@ class JobRequest(BaseModel):
 async def draft_job(request: JobRequest, *, git: Git | None = None) -> tuple[JobDraft, tuple[str, ...]]:
     """Draft a job from its author's request.
 
-    Args:
-        request: the author's request.
-        git: how git is run.
-
     Returns:
         The job, and the aliases that shall mean it, without `latest`.
 
@@ -409,11 +405,6 @@ async def acreate_job(arguments: Mapping[str, Any]) -> Job:
 
 async def create_in(registry: JobRegistry, request: JobRequest, *, git: Git | None = None) -> PutResult:
     """Make a job in a registry that is open, and say whether it is new.
-
-    Args:
-        registry: where it is stored.
-        request: what its author says.
-        git: how git is run; by default with the protocols that are allowed to users.
 
     Raises:
         LaunchError: as `create_job` does.

@@ -68,15 +68,7 @@ class Change(BaseModel):
 def changes_of(
     asked: LaunchSpec, full: LaunchSpec, config: QueueConfig, options: Mapping[str, Any], *, is_built: bool = False
 ) -> tuple[Change, ...]:
-    """List the differences from the request.
-
-    Args:
-        asked: the request.
-        full: the same, completed at the enqueue.
-        config: the queue's.
-        options: the resource's options that it runs with.
-        is_built: whether its image is built first, so that it runs another job.
-    """
+    """List the differences of the full spec, and of the resource's options, from what was asked for."""
     return (
         *_of_spec(asked, full, "the build" if is_built else "pinned", time_limit(None, config)),
         *_of_variables(asked, config),
@@ -225,13 +217,6 @@ async def explain_item(
     api: Api, session: Session, spec: LaunchSpec, queue_name: str, *, build: bool = False
 ) -> Explanation:
     """Return what queuing a spec would do.
-
-    Args:
-        api: whose names are the defaults.
-        session: an open connection.
-        spec: the request.
-        queue_name: of the queue.
-        build: whether its image would be built first.
 
     Raises:
         LaunchError: as `launch_add` does, and as the agent would before it starts the run.

@@ -157,16 +157,7 @@ async def check_item(
     named: NamedJob | None = None,
     digests: Digests | None = None,
 ) -> CheckedItem:
-    """Check a spec against the server's queues and jobs. It makes nothing except the queue `default` on its first use.
-
-    Args:
-        api: whose names are the defaults.
-        session: an open connection.
-        spec: the request.
-        queue_name: of the queue.
-        named: what the spec names, when it is known already.
-        digests: of images that were looked up for the same call.
-    """
+    """Check a spec against the server's queues and jobs; makes nothing but the queue `default` on its first use."""
     named = named or await resolve_source(session, spec)
     queue = await _queue(session, queue_name, spec, named.job)
     digests = digests or Digests(session.digest_cache)

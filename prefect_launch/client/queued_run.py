@@ -301,10 +301,6 @@ class QueuedRun:
 async def request_cancel(session: Session, item: Item) -> State | None:
     """Cancel an item: a waiting item is cancelled at once; the agent of an active item stops it.
 
-    Args:
-        session: an open connection.
-        item: as it was when it was read.
-
     Returns:
         The state that it is in after that; `None` when it stays in the one it was in.
     """

@@ -77,11 +77,7 @@ class LRUCache(ABC):
 
     @abstractmethod
     async def entries(self, *, dry_run: bool = False) -> list[Entry]:
-        """List and measure the entries, the least recently used first.
-
-        Args:
-            dry_run: change nothing.
-        """
+        """List and measure the entries, the least recently used first; with `dry_run`, change nothing."""
 
     @abstractmethod
     async def needed(self, entries: Sequence[Entry]) -> set[str]:
@@ -92,11 +88,7 @@ class LRUCache(ABC):
         """Remove an entry; false when it is in use after all."""
 
     async def evict(self, *, dry_run: bool = False) -> EvictionReport:
-        """Evict what is over the limit.
-
-        Args:
-            dry_run: only report what would be evicted.
-        """
+        """Evict what is over the limit; with `dry_run`, only report it."""
         entries = await self.entries(dry_run=dry_run)
         total = sum(entry.size_bytes for entry in entries)
         evicted: list[Entry] = []
@@ -218,13 +210,7 @@ def size_of(folder: Path) -> int:
 
 
 class LockedFolderCache(FolderCache):
-    """A cache of folders that all agents of one data folder share; each is locked by the file `<name>.lock` next to it.
-
-    Args:
-        folder: where they are.
-        limit_bytes: what they may take together; `None`: no limit.
-        fresh_seconds: what was used later than that stays.
-    """
+    """Cache of folders that all agents of a data folder share, each locked by the file `<name>.lock` next to it."""
 
     def __init__(self, folder: Path, limit_bytes: int | None, *, fresh_seconds: float = FRESH_SECONDS) -> None:
         super().__init__(limit_bytes, fresh_seconds=fresh_seconds)

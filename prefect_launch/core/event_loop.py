@@ -25,12 +25,7 @@ _END_SECONDS: Final = 10.0
 
 
 class Background(Generic[R]):
-    """Keeps one async resource open on its own loop and runs functions on it.
-
-    Args:
-        open_resource: makes the async context manager of the resource; it is entered on the loop.
-        name: the thread's name.
-    """
+    """Keeps one async resource open on its own loop and runs functions on it."""
 
     def __init__(self, open_resource: Callable[[], AbstractAsyncContextManager[R]], name: str) -> None:
         self._open = open_resource

@@ -37,11 +37,7 @@ async def locked(file: Path, *, shared: bool = False) -> AsyncIterator[int]:
 
 @contextmanager
 def locked_if_free(file: Path, *, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock if it is free now, without waiting.
-
-    Args:
-        file: the lock file; it is created, and stays.
-        shared: let others that ask for it `shared` hold it too.
+    """Hold a lock as `locked` does, if it is free now; without waiting.
 
     Yields:
         Whether it is held.

@@ -37,9 +37,7 @@ def walk(
 ) -> Iterator[tuple[str, list[str], list[str]]]:
     """Yield each folder in a folder as `os.walk` does: its path, its folders and its other names, itself first.
 
-    Args:
-        folder: where to begin.
-        onerror: called with the error for a folder that cannot be read; it is skipped.
+    A folder that cannot be read is skipped, and its error handed to `onerror`.
     """
     waiting = [os.fspath(folder)]
     while waiting:
@@ -83,12 +81,7 @@ def make_folders(folder: Path) -> None:
 
 @contextmanager
 def temporary_folder(prefix: str, parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder of a new name, and remove it at the end, however deep what is in it.
-
-    Args:
-        prefix: how its name begins.
-        parent: the folder to make it in; by default the system's for temporary files.
-    """
+    """Make a folder of a new name, and remove it at the end, however deep what is in it."""
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     try:
         yield folder
@@ -162,12 +155,7 @@ def data_bytes(descriptor: int, start: int, end: int) -> int:
 
 
 def copy_file(source: Path, target: Path, *, stop: threading.Event | None = None) -> None:
-    """Copy a regular file with its holes, mode and times; links are not followed.
-
-    Args:
-        source: the file.
-        target: the file to make, or to write anew.
-        stop: when it is set, the copy ends early.
+    """Copy a regular file with its holes, mode and times, until `stop` is set; links are not followed.
 
     Raises:
         CopyStoppedError: when it was stopped; what it has written is left.
@@ -190,11 +178,6 @@ def copy_file(source: Path, target: Path, *, stop: threading.Event | None = None
 
 def copy_tree(source: Path, target: Path, *, stop: threading.Event | None = None) -> int:
     """Copy the regular files of a folder, and of the folders in it; links, pipes and devices are not.
-
-    Args:
-        source: the folder.
-        target: the folder to copy into; made when there is a file to copy.
-        stop: when it is set, the copy ends early.
 
     Returns:
         How many files were copied.

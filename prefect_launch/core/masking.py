@@ -39,11 +39,7 @@ _MOST_BYTES_TOGETHER: Final = 128
 
 
 class Mask:
-    """Hides some secrets; one of no secrets changes nothing.
-
-    Args:
-        values: the secrets.
-    """
+    """Hides some secrets; one of no secrets changes nothing."""
 
     def __init__(self, values: Iterable[str] = ()) -> None:
         forms = {form for value in values for part in (value, *_fields(value)) for form in _forms(part)}

@@ -100,13 +100,7 @@ class LeftOut(BaseModel):
         )
 
     def describe(self, limits: OutputLimits, *, what: str = "the run's outputs", done: str = "kept") -> str:
-        """Tell of them in a few lines, for the run's log.
-
-        Args:
-            limits: of the run.
-            what: whose outputs they are.
-            done: what is not done with them.
-        """
+        """Tell of them in a few lines, for the run's log."""
         more = self.count - len(self.named)
         lines = [
             f"{self.summary(what=what, done=done)}:",
@@ -125,11 +119,7 @@ class LeftOut(BaseModel):
 
 
 class Selection:
-    """The choice of the files that are kept, while they are gone through.
-
-    Args:
-        limits: of the run.
-    """
+    """The choice of the files that are kept, while they are gone through."""
 
     def __init__(self, limits: OutputLimits) -> None:
         self._limits = limits

@@ -16,11 +16,7 @@ T = TypeVar("T")
 def with_arguments_of(
     original: Callable[P, object],
 ) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
-    """Give a function of a mapping the arguments of another function, with their defaults.
-
-    Args:
-        original: whose arguments are taken over.
-    """
+    """Give a function of a mapping the arguments of another function, with their defaults."""
     signature = inspect.signature(original)
 
     def give(function: Callable[[Mapping[str, Any]], R]) -> Callable[P, R]:
@@ -49,11 +45,7 @@ def with_arguments_of(
 def made_of_arguments(
     make: Callable[P, T],
 ) -> Callable[[Callable[[S, T], R]], Callable[Concatenate[S, P], R]]:
-    """Give a method of one value the arguments that the value is made of.
-
-    Args:
-        make: makes the value: a class of options.
-    """
+    """Give a method of one value the arguments that the value is made of."""
     signature = inspect.signature(make)
 
     def give(method: Callable[[S, T], R]) -> Callable[Concatenate[S, P], R]:

@@ -72,12 +72,7 @@ async def run_command(
 
 
 def ending_with_us(command: Sequence[str], signal_name: str) -> list[str]:
-    """Return a command that gets a signal when this process ends, however that does; without `setpriv`, as it was.
-
-    Args:
-        command: the program and its arguments.
-        signal_name: such as `TERM`.
-    """
+    """Return a command that gets a signal (`TERM`) when this process ends; without `setpriv`, as it was."""
     setpriv = shutil.which("setpriv")
     return [*([setpriv, "--pdeathsig", signal_name] if setpriv else []), *command]
 

@@ -55,12 +55,7 @@ _DIGITS: Final = bytes.maketrans(b"123456789", b"000000000")
 
 
 def json_fault(value: Any, path: str = "") -> str | None:
-    """Return what keeps a value from being kept by the server, in words; `None` when nothing does.
-
-    Args:
-        value: nested mappings and lists of texts, numbers, booleans and null.
-        path: what it is, such as `overrides.run_config`; the place of the fault in it follows.
-    """
+    """Return what keeps a value from being kept by the server, in words; `None` when nothing does."""
     try:
         return _fault(value, path, MAX_DEPTH)
     except RecursionError:  # Python 3.10 counts each generator on the way down, and the caller's own depth.

@@ -226,9 +226,6 @@ def _of_variables(variables: Mapping[str, str]) -> Iterable[str]:
 class RequirementsFileReader:
     """Reads requirements files and the files that they include.
 
-    Args:
-        code: the job's code.
-
     Attributes:
         files: each file, in uv's dialect, by its path in the code.
         lines: the requirements, without comments and blank lines.
@@ -245,10 +242,6 @@ class RequirementsFileReader:
 
     def read(self, path: str, named_by: str = "The job") -> None:
         """Read a file, and those that it includes.
-
-        Args:
-            path: in the code.
-            named_by: the place that names it, for messages.
 
         Raises:
             SourceError: when it is not in the code, cannot be decoded, or holds an invalid line; with the

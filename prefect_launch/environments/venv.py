@@ -70,11 +70,7 @@ class _Python:
 
 @dataclass
 class Environments:
-    """The environments kept in one folder.
-
-    Args:
-        folder: the folder of the environments, made when needed. Several processes may share it.
-    """
+    """The environments kept in one folder, which several processes may share."""
 
     folder: Path
     _pythons: dict[str | None, _Python] = field(default_factory=dict)

@@ -90,10 +90,6 @@ def merge_into_file(file: Path, overrides: Mapping[str, Any]) -> dict[str, Any]:
 
     A file that has these values already is not written: merging twice is merging once.
 
-    Args:
-        file: an existing .json, .yaml or .yml file.
-        overrides: nested values; see `deep_merge`.
-
     Raises:
         JobCodeError: when the file cannot be read or written, or the overrides are no mapping.
     """

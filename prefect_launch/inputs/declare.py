@@ -66,12 +66,7 @@ def manage_config_file(
 def manage_wandb_config(
     include: Iterable[str] | None = None, exclude: Iterable[str] | None = None, schema: object = None
 ) -> dict[str, Any]:
-    """Declare the run's config, as `load_config` gives it, as an input of this job.
-
-    Args:
-        include: as in `manage_config_file`.
-        exclude: as in `manage_config_file`.
-        schema: as in `manage_config_file`.
+    """Declare the run's config, as `load_config` gives it, as an input of this job; see `manage_config_file`.
 
     Returns:
         The whole config; `{}` in a program that was not started by launch, where nothing is checked.
@@ -155,10 +150,6 @@ KeyPath = tuple[str, ...]
 
 def parse_paths(name: str, paths: Iterable[str] | None) -> tuple[KeyPath, ...]:
     """Read a list of dotted paths.
-
-    Args:
-        name: the argument's name, for the message: "include" or "exclude".
-        paths: the paths; `None` is none of them.
 
     Raises:
         JobCodeError: when it is one text rather than a list, holds something that is not text, an empty key, or a

@@ -23,9 +23,6 @@ def vendor_inputs(site_packages: Path) -> None:
     What is there already is left alone when it is the same: doing this before each run costs a millisecond, and
     brings an environment that an older version made up to date.
 
-    Args:
-        site_packages: the environment's folder of that name; it exists.
-
     Raises:
         OSError: when it cannot be written.
     """

@@ -47,11 +47,7 @@ class CodeArchive:
 
 
 async def pack(folder: Path, extra: Mapping[str, bytes] | None = None) -> CodeArchive:
-    """Pack the code of a folder, less what its ignore files leave out.
-
-    Args:
-        folder: the root of the code.
-        extra: files that are packed too, or in the place of the folder's own, by their path.
+    """Pack the code of a folder, less what its ignore files leave out, and `extra` files by their paths.
 
     Raises:
         SourceError: when a link leaves the folder, something in it is no file, folder or link, it cannot be read, is
@@ -155,9 +151,6 @@ NEVER_TAKEN: Final = frozenset({".git", "wandb", "__pycache__", ".venv"})
 
 def list_code(folder: Path) -> list[str]:
     """List what of a folder belongs to its code: files and links, as sorted relative POSIX paths.
-
-    Args:
-        folder: the root of the code.
 
     Raises:
         SourceError: when an ignore file cannot be read.

@@ -136,14 +136,7 @@ def check_build_files(
 
 
 def unknown_build_context(build_context: str, paths: Iterable[str], *, where: str, hint: str = "") -> SourceError:
-    """Make the error for a build context that is no folder of the code.
-
-    Args:
-        build_context: as it was given.
-        paths: what the code has, as relative POSIX paths.
-        where: where the code is.
-        hint: what else may be wrong.
-    """
+    """Make the error for a build context that is no folder of the code."""
     folders = _folders(paths) - {"."}
     if not folders:
         return SourceError(

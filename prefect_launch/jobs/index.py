@@ -118,11 +118,7 @@ def _hash(text: str) -> str:
 
 
 class JobIndex:
-    """The versions and aliases of jobs, and the rules that hold between two writers.
-
-    Args:
-        server: keeps each entry as a variable.
-    """
+    """The versions and aliases of jobs, each a variable, and the rules that hold between two writers."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

@@ -119,10 +119,6 @@ class JobDocument(_Part):
 def parse_document(content: bytes, *, where: str) -> JobDocument:
     """Read a job's document.
 
-    Args:
-        content: the bytes of `wandb-job.json`.
-        where: the job that it belongs to, for the message.
-
     Raises:
         ArtifactError: when it is no JSON, or not of the schema.
     """

@@ -192,10 +192,6 @@ _PARTS: Final = frozenset({"allOf", "anyOf", "oneOf", "if", "then", "else", "pat
 def plain_schema(raw: object, *, name: str = "the schema") -> Schema:
     """Return a schema without references, closed to unknown inputs, and checked.
 
-    Args:
-        raw: a JSON schema, draft 2020-12, as plain data. It is not changed.
-        name: what to call it in a message.
-
     Raises:
         SpecError: as `load_schema` does.
     """

@@ -141,12 +141,7 @@ class StorageBlock(Protocol):
 
 
 class StoredFiles:
-    """The files under one prefix of one storage block.
-
-    Args:
-        storage: any storage block that reads and writes paths and folders.
-        prefix: the folder in it that all paths are relative to; empty for its own base path.
-    """
+    """The files under one prefix of one storage block."""
 
     def __init__(self, storage: StorageBlock, prefix: str = "") -> None:
         self._storage = storage
@@ -335,11 +330,6 @@ class Blobs:
 
     async def get(self, file: StoredFile, *, name: str, job: str) -> bytes:
         """Return the bytes.
-
-        Args:
-            file: as `put` returned it.
-            name: the file's name in the job, for the message.
-            job: the job, for the message.
 
         Raises:
             ArtifactError: when they are not there, or are not what was stored.

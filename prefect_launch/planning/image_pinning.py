@@ -62,11 +62,7 @@ def _is_unasked(docker: DockerSource) -> bool:
 
 
 class Digests:
-    """The digests of the images of one call: each is looked up once, however many items use it.
-
-    Args:
-        cache: the digest cache of the session.
-    """
+    """The digests of the images of one call: each is looked up once, however many items use it."""
 
     def __init__(self, cache: DigestCache) -> None:
         self._cache = cache
@@ -106,14 +102,7 @@ class Digests:
 async def with_digest(
     spec: LaunchSpec, job: Job | None, digests: Digests, *, by_queue: bool | None = None
 ) -> LaunchSpec:
-    """Return a spec with the digest of its image, if it is wanted and the registry answers in time.
-
-    Args:
-        spec: the spec of the item.
-        job: the job that it names.
-        digests: the digests of the call.
-        by_queue: `docker.pin` of the queue; the one of the spec wins.
-    """
+    """Return a spec with the digest of its image, if it is wanted and the registry answers in time."""
     image = spec.image or (job.image if job is not None else None)
     if spec.docker.resolved:
         # Copied from an older item: nobody has pinned it, and the tag may have another digest by now.

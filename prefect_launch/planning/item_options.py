@@ -69,10 +69,7 @@ def check_resource(config: QueueConfig, spec: LaunchSpec, queue: str) -> None:
 def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) -> dict[str, Any]:
     """Return the options of a spec under their normal names, when its submitter may set them, and so its variables.
 
-    Args:
-        config: of the queue.
-        spec: what is asked for.
-        queue: its name; `None` for a run of no queue, whose caller is at their own machine.
+    Without a queue, the run is of a caller at their own machine.
 
     Raises:
         SubmitterError: naming what is refused, and the next step.
@@ -181,14 +178,7 @@ _BINDS: Final = {"volume": volumes, "mount": mounts}
 def host_folders(
     config: QueueConfig, values: Mapping[str, Any], macros: Mapping[str, str], secrets: Mapping[str, str]
 ) -> tuple[HostFolder, ...]:
-    """Return the folders of the host that an item's binds name with a variable, or a macro of its submitter's choice.
-
-    Args:
-        config: the queue's.
-        values: of its template variables, as the submitter gave them.
-        macros: what `prefect_launch.policy.template` fills in.
-        secrets: what the Secret blocks hold, by name.
-    """
+    """Return the host folders that an item's binds name with a variable, or a macro of its submitter's choice."""
     held = {f"{SECRET_PREFIX}{name}": value for name, value in secrets.items()}
     defaults = {name: rule["default"] for name, rule in config.template_variables.items() if "default" in rule}
     of_others = {name: value for name, value in macros.items() if name not in SUBMITTED}

@@ -60,12 +60,6 @@ class Request(BaseModel):
 async def make_plan(request: Request, machine: MachineSettings, jobs: JobRegistry, read_secret: ReadSecret) -> RunPlan:
     """Plan one attempt: check everything, then read its secrets, and lay out its folder and code.
 
-    Args:
-        request: the attempt.
-        machine: this machine.
-        jobs: where jobs are kept.
-        read_secret: reads a Secret block.
-
     Raises:
         SubmitterError: when the spec, the inputs or the options are wrong, or the code cannot be had.
         QueueError: when the queue's own options are wrong.
@@ -87,11 +81,6 @@ async def make_plan(request: Request, machine: MachineSettings, jobs: JobRegistr
 
 async def preview_plan(request: Request, machine: MachineSettings, job: Job | None) -> RunPlan:
     """Return the plan that an attempt would have, all checked; nothing is made, and secrets stay as they are named.
-
-    Args:
-        request: the attempt.
-        machine: this machine.
-        job: that it would run, which need not be stored yet; `None` for an image.
 
     Raises:
         LaunchError: as `make_plan`, but for what only the agent's machine can tell.

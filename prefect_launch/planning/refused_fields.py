@@ -32,11 +32,6 @@ if TYPE_CHECKING:
 def refuse_unread(spec: LaunchSpec, job: Job | None, runner: type[Runner]) -> None:
     """Refuse what nothing would read of a spec, wherever it is run.
 
-    Args:
-        spec: what is asked for.
-        job: that it runs; `None` for an image.
-        runner: of the resource that it runs on.
-
     Raises:
         SpecError: naming the key, its value, and why it has no effect.
     """
@@ -64,10 +59,6 @@ def refuse_unread(spec: LaunchSpec, job: Job | None, runner: type[Runner]) -> No
 def refuse_unread_at_queue(spec: LaunchSpec, *, build: bool) -> None:
     """Refuse what nothing reads of a spec that is put on a queue.
 
-    Args:
-        spec: what is asked for.
-        build: whether its image is built here first.
-
     Raises:
         SpecError: naming the repository, and the next step.
     """
@@ -80,11 +71,6 @@ def refuse_unread_at_queue(spec: LaunchSpec, *, build: bool) -> None:
 
 def refuse_unread_here(spec: LaunchSpec, job: Job | None, runner: type[Runner]) -> None:
     """Refuse what nothing reads of a spec that is run here and now.
-
-    Args:
-        spec: what is asked for.
-        job: that it runs; `None` for an image.
-        runner: of the resource that it runs on.
 
     Raises:
         SpecError: naming the key, its value, and the next step.
@@ -149,12 +135,7 @@ _WORDS: Final = {
 
 
 def locked_parts(spec: LaunchSpec, *, pins: bool | None = None) -> list[str]:
-    """List what a spec sets that an agent in secure mode does not let a submitter decide, in words.
-
-    Args:
-        spec: the item's.
-        pins: what the queue says of `docker.pin`, which is then the item's too.
-    """
+    """List what a spec sets that an agent in secure mode does not let a submitter decide, in words."""
     return [
         words
         for path, value in _set_fields(spec)
@@ -168,10 +149,6 @@ def secured(spec: LaunchSpec, *, pins: bool | None = None) -> LaunchSpec:
 
     The digest that its image's tag meant when it was queued is the word of who queued it: it counts only where the
     queue's owner wants images pinned so. Else the image is what its name means at the start.
-
-    Args:
-        spec: the item's.
-        pins: what the queue says of `docker.pin`.
 
     Raises:
         UnsafeSpecError: naming what is locked, and the next step.

@@ -38,11 +38,6 @@ def normalise_allowed(option: object) -> str:
 def read_limits(given: object, resource: str, quantities: Quantities) -> dict[str, Any]:
     """Read a queue's `limits`: the option, or `timeout`, and its maximum.
 
-    Args:
-        given: a mapping such as `{"memory": "16g", "gpus": 2, "timeout": "12h"}`, or None.
-        resource: the queue's.
-        quantities: of the resource's options.
-
     Raises:
         QueueError: for a name that has no maximum, or a maximum that is none.
     """
@@ -101,11 +96,6 @@ def fixed_options(config: QueueConfig, quantities: Quantities) -> dict[str, str]
 def check_fixed(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
     """Refuse a submitter's options that are fixed.
 
-    Args:
-        options: the submitter's own, under their normal names.
-        config: the queue's.
-        quantities: of the resource's options.
-
     Raises:
         UnsafeSpecError: naming the option, its value and the next step.
     """
@@ -117,11 +107,6 @@ def check_fixed(options: Mapping[str, Any], config: QueueConfig, quantities: Qua
 
 def check_unlimited(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
     """Refuse a submitter's options that ask for no limit, where the queue neither allows nor limits them.
-
-    Args:
-        options: the submitter's own, under their normal names, with good values.
-        config: the queue's.
-        quantities: of the resource's options.
 
     Raises:
         UnsafeSpecError: naming the option, its value and the next step.

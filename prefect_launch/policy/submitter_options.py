@@ -23,9 +23,6 @@ from prefect_launch.spec.option_names import ENV, normalise_option, normalise_op
 def locked_options(queue_options: Mapping[str, Any]) -> dict[str, str]:
     """Return the options that the queue sets from template variables, each with the variable's name.
 
-    Args:
-        queue_options: the queue's options, placeholders not yet filled.
-
     Returns:
         By normal name; a single environment variable as `env.NAME`, so that the others stay free.
     """
@@ -73,10 +70,6 @@ def check_submitter_args(
 
 def merge_resource_args(queue_options: Mapping[str, Any], submitter_options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the queue's options with a submitter's over them: `env` name by name, everything else replaced.
-
-    Args:
-        queue_options: of one resource, template variables filled in.
-        submitter_options: of the same resource; check them first.
 
     Returns:
         Options under their normal names, `env` as a mapping. Nothing that was given is changed.

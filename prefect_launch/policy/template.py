@@ -373,20 +373,9 @@ def macro_values(
     queue_name: str | None = None,
     named: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Return the values of all macros for one attempt at one item.
+    """Return the values of all macros for one attempt at one item, with those of the agent's config (`named`).
 
-    Args:
-        run_id: the launch run id.
-        item_id: the queue item's id.
-        attempt: 1 for the first.
-        project_name: and the others: `None` or empty when the item has none; the macro is then unknown, and stays as
-            it is written rather than becoming the word "None".
-        entity_name: the entity.
-        run_name: the run's display name.
-        image_uri: the container image that runs.
-        author: who submitted the item.
-        queue_name: the queue.
-        named: the macros of the agent's config.
+    A macro for which the item has nothing is unknown: it stays as it is written, and does not become the word "None".
 
     Raises:
         AgentConfigError: when a name in `named` is no word, is built in, or has a value that is not text.

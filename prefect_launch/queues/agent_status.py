@@ -146,13 +146,7 @@ class DrainOrder(BaseModel):
 
 
 async def request_drain(server: Server, name: str, *, ends_shift: bool = False) -> None:
-    """Ask an agent to drain; it hears of it at once, or else within its poll interval.
-
-    Args:
-        server: the agent's.
-        name: of the agent.
-        ends_shift: a shift of a served agent ends as soon as it has drained. By default it stays until its time is up.
-    """
+    """Ask an agent to drain (see `DrainOrder`); it hears of it at once, or else within its poll interval."""
     order = DrainOrder(agent=name, at=datetime.now(timezone.utc), ends_shift=ends_shift)
     await server.write_variable(_key("drain", name), order.model_dump(mode="json"), tags=[DRAIN_TAG])
 

@@ -93,13 +93,7 @@ _OPTION: Final = "option"
 async def deploy_job(
     session: Session, job_name: str, queue_name: str, *, name: str | None = None
 ) -> tuple[Job, UUID, str]:
-    """Make the deployment of a job on a queue, or bring it up to date.
-
-    Args:
-        session: an open `Api`.
-        job_name: the job; the version that it names now is what the deployment starts, until it is deployed again.
-        queue_name: where its items go.
-        name: of the deployment; by default the job's.
+    """Make the deployment of a job on a queue, or bring it up to date. See `Api.deploy_job`.
 
     Returns:
         The job, the deployment's id, and its name.
@@ -155,10 +149,6 @@ def form_schema(job: Job, *, secrets: Collection[str] = ()) -> dict[str, Any]:
     """Return the parameter schema of a job's deployment: its inputs in their order, then the launch options.
 
     Its numbers are bounded by what the server can send: it checks a form by this schema, and keeps what it takes.
-
-    Args:
-        job: that it starts.
-        secrets: those that submitters may name; the server itself refuses a run that names another.
 
     Raises:
         InputError: when an input is called `launch`.

@@ -80,9 +80,6 @@ _BLOCK_NAME: Final = re.compile(r"[a-z0-9-]+")
 def make_config(options: QueueOptions) -> QueueConfig:
     """Make and check a queue's configuration, with nothing asked of the server.
 
-    Args:
-        options: as the queue's owner has written them.
-
     Raises:
         NotFoundError: for an unknown resource or option.
         QueueError: for a template variable, a mode, a limit, a `pin`, an output limit, the name of a secret or a

@@ -55,14 +55,7 @@ def check_queue_name(name: object) -> str:
 async def create_queue(
     session: Session, name: str, config: QueueConfig, *, concurrency: int | None = None, replace: bool = False
 ) -> Pool:
-    """Make a queue: its work pool, its priorities, its deployment.
-
-    Args:
-        session: an open `Api`.
-        name: of the queue.
-        config: of the queue.
-        concurrency: how many of its items may be in work at a time; `None` for no limit.
-        replace: bring a queue of that name up to date instead of refusing.
+    """Make a queue: its work pool, its priorities, its deployment; with `replace`, bring an existing one up to date.
 
     Raises:
         QueueError: when it is there already, or its resource would change under waiting items.

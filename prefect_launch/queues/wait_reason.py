@@ -372,14 +372,7 @@ async def why_waiting(session: Session, item: Item) -> WaitReason | None:
 async def why_would_wait(
     session: Session, queue_name: str, item: Item, *, requested_gpus: str = ""
 ) -> WaitReason | None:
-    """Return why an item that is not queued yet would wait; `None` when there is no such queue.
-
-    Args:
-        session: an open connection.
-        queue_name: the queue.
-        item: as it would be queued.
-        requested_gpus: which GPUs it asks for, in words; an empty text for none.
-    """
+    """Return why an item that is not queued yet would wait; `None` when there is no such queue."""
     queue, past = await asyncio.gather(
         read_queue_facts(session.server, queue_name), read_past(session.server, queue_name, item.tags)
     )
@@ -412,13 +405,7 @@ async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:
 
 
 async def read_past(server: Server, queue: str, tags: tuple[str, ...]) -> Past | None:
-    """Read how long past runs took: those of the item's job, or of its queue when that has not run there yet.
-
-    Args:
-        server: the client.
-        queue: its name.
-        tags: of the item; its job's name stands in one.
-    """
+    """Read how long past runs took: those of the item's job, or of its queue when that has not run there yet."""
     job = next((tag.removeprefix(PATH_TAG) for tag in tags if tag.startswith(PATH_TAG)), "")
     for name in dict.fromkeys((job, "")):
         wanted = [f"{PATH_TAG}{name}"] if name else None

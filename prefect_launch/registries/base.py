@@ -100,10 +100,7 @@ def parse_reference(text: str) -> ImageReference:
 
 
 def parse_repository(text: str) -> str:
-    """Return a repository to push images to, without its scheme.
-
-    Args:
-        text: such as `registry.example:5000/team/train`.
+    """Return a repository to push images to, such as `registry.example:5000/team/train`, without its scheme.
 
     Raises:
         SpecError: when it is no repository, or has a tag or digest: the tag is a digest of what is built.

@@ -50,12 +50,7 @@ MANIFEST_TYPES: Final = (
 
 
 class RemoteRegistries(Registry):
-    """All registries that can be reached over HTTP, each found by the image's own name.
-
-    Args:
-        keychain: the credentials for each, and which may do without TLS.
-        pauses: seconds before each further try of a request that failed on the registry's side.
-    """
+    """All registries that can be reached over HTTP, each found by the image's own name."""
 
     def __init__(self, keychain: Keychain | None = None, *, pauses: tuple[float, ...] = PAUSES_SECONDS) -> None:
         self._keychain = keychain or Keychain()

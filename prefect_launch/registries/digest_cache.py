@@ -54,12 +54,7 @@ class DigestCache:
             _logger.debug("No registry can be asked", exc_info=True)
 
     async def digest_of(self, image: str, seconds: float) -> str | None:
-        """Return the digest that an image has now; None when no registry tells it in time.
-
-        Args:
-            image: a name with its registry's address.
-            seconds: how long to wait.
-        """
+        """Return the digest that an image has now; None when no registry tells it in time."""
         host = parse_reference(image).host
         begun = monotonic()
         asked = None

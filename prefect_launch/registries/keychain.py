@@ -173,12 +173,7 @@ def _resolve(host: str) -> dict[str, Any]:
 
 
 class Keychain:
-    """Credentials for registries.
-
-    Args:
-        settings: the operator's settings, by the registry's address.
-        read_block: reads the block of that name for a registry.
-    """
+    """Credentials for registries."""
 
     def __init__(
         self, settings: Mapping[str, RegistrySettings] | None = None, *, read_block: ReadBlock = read_block
@@ -189,9 +184,6 @@ class Keychain:
 
     async def credentials_for(self, host: str) -> Credentials | None:
         """Return the credentials for a registry; None: anonymous access.
-
-        Args:
-            host: the registry's address as image names have it.
 
         Raises:
             AgentConfigError: when the configured credentials cannot be read.

@@ -123,11 +123,7 @@ _REFUSED = frozenset({400, 403, 409, 422})
 
 
 class Rest:
-    """Sends requests through Prefect's own client, which knows about keys, headers and CSRF tokens.
-
-    Args:
-        client: an open client.
-    """
+    """Sends requests through Prefect's own client, which knows about keys, headers and CSRF tokens."""
 
     def __init__(self, client: PrefectClient) -> None:
         self._client = client

@@ -77,10 +77,6 @@ async def name_secret(name: str) -> str:
 async def read_secret(name: str, client: PrefectClient | None = None) -> str:
     """Return what a Secret block holds: text as it is, anything else as JSON.
 
-    Args:
-        name: of the block.
-        client: an open client; one of its own when none is given.
-
     Raises:
         NotFoundError: when there is no such block.
     """

@@ -66,13 +66,7 @@ async def fetch_code(
 
 
 class GitCheckout:
-    """Checks commits of git remotes out.
-
-    Args:
-        home: the folder of prefect-launch; the cache of remotes is in `git` in it.
-        settings: how git works on this machine.
-        git: runs git; tests give one that may use files.
-    """
+    """Checks commits of git remotes out; the cache of remotes is in `git` in the folder of prefect-launch."""
 
     def __init__(self, home: Path, settings: GitSettings | None = None, *, git: Git | None = None) -> None:
         self._git = git or Git(settings)
@@ -83,12 +77,7 @@ class GitCheckout:
         return check_remote(remote, self._git.protocols)
 
     async def check_out(self, remote: str, commit: str, destination: Path) -> None:
-        """Put the files of a commit into a folder.
-
-        Args:
-            remote: a checked remote.
-            commit: the full id of the commit.
-            destination: the folder; it must not exist yet, or be empty.
+        """Put the files of a commit of a checked remote into a folder, which must not exist yet, or be empty.
 
         Raises:
             SourceError: when the remote or the commit cannot be fetched, or a link in it leads out of it.
@@ -133,11 +122,6 @@ class Submodule:
 
 async def list_submodules(git: Git, folder: Path, remote: str) -> list[Submodule]:
     """Return the submodules of the commit that is checked out in a folder, except those with `update = none`.
-
-    Args:
-        git: runs git.
-        folder: the work tree.
-        remote: the remote of the commit, which relative addresses start from.
 
     Raises:
         SourceError: when one has no address.

@@ -35,12 +35,7 @@ class _UnreadableError(InfrastructureError):
 
 
 class GitCache:
-    """The cached repositories of this machine.
-
-    Args:
-        folder: the folder of the repositories.
-        git: runs git.
-    """
+    """The cached repositories of this machine."""
 
     def __init__(self, folder: Path, git: Git) -> None:
         self._folder = folder.absolute()
@@ -53,12 +48,7 @@ class GitCache:
         return self._folder / f"{readable}-{hashlib.sha256(remote.encode()).hexdigest()[:16]}"
 
     async def put(self, remote: str, commit: str, folder: Path) -> None:
-        """Put one commit of a remote into a repository, without its history.
-
-        Args:
-            remote: a checked remote.
-            commit: the full id of the commit.
-            folder: an empty repository.
+        """Put one commit of a checked remote into an empty repository, without its history.
 
         Raises:
             SourceError: when the remote or the commit cannot be fetched.

@@ -230,11 +230,6 @@ class Access:
 async def access_to(remote: str | None, settings: GitSettings, read: ReadSecret) -> AsyncIterator[Access]:
     """Yield the access to a remote for as long as one command runs.
 
-    Args:
-        remote: a checked remote; `None` for a command that asks none.
-        settings: the git settings of this machine.
-        read: reads a Secret block.
-
     Raises:
         AgentConfigError: when the secret that the settings name does not exist, or cannot be used.
     """

@@ -34,12 +34,7 @@ MOST_CHARS: Final = 200
 
 
 async def resolve_commit(git: Git, remote: str, ref: str | None) -> str:
-    """Return the full id of a commit of a remote.
-
-    Args:
-        git: runs git.
-        remote: a checked remote.
-        ref: branch, tag or commit (at least 7 characters of it); `None` is the default branch.
+    """Return the full id of a remote's branch, tag or commit (7 characters or more), or of its default branch.
 
     Raises:
         NotFoundError: when the remote has no such branch, tag or commit. The nearest right one is named.
@@ -112,12 +107,7 @@ class CommitListing:
 
 
 async def ls_remote_files(git: Git, remote: str, commit: str) -> CommitListing | None:
-    """Return the files and the submodules of a commit, without fetching them.
-
-    Args:
-        git: runs git.
-        remote: a checked remote.
-        commit: the full id of the commit.
+    """Return the files and the submodules of a commit of a checked remote, without fetching them.
 
     Returns:
         The content; `None` when the host gives no single commit.
@@ -164,9 +154,6 @@ async def _contents(git: Git, remote: str, commit: str, folder: Path, wanted: Ma
 
 async def describe_work_tree(folder: Path) -> dict[str, Any] | None:
     """Return the state of the git work tree that a folder is in, for the job's metadata; `None` when it is in none.
-
-    Args:
-        folder: the code.
 
     Returns:
         `commit`; `remote`, without credentials; `dirty`, whether the folder has changes that are not committed; and

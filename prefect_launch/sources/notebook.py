@@ -60,10 +60,6 @@ def script_of(notebook: str) -> str:
 def convert(content: bytes, name: str) -> str:
     """Return a notebook as a program.
 
-    Args:
-        content: the notebook's file.
-        name: what it is called, for messages.
-
     Raises:
         SourceError: when it is no notebook of Python, or does what only a notebook can.
         OperatorError: when nbconvert is not installed here.

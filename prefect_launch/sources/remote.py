@@ -46,10 +46,6 @@ _WANDB_RUN: Final = re.compile(r"/[^/]+/[^/]+/(?:runs|sweeps|jobs|artifacts)(?:/
 def check_remote(remote: object, protocols: Collection[str] = ALLOWED_PROTOCOLS) -> str:
     """Return a remote if git may use it.
 
-    Args:
-        remote: the given value.
-        protocols: what git may speak; tests add `file`.
-
     Raises:
         SourceError: when it is of another kind, or holds credentials.
     """

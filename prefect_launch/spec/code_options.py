@@ -58,10 +58,7 @@ def check_runtime(runtime: str | None) -> str | None:
 
 
 def runtime_of(*folders: Path | None) -> str:
-    """Return the Python version that code declares, or the version of this interpreter.
-
-    Args:
-        *folders: folders that may hold the version file, the nearest first.
+    """Return the Python version that the nearest of some folders declares, or the version of this interpreter.
 
     Raises:
         SpecError: when the file names no Python version.

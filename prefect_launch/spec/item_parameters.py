@@ -69,10 +69,6 @@ def check_labels(item: Item, of_deployment: Mapping[str, Any]) -> None:
 
     The version may be another: a deployment may have been made anew since.
 
-    Args:
-        item: the item.
-        of_deployment: the labels of the deployment that it was made from.
-
     Raises:
         SpecError: naming both.
     """

@@ -296,10 +296,7 @@ class LaunchSpec(_Part):
 
 
 def parse_spec(data: Mapping[str, Any]) -> LaunchSpec:
-    """Make a spec from plain data.
-
-    Args:
-        data: a launch config, or an item's parameters. It is not changed.
+    """Make a spec from plain data, which is not changed.
 
     Raises:
         SpecError: when a value has the wrong type or is out of its range, when it is not JSON (NaN, infinity), is

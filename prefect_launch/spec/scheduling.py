@@ -117,11 +117,7 @@ class Retries(BaseModel):
         return cause is not None and (cause in self.on or (cause is Cause.LOST and Cause.CRASHED in self.on))
 
     def delay_seconds(self, done: int) -> float:
-        """Return the delay before the next attempt, in seconds.
-
-        Args:
-            done: how many retries it had.
-        """
+        """Return the delay before the next attempt after so many retries, in seconds."""
         return min(self.delay * self.backoff ** min(done, _MAX_RETRIES), MAX_DELAY_SECONDS)
 
 
@@ -151,10 +147,6 @@ RETRIES_FORM: Final[dict[str, Any]] = {
 
 def parse_retries(value: Any, what: str = "retries") -> Retries:
     """Make a retry rule from plain data.
-
-    Args:
-        value: a mapping, or a whole number, which is `max`.
-        what: where it was given, for the message.
 
     Raises:
         SpecError: for a value of the wrong type or out of its range.
