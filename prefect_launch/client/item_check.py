@@ -17,10 +17,9 @@ from prefect_launch.errors import InternalError, LaunchError, NotFoundError, Spe
 from prefect_launch.jobs.model import GitJobSource, Job, JobDraft, SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pinning import Digests, with_digest
-from prefect_launch.planning.item_options import check_resource, merged_options
+from prefect_launch.planning.item_options import check_resource, item_macros, merged_options
 from prefect_launch.planning.plan import default_resource
 from prefect_launch.planning.refused_fields import locked_parts, refuse_unread
-from prefect_launch.policy.template import macro_values
 from prefect_launch.queues.deployment import QUEUE_LABEL
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE, create_queue
@@ -244,17 +243,8 @@ def _check_resource(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> No
 
 def _check_options(spec: LaunchSpec, queue: CachedQueue, job: Job | None) -> None:
     """Check the options that the item will run with, as far as they are known before its agent starts it."""
-    macros = macro_values(
-        run_id=spec.run_id or "",
-        item_id=spec.run_id or "",
-        attempt=1,
-        project_name=spec.project,
-        entity_name=spec.entity,
-        run_name=spec.name,
-        image_uri=spec.image or (job.image if job else None),
-        author=spec.author,
-        queue_name=queue.name,
-    )
+    image = spec.image or (job.image if job else None)
+    macros = item_macros(spec, item_id=spec.run_id or "", image=image, queue=queue.name)
     merged_options(queue.config, spec, queue.name, macros=macros, secrets={})
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from pydantic import BeforeValidator
@@ -208,3 +208,24 @@ def plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item, depth + 1) for item in value]
     return value
+
+
+# --- texts in nested data ---
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Yield the texts of nested mappings and lists, in their order; keys are none."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(item)
+
+
+def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a copy of nested mappings and lists with their texts changed; keys and everything else stay."""
+    if isinstance(value, Mapping):
+        return {key: map_texts(item, change) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [map_texts(item, change) for item in value]
+    return change(value) if isinstance(value, str) else value

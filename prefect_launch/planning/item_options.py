@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from prefect_launch.core.names import short_id
 from prefect_launch.errors import SpecError, UnsafeSpecError
 from prefect_launch.policy.limits import (
     check_fixed,
@@ -40,6 +41,7 @@ from prefect_launch.policy.template import (
     fill_macros,
     fill_text,
     is_whole,
+    macro_values,
 )
 from prefect_launch.runners.base import HostFolder
 from prefect_launch.runners.option_values import mounts, texts, volumes
@@ -115,6 +117,30 @@ def _check_overrides(spec: LaunchSpec, fixed: Mapping[str, str]) -> None:
                 " given. Leave it out; the queue's owner can let submitters set it"
                 f" ('prefect-launch queue create … --replace --allow {option}')."
             )
+
+
+def item_macros(
+    spec: LaunchSpec,
+    *,
+    item_id: str,
+    image: str | None,
+    queue: str | None,
+    attempt: int = 1,
+    named: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Return the values of all macros for one attempt at an item; `named` are those of the agent's config."""
+    return macro_values(
+        named,
+        run_id=spec.run_id or short_id(item_id),
+        item_id=item_id,
+        attempt=attempt,
+        project_name=spec.project,
+        entity_name=spec.entity,
+        run_name=spec.name,
+        image_uri=image,
+        author=spec.author,
+        queue_name=queue,
+    )
 
 
 def merged_options(

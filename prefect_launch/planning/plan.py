@@ -25,10 +25,10 @@ from prefect_launch.jobs.model import SourceKind, check_version
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.environment import JobContext, job_environment
 from prefect_launch.planning.image_pinning import image_to_run, resolved_image
-from prefect_launch.planning.item_options import host_folders, merged_options, submitted_options
+from prefect_launch.planning.item_options import host_folders, item_macros, merged_options, submitted_options
 from prefect_launch.planning.refused_fields import refuse_unread, refuse_unread_here, secured
 from prefect_launch.policy.limits import time_limit
-from prefect_launch.policy.template import QueueConfig, macro_values
+from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import PLAN_FILE, HostFolder, Labels, RunPlan, note_claim
 from prefect_launch.runners.registry import note_resource, runner_class
 from prefect_launch.server.secrets import ReadSecret, name_secret, read_secrets, reference_to, secret_names
@@ -217,16 +217,12 @@ async def _options(
     config = request.config
     submitted = submitted_options(config, spec, request.queue)
     secrets = await read_secrets([*config.secret_names, *secret_names(submitted)], read_secret)
-    macros = macro_values(
-        run_id=spec.run_id or short_id(request.item_id),
+    macros = item_macros(
+        spec,
         item_id=request.item_id,
+        image=image,
+        queue=request.queue,
         attempt=request.attempt,
-        project_name=spec.project,
-        entity_name=spec.entity,
-        run_name=spec.name,
-        image_uri=image,
-        author=spec.author,
-        queue_name=request.queue,
         named=machine.macros,
     )
     options = merged_options(config, spec, request.queue, macros=macros, secrets=secrets)

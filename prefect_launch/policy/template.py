@@ -16,7 +16,7 @@ import jsonschema
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.core.output_limits import OutputLimits
-from prefect_launch.core.validation import check_server_json
+from prefect_launch.core.validation import check_server_json, map_texts, texts_in
 from prefect_launch.errors import AgentConfigError, QueueError, SpecError, unknown_name
 from prefect_launch.server.secrets import SECRET_PREFIX, as_stored, from_stored, secret_names
 
@@ -207,11 +207,7 @@ def fill_text(text: str, values: Mapping[str, Any], macros: Mapping[str, str]) -
 
 def is_whole(value: Any) -> bool:
     """Whether nothing is left to be filled into an option's value: no macro of the agent's operator, and no secret."""
-    if isinstance(value, Mapping):
-        return all(is_whole(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(is_whole(item) for item in value)
-    return not (isinstance(value, str) and (MACRO.search(value) or secret_names(value)))
+    return not secret_names(value) and not any(MACRO.search(text) for text in texts_in(value))
 
 
 def _fill(value: Any, values: Mapping[str, Any], macros: Mapping[str, str]) -> Any:
@@ -360,38 +356,15 @@ def check_variables(queue: str, config: QueueConfig, values: Mapping[str, Any]) 
 # --- macros ---
 
 
-def macro_values(
-    *,
-    run_id: str,
-    item_id: str,
-    attempt: int,
-    project_name: str | None = None,
-    entity_name: str | None = None,
-    run_name: str | None = None,
-    image_uri: str | None = None,
-    author: str | None = None,
-    queue_name: str | None = None,
-    named: Mapping[str, str] | None = None,
-) -> dict[str, str]:
-    """Return the values of all macros for one attempt at one item, with those of the agent's config (`named`).
+def macro_values(named: Mapping[str, str] | None = None, **own: str | int | None) -> dict[str, str]:
+    """Return the values of all macros: those of the agent's config (`named`), and those of one item (of `BUILT_IN`).
 
     A macro for which the item has nothing is unknown: it stays as it is written, and does not become the word "None".
 
     Raises:
         AgentConfigError: when a name in `named` is no word, is built in, or has a value that is not text.
     """
-    own = {
-        "project_name": project_name,
-        "entity_name": entity_name,
-        "run_id": run_id,
-        "run_name": run_name,
-        "image_uri": image_uri,
-        "author": author,
-        "item_id": item_id,
-        "queue_name": queue_name,
-        "attempt": str(attempt),
-    }
-    return {**check_named_macros(named or {}), **{name: value for name, value in own.items() if value}}
+    return {**check_named_macros(named or {}), **{name: str(value) for name, value in own.items() if value}}
 
 
 def check_named_macros(named: Mapping[str, str]) -> dict[str, str]:
@@ -422,15 +395,5 @@ def fill_macros(value: _Value, macros: Mapping[str, str]) -> _Value:
         macros: as `macro_values` returns them. A macro that is not among them stays as it is written; what a value
             brings in is not filled again.
     """
-    filled: Any = _fill_value(value, macros)
+    filled: Any = map_texts(value, lambda text: MACRO.sub(lambda match: macros.get(match[1], match[0]), text))
     return filled  # type: ignore[no-any-return]
-
-
-def _fill_value(value: Any, macros: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        return MACRO.sub(lambda match: macros.get(match[1], match[0]), value)
-    if isinstance(value, Mapping):
-        return {key: _fill_value(item, macros) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_fill_value(item, macros) for item in value]
-    return value

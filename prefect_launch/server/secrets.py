@@ -13,6 +13,7 @@ import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from prefect_launch.core.validation import map_texts, texts_in
 from prefect_launch.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ ReadSecret = Callable[[str], Awaitable[str]]
 
 def secret_names(value: Any) -> list[str]:
     """List the secrets that the texts of nested mappings and lists name, each once, in their order."""
-    return list(dict.fromkeys(_names(value)))
+    return list(dict.fromkeys(name for text in texts_in(value) for name in _SECRET.findall(text)))
 
 
 def reference_to(name: str) -> str:
@@ -47,17 +48,17 @@ def fill_secrets(value: Any, known: Mapping[str, str]) -> Any:
         value: what names them. It is not changed.
         known: what the blocks hold, by name. A secret that is not among them stays as it is named.
     """
-    return _in_texts(value, lambda text: _SECRET.sub(lambda match: known.get(match[1], match[0]), text))
+    return map_texts(value, lambda text: _SECRET.sub(lambda match: known.get(match[1], match[0]), text))
 
 
 def as_stored(value: Any) -> Any:
     """Return a queue's config with its secrets named as a base job template can keep them."""
-    return _in_texts(value, lambda text: _SECRET.sub(lambda match: f"{{{{ prefect.blocks.secret/{match[1]} }}}}", text))
+    return map_texts(value, lambda text: _SECRET.sub(lambda match: f"{{{{ prefect.blocks.secret/{match[1]} }}}}", text))
 
 
 def from_stored(value: Any) -> Any:
     """Return what `as_stored` was given."""
-    return _in_texts(value, lambda text: _STORED.sub(lambda match: reference_to(match[1]), text))
+    return map_texts(value, lambda text: _STORED.sub(lambda match: reference_to(match[1]), text))
 
 
 async def read_secrets(names: Collection[str], read: ReadSecret) -> dict[str, str]:
@@ -97,20 +98,3 @@ def no_such_secret(name: str) -> NotFoundError:
         f"There is no Secret block {name!r} on the Prefect server. Make it in the UI (Blocks, Secret) or with"
         f" Secret(value=…).save({name!r})."
     )
-
-
-def _in_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a copy of nested mappings and lists with their texts changed; keys and everything else stay."""
-    if isinstance(value, Mapping):
-        return {key: _in_texts(item, change) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_in_texts(item, change) for item in value]
-    return change(value) if isinstance(value, str) else value
-
-
-def _names(value: Any) -> list[str]:
-    if isinstance(value, Mapping):
-        return [name for item in value.values() for name in _names(item)]
-    if isinstance(value, (list, tuple)):
-        return [name for item in value for name in _names(item)]
-    return _SECRET.findall(value) if isinstance(value, str) else []

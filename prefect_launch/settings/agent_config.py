@@ -12,10 +12,20 @@ import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.core.names import ENTITY_VARIABLES, check_name, safe_name
@@ -72,55 +82,6 @@ class MachineSettings(BaseModel):
 AUTO: Final = "auto"
 
 NONE: Final = "none"
-
-
-def read_gpu_setting(value: Any) -> str | tuple[str, ...]:
-    """Read the setting `gpus`: "auto", "none", or a list of indexes or UUIDs.
-
-    Raises:
-        AgentConfigError: with the value and the rule.
-    """
-    if isinstance(value, str) and value.strip().lower() in (AUTO, NONE):
-        return value.strip().lower()
-    listed = value.split(",") if isinstance(value, str) else value
-    try:
-        if isinstance(listed, (list, tuple)):
-            return read_gpus(list(listed)).ids or NONE
-    except ValueError:
-        pass
-    raise AgentConfigError(
-        f"The agent's 'gpus' must be auto, none, or a list of indexes or UUIDs such as [0, 1]; got {value!r}."
-    )
-
-
-def read_amount_setting(name: str, value: Any) -> str | float:
-    """Read the setting `cpus` (a number) or `memory` (a size such as "64g", in bytes), or "auto" or "none".
-
-    Raises:
-        AgentConfigError: with the value and the rule.
-    """
-    if isinstance(value, str) and value.strip().lower() in (AUTO, NONE):
-        return value.strip().lower()
-    try:
-        return parse_size(value) if name == "memory" else values.nano_cpus(value) / 1e9
-    except ValueError as error:
-        raise AgentConfigError(
-            f"The agent's {name!r} must be auto, none or an amount; got {value!r}: {error}."
-        ) from None
-
-
-def read_limit_setting(name: str, value: Any) -> int | None:
-    """Read a setting such as `keep_runs`: a size such as "10g", in bytes, or "none".
-
-    Raises:
-        AgentConfigError: with the value and the rule.
-    """
-    if value is None or (isinstance(value, str) and value.strip().lower() == NONE):
-        return None
-    try:
-        return parse_size(value)
-    except ValueError as error:
-        raise AgentConfigError(f"The agent's {name!r} must be none or a size; got {value!r}: {error}.") from None
 
 
 DEFAULT_CONFIG_FILE: Final = Path("~/.config/prefect-launch/agent.yaml")
@@ -187,13 +148,13 @@ class AgentConfig(BaseModel):
     keep_git: int | None = Field(
         default=10 * 1024**3, ge=0, description="What the copies of git remotes may take, bytes; None: no limit."
     )
-    outputs: OutputLimits = Field(
+    outputs: Annotated[OutputLimits, BeforeValidator(with_default_limits)] = Field(
         default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of the outputs of one run; a queue may have less."
     )
-    macros: dict[str, str] = Field(default_factory=dict)
+    macros: Annotated[dict[str, str], AfterValidator(check_named_macros)] = Field(default_factory=dict)
     wandb: WandbServer = WandbServer()
     git: GitSettings = Field(default_factory=machine_git_settings)
-    registries: dict[str, RegistrySettings] = Field(default_factory=dict)
+    registries: Annotated[dict[str, RegistrySettings], BeforeValidator(read_registries)] = Field(default_factory=dict)
     builder: BuilderSettings = BuilderSettings()
 
     @model_validator(mode="before")
@@ -246,33 +207,42 @@ class AgentConfig(BaseModel):
 
     @field_validator("gpus", mode="before")
     @classmethod
-    def _read_gpus(cls, value: Any) -> Any:
-        return read_gpu_setting(value)
+    def _read_gpus(cls, value: Any) -> str | tuple[str, ...]:
+        if (word := _word(value)) in (AUTO, NONE):
+            return word
+        listed = value.split(",") if isinstance(value, str) else value
+        try:
+            if isinstance(listed, (list, tuple)):
+                return read_gpus(list(listed)).ids or NONE
+        except ValueError:
+            pass
+        raise AgentConfigError(
+            f"The agent's 'gpus' must be auto, none, or a list of indexes or UUIDs such as [0, 1]; got {value!r}."
+        )
 
     @field_validator("cpus", "memory", mode="before")
     @classmethod
-    def _read_amount(cls, value: Any, info: Any) -> Any:
-        return read_amount_setting(info.field_name, value)
+    def _read_amount(cls, value: Any, info: Any) -> str | float:
+        if (word := _word(value)) in (AUTO, NONE):
+            return word
+        try:
+            return parse_size(value) if info.field_name == "memory" else values.nano_cpus(value) / 1e9
+        except ValueError as error:
+            raise AgentConfigError(
+                f"The agent's {info.field_name!r} must be auto, none or an amount; got {value!r}: {error}."
+            ) from None
 
     @field_validator("keep_runs", "keep_environments", "keep_images", "keep_git", mode="before")
     @classmethod
     def _read_limit(cls, value: Any, info: Any) -> int | None:
-        return read_limit_setting(info.field_name, value)
-
-    @field_validator("outputs", mode="before")
-    @classmethod
-    def _read_outputs(cls, value: Any) -> Any:
-        return with_default_limits(value)
-
-    @field_validator("macros")
-    @classmethod
-    def _macros_are_good(cls, value: dict[str, str]) -> dict[str, str]:
-        return check_named_macros(value)
-
-    @field_validator("registries", mode="before")
-    @classmethod
-    def _registries_are_good(cls, value: Any) -> Any:
-        return read_registries(value)
+        if value is None or _word(value) == NONE:
+            return None
+        try:
+            return parse_size(value)
+        except ValueError as error:
+            raise AgentConfigError(
+                f"The agent's {info.field_name!r} must be none or a size; got {value!r}: {error}."
+            ) from None
 
     @property
     def keychain(self) -> Keychain:
@@ -294,6 +264,10 @@ class AgentConfig(BaseModel):
             git=self.git,
             outputs=self.outputs,
         )
+
+
+def _word(value: Any) -> str:
+    return value.strip().lower() if isinstance(value, str) else ""
 
 
 def parse_agent_config(data: Mapping[str, Any]) -> AgentConfig:

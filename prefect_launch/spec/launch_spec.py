@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
     BaseModel,
     BeforeValidator,
@@ -181,7 +182,7 @@ class LaunchSpec(_Part):
     sweep_id: Annotated[str | None, Option(in_secure_mode=True)] = Field(
         default=None, description="Id of the sweep that it belongs to."
     )
-    python_version: str | None = Field(
+    python_version: Annotated[str | None, AfterValidator(check_runtime)] = Field(
         default=None, description="The Python of its environment or image, such as 3.12."
     )
     timeout: Annotated[
@@ -197,7 +198,9 @@ class LaunchSpec(_Part):
         ),
     ] = Field(default=None, description="How long it may run: seconds, or 45min, 2h, 1h30m. Default: no limit.")
     registry: RegistryOptions = RegistryOptions()
-    builder: dict[str, Any] = Field(default_factory=dict, description='{"accelerator": {"base_image": …}}.')
+    builder: Annotated[dict[str, Any], AfterValidator(check_builder)] = Field(
+        default_factory=dict, description='{"accelerator": {"base_image": …}}.'
+    )
     priority: Annotated[Priority, Option(("-P", "--priority"), "PRIORITY", in_secure_mode=True)] = Field(
         default=Priority.MEDIUM, description="critical, high, medium or low; or 1 to 4. Default: medium."
     )
@@ -212,16 +215,6 @@ class LaunchSpec(_Part):
     @classmethod
     def _parse_priority(cls, value: Any) -> Priority:
         return Priority.MEDIUM if value is None else Priority.parse(value)
-
-    @field_validator("builder")
-    @classmethod
-    def _validate_builder(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return check_builder(value)
-
-    @field_validator("python_version")
-    @classmethod
-    def _validate_python_version(cls, value: str | None) -> str | None:
-        return check_runtime(value)
 
     @field_validator("entity", "project", "run_id", "sweep_id", "author")
     @classmethod
