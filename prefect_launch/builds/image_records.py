@@ -16,16 +16,18 @@ import os
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 from uuid import UUID
 
 import anyio
 from prefect.logging import get_logger
 
-from prefect_launch.builds.builder import LineSink
 from prefect_launch.core.file_lock import locked_if_free
 from prefect_launch.errors import BuildError
 from prefect_launch.inputs.atomic import write_atomically
+
+if TYPE_CHECKING:
+    from prefect_launch.builds.builder import LineSink
 
 #: The folder of leases in a home.
 LEASES: Final = "builds"
