@@ -5,7 +5,6 @@ Unlike the reference's it raises, with one clear error, when something is wrong,
 
 from __future__ import annotations
 
-import posixpath
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from os import PathLike, fspath
 from pathlib import Path, PurePosixPath
@@ -27,8 +26,6 @@ from prefect_launch.jobs.code_checks import (
     DEFAULT_ENTRY_POINT,
     check_build_files,
     check_in_code,
-    entry_file,
-    is_in,
     parse_entry_point,
     refuse_parents,
 )
@@ -36,6 +33,7 @@ from prefect_launch.jobs.index import LATEST, check_alias
 from prefect_launch.jobs.model import (
     CONFIG_INPUTS,
     CodeJobSource,
+    CodeListing,
     GitCommit,
     GitJobSource,
     ImageJobSource,
@@ -166,7 +164,8 @@ async def _draft_code(request: JobRequest, git: Git) -> tuple[JobDraft, str | No
     document = await _document(request, SourceKind.CODE, source, runtime=runtime, folder=folder)
     state = await describe_work_tree(folder)
     metadata = {"git": state} if state else {}
-    return _draft(request, job_name(folder.name), document, code=archive.content, metadata=metadata), None
+    listing = CodeListing(files=archive.paths)
+    return _draft(request, job_name(folder.name), document, archive.content, listing, metadata=metadata), None
 
 
 async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | None]:
@@ -175,27 +174,27 @@ async def _draft_git(request: JobRequest, git: Git) -> tuple[JobDraft, str | Non
     entry_point = _entry_point(request)
     refuse_parents(entry_point)
     commit = await resolve_commit(git, remote, request.git_hash)
-    await _check_in_commit(git, remote, commit, entry_point, request)
+    listing = await _check_in_commit(git, remote, commit, entry_point, request)
     source = GitJobSource(git=GitCommit(remote=remote, commit=commit), **_command(entry_point), **_build(request))
     # The agent reads the Python version where it fetches the code: see `prefect_launch.spec.code_options.runtime_of`.
     document = await _document(request, SourceKind.GIT, source, runtime=request.runtime, folder=None)
-    return _draft(request, job_name(name_of(remote)), document), None
+    return _draft(request, job_name(name_of(remote)), document, listing=listing), None
 
 
 async def _check_in_commit(
     git: Git, remote: str, commit: str, entry_point: tuple[str, ...], request: JobRequest
-) -> None:
+) -> CodeListing | None:
+    """Check what is asked for in a commit, and return its paths; `None` when the host does not list them."""
     listed = await ls_remote_files(git, remote, commit)
     if listed is None:
-        return
+        return None
     files, submodules = listed.files, listed.submodules
     where = f"{remote} at {commit[:12]}"
     _check_build_files(request, files, where, submodules=submodules)
     if not submodules:
         await to_thread.run_sync(_check_requirements_of, request, listed)
-    wanted = entry_file(entry_point) or "."
-    if not any(is_in(posixpath.normpath(posixpath.join(each, wanted)), submodules) for each in _folders(request)):
-        check_in_code(entry_point, files, folders=_folders(request), where=where)
+    check_in_code(entry_point, files, folders=_folders(request), where=where, unlisted=submodules)
+    return CodeListing(files=files, unlisted=submodules)
 
 
 def _folders(request: JobRequest) -> tuple[str, ...]:
@@ -261,8 +260,9 @@ def _draft(
     request: JobRequest,
     default_name: str,
     document: JobDocument,
-    *,
     code: bytes | None = None,
+    listing: CodeListing | None = None,
+    *,
     metadata: Mapping[str, Any] | None = None,
 ) -> JobDraft:
     return JobDraft(
@@ -271,6 +271,7 @@ def _draft(
         project=request.project,
         document=document,
         code=code,
+        listing=listing,
         description=request.description,
         metadata=metadata or {},
     )

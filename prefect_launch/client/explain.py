@@ -222,10 +222,12 @@ async def explain_item(
         LaunchError: as `launch_add` does, and as the agent would before it starts the run.
     """
     named = spec if spec.run_id else spec.model_copy(update={"run_id": _RUN})
-    job = (await resolve_source(session, named)).job
+    source = await resolve_source(session, named)
+    job = source.job
     queue = await _look_at(session, queue_name, default_resource(job) if spec.resource is None else spec.resource)
     named = await with_digest(named, job, Digests(session.digest_cache), by_queue=queue.config.pin)
     draft = draft_item(api, queue, named, job)
+    await source.check_overrides(named, session.jobs, queue.config.resource, queue.config.resource_args)
     built: BuiltJob | None = None
     if build:
         from prefect_launch.client.build_first import preview_built_job

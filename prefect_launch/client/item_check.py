@@ -18,6 +18,7 @@ from prefect_launch.jobs.model import GitJobSource, Job, JobDraft, SourceKind, c
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pinning import Digests, with_digest
 from prefect_launch.planning.item_options import check_resource, item_macros, merged_options
+from prefect_launch.planning.override_checks import check_overrides, overrides_code
 from prefect_launch.planning.plan import default_resource
 from prefect_launch.planning.refused_fields import locked_parts, refuse_unread
 from prefect_launch.queues.deployment import QUEUE_LABEL
@@ -48,6 +49,29 @@ class NamedJob:
 
     job: Job | None = None
     draft: JobDraft | None = None
+
+    async def check_overrides(
+        self, spec: LaunchSpec, jobs: JobRegistry, resource: str, of_queue: Mapping[str, Any] | None = None
+    ) -> None:
+        """Refuse a file or folder that a spec names and the job's code does not have, as far as the code is listed.
+
+        Args:
+            spec: the request.
+            jobs: where the job is kept.
+            resource: that it runs on.
+            of_queue: the queue's resource options.
+
+        Raises:
+            SubmitterError: naming it, and the nearest one that is there.
+            InfrastructureError: when the job store fails.
+        """
+        # The command beside a URI is the job's own, and was checked with it.
+        asked = spec if self.job is None else with_job(spec, self.job)
+        if self.job is None or not overrides_code(asked):
+            return
+        listing = await jobs.list_code(self.job) if self.draft is None else self.draft.listing
+        if listing is not None:
+            check_overrides(asked, self.job, listing, runner_class(resource), of_queue=of_queue)
 
     async def kept(self, jobs: JobRegistry) -> Job | None:
         """Return the job, stored if it was new."""
@@ -162,7 +186,9 @@ async def check_item(
     digests = digests or Digests(session.digest_cache)
     await _tell_what_is_locked(session, queue, spec)
     spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
-    return CheckedItem(api, queue, spec, named, named.job, draft_item(api, queue, spec, named.job))
+    draft = draft_item(api, queue, spec, named.job)
+    await named.check_overrides(spec, session.jobs, queue.config.resource, queue.config.resource_args)
+    return CheckedItem(api, queue, spec, named, named.job, draft)
 
 
 async def _tell_what_is_locked(session: Session, queue: CachedQueue, spec: LaunchSpec) -> None:

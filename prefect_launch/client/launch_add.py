@@ -81,7 +81,8 @@ def launch_add(
 
     Raises:
         SpecError: for no source or several, and for values of the wrong type or out of range.
-        SourceError: for a `uri` that is no git remote, cannot be read, or lacks the entry point's file.
+        SourceError: for a `uri` that is no git remote or cannot be read, and for a command's file, a Dockerfile or a
+            config file that the job's code does not have, as far as its files are known here.
         InfrastructureError: when a git host cannot be reached.
         InputError: when the inputs do not match the job's schema.
         NotFoundError: for an unknown queue, job, alias, variable, option or resource; names the nearest right one.

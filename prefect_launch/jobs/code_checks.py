@@ -1,4 +1,4 @@
-"""Checks of a job's entry point, build context and Dockerfile against its code, when the job is made.
+"""Checks of an entry point, a working directory, a build context and a Dockerfile against a job's code.
 
 An entry point is read from text as a shell would read it, and never run by one.
 """
@@ -74,7 +74,14 @@ def entry_file(entry_point: Sequence[str]) -> str | None:
 
 
 def check_in_code(
-    entry_point: Sequence[str], paths: Collection[str], *, folders: Collection[str] = (".",), where: str, hint: str = ""
+    entry_point: Sequence[str],
+    paths: Collection[str],
+    *,
+    folders: Collection[str] = (".",),
+    where: str,
+    hint: str = "",
+    unlisted: Collection[str] = (),
+    place: str = "build context",
 ) -> None:
     """Refuse an entry point whose file is not in the code.
 
@@ -84,19 +91,72 @@ def check_in_code(
         folders: of the code, that the command's paths may be relative to; the first is where it runs.
         where: where the code is, for the message.
         hint: what else may be wrong, for the message.
+        unlisted: folders of the code whose files are not in `paths`: submodules.
+        place: what the first of the folders is, for the message.
 
     Raises:
         SourceError: naming the file, the nearest one, and the others.
     """
     wanted = entry_file(entry_point)
-    if wanted is None or any(posixpath.normpath(posixpath.join(folder, wanted)) in paths for folder in folders):
+    if wanted is None:
+        return
+    if any(may_hold(posixpath.normpath(posixpath.join(folder, wanted)), paths, unlisted) for folder in folders):
         return
     top = posixpath.normpath(next(iter(folders)))
     own = [posixpath.relpath(path, top) for path in paths if top == "." or path.startswith(f"{top}/")]
     scripts = [path for path in own if path.endswith(_FILE_ENDINGS)]
-    inside = "" if top == "." else f"the build context {top!r} of "
+    inside = "" if top == "." else f"the {place} {top!r} of "
     listed = unknown_name("entry point file", wanted, scripts, where=f" in {inside}{where}")
     raise SourceError(f"{listed} Give the entry point that you mean.{hint}")
+
+
+def may_hold(path: str, paths: Collection[str], unlisted: Collection[str] = ()) -> bool:
+    """Whether code has a file, or may have: one in a folder that is a link, or that is not listed.
+
+    Args:
+        path: of the file, a normal relative POSIX path.
+        paths: what the code has: files and links.
+        unlisted: folders of the code whose files are not in `paths`.
+    """
+    return path in paths or is_in(path, unlisted) or any(parent in paths for parent in _parents(path))
+
+
+# --- working directory ---
+
+
+def check_working_dir(
+    working_dir: str | None,
+    paths: Collection[str],
+    *,
+    build_context: str | None,
+    where: str,
+    unlisted: Collection[str] = (),
+) -> str:
+    """Return the folder of the code that a command runs in, by its path there.
+
+    Args:
+        working_dir: the folder, relative to the build context.
+        paths: what the code has, as relative POSIX paths.
+        build_context: the folder of the code that the job runs in.
+        where: where the code is, for the message.
+        unlisted: folders of the code whose files are not in `paths`: submodules.
+
+    Raises:
+        SpecError: when it is no folder of the code; names the nearest one.
+    """
+    top = posixpath.normpath(build_context or ".")
+    given = posixpath.normpath(posixpath.join(top, working_dir or "."))
+    inside = not posixpath.isabs(given) and given.split("/")[0] != ".."
+    if working_dir is None or (inside and (given in _folders(paths) or may_hold(given, paths, unlisted))):
+        return given
+    named = f"the build context {top!r} of {where}" if top != "." else where
+    folders = {posixpath.relpath(folder, top) for folder in _folders(paths) if is_in(folder, (top,)) or top == "."}
+    if folders <= {"."}:
+        raise SpecError(
+            f"Unknown working directory {working_dir!r}: {named} has no folders. Leave overrides.working_dir out."
+        )
+    listed = unknown_name("working directory", working_dir, folders - {"."}, where=f" in {named}")
+    raise SpecError(f"{listed} Name a folder of the code by its path there.")
 
 
 # --- build context and Dockerfile ---

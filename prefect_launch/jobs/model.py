@@ -26,6 +26,10 @@ DOCUMENT_FILE: Final = "wandb-job.json"
 CODE_FILE: Final = "code.tar.gz"
 #: What is known about a version that is not its content: description, commit of the folder, who made it.
 METADATA_FILE: Final = "metadata.json"
+#: The paths of its code, so that an item's overrides can be checked before the item is queued.
+LISTING_FILE: Final = "files.json"
+#: A job of more code than this, in bytes of the listing (some 20,000 paths), is stored without one.
+MAX_LISTING_BYTES: Final = 1024**2
 
 #: The reference's name for the job's own config, among the things that can have a schema.
 CONFIG_INPUTS: Final = "@wandb.config"
@@ -160,6 +164,25 @@ def parse_metadata(content: bytes, *, where: str) -> dict[str, Any]:
     return value
 
 
+class CodeListing(_Part):
+    """Paths of a job's code, as relative POSIX paths."""
+
+    files: tuple[str, ...] = Field(description="Its files, and its links.")
+    unlisted: tuple[str, ...] = Field(default=(), description="Folders whose files are not listed: submodules.")
+
+    def dump(self) -> bytes:
+        """Return it as its file's bytes. A path that is no UTF-8 is escaped."""
+        return json.dumps(self.model_dump(mode="json"), separators=(",", ":")).encode()
+
+    @classmethod
+    def parse(cls, content: bytes) -> CodeListing | None:
+        """Read a listing; `None` when it cannot be read: it is only a help."""
+        try:
+            return cls.model_validate(json.loads(content))
+        except ValueError:
+            return None
+
+
 @dataclass(frozen=True)
 class Job:
     """One version of a job.
@@ -218,6 +241,16 @@ class Job:
         return self.document.source.build_context if isinstance(self.document.source, _BuiltSource) else None
 
     @property
+    def dockerfile(self) -> str | None:
+        """The Dockerfile that its image is built of, relative to its build context; None: one is generated."""
+        return self.document.source.dockerfile if isinstance(self.document.source, _BuiltSource) else None
+
+    @property
+    def is_notebook(self) -> bool:
+        """Whether its command runs a program that was converted from a notebook."""
+        return isinstance(self.document.source, _BuiltSource) and self.document.source.notebook
+
+    @property
     def runtime(self) -> str | None:
         """The Python it wants, such as "3.11"."""
         return self.document.runtime
@@ -253,6 +286,7 @@ class JobDraft:
     entity: str | None = None
     project: str | None = None
     code: bytes | None = field(default=None, repr=False)
+    listing: CodeListing | None = field(default=None, repr=False)
     description: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

@@ -7,6 +7,7 @@ error. A cached version costs no request, an alias one small request. Files are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,8 +30,11 @@ from prefect_launch.jobs.index import (
 from prefect_launch.jobs.model import (
     CODE_FILE,
     DOCUMENT_FILE,
+    LISTING_FILE,
+    MAX_LISTING_BYTES,
     METADATA_FILE,
     CodeJobSource,
+    CodeListing,
     Job,
     JobDraft,
     JobReference,
@@ -181,6 +185,28 @@ class JobRegistry:
         _, found = await self._index.find(path=job.path)
         return tuple(sorted(entry.alias for entry in found if entry.version == job.version))
 
+    async def list_code(self, job: Job) -> CodeListing | None:
+        """Return the paths of a job's code, without its code.
+
+        Returns:
+            The listing; `None` when none was stored with it: of an image, of very much code, of a commit that its host
+            does not list, or of a job of an earlier version of this library.
+
+        Raises:
+            InfrastructureError: when the storage fails.
+        """
+        file = job.files.get(LISTING_FILE)
+        if file is None:
+            return None
+        listing = self._store.cache.get_listing(file.digest)
+        if listing is None:
+            with suppress(ArtifactError):  # It is only a help: the agent has the code.
+                content = await (await self._blobs()).get(file, name=LISTING_FILE, job=job.reference)
+                listing = CodeListing.parse(content)
+            if listing is not None:
+                self._store.cache.add_listing(file.digest, listing)
+        return listing
+
     async def fetch_code(self, job: Job, destination: Path) -> None:
         """Unpack the code of a code job.
 
@@ -282,7 +308,10 @@ class JobRegistry:
 def _contents(draft: JobDraft) -> dict[str, bytes]:
     metadata: dict[str, Any] = {**draft.metadata, **({"description": draft.description} if draft.description else {})}
     contents = {DOCUMENT_FILE: draft.document.dump(), METADATA_FILE: canonical_json(metadata)}
-    return contents if draft.code is None else {**contents, CODE_FILE: draft.code}
+    if draft.code is not None:
+        contents[CODE_FILE] = draft.code
+    listed = b"" if draft.listing is None else draft.listing.dump()
+    return {**contents, LISTING_FILE: listed} if 0 < len(listed) <= MAX_LISTING_BYTES else contents
 
 
 def _with_aliases(job: Job, aliases: tuple[str, ...]) -> Job:

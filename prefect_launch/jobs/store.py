@@ -26,32 +26,61 @@ from pydantic import Field, PrivateAttr
 
 from prefect_launch.core.filesystem import copy_tree, remove_tree, walk
 from prefect_launch.errors import AgentConfigError, ArtifactError, InfrastructureError, NotFoundError, clause
-from prefect_launch.jobs.model import Job, StoredFile, digest_of
+from prefect_launch.jobs.model import CodeListing, Job, StoredFile, digest_of
 
 #: Enough for every job that a busy queue sees in a day; a job is a few kilobytes.
 _CACHED_JOBS: Final = 512
+#: A listing is a few kilobytes too, but at most a megabyte.
+_CACHED_LISTINGS: Final = 16
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class _Newest(OrderedDict[_K, _V]):
+    """A mapping that keeps the values that were used last."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+
+    def used(self, key: _K) -> _V | None:
+        """Return a value, which is kept longer than all others now."""
+        if key in self:
+            self.move_to_end(key)
+        return self.get(key)
+
+    def add(self, key: _K, value: _V) -> None:
+        """Keep a value, in the place of the one that was not used for the longest."""
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > self._size:
+            self.popitem(last=False)
 
 
 class JobCache:
-    """The jobs read last, by path and version."""
+    """The jobs read last, by path and version, and the listings of their code, by digest."""
 
     def __init__(self, size: int = _CACHED_JOBS) -> None:
-        self._size = size
-        self._jobs: OrderedDict[tuple[str, int], Job] = OrderedDict()
+        self._jobs: _Newest[tuple[str, int], Job] = _Newest(size)
+        self._listings: _Newest[str, CodeListing] = _Newest(_CACHED_LISTINGS)
 
     def get(self, path: str, version: int, *, digest: str | None = None) -> Job | None:
         """Return the job, unless it is not here, or the one that is has another digest."""
-        job = self._jobs.get((path, version))
-        if job is None or (digest is not None and job.digest != digest):
-            return None
-        self._jobs.move_to_end((path, version))
-        return job
+        job = self._jobs.used((path, version))
+        return None if job is None or (digest is not None and job.digest != digest) else job
 
     def add(self, job: Job) -> None:
         """Keep a job, in the place of the one that was not asked for the longest."""
-        self._jobs[job.path, job.version] = job
-        while len(self._jobs) > self._size:
-            self._jobs.popitem(last=False)
+        self._jobs.add((job.path, job.version), job)
+
+    def get_listing(self, digest: str) -> CodeListing | None:
+        """Return the listing whose file has a digest, unless it is not here."""
+        return self._listings.used(digest)
+
+    def add_listing(self, digest: str, listing: CodeListing) -> None:
+        """Keep a listing, likewise."""
+        self._listings.add(digest, listing)
 
 
 class JobStore(Block):

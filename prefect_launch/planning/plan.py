@@ -26,6 +26,7 @@ from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.environment import JobContext, job_environment
 from prefect_launch.planning.image_pinning import image_to_run, resolved_image
 from prefect_launch.planning.item_options import host_folders, item_macros, merged_options, submitted_options
+from prefect_launch.planning.override_checks import check_overrides, list_folder, overrides_code
 from prefect_launch.planning.refused_fields import refuse_unread, refuse_unread_here, secured
 from prefect_launch.policy.limits import time_limit
 from prefect_launch.policy.template import QueueConfig
@@ -72,6 +73,10 @@ async def make_plan(request: Request, machine: MachineSettings, jobs: JobRegistr
         await anyio.to_thread.run_sync(_clear, plan.code_dir)
         await fetch_code(job, plan.code_dir, jobs, home=machine.home, settings=machine.git)
         await anyio.to_thread.run_sync(_check_build_context, plan.build_context, plan.code_dir)
+        if overrides_code(request.spec):
+            listing = await anyio.to_thread.run_sync(list_folder, plan.code_dir)
+            runner = runner_class(request.config.resource)
+            check_overrides(request.spec, job, listing, runner, of_queue=request.config.resource_args)
         if plan.python_version is None:  # Of a git job, only its code says so.
             version = await anyio.to_thread.run_sync(runtime_of, plan.project_dir, plan.code_dir)
             plan = plan.model_copy(update={"python_version": version})

@@ -36,6 +36,7 @@ def make_api(folder: Path) -> InMemoryApi:
     code = folder / "code"
     code.mkdir()
     (code / "main.py").write_text("print('hello')\n")
+    (code / "other.py").write_text("print('other')\n")
     create_job(str(code), "code", name="train", entrypoint="python main.py", schema=SCHEMA, api=api)
     create_job("busybox:1", "image", name="box", api=api)
     return api

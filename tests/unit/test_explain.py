@@ -74,7 +74,9 @@ def test_container_is_told_as_the_agent_would_create_it(job_api: InMemoryApi) ->
 def test_project_of_a_folder_is_told_to_run_in_its_build_context(job_api: InMemoryApi, tmp_path: Path) -> None:
     project = tmp_path / "all" / "services" / "train"
     project.mkdir(parents=True)
-    (project / "run.py").write_text("")
+    (project / "inside").mkdir()
+    for folder in (project, project / "inside"):
+        (folder / "run.py").write_text("")
     given: Any = {"entrypoint": "python run.py", "build_context": "services/train", "api": job_api}
     create_job(str(tmp_path / "all"), "code", name="part", **given)
     create_job(str(tmp_path / "all"), "code", name="based", base_image="python:3.12", **given)
