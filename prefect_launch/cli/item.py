@@ -13,6 +13,7 @@ from prefect_launch.cli.item_view import (
     fields_of,
     find,
     request_of,
+    short_source,
     source_of,
     start_in_words,
     started_at,
@@ -82,7 +83,7 @@ def list_(
             run.queue_name,
             state_of(item),
             run.priority.name.lower(),
-            source_of(item).rpartition("/")[2],
+            short_source(source_of(item)),
             ago(item.created).removesuffix(" ago"),
             lasted(duration_of(item)),
             *([start] if any(starts) else []),
@@ -115,8 +116,8 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
         history = [{"name": s.name, "type": s.type, "message": s.message, "timestamp": s.timestamp} for s in states]
         print_json(
             {
-                **fields_of(run, item),
                 **request,
+                **fields_of(run, item),
                 "outputs": outputs,
                 **waiting_fields(waiting),
                 "states": history,
@@ -138,6 +139,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("job", request["job"]),
             ("image", request.get("image")),
             ("digest", request.get("digest")),
+            ("uri", request.get("uri")),
             ("inputs", request["inputs"]),
             ("outputs", outputs),
             ("arguments", request.get("args")),

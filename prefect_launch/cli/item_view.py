@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 _MIN_PART_CHARS: Final = 6
 #: How many items are searched for a part of an id, newest first.
 _SEARCHED: Final = 2_000
+#: How much of an image's digest a list shows.
+_DIGEST_CHARS: Final = 12
 #: How many candidates a refusal names.
 _NAMED: Final = 10
 _PART = re.compile(r"[0-9a-f-]*\Z")
@@ -86,7 +88,7 @@ def request_of(item: Item) -> dict[str, Any]:
     except LaunchError:
         return {"job": item.labels.get(JOB_LABEL), "inputs": item.parameters}
     return {
-        "job": spec.job,
+        "job": item.labels.get(JOB_LABEL) or spec.job,
         "image": spec.image,
         "digest": spec.docker.digest,
         "uri": spec.uri,
@@ -104,13 +106,24 @@ def request_of(item: Item) -> dict[str, Any]:
 
 
 def source_of(item: Item) -> str:
-    """Return the job, at its version, or the image of an item."""
-    from prefect_launch.spec.item_parameters import JOB_LABEL
+    """Return what an item runs: its job, at its version, its image, or its git URI; an empty text for neither."""
+    from prefect_launch.spec.item_parameters import JOB_LABEL, options_of
 
-    named = item.labels.get(JOB_LABEL) or item.parameters.get("job")
-    docker = item.parameters.get("docker")
+    given = options_of(item)
+    docker = given.get("docker")
     image = docker.get("docker_image") if isinstance(docker, Mapping) else None
-    return str(named or image or item.parameters.get("image_uri") or item.parameters.get("uri") or "")
+    named = item.labels.get(JOB_LABEL) or given.get("job") or given.get("docker_image") or image
+    return str(named or given.get("image_uri") or given.get("uri") or "")
+
+
+def short_source(source: str) -> str:
+    """Return what an item runs as a list shows it: `train:v0`, `busybox:1`, `team/digits` of a git remote."""
+    name, digest, value = source.rpartition("/")[2].partition("@sha256:")
+    if digest:
+        return f"{name}{digest}{value[:_DIGEST_CHARS]}"
+    if "://" in source or "@" in source:
+        return "/".join(re.split(r"[/:]+", source.rstrip("/").removesuffix(".git"))[-2:])
+    return name
 
 
 def state_of(item: Item) -> str:

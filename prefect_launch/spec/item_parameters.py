@@ -87,7 +87,14 @@ def _job_of(labels: Mapping[str, Any]) -> str | None:
 
 
 def options_of(item: Item) -> Mapping[str, Any]:
-    """Return the launch options of an item, unchecked; the inputs of a job's form are not among them."""
+    """Return the launch options of an item, unchecked; the inputs of a job's form are not among them.
+
+    Of a call of `launch`, they are its arguments, and below them its config.
+    """
+    if is_launch_call(item):
+        config = item.parameters["config"]
+        given = {key: value for key, value in item.parameters.items() if value is not None}
+        return {**(config if isinstance(config, Mapping) else {}), **given}
     if not item.labels.get(FORM_LABEL):
         return item.parameters
     group = item.parameters.get(OPTIONS_PARAMETER)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -216,3 +217,48 @@ def test_flow_run_of_launch_is_shown_with_the_inputs_and_the_last_lines_of_its_j
     shown = json.loads(command("item", "show", "img", "--json").stdout)
     assert (shown["job"], shown["inputs"]) == ("acme/digits/train:v0", {"epochs": 3})
     assert shown["last_lines"] == ["job 1", "job 2"]
+
+
+CALL = {"api": {"entity": "acme"}, "config": None, "synchronous": True}
+DIGEST = "sha256:" + "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("parameters", "source", "short"),
+    [
+        ({"docker": {"docker_image": "registry:5000/team/busybox:1"}}, "registry:5000/team/busybox:1", "busybox:1"),
+        ({"image_uri": f"box@{DIGEST}"}, f"box@{DIGEST}", "box@sha256:abababababab"),
+        ({**CALL, "docker_image": "team/train:2"}, "team/train:2", "train:2"),
+        ({**CALL, "config": {"docker": {"docker_image": "team/train:2"}}}, "team/train:2", "train:2"),
+        ({**CALL, "config": {"uri": "https://host/team/digits.git"}}, "https://host/team/digits.git", "team/digits"),
+        ({**CALL, "config": {"uri": "git@host:team/digits"}}, "git@host:team/digits", "team/digits"),
+        ({**CALL, "job": "acme/digits/train:v0"}, "acme/digits/train:v0", "train:v0"),
+        ({**CALL, "config": {"job": "train"}}, "train", "train"),
+    ],
+)
+def test_what_an_item_runs_is_told_in_lists_and_for_one_also_of_an_image_and_a_uri(
+    api: InMemoryApi, command: Command, parameters: dict[str, Any], source: str, short: str
+) -> None:
+    async def make(session: Session) -> None:
+        queue = await session.queue("gpu")
+        draft = ItemDraft(name="it", parameters=parameters, idempotency_key="it", enforce_parameter_schema=False)
+        await session.server.create_item(queue.deployment_id, draft)
+
+    api.call(make)
+    assert f" {short} " in command("item", "list").stdout
+    assert json.loads(command("item", "list", "--json").stdout)[0]["job"] == source
+    assert json.loads(command("item", "show", "it", "--json").stdout)["job"] == source
+    assert source in "".join(command("item", "show", "it").stdout.split())
+
+
+def test_project_in_the_config_of_a_call_of_launch_is_the_run_s(api: InMemoryApi, command: Command) -> None:
+    parameters = {**CALL, "config": {"docker": {"docker_image": "b"}, "project": "mnist", "run_id": "r1"}}
+
+    async def make(session: Session) -> None:
+        queue = await session.queue("gpu")
+        draft = ItemDraft(name="it", parameters=parameters, idempotency_key="it", enforce_parameter_schema=False)
+        await session.server.create_item(queue.deployment_id, draft)
+
+    api.call(make)
+    (listed,) = json.loads(command("item", "list", "--json").stdout)
+    assert (listed["project"], listed["run_id"]) == ("mnist", "r1")
