@@ -68,14 +68,10 @@ def _required(*names: str) -> dict[str, Any]:
 
 def _first(*names: str) -> dict[str, Any] | None:
     for name in names:
-        text = _read(name)
+        text = os.environ.get(name) or _join_chunks(name)
         if text:
             return _parse(name, text)
     return None
-
-
-def _read(name: str) -> str:
-    return os.environ.get(name) or _join_chunks(name)
 
 
 def _join_chunks(name: str) -> str:

@@ -120,7 +120,7 @@ def chunked(name: str, value: str, chunk_bytes: int = CHUNK_BYTES) -> dict[str, 
     start = 0
     while start < len(data):
         end = min(start + chunk_bytes, len(data))
-        while end < len(data) and _is_inside_character(data[end]):
+        while end < len(data) and data[end] & 0b1100_0000 == 0b1000_0000:  # inside a character
             end -= 1
         chunks.append(data[start:end].decode())
         start = end
@@ -171,10 +171,6 @@ def _json(value: Mapping[str, Any]) -> str:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"A config, override or artifact cannot be written as JSON: {error}. Correct it.") from None
-
-
-def _is_inside_character(byte: int) -> bool:
-    return byte & 0b1100_0000 == 0b1000_0000
 
 
 def _check(name: str, value: str) -> None:

@@ -83,7 +83,7 @@ class ServerTransport(httpx.AsyncBaseTransport):
                 except (*_UNREACHED, *_LOST) as error:
                     fault, patience = f"{type(error).__name__}: {error or 'no answer in time'}", self._patience
                     lost = isinstance(error, _LOST)
-            if lost and _is_made_once(request):
+            if lost and request.method == "POST" and request.url.path.endswith(_ONCE):
                 raise AnswerLostError(
                     f"The answer of the Prefect server at {self._address} was lost ({fault}); whether it has done what"
                     " was asked is not known. Look, and ask again if it has not."
@@ -99,10 +99,6 @@ class ServerTransport(httpx.AsyncBaseTransport):
     async def aclose(self) -> None:
         """Close the connections."""
         await self._inner.aclose()
-
-
-def _is_made_once(request: httpx.Request) -> bool:
-    return request.method == "POST" and request.url.path.endswith(_ONCE)
 
 
 def _is_read(request: httpx.Request) -> bool:

@@ -209,11 +209,12 @@ class ProposalCalls(Calls):
         return made[-1] if made else None
 
     async def _send(self, item_id: UUID, state: State, token: UUID, *, force: bool) -> Verdict:
+        data = state.data
         proposed = {
             "type": state.type.value,
             "name": state.name,
             "message": state.message,
-            "data": _as_result(state.data),
+            "data": {**data, "artifact_type": RESULT} if data and isinstance(data, dict) else data,
             "state_details": {
                 **state.state_details,
                 "flow_run_id": str(item_id),
@@ -225,10 +226,6 @@ class ProposalCalls(Calls):
         if answer is None:
             raise ItemGoneError(f"Item {item_id} is not on the server any more: it was deleted while it was in work.")
         return Verdict.model_validate(answer)
-
-
-def _as_result(data: Any) -> Any:
-    return {**data, "artifact_type": RESULT} if data and isinstance(data, dict) else data
 
 
 # --- logs, artifacts, heartbeats ---
