@@ -70,7 +70,7 @@ def list_(
     exact = {word.lower() for word in state or ()}
     if exact and exact <= _NAMES:
         items = [item for item in items if state_of(item) in exact]
-    pairs = [(QueuedRun.of(api, item), item) for item in items]
+    pairs = [(QueuedRun(api, item), item) for item in items]
     if json:
         print_json([fields_of(run, item) for run, item in pairs])
         return

@@ -60,7 +60,7 @@ def find(api: Api, given: str) -> QueuedRun:
         candidates = "; ".join(_candidate(item) for item in found[:_NAMED])
         more = "; …" if len(found) > _NAMED else ""
         raise InvalidNameError(f"{given!r} may mean several items: {candidates}{more}. Give the id of one.")
-    return QueuedRun.of(api, found[0])
+    return QueuedRun(api, found[0])
 
 
 def _is_part(part: str, item: Item) -> bool:

@@ -122,12 +122,11 @@ def _create(path: str, kind: str, options: Any, as_json: bool) -> None:
     api = connected()
     from prefect_launch.client.create_job import JobRequest, create_in
     from prefect_launch.jobs.code_checks import parse_entry_point
-    from prefect_launch.spec.scheduling import parse_retries
 
     given = {name: value for name, value in vars(options).items() if value is not None}
     given["entrypoint"] = parse_entry_point(given.get("entrypoint"))
     if "retries" in given:
-        given["retries"] = parse_retries(read_retries(given["retries"]))
+        given["retries"] = read_retries(given["retries"])
     request = JobRequest(path=path, job_type=kind, **given)
     result = api.call(lambda session: create_in(session.jobs, request))
     if as_json:

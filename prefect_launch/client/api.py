@@ -200,7 +200,7 @@ class Api(BaseModel):
         from prefect_launch.client.queued_run import QueuedRun
 
         items = self.read_items(queue=queue, states=states, names=names, limit=limit)
-        return [QueuedRun.of(self, item) for item in items]
+        return [QueuedRun(self, item) for item in items]
 
     def read_items(
         self,
@@ -250,7 +250,7 @@ class Api(BaseModel):
             raise NotFoundError(
                 f"There is no item {str(wanted)!r} on {self.ui_url}. 'prefect-launch item list' shows them."
             )
-        return QueuedRun.of(self, item)
+        return QueuedRun(self, item)
 
     # --- jobs and queues ---
 

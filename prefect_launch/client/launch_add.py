@@ -139,13 +139,11 @@ def launch_add_many(
     return own.call(lambda session: add_items(own, session, read, queue_name or DEFAULT_QUEUE))
 
 
-async def alaunch_add_many(
-    specs: Iterable[LaunchSpec | Mapping[str, Any]], queue_name: str | None = None, *, api: Api | None = None
-) -> list[QueuedRun]:
+@with_arguments_of(launch_add_many)
+async def alaunch_add_many(arguments: Mapping[str, Any]) -> list[QueuedRun]:
     """`launch_add_many` for async code."""
-    own = api or default_api()
-    read = [_parse(spec) for spec in specs]
-    return await own.acall(lambda session: add_items(own, session, read, queue_name or DEFAULT_QUEUE))
+    own, read = arguments["api"] or default_api(), [_parse(spec) for spec in arguments["specs"]]
+    return await own.acall(lambda session: add_items(own, session, read, arguments["queue_name"] or DEFAULT_QUEUE))
 
 
 def _parse(spec: LaunchSpec | Mapping[str, Any]) -> LaunchSpec:
@@ -194,7 +192,7 @@ async def add_item(api: Api, session: Session, spec: LaunchSpec, queue_name: str
         queue, draft = checked.queue, await checked.made(session)
         item = await session.server.create_item(queue.deployment_id, draft)
         if item is not None and item.work_pool_name == queue.name:
-            return QueuedRun.of(api, same_item(item, draft, queue) if named else item)
+            return QueuedRun(api, same_item(item, draft, queue) if named else item)
         if item is not None and named:
             same_item(item, draft, queue)
         await _drop(session, queue, item)
@@ -239,7 +237,7 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
     drafts = [await one.made(session) for one in checked]
     await _check_taken(session, queue, [draft for draft, spec in zip(drafts, specs, strict=True) if spec.run_id])
     made = await session.server.create_items(queue.deployment_id, drafts)
-    return [QueuedRun.of(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]
+    return [QueuedRun(api, item.model_copy(update={"work_pool_name": queue.name})) for item in made]
 
 
 async def _check_taken(session: Session, queue: CachedQueue, drafts: Sequence[ItemDraft]) -> None:

@@ -49,49 +49,21 @@ class QueuedRun:
         sweep: id of its sweep, if it is of one.
     """
 
-    def __init__(
-        self,
-        api: Api,
-        *,
-        id: str,
-        name: str,
-        run_id: str,
-        queue_name: str,
-        entity: str,
-        project: str,
-        project_queue: str | None = None,
-        priority: Priority = Priority.MEDIUM,
-        sweep: str | None = None,
-    ) -> None:
-        self._api = api
-        self.id = id
-        self.name = name
-        self.run_id = run_id
-        self.queue_name = queue_name
-        self.entity = entity
-        self.project = project
-        self.project_queue = project_queue
-        self.priority = priority
-        self.sweep = sweep
-
-    @classmethod
-    def of(cls, api: Api, item: Item) -> QueuedRun:
-        """Return the handle of an item that was read from the server."""
+    def __init__(self, api: Api, item: Item) -> None:
         from prefect_launch.spec.item_parameters import options_of, run_id_of
 
         options = options_of(item)
         queues = {priority.work_queue: priority for priority in Priority}
-        return cls(
-            api,
-            id=str(item.id),
-            name=item.name,
-            run_id=run_id_of(item),
-            queue_name=item.work_pool_name or "",
-            entity=str(options.get("entity") or api.entity),
-            project=str(options.get("project") or api.project),
-            priority=queues.get(item.work_queue_name or "default", Priority.MEDIUM),
-            sweep=options.get("sweep_id"),
-        )
+        self._api = api
+        self.id = str(item.id)
+        self.name = item.name
+        self.run_id = run_id_of(item)
+        self.queue_name = item.work_pool_name or ""
+        self.entity = str(options.get("entity") or api.entity)
+        self.project = str(options.get("project") or api.project)
+        self.project_queue: str | None = None
+        self.priority = queues.get(item.work_queue_name or "default", Priority.MEDIUM)
+        self.sweep: str | None = options.get("sweep_id")
 
     def __repr__(self) -> str:
         return f"<QueuedRun {self.name} {self.id} on {self.queue_name}>"

@@ -288,9 +288,9 @@ def load_plan(run_dir: Path) -> RunPlan | None:
         return None
 
 
-def local_config(resource: str, options: Mapping[str, Any] | None = None) -> QueueConfig:
+def local_config(resource: str) -> QueueConfig:
     """Return the config of a run that comes from no queue."""
-    return QueueConfig(resource=resource, resource_args=dict(options or {}))
+    return QueueConfig(resource=resource)
 
 
 def default_resource(job: Job | None) -> str:

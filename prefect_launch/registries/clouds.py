@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import anyio
@@ -18,8 +18,6 @@ from prefect.logging import get_logger
 
 from prefect_launch.errors import RegistryError, clause
 from prefect_launch.registries.base import Credentials
-
-GetCredentials = Callable[[str], Awaitable["Credentials | None"]]
 
 _logger = get_logger("launch.registries")
 
@@ -34,16 +32,12 @@ _GAR: Final = re.compile(r"([a-z0-9-]+-docker\.pkg\.dev|([a-z]+\.)?gcr\.io)\Z")
 _ACR: Final = re.compile(r"[a-z0-9-]+\.azurecr\.(io|cn|us)\Z")
 
 
-async def ecr_credentials(host: str) -> Credentials | None:
+def ecr_credentials(host: str) -> Credentials | None:
     """Return credentials for an Amazon ECR registry, good for 12 hours; None when this machine has no AWS identity.
 
     Raises:
         RegistryError: when AWS refuses to give them.
     """
-    return await anyio.to_thread.run_sync(_ecr_credentials, host, abandon_on_cancel=True)
-
-
-def _ecr_credentials(host: str) -> Credentials | None:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
@@ -62,17 +56,12 @@ def _ecr_credentials(host: str) -> Credentials | None:
     return Credentials(user, password)
 
 
-async def gar_credentials(host: str) -> Credentials | None:
-    """Return credentials for Google Artifact Registry, good for about an hour; None when this machine has no Google
-    identity.
+def gar_credentials(host: str) -> Credentials | None:
+    """Return credentials for Google Artifact Registry, good for about an hour; None without a Google identity here.
 
     Raises:
         RegistryError: when Google refuses to give them.
     """
-    return await anyio.to_thread.run_sync(_gar_credentials, host, abandon_on_cancel=True)
-
-
-def _gar_credentials(host: str) -> Credentials | None:
     import google.auth
     import google.auth.transport.requests
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
@@ -91,25 +80,25 @@ def _gar_credentials(host: str) -> Credentials | None:
     return Credentials(_GOOGLE_USER, str(identity.token))
 
 
-async def acr_credentials(host: str) -> Credentials | None:
-    """Return credentials for an Azure registry, good for about three hours; None when this machine has no Azure
-    identity.
+def acr_credentials(host: str) -> Credentials | None:
+    """Return credentials for an Azure registry, good for about three hours; None without an Azure identity here.
 
     Raises:
         RegistryError: when the registry does not take that identity.
     """
     from azure.core.exceptions import ClientAuthenticationError
+    from azure.identity import DefaultAzureCredential
 
     try:
-        token = await anyio.to_thread.run_sync(_azure_token, abandon_on_cancel=True)
+        token = str(DefaultAzureCredential().get_token(_AZURE_SCOPE).token)
     except ClientAuthenticationError as error:
         # The client says the same of a missing identity and a wrong one. Some registries let anybody read.
         _logger.warning("This machine has no Azure identity for the registry %s: %s", host, error.message)
         return None
-    return await exchange_azure_token(host, token)
+    return exchange_azure_token(host, token)
 
 
-async def exchange_azure_token(host: str, token: str) -> Credentials:
+def exchange_azure_token(host: str, token: str) -> Credentials:
     """Exchange Azure's own token for one that a registry takes as a password.
 
     Raises:
@@ -117,8 +106,7 @@ async def exchange_azure_token(host: str, token: str) -> Credentials:
     """
     form = {"grant_type": "access_token", "service": host, "access_token": token}
     try:
-        async with httpx.AsyncClient(timeout=_AZURE_SECONDS) as http:
-            answer = await http.post(f"https://{host}/oauth2/exchange", data=form)
+        answer = httpx.post(f"https://{host}/oauth2/exchange", data=form, timeout=_AZURE_SECONDS)
         answer.raise_for_status()
         return Credentials(_AZURE_USER, str(answer.json()["refresh_token"]))
     except (httpx.HTTPError, ValueError, KeyError) as error:
@@ -126,12 +114,6 @@ async def exchange_azure_token(host: str, token: str) -> Credentials:
             f"The registry {host!r} does not take this machine's Azure identity ({error}). It needs the role AcrPull,"
             " and AcrPush to push."
         ) from error
-
-
-def _azure_token() -> str:
-    from azure.identity import DefaultAzureCredential
-
-    return str(DefaultAzureCredential().get_token(_AZURE_SCOPE).token)
 
 
 class Cloud(NamedTuple):
@@ -142,14 +124,22 @@ class Cloud(NamedTuple):
         hosts: pattern of the registries' addresses.
         extra: extra of prefect-launch that installs the cloud's client.
         client: package of the client.
-        get_credentials: gets credentials for one of the registries.
+        get_credentials: gets credentials for one of the registries; blocks.
     """
 
     title: str
     hosts: re.Pattern[str]
     extra: str
     client: str
-    get_credentials: GetCredentials
+    get_credentials: Callable[[str], Credentials | None]
+
+    async def credentials_for(self, host: str) -> Credentials | None:
+        """Return credentials for one of the registries, by this machine's identity; None when it has none.
+
+        Raises:
+            RegistryError: when the cloud, or the registry, refuses to give them.
+        """
+        return await anyio.to_thread.run_sync(self.get_credentials, host, abandon_on_cancel=True)
 
     @property
     def is_installed(self) -> bool:

@@ -220,7 +220,7 @@ class Keychain:
         if cloud is None or not cloud.is_installed:
             return await read_docker_config(host)
         try:
-            return await cloud.get_credentials(host) or await read_docker_config(host)
+            return await cloud.credentials_for(host) or await read_docker_config(host)
         except RegistryError:
             logged_in = await read_docker_config(host)
             if logged_in is None:

@@ -89,7 +89,7 @@ def test_inputs_of_a_form_are_never_taken_for_launch_options() -> None:
     spec = spec_of(made)
     assert (spec.job, spec.run_id, spec.entity) == ("acme/digits/train:v0", "90abcdef", None)
     assert spec.overrides.run_config == named
-    run = QueuedRun.of(InMemoryApi(entity="acme", project="digits"), made)
+    run = QueuedRun(InMemoryApi(entity="acme", project="digits"), made)
     assert (run.run_id, run.entity, run.project, run.sweep) == ("90abcdef", "acme", "digits", None)
 
 

@@ -55,7 +55,7 @@ def held_up(bench: Bench) -> Iterator[None]:
 
 
 async def outputs_of(bench: Bench, item: Item) -> dict[str, object]:
-    return await asyncio.to_thread(QueuedRun.of(bench.api, item).outputs)
+    return await asyncio.to_thread(QueuedRun(bench.api, item).outputs)
 
 
 async def state_types(bench: Bench, items: list[Item]) -> list[StateType | None]:

@@ -79,8 +79,8 @@ async def test_identity_in_aws_gets_credentials_for_ecr() -> None:
     assert found.password
 
 
-async def test_machine_that_is_nobody_in_aws_has_no_credentials_for_ecr() -> None:
-    assert await ecr_credentials(ECR) is None
+def test_machine_that_is_nobody_in_aws_has_no_credentials_for_ecr() -> None:
+    assert ecr_credentials(ECR) is None
 
 
 @pytest.mark.usefixtures("aws")
@@ -91,32 +91,32 @@ async def test_refusal_of_aws_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         await Keychain().credentials_for(ECR)
 
 
-async def test_machine_that_is_nobody_at_google_has_no_credentials() -> None:
-    assert await gar_credentials(GAR) is None
+def test_machine_that_is_nobody_at_google_has_no_credentials() -> None:
+    assert gar_credentials(GAR) is None
 
 
-async def test_identity_at_google_gets_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_at_google_gets_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     login = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
     (tmp_path / "login.json").write_text(json.dumps(login))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "login.json"))
     with responses.RequestsMock() as web:
         web.post("https://oauth2.googleapis.com/token", json={"access_token": "of-google", "expires_in": 3600})
-        found = await gar_credentials(GAR)
+        found = gar_credentials(GAR)
 
     assert found == ("oauth2accesstoken", "of-google")
 
 
-async def test_refusal_of_google_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_of_google_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     login = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
     (tmp_path / "login.json").write_text(json.dumps(login))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "login.json"))
     with responses.RequestsMock() as web:
         web.post("https://oauth2.googleapis.com/token", status=400, json={"error": "invalid_grant"})
         with pytest.raises(RegistryError, match="application-default login"):
-            await gar_credentials(GAR)
+            gar_credentials(GAR)
 
 
-async def test_identity_in_azure_is_found_and_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_in_azure_is_found_and_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in AZURE.items():
         monkeypatch.setenv(name, value)
     authority = f"https://login.microsoftonline.com/{AZURE['AZURE_TENANT_ID']}"
@@ -132,29 +132,29 @@ async def test_identity_in_azure_is_found_and_changed(monkeypatch: pytest.Monkey
             known["token_endpoint"], json={"access_token": "of-azure", "expires_in": 3600, "token_type": "Bearer"}
         )
         exchange = web.post(f"https://{ACR}/oauth2/exchange").mock(httpx.Response(200, json={"refresh_token": "r"}))
-        found = await acr_credentials(ACR)
+        found = acr_credentials(ACR)
 
     assert found == ("00000000-0000-0000-0000-000000000000", "r")
     assert b"access_token=of-azure" in exchange.calls[0].request.content
 
 
-async def test_token_of_azure_is_changed_for_a_password_of_the_registry() -> None:
+def test_token_of_azure_is_changed_for_a_password_of_the_registry() -> None:
     with respx.mock as web:
         exchange = web.post(f"https://{ACR}/oauth2/exchange").mock(
             httpx.Response(200, json={"refresh_token": "of-registry"})
         )
-        found = await exchange_azure_token(ACR, "of-azure")
+        found = exchange_azure_token(ACR, "of-azure")
 
     assert found == ("00000000-0000-0000-0000-000000000000", "of-registry")
     assert b"access_token=of-azure" in exchange.calls[0].request.content
 
 
-async def test_registry_that_does_not_take_the_identity_is_told() -> None:
+def test_registry_that_does_not_take_the_identity_is_told() -> None:
     with respx.mock as web:
         web.post(f"https://{ACR}/oauth2/exchange").mock(httpx.Response(401))
         with pytest.raises(RegistryError, match="AcrPull"):
-            await exchange_azure_token(ACR, "of-azure")
+            exchange_azure_token(ACR, "of-azure")
 
 
-async def test_machine_that_is_nobody_in_azure_has_no_credentials() -> None:
-    assert await acr_credentials(ACR) is None
+def test_machine_that_is_nobody_in_azure_has_no_credentials() -> None:
+    assert acr_credentials(ACR) is None
