@@ -42,7 +42,7 @@ test-pythons: $(VENV)/.made-dev ## Run them on the lowest and the newest Python 
 	@scripts/test-pythons.sh "$(BIN)" $(PYTEST)
 
 test-integration: test-machine $(VENV)/.made-dev ## Run the tests on a real server and a real engine
-	$(BIN)/python -m pytest tests/acceptance tests/integration -n 2 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
+	$(BIN)/python -m pytest tests/acceptance tests/integration -n 3 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
 
 soak: test-machine $(VENV)/.made-dev ## Run the long cases: hundreds of items, agents killed at random
 	$(BIN)/python -m pytest tests/integration -m soak --durations=10 $(PYTEST)
