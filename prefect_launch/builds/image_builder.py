@@ -16,7 +16,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.builds.build_engine import BuildEngine, LocalImages
+from prefect_launch.builds.build_engine import BuildEngine, LocalImages, push_image
 from prefect_launch.builds.builder import Builder, ImageBuild, LineSink
 from prefect_launch.builds.buildkit_builder import BuildkitBuilder, docker_programs, output_of
 from prefect_launch.builds.context import BuildContext, merge, read_context
@@ -24,7 +24,6 @@ from prefect_launch.builds.dockerfile import CODE_FOLDER, Dependencies, Recipe, 
 from prefect_launch.builds.dockerfile_selection import DockerfileSelection, read_base_images, select_dockerfile
 from prefect_launch.builds.engine_builder import EngineBuilder
 from prefect_launch.builds.image_records import BuildLease, ImageUsage
-from prefect_launch.builds.push import push_image
 from prefect_launch.builds.settings import BuilderSettings
 from prefect_launch.core.filesystem import is_disk_full, is_own_disk_full
 from prefect_launch.environments.pip_config import PipAccess, read_pip_access

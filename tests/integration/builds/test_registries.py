@@ -13,8 +13,7 @@ import pytest
 from prefect_docker.credentials import DockerRegistryCredentials
 from pydantic import SecretStr
 
-from prefect_launch.builds.build_engine import BuildEngine, PushRefusedError
-from prefect_launch.builds.push import push_image
+from prefect_launch.builds.build_engine import BuildEngine, PushRefusedError, push_image
 from prefect_launch.errors import AgentConfigError, ImagePullError, RegistryError
 from prefect_launch.registries.base import Credentials
 from prefect_launch.registries.client import RemoteRegistries
