@@ -376,13 +376,13 @@ class Api(BaseModel):
         from prefect_launch.queues.agent_status import queue_activity
 
         names = list(queues)
-        return self.call(lambda session: queue_activity(session, names))
+        return self.call(lambda session: queue_activity(session.server, names))
 
     def agents(self) -> list[AgentInfo]:
         """List the agents of all queues, by name."""
         from prefect_launch.queues.agent_status import agents
 
-        return self.call(agents)
+        return self.call(lambda session: agents(session.server))
 
     def drain_agent(self, name: str, *, undo: bool = False) -> AgentInfo:
         """Drain an agent on any machine: it takes no more items, and exits when its jobs are done.
@@ -400,7 +400,7 @@ class Api(BaseModel):
         """
         from prefect_launch.queues.agent_status import drain_agent
 
-        return self.call(lambda session: drain_agent(session, name, undo=undo))
+        return self.call(lambda session: drain_agent(session.server, name, undo=undo))
 
 
 _chosen: ContextVar[Api | None] = ContextVar("prefect_launch_api", default=None)

@@ -27,7 +27,6 @@ from prefect_launch.server.values import Item, Worker
 
 if TYPE_CHECKING:
     from prefect_launch.queues.presence import Presence
-    from prefect_launch.queues.session import Session
 
 
 TAG: Final = "launch-agent"
@@ -216,13 +215,12 @@ class AgentInfo(AgentStatus):
     hosts: tuple[str, ...] = ()
 
 
-async def queue_activity(session: Session, queues: Iterable[str]) -> list[QueueActivity]:
+async def queue_activity(server: Server, queues: Iterable[str]) -> list[QueueActivity]:
     """Return the activity of each of these queues, in their order."""
-    return list(await asyncio.gather(*(_activity(session, queue) for queue in queues)))
+    return list(await asyncio.gather(*(_activity(server, queue) for queue in queues)))
 
 
-async def _activity(session: Session, queue: str) -> QueueActivity:
-    server = session.server
+async def _activity(server: Server, queue: str) -> QueueActivity:
     waiting, active, workers = await asyncio.gather(
         server.count_items(pool=queue, state_types=[StateType.SCHEDULED]),
         server.count_items(pool=queue, state_types=sorted(ACTIVE)),
@@ -232,16 +230,16 @@ async def _activity(session: Session, queue: str) -> QueueActivity:
     return QueueActivity(queue=queue, waiting=waiting, active=active, agents=online)
 
 
-async def agents(session: Session) -> list[AgentInfo]:
+async def agents(server: Server) -> list[AgentInfo]:
     """List the agents of all queues, by name: those that beat, and those that have left work behind."""
-    statuses = await read_statuses(session.server)
-    pools = [pool.name for pool in await session.server.list_pools()]
-    workers = await asyncio.gather(*(session.server.list_workers(pool) for pool in pools))
+    statuses = await read_statuses(server)
+    pools = [pool.name for pool in await server.list_pools()]
+    workers = await asyncio.gather(*(server.list_workers(pool) for pool in pools))
     found: dict[str, list[tuple[str, Worker]]] = {}
     for pool, of_pool in zip(pools, workers, strict=True):
         for worker in of_pool:
             found.setdefault(worker.name, []).append((pool, worker))
-    hosts = _hosts(await read_presences(session.server))
+    hosts = _hosts(await read_presences(server))
     return [
         _agent(name, found.get(name, []), statuses.get(name)).model_copy(update={"hosts": hosts.get(name, ())})
         for name in sorted(found.keys() | statuses.keys())
@@ -277,7 +275,7 @@ def _agent(name: str, beats: list[tuple[str, Worker]], status: AgentStatus | Non
     return AgentInfo.model_validate({**posted, **now})
 
 
-async def drain_agent(session: Session, name: str, *, undo: bool = False) -> AgentInfo:
+async def drain_agent(server: Server, name: str, *, undo: bool = False) -> AgentInfo:
     """Ask an agent to drain, or, with `undo`, to take items again.
 
     Returns:
@@ -287,8 +285,8 @@ async def drain_agent(session: Session, name: str, *, undo: bool = False) -> Age
         NotFoundError: when there is no agent of that name; names the nearest one.
         LaunchError: when it is offline, or was not asked to drain.
     """
-    there = {agent.name: agent for agent in await agents(session)}
-    if undo and await cancel_drain(session.server, name):
+    there = {agent.name: agent for agent in await agents(server)}
+    if undo and await cancel_drain(server, name):
         return there.get(name) or AgentInfo(name=name)
     if name not in there:
         raise unknown_name("agent", name, there)
@@ -296,5 +294,5 @@ async def drain_agent(session: Session, name: str, *, undo: bool = False) -> Age
         raise LaunchError(f"The agent {name!r} was not asked to drain, or has drained already: nothing to undo.")
     if not there[name].online:
         raise LaunchError(f"The agent {name!r} is offline: it takes no items. Start it, or leave it as it is.")
-    await request_drain(session.server, name)
+    await request_drain(server, name)
     return there[name]

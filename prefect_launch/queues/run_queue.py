@@ -8,7 +8,8 @@ from prefect_launch.core.names import MAX_QUEUE_NAME_CHARS, check_name
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import QueueError
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.queues.deployment import ensure_deployment, refresh_forms
+from prefect_launch.queues.deployment import refresh_forms
+from prefect_launch.queues.session import ensure_deployment
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Pool
 from prefect_launch.spec.scheduling import Priority

@@ -1,4 +1,4 @@
-"""Session of an open `Api`: the server, the job registry and a short-lived cache of queues."""
+"""Session of an open `Api`: the server, the job registry, and a short-lived cache of queues with their deployments."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 from prefect_launch.core.names import check_name
 from prefect_launch.core.units import utc_time
 from prefect_launch.errors import QueueError, unknown_name
+from prefect_launch.jobs.schema import value_definitions, within_64_bits
 from prefect_launch.policy.template import QueueConfig
+from prefect_launch.queues.agent_status import online_agents
 from prefect_launch.registries.digest_cache import DigestCache
+from prefect_launch.runners.base import Labels
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.secrets import ReadSecret, read_secret
 from prefect_launch.server.values import POOL_TYPE, Pool
+from prefect_launch.spec.launch_spec import LaunchSpec
 
 if TYPE_CHECKING:
     from prefect_launch.jobs.registry import JobRegistry
@@ -96,8 +100,6 @@ class Session:
 
     async def secure_agents(self, queue: str) -> tuple[str, ...]:
         """Return the agents that are online for a queue when all of them are in secure mode; else none."""
-        from prefect_launch.queues.agent_status import online_agents
-
         read_at, names = self._secure_agents.get(queue, (float("-inf"), ()))
         if time.monotonic() - read_at > QUEUE_MEMORY_SECONDS:
             online = await online_agents(self.server, queue)
@@ -123,8 +125,6 @@ class Session:
                 )
 
     async def _read_queue(self, name: str) -> CachedQueue:
-        from prefect_launch.queues.deployment import ensure_deployment
-
         pool = await self.pool(name)
         config = QueueConfig.from_template(name, pool.base_job_template)
         deployment_id = await ensure_deployment(self.server, name, config)
@@ -148,3 +148,49 @@ def blocked_reason_of(pool: Pool) -> str:
     if pool.status == _NOT_READY:
         return f"No agent was online for the queue at {now}: 'prefect-launch agent start -q {pool.name}' starts one."
     return ""
+
+
+# --- the deployment of a queue ---
+
+#: Label of deployments and items: the queue that they belong to.
+QUEUE_LABEL: Final = Labels.QUEUE
+
+
+def deployment_name(queue: str) -> str:
+    """Return the name of the deployment (of the flow `launch`) that a queue's items are made from."""
+    return f"queue-{queue}"
+
+
+def queue_tag(queue: str) -> str:
+    """Return the tag of what belongs to a queue: its deployment, and the agents that serve it."""
+    return f"queue:{queue}"
+
+
+async def ensure_deployment(server: Server, name: str, config: QueueConfig) -> UUID:
+    """Return the id of the deployment that a queue's items are made from; it is made when it is missing."""
+    wanted = deployment_name(name)
+    there = await server.find_deployment(wanted)
+    if there is not None and there.work_pool_name == name:
+        return there.id
+    return await server.upsert_deployment(
+        wanted,
+        pool=name,
+        parameters={},
+        parameter_schema=_item_schema(),
+        description=f"Any job on the queue **{name}** ({config.resource}). `launch_add` makes its items from it.",
+        tags=["launch", queue_tag(name)],
+        labels={QUEUE_LABEL: name},
+        enforce=True,
+    )
+
+
+def _item_schema() -> dict[str, Any]:
+    """Return the schema of an item's parameters, its numbers bounded by what the server can send.
+
+    The server checks by it what comes straight to it, such as by `prefect deployment run`.
+    """
+    schema = within_64_bits(LaunchSpec.model_json_schema())
+    for given_elsewhere in ("priority", "template_variables"):  # By the work queue, and as job variables.
+        schema["properties"].pop(given_elsewhere)
+    parts = {name: within_64_bits(part) for name, part in schema.pop("$defs").items()}
+    return {**schema, "$defs": parts, "definitions": value_definitions()}

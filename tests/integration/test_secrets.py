@@ -13,7 +13,8 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from prefect_launch.core.masking import MASK
 from prefect_launch.errors import UnsafeSpecError
-from prefect_launch.queues.deployment import deploy_job, deployment_name
+from prefect_launch.queues.deployment import deploy_job
+from prefect_launch.queues.session import deployment_name
 from prefect_launch.server.secrets import reference_to
 from tests.support.live import Site, run_deployment
 

@@ -28,7 +28,7 @@ from prefect_launch.core.early_signals import SIGNALS
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, ServerUnavailableError
 from prefect_launch.queues.agent_status import TAG, read_drain_order, request_drain
-from prefect_launch.queues.deployment import queue_tag
+from prefect_launch.queues.session import queue_tag
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:

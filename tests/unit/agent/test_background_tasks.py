@@ -179,7 +179,7 @@ async def test_agent_whose_vital_task_fails_for_good_leaves_loudly_and_its_runs_
         await asyncio.wait_for(loop, 60)
     assert f"leaving: The background task '{name}' failed 5 times" in caplog.text
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
-    (left,) = await bench.api.acall(agents)
+    (left,) = await bench.api.acall(lambda session: agents(session.server))
     assert (left.state, [one.id for one in left.running]) == ("offline", [str(item.id)])
     bench.server.before_call = None
     await bench.agent().loop(until_empty=True)

@@ -75,10 +75,10 @@ async def test_order_to_drain_that_is_taken_back_lets_the_agent_take_items_again
     async with bench.running(bench.agent()) as agent:
         await bench.until(first, StateType.RUNNING)
         await _seen(bench, "running")
-        await bench.api.acall(lambda session: drain_agent(session, "box"))
+        await bench.api.acall(lambda session: drain_agent(session.server, "box"))
         await _seen(bench, "draining")
         assert agent.free_slots == 0
-        await bench.api.acall(lambda session: drain_agent(session, "box", undo=True))
+        await bench.api.acall(lambda session: drain_agent(session.server, "box", undo=True))
         await bench.until(second, StateType.COMPLETED)
 
 
@@ -106,12 +106,12 @@ async def test_unknown_or_offline_agent_cannot_be_drained(bench: Bench) -> None:
     async with bench.running(bench.agent("box-1")):
         await _seen(bench, "polling", "box-1")
         with pytest.raises(NotFoundError, match="Did you mean 'box-1'"):
-            await bench.api.acall(lambda session: drain_agent(session, "box-2"))
+            await bench.api.acall(lambda session: drain_agent(session.server, "box-2"))
         with pytest.raises(LaunchError, match="was not asked to drain"):
-            await bench.api.acall(lambda session: drain_agent(session, "box-1", undo=True))
+            await bench.api.acall(lambda session: drain_agent(session.server, "box-1", undo=True))
     await post_status(bench.server, AgentStatus(name="gone", host="h", queues=(QUEUE,), slots=1, state="running"))
     with pytest.raises(LaunchError, match="is offline"):
-        await bench.api.acall(lambda session: drain_agent(session, "gone"))
+        await bench.api.acall(lambda session: drain_agent(session.server, "gone"))
 
 
 # --- signals ---
@@ -236,7 +236,7 @@ async def test_agent_tells_its_host_its_slots_and_what_runs(bench: Bench) -> Non
 async def test_agent_that_leaves_with_nothing_in_work_is_off_the_list(bench: Bench) -> None:
     async with bench.running(bench.agent()):
         await _seen(bench, "polling")
-    assert await bench.api.acall(agents) == []
+    assert await bench.api.acall(lambda session: agents(session.server)) == []
     assert await read_statuses(bench.server) == {}
 
 
@@ -272,7 +272,7 @@ def _signals(
 
 
 async def _agent(bench: Bench, name: str = "box") -> AgentInfo:
-    found = {agent.name: agent for agent in await bench.api.acall(agents)}
+    found = {agent.name: agent for agent in await bench.api.acall(lambda session: agents(session.server))}
     return found.get(name, AgentInfo(name=name, queues=(), state="absent"))
 
 

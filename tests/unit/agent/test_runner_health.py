@@ -25,7 +25,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def problems(bench: Bench) -> tuple[str, ...]:
     async with bench.api.open() as session:
-        return tuple(f"{resource}: {why}" for one in await agents(session) for resource, why in one.problems.items())
+        return tuple(
+            f"{resource}: {why}" for one in await agents(session.server) for resource, why in one.problems.items()
+        )
 
 
 async def test_items_of_an_engine_that_is_away_stay_queued_until_it_is_back(

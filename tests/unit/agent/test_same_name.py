@@ -175,7 +175,7 @@ async def test_two_living_agents_of_one_name_take_nothing_from_each_other_and_ar
     assert (await bench.read(item.id)).state_type is StateType.PENDING
     assert caplog.text.count("same-name: another agent called box runs on pod-1") == 1
     await write_presence(bench.server, Presence.of(holder_called("box", host="pod-2"), (QUEUE,)).beating(1))
-    (listed,) = await bench.api.acall(agents)
+    (listed,) = await bench.api.acall(lambda session: agents(session.server))
     assert sorted(listed.hosts) == ["pod-1", "pod-2"]
 
 
