@@ -173,9 +173,9 @@ class ImageBuilder:
         builder, access = await self._choose(target, log)
         log(f"Building {target.image} with {builder.name}{f' on {target.base}' if target.base else ''}.\n")
         try:
-            built = await builder.build(target, access, lambda text: log(access.masked(text)))
+            built = await builder.build(target, access, lambda text: log(access.mask.text(text)))
         except (BuildError, InfrastructureError) as error:  # It has the last lines of the log.
-            raise type(error)(access.masked(str(error))) from None
+            raise type(error)(access.mask.text(str(error))) from None
         await self.engine.tag(built, target.image)
         log(f"Built {target.image}.\n")
 

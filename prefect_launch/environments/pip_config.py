@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from prefect_launch.core.masking import Mask
 from prefect_launch.errors import AgentConfigError
 
 #: pip's option, uv's variable, and the separator of several values there.
@@ -126,18 +127,12 @@ class PipAccess:
     Attributes:
         files: the secrets, by name.
         folders: folders of this machine that hold packages; each is mounted at the same path.
-        passwords: texts that no log may show.
+        mask: hides the passwords in logs.
     """
 
     files: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     folders: tuple[str, ...] = ()
-    passwords: tuple[str, ...] = field(default=(), repr=False)
-
-    def masked(self, text: str) -> str:
-        """Return a text without the passwords."""
-        for password in self.passwords:
-            text = text.replace(password, "***")
-        return text
+    mask: Mask = field(default_factory=Mask, compare=False)
 
 
 def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] | None = None) -> PipAccess:
@@ -173,12 +168,12 @@ def read_pip_access(setting: str, *, folders: bool, environ: Mapping[str, str] |
     if variables:
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in sorted(variables.items())]
         files[INDEX_SETTINGS] = "".join(lines).encode()
-    return PipAccess(files, tuple(dict.fromkeys(mounted)), _passwords(variables))
+    return PipAccess(files, tuple(dict.fromkeys(mounted)), _mask(variables))
 
 
-def _passwords(variables: Mapping[str, str]) -> tuple[str, ...]:
-    found = {password for value in variables.values() for password in _PASSWORD.findall(value)}
-    return tuple(sorted({*found, *map(unquote, found)}, key=len, reverse=True))
+def _mask(variables: Mapping[str, str]) -> Mask:
+    found = [password for value in variables.values() for password in _PASSWORD.findall(value)]
+    return Mask([*found, *map(unquote, found)])
 
 
 def _settings_of(setting: str, environ: dict[str, str]) -> dict[str, str]:

@@ -22,10 +22,11 @@ from typing import Final
 
 import anyio
 
+from prefect_launch.core.masking import Mask
 from prefect_launch.core.subprocesses import run_command
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, OperatorError, SourceError
 from prefect_launch.server.secrets import ReadSecret, read_secret
-from prefect_launch.sources.remote import ALLOWED_PROTOCOLS, GitCredential, GitSettings, split_remote
+from prefect_launch.sources.remote import ALLOWED_PROTOCOLS, GitCredential, GitSettings, split_remote, without_users
 
 #: Time limit of a call that asks only for names.
 ASK_TIMEOUT_SECONDS: Final = 60.0
@@ -144,7 +145,7 @@ class Git:
                     " git host; a repository that is that large wants a longer 'timeout' in the git settings."
                 ) from None
         if ended.returncode != 0:
-            raise _fault(arguments[0], remote, _masked(ended.stderr.decode(errors="replace"), access.secrets))
+            raise _fault(arguments[0], remote, access.mask.text(without_users(ended.stderr.decode(errors="replace"))))
         return ended.stdout.decode(errors="replace")
 
     async def init(self, folder: Path, *, bare: bool = True) -> None:
@@ -205,12 +206,6 @@ def _of(remote: str | None) -> str:
     return f" of {remote}" if remote else ""
 
 
-def _masked(output: str, secrets: Sequence[str]) -> str:
-    for secret in secrets:
-        output = output.replace(secret, "***")
-    return re.sub(r"(?<=://)[^@/\s]*@", "***@", output)
-
-
 @dataclass(frozen=True)
 class Access:
     """What a command needs to get into a remote.
@@ -218,12 +213,12 @@ class Access:
     Attributes:
         config: git's settings, as `key=value`.
         environment: additional environment variables.
-        secrets: texts that no message may show.
+        mask: hides the secrets in messages.
     """
 
     config: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    mask: Mask = field(default_factory=Mask)
 
 
 @asynccontextmanager
@@ -252,7 +247,7 @@ async def access_to(remote: str | None, settings: GitSettings, read: ReadSecret)
             # An empty helper resets the list: git must not ask the machine's own helper, nor tell it the token.
             config=("credential.helper=", f"credential.{scheme}://{host}.helper={_HELPER}"),
             environment={_USER: credential.username, _TOKEN: token},
-            secrets=(token,),
+            mask=Mask([token]),
         )
     else:
         yield Access()

@@ -51,15 +51,15 @@ def check_remote(remote: object, protocols: Collection[str] = ALLOWED_PROTOCOLS)
     """
     text = remote if isinstance(remote, str) else repr(remote)
     known = _URL.match(text) or _SCP.match(text) or ("file" in protocols and _FILE.match(text))
-    allowed = bool(known) and text.isprintable()
+    allowed, shown = bool(known) and text.isprintable(), without_users(text)
     if not allowed:
         raise SourceError(
-            f"Refusing to fetch git remote {_masked(text)[:200]!r}: only https://, ssh://, and git@host:path remotes"
+            f"Refusing to fetch git remote {shown[:200]!r}: only https://, ssh://, and git@host:path remotes"
             " are allowed."
         )
     if _has_credentials(text):
         raise SourceError(
-            f"The git remote {_masked(text)!r} holds credentials, which would be stored with the job. Leave them out,"
+            f"The git remote {shown!r} holds credentials, which would be stored with the job. Leave them out,"
             " and let git find them where it runs: a credential helper, or an ssh key."
         )
     return text
@@ -96,8 +96,9 @@ def _has_credentials(remote: str) -> bool:
     return bool(parts.password) or (parts.scheme == "https" and "@" in parts.netloc)
 
 
-def _masked(remote: str) -> str:
-    return re.sub(r"(?<=://)[^@/]*@", "***@", remote)
+def without_users(text: str) -> str:
+    """Return a text with `***` for the user, and the password, of each address in it."""
+    return re.sub(r"(?<=://)[^@/\s]*@", "***@", text)
 
 
 def reject_web_pages(uri: str) -> None:

@@ -54,7 +54,7 @@ def test_index_in_a_folder_is_mounted_or_left_out(tmp_path: Path) -> None:
 
 def test_passwords_are_shown_in_no_log(tmp_path: Path) -> None:
     given = access(tmp_path, f"[global]\nindex-url = {URL}\n")
-    assert given.masked(f"Looking in {URL}; s3cr@t") == "Looking in https://me:***@index.example/root; ***"
+    assert given.mask.text(f"Looking in {URL}; s3cr@t") == "Looking in https://me:********@index.example/root; ********"
     assert "s3cr" not in repr(given)
 
 
