@@ -11,7 +11,7 @@ import typer
 from prefect_launch.cli.options import JsonOption, examples, group
 from prefect_launch.cli.output import Column, ago, print_json, print_table
 from prefect_launch.cli.process import loading
-from prefect_launch.core.early_signals import early_signals
+from prefect_launch.core.early_signals import SIGNALLED, early_signals
 
 if TYPE_CHECKING:
     from prefect_launch.agent import AgentConfig
@@ -44,8 +44,6 @@ NameOption = Annotated[
 ]
 VerboseOption = Annotated[bool, typer.Option("-v", "--verbose", metavar="", help="Verbose output.")]
 
-#: Added to a signal's number, as a shell does (130, 143): the agent exited in order, but its queues were not emptied.
-_SIGNALLED: Final = 128
 _LINE: Final = "%(asctime)s %(message)s"
 
 
@@ -96,7 +94,7 @@ def _tell(text: str) -> None:
 async def _work(signals: Signals, until_empty: bool) -> int:
     """Run the agent's loop: the first signal drains it, the second ends it at once."""
     signal_number = await signals.run(until_empty=until_empty)
-    return 0 if signal_number is None else _SIGNALLED + signal_number
+    return 0 if signal_number is None else SIGNALLED + signal_number
 
 
 @app.command(epilog=examples("prefect-launch agent serve -q gpu -j 2 --name box-1"))
@@ -125,7 +123,7 @@ def serve(
 
         seconds = DEFAULT_INTERVAL_SECONDS if interval is None else interval
         signal_number = asyncio.run(serve_agent(default_api(), settings, interval_seconds=seconds, early=early))
-    raise typer.Exit(0 if signal_number is None else _SIGNALLED + signal_number)
+    raise typer.Exit(0 if signal_number is None else SIGNALLED + signal_number)
 
 
 @app.command("list")

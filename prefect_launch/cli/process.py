@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from prefect_launch.core.early_signals import SIGNALLED
 from prefect_launch.core.terminal import sanitize_log_lines
 
 if TYPE_CHECKING:
@@ -78,8 +79,6 @@ def loading() -> Iterator[None]:
 
 # Signals: SIGTERM, and SIGHUP of a closed terminal, unwind a command as Ctrl-C does, so that it cleans up.
 
-#: A shell's exit code is this plus the signal's number.
-_SIGNALLED: Final = 128
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -99,4 +98,4 @@ def ending_in_order() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:
-    raise SystemExit(_SIGNALLED + number)
+    raise SystemExit(SIGNALLED + number)

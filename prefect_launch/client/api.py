@@ -24,6 +24,7 @@ from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError, QueueError
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
+from prefect_launch.server.values import PAGE
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _Api = TypeVar("_Api", bound="Api")
-
-_PAGE = 200
 
 
 def machine_registries() -> Registry:
@@ -187,7 +186,7 @@ class Api(BaseModel):
         queue: str | None = None,
         states: Iterable[StateType] | None = None,
         names: Iterable[str] | None = None,
-        limit: int | None = _PAGE,
+        limit: int | None = PAGE,
     ) -> list[QueuedRun]:
         """List items, newest first.
 
@@ -208,7 +207,7 @@ class Api(BaseModel):
         queue: str | None = None,
         states: Iterable[StateType] | None = None,
         names: Iterable[str] | None = None,
-        limit: int | None = _PAGE,
+        limit: int | None = PAGE,
     ) -> list[Item]:
         """Like `items`, but returns the items themselves instead of handles on them."""
         wanted = None if states is None else list(states)
@@ -219,7 +218,7 @@ class Api(BaseModel):
                 await session.queue(queue)
             found: list[Item] = []
             while limit is None or len(found) < limit:
-                size = _PAGE if limit is None else min(_PAGE, limit - len(found))
+                size = PAGE if limit is None else min(PAGE, limit - len(found))
                 page = await session.server.list_items(
                     pool=queue, state_types=wanted, names=named, limit=size, offset=len(found)
                 )

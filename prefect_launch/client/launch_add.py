@@ -19,13 +19,11 @@ from prefect_launch.planning.image_pinning import Digests
 from prefect_launch.planning.refused_fields import refuse_unread_at_queue
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session
-from prefect_launch.server.values import Item, ItemDraft
+from prefect_launch.server.values import PAGE, Item, ItemDraft
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec, parse_spec
 
 #: The second try sees a queue that was deleted and created again meanwhile.
 _ATTEMPTS: Final = 2
-#: The server's limit for one list.
-_PAGE: Final = 200
 
 
 def launch_add(
@@ -242,7 +240,7 @@ async def add_items(api: Api, session: Session, specs: Sequence[LaunchSpec], que
 
 async def _check_taken(session: Session, queue: CachedQueue, drafts: Sequence[ItemDraft]) -> None:
     """Refuse run ids that another spec has taken, before anything is made."""
-    for start in range(0, len(drafts), _PAGE):
-        asked = {draft.idempotency_key: draft for draft in drafts[start : start + _PAGE]}
-        for item in await session.server.list_items(keys=list(asked), limit=_PAGE):
+    for start in range(0, len(drafts), PAGE):
+        asked = {draft.idempotency_key: draft for draft in drafts[start : start + PAGE]}
+        for item in await session.server.list_items(keys=list(asked), limit=PAGE):
             same_item(item, asked[item.idempotency_key or ""], queue)

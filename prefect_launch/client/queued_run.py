@@ -14,7 +14,7 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, NotFoundError
-from prefect_launch.server.values import Answer, Item, LogRecord, State
+from prefect_launch.server.values import PAGE, Answer, Item, LogRecord, State
 from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ _POLL_MIN_SECONDS: Final = 0.1
 _POLL_MAX_SECONDS: Final = 1.0
 #: Log lines in the error of a run that did not complete.
 LAST_LINES: Final = 20
-_LOG_PAGE: Final = 200
 _STARTED = frozenset({StateType.RUNNING, StateType.COMPLETED})
 
 
@@ -119,9 +118,9 @@ class QueuedRun:
         async def read(session: Session) -> list[LogRecord]:
             found: list[LogRecord] = []
             while True:
-                page = await session.server.read_logs(UUID(self.id), limit=_LOG_PAGE, offset=offset + len(found))
+                page = await session.server.read_logs(UUID(self.id), limit=PAGE, offset=offset + len(found))
                 found.extend(page)
-                if len(page) < _LOG_PAGE:
+                if len(page) < PAGE:
                     return found
 
         return self._api.call(read)

@@ -11,7 +11,7 @@ from typing import Final
 #: The signals that ask a program to end in order.
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 #: What a shell adds to a signal's number.
-_SIGNALLED: Final = 128
+SIGNALLED: Final = 128
 
 
 @contextmanager
@@ -35,7 +35,7 @@ def early_signals(tell: Callable[[str], None]) -> Iterator[list[signal.Signals]]
         heard.append(signal.Signals(number))
         if len(heard) > 1:
             give_back()  # A third one ends the process by itself.
-            raise SystemExit(_SIGNALLED + heard[0])
+            raise SystemExit(SIGNALLED + heard[0])
 
     def give_back() -> None:
         for number, handler in before.items():

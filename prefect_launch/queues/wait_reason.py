@@ -22,7 +22,7 @@ from prefect_launch.core.units import utc_minute, utc_time
 from prefect_launch.jobs.index import PATH_TAG
 from prefect_launch.queues.agent_status import AgentInfo, online_agents
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import Item, PriorityQueue
+from prefect_launch.server.values import PAGE, Item, PriorityQueue
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
@@ -356,7 +356,6 @@ def seconds_until_start(*, ahead: int, running: Sequence[float], slots: int | No
 
 #: A forecast is made from so many past runs, the latest.
 PAST_RUNS: Final = 20
-_PAGE: Final = 200
 
 
 async def why_waiting(session: Session, item: Item) -> WaitReason | None:
@@ -388,7 +387,7 @@ async def read_queue_facts(server: Server, name: str) -> QueueFacts | None:
         server.read_pool(name),
         server.list_queues(name),
         online_agents(server, name),
-        server.list_items(pool=name, state_types=sorted(ACTIVE), limit=_PAGE),
+        server.list_items(pool=name, state_types=sorted(ACTIVE), limit=PAGE),
     )
     if pool is None:
         return None

@@ -30,7 +30,7 @@ from prefect_launch.server.http import (
     raise_refusal,
 )
 from prefect_launch.server.items import ItemCalls, ProposalCalls, TelemetryCalls
-from prefect_launch.server.values import POOL_TYPE, Deployment, DeploymentFields, Pool, PriorityQueue, Worker
+from prefect_launch.server.values import PAGE, POOL_TYPE, Deployment, DeploymentFields, Pool, PriorityQueue, Worker
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -95,8 +95,6 @@ class EventCalls(Calls):
 
 # --- variables ---
 
-_VARIABLES_PAGE: Final = 200
-
 
 class VariableCalls(Calls):
     """Calls about variables; a name is of `[a-z0-9_-]`, a value JSON of at most 5 000 characters."""
@@ -128,16 +126,14 @@ class VariableCalls(Calls):
     async def list_variables(self, *tags: str) -> dict[str, Any]:
         values: dict[str, Any] = {}
         while True:
-            body = {"variables": {"tags": {"all_": list(tags)}}, "limit": _VARIABLES_PAGE, "offset": len(values)}
+            body = {"variables": {"tags": {"all_": list(tags)}}, "limit": PAGE, "offset": len(values)}
             page = await self._rest.get("POST", "/variables/filter", json=body)
             values.update({variable["name"]: variable["value"] for variable in page})
-            if len(page) < _VARIABLES_PAGE:
+            if len(page) < PAGE:
                 return values
 
 
 # --- work pools, work queues and deployments ---
-
-_PAGE = 200
 
 
 class PoolCalls(Calls):
@@ -148,7 +144,7 @@ class PoolCalls(Calls):
         return None if found is None else Pool.model_validate(found)
 
     async def list_pools(self) -> list[Pool]:
-        body = {"limit": _PAGE, "work_pools": {"type": {"any_": [POOL_TYPE]}}}
+        body = {"limit": PAGE, "work_pools": {"type": {"any_": [POOL_TYPE]}}}
         return [Pool.model_validate(pool) for pool in await self._rest.get("POST", "/work_pools/filter", json=body)]
 
     async def create_pool(
@@ -175,7 +171,7 @@ class PoolCalls(Calls):
         return await self._rest.get("DELETE", f"/work_pools/{quote(name, safe='')}") is not None
 
     async def list_queues(self, pool: str) -> list[PriorityQueue]:
-        found = await self._rest.get("POST", f"/work_pools/{quote(pool, safe='')}/queues/filter", json={"limit": _PAGE})
+        found = await self._rest.get("POST", f"/work_pools/{quote(pool, safe='')}/queues/filter", json={"limit": PAGE})
         queues = [PriorityQueue.model_validate(queue) for queue in found or ()]
         return sorted(queues, key=lambda queue: queue.priority or 0)
 
@@ -196,7 +192,7 @@ class PoolCalls(Calls):
         return None if found is None else Deployment.model_validate(found)
 
     async def list_deployments(self, pool: str) -> list[Deployment]:
-        body = {"limit": _PAGE, "work_pools": {"name": {"any_": [pool]}}}
+        body = {"limit": PAGE, "work_pools": {"name": {"any_": [pool]}}}
         return [
             Deployment.model_validate(found) for found in await self._rest.get("POST", "/deployments/filter", json=body)
         ]
@@ -241,9 +237,7 @@ class PoolCalls(Calls):
         await self._rest.get("POST", f"/work_pools/{quote(pool, safe='')}/workers/heartbeat", json=body)
 
     async def list_workers(self, pool: str) -> list[Worker]:
-        found = await self._rest.get(
-            "POST", f"/work_pools/{quote(pool, safe='')}/workers/filter", json={"limit": _PAGE}
-        )
+        found = await self._rest.get("POST", f"/work_pools/{quote(pool, safe='')}/workers/filter", json={"limit": PAGE})
         return [Worker.model_validate(worker) for worker in found or ()]
 
     async def delete_worker(self, pool: str, name: str) -> None:

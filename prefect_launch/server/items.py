@@ -19,7 +19,7 @@ import anyio
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
 from prefect_launch.server.http import Calls
-from prefect_launch.server.values import POOL_TYPE, Answer, Item, ItemDraft, ItemFilter, LogRecord, State, Verdict
+from prefect_launch.server.values import PAGE, POOL_TYPE, Answer, Item, ItemDraft, ItemFilter, LogRecord, State, Verdict
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -89,7 +89,7 @@ class ItemCalls(Calls):
     async def delete_item(self, item_id: UUID) -> None:
         await self._rest.get("DELETE", f"/flow_runs/{item_id}")
 
-    async def list_items(self, *, limit: int = 200, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
+    async def list_items(self, *, limit: int = PAGE, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
         return await self._list("EXPECTED_START_TIME_DESC", wanted, limit=limit, offset=offset)
 
     async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
@@ -247,7 +247,7 @@ class TelemetryCalls(Calls):
         await self._rest.get("POST", "/logs/", json=body)
 
     async def read_logs(
-        self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
+        self, item_id: UUID, *, limit: int = PAGE, offset: int = 0, since: datetime | None = None
     ) -> list[LogRecord]:
         body = {
             "logs": {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from prefect_launch.server.values import (
+    PAGE,
     Deployment,
     DeploymentFields,
     Item,
@@ -124,7 +125,7 @@ class Server(Protocol):
     async def delete_item(self, item_id: UUID) -> None:
         """Delete an item with its log; one that is gone is fine."""
 
-    async def list_items(self, *, limit: int = 200, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
+    async def list_items(self, *, limit: int = PAGE, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
         """List items, newest first."""
 
     async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
@@ -179,7 +180,7 @@ class Server(Protocol):
         """Add records to the logs of several items, in one request."""
 
     async def read_logs(
-        self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
+        self, item_id: UUID, *, limit: int = PAGE, offset: int = 0, since: datetime | None = None
     ) -> list[LogRecord]:
         """Read an item's log, oldest first; with `since`, what is of that time or later."""
 

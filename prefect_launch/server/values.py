@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import Enum
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.validation import ServerText
 
+#: The most that a Prefect server lists in one request.
+PAGE: Final = 200
 #: The type of the work pools that are ours.
 POOL_TYPE = "launch"
 

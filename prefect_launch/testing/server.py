@@ -17,7 +17,7 @@ from uuid import UUID, uuid4
 
 from prefect_launch.errors import SpecError
 from prefect_launch.server.items import ONCE, is_same_artifact
-from prefect_launch.server.values import Item, LogRecord
+from prefect_launch.server.values import PAGE, Item, LogRecord
 from prefect_launch.testing.server_items import InMemoryItems
 from prefect_launch.testing.server_pools import InMemoryPools
 from prefect_launch.testing.server_store import Calls, Hook, Store, Watcher, as_json, call
@@ -40,7 +40,7 @@ class InMemoryTelemetry(Calls):
 
     @call
     def read_logs(
-        self, item_id: UUID, *, limit: int = 200, offset: int = 0, since: datetime | None = None
+        self, item_id: UUID, *, limit: int = PAGE, offset: int = 0, since: datetime | None = None
     ) -> list[LogRecord]:
         records = sorted(self._store.logs.get(item_id, ()), key=lambda record: record.timestamp)
         records = [record for record in records if since is None or record.timestamp >= since]

@@ -16,7 +16,7 @@ from uuid import UUID, uuid4
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.validation import json_fault
 from prefect_launch.errors import ItemGoneError, ServerFailedError, SpecError
-from prefect_launch.server.values import Answer, Item, ItemDraft, ItemFilter, PriorityQueue, State, Verdict
+from prefect_launch.server.values import PAGE, Answer, Item, ItemDraft, ItemFilter, PriorityQueue, State, Verdict
 from prefect_launch.testing.server_store import (
     Calls,
     StoredDeployment,
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _FLOW: Final = "launch"
-#: The server's limit for one page.
-_PAGE: Final = 200
 #: What the limits of pools and queues count.
 _IN_WORK = frozenset({StateType.PENDING, StateType.RUNNING})
 _TOLD = frozenset({StateType.SCHEDULED, StateType.CANCELLING})
@@ -154,7 +152,7 @@ class InMemoryItems(Calls):
         self._store.logs.pop(item_id, None)
 
     @call
-    def list_items(self, *, limit: int = 200, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
+    def list_items(self, *, limit: int = PAGE, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
         _check_page(limit)
         found = self._fitting(wanted)[::-1]
         found.sort(key=lambda item: item.expected_start_time or self._store.now(), reverse=True)
@@ -252,8 +250,8 @@ def _sent(items: list[Item]) -> list[Item]:
 
 
 def _check_page(limit: int) -> None:
-    if limit > _PAGE:
-        raise refused(f"Invalid limit: must be less than or equal to {_PAGE}.")
+    if limit > PAGE:
+        raise refused(f"Invalid limit: must be less than or equal to {PAGE}.")
 
 
 def _queue_of(pool: StoredPool, name: str) -> PriorityQueue:
@@ -267,7 +265,7 @@ def _queue_of(pool: StoredPool, name: str) -> PriorityQueue:
 
 def _free(limit: int | None, items: Collection[Item]) -> int:
     in_work = sum(item.state_type in _IN_WORK for item in items)
-    return _PAGE if limit is None else max(0, limit - in_work)
+    return PAGE if limit is None else max(0, limit - in_work)
 
 
 def _due(items: Collection[Item], queue: PriorityQueue, after: datetime | None, before: datetime) -> list[Item]:

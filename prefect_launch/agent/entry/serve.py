@@ -29,6 +29,7 @@ from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, ServerUnavailableError
 from prefect_launch.queues.agent_status import TAG, read_drain_order, request_drain
 from prefect_launch.queues.session import queue_tag
+from prefect_launch.server.values import PAGE
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
@@ -50,7 +51,6 @@ MARGIN_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 2.0
 #: What the service is given to end: Prefect gives a run 30 s.
 STOP_SECONDS: Final = 40.0
-_PAGE: Final = 200
 
 
 class Stop:
@@ -317,5 +317,5 @@ async def _runs(client: PrefectClient, deployment_id: UUID, state_types: list[st
     return await client.read_flow_runs(
         deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=wanted))),
-        limit=_PAGE,
+        limit=PAGE,
     )

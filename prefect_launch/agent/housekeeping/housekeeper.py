@@ -30,6 +30,7 @@ from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Found, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.process.process_index import ProcessIndex
 from prefect_launch.runners.registry import used_resources
+from prefect_launch.server.values import PAGE
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ log = logging.getLogger(__name__)
 SETTLED_SECONDS: Final = 60.0
 #: A log that is not whole by then is left for the next time.
 _LOG_SECONDS: Final = 120.0
-_PAGE: Final = 200
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ async def _ended(context: AgentContext, ids: Collection[UUID], settled_seconds: 
     """Return which of these items have ended, and not just now."""
     ended = set()
     wanted = sorted(ids)
-    for start in range(0, len(wanted), _PAGE):
-        for item in await context.session.server.list_items(ids=wanted[start : start + _PAGE]):
+    for start in range(0, len(wanted), PAGE):
+        for item in await context.session.server.list_items(ids=wanted[start : start + PAGE]):
             at = item.state.timestamp if item.state is not None else None
             if item.is_terminal and (at is None or time.time() - at.timestamp() >= settled_seconds):
                 ended.add(item.id)

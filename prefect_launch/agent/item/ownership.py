@@ -34,7 +34,7 @@ from prefect_launch.planning.plan import load_plan
 from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import Item, State
+from prefect_launch.server.values import PAGE, Item, State
 from prefect_launch.settings.agent_config import MachineSettings
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,6 @@ log = logging.getLogger(__name__)
 
 #: An agent is called lost after three times as long; one read for each item in work.
 LOOK_SECONDS: Final = 30.0
-_PAGE: Final = 200
 #: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
 _OURS: Final = ACTIVE | {StateType.CANCELLED}
 
@@ -79,7 +78,7 @@ def token_of(item: Item) -> str:
 async def items_in_work(server: Server, pool: str) -> list[Item]:
     """Return all items of a queue that an agent has in work."""
     found: list[Item] = []
-    while page := await server.list_items(pool=pool, state_types=sorted(ACTIVE), limit=_PAGE, offset=len(found)):
+    while page := await server.list_items(pool=pool, state_types=sorted(ACTIVE), limit=PAGE, offset=len(found)):
         found.extend(page)
     return found
 

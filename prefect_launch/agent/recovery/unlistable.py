@@ -18,6 +18,7 @@ from prefect_launch.agent.item.finish import fail_item, unsendable_part
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Phase
+from prefect_launch.server.values import PAGE
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 30.0
-_PAGE: Final = 200
 #: Schedules make runs for 100 days ahead.
 _AHEAD: Final = timedelta(days=3650)
 
@@ -70,7 +70,7 @@ class UnlistableItems:
         """
         until = datetime.now(timezone.utc) + _AHEAD
         for queue in self._queues:
-            for item in await self._session.server.poll(queue, limit=_PAGE, before=until, after=after):
+            for item in await self._session.server.poll(queue, limit=PAGE, before=until, after=after):
                 fault = unsendable_part(item)
                 if fault is None:
                     continue

@@ -27,7 +27,7 @@ from prefect_launch.queues.wait_reason import (
     read_past,
     read_queue_facts,
 )
-from prefect_launch.server.values import Item, LogRecord
+from prefect_launch.server.values import PAGE, Item, LogRecord
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
@@ -41,7 +41,6 @@ WAITED_SECONDS: Final = 10.0
 MOST_ITEMS: Final = 20
 #: The logger of a line: this name, and the cause that the line tells.
 _LOGGER: Final = f"{LOGGER}.waits"
-_LOG_PAGE: Final = 200
 
 
 class WaitReasonLogger:
@@ -120,7 +119,7 @@ class WaitReasonLogger:
     async def _told_before(self, item: Item) -> WaitCause | None:
         """Read what an earlier life of this agent, or another agent, has told of this wait."""
         since = item.state.timestamp if item.state else None
-        records = await self._server.read_logs(item.id, limit=_LOG_PAGE, since=since)
+        records = await self._server.read_logs(item.id, limit=PAGE, since=since)
         return next(filter(None, map(_cause_in, reversed(records))), None)
 
     async def _write(self, waits: Iterable[WaitFacts]) -> None:
