@@ -47,6 +47,7 @@ def check(
             ("Points", _INFINITE if preview.points is None else f"{preview.points:,}"),
             ("Trials", "no limit" if preview.trials is None else f"at most {preview.trials:,}"),
             ("Workers", config.scheduler.num_workers),
+            ("Command", _command(config, preview)),
         ]
     )
     typer.echo()
@@ -58,6 +59,19 @@ def check(
         typer.secho(f"Warning: {warning}", fg=typer.colors.YELLOW, err=True)
 
 
+def _command(config: SweepConfig, preview: Preview) -> str | None:
+    """Return the command, or the arguments, of the first trial; variables stay as they are written."""
+    import shlex
+
+    from prefect_launch.sweeps.command import variables_of
+
+    variables = {name: f"${{envvar:{name}}}" for name in variables_of(config.command or ())}
+    overrides = config.trial_overrides(preview.samples[0], variables)
+    if "args" in overrides:
+        return f"the job's own {shlex.join(overrides['args'])}"
+    return shlex.join(overrides["entry_point"]) if "entry_point" in overrides else None
+
+
 def _as_json(config: SweepConfig, preview: Preview) -> dict[str, Any]:
     return {
         "method": config.method,
@@ -66,6 +80,7 @@ def _as_json(config: SweepConfig, preview: Preview) -> dict[str, Any]:
         "points": _INFINITE if preview.points is None else preview.points,
         "trials": preview.trials,
         "num_workers": config.scheduler.num_workers,
+        "command": _command(config, preview),
         "samples": preview.samples,
         "warnings": preview.warnings,
     }

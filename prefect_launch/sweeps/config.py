@@ -26,6 +26,7 @@ from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import SpecError
 from prefect_launch.spec.launch_spec import LaunchSpec
 from prefect_launch.spec.scheduling import Cause, Retries, parse_retries
+from prefect_launch.sweeps.command import ArgsStyle, check_command, trial_arguments, trial_command
 from prefect_launch.sweeps.distributions import Number, Whole
 from prefect_launch.sweeps.messages import check_block, first_refusal, invalid
 from prefect_launch.sweeps.parameters import Parameter, parse_parameters
@@ -38,8 +39,6 @@ DEFAULT_WORKERS: Final = 8
 MAX_TRIALS: Final = 1_000_000
 #: A trial that the machine or the resource lost comes back by itself.
 DEFAULT_TRIAL_RETRIES: Final = Retries(max=3, on=(Cause.CRASHED, Cause.PREEMPTED))
-
-Args = Literal["hyphens", "no_hyphens", "json", "hydra"]
 
 
 def _text(value: object) -> object:
@@ -222,7 +221,7 @@ class SweepConfig(_Block):
     apiVersion: Any = None
     kind: Literal["sweep"] | None = None
     # Our own.
-    args: Args | None = Field(default=None, description="How trials get their parameters as arguments, too.")
+    args: ArgsStyle | None = Field(default=None, description="How trials get their parameters as arguments, too.")
     sampler: Text | None = Field(default=None, description="With `method: custom`, the name of an installed sampler.")
     seed: Whole = Field(default=0, description="Another seed gives other random points.")
     retries: Retries = Field(default=DEFAULT_TRIAL_RETRIES, description="When a trial runs again by itself.")
@@ -277,6 +276,8 @@ class SweepConfig(_Block):
             raise SpecError("The sweep configuration has both job and image_uri. Keep the one that trials run.")
         if self.args is not None and self.command is not None:
             raise invalid("args", self.args, "the command has ${args} for this. Remove one of them")
+        if self.command is not None:
+            check_command(self.command, self.program)
         if self.method == "grid":
             self._check_grid()
         return self
@@ -314,6 +315,26 @@ class SweepConfig(_Block):
     def objective(self) -> Metric | None:
         """The metric that trials are compared by: `metric`, or the first one of `metrics`."""
         return self.metric or (self.metrics[0] if self.metrics else None)
+
+    def trial_overrides(self, params: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
+        """Return the `overrides` of a trial's launch config.
+
+        Args:
+            params: the trial's parameters; they are its inputs in any case.
+            variables: the environment variables that the command may name with `${envvar:NAME}`.
+
+        Returns:
+            `run_config`; with a `command`, it as `entry_point`; else, with `args`, the parameters as `args`.
+
+        Raises:
+            SpecError: for a variable that the command may not name.
+        """
+        overrides: dict[str, Any] = {"run_config": dict(params)}
+        if self.command is not None:
+            overrides["entry_point"] = trial_command(self.command, self.program, params, variables)
+        elif self.args is not None:
+            overrides["args"] = trial_arguments(params, self.args)
+        return overrides
 
     @property
     def _ends(self) -> bool:

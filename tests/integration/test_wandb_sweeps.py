@@ -1,4 +1,7 @@
-"""Sweep files, grids, distributions and early stopping beside W&B's own package, in an environment of its own."""
+"""Sweep files, grids, distributions and early stopping beside W&B's own package, and arguments as Hydra reads them.
+
+Both packages are installed in an environment of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from uv import find_uv_bin
 
 from prefect_launch.errors import LaunchError
+from prefect_launch.sweeps.command import trial_arguments
 from prefect_launch.sweeps.config import parse_sweep
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.hyperband import bands, trials_to_stop
@@ -21,14 +24,21 @@ from prefect_launch.sweeps.search_space import grid_point, number_of_grid_points
 from prefect_launch.sweeps.sweep_file import read_sweep_file
 from tests.support import wandb_sweeps
 
-SWEEPS = "sweeps==0.3.0"
+PACKAGES = ["sweeps==0.3.0", "hydra-core==1.3.*"]
 FILES = Path(__file__).parents[1] / "examples" / "sweeps"
 
 #: Read here, and refused by W&B's schema: what launch sweeps add, what we add, and one level too much.
 OURS_ALONE = {"bayes-under-sweep", "launch-blocks", "our-own-keys", "all-other-distributions"}
 #: Refused here, and accepted by W&B's schema: each would end in an error, or without an end, later.
 REFUSED_HERE_ALONE = {
-    *("grid-over-a-range", "grid-with-probabilities", "bayes-without-metric", "number-beyond-64-bits", "infinite-end"),
+    *(
+        "command-with-unknown-macro",
+        "grid-over-a-range",
+        "grid-with-probabilities",
+        "bayes-without-metric",
+        "number-beyond-64-bits",
+        "infinite-end",
+    ),
     *("exponent-too-large", "quantum-too-small", "custom-without-sampler"),
 }
 
@@ -65,29 +75,77 @@ RULES: list[dict[str, Any]] = [
 ]
 
 
+def _early_stops() -> dict[str, Any]:
+    chance = random.Random(5)
+    return {
+        f"{number}/{goal}/{turn}": {
+            "config": {
+                "method": "random",
+                "metric": {"name": "loss", "goal": goal},
+                "early_terminate": {"type": "hyperband", **rule},
+                "parameters": {"a": {"value": 1}},
+            },
+            "runs": [
+                (
+                    chance.choice(["running", "running", "finished"]),
+                    [chance.random() for _ in range(chance.randrange(1, 30))],
+                )
+                for _ in range(12)
+            ],
+        }
+        for number, rule in enumerate(RULES)
+        for goal in ("minimize", "maximize")
+        for turn in range(5)
+    }
+
+
+EARLY_STOPS = _early_stops()
+TEXTS = [
+    *(
+        "adam",
+        "a b",
+        "it's",
+        "",
+        "true",
+        "null",
+        "NaN",
+        "1",
+        "1e-3",
+        "a=b",
+        "x,y",
+        "[1]",
+        "{a}",
+        "back\\slash",
+        "end\\",
+    ),
+    *("\\'q", "${x}", "$x", "a:b", "./p/q-r.py", "résumé", "~x", "a#b", "-5", "(a)", "*", "tab\there", '"q"'),
+]
+VALUES = [*TEXTS, 1e-05, 3, -2.5, True, False, None, [1, "a b", [2.0]], [], {"k": "v w"}]
+HYDRA: dict[str, Any] = {**{f"p{number}": value for number, value in enumerate(VALUES)}, "group": {"in": {"lr": 0.1}}}
+
+
 @pytest.fixture(scope="module")
-def oracle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of an environment with W&B's package."""
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The answers of W&B's package and of Hydra to every question: one process, since each takes seconds to start."""
     folder = tmp_path_factory.mktemp("wandb-sweeps")
     python = str(folder / "bin" / "python")
     for command in (
         ["venv", "--quiet", "--allow-existing", "--python", sys.executable, str(folder)],
-        ["pip", "install", "--quiet", "--python", python, SWEEPS],
+        ["pip", "install", "--quiet", "--python", python, *PACKAGES],
     ):
         subprocess.run([find_uv_bin(), *command], check=True, timeout=240)
-    return python
-
-
-def ask(python: str, kind: str, questions: Mapping[str, Any]) -> dict[str, Any]:
+    questions = {
+        "violations": {**contents("read"), **contents("refused")},
+        "grid": grids(),
+        "quantiles": {str(number): {"shape": shape, "quantiles": QUANTILES} for number, shape in enumerate(SHAPES)},
+        "stopped": EARLY_STOPS,
+        "hydra": {"words": trial_arguments(HYDRA, "hydra")},
+    }
     done = subprocess.run(
-        [python, wandb_sweeps.__file__],
-        input=json.dumps({kind: questions}),
-        capture_output=True,
-        text=True,
-        timeout=200,
+        [python, wandb_sweeps.__file__], input=json.dumps(questions), capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    answers: dict[str, Any] = json.loads(done.stdout)[kind]
+    answers: dict[str, Any] = json.loads(done.stdout)
     return answers
 
 
@@ -102,65 +160,44 @@ def contents(folder: str) -> dict[str, Any]:
     return found
 
 
-def test_files_are_read_and_refused_as_wandb_does_but_for_known_differences(oracle: str) -> None:
-    refused_there = ask(oracle, "violations", {**contents("read"), **contents("refused")})
+def grids() -> dict[str, Any]:
+    return {name: each for name, each in contents("read").items() if name.startswith("grid-")}
+
+
+def test_files_are_read_and_refused_as_wandb_does_but_for_known_differences(theirs: dict[str, Any]) -> None:
+    refused_there = theirs["violations"]
 
     assert {name for name in contents("read") if refused_there[name]} == OURS_ALONE
     assert {name for name in contents("refused") if not refused_there[name]} == REFUSED_HERE_ALONE
 
 
-def test_grids_have_the_points_of_wandb_in_its_order(oracle: str) -> None:
-    grids = {name: each for name, each in contents("read").items() if name.startswith("grid-")}
-    theirs = ask(oracle, "grid", grids)
-
-    for name, content in grids.items():
+def test_grids_have_the_points_of_wandb_in_its_order(theirs: dict[str, Any]) -> None:
+    assert grids()
+    for name, content in grids().items():
         parameters = parse_sweep(content).parameters
         ours = [grid_point(parameters, number) for number in range(number_of_grid_points(parameters) or 0)]
-        assert ours == theirs[name]
+        assert ours == theirs["grid"][name]
 
 
-def test_distributions_have_the_quantiles_of_wandb(oracle: str) -> None:
-    theirs = ask(
-        oracle, "quantiles", {str(n): {"shape": shape, "quantiles": QUANTILES} for n, shape in enumerate(SHAPES)}
-    )
-
+def test_distributions_have_the_quantiles_of_wandb(theirs: dict[str, Any]) -> None:
     for number, shape in enumerate(SHAPES):
         ((_, kind),) = parse_sweep({"method": "random", "parameters": {"a": shape}}).parameters
         ours = [kind.draw(quantile) for quantile in QUANTILES]
-        assert ours == pytest.approx(theirs[str(number)], rel=1e-9, abs=1e-12), shape
+        assert ours == pytest.approx(theirs["quantiles"][str(number)], rel=1e-9, abs=1e-12), shape
 
 
-def test_trials_are_stopped_early_where_wandb_stops_them(oracle: str) -> None:
-    chance = random.Random(5)
-    cases = {
-        f"{number}/{goal}/{turn}": (rule, goal, _runs(chance))
-        for number, rule in enumerate(RULES)
-        for goal in ("minimize", "maximize")
-        for turn in range(5)
-    }
-    configs = {
-        name: {
-            "method": "random",
-            "metric": {"name": "loss", "goal": goal},
-            "early_terminate": {"type": "hyperband", **rule},
-            "parameters": {"a": {"value": 1}},
-        }
-        for name, (rule, goal, _) in cases.items()
-    }
-    theirs = ask(oracle, "stopped", {name: {"config": configs[name], "runs": case[2]} for name, case in cases.items()})
-
-    for name, (_, _, runs) in cases.items():
-        config = parse_sweep(configs[name])
+def test_trials_are_stopped_early_where_wandb_stops_them(theirs: dict[str, Any]) -> None:
+    for name, case in EARLY_STOPS.items():
+        config = parse_sweep(case["config"])
         assert config.early_terminate
         assert config.metric
-        trials = tuple(Trial(k, {}, TrialState(state), steps=tuple(steps)) for k, (state, steps) in enumerate(runs))
+        trials = tuple(
+            Trial(k, {}, TrialState(state), steps=tuple(steps)) for k, (state, steps) in enumerate(case["runs"])
+        )
         stopped = trials_to_stop(config.early_terminate, config.metric, History(trials))
-        assert {"stopped": list(stopped), "bands": list(bands(config.early_terminate))[:20]} == theirs[name]
-    assert any(answer["stopped"] for answer in theirs.values())
+        assert {"stopped": list(stopped), "bands": list(bands(config.early_terminate))[:20]} == theirs["stopped"][name]
+    assert any(answer["stopped"] for answer in theirs["stopped"].values())
 
 
-def _runs(chance: random.Random) -> list[tuple[str, list[float]]]:
-    return [
-        (chance.choice(["running", "running", "finished"]), [chance.random() for _ in range(chance.randrange(1, 30))])
-        for _ in range(12)
-    ]
+def test_hydra_reads_every_parameter_as_it_is(theirs: dict[str, Any]) -> None:
+    assert theirs["hydra"]["words"] == HYDRA

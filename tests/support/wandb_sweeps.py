@@ -1,6 +1,6 @@
-"""W&B's own `sweeps` package as an oracle: reads questions as JSON from stdin, and prints its answers.
+"""W&B's own `sweeps` package, and Hydra, as oracles: reads questions as JSON from stdin, and prints its answers.
 
-Runs as a file in an environment of its own, where that package is installed and this project is not.
+Runs as a file in an environment of its own, where those packages are installed and this project is not.
 """
 
 from __future__ import annotations
@@ -48,7 +48,18 @@ def _stopped(question: Any) -> Any:
     return {"stopped": stopped, "bands": found[0][:20] if found else []}
 
 
-ANSWERS = {"violations": _violations, "grid": _grid, "quantiles": _quantiles, "stopped": _stopped}
+def _hydra(words: Any) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser  # type: ignore[import-not-found]
+    from omegaconf import OmegaConf  # type: ignore[import-not-found]
+
+    config = OmegaConf.create({})
+    for word in words:
+        override = OverridesParser.create().parse_override(word)
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    return OmegaConf.to_container(config, resolve=True)
+
+
+ANSWERS = {"violations": _violations, "grid": _grid, "quantiles": _quantiles, "stopped": _stopped, "hydra": _hydra}
 
 if __name__ == "__main__":
     questions = json.load(sys.stdin)
