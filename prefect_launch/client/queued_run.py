@@ -272,6 +272,9 @@ class QueuedRun:
 async def request_cancel(session: Session, item: Item) -> State | None:
     """Cancel an item: a waiting item is cancelled at once; the agent of an active item stops it.
 
+    The server cancels what waits by itself and without a word. The words come after it, as a second state of the same
+    kind: to propose `Cancelled` at once could pass over an agent that claims the item in the same moment.
+
     Returns:
         The state that it is in after that; `None` when it stays in the one it was in.
     """

@@ -1,4 +1,4 @@
-"""Validation of data: JSON that the Prefect server can keep, and the first error that pydantic reports.
+"""Validation of data: JSON that the server and a launch spec can keep, pydantic's first error, texts in nested data.
 
 The server answers with `orjson`, which has no integers beyond 64 bits, no NaN and no infinity, and PostgreSQL keeps no
 text with a NUL. One such value, once stored, makes every list that holds it fail with 500, for everybody.
@@ -164,7 +164,7 @@ def clean_json(value: Any) -> Any:
 ServerText = Annotated[str, BeforeValidator(lambda value: clean_text(value) if isinstance(value, str) else value)]
 
 
-# JSON rules of a launch spec: what JSON, the Prefect server and PostgreSQL can store.
+# --- JSON of a launch spec ---
 
 #: The Prefect server refuses parameters beyond 512 KiB; the difference is for the rest of the spec.
 MAX_SPEC_BYTES = 500_000
