@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from prefect_launch.inputs import load_config, load_wandb_config, manage_config_file, manage_wandb_config
     from prefect_launch.jobs import JobStore
     from prefect_launch.queues.run_queue import RunQueue
-    from prefect_launch.runners import AbstractRun
+    from prefect_launch.runners.run import AbstractRun
     from prefect_launch.settings.agent_config_block import LaunchAgentConfig
 
 _HOMES = {
-    "AbstractRun": "runners",
+    "AbstractRun": "runners.run",
     "Api": "client.api",
     "ExecutionError": "errors",
     "Explanation": "client.explain",

@@ -31,7 +31,7 @@ from prefect_launch.queues.run_queue import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session, blocked_reason_of
 from prefect_launch.queues.wait_reason import WaitReason, why_would_wait
 from prefect_launch.runners.base import Labels, Runner, RunPlan
-from prefect_launch.runners.gpu_option import GpuRequest, read_gpus
+from prefect_launch.runners.option_values import GpuRequest, read_gpus
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.secrets import secret_names
 from prefect_launch.server.values import Item, ItemDraft

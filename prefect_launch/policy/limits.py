@@ -14,8 +14,7 @@ from typing import Any, Final
 from prefect_launch.core.units import format_duration, parse_duration
 from prefect_launch.errors import LaunchError, QueueError, UnsafeSpecError, unknown_name
 from prefect_launch.policy.template import QueueConfig, placeholders
-from prefect_launch.runners.gpu_option import GPU_VARIABLES
-from prefect_launch.runners.option_values import UNLIMITED, Quantity
+from prefect_launch.runners.option_values import GPU_VARIABLES, UNLIMITED, Quantity
 from prefect_launch.spec.option_names import normalise_option, normalise_options
 
 #: The limit of what is no option of a resource: the spec's `timeout`.

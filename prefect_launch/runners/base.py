@@ -28,8 +28,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.errors import SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
-from prefect_launch.runners.gpu_option import visible_gpus
-from prefect_launch.runners.option_values import Quantity
+from prefect_launch.runners.option_values import Quantity, visible_gpus
 from prefect_launch.spec.code_options import BuildRequest
 from prefect_launch.spec.option_names import normalise_options
 

@@ -8,6 +8,7 @@ bytes, so a reader of the log always finds it. The supervisor of a process uses 
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import struct
@@ -16,6 +17,7 @@ import threading
 TYPE_CHECKING = False  # The fork server needs no `typing`.
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
 #: What the marks' file is called after the log.
 _SUFFIX = ".streams"
@@ -61,6 +63,67 @@ class Marks:
 
     def close(self) -> None:
         """Let go of the file."""
+        os.close(self._file)
+
+
+class CopiedLog:
+    """The log of a job that runs elsewhere, and the position to copy on from, in a file beside it.
+
+    The position is written after the log. A writer that was killed between the two leaves bytes that the position does
+    not know: the next one cuts them off, and copies them again. So the log has no gap and no repeat. One thread writes
+    it at a time; after an error it is opened anew.
+
+    Args:
+        log: path of the log; made when it is not there.
+        position: path of the position's file.
+
+    Attributes:
+        position: what `save` was given last; None for the beginning of the log.
+    """
+
+    def __init__(self, log: str, position: str) -> None:
+        self.position: Any = None
+        self._position_path, self._size = position, 0
+        self._file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            if os.path.exists(position):
+                with open(position, encoding="utf-8") as file:
+                    kept = json.load(file)
+                if os.fstat(self._file).st_size >= kept["log_bytes"]:  # Else the machine lost what was written last.
+                    self._size, self.position = kept["log_bytes"], kept["position"]
+            os.ftruncate(self._file, self._size)
+            self._marks = Marks(log, self._size)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def append(self, content: bytes, is_error: bool) -> None:
+        """Append what the job wrote to one of its streams.
+
+        Raises:
+            OSError: when it cannot be written; then it counts as not copied.
+        """
+        self._marks.mark(self._size, is_error)
+        left = memoryview(content)
+        while left:  # On a disk that is nearly full, a file takes a part.
+            left = left[os.write(self._file, left) :]
+        self._size += len(content)
+
+    def save(self, position: Any) -> None:
+        """Save the position after what was appended, whole or not at all.
+
+        Args:
+            position: a value that JSON can hold.
+        """
+        temporary = f"{self._position_path}.{os.getpid()}.{threading.get_ident()}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump({"position": position, "log_bytes": self._size}, file)
+        os.replace(temporary, self._position_path)
+        self.position = position
+
+    def close(self) -> None:
+        """Let go of the files."""
+        self._marks.close()
         os.close(self._file)
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final, TypeVar
 
+from pydantic import BaseModel, ConfigDict
+
 from prefect_launch.core.units import MAX_INTEGER, as_text, parse_size
-from prefect_launch.runners.gpu_option import read_gpus
 
 Value = TypeVar("Value")
 
@@ -327,6 +328,97 @@ def _mount(written: str) -> dict[str, Any]:
     if "Target" not in mount:
         raise ValueError("each must have a target, an absolute path in the container")
     return _checked(mount)
+
+
+# --- GPUs ---
+
+#: Environment variables by which a program, or the engine, is told which GPUs there are.
+GPU_VARIABLES: Final = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
+_GPU_RULE: Final = (
+    'it must be "all", a count, or ids (indexes or UUIDs): a list such as ["0", "2"], "0,2", or "device=0,2"'
+)
+#: No machine has a million GPUs.
+_MAX_GPU_DIGITS: Final = 6
+_GPU_PREFIX: Final = "device="
+_GPU_ID: Final = re.compile(r"\d+|[A-Za-z][\w.:-]*-[\w./:-]+")
+_NO_GPUS: Final = ("", "0", "none")
+_ALL_GPUS: Final = ("all", "-1")
+
+
+class GpuRequest(BaseModel):
+    """Which GPUs a job asks for: a count, all, or ids."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int = 0
+    all: bool = False
+    ids: tuple[str, ...] = ()
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it asks for none."""
+        return not (self.count or self.all or self.ids)
+
+    def __str__(self) -> str:
+        if self.all:
+            return "all GPUs"
+        if self.ids:
+            return f"the GPU{'s' if len(self.ids) > 1 else ''} {','.join(self.ids)}"
+        return f"{self.count} GPU{'' if self.count == 1 else 's'}"
+
+
+def read_gpus(value: object) -> GpuRequest:
+    """Read GPUs as every resource takes them: "all" (or -1), a count (2, "2"), or ids.
+
+    Ids are a list (`["0", "2"]`), a text with commas ("0,2"), one UUID, or Docker's own form "device=0,2". A bare
+    number is a count; one single id is `["3"]` or "device=3".
+
+    Raises:
+        ValueError: with the rule in words.
+    """
+    if isinstance(value, (list, tuple)):
+        return _gpus_of_ids([_gpu_id(one) for one in value])
+    if value is None:
+        return GpuRequest()
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(_GPU_RULE)
+    text = str(value).strip().strip('"').strip()
+    if text.lower() in _NO_GPUS:
+        return GpuRequest()
+    if text.lower() in _ALL_GPUS:
+        return GpuRequest(all=True)
+    if text.isdecimal():
+        if len(text) > _MAX_GPU_DIGITS:
+            raise ValueError(_GPU_RULE)
+        return GpuRequest(count=int(text))
+    return _gpus_of_ids([_gpu_id(one) for one in text.removeprefix(_GPU_PREFIX).split(",")])
+
+
+def written_ids(ids: tuple[str, ...]) -> str:
+    """Write ids as the option takes them, whatever their number."""
+    return _GPU_PREFIX + ",".join(ids)
+
+
+def visible_gpus(ids: tuple[str, ...]) -> dict[str, str]:
+    """Return the environment variables by which a program sees these GPUs and no others."""
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # else CUDA counts the fastest card as 0
+        "CUDA_VISIBLE_DEVICES": ",".join(ids),
+        "NVIDIA_VISIBLE_DEVICES": ",".join(ids) or "void",
+    }
+
+
+def _gpus_of_ids(ids: list[str]) -> GpuRequest:
+    if len(set(ids)) != len(ids):
+        raise ValueError("it names a GPU twice")
+    return GpuRequest(ids=tuple(ids))
+
+
+def _gpu_id(value: object) -> str:
+    text = str(value).strip()
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or not _GPU_ID.fullmatch(text):
+        raise ValueError(_GPU_RULE)
+    return text
 
 
 # --- quantities ---

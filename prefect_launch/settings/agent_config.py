@@ -38,7 +38,7 @@ from prefect_launch.registries.base import parse_reference
 from prefect_launch.registries.keychain import Keychain, RegistrySettings, read_registries
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.base import CLAIM_CHARS
-from prefect_launch.runners.gpu_option import read_gpus
+from prefect_launch.runners.option_values import read_gpus
 from prefect_launch.settings.reference_keys import translated
 from prefect_launch.sources.remote import GitSettings, machine_git_settings
 

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 from uuid import uuid4
 
 import pytest
@@ -46,6 +45,7 @@ from prefect_launch.jobs.store import StoredFiles
 from prefect_launch.runners.base import ExitStatus, Phase
 from prefect_launch.runners.docker import logs as engine_logs
 from prefect_launch.runners.docker.files import put_code_in
+from prefect_launch.runners.log_streams import CopiedLog
 from prefect_launch.sources.fetch import reject_links_outside
 from prefect_launch.spec.scheduling import Cause
 from prefect_launch.testing import InMemoryDocker, InMemoryEngine, InMemoryServer, Script
@@ -321,15 +321,15 @@ async def test_copier_that_finds_no_room_goes_on_where_the_file_is_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refusals = iter([False, False, True, True, False])
-    write = engine_logs._write
+    append = CopiedLog.append
 
-    def write_or_refuse(file: BinaryIO, content: bytes) -> None:
+    def append_or_refuse(copied: CopiedLog, content: bytes, is_error: bool) -> None:
         if next(refusals, False):
-            write(file, content[:2])  # a part of it came through
+            append(copied, content[:2], is_error)  # a part of it came through
             raise FULL
-        write(file, content)
+        append(copied, content, is_error)
 
-    monkeypatch.setattr("prefect_launch.runners.docker.logs._write", write_or_refuse)
+    monkeypatch.setattr(CopiedLog, "append", append_or_refuse)
     lines = tuple(f"line {number}\n".encode() for number in range(9))
     engine = InMemoryEngine(InMemoryDocker(lambda config: Script(log=lines), images={"i": {}}))
     container = await engine.create("c", {"Image": "i", "Labels": {}})

@@ -52,7 +52,7 @@ def test_agent_of_a_container_queue_imports_docker_and_no_builds() -> None:
     code = """
         from pathlib import Path
 
-        from prefect_launch.runners import make_runner
+        from prefect_launch.runners.registry import make_runner
 
         make_runner("local-container", Path("/nowhere"))
     """

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prefect_launch.core.units import parse_size
 from prefect_launch.errors import SpecError
 from prefect_launch.runners import option_values as values
-from prefect_launch.runners.gpu_option import GpuRequest, read_gpus
+from prefect_launch.runners.option_values import GpuRequest, read_gpus
 from prefect_launch.spec.option_names import normalise_options
 
 _NANO: Final = 1_000_000_000

@@ -36,7 +36,7 @@ from prefect_launch.planning.plan import save_plan
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.agent_status import read_statuses
 from prefect_launch.runners.base import Labels, Runner, RunPlan
-from prefect_launch.runners.gpu_option import visible_gpus
+from prefect_launch.runners.option_values import visible_gpus
 from prefect_launch.server.values import Item
 from prefect_launch.settings.agent_config import NONE
 from prefect_launch.spec.item_parameters import is_scheduler, spec_of

@@ -293,14 +293,14 @@ def _pieces(client: Any, response: Any) -> Iterator[LogPiece]:
             yield LogPiece(content, stream == _ERROR)
 
 
-class EngineLogStream(LogStream):
-    """The package's stream, with our errors. None stands for a container that is gone."""
+class EngineStream(LogStream):
+    """A stream of the package, with our errors. None stands for a container that is gone."""
 
     def __init__(self, stream: Any, errors: Callable[[], Any]) -> None:
         self._stream = stream
         self._errors = errors
 
-    def __iter__(self) -> Iterator[LogPiece]:
+    def __iter__(self) -> Iterator[Any]:
         if self._stream is not None:
             with self._errors():
                 yield from self._stream
@@ -308,22 +308,6 @@ class EngineLogStream(LogStream):
     def close(self) -> None:
         if self._stream is not None:
             self._stream.close()
-
-
-class EngineEventStream:
-    """The package's event stream, with our errors."""
-
-    def __init__(self, stream: Any, errors: Callable[[], Any]) -> None:
-        self._stream = stream
-        self._errors = errors
-
-    def __iter__(self) -> Iterator[Mapping[str, Any]]:
-        with self._errors():
-            yield from self._stream
-
-    def close(self) -> None:
-        """End the stream from another thread."""
-        self._stream.close()
 
 
 # --- the client ---
@@ -513,7 +497,7 @@ class DockerEngine(Engine):
     def open_log(self, container_id: str, since: int, *, follow: bool) -> LogStream:
         with self._errors():
             stream = _or_none(open_log, self._connected(), container_id, since, follow=follow)
-        return EngineLogStream(stream, self._errors)
+        return EngineStream(stream, self._errors)
 
     async def aclose(self) -> None:
         self._events.close()
@@ -542,7 +526,7 @@ class DockerEngine(Engine):
     def _open_events(self) -> EventSource:
         filters = {"type": "container", "event": _EVENTS, "label": list(self._event_labels)}
         with self._errors():
-            return EngineEventStream(self._connected().events(decode=True, filters=filters), self._errors)
+            return EngineStream(self._connected().events(decode=True, filters=filters), self._errors)
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -9,18 +9,17 @@ container.
 from __future__ import annotations
 
 import calendar
-import json
 import logging
-import os
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.docker.engine import Engine, LogStream
-from prefect_launch.runners.log_streams import Marks
+from prefect_launch.runners.log_streams import CopiedLog
 
 log = logging.getLogger(__name__)
 
@@ -38,25 +37,22 @@ _PIECE_BYTES = 16 * 1024
 
 
 class LogPosition:
-    """How far a log has been copied: the pieces since the second `since`, and the bytes of `job.log` up to there."""
+    """How far a log has been copied: the pieces of its last seconds.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.log_bytes = 0
-        self._counts: dict[str, int] = {}
-        self._in_long_line = False
-        self._owes_newline = False
-        try:
-            told = json.loads(path.read_text(encoding="ascii"))
-        except FileNotFoundError:
-            return
-        self.log_bytes, self._counts = told["log_bytes"], dict(told["counts"])
-        self._in_long_line, self._owes_newline = told["in_long_line"], told["owes_newline"]
+    Args:
+        kept: the `value` of the position to go on from; None for the beginning of the log.
+    """
 
-    def restart(self) -> None:
-        """Forget all: the log is copied from its beginning."""
-        self.log_bytes, self._counts = 0, {}
-        self._in_long_line = self._owes_newline = False
+    def __init__(self, kept: Mapping[str, Any] | None = None) -> None:
+        kept = kept or {}
+        self._counts: dict[str, int] = dict(kept.get("counts", {}))
+        self._in_long_line: bool = kept.get("in_long_line", False)
+        self._owes_newline: bool = kept.get("owes_newline", False)
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """The position as JSON holds it."""
+        return {"counts": self._counts, "in_long_line": self._in_long_line, "owes_newline": self._owes_newline}
 
     @property
     def since(self) -> int:
@@ -74,24 +70,11 @@ class LogPosition:
         stamp, _, content = piece.partition(b" ")
         second = stamp[:19].decode("ascii")
         content = self._with_lost_newline(content)
-        self.log_bytes += len(content)
         if second >= min(self._counts, default=""):
             self._counts[second] = self._counts.get(second, 0) + 1
             if len(self._counts) > _WINDOW:
                 del self._counts[min(self._counts)]
         return content
-
-    def save(self) -> None:
-        """Write the position whole or not at all."""
-        told = {
-            "log_bytes": self.log_bytes,
-            "counts": self._counts,
-            "in_long_line": self._in_long_line,
-            "owes_newline": self._owes_newline,
-        }
-        temporary = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.tmp")
-        temporary.write_text(json.dumps(told), encoding="ascii")
-        temporary.replace(self._path)
 
     def _with_lost_newline(self, content: bytes) -> bytes:
         """Put back the end of a line that the engine cut into pieces: its `local` log driver (20.10) drops that
@@ -164,12 +147,9 @@ class LogCopier:
     def _copy(self, *, follow: bool) -> bool:
         """Go on from what is safe on the disk; return whether all that came could be written."""
         try:
-            position = LogPosition(self._log_path.with_name("log-position.json"))
-            with (
-                _opened(self._log_path, position) as file,
-                closing(Marks(str(self._log_path), position.log_bytes)) as marks,
-            ):
-                self._read(file, marks, position, follow=follow)
+            path = self._log_path
+            with closing(CopiedLog(str(path), str(path.with_name("log-position.json")))) as copied:
+                self._read(copied, LogPosition(copied.position), follow=follow)
         except OSError as error:
             self.problem = f"the log could not be written: {error}"
             return False
@@ -179,7 +159,7 @@ class LogCopier:
             self.problem = f"the log could not be copied: {error!r}"
         return True
 
-    def _read(self, file: BinaryIO, marks: Marks, position: LogPosition, *, follow: bool) -> None:
+    def _read(self, copied: CopiedLog, position: LogPosition, *, follow: bool) -> None:
         skip = position.pieces
         saved = time.monotonic()
         try:
@@ -190,37 +170,18 @@ class LogCopier:
                     continue
                 if self._closed.is_set():
                     break
-                content = position.add(piece.content)
-                # Of an engine's log nothing is lost: what cannot be marked is written again when there is room.
-                marks.mark(position.log_bytes - len(content), piece.is_error)
-                _write(file, content)
+                copied.append(position.add(piece.content), piece.is_error)
                 self._copied += 1
                 if time.monotonic() - saved > _SAVE_SECONDS:
-                    position.save()
+                    copied.save(position.value)
                     saved = time.monotonic()
             self.problem = None
         except InfrastructureError as error:
             self.problem = f"the end of the log could not be read: {error}"
         # Not when a piece could not be written: the position is ahead of the file then.
-        position.save()
+        copied.save(position.value)
 
     def _cut_off(self) -> None:
         stream = self._stream
         if stream is not None:
             stream.close()
-
-
-def _write(file: BinaryIO, content: bytes) -> None:
-    """Write all of it: on a disk that is nearly full, an unbuffered file takes a part, and says so."""
-    left = memoryview(content)
-    while left:
-        left = left[file.write(left) :]
-
-
-def _opened(path: Path, position: LogPosition) -> BinaryIO:
-    """Open a log to go on at a position, unbuffered: what is in it can be followed at once."""
-    file = open(path, "ab", buffering=0, opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
-    if path.stat().st_size < position.log_bytes:
-        position.restart()  # The machine lost what was written last.
-    file.truncate(position.log_bytes)
-    return file

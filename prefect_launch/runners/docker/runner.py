@@ -47,7 +47,6 @@ from prefect_launch.runners.docker.files import (
     put_code_in,
     put_outputs_in,
 )
-from prefect_launch.runners.docker.host_folders import resolve_binds
 from prefect_launch.runners.docker.logs import LogCopier
 from prefect_launch.runners.docker.options import (
     OPTIONS,
@@ -58,9 +57,9 @@ from prefect_launch.runners.docker.options import (
     check_together,
     container_config,
     preview_config,
+    resolve_binds,
 )
-from prefect_launch.runners.gpu_option import written_ids
-from prefect_launch.runners.option_values import CONTAINER_QUANTITIES, Quantity
+from prefect_launch.runners.option_values import CONTAINER_QUANTITIES, Quantity, written_ids
 
 #: An engine takes 15 s to give up on a registry that it cannot reach; not every start is to wait for that.
 PULL_BACKOFF_SECONDS = 300.0

@@ -37,8 +37,7 @@ from prefect_launch.runners.base import (
     nothing,
     with_default_variables,
 )
-from prefect_launch.runners.gpu_option import read_gpus
-from prefect_launch.runners.option_values import PROCESS_QUANTITIES, Quantity
+from prefect_launch.runners.option_values import PROCESS_QUANTITIES, Quantity, read_gpus
 from prefect_launch.runners.process import supervisor
 from prefect_launch.runners.process.files import RunFolder
 from prefect_launch.runners.process.forkserver import ForkServer

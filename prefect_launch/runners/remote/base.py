@@ -19,9 +19,7 @@ A system that does not answer ends no run: it is asked again until it does.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import os
 import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
@@ -47,7 +45,7 @@ from prefect_launch.runners.base import (
     RunState,
     nothing,
 )
-from prefect_launch.runners.log_streams import Marks
+from prefect_launch.runners.log_streams import CopiedLog
 
 log = logging.getLogger(__name__)
 
@@ -266,8 +264,9 @@ class RemoteRunner(Runner):
                     await on_wait(told)
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
-        run_log, has_ended = await anyio.to_thread.run_sync(RemoteLog, plan.log_path), asyncio.Event()
-        copying = asyncio.create_task(self._copy_log(handle, run_log, has_ended))
+        has_ended, problems = asyncio.Event(), list[str]()
+        await anyio.Path(plan.log_path).touch(mode=0o600)
+        copying = asyncio.create_task(self._copy_log(handle, plan.log_path, has_ended, problems))
         try:
             status = await self._end_of(handle)
             ended()
@@ -285,8 +284,9 @@ class RemoteRunner(Runner):
             return ExitStatus(exit_code=None, stopped=stopped, error=self._why_gone(stopped))
         if done and (error := copying.exception()) is not None:
             raise error
-        problem = run_log.problem or ("" if done else "the end of the log could not be read in time")
-        warnings, left_out = [problem] if problem else [], LeftOut()
+        if not (done or problems):
+            problems.append("the end of the log could not be read in time")
+        warnings, left_out = [*problems], LeftOut()
         try:
             left_out = await self._outputs(handle, plan)
         except (InfrastructureError, OSError) as error:
@@ -295,7 +295,7 @@ class RemoteRunner(Runner):
         return end.model_copy(
             update={
                 "stopped": end.stopped or stopped,
-                "log_complete": not problem,
+                "log_complete": not problems,
                 "left_out": left_out,
                 "warnings": (*end.warnings, *warnings),
             }
@@ -396,23 +396,33 @@ class RemoteRunner(Runner):
                 pass
         return status
 
-    async def _copy_log(self, handle: str, run_log: RemoteLog, has_ended: asyncio.Event) -> None:
-        """Copy the log until a whole pass was made that began after the job's end."""
+    async def _copy_log(self, handle: str, path: Path, has_ended: asyncio.Event, problems: list[str]) -> None:
+        """Copy the log until a whole pass was made that began after the job's end; note what failed in the last one."""
         while True:
             is_last = has_ended.is_set()
             try:
-                async for part in self.read_logs(RunHandle.parse(handle).job, run_log.position):
-                    await anyio.to_thread.run_sync(run_log.write, part)
-                run_log.problem = ""
+                await self._copy_new_log(handle, path)
+                problems.clear()
                 if is_last:
                     return
             except (LaunchError, OSError) as error:
-                run_log.problem = f"the log could not be copied: {error}"
+                problems[:] = [f"the log could not be copied: {error}"]
             if is_last:
                 await asyncio.sleep(self.log_seconds)
             else:
                 with anyio.move_on_after(self.log_seconds):
                     await has_ended.wait()
+
+    async def _copy_new_log(self, handle: str, path: Path) -> None:
+        copied = await anyio.to_thread.run_sync(CopiedLog, str(path), str(path.with_name(_POSITION_FILE)))
+
+        def write(part: LogPart) -> None:
+            copied.append(part.content, part.is_error)
+            copied.save(part.position)
+
+        with closing(copied):
+            async for part in self.read_logs(RunHandle.parse(handle).job, copied.position):
+                await anyio.to_thread.run_sync(write, part)
 
     async def _outputs(self, handle: str, plan: RunPlan) -> LeftOut:
         await anyio.to_thread.run_sync(lambda: plan.output_dir.mkdir(exist_ok=True))
@@ -554,54 +564,3 @@ class StatusPoller:
                 await asyncio.wait_for(self._wake.wait(), min(pause, self._most_seconds))
             except asyncio.TimeoutError:
                 pause = min(pause * 2, self._most_seconds)
-
-
-# --- the log ---
-
-
-class RemoteLog:
-    """The log file of one run, with the position to read on from in a file beside it. Written by one thread at a time.
-
-    The position is written after the log. A writer that was killed between the two leaves bytes that the position does
-    not know: the next one cuts them off and reads them again. So the log has no gap and no repeat.
-
-    Args:
-        path: of the file; it is made when it is not there.
-
-    Attributes:
-        position: where the system's log is read on from; None for its beginning.
-        problem: why the log is not complete now, in words; empty when nothing is known to be missing.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position_path = path.with_name(_POSITION_FILE)
-        self._bytes = 0
-        self.position: str | None = None
-        self.problem = ""
-        path.touch(mode=0o600)
-        try:
-            kept = json.loads(self._position_path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return
-        if path.stat().st_size >= kept["log_bytes"]:  # Else the machine lost what was written last.
-            self._bytes, self.position = kept["log_bytes"], kept["position"]
-
-    def write(self, part: LogPart) -> None:
-        """Append a part, and keep its position.
-
-        Raises:
-            OSError: when it cannot be written; then it counts as not read.
-        """
-        with (
-            open(self._path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600)) as file,
-            closing(Marks(str(self._path), self._bytes)) as marks,
-        ):
-            file.truncate(self._bytes)
-            marks.mark(self._bytes, part.is_error)
-            file.write(part.content)
-        end = self._bytes + len(part.content)
-        temporary = self._position_path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"position": part.position, "log_bytes": end}), encoding="utf-8")
-        temporary.replace(self._position_path)
-        self._bytes, self.position = end, part.position

@@ -16,7 +16,7 @@ from prefect_launch.agent.devices.allocations import (
     read_device_request,
 )
 from prefect_launch.errors import SpecError
-from prefect_launch.runners.gpu_option import GpuRequest, read_gpus
+from prefect_launch.runners.option_values import GpuRequest, read_gpus
 
 GIB = 1024**3
 STOCK = Capacity(

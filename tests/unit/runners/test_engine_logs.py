@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from prefect_launch.runners.docker.logs import LogPosition
@@ -12,24 +10,23 @@ S1, S2, S9 = b"2026-01-01T00:00:01.5Z ", b"2026-01-01T00:00:02.5Z ", b"2026-01-0
 FULL = b"x" * 16384
 
 
-def written(path: Path, *pieces: bytes) -> bytes:
-    position = LogPosition(path)
+def written(*pieces: bytes) -> bytes:
+    position = LogPosition()
     return b"".join(position.add(piece) for piece in pieces)
 
 
-def test_position_counts_the_pieces_of_its_last_seconds_only(tmp_path: Path) -> None:
-    position = LogPosition(tmp_path / "p.json")
+def test_position_counts_the_pieces_of_its_last_seconds_only() -> None:
+    position = LogPosition()
     assert (position.since, position.pieces) == (0, 0)
     for second in range(1, 9):
         position.add(b"2026-01-01T00:00:0%d.1Z a\n" % second)
         position.add(b"2026-01-01T00:00:0%d.2Z b\n" % second)
-    position.save()
-    again = LogPosition(tmp_path / "p.json")
-    assert (again.since, again.pieces, again.log_bytes) == (1767225606, 6, 32)
+    again = LogPosition(position.value)
+    assert (again.since, again.pieces) == (1767225606, 6)
 
 
-def test_late_piece_of_a_second_that_is_no_longer_read_is_not_counted(tmp_path: Path) -> None:
-    position = LogPosition(tmp_path / "p.json")
+def test_late_piece_of_a_second_that_is_no_longer_read_is_not_counted() -> None:
+    position = LogPosition()
     for second in range(3, 9):
         position.add(b"2026-01-01T00:00:0%d.1Z a\n" % second)
     before = position.pieces
@@ -49,17 +46,13 @@ def test_late_piece_of_a_second_that_is_no_longer_read_is_not_counted(tmp_path: 
         ((S1 + b"a b\n", S9 + b"\n"), b"a b\n\n"),
     ],
 )
-def test_line_that_was_cut_into_pieces_keeps_its_newline(
-    tmp_path: Path, pieces: tuple[bytes, ...], expected: bytes
-) -> None:
-    assert written(tmp_path / "p.json", *pieces) == expected
+def test_line_that_was_cut_into_pieces_keeps_its_newline(pieces: tuple[bytes, ...], expected: bytes) -> None:
+    assert written(*pieces) == expected
 
 
-def test_newline_that_is_owed_is_remembered_by_the_next_copier(tmp_path: Path) -> None:
-    position = LogPosition(tmp_path / "p.json")
+def test_newline_that_is_owed_is_remembered_by_the_next_copier() -> None:
+    position = LogPosition()
     position.add(S1 + FULL)
-    position.save()
-    position = LogPosition(tmp_path / "p.json")
+    position = LogPosition(position.value)
     position.add(S1 + b"end")
-    position.save()
-    assert LogPosition(tmp_path / "p.json").add(S1 + b"next\n") == b"\nnext\n"
+    assert LogPosition(position.value).add(S1 + b"next\n") == b"\nnext\n"

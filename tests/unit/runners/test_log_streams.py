@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import os
 import random
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from prefect_launch.runners.log_streams import LogWriter, Marks, parts
+from prefect_launch.runners.log_streams import CopiedLog, LogWriter, Marks, parts
 
 
 @pytest.fixture
@@ -119,3 +120,27 @@ def test_what_a_full_disk_does_not_take_is_lost_and_told_and_the_job_goes_on(log
 
     lost = "[prefect-launch] 1000000 bytes of the log are lost: there was no room for them"
     assert Path(log).read_text() == f"before\n\n{lost}\nafter\n"
+
+
+def test_bytes_that_the_position_does_not_know_are_cut_off_and_copied_again(tmp_path: Path) -> None:
+    path, position = tmp_path / "job.log", tmp_path / "position.json"
+    with closing(CopiedLog(str(path), str(position))) as log:
+        log.append(b"one\n", is_error=False)
+        log.save("1")
+        log.append(b"two\n", is_error=False)  # As a writer leaves it that was killed before it saved the position.
+    with closing(CopiedLog(str(path), str(position))) as again:
+        assert again.position == "1"
+        again.append(b"two\n", is_error=True)
+        again.save("2")
+    assert path.read_bytes() == b"one\ntwo\n"
+    assert parts(str(path), 0, path.read_bytes()) == [(False, b"one\n"), (True, b"two\n")]
+
+
+def test_log_that_the_machine_has_lost_is_copied_from_its_beginning(tmp_path: Path) -> None:
+    path, position = tmp_path / "job.log", tmp_path / "position.json"
+    with closing(CopiedLog(str(path), str(position))) as log:
+        log.append(b"one\n", is_error=False)
+        log.save("1")
+    path.write_bytes(b"o")
+    with closing(CopiedLog(str(path), str(position))) as again:
+        assert again.position is None

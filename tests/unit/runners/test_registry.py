@@ -8,8 +8,8 @@ import pytest
 
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners import make_runner, runner_class, runner_names
 from prefect_launch.runners.process.runner import LocalProcessRunner
+from prefect_launch.runners.registry import make_runner, runner_class, runner_names
 
 
 def test_both_resources_are_known() -> None:

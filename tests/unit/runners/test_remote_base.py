@@ -12,7 +12,7 @@ import pytest
 from prefect_launch.errors import InfrastructureError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote import base
-from prefect_launch.runners.remote.base import LogPart, RemoteJob, RemoteLog
+from prefect_launch.runners.remote.base import RemoteJob
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
 
 
@@ -87,26 +87,6 @@ async def test_end_of_a_log_that_cannot_be_read_is_told_and_the_job_is_kept(
         plan_in(tmp_path),
     )
     plan.log_path.mkdir()
-    plan.log_path.with_name("remote-log.json").write_text('{"position": null, "log_bytes": 0}')
     end = await runner.watch(await started(runner, plan), plan)
     assert (end.exit_code, end.log_complete) == (0, False)
     assert "the log could not be copied" in end.warnings[0]
-
-
-def test_bytes_that_the_position_does_not_know_are_cut_off_and_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "job.log"
-    log = RemoteLog(path)
-    log.write(LogPart(b"one\n", "1"))
-    with path.open("ab") as file:  # As a writer leaves it that was killed before it wrote the position.
-        file.write(b"two\n")
-    again = RemoteLog(path)
-    assert again.position == "1"
-    again.write(LogPart(b"two\n", "2"))
-    assert path.read_bytes() == b"one\ntwo\n"
-
-
-def test_log_that_the_machine_has_lost_is_read_from_its_beginning(tmp_path: Path) -> None:
-    path = tmp_path / "job.log"
-    RemoteLog(path).write(LogPart(b"one\n", "1"))
-    path.write_bytes(b"o")
-    assert RemoteLog(path).position is None
