@@ -12,6 +12,7 @@ from prefect_launch.cli.item_view import (
     duration_of,
     fields_of,
     find,
+    metrics_in_words,
     request_of,
     short_source,
     source_of,
@@ -111,6 +112,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
     item = run.item
     waiting, states, outputs = run.why_waiting(), _states(api, run), _outputs(run, item)
     request = request_of(item)
+    metrics = run.metrics()
     lines = run.last_lines() if item.state_type in _UNSUCCESSFUL else []
     if json:
         history = [{"name": s.name, "type": s.type, "message": s.message, "timestamp": s.timestamp} for s in states]
@@ -119,6 +121,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
                 **request,
                 **fields_of(run, item),
                 "outputs": outputs,
+                "metrics": metrics.fields(),
                 **waiting_fields(waiting),
                 "states": history,
                 "last_lines": lines,
@@ -142,6 +145,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("uri", request.get("uri")),
             ("inputs", request["inputs"]),
             ("outputs", outputs),
+            ("metrics", metrics_in_words(metrics)),
             ("arguments", request.get("args")),
             ("entry point", request.get("entry_point")),
             ("variables", request.get("template_variables")),

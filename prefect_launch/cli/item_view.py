@@ -20,6 +20,7 @@ from prefect_launch.errors import InvalidNameError, LaunchError, NotFoundError
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.client.queued_run import QueuedRun
+    from prefect_launch.core.metrics import Metrics
     from prefect_launch.queues.wait_reason import WaitReason
     from prefect_launch.server.values import Item
 
@@ -164,6 +165,21 @@ def fields_of(run: QueuedRun, item: Item) -> dict[str, Any]:
         "duration_seconds": duration_of(item),
         "url": run.url,
     }
+
+
+def metrics_in_words(metrics: Metrics) -> str:
+    """Return a line for each metric: its last value, where it is lowest and highest, and its course as a sparkline."""
+    from prefect_launch.core.metrics import Series, format_number, sparkline
+
+    rows = []
+    for name in metrics.names:
+        value, series = metrics.value(name), metrics.series.get(name, Series())
+        course = sparkline([each for _, each in series.points()])
+        ends = [f"{word} {format_number(end[1])}" for word, end in (("low", series.low), ("high", series.high)) if end]
+        step = [f"step {series.last[0]}"] if series.last else []
+        rows.append((name, "" if value is None else format_number(value), course, ", ".join([*step, *ends])))
+    widths = [max((len(row[place]) for row in rows), default=0) for place in range(3)]
+    return "\n".join("  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in rows)
 
 
 def waiting_fields(waiting: WaitReason | None) -> dict[str, Any]:

@@ -53,6 +53,7 @@ def _command(text: str, _: str) -> list[str] | None:
 #: Readers of options that are not plain text, by the field's path.
 _READERS: Final[dict[str, Callable[[str, str], Any]]] = {
     "overrides.entry_point": _command,
+    "metric": read_mapping,
     "resource_args": read_mapping,
     "retries": read_retries,
 }

@@ -19,6 +19,7 @@ from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
+    from prefect_launch.core.metrics import Metrics
     from prefect_launch.queues.session import Session
     from prefect_launch.queues.wait_reason import WaitReason
 
@@ -152,6 +153,17 @@ class QueuedRun:
         if not isinstance(found, dict):
             raise ArtifactError(f"The {OUTPUTS_FILE} of {self.name} ({self.id}) holds no object. Use save_outputs().")
         return found
+
+    def metrics(self) -> Metrics:
+        """Return the metrics that it has reported, with their histories; empty when it has reported none."""
+
+        async def read(session: Session) -> Metrics:
+            from prefect_launch.core.metrics import Metrics
+            from prefect_launch.server.metrics import read_metrics
+
+            return (await read_metrics(session.server, [UUID(self.id)])).get(UUID(self.id), Metrics())
+
+        return self._api.call(read)
 
     def wait_until_started(self, timeout: float | None = None) -> Item:
         """Wait until its process exists (or has ended well).

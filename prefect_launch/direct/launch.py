@@ -19,6 +19,7 @@ from prefect.context import FlowRunContext
 
 from prefect_launch.agent.item.image_build import build_with_log
 from prefect_launch.agent.item.logs import LogShipper
+from prefect_launch.agent.item.metrics import MetricsCollector
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
@@ -105,14 +106,18 @@ async def _follow(
 ) -> None:
     shipper = LogShipper(session.server, flow_run_id, plan.log_path, mask=plan.mask)
     shipper.follow()
+    collector = MetricsCollector(session.server, flow_run_id, plan)
+    collector.follow()
 
     async def close(end: ExitStatus, *, timed_out: bool = False) -> None:
         try:
             await shipper.finish()
         finally:
             await shipper.let_go()
+            await collector.let_go()
         try:
             await _keep(session, flow_run_id, plan, end)
+            await collector.finish()
             outcome = outcome_of_run(plan, end, timed_out=timed_out)
             if outcome.state is not ItemState.COMPLETED:
                 await show_failure(session, flow_run_id, plan, end, outcome, await runner.image_of(handle))

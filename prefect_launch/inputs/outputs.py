@@ -76,9 +76,24 @@ def save_outputs(**values: Any) -> Path:
     return file
 
 
+def plain_number(name: str, value: Any) -> int | float | None:
+    """Return the number of a value, which may be a NumPy or torch scalar; `None` when it is none.
+
+    Args:
+        name: what the value is of, for the message.
+        value: the value. A boolean is 0 or 1.
+
+    Raises:
+        JobCodeError: when it holds more than one value.
+    """
+    value = _scalar_of(name, value, "metric")
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, (int, float)) else None
+
+
 def _plain(name: str, value: Any) -> str | int | float | bool | None:
-    if value is not None and not isinstance(value, (str, int, float)) and callable(getattr(value, "item", None)):
-        value = _scalar(name, value)
+    value = _scalar_of(name, value, "output")
     if isinstance(value, float) and not math.isfinite(value):
         raise JobCodeError(f"The output {name!r} is {value}, which JSON does not have. Save None or leave it out.")
     if value is None or isinstance(value, (str, bool, int, float)):
@@ -89,12 +104,15 @@ def _plain(name: str, value: Any) -> str | int | float | bool | None:
     )
 
 
-def _scalar(name: str, value: Any) -> Any:
+def _scalar_of(name: str, value: Any, what: str) -> Any:
+    """Return a value, or the number of one that is a NumPy or torch scalar."""
+    if value is None or isinstance(value, (str, int, float)) or not callable(getattr(value, "item", None)):
+        return value
     try:
         return value.item()
     except (TypeError, ValueError, RuntimeError) as error:
         raise JobCodeError(
-            f"The output {name!r} is a {type(value).__name__} with more than one value ({error})."
+            f"The {what} {name!r} is a {type(value).__name__} with more than one value ({error})."
             " Write it as a file into output_dir()."
         ) from None
 

@@ -143,6 +143,7 @@ async def _sketch(request: Request, machine: MachineSettings, job: Job | None, r
         build_context=job.build_context if job is not None and to_build is None else None,
         working_dir=spec.overrides.working_dir,
         python_version=spec.python_version or (job.runtime if job else None),
+        metric=spec.metric,
         timeout=spec.timeout if request.queue is None else time_limit(spec.timeout, request.config),
         options=options,
         host_folders=folders,

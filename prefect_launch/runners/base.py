@@ -30,6 +30,7 @@ from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.option_values import Quantity, visible_gpus
 from prefect_launch.spec.code_options import BuildRequest
+from prefect_launch.spec.metric_pattern import MetricPattern
 from prefect_launch.spec.option_names import normalise_options
 
 _SIGNALS: Final = frozenset(int(one) for one in signal.Signals)
@@ -148,6 +149,7 @@ class RunPlan(BaseModel):
         default=None, description="Relative to the build context, or to the image's working directory."
     )
     python_version: str | None = Field(default=None, description='The job\'s Python, such as "3.11".')
+    metric: MetricPattern | None = Field(default=None, description="A metric that is read from its log.")
     timeout: float | None = Field(default=None, description="Its time limit, in seconds from its start.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="resource_args of this resource, merged and checked."

@@ -230,6 +230,8 @@ class ProposalCalls(Calls):
 
 # --- logs, artifacts, heartbeats ---
 
+#: Keys in one request; each has one artifact, and the server lists 200.
+_ARTIFACTS_PAGE: Final = 100
 #: What an artifact that is made once tells of, in its metadata.
 ONCE: Final = "prefect-launch.once"
 
@@ -276,6 +278,50 @@ class TelemetryCalls(Calls):
                 if lost == _LOST_MAX:
                     raise
                 await anyio.sleep(_LOST_PAUSE_SECONDS)
+
+    async def put_artifact(
+        self,
+        item_id: UUID,
+        *,
+        key: str,
+        kind: str,
+        data: Any,
+        description: str | None = None,
+        artifact_id: UUID | None = None,
+    ) -> UUID:
+        new = {"data": data, "description": description}
+        lost = 0
+        while True:
+            if artifact_id is None:
+                found = await self._filter_artifacts({"flow_run_id": {"any_": [str(item_id)]}, "key": {"any_": [key]}})
+                artifact_id = UUID(found[0]["id"]) if found else None
+            try:
+                if artifact_id is None:
+                    body = {"key": key, "type": kind, "flow_run_id": str(item_id), **new}
+                    return UUID((await self._rest.get("POST", "/artifacts/", json=body))["id"])
+                if await self._rest.get("PATCH", f"/artifacts/{artifact_id}", json=new) is not None:
+                    return artifact_id
+                artifact_id = None  # somebody has deleted it
+            except AnswerLostError:
+                lost += 1
+                if lost == _LOST_MAX:
+                    raise
+                await anyio.sleep(_LOST_PAUSE_SECONDS)
+
+    async def read_artifacts(self, keys: Collection[str]) -> dict[str, Any]:
+        wanted = list(keys)
+        newest: dict[str, Any] = {}
+        for start in range(0, len(wanted), _ARTIFACTS_PAGE):
+            page = {"key": {"any_": wanted[start : start + _ARTIFACTS_PAGE]}}
+            for found in await self._filter_artifacts(page):
+                newest.setdefault(found["key"], found["data"])
+        return newest
+
+    async def _filter_artifacts(self, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """List artifacts, the one that was written last first."""
+        body = {"artifacts": wanted, "sort": "UPDATED_DESC"}
+        found: list[dict[str, Any]] = await self._rest.get("POST", "/artifacts/filter", json=body)
+        return found
 
     async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
         return await self._artifacts(item_id)

@@ -194,6 +194,28 @@ class Server(Protocol):
                 of the same. Without it, the item has it when there is one of the same key and data.
         """
 
+    async def put_artifact(
+        self,
+        item_id: UUID,
+        *,
+        key: str,
+        kind: str,
+        data: Any,
+        description: str | None = None,
+        artifact_id: UUID | None = None,
+    ) -> UUID:
+        """Write an artifact of an item in place: the item has one of the key, which keeps its id.
+
+        Args:
+            artifact_id: what an earlier call returned, which saves the look for it.
+
+        Returns:
+            Its id: another one when somebody has deleted the artifact.
+        """
+
+    async def read_artifacts(self, keys: Collection[str]) -> dict[str, Any]:
+        """Return the data of the newest artifact of each of these keys that has one, of whatever item."""
+
     async def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
         """List the artifacts that an item shows; the data of its states, which the server keeps as some, are not."""
 

@@ -28,6 +28,7 @@ from prefect_launch.core.units import parse_duration
 from prefect_launch.core.validation import check_json, first_error, plain, reason
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.spec.code_options import check_builder, check_inside, check_runtime
+from prefect_launch.spec.metric_pattern import MetricPattern
 from prefect_launch.spec.option import Option
 from prefect_launch.spec.scheduling import RETRIES_FORM, Priority, Retries
 
@@ -197,6 +198,11 @@ class LaunchSpec(_Part):
             },
         ),
     ] = Field(default=None, description="How long it may run: seconds, or 45min, 2h, 1h30m. Default: no limit.")
+    metric: Annotated[MetricPattern | None, Option(("--metric",), "METRIC", in_secure_mode=True)] = Field(
+        default=None,
+        description="A metric that is read from the log of code that does not call log_metrics():"
+        " {name: loss, pattern: 'loss: ([0-9.e+-]+)'}.",
+    )
     registry: RegistryOptions = RegistryOptions()
     builder: Annotated[dict[str, Any], AfterValidator(check_builder)] = Field(
         default_factory=dict, description='{"accelerator": {"base_image": …}}.'
@@ -368,6 +374,7 @@ def _as_launch_error(error: ValidationError) -> LaunchError:
             "docker": DockerSource,
             "git": GitSource,
             "registry": RegistryOptions,
+            "metric": MetricPattern,
         }
         model = models.get(str(first["loc"][0]))
         known = model.model_fields if model else LaunchSpec.model_fields

@@ -16,7 +16,7 @@ from typing import Any, Final
 from uuid import UUID, uuid4
 
 from prefect_launch.errors import SpecError
-from prefect_launch.server.items import ONCE, is_same_artifact
+from prefect_launch.server.items import ONCE, RESULT, is_same_artifact
 from prefect_launch.server.values import PAGE, Item, LogRecord
 from prefect_launch.testing.server_items import InMemoryItems
 from prefect_launch.testing.server_pools import InMemoryPools
@@ -59,8 +59,35 @@ class InMemoryTelemetry(Calls):
         self._store.artifacts.append({**artifact, **more, "flow_run_id": str(item_id), "task_run_id": None})
 
     @call
+    def put_artifact(
+        self,
+        item_id: UUID,
+        *,
+        key: str,
+        kind: str,
+        data: Any,
+        description: str | None = None,
+        artifact_id: UUID | None = None,
+    ) -> UUID:
+        here = [one for one in self._store.artifacts if (one["flow_run_id"], one["key"]) == (str(item_id), key)]
+        found = next((one for one in here if one["id"] == str(artifact_id)), here[-1] if here else None)
+        now = self._store.now().isoformat()
+        if found is None:
+            made = {"id": str(uuid4()), "created": now, "key": key, "type": kind, "metadata_": None}
+            found = {**made, "flow_run_id": str(item_id), "task_run_id": None}
+            self._store.artifacts.append(found)
+        found.update(updated=now, data=as_json(data), description=description)
+        return UUID(found["id"])
+
+    @call
+    def read_artifacts(self, keys: Collection[str]) -> dict[str, Any]:
+        by_time = sorted(self._store.artifacts, key=lambda one: str(one["updated"]))
+        return {one["key"]: one["data"] for one in by_time if one["key"] in keys}
+
+    @call
     def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
-        return [artifact for artifact in self._store.artifacts if artifact["flow_run_id"] == str(item_id)]
+        shown = (one for one in self._store.artifacts if one["type"] != RESULT)
+        return [artifact for artifact in shown if artifact["flow_run_id"] == str(item_id)]
 
     @call
     def beat_items(self, items: Sequence[Item]) -> None:

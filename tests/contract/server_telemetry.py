@@ -9,6 +9,7 @@ from uuid import uuid4
 import anyio
 
 from prefect_launch.core.states import ItemState
+from prefect_launch.server.items import RESULT
 from prefect_launch.server.values import Item, LogRecord, State
 from tests.contract.server_place import Place, draft, make_place
 
@@ -95,6 +96,30 @@ class TelemetryContract:
             await create(item.id, key="end", kind="markdown", data=data, once=once)
         seen = sorted((one["key"], one["data"]) for one in await place.server.list_artifacts(item.id))
         assert seen == [("end", "a"), ("end", "b"), ("outputs", "other"), ("outputs", "same")]
+
+    async def test_artifact_that_is_put_again_is_written_in_place(self, place: Place) -> None:
+        item, other = await place.add(), await place.add()
+        put, key = place.server.put_artifact, f"live-{uuid4()}"
+        first = await put(item.id, key=key, kind="markdown", data="one")
+        assert await put(item.id, key=key, kind="markdown", data="two", artifact_id=first) == first
+        assert await put(item.id, key=key, kind="markdown", data="three", description="why") == first
+        assert await put(other.id, key=f"{key}-2", kind="markdown", data="other") != first
+        found = await place.server.list_artifacts(item.id)
+        assert [(one["id"], one["data"], one["description"]) for one in found] == [(str(first), "three", "why")]
+        read = await place.server.read_artifacts([key, f"{key}-2", f"{key}-3"])
+        assert read == {key: "three", f"{key}-2": "other"}
+
+    async def test_artifact_that_was_deleted_is_made_anew_under_its_key(self, place: Place) -> None:
+        item, key = await place.add(), f"live-{uuid4()}"
+        made = await place.server.put_artifact(item.id, key=key, kind="markdown", data="one", artifact_id=uuid4())
+        assert await place.server.put_artifact(item.id, key=key, kind="markdown", data="two") == made
+
+    async def test_artifact_of_a_result_is_read_by_its_key_and_not_shown(self, place: Place) -> None:
+        item, key = await place.add(), f"hidden-{uuid4()}"
+        await place.server.put_artifact(item.id, key=key, kind=RESULT, data={"a": [1, "NaN"]})
+        assert await place.server.list_artifacts(item.id) == []
+        assert await place.server.read_artifacts([key]) == {key: {"a": [1, "NaN"]}}
+        assert await place.server.read_artifacts([]) == {}
 
     async def test_heartbeats_of_items_are_taken(self, place: Place) -> None:
         await place.server.beat_items([await place.add(), await place.add()])

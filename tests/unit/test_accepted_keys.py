@@ -62,6 +62,7 @@ SPEC: dict[str, tuple[str, dict[str, Any], Any]] = {
     "overrides.working_dir": ("cpu", CODE, "inside"),
     "python_version": ("cpu", CODE, "3.12"),
     "timeout": ("cpu", CODE, "2h"),
+    "metric": ("cpu", CODE, {"name": "loss", "pattern": "loss: (.+)"}),
     "registry.uri": ("gpu", CODE, "r.example/team/built"),
     "builder": ("gpu", CODE, {"accelerator": {"base_image": "team/cuda:12"}}),
     "priority": ("gpu", CODE, "high"),

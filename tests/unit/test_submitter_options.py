@@ -204,6 +204,7 @@ SET: dict[str, Any] = {
     "overrides.working_dir": "../..",
     "python_version": "3.11",
     "timeout": 3600,
+    "metric": {"name": "loss", "pattern": "loss: (.+)"},
     "registry.uri": "r.example/x",
     "builder": {"accelerator": {"base_image": "mine:1"}},
     "priority": 1,
@@ -211,7 +212,7 @@ SET: dict[str, Any] = {
 }
 PASSES = {
     *("job", "overrides.run_config", "template_variables", "priority", "name", "entity", "project", "run_id"),
-    *("author", "sweep_id", "resource", "git.repo", "git.version", "docker.digest", "docker.resolved"),
+    *("author", "sweep_id", "resource", "git.repo", "git.version", "docker.digest", "docker.resolved", "metric"),
 }
 
 

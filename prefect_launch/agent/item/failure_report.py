@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.agent.item.outcome import ADVICE, Category, Outcome, diagnose
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.masking import Mask
+from prefect_launch.core.metric_lines import from_first_whole_line, without_metrics
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.terminal import printable
 from prefect_launch.core.units import utc_time
@@ -183,7 +184,9 @@ def without_home(text: str, home: Path) -> str:
 def _tail(path: Path, mask: Mask) -> bytes:
     try:
         size = path.stat().st_size
-        return mask.shown(mask.read(path, max(0, size - _TAIL_BYTES), _TAIL_BYTES))
+        start = max(0, size - _TAIL_BYTES)
+        data = mask.shown(mask.read(path, start, _TAIL_BYTES))
+        return without_metrics(from_first_whole_line(data) if start else data)
     except OSError:
         return b""
 

@@ -18,6 +18,7 @@ from uuid import UUID
 from prefect_launch.agent.item.attempt import Attempt, Hook
 from prefect_launch.agent.item.failure_report import is_other_image
 from prefect_launch.agent.item.logs import LogShipper
+from prefect_launch.agent.item.metrics import CollectMetrics
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.agent.item.transitions import retry_until_available
@@ -222,4 +223,5 @@ HOOKS: Final[tuple[Callable[[Attempt], Hook], ...]] = (
     Stopping,
     ShipLog,
     KeepOutputs,
+    CollectMetrics,
 )

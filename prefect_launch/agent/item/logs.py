@@ -28,6 +28,7 @@ import anyio
 
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.masking import Mask
+from prefect_launch.core.metric_lines import LINE_END, blank_metrics, from_first_whole_line, without_blanks
 from prefect_launch.core.supervision import restarted
 from prefect_launch.runners.log_streams import parts as stream_parts
 from prefect_launch.server.protocol import Server
@@ -165,12 +166,11 @@ class LogShipper:
     async def last_lines(self, count: int) -> list[str]:
         """Return the last lines of the file."""
         size = await anyio.to_thread.run_sync(_size, self._path)
-        data = await self._read(max(0, size - CHUNK_BYTES), CHUNK_BYTES)
-        return (
-            self._mask.shown(as_shown(data)).decode("utf-8", "replace").removesuffix("\n").split("\n")[-count:]
-            if data
-            else []
-        )
+        start = max(0, size - CHUNK_BYTES)
+        data = await self._read(start, CHUNK_BYTES)
+        data = without_blanks(from_first_whole_line(data) if start else data)
+        text = self._mask.shown(as_shown(data)).decode("utf-8", "replace")
+        return text.removesuffix("\n").split("\n")[-count:] if text else []
 
     async def _send_new(self, *, whole_lines: bool) -> None:
         while self._shown < SHARE_BYTES:
@@ -204,8 +204,12 @@ class LogShipper:
             await self._send(b"", self._sent + start)
 
     async def _read(self, start: int, count: int) -> bytes:
-        """Read a part of the file in which each byte of a secret is a blank, wherever the part begins and ends."""
-        return await anyio.to_thread.run_sync(self._mask.read, self._path, start, count)
+        """Read a part of the file in which each byte of a secret, or of a line of metrics, is a blank."""
+
+        def read() -> bytes:
+            return blank_metrics(self._mask.read(self._path, start, count))
+
+        return await anyio.to_thread.run_sync(read)
 
     async def _send_tail(self, size: int) -> None:
         start = max(self._sent, size - TAIL_BYTES)
@@ -217,7 +221,7 @@ class LogShipper:
         """Send the part of the file that ends at a position, a record or more for each change of the stream."""
         parts = await anyio.to_thread.run_sync(stream_parts, str(self._path), position - len(data), data)
         pieces = [(logging.INFO, before)] if before else []
-        for is_error, part in _joined(parts):
+        for is_error, part in _joined(_without_metrics(parts)):
             lines = self._mask.shown(as_shown(part))
             if self._is_in_bar:
                 lines = lines.removeprefix(b"\n")  # the end of a line that was shown as a bar
@@ -258,6 +262,18 @@ async def _whole(work: Coroutine[None, None, None]) -> None:
         task.cancel()
         await asyncio.wait({task})
         raise
+
+
+def _without_metrics(parts: Sequence[tuple[bool, bytes]]) -> Sequence[tuple[bool, bytes]]:
+    """Take the lines of metrics out, and join what they stood between."""
+    left: list[tuple[bool, bytes]] = []
+    for is_error, part in parts:
+        shown = without_blanks(part)
+        if shown and left and left[-1][0] is is_error:
+            left[-1] = (is_error, left[-1][1] + shown)
+        elif shown:
+            left.append((is_error, shown))
+    return left
 
 
 def _joined(parts: Sequence[tuple[bool, bytes]]) -> Sequence[tuple[bool, bytes]]:
@@ -303,7 +319,7 @@ def split_records(
 
 def _cut(data: bytes, *, whole_lines: bool, full: bool) -> bytes:
     """Return what can be sent of `data`: up to its last line's end, or all of it but a character that is cut in two."""
-    end = data.rfind(b"\n") + 1
+    end = max(data.rfind(b"\n"), data.rfind(LINE_END)) + 1
     if end:
         return data[:end]
     if whole_lines and not full:

@@ -17,7 +17,7 @@ def _run(code: str) -> str:
 
 
 def test_inputs_need_only_the_standard_library() -> None:
-    assert _run("import prefect_launch.inputs as i; print(len(i.__all__))") == "9"
+    assert _run("import prefect_launch.inputs as i; print(len(i.__all__))") == "10"
 
 
 def test_inputs_import_neither_prefect_nor_pydantic() -> None:

@@ -1,0 +1,144 @@
+"""Chart of a run's metrics: Markdown with an SVG in a data address, which both of Prefect's UIs draw.
+
+The UIs draw no `<svg>` that stands in Markdown, and need no library for an image. Its background is its own, so that it
+can be read on a dark page.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Final
+
+from prefect_launch.core.metrics import Metrics, Point, Series, format_number, sparkline
+
+#: Metrics that have a chart; the table has all.
+_MAX_CHARTS: Final = 8
+#: Points of a line: there are not many more pixels.
+_MAX_POINTS: Final = 250
+_WIDTH, _HEIGHT, _COLUMNS = 420, 220, 2
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 34, 30
+_INK, _FAINT, _LINE, _BAD = "#374151", "#e5e7eb", "#2563eb", "#dc2626"
+
+
+def metrics_markdown(metrics: Metrics, run_id: str) -> str:
+    """Return the Markdown that shows a run's metrics.
+
+    Args:
+        metrics: of the run.
+        run_id: the launch run id.
+    """
+    charted = {name: series for name, series in metrics.series.items() if series.last is not None}
+    lines = [f"## Metrics of run `{run_id}`", ""]
+    if charted:
+        image = base64.b64encode(chart_svg(dict(list(charted.items())[:_MAX_CHARTS])).encode()).decode()
+        lines += [f"![Charts of the metrics by step](data:image/svg+xml;base64,{image})", ""]
+        if len(charted) > _MAX_CHARTS:
+            lines += [f"The first {_MAX_CHARTS} of {len(charted)} metrics have a chart.", ""]
+    lines += ["| Metric | Last | Step | Lowest | Highest | Steps | Trend |", "|---|---|---|---|---|---|---|"]
+    lines += [_row(metrics, name) for name in metrics.names]
+    return "\n".join(lines) + "\n"
+
+
+def _row(metrics: Metrics, name: str) -> str:
+    value, series = metrics.value(name), metrics.series.get(name, Series())
+    trend = sparkline([value for _, value in series.points()]) if series.last else ""
+    cells = [
+        _cell(name),
+        "" if value is None else format_number(value),
+        str(series.last[0]) if series.last else "",
+        *("" if point is None else f"{format_number(point[1])} at {point[0]}" for point in (series.low, series.high)),
+        str(series.count or ""),
+        trend,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Return a text as a Markdown cell shows it, as code: nothing in it is Markdown or HTML."""
+    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
+
+
+def chart_svg(charted: dict[str, Series]) -> str:
+    """Draw a chart of each metric by its steps, side by side."""
+    columns = min(_COLUMNS, max(1, len(charted)))
+    rows = -(-len(charted) // columns)
+    width, height = columns * _WIDTH, rows * _HEIGHT
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        ' font-family="system-ui, sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
+    ]
+    for index, (name, series) in enumerate(charted.items()):
+        row, column = divmod(index, columns)
+        parts.append(f'<g transform="translate({column * _WIDTH} {row * _HEIGHT})">{_chart(name, series)}</g>')
+    return "".join([*parts, "</svg>"])
+
+
+def _chart(name: str, series: Series) -> str:
+    points = _fewer(series.points())
+    low, high = (_finite(point, 0.0) for point in (series.low, series.high))
+    first, last = points[0][0], points[-1][0]
+    inner_width, inner_height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+
+    def x(step: int) -> float:
+        return round(_LEFT + inner_width * ((step - first) / (last - first) if last > first else 0.5), 1)
+
+    def y(value: float) -> float:
+        # Halves, for the distance of two floats may be beyond the largest one.
+        share = (value / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
+        return round(_TOP + inner_height * (1 - share), 1)
+
+    def text(at_x: float, at_y: float, words: str, anchor: str = "middle", more: str = "") -> str:
+        return f'<text x="{at_x}" y="{at_y}" text-anchor="{anchor}" fill="{_INK}"{more}>{escape(words)}</text>'
+
+    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
+    parts = [
+        text(_LEFT, 20, name if len(name) <= 45 else f"{name[:44]}…", "start", ' font-weight="600" font-size="13"'),
+        *(
+            f'<path d="M{_LEFT} {line}H{right}" stroke="{_FAINT}"/>'
+            for line in (_TOP, round((_TOP + bottom) / 2, 1), bottom)
+        ),
+        text(_LEFT - 6, bottom + 4, format_number(low), "end"),
+    ]
+    if high > low:
+        parts.append(text(_LEFT - 6, _TOP + 4, format_number(high), "end"))
+    parts.append(text(_LEFT, bottom + 18, str(first)))
+    parts.append(text((_LEFT + right) / 2, bottom + 18, "step"))
+    if last > first:
+        parts.append(text(right, bottom + 18, str(last), "end"))
+    for piece in _pieces(points):
+        line = " ".join(f"{x(step)},{y(value)}" for step, value in piece)
+        if len(piece) > 1:
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{_LINE}" stroke-width="1.6"/>')
+        else:
+            parts.append(f'<circle cx="{x(piece[0][0])}" cy="{y(piece[0][1])}" r="3" fill="{_LINE}"/>')
+    bad = [step for step, value in points if not math.isfinite(value)]
+    parts += [f'<path d="M{x(step)} {_TOP}V{bottom}" stroke="{_BAD}" stroke-opacity="0.5"/>' for step in bad]
+    if bad:
+        parts.append(text(right, 20, "red: NaN or infinite", "end"))
+    return "".join(parts)
+
+
+def _fewer(points: Sequence[Point]) -> list[Point]:
+    if len(points) <= _MAX_POINTS:
+        return list(points)
+    last = len(points) - 1
+    return [points[index * last // (_MAX_POINTS - 1)] for index in range(_MAX_POINTS)]
+
+
+def _pieces(points: Sequence[Point]) -> list[list[Point]]:
+    """Return the runs of finite points between those that are not."""
+    pieces: list[list[Point]] = [[]]
+    for point in points:
+        if math.isfinite(point[1]):
+            pieces[-1].append(point)
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
+
+
+def _finite(point: Point | None, default: float) -> float:
+    return default if point is None else point[1]

@@ -1,0 +1,57 @@
+"""Metrics of an item on the server: one artifact that is written in place, and is read by the item's id.
+
+The values are an artifact of the type that both UIs hide among a run's results; the chart is one that they show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+from prefect_launch.core.metric_chart import metrics_markdown
+from prefect_launch.core.metrics import Metrics
+from prefect_launch.server.items import RESULT
+
+if TYPE_CHECKING:
+    from prefect_launch.server.protocol import Server
+
+
+def metrics_key(item_id: UUID) -> str:
+    """Return the key of the artifact that holds an item's metrics."""
+    return f"metrics-{item_id}"
+
+
+async def read_metrics(server: Server, item_ids: Collection[UUID]) -> dict[UUID, Metrics]:
+    """Return the metrics of those of these items that have reported any, in one request for each hundred.
+
+    An artifact that holds something else, which somebody may have put under the key, is none.
+    """
+    found = await server.read_artifacts([metrics_key(item_id) for item_id in item_ids])
+    read: dict[UUID, Metrics] = {}
+    for item_id in item_ids:
+        try:
+            read[item_id] = Metrics.load(found[metrics_key(item_id)])
+        except (KeyError, ValueError):
+            continue
+    return read
+
+
+async def write_metrics(server: Server, item_id: UUID, metrics: Metrics, artifact_id: UUID | None = None) -> UUID:
+    """Write an item's metrics; returns the artifact's id, which saves the next call the look for it."""
+    return await server.put_artifact(
+        item_id, key=metrics_key(item_id), kind=RESULT, data=metrics.dump(), artifact_id=artifact_id
+    )
+
+
+async def draw_metrics(
+    server: Server, item_id: UUID, metrics: Metrics, run_id: str, artifact_id: UUID | None = None
+) -> UUID:
+    """Draw the chart of an item's metrics on its page; returns the artifact's id, as `write_metrics`."""
+    return await server.put_artifact(
+        item_id,
+        key=f"metrics-chart-{item_id}",
+        kind="markdown",
+        data=metrics_markdown(metrics, run_id),
+        artifact_id=artifact_id,
+    )
