@@ -7,6 +7,7 @@ and `metric.pattern`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -102,8 +103,10 @@ class Metric(_Block):
         return -value if self.goal == "maximize" else value
 
     def reaches_target(self, value: float | None) -> bool:
-        """Whether a value is the target or better; no value is not."""
-        return self.target is not None and value is not None and self.score(value) <= self.score(self.target)
+        """Whether a value is the target or better; no value, and no finite one, is not."""
+        if self.target is None or value is None or not math.isfinite(value):
+            return False
+        return self.score(value) <= self.score(self.target)
 
 
 class EarlyTerminate(_Block):

@@ -22,8 +22,10 @@ class TrialState(str, Enum):
     PRUNED = "pruned"
     #: It ended without success, whoever was at fault.
     FAILED = "failed"
-    #: A person cancelled it.
+    #: A person cancelled it, or the sweep ended.
     CANCELLED = "cancelled"
+    #: A pause of the sweep stopped it: it runs again when the sweep goes on.
+    HELD = "held"
 
     @property
     def is_open(self) -> bool:
@@ -42,6 +44,7 @@ class Trial:
         metric: its value of the sweep's metric at its end, or the last one; `None` when there is none. May be NaN.
         steps: the values of the metric that it reported, in their order.
         tries: how many items it has had.
+        cause: why it failed, for people.
     """
 
     number: int
@@ -50,6 +53,7 @@ class Trial:
     metric: float | None = None
     steps: tuple[float, ...] = ()
     tries: int = 1
+    cause: str | None = None
 
     @property
     def value(self) -> float | None:
@@ -63,12 +67,15 @@ class History:
     """The trials of a sweep, each number once.
 
     Attributes:
-        trials: the trials, in any order.
+        trials: the trials, in the order of their numbers, however they were given.
         prior: trials of earlier sweeps that a sampler learns from; they are not counted.
     """
 
     trials: tuple[Trial, ...] = ()
     prior: tuple[Trial, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "trials", tuple(sorted(self.trials, key=lambda trial: trial.number)))
 
     @cached_property
     def next_number(self) -> int:
@@ -80,6 +87,13 @@ class History:
     def open(self) -> tuple[Trial, ...]:
         """The trials that wait or run."""
         return tuple(trial for trial in self.trials if trial.state.is_open)
+
+    def without_gaps(self) -> History:
+        """Return the history with a cancelled trial for each number that is missing below the highest."""
+        used = {trial.number for trial in self.trials}
+        missing = [number for number in range(max(used, default=-1)) if number not in used]
+        gone = tuple(Trial(number, {}, TrialState.CANCELLED) for number in missing)
+        return replace(self, trials=(*self.trials, *gone)) if gone else self
 
     def with_trial(self, params: Mapping[str, Any]) -> History:
         """Return the history with one more waiting trial, under the next number."""

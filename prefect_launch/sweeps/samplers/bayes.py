@@ -99,7 +99,7 @@ class BayesSampler(Sampler):
     # --- the history as Optuna's trials ---
 
     def _trials(self, history: History) -> list[FrozenTrial]:
-        told = [*history.prior, *sorted(history.trials, key=lambda each: each.number)]
+        told = [*history.prior, *history.trials]
         scores = {id(trial): score for trial in told if (score := self._score(trial)) is not None}
         best, worst = (min(scores.values()), max(scores.values())) if scores else (None, None)
         found = []

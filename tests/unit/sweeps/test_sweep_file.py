@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -116,8 +117,8 @@ def test_target_is_reached_by_it_or_a_better_value_only() -> None:
     metric = sweep(metric={"name": "acc", "goal": "maximize", "target": 0.9}).metric
     assert metric is not None
 
-    assert [metric.reaches_target(value) for value in (0.89, 0.9, 0.95, None, float("nan"))] == [
-        *(False, True, True, False, False),
+    assert [metric.reaches_target(value) for value in (0.89, 0.9, 0.95, None, math.nan, math.inf)] == [
+        *(False, True, True, False, False, False),
     ]
 
 
