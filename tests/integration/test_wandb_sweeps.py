@@ -25,7 +25,7 @@ from prefect_launch.sweeps.sweep_file import read_sweep_file
 from tests.support import wandb_sweeps
 
 PACKAGES = ["sweeps==0.3.0", "hydra-core==1.3.*"]
-FILES = Path(__file__).parents[1] / "examples" / "sweeps"
+FILES = Path(__file__).parents[1] / "sweep_files"
 
 #: Read here, and refused by W&B's schema: what launch sweeps add, what we add, and one level too much.
 OURS_ALONE = {"bayes-under-sweep", "launch-blocks", "our-own-keys", "all-other-distributions"}

@@ -16,7 +16,7 @@ from prefect_launch.sweeps.distributions import IntUniform, LogUniformValues, Un
 from prefect_launch.sweeps.preview import preview_sweep
 from prefect_launch.sweeps.sweep_file import MAX_FILE_BYTES, parse_sweep_yaml, read_sweep_file
 
-FILES = Path(__file__).parents[2] / "examples" / "sweeps"
+FILES = Path(__file__).parents[2] / "sweep_files"
 READ = sorted((FILES / "read").iterdir())
 REFUSED = sorted((FILES / "refused").iterdir())
 
