@@ -37,7 +37,7 @@ _SIGNALS: Final = frozenset(int(one) for one in signal.Signals)
 
 
 def signal_of(exit_code: int | None) -> str | None:
-    """Return the name of the signal that an exit code tells of, as shells have it: 137 is "SIGKILL"."""
+    """Return the name of the signal that an exit code stands for, as in a shell: 137 is "SIGKILL"."""
     number = (exit_code or 0) - 128
     return signal.Signals(number).name if number in _SIGNALS else None
 
@@ -50,12 +50,12 @@ PLAN_FILE: Final = "plan.json"
 TAKEOVER_SECONDS: Final = 10.0
 #: The newest claim of the item, beside the folders of its attempts. The supervisor, standard library alone, has a copy.
 CLAIM_FILE: Final = "claim"
-#: How much of a claim's token tells the folders of one attempt apart.
+#: How many characters of a claim's token are in the name of a run's folder.
 CLAIM_CHARS: Final = 8
 
 
 def note_claim(run_dir: Path, claim: str) -> None:
-    """Write down the claim that an attempt is planned under, whole or not at all."""
+    """Write the claim that an attempt is planned under to the claim file, atomically."""
     part = run_dir / f"claim.{os.getpid()}.part"
     part.write_text(claim, encoding="utf-8")
     part.replace(run_dir.parent / CLAIM_FILE)
@@ -163,7 +163,7 @@ class RunPlan(BaseModel):
         default=(), description="Names of the Secret blocks whose values are in its options."
     )
     mask: Mask = Field(
-        default_factory=Mask, exclude=True, repr=False, description="Hides its secrets in all that is told of it."
+        default_factory=Mask, exclude=True, repr=False, description="Hides its secrets in logs and messages."
     )
     file_overrides: dict[str, dict[str, Any]] = Field(
         default_factory=dict,
@@ -204,9 +204,9 @@ class ExitStatus(BaseModel):
     error: str | None = Field(default=None, description="Why it never started, or was lost, in words.")
     started_at: datetime | None = None
     ended_at: datetime | None = None
-    peak_memory_bytes: int | None = Field(default=None, description="Largest resident memory seen, where that is told.")
+    peak_memory_bytes: int | None = Field(default=None, description="Largest resident memory seen, where it is known.")
     log_complete: bool = Field(default=True, description="False: what is left of its log is still with the run.")
-    warnings: tuple[str, ...] = Field(default=(), description="What could not be kept or told.")
+    warnings: tuple[str, ...] = Field(default=(), description="What could not be kept, in words.")
     left_out: LeftOut = Field(default=LeftOut(), description="What its resource has not handed over of its outputs.")
 
     @property
@@ -275,7 +275,7 @@ class Runner(ABC):
 
     #: The resource's name, as in queues and specs: "local-process".
     name: ClassVar[str]
-    #: What is seen once a run was stopped and removed, as people are told it.
+    #: Says in messages that a run was stopped and removed.
     removed_message: ClassVar[str] = "run removed"
     #: Which sources it can run.
     sources: ClassVar[frozenset[SourceKind]]
@@ -351,7 +351,7 @@ class Runner(ABC):
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
-        """Return what `create` would make, as told away from the machine; variables and their values as `env`."""
+        """Return what `create` would make, without looking at the machine; variables and their values as `env`."""
         env = {**plan.options.get("env", {}), **plan.env}
         return {"command": [*plan.command, *plan.args], "env": env, "labels": plan.labels}
 
@@ -379,7 +379,7 @@ class Runner(ABC):
         return plan.model_copy(update={"env": {**plan.env, **visible_gpus(ids)}})
 
     async def ping(self) -> None:  # noqa: B027 - what runs on the agent's own machine is always there
-        """See whether what it runs on can be reached; cheap.
+        """Check that the machine, engine or cluster can be reached; cheap.
 
         Raises:
             UnreachableError: when it cannot.
@@ -391,7 +391,7 @@ class Runner(ABC):
 
     @abstractmethod
     async def prepare(self, plan: RunPlan) -> None:
-        """Bring about what the start needs and runs can share: pull the image, make the environment.
+        """Prepare what the start needs and runs can share: pull the image, make the environment.
 
         Raises:
             InfrastructureError: when the machine or a registry fails.
@@ -433,7 +433,7 @@ class Runner(ABC):
 
     @abstractmethod
     async def stop(self, handle: str, grace_seconds: float) -> None:
-        """End it, the whole group or container: TERM, then KILL after the grace. Returns when it is seen to be gone."""
+        """Stop the whole process group or container: TERM, then KILL after the grace. Returns once it has ended."""
 
     @abstractmethod
     async def find(self, labels: Mapping[str, str]) -> list[Found]:

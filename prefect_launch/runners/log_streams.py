@@ -1,4 +1,4 @@
-"""Log streams: a job's standard output and standard error in one file, with marks that tell them apart.
+"""Log streams: a job's standard output and standard error in one file, with marks that separate them.
 
 `job.log` holds what the job wrote to both, byte for byte and in order (what it writes to both at nearly the same moment
 may swap places, as in a container's log). The marks are in a second file, 8 bytes for each change of the stream: the
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _SUFFIX = ".streams"
 _MARK = struct.Struct(">Q")
 _PIECE_BYTES = 64 * 1024
-#: Once a job has ended, what holds its streams open and writes nothing for so long is waited for no more.
+#: How long a process that outlives its job may hold the streams open and write nothing.
 _SILENCE_MS = 500
 
 
@@ -44,7 +44,7 @@ class Marks:
         self._last = bool(_read(self._file, known - 1) & 1) if known else False
 
     def mark(self, offset: int, is_error: bool) -> None:
-        """Say of which stream the bytes are that are written next, from this byte of the log on.
+        """Mark the stream of the bytes that are written next, from this offset in the log on.
 
         Raises:
             OSError: when it cannot be written.
@@ -149,7 +149,7 @@ class LogWriter:
         self._thread.start()
 
     def finish(self, seconds: float) -> None:
-        """Write what is left of a job that has ended; blocks until it is written, so many seconds at most."""
+        """Write the rest of the output of an ended job; blocks until it is written, for at most this many seconds."""
         os.close(self._end)
         self._thread.join(seconds)
 
@@ -198,7 +198,7 @@ class LogWriter:
 
 
 def parts(log: str, start: int, data: bytes) -> list[tuple[bool, bytes]]:
-    """Tell the streams apart in a part of a log; all of a log without marks is of the standard output.
+    """Split a part of a log into its two streams; a log without marks is all standard output.
 
     Args:
         log: its path.

@@ -332,7 +332,7 @@ def _mount(written: str) -> dict[str, Any]:
 
 # --- GPUs ---
 
-#: Environment variables by which a program, or the engine, is told which GPUs there are.
+#: Environment variables that select the GPUs which a program, or the engine, sees.
 GPU_VARIABLES: Final = ("CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES")
 _GPU_RULE: Final = (
     'it must be "all", a count, or ids (indexes or UUIDs): a list such as ["0", "2"], "0,2", or "device=0,2"'

@@ -2,8 +2,8 @@
 
 It connects when it is first used, to `DOCKER_HOST` or the machine's own socket. Each call runs in a thread of a small
 pool of its own: the engine works on few things at once, so more threads would only wait. One thread reads the engine's
-event stream and wakes the coroutines that wait for a container. An event says "look again", never what happened, so a
-stream that breaks loses nothing. Errors name the engine's address and what to do.
+event stream and wakes the coroutines that wait for a container. An event only triggers an inspect call, so a broken
+stream loses nothing. Errors name the engine's address and what to do.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def read_inspected(found: Mapping[str, Any]) -> Container:
 
 
 def read_listed(found: Mapping[str, Any]) -> Container:
-    """Read one line of the engine's list of containers, which tells less."""
+    """Read one line of the engine's list of containers, which has fewer fields."""
     return Container(
         id=found["Id"],
         name=(found.get("Names") or [""])[0].lstrip("/"),
@@ -189,14 +189,14 @@ def read_listed(found: Mapping[str, Any]) -> Container:
 
 def read_memory(found: Mapping[str, Any]) -> int | None:
     """Read what a container's processes hold, as `docker stats` counts it: what the kernel can drop of files at once is
-    left out. A container that does not run has nothing to tell."""
-    told = found.get("memory_stats") or {}
-    if not told.get("usage"):
+    left out. None for a container that does not run."""
+    memory = found.get("memory_stats") or {}
+    if not memory.get("usage"):
         return None
-    parts = told.get("stats") or {}
+    parts = memory.get("stats") or {}
     # The kernel's first version of control groups, and its second.
     droppable = parts.get("total_inactive_file", parts.get("inactive_file", 0))
-    return int(told["usage"] - min(droppable, told["usage"]))
+    return int(memory["usage"] - min(droppable, memory["usage"]))
 
 
 def _time(text: str | None) -> datetime | None:

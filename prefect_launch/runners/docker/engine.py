@@ -148,7 +148,7 @@ class Engine(ABC):
 
     @abstractmethod
     async def containers(self, labels: Mapping[str, str]) -> list[Container]:
-        """Return all containers with these labels, running or not. Their exit is not told here; ask for each."""
+        """Return all containers with these labels, running or not. Exit codes are left out."""
 
     @abstractmethod
     async def start(self, container_id: str) -> None:

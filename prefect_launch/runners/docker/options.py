@@ -188,7 +188,7 @@ _ROOT = ("", "0", "root", "0:0", "root:root")
 
 
 def container_config(plan: RunPlan, image: Image) -> dict[str, Any]:
-    """Return what the Docker Engine API is told to create, and `platform` apart.
+    """Return the body of the Docker Engine API's "create a container", and `platform` as a key of its own.
 
     What the plan says wins over options. A run as root gets an unnamed volume for its outputs, which costs nothing;
     another user gets the folder above as the volume, and a folder in it that it can write to.

@@ -2,7 +2,7 @@
 
 Nothing is bind-mounted, so a remote engine does as well as a local one: files go in and come out as archives. A run's
 handle is its container's id. Its labels say whose it is, so an agent that starts again finds it. The engine's events
-tell when it ends. A container gets the engine's `local` log driver, which keeps bytes as they are. The runner builds no
+report its end. A container gets the engine's `local` log driver, which keeps bytes as they are. The runner builds no
 images and pushes none.
 """
 
@@ -61,7 +61,7 @@ from prefect_launch.runners.docker.options import (
 )
 from prefect_launch.runners.option_values import CONTAINER_QUANTITIES, Quantity, written_ids
 
-#: An engine takes 15 s to give up on a registry that it cannot reach; not every start is to wait for that.
+#: How long no pull by that digest is tried again: an engine takes 15 s to give up on a registry that it cannot reach.
 PULL_BACKOFF_SECONDS = 300.0
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class ContainerImages:
         self._backoff_until[name] = now + PULL_BACKOFF_SECONDS
 
 
-# --- peak memory, sampled: the engine does not tell it once the container has ended ---
+# --- peak memory, sampled: the engine does not keep it once the container has ended ---
 
 _FIRST_SECONDS: Final = 0.5
 _MAX_SECONDS: Final = 10.0
@@ -210,7 +210,7 @@ def exit_of(
     return ExitStatus(
         exit_code=code,
         signal=None if error else signal_of(code),
-        # A child that was killed for want of memory is no failure when the job itself went on and succeeded.
+        # A child that ran out of memory is no failure when the job itself went on and succeeded.
         oom_killed=container.oom_killed and code != 0,
         stopped=stopped,
         error=error,
@@ -225,7 +225,7 @@ def exit_of(
 
 # --- the runner ---
 
-#: How long the engine may take to end a container that it was told to kill.
+#: How long the engine may take to kill a container.
 _KILL_SECONDS = 15.0
 #: How long the log's stream may stay open once its container has ended, before the rest is read at once.
 _LOG_END_SECONDS = 5.0

@@ -1,4 +1,4 @@
-"""Run folder of a `local-process` job: the files through which an agent and the job's supervisor talk.
+"""Run folder of a `local-process` job: the files by which an agent and the job's supervisor communicate.
 
 The truth about a run is in its folder, so any agent can read it after any crash. A process is identified by its id, its
 start time and the boot, so a later process with the same id is never mistaken for it. Nothing here blocks for long.
@@ -36,7 +36,7 @@ class RunFolder:
         return (self.path / name).exists()
 
     def read(self, name: str) -> dict[str, Any] | None:
-        """Return what a file says, or None when it is not there or says nothing that can be read."""
+        """Return what a file says, or None when it is missing or unreadable."""
         try:
             value = json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -93,17 +93,17 @@ class RunFolder:
         return _kill(_marked(f"{_MARK}{self.path.absolute() / 'outputs'}"))
 
 
-def _exit(told: dict[str, Any]) -> ExitStatus:
-    error = None if told else f"how it ended is not known: {supervisor.EXIT} in its run folder is broken"
+def _exit(written: dict[str, Any]) -> ExitStatus:
+    error = None if written else f"how it ended is not known: {supervisor.EXIT} in its run folder is broken"
     return ExitStatus(
-        exit_code=told.get("exit_code"),
-        signal=told.get("signal") or signal_of(told.get("exit_code")),
-        oom_killed=told.get("oom_killed", False),
-        stopped=told.get("stopped", False),
-        error=told.get("error", error),
-        started_at=_time(told.get("started_at")),
-        ended_at=_time(told.get("ended_at")),
-        peak_memory_bytes=told.get("peak_memory_bytes"),
+        exit_code=written.get("exit_code"),
+        signal=written.get("signal") or signal_of(written.get("exit_code")),
+        oom_killed=written.get("oom_killed", False),
+        stopped=written.get("stopped", False),
+        error=written.get("error", error),
+        started_at=_time(written.get("started_at")),
+        ended_at=_time(written.get("ended_at")),
+        peak_memory_bytes=written.get("peak_memory_bytes"),
     )
 
 

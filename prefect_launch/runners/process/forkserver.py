@@ -2,8 +2,8 @@
 
 A Python interpreter takes 30 ms of a core to start and to import what a supervisor needs; a fork of one that has done
 so takes 2, and shares its memory. `ForkServer` is the agent's side. The process is this file as a script
-(`python -I -S forkserver.py SOCKET_FD`), with the standard library only; it does nothing but fork, knows nothing of the
-runs, and ends with the agent, while the supervisors go on.
+(`python -I -S forkserver.py SOCKET_FD`), with the standard library only; it only forks, knows nothing of the
+runs, and ends with the agent. The supervisors go on.
 """
 
 from __future__ import annotations

@@ -29,8 +29,8 @@ class ProcessIndex:
     """All local runs of this user that an agent of one home can find on this machine.
 
     The same attempt at an item has one link for each claim that it was made under. What another machine made is left
-    alone, since its processes cannot be seen from here. A run whose folder says nothing any more is nobody's: what is
-    left of it is killed, so that its item can be run again.
+    alone, since its processes cannot be seen from here. A run whose folder cannot be read any more has no owner: its
+    processes are killed, so that its item can run again.
 
     Args:
         home: the folder of prefect-launch on this machine; made when the first run is.
@@ -91,7 +91,7 @@ class ProcessIndex:
         return [one.path for one in folders if one.path != own and not _is_elsewhere(_about(one) or {})]
 
     def remove(self, folder: RunFolder) -> None:
-        """Remove a run from the index, and from its folder what says that it is one."""
+        """Remove a run from the index, and the files that mark its folder as one."""
         (folder.path / supervisor.ENVIRONMENT).unlink(missing_ok=True)
         (folder.path / supervisor.PROCESS).unlink(missing_ok=True)
         for link, other in _links(self._home):
@@ -126,7 +126,7 @@ class ProcessIndex:
 
 
 def machine() -> dict[str, str]:
-    """Return what tells this machine, and its space of process ids, from others that may share the home."""
+    """Return the identity of this machine and its PID namespace; other machines may share the home."""
     return {
         "host": os.uname().nodename,
         "boot_id": str(supervisor.identity(os.getpid())["boot_id"]),
@@ -204,7 +204,7 @@ def _may_run_here(folder: RunFolder) -> bool:
 
 
 def _drop(link: Path, folder: RunFolder) -> None:
-    """Remove the link of a run whose folder says nothing any more, and kill what is left of it."""
+    """Remove the link of a run whose folder cannot be read any more, and kill its processes."""
     if folder.has(supervisor.PROCESS) or not folder.path.exists():
         killed = folder.kill_marked()
         log.warning("the run folder %s is broken: nothing of it is kept; killed processes: %s", folder.path, killed)

@@ -1,8 +1,8 @@
 """Runner of the resource `local-process`: a job is a process group on the agent's machine, in its own folder and venv.
 
 Each run has a supervisor process (`supervisor.py`) that outlives the agent, so an agent that starts again finds the run
-by its labels and reads how it ended. A run's handle is its folder. Nothing is polled: the kernel tells when a
-supervisor ends. There is no sandbox: a job can do what the agent's user can do.
+by its labels and reads how it ended. A run's handle is its folder. Nothing is polled: the kernel signals the
+end of a supervisor. There is no sandbox: a job can do what the agent's user can do.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ _READERS: dict[str, Callable[[object], Any]] = {
 }
 
 
-#: What a job gets of the agent's own environment. The rest (the server's key among it) is not a job's business.
-_PASSED_ON = frozenset(
+#: The variables of the agent's environment that a job inherits. The others, such as the server's key, it never sees.
+_INHERITED = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
         *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
         *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
     }
 )
-_PASSED_ON_PREFIXES = ("LC_", "CUDA_", "NVIDIA_")
+_INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_")
 #: A supervisor that still has not gone this long after everything was killed hangs in the kernel (a dead network disk).
 _STOP_MARGIN_SECONDS = 15.0
-#: Kept for the note of how a run ended, which must find room on a disk that the job itself has filled: one block.
+#: One block, reserved for the exit file: it must fit on a disk that the job itself has filled.
 _RESERVE_BYTES = 4096
 
 
@@ -159,8 +159,8 @@ class LocalProcessRunner(Runner):
         except asyncio.TimeoutError:
             raise InfrastructureError(
                 f"The processes of {handle!r} do not end, {grace_seconds + _STOP_MARGIN_SECONDS:g} s after they were"
-                " told to"
-                f" (supervisor: process {pid}). They hang in the kernel; look at this machine's disks and devices."
+                f" told to (supervisor: process {pid}). They hang in the kernel;"
+                " look at this machine's disks and devices."
             ) from None
 
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
@@ -195,23 +195,23 @@ class LocalProcessRunner(Runner):
         self._index.add(plan)
 
     def _start(self, handle: str) -> None:
-        ready, told = os.pipe()
+        ready, signals_ready = os.pipe()
         try:
             with self._starting:
-                self._forkserver.fork(handle, told)
+                self._forkserver.fork(handle, signals_ready)
         except OSError as error:
             os.close(ready)
             raise InfrastructureError(
                 f"The process of {handle!r} cannot be started: {error}. Look at this machine."
             ) from error
         finally:
-            os.close(told)
+            os.close(signals_ready)
         # Ends when the job's program runs, or the supervisor found that there is nothing to start.
         os.read(ready, 1)
         os.close(ready)
 
     async def _gone(self, folder: RunFolder) -> None:
-        """Wait until the run's supervisor has ended, as the kernel tells it."""
+        """Wait until the run's supervisor has ended, by a process descriptor."""
         pid = await anyio.to_thread.run_sync(folder.supervisor_pid)
         if pid is not None:
             try:
@@ -237,7 +237,7 @@ def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:
     """Return a job's whole environment: what machines need, the queue's and the submitter's `env`, then what the plan
     says."""
     inherited = {
-        key: value for key, value in os.environ.items() if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)
+        key: value for key, value in os.environ.items() if key in _INHERITED or key.startswith(_INHERITED_PREFIXES)
     }
     output_dir = str(plan.output_dir.absolute())
     own = with_default_variables(_given_variables(plan), output_dir)
@@ -258,7 +258,7 @@ def _check_command(plan: RunPlan) -> None:
 
 
 def _process(plan: RunPlan, cwd: Path) -> dict[str, Any]:
-    """Return what the supervisor is told to run."""
+    """Return the content of the file that the supervisor runs a job by."""
     return {
         "name": plan.name,
         "claim": plan.labels.get(Labels.CLAIM),
@@ -283,10 +283,10 @@ def _working_dir(plan: RunPlan) -> Path:
 
 async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    loop.add_reader(descriptor, told.set)
+    is_readable = asyncio.Event()
+    loop.add_reader(descriptor, is_readable.set)
     try:
-        await told.wait()
+        await is_readable.wait()
     finally:
         loop.remove_reader(descriptor)
 

@@ -3,8 +3,8 @@
 `main` runs in a process that the agent's fork server has forked (`forkserver.py`), with the standard library only and
 in a session of its own, so it lives on when the agent ends. It promises two things. `started.json` is on disk before
 any code of the job runs, and means "must never be started again". `exit.json` is on disk after everything that the job
-left running is gone and its log is complete. The supervisor takes its orders from files in RUN_DIR (see `files.py`) and
-from SIGTERM, which means "read stop.json and stop". It knows no agent.
+left running is gone and its log is complete. The agent controls the supervisor by files in RUN_DIR (see `files.py`) and
+by SIGTERM, which means "read stop.json and stop". The supervisor knows no agent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TYPE_CHECKING = False  # The fork server needs no `typing`.
 if TYPE_CHECKING:
     from typing import Any
 
-    Told = dict[str, Any]
+    Json = dict[str, Any]
 
 PROCESS = "process.json"
 ENVIRONMENT = "environment.json"
@@ -80,7 +80,7 @@ class Job:
 
 
 def main(run_dir: str, ready_fd: int | None) -> None:
-    """Take the run in `run_dir` from start to end; `ready_fd` is closed once its program runs, or nothing will."""
+    """Run the job in `run_dir` from start to end; `ready_fd` is closed once its program runs, or nothing will run."""
     # First of all: a stop that comes early must wait for us, not end us.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     if ready_fd is not None:
@@ -117,8 +117,8 @@ def main(run_dir: str, ready_fd: int | None) -> None:
     finish({**outcome(job, kills_before), "started_at": begun[0]}, begun)
 
 
-def refusal(claim: str | None) -> Told | None:
-    """Say why nothing may be started: it was told to stop, or its item was claimed again and is another agent's."""
+def refusal(claim: str | None) -> Json | None:
+    """Say why nothing may be started: a stop was requested, or another agent has claimed its item."""
     if os.path.exists(STOP):
         return {"stopped": True, "error": "stopped before it was started"}
     if claim and os.path.exists(CLAIM):
@@ -127,7 +127,7 @@ def refusal(claim: str | None) -> Told | None:
     return None
 
 
-def start(process: Told, environment: Told) -> tuple[Job, Told | None]:
+def start(process: Json, environment: Json) -> tuple[Job, Json | None]:
     """Fork the job; let it go on to its code only once `started.json` is on disk. Return it, and why it cannot run."""
     go_read, go_write = os.pipe()
     problem_read, problem_write = os.pipe()
@@ -144,14 +144,14 @@ def start(process: Told, environment: Told) -> tuple[Job, Told | None]:
     os.write(go_write, b"1")
     os.close(go_write)
     with os.fdopen(problem_read, "rb") as pipe:
-        told = pipe.read()  # Ends when the job's own program takes over (the pipe closes on exec).
-    if told:
+        failure = pipe.read()  # Ends when the job's own program takes over (the pipe closes on exec).
+    if failure:
         os.waitpid(pid, 0)
-        return Job(pid, log), json.loads(told)
+        return Job(pid, log), json.loads(failure)
     return Job(pid, log), None
 
 
-def become_job(process: Told, environment: Told, streams: tuple[int, int], go: int, problem: int) -> None:
+def become_job(process: Json, environment: Json, streams: tuple[int, int], go: int, problem: int) -> None:
     """In the child: take on the job's session, streams and folder, and turn into its program. Never returns."""
     command = process["command"]
     try:
@@ -181,11 +181,11 @@ def become_job(process: Told, environment: Told, streams: tuple[int, int], go: i
 
 
 def supervise(job: Job) -> None:
-    """Wait until the job's main process has ended; stop it when told to."""
+    """Wait until the job's main process has ended; stop it when a stop is requested."""
     while job.status is None:
         timeout = 3600.0 if job.kill_at is None else max(0.0, job.kill_at - time.monotonic())
-        told = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, timeout)
-        if told is not None and told.si_signo == signal.SIGTERM and os.path.exists(STOP):
+        received = signal.sigtimedwait({signal.SIGCHLD, signal.SIGTERM}, timeout)
+        if received is not None and received.si_signo == signal.SIGTERM and os.path.exists(STOP):
             deadline = time.monotonic() + float(read_json(STOP).get("grace_seconds", 0))
             job.kill_at = deadline if job.kill_at is None else min(job.kill_at, deadline)
             job.signal_all(signal.SIGTERM)
@@ -197,7 +197,7 @@ def supervise(job: Job) -> None:
 
 
 def end_leftovers(job: Job) -> None:
-    """Give what is left the rest of a stop's grace, then kill it: a job is over when its main process is."""
+    """Let leftover processes use the rest of the stop's grace, then kill them: a job ends with its main process."""
     give_up = time.monotonic() + _REAP_SECONDS + max(0.0, (job.kill_at or 0.0) - time.monotonic())
     while time.monotonic() < give_up:
         if not job.reap():
@@ -209,7 +209,7 @@ def end_leftovers(job: Job) -> None:
         signal.sigtimedwait({signal.SIGCHLD}, left)
 
 
-def outcome(job: Job, kills_before: int) -> Told:
+def outcome(job: Job, kills_before: int) -> Json:
     """Say how the main process ended. A kill counts as out of memory only when the kernel counted one meanwhile."""
     status = job.status or 0
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
@@ -232,7 +232,7 @@ def signal_name(number: int) -> str | None:
 
 
 def out_of_memory_kills() -> int:
-    """Return how often the kernel has killed a process for want of memory (the machine's or a control group's)."""
+    """Return how often the kernel has killed a process because memory ran out (the machine's or a control group's)."""
     try:
         with open("/proc/vmstat", encoding="ascii") as lines:
             return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
@@ -264,8 +264,8 @@ def stat_fields(pid: int) -> list[str] | None:
         return None
 
 
-def identity(pid: int) -> Told:
-    """Return what names a process for good: a process id alone is used again."""
+def identity(pid: int) -> Json:
+    """Return the identity of a process. Its id is not enough: the kernel uses ids again."""
     fields = stat_fields(pid)
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return {"pid": pid, "start_time": fields[19] if fields else None, "boot_id": file.read().strip()}
@@ -277,13 +277,13 @@ def prctl(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl failed")
 
 
-def read_json(name: str) -> Told:
+def read_json(name: str) -> Json:
     """Read one of the run's files."""
     with open(name, encoding="utf-8") as file:
         return dict(json.load(file))
 
 
-def write_json(name: str, value: Told) -> None:
+def write_json(name: str, value: Json) -> None:
     """Write a file whole or not at all, whatever is killed when."""
     temporary = f"{name}.{os.getpid()}.tmp"
     if os.path.exists(f"{name}.reserve"):
@@ -303,7 +303,7 @@ def unlink(name: str) -> None:
         os.unlink(name)
 
 
-def finish(value: Told, begun: tuple[float, float]) -> None:
+def finish(value: Json, begun: tuple[float, float]) -> None:
     """Write down how the run ended: its time by a clock that nobody sets meanwhile."""
     unlink(ENVIRONMENT)
     write_json(EXIT, {**value, "ended_at": begun[0] + time.clock_gettime(time.CLOCK_BOOTTIME) - begun[1]})

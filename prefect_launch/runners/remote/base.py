@@ -55,9 +55,9 @@ _STOP_MARGIN_SECONDS: Final = 30.0
 _LOG_END_SECONDS: Final = 60.0
 #: The pause after a change, or after a new job is followed; each further pause is twice as long.
 _FIRST_PAUSE_SECONDS: Final = 0.1
-#: How long a job waits without a reason before that is told.
+#: How long a job waits without a reason before the wait is reported.
 _REASON_SECONDS: Final = 2.0
-#: The least pause between two reasons that are told: some change at every look.
+#: The least pause between two reports of a reason: some systems change it at every poll.
 _NEXT_REASON_SECONDS: Final = 30.0
 #: In a run's folder: how far its log was read.
 _POSITION_FILE: Final = "remote-log.json"
@@ -137,8 +137,8 @@ class LogPart(NamedTuple):
 
     Attributes:
         content: as the job wrote it.
-        position: where the log goes on after this part, as the system is asked for it; no other use is made of it.
-        is_error: whether the job wrote it to its standard error, where the system tells the two streams apart.
+        position: from where to read on after this part; only the runner interprets it.
+        is_error: whether the job wrote it to its standard error, where the system separates the two streams.
     """
 
     content: bytes
@@ -214,8 +214,8 @@ class RemoteRunner(Runner):
             after: the position of the last part that was kept; None for the whole log.
 
         Yields:
-            What is there, part by part, each with its position. It ends when there is no more now, or, where the system
-            can follow a log, when the job has ended.
+            The parts written so far, each with its position. A system that can follow a log may go on until the job
+            ends.
         """
 
     @abstractmethod
@@ -254,14 +254,14 @@ class RemoteRunner(Runner):
         self._poller.wake()
 
     async def wait_running(self, handle: str, on_wait: Callable[[str], Awaitable[None]]) -> None:
-        told, due = None, time.monotonic() + _REASON_SECONDS
+        reported, due = None, time.monotonic() + _REASON_SECONDS
         with self._poller.follow(handle) as feed:
             while (status := await feed.next()) is not None and status.state in (RemoteState.HELD, RemoteState.PENDING):
                 now = time.monotonic()
-                # The first reason is told at once; one that is not known yet gets a moment to become known.
-                if status.reason != told and (now >= due or (told is None and status.reason)):
-                    told, due = status.reason, now + _NEXT_REASON_SECONDS
-                    await on_wait(told)
+                # The first reason is reported at once; an unknown one gets a moment to become known.
+                if status.reason != reported and (now >= due or (reported is None and status.reason)):
+                    reported, due = status.reason, now + _NEXT_REASON_SECONDS
+                    await on_wait(reported)
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         has_ended, problems = asyncio.Event(), list[str]()
@@ -291,7 +291,7 @@ class RemoteRunner(Runner):
             left_out = await self._outputs(handle, plan)
         except (InfrastructureError, OSError) as error:
             warnings.append(f"the outputs are not kept: {error}")
-        end = status.exit or ExitStatus(exit_code=None, error=f"{self.name} does not tell how it ended")
+        end = status.exit or ExitStatus(exit_code=None, error=f"{self.name} does not report how it ended")
         return end.model_copy(
             update={
                 "stopped": end.stopped or stopped,
@@ -433,7 +433,7 @@ class RemoteRunner(Runner):
             return f"stopped: {self.name} has it no more"
         return f"somebody else removed it from {self.name}, and its exit code with it"
 
-    # That a run was stopped by us outlives the agent: a time limit, say, is told apart from a job deleted by hand.
+    # That a run was stopped by us outlives the agent: a time limit, say, differs from a job deleted by hand.
 
     def _stop_note(self, handle: str) -> Path:
         return self.home / "remote" / self.name / f"{quote(handle, safe='')}.stopped"
@@ -553,7 +553,7 @@ class StatusPoller:
                 found = await self._poll(followed.keys())
             except LaunchError as error:
                 if not is_away:
-                    log.warning("%s does not tell the status of its jobs; asking again: %s", self._name, error)
+                    log.warning("%s does not report the status of its jobs; polling again: %s", self._name, error)
                 is_away = True
             else:
                 is_away = False
