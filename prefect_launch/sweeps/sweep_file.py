@@ -7,6 +7,7 @@ last one only.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,8 @@ from prefect_launch.errors import SpecError, clause
 
 #: More than any sweep by hand; the configuration is kept on the Prefect server, which takes 512 KiB.
 MAX_FILE_BYTES: Final = 400_000
+#: More than a file of that size can hold without aliases in aliases, which would take hours to read.
+_MAX_VALUES: Final = MAX_FILE_BYTES
 _FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 
 
@@ -49,15 +52,29 @@ def parse_sweep_yaml(text: str, what: str = "The sweep file") -> Any:
         what: its name, for the message.
 
     Raises:
-        SpecError: when it is not YAML, has a key twice, or is nested too deeply.
+        SpecError: when it is not YAML, has a key twice, is too deep, or is too large with its aliases filled in.
     """
     try:
-        return yaml.load(text, _Loader)
+        content = yaml.load(text, _Loader)
+        if _values_in(content, {}) > _MAX_VALUES:
+            raise SpecError(f"{what} has more than {_MAX_VALUES:,} values once its aliases (*name) are filled in.")
+        return content
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
         raise SpecError(f"{what} is not YAML: {clause(reason)}.") from None
     except (RecursionError, ValueError) as error:
         raise SpecError(f"{what} cannot be read: {clause(error)}.") from None
+
+
+def _values_in(content: Any, known: dict[int, float]) -> float:
+    """Return how many values there are, each alias counted whenever it stands; without an end for one inside itself."""
+    if not isinstance(content, (dict, list)):
+        return 1
+    if id(content) not in known:
+        known[id(content)] = math.inf
+        inside = content.values() if isinstance(content, dict) else content
+        known[id(content)] = 1 + sum(_values_in(item, known) for item in inside)
+    return known[id(content)]
 
 
 def read_sweep_file(file: Path | str) -> Any:

@@ -134,6 +134,14 @@ def test_grid_of_ten_million_million_points_is_counted_and_sampled_at_once() -> 
     assert time.process_time() - started < 1
 
 
+def test_aliases_that_multiply_or_name_themselves_are_refused_at_once() -> None:
+    bomb = "a0: &a0 [1]\n" + "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 9)}]\n" for n in range(30))
+
+    for text in (bomb, "a: &a [*a]", "a: &a {b: *a}"):
+        with pytest.raises(SpecError, match=r"more than 400,000 values once its aliases \(\*name\) are filled in"):
+            parse_sweep_yaml(text)
+
+
 def test_file_larger_than_the_server_keeps_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text("#" * (MAX_FILE_BYTES + 1))
