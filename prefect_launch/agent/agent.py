@@ -113,7 +113,7 @@ class LaunchAgent(BaseAgent):
     # --- the loop ---
 
     async def loop(self, *, until_empty: bool = False, max_runtime_seconds: float | None = None) -> None:
-        """Take items in and run them, until it is told to stop.
+        """Claim items and run them, until a stop is requested.
 
         What runs when the loop ends goes on, and the next agent of this name takes it up.
 

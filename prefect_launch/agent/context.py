@@ -40,14 +40,14 @@ class AgentContext:
         config: the agent's.
         session: its connection.
         runners: made on first use, one a resource.
-        trusted_seconds: for how long after an item was seen to be this agent's it is taken to be: nobody is called lost
-            that soon, and it is looked for within this time.
+        trusted_seconds: for how long a check of an item's ownership counts: no agent is called lost that soon, and the
+            next check comes within this time.
         lost_seconds: for how long another agent's heartbeats must have stood still to call it lost.
         gpu_probe: reads the GPUs of the machine.
-        slot_freed: is told the id of an item that needs no slot and no devices: its run has ended, or waits elsewhere.
+        slot_freed: gets the id of an item that needs no slot and no devices: its run has ended, or waits elsewhere.
         copies: how many runs' outputs are kept at a time.
         registry: the registries of images, with this agent's credentials.
-        devices: gives out the machine's devices.
+        devices: allocates the machine's devices.
         runner_health: whether what the agent's queues run on answers.
     """
 

@@ -24,7 +24,7 @@ from prefect_launch.agent.item.ownership import watch_ownership
 from prefect_launch.agent.item.previous_attempts import stop_all_attempts
 from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available
-from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, listen
+from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, listen
 from prefect_launch.agent.recovery.cancellations import CancellationWatcher, OrphanedCancellations
 from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.agent.recovery.restart import (
@@ -69,7 +69,7 @@ class Loop:
         self._reporter = Reporter(agent)
         self._poller = agent.poller
         self._server = agent.context.session.server
-        self._strays = OrphanedCancellations(self._server, self._config.queues, lambda: self._running_items.held)
+        self._orphaned = OrphanedCancellations(self._server, self._config.queues, lambda: self._running_items.held)
         self._until_empty = until_empty
         self._ends_at = float("inf") if max_runtime_seconds is None else time.monotonic() + max_runtime_seconds
         self._stops = CancellationWatcher(self._server, agent.running_items, agent.config.poll_seconds)
@@ -79,14 +79,14 @@ class Loop:
         self._presence = Presence.of(agent.holder, self._config.queues)
 
     async def run(self) -> None:
-        """Run until told to stop, until empty, or until the time is up; then let go of what runs."""
+        """Run until a stop is requested, until empty, or until the time is up; what runs then goes on."""
         pool_ids = await retry_until_available("show the queues", self._pool_ids)
         self._shutdown.has_begun = True
         try:
             async with supervised(self._shutdown.leave) as supervisor:
                 supervisor.supervise(*self._tasks_from_the_start(pool_ids))
                 await supervisor.work("recovery", self._recover)
-                self._stops.look_again()
+                self._stops.check_soon()
                 supervisor.supervise(*self._tasks_once_recovered())
                 await supervisor.work("poll", self._work)
         finally:
@@ -94,7 +94,7 @@ class Loop:
 
     def _tasks_from_the_start(self, pool_ids: list[UUID]) -> list[BackgroundTask]:
         name, queues, running_items = self._config.name, self._config.queues, self._running_items
-        tell_waits = WaitReasonLogger(self._agent.context.session, name, queues)
+        wait_notes = WaitReasonLogger(self._agent.context.session, name, queues)
         return [
             BackgroundTask(
                 "heartbeat", lambda: send_heartbeats(self._server, self._presence, lambda: running_items.items)
@@ -102,16 +102,16 @@ class Loop:
             BackgroundTask("cancellations", self._stops.watch),
             BackgroundTask("ownership check", lambda: watch_ownership(self._server, lambda: running_items.entries)),
             BackgroundTask("drain request", self._reporter.watch_drain_request),
-            # Without these the agent still does its own work, and can be told to stop.
+            # Without these the agent still does its own work, and can be stopped.
             BackgroundTask("events", lambda: listen(self._server, pool_ids, self._on_event), vital=False),
             BackgroundTask("drain events", self._reporter.listen, vital=False),
             BackgroundTask("limits", self._poller.watch_limits, vital=False),
             BackgroundTask("status", self._reporter.post, vital=False),
             BackgroundTask("unlistable items", self._unlistable.watch, vital=False),
-            BackgroundTask("status line", self._tell_status, vital=False),
+            BackgroundTask("status line", self._log_status, vital=False),
             BackgroundTask("lost agents", self._lost_agent_detector().watch, vital=False),
-            BackgroundTask("wait reasons", tell_waits.watch, vital=False),
-            BackgroundTask("orphaned cancellations", self._strays.watch, vital=False),
+            BackgroundTask("wait reasons", wait_notes.watch, vital=False),
+            BackgroundTask("orphaned cancellations", self._orphaned.watch, vital=False),
         ]
 
     def _tasks_once_recovered(self) -> list[BackgroundTask]:
@@ -134,7 +134,7 @@ class Loop:
         )
 
     async def _adopt_lost_run(self, queue: str, item: Item, lost: Collection[str]) -> bool:
-        """Report from here on on a run of a lost agent that is within reach; whether this or another agent does."""
+        """Adopt the run of a lost agent if it is within reach; whether this or another agent has adopted it."""
         held = self._running_items.find(str(item.id)) is not None
         return held or await adopt_lost_run(self._agent.context, self._resume, queue, item, lost)
 
@@ -193,7 +193,7 @@ class Loop:
     async def _recover(self) -> None:
         """Take up what the last life of this agent has left; called again when it failed."""
         context = self._agent.context
-        await retry_until_available("show what cannot be listed", self._unlistable.look_at_all)
+        await retry_until_available("show what cannot be listed", self._unlistable.check_all)
         holder = self._agent.holder
         left = await retry_until_available(
             "show what the last agent of this name left", lambda: find_own_runs(context, holder)
@@ -211,7 +211,7 @@ class Loop:
         await retry_until_available("forget this agent's earlier lives", self._delete_earlier_presences)
 
     async def _delete_earlier_presences(self) -> None:
-        """Take down the presence of earlier lives: all that they held is this one's, or settled."""
+        """Delete the presence of earlier lives: all that they held is this one's, or settled."""
         holder = self._agent.holder
         for presence in await read_presences(self._server):
             if presence.holder.instance != holder.instance and presence.holder.is_earlier_life_of(holder):
@@ -227,7 +227,7 @@ class Loop:
             self._agent.context.runner_health.mark_down(resource, "What runs there could not be seen.")
 
     async def _is_back(self, resource: str) -> None:
-        """See what the last life of this agent has left on a resource that was away when this one began."""
+        """Recover what the last life of this agent left on a resource that was away at the start of this one."""
         context = self._agent.context
         if resource in self._unreachable_at_start:
             left = await find_own_runs(context, self._agent.holder, [resource])
@@ -252,7 +252,7 @@ class Loop:
             queue=run.queue,
             is_scheduler=is_scheduler(run.item),
             handle=run.handle,
-            # While no agent was there, this one may have been called lost: to be looked at before it is trusted.
+            # While no agent was there, this one may have been called lost: check ownership before trusting it.
             held_at=float("-inf"),
         )
         current = run.item.state_type or StateType.RUNNING
@@ -278,21 +278,21 @@ class Loop:
         The first event of a stream has no id: it says that the stream is open, and that some may have been missed.
         """
         if not item_id:
-            self._stops.look_again()
+            self._stops.check_soon()
         running_item = self._running_items.find(item_id)
         if running_item is None:
             if item_id:
-                self._strays.on_event(item_id)
-            self._look()
-            asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._look)
+                self._orphaned.on_event(item_id)
+            self._poll_again()
+            asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._poll_again)
         else:
             self._stops.on_event(running_item)
 
-    def _look(self) -> None:
-        self._poller.look_again()
+    def _poll_again(self) -> None:
+        self._poller.poll_again()
         self._agent.wake.set()
 
-    async def _tell_status(self) -> None:
+    async def _log_status(self) -> None:
         pause = _VERBOSE_STATUS_SECONDS if self._config.verbosity else _STATUS_SECONDS
         while True:
             self._agent.print_status()

@@ -31,7 +31,7 @@ _PING_SECONDS: Final = 10.0
 #: Between two pings of what is away: at first, and at most when it comes and goes.
 _PAUSE_SECONDS: Final = 1.0
 _PAUSE_MAX_SECONDS: Final = 60.0
-_LOOK_SECONDS: Final = 0.2
+_CHECK_SECONDS: Final = 0.2
 
 
 class RunnerHealth:
@@ -110,10 +110,10 @@ class RunnerHealth:
         """Ask what is away again and again, for ever.
 
         Args:
-            is_back: is told of each resource that answers, before items are claimed for it.
+            is_back: is called with each resource that answers again, before items are claimed for it.
         """
         while True:
-            await anyio.sleep(_LOOK_SECONDS)
+            await anyio.sleep(_CHECK_SECONDS)
             for resource in [name for name in self._unreachable if time.monotonic() >= self._due[name]]:
                 self._due[resource] = time.monotonic() + self._pause(self._losses.get(resource, 1))
                 if await self._ping(resource) is None:

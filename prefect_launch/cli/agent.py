@@ -187,10 +187,10 @@ def drain(
 def clean(
     dry_run: Annotated[bool, typer.Option("--dry-run", metavar="", help="Only list what would be removed.")] = False,
     keep_runs: Annotated[
-        str | None, typer.Option("--keep-runs", metavar="SIZE", help="What past runs may take, such as 10g, or none.")
+        str | None, typer.Option("--keep-runs", metavar="SIZE", help="Disk limit for past runs, such as 10g, or none.")
     ] = None,
     keep_environments: Annotated[
-        str | None, typer.Option("--keep-environments", metavar="SIZE", help="What environments may take.")
+        str | None, typer.Option("--keep-environments", metavar="SIZE", help="Disk limit for environments.")
     ] = None,
     keep_images: Annotated[
         str | None, typer.Option("--keep-images", metavar="SIZE", help="Disk limit for images built from code.")

@@ -72,7 +72,7 @@ class NamedJob:
         if listing is not None:
             check_overrides(asked, self.job, listing, runner_class(resource), of_queue=of_queue)
 
-    async def kept(self, jobs: JobRegistry) -> Job | None:
+    async def save(self, jobs: JobRegistry) -> Job | None:
         """Return the job, stored if it was new."""
         if self.draft is not None:
             self.job, self.draft = (await jobs.put(self.draft)).job, None
@@ -167,7 +167,7 @@ class CheckedItem:
 
     async def made(self, session: Session) -> ItemDraft:
         """Return the draft of the item; stores its job if it is new."""
-        job = await self.named.kept(session.jobs)
+        job = await self.named.save(session.jobs)
         return self.draft if job is self.job else draft_item(self.api, self.queue, self.spec, job)
 
 

@@ -279,7 +279,7 @@ async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[Launch
     if named.job is not None and named.draft is not None:
         await preview_plan(_request(with_job(spec, named.job), named.job, item_id, 1), _site(), named.job)
     await named.check_overrides(spec, session.jobs, spec.resource or default_resource(named.job))
-    job = await named.kept(session.jobs)
+    job = await named.save(session.jobs)
     return (spec if job is None else with_job(spec, job)), job
 
 

@@ -184,19 +184,19 @@ class InMemoryGpus:
 
     Attributes:
         users: by a GPU's index, the ids of the processes that compute on it; set it as the test wants.
-        looks: how often somebody has looked.
+        reads: how often they were read.
         away: why the driver does not answer; set it as the test wants, an empty text for a driver that does.
     """
 
     def __init__(self, count: int) -> None:
         self.gpus = tuple(Gpu(index=str(index), uuid=f"GPU-{index:08x}", name="Test GPU") for index in range(count))
         self.users: dict[str, tuple[int, ...]] = {}
-        self.looks = 0
+        self.reads = 0
         self.away = ""
 
-    def look(self) -> GpuInfo:
+    def read(self) -> GpuInfo:
         """Look at the GPUs."""
-        self.looks += 1
+        self.reads += 1
         if self.away:
             return GpuInfo(note=self.away, is_away=True)
         return GpuInfo(gpus=self.gpus, users=dict(self.users), note="" if self.gpus else "none in memory")

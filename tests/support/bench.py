@@ -131,6 +131,12 @@ class Bench:
             loop.cancel()
             await asyncio.wait({loop})
 
+    async def leave_running(self, agent: LaunchAgent, *items: Item) -> None:
+        """Let an agent start items, and leave while they run."""
+        async with self.running(agent):
+            for item in items:
+                await self.until(item, StateType.RUNNING)
+
     def plays(self, *scripts: Script) -> None:
         """Let the items that are started do this, one after another, the last one for all that come later."""
         left = list(scripts)

@@ -209,7 +209,7 @@ async def settle_lost(session: Session, queue: str, **options: Any) -> None:
     # A last heartbeat of an agent that was killed may still be on its way.
     with anyio.fail_after(DEADLINE_SECONDS):
         while await items_in_work(session.server, queue):
-            await lost.look()
+            await lost.check()
             await anyio.sleep(0.5)
 
 

@@ -104,15 +104,15 @@ class Capacity(BaseModel):
         default=True, description="Which GPUs it has is known; false: the driver did not answer yet."
     )
 
-    def as_told(self) -> dict[str, Any]:
-        """Return it as JSON data, with what other agents need to know whether a request can ever be met here."""
+    def as_data(self) -> dict[str, Any]:
+        """Return it as JSON for the agent's status: enough to see whether a request can ever fit here."""
         return self.model_dump(mode="json", exclude={"note": True, "gpus": {"__all__": {"name"}}})
 
     @classmethod
-    def from_told(cls, told: Mapping[str, Any] | None) -> Capacity | None:
-        """Read what an agent has told; `None` when it has told nothing, or what is no capacity."""
+    def from_data(cls, data: Mapping[str, Any] | None) -> Capacity | None:
+        """Read the capacity of an agent's status; `None` when it has none, or no valid one."""
         try:
-            return None if told is None else cls.model_validate(told)
+            return None if data is None else cls.model_validate(data)
         except ValidationError:
             return None
 

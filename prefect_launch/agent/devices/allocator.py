@@ -49,11 +49,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: One probe serves all items of a poll.
-_LOOK_SECONDS: Final = 1.0
+_READ_SECONDS: Final = 1.0
 #: For how long it is taken as known which agents serve a queue: many items of a poll may ask.
 _ALONE_SECONDS: Final = 5.0
-#: Of the items that can never fit for one and the same reason, so many are told so on their own pages.
-_MOST_TOLD: Final = 20
+#: Of the items that can never fit for the same reason, so many get a log note.
+_MOST_NOTED: Final = 20
 #: How many items' requests are remembered.
 _REMEMBERED: Final = 2000
 _ONLINE: Final = "ONLINE"
@@ -82,13 +82,13 @@ class DeviceAllocator:
         self._runner = runner
         self._gpus = GpuWatch(probe or NvmlProbe())
         self._seen = GpuInfo()
-        self._looked_at = float("-inf")
+        self._read_at = float("-inf")
         self._allocations = Allocations()
         #: What the other agents can give that are online, by queue (`None`: not known), and when that was read.
         self._others: dict[str, tuple[float, tuple[Capacity | None, ...]]] = {}
         #: Since when no other agent could ever give what is asked for; infinite when one could.
         self._alone: dict[tuple[str, DeviceRequest], float] = {}
-        #: How many items were told why they do not fit, by what they ask for and whether they never will.
+        #: How many items do not fit, by what they request and whether they never will.
         self._denials: dict[tuple[str, DeviceRequest, bool], int] = {}
         #: Items that were let in only to be failed, and after how many seconds.
         self._to_fail: dict[UUID, float] = {}
@@ -103,7 +103,7 @@ class DeviceAllocator:
             AgentConfigError: when the agent's settings name a GPU that is not there.
         """
         config = self._config
-        seen = GpuInfo() if config.gpus == NONE else await self._gpus.look()
+        seen = GpuInfo() if config.gpus == NONE else await self._gpus.read()
         self._allocations = Allocations(capacity=read_capacity(config.gpus, config.cpus, config.memory, seen))
         if config.gpus != NONE:
             self._note(seen)
@@ -248,7 +248,7 @@ class DeviceAllocator:
         return known[1]
 
     def _read(self, queue: str, item: Item, config: QueueConfig) -> DeviceRequest:
-        """Read what an item will ask for, as far as can be told without resolving its job or a secret."""
+        """Read what an item will request, as far as it is known without resolving its job or a secret."""
         try:
             if is_scheduler(item) or not self._runner(config.resource).uses_this_machine:
                 return DeviceRequest()
@@ -264,8 +264,8 @@ class DeviceAllocator:
         """Return what is in the way of the GPUs that no item of ours holds."""
         if self._config.gpus == NONE or (request.gpus.is_none and self._wait_list.is_empty):
             return {}
-        if time.monotonic() - self._looked_at > _LOOK_SECONDS:
-            await self._look()
+        if time.monotonic() - self._read_at > _READ_SECONDS:
+            await self._read_gpus()
         capacity = self._allocations.capacity
         free = [gpu.index for gpu in capacity.gpus if self._allocations.holder_of(gpu.index) is None]
         return {gpu: why for gpu in free if (why := self._in_the_way(gpu))}
@@ -277,9 +277,9 @@ class DeviceAllocator:
             return f"cannot be seen: {self._seen.note}"
         return "" if any(one.index == gpu for one in self._seen.gpus) else "is not shown by the driver any more"
 
-    async def _look(self) -> None:
-        """Look at the cards: one that was not there before is given out from now on."""
-        self._note(await self._gpus.look())
+    async def _read_gpus(self) -> None:
+        """Read the GPUs: a new one can be allocated from now on."""
+        self._note(await self._gpus.read())
         if self._seen.is_away:
             return
         capacity, config = self._allocations.capacity, self._config
@@ -297,9 +297,9 @@ class DeviceAllocator:
         )
 
     def _note(self, seen: GpuInfo) -> None:
-        """Keep what a look has shown, and log what has changed."""
+        """Keep what was read, and log what has changed."""
         before, self._seen = self._seen, seen
-        self._looked_at = time.monotonic()
+        self._read_at = time.monotonic()
         if seen.is_away and not before.is_away:
             log.warning("GPUs away: items that ask for one wait. %s", seen.note)
         elif before.is_away and not seen.is_away:
@@ -326,7 +326,7 @@ class DeviceAllocator:
     async def _alone_since(self, queue: str, request: DeviceRequest) -> float:
         """Return since when no other agent was online for a queue that could ever give what is asked for.
 
-        Infinite when one is: also one that has not told what it has, or whose driver does not answer.
+        Infinite when one is: also one that does not report what it has, or whose driver does not answer.
         """
         read_at, others = self._others.get(queue, (float("-inf"), ()))
         now = time.monotonic()
@@ -344,19 +344,19 @@ class DeviceAllocator:
         workers = await server.list_workers(queue)
         names = {one.name for one in workers if one.status == _ONLINE} - {self._config.name}
         notices = await read_statuses(server) if names else {}
-        return tuple(Capacity.from_told(notices[name].capacity) if name in notices else None for name in names)
+        return tuple(Capacity.from_data(notices[name].capacity) if name in notices else None for name in names)
 
     async def _explain(self, queue: str, item: Item, request: DeviceRequest, denied: Denied) -> None:
         """Log why items wait, once a cause; say on an item's own page that this agent can never run it.
 
-        Thousands may wait for one cause: the first of them are told. `item show` says it of any.
+        Thousands may wait for one cause: only the first get a note. `item show` explains any of them.
         """
         cause = (queue, request, denied.never)
         count = self._denials.get(cause, 0)
         self._denials[cause] = count + 1
         if not count:
             log.info("waits-for-devices %s (and all of %s that ask for as much): %s", item.id, queue, denied.reason)
-        if not denied.never or count >= _MOST_TOLD:
+        if not denied.never or count >= _MOST_NOTED:
             return
         after = (await self._session.queue(queue)).config.fail_impossible_after
         then = (
@@ -371,7 +371,7 @@ class DeviceAllocator:
         try:
             await write_log_note(self._session.server, item.id, message)
         except LaunchError as error:
-            log.debug("%s not told %s", item.id, error)
+            log.debug("%s wait-note failed: %s", item.id, error)
 
 
 def _is_chosen_by_hand(plan: RunPlan) -> bool:

@@ -23,8 +23,8 @@ from prefect_launch.settings.agent_config import AUTO, NONE
 #: Where the driver cannot list processes (some virtual machines), a GPU with more memory in use than a driver takes by
 #: itself is taken for held.
 _IN_USE_BYTES: Final = 1024**3
-#: How long a look may take; the first one opens the connection, which takes a second on a GPU that nothing uses.
-LOOK_SECONDS: Final = 10.0
+#: How long a read may take; the first one opens the connection, which takes a second on a GPU that nothing uses.
+READ_SECONDS: Final = 10.0
 _NO_LIBRARY: Final = "nvidia-ml-py is not installed: pip install 'prefect-launch[gpu]'"
 _NO_DRIVER: Final = "this machine has no NVIDIA driver"
 _SILENT_DRIVER: Final = "this machine's NVIDIA driver does not answer"
@@ -35,7 +35,7 @@ class GpuInfo(BaseModel):
 
     Attributes:
         gpus: all that the machine has.
-        users: the ids of the processes that compute on a GPU, by its index; (0,) where only its memory tells of one.
+        users: the ids of the processes that compute on a GPU, by its index; (0,) where only its memory shows one.
         note: why there is none, in words.
         is_away: the driver does not answer now: what the machine has is not known.
     """
@@ -51,8 +51,8 @@ class GpuInfo(BaseModel):
 class GpuProbe(Protocol):
     """Reads this machine's GPUs."""
 
-    def look(self) -> GpuInfo:
-        """Look at them now. It may take some milliseconds, and never raises because there is none."""
+    def read(self) -> GpuInfo:
+        """Read them now. It may take some milliseconds. A machine without GPUs raises nothing."""
         ...
 
 
@@ -62,8 +62,8 @@ class NvmlProbe:
     def __init__(self) -> None:
         self._nvml: Any = None
 
-    def look(self) -> GpuInfo:
-        """Look at the GPUs now."""
+    def read(self) -> GpuInfo:
+        """Read the GPUs now."""
         try:
             nvml = importlib.import_module("pynvml")
         except ImportError:
@@ -72,7 +72,7 @@ class NvmlProbe:
             if self._nvml is None:
                 nvml.nvmlInit()
                 self._nvml = nvml
-            return _all_cards(nvml)
+            return _all_gpus(nvml)
         except nvml.NVMLError as error:
             self._close()  # a driver that is loaded again wants a new connection
             if _is_not_installed(nvml, error):
@@ -91,25 +91,25 @@ class GpuWatch:
 
     Args:
         probe: reads the GPUs.
-        most_seconds: how long a look may take: a driver that hangs is away.
+        most_seconds: how long a read may take: a driver that hangs is away.
     """
 
-    def __init__(self, probe: GpuProbe, most_seconds: float = LOOK_SECONDS) -> None:
+    def __init__(self, probe: GpuProbe, most_seconds: float = READ_SECONDS) -> None:
         self._probe = probe
         self._most_seconds = most_seconds
-        self._looking: asyncio.Future[GpuInfo] | None = None
+        self._reading: asyncio.Future[GpuInfo] | None = None
 
-    async def look(self) -> GpuInfo:
-        """Look now; a look that has not come back is waited for again, and no second one is begun beside it."""
-        if self._looking is None:
-            self._looking = _on_daemon_thread(self._probe.look)
-        looking = self._looking
-        done, _ = await asyncio.wait({looking}, timeout=self._most_seconds)
+    async def read(self) -> GpuInfo:
+        """Read the GPUs; a read that has not returned is waited for again, and no second one starts beside it."""
+        if self._reading is None:
+            self._reading = _on_daemon_thread(self._probe.read)
+        reading = self._reading
+        done, _ = await asyncio.wait({reading}, timeout=self._most_seconds)
         if not done:
             return GpuInfo(note=f"{_SILENT_DRIVER} within {self._most_seconds:g} s", is_away=True)
-        if self._looking is looking:
-            self._looking = None
-        return looking.result()
+        if self._reading is reading:
+            self._reading = None
+        return reading.result()
 
 
 def _on_daemon_thread(call: Callable[[], GpuInfo]) -> asyncio.Future[GpuInfo]:
@@ -134,7 +134,7 @@ def _on_daemon_thread(call: Callable[[], GpuInfo]) -> asyncio.Future[GpuInfo]:
         with suppress(RuntimeError):  # The loop has ended.
             loop.call_soon_threadsafe(deliver, result, error)
 
-    threading.Thread(target=work, name="look-at-gpus", daemon=True).start()
+    threading.Thread(target=work, name="read-gpus", daemon=True).start()
     return found
 
 
@@ -143,7 +143,7 @@ def _is_not_installed(nvml: Any, error: Exception) -> bool:
     return getattr(error, "value", None) == getattr(nvml, "NVML_ERROR_LIBRARY_NOT_FOUND", object())
 
 
-def _all_cards(nvml: Any) -> GpuInfo:
+def _all_gpus(nvml: Any) -> GpuInfo:
     gpus, users, lost = [], {}, None
     for index in range(nvml.nvmlDeviceGetCount()):
         try:
@@ -182,12 +182,12 @@ def read_capacity(gpus: str | Sequence[str], cpus: str | float, memory: str | fl
 
     Args:
         gpus, cpus, memory: its settings, as they were read.
-        seen: the machine's cards. With `gpus: auto` they are the agent's, less those that its own
+        seen: the machine's GPUs. With `gpus: auto` they are the agent's, less those that its own
             `CUDA_VISIBLE_DEVICES` leaves out.
 
     Raises:
-        AgentConfigError: when the settings name a card that the machine does not have. While the driver does not
-            answer, that is not known: the agent has no card until it does.
+        AgentConfigError: when the settings name a GPU that the machine does not have. While the driver does not
+            answer, that is not known: the agent has no GPU until it does.
     """
     chosen: tuple[Gpu, ...] = ()
     if gpus != NONE and not seen.is_away:
@@ -203,10 +203,10 @@ def read_capacity(gpus: str | Sequence[str], cpus: str | float, memory: str | fl
 
 
 def _visible(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
-    told = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if told is None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         return gpus
-    wanted = [one.strip() for one in told.split(",")]
+    wanted = [one.strip() for one in visible.split(",")]
     return tuple(gpu for gpu in gpus if any(gpu.matches(one) for one in wanted))
 
 

@@ -76,7 +76,7 @@ async def remove_finished(
     Args:
         context: the agent's.
         held: items that the agent has in work.
-        dry_run: only tell what would go.
+        dry_run: only report what would be removed.
         settled_seconds: how long ago an item must have ended.
 
     Raises:
@@ -141,8 +141,8 @@ async def _remove(one: _Leftover) -> bool:
     return True
 
 
-#: Between two looks.
-LOOK_SECONDS: Final = 300.0
+#: Between two rounds.
+CHECK_SECONDS: Final = 300.0
 
 
 class Report(BaseModel):
@@ -168,7 +168,7 @@ class Report(BaseModel):
 
 
 class Housekeeper:
-    """Keeps the house of one agent.
+    """Does the housekeeping of one agent's home.
 
     Args:
         context: the agent's.
@@ -209,13 +209,13 @@ class Housekeeper:
                     log.info("housekeeping removed %s", report.describe())
             except (LaunchError, OSError) as error:
                 log.warning("housekeeping failed: %s", error)
-            await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(CHECK_SECONDS)
 
     async def once(self, *, dry_run: bool = False) -> Report | None:
         """Do it once.
 
         Args:
-            dry_run: only tell what would go.
+            dry_run: only report what would be removed.
 
         Returns:
             What went; `None` when another process does it just now.
@@ -237,12 +237,12 @@ class Housekeeper:
 
 
 async def clean(api: Api, config: AgentConfig, *, dry_run: bool = False) -> Report | None:
-    """Keep the house of an agent's home once, whether an agent runs or not.
+    """Do the housekeeping of an agent's home once, whether an agent runs or not.
 
     Args:
         api: the server that its items are on.
         config: the agent's.
-        dry_run: only tell what would go.
+        dry_run: only report what would be removed.
 
     Returns:
         What went, or would; `None` when an agent does it just now.

@@ -22,7 +22,7 @@ from prefect_launch.server.values import Item
 
 T = TypeVar("T")
 
-#: Where a cluster's reason stands in the data of the state `Submitted`: an agent that adopts the run repeats it not.
+#: Key of a cluster's reason in the data of the state `Submitted`: an agent that adopts the run does not repeat it.
 _WAIT_REASON: Final = "wait_reason"
 
 
@@ -45,7 +45,7 @@ class Attempt:
     Attributes:
         ownership: whether the item is still this agent's.
         facts: what is known about the attempt, for its failure report.
-        warnings: what went wrong beside the run itself; told with its end.
+        warnings: what went wrong beside the run itself; added to the message of its end.
     """
 
     def __init__(

@@ -40,8 +40,8 @@ async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
     token = uuid4()
     wanted = holder.claimed_state()
     if polled.created is not None:
-        # Without one, the claim takes over the time that the item waited for; and by a clock of the server's that is
-        # behind this agent's, the item would not be let run yet.
+        # Set scheduled_time explicitly: otherwise Prefect copies it from the Scheduled state, and with clock skew
+        # rejects Running.
         wanted = wanted.model_copy(update={"state_details": {"scheduled_time": polled.created.isoformat()}})
     try:
         # A claim whose answer was lost may have been made: it is asked for until it is known, under the same token.
@@ -80,8 +80,8 @@ async def release_claim(server: Server, item: Item, why: str) -> None:
     """Put a claimed item that was not started back into its queue."""
     # Under one id: once it is back in its queue another agent may have it, and it must not be taken from that one.
     queued = State.of(ItemState.QUEUED, why)
-    verdict = await server.propose(item.id, queued, transition_id=transition_id_for(item, "give back"))
-    log.info("%s given-back %s %s", item.id, why, verdict.reason)
+    verdict = await server.propose(item.id, queued, transition_id=transition_id_for(item, "release"))
+    log.info("%s released %s %s", item.id, why, verdict.reason)
 
 
 async def is_over_limit(server: Server, item: Item, *, pool_limit: int | None, queue_limit: int | None) -> bool:
@@ -99,7 +99,7 @@ async def _has_ended_since(server: Server, polled: Item, current: Item) -> bool:
     """Whether the item has ended between the poll and the claim.
 
     `run_count` grows when an item runs; one that ended before it ran has got a start time, as the server gives one to
-    every item that ends. For one that had ended before the poll too (it was put back), only its states can tell.
+    every item that ends. For one that had ended before the poll too (it was put back), only its states show it.
     """
     if current.run_count != polled.run_count:
         return True

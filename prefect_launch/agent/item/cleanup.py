@@ -44,8 +44,8 @@ class AttemptCleanup:
     def log_error(self, error: BaseException) -> None:
         """Write to the agent's log why the attempt did not come to run, in full but for its secrets."""
         if log.isEnabledFor(logging.DEBUG):
-            told = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
-            log.debug("%s failed to start\n%s", self._running.id, self._running.masked(told))
+            text = "".join(traceback.format_exception(type(error), error, error.__traceback__)).rstrip()
+            log.debug("%s failed to start\n%s", self._running.id, self._running.masked(text))
 
     async def abort(self, outcome: Outcome) -> Outcome:
         """End an item that does not come to run; what was created for it is stopped and removed first."""
@@ -55,8 +55,8 @@ class AttemptCleanup:
             outcome = outcome.not_again("What was created for it could not be removed.")
         elif self._running.handle is not None and plan is not None:
             if outcome.state is ItemState.CANCELLED:
-                told = STOPPED_AND_REMOVED.format(removed=self._attempt.runner.removed_message)
-                outcome = outcome.model_copy(update={"message": told})
+                message = STOPPED_AND_REMOVED.format(removed=self._attempt.runner.removed_message)
+                outcome = outcome.model_copy(update={"message": message})
             # The next attempt may have the same number, and must not find what this one has left.
             await anyio.to_thread.run_sync(remove_tree, plan.run_dir)
         return await self.end(outcome)
@@ -82,26 +82,26 @@ class AttemptCleanup:
             What the item has become; as it was given when the item is not this agent's any more.
         """
         if not await self._attempt.ownership.is_certain():
-            log.warning("%s not-ours-any-more %s", self._running.id, self._running.masked(outcome.message))
+            log.warning("%s ownership-lost %s", self._running.id, self._running.masked(outcome.message))
             return outcome
         if self._running.stop.is_set() and outcome.state is not ItemState.CANCELLED:
             outcome = outcome.cancelled()
         if outcome.state is not ItemState.COMPLETED:
             await self.complete_facts()
-        outcome = self._told_to_users(outcome)
+        outcome = self._for_users(outcome)
         try:
             return await end_item(self._context.session, self._running.item, outcome, current, self._attempt.facts)
         except ItemGoneError:
             log.warning("%s gone %s", self._running.id, outcome.message)
             return outcome
 
-    def _told_to_users(self, outcome: Outcome) -> Outcome:
-        """Return an end as all may read it, without secrets: where on this machine its things are, the log tells."""
+    def _for_users(self, outcome: Outcome) -> Outcome:
+        """Return an outcome as all may read it: without secrets, and with paths of this machine in the log alone."""
         outcome = outcome.model_copy(update={"message": self._running.masked(outcome.message)})
         message = without_home(outcome.message, self._context.config.home)
         if message == outcome.message:
             return outcome
-        log.info("%s in-full %s", self._running.id, outcome.message)
+        log.info("%s unabridged %s", self._running.id, outcome.message)
         return outcome.model_copy(update={"message": message})
 
     async def _clear_away(self) -> bool:

@@ -77,7 +77,7 @@ async def end_item(
         outcome: how the attempt ended.
         current: the type of the state that the item is in.
         facts: what is known about the end, for the failure report.
-        transition_id: of an end that several agents may tell; the server takes it once.
+        transition_id: of an end that several agents may report; the server takes it once.
 
     Returns:
         What the item has become.
@@ -247,7 +247,7 @@ async def mend_item(server: Server, item: Item) -> None:
 async def fail_with_agent_error(
     context: AgentContext, item_id: str, running_item: RunningItem | None, exception: BaseException
 ) -> None:
-    """Tell in the log, in the item's `error.log` and in its state that the agent itself failed over it.
+    """Report in the log, in the item's `error.log` and in its state that the agent itself failed on it.
 
     None of them shows a secret of the item's attempt.
     """
@@ -263,11 +263,11 @@ async def fail_with_agent_error(
         if running_item is None
         else Facts(queue=running_item.queue, plan=running_item.plan, home=context.config.home, error=exception)
     )
-    told = f"The agent failed over it: {without_home(text, context.config.home)}"
+    message = f"The agent failed over it: {without_home(text, context.config.home)}"
     try:
         await retry_until_available(
             f"end {item_id}",
-            lambda: fail_item(context.session, UUID(item_id), told, Phase.AGENT, files, facts),
+            lambda: fail_item(context.session, UUID(item_id), message, Phase.AGENT, files, facts),
         )
     except Exception:
         # The item stays in work; when this agent starts anew, or is lost, it is settled.

@@ -175,8 +175,8 @@ class Stopping(Hook):
             return Outcome(state=ItemState.CRASHED, message=message, data=data, cause=Cause.PREEMPTED)
         limit = self.attempt.plan.timeout
         if limit is not None and (self._timed_out or (end.duration_seconds or 0.0) >= limit):
-            told = f"The job timed out after {format_duration(limit)}, its time limit; {end.describe()}."
-            message = f"[{Phase.RUN.value}] {told}"
+            text = f"The job timed out after {format_duration(limit)}, its time limit; {end.describe()}."
+            message = f"[{Phase.RUN.value}] {text}"
             return Outcome(state=ItemState.FAILED, message=message, data=data, cause=Cause.TIMEOUT)
         return None
 
@@ -212,7 +212,7 @@ async def warn_of_other_image(server: Server, item_id: UUID, plan: RunPlan, imag
     try:
         await write_log_note(server, item_id, message)
     except Exception as error:  # noqa: BLE001 - the run goes on
-        log.debug("%s not told of its image: %s", item_id, error)
+        log.debug("%s image-note failed: %s", item_id, error)
 
 
 #: The hooks of each attempt, in this order; removing a line removes its concern.

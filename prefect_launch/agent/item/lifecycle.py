@@ -70,7 +70,7 @@ class ItemLifecycle:
         return await self._watch()
 
     async def resume(self, runner: Runner, plan: RunPlan, handle: str, current: StateType) -> Outcome:
-        """Go on with a run that was created by an agent that is gone.
+        """Adopt a run that an agent which is gone has created.
 
         Args:
             runner: of its resource.
@@ -83,7 +83,7 @@ class ItemLifecycle:
         self._running.claim = plan.labels.get(Labels.CLAIM, "")
         self._attempt.known_runner = runner
         self._attempt.record(plan=plan)
-        self._attempt.record(plan=await self._hiding_secrets(plan))
+        self._attempt.record(plan=await self._with_mask(plan))
         if current is StateType.PENDING:
             return await self._run(self._start_again)
         return await self._watch()
@@ -171,8 +171,8 @@ class ItemLifecycle:
         self._context.runner_health.mark_up(resource)
         await until_running(attempt)
         what = ", ".join(filter(None, (f"{resource} {Path(handle).name[:12]}", attempt.holds())))
-        told = f"Runs on {self._context.config.name} ({what})."
-        await attempt.transition(ItemState.RUNNING, told, data={"image": image} if image else None)
+        message = f"Runs on {self._context.config.name} ({what})."
+        await attempt.transition(ItemState.RUNNING, message, data={"image": image} if image else None)
         for hook in attempt.hooks:
             await hook.started()
 
@@ -245,12 +245,12 @@ class ItemLifecycle:
             Labels.CLAIM: self._running.claim,
         }
 
-    async def _hiding_secrets(self, plan: RunPlan) -> RunPlan:
-        """Return a plan that was kept with what hides its secrets; its log tells which cannot be hidden any more."""
+    async def _with_mask(self, plan: RunPlan) -> RunPlan:
+        """Return a stored plan with the mask of its secrets; a log note names those that cannot be read any more."""
         read = partial(with_mask, plan, self._context.config.machine, self._context.session.read_secret)
         plan, gone = await retry_until_available(f"show the secrets of {self._item.id}", read)
         for name in gone:
-            told = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
-            note = partial(write_log_note, self._server, self._item.id, told)
+            text = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
+            note = partial(write_log_note, self._server, self._item.id, text)
             await retry_until_available(f"take the log of {self._item.id}", note)
         return plan

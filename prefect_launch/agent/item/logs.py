@@ -44,7 +44,7 @@ CHUNK_BYTES: Final = 10 * RECORD_CHARS
 SHARE_BYTES: Final = 2_000_000
 #: What it gets of the end when the log was longer.
 TAIL_BYTES: Final = RECORD_CHARS
-LOOK_SECONDS: Final = 0.5
+READ_SECONDS: Final = 0.5
 #: The most changes of the stream that are sent at a time as they came: each is a record.
 MOST_PARTS: Final = 40
 #: A traceback of Python's, one of an exception group, and what they were caused by.
@@ -160,7 +160,7 @@ class LogShipper:
         await self._settle()
         while not self._ended.is_set():
             await self._send_new(whole_lines=True)
-            with anyio.move_on_after(LOOK_SECONDS):
+            with anyio.move_on_after(READ_SECONDS):
                 await self._ended.wait()
 
     async def last_lines(self, count: int) -> list[str]:

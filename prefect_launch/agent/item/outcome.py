@@ -116,7 +116,7 @@ def _sentence(text: str) -> str:
 
 
 class Category(str, Enum):
-    """What was the matter."""
+    """Failure category of an attempt."""
 
     CANCELLED = "cancelled"
     TIMEOUT = "timeout"
@@ -138,7 +138,7 @@ class Category(str, Enum):
 
 
 class Advice(NamedTuple):
-    """What people read of a category."""
+    """What people read about a category."""
 
     summary: str
     next_step: str
@@ -155,7 +155,7 @@ ADVICE: Final[dict[Category, Advice]] = {
         "Look at that machine. The job itself need not be at fault.",
     ),
     Category.OUT_OF_MEMORY: Advice(
-        "The kernel ended it for want of memory.",
+        "The kernel ended it: out of memory.",
         "Raise its memory (resource_args, or the queue's options), or let it use less: smaller batches, fewer workers.",
     ),
     Category.KILLED: Advice(
@@ -214,7 +214,7 @@ _OF_ERRORS: Final = (
 def diagnose(
     outcome: Outcome, end: ExitStatus | None, error: BaseException | None, last_lines: Sequence[str]
 ) -> Category:
-    """Say what was the matter.
+    """Return the failure category of an attempt.
 
     Args:
         outcome: how the attempt ended.
@@ -226,9 +226,9 @@ def diagnose(
         return Category.CANCELLED
     if end is not None and says_disk_full(end.error):
         return Category.DISK_FULL
-    told = {Cause.TIMEOUT: Category.TIMEOUT, Cause.PREEMPTED: Category.PREEMPTED, Cause.LOST: Category.LOST}
-    if outcome.cause in told:
-        return told[outcome.cause]
+    known = {Cause.TIMEOUT: Category.TIMEOUT, Cause.PREEMPTED: Category.PREEMPTED, Cause.LOST: Category.LOST}
+    if outcome.cause in known:
+        return known[outcome.cause]
     if end is not None:
         return _of_exit(end, last_lines)
     if is_disk_full(error):

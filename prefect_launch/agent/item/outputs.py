@@ -3,7 +3,8 @@
 The whole log is kept beside the outputs. Secrets are masked in it and in `outputs.json` before both are kept; other
 files are kept as they are. The log in the run's folder stays as the job has written it: that folder is the agent's
 user's alone. A new attempt gets the outputs of the last one, within the same limits: from its folder when it ran on
-this machine (a lost agent has stored nothing), else from the job store. What is left out is told in the item's log.
+this machine (a lost agent has stored nothing), else from the job store. A note in the item's log
+names what is left out.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _LOOKED_AT: Final = 200
 
 
 async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: ExitStatus) -> list[str]:
-    """Keep an attempt's outputs, within its limits, and its log; tell in the log what is left out.
+    """Keep an attempt's outputs, within its limits, and its log; note in the log what is left out.
 
     Doing it again, after an agent that died in the middle of it, changes nothing.
 
@@ -66,7 +67,7 @@ async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: 
         end: how it ended.
 
     Returns:
-        What there is to say of it where the run's end is told.
+        Notes for the message of the run's end.
 
     Raises:
         InfrastructureError: when the job store fails.
@@ -79,18 +80,18 @@ async def keep_outputs(session: Session, flow_run_id: UUID, plan: RunPlan, end: 
     left_out = end.left_out + kept.left_out
     if not left_out:
         return []
-    told = plan.mask.text(left_out.describe(plan.output_limits))
-    await note_left_out(session.server, flow_run_id, told, since=end.ended_at)
+    message = plan.mask.text(left_out.describe(plan.output_limits))
+    await note_left_out(session.server, flow_run_id, message, since=end.ended_at)
     return [f"{left_out.summary()}; its log names {'it' if left_out.count == 1 else 'them'}."]
 
 
 async def note_left_out(server: Server, flow_run_id: UUID, message: str, *, since: datetime | None = None) -> None:
-    """Tell in an item's log what is left out of its outputs; a log that cannot be written keeps no run from its end.
+    """Note in an item's log what is left out of its outputs; a log that cannot be written does not fail the run.
 
     Args:
         server: an open connection.
         flow_run_id: of the item.
-        message: what to tell, its secrets masked.
+        message: its secrets are masked.
         since: time of the line, which an agent before this one may have written; None: now, and none has.
     """
     try:
@@ -98,7 +99,7 @@ async def note_left_out(server: Server, flow_run_id: UUID, message: str, *, sinc
             f"take the log of {flow_run_id}", lambda: _note_once(server, flow_run_id, message, since)
         )
     except LaunchError as error:
-        log.warning("%s not told what is left out of its outputs: %s", flow_run_id, error)
+        log.warning("%s outputs-note failed: %s", flow_run_id, error)
 
 
 async def _note_once(server: Server, flow_run_id: UUID, message: str, since: datetime | None) -> None:
@@ -197,8 +198,8 @@ async def copy_previous_outputs(session: Session, plan: RunPlan, machine: Machin
             await anyio.to_thread.run_sync(part.rename, plan.output_dir)
             if left_out:
                 whose = f"the outputs of attempt {attempt}"
-                told = left_out.describe(plan.output_limits, what=whose, done="handed on to the next")
-                await note_left_out(session.server, UUID(plan.item_id), plan.mask.text(told))
+                message = left_out.describe(plan.output_limits, what=whose, done="handed on to the next")
+                await note_left_out(session.server, UUID(plan.item_id), plan.mask.text(message))
             return attempt
     return None
 
@@ -262,8 +263,7 @@ def read_outputs(output_dir: Path) -> tuple[dict[str, Any], str | None]:
             return {}, f"{OUTPUTS_FILE} is a {kind}, and is not shown. Write it as a file."
         if about.st_size > _OUTPUTS_BYTES:
             return {}, f"{OUTPUTS_FILE} has {about.st_size:,} bytes; at most {_OUTPUTS_BYTES:,} are shown."
-        # NaN is no JSON, and what a diverged training writes: it is shown as the text that it is. Of bytes, json tells
-        # the encoding, by a byte-order mark too.
+        # A diverged training writes NaN, which is no JSON: it is shown as text. From bytes, json finds the encoding.
         found = json.loads(path.read_bytes(), parse_constant=str)
     except FileNotFoundError:
         return {}, None

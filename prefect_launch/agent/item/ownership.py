@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 #: An agent is called lost after three times as long; one read for each item in work.
-LOOK_SECONDS: Final = 30.0
+CHECK_SECONDS: Final = 30.0
 #: An agent that stops an item may find that the server has called it cancelled meanwhile; it says then what it saw.
 _OURS: Final = ACTIVE | {StateType.CANCELLED}
 
@@ -86,11 +86,11 @@ async def items_in_work(server: Server, pool: str) -> list[Item]:
 async def watch_ownership(server: Server, entries: Callable[[], Sequence[RunningItem]]) -> None:
     """Stop, again and again, what runs here for items that are another's by now, or have ended; for ever."""
     while True:
-        await anyio.sleep(LOOK_SECONDS)
+        await anyio.sleep(CHECK_SECONDS)
         try:
             await check_ownership(server, entries())
         except LaunchError as error:
-            log.debug("not looked whose the items are: %s", error)
+            log.debug("ownership not checked: %s", error)
 
 
 async def check_ownership(server: Server, entries: Sequence[RunningItem]) -> None:
@@ -109,7 +109,7 @@ async def check_ownership(server: Server, entries: Sequence[RunningItem]) -> Non
         if running_item.ended.is_set():
             continue
         running_item.held_at = float("-inf")
-        log.warning("%s not-ours-any-more: stopping what runs of it here", running_item.id)
+        log.warning("%s ownership-lost: stopping its run here", running_item.id)
         running_item.stop.set()
 
 
@@ -178,7 +178,7 @@ async def owns_item(server: Server, item_id: UUID, token: str, *, among: Collect
 
 
 class Identity(NamedTuple):
-    """What the labels of a run tell."""
+    """What the labels of a run say."""
 
     item_id: UUID
     attempt: int

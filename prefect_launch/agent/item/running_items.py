@@ -44,7 +44,7 @@ class RunningItem:
         held_at: when it was seen last that the claim is the item's last one, by `now()`; at first, when it was made.
         waits_in: the runner of the cluster that its run waits in to be started; None: it does not.
         has_run: whether its run has ended: what is left is to keep its outputs, which needs no slot.
-        plan: of its attempt, once it is known; it masks the attempt's secrets in what is told of the item.
+        plan: of its attempt, once it is known; it masks the attempt's secrets in what is reported of the item.
         ended: is set when its work here is over, whatever came of it.
     """
 
@@ -89,7 +89,7 @@ MOST_COPYING: Final = 10
 
 #: Works on one item until its end.
 Work = Callable[[], Awaitable[Outcome]]
-#: Is told when the work on an item is over here, with what the agent failed over, if it did.
+#: Is called when the work on an item is over here, with the agent's own error, if there was one.
 Finished = Callable[[str, "BaseException | None"], Awaitable[None]]
 
 
@@ -97,7 +97,7 @@ class RunningItems:
     """The work of one agent.
 
     Args:
-        finished: is told of each item when its work is over.
+        finished: is called for each item when its work is over.
     """
 
     def __init__(self, finished: Finished) -> None:
@@ -166,8 +166,8 @@ class RunningItems:
             except Exception as error:  # noqa: BLE001 - one item never ends the agent
                 failure = error
                 # To Prefect, which would keep the error to the task run, and show its secrets there.
-                told = running_item.masked(f"{type(error).__name__}: {error}")
-                return Outcome(state=ItemState.FAILED, message=f"The agent failed over it: {told}")
+                text = running_item.masked(f"{type(error).__name__}: {error}")
+                return Outcome(state=ItemState.FAILED, message=f"The agent failed over it: {text}")
 
         try:
             if in_flow():

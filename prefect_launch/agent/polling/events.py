@@ -15,8 +15,8 @@ from prefect_launch.server.protocol import Server
 
 log = logging.getLogger(__name__)
 
-#: An event is sent before the server has committed what it tells; a second look finds what the first was too early for.
-SECOND_LOOK_SECONDS: Final = 0.15
+#: The server sends an event before it commits; a second poll finds what the first came too early for.
+SECOND_POLL_SECONDS: Final = 0.15
 _RECONNECT_FIRST_SECONDS: Final = 0.5
 _RECONNECT_MAX_SECONDS: Final = 10.0
 
@@ -39,7 +39,7 @@ class WakeEvent:
 
 
 async def listen(server: Server, pool_ids: Collection[UUID], heard: Callable[[str], None]) -> None:
-    """Tell of every item of these queues that is queued or asked to stop, for ever; connect again when the connection
+    """Report every item of these queues that is queued or asked to stop, for ever; connect again when the connection
     ends.
 
     Args:
@@ -51,24 +51,24 @@ async def listen(server: Server, pool_ids: Collection[UUID], heard: Callable[[st
 
 
 async def follow(connect: Callable[[], AsyncIterator[str]], heard: Callable[[str], None]) -> None:
-    """Tell of everything that a stream of the server's tells, for ever; connect again when the connection ends.
+    """Report every event of a stream of the server's, for ever; connect again when the connection ends.
 
     Args:
         connect: opens the stream.
-        heard: is called with what it tells, on the event loop.
+        heard: is called with each event, on the event loop.
     """
     pause = _RECONNECT_FIRST_SECONDS
     while True:
         stream = connect()
-        while (told := await _next(stream)) is not None:
+        while (event := await _next(stream)) is not None:
             pause = _RECONNECT_FIRST_SECONDS
-            heard(told)
+            heard(event)
         await anyio.sleep(pause)
         pause = min(pause * 2, _RECONNECT_MAX_SECONDS)
 
 
 async def _next(stream: AsyncIterator[str]) -> str | None:
-    """Return what a stream tells next; `None` when it has ended or broken."""
+    """Return the next event of a stream; `None` when it has ended or broken."""
     try:
         return await anext(stream, None)
     except (OSError, LaunchError) as error:

@@ -1,4 +1,4 @@
-"""How an agent comes by items: its queues in turn, polled, claimed, and checked against their limits."""
+"""Queue poller: polls an agent's queues in turn, claims items, and checks the queues' limits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class QueuePoller:
         holder: who claims.
         admission: decides which items it may claim now; by default all.
         opens: says whether items of a queue may be claimed now; by default always.
-        poll_seconds: when the next poll comes at the latest: what will be due until then, `seconds_until_due` tells.
+        poll_seconds: when the next poll comes at the latest: `seconds_until_due` gives what is due before.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class QueuePoller:
         now = time.monotonic()
         return min((one.due_at for one in self._candidates.values() if one.due_at > now), default=float("inf")) - now
 
-    def look_again(self) -> None:
+    def poll_again(self) -> None:
         """Forget what was polled: something new has come in."""
         for candidates in self._candidates.values():
             candidates.forget()

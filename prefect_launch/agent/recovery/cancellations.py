@@ -1,7 +1,7 @@
 """Cancellation requests: for items in work, and for items that no agent has.
 
-An event tells of a request, and a read confirms it; a look now and then finds what no event told of. An event is sent
-before the server commits, and may come to nothing: only the state of the item counts.
+An event reports a request, and a read confirms it; a check now and then finds what no event has reported. The server
+sends an event before it commits, and may not commit: only the state of the item counts.
 
 The server itself ends an item that is cancelled while it waits, unless the item has infrastructure on record from an
 earlier run, as one that was put back in the UI has. Any agent of the queue ends such an orphaned item.
@@ -34,12 +34,12 @@ _STOPPING: Final = (StateType.CANCELLING, StateType.CANCELLED)
 
 
 class CancellationWatcher:
-    """Finds the items of one agent that somebody has asked to stop, and says so to their trackers.
+    """Finds the items of one agent that somebody has asked to stop, and sets their stop event.
 
     Args:
         server: the Prefect server.
         running_items: what is in work.
-        poll_seconds: between two looks at all of it, when no event comes.
+        poll_seconds: between two checks of all of it, when no event comes.
     """
 
     def __init__(self, server: Server, running_items: RunningItems, poll_seconds: float) -> None:
@@ -50,29 +50,29 @@ class CancellationWatcher:
         self._confirming: dict[str, asyncio.Task[None]] = {}
 
     def on_event(self, running_item: RunningItem) -> None:
-        """Note that an event told of an item in work; returns at once."""
+        """Note that an event names an item in work; returns at once."""
         known = self._confirming.get(running_item.thread_id)
         if known is None or known.done():
             self._confirming[running_item.thread_id] = asyncio.create_task(self._confirm(running_item))
 
-    def look_again(self) -> None:
-        """Look at all that is in work soon: events may have been missed."""
+    def check_soon(self) -> None:
+        """Check all that is in work soon: events may have been missed."""
         self._wake.set()
 
     async def watch(self) -> None:
-        """Look at all that is in work again and again, for ever; a server that is away is no fault."""
+        """Check all that is in work again and again, for ever; a server that is away is no error."""
         try:
             while True:
                 try:
-                    await self._look()
+                    await self._check()
                 except LaunchError as error:
-                    log.debug("not looked for requests to stop: %s", error)
+                    log.debug("cancellations not checked: %s", error)
                 await self._wake.wait(self._poll_seconds)
         finally:
             for task in self._confirming.values():
                 task.cancel()
 
-    async def _look(self) -> None:
+    async def _check(self) -> None:
         ids = self._running_items.held
         if not ids:
             return
@@ -103,19 +103,19 @@ class CancellationWatcher:
 
 def _stop(running_item: RunningItem) -> None:
     if not running_item.stop.is_set():
-        log.info("%s stop-asked", running_item.id)
+        log.info("%s stop-requested", running_item.id)
         running_item.stop.set()
 
 
-#: How long items that events tell of are gathered for one question; an event also comes before its commit.
+#: How long the items of events are gathered for one request; an event also comes before its commit.
 GATHER_SECONDS: Final = 1.5
-LOOK_SECONDS: Final = 60.0
+CHECK_SECONDS: Final = 60.0
 _MOST_IDS: Final = 200
 _MESSAGE: Final = "Stopped while it waited: nothing of it was running."
 
 
 class OrphanedCancellations:
-    """Ends what was asked to stop and is nobody's.
+    """Ends items that were asked to stop and that no agent has.
 
     Args:
         server: the Prefect server.
@@ -127,28 +127,28 @@ class OrphanedCancellations:
         self._server = server
         self._queues = tuple(queues)
         self._held = held
-        self._told = asyncio.Event()
+        self._changed = asyncio.Event()
         self._ids: set[UUID] = set()
 
     def on_event(self, item_id: str) -> None:
-        """Note an item that an event told of: it may be a new one, or one that is asked to stop."""
+        """Note the item of an event: it may be a new one, or one that is asked to stop."""
         self._ids.add(UUID(item_id))
-        self._told.set()
+        self._changed.set()
 
     async def watch(self) -> None:
-        """Look when something was heard, and now and then in case nothing was, for ever."""
+        """Check after events, and now and then without one, for ever."""
         while True:
-            with anyio.move_on_after(LOOK_SECONDS):
-                await self._told.wait()
+            with anyio.move_on_after(CHECK_SECONDS):
+                await self._changed.wait()
                 await anyio.sleep(GATHER_SECONDS)
             ids, self._ids = self._ids, set()
-            self._told.clear()
+            self._changed.clear()
             try:
-                await self.look(ids)
+                await self.check(ids)
             except LaunchError as error:
-                log.debug("not looked for stray stops: %s", error)
+                log.debug("orphaned cancellations not checked: %s", error)
 
-    async def look(self, ids: Collection[UUID] = ()) -> None:
+    async def check(self, ids: Collection[UUID] = ()) -> None:
         """End those of these items that are asked to stop and are nobody's.
 
         Args:

@@ -1,15 +1,16 @@
-"""Items of agents that are gone: any other agent of the queue goes on with what it can reach of them, tells of the
-rest, and puts that back when its rule says so.
+"""Lost agents: detects agents without heartbeats, adopts the runs within reach, and reports the others as lost.
 
-What was being stopped is cancelled, and stopped at once where it can be reached from here.
-An agent is lost when its heartbeats have stood still for 90 s *while this agent looked on*, again and again, on its own
-clock. A server that was away, a clock that jumped or an agent that has just come by itself prove nothing: the watch
-starts anew after a gap. An agent that left in order has taken itself off the list, and what it left running is its own.
+A lost item that was being cancelled is cancelled; its run is stopped where this agent reaches it. Any other one is
+Crashed, or goes back into its queue when its retry rule says so.
 
-Several lives of agents of one name may be there: on two hosts at once, or one after another, when an agent was moved
-and its old home is gone. The worker's heartbeat is the name's; so each life is watched by a presence of its own, and
-one that is silent while another agent of its name beats is lost like an agent. What a life has left in order is for
-the next one of its name: on another host too, after the same silence.
+An agent is lost when its heartbeats have stood still for 90 s *while this agent watched*, on its own clock. A server
+that was away, a clock that jumped, or an agent that has just started prove nothing: the watch starts anew after a gap.
+An agent that leaves in order takes itself off the list, and keeps what it left running.
+
+Several lives of one agent name may exist: on two hosts at once, or one after another when an agent was moved and its
+old home is gone. The worker's heartbeat belongs to the name, so each life has a presence of its own. A silent life is
+lost like an agent, even while another agent of its name sends heartbeats. What a life left in order is for the next
+life of its name, after the same silence also on another host.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: How often is looked in that time.
-_LOOKS: Final = 6
-#: How many looks an agent gets to go on with what another one cannot reach, before that one tells of it.
-_HEIRS_LOOKS: Final = 2
-#: After a longer gap between two looks nothing is known about the time between.
+#: Checks within that time.
+_CHECKS: Final = 6
+#: Checks that other agents get to adopt a run, before an agent that cannot reach it reports it as lost.
+_TAKEOVER_CHECKS: Final = 2
+#: After a longer gap between two checks nothing is known about the time between.
 _GAP_SECONDS: Final = 45.0
 
 #: The heartbeat that was seen (its time, or its count), and when it was first seen, on the watcher's clock.
@@ -63,9 +64,9 @@ class LostAgentDetector:
         queues: its queues.
         lost_seconds: how long heartbeats must have stood still.
         clock: gives seconds, and never goes back.
-        stop_here: stops what an item of a queue has at work within this agent's reach, and says whether there was any.
-        adopt_lost_run: goes on with the run of an item of a queue whose agent is one of those that are lost, by their
-            names, and says whether it is gone on with here.
+        stop_here: stops the runs of an item of a queue within this agent's reach; returns whether there was any.
+        adopt_lost_run: adopts the run of an item of a queue, given the names of the lost agents; returns whether this
+            or another agent has adopted it.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class LostAgentDetector:
         self._name = holder.agent
         self._queues = tuple(queues)
         self._holder = holder
-        self._twins: set[str] = set()
+        self._namesakes: set[str] = set()
         self._lost_seconds = lost_seconds
         self._clock = clock
         self._stop_here = stop_here
@@ -92,24 +93,24 @@ class LostAgentDetector:
         self._seen: dict[tuple[str, str], _Seen] = {}
         self._settled: dict[tuple[str, str], datetime | None] = {}
         self._left: dict[tuple[str, str], set[UUID]] = {}
-        self._looked_at = float("-inf")
+        self._checked_at = float("-inf")
 
     async def watch(self) -> None:
-        """Look every 15 s (a sixth of the time), for ever; a server that is away is no fault."""
+        """Check every 15 s (a sixth of the time), for ever; a server that is away is no error."""
         while True:
             try:
-                await self.look()
+                await self.check()
             except LaunchError as error:
-                log.debug("not looked for lost agents: %s", error)
-            await anyio.sleep(self._lost_seconds / _LOOKS)
+                log.debug("lost agents not checked: %s", error)
+            await anyio.sleep(self._lost_seconds / _CHECKS)
 
-    async def look(self) -> None:
-        """Look once, go on with what is within reach, and tell what is lost.
+    async def check(self) -> None:
+        """Check once: adopt the runs within reach, and report the others as lost.
 
         Raises:
             LaunchError: when the server does not answer.
         """
-        if self._clock() - self._looked_at > _GAP_SECONDS:
+        if self._clock() - self._checked_at > _GAP_SECONDS:
             self._seen.clear()
         silent_lives = await self._find_silent_lives()
         for queue in self._queues:
@@ -129,10 +130,10 @@ class LostAgentDetector:
                     await self._settle_silent_life(queue, life, alive)
         for life in silent_lives:
             await self._forget(life)
-        self._looked_at = self._clock()
+        self._checked_at = self._clock()
 
     async def _find_silent_lives(self) -> list[Presence]:
-        """Return the lives of agents that are silent for too long, and say when another agent has this one's name."""
+        """Return the lives that are silent for too long; warn when another agent has this one's name."""
         silent = []
         for life in await read_presences(self._server):
             key, who = ("", life.holder.instance), life.holder
@@ -141,8 +142,8 @@ class LostAgentDetector:
             before = self._seen.get(key)
             if before is None or before[0] != life.beat:
                 self._seen[key] = (life.beat, self._clock())
-                if before is not None and who.agent == self._name and who.instance not in self._twins:
-                    self._twins.add(who.instance)
+                if before is not None and who.agent == self._name and who.instance not in self._namesakes:
+                    self._namesakes.add(who.instance)
                     log.warning(
                         "same-name: another agent called %s runs on %s. Each knows only its own items; give one of them"
                         " another name (--name).",
@@ -173,12 +174,12 @@ class LostAgentDetector:
                 log.warning("%s orphan %s", item.id, why)
                 await undo_claim(self._server, item, why)
             else:
-                await self._tell(queue, item, holder, history, life.at)
+                await self._report_lost(queue, item, holder, history, life.at)
         if not kept:
             self._settled[(queue, who.instance)] = None
 
     async def _forget(self, life: Presence) -> None:
-        """Take the presence of a life down once nothing of it is in work on any of its queues."""
+        """Delete the presence of a life once nothing of it is in work on any of its queues."""
         if all((queue, life.holder.instance) in self._settled for queue in life.queues):
             await delete_presence(self._server, life.holder.instance)
 
@@ -191,16 +192,16 @@ class LostAgentDetector:
         return self._clock() - self._seen[key][1]
 
     async def _settle(self, queue: str, worker: Worker, lost: Collection[str], living: Collection[str] = ()) -> bool:
-        """Go on with what is within reach of all that the agent of this name holds, and tell of the rest.
+        """Adopt what is within reach of all that a lost agent holds, and report the rest as lost.
 
-        What an agent out of sight may go on with is told of two looks later, unless that agent says it does.
+        What another agent may adopt is reported two checks later, unless that agent's status says that it runs it.
 
         Returns:
-            Whether nothing of it is at work any more: whoever goes on with something may be lost too.
+            Whether nothing of it is in work any more: an agent that has adopted something may be lost too.
         """
         key = (queue, worker.name)
         left = self._left.get(key)
-        patience = self._lost_seconds * (1 + _HEIRS_LOOKS / _LOOKS)
+        patience = self._lost_seconds * (1 + _TAKEOVER_CHECKS / _CHECKS)
         waits = self._adopt_lost_run is not None and self._silence(queue, worker) < patience
         in_work = set() if waits else await self._in_work(living)
         kept: set[UUID] = set()
@@ -214,7 +215,7 @@ class LostAgentDetector:
             if await self._is_adopted(queue, item, lost) or waits or str(item.id) in in_work:
                 kept.add(item.id)
             else:
-                await self._tell(queue, item, holder, history, worker.last_heartbeat_time)
+                await self._report_lost(queue, item, holder, history, worker.last_heartbeat_time)
         self._left[key] = kept
         return not kept
 
@@ -222,15 +223,17 @@ class LostAgentDetector:
         try:
             return self._adopt_lost_run is not None and await self._adopt_lost_run(queue, item, lost)
         except (LaunchError, OSError) as error:
-            log.warning("%s not-gone-on-with %s", item.id, error)
+            log.warning("%s not-adopted %s", item.id, error)
             return False
 
     async def _in_work(self, living: Collection[str]) -> set[str]:
-        """Return the ids of what agents that beat say they have in work; asked only when something is lost."""
+        """Return the ids of what living agents say they have in work; read only when something is lost."""
         notices = (await read_statuses(self._server)).values() if living else ()
         return {one.id for notice in notices if notice.name in living for one in notice.running}
 
-    async def _tell(self, queue: str, item: Item, holder: Holder, history: list[State], beat: datetime | None) -> None:
+    async def _report_lost(
+        self, queue: str, item: Item, holder: Holder, history: list[State], beat: datetime | None
+    ) -> None:
         seen = utc_time(beat) if beat else "an unknown time"
         why = f"Agent {holder.agent} on {holder.host} was last seen at {seen}."
         log.warning("%s lost %s", item.id, why)
@@ -243,7 +246,7 @@ class LostAgentDetector:
         facts = Facts(agent=str(holder), attempt=_attempt(item))
         claim = last_claim(history)
         token = claim.transition_id if claim else None
-        # Several agents may tell of the same claim; the server takes the first.
+        # Several agents may report the same claim; the server takes the first.
         once = uuid5(item.id, f"lost {token}")
         await end_item(self._session, item, outcome, current, facts, transition_id=once)
 

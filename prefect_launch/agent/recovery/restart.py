@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class AdoptedRun:
-    """A run that goes on under this agent.
+    """A run that this agent continues.
 
     Attributes:
         item: as it is on the server.
@@ -63,12 +63,12 @@ class AdoptedRun:
 
 @dataclass(frozen=True)
 class FoundRuns:
-    """What was found.
+    """What an agent finds at its start.
 
     Attributes:
         runs: those that go on.
-        stale: what belongs to nothing any more, and is to be cleared away.
-        unreachable: the resources that could not be looked at.
+        stale: runs of ended items, older attempts or older claims; they are to be removed.
+        unreachable: the resources that could not be searched.
     """
 
     runs: list[AdoptedRun] = field(default_factory=list)
@@ -77,7 +77,7 @@ class FoundRuns:
 
 
 async def find_own_runs(context: AgentContext, holder: Holder, resources: Collection[str] | None = None) -> FoundRuns:
-    """Find the runs of this agent's name on this machine, those that go on and those that belong to nothing any more.
+    """Find the runs of this agent's name on this machine: those that go on, and those that are stale.
 
     Args:
         context: the agent's.
@@ -87,28 +87,28 @@ async def find_own_runs(context: AgentContext, holder: Holder, resources: Collec
     Raises:
         LaunchError: when a queue cannot be read.
     """
-    inventory = FoundRuns()
+    found_runs = FoundRuns()
     for resource in await context.resources() if resources is None else resources:
         try:
             runner = context.runner(resource)
             found = await runner.find({Labels.AGENT: context.config.name})
         except LaunchError as error:
-            log.debug("cannot look for runs on %s: %s", resource, error)
-            inventory.unreachable.add(resource)
+            log.debug("cannot search %s for runs: %s", resource, error)
+            found_runs.unreachable.add(resource)
             continue
         for one in found:
-            await _adopt(context, holder, runner, one, inventory)
-    return inventory
+            await _adopt(context, holder, runner, one, found_runs)
+    return found_runs
 
 
 async def remove_stale_runs(context: AgentContext, stale: Collection[tuple[Runner, Found]]) -> None:
-    """Stop and remove what belongs to nothing any more, all at once: each may take its whole grace."""
+    """Stop and remove stale runs, all at once: each may take its whole grace period."""
     async with anyio.create_task_group() as group:
         for runner, found in stale:
             group.start_soon(_clear, context, runner, found)
 
 
-async def _adopt(context: AgentContext, holder: Holder, runner: Runner, found: Found, inventory: FoundRuns) -> None:
+async def _adopt(context: AgentContext, holder: Holder, runner: Runner, found: Found, found_runs: FoundRuns) -> None:
     identity = identity_of(found)
     if identity is None:
         log.warning("ignoring %s: its name and labels are not such as an agent gives", found.handle)
@@ -117,28 +117,28 @@ async def _adopt(context: AgentContext, holder: Holder, runner: Runner, found: F
     item, history = await server.read_item(identity.item_id), await server.read_states(identity.item_id)
     plan = plan_of(context.config.machine, identity)
     if not created_by_us(identity, plan, history):
-        log.warning("ignoring %s: it has our labels, but no agent of this home has made it", found.handle)
+        log.warning("ignoring %s: it has our labels, but no agent of this home has created it", found.handle)
         return
     claimed_by = holder_of(history)
     is_anothers = claimed_by is not None and not claimed_by.is_earlier_life_of(holder)
     if item is not None and plan is None and is_anothers and is_current_attempt(identity, item, history):
         # Another agent of this name, with another home, uses this engine; if it is lost, it is found to be so.
-        log.warning("%s leaving %s alone: it is %s's, whose home is another", item.id, found.handle, claimed_by)
+        log.warning("%s leaving %s alone: it is of %s, which has another home", item.id, found.handle, claimed_by)
         return
     if item is None or plan is None or not is_current_attempt(identity, item, history):
         has_moved_on = item is not None and item.state_type in ACTIVE
         is_now = "was claimed again" if has_moved_on else f"is {item.state_name if item else 'gone'}"
         why = f"item {is_now}" if plan is not None else "plan is gone or broken"
         log.info("%s clearing %s: its %s", identity.item_id, found.handle, why)
-        inventory.stale.append((runner, found))
+        found_runs.stale.append((runner, found))
         return
     if not found.is_complete:
-        log.info("%s clearing %s: it was not whole yet", item.id, found.handle)
-        inventory.stale.append((runner, found))
+        log.info("%s clearing %s: it is incomplete", item.id, found.handle)
+        found_runs.stale.append((runner, found))
         return
-    log.info("%s found-again %s", item.id, found.handle)
+    log.info("%s adopted %s", item.id, found.handle)
     context.devices.restore(item.id, found.labels)
-    inventory.runs.append(
+    found_runs.runs.append(
         AdoptedRun(item=item, queue=found.labels[Labels.QUEUE], runner=runner, plan=plan, handle=found.handle)
     )
 
@@ -165,12 +165,12 @@ async def settle_orphans(
         queues: names of its queues.
         holder: this life of the agent.
         held: ids of the items that it has in work.
-        unreachable: resources that could not be looked at; the items of their queues are left alone.
+        unreachable: resources that could not be searched; the items of their queues are left alone.
     """
     for name in queues:
         queue = await context.session.queue(name)
         if queue.config.resource in unreachable:
-            log.warning("items of %s are not settled: cannot look for runs on %s", name, queue.config.resource)
+            log.warning("items of %s are not settled: cannot search %s for runs", name, queue.config.resource)
             continue
         for item in await items_in_work(context.session.server, name):
             if item.id not in held and await _was_claimed_by(context, item, holder):
@@ -201,21 +201,21 @@ async def _was_claimed_by(context: AgentContext, item: Item, holder: Holder) -> 
 async def adopt_lost_run(
     context: AgentContext, resume: Callable[[AdoptedRun], None], queue: str, item: Item, lost: Collection[str]
 ) -> bool:
-    """Go on with the present run of an item whose agent is lost, if it is within reach.
+    """Adopt the current run of an item whose agent is lost, if it is within reach.
 
     Args:
-        context: of the agent that goes on.
-        resume: takes the run up.
+        context: of the adopting agent.
+        resume: continues the run.
         queue: the item's.
         item: in work.
-        lost: names of the agents that are lost. One of them that still holds on to the run, and does not beat, is
-            stuck: its run is left to be told of.
+        lost: names of the lost agents. One that holds the run lock but sends no heartbeats is stuck: its run is
+            reported as lost.
 
     Returns:
-        Whether somebody goes on with it: this agent, or another one of the home that was faster.
+        Whether this agent, or another one of the same home, has adopted the run.
 
     Raises:
-        LaunchError: when it cannot be looked for.
+        LaunchError: when its resource cannot be searched.
     """
     runner = context.runner((await context.session.queue(queue)).config.resource)
     history = await context.session.server.read_states(item.id)
@@ -225,10 +225,10 @@ async def adopt_lost_run(
         is_at_work = found.state is not RunState.CREATED and found.is_complete
         if identity is None or plan is None or not is_at_work or not is_current_attempt(identity, item, history):
             continue
-        keeper = run_lock_holder(plan.run_dir)
-        if keeper is not None:
-            return keeper not in lost
-        log.warning("%s going-on with %s: its agent %s is lost", item.id, found.handle, found.labels[Labels.AGENT])
+        lock_holder = run_lock_holder(plan.run_dir)
+        if lock_holder is not None:
+            return lock_holder not in lost
+        log.warning("%s adopted %s: its agent %s is lost", item.id, found.handle, found.labels[Labels.AGENT])
         if found.state is RunState.RUNNING:
             context.devices.restore(item.id, found.labels)
         resume(AdoptedRun(item=item, queue=queue, runner=runner, plan=plan, handle=found.handle))

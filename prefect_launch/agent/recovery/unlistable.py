@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 30.0
+CHECK_SECONDS: Final = 30.0
 #: Schedules make runs for 100 days ahead.
 _AHEAD: Final = timedelta(days=3650)
 
@@ -47,22 +47,22 @@ class UnlistableItems:
     async def watch(self) -> None:
         """Look every 30 s at what is not due yet, for ever: what is due is claimed, and fails then."""
         while True:
-            await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(CHECK_SECONDS)
             try:
-                await self.look(datetime.now(timezone.utc))
+                await self.check(datetime.now(timezone.utc))
             except LaunchError as error:
-                log.debug("not looked for what cannot be listed: %s", error)
+                log.debug("unlistable items not checked: %s", error)
 
-    async def look_at_all(self) -> None:
+    async def check_all(self) -> None:
         """Look at what waits, due or not: an agent that starts reads lists before it claims anything.
 
         Raises:
             LaunchError: when the server does not answer.
         """
-        await self.look(None)
-        await self.look(datetime.now(timezone.utc))
+        await self.check(None)
+        await self.check(datetime.now(timezone.utc))
 
-    async def look(self, after: datetime | None) -> None:
+    async def check(self, after: datetime | None) -> None:
         """Look at the first 200 items of each queue that wait for a time after this one; `None`: of all that wait.
 
         Raises:

@@ -1,7 +1,7 @@
 """Heartbeats and status of an agent, and the drain request that it reads from the server.
 
 The status is written only when it has changed, and every few seconds at most: an idle agent writes nothing. The drain
-request is read once a poll interval, and when the server tells of it.
+request is read once a poll interval, and at an event of the server's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from prefect_launch.agent.base import BaseAgent
-from prefect_launch.agent.polling.events import SECOND_LOOK_SECONDS, WakeEvent, follow
+from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, WakeEvent, follow
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
     AgentStatus,
@@ -77,7 +77,7 @@ async def send_heartbeats(server: Server, presence: Presence, items: Callable[[]
 
 #: The shortest time between two notices.
 WRITE_SECONDS: Final = 4.0
-_LOOK_SECONDS: Final = 0.25
+_CHECK_SECONDS: Final = 0.25
 #: What the server gets to take the last words of an agent that leaves.
 LAST_WORDS_SECONDS: Final = 5.0
 
@@ -93,7 +93,7 @@ class Reporter:
         self._agent = agent
         self._server: Server = agent.context.session.server
         self._name = agent.config.name
-        self._told = WakeEvent()
+        self._changed = WakeEvent()
 
     def notice(self, state: str | None = None) -> AgentStatus:
         """Return how the agent is now."""
@@ -110,7 +110,7 @@ class Reporter:
             in_work=agent.num_running_jobs + agent.num_running_schedulers,
             waits={str(one.item_id): one.reason for one in agent.context.devices.wait_list.waiting},
             devices=agent.context.devices.describe(),
-            capacity=agent.context.devices.allocations.capacity.as_told(),
+            capacity=agent.context.devices.allocations.capacity.as_data(),
             problems=dict(sorted(agent.context.runner_health.unreachable.items())),
             secure_mode=agent.config.secure_mode,
         )
@@ -127,7 +127,7 @@ class Reporter:
                 except LaunchError as error:
                     log.debug("notice not posted: %s", error)
                 due = time.monotonic() + WRITE_SECONDS
-            await anyio.sleep(_LOOK_SECONDS)
+            await anyio.sleep(_CHECK_SECONDS)
 
     async def read_drain_request(self) -> None:
         """Read whether somebody has ordered it to drain."""
@@ -136,24 +136,24 @@ class Reporter:
 
     async def watch_drain_request(self) -> None:
         """Read its orders again and again, for ever."""
-        told = False
+        drains = False
         while True:
             try:
                 await self.read_drain_request()
             except LaunchError as error:
-                log.debug("orders not read: %s", error)
-            if self._agent.shutdown.drain_requested is not told:
-                told = not told
-                log.info("agent %s %s", self._name, "was told to drain" if told else "takes items again")
-            await self._told.wait(self._agent.config.poll_seconds)
+                log.debug("drain request not read: %s", error)
+            if self._agent.shutdown.drain_requested is not drains:
+                drains = not drains
+                log.info("agent %s %s", self._name, "was asked to drain" if drains else "takes items again")
+            await self._changed.wait(self._agent.config.poll_seconds)
 
     async def listen(self) -> None:
-        """Look for orders at once when the server tells of one, for ever."""
+        """Read the drain request at once when an event reports one, for ever."""
         await follow(lambda: self._server.watch_variable(drain_variable(self._name)), lambda _: self._on_event())
 
     def _on_event(self) -> None:
-        self._told.set()
-        asyncio.get_running_loop().call_later(SECOND_LOOK_SECONDS, self._told.set)
+        self._changed.set()
+        asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._changed.set)
 
     async def leave(self, left: AgentStatus, presence: Presence, *, drained: bool) -> None:
         """Take its notice and its presence down; when items go on without it, both say so.

@@ -1,8 +1,11 @@
-"""A line on the page of an item that waits: why, at which place, and when it will about start. A hook beside the loop.
+"""Wait notes: a line in the log of an item that waits, with the cause, its place and about when it will start.
 
-Of the agents that are online for a queue, the first by name writes it. A line is written when an item has waited for
-some seconds and nobody has told why, and again only when what keeps it waiting has changed and stays so: not a stream.
-All lines of a look go to the server in one request. Nothing depends on them, so a fault leaves them out.
+Of the agents that are online for a queue, the first by name writes it. An item gets a line when it has waited for some
+seconds, and another one only when the cause has changed and the change lasts. All lines of one check go to the server
+in one request. Nothing depends on them, so a server error leaves them out.
+
+A line's logger is named after the cause. So a later life of this agent, or another agent, reads from the log which
+cause the item was given last.
 """
 
 from __future__ import annotations
@@ -34,17 +37,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 15.0
+CHECK_SECONDS: Final = 15.0
 #: What waits for less will start by itself, most of the time.
 WAITED_SECONDS: Final = 10.0
-#: How many of a queue are told, from the front of its line.
+#: How many items of a queue get a line, from its front.
 MOST_ITEMS: Final = 20
-#: The logger of a line: this name, and the cause that the line tells.
+#: The logger of a line: this name and the cause.
 _LOGGER: Final = f"{LOGGER}.waits"
 
 
 class WaitReasonLogger:
-    """Tells items why they wait, for one agent.
+    """Writes wait notes for one agent.
 
     Args:
         session: an open connection.
@@ -57,21 +60,21 @@ class WaitReasonLogger:
         self._server = session.server
         self._name = name
         self._queues = tuple(queues)
-        self._told: dict[str, dict[UUID, WaitCause]] = {queue: {} for queue in queues}
+        self._noted: dict[str, dict[UUID, WaitCause]] = {queue: {} for queue in queues}
         self._seen: dict[str, dict[UUID, WaitCause]] = {queue: {} for queue in queues}
 
     async def watch(self) -> None:
-        """Look every 15 s, for ever; a server that is away is no fault."""
+        """Check every 15 s, for ever; a server that is away is no error."""
         while True:
-            await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(CHECK_SECONDS)
             for queue in self._queues:
                 try:
-                    await self.look(queue)
+                    await self.check(queue)
                 except LaunchError as error:
-                    log.debug("not told why items wait: %s", error)
+                    log.debug("wait notes not written: %s", error)
 
-    async def look(self, queue: str) -> None:
-        """Look at what waits on one queue, and tell what is new.
+    async def check(self, queue: str) -> None:
+        """Check what waits on one queue, and note what is new.
 
         Raises:
             LaunchError: when the server does not answer.
@@ -79,32 +82,32 @@ class WaitReasonLogger:
         in_all = await self._server.count_items(pool=queue, state_types=[StateType.SCHEDULED])
         facts = await read_queue_facts(self._server, queue) if in_all else None
         if facts is None or not self._is_first(facts):
-            self._told[queue], self._seen[queue] = {}, {}
+            self._noted[queue], self._seen[queue] = {}, {}
             return
-        told: dict[UUID, WaitCause] = {}
+        noted: dict[UUID, WaitCause] = {}
         seen: dict[UUID, WaitCause] = {}
         new = []
         for one in await self._line(facts, in_all):
             if not _has_waited(one.item, facts.now):
                 continue
             cause = seen[one.item.id] = explain_wait(one).cause
-            before = self._told[queue].get(one.item.id) or await self._told_before(one.item)
+            before = self._noted[queue].get(one.item.id) or await self._noted_before(one.item)
             # A change must last: in a busy queue, slots and limits are free for a moment again and again.
             lasts = before is None or self._seen[queue].get(one.item.id) is cause
             if cause is not before and cause is not WaitCause.NOT_DUE and lasts:
                 new.append(one)
                 before = cause
             if before is not None:
-                told[one.item.id] = before
-        self._told[queue], self._seen[queue] = told, seen
+                noted[one.item.id] = before
+        self._noted[queue], self._seen[queue] = noted, seen
         await self._write(new)
 
     def _is_first(self, queue: QueueFacts) -> bool:
-        """Whether this agent is the first by name of those that tell how they are."""
+        """Whether this agent is the first by name of those that report a status."""
         return next((agent.name for agent in queue.agents if agent.host), None) == self._name
 
     async def _line(self, queue: QueueFacts, in_all: int) -> list[WaitFacts]:
-        """Return the first of those who wait, each with its place."""
+        """Return the first items that wait, each with its place."""
         found: list[WaitFacts] = []
         for priority in queue.priorities:
             left = MOST_ITEMS - len(found)
@@ -116,8 +119,8 @@ class WaitReasonLogger:
             ]
         return found
 
-    async def _told_before(self, item: Item) -> WaitCause | None:
-        """Read what an earlier life of this agent, or another agent, has told of this wait."""
+    async def _noted_before(self, item: Item) -> WaitCause | None:
+        """Read the cause that an earlier life of this agent, or another agent, has noted for this wait."""
         since = item.state.timestamp if item.state else None
         records = await self._server.read_logs(item.id, limit=PAGE, since=since)
         return next(filter(None, map(_cause_in, reversed(records))), None)
@@ -142,7 +145,7 @@ def _has_waited(item: Item, now: datetime) -> bool:
 
 
 def _cause_in(record: LogRecord) -> WaitCause | None:
-    """Return the cause that a line of an item's log tells; `None` when it is another line."""
+    """Return the cause that a wait note in an item's log gives; `None` when it is another line."""
     return next((cause for cause in WaitCause if record.name == _logger_of(cause)), None)
 
 

@@ -33,12 +33,12 @@ TASKS = (
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 0.01)
     places = {
-        "item.ownership": ("LOOK_SECONDS",),
+        "item.ownership": ("CHECK_SECONDS",),
         "polling.queue_poller": ("LIMITS_SECONDS",),
-        "housekeeping.housekeeper": ("LOOK_SECONDS",),
-        "reporting.wait_notes": ("LOOK_SECONDS",),
-        "recovery.cancellations": ("LOOK_SECONDS",),
-        "recovery.unlistable": ("LOOK_SECONDS",),
+        "housekeeping.housekeeper": ("CHECK_SECONDS",),
+        "reporting.wait_notes": ("CHECK_SECONDS",),
+        "recovery.cancellations": ("CHECK_SECONDS",),
+        "recovery.unlistable": ("CHECK_SECONDS",),
         "reporting.status": ("WRITE_SECONDS",),
         "polling.events": ("_RECONNECT_FIRST_SECONDS",),
     }

@@ -15,7 +15,7 @@ from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 async def test_runs_that_are_slow_to_stop_are_stopped_at_once_and_keep_no_other_waiting(bench: Bench) -> None:
     bench.plays(Script(seconds=60), Script(seconds=60), Script(seconds=60))
     *ended, kept = await bench.add(3)
-    await bench.agent(max_jobs=3).loop(max_runtime_seconds=0.4)
+    await bench.leave_running(bench.agent(max_jobs=3), *ended, kept)
     for item in ended:
         await bench.server.propose(item.id, State.of(ItemState.CRASHED), force=True)
     stopping: list[str] = []

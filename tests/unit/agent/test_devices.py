@@ -192,7 +192,7 @@ async def test_item_whose_gpu_is_taken_between_claim_and_start_goes_back_into_it
         await eventually(lambda: bench.states(item), lambda states: states[-1] == "Queued" and len(states) > 1)
         assert "Waits for devices" in (await bench.read(item.id)).message
         count = len(await bench.states(item))
-        await eventually(now_async(lambda: gpus.looks), lambda looks: looks > 2)
+        await eventually(now_async(lambda: gpus.reads), lambda looks: looks > 2)
         assert len(await bench.states(item)) == count  # it is not claimed again and again
         gpus.users = {}
         await bench.until(item, StateType.COMPLETED)

@@ -64,8 +64,8 @@ async def test_backlog_waits_for_a_driver_that_does_not_answer_and_runs_when_it_
         async with bench.running(agent_of(bench, gpus)) as agent:
             await running(bench, plain)
             assert visible(bench, plain) == ""  # it must not see what others get later
-            looks = gpus.looks
-            await eventually(now_async(lambda: gpus.looks), lambda count: count > looks)
+            looks = gpus.reads
+            await eventually(now_async(lambda: gpus.reads), lambda count: count > looks)
             assert [await bench.states(item) for item in items] == [["Queued"]] * 10
             assert "does not answer: Unknown Error" in agent.context.devices.describe()
             assert all("does not answer" in one.reason for one in agent.context.devices.wait_list.waiting)
@@ -82,8 +82,8 @@ async def test_driver_that_goes_away_later_fails_nothing(bench: Bench) -> None:
     async with bench.running(agent_of(bench, gpus)):
         gpus.away = "the driver does not answer"
         (item,) = await bench.add(**wants(2))
-        looks = gpus.looks
-        await eventually(now_async(lambda: gpus.looks), lambda count: count > looks + 1)
+        looks = gpus.reads
+        await eventually(now_async(lambda: gpus.reads), lambda count: count > looks + 1)
         assert await bench.states(item) == ["Queued"]
         gpus.away = ""
         await bench.until(item, StateType.COMPLETED)
@@ -95,7 +95,7 @@ async def test_agent_whose_named_cards_cannot_be_seen_yet_starts_and_waits_for_t
     bench.plays(Script(seconds=60))
     (item,) = await bench.add(**wants(1))
     async with bench.running(agent_of(bench, gpus, gpus=[1])):
-        await eventually(now_async(lambda: gpus.looks), lambda count: count > 1)
+        await eventually(now_async(lambda: gpus.reads), lambda count: count > 1)
         gpus.away = ""
         await running(bench, item)
         assert gpus_of(bench, item) == ["1"]
@@ -106,7 +106,7 @@ async def test_card_that_is_there_again_is_given_out(bench: Bench) -> None:
     both, gpus.gpus = gpus.gpus, gpus.gpus[:1]
     (item,) = await bench.add(**wants(2))
     async with bench.running(agent_of(bench, gpus)):
-        await eventually(now_async(lambda: gpus.looks), lambda count: count > 1)
+        await eventually(now_async(lambda: gpus.reads), lambda count: count > 1)
         assert await bench.states(item) == ["Queued"]
         gpus.gpus = both
         await bench.until(item, StateType.COMPLETED)

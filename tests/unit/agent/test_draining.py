@@ -31,7 +31,7 @@ from tests.support.bench import QUEUE, Bench, eventually
 @pytest.fixture(autouse=True)
 def _notices_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect_launch.agent.reporting.status.WRITE_SECONDS", 0.0)
-    monkeypatch.setattr("prefect_launch.agent.reporting.status._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status._CHECK_SECONDS", 0.01)
 
 
 # --- draining ---
@@ -90,7 +90,7 @@ async def test_shift_that_has_drained_stays_until_its_time_is_up(bench: Bench) -
     assert await bench.states(item) == ["Queued"]
 
 
-async def test_shift_whose_service_was_told_to_end_takes_up_its_own_drains_and_ends_the_order(bench: Bench) -> None:
+async def test_shift_whose_service_was_data_to_end_takes_up_its_own_drains_and_ends_the_order(bench: Bench) -> None:
     bench.plays(Script(seconds=0.3))
     first, second = await bench.add(2)
     await bench.agent().loop(max_runtime_seconds=0.1)

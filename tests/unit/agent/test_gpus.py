@@ -47,20 +47,20 @@ def nvml(processes: dict[int, list[int] | None], *, driver: bool = True, used: i
 
 
 def test_machine_without_a_driver_has_no_card_and_that_is_no_error() -> None:
-    seen = NvmlProbe().look()  # the real library, when it is installed: this machine may have GPUs
+    seen = NvmlProbe().read()  # the real library, when it is installed: this machine may have GPUs
     assert seen.gpus or seen.note
 
 
 def test_missing_library_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    seen = NvmlProbe().look()
+    seen = NvmlProbe().read()
     assert seen.gpus == ()
     assert "pip install 'prefect-launch[gpu]'" in seen.note
 
 
 def test_driver_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml({0: []}, driver=False))
-    seen = NvmlProbe().look()
+    seen = NvmlProbe().read()
     assert seen.note == "this machine's NVIDIA driver does not answer: Driver Not Loaded"
     assert seen.is_away
 
@@ -70,7 +70,7 @@ def test_machine_that_has_no_driver_at_all_is_not_one_whose_driver_is_away(monke
     library.NVML_ERROR_LIBRARY_NOT_FOUND = 12
     monkeypatch.setattr(NvmlError, "value", 12, raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    seen = NvmlProbe().look()
+    seen = NvmlProbe().read()
     assert (seen.note, seen.is_away) == ("this machine has no NVIDIA driver", False)
 
 
@@ -84,7 +84,7 @@ def test_card_that_fell_off_the_bus_leaves_the_others_to_be_seen(monkeypatch: py
 
     library.nvmlDeviceGetHandleByIndex = handle
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    seen = NvmlProbe().look()
+    seen = NvmlProbe().read()
     assert ([gpu.index for gpu in seen.gpus], seen.users, seen.is_away) == (["1", "2"], {"1": (77,)}, False)
 
 
@@ -92,23 +92,23 @@ async def test_driver_that_hangs_is_away_and_asked_by_one_thread_at_a_time() -> 
     answers, calls = threading.Event(), []
 
     class Hangs:
-        def look(self) -> GpuInfo:
+        def read(self) -> GpuInfo:
             calls.append(1)
             answers.wait(60)
             return GpuInfo(note="it is back")
 
     watch = GpuWatch(Hangs(), most_seconds=0.05)
     for _ in range(3):
-        seen = await watch.look()
+        seen = await watch.read()
         assert (seen.is_away, "does not answer within 0.05 s" in seen.note) == (True, True)
     assert len(calls) == 1
     answers.set()
-    await eventually(watch.look, lambda seen: seen.note == "it is back")
+    await eventually(watch.read, lambda seen: seen.note == "it is back")
 
 
 def test_cards_are_shown_with_the_processes_that_compute_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml({0: [], 1: [77, 78]}))
-    seen = NvmlProbe().look()
+    seen = NvmlProbe().read()
     assert [(gpu.index, gpu.uuid, gpu.name) for gpu in seen.gpus] == [
         ("0", "GPU-0", "H100"),
         ("1", "GPU-1", "H100"),
@@ -125,11 +125,11 @@ def test_driver_that_goes_away_and_comes_back_is_asked_anew(monkeypatch: pytest.
         raise NvmlError("GPU is lost")
 
     library.nvmlInit = lambda: opened.append(1)
-    assert len(probe.look().gpus) == len(probe.look().gpus) == len(opened) == 1
+    assert len(probe.read().gpus) == len(probe.read().gpus) == len(opened) == 1
     library.nvmlDeviceGetCount = lost
-    assert probe.look().note.endswith("GPU is lost")
+    assert probe.read().note.endswith("GPU is lost")
     library.nvmlDeviceGetCount = count
-    assert len(probe.look().gpus) == 1
+    assert len(probe.read().gpus) == 1
     assert len(opened) == 2
 
 
@@ -138,7 +138,7 @@ def test_driver_that_lists_no_processes_tells_by_the_memory(
     monkeypatch: pytest.MonkeyPatch, used: int, users: dict[str, Any]
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml({0: None}, used=used))
-    assert NvmlProbe().look().users == users
+    assert NvmlProbe().read().users == users
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_wrong_setting_of_a_device_is_refused_by_name(wrong: dict[str, Any]) -> 
 
 def test_amounts_are_the_settings_or_the_machines_own_or_not_counted() -> None:
     config = parse_agent_config({"cpus": 3, "memory": "64g"})
-    seen = InMemoryGpus(0).look()
+    seen = InMemoryGpus(0).read()
     capacity = read_capacity(config.gpus, config.cpus, config.memory, seen)
     assert (capacity.cpus, capacity.memory) == (3, 64 * 1024**3)
     machine = read_capacity("auto", "auto", "auto", seen)

@@ -42,7 +42,7 @@ async def claimed_again(bench: Bench) -> tuple[Item, list[str]]:
     """An item whose first attempt runs on at its lost agent, and that another agent of this machine has claimed."""
     item = await left_running(bench, retries={"delay": 0})
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=105)
+        await watcher.checks(seconds=105)
     await bench.server.propose(item.id, holder_called("other").claimed_state())
     return item, [token_of_claim(claim) for claim in claims_of(await bench.server.read_states(item.id))]
 
@@ -60,7 +60,7 @@ async def stop_older(bench: Bench, item: Item, attempt: int, claim: str) -> None
 async def test_older_attempt_of_another_home_is_stopped_first_and_stays_there(bench: Bench) -> None:
     item = await left_running(bench, retries={"delay": 0})
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=105)
+        await watcher.checks(seconds=105)
     at_start: list[list[str]] = []
     home = bench.folder / "another-home"
 
@@ -177,7 +177,7 @@ async def look_as_other(bench: Bench, runner: InMemoryRunner) -> None:
         context = AgentContext(agent.config, session, runners={RESOURCE: runner})
         stop_here = partial(stop_all_attempts, context)
         watch = LostAgentDetector(session, holder_called("other"), [QUEUE], clock=clock, stop_here=stop_here)
-        await Watcher(watch, clock).looks(seconds=105)
+        await Watcher(watch, clock).checks(seconds=105)
 
 
 def _of_another_claim(plan: RunPlan) -> RunPlan:

@@ -33,10 +33,10 @@ class Watcher:
         self.watch = watch
         self._clock = clock
 
-    async def looks(self, *, seconds: float, every: float = 15.0) -> None:
+    async def checks(self, *, seconds: float, every: float = 15.0) -> None:
         passed = 0.0
         while passed <= seconds:
-            await self.watch.look()
+            await self.watch.check()
             self._clock.now += every
             passed += every
 
@@ -61,7 +61,7 @@ async def left_running(bench: Bench, name: str = "box", **spec: Any) -> Item:
 async def test_item_of_a_lost_agent_comes_back_and_says_who_was_last_seen_when(bench: Bench) -> None:
     item = await left_running(bench)
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=105)
+        await watcher.checks(seconds=105)
     found = await bench.read(item.id)
     assert found.state_name == "AwaitingRetry"
     assert found.message.startswith("Crashed: [run] Agent box on ")
@@ -72,21 +72,21 @@ async def test_item_of_a_lost_agent_comes_back_and_says_who_was_last_seen_when(b
 async def test_item_of_a_lost_agent_that_may_not_come_back_has_crashed(bench: Bench) -> None:
     item = await left_running(bench, retries=0)
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=105)
+        await watcher.checks(seconds=105)
     assert (await bench.read(item.id)).state_type is StateType.CRASHED
 
 
 async def test_agent_is_not_lost_before_its_time(bench: Bench) -> None:
     item = await left_running(bench)
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=75)
+        await watcher.checks(seconds=75)
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
 
 
 async def test_silence_that_nobody_looked_on_proves_nothing(bench: Bench) -> None:
     item = await left_running(bench)
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=600, every=60)  # as when the server was away between
+        await watcher.checks(seconds=600, every=60)  # as when the server was away between
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
 
 
@@ -94,7 +94,7 @@ async def test_agent_that_still_beats_is_not_lost(bench: Bench) -> None:
     item = await left_running(bench)
     async with watching(bench) as watcher:
         for _ in range(20):
-            await watcher.looks(seconds=0)
+            await watcher.checks(seconds=0)
             await bench.server.beat_worker(QUEUE, "box", 15)
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
 
@@ -103,7 +103,7 @@ async def test_agent_that_left_in_order_keeps_what_it_left_running(bench: Bench)
     item = await left_running(bench)
     await bench.server.delete_worker(QUEUE, "box")
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=300)
+        await watcher.checks(seconds=300)
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
 
 
@@ -112,16 +112,16 @@ async def test_item_of_another_agent_is_left_alone(bench: Bench) -> None:
     await bench.server.delete_worker(QUEUE, "third")
     await bench.server.beat_worker(QUEUE, "box", 15)
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=105)
+        await watcher.checks(seconds=105)
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
 
 
 async def test_two_agents_that_tell_of_the_same_loss_put_the_item_back_once(bench: Bench) -> None:
     item = await left_running(bench)
     async with watching(bench, "one") as one, watching(bench, "two") as two:
-        await one.looks(seconds=75)
-        await two.looks(seconds=75)
-        await asyncio.gather(one.looks(seconds=30), two.looks(seconds=30))
+        await one.checks(seconds=75)
+        await two.checks(seconds=75)
+        await asyncio.gather(one.checks(seconds=30), two.checks(seconds=30))
     assert (await bench.states(item)).count("AwaitingRetry") == 1
 
 
@@ -154,7 +154,7 @@ async def test_item_that_was_being_stopped_by_a_lost_agent_is_cancelled(bench: B
     item = await left_running(bench)
     await bench.move(item, ItemState.CANCELLING)
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=105)
+        await watcher.checks(seconds=105)
     found = await bench.read(item.id)
     assert found.state_type is StateType.CANCELLED
     assert found.message.startswith("Agent box on ")

@@ -18,7 +18,7 @@ async def lost(bench: Bench) -> Item:
     """An item that waits to be attempted again, while its first attempt runs on and its agent is gone."""
     item = await left_running(bench, retries={"delay": 0})
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=105)
+        await watcher.checks(seconds=105)
     return item
 
 

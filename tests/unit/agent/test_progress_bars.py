@@ -31,7 +31,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bars are shown at every look."""
-    monkeypatch.setattr(logs, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(logs, "READ_SECONDS", 0.02)
     monkeypatch.setattr(logs, "BAR_SECONDS", 0.0)
 
 
@@ -138,7 +138,7 @@ async def test_bar_is_shown_before_its_line_ends_and_its_end_once(server: InMemo
 async def test_bar_that_is_drawn_fast_is_one_record_in_a_while(
     server: InMemoryServer, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logs, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(logs, "READ_SECONDS", 0.01)
     shipper = LogShipper(server, ITEM, path)
     shipper.follow()
     for percent in range(100):

@@ -236,7 +236,7 @@ async def test_agent_asks_seldom_while_many_items_wait_that_do_not_fit(bench: Be
             assert await agent.pop_from_queue(QUEUE) is None
         before = bench.server.calls.copy()
         for _ in range(10):
-            agent.poller.look_again()
+            agent.poller.poll_again()
             assert await agent.pop_from_queue(QUEUE) is None
         assert bench.server.calls - before == {"poll": 20}
         assert len(agent.context.devices.wait_list.waiting) == PAGE * 5
@@ -251,7 +251,7 @@ async def test_what_is_behind_is_forgotten_once_the_front_is_all(bench: Bench) -
         assert len(agent.context.devices.wait_list.waiting) == PAGE + 5
         for item in items[10:]:
             await bench.move(item, ItemState.CANCELLED)
-        agent.poller.look_again()
+        agent.poller.poll_again()
         assert await agent.pop_from_queue(QUEUE) is None
         assert ids_of(agent.context.devices.wait_list.waiting) == set(ids(items[:10]))
 

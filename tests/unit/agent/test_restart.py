@@ -170,7 +170,7 @@ async def test_run_whose_item_was_claimed_by_another_agent_while_the_engine_was_
 async def test_run_that_is_found_again_keeps_its_exit_code(bench: Bench) -> None:
     bench.plays(Script(seconds=0.3, exit_code=4))
     (item,) = await bench.add()
-    await bench.agent().loop(max_runtime_seconds=0.15)
+    await bench.leave_running(bench.agent(), item)
     await asyncio.sleep(0.4)  # it ends while no agent looks
     await bench.agent().loop(until_empty=True)
     found = await bench.read(item.id)
@@ -181,7 +181,7 @@ async def test_run_that_is_found_again_keeps_its_exit_code(bench: Bench) -> None
 async def test_run_of_another_agent_is_left_alone(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
     (item,) = await bench.add()
-    await bench.agent("other").loop(max_runtime_seconds=0.2)
+    await bench.leave_running(bench.agent("other"), item)
     await bench.agent("box").loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
     assert len(bench.machine.running) == 1
@@ -190,7 +190,7 @@ async def test_run_of_another_agent_is_left_alone(bench: Bench) -> None:
 async def test_run_whose_item_has_ended_is_stopped_and_removed(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
     (item,) = await bench.add()
-    await bench.agent().loop(max_runtime_seconds=0.2)
+    await bench.leave_running(bench.agent(), item)
     await bench.server.propose(item.id, State.of(ItemState.CRASHED), force=True)
     await bench.agent().loop(until_empty=True)
     assert bench.machine.runs == {}
@@ -200,7 +200,7 @@ async def test_run_whose_item_has_ended_is_stopped_and_removed(bench: Bench) -> 
 async def test_run_whose_item_was_deleted_is_stopped_and_removed(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
     (item,) = await bench.add()
-    await bench.agent().loop(max_runtime_seconds=0.2)
+    await bench.leave_running(bench.agent(), item)
     await bench.server.delete_item(item.id)
     await bench.agent().loop(until_empty=True)
     assert bench.machine.runs == {}
@@ -209,7 +209,7 @@ async def test_run_whose_item_was_deleted_is_stopped_and_removed(bench: Bench) -
 async def test_run_of_an_older_attempt_is_stopped_and_the_newer_one_runs(bench: Bench) -> None:
     bench.plays(Script(seconds=60), Script())
     (item,) = await bench.add()
-    await bench.agent().loop(max_runtime_seconds=0.2)
+    await bench.leave_running(bench.agent(), item)
     await bench.move(item, ItemState.CRASHED, ItemState.QUEUED)
     await bench.agent().loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
@@ -220,7 +220,7 @@ async def test_run_of_an_older_attempt_is_stopped_and_the_newer_one_runs(bench: 
 async def test_run_that_was_cancelled_while_no_agent_looked_is_stopped(bench: Bench) -> None:
     bench.plays(Script(seconds=60))
     (item,) = await bench.add()
-    await bench.agent().loop(max_runtime_seconds=0.2)
+    await bench.leave_running(bench.agent(), item)
     await bench.move(item, ItemState.CANCELLING)
     await bench.agent().loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.CANCELLED

@@ -20,7 +20,7 @@ async def left_running(bench: Bench, **spec: Any) -> tuple[Item, RunPlan]:
     """An item that runs, with no agent at it, and its plan."""
     bench.plays(Script(seconds=60), Script())
     (item,) = await bench.add(**spec)
-    await bench.agent().loop(max_runtime_seconds=0.3)
+    await bench.leave_running(bench.agent(), item)
     (run,) = bench.machine.runs.values()
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
     return item, run.plan

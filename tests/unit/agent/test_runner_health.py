@@ -18,9 +18,9 @@ from tests.support.bench import Bench, eventually
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect_launch.agent.runner_health.ANSWER_SECONDS", 0.0)
     monkeypatch.setattr("prefect_launch.agent.runner_health._PAUSE_SECONDS", 0.05)
-    monkeypatch.setattr("prefect_launch.agent.runner_health._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.runner_health._CHECK_SECONDS", 0.01)
     monkeypatch.setattr("prefect_launch.agent.reporting.status.WRITE_SECONDS", 0.0)
-    monkeypatch.setattr("prefect_launch.agent.reporting.status._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status._CHECK_SECONDS", 0.01)
 
 
 async def problems(bench: Bench) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ async def beating(bench: Bench, holder: Holder, watcher: Watcher, *, seconds: fl
     for beat in range(8, 8 + int(seconds / 15)):
         await bench.server.beat_worker(QUEUE, "box", 15)
         await write_presence(bench.server, Presence.of(holder, (QUEUE,)).beating(beat))
-        await watcher.looks(seconds=0)
+        await watcher.checks(seconds=0)
 
 
 # --- one after another ---
@@ -65,9 +65,9 @@ async def test_pending_item_of_a_life_on_another_host_goes_back_into_its_queue(
 ) -> None:
     item, _ = await held_by_a_life_that_is_gone(bench, *on_the_way)
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=75)
+        await watcher.checks(seconds=75)
         assert (await bench.read(item.id)).state_type is StateType.PENDING
-        await watcher.looks(seconds=30)
+        await watcher.checks(seconds=30)
     found = await bench.read(item.id)
     assert (found.state_name, "agent box on pod-1 has claimed it" in found.message) == ("Queued", True)
     assert await read_presences(bench.server) == []
@@ -76,7 +76,7 @@ async def test_pending_item_of_a_life_on_another_host_goes_back_into_its_queue(
 async def test_running_item_of_a_life_on_another_host_has_crashed_and_says_whose_it_was(bench: Bench) -> None:
     item, _ = await held_by_a_life_that_is_gone(bench, ItemState.RUNNING, retries=0)
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=105)
+        await watcher.checks(seconds=105)
     found = await bench.read(item.id)
     assert found.state_type is StateType.CRASHED
     assert found.message.startswith("[run] Agent box on pod-1 was last seen at ")
@@ -94,9 +94,9 @@ async def test_agent_that_was_moved_to_another_host_runs_what_its_last_life_had_
         context = agent.context
         watch = LostAgentDetector(context.session, agent.holder, [QUEUE], lost_seconds=0.05)
         for _ in range(2):
-            await watch.look()
+            await watch.check()
             await asyncio.sleep(0.06)
-        await watch.look()
+        await watch.check()
     await agent_in(bench, bench.folder / "pod-2").loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
 
@@ -105,9 +105,9 @@ async def test_life_that_died_before_its_first_heartbeat_is_settled_by_any_agent
     item, holder = await held_by_a_life_that_is_gone(bench, ItemState.BUILDING)
     assert holder.agent not in [worker.name for worker in await bench.server.list_workers(QUEUE)]
     async with watching(bench, "other") as watcher:
-        await watcher.looks(seconds=75)
+        await watcher.checks(seconds=75)
         assert (await bench.read(item.id)).state_type is StateType.PENDING
-        await watcher.looks(seconds=30)
+        await watcher.checks(seconds=30)
     assert (await bench.read(item.id)).state_name == "AwaitingRetry"
     assert await read_presences(bench.server) == []
 
@@ -119,10 +119,10 @@ async def test_life_that_left_in_order_is_settled_by_the_next_of_its_name_alone(
     async with watching(bench, "other") as watcher:
         for _ in range(10):
             await bench.server.beat_worker(QUEUE, "box", 15)
-            await watcher.looks(seconds=0)
+            await watcher.checks(seconds=0)
     assert (await bench.read(item.id)).state_type is StateType.PENDING
     async with watching(bench) as watcher:
-        await watcher.looks(seconds=105)
+        await watcher.checks(seconds=105)
     assert (await bench.read(item.id)).state_name == "Queued"
 
 

@@ -22,8 +22,8 @@ from tests.support.impatient import at_work
 LOST_SECONDS = 0.3
 
 
-def heir(
-    bench: Bench, name: str = "heir", *, machine: InMemoryMachine | None = None
+def adopter(
+    bench: Bench, name: str = "adopter", *, machine: InMemoryMachine | None = None
 ) -> AbstractAsyncContextManager[LaunchAgent]:
     """An agent at work, which calls others lost soon."""
     return at_work(bench.agent(name, machine=machine), lost_seconds=LOST_SECONDS)
@@ -33,7 +33,7 @@ async def orphaned(bench: Bench, script: Script, **spec: Any) -> Item:
     """An item at work under an agent that ended without a word: its last heartbeat stays on the list."""
     bench.plays(script)
     (item,) = await bench.add(**spec)
-    await bench.agent("box").loop(max_runtime_seconds=0.2)
+    await bench.leave_running(bench.agent("box"), item)
     await bench.server.beat_worker(QUEUE, "box", 15)
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
     return item
@@ -45,9 +45,9 @@ def done(bench: Bench, item: Item) -> None:
     assert bench.machine.runs == {}
 
 
-async def test_run_that_goes_on_is_gone_on_with(bench: Bench) -> None:
+async def test_run_of_a_lost_agent_is_adopted(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=1.5, log=(b"one\n",), late_log=(b"two\n",), exit_code=7), retries=0)
-    async with heir(bench):
+    async with adopter(bench):
         ended = await bench.until(item, *(StateType.FAILED, StateType.CRASHED))
     assert (ended.state_type, ended.run_count) == (StateType.FAILED, 1)
     assert "exit code 7" in ended.message
@@ -58,26 +58,26 @@ async def test_run_that_goes_on_is_gone_on_with(bench: Bench) -> None:
 async def test_run_that_has_ended_keeps_its_end(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=0.4, outputs={"outputs.json": b'{"acc": 1}'}))
     await eventually(lambda: asyncio.sleep(0, bench.machine.running), lambda running: not running)
-    async with heir(bench):
+    async with adopter(bench):
         ended = await bench.until(item, *(StateType.COMPLETED, StateType.SCHEDULED))
     assert (ended.state_type, ended.run_count) == (StateType.COMPLETED, 1)
     assert any(artifact["type"] == "table" for artifact in await bench.server.list_artifacts(item.id))
     done(bench, item)
 
 
-async def test_run_that_is_cancelled_is_stopped_by_who_goes_on_with_it(bench: Bench) -> None:
+async def test_adopted_run_that_is_cancelled_is_stopped_by_its_new_agent(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60))
-    async with heir(bench) as agent:
+    async with adopter(bench) as agent:
         await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
         await bench.move(item, ItemState.CANCELLING)
         await bench.until(item, StateType.CANCELLED)
     done(bench, item)
 
 
-async def test_of_two_heirs_one_goes_on_and_the_other_takes_over_from_it(bench: Bench) -> None:
+async def test_of_two_agents_one_adopts_the_run_and_the_other_takes_over_from_it(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=2.5))
-    async with heir(bench, "second") as second:
-        async with heir(bench, "first") as first:
+    async with adopter(bench, "second") as second:
+        async with adopter(bench, "first") as first:
             both = await eventually(
                 lambda: asyncio.sleep(0, first.running_items.held | second.running_items.held),
                 lambda held: item.id in held,
@@ -91,7 +91,7 @@ async def test_of_two_heirs_one_goes_on_and_the_other_takes_over_from_it(bench: 
 
 async def test_lost_agent_that_comes_back_waits_for_its_turn_and_reports_nothing_twice(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=2.0, log=(b"one\n",), outputs={"outputs.json": b'{"acc": 1}'}))
-    async with heir(bench) as agent:
+    async with adopter(bench) as agent:
         await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
         async with bench.running(bench.agent("box")) as back:
             await eventually(lambda: asyncio.sleep(0, back.running_items.held), lambda held: item.id in held)
@@ -104,11 +104,11 @@ async def test_lost_agent_that_comes_back_waits_for_its_turn_and_reports_nothing
 
 
 @pytest.mark.parametrize("hears", [True, False])
-async def test_run_that_its_heir_cancels_is_not_touched_by_the_lost_agent_that_came_back(
+async def test_adopted_run_that_is_cancelled_is_not_touched_by_the_lost_agent_that_came_back(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, hears: bool
 ) -> None:
     item = await orphaned(bench, Script(seconds=60))
-    async with heir(bench) as agent:
+    async with adopter(bench) as agent:
         await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
         async with bench.running(bench.agent("box")) as back:
             await eventually(lambda: asyncio.sleep(0, back.running_items.held), lambda held: item.id in held)
@@ -122,22 +122,22 @@ async def test_run_that_its_heir_cancels_is_not_touched_by_the_lost_agent_that_c
     done(bench, item)
 
 
-async def test_run_that_an_heir_follows_is_left_to_it_by_who_cannot_reach_it(bench: Bench) -> None:
+async def test_adopted_run_is_not_reported_as_lost_by_an_agent_that_cannot_reach_it(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=7), retries=0)
 
     async def told() -> list[str]:
         notices = await read_statuses(bench.server)
-        return [one.id for one in notices["heir"].running] if "heir" in notices else []
+        return [one.id for one in notices["adopter"].running] if "adopter" in notices else []
 
     async def beat() -> None:
         while True:
-            await bench.server.beat_worker(QUEUE, "heir", 15)
+            await bench.server.beat_worker(QUEUE, "adopter", 15)
             await asyncio.sleep(LOST_SECONDS / 10)
 
-    async with heir(bench):
+    async with adopter(bench):
         await eventually(told, lambda ids: str(item.id) in ids)
         beating = asyncio.create_task(beat())
-        async with heir(bench, "far", machine=InMemoryMachine()):
+        async with adopter(bench, "far", machine=InMemoryMachine()):
             ended = await bench.until(item, StateType.COMPLETED, StateType.CRASHED)
         beating.cancel()
     assert (ended.state_type, ended.run_count) == (StateType.COMPLETED, 1)
@@ -148,21 +148,21 @@ async def test_notice_of_an_agent_that_is_on_no_list_any_more_keeps_nothing(benc
     running = (RunningItemSummary.of(item),)
     left = AgentStatus(name="old", host="vm", queues=(QUEUE,), slots=1, state="running", running=running)
     await post_status(bench.server, left)
-    async with heir(bench, machine=InMemoryMachine()):
+    async with adopter(bench, machine=InMemoryMachine()):
         await bench.until(item, StateType.CRASHED)
 
 
-async def test_run_of_an_heir_that_hangs_is_told_as_lost(bench: Bench) -> None:
+async def test_adopted_run_of_an_agent_that_hangs_is_reported_as_lost(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60), retries=0)
     await bench.server.beat_worker(QUEUE, "first", 15)
     (run,) = bench.machine.runs.values()
-    async with hold_run_lock(run.plan.run_dir, "first"), heir(bench):
+    async with hold_run_lock(run.plan.run_dir, "first"), adopter(bench):
         await bench.until(item, StateType.CRASHED)
 
 
 async def test_disk_that_fails_once_does_not_end_the_watch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     item = await orphaned(bench, Script(seconds=1.0), retries=0)
-    async with heir(bench) as agent:
+    async with adopter(bench) as agent:
         await eventually(lambda: asyncio.sleep(0, agent.shutdown.at_work), bool)
         runner = agent.context.runner(RESOURCE)
         find, calls = runner.find, [0]
@@ -179,17 +179,17 @@ async def test_disk_that_fails_once_does_not_end_the_watch(bench: Bench, monkeyp
     assert calls[0] > 1
 
 
-async def test_run_of_an_agent_that_hangs_is_told_as_lost(bench: Bench) -> None:
+async def test_run_of_an_agent_that_hangs_is_reported_as_lost(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60), retries=0)
     (run,) = bench.machine.runs.values()
-    async with hold_run_lock(run.plan.run_dir, "box"), heir(bench):
+    async with hold_run_lock(run.plan.run_dir, "box"), adopter(bench):
         ended = await bench.until(item, StateType.CRASHED)
     assert "was last seen at" in ended.message
 
 
-async def test_run_out_of_reach_is_told_as_lost(bench: Bench) -> None:
+async def test_run_out_of_reach_is_reported_as_lost(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60), retries=0)
-    async with heir(bench, machine=InMemoryMachine()):
+    async with adopter(bench, machine=InMemoryMachine()):
         ended = await bench.until(item, StateType.CRASHED)
     assert "was last seen at" in ended.message
 

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_launch.agent.item.finish import unsendable_part
 from prefect_launch.agent.recovery import unlistable
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import ServerFailedError
@@ -49,7 +50,7 @@ async def test_item_that_cannot_be_listed_fails_and_is_mended_also_before_it_is_
 async def test_item_that_comes_while_an_agent_runs_is_found_before_it_is_due(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unlistable, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(unlistable, "CHECK_SECONDS", 0.05)
     async with bench.running(bench.agent()):
         await eventually(lambda: bench.server.read_states(uuid4()), lambda _: bench.server.watching == 1)
         await bench.server.update_pool(QUEUE, is_paused=True)  # It is due for a moment: the agent would run it.
@@ -63,6 +64,7 @@ async def test_item_that_is_due_fails_by_its_claim_and_is_mended(bench: Bench) -
     async with bench.running(bench.agent()):
         item = await plant(bench, labels={"x": HUGE})
         await bench.until(item, StateType.FAILED)
+        await eventually(lambda: bench.read(item.id), lambda found: found.labels["x"] == str(HUGE))
     [listed] = await bench.server.list_items(pool=QUEUE)
     assert listed.labels["x"] == str(HUGE)
 
@@ -75,6 +77,7 @@ async def test_schedule_that_makes_what_cannot_be_listed_is_deactivated(
     second = await plant(bench, later=True, created_by=schedule)
     async with bench.running(bench.agent()):
         await bench.until(first, StateType.FAILED)
+        await eventually(lambda: bench.read(first.id), lambda found: unsendable_part(found) is None)
     assert bench.server.calls["deactivate_schedule"] == 1
     assert await bench.server.read_item(second.id) is None
     assert f"schedule-deactivated {schedule.id}" in caplog.text

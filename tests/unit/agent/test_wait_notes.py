@@ -45,7 +45,7 @@ async def test_items_are_told_once_why_they_wait_and_at_which_place(bench: Bench
     first, second = await bench.add(2)
     async with teller(bench) as hook:
         for _ in range(3):
-            await hook.look(QUEUE)
+            await hook.check(QUEUE)
     busy = "Waits (its turn): The one slot of the queue's agent is busy (box 1 of 1)."
     assert await lines(bench, first) == [f"{busy} It is the 1st of 2 in the queue."]
     assert await lines(bench, second) == [f"{busy} It is behind 1 earlier one. It is the 2nd of 2 in the queue."]
@@ -56,12 +56,12 @@ async def test_items_are_told_once_why_they_wait_and_at_which_place(bench: Bench
 async def test_line_is_written_again_when_what_keeps_it_waiting_has_changed_and_stays_so(bench: Bench) -> None:
     (item,) = await bench.add()
     async with teller(bench) as hook:
-        await hook.look(QUEUE)
+        await hook.check(QUEUE)
         await bench.server.update_pool(QUEUE, is_paused=True)
-        await hook.look(QUEUE)
+        await hook.check(QUEUE)
         assert len(await lines(bench, item)) == 1
-        await hook.look(QUEUE)
-        await hook.look(QUEUE)
+        await hook.check(QUEUE)
+        await hook.check(QUEUE)
     assert [line.partition(":")[0] for line in await lines(bench, item)] == ["Waits (its turn)", "Waits (paused)"]
 
 
@@ -70,7 +70,7 @@ async def test_reason_that_comes_and_goes_is_not_told_again(bench: Bench) -> Non
     async with teller(bench) as hook:
         for number in range(6):
             await bench.server.update_pool(QUEUE, is_paused=bool(number % 2))
-            await hook.look(QUEUE)
+            await hook.check(QUEUE)
     assert len(await lines(bench, item)) == 1
 
 
@@ -88,8 +88,8 @@ async def test_all_lines_of_a_look_are_one_request_and_only_the_front_of_the_lin
             await write(told)
 
         monkeypatch.setattr(bench.server, "write_lines", counted)
-        await hook.look(QUEUE)
-        await hook.look(QUEUE)
+        await hook.check(QUEUE)
+        await hook.check(QUEUE)
     assert sent == [20]
     assert (await lines(bench, urgent))[0].endswith("It is the 1st of 26 in the queue.")
 
@@ -98,10 +98,10 @@ async def test_only_the_first_agent_by_name_tells(bench: Bench) -> None:
     (item,) = await bench.add()
     async with teller(bench, "box-1"), teller(bench, "box-2") as second:
         await bench.server.beat_worker(QUEUE, "a-worker-that-tells-nothing", 15)
-        await second.look(QUEUE)
+        await second.check(QUEUE)
         assert await lines(bench, item) == []
         await bench.server.delete_worker(QUEUE, "box-1")
-        await second.look(QUEUE)
+        await second.check(QUEUE)
     assert len(await lines(bench, item)) == 1
 
 
@@ -109,7 +109,7 @@ async def test_next_life_of_an_agent_does_not_repeat_the_line(bench: Bench) -> N
     (item,) = await bench.add()
     for _ in range(2):
         async with teller(bench) as hook:
-            await hook.look(QUEUE)
+            await hook.check(QUEUE)
     assert len(await lines(bench, item)) == 1
 
 
@@ -119,7 +119,7 @@ async def test_item_that_came_just_now_or_is_due_later_is_not_told(
     monkeypatch.setattr("prefect_launch.agent.reporting.wait_notes.WAITED_SECONDS", 60.0)
     (item,) = await bench.add()
     async with teller(bench) as hook:
-        await hook.look(QUEUE)
+        await hook.check(QUEUE)
     assert await lines(bench, item) == []
 
 
@@ -132,14 +132,14 @@ async def test_queue_in_which_nothing_waits_costs_one_read(bench: Bench, monkeyp
 
     monkeypatch.setattr("prefect_launch.agent.reporting.wait_notes.read_queue_facts", never)
     async with teller(bench) as hook:
-        await hook.look(QUEUE)
+        await hook.check(QUEUE)
 
 
 async def test_line_has_the_expected_start_from_past_runs(bench: Bench) -> None:
     done, waits = await bench.add(2)
     await bench.move(done, ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED)
     async with teller(bench) as hook:
-        await hook.look(QUEUE)
+        await hook.check(QUEUE)
     (line,) = await lines(bench, waits)
     assert "Expected to start at about" in line
     assert line.endswith("from 1 past run of the queue.")
@@ -149,7 +149,7 @@ async def test_item_that_waits_for_gpus_says_what_the_agent_has_and_who_holds_it
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("prefect_launch.agent.reporting.status.WRITE_SECONDS", 0.0)
-    monkeypatch.setattr("prefect_launch.agent.reporting.status._LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.reporting.status._CHECK_SECONDS", 0.01)
     bench.plays(Script(seconds=60))
     (holder,) = await bench.add(**wants(2))
     async with bench.running(agent_of(bench, 2)), bench.api.open() as session:
@@ -162,6 +162,6 @@ async def test_item_that_waits_for_gpus_says_what_the_agent_has_and_who_holds_it
         seen = await eventually(told, lambda found: found is not None and found.cause is WaitCause.DEVICES)
         assert "box: 0 of 2 GPUs are free (GPUs 0,1 in use by other items); it asks for 1 GPU." in seen.reason
         assert f"GPU 0 of {str(holder.id)[-8:]}; GPU 1 of {str(holder.id)[-8:]}" in seen.reason
-        await WaitReasonLogger(session, "box", [QUEUE]).look(QUEUE)
+        await WaitReasonLogger(session, "box", [QUEUE]).check(QUEUE)
     (line,) = await lines(bench, waits)
     assert line.startswith("Waits (devices): No agent has the devices free that it asks for.")

@@ -1,4 +1,4 @@
-"""Certificates of containers, of an item and of a direct launch, on a real server and a real engine."""
+"""Failure reports of containers, of an item and of a direct launch, on a real server and a real engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.engine
 HOLDS_100_MB = "import time; held = b'x' * 100_000_000; time.sleep(2.5); raise SystemExit(3)"
 
 
-def test_page_of_a_container_tells_its_peak_memory_and_its_image(
+def test_failure_report_of_a_container_shows_its_peak_memory_and_its_image(
     prefect_server: PrefectServerProcess, engine: DockerEngine, python_image: str, tmp_path: Path, unique: str
 ) -> None:
     site = Site(prefect_server.api_url, tmp_path, unique, resource="local-container")
@@ -36,7 +36,7 @@ def test_page_of_a_container_tells_its_peak_memory_and_its_image(
     assert str(tmp_path) not in page.data
 
 
-def test_launch_that_fails_leaves_its_page_and_no_container(
+def test_launch_that_fails_leaves_its_failure_report_and_no_container(
     prefect_server: PrefectServerProcess,
     engine: DockerEngine,
     shell_image: str,

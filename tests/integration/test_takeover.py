@@ -1,4 +1,4 @@
-"""An agent that is killed and does not come back: another agent of its home goes on with what it had at work."""
+"""Takeover: an agent is killed and does not come back, and another agent of its home adopts its runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def inherit(site: Site, run: QueuedRun) -> None:
     """Let another agent of the home see the item to its end; it must not come back into its queue."""
 
     async def see() -> None:
-        async with at_work(site.agent("heir"), lost_seconds=LOST_SECONDS):
+        async with at_work(site.agent("adopter"), lost_seconds=LOST_SECONDS):
             deadline = time.monotonic() + 60
             while not (item := await asyncio.to_thread(lambda: run.item)).is_terminal:
                 assert item.state_type is StateType.RUNNING, item.message
@@ -64,9 +64,7 @@ def orphan(site: Site, run: QueuedRun, agents: list[ChildProcess]) -> None:
     agents[0].kill()
 
 
-def test_process_of_a_killed_agent_is_gone_on_with_by_another_of_its_home(
-    site: Site, agents: list[ChildProcess]
-) -> None:
+def test_process_of_a_killed_agent_is_adopted_by_another_of_its_home(site: Site, agents: list[ChildProcess]) -> None:
     site.job(COUNTING)
     (run,) = site.add(retries=0)
     orphan(site, run, agents)
@@ -75,7 +73,7 @@ def test_process_of_a_killed_agent_is_gone_on_with_by_another_of_its_home(
 
 
 @pytest.mark.engine
-def test_container_of_a_killed_agent_is_gone_on_with_by_another_of_its_home(
+def test_container_of_a_killed_agent_is_adopted_by_another_of_its_home(
     containers: Site, engine: DockerEngine, shell_image: str, agents: list[ChildProcess]
 ) -> None:
     spec = {"docker": {"docker_image": shell_image}, "overrides": {"entry_point": ["sh", "-c", COUNTING]}}
