@@ -11,7 +11,7 @@ from uuid import UUID
 
 from prefect_launch.core.names import check_name
 from prefect_launch.core.units import utc_time
-from prefect_launch.errors import QueueError, unknown_name
+from prefect_launch.errors import NotFoundError, QueueError, unknown_name
 from prefect_launch.jobs.schema import value_definitions, within_64_bits
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.agent_status import online_agents
@@ -94,7 +94,12 @@ class Session:
             NotFoundError: when there is no queue of that name; names the nearest one.
         """
         pool = await self.server.read_pool(check_name("queue", name))
-        if pool is None or pool.type != POOL_TYPE:
+        if pool is not None and pool.type != POOL_TYPE:
+            raise NotFoundError(
+                f"The work pool {name!r} is no queue: it is of the type {pool.type!r}, and a queue is of the type"
+                f" {POOL_TYPE!r}. 'prefect-launch queue create' makes one, under another name."
+            )
+        if pool is None:
             raise unknown_name("queue", name, [known.name for known in await self.server.list_pools()])
         return pool
 

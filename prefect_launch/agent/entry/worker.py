@@ -6,9 +6,12 @@ worker loop does not.
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import anyio
@@ -23,11 +26,16 @@ from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.client.api import Api
 from prefect_launch.core.names import safe_name
 from prefect_launch.core.states import ItemState
+from prefect_launch.errors import AgentConfigError, LaunchError
 from prefect_launch.server.values import POOL_TYPE
 from prefect_launch.settings.agent_config import resolve_agent_config
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
+
+
+#: How often a worker that works says so to Prefect's health check, which calls one dead after 5 minutes.
+_LIFE_SECONDS: Final = 15.0
 
 
 class LaunchJobConfiguration(BaseJobConfiguration):
@@ -50,7 +58,13 @@ class LaunchWorkerResult(BaseWorkerResult):
 
 
 class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWorkerResult]):
-    """An agent that Prefect starts."""
+    """An agent that Prefect starts.
+
+    Args:
+        work_pool_name: the queue.
+        **given: arguments of Prefect's worker. Without `name`, the agent's name is that of the machine's agent config,
+            or the machine's own, as for every agent: the next start under the same name takes up what this one leaves.
+    """
 
     type = POOL_TYPE
     job_configuration = LaunchJobConfiguration
@@ -58,11 +72,33 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
     _description = "Runs jobs (a git commit, a code folder, a container image) that were queued with prefect-launch."
     _display_name = "Launch"
 
+    def __init__(self, work_pool_name: str, **given: Any) -> None:
+        super().__init__(work_pool_name, **given)
+        self._given_name: str | None = given.get("name")
+
     def _make_agent(self) -> LaunchAgent:
+        self._check_options()
         config = resolve_agent_config(
-            queues=[self._work_pool_name], name=safe_name(self.name), max_jobs=self._limit, max_schedulers=self._limit
+            queues=[self._work_pool_name],
+            name=safe_name(self._given_name) if self._given_name else None,
+            max_jobs=self._limit,
+            max_schedulers=self._limit,
         )
+        self.name = config.name
         return LaunchAgent(Api(), config)
+
+    def _check_options(self) -> None:
+        """Refuse options of Prefect's worker that nothing would read here."""
+        if self._work_queues:
+            raise AgentConfigError(
+                f"A worker of the type {POOL_TYPE!r} takes items of all priorities, not only of the work queues"
+                f" {', '.join(sorted(self._work_queues))}. Leave --work-queue out."
+            )
+        if self._base_job_template is not None:
+            raise AgentConfigError(
+                f"A worker of the type {POOL_TYPE!r} makes no work pool, and reads no base job template. Leave"
+                " --base-job-template out, and make the queue with 'prefect-launch queue create'."
+            )
 
     async def start(
         self,
@@ -74,15 +110,44 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
 
         Args:
             run_once: end when the pool is empty and all work is done.
-            with_healthcheck: kept for Prefect's callers; the agent's heartbeats tell of its health.
-            printer: gets one line at the start.
+            with_healthcheck: kept for Prefect's callers: its command line serves the health check itself.
+            printer: gets one line at the start. Another one than `print`, such as that of Prefect's command line, which
+                would show a traceback, gets an error too.
+
+        Raises:
+            LaunchError: when the agent cannot be started, or cannot go on.
+            SystemExit: in its place, when a printer of the caller's own was told.
         """
-        agent = self._make_agent()
-        printer(f"Agent {agent.config.name!r} polls the queue {self._work_pool_name!r}.")
-        if threading.current_thread() is threading.main_thread():
-            await Signals(agent, stop_jobs=False, tell=printer).run(until_empty=run_once)
-        else:
-            await agent.loop(until_empty=run_once)
+        try:
+            agent = self._make_agent()
+            printer(f"Agent {agent.config.name!r} polls the queue {self._work_pool_name!r}.")
+            async with self._showing_life():
+                if threading.current_thread() is threading.main_thread():
+                    await Signals(agent, stop_jobs=False, tell=printer).run(until_empty=run_once)
+                else:
+                    await agent.loop(until_empty=run_once)
+        except LaunchError as error:
+            if printer is print:
+                raise
+            printer(f"Error: {error}")
+            raise SystemExit(1) from error
+
+    @asynccontextmanager
+    async def _showing_life(self) -> AsyncIterator[None]:
+        """Tell Prefect's health check for as long as the event loop works; it asks another thread."""
+
+        async def show() -> None:
+            while True:
+                self._last_polled_time = datetime.now(timezone.utc)
+                await asyncio.sleep(_LIFE_SECONDS)
+
+        showing = asyncio.ensure_future(show())
+        try:
+            yield
+        finally:
+            showing.cancel()
+            with suppress(asyncio.CancelledError):
+                await showing
 
     async def run(
         self,
