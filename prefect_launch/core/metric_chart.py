@@ -20,6 +20,8 @@ _MAX_CHARTS: Final = 8
 _MAX_POINTS: Final = 250
 _WIDTH, _HEIGHT, _COLUMNS = 420, 220, 2
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 34, 30
+#: In a table, more blocks run over the side bar of the newer UI.
+_TREND_CHARS: Final = 10
 _INK, _FAINT, _LINE, _BAD = "#374151", "#e5e7eb", "#2563eb", "#dc2626"
 
 
@@ -44,7 +46,7 @@ def metrics_markdown(metrics: Metrics, run_id: str) -> str:
 
 def _row(metrics: Metrics, name: str) -> str:
     value, series = metrics.value(name), metrics.series.get(name, Series())
-    trend = sparkline([value for _, value in series.points()]) if series.last else ""
+    trend = sparkline([value for _, value in series.points()], width=_TREND_CHARS) if series.last else ""
     cells = [
         _cell(name),
         "" if value is None else format_number(value),

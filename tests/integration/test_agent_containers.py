@@ -29,11 +29,14 @@ def container(image: str, script: str) -> dict[str, object]:
 
 
 def test_container_runs_to_completed_with_its_log_and_outputs(site: Site, shell_image: str) -> None:
-    script = 'echo "hello $WANDB_NAME"; echo "{\\"accuracy\\": 0.9}" > "$LAUNCH_OUTPUT_DIR/outputs.json"'
+    metric = 'echo \'::launch-metric {"step": 3, "loss": 0.25}\''
+    script = f'{metric}; echo "hello $WANDB_NAME"; echo "{{\\"accuracy\\": 0.9}}" > "$LAUNCH_OUTPUT_DIR/outputs.json"'
     (run,) = site.add(container(shell_image, script), name="box")
     site.work_off()
     assert site.states(run)[-2:] == ["Running", "Completed"]
     assert site.log(run) == "hello box"
+    metrics = run.metrics()
+    assert (metrics.series["loss"].points(), metrics.outputs) == ([(3, 0.25)], {"accuracy": 0.9})
     assert any("0.9" in str(artifact.data) for artifact in site.artifacts(run))
 
 
