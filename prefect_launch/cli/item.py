@@ -204,9 +204,15 @@ def logs(
         return
     tail = LogTail(run, write_log)
     if follow:
+        if (waiting := run.why_waiting()) is not None:
+            typer.echo(f"The item waits: {printable(waiting.reason)}", err=True)
         tail.until_end()
     else:
         tail.write_new()
+    if tail.is_empty:
+        item = run.item
+        why = f": {printable(item.message)}" if item.message else "."
+        typer.echo(f"The log is empty. The item is {state_of(item)}{why}", err=True)
 
 
 @app.command()

@@ -238,6 +238,11 @@ class LogTail:
         self._job_only = job_only
         self._seen = 0
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no record has been read yet."""
+        return self._seen == 0
+
     def write_new(self) -> None:
         """Write the records since the last call."""
         records = self._run.logs(offset=self._seen)

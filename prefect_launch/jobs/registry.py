@@ -49,6 +49,7 @@ from prefect_launch.jobs.model import (
 )
 from prefect_launch.jobs.store import Blobs, JobStore
 from prefect_launch.server.protocol import Server
+from prefect_launch.spec.code_options import job_name
 
 
 class JobRegistry:
@@ -292,7 +293,9 @@ class JobRegistry:
         versions, _ = await self._index.find(entity=wanted.entity, project=wanted.project)
         if versions:
             names = [entry.job.rpartition("/")[2] for entry in versions]
-            return unknown_name("job", wanted.name, names, where=f" in {wanted.entity}/{wanted.project}")
+            near = job_name(wanted.name)  # The name of a job of that folder, image or repository, by default.
+            where = f" in {wanted.entity}/{wanted.project}"
+            return unknown_name("job", wanted.name, names, where=where, near=near if near in names else None)
         versions, _ = await self._index.find()
         return unknown_name("job", wanted.path, [entry.job for entry in versions])
 

@@ -284,7 +284,7 @@ class LaunchSpec(_Part):
             seen = " and ".join(f"{key}={named[key]!r}" for key in given) or "none of them"
             raise SpecError(
                 f"Exactly one of job, docker_image or uri must be specified in the launch spec; got {seen}."
-                " Keep the one that you mean."
+                f" {'Keep' if given else 'Name'} the one that you mean."
             )
         return self
 

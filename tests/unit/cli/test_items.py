@@ -262,3 +262,11 @@ def test_project_in_the_config_of_a_call_of_launch_is_the_run_s(api: InMemoryApi
     api.call(make)
     (listed,) = json.loads(command("item", "list", "--json").stdout)
     assert (listed["project"], listed["run_id"]) == ("mnist", "r1")
+
+
+def test_empty_log_says_what_became_of_its_item(api: InMemoryApi, command: Command) -> None:
+    (run,) = add(api, "broken")
+    assert "The log is empty. The item is queued" in command("item", "logs", "broken").output
+    for state in (ItemState.CLAIMED, ItemState.FAILED):
+        propose(api, run, State.of(state, "[build] no such package"))
+    assert "The log is empty. The item is failed: [build] no such package" in command("item", "logs", "broken").output

@@ -322,3 +322,10 @@ async def test_unknown_job_type_is_answered_with_the_known_ones(registry: JobReg
 async def test_nothing_stored_yet_is_said_so(registry: JobRegistry) -> None:
     with pytest.raises(NotFoundError, match="There is no job yet"):
         await registry.resolve("train")
+
+
+async def test_job_that_is_named_by_its_folder_is_told_its_whole_name(registry: JobRegistry, code: Path) -> None:
+    made = await create_in(registry, _request(str(code), "code", entrypoint="python main.py"))
+    assert made.job.name == "job-digits"
+    with pytest.raises(NotFoundError, match=r"Unknown job 'digits'.*Did you mean 'job-digits'"):
+        await registry.resolve("digits")
