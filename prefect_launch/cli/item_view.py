@@ -237,6 +237,7 @@ class LogTail:
         self._write = write
         self._job_only = job_only
         self._seen = 0
+        self._written: set[tuple[datetime, str, str]] = set()
 
     @property
     def is_empty(self) -> bool:
@@ -248,8 +249,11 @@ class LogTail:
         records = self._run.logs(offset=self._seen)
         self._seen += len(records)
         for record in records:
-            if not self._job_only or record.name == _JOB_RECORDS:
+            # Prefect sends its own records late: each moves those that were read to a later place.
+            key = (record.timestamp, record.name, record.message)
+            if key not in self._written and (not self._job_only or record.name == _JOB_RECORDS):
                 self._write(record.message)
+            self._written.add(key)
 
     def until_end(self) -> None:
         """Write new records until the item has ended, then the rest."""

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,16 +15,19 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from prefect_launch import cli
+from prefect_launch.cli.item_view import LogTail
 from prefect_launch.cli.main import app
 from prefect_launch.cli.output import at
 from prefect_launch.client.api import use_api
 from prefect_launch.client.launch_add import launch_add_many
 from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.names import short_id, short_ids
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.units import local_time
 from prefect_launch.errors import InvalidNameError, NotFoundError
 from prefect_launch.queues.session import Session
+from prefect_launch.server.metrics import write_metrics
 from prefect_launch.server.values import ItemDraft, LogRecord, State
 from prefect_launch.testing import InMemoryApi
 
@@ -270,3 +274,34 @@ def test_empty_log_says_what_became_of_its_item(api: InMemoryApi, command: Comma
     for state in (ItemState.CLAIMED, ItemState.FAILED):
         propose(api, run, State.of(state, "[build] no such package"))
     assert "The log is empty. The item is failed: [build] no such package" in command("item", "logs", "broken").output
+
+
+async def _write_logs(item_id: UUID, records: list[LogRecord], session: Session) -> None:
+    await session.server.write_logs(item_id, records)
+
+
+def test_log_that_is_followed_shows_no_line_twice_when_earlier_records_come_late(api: InMemoryApi) -> None:
+    [run] = add(api, "one")
+    now, shown = datetime.now(timezone.utc), list[str]()
+    tail = LogTail(run, shown.append, job_only=True)
+    for name, message, second in (("job", "start", 2), ("prefect.flow_runs", "Beginning", 1), ("job", "end", 3)):
+        records = [LogRecord(name=name, message=message, timestamp=now + timedelta(seconds=second))]
+        api.call(partial(_write_logs, UUID(run.id), records))
+        tail.write_new()
+
+    assert shown == ["start", "end"]
+
+
+def test_item_is_shown_with_its_metrics_and_their_course(api: InMemoryApi, command: Command) -> None:
+    [run, other] = add(api, "one", "two")
+    metrics = Metrics(outputs={"accuracy": 0.9})
+    for step in range(3):
+        metrics.add(step, {"loss": 1.0 / (step + 1), "grad": float("nan")})
+    api.call(lambda session: write_metrics(session.server, UUID(run.id), metrics))
+
+    shown = command("item", "show", run.id).output
+    assert re.search(r"metrics +loss +0\.33333 +█▃▁ +step 2, low 0\.33333, high 1\n", shown)
+    assert re.search(r"grad +NaN +××× +step 2\n +accuracy +0\.9\n", shown)
+    found = json.loads(command("item", "show", run.id, "--json").output)["metrics"]
+    assert (found["loss"]["steps"], found["loss"]["value"], found["grad"]["last"]) == ([0, 1, 2], 1 / 3, [2, "NaN"])
+    assert json.loads(command("item", "show", other.id, "--json").output)["metrics"] == {}
