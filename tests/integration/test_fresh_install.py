@@ -7,6 +7,7 @@ release of some package that breaks the server shows up here first.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 INSTALL_SECONDS = 300
 COMPLETED_SECONDS = 90
 
+#: `requires-python` of the project.
+LOWEST = (3, 10)
 FLOW = """
 from prefect import flow
 
@@ -35,6 +38,17 @@ if __name__ == "__main__":
 """
 
 
+def lowest_python() -> str:
+    """The oldest interpreter of this machine that the project takes, or the one that runs the tests."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"))
+    found = {}
+    for path in pyenv.glob("versions/3.*/bin/python"):
+        version = tuple(int(part) for part in re.findall(r"\d+", path.parts[-3]))
+        if LOWEST <= version < sys.version_info[:3]:
+            found[version] = str(path)
+    return found[min(found)] if found else sys.executable
+
+
 @pytest.fixture
 def fresh_python(tmp_path: Path) -> str:
     """The interpreter of a new environment into which this project was installed, with no constraints."""
@@ -42,7 +56,7 @@ def fresh_python(tmp_path: Path) -> str:
     python = str(tmp_path / "venv" / "bin" / "python")
     unconstrained = {name: value for name, value in os.environ.items() if name not in {"UV_CONSTRAINT", "VIRTUAL_ENV"}}
     for command in (
-        [*uv, "venv", "--quiet", "--python", sys.executable, str(tmp_path / "venv")],
+        [*uv, "venv", "--quiet", "--python", lowest_python(), str(tmp_path / "venv")],
         [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, str(PROJECT)],
     ):
         done = subprocess.run(
