@@ -40,6 +40,7 @@ from prefect_launch.agent.reporting.wait_notes import WaitReasonLogger
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
+from prefect_launch.queues.agent_status import end_order
 from prefect_launch.queues.presence import Presence, delete_presence, read_presences, write_presence
 from prefect_launch.spec.item_parameters import is_scheduler
 
@@ -66,7 +67,8 @@ class Loop:
         self._config = agent.config
         self._running_items = agent.running_items
         self._shutdown = agent.shutdown
-        self._reporter = Reporter(agent)
+        self._presence = Presence.of(agent.holder, self._config.queues, is_shift=max_runtime_seconds is not None)
+        self._reporter = Reporter(agent, self._presence)
         self._poller = agent.poller
         self._server = agent.context.session.server
         self._orphaned = OrphanedCancellations(self._server, self._config.queues, lambda: self._running_items.held)
@@ -76,13 +78,14 @@ class Loop:
         self._unlistable = UnlistableItems(agent.context.session, self._config.queues, agent.holder)
         self._unreachable_at_start: set[str] = set()
         self._may_have_claims = False
-        self._presence = Presence.of(agent.holder, self._config.queues)
 
     async def run(self) -> None:
         """Run until a stop is requested, until empty, or until the time is up; what runs then goes on."""
         pool_ids = await retry_until_available("show the queues", self._pool_ids)
         self._shutdown.has_begun = True
         try:
+            # Before it beats, is told to drain, or claims: what nobody can see to be alive would be nobody's.
+            await retry_until_available("show this agent", lambda: write_presence(self._server, self._presence))
             async with supervised(self._shutdown.leave) as supervisor:
                 supervisor.supervise(*self._tasks_from_the_start(pool_ids))
                 await supervisor.work("recovery", self._recover)
@@ -144,8 +147,6 @@ class Loop:
 
     async def _work(self) -> None:
         """Take items in until it is over; called again when it failed."""
-        # Before the first claim: what nobody can see to be alive would be nobody's.
-        await retry_until_available("show this agent", lambda: write_presence(self._server, self._presence))
         await retry_until_available("read the queues' limits", self._poller.read_limits)
         await retry_until_available("show the agent's orders", self._reporter.read_drain_request)
         self._shutdown.at_work = True
@@ -215,6 +216,7 @@ class Loop:
         holder = self._agent.holder
         for presence in await read_presences(self._server):
             if presence.holder.instance != holder.instance and presence.holder.is_earlier_life_of(holder):
+                await end_order(self._server, self._config.name, [presence.holder.instance])
                 await delete_presence(self._server, presence.holder.instance)
 
     async def _note_unreachable(self, unreachable: Collection[str]) -> None:
@@ -302,11 +304,10 @@ class Loop:
         if self._shutdown.stops_jobs:
             await self._running_items.stop_jobs(self._config.stopped_run_timeout)
         left = self._reporter.notice("offline")
-        drained = self._shutdown.drain_requested and not left.running and self._ends_drained
         await self._running_items.leave()
         if self._shutdown.stops_jobs:
             await self._give_back({UUID(item.id) for item in left.running})
-        await self._reporter.leave(left, self._presence, drained=drained)
+        await self._reporter.leave(left)
         log.info("agent %s left", self._config.name)
 
     async def _give_back(self, held: set[UUID]) -> None:

@@ -12,22 +12,18 @@ import asyncio
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.core.states import ACTIVE, StateType
 from prefect_launch.core.validation import clean_json
 from prefect_launch.errors import LaunchError, unknown_name
-from prefect_launch.queues.presence import read_presences
+from prefect_launch.queues.presence import Presence, read_presences
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, Worker
-
-if TYPE_CHECKING:
-    from prefect_launch.queues.presence import Presence
-
 
 TAG: Final = "launch-agent"
 DRAIN_TAG: Final = "launch-drain"
@@ -129,25 +125,67 @@ async def read_statuses(server: Server) -> dict[str, AgentStatus]:
 
 
 class DrainOrder(BaseModel):
-    """Request that an agent drains.
+    """Request that an agent drains: those lives of it that are there, not one that is started later.
 
     Attributes:
         agent: its name.
         at: when it was requested.
-        ends_shift: a shift of a served agent ends as soon as it has drained, and this order with it.
+        instances: the lives of the agent that are to drain. Each takes itself out when it has, the last one the order.
+        for_shifts: each shift of the served agent is to drain. Its service ends the order.
+        ends_shift: a shift ends as soon as it has drained.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     agent: str
     at: datetime
+    instances: tuple[str, ...] = ()
+    for_shifts: bool = False
     ends_shift: bool = False
 
+    def is_for(self, presence: Presence) -> bool:
+        """Whether this life of the agent is to drain."""
+        return self.for_shifts if presence.is_shift else presence.holder.instance in self.instances
 
-async def request_drain(server: Server, name: str, *, ends_shift: bool = False) -> None:
-    """Ask an agent to drain (see `DrainOrder`); it hears of it at once, or else within its poll interval."""
-    order = DrainOrder(agent=name, at=datetime.now(timezone.utc), ends_shift=ends_shift)
-    await server.write_variable(_key("drain", name), order.model_dump(mode="json"), tags=[DRAIN_TAG])
+
+async def drain_shifts(server: Server, name: str) -> None:
+    """Ask the shifts of a served agent to drain, and each to end as soon as it has; writes nothing when that is so."""
+    order = await read_drain_order(server, name) or DrainOrder(agent=name, at=datetime.now(timezone.utc))
+    wanted = order.model_copy(update={"for_shifts": True, "ends_shift": True})
+    if wanted != order:
+        await _write_order(server, wanted)
+
+
+async def release_shifts(server: Server, name: str) -> bool:
+    """End the order for the shifts of a served agent: its service begins, or has seen that they have drained.
+
+    Returns:
+        Whether there was one.
+    """
+    order = await read_drain_order(server, name)
+    if order is None or not order.for_shifts:
+        return False
+    if order.instances:
+        await _write_order(server, order.model_copy(update={"for_shifts": False, "ends_shift": False}))
+    else:
+        await cancel_drain(server, name)
+    return True
+
+
+async def _write_order(server: Server, order: DrainOrder) -> None:
+    await server.write_variable(drain_variable(order.agent), order.model_dump(mode="json"), tags=[DRAIN_TAG])
+
+
+async def end_order(server: Server, name: str, instances: Collection[str]) -> None:
+    """Take lives of an agent that are over out of the order to drain; it ends when it is for nobody else."""
+    order = await read_drain_order(server, name)
+    if order is None or not set(instances) & set(order.instances):
+        return
+    left = tuple(instance for instance in order.instances if instance not in instances)
+    if left or order.for_shifts:
+        await _write_order(server, order.model_copy(update={"instances": left}))
+    else:
+        await cancel_drain(server, name)
 
 
 async def cancel_drain(server: Server, name: str) -> bool:
@@ -276,7 +314,10 @@ def _agent(name: str, beats: list[tuple[str, Worker]], status: AgentStatus | Non
 
 
 async def drain_agent(server: Server, name: str, *, undo: bool = False) -> AgentInfo:
-    """Ask an agent to drain, or, with `undo`, to take items again.
+    """Ask an agent to drain, or, with `undo`, to take items again; it hears of it at once, or at its next poll.
+
+    The order is for the lives of the agent that are there now, and for all shifts of a served one until its service
+    ends.
 
     Returns:
         The agent, as it was before.
@@ -294,5 +335,9 @@ async def drain_agent(server: Server, name: str, *, undo: bool = False) -> Agent
         raise LaunchError(f"The agent {name!r} was not asked to drain, or has drained already: nothing to undo.")
     if not there[name].online:
         raise LaunchError(f"The agent {name!r} is offline: it takes no items. Start it, or leave it as it is.")
-    await request_drain(server, name)
+    lives = [one for one in await read_presences(server) if one.holder.agent == name and not one.has_left]
+    instances = tuple(one.holder.instance for one in lives if not one.is_shift)
+    shifts = any(one.is_shift for one in lives)
+    order = DrainOrder(agent=name, at=datetime.now(timezone.utc), instances=instances, for_shifts=shifts)
+    await _write_order(server, order)
     return there[name]

@@ -77,6 +77,7 @@ class Presence(BaseModel):
         beat: grows as long as it lives.
         at: when it beat last, by its own clock; for people.
         has_left: it has left in order, and what it ran goes on for its next life.
+        is_shift: it is a shift of a served agent: it ends when its time is up, and another follows.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -86,11 +87,12 @@ class Presence(BaseModel):
     beat: int = 0
     at: datetime
     has_left: bool = False
+    is_shift: bool = False
 
     @classmethod
-    def of(cls, holder: Holder, queues: tuple[str, ...]) -> Presence:
+    def of(cls, holder: Holder, queues: tuple[str, ...], *, is_shift: bool = False) -> Presence:
         """Make the first one of a life."""
-        return cls(holder=holder, queues=queues, at=datetime.now(timezone.utc))
+        return cls(holder=holder, queues=queues, at=datetime.now(timezone.utc), is_shift=is_shift)
 
     def beating(self, beat: int) -> Presence:
         """Return it as it is after so many beats."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from prefect_launch.queues.agent_status import read_drain_order
 from tests.support.live import START, Site, until
 from tests.support.processes import ChildProcess
 
@@ -57,12 +59,21 @@ def shift_process(service: int) -> int:
     return int(listed.stdout.split()[0])
 
 
+def serve(site: Site, log: str = "serve.log") -> ChildProcess:
+    command = ["agent", "serve", "-q", site.name, "--name", site.name, "--interval", "60"]
+    return ChildProcess([sys.executable, "-c", START, *command], site.folder / log, environment=environment(site))
+
+
+def catches(number: signal.Signals, process: int) -> bool:
+    """Whether a process has a handler for a signal."""
+    status = Path(f"/proc/{process}/status").read_text()
+    (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (number - 1) & 1)
+
+
 def test_served_agent_works_in_shifts_and_drains_at_a_signal_right_after_a_crash(site: Site) -> None:
     site.job('echo started; while [ ! -e "$0.go" ]; do sleep 0.1; done; echo ended; exit 0\n')
-    command = ["agent", "serve", "-q", site.name, "--name", site.name, "--interval", "60"]
-    service = ChildProcess(
-        [sys.executable, "-c", START, *command], site.folder / "serve.log", environment=environment(site)
-    )
+    service = serve(site)
     try:
         (run,) = site.add()
         run.wait_until_started(SHIFT_SECONDS)
@@ -88,6 +99,45 @@ def test_served_agent_works_in_shifts_and_drains_at_a_signal_right_after_a_crash
     assert ends["CRASHED"] == 1
     assert ends["CANCELLED"] <= 1
     assert set(ends) <= {"CRASHED", "CANCELLED", "COMPLETED"}, "no run is left waiting, late or running"
+
+
+def test_service_that_is_started_again_after_a_kill_and_stopped_at_once_drains_the_shift_that_goes_on(
+    site: Site,
+) -> None:
+    site.job('echo started; while [ ! -e "$0.go" ]; do sleep 0.1; done; echo ended; exit 0\n')
+    killed = again = serve(site)
+    shift = 0
+    try:
+        (run,) = site.add()
+        run.wait_until_started(SHIFT_SECONDS)
+        (waits,) = site.add()
+        (first,) = shifts(site, "RUNNING")
+        shift = shift_process(killed.pid)
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait(SHIFT_SECONDS)
+
+        again = serve(site, "again.log")
+        until(lambda: catches(signal.SIGTERM, again.pid))
+        os.kill(again.pid, signal.SIGTERM)
+        until(lambda: "goes on in the shift" in again.tail(), SHIFT_SECONDS)
+        assert run.state == "running"
+        assert [each["id"] for each in shifts(site, "RUNNING")] == [first["id"]], "its process goes on, and it says so"
+        (code,) = (site.folder / "home" / "runs" / run.id).glob("*/code")
+        (code / "run.sh.go").touch()
+        run.wait_until_finished(SHIFT_SECONDS)
+        assert again.wait(SHIFT_SECONDS) == 128 + signal.SIGTERM
+        until(lambda: not Path(f"/proc/{shift}").exists())
+    finally:
+        again.stop()
+        if shift:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(shift, signal.SIGKILL)
+
+    assert "has drained" in again.tail()
+    assert site.log(run).split() == ["started", "ended"]
+    assert waits.state == "queued"
+    assert [each["state_type"] for each in shifts(site)] == ["COMPLETED"]
+    assert site.api.call(lambda session: read_drain_order(session.server, site.name)) is None
 
 
 def test_prefect_worker_of_the_type_runs_what_is_queued(site: Site) -> None:

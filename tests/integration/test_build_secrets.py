@@ -85,7 +85,7 @@ def make_wheel(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("backend", ["engine", "buildkit"])
-async def test_no_layer_history_label_or_log_holds_what_pip_was_data(
+async def test_no_layer_history_label_or_log_holds_what_pip_was_told(
     backend: str, tmp_path: Path, python_image: str, client: docker.APIClient
 ) -> None:
     password, name = uuid4().hex, f"mine_{uuid4().hex[:8]}"
@@ -109,7 +109,7 @@ async def test_no_layer_history_label_or_log_holds_what_pip_was_data(
 
 
 @pytest.mark.parametrize("backend", ["engine", "buildkit"])
-async def test_package_that_prints_what_pip_was_data_gets_it_neither_into_the_log_nor_into_the_message(
+async def test_package_that_prints_what_pip_was_told_gets_it_neither_into_the_log_nor_into_the_message(
     backend: str, tmp_path: Path, python_image: str
 ) -> None:
     password, log = uuid4().hex, list[str]()

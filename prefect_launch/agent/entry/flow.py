@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import os
+import select
+import sys
+import threading
 from typing import Any
 
 from prefect import flow
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.client.api import Api
+
+
+def outlive_reader(*descriptors: int) -> None:
+    """Write to nowhere once nobody reads what this process writes, as when the service of a shift was killed.
+
+    Prefect's console would end the process at its next line.
+
+    Args:
+        descriptors: where this process writes to.
+    """
+
+    def watch(descriptor: int) -> None:
+        reader = select.poll()
+        reader.register(descriptor, 0)  # An end that nobody reads is an error, which is always told.
+        reader.poll()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)
+
+    for descriptor in descriptors:
+        threading.Thread(target=watch, args=(descriptor,), name="outlive-reader", daemon=True).start()
 
 
 @flow(name="launch-agent", persist_result=False, validate_parameters=False)
@@ -31,6 +56,8 @@ async def launch_agent(
         AgentConfigError: for a wrong setting.
         NotFoundError: when a queue does not exist.
     """
+    if os.environ.get("PREFECT__FLOW_RUN_ID"):  # A process of its own, whose output its service reads.
+        outlive_reader(sys.stdout.fileno(), sys.stderr.fileno())
     server = api if isinstance(api, Api) else Api.model_validate(api or {})
     agent = LaunchAgent(server, config)
     await agent.loop(until_empty=until_empty, max_runtime_seconds=max_runtime_seconds)

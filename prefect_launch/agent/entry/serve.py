@@ -1,12 +1,16 @@
 """Serving an agent as a deployment on a schedule: one run at a time, each a shift, the next one takes over.
 
 A shift ends before the next is due, so that none is ever refused for overlapping; the deployment's limit of one run
-is only the net under that. A shift that crashed is replaced at once. Runs that a stopped service left waiting or
-running are cleared away: no pile of late or cancelled runs is left in the UI.
+is only the net under that. A shift that crashed is replaced at once. Runs that a stopped service left waiting are
+cleared away: no pile of late or cancelled runs is left in the UI.
 
-The first signal drains the agent, by the order on the server that `agent drain` gives, too: the shift that is on, or
-the next one when none is, takes up what is the agent's own, takes no more, and ends when that is done. The second
-signal ends the service at once.
+A service that was killed leaves its shift behind, whose process goes on. The next service on the machine takes that
+shift for the one that is on, until it has ended.
+
+The first signal drains the agent, by an order on the server for all its shifts: the one that is on, or the next one
+when none is, takes up what is the agent's own, takes no more, and ends when that is done. The service gives the order,
+again when somebody takes it back, and ends it when no shift is on and nothing of the agent's is left. An order that an
+earlier service has left is ended at the start. The second signal ends the service at once.
 """
 
 from __future__ import annotations
@@ -14,27 +18,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import anyio
 
+from prefect_launch.agent.item.ownership import home_id
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.early_signals import SIGNALS
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, ServerUnavailableError
-from prefect_launch.queues.agent_status import TAG, read_drain_order, request_drain
+from prefect_launch.queues.agent_status import TAG, drain_shifts, release_shifts
+from prefect_launch.queues.presence import Holder, read_presences
 from prefect_launch.queues.session import queue_tag
+from prefect_launch.runners.process.files import environments
 from prefect_launch.server.values import PAGE
 from prefect_launch.settings.agent_config import AgentConfig
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.objects import FlowRun, State
     from prefect.deployments.runner import RunnerDeployment
 
     from prefect_launch.client.api import Api
@@ -51,6 +60,10 @@ MARGIN_SECONDS: Final = 10.0
 LOOK_SECONDS: Final = 2.0
 #: What the service is given to end: Prefect gives a run 30 s.
 STOP_SECONDS: Final = 40.0
+_ON: Final = ("PENDING", "RUNNING", "CANCELLING")
+#: What Prefect gives the process of a flow run.
+_RUN_VARIABLE: Final = b"PREFECT__FLOW_RUN_ID="
+_ENGINE: Final = b"prefect.engine"
 
 
 class Stop:
@@ -132,6 +145,7 @@ async def serve(
         BackgroundTaskError: when no shift can be kept on.
     """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
+    from prefect.states import Cancelled
     from prefect.types.entrypoint import EntrypointType
 
     from prefect_launch.agent.entry.flow import launch_agent
@@ -165,16 +179,24 @@ async def serve(
                 tags=[TAG, *(queue_tag(queue) for queue in config.queues)],
             )
             deployment_id = await deployment.aapply()
-            await clear_away(client, deployment_id, "The agent's service was started anew.")
+            if await release_shifts(server, config.name):
+                log.info("agent %s takes items again: the order to drain was for its last service", config.name)
+            left = await clear_away(client, deployment_id, _no_process())
+            for run_id in left:
+                log.info("agent %s goes on in the shift %s, which its last service has left", config.name, run_id)
             log.info("agent %s served as %s/%s", config.name, launch_agent.name, config.name)
             try:
+                home = await asyncio.to_thread(home_id, config.home)
+                holder = Holder(agent=config.name, instance=uuid4().hex, host=socket.gethostname(), home=home)
                 service = asyncio.create_task(_serve(deployment))
-                shifts = Shifts(client, deployment_id, server, config.name, stop)
+                shifts = Shifts(client, deployment_id, server, holder, stop, left=left)
                 await until_stopped(service, stop, shifts.keep_one_on)
                 how = "has drained" if stop.has_drained else "is stopped; what runs goes on"
                 log.info("agent %s %s", config.name, how)
             finally:
-                await clear_away(client, deployment_id, "The agent's service was stopped.")
+                await clear_away(client, deployment_id, Cancelled(message="The agent's service was stopped."))
+                if stop.has_drained:
+                    await release_shifts(server, config.name)
     return stop.heard[0] if stop.heard else None
 
 
@@ -230,17 +252,27 @@ class Shifts:
         client: of the server.
         deployment_id: the agent's deployment.
         server: the agent's, for its orders.
-        name: of the agent.
+        holder: the agent, as its shifts on this machine are told from others of its name.
         stop: what signals tell.
+        left: ids of the shifts of an earlier service whose processes go on: nobody else sees how they end.
     """
 
-    def __init__(self, client: PrefectClient, deployment_id: UUID, server: Server, name: str, stop: Stop) -> None:
+    def __init__(
+        self,
+        client: PrefectClient,
+        deployment_id: UUID,
+        server: Server,
+        holder: Holder,
+        stop: Stop,
+        *,
+        left: Collection[UUID] = (),
+    ) -> None:
         self._client = client
         self._deployment_id = deployment_id
         self._server = server
-        self._name = name
+        self._holder = holder
         self._stop = stop
-        self._is_ordered = False
+        self._left = set(left)
 
     async def keep_one_on(self) -> None:
         """Start the next shift whenever none is on: at the start, after a crash, and after one that has ended.
@@ -257,19 +289,30 @@ class Shifts:
         await anyio.sleep_forever()
 
     async def _look(self) -> None:
-        if self._stop.heard and not self._is_ordered:
-            await request_drain(self._server, self._name, ends_shift=True)
-            self._is_ordered = True
-        runs = await _runs(self._client, self._deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING"])
+        is_ordered = bool(self._stop.heard)
+        if is_ordered:
+            await drain_shifts(self._server, self._holder.agent)
+        runs = await _runs(self._client, self._deployment_id, ["SCHEDULED", *_ON])
         waiting = [run for run in runs if _type_of(run) == "SCHEDULED"]
-        if len(waiting) < len(runs):
+        if any([await self._is_on(run) for run in runs if _type_of(run) in _ON]):
             return
-        # The order is gone with the shift that has done it.
-        if self._is_ordered and await read_drain_order(self._server, self._name) is None:
+        if is_ordered and not await self._has_left_work():
             self._stop.has_drained = True
             self._stop.wake.set()
         else:
             await _next_shift(self._client, self._deployment_id, waiting)
+
+    async def _is_on(self, run: FlowRun) -> bool:
+        """Whether a shift is on; one that an earlier service has left is ended when its process has."""
+        if run.id not in self._left or run.id in await asyncio.to_thread(living_shifts):
+            return True
+        self._left.discard(run.id)
+        await _end(self._client, run, _no_process())
+        return False
+
+    async def _has_left_work(self) -> bool:
+        """Whether a shift has left anything in work, or may have: one that has done all takes its presence down."""
+        return any(one.holder.is_earlier_life_of(self._holder) for one in await read_presences(self._server))
 
 
 async def _next_shift(client: PrefectClient, deployment_id: UUID, waiting: list[FlowRun]) -> None:
@@ -287,17 +330,58 @@ async def _next_shift(client: PrefectClient, deployment_id: UUID, waiting: list[
         await client.set_flow_run_state(first.id, Scheduled(scheduled_time=now, message="The last shift has ended."))
 
 
-async def clear_away(client: PrefectClient, deployment_id: UUID, why: str) -> None:
-    """Delete the agent's runs that wait or were refused, and end those that nothing runs any more."""
-    from prefect.exceptions import ObjectNotFound
-    from prefect.states import Cancelled
+async def clear_away(client: PrefectClient, deployment_id: UUID, end: State[Any]) -> set[UUID]:
+    """Delete the agent's runs that wait or were refused, and end those that no process runs any more.
 
-    for run in await _runs(client, deployment_id, ["SCHEDULED", "PENDING", "RUNNING", "CANCELLING", "CANCELLED"]):
-        with suppress(ObjectNotFound):  # a paused schedule takes its runs away by itself
-            if _type_of(run) == "SCHEDULED" or (_type_of(run) == "CANCELLED" and run.start_time == run.end_time):
+    Args:
+        client: of the server.
+        deployment_id: the agent's deployment.
+        end: the state that those get.
+
+    Returns:
+        The ids of those that a process on this machine still runs: they are left alone.
+    """
+    from prefect.exceptions import ObjectNotFound
+
+    runs = await _runs(client, deployment_id, ["SCHEDULED", *_ON, "CANCELLED"])
+    on = [run for run in runs if _type_of(run) in _ON]
+    living = await asyncio.to_thread(living_shifts) if on else set()
+    for run in on:
+        if run.id not in living:
+            await _end(client, run, end)
+    for run in runs:
+        if _type_of(run) == "SCHEDULED" or (_type_of(run) == "CANCELLED" and run.start_time == run.end_time):
+            with suppress(ObjectNotFound):  # a paused schedule takes its runs away by itself
                 await client.delete_flow_run(run.id)
-            elif _type_of(run) != "CANCELLED":
-                await client.set_flow_run_state(run.id, Cancelled(message=why), force=True)
+    return {run.id for run in on} & living
+
+
+async def _end(client: PrefectClient, run: FlowRun, end: State[Any]) -> None:
+    """End a run that no process runs any more, unless its process has ended it."""
+    from prefect.exceptions import ObjectNotFound
+
+    with suppress(ObjectNotFound):
+        state = (await client.read_flow_run(run.id)).state
+        if state is None or not state.is_final():
+            await client.set_flow_run_state(run.id, end, force=True)
+
+
+def _no_process() -> State[Any]:
+    from prefect.states import Crashed
+
+    return Crashed(message=f"Its process on {socket.gethostname()} was gone when the agent's service looked for it.")
+
+
+def living_shifts() -> set[UUID]:
+    """Return the ids of the flow runs that processes of this machine run, as Prefect's engine tells them its own."""
+    found = set()
+    for pid, environment in environments():
+        ids = [entry.removeprefix(_RUN_VARIABLE) for entry in environment if entry.startswith(_RUN_VARIABLE)]
+        with suppress(OSError, ValueError):
+            # What it starts has the variable too.
+            if ids and _ENGINE in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"):
+                found.add(UUID(ids[0].decode()))
+    return found
 
 
 def _type_of(run: FlowRun) -> str:

@@ -22,9 +22,9 @@ from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
     AgentStatus,
     RunningItemSummary,
-    cancel_drain,
     delete_status,
     drain_variable,
+    end_order,
     post_status,
     read_drain_order,
 )
@@ -87,10 +87,12 @@ class Reporter:
 
     Args:
         agent: connected.
+        presence: of this life of the agent.
     """
 
-    def __init__(self, agent: BaseAgent) -> None:
+    def __init__(self, agent: BaseAgent, presence: Presence) -> None:
         self._agent = agent
+        self._presence = presence
         self._server: Server = agent.context.session.server
         self._name = agent.config.name
         self._changed = WakeEvent()
@@ -130,9 +132,10 @@ class Reporter:
             await anyio.sleep(_CHECK_SECONDS)
 
     async def read_drain_request(self) -> None:
-        """Read whether somebody has ordered it to drain."""
+        """Read whether somebody has ordered this life of it to drain."""
         order = await read_drain_order(self._server, self._name)
-        self._agent.shutdown.set_drain_request(order is not None, ends_shift=order is not None and order.ends_shift)
+        wanted = order is not None and order.is_for(self._presence)
+        self._agent.shutdown.set_drain_request(wanted, ends_shift=wanted and order is not None and order.ends_shift)
 
     async def watch_drain_request(self) -> None:
         """Read its orders again and again, for ever."""
@@ -155,18 +158,16 @@ class Reporter:
         self._changed.set()
         asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._changed.set)
 
-    async def leave(self, left: AgentStatus, presence: Presence, *, drained: bool) -> None:
+    async def leave(self, left: AgentStatus) -> None:
         """Take its notice and its presence down; when items go on without it, both say so.
 
         Args:
             left: how it was, just before it let go of what runs.
-            presence: of this life of the agent.
-            drained: whether it leaves because it has drained: that order is done.
         """
+        presence = self._presence
         try:
             with anyio.move_on_after(LAST_WORDS_SECONDS):
-                if drained:
-                    await cancel_drain(self._server, self._name)
+                await end_order(self._server, self._name, [presence.holder.instance])
                 if left.running:
                     await post_status(self._server, left)
                     await write_presence(self._server, presence.leaving())

@@ -141,10 +141,11 @@ def _group(group: int) -> set[int]:
 
 def _marked(variable: str) -> set[int]:
     """Return the processes that were started with this environment variable: a job's, wherever they went."""
-    return {pid for pid, environment in _environments() if os.fsencode(variable) in environment}
+    return {pid for pid, environment in environments() if os.fsencode(variable) in environment}
 
 
-def _environments() -> Iterator[tuple[int, list[bytes]]]:
+def environments() -> Iterator[tuple[int, list[bytes]]]:
+    """Yield the processes of this user, each with the environment variables (`NAME=value`) that it was started with."""
     for pid in _processes():
         try:
             yield pid, Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")

@@ -19,11 +19,13 @@ from prefect_launch.queues.agent_status import (
     RunningItemSummary,
     agents,
     drain_agent,
+    drain_shifts,
     post_status,
     read_drain_order,
     read_statuses,
-    request_drain,
+    release_shifts,
 )
+from prefect_launch.queues.presence import Presence, write_presence
 from prefect_launch.testing import Script
 from tests.support.bench import QUEUE, Bench, eventually
 
@@ -54,8 +56,9 @@ async def test_agent_drains_when_the_server_tells_it_to(bench: Bench) -> None:
     first, second = await bench.add(2)
     loop = asyncio.create_task(bench.agent("Box.1").loop())
     await bench.until(first, StateType.RUNNING)
-    await request_drain(bench.server, "Box.1")
+    await _drain(bench, "Box.1")
     await asyncio.wait_for(loop, 60)
+    assert await read_drain_order(bench.server, "Box.1") is None
     assert (await bench.read(first.id)).state_type is StateType.COMPLETED
     assert await bench.states(second) == ["Queued"]
     await bench.agent("Box.1").loop(until_empty=True)
@@ -65,7 +68,7 @@ async def test_agent_drains_when_the_server_tells_it_to(bench: Bench) -> None:
 async def test_agent_hears_of_an_order_to_drain_long_before_its_next_poll(bench: Bench) -> None:
     loop = asyncio.create_task(bench.agent(poll_seconds=60).loop())
     await _seen(bench, "polling")
-    await request_drain(bench.server, "box")
+    await _drain(bench)
     await asyncio.wait_for(loop, 60)
 
 
@@ -83,23 +86,67 @@ async def test_order_to_drain_that_is_taken_back_lets_the_agent_take_items_again
 
 
 async def test_shift_that_has_drained_stays_until_its_time_is_up(bench: Bench) -> None:
+    bench.plays(Script(seconds=0.3))
+    first, second = await bench.add(2)
+    async with bench.running(bench.agent(max_jobs=1), max_runtime_seconds=600):
+        await bench.until(first, StateType.RUNNING)
+        await _drain(bench)
+        await bench.until(first, StateType.COMPLETED)
+        await eventually(lambda: _agent(bench), lambda agent: (agent.state, agent.in_work) == ("draining", 0))
+    await bench.agent().loop(max_runtime_seconds=0.3)  # the next one
+    assert await bench.states(second) == ["Queued"]
+    await bench.api.acall(lambda session: drain_agent(session.server, "box", undo=True))
+    await bench.agent().loop(until_empty=True)
+    assert (await bench.read(second.id)).state_type is StateType.COMPLETED
+
+
+async def test_order_that_was_for_a_life_that_was_killed_does_not_stop_the_next_one(bench: Bench) -> None:
     (item,) = await bench.add()
-    await request_drain(bench.server, "box")
-    for _ in range(2):
-        await bench.agent().loop(max_runtime_seconds=0.3)
+    agent = bench.agent()
+    killed = agent.holder.model_copy(update={"instance": "killed"})
+    await write_presence(bench.server, Presence.of(killed, (QUEUE,)))
+    await bench.server.beat_worker(QUEUE, "box", 15)
+    await _drain(bench)
+    assert await read_drain_order(bench.server, "box") is not None
+    await agent.loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert await read_drain_order(bench.server, "box") is None
+
+
+async def test_order_to_drain_is_for_both_agents_of_one_name_until_the_second_has_left(bench: Bench) -> None:
+    bench.plays(Script(seconds=2), Script(seconds=0.2), Script())
+    items = await bench.add(2)
+    loops = [asyncio.create_task(bench.agent(home=bench.folder / home).loop()) for home in ("here", "there")]
+    for item in items:
+        await bench.until(item, StateType.RUNNING)
+    (waiting,) = await bench.add()
+    await _drain(bench)
+    await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED, timeout=60)
+    assert await read_drain_order(bench.server, "box") is not None
+    await asyncio.wait_for(asyncio.gather(*loops), 60)
+    assert await bench.states(waiting) == ["Queued"]
+    assert await read_drain_order(bench.server, "box") is None
+
+
+async def test_order_for_a_served_agent_is_none_for_another_of_its_name_that_is_not_served(bench: Bench) -> None:
+    (item,) = await bench.add()
+    await drain_shifts(bench.server, "box")
+    await bench.agent().loop(max_runtime_seconds=60)  # a shift
     assert await bench.states(item) == ["Queued"]
+    await bench.agent().loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
 
 
-async def test_shift_whose_service_was_data_to_end_takes_up_its_own_drains_and_ends_the_order(bench: Bench) -> None:
+async def test_shift_whose_service_was_asked_to_end_takes_up_its_own_drains_and_leaves_the_order(bench: Bench) -> None:
     bench.plays(Script(seconds=0.3))
     first, second = await bench.add(2)
     await bench.agent().loop(max_runtime_seconds=0.1)
     assert (await bench.read(first.id)).state_type is StateType.RUNNING
-    await request_drain(bench.server, "box", ends_shift=True)
+    await drain_shifts(bench.server, "box")
     await asyncio.wait_for(bench.agent().loop(max_runtime_seconds=60), 60)
     assert (await bench.read(first.id)).state_type is StateType.COMPLETED
     assert await bench.states(second) == ["Queued"]
-    assert await read_drain_order(bench.server, "box") is None
+    assert await release_shifts(bench.server, "box"), "another shift may be on: the service ends it"
 
 
 async def test_unknown_or_offline_agent_cannot_be_drained(bench: Bench) -> None:
@@ -211,6 +258,11 @@ async def test_second_signal_right_after_the_start_ends_the_agent_and_claims_no_
     bench.server.before_call = signals_twice
     assert await asyncio.wait_for(work, 60) is signal.SIGTERM
     assert told[-1] == "Leaving; what this agent has left in work, if anything, is for its next start."
+
+
+async def _drain(bench: Bench, name: str = "box") -> None:
+    """Order an agent that is at work to drain, as `agent drain` does."""
+    await bench.api.acall(lambda session: drain_agent(session.server, name))
 
 
 def _running(bench: Bench) -> Callable[[], Awaitable[list[str]]]:
