@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 
 from prefect_launch.cli.main import app, run
 
-FILES = Path(__file__).parents[2] / "examples" / "sweeps"
+FILES = Path(__file__).parents[2] / "sweep_files"
 
 
 def check(*arguments: str) -> Result:
