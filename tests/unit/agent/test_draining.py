@@ -138,9 +138,10 @@ async def test_order_for_a_served_agent_is_none_for_another_of_its_name_that_is_
 
 
 async def test_shift_whose_service_was_asked_to_end_takes_up_its_own_drains_and_leaves_the_order(bench: Bench) -> None:
-    bench.plays(Script(seconds=0.3))
+    bench.plays(Script(seconds=3))
     first, second = await bench.add(2)
-    await bench.agent().loop(max_runtime_seconds=0.1)
+    async with bench.running(bench.agent(), max_runtime_seconds=600):
+        await bench.until(first, StateType.RUNNING)
     assert (await bench.read(first.id)).state_type is StateType.RUNNING
     await drain_shifts(bench.server, "box")
     await asyncio.wait_for(bench.agent().loop(max_runtime_seconds=60), 60)
