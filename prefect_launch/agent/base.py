@@ -189,7 +189,7 @@ class BaseAgent(ABC):
 
     @property
     def poller(self) -> QueuePoller:
-        """How it comes by items, while it is connected."""
+        """Polls the queues and claims items, while the agent is connected."""
         if self._poller is None:
             raise LaunchError(_NOT_CONNECTED)
         return self._poller

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prefect_launch.builds.image_builder import ImageBuilder
     from prefect_launch.queues.session import Session
 
-#: An item that was seen to be held is taken to be for this long: until after the next look, and half the time after
+#: An item that was seen to be held is taken to be for this long: until after the next check, and half the time after
 #: which an agent is called lost.
 TRUSTED_SECONDS: Final = 45.0
 #: Six heartbeats of an agent; the same patience as for the heartbeats of items.

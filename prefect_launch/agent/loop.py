@@ -84,7 +84,7 @@ class Loop:
         pool_ids = await retry_until_available("show the queues", self._pool_ids)
         self._shutdown.has_begun = True
         try:
-            # Before it beats, is told to drain, or claims: what nobody can see to be alive would be nobody's.
+            # Before heartbeats, drain requests and claims: other agents would take what an unseen agent holds.
             await retry_until_available("show this agent", lambda: write_presence(self._server, self._presence))
             async with supervised(self._shutdown.leave) as supervisor:
                 supervisor.supervise(*self._tasks_from_the_start(pool_ids))
@@ -148,7 +148,7 @@ class Loop:
     async def _work(self) -> None:
         """Take items in until it is over; called again when it failed."""
         await retry_until_available("read the queues' limits", self._poller.read_limits)
-        await retry_until_available("show the agent's orders", self._reporter.read_drain_request)
+        await retry_until_available("show the agent's drain request", self._reporter.read_drain_request)
         self._shutdown.at_work = True
         while not self._is_over:
             try:
@@ -303,7 +303,7 @@ class Loop:
     async def _leave(self) -> None:
         if self._shutdown.stops_jobs:
             await self._running_items.stop_jobs(self._config.stopped_run_timeout)
-        left = self._reporter.notice("offline")
+        left = self._reporter.current_status("offline")
         await self._running_items.leave()
         if self._shutdown.stops_jobs:
             await self._give_back({UUID(item.id) for item in left.running})

@@ -107,7 +107,7 @@ class RunnerHealth:
                     raise
 
     async def watch(self, is_back: Callable[[str], Awaitable[None]]) -> None:
-        """Ask what is away again and again, for ever.
+        """Check unreachable resources again and again, for ever.
 
         Args:
             is_back: is called with each resource that answers again, before items are claimed for it.

@@ -57,7 +57,8 @@ class BuilderSettings(_Part):
     accelerator: Accelerator = Accelerator()
     context_limit: int = Field(default=1024**3, description="The most that goes into a build, in bytes; '1g' is fine.")
     pip_config: str = Field(
-        default="auto", description="What pip is told in builds: as this machine's pip (auto), none, or a pip.conf."
+        default="auto",
+        description="Settings of pip in builds: this machine's (auto), none, or a pip.conf.",
     )
     cache: bool = Field(
         default=False,

@@ -73,7 +73,7 @@ def run(
     run_here(connected(verbose=verbose), options, as_json=json)
 
 
-_LOOK_SECONDS: Final = 0.5
+_CHECK_SECONDS: Final = 0.5
 
 
 def add_to_queue(api: Api, options: LaunchOptions, *, wait: bool, as_json: bool) -> None:
@@ -180,7 +180,7 @@ async def _launch(api: Api, config: dict[str, Any], *, log_to_error: bool) -> Qu
     try:
         while not work.done():
             await asyncio.to_thread(tail.write_new)
-            await asyncio.wait({work}, timeout=_LOOK_SECONDS)
+            await asyncio.wait({work}, timeout=_CHECK_SECONDS)
         await asyncio.to_thread(tail.write_new)
         work.result()
     except asyncio.CancelledError:

@@ -75,7 +75,7 @@ def start(
     """
     import asyncio
 
-    with early_signals(_tell) as early:
+    with early_signals(_notify) as early:
         with loading():
             settings = _settings(queue, max_jobs, config, name, verbose)
             from prefect_launch.agent import LaunchAgent
@@ -83,11 +83,11 @@ def start(
             from prefect_launch.client.api import default_api
 
             agent = LaunchAgent(default_api(), settings)
-            signals = Signals(agent, stop_jobs=stop_jobs, tell=_tell, early=early)
+            signals = Signals(agent, stop_jobs=stop_jobs, notify=_notify, early=early)
         raise typer.Exit(asyncio.run(_work(signals, until_empty)))
 
 
-def _tell(text: str) -> None:
+def _notify(text: str) -> None:
     typer.echo(text, err=True)
 
 
@@ -113,7 +113,7 @@ def serve(
 
     Signals act as for 'agent start': the first drains the agent, the second ends it at once.
     """
-    with early_signals(_tell) as early:
+    with early_signals(_notify) as early:
         settings = _settings(queue, max_jobs, config, name, verbose)
         import asyncio
 

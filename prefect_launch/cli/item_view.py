@@ -218,7 +218,7 @@ def due_in_words(item: Item) -> str:
 # Log tail: new lines of a run's log, read from the server.
 
 #: An agent sends new lines every half second, so a shorter pause shows nothing sooner.
-_LOOK_SECONDS: Final = 0.5
+_POLL_SECONDS: Final = 0.5
 #: Logger name of the job's own lines; a flow's log also has Prefect's records.
 _JOB_RECORDS: Final = "job"
 
@@ -259,5 +259,5 @@ class LogTail:
         """Write new records until the item has ended, then the rest."""
         while not self._run.item.is_terminal:
             self.write_new()
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         self.write_new()

@@ -183,14 +183,14 @@ async def check_item(
     named = named or await resolve_source(session, spec)
     queue = await _queue(session, queue_name, spec, named.job)
     digests = digests or Digests(session.digest_cache)
-    await _tell_what_is_locked(session, queue, spec)
+    await _warn_of_locked_fields(session, queue, spec)
     spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
     draft = draft_item(api, queue, spec, named.job)
     await named.check_overrides(spec, session.jobs, queue.config.resource, queue.config.resource_args)
     return CheckedItem(api, queue, spec, named, named.job, draft)
 
 
-async def _tell_what_is_locked(session: Session, queue: CachedQueue, spec: LaunchSpec) -> None:
+async def _warn_of_locked_fields(session: Session, queue: CachedQueue, spec: LaunchSpec) -> None:
     """Warn of an item that no online agent of its queue would run; another agent may still start."""
     locked = locked_parts(spec, pins=queue.config.pin)
     agents: tuple[str, ...] = ()

@@ -12,16 +12,17 @@ from typing import Final
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 #: What a shell adds to a signal's number.
 SIGNALLED: Final = 128
+_LEAVING: Final = "Leaving before the agent has started; what it has left in work, if anything, is for its next start."
 
 
 @contextmanager
-def early_signals(tell: Callable[[str], None]) -> Iterator[list[signal.Signals]]:
+def early_signals(notify: Callable[[str], None]) -> Iterator[list[signal.Signals]]:
     """Note the first signal inside the block, instead of dying of it; the second ends the process.
 
     Whoever sets handlers of its own inside the block first sets them, then acts on what was noted. For the main thread.
 
     Args:
-        tell: is told in words when a second signal ends the process.
+        notify: is called with a sentence for people when a second signal ends the process.
 
     Yields:
         What was noted; it grows.
@@ -29,13 +30,13 @@ def early_signals(tell: Callable[[str], None]) -> Iterator[list[signal.Signals]]
     Raises:
         SystemExit: at the second signal, with the exit code that a shell would give for the first one.
     """
-    heard: list[signal.Signals] = []
+    received: list[signal.Signals] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        heard.append(signal.Signals(number))
-        if len(heard) > 1:
+        received.append(signal.Signals(number))
+        if len(received) > 1:
             give_back()  # A third one ends the process by itself.
-            raise SystemExit(SIGNALLED + heard[0])
+            raise SystemExit(SIGNALLED + received[0])
 
     def give_back() -> None:
         for number, handler in before.items():
@@ -46,10 +47,12 @@ def early_signals(tell: Callable[[str], None]) -> Iterator[list[signal.Signals]]
     for number in SIGNALS:
         signal.signal(number, note)
     try:
-        yield heard
+        yield received
     except SystemExit:
-        if len(heard) > 1:
-            tell("Leaving before the agent has started; what it has left in work, if anything, is for its next start.")
+        if len(received) > 1:
+            notify(
+                "Leaving before the agent has started; what it has left in work, if anything, is for its next start."
+            )
         raise
     finally:
         give_back()

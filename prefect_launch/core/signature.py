@@ -1,4 +1,4 @@
-"""Functions that take the arguments of another function: one signature for a call, its async twin and its dry run."""
+"""Functions that take the arguments of another function: one signature for a call, its async form and its dry run."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ class Follower:
         """Wait for the end of runs; an interrupt ends them, and is raised when they have ended."""
         ends = [run.end for run in runs]
         with self._interruptible():
-            _say_who_is_waited_for(runs)
+            _log_awaited_runs(runs)
             try:
                 wait(ends)
             except BaseException:  # A handler of the program's own has raised it.
@@ -274,7 +274,7 @@ class Follower:
         """`_wait` on an event loop, where a cancellation is an interrupt, too."""
         cancelled: asyncio.CancelledError | None = None
         with self._interruptible():
-            _say_who_is_waited_for(runs)
+            _log_awaited_runs(runs)
             for run in runs:
                 while not run.end.done():
                     try:
@@ -444,7 +444,7 @@ def _stop(runs: Iterable[FollowedRun]) -> None:
         run.stop_soon()
 
 
-def _say_who_is_waited_for(runs: Iterable[FollowedRun]) -> None:
+def _log_awaited_runs(runs: Iterable[FollowedRun]) -> None:
     names = [run.id for run in runs if run.started.done() and not run.end.done() and not run.stop_requested]
     if names:
         _logger.info("Waiting for the end of what launch has started: %s. Ctrl-C ends it.", ", ".join(names))

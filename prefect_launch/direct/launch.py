@@ -277,7 +277,7 @@ async def _pin(session: Session, spec: LaunchSpec, item_id: str) -> tuple[Launch
     """Pin the version of the job, so that every attempt runs the same; creates a URI's job after all checks."""
     named = await job_named_by(spec, session.jobs)
     if named.job is not None and named.draft is not None:
-        await preview_plan(_request(with_job(spec, named.job), named.job, item_id, 1), _site(), named.job)
+        await preview_plan(_request(with_job(spec, named.job), named.job, item_id, 1), _machine_settings(), named.job)
     await named.check_overrides(spec, session.jobs, spec.resource or default_resource(named.job))
     job = await named.save(session.jobs)
     return (spec if job is None else with_job(spec, job)), job
@@ -308,7 +308,7 @@ async def _result(ended: State[T]) -> T:
 
 
 async def _plan(session: Session, spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> tuple[str, RunPlan]:
-    request, machine = _request(spec, job, item_id, attempt), _site()
+    request, machine = _request(spec, job, item_id, attempt), _machine_settings()
     plan = await make_plan(request, machine, session.jobs, session.read_secret)
     await copy_previous_outputs(session, plan, machine)
     return request.config.resource, plan
@@ -320,5 +320,5 @@ def _request(spec: LaunchSpec, job: Job | None, item_id: str, attempt: int) -> R
     return Request(spec=spec, item_id=item_id, attempt=attempt, config=config, labels=labels)
 
 
-def _site() -> MachineSettings:
+def _machine_settings() -> MachineSettings:
     return MachineSettings(home=default_home(), git=machine_git_settings())

@@ -267,10 +267,10 @@ def _chosen(error: Any) -> list[Any]:
     if not fitting:
         return [_merged([each for errors in branches.values() for each in errors if _is_of_type(each)])]
     tag = _tag(error, fitting)
-    told = [[each for each in errors if tag is not None and _fixes(each, tag)] for errors in fitting]
-    meant = [errors for errors, excluded in zip(fitting, told, strict=True) if not excluded]
+    excluded = [[each for each in errors if tag is not None and _fixes(each, tag)] for errors in fitting]
+    meant = [errors for errors, ruled_out in zip(fitting, excluded, strict=True) if not ruled_out]
     if not meant:
-        return [_merged([each for excluded in told for each in excluded])]
+        return [_merged([each for ruled_out in excluded for each in ruled_out])]
     return min(meant, key=_distance)
 
 

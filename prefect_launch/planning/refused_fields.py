@@ -1,7 +1,7 @@
 """Refusal of fields of a launch spec: what nothing would read, and what an agent in secure mode locks.
 
 What is accepted has an effect. A key that has none, for the job and on the resource that it is for, is a mistake of its
-author, who is told so at the queue.
+author, and is refused at the queue.
 
 In secure mode a submitter names a job and gives it inputs, and decides nothing else. Each field of the launch spec is
 locked unless its declaration says otherwise (`Option.in_secure_mode`), so that a field that is added later is locked

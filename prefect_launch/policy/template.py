@@ -47,7 +47,7 @@ _PLACEHOLDER = re.compile(r"\{\{\s*([\w.\-$]+)\s*\}\}")
 #: All that is filled in: a placeholder, whose name is the first group, or a macro, whose name is the second.
 PLACEHOLDER_OR_MACRO = re.compile(rf"{_PLACEHOLDER.pattern}|{MACRO.pattern}")
 _TYPES: Final = ("string", "integer", "number", "boolean")
-#: What limits a value, in the order in which it is told.
+#: What limits a value, in the order in which messages name it.
 _RULES: Final = ("type", "enum", "pattern", "minLength", "maxLength", "minimum", "maximum")
 _KEYWORDS: Final = (*_RULES, "default", "title", "description")
 _OF_TEXT: Final = ("pattern", "minLength", "maxLength")

@@ -204,8 +204,8 @@ def _no_devices(facts: WaitFacts) -> _Reason | None:
     if not all(reasons.values()) or not any(str(facts.item.id) in agent.waits for agent in taking):
         return None
     each = " ".join(f"{name}: {reason}" for name, reason in reasons.items())
-    cards = "; ".join(f"{agent.name}: {agent.devices}" for agent in taking if agent.devices)
-    return WaitCause.DEVICES, f"No agent has the devices free that it asks for. {each}{cards and f' Now: {cards}.'}"
+    gpus = "; ".join(f"{agent.name}: {agent.devices}" for agent in taking if agent.devices)
+    return WaitCause.DEVICES, f"No agent has the devices free that it asks for. {each}{gpus and f' Now: {gpus}.'}"
 
 
 def _no_slot(facts: WaitFacts) -> _Reason | None:

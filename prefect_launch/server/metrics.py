@@ -38,7 +38,7 @@ async def read_metrics(server: Server, item_ids: Collection[UUID]) -> dict[UUID,
 
 
 async def write_metrics(server: Server, item_id: UUID, metrics: Metrics, artifact_id: UUID | None = None) -> UUID:
-    """Write an item's metrics; returns the artifact's id, which saves the next call the look for it."""
+    """Write an item's metrics; returns the artifact's id, which saves the next call a lookup."""
     return await server.put_artifact(
         item_id, key=metrics_key(item_id), kind=RESULT, data=metrics.dump(), artifact_id=artifact_id
     )

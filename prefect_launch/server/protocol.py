@@ -207,7 +207,7 @@ class Server(Protocol):
         """Write an artifact of an item in place: the item has one of the key, which keeps its id.
 
         Args:
-            artifact_id: what an earlier call returned, which saves the look for it.
+            artifact_id: what an earlier call returned, which saves a lookup.
 
         Returns:
             Its id: another one when somebody has deleted the artifact.

@@ -71,7 +71,7 @@ async def read_secrets(names: Collection[str], read: ReadSecret) -> dict[str, st
 
 
 async def name_secret(name: str) -> str:
-    """Return the text that names a secret, in the place of what it holds: for a look that must read none."""
+    """Return the text that names a secret, in the place of what it holds: for a preview that must read none."""
     return reference_to(name)
 
 

@@ -23,7 +23,7 @@ from prefect_launch.sources.remote import without_credentials
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?\Z")
 _SHORT_COMMIT: Final = re.compile(r"[0-9a-f]{7,63}\Z")
 #: The files of a commit that are fetched, and the most of them.
-_TOLD_BY: Final = re.compile(
+_REQUIREMENTS: Final = re.compile(
     r"(?:.*/)?(?:pyproject\.toml|setup\.py|uv\.toml|[^/]*(?:requirement|constraint)[^/]*\.(?:txt|in)"
     r"|(?:requirements?|constraints?|reqs?|deps)/[^/]*\.(?:txt|in))"
 )
@@ -132,8 +132,10 @@ async def ls_remote_files(git: Git, remote: str, commit: str) -> CommitListing |
                 submodules.append(path)
             elif path:
                 files[path] = about
-        told_by = [path for path, about in files.items() if _TOLD_BY.fullmatch(path) and about.startswith("100")]
-        nearest = sorted(told_by, key=lambda path: (path.count("/"), path))[:_MOST_FETCHED]
+        requirements = [
+            path for path, about in files.items() if _REQUIREMENTS.fullmatch(path) and about.startswith("100")
+        ]
+        nearest = sorted(requirements, key=lambda path: (path.count("/"), path))[:_MOST_FETCHED]
         contents = await _contents(git, remote, commit, folder, {path: files[path].split()[-1] for path in nearest})
         return CommitListing(tuple(files), tuple(submodules), contents)
 

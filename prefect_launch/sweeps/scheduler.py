@@ -129,7 +129,7 @@ def decide(config: SweepConfig, history: History, control: Control, ask: Ask) ->
         reason = "The sweep was paused."
         return tuple(StopTrial(trial.number, TrialState.HELD, reason) for trial in history.open)
     stops = _early_stops(config, history)
-    # The place of a trial is free once it has stopped, not when it is told to.
+    # The place of a trial is free once it has stopped, not when its stop is requested.
     queued = _to_queue(config, history, control, ask) if control.command is Command.RUN else ()
     if not (stops or queued or history.open) and _is_complete(config, history, control):
         return (_end_of_all(config, history),)
@@ -232,7 +232,7 @@ def _is_complete(config: SweepConfig, history: History, control: Control) -> boo
     """Whether a sweep with no open trial and none to queue is done."""
     if any(_runs_again(trial, control) for trial in history.trials):
         return False
-    # While it runs, nothing was queued for want of points, or of trials that are left.
+    # A sweep that runs queues nothing only once its points, or its number of trials, are used up.
     return control.command is Command.RUN or _is_capped(config, history, control)
 
 

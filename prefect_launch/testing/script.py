@@ -27,7 +27,7 @@ class Script:
         late_log: what it writes at its end.
         outputs: files that it leaves in its outputs folder, by relative path.
         ignores_term: whether only a kill ends it.
-        oom_killed: whether the kernel ends it for want of memory.
+        oom_killed: whether the kernel ends it because memory runs out.
         memory_bytes: what it holds while it runs.
         missing: whether its program does not exist.
         waits_for: what its machine has to bring about first: `PULLING` or `BUILDING`.
@@ -65,7 +65,7 @@ class ScriptedProcess:
         self._on_end = on_end
         self._ended = asyncio.Event()
         self._killed_with: int | None = None
-        self._told = asyncio.Event()
+        self._stopped = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     @property
@@ -77,7 +77,7 @@ class ScriptedProcess:
         """Send it a signal: 9 ends it always, another one unless it ignores TERM."""
         if number == 9 or not self._script.ignores_term:
             self._killed_with = number
-            self._told.set()
+            self._stopped.set()
 
     async def wait(self) -> int:
         """Wait until it has ended; return its exit code."""
@@ -89,7 +89,7 @@ class ScriptedProcess:
         for piece in script.log:
             self._write(piece)
         try:
-            await asyncio.wait_for(self._told.wait(), script.seconds if script.seconds > 0 else 0.001)
+            await asyncio.wait_for(self._stopped.wait(), script.seconds if script.seconds > 0 else 0.001)
         except asyncio.TimeoutError:
             for piece in script.late_log:
                 self._write(piece)

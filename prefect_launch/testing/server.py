@@ -97,7 +97,7 @@ class InMemoryTelemetry(Calls):
         watcher = Watcher(pool_ids)
         with self._store.lock:
             self._store.watchers.add(watcher)
-        return self._told(watcher)
+        return self._stream(watcher)
 
 
 _MOST_CHARS: Final = 5_000
@@ -138,12 +138,12 @@ class InMemoryVariables(Calls):
         watcher = Watcher(variable=name)
         with self._store.lock:
             self._store.watchers.add(watcher)
-        return self._told(watcher)
+        return self._stream(watcher)
 
     def _tell(self, name: str) -> None:
         for watcher in list(self._store.watchers):
             if watcher.variable == name:
-                watcher.tell(name)
+                watcher.notify(name)
 
     @call
     def list_variables(self, *tags: str) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class InMemoryServer(InMemoryPools, InMemoryItems, InMemoryTelemetry, InMemoryVa
         with self._store.lock:
             self._store.up = False
             for watcher in list(self._store.watchers):
-                watcher.tell(None)
+                watcher.notify(None)
 
     def up(self) -> None:
         """Come back."""
@@ -190,7 +190,7 @@ class InMemoryServer(InMemoryPools, InMemoryItems, InMemoryTelemetry, InMemoryVa
 
     @property
     def watching(self) -> int:
-        """How many event streams of queues are open: wait for one before you queue what an agent shall be told of."""
+        """How many event streams of queues are open: wait for one before you queue what an agent shall hear of."""
         return sum(bool(watcher.pool_ids) for watcher in self._store.watchers)
 
     @property

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _FLOW: Final = "launch"
 #: What the limits of pools and queues count.
 _IN_WORK = frozenset({StateType.PENDING, StateType.RUNNING})
-_TOLD = frozenset({StateType.SCHEDULED, StateType.CANCELLING})
+_SENT_AS_EVENTS = frozenset({StateType.SCHEDULED, StateType.CANCELLING})
 #: Whether an item fits a filter, by the filter's name.
 _FITS: Final[Mapping[str, Callable[[Item, Any], bool]]] = {
     "pool": lambda item, pool: item.work_pool_name == pool,
@@ -215,8 +215,8 @@ class InMemoryItems(Calls):
         stored.item = entered(stored.item, state, stored.history, self._store.now())
         if stored.item.state is not None:
             stored.history.append(stored.item.state)
-        if state.type in _TOLD:
-            self._store.tell(stored.item)
+        if state.type in _SENT_AS_EVENTS:
+            self._store.notify(stored.item)
 
     def _change(self, item_id: UUID, **changes: Any) -> None:
         stored = self._store.items.get(item_id)

@@ -65,22 +65,22 @@ class StoredItem:
 
 
 class Watcher:
-    """One listener to the event stream, on the event loop that it was made on; told from any thread."""
+    """One listener to the event stream, on the event loop that it was made on; any thread may notify it."""
 
     def __init__(self, pool_ids: Collection[UUID] = (), *, variable: str | None = None) -> None:
         self.pool_ids = frozenset(pool_ids)
         self.variable = variable
         self._loop = asyncio.get_running_loop()
-        self._told: asyncio.Queue[str | None] = asyncio.Queue()
+        self._events: asyncio.Queue[str | None] = asyncio.Queue()
 
-    def tell(self, item_id: str | None) -> None:
+    def notify(self, item_id: str | None) -> None:
         """Hand over an item's id, or a variable's name; `None` ends the stream."""
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._told.put_nowait, item_id)
+            self._loop.call_soon_threadsafe(self._events.put_nowait, item_id)
 
     async def next(self) -> str | None:
         """Wait for the next id."""
-        return await self._told.get()
+        return await self._events.get()
 
 
 class Store:
@@ -108,12 +108,12 @@ class Store:
         """Return the pool that an item is in."""
         return self.pools.get(item.work_pool_name) if item.work_pool_name else None
 
-    def tell(self, item: Item) -> None:
-        """Tell those who watch the item's pool."""
+    def notify(self, item: Item) -> None:
+        """Notify those who watch the item's pool."""
         stored = self.pool_of(item)
         for watcher in list(self.watchers):
             if stored is not None and stored.pool.id in watcher.pool_ids:
-                watcher.tell(str(item.id))
+                watcher.notify(str(item.id))
 
 
 class Calls:
@@ -136,11 +136,11 @@ class Calls:
         if self.after_call is not None:
             await self.after_call(method)
 
-    async def _told(self, watcher: Watcher) -> AsyncIterator[str]:
+    async def _stream(self, watcher: Watcher) -> AsyncIterator[str]:
         await self._enter("watch_pools" if watcher.variable is None else "watch_variable")
         yield ""
-        while (told := await watcher.next()) is not None:
-            yield told
+        while (event := await watcher.next()) is not None:
+            yield event
 
     def _check_up(self) -> None:
         if not self._store.up:

@@ -39,19 +39,19 @@ def test_only_allowed_secrets_are_had_and_none_is_told(
     )
     site.job('echo "$QUEUE $MINE"; echo "{\\"token\\": \\"$MINE\\"}" > $LAUNCH_OUTPUT_DIR/outputs.json; exit 3')
 
-    def wish(kind: str) -> dict[str, object]:
+    def spec_of(kind: str) -> dict[str, object]:
         return {"resource_args": {"local-process": {"env": {"MINE": reference_to(names[kind])}}}}
 
     _, _, form = site.api.call(lambda session: deploy_job(session, site.name, site.name))
     with pytest.raises(UnsafeSpecError, match=names["other"]):
-        site.add(wish("other"))
+        site.add(spec_of("other"))
     with pytest.raises(PrefectHTTPStatusError, match="409"):
-        run_deployment(f"launch/{form}", parameters={"launch": wish("other")})
+        run_deployment(f"launch/{form}", parameters={"launch": spec_of("other")})
     refused = run_deployment(
-        f"launch/{deployment_name(site.name)}", parameters={"job": f"acme/tests/{site.name}", **wish("other")}
+        f"launch/{deployment_name(site.name)}", parameters={"job": f"acme/tests/{site.name}", **spec_of("other")}
     )
-    ran: list[str | UUID] = [site.add(wish("allowed"))[0].id]
-    ran.append(run_deployment(f"launch/{form}", parameters={"launch": wish("allowed")}).id)
+    ran: list[str | UUID] = [site.add(spec_of("allowed"))[0].id]
+    ran.append(run_deployment(f"launch/{form}", parameters={"launch": spec_of("allowed")}).id)
     site.work_off()
 
     never = site.api.queued_run(refused.id)

@@ -14,7 +14,7 @@ import pytest
 from prefect_launch.core.event_loop import Background
 
 
-class Desk:
+class Worker:
     """Work that takes for ever, and some time to be put away."""
 
     def __init__(self) -> None:
@@ -72,25 +72,25 @@ async def test_call_from_another_loop_returns_or_raises_what_the_function_does(b
 
 @pytest.mark.usefixtures("ctrl_c")
 def test_interrupted_call_has_ended_what_it_began(background: Background[str]) -> None:
-    desk = Desk()
+    worker = Worker()
 
     def interrupt() -> None:
-        desk.begun.wait()
+        worker.begun.wait()
         time.sleep(0.3)  # Python hears a signal late that comes in the very moment when its main thread begins to wait.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        background.call(desk.work)
-    assert desk.put_away
+        background.call(worker.work)
+    assert worker.put_away
     assert background.call(upper) == "RESOURCE"
 
 
 async def test_cancelled_call_from_another_loop_has_ended_what_it_began(background: Background[str]) -> None:
-    desk = Desk()
-    call = asyncio.create_task(background.acall(desk.work))
-    await asyncio.to_thread(desk.begun.wait)
+    worker = Worker()
+    call = asyncio.create_task(background.acall(worker.work))
+    await asyncio.to_thread(worker.begun.wait)
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
-    assert desk.put_away
+    assert worker.put_away

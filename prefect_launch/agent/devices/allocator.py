@@ -343,8 +343,8 @@ class DeviceAllocator:
         server = self._session.server
         workers = await server.list_workers(queue)
         names = {one.name for one in workers if one.status == _ONLINE} - {self._config.name}
-        notices = await read_statuses(server) if names else {}
-        return tuple(Capacity.from_data(notices[name].capacity) if name in notices else None for name in names)
+        statuses = await read_statuses(server) if names else {}
+        return tuple(Capacity.from_data(statuses[name].capacity) if name in statuses else None for name in names)
 
     async def _explain(self, queue: str, item: Item, request: DeviceRequest, denied: Denied) -> None:
         """Log why items wait, once a cause; say on an item's own page that this agent can never run it.

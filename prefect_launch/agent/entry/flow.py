@@ -25,7 +25,7 @@ def outlive_reader(*descriptors: int) -> None:
 
     def watch(descriptor: int) -> None:
         reader = select.poll()
-        reader.register(descriptor, 0)  # An end that nobody reads is an error, which is always told.
+        reader.register(descriptor, 0)  # A pipe end without a reader is an error, which poll() always reports.
         reader.poll()
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, descriptor)

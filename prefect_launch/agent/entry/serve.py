@@ -56,8 +56,8 @@ DEFAULT_INTERVAL_SECONDS: Final = 600.0
 MIN_INTERVAL_SECONDS: Final = 60.0
 #: What a shift leaves free before the next one: time to let go, and for the clocks to differ.
 MARGIN_SECONDS: Final = 10.0
-#: How often the service looks whether a shift is on, and whether one is due.
-LOOK_SECONDS: Final = 2.0
+#: How often the service checks whether a shift is on, and whether one is due.
+CHECK_SECONDS: Final = 2.0
 #: What the service is given to end: Prefect gives a run 30 s.
 STOP_SECONDS: Final = 40.0
 _ON: Final = ("PENDING", "RUNNING", "CANCELLING")
@@ -67,17 +67,17 @@ _ENGINE: Final = b"prefect.engine"
 
 
 class Stop:
-    """What signals tell a service: the first drains its agent, the second ends it at once.
+    """What signals ask of a service: the first drains its agent, the second ends it at once.
 
     Attributes:
-        heard: the signals, in their order.
+        received: the signals, in their order.
         has_drained: whether the agent has drained.
-        wake: is rung at every signal.
+        wake: is set at every signal.
         end: ends the service.
     """
 
     def __init__(self) -> None:
-        self.heard: list[signal.Signals] = []
+        self.received: list[signal.Signals] = []
         self.has_drained = False
         self.wake = WakeEvent()
         self.end: Callable[[], object] = lambda: None
@@ -93,22 +93,22 @@ class Stop:
         assert task is not None
         self.end = task.cancel
         for number in SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(number, self.hear, number)
+            asyncio.get_running_loop().add_signal_handler(number, self.handle, number)
         for number in early:
-            self.hear(number)
+            self.handle(number)
         try:
             yield
         except asyncio.CancelledError:
-            if not self.heard:
+            if not self.received:
                 raise
         finally:
             self._forget()
 
-    def hear(self, number: signal.Signals) -> None:
+    def handle(self, number: signal.Signals) -> None:
         """Act on a signal."""
-        self.heard.append(number)
+        self.received.append(number)
         self.wake.set()
-        if len(self.heard) == 1:
+        if len(self.received) == 1:
             log.info("draining: what is this agent's own is taken up and finished; once more to leave at once")
         else:
             log.info("leaving: what runs goes on")
@@ -197,7 +197,7 @@ async def serve(
                 await clear_away(client, deployment_id, Cancelled(message="The agent's service was stopped."))
                 if stop.has_drained:
                     await release_shifts(server, config.name)
-    return stop.heard[0] if stop.heard else None
+    return stop.received[0] if stop.received else None
 
 
 async def until_stopped(service: asyncio.Task[None], stop: Stop, shifts: Callable[[], Awaitable[None]]) -> None:
@@ -205,7 +205,7 @@ async def until_stopped(service: asyncio.Task[None], stop: Stop, shifts: Callabl
 
     Args:
         service: serves the deployment.
-        stop: what signals tell.
+        stop: set by signals.
         shifts: sees to it that a shift is on, for ever.
 
     Raises:
@@ -229,7 +229,7 @@ async def _serve(deployment: RunnerDeployment) -> None:
         assert task is not None
         inner.set_result((asyncio.get_running_loop(), task))
         # Without prefetching: a shift that is fetched before the last one has ended would be refused by the limit.
-        await aserve(deployment, query_seconds=int(LOOK_SECONDS), prefetch_seconds=0, print_starting_message=False)
+        await aserve(deployment, query_seconds=int(CHECK_SECONDS), prefetch_seconds=0, print_starting_message=False)
 
     def run() -> None:
         with suppress(asyncio.CancelledError):
@@ -252,8 +252,8 @@ class Shifts:
         client: of the server.
         deployment_id: the agent's deployment.
         server: the agent's, for its orders.
-        holder: the agent, as its shifts on this machine are told from others of its name.
-        stop: what signals tell.
+        holder: the agent, which tells its shifts on this machine from others of its name.
+        stop: set by signals.
         left: ids of the shifts of an earlier service whose processes go on: nobody else sees how they end.
     """
 
@@ -281,15 +281,15 @@ class Shifts:
         """
         while not self._stop.has_drained:
             try:
-                await self._look()
+                await self._check()
             except ServerUnavailableError as error:
-                log.debug("not looked whether a shift is on: %s", error)
-            await self._stop.wake.wait(LOOK_SECONDS)
+                log.debug("shifts not checked: %s", error)
+            await self._stop.wake.wait(CHECK_SECONDS)
         self._stop.end()
         await anyio.sleep_forever()
 
-    async def _look(self) -> None:
-        is_ordered = bool(self._stop.heard)
+    async def _check(self) -> None:
+        is_ordered = bool(self._stop.received)
         if is_ordered:
             await drain_shifts(self._server, self._holder.agent)
         runs = await _runs(self._client, self._deployment_id, ["SCHEDULED", *_ON])

@@ -48,7 +48,7 @@ class Signals:
     Args:
         agent: whose loop is run.
         stop_jobs: the second signal stops what runs.
-        tell: is told in words what was understood.
+        notify: is called with a sentence for the person at the terminal.
         early: signals that came before the loop: see `prefect_launch.core.early_signals`.
     """
 
@@ -57,15 +57,15 @@ class Signals:
         agent: LaunchAgent,
         *,
         stop_jobs: bool,
-        tell: Callable[[str], None],
+        notify: Callable[[str], None],
         early: Sequence[signal.Signals] = (),
     ) -> None:
         self._agent = agent
         self._stop_jobs = stop_jobs
-        self._tell = tell
+        self._notify = notify
         self._early = early
         self._work: asyncio.Future[None] | None = None
-        self._on_event: list[signal.Signals] = []
+        self._received: list[signal.Signals] = []
 
     async def run(self, *, until_empty: bool = False) -> signal.Signals | None:
         """Run the loop to its end.
@@ -76,40 +76,40 @@ class Signals:
         loop = asyncio.get_running_loop()
         self._work = asyncio.ensure_future(self._agent.loop(until_empty=until_empty))
         for number in SIGNALS:
-            loop.add_signal_handler(number, self.hear, number)
+            loop.add_signal_handler(number, self.handle, number)
         for number in self._early:
-            self.hear(number)
+            self.handle(number)
         try:
             await self._work
         except asyncio.CancelledError:
-            if not self._on_event:
+            if not self._received:
                 raise
         finally:
             self._forget()
-        return self._on_event[0] if self._on_event else None
+        return self._received[0] if self._received else None
 
-    def hear(self, number: signal.Signals) -> None:
+    def handle(self, number: signal.Signals) -> None:
         """Act on a signal."""
-        self._on_event.append(number)
+        self._received.append(number)
         agent = self._agent
         count, ids = len(agent.thread_ids), ", ".join(agent.thread_ids)
-        if len(self._on_event) == 1:
+        if len(self._received) == 1:
             agent.shutdown.drain()
             if not agent.shutdown.at_work:
                 what = "what this agent has left in work is taken up first. Once more to leave at once"
                 asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._leave_unless_begun)
             else:
                 what = f"{count} in work: {ids}. Once more to leave at once" if count else "nothing is in work"
-            self._tell(f"Draining: no more items are taken; {what}.")
+            self._notify(f"Draining: no more items are taken; {what}.")
             return
         self._forget()
         agent.shutdown.leave(stop_jobs=self._stop_jobs)
         if not agent.shutdown.at_work:
-            self._tell("Leaving; what this agent has left in work, if anything, is for its next start.")
+            self._notify("Leaving; what this agent has left in work, if anything, is for its next start.")
             self._cancel()
             return
         what = f"{count} {'are stopped' if self._stop_jobs else 'go on'}: {ids}" if count else "nothing is in work"
-        self._tell(f"Leaving; {what}.")
+        self._notify(f"Leaving; {what}.")
         if self._stop_jobs:
             return
         asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._cancel)
@@ -117,7 +117,7 @@ class Signals:
     def _leave_unless_begun(self) -> None:
         """End an agent that waits for its server: whether it has left anything in work cannot be seen."""
         if not self._agent.shutdown.has_begun and self._work is not None and not self._work.done():
-            self._tell("Leaving; the server does not answer: what this agent has left in work is for its next start.")
+            self._notify("Leaving; the server does not answer: what this agent has left in work is for its next start.")
             self._cancel()
 
     def _cancel(self) -> None:

@@ -116,14 +116,14 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
 
         Raises:
             LaunchError: when the agent cannot be started, or cannot go on.
-            SystemExit: in its place, when a printer of the caller's own was told.
+            SystemExit: in its place, when the caller gave a printer of its own.
         """
         try:
             agent = self._make_agent()
             printer(f"Agent {agent.config.name!r} polls the queue {self._work_pool_name!r}.")
             async with self._showing_life():
                 if threading.current_thread() is threading.main_thread():
-                    await Signals(agent, stop_jobs=False, tell=printer).run(until_empty=run_once)
+                    await Signals(agent, stop_jobs=False, notify=printer).run(until_empty=run_once)
                 else:
                     await agent.loop(until_empty=run_once)
         except LaunchError as error:

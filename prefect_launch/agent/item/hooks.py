@@ -90,7 +90,7 @@ class KeepOutputs(Hook):
 
 
 class WarnOfOtherImage(Hook):
-    """Tells in the item's log when its run is of another image than its tag meant when it was queued."""
+    """Notes in the item's log when its run is of another image than its tag meant when it was queued."""
 
     async def started(self) -> None:
         attempt = self.attempt

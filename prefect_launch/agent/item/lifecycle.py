@@ -126,7 +126,7 @@ class ItemLifecycle:
             await hook.plan()
 
     async def _prepare(self) -> None:
-        """Stop what earlier attempts have left at work here; bring what the run needs: old outputs, image, environment.
+        """Stop what earlier attempts have left running here; bring what the run needs: old outputs, image, environment.
 
         Crash: nothing runs; the item goes back into its queue, and the next attempt does the same again.
         """

@@ -56,7 +56,7 @@ _TRACEBACK: Final = re.compile(
 )
 #: From one state of a progress bar that is being drawn to the next that is shown.
 BAR_SECONDS: Final = 10.0
-#: A request whose answer cannot reach us may still be at work on a busy server: its records are looked for after these
+#: A request whose answer was lost may still be in progress on a busy server: its records are looked for after these
 #: pauses before they are sent again.
 SETTLE_SECONDS: Final = (0.5, 1.0, 2.0)
 #: What a request that is under way gets when the agent leaves.

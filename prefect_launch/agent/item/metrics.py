@@ -2,7 +2,7 @@
 
 The log is the truth. A file beside it says how far it was read and what was found, so that the next agent goes on
 there. Reading a part of it twice changes nothing, for the steps of a metric are a set. What is wrong with a run's
-metrics is told in its log once, not once a line.
+metrics is noted in its log once, not once a line.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from prefect_launch.spec.metric_pattern import MetricPattern
 
 log = logging.getLogger(__name__)
 
-LOOK_SECONDS: Final = 1.0
+READ_SECONDS: Final = 1.0
 #: From one write about an item to the next. It grows with the run, for each costs the server 25 ms and more: a metric
 #: that is watched for an hour need not be as fresh as one that is watched for a minute.
 MIN_WRITE_SECONDS: Final = 2.0
@@ -72,7 +72,7 @@ class MetricsReader:
     Attributes:
         metrics: what was found.
         previous: what an earlier attempt has reported: it stays up to the step that this attempt begins at.
-        faults: what is wrong and was not told yet, in words.
+        faults: what is wrong and was not noted in the log yet, in words.
         revision: grows whenever something is found.
         artifacts: ids of the artifacts that the metrics are written to, by what they are.
     """
@@ -177,8 +177,8 @@ class MetricsReader:
                 self._fault("names", f"it reports more than {MAX_METRICS} metrics; the first {MAX_METRICS} are kept")
         thinned = [name for name, series in self.metrics.series.items() if series.stride > 1] if points else []
         if thinned:
-            told = f"{thinned[0]!r} has more than {MAX_POINTS} steps: its history is thinned evenly."
-            self._fault("thinned", f"{told} {METRICS_FILE} among the outputs has all that log_metrics() reports")
+            reason = f"{thinned[0]!r} has more than {MAX_POINTS} steps: its history is thinned evenly."
+            self._fault("thinned", f"{reason} {METRICS_FILE} among the outputs has all that log_metrics() reports")
         self.revision += bool(points)
 
     def _marked(self, data: bytes) -> Iterator[tuple[int, dict[str, float]]]:
@@ -315,10 +315,10 @@ class MetricsCollector:
         await self._begin()
         while True:
             await self._read()
-            with suppress(ServerUnavailableError, ServerFailedError):  # it is tried again at the next look
-                await self._tell_faults()
+            with suppress(ServerUnavailableError, ServerFailedError):  # it is tried again after the next read
+                await self._note_faults()
                 await self._write_when_due()
-            await anyio.sleep(LOOK_SECONDS)
+            await anyio.sleep(READ_SECONDS)
 
     async def _begin(self) -> None:
         if self._has_begun:
@@ -334,10 +334,10 @@ class MetricsCollector:
     async def _read(self, *, ended: bool = False) -> None:
         await anyio.to_thread.run_sync(lambda: self._reader.read(ended=ended))
 
-    async def _tell_faults(self) -> None:
+    async def _note_faults(self) -> None:
         while self._reader.faults:
             await anyio.to_thread.run_sync(self._reader.save)
-            note = f"Metrics of this run: {self._reader.faults[0]}. Later ones like it are not told."
+            note = f"Metrics of this run: {self._reader.faults[0]}. Later ones like it are not listed."
             await write_log_note(self._server, self._item_id, note)
             del self._reader.faults[0]
 
@@ -359,7 +359,7 @@ class MetricsCollector:
         await self._write(_CHART if is_charts_turn else due[0])
 
     async def _write_all(self) -> None:
-        await self._tell_faults()
+        await self._note_faults()
         for what in self._due:
             await self._write(what)
 
@@ -394,7 +394,7 @@ def _read_summary(file: Path) -> dict[str, Any]:
         found = json.loads(file.read_bytes(), parse_constant=str)
     except (OSError, ValueError, RecursionError):
         return {}
-    # What W&B tells of the run itself begins with an underscore.
+    # What W&B reports on the run itself begins with an underscore.
     return {name: value for name, value in found.items() if name[:1] != "_"} if isinstance(found, dict) else {}
 
 

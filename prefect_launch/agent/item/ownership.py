@@ -102,9 +102,9 @@ async def check_ownership(server: Server, entries: Sequence[RunningItem]) -> Non
     for running_item in entries:
         if running_item.stop.is_set():
             continue
-        looked_at = now()
+        checked_at = now()
         if await owns_item(server, running_item.id, running_item.claim):
-            running_item.held_at = looked_at
+            running_item.held_at = checked_at
             continue
         if running_item.ended.is_set():
             continue
@@ -133,7 +133,7 @@ class Ownership:
     async def is_certain(self) -> bool:
         """Whether the item is this agent's for certain: one that was not seen to be for long may have been called lost.
 
-        It is seen at the claim, then with the looks that the agent takes at all items in work, else by a look now.
+        The claim shows it, then each check of all items in work, else a check now.
         """
         if now() - self._running.held_at < self._context.trusted_seconds:
             return True
@@ -250,7 +250,7 @@ async def hold_run_lock(run_dir: Path, agent: str) -> AsyncIterator[bool]:
 
 
 def run_lock_holder(run_dir: Path) -> str | None:
-    """Return the name of the agent that reports on a run now; `None` when none does. Looking disturbs no other look."""
+    """Return the name of the agent that reports on a run now; `None` when none does. It disturbs no other reader."""
     try:
         with locked_if_free(run_dir / _RUN_LOCK, shared=True) as is_free:
             return None if is_free else (run_dir / _RUN_LOCK).read_text(encoding="utf-8", errors="replace")

@@ -1,9 +1,9 @@
-"""What older claims have left at work on this machine, when an item is attempted again.
+"""Previous attempts: runs that older claims of an item have left on this machine.
 
 The agent of an older attempt may have been killed and called lost while its run goes on. When that run can be reached
-from here (one Docker Engine, or one machine), it is stopped before the next attempt is made: never two at work. Of this
-home, or this engine, it is removed too; what an agent of another home has made stays with its log, for that agent. What
-has ended is left to the housekeeping; what is on another machine, to its own agent.
+from here (one Docker Engine, or one machine), it is stopped before the next attempt is made, so that two never run at
+once. In this home, or on this engine, it is removed too; what an agent of another home has made stays with its log, for
+that agent. What has ended is left to the housekeeping; what is on another machine, to its own agent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 async def stop_previous_attempts(context: AgentContext, runner: Runner, plan: RunPlan) -> None:
-    """Stop what earlier attempts at an item, or earlier claims of it, have at work here.
+    """Stop what earlier attempts at an item, or earlier claims of it, have running here.
 
     Args:
         context: the agent's.
@@ -47,7 +47,7 @@ async def stop_previous_attempts(context: AgentContext, runner: Runner, plan: Ru
 
 
 async def stop_all_attempts(context: AgentContext, queue: str, item: Item) -> bool:
-    """Stop what an item has at work here, whichever claims have made it; it is left there with its log.
+    """Stop what an item has running here, whichever claims have made it; it is left there with its log.
 
     Args:
         context: the agent's.
@@ -75,7 +75,7 @@ async def stop_all_attempts(context: AgentContext, queue: str, item: Item) -> bo
 
 
 async def _stop(runner: Runner, found: Found, plan: RunPlan) -> None:
-    log.warning("%s stopping %s: an older attempt is still at work", plan.item_id, found.handle)
+    log.warning("%s stopping %s: an older attempt still runs", plan.item_id, found.handle)
     await runner.stop(found.handle, TAKEOVER_SECONDS)
 
 

@@ -10,8 +10,8 @@ all that is due.
 
 A poll shows 200 items at most, and none of those may be for this agent. Then it reads on, page after page, in the
 server's own order and inside its limits: the next page begins where the last item of the one before is due, in the same
-work queue; then come those of less priority. That is expensive for the server, so one look is a few pages, and the next
-look, after a pause, goes on from there. The front is always asked first.
+work queue; then come those of less priority. That is expensive for the server, so one scan is a few pages, and the next
+scan, after a pause, goes on from there. The front is always asked first.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from prefect_launch.spec.item_parameters import is_scheduler
 
 #: Items of a page; the server refuses more.
 PAGE: Final = 200
-#: Pages of one look, and after which time it reads no more of them.
+#: Pages of one scan, and after which time it reads no more of them.
 PAGES: Final = 5
 LONGEST_SECONDS: Final = 2.0
-#: From one look to the next, when that one did not see all, or something has changed since.
-LOOK_SECONDS: Final = 5.0
+#: From one scan to the next, when that one did not see all, or something has changed since.
+SCAN_SECONDS: Final = 5.0
 #: When all was seen, and nothing has changed that this agent could know of.
 REST_SECONDS: Final = 30.0
 _NEXT: Final = timedelta(microseconds=1)
@@ -71,7 +71,7 @@ class QueuePager:
         self._queue = queue
         self._now = now
         self._place: Place | None = None
-        self._looked_at = float("-inf")
+        self._scanned_at = float("-inf")
         self._next_at = float("-inf")
         self._has_changed = False
         #: What the round that goes on has shown, and what the one before it has.
@@ -80,7 +80,7 @@ class QueuePager:
 
     @property
     def due_at(self) -> float:
-        """When the next look is due, on the monotonic clock; infinite: the next poll is soon enough."""
+        """When the next scan is due, on the monotonic clock; infinite: the next poll is soon enough."""
         return self._next_at if self._place is not None or self._has_changed else float("inf")
 
     @property
@@ -94,16 +94,16 @@ class QueuePager:
         self._shown, self._shown_before = set(), set()
 
     def changed(self) -> None:
-        """Note that there may be more for this agent than at the last look."""
+        """Note that there may be more for this agent than at the last scan."""
         self._has_changed = True
-        self._next_at = min(self._next_at, self._looked_at + LOOK_SECONDS)
+        self._next_at = min(self._next_at, self._scanned_at + SCAN_SECONDS)
 
     async def find(self, front: Sequence[Item], take: Callable[[list[Item]], Awaitable[Item | None]]) -> Item | None:
-        """Return the first item that is for this agent; `None` when there is none, or the last look was just now.
+        """Return the first item that is for this agent; `None` when there is none, or the last scan was just now.
 
         Args:
             front: what the poll has shown, in the server's order.
-            take: returns the item of a page that is for this agent. The next look, which may be at once when there was
+            take: returns the item of a page that is for this agent. The next scan, which may be at once when there was
                 one, begins with its page.
 
         Raises:
@@ -112,7 +112,7 @@ class QueuePager:
         began = self._now()
         if began < self._next_at:
             return None
-        self._looked_at, self._has_changed = began, False
+        self._scanned_at, self._has_changed = began, False
         place = self._place or await self._end_of(front)
         for _ in range(PAGES):
             if place is None or self._now() - began > LONGEST_SECONDS:
@@ -127,11 +127,11 @@ class QueuePager:
         return None
 
     def _rest(self, place: Place | None) -> None:
-        """Note how far a look has come that found nothing."""
+        """Note how far a scan has come that found nothing."""
         self._place = place
         if place is None:
             self._shown, self._shown_before = set(), self._shown
-        self._next_at = self._looked_at + (REST_SECONDS if place is None else LOOK_SECONDS)
+        self._next_at = self._scanned_at + (REST_SECONDS if place is None else SCAN_SECONDS)
         if self._has_changed:
             self.changed()
 

@@ -22,7 +22,7 @@ _RECONNECT_MAX_SECONDS: Final = 10.0
 
 
 class WakeEvent:
-    """An alarm that many can ring and the loop waits for."""
+    """An event that many tasks can set, and that the loop waits for."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -38,31 +38,31 @@ class WakeEvent:
         self._event.clear()
 
 
-async def listen(server: Server, pool_ids: Collection[UUID], heard: Callable[[str], None]) -> None:
+async def listen(server: Server, pool_ids: Collection[UUID], on_event: Callable[[str], None]) -> None:
     """Report every item of these queues that is queued or asked to stop, for ever; connect again when the connection
     ends.
 
     Args:
         server: the Prefect server.
         pool_ids: ids of the queues' work pools.
-        heard: is called with the item's id, on the event loop.
+        on_event: is called with the item's id, on the event loop.
     """
-    await follow(lambda: server.watch_pools(pool_ids), heard)
+    await follow(lambda: server.watch_pools(pool_ids), on_event)
 
 
-async def follow(connect: Callable[[], AsyncIterator[str]], heard: Callable[[str], None]) -> None:
+async def follow(connect: Callable[[], AsyncIterator[str]], on_event: Callable[[str], None]) -> None:
     """Report every event of a stream of the server's, for ever; connect again when the connection ends.
 
     Args:
         connect: opens the stream.
-        heard: is called with each event, on the event loop.
+        on_event: is called with each event, on the event loop.
     """
     pause = _RECONNECT_FIRST_SECONDS
     while True:
         stream = connect()
         while (event := await _next(stream)) is not None:
             pause = _RECONNECT_FIRST_SECONDS
-            heard(event)
+            on_event(event)
         await anyio.sleep(pause)
         pause = min(pause * 2, _RECONNECT_MAX_SECONDS)
 

@@ -228,8 +228,8 @@ class LostAgentDetector:
 
     async def _in_work(self, living: Collection[str]) -> set[str]:
         """Return the ids of what living agents say they have in work; read only when something is lost."""
-        notices = (await read_statuses(self._server)).values() if living else ()
-        return {one.id for notice in notices if notice.name in living for one in notice.running}
+        statuses = (await read_statuses(self._server)).values() if living else ()
+        return {one.id for status in statuses if status.name in living for one in status.running}
 
     async def _report_lost(
         self, queue: str, item: Item, holder: Holder, history: list[State], beat: datetime | None

@@ -97,7 +97,7 @@ class Reporter:
         self._name = agent.config.name
         self._changed = WakeEvent()
 
-    def notice(self, state: str | None = None) -> AgentStatus:
+    def current_status(self, state: str | None = None) -> AgentStatus:
         """Return how the agent is now."""
         agent = self._agent
         items = agent.running_items.items
@@ -118,16 +118,16 @@ class Reporter:
         )
 
     async def post(self) -> None:
-        """Post its notice whenever it has changed, for ever."""
+        """Post its status whenever it has changed, for ever."""
         posted, due = None, 0.0
         while True:
-            now = self.notice()
+            now = self.current_status()
             if now != posted and time.monotonic() >= due:
                 try:
                     await post_status(self._server, now)
                     posted = now
                 except LaunchError as error:
-                    log.debug("notice not posted: %s", error)
+                    log.debug("status not posted: %s", error)
                 due = time.monotonic() + WRITE_SECONDS
             await anyio.sleep(_CHECK_SECONDS)
 
@@ -138,7 +138,7 @@ class Reporter:
         self._agent.shutdown.set_drain_request(wanted, ends_shift=wanted and order is not None and order.ends_shift)
 
     async def watch_drain_request(self) -> None:
-        """Read its orders again and again, for ever."""
+        """Read the drain request again and again, for ever."""
         drains = False
         while True:
             try:
@@ -159,7 +159,7 @@ class Reporter:
         asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._changed.set)
 
     async def leave(self, left: AgentStatus) -> None:
-        """Take its notice and its presence down; when items go on without it, both say so.
+        """Delete its status and its presence; when items go on without it, both say so.
 
         Args:
             left: how it was, just before it let go of what runs.

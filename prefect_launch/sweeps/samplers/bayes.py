@@ -76,8 +76,8 @@ class BayesSampler(Sampler):
         return next((each for each in untried if point_key(each) not in tried), None)
 
     def _candidates(self, history: History, key: str) -> Iterator[dict[str, Any]]:
-        told = sum(self._score(trial) is not None for trial in (*history.prior, *history.trials))
-        if told < _STARTUP_TRIALS or not self._searched:
+        scored = sum(self._score(trial) is not None for trial in (*history.prior, *history.trials))
+        if scored < _STARTUP_TRIALS or not self._searched:
             yield from (random_point(self.config.parameters, f"{key}/{ask}" if ask else key) for ask in range(_ASKS))
             return
         _prepare_optuna()
@@ -99,11 +99,11 @@ class BayesSampler(Sampler):
     # --- the history as Optuna's trials ---
 
     def _trials(self, history: History) -> list[FrozenTrial]:
-        told = [*history.prior, *history.trials]
-        scores = {id(trial): score for trial in told if (score := self._score(trial)) is not None}
+        trials = [*history.prior, *history.trials]
+        scores = {id(trial): score for trial in trials if (score := self._score(trial)) is not None}
         best, worst = (min(scores.values()), max(scores.values())) if scores else (None, None)
         found = []
-        for trial in told:
+        for trial in trials:
             params = self._internal(trial)
             score = scores.get(id(trial))
             if score is None and trial.state in (TrialState.FAILED, TrialState.FINISHED, TrialState.PRUNED):

@@ -29,7 +29,7 @@ MAIN = "import json, os\nprint('rate', json.loads(os.environ['LAUNCH_CONFIG'])['
 SCHEMA = {"type": "object", "properties": {"lr": {"type": "number", "maximum": 1}}, "required": ["lr"]}
 
 
-class Desk(Site):
+class BuildSite(Site):
     """A queue of containers, a code job, and a machine that builds for it."""
 
     def code_job(self, main: str = MAIN) -> None:
@@ -64,8 +64,8 @@ def configure(folder: Path, **more: Any) -> None:
 
 
 @pytest.fixture
-def desk(prefect_server: PrefectServerProcess, python_image: str, tmp_path: Path, unique: str, home: Path) -> Desk:
-    made = Desk(prefect_server.api_url, tmp_path, unique, resource="local-container")
+def site(prefect_server: PrefectServerProcess, python_image: str, tmp_path: Path, unique: str, home: Path) -> BuildSite:
+    made = BuildSite(prefect_server.api_url, tmp_path, unique, resource="local-container")
     made.code_job()
     return made
 
@@ -84,124 +84,124 @@ def forget_built(engine: DockerEngine, repository: str) -> int:
 
 
 def test_image_built_here_is_pulled_by_its_digest_where_it_runs(
-    desk: Desk, engine: DockerEngine, open_registry: DockerRegistry
+    site: BuildSite, engine: DockerEngine, open_registry: DockerRegistry
 ) -> None:
-    repository = f"{open_registry.host}/team/{desk.name}"
+    repository = f"{open_registry.host}/team/{site.name}"
 
-    run = desk.add_built(repository, name="first")
+    run = site.add_built(repository, name="first")
 
-    job = desk.api.job(f"{desk.name}-image")
+    job = site.api.job(f"{site.name}-image")
     assert run.item.parameters["job"] == job.reference
     assert str(job.image).startswith(f"{repository}@sha256:")
     assert (job.schema or {})["required"] == ["lr"]
     assert job.document.retries is not None
-    assert job.metadata["built_from"] == desk.api.job(desk.name).reference
+    assert job.metadata["built_from"] == site.api.job(site.name).reference
     assert forget_built(engine, repository) == 1
-    desk.work_off(builder={"type": "none"})
-    assert desk.states(run) == ["Queued", "Pending", "Pulling", "Running", "Completed"], run.message
-    assert "rate 0.5" in desk.log(run)
+    site.work_off(builder={"type": "none"})
+    assert site.states(run) == ["Queued", "Pending", "Pulling", "Running", "Completed"], run.message
+    assert "rate 0.5" in site.log(run)
 
 
 def test_same_code_is_built_once_and_makes_one_version(
-    desk: Desk, engine: DockerEngine, open_registry: DockerRegistry
+    site: BuildSite, engine: DockerEngine, open_registry: DockerRegistry
 ) -> None:
-    repository = f"{open_registry.host}/team/{desk.name}"
-    first = desk.add_built(repository)
+    repository = f"{open_registry.host}/team/{site.name}"
+    first = site.add_built(repository)
     assert forget_built(engine, repository) == 1
 
-    second = desk.add_built(repository)
+    second = site.add_built(repository)
 
     assert second.item.parameters["job"] == first.item.parameters["job"]
     assert forget_built(engine, repository) == 0, "it was built again"
-    desk.code_job(MAIN.replace("rate", "speed"))
-    third = desk.add_built(repository)
-    assert third.item.parameters["job"] == f"acme/tests/{desk.name}-image:v1"
+    site.code_job(MAIN.replace("rate", "speed"))
+    third = site.add_built(repository)
+    assert third.item.parameters["job"] == f"acme/tests/{site.name}-image:v1"
 
 
 def test_registry_with_a_password_is_used_with_the_block_that_the_config_names(
-    desk: Desk, engine: DockerEngine, closed_registry: DockerRegistry, home: Path
+    site: BuildSite, engine: DockerEngine, closed_registry: DockerRegistry, home: Path
 ) -> None:
     block = DockerRegistryCredentials(username=USER, password=SecretStr(PASSWORD), registry_url=closed_registry.host)
     block.save("of-builds", overwrite=True)
-    repository = f"{closed_registry.host}/team/{desk.name}"
+    repository = f"{closed_registry.host}/team/{site.name}"
     configure(home, builder={"destination": repository, "credentials": "of-builds"})
 
-    run = desk.add_built(None)
+    run = site.add_built(None)
 
     assert forget_built(engine, repository) == 1
-    desk.work_off(builder={"type": "none"}, registries={closed_registry.host: {"credentials": "of-builds"}})
-    assert desk.states(run)[-1] == "Completed", run.message
-    assert PASSWORD not in desk.log(run) + desk.notes(run) + str(run.item.parameters)
+    site.work_off(builder={"type": "none"}, registries={closed_registry.host: {"credentials": "of-builds"}})
+    assert site.states(run)[-1] == "Completed", run.message
+    assert PASSWORD not in site.log(run) + site.notes(run) + str(run.item.parameters)
 
 
-def test_build_that_cannot_be_pushed_queues_nothing(desk: Desk, closed_registry: DockerRegistry) -> None:
+def test_build_that_cannot_be_pushed_queues_nothing(site: BuildSite, closed_registry: DockerRegistry) -> None:
     with pytest.raises(RegistryError, match=r"none are known here.*DockerRegistryCredentials"):
-        desk.add_built(f"{closed_registry.host}/team/{desk.name}")
+        site.add_built(f"{closed_registry.host}/team/{site.name}")
 
-    assert desk.api.items(queue=desk.name) == []
-    assert [job.name for job in desk.api.jobs("acme", "tests") if desk.name in job.name] == [desk.name]
+    assert site.api.items(queue=site.name) == []
+    assert [job.name for job in site.api.jobs("acme", "tests") if site.name in job.name] == [site.name]
 
 
 def test_agent_with_a_destination_pushes_what_it_builds_and_takes_what_is_there(
-    desk: Desk, engine: DockerEngine, open_registry: DockerRegistry
+    site: BuildSite, engine: DockerEngine, open_registry: DockerRegistry
 ) -> None:
-    repository = f"{open_registry.host}/team/{desk.name}"
+    repository = f"{open_registry.host}/team/{site.name}"
     builder = {"base_image": PYTHON_IMAGE, "destination": repository}
     config = {"overrides": {"run_config": {"lr": 0.25}}}
-    (first,) = desk.add(config)
-    desk.work_off(builder=builder)
-    assert desk.states(first) == ["Queued", "Pending", "Building", "Running", "Completed"], first.message
-    assert f"Pushed {repository}@sha256:" in desk.notes(first)
+    (first,) = site.add(config)
+    site.work_off(builder=builder)
+    assert site.states(first) == ["Queued", "Pending", "Building", "Running", "Completed"], first.message
+    assert f"Pushed {repository}@sha256:" in site.notes(first)
     assert forget_built(engine, repository) == 1
 
-    (second,) = desk.add(config)
-    desk.work_off(builder=builder)
+    (second,) = site.add(config)
+    site.work_off(builder=builder)
 
-    assert desk.states(second) == ["Queued", "Pending", "Pulling", "Running", "Completed"], second.message
-    assert "rate 0.25" in desk.log(second)
+    assert site.states(second) == ["Queued", "Pending", "Pulling", "Running", "Completed"], second.message
+    assert "rate 0.25" in site.log(second)
 
 
 def test_item_runs_what_its_tag_meant_when_it_was_queued(
-    desk: Desk, engine: DockerEngine, open_registry: DockerRegistry
+    site: BuildSite, engine: DockerEngine, open_registry: DockerRegistry
 ) -> None:
-    repository = f"{open_registry.host}/team/{desk.name}"
-    first = desk.add_built(repository).item.parameters["job"]
-    built = str(desk.api.job(first).image)
+    repository = f"{open_registry.host}/team/{site.name}"
+    first = site.add_built(repository).item.parameters["job"]
+    built = str(site.api.job(first).image)
     tag = f"{repository}:stable"
     push(engine, built, tag)
 
-    with use_api(desk.api):
+    with use_api(site.api):
         run = launch_add(
             config={"docker": {"docker_image": tag, "pin": True}, "overrides": {"run_config": {"lr": 0.75}}},
-            queue_name=desk.name,
+            queue_name=site.name,
             entry_point=["python", "main.py"],
         )
 
     assert run.item.parameters["docker"]["digest"] == built.partition("@")[2]
-    desk.code_job(MAIN.replace("rate", "speed"))
-    push(engine, str(desk.api.job(desk.add_built(repository).item.parameters["job"]).image), tag)
+    site.code_job(MAIN.replace("rate", "speed"))
+    push(engine, str(site.api.job(site.add_built(repository).item.parameters["job"]).image), tag)
     assert forget_built(engine, repository) == 2
-    desk.work_off(builder={"type": "none"})
-    assert desk.states(run)[-1] == "Completed", run.message
-    assert desk.log(run) == "rate 0.75"
+    site.work_off(builder={"type": "none"})
+    assert site.states(run)[-1] == "Completed", run.message
+    assert site.log(run) == "rate 0.75"
 
 
 def test_queue_that_pins_runs_what_the_tag_meant_when_each_item_was_queued(
-    desk: Desk, engine: DockerEngine, open_registry: DockerRegistry, image_in: Callable[[str], str]
+    site: BuildSite, engine: DockerEngine, open_registry: DockerRegistry, image_in: Callable[[str], str]
 ) -> None:
-    tag = f"{open_registry.host}/team/{desk.name}:stable"
+    tag = f"{open_registry.host}/team/{site.name}:stable"
     old, new = image_in(open_registry.host), image_in(open_registry.host)
-    desk.api.upsert_run_queue(desk.name, "local-container", config={"docker": {"pin": True}})
+    site.api.upsert_run_queue(site.name, "local-container", config={"docker": {"pin": True}})
     asked = {"docker": {"docker_image": tag}, "overrides": {"entry_point": ["sha256sum", "/noise"]}}
     free = {**asked, "docker": {"docker_image": tag, "pin": False}}
 
     push(engine, old, tag)
-    first, second, unpinned = launch_add_many([asked, asked, free], desk.name, api=desk.api)
+    first, second, unpinned = launch_add_many([asked, asked, free], site.name, api=site.api)
     push(engine, new, tag)
-    (third,) = launch_add_many([asked], desk.name, api=desk.api)
-    desk.work_off(builder={"type": "none"})
+    (third,) = launch_add_many([asked], site.name, api=site.api)
+    site.work_off(builder={"type": "none"})
 
     was, is_now = noise_of(engine, old), noise_of(engine, new)
     assert was != is_now
-    assert [desk.log(run) for run in (first, second, unpinned, third)] == [was, was, is_now, is_now]
+    assert [site.log(run) for run in (first, second, unpinned, third)] == [was, was, is_now, is_now]
     assert "digest" not in unpinned.item.parameters["docker"]

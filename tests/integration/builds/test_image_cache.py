@@ -26,7 +26,7 @@ pytestmark = pytest.mark.engine
 MEBIBYTE = 1024 * 1024
 
 
-class Rack:
+class BuiltImages:
     """A home, and images of a test's own; each is a mebibyte more than its base."""
 
     def __init__(self, client: DockerClient, home: Path, base: str) -> None:
@@ -73,59 +73,59 @@ class Rack:
 
 
 @pytest.fixture
-def rack(engine: DockerEngine, shell_image: str, tmp_path: Path) -> Iterator[Rack]:
+def images(engine: DockerEngine, shell_image: str, tmp_path: Path) -> Iterator[BuiltImages]:
     client = engine.client()
-    rack = Rack(client, tmp_path, shell_image)
-    yield rack
-    rack.clear()
+    images = BuiltImages(client, tmp_path, shell_image)
+    yield images
+    images.clear()
     client.close()
 
 
-async def test_images_over_the_limit_go_the_one_last_used_longest_ago_first(rack: Rack) -> None:
-    old, older, young = rack.image(hours=2), rack.image(hours=3), rack.image()
-    somebody_elses = rack.image(noted=False)
-    told = await rack.evict(2.5 * MEBIBYTE, dry_run=True)
-    assert rack.names() == {old, older, young, somebody_elses}
-    done = await rack.evict(2.5 * MEBIBYTE)
+async def test_images_over_the_limit_go_the_one_last_used_longest_ago_first(images: BuiltImages) -> None:
+    old, older, young = images.image(hours=2), images.image(hours=3), images.image()
+    somebody_elses = images.image(noted=False)
+    told = await images.evict(2.5 * MEBIBYTE, dry_run=True)
+    assert images.names() == {old, older, young, somebody_elses}
+    done = await images.evict(2.5 * MEBIBYTE)
     assert [entry.name for entry in told.evicted] == [entry.name for entry in done.evicted] == [older]
     assert done.evicted[0].size_bytes == pytest.approx(MEBIBYTE, rel=0.1)  # its base is not counted
-    assert rack.names() == {old, young, somebody_elses}
-    assert {note.name for note in ImageUsage(rack.home).records()} == {old, young}
+    assert images.names() == {old, young, somebody_elses}
+    assert {note.name for note in ImageUsage(images.home).records()} == {old, young}
 
 
-async def test_image_that_a_container_needs_or_that_somebody_has_named_stays(rack: Rack) -> None:
-    needed, named, free = rack.image(hours=3), rack.image(hours=3), rack.image(hours=3)
-    container = rack.client.containers.create(f"launch-test/built:{needed}", ["true"])
+async def test_image_that_a_container_needs_or_that_somebody_has_named_stays(images: BuiltImages) -> None:
+    needed, named, free = images.image(hours=3), images.image(hours=3), images.image(hours=3)
+    container = images.client.containers.create(f"launch-test/built:{needed}", ["true"])
     own = f"launch-test/somebodys-own:{named[:8]}"
-    rack.client.images.get(f"launch-test/built:{named}").tag(own)
+    images.client.images.get(f"launch-test/built:{named}").tag(own)
     try:
-        assert [entry.name for entry in (await rack.evict(0)).evicted] == [free]
-        assert rack.names() == {needed, named}
+        assert [entry.name for entry in (await images.evict(0)).evicted] == [free]
+        assert images.names() == {needed, named}
         container.remove()
-        assert [entry.name for entry in (await rack.evict(0)).evicted] == [needed]
+        assert [entry.name for entry in (await images.evict(0)).evicted] == [needed]
     finally:
-        rack.client.images.remove(own)
+        images.client.images.remove(own)
 
 
-async def test_image_used_lately_stays_and_so_does_one_used_since_it_was_measured(rack: Rack) -> None:
-    tag = rack.image(hours=1)
+async def test_image_used_lately_stays_and_so_does_one_used_since_it_was_measured(images: BuiltImages) -> None:
+    tag = images.image(hours=1)
     engine = BuildEngine()
-    cache = ImageCache(rack.home, 0, lambda: engine)
+    cache = ImageCache(images.home, 0, lambda: engine)
     (entry,) = await cache.entries()
-    ImageUsage(rack.home).record(tag, [])
+    ImageUsage(images.home).record(tag, [])
     assert not await cache.remove(entry)
     await engine.aclose()
-    assert (await rack.evict(0)).evicted == ()
-    assert rack.names() == {tag}
+    assert (await images.evict(0)).evicted == ()
+    assert images.names() == {tag}
 
 
-async def test_note_of_an_image_that_was_removed_by_hand_goes(rack: Rack) -> None:
-    tag = rack.image(hours=1)
-    rack.client.images.remove(f"launch-test/built:{tag}")
-    await rack.evict(None, dry_run=True)
-    assert [note.name for note in ImageUsage(rack.home).records()] == [tag]
-    assert (await rack.evict(None)).evicted == ()
-    assert ImageUsage(rack.home).records() == []
+async def test_note_of_an_image_that_was_removed_by_hand_goes(images: BuiltImages) -> None:
+    tag = images.image(hours=1)
+    images.client.images.remove(f"launch-test/built:{tag}")
+    await images.evict(None, dry_run=True)
+    assert [note.name for note in ImageUsage(images.home).records()] == [tag]
+    assert (await images.evict(None)).evicted == ()
+    assert ImageUsage(images.home).records() == []
 
 
 async def test_home_that_has_built_nothing_asks_no_engine(tmp_path: Path) -> None:

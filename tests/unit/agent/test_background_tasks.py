@@ -171,7 +171,7 @@ async def test_agent_whose_vital_task_fails_for_good_leaves_loudly_and_its_runs_
 ) -> None:
     bench.plays(Script(seconds=5))
     (item,) = await bench.add()
-    signals = Signals(bench.agent(), stop_jobs=False, tell=print)
+    signals = Signals(bench.agent(), stop_jobs=False, notify=print)
     loop = asyncio.create_task(signals.run())
     await bench.until(item, StateType.RUNNING)
     Faults(bench, name, 1_000)

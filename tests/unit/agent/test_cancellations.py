@@ -66,4 +66,4 @@ async def test_short_item_costs_no_read_of_whose_it_is(bench: Bench) -> None:
 def _tell(bench: Bench, item: Item) -> None:
     """Send an event about an item, as the server does before it commits."""
     for watcher in list(bench.server._store.watchers):
-        watcher.tell(str(item.id))
+        watcher.notify(str(item.id))

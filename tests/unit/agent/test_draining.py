@@ -170,7 +170,7 @@ async def test_first_signal_drains_the_agent(bench: Bench) -> None:
     (item,) = await bench.add()
     signals, told, work = _signals(bench.agent())
     await bench.until(item, StateType.RUNNING)
-    signals.hear(signal.SIGTERM)
+    signals.handle(signal.SIGTERM)
     assert await asyncio.wait_for(work, 60) is signal.SIGTERM
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
     assert told[0].startswith("Draining: no more items are taken; 1 in work: ")
@@ -181,8 +181,8 @@ async def test_second_signal_lets_the_agent_leave_and_its_jobs_go_on(bench: Benc
     (item,) = await bench.add()
     signals, told, work = _signals(bench.agent())
     await bench.until(item, StateType.RUNNING)
-    signals.hear(signal.SIGINT)
-    signals.hear(signal.SIGINT)
+    signals.handle(signal.SIGINT)
+    signals.handle(signal.SIGINT)
     assert await asyncio.wait_for(work, 50) is signal.SIGINT
     assert told[1] == f"Leaving; 1 go on: {item.id}."
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
@@ -198,8 +198,8 @@ async def test_second_signal_stops_the_jobs_when_that_was_wanted(bench: Bench) -
     first, second = await bench.add(2, retries=0)
     signals, told, work = _signals(bench.agent(max_jobs=1), stop_jobs=True)
     await bench.until(first, StateType.RUNNING)
-    signals.hear(signal.SIGTERM)
-    signals.hear(signal.SIGTERM)
+    signals.handle(signal.SIGTERM)
+    signals.handle(signal.SIGTERM)
     await asyncio.wait_for(work, 60)
     found = await bench.read(first.id)
     assert (found.state_type, found.message[:15]) == (StateType.CRASHED, "[run] Preempted")
@@ -213,7 +213,7 @@ async def test_signal_ends_an_agent_that_waits_for_its_server(bench: Bench, monk
     bench.server.down()
     signals, told, work = _signals(bench.agent())
     await asyncio.sleep(0.2)
-    signals.hear(signal.SIGTERM)
+    signals.handle(signal.SIGTERM)
     assert await asyncio.wait_for(work, 60) is signal.SIGTERM
     assert "nothing is in work" not in " ".join(told)
     assert told[-1] == "Leaving; the server does not answer: what this agent has left in work is for its next start."
@@ -236,7 +236,7 @@ async def test_signal_right_after_the_start_lets_the_agent_end_what_its_last_lif
 
     async def signal_at_the_first(call: str) -> None:
         if call == method and not told:
-            signals.hear(signal.SIGTERM)
+            signals.handle(signal.SIGTERM)
 
     bench.server.before_call = signal_at_the_first
     assert await asyncio.wait_for(work, 60) is signal.SIGTERM
@@ -253,8 +253,8 @@ async def test_second_signal_right_after_the_start_ends_the_agent_and_claims_no_
 
     async def signals_twice(call: str) -> None:
         if call == "read_pool" and not told:
-            signals.hear(signal.SIGTERM)
-            signals.hear(signal.SIGTERM)
+            signals.handle(signal.SIGTERM)
+            signals.handle(signal.SIGTERM)
 
     bench.server.before_call = signals_twice
     assert await asyncio.wait_for(work, 60) is signal.SIGTERM
@@ -300,10 +300,10 @@ async def test_idle_agent_writes_its_notice_once(bench: Bench) -> None:
 
 async def test_notice_of_much_work_is_cut_to_what_the_server_keeps(bench: Bench) -> None:
     running = tuple(RunningItemSummary(id=str(UUID(int=number)), name="x" * 60) for number in range(200))
-    notice = AgentStatus(
+    status = AgentStatus(
         name="box", host="h", queues=(QUEUE,), slots=None, state="running", running=running, in_work=200
     )
-    await post_status(bench.server, notice)
+    await post_status(bench.server, status)
     hold_run_lock = (await read_statuses(bench.server))["box"]
     assert hold_run_lock.in_work == 200
     assert 10 < len(hold_run_lock.running) < 200
@@ -320,7 +320,7 @@ def _signals(
     agent: LaunchAgent, *, stop_jobs: bool = False
 ) -> tuple[Signals, list[str], asyncio.Task[signal.Signals | None]]:
     told: list[str] = []
-    signals = Signals(agent, stop_jobs=stop_jobs, tell=told.append)
+    signals = Signals(agent, stop_jobs=stop_jobs, notify=told.append)
     return signals, told, asyncio.create_task(signals.run())
 
 

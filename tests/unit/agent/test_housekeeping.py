@@ -45,8 +45,8 @@ def set_age(folder: Path, hours: float) -> None:
 
 async def keep_house(agent: LaunchAgent, *, dry_run: bool = False) -> Report:
     async with agent.connected():
-        keeper = Housekeeper(agent.context, lambda: agent.running_items.held, settled_seconds=0)
-        report = await keeper.once(dry_run=dry_run)
+        housekeeper = Housekeeper(agent.context, lambda: agent.running_items.held, settled_seconds=0)
+        report = await housekeeper.once(dry_run=dry_run)
         assert report is not None
         return report
 

@@ -78,7 +78,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture(autouse=True)
 def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "READ_SECONDS", 0.01)
 
 
 def points(metrics: Metrics, name: str = "loss") -> list[tuple[int, float]]:

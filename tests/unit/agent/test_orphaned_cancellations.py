@@ -24,7 +24,7 @@ async def put_back_in_the_ui(bench: Bench) -> Item:
     return item
 
 
-def strays(bench: Bench, held: Callable[[], set[object]] = set) -> OrphanedCancellations:
+def orphaned(bench: Bench, held: Callable[[], set[object]] = set) -> OrphanedCancellations:
     return OrphanedCancellations(bench.server, [QUEUE], held)  # type: ignore[arg-type]
 
 
@@ -48,7 +48,7 @@ async def test_waiting_item_that_once_ran_is_cancelled_at_once_by_an_agent_that_
 async def test_agents_that_end_the_same_item_end_it_once(bench: Bench) -> None:
     item = await put_back_in_the_ui(bench)
     await bench.move(item, ItemState.CANCELLING)
-    await asyncio.gather(strays(bench).check([item.id]), strays(bench).check())
+    await asyncio.gather(orphaned(bench).check([item.id]), orphaned(bench).check())
     assert (await bench.states(item)).count("Cancelled") == 1
 
 
@@ -56,7 +56,7 @@ async def test_agents_that_end_the_same_item_end_it_once(bench: Bench) -> None:
 async def test_item_that_an_agent_has_is_left_to_it(bench: Bench, way: list[ItemState]) -> None:
     (item,) = await bench.add()
     await bench.move(item, *way, ItemState.CANCELLING)
-    await strays(bench).check()
+    await orphaned(bench).check()
     assert (await bench.read(item.id)).state_type is StateType.CANCELLING
 
 
@@ -68,5 +68,5 @@ async def test_waiting_items_cost_one_question_that_writes_nothing(bench: Bench)
         calls.append(method)
 
     bench.server.before_call = note
-    await strays(bench).check([item.id for item in items])
+    await orphaned(bench).check([item.id for item in items])
     assert calls == ["list_items"]

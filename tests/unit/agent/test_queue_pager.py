@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from prefect_launch.agent.polling import candidates
-from prefect_launch.agent.polling.candidates import LOOK_SECONDS, PAGES, REST_SECONDS, QueuePager
+from prefect_launch.agent.polling.candidates import PAGES, REST_SECONDS, SCAN_SECONDS, QueuePager
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import Script
@@ -70,7 +70,7 @@ async def test_look_is_a_few_pages_and_the_next_goes_on_from_there(bench: Bench)
     clock, front = Clock(), await front_of(bench)
     one = QueuePager(bench.server, QUEUE, now=clock)
     first, _ = await look(one, front)
-    clock.time += LOOK_SECONDS
+    clock.time += SCAN_SECONDS
     second, _ = await look(one, front)
     assert len(first) < PAGE * PAGES
     assert ids(front + first + second) == ids(items)
@@ -134,10 +134,10 @@ async def test_agent_that_has_seen_all_rests_and_looks_sooner_once_something_has
     assert await looks_after(0)
     assert [await looks_after(REST_SECONDS - 1), await looks_after(1)] == [False, True]
     one.changed()
-    assert one.due_at == clock.time + LOOK_SECONDS
-    assert [await looks_after(LOOK_SECONDS - 1), await looks_after(1)] == [False, True]
+    assert one.due_at == clock.time + SCAN_SECONDS
+    assert [await looks_after(SCAN_SECONDS - 1), await looks_after(1)] == [False, True]
     assert one.due_at == float("inf")
-    assert not await looks_after(LOOK_SECONDS)
+    assert not await looks_after(SCAN_SECONDS)
 
 
 async def test_what_changes_while_a_look_goes_on_leads_to_the_next(bench: Bench) -> None:
@@ -150,7 +150,7 @@ async def test_what_changes_while_a_look_goes_on_leads_to_the_next(bench: Bench)
         return None
 
     assert await one.find(await front_of(bench), take) is None
-    assert one.due_at == clock.time + LOOK_SECONDS
+    assert one.due_at == clock.time + SCAN_SECONDS
 
 
 async def test_look_that_found_something_is_followed_by_one_at_once_that_begins_with_its_page(bench: Bench) -> None:
@@ -180,7 +180,7 @@ async def test_slow_look_is_broken_off_and_gone_on_with_later(bench: Bench) -> N
     await one.find(front, take)
     assert len(shown) < PAGE
     for _ in range(4):
-        clock.time += LOOK_SECONDS
+        clock.time += SCAN_SECONDS
         await one.find(front, take)
     assert ids(front + shown) == ids(items)
 
@@ -191,7 +191,7 @@ async def test_slow_look_is_broken_off_and_gone_on_with_later(bench: Bench) -> N
 async def test_small_item_behind_many_that_do_not_fit_runs_and_the_first_of_those_comes_next(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(candidates, "SCAN_SECONDS", 0.1)
     bench.plays(Script(seconds=60))
     (holder,) = await bench.add(**wants(1))
     async with bench.running(agent_of(bench, 3, device_patience_seconds=60)):
@@ -210,7 +210,7 @@ async def test_small_item_behind_many_that_do_not_fit_runs_and_the_first_of_thos
 async def test_big_item_behind_many_for_other_agents_is_not_starved_by_small_ones(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(candidates, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(candidates, "SCAN_SECONDS", 0.1)
     monkeypatch.setattr(candidates, "REST_SECONDS", 0.2)
     bench.plays(Script(seconds=0.1))
     await bench.server.beat_worker(QUEUE, "the-big-box", 30)

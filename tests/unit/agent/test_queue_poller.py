@@ -15,7 +15,7 @@ from prefect_launch.server.values import Item
 from tests.support.bench import QUEUE, RESOURCE, Bench, holder_called
 
 
-async def intake_of(bench: Bench, *queues: str, holder: str = "box") -> QueuePoller:
+async def poller_of(bench: Bench, *queues: str, holder: str = "box") -> QueuePoller:
     async with bench.api.open() as session:
         poller = QueuePoller(
             Session(bench.server, session.jobs, session.digest_cache), queues or (QUEUE,), holder_called(holder)
@@ -110,7 +110,7 @@ async def test_queues_have_their_turn_one_after_another(bench: Bench) -> None:
     await asyncio.to_thread(bench.api.create_run_queue, "second", RESOURCE)
     await bench.add(2)
     await bench.add(2, queue="second")
-    poller = await intake_of(bench, QUEUE, "second")
+    poller = await poller_of(bench, QUEUE, "second")
     taken = [await poller.next(slots=1, skip=()) for _ in range(5)]
     assert [found[1] for found in taken if found] == [QUEUE, "second", QUEUE, "second"]
     assert taken[4] is None
@@ -119,18 +119,18 @@ async def test_queues_have_their_turn_one_after_another(bench: Bench) -> None:
 async def test_empty_queue_keeps_nobody_waiting(bench: Bench) -> None:
     await asyncio.to_thread(bench.api.create_run_queue, "second", RESOURCE)
     await bench.add(2, queue="second")
-    poller = await intake_of(bench, QUEUE, "second")
+    poller = await poller_of(bench, QUEUE, "second")
     found = [await poller.next(slots=1, skip=()) for _ in range(2)]
     assert [one[1] for one in found if one] == ["second", "second"]
 
 
 async def test_queue_that_the_agent_does_not_have_is_refused(bench: Bench) -> None:
     with pytest.raises(NotFoundError, match="gpuu"):
-        await (await intake_of(bench)).pop("gpuu")
+        await (await poller_of(bench)).pop("gpuu")
 
 
 async def test_server_that_is_away_is_told(bench: Bench) -> None:
-    poller = await intake_of(bench)
+    poller = await poller_of(bench)
     bench.server.down()
     with pytest.raises(ServerUnavailableError):
         await poller.pop(QUEUE)
@@ -139,7 +139,7 @@ async def test_server_that_is_away_is_told(bench: Bench) -> None:
 async def test_item_over_the_limit_is_given_back(bench: Bench) -> None:
     await asyncio.to_thread(bench.api.update_run_queue, QUEUE, concurrency_limit=1)
     await bench.add(2)
-    poller, other = await intake_of(bench), await intake_of(bench, holder="other")
+    poller, other = await poller_of(bench), await poller_of(bench, holder="other")
     met: list[str] = []
 
     async def other_is_faster(method: str) -> None:
@@ -156,8 +156,8 @@ async def test_item_over_the_limit_is_given_back(bench: Bench) -> None:
 async def test_many_agents_never_hold_more_than_the_limit(bench: Bench) -> None:
     await asyncio.to_thread(bench.api.update_run_queue, QUEUE, concurrency_limit=2)
     await bench.add(20)
-    intakes = [await intake_of(bench, holder=f"box-{n}") for n in range(4)]
-    taken = await asyncio.gather(*(poller.pop(QUEUE, slots=4) for poller in intakes))
+    pollers = [await poller_of(bench, holder=f"box-{n}") for n in range(4)]
+    taken = await asyncio.gather(*(poller.pop(QUEUE, slots=4) for poller in pollers))
     assert 1 <= sum(item is not None for item in taken) <= 2
     held = await bench.server.count_items(pool=QUEUE, state_types=[StateType.PENDING])
     assert held == sum(item is not None for item in taken)
@@ -166,4 +166,4 @@ async def test_many_agents_never_hold_more_than_the_limit(bench: Bench) -> None:
 async def test_paused_queue_gives_nothing(bench: Bench) -> None:
     await bench.add()
     await asyncio.to_thread(bench.api.update_run_queue, QUEUE, is_paused=True)
-    assert await (await intake_of(bench)).pop(QUEUE) is None
+    assert await (await poller_of(bench)).pop(QUEUE) is None

@@ -75,7 +75,7 @@ def living(monkeypatch: pytest.MonkeyPatch) -> set[UUID]:
     """The flow runs whose processes live on this machine."""
     found: set[UUID] = set()
     monkeypatch.setattr(serve, "living_shifts", lambda: set(found))
-    monkeypatch.setattr(serve, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(serve, "CHECK_SECONDS", 0.02)
     return found
 
 
@@ -137,7 +137,7 @@ async def test_service_that_is_stopped_at_once_waits_for_the_shift_that_a_killed
     living.add(old)
     await present(bench, "old")
     async with Service(bench, runs) as service:
-        service.stop.hear(signal.SIGTERM)
+        service.stop.handle(signal.SIGTERM)
         await service.looks()
         order = await read_drain_order(bench.server, "box")
         assert order is not None
@@ -189,7 +189,7 @@ async def test_signal_after_a_crash_starts_one_more_shift_to_take_up_what_is_lef
     runs = Runs()
     await present(bench, "crashed")
     async with Service(bench, runs) as service:
-        service.stop.hear(signal.SIGTERM)
+        service.stop.handle(signal.SIGTERM)
         await eventually(_value(lambda: scheduled(runs)), lambda found: len(found) == 1)
         await service.looks()
         assert not await service.is_ended()
@@ -207,7 +207,7 @@ async def test_service_gives_its_order_again_when_somebody_takes_it_back(bench: 
     await present(bench, "on")
     await bench.server.beat_worker(QUEUE, "box", 15)
     async with Service(bench, runs) as service:
-        service.stop.hear(signal.SIGTERM)
+        service.stop.handle(signal.SIGTERM)
         await eventually(lambda: read_drain_order(bench.server, "box"), lambda order: order is not None)
         await bench.api.acall(lambda session: drain_agent(session.server, "box", undo=True))
         await eventually(lambda: read_drain_order(bench.server, "box"), lambda order: order is not None)

@@ -126,8 +126,8 @@ async def test_adopted_run_is_not_reported_as_lost_by_an_agent_that_cannot_reach
     item = await orphaned(bench, Script(seconds=7), retries=0)
 
     async def told() -> list[str]:
-        notices = await read_statuses(bench.server)
-        return [one.id for one in notices["adopter"].running] if "adopter" in notices else []
+        statuses = await read_statuses(bench.server)
+        return [one.id for one in statuses["adopter"].running] if "adopter" in statuses else []
 
     async def beat() -> None:
         while True:

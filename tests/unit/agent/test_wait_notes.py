@@ -24,8 +24,8 @@ def _told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def teller(bench: Bench, name: str = "box") -> AsyncIterator[WaitReasonLogger]:
-    """The hook of an agent that is online with one slot, which is busy."""
+async def wait_notes(bench: Bench, name: str = "box") -> AsyncIterator[WaitReasonLogger]:
+    """The logger of an agent that is online with one slot, which is busy."""
     await is_online(bench, name)
     async with bench.api.open() as session:
         yield WaitReasonLogger(session, name, [QUEUE])
@@ -33,8 +33,8 @@ async def teller(bench: Bench, name: str = "box") -> AsyncIterator[WaitReasonLog
 
 async def is_online(bench: Bench, name: str, *, in_work: int = 1) -> None:
     await bench.server.beat_worker(QUEUE, name, 15)
-    notice = AgentStatus(name=name, host="h", queues=(QUEUE,), slots=1, state="running", in_work=in_work)
-    await post_status(bench.server, notice)
+    status = AgentStatus(name=name, host="h", queues=(QUEUE,), slots=1, state="running", in_work=in_work)
+    await post_status(bench.server, status)
 
 
 async def lines(bench: Bench, item: Item) -> list[str]:
@@ -43,9 +43,9 @@ async def lines(bench: Bench, item: Item) -> list[str]:
 
 async def test_items_are_told_once_why_they_wait_and_at_which_place(bench: Bench) -> None:
     first, second = await bench.add(2)
-    async with teller(bench) as hook:
+    async with wait_notes(bench) as logger:
         for _ in range(3):
-            await hook.check(QUEUE)
+            await logger.check(QUEUE)
     busy = "Waits (its turn): The one slot of the queue's agent is busy (box 1 of 1)."
     assert await lines(bench, first) == [f"{busy} It is the 1st of 2 in the queue."]
     assert await lines(bench, second) == [f"{busy} It is behind 1 earlier one. It is the 2nd of 2 in the queue."]
@@ -55,22 +55,22 @@ async def test_items_are_told_once_why_they_wait_and_at_which_place(bench: Bench
 
 async def test_line_is_written_again_when_what_keeps_it_waiting_has_changed_and_stays_so(bench: Bench) -> None:
     (item,) = await bench.add()
-    async with teller(bench) as hook:
-        await hook.check(QUEUE)
+    async with wait_notes(bench) as logger:
+        await logger.check(QUEUE)
         await bench.server.update_pool(QUEUE, is_paused=True)
-        await hook.check(QUEUE)
+        await logger.check(QUEUE)
         assert len(await lines(bench, item)) == 1
-        await hook.check(QUEUE)
-        await hook.check(QUEUE)
+        await logger.check(QUEUE)
+        await logger.check(QUEUE)
     assert [line.partition(":")[0] for line in await lines(bench, item)] == ["Waits (its turn)", "Waits (paused)"]
 
 
 async def test_reason_that_comes_and_goes_is_not_told_again(bench: Bench) -> None:
     (item,) = await bench.add()
-    async with teller(bench) as hook:
+    async with wait_notes(bench) as logger:
         for number in range(6):
             await bench.server.update_pool(QUEUE, is_paused=bool(number % 2))
-            await hook.check(QUEUE)
+            await logger.check(QUEUE)
     assert len(await lines(bench, item)) == 1
 
 
@@ -80,7 +80,7 @@ async def test_all_lines_of_a_look_are_one_request_and_only_the_front_of_the_lin
     await bench.add(25)
     (urgent,) = await bench.add(priority="critical")
     sent: list[int] = []
-    async with teller(bench) as hook:
+    async with wait_notes(bench) as logger:
         write = bench.server.write_lines
 
         async def counted(told: Sequence[tuple[UUID, LogRecord]]) -> None:
@@ -88,15 +88,15 @@ async def test_all_lines_of_a_look_are_one_request_and_only_the_front_of_the_lin
             await write(told)
 
         monkeypatch.setattr(bench.server, "write_lines", counted)
-        await hook.check(QUEUE)
-        await hook.check(QUEUE)
+        await logger.check(QUEUE)
+        await logger.check(QUEUE)
     assert sent == [20]
     assert (await lines(bench, urgent))[0].endswith("It is the 1st of 26 in the queue.")
 
 
 async def test_only_the_first_agent_by_name_tells(bench: Bench) -> None:
     (item,) = await bench.add()
-    async with teller(bench, "box-1"), teller(bench, "box-2") as second:
+    async with wait_notes(bench, "box-1"), wait_notes(bench, "box-2") as second:
         await bench.server.beat_worker(QUEUE, "a-worker-that-tells-nothing", 15)
         await second.check(QUEUE)
         assert await lines(bench, item) == []
@@ -108,8 +108,8 @@ async def test_only_the_first_agent_by_name_tells(bench: Bench) -> None:
 async def test_next_life_of_an_agent_does_not_repeat_the_line(bench: Bench) -> None:
     (item,) = await bench.add()
     for _ in range(2):
-        async with teller(bench) as hook:
-            await hook.check(QUEUE)
+        async with wait_notes(bench) as logger:
+            await logger.check(QUEUE)
     assert len(await lines(bench, item)) == 1
 
 
@@ -118,8 +118,8 @@ async def test_item_that_came_just_now_or_is_due_later_is_not_told(
 ) -> None:
     monkeypatch.setattr("prefect_launch.agent.reporting.wait_notes.WAITED_SECONDS", 60.0)
     (item,) = await bench.add()
-    async with teller(bench) as hook:
-        await hook.check(QUEUE)
+    async with wait_notes(bench) as logger:
+        await logger.check(QUEUE)
     assert await lines(bench, item) == []
 
 
@@ -131,15 +131,15 @@ async def test_queue_in_which_nothing_waits_costs_one_read(bench: Bench, monkeyp
         raise AssertionError("it is not asked")
 
     monkeypatch.setattr("prefect_launch.agent.reporting.wait_notes.read_queue_facts", never)
-    async with teller(bench) as hook:
-        await hook.check(QUEUE)
+    async with wait_notes(bench) as logger:
+        await logger.check(QUEUE)
 
 
 async def test_line_has_the_expected_start_from_past_runs(bench: Bench) -> None:
     done, waits = await bench.add(2)
     await bench.move(done, ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED)
-    async with teller(bench) as hook:
-        await hook.check(QUEUE)
+    async with wait_notes(bench) as logger:
+        await logger.check(QUEUE)
     (line,) = await lines(bench, waits)
     assert "Expected to start at about" in line
     assert line.endswith("from 1 past run of the queue.")
