@@ -136,7 +136,9 @@ def test_service_that_is_started_again_after_a_kill_and_stopped_at_once_drains_t
     assert "has drained" in again.tail()
     assert site.log(run).split() == ["started", "ended"]
     assert waits.state == "queued"
-    assert [each["state_type"] for each in shifts(site)] == ["COMPLETED"]
+    # The server may plan runs once more while the service pauses its schedule; the next start deletes them.
+    ends = [(each["state_type"], each["state"]["message"]) for each in shifts(site) if each["start_time"]]
+    assert [state for state, _ in ends] == ["COMPLETED"], ends
     assert site.api.call(lambda session: read_drain_order(session.server, site.name)) is None
 
 
