@@ -43,17 +43,17 @@ _NOT_CONNECTED: Final = "The agent is not connected: use it inside 'async with a
 
 
 class DrainState:
-    """The orders of one agent.
+    """Requests to one agent to drain or to leave.
 
     Args:
-        wake: is rung at every new order.
+        wake: is set at every new request.
 
     Attributes:
         has_begun: whether its server has answered, so that it sees what its last life left in work.
         at_work: whether its loop has begun to take items.
         stopping: leave now; what runs goes on.
         stops_jobs: when it leaves, what runs is stopped.
-        drain_requested: somebody has ordered through the server that it drains.
+        drain_requested: somebody has asked through the server that it drain.
         ends_shift: a shift that has drained so ends before its time.
     """
 
@@ -78,7 +78,7 @@ class DrainState:
         self._wake.set()
 
     def set_drain_request(self, wanted: bool, *, ends_shift: bool = False) -> None:
-        """Note what the server's order says now."""
+        """Note what the drain request on the server says now."""
         if (wanted, ends_shift) != (self.drain_requested, self.ends_shift):
             self.drain_requested, self.ends_shift = wanted, ends_shift
             self._wake.set()

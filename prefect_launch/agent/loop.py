@@ -40,7 +40,7 @@ from prefect_launch.agent.reporting.wait_notes import WaitReasonLogger
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
-from prefect_launch.queues.agent_status import end_order
+from prefect_launch.queues.agent_status import end_drain_request
 from prefect_launch.queues.presence import Presence, delete_presence, read_presences, write_presence
 from prefect_launch.spec.item_parameters import is_scheduler
 
@@ -216,7 +216,7 @@ class Loop:
         holder = self._agent.holder
         for presence in await read_presences(self._server):
             if presence.holder.instance != holder.instance and presence.holder.is_earlier_life_of(holder):
-                await end_order(self._server, self._config.name, [presence.holder.instance])
+                await end_drain_request(self._server, self._config.name, [presence.holder.instance])
                 await delete_presence(self._server, presence.holder.instance)
 
     async def _note_unreachable(self, unreachable: Collection[str]) -> None:

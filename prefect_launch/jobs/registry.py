@@ -113,7 +113,7 @@ class JobRegistry:
         return Job(path.entity, path.project, path.name, version, digest, document=draft.document)
 
     async def _is_same(self, entry: VersionEntry, contents: Mapping[str, bytes]) -> bool:
-        """Say whether a version has this content, its files being whole, or mended here and now."""
+        """Say whether a version has this content, its files being whole, or repaired here and now."""
         if entry.digest != digest_of(contents[DOCUMENT_FILE]):
             return False
         blobs = await self._blobs()

@@ -124,14 +124,14 @@ async def read_statuses(server: Server) -> dict[str, AgentStatus]:
     return found
 
 
-class DrainOrder(BaseModel):
+class DrainRequest(BaseModel):
     """Request that an agent drains: those lives of it that are there, not one that is started later.
 
     Attributes:
         agent: its name.
         at: when it was requested.
-        instances: the lives of the agent that are to drain. Each takes itself out when it has, the last one the order.
-        for_shifts: each shift of the served agent is to drain. Its service ends the order.
+        instances: the lives of the agent that are to drain. Each takes itself out when it has; the last removes all.
+        for_shifts: each shift of the served agent is to drain. Its service ends the request.
         ends_shift: a shift ends as soon as it has drained.
     """
 
@@ -150,40 +150,40 @@ class DrainOrder(BaseModel):
 
 async def drain_shifts(server: Server, name: str) -> None:
     """Ask the shifts of a served agent to drain, and each to end as soon as it has; writes nothing when that is so."""
-    order = await read_drain_order(server, name) or DrainOrder(agent=name, at=datetime.now(timezone.utc))
-    wanted = order.model_copy(update={"for_shifts": True, "ends_shift": True})
-    if wanted != order:
-        await _write_order(server, wanted)
+    request = await read_drain_request(server, name) or DrainRequest(agent=name, at=datetime.now(timezone.utc))
+    wanted = request.model_copy(update={"for_shifts": True, "ends_shift": True})
+    if wanted != request:
+        await _write_drain_request(server, wanted)
 
 
 async def release_shifts(server: Server, name: str) -> bool:
-    """End the order for the shifts of a served agent: its service begins, or has seen that they have drained.
+    """End the drain request for the shifts of a served agent: its service begins, or has seen that they have drained.
 
     Returns:
         Whether there was one.
     """
-    order = await read_drain_order(server, name)
-    if order is None or not order.for_shifts:
+    request = await read_drain_request(server, name)
+    if request is None or not request.for_shifts:
         return False
-    if order.instances:
-        await _write_order(server, order.model_copy(update={"for_shifts": False, "ends_shift": False}))
+    if request.instances:
+        await _write_drain_request(server, request.model_copy(update={"for_shifts": False, "ends_shift": False}))
     else:
         await cancel_drain(server, name)
     return True
 
 
-async def _write_order(server: Server, order: DrainOrder) -> None:
-    await server.write_variable(drain_variable(order.agent), order.model_dump(mode="json"), tags=[DRAIN_TAG])
+async def _write_drain_request(server: Server, request: DrainRequest) -> None:
+    await server.write_variable(drain_variable(request.agent), request.model_dump(mode="json"), tags=[DRAIN_TAG])
 
 
-async def end_order(server: Server, name: str, instances: Collection[str]) -> None:
-    """Take lives of an agent that are over out of the order to drain; it ends when it is for nobody else."""
-    order = await read_drain_order(server, name)
-    if order is None or not set(instances) & set(order.instances):
+async def end_drain_request(server: Server, name: str, instances: Collection[str]) -> None:
+    """Take lives of an agent that are over out of its drain request, and end it when it is for nobody else."""
+    request = await read_drain_request(server, name)
+    if request is None or not set(instances) & set(request.instances):
         return
-    left = tuple(instance for instance in order.instances if instance not in instances)
-    if left or order.for_shifts:
-        await _write_order(server, order.model_copy(update={"instances": left}))
+    left = tuple(instance for instance in request.instances if instance not in instances)
+    if left or request.for_shifts:
+        await _write_drain_request(server, request.model_copy(update={"instances": left}))
     else:
         await cancel_drain(server, name)
 
@@ -193,13 +193,13 @@ async def cancel_drain(server: Server, name: str) -> bool:
     return await server.delete_variable(_key("drain", name))
 
 
-async def read_drain_order(server: Server, name: str) -> DrainOrder | None:
-    """Return the order that an agent drains; `None` when there is none."""
+async def read_drain_request(server: Server, name: str) -> DrainRequest | None:
+    """Return the request for an agent to drain; `None` when there is none."""
     try:
-        order = DrainOrder.model_validate(await server.read_variable(_key("drain", name)))
+        request = DrainRequest.model_validate(await server.read_variable(_key("drain", name)))
     except ValidationError:
         return None
-    return order if order.agent == name else None
+    return request if request.agent == name else None
 
 
 def drain_variable(name: str) -> str:
@@ -316,7 +316,7 @@ def _agent(name: str, beats: list[tuple[str, Worker]], status: AgentStatus | Non
 async def drain_agent(server: Server, name: str, *, undo: bool = False) -> AgentInfo:
     """Ask an agent to drain, or, with `undo`, to take items again; it hears of it at once, or at its next poll.
 
-    The order is for the lives of the agent that are there now, and for all shifts of a served one until its service
+    The request is for the lives of the agent that are there now, and for all shifts of a served one until its service
     ends.
 
     Returns:
@@ -338,6 +338,6 @@ async def drain_agent(server: Server, name: str, *, undo: bool = False) -> Agent
     lives = [one for one in await read_presences(server) if one.holder.agent == name and not one.has_left]
     instances = tuple(one.holder.instance for one in lives if not one.is_shift)
     shifts = any(one.is_shift for one in lives)
-    order = DrainOrder(agent=name, at=datetime.now(timezone.utc), instances=instances, for_shifts=shifts)
-    await _write_order(server, order)
+    request = DrainRequest(agent=name, at=datetime.now(timezone.utc), instances=instances, for_shifts=shifts)
+    await _write_drain_request(server, request)
     return there[name]

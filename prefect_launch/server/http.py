@@ -111,8 +111,9 @@ _GONE = 404
 _TAKEN = 409
 _LISTS: Final = ("/flow_runs/filter", "/flow_runs/paginate")
 _UNSENDABLE: Final = (
-    ". It fails over every list with a run whose parameters or labels hold an integer beyond 64 bits. The queue's agent"
-    " ends and mends one that waits: start it. Find the id of any other, and delete it ('prefect flow-run delete ID');"
+    ". It fails over every list with a run whose parameters or labels hold an integer beyond 64 bits. The queue's"
+    " agent ends and repairs one that waits: start it. Find the id of any other, and delete it ("
+    "'prefect flow-run delete ID');"
     " the operations guide says how, under 'A list of runs that the server cannot send'"
 )
 _REFUSED = frozenset({400, 403, 409, 422})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from prefect_launch.queues.agent_status import read_drain_order
+from prefect_launch.queues.agent_status import read_drain_request
 from tests.support.live import START, Site, until
 from tests.support.processes import ChildProcess
 
@@ -139,7 +139,7 @@ def test_service_that_is_started_again_after_a_kill_and_stopped_at_once_drains_t
     # The server may plan runs once more while the service pauses its schedule; the next start deletes them.
     ends = [(each["state_type"], each["state"]["message"]) for each in shifts(site) if each["start_time"]]
     assert [state for state, _ in ends] == ["COMPLETED"], ends
-    assert site.api.call(lambda session: read_drain_order(session.server, site.name)) is None
+    assert site.api.call(lambda session: read_drain_request(session.server, site.name)) is None
 
 
 def test_prefect_worker_of_the_type_runs_what_is_queued(site: Site) -> None:

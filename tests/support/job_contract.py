@@ -159,7 +159,7 @@ class JobStoreContract:
         assert (tmp_path / "fetched" / "main.py").read_text() == "print(1)"
 
     @pytest.mark.parametrize("damage", ["truncated", "changed", "empty"])
-    async def test_damaged_archive_is_refused_by_its_digest_and_mended_by_creating_again(
+    async def test_damaged_archive_is_refused_by_its_digest_and_repaired_by_creating_again(
         self, registry: JobRegistry, store: JobStore, tmp_path: Path, damage: str
     ) -> None:
         draft = await code_draft("train", tmp_path / "code", main=f"print({uuid4().hex!r})")
@@ -175,8 +175,8 @@ class JobStoreContract:
             await registry.fetch_code(job, tmp_path / "fetched")
         assert not (tmp_path / "fetched").exists()
 
-        mended = await registry.put(draft)
-        assert mended.job.version == 0
+        repaired = await registry.put(draft)
+        assert repaired.job.version == 0
         await registry.fetch_code(job, tmp_path / "fetched")
 
     async def test_damaged_document_is_refused_by_its_digest(

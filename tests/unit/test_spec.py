@@ -244,7 +244,7 @@ def test_dump_holds_what_was_given_and_no_defaults() -> None:
         ({"docker": {"user_id": -1}}, "docker.user_id"),
     ],
 )
-def test_wish_for_an_image_that_could_never_be_built_is_refused(config: dict[str, Any], said: str) -> None:
+def test_request_for_an_image_that_could_never_be_built_is_refused(config: dict[str, Any], said: str) -> None:
     with pytest.raises(LaunchError, match=said):
         construct_spec({"job": "train", **config})
 

@@ -7,10 +7,10 @@ cleared away: no pile of late or cancelled runs is left in the UI.
 A service that was killed leaves its shift behind, whose process goes on. The next service on the machine takes that
 shift for the one that is on, until it has ended.
 
-The first signal drains the agent, by an order on the server for all its shifts: the one that is on, or the next one
-when none is, takes up what is the agent's own, takes no more, and ends when that is done. The service gives the order,
-again when somebody takes it back, and ends it when no shift is on and nothing of the agent's is left. An order that an
-earlier service has left is ended at the start. The second signal ends the service at once.
+The first signal drains the agent, by a request on the server for all its shifts: the one that is on, or the next one
+when none is, takes up what is the agent's own, takes no more, and ends when that is done. The service makes the
+request, again when somebody takes it back, and ends it when no shift is on and nothing of the agent's is left. A
+request that an earlier service has left is ended at the start. The second signal ends the service at once.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ async def serve(
             )
             deployment_id = await deployment.aapply()
             if await release_shifts(server, config.name):
-                log.info("agent %s takes items again: the order to drain was for its last service", config.name)
+                log.info("agent %s takes items again: the drain request was for its last service", config.name)
             left = await clear_away(client, deployment_id, _no_process())
             for run_id in left:
                 log.info("agent %s goes on in the shift %s, which its last service has left", config.name, run_id)
@@ -251,7 +251,7 @@ class Shifts:
     Args:
         client: of the server.
         deployment_id: the agent's deployment.
-        server: the agent's, for its orders.
+        server: the agent's, for its drain requests.
         holder: the agent, which tells its shifts on this machine from others of its name.
         stop: set by signals.
         left: ids of the shifts of an earlier service whose processes go on: nobody else sees how they end.
@@ -289,14 +289,14 @@ class Shifts:
         await anyio.sleep_forever()
 
     async def _check(self) -> None:
-        is_ordered = bool(self._stop.received)
-        if is_ordered:
+        is_asked = bool(self._stop.received)
+        if is_asked:
             await drain_shifts(self._server, self._holder.agent)
         runs = await _runs(self._client, self._deployment_id, ["SCHEDULED", *_ON])
         waiting = [run for run in runs if _type_of(run) == "SCHEDULED"]
         if any([await self._is_on(run) for run in runs if _type_of(run) in _ON]):
             return
-        if is_ordered and not await self._has_left_work():
+        if is_asked and not await self._has_left_work():
             self._stop.has_drained = True
             self._stop.wake.set()
         else:

@@ -43,7 +43,7 @@ LEAVE_SECONDS: Final = 5.0
 
 
 class Signals:
-    """Turns signals into orders for an agent.
+    """Turns signals into requests to an agent: to drain, then to leave.
 
     Args:
         agent: whose loop is run.

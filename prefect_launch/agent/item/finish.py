@@ -91,7 +91,7 @@ async def end_item(
         await publish_report(session.server, item, report, once=_claim(item, facts))
     if retry is None:
         ended = await _set_end(session, item, outcome, current, transition_id)
-        await mend_item(session.server, item)
+        await repair_item(session.server, item)
         return ended
     return await _put_back(session, item, outcome, current, retry, transition_id)
 
@@ -202,7 +202,7 @@ async def fail_item(
     outcome = Outcome(state=end, message=f"[{phase.value}] {message}")
     await publish_report(session.server, item, build_report(item, outcome, facts or Facts(error=LaunchError(message))))
     await transition(session.server, item_id, item.state_type, end, outcome.message)
-    await mend_item(session.server, item)
+    await repair_item(session.server, item)
 
 
 def unsendable_part(item: Item) -> str | None:
@@ -210,14 +210,14 @@ def unsendable_part(item: Item) -> str | None:
     return json_fault(item.parameters, "parameters") or json_fault(item.labels, "labels")
 
 
-async def mend_item(server: Server, item: Item) -> None:
+async def repair_item(server: Server, item: Item) -> None:
     """Make an item that has ended one that the server can list: a text takes the place of what it cannot send.
 
     A schedule that made the item is deactivated, for it would make the next one.
 
     Args:
         server: the door.
-        item: as it was read; most have nothing to mend, and cost no request.
+        item: as it was read; most have nothing to repair, and cost no request.
     """
     fault = unsendable_part(item)
     if fault is None:
@@ -237,11 +237,11 @@ async def mend_item(server: Server, item: Item) -> None:
         )
     parameters, labels = clean_json(item.parameters), clean_json(item.labels)
     await retry_until_available(
-        f"mend the parameters of {item.id}", lambda: server.replace_parameters(item.id, parameters)
+        f"repair the parameters of {item.id}", lambda: server.replace_parameters(item.id, parameters)
     )
     if labels != item.labels:
-        await retry_until_available(f"mend the labels of {item.id}", lambda: server.label_item(item.id, labels))
-    log.warning("%s mended %s: it stands there as a text now, so that runs can be listed.", item.id, fault)
+        await retry_until_available(f"repair the labels of {item.id}", lambda: server.label_item(item.id, labels))
+    log.warning("%s repaired %s: it stands there as a text now, so that runs can be listed.", item.id, fault)
 
 
 async def fail_with_agent_error(

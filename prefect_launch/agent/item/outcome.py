@@ -41,7 +41,7 @@ class Outcome(BaseModel):
     state: ItemState
     message: str
     data: dict[str, Any] | None = None
-    cause: Cause | None = Field(default=None, description="Why it ended, for its retry; None: no retry can mend it.")
+    cause: Cause | None = Field(default=None, description="Why it ended, for its retry; None: no retry helps.")
 
     @model_validator(mode="before")
     @classmethod

@@ -32,7 +32,7 @@ class WakeEvent:
         self._event.set()
 
     async def wait(self, seconds: float) -> None:
-        """Wait until someone rings, or the time is up."""
+        """Wait until it is set, or the time is up."""
         with anyio.move_on_after(seconds):
             await self._event.wait()
         self._event.clear()

@@ -1,7 +1,7 @@
 """Unlistable items: waiting items with an integer beyond 64 bits, over which the server fails at every list of runs.
 
 The server takes such an integer in the parameters of a schedule, and of a run for which its maker has turned the check
-off. A poll still shows the item, due or not: this agent ends it, mends it, and deactivates the schedule that made it.
+off. A poll still shows the item, due or not: this agent ends it, repairs it, and deactivates the schedule that made it.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ from prefect_launch.queues.agent_status import (
     RunningItemSummary,
     delete_status,
     drain_variable,
-    end_order,
+    end_drain_request,
     post_status,
-    read_drain_order,
+    read_drain_request,
 )
 from prefect_launch.queues.presence import Presence, delete_presence, write_presence
 from prefect_launch.server.protocol import Server
@@ -132,10 +132,10 @@ class Reporter:
             await anyio.sleep(_CHECK_SECONDS)
 
     async def read_drain_request(self) -> None:
-        """Read whether somebody has ordered this life of it to drain."""
-        order = await read_drain_order(self._server, self._name)
-        wanted = order is not None and order.is_for(self._presence)
-        self._agent.shutdown.set_drain_request(wanted, ends_shift=wanted and order is not None and order.ends_shift)
+        """Read whether somebody has asked this life of it to drain."""
+        request = await read_drain_request(self._server, self._name)
+        wanted = request is not None and request.is_for(self._presence)
+        self._agent.shutdown.set_drain_request(wanted, ends_shift=wanted and request is not None and request.ends_shift)
 
     async def watch_drain_request(self) -> None:
         """Read the drain request again and again, for ever."""
@@ -167,7 +167,7 @@ class Reporter:
         presence = self._presence
         try:
             with anyio.move_on_after(LAST_WORDS_SECONDS):
-                await end_order(self._server, self._name, [presence.holder.instance])
+                await end_drain_request(self._server, self._name, [presence.holder.instance])
                 if left.running:
                     await post_status(self._server, left)
                     await write_presence(self._server, presence.leaving())

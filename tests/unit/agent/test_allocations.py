@@ -19,7 +19,7 @@ from prefect_launch.errors import SpecError
 from prefect_launch.runners.option_values import GpuRequest, read_gpus
 
 GIB = 1024**3
-STOCK = Capacity(
+CAPACITY = Capacity(
     gpus=tuple(Gpu(index=str(n), uuid=f"GPU-{n:08x}") for n in range(4)),
     cpus=8,
     memory=64 * GIB,
@@ -68,12 +68,12 @@ def test_gpus_that_cannot_be_read_are_refused(written: Any) -> None:
 
 
 def test_count_gets_the_first_free_cards() -> None:
-    allocations = Allocations(capacity=STOCK).holding("a", Allocation(gpus=("0", "2")))
+    allocations = Allocations(capacity=CAPACITY).holding("a", Allocation(gpus=("0", "2")))
     assert granted(allocations.allocate(wants(2))) == ("1", "3")
 
 
 def test_ids_get_these_cards_and_wait_for_them_while_another_has_one() -> None:
-    allocations = Allocations(capacity=STOCK)
+    allocations = Allocations(capacity=CAPACITY)
     assert granted(allocations.allocate(wants("0,2"))) == ("0", "2")
     assert granted(allocations.allocate(wants(["GPU-00000003"]))) == ("3",)
     answer = refused(allocations.holding("a", Allocation(gpus=("2",))).allocate(wants("0,2")))
@@ -82,7 +82,7 @@ def test_ids_get_these_cards_and_wait_for_them_while_another_has_one() -> None:
 
 
 def test_all_gets_every_card_and_waits_until_none_is_held() -> None:
-    allocations = Allocations(capacity=STOCK)
+    allocations = Allocations(capacity=CAPACITY)
     assert granted(allocations.allocate(wants("all"))) == ("0", "1", "2", "3")
     assert not refused(allocations.holding("a", Allocation(gpus=("3",))).allocate(wants("all"))).never
 
@@ -98,7 +98,7 @@ def test_all_gets_every_card_and_waits_until_none_is_held() -> None:
     ],
 )
 def test_what_never_fits_is_told_from_what_does_not_fit_now(asked: DeviceRequest, words: str) -> None:
-    answer = refused(Allocations(capacity=STOCK).allocate(asked))
+    answer = refused(Allocations(capacity=CAPACITY).allocate(asked))
     assert answer.never
     assert words in answer.reason
 
@@ -110,7 +110,7 @@ def test_agent_without_cards_says_why_it_has_none() -> None:
 
 
 def test_cpus_and_memory_are_added_up_over_those_who_hold_them() -> None:
-    allocations = Allocations(capacity=STOCK).holding("a", Allocation(cpus=6, memory=60 * GIB))
+    allocations = Allocations(capacity=CAPACITY).holding("a", Allocation(cpus=6, memory=60 * GIB))
     assert isinstance(allocations.allocate(wants(cpus=2, memory="4g")), Allocation)
     assert "2 of 8 CPUs are free; it asks for 2.5" in refused(allocations.allocate(wants(cpus=2.5))).reason
     assert "4 GiB of memory is free" in refused(allocations.allocate(wants(memory="5g"))).reason
@@ -118,7 +118,7 @@ def test_cpus_and_memory_are_added_up_over_those_who_hold_them() -> None:
 
 
 def test_card_of_a_foreign_process_is_passed_over_and_named() -> None:
-    allocations = Allocations(capacity=STOCK)
+    allocations = Allocations(capacity=CAPACITY)
     assert granted(allocations.allocate(wants(2), busy={"0": "is held"})) == ("1", "2")
     answer = refused(allocations.allocate(wants(4), busy={"1": "is held by process 77"}))
     assert not answer.never
@@ -126,7 +126,7 @@ def test_card_of_a_foreign_process_is_passed_over_and_named() -> None:
 
 
 def test_what_is_kept_for_who_comes_first_is_not_given_out() -> None:
-    allocations = Allocations(capacity=STOCK).holding("a", Allocation(gpus=("0", "1")))
+    allocations = Allocations(capacity=CAPACITY).holding("a", Allocation(gpus=("0", "1")))
     assert "kept for" in refused(allocations.allocate(wants(1), reserved=wants(3))).reason
     assert granted(allocations.allocate(wants(1), reserved=wants("0,2"))) == ("3",)  # only what it named is kept
     assert isinstance(allocations.allocate(wants(cpus=8), reserved=wants(3)), Allocation)

@@ -11,7 +11,7 @@ import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.entry.start import Signals
-from prefect_launch.core.states import StateType
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.queues.agent_status import (
     AgentInfo,
@@ -21,7 +21,7 @@ from prefect_launch.queues.agent_status import (
     drain_agent,
     drain_shifts,
     post_status,
-    read_drain_order,
+    read_drain_request,
     read_statuses,
     release_shifts,
 )
@@ -58,21 +58,21 @@ async def test_agent_drains_when_the_server_tells_it_to(bench: Bench) -> None:
     await bench.until(first, StateType.RUNNING)
     await _drain(bench, "Box.1")
     await asyncio.wait_for(loop, 60)
-    assert await read_drain_order(bench.server, "Box.1") is None
+    assert await read_drain_request(bench.server, "Box.1") is None
     assert (await bench.read(first.id)).state_type is StateType.COMPLETED
     assert await bench.states(second) == ["Queued"]
     await bench.agent("Box.1").loop(until_empty=True)
     assert (await bench.read(second.id)).state_type is StateType.COMPLETED
 
 
-async def test_agent_hears_of_an_order_to_drain_long_before_its_next_poll(bench: Bench) -> None:
+async def test_agent_reads_a_drain_request_long_before_its_next_poll(bench: Bench) -> None:
     loop = asyncio.create_task(bench.agent(poll_seconds=60).loop())
     await _seen(bench, "polling")
     await _drain(bench)
     await asyncio.wait_for(loop, 60)
 
 
-async def test_order_to_drain_that_is_taken_back_lets_the_agent_take_items_again(bench: Bench) -> None:
+async def test_drain_request_that_is_taken_back_lets_the_agent_take_items_again(bench: Bench) -> None:
     bench.plays(Script(seconds=0.4), Script())
     first, second = await bench.add(2)
     async with bench.running(bench.agent()) as agent:
@@ -100,35 +100,45 @@ async def test_shift_that_has_drained_stays_until_its_time_is_up(bench: Bench) -
     assert (await bench.read(second.id)).state_type is StateType.COMPLETED
 
 
-async def test_order_that_was_for_a_life_that_was_killed_does_not_stop_the_next_one(bench: Bench) -> None:
+async def test_drain_request_that_was_for_a_life_that_was_killed_does_not_stop_the_next_one(bench: Bench) -> None:
     (item,) = await bench.add()
     agent = bench.agent()
     killed = agent.holder.model_copy(update={"instance": "killed"})
     await write_presence(bench.server, Presence.of(killed, (QUEUE,)))
     await bench.server.beat_worker(QUEUE, "box", 15)
     await _drain(bench)
-    assert await read_drain_order(bench.server, "box") is not None
+    assert await read_drain_request(bench.server, "box") is not None
     await agent.loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
-    assert await read_drain_order(bench.server, "box") is None
+    assert await read_drain_request(bench.server, "box") is None
 
 
-async def test_order_to_drain_is_for_both_agents_of_one_name_until_the_second_has_left(bench: Bench) -> None:
-    bench.plays(Script(seconds=2), Script(seconds=0.2), Script())
+async def test_drain_request_is_for_both_agents_of_one_name_until_the_second_has_left(bench: Bench) -> None:
+    bench.plays(Script(seconds=600), Script(seconds=600), Script())
     items = await bench.add(2)
-    loops = [asyncio.create_task(bench.agent(home=bench.folder / home).loop()) for home in ("here", "there")]
+    agents = [bench.agent(home=bench.folder / home) for home in ("here", "there")]
+    loops = [asyncio.create_task(agent.loop()) for agent in agents]
     for item in items:
         await bench.until(item, StateType.RUNNING)
     (waiting,) = await bench.add()
     await _drain(bench)
+
+    async def draining() -> list[bool]:
+        return [agent.shutdown.draining for agent in agents]
+
+    await eventually(draining, all)
+    await bench.move(items[0], ItemState.CANCELLING)
     await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED, timeout=60)
-    assert await read_drain_order(bench.server, "box") is not None
+    assert await read_drain_request(bench.server, "box") is not None
+    await bench.move(items[1], ItemState.CANCELLING)
     await asyncio.wait_for(asyncio.gather(*loops), 60)
     assert await bench.states(waiting) == ["Queued"]
-    assert await read_drain_order(bench.server, "box") is None
+    assert await read_drain_request(bench.server, "box") is None
 
 
-async def test_order_for_a_served_agent_is_none_for_another_of_its_name_that_is_not_served(bench: Bench) -> None:
+async def test_drain_request_for_a_served_agent_is_none_for_another_of_its_name_that_is_not_served(
+    bench: Bench,
+) -> None:
     (item,) = await bench.add()
     await drain_shifts(bench.server, "box")
     await bench.agent().loop(max_runtime_seconds=60)  # a shift
@@ -137,7 +147,9 @@ async def test_order_for_a_served_agent_is_none_for_another_of_its_name_that_is_
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
 
 
-async def test_shift_whose_service_was_asked_to_end_takes_up_its_own_drains_and_leaves_the_order(bench: Bench) -> None:
+async def test_shift_whose_service_was_asked_to_end_takes_up_its_own_drains_and_leaves_the_request(
+    bench: Bench,
+) -> None:
     bench.plays(Script(seconds=3))
     first, second = await bench.add(2)
     async with bench.running(bench.agent(), max_runtime_seconds=600):
@@ -262,7 +274,7 @@ async def test_second_signal_right_after_the_start_ends_the_agent_and_claims_no_
 
 
 async def _drain(bench: Bench, name: str = "box") -> None:
-    """Order an agent that is at work to drain, as `agent drain` does."""
+    """Ask an agent that is at work to drain, as `agent drain` does."""
     await bench.api.acall(lambda session: drain_agent(session.server, name))
 
 
@@ -293,23 +305,23 @@ async def test_agent_that_leaves_with_nothing_in_work_is_off_the_list(bench: Ben
     assert await read_statuses(bench.server) == {}
 
 
-async def test_idle_agent_writes_its_notice_once(bench: Bench) -> None:
+async def test_idle_agent_writes_its_status_once(bench: Bench) -> None:
     await bench.agent().loop(max_runtime_seconds=0.5)
     assert bench.server.calls["write_variable"] == 2  # that it is there, and how it is
 
 
-async def test_notice_of_much_work_is_cut_to_what_the_server_keeps(bench: Bench) -> None:
+async def test_status_of_much_work_is_cut_to_what_the_server_keeps(bench: Bench) -> None:
     running = tuple(RunningItemSummary(id=str(UUID(int=number)), name="x" * 60) for number in range(200))
     status = AgentStatus(
         name="box", host="h", queues=(QUEUE,), slots=None, state="running", running=running, in_work=200
     )
     await post_status(bench.server, status)
-    hold_run_lock = (await read_statuses(bench.server))["box"]
-    assert hold_run_lock.in_work == 200
-    assert 10 < len(hold_run_lock.running) < 200
+    read = (await read_statuses(bench.server))["box"]
+    assert read.in_work == 200
+    assert 10 < len(read.running) < 200
 
 
-async def test_agents_whose_names_differ_in_case_or_dots_keep_notices_of_their_own(bench: Bench) -> None:
+async def test_agents_whose_names_differ_in_case_or_dots_keep_statuses_of_their_own(bench: Bench) -> None:
     names = ["box-1", "box_1", "Box_1", "box.1"]
     for name in names:
         await post_status(bench.server, AgentStatus(name=name, host="h", queues=(QUEUE,), slots=1, state="polling"))

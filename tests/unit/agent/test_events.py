@@ -9,7 +9,7 @@ from prefect_launch.agent.polling.events import WakeEvent, listen
 from tests.support.bench import QUEUE, Bench, eventually
 
 
-async def test_ring_wakes_at_once_and_is_used_up() -> None:
+async def test_set_event_wakes_at_once_and_is_cleared() -> None:
     wake = WakeEvent()
     wake.set()
     started = time.monotonic()
@@ -19,7 +19,7 @@ async def test_ring_wakes_at_once_and_is_used_up() -> None:
     assert time.monotonic() - started >= 0.05
 
 
-async def test_clock_wakes_when_nobody_rings() -> None:
+async def test_clock_wakes_when_nobody_sets_the_event() -> None:
     started = time.monotonic()
     await WakeEvent().wait(0.1)
     assert 0.1 <= time.monotonic() - started < 30

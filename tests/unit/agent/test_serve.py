@@ -20,7 +20,7 @@ from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Sche
 from prefect_launch.agent.entry import serve
 from prefect_launch.agent.entry.serve import Shifts, Stop, clear_away, living_shifts
 from prefect_launch.core.states import StateType
-from prefect_launch.queues.agent_status import drain_agent, drain_shifts, read_drain_order, release_shifts
+from prefect_launch.queues.agent_status import drain_agent, drain_shifts, read_drain_request, release_shifts
 from prefect_launch.queues.presence import Presence, delete_presence, write_presence
 from tests.support.bench import QUEUE, Bench, eventually, holder_called
 
@@ -139,7 +139,7 @@ async def test_service_that_is_stopped_at_once_waits_for_the_shift_that_a_killed
     async with Service(bench, runs) as service:
         service.stop.handle(signal.SIGTERM)
         await service.looks()
-        order = await read_drain_order(bench.server, "box")
+        order = await read_drain_request(bench.server, "box")
         assert order is not None
         assert (order.for_shifts, order.ends_shift) == (True, True)
         assert not await service.is_ended()
@@ -201,23 +201,25 @@ async def test_signal_after_a_crash_starts_one_more_shift_to_take_up_what_is_lef
     assert await bench.states(waiting) == ["Queued"]
 
 
-async def test_service_gives_its_order_again_when_somebody_takes_it_back(bench: Bench, living: set[UUID]) -> None:
+async def test_service_makes_its_drain_request_again_when_somebody_takes_it_back(
+    bench: Bench, living: set[UUID]
+) -> None:
     runs = Runs()
     living.add(runs.add(Running()))
     await present(bench, "on")
     await bench.server.beat_worker(QUEUE, "box", 15)
     async with Service(bench, runs) as service:
         service.stop.handle(signal.SIGTERM)
-        await eventually(lambda: read_drain_order(bench.server, "box"), lambda order: order is not None)
+        await eventually(lambda: read_drain_request(bench.server, "box"), lambda order: order is not None)
         await bench.api.acall(lambda session: drain_agent(session.server, "box", undo=True))
-        await eventually(lambda: read_drain_order(bench.server, "box"), lambda order: order is not None)
+        await eventually(lambda: read_drain_request(bench.server, "box"), lambda order: order is not None)
         await bench.api.acall(lambda session: drain_agent(session.server, "box"))  # which would not end the shift
         await eventually(
-            lambda: read_drain_order(bench.server, "box"), lambda order: order is not None and order.ends_shift
+            lambda: read_drain_request(bench.server, "box"), lambda order: order is not None and order.ends_shift
         )
 
 
-async def test_order_of_an_earlier_service_does_not_stop_a_new_one(bench: Bench, living: set[UUID]) -> None:
+async def test_drain_request_of_an_earlier_service_does_not_stop_a_new_one(bench: Bench, living: set[UUID]) -> None:
     (item,) = await bench.add()
     await drain_shifts(bench.server, "box")
     async with Service(bench, Runs()):
@@ -225,14 +227,14 @@ async def test_order_of_an_earlier_service_does_not_stop_a_new_one(bench: Bench,
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
 
 
-async def test_service_that_ends_leaves_the_order_for_another_agent_of_the_name_alone(bench: Bench) -> None:
+async def test_service_that_ends_leaves_the_drain_request_for_another_agent_of_the_name_alone(bench: Bench) -> None:
     await write_presence(bench.server, Presence.of(holder_called("box", host="other", home="other"), (QUEUE,)))
     await bench.server.beat_worker(QUEUE, "box", 15)
     await bench.api.acall(lambda session: drain_agent(session.server, "box"))
     await drain_shifts(bench.server, "box")
     assert await release_shifts(bench.server, "box")
     assert not await release_shifts(bench.server, "box")
-    order = await read_drain_order(bench.server, "box")
+    order = await read_drain_request(bench.server, "box")
     assert order is not None
     assert (len(order.instances), order.for_shifts, order.ends_shift) == (1, False, False)
 

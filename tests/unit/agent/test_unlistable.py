@@ -34,7 +34,9 @@ async def plant(bench: Bench, *, later: bool = False, **changes: Any) -> Item:
 
 
 @pytest.mark.parametrize("later", [False, True])
-async def test_item_that_cannot_be_listed_fails_and_is_mended_also_before_it_is_due(bench: Bench, later: bool) -> None:
+async def test_item_that_cannot_be_listed_fails_and_is_repaired_also_before_it_is_due(
+    bench: Bench, later: bool
+) -> None:
     item = await plant(bench, later=later)
     (good,) = await bench.add()
     with pytest.raises(ServerFailedError):
@@ -60,7 +62,7 @@ async def test_item_that_comes_while_an_agent_runs_is_found_before_it_is_due(
     assert len(await bench.server.list_items(pool=QUEUE)) == 1
 
 
-async def test_item_that_is_due_fails_by_its_claim_and_is_mended(bench: Bench) -> None:
+async def test_item_that_is_due_fails_by_its_claim_and_is_repaired(bench: Bench) -> None:
     async with bench.running(bench.agent()):
         item = await plant(bench, labels={"x": HUGE})
         await bench.until(item, StateType.FAILED)
