@@ -9,10 +9,12 @@ only lengthen each other's wait). When the server cannot be reached for longer t
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import random
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -24,6 +26,7 @@ from prefect_launch.errors import AnswerLostError, InternalError, ServerFailedEr
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
+log = logging.getLogger(__name__)
 
 #: A caller at a prompt hears within 15 s that the server is not there: this is what is left for trying again.
 DEFAULT_PATIENCE_SECONDS: Final = 10.0
@@ -33,6 +36,10 @@ HEALTH_TIMEOUT_SECONDS: Final = 5.0
 #: A SQLite server under many writes was seen to answer nothing at all for 60 s, which is its own limit for a lock in
 #: the database, and then to go on as if nothing had been: this must be longer.
 READ_TIMEOUT_SECONDS: Final = 75.0
+
+#: After so long without an answer the log says so: longer than a server is tried that cannot be reached, of which the
+#: error says all.
+SILENT_SECONDS: Final = 15.0
 
 _RETRY_MIN_SECONDS: Final = 0.05
 _RETRY_MAX_SECONDS: Final = 0.5
@@ -51,12 +58,28 @@ _ONCE: Final = ("/set_state", "/logs/", "/artifacts/")
 
 
 class ServerTransport(httpx.AsyncBaseTransport):
-    """Sends requests, and retries them while the server is busy or away for a moment."""
+    """Sends requests, and retries them while the server is busy or away for a moment.
 
-    def __init__(self, inner: httpx.AsyncBaseTransport, *, address: str, patience_seconds: float) -> None:
+    Args:
+        inner: sends one request once.
+        address: of the server, for messages.
+        patience_seconds: for how long a server that cannot be reached is tried.
+        silent_seconds: after how long without an answer the log says so, once until all requests are answered.
+    """
+
+    def __init__(
+        self,
+        inner: httpx.AsyncBaseTransport,
+        *,
+        address: str,
+        patience_seconds: float,
+        silent_seconds: float = SILENT_SECONDS,
+    ) -> None:
         self._inner = inner
         self._address = address
         self._patience = patience_seconds
+        self._silent_seconds = silent_seconds
+        self._overdue: set[int] = set()
         self._writing = anyio.Semaphore(1)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -68,11 +91,45 @@ class ServerTransport(httpx.AsyncBaseTransport):
             AnswerLostError: when the answer was lost of a request that must not take effect twice.
         """
         check_body(request.content)
+        with ExitStack() as silence:
+            return await self._send(request, silence)
+
+    @contextmanager
+    def _logging_silence(self, request: httpx.Request) -> Iterator[None]:
+        """Log that the server leaves requests unanswered, and when it has answered them all."""
+        sent, key = time.monotonic(), id(request)
+
+        def note() -> None:
+            if not self._overdue:
+                log.warning(
+                    "server-silent The Prefect server at %s has not answered %s %s for %.0f s, and is still asked."
+                    " When its log says 'database is locked', SQLite has too much to write: use PostgreSQL.",
+                    self._address,
+                    request.method,
+                    request.url.path,
+                    time.monotonic() - sent,
+                )
+            self._overdue.add(key)
+
+        timer = asyncio.get_running_loop().call_later(self._silent_seconds, note)
+        try:
+            yield
+            if self._overdue == {key}:
+                log.warning("server-answers The Prefect server answers again, after %.0f s.", time.monotonic() - sent)
+        finally:
+            timer.cancel()
+            self._overdue.discard(key)
+
+    async def _send(self, request: httpx.Request, silence: ExitStack) -> httpx.Response:
         failing_since: float | None = None
+        is_sent = False
         while True:
             # A write gives up its turn between attempts: none waits out another's patience.
             async with nullcontext() if _is_read(request) else self._writing:
                 started = time.monotonic()
+                if not is_sent:  # Until now it has waited for its turn, not for the server.
+                    silence.enter_context(self._logging_silence(request))
+                    is_sent = True
                 try:
                     response = await self._inner.handle_async_request(request)
                     if response.status_code not in _BUSY | _GATEWAY:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import anyio
 import httpx
@@ -13,6 +14,7 @@ from anyio.abc import SocketStream
 
 from prefect_launch.errors import AnswerLostError, ServerUnavailableError
 from prefect_launch.server.http import ServerTransport
+from tests.support.bench import eventually
 from tests.support.ports import free_port
 
 #: Answers one request (its method and path) with a status, or by `None`: the connection is cut.
@@ -41,9 +43,9 @@ async def http_server(answer: Answer) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def client_of(address: str, patience_seconds: float = 5.0) -> AsyncIterator[httpx.AsyncClient]:
+async def client_of(address: str, patience_seconds: float = 5.0, **options: float) -> AsyncIterator[httpx.AsyncClient]:
     inner = httpx.AsyncHTTPTransport()
-    transport = ServerTransport(inner, address=address, patience_seconds=patience_seconds)
+    transport = ServerTransport(inner, address=address, patience_seconds=patience_seconds, **options)
     async with httpx.AsyncClient(base_url=address, transport=transport, timeout=10) as client:
         yield client
 
@@ -76,6 +78,47 @@ async def test_answer_that_is_no_busy_one_is_returned_as_it_is(status: int) -> N
 async def test_answer_that_was_lost_is_asked_for_again() -> None:
     async with http_server(one_after_another(None, None)) as address, client_of(address) as client:
         assert (await client.post("/flow_runs/", json={})).status_code == 200
+
+
+async def test_silence_of_the_server_is_logged_once_until_it_has_answered_all(caplog: pytest.LogCaptureFixture) -> None:
+    may_answer = {name: anyio.Event() for name in ("/one", "/two")}
+
+    async def answer(request: str) -> int:
+        if (waits := may_answer.get(request.split()[1])) is not None:
+            await waits.wait()
+        return 200
+
+    async def logged() -> list[str]:
+        return [record.message for record in caplog.records if record.name == "prefect_launch.server.http"]
+
+    async with http_server(answer) as address, client_of(address, silent_seconds=0.05) as client:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for path in may_answer:
+                    tasks.start_soon(client.get, path)
+                (line,) = await eventually(logged, bool)
+                assert f"server at {address} has not answered GET /" in line
+                await client.get("/other")
+                may_answer["/one"].set()
+                await anyio.sleep(0.1)
+                assert await logged() == [line]
+                may_answer["/two"].set()
+            assert [each.split()[0] for each in await logged()] == ["server-silent", "server-answers"]
+
+
+async def test_request_that_waits_for_its_turn_is_no_silence_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    async def answer(_: str) -> int:
+        await anyio.sleep(0.05)
+        return 200
+
+    async with (
+        http_server(answer) as address,
+        client_of(address, silent_seconds=5) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        for number in range(120):
+            tasks.start_soon(partial(client.post, f"/{number}", json={}))
+    assert caplog.records == []
 
 
 async def test_server_that_is_not_there_is_told_within_the_patience() -> None:
