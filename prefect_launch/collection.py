@@ -1,4 +1,4 @@
-"""What Prefect finds of prefect-launch by its entry point: the worker type and the block types."""
+"""Prefect collection: the worker type and the block types, which Prefect finds by an entry point."""
 
 from __future__ import annotations
 

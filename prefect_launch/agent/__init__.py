@@ -1,4 +1,4 @@
-"""The agent: what takes items of queues and runs them on a machine."""
+"""Agent: takes items from queues and runs them on a machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop of an agent: fill the free slots, wait to be woken.
+"""Agent loop: fill the free slots, wait to be woken.
 
 It is woken by the server's events, by its own finished work, and by the time at which an item that it saw is due; the
 next poll is the fallback.

@@ -1,4 +1,4 @@
-"""Whether what an agent's queues run on (the Docker Engine) can be reached: no item is claimed for one that cannot.
+"""Runner health: whether an agent's resources (the Docker Engine) can be reached; none gets items while it cannot.
 
 A ping that was answered counts for a few seconds, so an item costs none of its own. What went away is asked again and
 again, and is taken for back only when the agent has seen what its last life had left there. Without this, an agent

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM that come while a program still loads: noted, for the handlers that it sets when it is ready."""
+"""Early signals: SIGINT and SIGTERM that come while a program still loads, noted for the handlers it sets later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that take the arguments of another function: one signature for a call, its async form and its dry run."""
+"""Shared signatures: a function takes the arguments of another one, as a call, its async form and its dry run do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment variables that a job finds: our own names, and those of W&B Launch with the same content.
+"""Environment variables of a job: our own names, and those of W&B Launch with the same content.
 
 Code that was instrumented for W&B runs unchanged, and `prefect_launch.inputs` reads what is made here. Nothing of the
 agent's own environment is in it. An address or key of a W&B server is only there when the agent's operator configured

@@ -1,5 +1,4 @@
-"""From a launch spec to a `RunPlan`: the job resolved, its inputs and options checked, its code laid out on this
-machine.
+"""Run planning, from a launch spec to a `RunPlan`: job resolved, inputs and options checked, code laid out here.
 
 Used by an agent for an item of a queue, and by `launch` for a run here and now. What a submitter wrote is checked here
 even when it was checked at the enqueue: an item made in the UI comes straight from there.

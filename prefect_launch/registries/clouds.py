@@ -1,4 +1,4 @@
-"""Registries that belong to a cloud, and credentials for them by this machine's own identity in that cloud.
+"""Cloud registries, and credentials for them by this machine's own identity in that cloud.
 
 Each cloud needs its own client, which is an extra of this package (`prefect-launch[ecr]`, `[gar]`, `[acr]`). The client
 is imported when a registry of that cloud is first used, and finds the identity in its usual places.

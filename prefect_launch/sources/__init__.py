@@ -1,1 +1,1 @@
-"""Where the code of jobs comes from: archives, git remotes, notebooks, images."""
+"""Sources of job code: archives, git remotes, notebooks, images."""

@@ -1,4 +1,4 @@
-"""Fetches the code of a job into a folder: an archive from the job store, or one commit of a git remote.
+"""Code fetch: brings the code of a job into a folder: an archive from the job store, or one commit of a git remote.
 
 A commit comes with its submodules and without its history. An image job has no code: its folder stays empty.
 """

@@ -1,4 +1,4 @@
-"""Metric that is read from a run's log by a regular expression, for code that nobody may edit."""
+"""Metric pattern: a metric that is read from a run's log by a regular expression, for code that nobody may edit."""
 
 from __future__ import annotations
 

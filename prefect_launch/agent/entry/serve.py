@@ -1,4 +1,4 @@
-"""Serving an agent as a deployment on a schedule: one run at a time, each a shift, the next one takes over.
+"""Service of an agent as a deployment on a schedule: one run at a time, each a shift, the next one takes over.
 
 A shift ends before the next is due, so that none is ever refused for overlapping; the deployment's limit of one run
 is only the net under that. A shift that crashed is replaced at once. Runs that a stopped service left waiting are

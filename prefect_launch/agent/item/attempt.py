@@ -17,6 +17,7 @@ from prefect_launch.agent.item.transitions import retry_until_available, transit
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError, OperatorError
+from prefect_launch.planning.plan import with_mask
 from prefect_launch.runners.base import ExitStatus, Runner, RunPlan
 from prefect_launch.server.values import Item
 
@@ -204,6 +205,18 @@ async def _note_wait(attempt: Attempt, reason: str) -> None:
     elif not (is_first and attempt.item.state and attempt.item.state.data == {_WAIT_REASON: reason}):
         note = partial(write_log_note, attempt.server, attempt.item.id, message)
         await retry_until_available(f"take the log of {attempt.item.id}", note)
+
+
+async def remask(attempt: Attempt, plan: RunPlan) -> RunPlan:
+    """Return a stored plan with the mask of its secrets; a log note names those that cannot be read any more."""
+    context, item_id = attempt.context, attempt.item.id
+    read = partial(with_mask, plan, context.config.machine, context.session.read_secret)
+    plan, gone = await retry_until_available(f"show the secrets of {item_id}", read)
+    for name in gone:
+        text = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
+        note = partial(write_log_note, attempt.server, item_id, text)
+        await retry_until_available(f"take the log of {item_id}", note)
+    return plan
 
 
 class Hook:

@@ -1,4 +1,4 @@
-"""The claim: how an item becomes this agent's, and nobody else's.
+"""Claim protocol: how an item becomes this agent's, and nobody else's.
 
 What the server promises is less than it seems. Of two agents that propose `Pending` for a *waiting* item, one wins. But
 the server also lets an item that has *ended* become `Pending`, so an agent with an old poll result would run it again.

@@ -1,4 +1,4 @@
-"""Bringing the image of an item whose job has code and none: found by its tag, or built while the item shows it.
+"""Image build of an item whose job has code and no image: found by its tag, or built while the item shows it.
 
 The build's log streams into the item's log under the logger `build`; the whole of it is kept beside the run's own.
 """

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.devices.allocator import DevicesBusyError
-from prefect_launch.agent.item.attempt import Attempt, CancelledBeforeStartError, NotNowError, until_running
+from prefect_launch.agent.item.attempt import Attempt, CancelledBeforeStartError, NotNowError, remask, until_running
 from prefect_launch.agent.item.cleanup import STOPPED_BEFORE_START, AttemptCleanup
 from prefect_launch.agent.item.finish import check_deployment
 from prefect_launch.agent.item.hooks import HOOKS
@@ -24,10 +24,9 @@ from prefect_launch.agent.item.ownership import token_of
 from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
 from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available
-from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import UnreachableError
-from prefect_launch.planning.plan import Request, make_plan, with_mask
+from prefect_launch.planning.plan import Request, make_plan
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
 from prefect_launch.spec.item_parameters import run_id_of, spec_of
 
@@ -83,7 +82,7 @@ class ItemLifecycle:
         self._running.claim = plan.labels.get(Labels.CLAIM, "")
         self._attempt.known_runner = runner
         self._attempt.record(plan=plan)
-        self._attempt.record(plan=await self._with_mask(plan))
+        self._attempt.record(plan=await remask(self._attempt, plan))
         if current is StateType.PENDING:
             return await self._run(self._start_again)
         return await self._watch()
@@ -244,13 +243,3 @@ class ItemLifecycle:
             Labels.AGENT: self._context.config.name,
             Labels.CLAIM: self._running.claim,
         }
-
-    async def _with_mask(self, plan: RunPlan) -> RunPlan:
-        """Return a stored plan with the mask of its secrets; a log note names those that cannot be read any more."""
-        read = partial(with_mask, plan, self._context.config.machine, self._context.session.read_secret)
-        plan, gone = await retry_until_available(f"show the secrets of {self._item.id}", read)
-        for name in gone:
-            text = f"The Secret block {name!r} cannot be read any more: its value is not masked in what follows here."
-            note = partial(write_log_note, self._server, self._item.id, text)
-            await retry_until_available(f"take the log of {self._item.id}", note)
-        return plan

@@ -1,4 +1,4 @@
-"""Moving an item from state to state: one function, against the table of allowed moves."""
+"""State transitions of an item: one function, against the table of allowed transitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What wakes an agent: the server's events, its own finished work, and a clock as the fallback."""
+"""Wake events of an agent: the server's events, its own finished work, and a clock as the fallback."""
 
 from __future__ import annotations
 
