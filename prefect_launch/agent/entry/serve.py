@@ -10,7 +10,8 @@ shift for the one that is on, until it has ended.
 The first signal drains the agent, by a request on the server for all its shifts: the one that is on, or the next one
 when none is, takes up what is the agent's own, takes no more, and ends when that is done. The service makes the
 request, again when somebody takes it back, and ends it when no shift is on and nothing of the agent's is left. A
-request that an earlier service has left is ended at the start. The second signal ends the service at once.
+request that an earlier service has left is ended at the start, unless a signal has come by then. The second signal
+ends the service at once.
 """
 
 from __future__ import annotations
@@ -179,8 +180,7 @@ async def serve(
                 tags=[TAG, *(queue_tag(queue) for queue in config.queues)],
             )
             deployment_id = await deployment.aapply()
-            if await release_shifts(server, config.name):
-                log.info("agent %s takes items again: the drain request was for its last service", config.name)
+            await end_last_request(server, config.name, stop)
             left = await clear_away(client, deployment_id, _no_process())
             for run_id in left:
                 log.info("agent %s goes on in the shift %s, which its last service has left", config.name, run_id)
@@ -198,6 +198,20 @@ async def serve(
                 if stop.has_drained:
                     await release_shifts(server, config.name)
     return stop.received[0] if stop.received else None
+
+
+async def end_last_request(server: Server, name: str, stop: Stop) -> None:
+    """End the drain request that an earlier service has left, unless this one is to drain, too.
+
+    The shift that is on could take an item between that request and the next.
+
+    Args:
+        server: the agent's.
+        name: of the agent.
+        stop: the signals so far.
+    """
+    if not stop.received and await release_shifts(server, name):
+        log.info("agent %s takes items again: the drain request was for its last service", name)
 
 
 async def until_stopped(service: asyncio.Task[None], stop: Stop, shifts: Callable[[], Awaitable[None]]) -> None:

@@ -18,7 +18,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
 
 from prefect_launch.agent.entry import serve
-from prefect_launch.agent.entry.serve import Shifts, Stop, clear_away, living_shifts
+from prefect_launch.agent.entry.serve import Shifts, Stop, clear_away, end_last_request, living_shifts
 from prefect_launch.core.states import StateType
 from prefect_launch.queues.agent_status import drain_agent, drain_shifts, read_drain_request, release_shifts
 from prefect_launch.queues.presence import Presence, delete_presence, write_presence
@@ -92,7 +92,7 @@ class Service:
 
     async def start(self) -> None:
         client: Any = self._runs
-        await release_shifts(self._bench.server, "box")
+        await end_last_request(self._bench.server, "box", self.stop)
         left = await clear_away(client, DEPLOYMENT, Crashed(message="gone"))
         shifts = Shifts(client, DEPLOYMENT, self._bench.server, self._bench.agent().holder, self.stop, left=left)
         self._task = asyncio.create_task(shifts.keep_one_on())
@@ -225,6 +225,16 @@ async def test_drain_request_of_an_earlier_service_does_not_stop_a_new_one(bench
     async with Service(bench, Runs()):
         await bench.agent().loop(max_runtime_seconds=5, until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+
+
+async def test_drain_request_of_an_earlier_service_stays_for_one_that_gets_a_signal_before_it_has_begun(
+    bench: Bench,
+) -> None:
+    await drain_shifts(bench.server, "box")
+    stop = Stop()
+    stop.handle(signal.SIGTERM)
+    await end_last_request(bench.server, "box", stop)
+    assert await read_drain_request(bench.server, "box") is not None, "the shift that is on takes no item meanwhile"
 
 
 async def test_service_that_ends_leaves_the_drain_request_for_another_agent_of_the_name_alone(bench: Bench) -> None:
