@@ -80,7 +80,10 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
     runner = runner_class(resource)
     for other in set(spec.resource_args) - {resource}:
         where = "this item runs" if queue is None else f"queue {queue!r} runs its items"
-        raise SpecError(f"resource_args are for {other!r}, but {where} on {resource!r}.")
+        raise SpecError(
+            f"resource_args are for {other!r}, but {where} on {resource!r}."
+            f" Put the resource's options below its name: {{{resource!r}: {{…}}}}."
+        )
     if queue is not None:
         check_resource(config, spec, queue)
         check_variables(queue, config, spec.template_variables)

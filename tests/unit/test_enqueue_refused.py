@@ -83,6 +83,7 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
     ({"docker_image": "b", "config": {"overide": {}}}, NotFoundError, "Did you mean 'overrides'"),
     ({"docker_image": "b", "resource_args": {"local-container": {"memroy": 1}}}, LaunchError, "memroy"),
     ({"docker_image": "b", "resource_args": {"local-process": {"nice": 1}}}, SpecError, "are for 'local-process'"),
+    ({"docker_image": "b", "resource_args": {"env": {"A": "1"}}}, SpecError, "below its name: {'local-container'"),
     ({"job": "train", "queue_name": "cpu", "config": inputs(lr=0.1, epoch=3)}, InputError, "epoch"),
     # values
     ({"docker_image": "b", "template_variables": {"gpus": 9}}, SpecError, "maximum 8"),
