@@ -14,7 +14,6 @@ from anyio.abc import SocketStream
 
 from prefect_launch.errors import AnswerLostError, ServerUnavailableError
 from prefect_launch.server.http import ServerTransport
-from tests.support.bench import eventually
 from tests.support.ports import free_port
 
 #: Answers one request (its method and path) with a status, or by `None`: the connection is cut.
@@ -82,13 +81,15 @@ async def test_answer_that_was_lost_is_asked_for_again() -> None:
 
 async def test_silence_of_the_server_is_logged_once_until_it_has_answered_all(caplog: pytest.LogCaptureFixture) -> None:
     may_answer = {name: anyio.Event() for name in ("/one", "/two")}
+    came = {name: anyio.Event() for name in may_answer}
 
     async def answer(request: str) -> int:
-        if (waits := may_answer.get(request.split()[1])) is not None:
-            await waits.wait()
+        if (path := request.split()[1]) in may_answer:
+            came[path].set()
+            await may_answer[path].wait()
         return 200
 
-    async def logged() -> list[str]:
+    def logged() -> list[str]:
         return [record.message for record in caplog.records if record.name == "prefect_launch.server.http"]
 
     async with http_server(answer) as address, client_of(address, silent_seconds=0.05) as client:
@@ -96,14 +97,17 @@ async def test_silence_of_the_server_is_logged_once_until_it_has_answered_all(ca
             async with anyio.create_task_group() as tasks:
                 for path in may_answer:
                     tasks.start_soon(client.get, path)
-                (line,) = await eventually(logged, bool)
+                for event in came.values():
+                    await event.wait()
+                await anyio.sleep(0.1)  # From here on both have waited for longer than 0.05 s.
+                (line,) = logged()
                 assert f"server at {address} has not answered GET /" in line
                 await client.get("/other")
                 may_answer["/one"].set()
-                await anyio.sleep(0.1)
-                assert await logged() == [line]
+                await client.get("/other")
+                assert logged() == [line]
                 may_answer["/two"].set()
-            assert [each.split()[0] for each in await logged()] == ["server-silent", "server-answers"]
+            assert [each.split()[0] for each in logged()] == ["server-silent", "server-answers"]
 
 
 async def test_request_that_waits_for_its_turn_is_no_silence_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
