@@ -54,6 +54,10 @@ _TRACEBACK: Final = re.compile(
     r"|^  \+ Exception Group Traceback \(most recent call last\):\n(?:[ \t].*\n?)*",
     re.MULTILINE,
 )
+#: One that may go on: the exception of its last line has not come, or it is a group's, whose lines are all indented.
+_OPEN_TRACEBACK: Final = re.compile(
+    rb"^(?:  \+ Exception Group )?Traceback \(most recent call last\):\n(?:[ \t].*\n)*\Z", re.MULTILINE
+)
 #: From one state of a progress bar that is being drawn to the next that is shown.
 BAR_SECONDS: Final = 10.0
 #: A request whose answer was lost may still be in progress on a busy server: its records are looked for after these
@@ -112,6 +116,7 @@ class LogShipper:
         self._last = position.last
         self._bar_at, self._bar_seen_to = float("-inf"), -1
         self._is_in_bar = False
+        self._read_to = -1
         self._asked: Position | None = position if position.asked is not None else None
         self._ended = asyncio.Event()
         self._following: asyncio.Task[None] | None = None
@@ -183,9 +188,21 @@ class LogShipper:
                     continue
                 return
             data = _cut(data[:room], whole_lines=whole_lines, full=len(data) >= room)
-            if not data:
+            end = self._end_of_whole(data) if whole_lines and not full else len(data)
+            if end:
+                await self._send(data[:end], self._sent + end)
+            if end < len(data) or not data:
                 return
-            await self._send(data, self._sent + len(data))
+
+    def _end_of_whole(self, data: bytes) -> int:
+        """Return where a traceback begins that is still being written, which has one level; the end of all else.
+
+        One to which nothing was added since the last read is taken as it is.
+        """
+        found = _OPEN_TRACEBACK.search(data)
+        read_to = self._sent + len(data)
+        is_still, self._read_to = read_to == self._read_to, read_to
+        return len(data) if found is None or is_still else found.start()
 
     async def _send_bar(self, data: bytes, *, full: bool) -> None:
         """Send the newest state of a bar when it is time for one; else pass over its older ones when there are many."""

@@ -321,6 +321,38 @@ async def test_standard_error_is_a_warning_and_a_traceback_an_error_and_no_recor
     ]
 
 
+async def test_traceback_that_is_read_while_it_is_written_is_one_error(
+    server: InMemoryServer, item_id: UUID, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logs, "READ_SECONDS", 3600)  # It reads once, and again at the end.
+    start, end = TRACEBACK[: TRACEBACK.index("KeyError")], TRACEBACK[TRACEBACK.index("KeyError") :]
+    write_streams(path, (True, f"loading\n{start}"))
+    shipper = LogShipper(server, item_id, path)
+    shipper.follow()
+    await until_sent(server, item_id, "loading")
+    assert "Traceback" not in await text(server, item_id)
+    write_streams(path, (True, f"{end}bye\n"))
+    await shipper.finish()
+
+    assert [(record.level, record.message) for record in await records(server, item_id)] == [
+        (logging.WARNING, "loading"),
+        (logging.ERROR, TRACEBACK.removesuffix("\n")),
+        (logging.WARNING, "bye"),
+    ]
+
+
+async def test_traceback_that_does_not_go_on_is_sent_while_the_job_runs(
+    server: InMemoryServer, item_id: UUID, path: Path
+) -> None:
+    write_streams(path, (True, GROUP))
+    shipper = LogShipper(server, item_id, path)
+    shipper.follow()
+    await until_sent(server, item_id, "ExceptionGroup")
+    await shipper.finish()
+
+    assert [record.level for record in await records(server, item_id)] == [logging.ERROR]
+
+
 async def test_levels_are_right_after_an_agent_that_died_in_the_middle_of_a_stream(
     server: InMemoryServer, item_id: UUID, path: Path
 ) -> None:
