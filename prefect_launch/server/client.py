@@ -63,6 +63,16 @@ class EventCalls(Calls):
         async for event in self._watch(wanted):
             yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)
 
+    async def watch_items(self, tag: str) -> AsyncIterator[str]:
+        from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
+
+        wanted = EventFilter(
+            event=EventNameFilter(prefix=["prefect.flow-run."]),
+            any_resource=EventAnyResourceFilter(id=[f"prefect.tag.{tag}"]),
+        )
+        async for event in self._watch(wanted):
+            yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)
+
     async def watch_variable(self, name: str) -> AsyncIterator[str]:
         from prefect.events import ResourceSpecification
         from prefect.events.filters import EventFilter, EventNameFilter, EventResourceFilter

@@ -151,7 +151,7 @@ def _filters(wanted: ItemFilter) -> dict[str, Any]:
         runs["tags"] = {"all_": list(given["tags"])}
     if "due_before" in given:
         runs["next_scheduled_start_time"] = {"before_": given["due_before"].isoformat()}
-    filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": ["launch"]}}}
+    filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": [given.get("flow", "launch")]}}}
     for name, table in (("pool", "work_pools"), ("queue", "work_pool_queues")):
         if name in given:
             filters[table] = {"name": {"any_": [given[name]]}}

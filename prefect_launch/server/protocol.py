@@ -233,6 +233,15 @@ class Server(Protocol):
             ServerUnavailableError: when the event stream cannot be reached, or breaks.
         """
 
+    def watch_items(self, tag: str) -> AsyncIterator[str]:
+        """Yield an empty text once the stream is open, then the id of an item with this tag whenever its state changes.
+
+        As for `watch_pools`, an event comes before the change is committed.
+
+        Raises:
+            ServerUnavailableError: when the event stream cannot be reached, or breaks.
+        """
+
     # --- agents ---
     async def beat_worker(self, pool: str, name: str, interval_seconds: int) -> None:
         """Tell the server that an agent is alive."""

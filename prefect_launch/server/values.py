@@ -222,6 +222,7 @@ class ItemFilter(TypedDict, total=False):
         tags: of which they have all.
         keys: their idempotency keys.
         due_before: they are due by then.
+        flow: the name of their flow; by default `launch`, whose flow runs are the items of queues.
     """
 
     pool: str | None
@@ -233,6 +234,7 @@ class ItemFilter(TypedDict, total=False):
     keys: Collection[str] | None
     names: Collection[str] | None
     due_before: datetime | None
+    flow: str | None
 
 
 class DeploymentFields(TypedDict):

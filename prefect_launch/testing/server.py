@@ -99,6 +99,12 @@ class InMemoryTelemetry(Calls):
             self._store.watchers.add(watcher)
         return self._stream(watcher)
 
+    def watch_items(self, tag: str) -> AsyncIterator[str]:
+        watcher = Watcher(tag=tag)
+        with self._store.lock:
+            self._store.watchers.add(watcher)
+        return self._stream(watcher)
+
 
 _MOST_CHARS: Final = 5_000
 

@@ -169,8 +169,9 @@ class InMemoryItems(Calls):
         return _sent(sorted(waiting, key=lambda item: item.next_scheduled_start_time or self._store.now())[:limit])
 
     def _fitting(self, wanted: ItemFilter) -> list[Item]:
-        given = [(_FITS[name], value) for name, value in wanted.items() if value is not None]
-        ours = [stored.item for stored in self._store.items.values() if stored.flow == _FLOW]
+        given = [(_FITS[name], value) for name, value in wanted.items() if value is not None and name != "flow"]
+        flow = wanted.get("flow") or _FLOW
+        ours = [stored.item for stored in self._store.items.values() if stored.flow == flow]
         return [item for item in ours if all(fits(item, value) for fits, value in given)]
 
     @call
@@ -215,8 +216,7 @@ class InMemoryItems(Calls):
         stored.item = entered(stored.item, state, stored.history, self._store.now())
         if stored.item.state is not None:
             stored.history.append(stored.item.state)
-        if state.type in _SENT_AS_EVENTS:
-            self._store.notify(stored.item)
+        self._store.notify(stored.item, pools=state.type in _SENT_AS_EVENTS)
 
     def _change(self, item_id: UUID, **changes: Any) -> None:
         stored = self._store.items.get(item_id)

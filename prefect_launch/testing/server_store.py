@@ -67,11 +67,21 @@ class StoredItem:
 class Watcher:
     """One listener to the event stream, on the event loop that it was made on; any thread may notify it."""
 
-    def __init__(self, pool_ids: Collection[UUID] = (), *, variable: str | None = None) -> None:
+    def __init__(
+        self, pool_ids: Collection[UUID] = (), *, variable: str | None = None, tag: str | None = None
+    ) -> None:
         self.pool_ids = frozenset(pool_ids)
         self.variable = variable
+        self.tag = tag
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[str | None] = asyncio.Queue()
+
+    @property
+    def call(self) -> str:
+        """Name of the call that it answers."""
+        if self.tag is not None:
+            return "watch_items"
+        return "watch_pools" if self.variable is None else "watch_variable"
 
     def notify(self, item_id: str | None) -> None:
         """Hand over an item's id, or a variable's name; `None` ends the stream."""
@@ -108,11 +118,12 @@ class Store:
         """Return the pool that an item is in."""
         return self.pools.get(item.work_pool_name) if item.work_pool_name else None
 
-    def notify(self, item: Item) -> None:
-        """Notify those who watch the item's pool."""
+    def notify(self, item: Item, *, pools: bool) -> None:
+        """Notify those who watch a tag of the item; with `pools`, those who watch its pool, too."""
         stored = self.pool_of(item)
         for watcher in list(self.watchers):
-            if stored is not None and stored.pool.id in watcher.pool_ids:
+            of_pool = pools and stored is not None and stored.pool.id in watcher.pool_ids
+            if of_pool or watcher.tag in item.tags:
                 watcher.notify(str(item.id))
 
 
@@ -137,7 +148,7 @@ class Calls:
             await self.after_call(method)
 
     async def _stream(self, watcher: Watcher) -> AsyncIterator[str]:
-        await self._enter("watch_pools" if watcher.variable is None else "watch_variable")
+        await self._enter(watcher.call)
         yield ""
         while (event := await watcher.next()) is not None:
             yield event

@@ -275,6 +275,13 @@ class ItemContract:
         await place.server.rename_item(item.id, name)
         assert [found.id for found in await place.server.list_items(names=[name])] == [item.id]
 
+    async def test_item_of_another_flow_is_listed_by_that_flow_alone(self, place: Place) -> None:
+        other = await place.deploy("sweeps", flow="launch-sweep")
+        made = await place.server.create_item(other, draft())
+        assert made is not None
+        assert [found.id for found in await place.server.list_items(pool=place.pool, flow="launch-sweep")] == [made.id]
+        assert await place.server.list_items(pool=place.pool) == []
+
     async def test_schedule_that_is_gone_is_deactivated_all_the_same(self, place: Place) -> None:
         item = await place.add()
         await place.server.deactivate_schedule(place.deployment_id, uuid4())

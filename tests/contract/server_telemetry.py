@@ -149,6 +149,16 @@ class TelemetryContract:
         items = [await other.add(), await place.add()]
         assert await _told(watch, until=items[-1]) == [str(item.id) for item in items]
 
+    async def test_every_change_of_state_of_an_item_with_the_tag_is_told(self, place: Place) -> None:
+        tag = f"sweep:{uuid4()}"
+        watch = place.server.watch_items(tag)
+        with anyio.fail_after(PATIENCE_SECONDS):
+            assert await anext(watch) == ""
+        item, _ = await place.add(tags=(tag,)), await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED)
+        last = await place.add(tags=(tag, "more"))
+        assert await _told(watch, until=last) == [str(item.id)] * 4 + [str(last.id)]
+
     async def test_two_watchers_are_both_told(self, place: Place) -> None:
         watches = [await _open(place), await _open(place)]
         item = await place.add()
