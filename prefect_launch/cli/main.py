@@ -31,7 +31,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "Run a job here and now, without a queue; exit with 1 when it fails.",
     ),
     "item": ("prefect_launch.cli.item:app", "Show items, read their logs, cancel and retry them."),
-    "sweep": ("prefect_launch.cli.sweep:app", "Check sweep files."),
+    "sweep": (
+        "prefect_launch.cli.sweep:app",
+        "Run, show and stop sweeps; check sweep files.",
+    ),
     "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, list and drain agents."),
     "demo": (
         "prefect_launch.cli.demo:app",

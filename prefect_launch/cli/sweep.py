@@ -1,4 +1,4 @@
-"""Commands `prefect-launch sweep`: check a sweep file."""
+"""Commands `prefect-launch sweep`: run, show and stop sweeps, and check a sweep file."""
 
 from __future__ import annotations
 
@@ -7,21 +7,36 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from prefect_launch.cli.item_view import state_of
 from prefect_launch.cli.options import JsonOption, examples, group
-from prefect_launch.cli.output import Column, print_details, print_json, print_table
+from prefect_launch.cli.output import Column, ago, print_details, print_json, print_table
+from prefect_launch.cli.process import connected
+from prefect_launch.core.metrics import format_number
+from prefect_launch.core.names import short_id, short_ids
+from prefect_launch.core.terminal import printable
+from prefect_launch.inputs.metrics import written_number
 
 if TYPE_CHECKING:
-    from prefect_launch.sweeps.config import SweepConfig
-    from prefect_launch.sweeps.preview import Preview
+    from uuid import UUID
 
-app = group("Check sweep files.")
+    from prefect_launch.client.api import Api
+    from prefect_launch.queues.session import Session
+    from prefect_launch.server.values import Item
+    from prefect_launch.sweeps.config import SweepConfig
+    from prefect_launch.sweeps.history import Trial
+    from prefect_launch.sweeps.preview import Preview
+    from prefect_launch.sweeps.trial_items import SweepTrials
+
+app = group("Run, show and stop sweeps; check sweep files.")
 
 _INFINITE = "infinite"
+#: Exit code of a sweep that was stopped.
+_INTERRUPTED = 130
 
 
 @app.callback()
 def _group() -> None:
-    """Check sweep files."""
+    """Run, show and stop sweeps; check sweep files."""
 
 
 @app.command(epilog=examples("prefect-launch sweep check sweep.yaml"))
@@ -57,6 +72,240 @@ def check(
     print_table([Column("TRIAL", right=True), *(Column(name, gives_way=True) for name in names)], rows, empty="")
     for warning in preview.warnings:
         typer.secho(f"Warning: {warning}", fg=typer.colors.YELLOW, err=True)
+
+
+SweepId = Annotated[
+    str,
+    typer.Argument(metavar="SWEEP", help="The sweep's id, its first or last characters (6 or more), or its name."),
+]
+
+
+@app.command(
+    "run",
+    epilog=examples(
+        "prefect-launch sweep run sweep.yaml -q gpu -j digits --num-workers 4 --run-cap 20",
+        "prefect-launch sweep run --resume 1f2e3d4c --run-cap 40",
+    ),
+)
+def run_(
+    file: Annotated[
+        str | None, typer.Argument(metavar="[FILE]", help="A sweep file: YAML or JSON, as W&B's sweeps have it.")
+    ] = None,
+    queue: Annotated[
+        str | None, typer.Option("-q", "--queue", metavar="QUEUE", help="The queue of its trials.")
+    ] = None,
+    job: Annotated[str | None, typer.Option("-j", "--job", metavar="JOB", help="The job that its trials run.")] = None,
+    docker_image: Annotated[
+        str | None,
+        typer.Option("-d", "--docker-image", metavar="IMAGE", help="The image that its trials run, in place of a job."),
+    ] = None,
+    num_workers: Annotated[
+        int | None, typer.Option("--num-workers", metavar="N", min=1, help="How many trials at a time.")
+    ] = None,
+    run_cap: Annotated[
+        int | None, typer.Option("--run-cap", metavar="N", min=1, help="How many trials at most.")
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="SWEEP",
+            help="Go on with this sweep, which has ended or whose process has died; options win over its own.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Run a sweep from here: queue its trials until it ends; exit with 1 when it fails.
+
+    Agents run the trials. Ctrl-C stops the sweep with its trials; the second one ends this process at once.
+    """
+    import asyncio
+
+    from prefect_launch.errors import SpecError
+
+    if (file is None) == (resume is None):
+        raise SpecError("Give a sweep file, or --resume with the sweep that is to go on; one of the two.")
+    given = {
+        **{"queue": queue, "job": job, "docker_image": docker_image},
+        **{"num_workers": num_workers, "run_cap": run_cap},
+    }
+    code = asyncio.run(_run(connected(), file, resume, given, as_json=json))
+    if code:
+        raise typer.Exit(code)
+
+
+async def _run(api: Api, file: str | None, resume: str | None, given: dict[str, Any], *, as_json: bool) -> int:
+    from prefect_launch.errors import ExecutionError
+    from prefect_launch.sweeps import flow
+    from prefect_launch.sweeps.runner import describe_trial
+    from prefect_launch.sweeps.scheduler import Outcome
+    from prefect_launch.sweeps.sweep_file import read_sweep_file
+
+    def tell(line: str) -> None:
+        typer.echo(printable(line), err=as_json)
+
+    if file is not None:
+        sweep_id = await flow.begin_sweep(api, {"config": read_sweep_file(file), **given})
+    else:
+        async with api.open() as session:
+            sweep_id = (await flow.find_sweep(session, resume or "")).id
+        await flow.resume_sweep(api, sweep_id, given)
+    tell(f"sweep: {sweep_id}")
+    tell(f"page:  {api.ui_url}/runs/flow-run/{sweep_id}")
+    end = await flow.run_sweep(api, sweep_id, tell)
+    config, trials = await _read(api, sweep_id)
+    if as_json:
+        print_json(_sweep_as_json(sweep_id, end.outcome.value, end.message, config, trials))
+    elif (best := trials.best(config.objective)) is not None:
+        tell(f"best: {describe_trial(best, config)}")
+    if end.outcome is Outcome.FAILED:
+        raise ExecutionError(f"The sweep {sweep_id} failed: {end.message}")
+    tell(end.message)
+    return _INTERRUPTED if end.outcome is Outcome.STOPPED else 0
+
+
+async def _read(api: Api, sweep_id: UUID) -> tuple[SweepConfig, SweepTrials]:
+    from prefect_launch.sweeps.flow import config_of, read_sweep
+    from prefect_launch.sweeps.trial_items import read_trials
+
+    async with api.open() as session:
+        config = config_of(await read_sweep(session, sweep_id))
+        return config, await read_trials(session.server, sweep_id, config)
+
+
+def _found(given: str) -> tuple[Item, SweepConfig, SweepTrials]:
+    from prefect_launch.sweeps.flow import config_of, find_sweep
+    from prefect_launch.sweeps.trial_items import read_trials
+
+    async def read(session: Session) -> tuple[Item, SweepConfig, SweepTrials]:
+        sweep = await find_sweep(session, given)
+        config = config_of(sweep)
+        return sweep, config, await read_trials(session.server, sweep.id, config)
+
+    return connected().call(read)
+
+
+@app.command("list", epilog=examples("prefect-launch sweep list"))
+def list_(json: JsonOption = False) -> None:
+    """List the newest sweeps."""
+    from prefect_launch.sweeps.flow import list_sweeps
+
+    sweeps = connected().call(list_sweeps)
+    if json:
+        print_json([{"id": str(sweep.id), "name": sweep.name, "state": state_of(sweep)} for sweep in sweeps])
+        return
+    short = short_ids([str(sweep.id) for sweep in sweeps])
+    rows = [(short[str(sweep.id)], sweep.name, state_of(sweep), ago(sweep.created), sweep.message) for sweep in sweeps]
+    columns = (Column("ID"), Column("NAME", gives_way=True), Column("STATE"), Column("AGE", right=True))
+    print_table((*columns, Column("MESSAGE", gives_way=True)), rows, empty="There is no sweep yet.")
+
+
+@app.command(epilog=examples("prefect-launch sweep show 1f2e3d4c"))
+def show(sweep: SweepId, json: JsonOption = False) -> None:
+    """Show a sweep and its trials, the best one first."""
+    found, config, trials = _found(sweep)
+    if json:
+        print_json(_sweep_as_json(found.id, state_of(found), found.message, config, trials))
+        return
+    metric = config.objective
+    print_details(
+        [
+            ("Sweep", f"{found.name} ({found.id})"),
+            ("State", state_of(found)),
+            ("Message", found.message),
+            ("Method", config.sampler or config.method),
+            ("Metric", f"{metric.goal} {metric.name}" if metric else None),
+            ("Trials", ", ".join(f"{count} {state.value}" for state, count in trials.counts.items()) or "none yet"),
+        ]
+    )
+    typer.echo()
+    ranked = trials.ranked(metric)
+    flat = [_flat(dict(trial.params)) for trial in ranked]
+    names = list(dict.fromkeys(name for params in flat for name in params))
+    columns = [Column("TRIAL", right=True), Column("STATE"), Column(metric.name if metric else "METRIC", right=True)]
+    columns += [*(Column(name, gives_way=True) for name in names), Column("ITEM")]
+    rows = [
+        [
+            *(str(trial.number), trial.state.value, "" if trial.metric is None else format_number(trial.metric)),
+            *(params.get(name, "") for name in names),
+            short_id(trials.items[trial.number].item.id),
+        ]
+        for trial, params in zip(ranked, flat, strict=True)
+    ]
+    print_table(columns, rows, empty="No trial was queued yet.")
+
+
+@app.command(epilog=examples("prefect-launch sweep best 1f2e3d4c --config > best.yaml"))
+def best(
+    sweep: SweepId,
+    config: Annotated[
+        bool,
+        typer.Option("--config", metavar="", help="Print only its parameters, as a launch config for 'add --config'."),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Show the finished trial with the best value of the metric."""
+    import yaml
+
+    from prefect_launch.errors import NotFoundError
+    from prefect_launch.sweeps.runner import describe_trial
+
+    found, settings, trials = _found(sweep)
+    if settings.objective is None:
+        raise NotFoundError(f"The sweep {found.name} has no metric, so none of its trials is the best.")
+    trial = trials.best(settings.objective)
+    if trial is None:
+        raise NotFoundError(f"No trial of the sweep {found.name} has finished with a value of its metric yet.")
+    as_config = {"overrides": {"run_config": dict(trial.params)}}
+    if json:
+        print_json(as_config if config else _trial_as_json(trial, trials))
+    elif config:
+        typer.echo(yaml.safe_dump(as_config, sort_keys=False, allow_unicode=True).rstrip())
+    else:
+        typer.echo(printable(describe_trial(trial, settings)))
+        typer.echo(f"item: {short_id(trials.items[trial.number].item.id)}")
+
+
+@app.command(epilog=examples("prefect-launch sweep stop 1f2e3d4c"))
+def stop(sweep: SweepId) -> None:
+    """Stop a sweep: cancel its trials, and wait until their agents have ended them."""
+    import asyncio
+
+    from prefect_launch.sweeps.flow import find_sweep, stop_sweep
+
+    async def work(api: Api) -> None:
+        async with api.open() as session:
+            found = await find_sweep(session, sweep)
+        await stop_sweep(api, found.id, lambda line: typer.echo(printable(line)))
+        typer.echo(f"The sweep {found.name} ({short_id(found.id)}) is stopped.")
+
+    asyncio.run(work(connected()))
+
+
+def _sweep_as_json(
+    sweep_id: UUID, state: str, message: str, config: SweepConfig, trials: SweepTrials
+) -> dict[str, Any]:
+    best = trials.best(config.objective)
+    return {
+        "id": str(sweep_id),
+        "state": state,
+        "message": message,
+        "metric": config.objective.model_dump() if config.objective else None,
+        "best": None if best is None else best.number,
+        "trials": [_trial_as_json(trial, trials) for trial in trials.ranked(config.objective)],
+    }
+
+
+def _trial_as_json(trial: Trial, trials: SweepTrials) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "state": trial.state.value,
+        "metric": None if trial.metric is None else written_number(trial.metric),
+        "tries": trial.tries,
+        "cause": trial.cause,
+        "params": dict(trial.params),
+        "item": str(trials.items[trial.number].item.id),
+    }
 
 
 def _command(config: SweepConfig, preview: Preview) -> str | None:

@@ -67,9 +67,7 @@ class StoredItem:
 class Watcher:
     """One listener to the event stream, on the event loop that it was made on; any thread may notify it."""
 
-    def __init__(
-        self, pool_ids: Collection[UUID] = (), *, variable: str | None = None, tag: str | None = None
-    ) -> None:
+    def __init__(self, pool_ids: Collection[UUID] = (), *, variable: str | None = None, tag: str | None = None) -> None:
         self.pool_ids = frozenset(pool_ids)
         self.variable = variable
         self.tag = tag

@@ -58,7 +58,8 @@ def test_project_deploys_its_flows_on_a_process_pool(server: PrefectServerProces
 
     listed = _run("-m", "prefect", "deployment", "ls")
 
-    assert all(name in listed for name in ("launch-agent/agent", "launch-here/here", "launch-enqueue/enqueue"))
+    names = ("launch-agent/agent", "launch-here/here", "launch-enqueue/enqueue", "launch-sweep/sweep")
+    assert all(name in listed for name in names)
 
 
 def test_agent_flow_runs_an_item_of_the_queue_that_its_block_names(

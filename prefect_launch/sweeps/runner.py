@@ -1,0 +1,301 @@
+"""Scheduler process of a sweep: it reads the sweep's items, decides, queues and stops trials, until the sweep ends.
+
+It keeps nothing that counts. It can be killed at any point and started again, here or elsewhere, and two at once harm
+nothing: the server makes one item for each try of a trial, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+
+from prefect_launch.client.item_check import NamedJob, check_item, resolve_source
+from prefect_launch.client.queued_run import request_cancel
+from prefect_launch.core.metrics import format_number
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.errors import ItemGoneError, LaunchError, ServerFailedError, ServerUnavailableError, SpecError
+from prefect_launch.planning.image_pinning import Digests
+from prefect_launch.server.values import Item, State
+from prefect_launch.sweeps.config import SweepConfig
+from prefect_launch.sweeps.history import History, Trial, TrialState
+from prefect_launch.sweeps.preview import preview_sweep
+from prefect_launch.sweeps.samplers.base import next_params
+from prefect_launch.sweeps.samplers.registry import make_sampler
+from prefect_launch.sweeps.scheduler import (
+    Action,
+    Command,
+    Control,
+    EndSweep,
+    Outcome,
+    QueueTrial,
+    StopTrial,
+    decide,
+)
+from prefect_launch.sweeps.trial_items import (
+    STOP_LABEL,
+    TRIAL_LABEL,
+    StopRecord,
+    SweepTrials,
+    TrialRecord,
+    read_trials,
+    sweep_tag,
+    trial_key,
+    trial_spec,
+)
+
+if TYPE_CHECKING:
+    from prefect_launch.client.api import Api
+    from prefect_launch.queues.session import Session
+
+_logger = logging.getLogger("prefect_launch.sweeps")
+
+#: Without any event, the items are read so often.
+LOOK_SECONDS: Final = 10.0
+#: An event comes before the server has committed what it tells of.
+_COMMIT_SECONDS: Final = 0.2
+#: After an event that nothing was seen of, the items are read again soon.
+_SOON_SECONDS: Final = 1.0
+_RECONNECT_SECONDS: Final = 5.0
+_SHOWN_PARAMS: Final = 8
+_ENDS: Final[Mapping[StateType, Outcome]] = {
+    StateType.COMPLETED: Outcome.FINISHED,
+    StateType.FAILED: Outcome.FAILED,
+    StateType.CRASHED: Outcome.FAILED,
+    StateType.CANCELLED: Outcome.STOPPED,
+}
+
+
+async def check_sweep_request(api: Api, session: Session, config: SweepConfig) -> NamedJob:
+    """Check all of a sweep that can be checked before it begins: queue, job, sampler, and its first trials.
+
+    Returns:
+        The job of its trials.
+
+    Raises:
+        LaunchError: as `launch_add` does for a trial, and `make_sampler` for the sampler.
+    """
+    nobody = UUID(int=0)
+    make_sampler(config, str(nobody))
+    queue = _queue_of(config)
+    named: NamedJob | None = None
+    for number, params in enumerate(preview_sweep(config).samples):
+        spec = trial_spec(config, nobody, TrialRecord(number=number, attempt=1, params=params))
+        named = named or await resolve_source(session, spec)
+        if named.draft is not None:
+            raise SpecError(f"The sweep's trials name the URI {spec.uri!r}. Make a job of it, and name that.")
+        await check_item(api, session, spec, queue, named)
+    if named is None:
+        raise SpecError("The sweep has no point to try.")
+    return named
+
+
+def _queue_of(config: SweepConfig) -> str:
+    if config.launch.queue is None:
+        raise SpecError("The sweep names no queue. Give --queue, or launch.queue in its file.")
+    return config.launch.queue
+
+
+class SweepRunner:
+    """Runs one sweep to its end.
+
+    Args:
+        api: whose names are the defaults.
+        session: an open connection.
+        sweep_id: id of the sweep's flow run.
+        config: the sweep's configuration.
+        tell: is told of what happens, one line at a time.
+        look_seconds: how often the items are read when no event comes.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        session: Session,
+        sweep_id: UUID,
+        config: SweepConfig,
+        *,
+        tell: Callable[[str], None] = _logger.info,
+        look_seconds: float = LOOK_SECONDS,
+    ) -> None:
+        self._api = api
+        self._session = session
+        self._sweep_id = sweep_id
+        self._config = config
+        self._tell = tell
+        self._look_seconds = look_seconds
+        self._sampler = make_sampler(config, str(sweep_id))
+        self._is_stopping = False
+        self._failure: LaunchError | None = None
+        self._woken = asyncio.Event()
+        # For speed, and for what is told; nothing of it decides.
+        self._named: NamedJob | None = None
+        self._shown: dict[int, Trial] | None = None
+
+    def stop(self) -> None:
+        """Stop the sweep: its trials are cancelled, then it ends. Call it on the event loop."""
+        self._is_stopping = True
+        self._woken.set()
+
+    async def run(self) -> EndSweep:
+        """Run the sweep until it ends.
+
+        Returns:
+            How it ended; none of its trials waits or runs then.
+        """
+        listener = asyncio.ensure_future(self._listen())
+        try:
+            return await self._until_end()
+        finally:
+            listener.cancel()
+            with suppress(asyncio.CancelledError):
+                await listener
+
+    async def _until_end(self) -> EndSweep:
+        while True:
+            was_woken = self._woken.is_set()
+            self._woken.clear()
+            before = self._shown
+            try:
+                end = await self._step()
+            except (ServerUnavailableError, ServerFailedError) as error:
+                self._tell(f"The sweep waits for the Prefect server: {error}")
+                await anyio.sleep(min(_RECONNECT_SECONDS, self._look_seconds))
+                continue
+            if end is not None:
+                return end
+            soon = was_woken and before == self._shown
+            with anyio.move_on_after(min(_SOON_SECONDS, self._look_seconds) if soon else self._look_seconds):
+                await self._woken.wait()
+                await anyio.sleep(min(_COMMIT_SECONDS, self._look_seconds))
+
+    async def _listen(self) -> None:
+        """Wake the scheduler whenever one of the items changes its state."""
+        while True:
+            with suppress(ServerUnavailableError):
+                async for _ in self._session.server.watch_items(sweep_tag(self._sweep_id)):
+                    self._woken.set()
+            await anyio.sleep(_RECONNECT_SECONDS)
+
+    # --- one look, and what follows from it ---
+
+    async def _step(self) -> EndSweep | None:
+        sweep = await self._session.server.read_item(self._sweep_id)
+        if sweep is not None and (ended := _end_elsewhere(sweep)) is not None:
+            return ended
+        command = await self._command(sweep)
+        trials = await read_trials(self._session.server, self._sweep_id, self._config)
+        self._show(trials)
+        control = Control(command=command, elapsed_seconds=_elapsed(sweep))
+        try:
+            actions = await anyio.to_thread.run_sync(self._decide, trials.history, control)
+            return await self._act(actions, trials)
+        except (ServerUnavailableError, ServerFailedError):
+            raise
+        except LaunchError as error:
+            self._failure = error
+            self._tell(f"The sweep fails, and its trials are stopped: {error}")
+            self._woken.set()
+            return None
+
+    async def _command(self, sweep: Item | None) -> Command:
+        if self._is_stopping and sweep is not None and sweep.state_type is not StateType.CANCELLING:
+            state = State.of(ItemState.CANCELLING, "The sweep is being stopped.")
+            with suppress(ItemGoneError):
+                await self._session.server.propose(self._sweep_id, state)
+        if self._is_stopping or self._failure is not None or sweep is None:
+            return Command.STOP
+        if sweep.state_type in (StateType.CANCELLING, StateType.CANCELLED):
+            return Command.STOP
+        return Command.DRAIN if sweep.state_type is StateType.PAUSED else Command.RUN
+
+    def _decide(self, history: History, control: Control) -> tuple[Action, ...]:
+        return decide(self._config, history, control, lambda so_far: next_params(self._sampler, so_far))
+
+    async def _act(self, actions: tuple[Action, ...], trials: SweepTrials) -> EndSweep | None:
+        await self._queue([action for action in actions if isinstance(action, QueueTrial)])
+        for action in actions:
+            if isinstance(action, StopTrial):
+                await self._cancel(action, trials)
+            elif isinstance(action, EndSweep):
+                return action if self._failure is None else EndSweep(Outcome.FAILED, str(self._failure))
+        return None
+
+    async def _queue(self, wanted: list[QueueTrial]) -> None:
+        if not wanted:
+            return
+        drafts = []
+        digests = Digests(self._session.digest_cache)
+        for one in wanted:
+            record = TrialRecord(number=one.number, attempt=one.attempt, params=dict(one.params))
+            spec = trial_spec(self._config, self._sweep_id, record)
+            if self._named is None:
+                self._named = await resolve_source(self._session, spec)
+            queue = _queue_of(self._config)
+            checked = await check_item(self._api, self._session, spec, queue, self._named, digests)
+            labels = {**checked.draft.labels, TRIAL_LABEL: record.model_dump_json()}
+            key = trial_key(self._sweep_id, record)
+            drafts.append(checked.draft.model_copy(update={"labels": labels, "idempotency_key": key}))
+        await self._session.server.create_items(checked.queue.deployment_id, drafts)
+
+    async def _cancel(self, action: StopTrial, trials: SweepTrials) -> None:
+        """Cancel a trial's item; the label comes first, so that a cancelled item tells why."""
+        found = trials.items[action.number]
+        if found.stop is None:
+            stop = StopRecord(becomes=action.becomes, reason=action.reason)
+            await self._session.server.label_item(found.item.id, {STOP_LABEL: stop.model_dump_json()})
+        if found.item.state_type is not StateType.CANCELLING:
+            with suppress(ItemGoneError):
+                await request_cancel(self._session, found.item, action.reason)
+            self._woken.set()
+
+    # --- what is told ---
+
+    def _show(self, trials: SweepTrials) -> None:
+        now = {trial.number: replace(trial, steps=()) for trial in trials.history.trials}
+        if self._shown is None and now:
+            counted = ", ".join(f"{count} {state.value}" for state, count in trials.counts.items())
+            self._tell(f"The sweep has {len(now)} trials: {counted}.")
+        elif self._shown is not None:
+            for number, trial in now.items():
+                was = self._shown.get(number)
+                if was is None or (was.state, was.tries) != (trial.state, trial.tries):
+                    self._tell(describe_trial(trial, self._config))
+        self._shown = now
+
+
+def describe_trial(trial: Trial, config: SweepConfig) -> str:
+    """Return one line about a trial."""
+    again = f" (try {trial.tries})" if trial.tries > 1 else ""
+    metric = config.objective
+    ended = not trial.state.is_open and trial.value is not None and metric is not None
+    value = f", {metric.name} {format_number(trial.value)}" if ended and metric and trial.value is not None else ""
+    if trial.state is TrialState.FAILED:
+        return f"trial {trial.number}{again} failed: {trial.cause}"
+    return f"trial {trial.number}{again} {trial.state.value}{value}: {params_in_words(trial.params)}"
+
+
+def params_in_words(params: Mapping[str, Any]) -> str:
+    """Return the first parameters of a trial in one line."""
+    shown = [f"{name}={format_number(value) if isinstance(value, float) else value}" for name, value in params.items()]
+    return ", ".join(shown[:_SHOWN_PARAMS]) + (", …" if len(shown) > _SHOWN_PARAMS else "")
+
+
+def _end_elsewhere(sweep: Item) -> EndSweep | None:
+    """Return how another scheduler has ended the sweep; a sweep that a person has cancelled still has its trials."""
+    if sweep.state_type is None or sweep.state_type is StateType.CANCELLED or sweep.state_type not in _ENDS:
+        return None
+    return EndSweep(_ENDS[sweep.state_type], sweep.message or f"The sweep is {sweep.state_name}.")
+
+
+def _elapsed(sweep: Item | None) -> float:
+    started = sweep.start_time if sweep is not None else None
+    return 0.0 if started is None else (datetime.now(timezone.utc) - started).total_seconds()

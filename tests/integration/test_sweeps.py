@@ -1,0 +1,71 @@
+"""A sweep on a real server with a real agent, run by the command line, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.support.live import DEADLINE_SECONDS, START, Site, until
+
+if TYPE_CHECKING:
+    from tests.support.prefect_server import PrefectServerProcess
+
+TRAIN = """
+for given in "$@"; do eval "$given"; done
+echo "{\\"loss\\": $(( (x - 2) * (x - 2) + y ))}" > "$LAUNCH_OUTPUT_DIR/outputs.json"
+"""
+SWEEP: dict[str, Any] = {
+    "method": "grid",
+    "metric": {"name": "loss", "goal": "minimize"},
+    "parameters": {"x": {"values": [1, 2]}, "y": {"values": [0, 1]}},
+    "args": "no_hyphens",
+}
+
+
+def test_grid_whose_scheduler_is_killed_goes_on_when_it_is_resumed_and_tells_the_best_trial(
+    prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+) -> None:
+    site = Site(prefect_server.api_url, tmp_path, unique)
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps({**SWEEP, "name": unique}))
+    names = {"LAUNCH_ENTITY": site.api.entity, "LAUNCH_PROJECT": site.api.project}
+    environment = {**os.environ, **names, "PREFECT_API_URL": site.api_url}
+    command = [sys.executable, "-c", START, "sweep"]
+    first_life = [*command, "run", str(file), "-q", unique, "-j", site.job(TRAIN), "--num-workers", "2"]
+    told = tmp_path / "first-life.txt"
+    with told.open("w") as out:
+        life = subprocess.Popen(first_life, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    try:
+        # Nobody runs the trials yet: the two of them wait when the scheduler dies.
+        until(lambda: "trial 1 waiting" in told.read_text() or life.poll() is not None)
+    finally:
+        life.send_signal(signal.SIGKILL)
+        life.wait()
+    assert "trial 1 waiting" in told.read_text(), told.read_text()
+    agent = site.agent_process(jobs=2)
+    try:
+        resumed = subprocess.run(
+            [*command, "run", "--resume", unique],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_SECONDS * 2,
+            check=False,
+        )
+        shown = subprocess.run(
+            [*command, "show", unique, "--json"], env=environment, capture_output=True, text=True, check=True
+        )
+    finally:
+        agent.stop()
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "All 4 trials have ended." in resumed.stdout
+    assert "best: trial 2 finished, loss 0: x=2, y=0" in resumed.stdout
+    seen = json.loads(shown.stdout)
+    assert (seen["state"], seen["best"]) == ("completed", 2)
+    assert [(trial["number"], trial["metric"]) for trial in seen["trials"]] == [(2, 0), (0, 1), (3, 1), (1, 2)]
+    assert {trial["tries"] for trial in seen["trials"]} == {1}

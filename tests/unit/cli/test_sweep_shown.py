@@ -1,0 +1,74 @@
+"""`prefect-launch sweep list`, `show` and `best`: what a person and a program see of a sweep."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import yaml
+from typer.testing import CliRunner, Result
+
+from prefect_launch.cli.main import app
+from prefect_launch.core.states import ItemState
+from prefect_launch.testing import InMemoryApi
+from tests.support.sweeping import fails, loss, opened
+
+
+def sweep(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["sweep", *arguments])
+
+
+def run_sweep(api: InMemoryApi, **config: Any) -> None:
+    """Run a sweep to its end: trial 1 fails, trial 2 is the best."""
+
+    async def run() -> None:
+        result = fails if config.get("name") == "hopeless" else lambda p: None if p["lr"] == 0.2 else loss(p)
+        async with opened(api, **config) as made, made.agent(result):
+            await made.run()
+            await made.enter(ItemState.COMPLETED)
+
+    asyncio.run(run())
+
+
+def test_show_has_the_trials_with_the_best_one_first(job_api: InMemoryApi) -> None:
+    run_sweep(job_api, name="mine")
+    shown = sweep("show", "mine")
+    assert shown.exit_code == 0, shown.output
+    lines = [line.split() for line in shown.stdout.splitlines()]
+    assert ["Metric", "minimize", "loss"] in lines
+    assert ["TRIAL", "STATE", "loss", "lr", "ITEM"] in lines
+    assert [line[:4] for line in lines[-4:-1]] == [
+        *(["2", "finished", "0", "0.3"], ["3", "finished", "0.1", "0.4"], ["0", "finished", "0.2", "0.1"])
+    ]
+    assert lines[-1][:3] == ["1", "failed", "0.2"]
+    told = json.loads(sweep("show", "mine", "--json").stdout)
+    assert (told["state"], told["best"]) == ("completed", 2)
+    assert [trial["number"] for trial in told["trials"]] == [2, 3, 0, 1]
+    assert "exit code 3" in told["trials"][-1]["cause"]
+
+
+def test_best_prints_the_parameters_as_a_launch_config(job_api: InMemoryApi) -> None:
+    run_sweep(job_api, name="mine")
+    assert yaml.safe_load(sweep("best", "mine", "--config").stdout) == {"overrides": {"run_config": {"lr": 0.3}}}
+    assert sweep("best", "mine").stdout.startswith("trial 2 finished, loss 0: lr=0.3")
+    assert json.loads(sweep("best", "mine", "--json").stdout)["params"] == {"lr": 0.3}
+
+
+def test_best_of_a_sweep_with_no_value_is_refused_in_words(job_api: InMemoryApi) -> None:
+    run_sweep(job_api, name="hopeless")
+    assert "has finished with a value of its metric" in str(sweep("best", "hopeless").exception)
+
+
+def test_sweeps_are_listed_and_an_unknown_one_is_told_with_those_that_are_there(job_api: InMemoryApi) -> None:
+    assert "There is no sweep yet." in sweep("list").stdout
+    run_sweep(job_api, name="mine")
+    (listed,) = json.loads(sweep("list", "--json").stdout)
+    assert (listed["name"], listed["state"]) == ("mine", "completed")
+    assert "mine" in sweep("list").stdout
+    assert "(mine)" in str(sweep("show", "nothing-of-that").exception)
+
+
+def test_run_takes_a_file_or_a_sweep_to_resume_and_not_both() -> None:
+    assert "one of the two" in str(sweep("run").exception)
+    assert "one of the two" in str(sweep("run", "sweep.yaml", "--resume", "mine").exception)

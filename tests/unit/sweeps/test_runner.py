@@ -1,0 +1,314 @@
+"""A sweep's scheduler on a server in memory: killed at every call, twice at once, stopped, failed, resumed."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.errors import InputError, NotFoundError, SpecError
+from prefect_launch.sweeps.config import parse_sweep
+from prefect_launch.sweeps.flow import config_of, find_sweep, read_sweep, stop_sweep, sweep_config
+from prefect_launch.sweeps.history import TrialState
+from prefect_launch.sweeps.runner import check_sweep_request
+from prefect_launch.sweeps.scheduler import EndSweep, Outcome
+from prefect_launch.sweeps.trial_items import TrialItem, read_trials, trial_spec
+from prefect_launch.testing import InMemoryApi
+from tests.support.sweeping import GRID, PATIENCE_SECONDS, Sweep, fails, loss, opened
+
+# --- one life ---
+
+
+async def test_sweep_tries_every_point_once_and_knows_the_best(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep, sweep.agent():
+        end = await sweep.run()
+        assert (end.outcome, end.message) == (Outcome.FINISHED, "All 4 trials have ended.")
+        assert await sweep.numbers() == [(0, 1), (1, 1), (2, 1), (3, 1)]
+        assert sweep.most_open == 2
+        config = config_of(await read_sweep(sweep.session, sweep.id))
+        trials = await read_trials(job_api.server, sweep.id, config)
+        best = trials.best(config.objective)
+        assert best is not None
+        assert (best.number, best.params, best.metric) == (2, {"lr": 0.3}, 0.0)
+        assert [trial.number for trial in trials.ranked(config.objective)] == [2, 1, 3, 0]
+        assert any("trial 2 finished, loss 0: lr=0.3" in line for line in sweep.told)
+
+
+async def test_item_of_a_trial_carries_its_number_try_and_parameters_under_the_key_of_the_try(
+    job_api: InMemoryApi,
+) -> None:
+    async with opened(job_api, run_cap=1) as sweep, sweep.agent():
+        await sweep.run()
+        (item,) = await sweep.items()
+        read = TrialItem.of(item)
+        assert read is not None
+        # The job's default values are not the sampler's parameters.
+        assert read.record.model_dump() == {"number": 0, "attempt": 1, "params": {"lr": 0.1}}
+        assert item.parameters["overrides"]["run_config"] == {"lr": 0.1, "epochs": 3, "optimiser": "adam"}
+        assert item.idempotency_key == f"sweep-{sweep.id}-trial-0-try-1"
+        assert item.parameters["sweep_id"] == str(sweep.id)
+
+
+async def test_item_with_the_tag_and_no_record_is_no_trial(job_api: InMemoryApi) -> None:
+    from prefect_launch import alaunch_add
+
+    async with opened(job_api, run_cap=2) as sweep, sweep.agent():
+        await alaunch_add(
+            job="train", queue_name="cpu", sweep_id=str(sweep.id), config={"overrides": {"run_config": {"lr": 1}}}
+        )
+        assert (await sweep.run()).message == "All 2 trials have ended."
+        assert await sweep.numbers() == [(0, 1), (1, 1)]
+
+
+# --- kills ---
+
+
+class Killer:
+    """Ends the task under test at one of its calls to the server, before or after the call takes effect."""
+
+    def __init__(self, api: InMemoryApi, at: int) -> None:
+        self._server = api.server
+        self.at = at
+        self.seen = 0
+        self.victim: asyncio.Task[Any] | None = None
+
+    async def __call__(self, method: str) -> None:
+        if self.victim is not None and asyncio.current_task() is self.victim:
+            self.seen += 1
+            if self.seen == self.at:
+                raise asyncio.CancelledError
+
+    async def run(self, sweep: Sweep) -> EndSweep | None:
+        """Run the scheduler; `None` when it was killed."""
+        self.seen = 0
+        self._server.before_call = self._server.after_call = self
+        self.victim = asyncio.create_task(sweep.scheduler().run())
+        try:
+            return await asyncio.wait_for(asyncio.shield(self.victim), PATIENCE_SECONDS)
+        except asyncio.CancelledError:
+            assert self.victim.done(), "it was the test that was cancelled"
+            return None
+        finally:
+            self._server.before_call = self._server.after_call = None
+
+
+@pytest.mark.parametrize("method", ["grid", "random"])
+async def test_cap_is_exact_when_the_scheduler_is_killed_once_at_any_call(job_api: InMemoryApi, method: str) -> None:
+    at, was_killed = 1, True
+    while was_killed:
+        async with opened(job_api, method=method, run_cap=3) as sweep, sweep.agent():
+            was_killed = await Killer(job_api, at).run(sweep) is None
+            end = await sweep.run()
+            assert end.outcome is Outcome.FINISHED
+            assert await sweep.numbers() == [(0, 1), (1, 1), (2, 1)], f"killed at call {at}"
+            assert sweep.most_open <= 2
+        at += 1
+    assert at > 20, "the kills have met too few calls"
+
+
+async def test_cap_is_exact_when_every_life_of_the_scheduler_is_one_call_longer(job_api: InMemoryApi) -> None:
+    async with opened(job_api, run_cap=3) as sweep, sweep.agent():
+        lives = 1
+        while (end := await Killer(job_api, lives).run(sweep)) is None:
+            lives += 1
+        assert lives > 5
+        assert end.message == "All 3 trials have ended."
+        assert await sweep.numbers() == [(0, 1), (1, 1), (2, 1)]
+
+
+async def test_scheduler_that_is_killed_while_it_stops_a_sweep_leaves_no_item_open(job_api: InMemoryApi) -> None:
+    at, was_killed = 1, True
+    while was_killed:
+        async with opened(job_api) as sweep:
+            await sweep.die_once_it_has_queued()
+            await sweep.enter(ItemState.CANCELLING)
+            was_killed = await Killer(job_api, at).run(sweep) is None
+            assert (await sweep.run()).outcome is Outcome.STOPPED
+            assert {item.state_type for item in await sweep.items()} <= {StateType.CANCELLED}
+        at += 1
+    assert at > 5
+
+
+async def test_two_schedulers_at_once_queue_each_trial_once(job_api: InMemoryApi) -> None:
+    async with opened(job_api, method="random", run_cap=8, workers=3) as sweep, sweep.agent():
+        ends = await asyncio.gather(sweep.run(), sweep.run())
+        assert {end.message for end in ends} == {"All 8 trials have ended."}
+        assert await sweep.numbers() == [(k, 1) for k in range(8)]
+        assert sweep.most_open <= 3
+
+
+async def test_server_that_is_away_for_a_while_ends_no_sweep(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep:
+        running = asyncio.create_task(sweep.run())
+        job_api.server.down()
+        await sweep.until_told("waits for the Prefect server")
+        job_api.server.up()
+        async with sweep.agent():
+            assert (await running).message == "All 4 trials have ended."
+
+
+# --- ends ---
+
+
+async def test_failed_trial_is_not_run_again_and_the_sweep_goes_on(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep, sweep.agent(lambda params: None if params["lr"] == 0.3 else loss(params)):
+        end = await sweep.run()
+        assert (end.outcome, end.message) == (Outcome.FINISHED, "All 4 trials have ended. 1 of them failed.")
+        assert await sweep.numbers() == [(0, 1), (1, 1), (2, 1), (3, 1)]
+        assert "trial 2 failed: [run] The job ended with exit code 3." in sweep.told
+
+
+async def test_sweep_whose_first_five_trials_all_fail_fails_with_the_cause(job_api: InMemoryApi) -> None:
+    async with opened(job_api, method="random", run_cap=50) as sweep, sweep.agent(fails):
+        end = await sweep.run()
+        assert end.outcome is Outcome.FAILED
+        assert "the commonest cause" in end.message
+        assert "exit code 3" in end.message
+        assert 5 <= len(await sweep.numbers()) <= 7
+
+
+async def test_trial_without_the_metric_fails_and_names_what_was_seen(job_api: InMemoryApi) -> None:
+    async with opened(job_api, run_cap=1) as sweep, sweep.agent(lambda _: {"los": 1.0, "acc": 0.5}):
+        end = await sweep.run()
+        assert end.outcome is Outcome.FAILED
+        assert "The metric 'loss' was not reported; seen: acc, los. Did you mean 'los'?" in end.message
+
+
+async def test_target_ends_the_sweep_and_stops_what_still_runs(job_api: InMemoryApi) -> None:
+    points = {"lr": {"values": [k / 100 for k in range(1, 100)]}}
+    metric = {"name": "loss", "target": 0.285}
+    async with opened(job_api, parameters=points, metric=metric) as sweep, sweep.agent():
+        end = await sweep.run()
+        assert (end.outcome, end.message) == (Outcome.FINISHED, "Trial 1 reached the target, loss 0.285.")
+        assert all(item.is_terminal for item in await sweep.items())
+        assert len(await sweep.items()) < 10
+
+
+async def test_stop_cancels_the_items_and_their_state_tells_why(job_api: InMemoryApi) -> None:
+    async with opened(job_api, method="random", run_cap=50) as sweep:
+        scheduler = sweep.scheduler()
+        running = asyncio.create_task(scheduler.run())
+        await sweep.until_told("trial 1 waiting")
+        scheduler.stop()
+        end = await asyncio.wait_for(running, PATIENCE_SECONDS)
+        assert (end.outcome, end.message) == (Outcome.STOPPED, "The sweep was stopped.")
+        found = [(item.state_type, item.message, TrialItem.of(item)) for item in await sweep.items()]
+        assert len(found) == 2
+        for kind, message, trial in found:
+            assert kind is StateType.CANCELLED
+            assert message.startswith("The sweep was stopped.")
+            assert trial is not None
+            assert trial.stop is not None
+            assert (trial.stop.becomes, trial.stop.reason) == (TrialState.CANCELLED, "The sweep was stopped.")
+        assert (await read_sweep(sweep.session, sweep.id)).state_type is StateType.CANCELLING
+
+
+async def test_sweep_whose_process_has_died_is_stopped_with_its_items(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep:
+        await sweep.die_once_it_has_queued()
+        async with sweep.agent():
+            end = await asyncio.wait_for(stop_sweep(job_api, sweep.id, sweep.told.append), PATIENCE_SECONDS)
+        assert end.outcome is Outcome.STOPPED
+        assert all(item.is_terminal for item in await sweep.items())
+        assert (await read_sweep(sweep.session, sweep.id)).state_type is StateType.CANCELLED
+
+
+async def test_resumed_sweep_goes_on_to_its_new_cap_and_runs_nothing_again(job_api: InMemoryApi) -> None:
+    async with opened(job_api, method="random", run_cap=2) as sweep, sweep.agent():
+        await sweep.run()
+        await sweep.enter(ItemState.COMPLETED)
+        assert (await sweep.run(run_cap=5)).outcome is Outcome.FINISHED, "it has ended, and is not begun again"
+        assert len(await sweep.items()) == 2
+        await sweep.enter(ItemState.CLAIMED)
+        await sweep.enter(ItemState.RUNNING)
+        assert (await sweep.run(run_cap=5)).message == "All 5 trials have ended."
+        assert await sweep.numbers() == [(k, 1) for k in range(5)]
+
+
+async def test_sampler_or_job_that_refuses_a_trial_fails_the_sweep_and_stops_its_other_trials(
+    job_api: InMemoryApi,
+) -> None:
+    # The job's schema takes a rate of at most 1.
+    async with opened(job_api, parameters={"lr": {"values": [0.1, 0.2, 5.0]}}) as sweep, sweep.agent():
+        end = await sweep.run()
+        assert end.outcome is Outcome.FAILED
+        assert "lr" in end.message
+        assert all(item.is_terminal for item in await sweep.items())
+
+
+# --- what is refused before anything is made ---
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"queue": None}, SpecError, "names no queue"),
+        ({"queue": "cpuu"}, NotFoundError, "cpu"),
+        ({"job": None}, SpecError, "names no job"),
+        ({"job": "trian"}, NotFoundError, "train"),
+        ({"config": {"method": "grid", "parameters": {"lr": {"values": [5.0]}}}}, InputError, "lr"),
+        ({"num_workers": 0}, SpecError, "num_workers"),
+        ({"run_cap": 0}, SpecError, "run_cap"),
+    ],
+)
+async def test_sweep_that_cannot_run_is_refused_and_nothing_is_queued(
+    job_api: InMemoryApi, given: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    base = {"config": {"method": "grid", "parameters": GRID}, "queue": "cpu", "job": "train"}
+    async with job_api.open() as session:
+        with pytest.raises(error, match=words):
+            await check_sweep_request(job_api, session, sweep_config(**{**base, **given}))
+        assert await session.server.list_items() == []
+
+
+def test_what_is_given_beside_the_file_wins_over_it() -> None:
+    config = {
+        "sweep": {
+            "method": "random",
+            "parameters": GRID,
+            "image_uri": "box:1",
+            "run_cap": 3,
+            "scheduler": {"num_workers": 4},
+            "launch": {"queue": "gpu", "resource_args": {"local-process": {"gpus": 1}}},
+        }
+    }
+    kept = sweep_config(config)
+    assert (kept.launch.queue, kept.image_uri, kept.run_cap, kept.scheduler.num_workers) == ("gpu", "box:1", 3, 4)
+    won = sweep_config(config, queue="cpu", job="train", num_workers=2, run_cap=9)
+    assert (won.launch.queue, won.job, won.image_uri, won.run_cap) == ("cpu", "train", None, 9)
+    assert (won.scheduler.num_workers, won.launch.config) == (2, {"resource_args": {"local-process": {"gpus": 1}}})
+
+
+def test_trial_has_the_command_the_metric_and_the_retries_of_the_file() -> None:
+    from prefect_launch.sweeps.trial_items import TrialRecord
+
+    config = parse_sweep(
+        {
+            "method": "random",
+            "parameters": GRID,
+            "job": "train",
+            "program": "main.py",
+            "command": ["${env}", "python", "${program}", "${args}"],
+            "metric": {"name": "loss", "pattern": "loss: ([0-9.]+)"},
+            "retries": 2,
+            "launch": {"overrides": {"run_config": {"epochs": 5}}},
+        }
+    )
+    spec = trial_spec(config, UUID(int=7), TrialRecord(number=3, attempt=2, params={"lr": 0.1}))
+    assert spec.overrides.entry_point == ("/usr/bin/env", "python", "main.py", "--lr=0.1")
+    assert spec.overrides.run_config == {"epochs": 5, "lr": 0.1}
+    assert spec.metric is not None
+    assert spec.metric.name == "loss"
+    assert spec.retries is not None
+    assert (spec.retries.max, spec.run_id) == (2, "00000007-3-2")
+
+
+async def test_sweep_is_found_by_its_id_by_a_part_of_it_and_by_its_name(job_api: InMemoryApi) -> None:
+    async with opened(job_api, name="mine") as sweep, opened(job_api, name="other"):
+        for given in (str(sweep.id), str(sweep.id)[:8], str(sweep.id)[-8:], "mine"):
+            assert (await find_sweep(sweep.session, given)).id == sweep.id
+        with pytest.raises(NotFoundError, match="mine"):
+            await find_sweep(sweep.session, "min")
