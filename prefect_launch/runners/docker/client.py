@@ -318,6 +318,9 @@ _DEFAULT_ADDRESS = "unix:///var/run/docker.sock"
 #: Starting a container on a busy machine takes seconds; an engine that is silent for this long hangs.
 _CALL_SECONDS = 120
 _THREADS = 8
+#: The exit code of what a SIGKILL has ended, and how long the engine gets to say that memory was the reason.
+_KILLED: Final = 137
+_OOM_LAG_SECONDS: Final = 1.0
 #: How often one who waits looks by himself while the engine is down.
 _OUTAGE_POLL_SECONDS = 2.0
 _EVENTS = ["start", "die", "oom", "destroy"]
@@ -444,6 +447,11 @@ class DockerEngine(Engine):
                     if container is None:
                         return None
                     if container.ended:
+                        if container.exit_code == _KILLED and not container.oom_killed:
+                            # The engine hears of the end and of its cause by two ways, the cause sometimes later.
+                            with anyio.move_on_after(_OOM_LAG_SECONDS):
+                                while not news.oom:
+                                    await news.wait(None)
                         return container.model_copy(update={"oom_killed": container.oom_killed or news.oom})
                 await news.wait(pause)
 
