@@ -6,7 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.core.metrics import Metrics
     from prefect_launch.queues.wait_reason import WaitReason
-    from prefect_launch.server.values import Item
+    from prefect_launch.server.values import Item, LogRecord
 
 
 #: The shortest part of an id that is searched for.
@@ -219,6 +219,9 @@ def due_in_words(item: Item) -> str:
 
 #: An agent sends new lines every half second, so a shorter pause shows nothing sooner.
 _POLL_SECONDS: Final = 0.5
+#: How much earlier than the newest record one may be that comes after it: Prefect sends those of a flow seconds late,
+#: and the clocks of two machines differ.
+_LATE: Final = timedelta(minutes=1)
 #: Logger name of the job's own lines; a flow's log also has Prefect's records.
 _JOB_RECORDS: Final = "job"
 
@@ -236,24 +239,23 @@ class LogTail:
         self._run = run
         self._write = write
         self._job_only = job_only
-        self._seen = 0
-        self._written: set[tuple[datetime, str, str]] = set()
+        #: What was read of the last minute.
+        self._seen: dict[LogRecord, None] = {}
 
     @property
     def is_empty(self) -> bool:
         """Whether no record has been read yet."""
-        return self._seen == 0
+        return not self._seen
 
     def write_new(self) -> None:
-        """Write the records since the last call."""
-        records = self._run.logs(offset=self._seen)
-        self._seen += len(records)
-        for record in records:
-            # Prefect sends its own records late: each moves those that were read to a later place.
-            key = (record.timestamp, record.name, record.message)
-            if key not in self._written and (not self._job_only or record.name == _JOB_RECORDS):
+        """Write the records that have come since the last call."""
+        newest = max((record.timestamp for record in self._seen), default=None)
+        since = None if newest is None else newest - _LATE
+        read = self._run.logs(since=since)
+        for record in read:
+            if record not in self._seen and (not self._job_only or record.name == _JOB_RECORDS):
                 self._write(record.message)
-            self._written.add(key)
+        self._seen = dict.fromkeys(read) or self._seen
 
     def until_end(self) -> None:
         """Write new records until the item has ended, then the rest."""

@@ -7,6 +7,7 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -14,7 +15,8 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import ArtifactError, ExecutionError, LaunchError, NotFoundError
-from prefect_launch.server.values import PAGE, Answer, Item, LogRecord, State
+from prefect_launch.server.logs import read_log
+from prefect_launch.server.values import Answer, Item, LogRecord, State
 from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
@@ -113,18 +115,9 @@ class QueuedRun:
         item = await session.server.read_item(UUID(self.id))
         return None if item is None else await why_waiting(session, item)
 
-    def logs(self, *, offset: int = 0) -> list[LogRecord]:
-        """Return the records of its log from `offset` on, oldest first."""
-
-        async def read(session: Session) -> list[LogRecord]:
-            found: list[LogRecord] = []
-            while True:
-                page = await session.server.read_logs(UUID(self.id), limit=PAGE, offset=offset + len(found))
-                found.extend(page)
-                if len(page) < PAGE:
-                    return found
-
-        return self._api.call(read)
+    def logs(self, *, since: datetime | None = None) -> list[LogRecord]:
+        """Return the records of its log, oldest first; with `since`, those of that time or later."""
+        return self._api.call(lambda session: read_log(session.server, UUID(self.id), since))
 
     def last_lines(self, count: int = LAST_LINES) -> list[str]:
         """Return the last lines of its log, at most so many, without what Prefect tells of a flow and its tasks."""

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,15 +145,21 @@ class Site:
 
     def _records(self, run: QueuedRun) -> list[Log]:
         from prefect.client.orchestration import get_client
-        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
         from prefect.client.schemas.sorting import LogSort
 
-        wanted = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+        found: dict[UUID, Log] = {}
+        of_run = LogFilterFlowRunId(any_=[run.id])
+        since: datetime | None = None
         with get_client(sync_client=True) as client:
-            found: list[Log] = []
-            while page := client.read_logs(wanted, sort=LogSort.TIMESTAMP_ASC, limit=LOG_PAGE, offset=len(found)):
-                found += page
-            return found
+            while True:
+                # Not by a count of records: those that Prefect sends late move the others.
+                wanted = LogFilter(flow_run_id=of_run, timestamp=LogFilterTimestamp(after_=since))
+                page = client.read_logs(wanted, sort=LogSort.TIMESTAMP_ASC, limit=LOG_PAGE)
+                found |= {log.id: log for log in page}
+                if len(page) < LOG_PAGE:
+                    return list(found.values())
+                since = page[-1].timestamp
 
     def artifacts(self, run: QueuedRun) -> list[Any]:
         """The artifacts that the item's page lists, as Prefect's client reads them."""

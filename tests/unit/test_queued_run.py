@@ -7,6 +7,7 @@ import threading
 import time
 from datetime import datetime, timedelta, timezone
 from functools import partial
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -134,10 +135,37 @@ def test_waiting_for_a_deleted_item_says_so(api: InMemoryApi, run: QueuedRun) ->
         run.wait_until_finished(timeout=60)
 
 
-def test_log_is_read_whole_and_from_an_offset(api: InMemoryApi, run: QueuedRun) -> None:
+def test_log_is_read_whole_and_from_a_time_on(api: InMemoryApi, run: QueuedRun) -> None:
     log(api, run, *(str(number) for number in range(450)))
-    assert [record.message for record in run.logs()] == [str(number) for number in range(450)]
-    assert [record.message for record in run.logs(offset=448)] == ["448", "449"]
+    records = run.logs()
+    assert [record.message for record in records] == [str(number) for number in range(450)]
+    assert [record.message for record in run.logs(since=records[448].timestamp)] == ["448", "449"]
+
+
+def test_record_that_comes_late_while_a_log_is_read_repeats_and_hides_no_other(
+    api: InMemoryApi, run: QueuedRun
+) -> None:
+    log(api, run, *(str(number) for number in range(450)))
+    early = LogRecord(name="prefect.flow_runs", message="early", timestamp=run.logs()[0].timestamp - timedelta(1))
+    server, pages = api.server, list[int]()
+    read = server.read_logs
+
+    async def read_logs(item_id: UUID, **wanted: Any) -> list[LogRecord]:
+        pages.append(len(page := await read(item_id, **wanted)))
+        await server.write_logs(item_id, [early])
+        return page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "read_logs", read_logs)
+        assert [record.message for record in run.logs()] == [str(number) for number in range(450)]
+    assert len(pages) > 1
+
+
+def test_many_records_of_one_time_are_all_read(api: InMemoryApi, run: QueuedRun) -> None:
+    now = datetime.now(timezone.utc)
+    records = [LogRecord(name="job", message=str(number), timestamp=now) for number in range(450)]
+    api.call(lambda session: session.server.write_logs(UUID(run.id), records))
+    assert len(run.logs()) == 450
 
 
 # --- cancel, retry, delete ---

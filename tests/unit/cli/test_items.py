@@ -280,16 +280,18 @@ async def _write_logs(item_id: UUID, records: list[LogRecord], session: Session)
     await session.server.write_logs(item_id, records)
 
 
-def test_log_that_is_followed_shows_no_line_twice_when_earlier_records_come_late(api: InMemoryApi) -> None:
+@pytest.mark.parametrize("job_only", [True, False])
+def test_log_that_is_followed_shows_each_line_once_also_one_that_comes_late(api: InMemoryApi, job_only: bool) -> None:
     [run] = add(api, "one")
     now, shown = datetime.now(timezone.utc), list[str]()
-    tail = LogTail(run, shown.append, job_only=True)
-    for name, message, second in (("job", "start", 2), ("prefect.flow_runs", "Beginning", 1), ("job", "end", 3)):
+    tail = LogTail(run, shown.append, job_only=job_only)
+    for name, message, second in (("job", "start", 2), ("prefect.flow_runs", "Beginning", 1), ("job", "end", 300)):
         records = [LogRecord(name=name, message=message, timestamp=now + timedelta(seconds=second))]
         api.call(partial(_write_logs, UUID(run.id), records))
         tail.write_new()
+        tail.write_new()
 
-    assert shown == ["start", "end"]
+    assert shown == (["start", "end"] if job_only else ["start", "Beginning", "end"])
 
 
 def test_item_is_shown_with_its_metrics_and_their_course(api: InMemoryApi, command: Command) -> None:
