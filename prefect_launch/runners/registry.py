@@ -1,33 +1,33 @@
 """Registry of runners: which resource name is which class, and which resources a home has used.
 
 Runners are entry points of the group `prefect_launch.runners`, so a third party adds a resource with a package of its
-own. A runner's module is imported on first use. This package's own runners are known without its metadata too (a plain
-checkout). A home notes the resources that have run something for it, so that an agent looks for runs there and imports
+own. A home notes the resources that have run something for it, so that an agent looks for runs there and imports
 no library in vain (Docker's takes 75 ms of CPU time); a home older than these notes may have used any resource.
 """
 
 from __future__ import annotations
 
-import importlib
-from functools import lru_cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Final
 
-from prefect_launch.errors import AgentConfigError, unknown_name
+from prefect_launch.core.plugins import Plugins
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.base import Runner
 
-_GROUP = "prefect_launch.runners"
-_BUILT_IN = {
-    "local-process": "prefect_launch.runners.process.runner:LocalProcessRunner",
-    "local-container": "prefect_launch.runners.docker.runner:LocalContainerRunner",
-}
+RUNNERS: Final = Plugins(
+    "prefect_launch.runners",
+    "resource",
+    Runner,  # type: ignore[type-abstract]
+    {
+        "local-process": "prefect_launch.runners.process.runner:LocalProcessRunner",
+        "local-container": "prefect_launch.runners.docker.runner:LocalContainerRunner",
+    },
+)
 
 
 def runner_names() -> tuple[str, ...]:
     """Return the names of all resources that can be run here, sorted."""
-    return tuple(sorted(_table()))
+    return RUNNERS.names
 
 
 def runner_class(name: str) -> type[Runner]:
@@ -40,22 +40,7 @@ def runner_class(name: str) -> type[Runner]:
         NotFoundError: when there is none of that name; the message names the nearest right one.
         AgentConfigError: when a third party's runner cannot be imported, or is none.
     """
-    table = _table()
-    if name not in table:
-        raise unknown_name("resource", name, table)
-    module, _, attribute = table[name].partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise AgentConfigError(
-            f"The runner of the resource {name!r}, {table[name]!r}, cannot be imported ({error})."
-            " Install or repair the package that brings it."
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, Runner)):
-        raise AgentConfigError(
-            f"The runner of the resource {name!r}, {table[name]!r}, is no class derived from Runner."
-        )
-    return found
+    return RUNNERS.find(name)
 
 
 def make_runner(name: str, home: Path, registry: Registry | None = None) -> Runner:
@@ -70,12 +55,6 @@ def make_runner(name: str, home: Path, registry: Registry | None = None) -> Runn
     runner = runner_class(name)(home)
     runner.registry = registry
     return runner
-
-
-@lru_cache(maxsize=1)
-def _table() -> dict[str, str]:
-    # Reading what is installed takes 5 ms, which every item would pay several times.
-    return {**_BUILT_IN, **{point.name: point.value for point in entry_points(group=_GROUP)}}
 
 
 # --- resources that a home has used ---

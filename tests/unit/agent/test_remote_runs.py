@@ -19,7 +19,7 @@ from prefect_launch.agent.loop import Loop
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ServerUnavailableError, UnsafeSpecError
-from prefect_launch.runners import registry
+from prefect_launch.runners.registry import RUNNERS
 from prefect_launch.runners.remote import base
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryApi, InMemoryCluster, InMemoryRemoteRunner, Script
@@ -93,9 +93,9 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterBe
     point = "prefect_launch.testing.remote_runner:InMemoryRemoteRunner"
     (metadata / "entry_points.txt").write_text(f"[prefect_launch.runners]\n{RESOURCE} = {point}\n")
     monkeypatch.syspath_prepend(str(package))
-    registry._table.cache_clear()
+    RUNNERS.read_again()
     yield ClusterBench(tmp_path / "home")
-    registry._table.cache_clear()
+    RUNNERS.read_again()
 
 
 async def test_item_waits_in_the_cluster_with_its_reason_then_runs(bench: ClusterBench) -> None:

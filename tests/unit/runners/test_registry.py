@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 
-from prefect_launch.errors import NotFoundError, SpecError
+from prefect_launch.core import plugins
+from prefect_launch.errors import AgentConfigError, NotFoundError, SpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.process.runner import LocalProcessRunner
-from prefect_launch.runners.registry import make_runner, runner_class, runner_names
+from prefect_launch.runners.registry import RUNNERS, make_runner, runner_class, runner_names
 
 
 def test_both_resources_are_known() -> None:
@@ -42,3 +44,24 @@ def test_wrong_process_option_is_refused_with_the_nearest_right_one() -> None:
 def test_nice_outside_of_its_range_is_refused(value: object) -> None:
     with pytest.raises(SpecError, match="nice"):
         runner_class("local-process").check_options({"nice": value})
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("no_such_package:Runner", "cannot be imported.*no_such_package"),
+        ("pathlib:NoSuchRunner", "cannot be imported.*NoSuchRunner"),
+        ("pathlib:Path", "is no class derived from Runner"),
+    ],
+)
+def test_resource_of_a_broken_package_is_named_with_its_class(
+    monkeypatch: pytest.MonkeyPatch, place: str, words: str
+) -> None:
+    found = [EntryPoint("moon", place, "prefect_launch.runners")]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: found)
+    RUNNERS.read_again()
+    try:
+        with pytest.raises(AgentConfigError, match=f"{place}.*resource 'moon'.*{words}"):
+            runner_class("moon")
+    finally:
+        RUNNERS.read_again()

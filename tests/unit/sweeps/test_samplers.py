@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from prefect_launch.core import plugins
 from prefect_launch.errors import AgentConfigError, NotFoundError
 from prefect_launch.sweeps.config import SweepConfig, parse_sweep
 from prefect_launch.sweeps.distributions import DISTRIBUTIONS, MAX_QUANTILE, MIN_QUANTILE, Continuous
 from prefect_launch.sweeps.history import History, Trial, TrialState
-from prefect_launch.sweeps.samplers import registry
 from prefect_launch.sweeps.samplers.base import Sampler, next_params
-from prefect_launch.sweeps.samplers.registry import make_sampler
+from prefect_launch.sweeps.samplers.registry import SAMPLERS, make_sampler
 from prefect_launch.sweeps.search_space import point_key
 
 SWEEP = "0198b2a4-0000-7000-8000-000000000001"
@@ -306,10 +306,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     found = [
         EntryPoint(name, f"{__name__}:{attribute}", "prefect_launch.samplers") for name, attribute in names.items()
     ]
-    monkeypatch.setattr(registry, "entry_points", lambda group: found)
-    registry._table.cache_clear()
+    monkeypatch.setattr(plugins, "entry_points", lambda group: found)
+    SAMPLERS.read_again()
     yield
-    registry._table.cache_clear()
+    SAMPLERS.read_again()
 
 
 @pytest.mark.usefixtures("installed")
