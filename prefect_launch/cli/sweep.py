@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +10,6 @@ from prefect_launch.cli.item_view import state_of
 from prefect_launch.cli.options import JsonOption, examples, group
 from prefect_launch.cli.output import Column, ago, print_details, print_json, print_table
 from prefect_launch.cli.process import connected
-from prefect_launch.core.metrics import format_number
 from prefect_launch.core.names import short_id, short_ids
 from prefect_launch.core.terminal import printable
 from prefect_launch.inputs.metrics import written_number
@@ -48,6 +46,7 @@ def check(
     from prefect_launch.sweeps.config import parse_sweep
     from prefect_launch.sweeps.preview import preview_sweep
     from prefect_launch.sweeps.sweep_file import read_sweep_file
+    from prefect_launch.sweeps.trial_table import flat_params
 
     config = parse_sweep(read_sweep_file(file))
     preview = preview_sweep(config)
@@ -66,7 +65,7 @@ def check(
         ]
     )
     typer.echo()
-    flat = [_flat(sample) for sample in preview.samples]
+    flat = [flat_params(sample) for sample in preview.samples]
     names = list(dict.fromkeys(name for sample in flat for name in sample))
     rows = [[str(number), *(sample.get(name, "") for name in names)] for number, sample in enumerate(flat)]
     print_table([Column("TRIAL", right=True), *(Column(name, gives_way=True) for name in names)], rows, empty="")
@@ -203,36 +202,13 @@ def list_(json: JsonOption = False) -> None:
 @app.command(epilog=examples("prefect-launch sweep show 1f2e3d4c"))
 def show(sweep: SweepId, json: JsonOption = False) -> None:
     """Show a sweep and its trials, the best one first."""
+    from prefect_launch.cli.sweep_view import print_sweep
+
     found, config, trials = _found(sweep)
     if json:
         print_json(_sweep_as_json(found.id, state_of(found), found.message, config, trials))
         return
-    metric = config.objective
-    print_details(
-        [
-            ("Sweep", f"{found.name} ({found.id})"),
-            ("State", state_of(found)),
-            ("Message", found.message),
-            ("Method", config.sampler or config.method),
-            ("Metric", f"{metric.goal} {metric.name}" if metric else None),
-            ("Trials", ", ".join(f"{count} {state.value}" for state, count in trials.counts.items()) or "none yet"),
-        ]
-    )
-    typer.echo()
-    ranked = trials.ranked(metric)
-    flat = [_flat(dict(trial.params)) for trial in ranked]
-    names = list(dict.fromkeys(name for params in flat for name in params))
-    columns = [Column("TRIAL", right=True), Column("STATE"), Column(metric.name if metric else "METRIC", right=True)]
-    columns += [*(Column(name, gives_way=True) for name in names), Column("ITEM")]
-    rows = [
-        [
-            *(str(trial.number), trial.state.value, "" if trial.metric is None else format_number(trial.metric)),
-            *(params.get(name, "") for name in names),
-            short_id(trials.items[trial.number].item.id),
-        ]
-        for trial, params in zip(ranked, flat, strict=True)
-    ]
-    print_table(columns, rows, empty="No trial was queued yet.")
+    print_sweep(found, config, trials)
 
 
 @app.command(epilog=examples("prefect-launch sweep best 1f2e3d4c --config > best.yaml"))
@@ -333,15 +309,3 @@ def _as_json(config: SweepConfig, preview: Preview) -> dict[str, Any]:
         "samples": preview.samples,
         "warnings": preview.warnings,
     }
-
-
-def _flat(params: dict[str, Any], before: str = "") -> dict[str, str]:
-    """Return parameters by dotted names, each value as JSON has it, but short; a text without its quotes."""
-    found: dict[str, str] = {}
-    for name, value in params.items():
-        if isinstance(value, dict):
-            found |= _flat(value, f"{before}{name}.")
-        else:
-            short = float(f"{value:.6g}") if isinstance(value, float) else value
-            found[before + name] = short if isinstance(short, str) else json_format.dumps(short, ensure_ascii=False)
-    return found

@@ -25,6 +25,7 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError, ServerFailedError, ServerUnavailableError, SpecError
 from prefect_launch.planning.image_pinning import Digests
 from prefect_launch.server.values import Item, State
+from prefect_launch.sweeps.board import SweepBoard
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.preview import preview_sweep
@@ -133,6 +134,7 @@ class SweepRunner:
         self._tell = tell
         self._look_seconds = look_seconds
         self._sampler = make_sampler(config, str(sweep_id))
+        self._board = SweepBoard(session.server, sweep_id, config)
         self._is_stopping = False
         self._failure: LaunchError | None = None
         self._woken = asyncio.Event()
@@ -153,7 +155,10 @@ class SweepRunner:
         """
         listener = asyncio.ensure_future(self._listen())
         try:
-            return await self._until_end()
+            async with self._board.writing():
+                end = await self._until_end()
+                await self._board.finish()
+                return end
         finally:
             listener.cancel()
             with suppress(asyncio.CancelledError):
@@ -190,10 +195,12 @@ class SweepRunner:
     async def _step(self) -> EndSweep | None:
         sweep = await self._session.server.read_item(self._sweep_id)
         if sweep is not None and (ended := _end_elsewhere(sweep)) is not None:
+            self._board.update(await read_trials(self._session.server, self._sweep_id, self._config))
             return ended
         command = await self._command(sweep)
         trials = await read_trials(self._session.server, self._sweep_id, self._config)
         self._show(trials)
+        self._board.update(trials)
         control = Control(command=command, elapsed_seconds=_elapsed(sweep))
         try:
             actions = await anyio.to_thread.run_sync(self._decide, trials.history, control)
