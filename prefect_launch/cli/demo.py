@@ -1,7 +1,7 @@
-"""`prefect-launch demo`: a Prefect server of its own, three training runs through a queue and an agent, and a table.
+"""`prefect-launch demo`: a Prefect server of its own, three training runs or a sweep on a queue, an agent, and a table.
 
-It needs only this package and `examples/digits`, and writes nothing outside its folder: the server, its database and
-the environment of the runs stay there, so that a second demo starts in seconds. Prefect is imported only after the
+It needs only this package with its examples, and writes nothing outside its folder: the server, its database and the
+environment of the runs stay there, so that a second demo starts in seconds. Prefect is imported only after the
 settings that lead it to the demo's server are made.
 """
 
@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 from uuid import UUID
 
 import typer
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from prefect_launch.server.values import Item
 
 QUEUE: Final = "demo"
-JOB: Final = "digits"
 AGENT: Final[Mapping[str, Any]] = {"name": "demo", "queues": [QUEUE], "max_jobs": 2}
 #: Three networks, from one that is too small to one that is large enough.
 RUNS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -49,13 +48,34 @@ RUNS: Final[Mapping[str, Mapping[str, Any]]] = {
     "digits-medium": {"hidden_units": 32, "activation": "tanh"},
     "digits-large": {"hidden_units": 256, "epochs": 40},
 }
+
+
+class Example(NamedTuple):
+    """An example that comes with the package.
+
+    Attributes:
+        job: the job that is made of it.
+        folder: its folder, in a checkout.
+        schema: the class of its inputs, if it has one.
+        description: of the job.
+    """
+
+    job: str
+    folder: str
+    schema: str | None
+    description: str
+
+
+TRAINING: Final = Example(
+    "digits", "examples/digits", "inputs:Inputs", "Train a small neural network on hand-written digits."
+)
+SWEEP: Final = Example("digits-sweep", "examples/sweep", None, "Train a small network with a sweep's parameters.")
 #: The UI's port unless another program listens there, so that its address can be bookmarked.
 _PORT: Final = 4280
 #: The first start makes the database, which takes half a minute on a slow machine.
 _START_SECONDS: Final = 180.0
 _STOP_SECONDS: Final = 20.0
 _REFRESH_SECONDS: Final = 0.5
-_EXAMPLE: Final = "examples/digits"
 _CHECKOUT: Final = Path(__file__).resolve().parents[2]
 
 
@@ -67,14 +87,19 @@ def demo(
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the server up until Ctrl-C, to look around in the UI.")
     ] = False,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Search for good parameters with a sweep of eight trials instead.")
+    ] = False,
 ) -> None:
-    """Run a demo: an embedded server, a real training job, three runs on a queue, one agent."""
+    """Run a demo: an embedded server, a real training job, three runs on a queue or a sweep, one agent."""
     from rich.console import Console
 
     if "prefect" in sys.modules:
         raise InternalError("The demo must be the first to import Prefect. Run it as 'prefect-launch demo'.")
     console = Console(highlight=False, file=unguarded_stdout())  # it draws its table over itself
-    folder, home = example_folder(), demo_home()
+    example = SWEEP if sweep else TRAINING
+    folder, home = example_folder(example), demo_home()
+    again = f"{sys.argv[0]} demo{' --sweep' if sweep else ''} --keep"
     with _only_one(home):
         first = "" if (home / "prefect.db").exists() else " (the first time: a minute)"
         console.print(f"Starting a Prefect server in {home} …{first}", soft_wrap=True)
@@ -83,13 +108,17 @@ def demo(
 
             wait_for_server()
             api = default_api()
-            form = _make_queue_and_job(console, api, folder)
+            job = _make_queue_and_job(console, api, example, folder)
             _write_agent_log(home / "agent.log")
-            asyncio.run(_train(console, api, home / "agent.log"))
+            if sweep:
+                pages = _sweep(api, folder / "sweep.yaml", job)
+            else:
+                pages = _deploy(api)
+                asyncio.run(_train(console, api, home / "agent.log"))
             if keep:
-                _stay(console, api, form, home)
+                _stay(console, api, example, pages, home)
     if not keep:
-        console.print(f"The server is stopped. To look around in its UI: [bold]{sys.argv[0]} demo --keep[/]")
+        console.print(f"The server is stopped. To look around in its UI: [bold]{again}[/]")
 
 
 def demo_home() -> Path:
@@ -101,17 +130,20 @@ def demo_home() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prefect-launch" / "demo"
 
 
-def example_folder() -> Path:
-    """Return the code of the demo's job, in a checkout or where an installation has put it.
+def example_folder(example: Example) -> Path:
+    """Return the code of an example, in a checkout or where an installation has put it.
 
     Raises:
         NotFoundError: when it is in neither place.
     """
-    installed = (Path(str(file.locate())) for file in metadata.files("prefect-launch") or () if _EXAMPLE in str(file))
-    for main in (_CHECKOUT / _EXAMPLE / "train.py", *installed):
+    files = metadata.files("prefect-launch") or ()
+    installed = (Path(str(file.locate())) for file in files if example.folder in str(file))
+    for main in (_CHECKOUT / example.folder / "train.py", *installed):
         if main.name == "train.py" and main.is_file():
             return main.resolve().parent
-    raise NotFoundError(f"The example {_EXAMPLE} is missing. It comes with the package: install prefect-launch again.")
+    raise NotFoundError(
+        f"The example {example.folder} is missing. It comes with the package: install prefect-launch again."
+    )
 
 
 # --- the server ---
@@ -192,23 +224,29 @@ def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
 # --- what a user does ---
 
 
-def _make_queue_and_job(console: Console, api: Api, folder: Path) -> str:
-    """Make the queue, the job and its form; return the address of the form."""
+def _make_queue_and_job(console: Console, api: Api, example: Example, folder: Path) -> str:
+    """Make the queue and the job; return the job's reference."""
     from prefect_launch.client.create_job import create_job
     from prefect_launch.core.states import StateType
-    from prefect_launch.queues.deployment import deploy_job
 
     # One thread a run: two at a time do not fight over the cores.
     queue = api.upsert_run_queue(QUEUE, "local-process", config={"env": {"OMP_NUM_THREADS": "1"}})
     for left in api.items(queue=QUEUE, states=[StateType.SCHEDULED]):
         left.cancel()  # of a demo that was interrupted
     job = create_job(
-        folder, "code", name=JOB, entrypoint="python train.py", schema="inputs:Inputs",
-        description="Train a small neural network on hand-written digits.", api=api,
+        folder, "code", name=example.job, entrypoint="python train.py", schema=example.schema,
+        description=example.description, api=api,
     )  # fmt: skip
-    _, deployment, _ = api.call(lambda session: deploy_job(session, JOB, QUEUE))
     console.print(f"Server  {api.ui_url}\nQueue   {queue.name} (local-process)\nJob     {job.reference}")
-    return f"{api.ui_url}/deployments/deployment/{deployment}/run"
+    return job.reference
+
+
+def _deploy(api: Api) -> Mapping[str, str]:
+    """Give the job a form; return the pages that there are to see, each with what it is."""
+    from prefect_launch.queues.deployment import deploy_job
+
+    _, deployment, _ = api.call(lambda session: deploy_job(session, TRAINING.job, QUEUE))
+    return {f"{api.ui_url}/deployments/deployment/{deployment}/run": "the job's form"}
 
 
 def _write_agent_log(file: Path) -> None:
@@ -228,7 +266,9 @@ async def _train(console: Console, api: Api, log: Path) -> None:
     from prefect_launch.core.states import StateType
 
     runs = [
-        await alaunch_add(job=JOB, queue_name=QUEUE, name=name, config={"overrides": {"run_config": dict(inputs)}})
+        await alaunch_add(
+            job=TRAINING.job, queue_name=QUEUE, name=name, config={"overrides": {"run_config": dict(inputs)}}
+        )
         for name, inputs in RUNS.items()
     ]
     agent = asyncio.create_task(launch_agent(dict(AGENT), until_empty=True))
@@ -287,15 +327,57 @@ def _table(rows: Sequence[tuple[Item, float]]) -> Table:
     return drawn
 
 
-def _stay(console: Console, api: Api, form: str, home: Path) -> None:
+# --- the sweep ---
+
+
+def _sweep(api: Api, file: Path, job: str) -> Mapping[str, str]:
+    """Run the sweep, and show its trials; return the pages that there are to see, each with what it is."""
+    from prefect_launch.cli import sweep
+
+    sweep_id, code = asyncio.run(_run_sweep(api, file, job))
+    typer.echo()
+    sweep.show(str(sweep_id))
+    typer.echo()
+    if code:
+        raise typer.Exit(code)
+    return {f"{api.ui_url}/runs/flow-run/{sweep_id}": "the sweep"}
+
+
+async def _run_sweep(api: Api, file: Path, job: str) -> tuple[UUID, int]:
+    """Run the sweep here, with an agent that works off its trials; return its id, and the exit code."""
+    from prefect.logging.handlers import APILogHandler
+
+    from prefect_launch.agent.agent import LaunchAgent
+    from prefect_launch.cli.sweep import run_to_end
+    from prefect_launch.sweeps.flow import begin_sweep
+    from prefect_launch.sweeps.sweep_file import read_sweep_file
+
+    sweep_id = await begin_sweep(api, {"config": read_sweep_file(file), "queue": QUEUE, "job": job})
+    agent = LaunchAgent(api, dict(AGENT))
+    working = asyncio.create_task(agent.loop())
+    running = asyncio.create_task(run_to_end(api, sweep_id))
+    try:
+        await asyncio.wait({working, running}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            await working  # tells why it cannot go on
+        return sweep_id, await running
+    finally:
+        agent.stop()
+        running.cancel()
+        await asyncio.wait({working, running})
+        await APILogHandler.aflush()  # as above
+
+
+def _stay(console: Console, api: Api, example: Example, pages: Mapping[str, str], home: Path) -> None:
     from prefect_launch.agent.agent import LaunchAgent
 
     console.print(
         f"\nLook around:\n  {api.ui_url}/runs  every run, with its log and its outputs"
-        f"\n  {api.ui_url}/work-pools/work-pool/{QUEUE}  the queue and its agent\n  {form}  the job's form"
-        "\n\nThe command line, in another terminal:"
+        f"\n  {api.ui_url}/work-pools/work-pool/{QUEUE}  the queue and its agent"
+        + "".join(f"\n  {page}  {what}" for page, what in pages.items())
+        + "\n\nThe command line, in another terminal:"
         f"\n  export PREFECT_API_URL={api.ui_url}/api PREFECT_HOME={home}"
-        f"\n  {sys.argv[0]} add -j {JOB} -q {QUEUE} --set hidden_units=128"
+        f"\n  {sys.argv[0]} add -j {example.job} -q {QUEUE} --set hidden_units=128"
         "\n\nThe agent runs what you queue. Ctrl-C ends it and the server.",
         soft_wrap=True,
     )

@@ -134,24 +134,43 @@ def run_(
 
 
 async def _run(api: Api, file: str | None, resume: str | None, given: dict[str, Any], *, as_json: bool) -> int:
+    from prefect_launch.sweeps.flow import begin_sweep, find_sweep, resume_sweep
+    from prefect_launch.sweeps.sweep_file import read_sweep_file
+
+    if file is not None:
+        sweep_id = await begin_sweep(api, {"config": read_sweep_file(file), **given})
+    else:
+        async with api.open() as session:
+            sweep_id = (await find_sweep(session, resume or "")).id
+        await resume_sweep(api, sweep_id, given)
+    return await run_to_end(api, sweep_id, as_json=as_json)
+
+
+async def run_to_end(api: Api, sweep_id: UUID, *, as_json: bool = False) -> int:
+    """Run a sweep that was begun or resumed, and print what becomes of its trials, and the best one.
+
+    Args:
+        api: the Prefect server.
+        sweep_id: the sweep's id.
+        as_json: print JSON at the end, and the lines to the standard error.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ExecutionError: when the sweep failed.
+    """
     from prefect_launch.errors import ExecutionError
-    from prefect_launch.sweeps import flow
+    from prefect_launch.sweeps.flow import run_sweep
     from prefect_launch.sweeps.runner import describe_trial
     from prefect_launch.sweeps.scheduler import Outcome
-    from prefect_launch.sweeps.sweep_file import read_sweep_file
 
     def tell(line: str) -> None:
         typer.echo(printable(line), err=as_json)
 
-    if file is not None:
-        sweep_id = await flow.begin_sweep(api, {"config": read_sweep_file(file), **given})
-    else:
-        async with api.open() as session:
-            sweep_id = (await flow.find_sweep(session, resume or "")).id
-        await flow.resume_sweep(api, sweep_id, given)
     tell(f"sweep: {sweep_id}")
     tell(f"page:  {api.ui_url}/runs/flow-run/{sweep_id}")
-    end = await flow.run_sweep(api, sweep_id, tell)
+    end = await run_sweep(api, sweep_id, tell)
     config, trials = await _read(api, sweep_id)
     if as_json:
         print_json(_sweep_as_json(sweep_id, end.outcome.value, end.message, config, trials))

@@ -1,4 +1,4 @@
-"""`prefect-launch demo`, as a new user runs it: a server of its own, three real trainings, a table."""
+"""`prefect-launch demo`, as a new user runs it: a server of its own, real trainings or a sweep of them, a table."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def demo_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def demo(demo_home: Path) -> Iterator[subprocess.Popen[str]]:
-    """A demo that stays, in a terminal's place."""
+    """A demo with a sweep that stays, in a terminal's place."""
     process = subprocess.Popen(
-        [PROGRAM, "demo", "--keep"],
+        [PROGRAM, "demo", "--sweep", "--keep"],
         env=_environment(demo_home),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -52,10 +52,19 @@ def test_demo_trains_three_models_and_shows_how_good_they_are(demo_home: Path) -
     assert _server_is_gone(shown.stdout)
 
 
-def test_demo_that_stays_serves_the_ui_until_interrupted(demo: subprocess.Popen[str], demo_home: Path) -> None:
+def test_demo_of_a_sweep_shows_the_best_trial_and_serves_the_ui_until_interrupted(
+    demo: subprocess.Popen[str], demo_home: Path
+) -> None:
     shown = _read_until(demo, STAY)
     address = re.search(r"(http://127.0.0.1:\d+)/runs", shown)
     assert address
+    best = re.search(r"^best: trial (\d+) finished, accuracy ([\d.]+)", shown, re.M)
+    rows = re.findall(r"^ +(\d+)  finished +([\d.]+)", shown, re.M)
+    assert best
+    assert best.groups() == rows[0]
+    assert sorted(number for number, _ in rows) == list("01234567")
+    assert float(rows[0][1]) == max(float(accuracy) for _, accuracy in rows)
+    assert re.search(rf"{address[1]}/runs/flow-run/\S+  the sweep", shown)
 
     page = httpx.get(f"{address[1]}/", trust_env=False)
     settings = httpx.get(f"{address[1]}/ui-settings", trust_env=False).json()
