@@ -1,7 +1,7 @@
 """Train a small network on scikit-learn's hand-written digits with the parameters of one trial of a sweep.
 
-An ordinary program: `load_config()` gives it the trial's parameters, and `log_metrics()` tells after each epoch how good
-it is. It knows nothing of the sweep.
+An ordinary program: `load_config()` gives it the parameters of its trial, and `log_metrics()` tells after each epoch
+how good it is. It knows nothing of the sweep.
 """
 
 from __future__ import annotations
