@@ -8,8 +8,11 @@ from uuid import UUID
 
 import pytest
 
+from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InputError, NotFoundError, SpecError
+from prefect_launch.server.metrics import write_metrics
+from prefect_launch.server.values import State
 from prefect_launch.sweeps.config import parse_sweep
 from prefect_launch.sweeps.flow import config_of, find_sweep, read_sweep, stop_sweep, sweep_config
 from prefect_launch.sweeps.history import TrialState
@@ -185,6 +188,37 @@ async def test_target_ends_the_sweep_and_stops_what_still_runs(job_api: InMemory
         assert (end.outcome, end.message) == (Outcome.FINISHED, "Trial 1 reached the target, loss 0.285.")
         assert all(item.is_terminal for item in await sweep.items())
         assert len(await sweep.items()) < 10
+
+
+async def test_trial_that_is_worse_at_a_band_is_stopped_early_and_keeps_its_last_value(job_api: InMemoryApi) -> None:
+    bands = {"type": "hyperband", "min_iter": 1}
+    async with opened(job_api, run_cap=2, early_terminate=bands) as sweep:
+        server = job_api.server
+        running = asyncio.create_task(sweep.run())
+        await sweep.until_told("trial 1 waiting")
+        by_number = {TrialItem.of(item).record.number: item.id for item in await sweep.items()}  # type: ignore[union-attr]
+        for number, value in ((0, 0.1), (1, 0.9)):
+            for state in (ItemState.CLAIMED, ItemState.RUNNING):
+                await server.propose(by_number[number], State.of(state))
+            metrics = Metrics()
+            metrics.add(1, {"loss": value})
+            await write_metrics(server, by_number[number], metrics)
+        while (item := await server.read_item(by_number[1])) and item.state_type is not StateType.CANCELLING:
+            assert not running.done()
+            await asyncio.sleep(0.005)
+        assert item is not None
+        assert item.message == "The trial was stopped early at step 1."
+        # The agent's own words take the place of these once it has stopped the run.
+        await server.propose(by_number[1], State.of(ItemState.CANCELLED, "Stopped after 3 s."))
+        await server.propose(by_number[0], State.of(ItemState.COMPLETED))
+        assert (await running).message == "All 2 trials have ended."
+        config = config_of(await read_sweep(sweep.session, sweep.id))
+        trials = await read_trials(server, sweep.id, config)
+        assert [(trial.state, trial.value) for trial in trials.history.trials] == [
+            *((TrialState.FINISHED, 0.1), (TrialState.PRUNED, 0.9))
+        ]
+        assert trials.items[1].stop is not None
+        assert trials.items[1].stop.reason == "The trial was stopped early at step 1."
 
 
 async def test_stop_cancels_the_items_and_their_state_tells_why(job_api: InMemoryApi) -> None:
