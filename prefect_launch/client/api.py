@@ -24,6 +24,7 @@ from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError, QueueError
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
+from prefect_launch.server.paging import all_items
 from prefect_launch.server.values import PAGE
 
 if TYPE_CHECKING:
@@ -217,13 +218,12 @@ class Api(BaseModel):
             if queue is not None:
                 await session.queue(queue)
             found: list[Item] = []
-            while limit is None or len(found) < limit:
-                size = PAGE if limit is None else min(PAGE, limit - len(found))
-                page = await session.server.list_items(
-                    pool=queue, state_types=wanted, names=named, limit=size, offset=len(found)
-                )
-                found.extend(page)
-                if len(page) < size:
+            if limit is not None and limit < 1:
+                return found
+            page = PAGE if limit is None else min(PAGE, limit)
+            async for item in all_items(session.server, page=page, pool=queue, state_types=wanted, names=named):
+                found.append(item)
+                if len(found) == limit:
                     break
             return found
 

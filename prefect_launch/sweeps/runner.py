@@ -22,8 +22,10 @@ from prefect_launch.client.item_check import NamedJob, check_item, resolve_sourc
 from prefect_launch.client.queued_run import request_cancel
 from prefect_launch.core.metrics import format_number
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import ItemGoneError, LaunchError, ServerFailedError, ServerUnavailableError, SpecError
 from prefect_launch.planning.image_pinning import Digests
+from prefect_launch.server.event_stream import follow
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.board import SweepBoard
 from prefect_launch.sweeps.config import SweepConfig
@@ -42,8 +44,10 @@ from prefect_launch.sweeps.scheduler import (
     decide,
 )
 from prefect_launch.sweeps.trial_items import (
+    ENDS,
     STOP_LABEL,
     TRIAL_LABEL,
+    EndedMetrics,
     StopRecord,
     SweepTrials,
     TrialRecord,
@@ -65,13 +69,13 @@ LOOK_SECONDS: Final = 10.0
 _COMMIT_SECONDS: Final = 0.2
 #: After an event that nothing was seen of, the items are read again soon.
 _SOON_SECONDS: Final = 1.0
-_RECONNECT_SECONDS: Final = 5.0
+#: A server that is away is asked again so often.
+_AWAY_SECONDS: Final = 5.0
 _SHOWN_PARAMS: Final = 8
-_ENDS: Final[Mapping[StateType, Outcome]] = {
-    StateType.COMPLETED: Outcome.FINISHED,
-    StateType.FAILED: Outcome.FAILED,
-    StateType.CRASHED: Outcome.FAILED,
-    StateType.CANCELLED: Outcome.STOPPED,
+_OUTCOMES: Final[Mapping[TrialState, Outcome]] = {
+    TrialState.FINISHED: Outcome.FINISHED,
+    TrialState.FAILED: Outcome.FAILED,
+    TrialState.CANCELLED: Outcome.STOPPED,
 }
 
 
@@ -141,6 +145,7 @@ class SweepRunner:
         # For speed, and for what is told; nothing of it decides.
         self._named: NamedJob | None = None
         self._shown: dict[int, Trial] | None = None
+        self._ended: EndedMetrics = {}
 
     def stop(self) -> None:
         """Stop the sweep: its trials are cancelled, then it ends. Call it on the event loop."""
@@ -153,16 +158,12 @@ class SweepRunner:
         Returns:
             How it ended; none of its trials waits or runs then.
         """
-        listener = asyncio.ensure_future(self._listen())
-        try:
-            async with self._board.writing():
-                end = await self._until_end()
-                await self._board.finish()
-                return end
-        finally:
-            listener.cancel()
-            with suppress(asyncio.CancelledError):
-                await listener
+        async with supervised(self._woken.set) as supervisor, self._board.writing():
+            # Without events the items are read as often as without this task.
+            supervisor.supervise(BackgroundTask("sweep events", self._listen, vital=False))
+            end = await self._until_end()
+            await self._board.finish()
+            return end
 
     async def _until_end(self) -> EndSweep:
         while True:
@@ -173,7 +174,7 @@ class SweepRunner:
                 end = await self._step()
             except (ServerUnavailableError, ServerFailedError) as error:
                 self._tell(f"The sweep waits for the Prefect server: {error}")
-                await anyio.sleep(min(_RECONNECT_SECONDS, self._look_seconds))
+                await anyio.sleep(min(_AWAY_SECONDS, self._look_seconds))
                 continue
             if end is not None:
                 return end
@@ -184,21 +185,18 @@ class SweepRunner:
 
     async def _listen(self) -> None:
         """Wake the scheduler whenever one of the items changes its state."""
-        while True:
-            with suppress(ServerUnavailableError):
-                async for _ in self._session.server.watch_items(sweep_tag(self._sweep_id)):
-                    self._woken.set()
-            await anyio.sleep(_RECONNECT_SECONDS)
+        tag = sweep_tag(self._sweep_id)
+        await follow(lambda: self._session.server.watch_items(tag), lambda _: self._woken.set())
 
     # --- one look, and what follows from it ---
 
     async def _step(self) -> EndSweep | None:
         sweep = await self._session.server.read_item(self._sweep_id)
         if sweep is not None and (ended := _end_elsewhere(sweep)) is not None:
-            self._board.update(await read_trials(self._session.server, self._sweep_id, self._config))
+            self._board.update(await read_trials(self._session.server, self._sweep_id, self._config, ended=self._ended))
             return ended
         command = await self._command(sweep)
-        trials = await read_trials(self._session.server, self._sweep_id, self._config)
+        trials = await read_trials(self._session.server, self._sweep_id, self._config, ended=self._ended)
         self._show(trials)
         self._board.update(trials)
         control = Control(command=command, elapsed_seconds=_elapsed(sweep))
@@ -298,9 +296,9 @@ def params_in_words(params: Mapping[str, Any]) -> str:
 
 def _end_elsewhere(sweep: Item) -> EndSweep | None:
     """Return how another scheduler has ended the sweep; a sweep that a person has cancelled still has its trials."""
-    if sweep.state_type is None or sweep.state_type is StateType.CANCELLED or sweep.state_type not in _ENDS:
+    if sweep.state_type is None or sweep.state_type is StateType.CANCELLED or sweep.state_type not in ENDS:
         return None
-    return EndSweep(_ENDS[sweep.state_type], sweep.message or f"The sweep is {sweep.state_name}.")
+    return EndSweep(_OUTCOMES[ENDS[sweep.state_type]], sweep.message or f"The sweep is {sweep.state_name}.")
 
 
 def _elapsed(sweep: Item | None) -> float:

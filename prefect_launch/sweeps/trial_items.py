@@ -8,8 +8,9 @@ is no trial: somebody has queued it with the sweep's id by hand.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, MutableMapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -20,7 +21,8 @@ from prefect_launch.core.names import short_id
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import SpecError, nearest_name
 from prefect_launch.server.metrics import read_metrics
-from prefect_launch.server.values import PAGE, Item
+from prefect_launch.server.paging import all_items
+from prefect_launch.server.values import Item
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.sweeps.config import Metric, SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
@@ -33,7 +35,8 @@ TRIAL_LABEL: Final = "prefect-launch.trial"
 #: Label of an item that the sweep has cancelled: its `StopRecord`, as JSON.
 STOP_LABEL: Final = "prefect-launch.trial-stop"
 _SOURCES: Final = ("job", "docker", "image_uri", "uri")
-_ENDED: Final[Mapping[StateType, TrialState]] = {
+#: What a run has become, by the state that its item has ended in.
+ENDS: Final[Mapping[StateType, TrialState]] = {
     StateType.COMPLETED: TrialState.FINISHED,
     StateType.FAILED: TrialState.FAILED,
     StateType.CRASHED: TrialState.FAILED,
@@ -167,8 +170,8 @@ class TrialItem:
 
     def _state(self) -> TrialState:
         kind = self.item.state_type
-        if kind is not None and kind in _ENDED:
-            ended = _ENDED[kind]
+        if kind is not None and kind in ENDS:
+            ended = ENDS[kind]
             return self.stop.becomes if self.stop is not None and ended is TrialState.CANCELLED else ended
         return TrialState.RUNNING if kind in (StateType.RUNNING, StateType.CANCELLING) else TrialState.WAITING
 
@@ -211,23 +214,43 @@ class SweepTrials:
         return next((trial for trial in finished if trial.value is not None), None)
 
 
-async def read_trials(server: Server, sweep_id: UUID, config: SweepConfig) -> SweepTrials:
-    """Read the trials of a sweep: one listing of its items, and one of their metrics for each hundred."""
-    found: dict[UUID, Item] = {}
-    offset = 0
-    while True:
-        page = await server.list_items(tags=[sweep_tag(sweep_id)], limit=PAGE, offset=offset)
-        found.update((item.id, item) for item in page)
-        offset += len(page)
-        if len(page) < PAGE:
-            break
+#: Metrics of items that have ended, by the item and the time of its end.
+EndedMetrics = MutableMapping[tuple[UUID, datetime | None], Metrics]
+#: The agent that ends an item so has written all its metrics before; of another end, some may still come.
+_COMPLETE: Final = (StateType.COMPLETED, StateType.FAILED)
+
+
+async def read_trials(
+    server: Server, sweep_id: UUID, config: SweepConfig, *, ended: EndedMetrics | None = None
+) -> SweepTrials:
+    """Read the trials of a sweep: one listing of its items, and one of their metrics for each hundred.
+
+    Args:
+        server: the Prefect server.
+        sweep_id: the sweep.
+        config: its configuration.
+        ended: keeps the metrics of what has ended from one call to the next, for speed alone.
+    """
     newest: dict[int, TrialItem] = {}
-    for read in filter(None, map(TrialItem.of, found.values())):
+    async for item in all_items(server, tags=[sweep_tag(sweep_id)]):
+        read = TrialItem.of(item)
+        if read is None:
+            continue
         number = read.record.number
         if number not in newest or newest[number].record.attempt < read.record.attempt:
             newest[number] = read
-    reported: Mapping[UUID, Metrics] = {}
-    if config.objective is not None and newest:
-        reported = await read_metrics(server, [read.item.id for read in newest.values()])
+    reported: dict[UUID, Metrics] = {}
+    if config.objective is not None:
+        reported = await _read_metrics(server, [read.item for read in newest.values()], {} if ended is None else ended)
     trials = (read.trial(config.objective, reported.get(read.item.id, Metrics())) for read in newest.values())
     return SweepTrials(History(tuple(trials)), newest)
+
+
+async def _read_metrics(server: Server, items: Collection[Item], ended: EndedMetrics) -> dict[UUID, Metrics]:
+    keys = {item.id: (item.id, item.state.timestamp if item.state else None) for item in items}
+    unknown = [item for item in items if keys[item.id] not in ended]
+    found = await read_metrics(server, [item.id for item in unknown]) if unknown else {}
+    for item in unknown:
+        if item.state_type in _COMPLETE:
+            ended[keys[item.id]] = found.get(item.id, Metrics())
+    return found | {item_id: ended[key] for item_id, key in keys.items() if key in ended}

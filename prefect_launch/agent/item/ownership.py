@@ -33,8 +33,9 @@ from prefect_launch.errors import AgentConfigError, LaunchError
 from prefect_launch.planning.plan import load_plan
 from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
+from prefect_launch.server.paging import all_items
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import PAGE, Item, State
+from prefect_launch.server.values import Item, State
 from prefect_launch.settings.agent_config import MachineSettings
 
 log = logging.getLogger(__name__)
@@ -77,10 +78,7 @@ def token_of(item: Item) -> str:
 
 async def items_in_work(server: Server, pool: str) -> list[Item]:
     """Return all items of a queue that an agent has in work."""
-    found: list[Item] = []
-    while page := await server.list_items(pool=pool, state_types=sorted(ACTIVE), limit=PAGE, offset=len(found)):
-        found.extend(page)
-    return found
+    return [item async for item in all_items(server, pool=pool, state_types=sorted(ACTIVE))]
 
 
 async def watch_ownership(server: Server, entries: Callable[[], Sequence[RunningItem]]) -> None:

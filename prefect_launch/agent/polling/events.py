@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 from typing import Final
 from uuid import UUID
 
 import anyio
 
-from prefect_launch.errors import LaunchError
+from prefect_launch.server.event_stream import follow
 from prefect_launch.server.protocol import Server
-
-log = logging.getLogger(__name__)
 
 #: The server sends an event before it commits; a second poll finds what the first came too early for.
 SECOND_POLL_SECONDS: Final = 0.15
-_RECONNECT_FIRST_SECONDS: Final = 0.5
-_RECONNECT_MAX_SECONDS: Final = 10.0
 
 
 class WakeEvent:
@@ -48,31 +43,3 @@ async def listen(server: Server, pool_ids: Collection[UUID], on_event: Callable[
         on_event: is called with the item's id, on the event loop.
     """
     await follow(lambda: server.watch_pools(pool_ids), on_event)
-
-
-async def follow(connect: Callable[[], AsyncIterator[str]], on_event: Callable[[str], None]) -> None:
-    """Report every event of a stream of the server's, for ever; connect again when the connection ends.
-
-    Args:
-        connect: opens the stream.
-        on_event: is called with each event, on the event loop.
-    """
-    pause = _RECONNECT_FIRST_SECONDS
-    while True:
-        stream = connect()
-        while (event := await _next(stream)) is not None:
-            pause = _RECONNECT_FIRST_SECONDS
-            on_event(event)
-        await anyio.sleep(pause)
-        pause = min(pause * 2, _RECONNECT_MAX_SECONDS)
-
-
-async def _next(stream: AsyncIterator[str]) -> str | None:
-    """Return the next event of a stream; `None` when it has ended or broken."""
-    try:
-        return await anext(stream, None)
-    except (OSError, LaunchError) as error:
-        log.debug("event stream ended: %s", error)
-    except Exception as error:  # noqa: BLE001 - whatever a WebSocket raises: polling goes on without events
-        log.debug("event stream broke: %r", error)
-    return None

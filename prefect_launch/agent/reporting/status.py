@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 from prefect_launch.agent.base import BaseAgent
-from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, WakeEvent, follow
+from prefect_launch.agent.polling.events import SECOND_POLL_SECONDS, WakeEvent
 from prefect_launch.errors import LaunchError
 from prefect_launch.queues.agent_status import (
     AgentStatus,
@@ -29,6 +29,7 @@ from prefect_launch.queues.agent_status import (
     read_drain_request,
 )
 from prefect_launch.queues.presence import Presence, delete_presence, write_presence
+from prefect_launch.server.event_stream import follow
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item
 

@@ -40,11 +40,11 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
         "recovery.cancellations": ("CHECK_SECONDS",),
         "recovery.unlistable": ("CHECK_SECONDS",),
         "reporting.status": ("WRITE_SECONDS",),
-        "polling.events": ("_RECONNECT_FIRST_SECONDS",),
     }
     for module, names in places.items():
         for name in names:
             monkeypatch.setattr(f"prefect_launch.agent.{module}.{name}", 0.05)
+    monkeypatch.setattr("prefect_launch.server.event_stream._RECONNECT_FIRST_SECONDS", 0.05)
     monkeypatch.setattr("prefect_launch.agent.reporting.status.WORKER_SECONDS", 1)
 
 

@@ -18,7 +18,7 @@ from prefect_launch.sweeps.flow import config_of, find_sweep, read_sweep, stop_s
 from prefect_launch.sweeps.history import TrialState
 from prefect_launch.sweeps.runner import check_sweep_request
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
-from prefect_launch.sweeps.trial_items import TrialItem, read_trials, trial_spec
+from prefect_launch.sweeps.trial_items import EndedMetrics, TrialItem, read_trials, trial_spec
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import GRID, PATIENCE_SECONDS, Sweep, fails, loss, opened
 
@@ -151,6 +151,36 @@ async def test_server_that_is_away_for_a_while_ends_no_sweep(job_api: InMemoryAp
         job_api.server.up()
         async with sweep.agent():
             assert (await running).message == "All 4 trials have ended."
+
+
+async def test_sweep_whose_event_stream_fails_in_a_way_that_nobody_foresaw_ends_well(job_api: InMemoryApi) -> None:
+    async def fail(method: str) -> None:
+        if method == "watch_items":
+            raise ZeroDivisionError("a bug")
+
+    job_api.server.before_call = fail
+    async with opened(job_api) as sweep, sweep.agent():
+        assert (await sweep.run()).message == "All 4 trials have ended."
+    assert job_api.server.calls["watch_items"]
+
+
+async def test_metrics_of_ended_trials_are_read_once_and_anew_when_one_has_run_again(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep, sweep.agent():
+        await sweep.run()
+    server, config = job_api.server, sweep_config(**sweep.parameters)
+    ended: EndedMetrics = {}
+    first = await read_trials(server, sweep.id, config, ended=ended)
+    reads = server.calls["read_artifacts"]
+    assert await read_trials(server, sweep.id, config, ended=ended) == first
+    assert server.calls["read_artifacts"] == reads
+    item = first.items[2].item.id
+    await server.propose(item, State.of(ItemState.QUEUED))
+    await write_metrics(server, item, Metrics(outputs={"loss": 7.0}))
+    for state in (ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED):
+        await server.propose(item, State.of(state))
+    again = await read_trials(server, sweep.id, config, ended=ended)
+    assert [trial.value for trial in again.history.trials if trial.number == 2] == [7.0]
+    assert server.calls["read_artifacts"] == reads + 1
 
 
 # --- ends ---

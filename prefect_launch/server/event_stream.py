@@ -1,0 +1,44 @@
+"""Event stream of the server, followed for ever: it is opened again whenever it ends or breaks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import anyio
+
+from prefect_launch.errors import LaunchError
+
+log = logging.getLogger(__name__)
+
+_RECONNECT_FIRST_SECONDS: Final = 0.5
+_RECONNECT_MAX_SECONDS: Final = 10.0
+
+
+async def follow(connect: Callable[[], AsyncIterator[str]], on_event: Callable[[str], None]) -> None:
+    """Report every event of a stream of the server's, for ever; connect again when the connection ends.
+
+    Args:
+        connect: opens the stream, such as `Server.watch_items`.
+        on_event: is called with each event, on the event loop.
+    """
+    pause = _RECONNECT_FIRST_SECONDS
+    while True:
+        stream = connect()
+        while (event := await _next(stream)) is not None:
+            pause = _RECONNECT_FIRST_SECONDS
+            on_event(event)
+        await anyio.sleep(pause)
+        pause = min(pause * 2, _RECONNECT_MAX_SECONDS)
+
+
+async def _next(stream: AsyncIterator[str]) -> str | None:
+    """Return the next event of a stream; `None` when it has ended or broken."""
+    try:
+        return await anext(stream, None)
+    except (OSError, LaunchError) as error:
+        log.debug("event stream ended: %s", error)
+    except Exception as error:  # noqa: BLE001 - whatever a WebSocket raises: polling goes on without events
+        log.debug("event stream broke: %r", error)
+    return None
