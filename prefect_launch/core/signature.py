@@ -16,8 +16,12 @@ T = TypeVar("T")
 def with_arguments_of(
     original: Callable[P, object],
 ) -> Callable[[Callable[[Mapping[str, Any]], R]], Callable[P, R]]:
-    """Give a function of a mapping the arguments of another function, with their defaults."""
-    signature = inspect.signature(original)
+    """Give a function of a mapping the arguments of another function, with their types and defaults."""
+    try:
+        # Evaluated here, in the module that the names are of: Prefect makes a flow's form of them.
+        signature = inspect.signature(original, eval_str=True)
+    except NameError:  # A name that is imported for type checkers alone.
+        signature = inspect.signature(original)
 
     def give(function: Callable[[Mapping[str, Any]], R]) -> Callable[P, R]:
         returned = inspect.signature(function).return_annotation

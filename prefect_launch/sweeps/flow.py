@@ -9,22 +9,24 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
 
 from prefect import Flow, get_run_logger
 from prefect.context import FlowRunContext
 from prefect.flow_engine import run_flow_async
 from prefect.states import Cancelled, Completed, Failed, Pending
+from pydantic import Field
 
 from prefect_launch.client.api import Api, default_api
 from prefect_launch.core.names import short_id
+from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.server.values import PAGE, Item
 from prefect_launch.server.values import State as ItemStateValue
 from prefect_launch.spec.item_parameters import SCHEDULER_FLOW
-from prefect_launch.sweeps.config import SweepConfig, parse_sweep
+from prefect_launch.sweeps.config import MAX_TRIALS, MAX_WORKERS, SweepConfig, parse_sweep
 from prefect_launch.sweeps.runner import SweepRunner, check_sweep_request
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
 
@@ -47,18 +49,20 @@ def sweep_config(
     queue: str | None = None,
     job: str | None = None,
     docker_image: str | None = None,
-    num_workers: int | None = None,
-    run_cap: int | None = None,
+    num_workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] | None = None,
+    run_cap: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None,
 ) -> SweepConfig:
     """Return the configuration that a sweep's flow run has: what is given beside the file wins over it.
 
+    Its arguments are the parameters of the flow run, and the form of its deployment.
+
     Args:
-        config: the content of a sweep file.
-        queue: where trials are queued.
-        job: that trials run.
-        docker_image: that trials run, in place of a job.
-        num_workers: trials at a time.
-        run_cap: the most trials.
+        config: The content of a sweep file.
+        queue: Where its trials are queued; by default `launch.queue` of the config.
+        job: That its trials run; by default the config's.
+        docker_image: That its trials run, in place of a job.
+        num_workers: Trials at a time; by default the config's.
+        run_cap: The most trials; by default the config's.
 
     Raises:
         LaunchError: as `parse_sweep` does.
@@ -97,17 +101,13 @@ def sweep_flow(tell: Callable[[str], None] | None = None) -> Flow[..., Any]:
         tell: is told of what happens, one line at a time, beside the flow run's log.
     """
 
-    async def launch_sweep(
-        config: dict[str, Any],
-        queue: str | None = None,
-        job: str | None = None,
-        docker_image: str | None = None,
-        num_workers: int | None = None,
-        run_cap: int | None = None,
-    ) -> Any:
-        return await run_as_flow(sweep_config(config, queue, job, docker_image, num_workers, run_cap), tell)
+    @with_arguments_of(sweep_config)
+    async def launch_sweep(arguments: Mapping[str, Any]) -> Any:
+        return await run_as_flow(sweep_config(**arguments), tell)
 
-    return Flow(launch_sweep, name=SCHEDULER_FLOW, persist_result=False, retries=0)
+    launch_sweep.__doc__ = sweep_config.__doc__  # Prefect reads the descriptions of a form's fields there.
+    about = "Queues the trials of a sweep, until it ends."
+    return Flow(launch_sweep, name=SCHEDULER_FLOW, description=about, persist_result=False, retries=0)
 
 
 async def run_as_flow(config: SweepConfig, tell: Callable[[str], None] | None = None) -> State:

@@ -17,6 +17,18 @@ from tests.support.prefect_server import PrefectServerProcess, client_settings, 
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMAND_SECONDS = 120
+# Prints why the server starts no sweep with a wrong number of workers.
+REFUSED_FORM = """
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+with get_client(sync_client=True) as client:
+    form = client.read_deployment_by_name("launch-sweep/sweep")
+    for number in (0, "many"):
+        try:
+            client.create_flow_run_from_deployment(form.id, parameters={"config": {}, "num_workers": number})
+        except PrefectHTTPStatusError as error:
+            print(error.response.text)
+"""
 # Long enough to run one job on a busy machine; a shift always lasts to its end.
 SHIFT_SECONDS = 15
 
@@ -60,6 +72,9 @@ def test_project_deploys_its_flows_on_a_process_pool(server: PrefectServerProces
 
     names = ("launch-agent/agent", "launch-here/here", "launch-enqueue/enqueue", "launch-sweep/sweep")
     assert all(name in listed for name in names)
+    refused = _run("-c", REFUSED_FORM)
+    assert "0 is less than the minimum of 1" in refused
+    assert "'many' is not valid" in refused
 
 
 def test_agent_flow_runs_an_item_of_the_queue_that_its_block_names(
