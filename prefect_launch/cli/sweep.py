@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,6 +74,14 @@ def check(
         typer.secho(f"Warning: {warning}", fg=typer.colors.YELLOW, err=True)
 
 
+PriorRuns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--prior-run",
+        metavar="ID",
+        help="An earlier sweep, or an item, that the sampler learns from; it is no trial of this sweep. Repeatable.",
+    ),
+]
 SweepId = Annotated[
     str,
     typer.Argument(metavar="SWEEP", help="The sweep's id, its first or last characters (6 or more), or its name."),
@@ -104,6 +113,7 @@ def run_(
     run_cap: Annotated[
         int | None, typer.Option("--run-cap", metavar="N", min=1, help="How many trials at most.")
     ] = None,
+    prior_run: PriorRuns = None,
     resume: Annotated[
         str | None,
         typer.Option(
@@ -124,13 +134,32 @@ def run_(
 
     if (file is None) == (resume is None):
         raise SpecError("Give a sweep file, or --resume with the sweep that is to go on; one of the two.")
+    api = connected()
     given = {
         **{"queue": queue, "job": job, "docker_image": docker_image},
-        **{"num_workers": num_workers, "run_cap": run_cap},
+        **{"num_workers": num_workers, "run_cap": run_cap, "prior_runs": _ids_of(api, prior_run)},
     }
-    code = asyncio.run(_run(connected(), file, resume, given, as_json=json))
+    code = asyncio.run(_run(api, file, resume, given, as_json=json))
     if code:
         raise typer.Exit(code)
+
+
+def _ids_of(api: Api, prior_runs: list[str] | None) -> list[str] | None:
+    """Return the ids of sweeps and items that are named as in other commands; `None` for none."""
+    from prefect_launch.cli.item_view import find
+    from prefect_launch.errors import NotFoundError
+    from prefect_launch.sweeps.flow import find_sweep
+
+    found = []
+    for given in prior_runs or ():
+        try:
+            found.append(str(api.call(partial(find_sweep, given=given)).id))
+        except NotFoundError as no_sweep:
+            try:
+                found.append(find(api, given).id)
+            except NotFoundError:
+                raise NotFoundError(f"{no_sweep} Nor is there an item of that id or name.") from None
+    return found or None
 
 
 async def _run(api: Api, file: str | None, resume: str | None, given: dict[str, Any], *, as_json: bool) -> int:

@@ -1,8 +1,8 @@
 """Sweep configuration: one frozen model of W&B's sweep file, with the keys that prefect-launch adds.
 
 Every shape of W&B's own schema is read, and the `launch` and `scheduler` blocks of its launch sweeps; what has no
-effect here is reported as a warning. Our own keys are `args`, `sampler`, `seed`, `retries`, `max_failures`, `timeout`
-and `metric.pattern`.
+effect here is reported as a warning. Our own keys are `args`, `sampler`, `seed`, `retries`, `max_failures`, `timeout`,
+`prior_runs` and `metric.pattern`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
+from uuid import UUID
 
 from pydantic import (
     BaseModel,
@@ -232,6 +233,10 @@ class SweepConfig(_Block):
         default=None, description="The sweep fails at so many failed trials. Default: when the first 5 all fail."
     )
     timeout: float | None = Field(default=None, description="Time limit of the whole sweep, seconds or '2h'.")
+
+    prior_runs: tuple[UUID, ...] = Field(
+        default=(), description="Ids of earlier sweeps, and of other items, that the sampler learns from."
+    )
 
     @model_validator(mode="before")
     @classmethod

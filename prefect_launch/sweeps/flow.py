@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, Final
 from uuid import UUID
@@ -51,6 +51,7 @@ def sweep_config(
     docker_image: str | None = None,
     num_workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] | None = None,
     run_cap: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None,
+    prior_runs: Sequence[str] | None = None,
 ) -> SweepConfig:
     """Return the configuration that a sweep's flow run has: what is given beside the file wins over it.
 
@@ -63,6 +64,7 @@ def sweep_config(
         docker_image: That its trials run, in place of a job.
         num_workers: Trials at a time; by default the config's.
         run_cap: The most trials; by default the config's.
+        prior_runs: Ids of earlier sweeps, and of other items, that its sampler learns from; by default the config's.
 
     Raises:
         LaunchError: as `parse_sweep` does.
@@ -82,6 +84,8 @@ def sweep_config(
         data["scheduler"] = {**(data.get("scheduler") or {}), "num_workers": num_workers}
     if run_cap is not None:
         data["run_cap"] = run_cap
+    if prior_runs is not None:
+        data["prior_runs"] = prior_runs
     return parse_sweep({**data, "launch": launch} if launch else data)
 
 
@@ -135,7 +139,8 @@ async def run_as_flow(config: SweepConfig, tell: Callable[[str], None] | None = 
 
     api = default_api()
     async with api.open() as session:
-        await check_sweep_request(api, session, config)
+        # Prior runs are the runner's to read: a sweep that has trials goes on when one of them was deleted.
+        await check_sweep_request(api, session, config.model_copy(update={"prior_runs": ()}))
         runner = SweepRunner(api, session, context.flow_run.id, config, tell=told)
         with _stopped_by_signals(runner, told):
             end = await runner.run()

@@ -23,7 +23,14 @@ from prefect_launch.client.queued_run import request_cancel
 from prefect_launch.core.metrics import format_number
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
-from prefect_launch.errors import ItemGoneError, LaunchError, ServerFailedError, ServerUnavailableError, SpecError
+from prefect_launch.errors import (
+    ItemGoneError,
+    LaunchError,
+    NotFoundError,
+    ServerFailedError,
+    ServerUnavailableError,
+    SpecError,
+)
 from prefect_launch.planning.image_pinning import Digests
 from prefect_launch.server.event_stream import follow
 from prefect_launch.server.values import Item, State
@@ -31,6 +38,7 @@ from prefect_launch.sweeps.board import SweepBoard
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.preview import preview_sweep
+from prefect_launch.sweeps.prior_runs import read_prior_runs
 from prefect_launch.sweeps.samplers.base import next_params
 from prefect_launch.sweeps.samplers.registry import make_sampler
 from prefect_launch.sweeps.scheduler import (
@@ -80,16 +88,16 @@ _OUTCOMES: Final[Mapping[TrialState, Outcome]] = {
 
 
 async def check_sweep_request(api: Api, session: Session, config: SweepConfig) -> NamedJob:
-    """Check all of a sweep that can be checked before it begins: queue, job, sampler, and its first trials.
+    """Check all of a sweep that can be checked before it begins: queue, job, sampler, its first trials, prior runs.
 
     Returns:
         The job of its trials.
 
     Raises:
-        LaunchError: as `launch_add` does for a trial, and `make_sampler` for the sampler.
+        LaunchError: as `launch_add` does for a trial, `make_sampler` and `read_prior_runs`.
     """
     nobody = UUID(int=0)
-    make_sampler(config, str(nobody))
+    sampler = make_sampler(config, str(nobody))
     queue = _queue_of(config)
     named: NamedJob | None = None
     for number, params in enumerate(preview_sweep(config).samples):
@@ -100,6 +108,7 @@ async def check_sweep_request(api: Api, session: Session, config: SweepConfig) -
         await check_item(api, session, spec, queue, named)
     if named is None:
         raise SpecError("The sweep has no point to try.")
+    await read_prior_runs(session, config, sampler)
     return named
 
 
@@ -144,6 +153,7 @@ class SweepRunner:
         self._woken = asyncio.Event()
         # For speed, and for what is told; nothing of it decides.
         self._named: NamedJob | None = None
+        self._prior: tuple[Trial, ...] | None = None
         self._shown: dict[int, Trial] | None = None
         self._ended: EndedMetrics = {}
 
@@ -201,7 +211,8 @@ class SweepRunner:
         self._board.update(trials)
         control = Control(command=command, elapsed_seconds=_elapsed(sweep))
         try:
-            actions = await anyio.to_thread.run_sync(self._decide, trials.history, control)
+            history = await self._with_prior_runs(trials.history)
+            actions = await anyio.to_thread.run_sync(self._decide, history, control)
             return await self._act(actions, trials)
         except (ServerUnavailableError, ServerFailedError):
             raise
@@ -210,6 +221,17 @@ class SweepRunner:
             self._tell(f"The sweep fails, and its trials are stopped: {error}")
             self._woken.set()
             return None
+
+    async def _with_prior_runs(self, history: History) -> History:
+        if self._prior is None:
+            try:
+                self._prior = await read_prior_runs(self._session, self._config, self._sampler)
+            except (NotFoundError, SpecError) as error:
+                self._prior = ()
+                if not history.trials:
+                    raise
+                self._tell(f"The sweep goes on without its prior runs: {error}")
+        return replace(history, prior=self._prior)
 
     async def _command(self, sweep: Item | None) -> Command:
         if self._is_stopping and sweep is not None and sweep.state_type is not StateType.CANCELLING:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import AgentConfigError, LaunchError, clause
 from prefect_launch.sweeps.config import SweepConfig
-from prefect_launch.sweeps.history import History
+from prefect_launch.sweeps.history import History, Trial
+from prefect_launch.sweeps.search_space import value_at
 
 
 class Sampler(ABC):
@@ -21,7 +22,12 @@ class Sampler(ABC):
     Args:
         config: the sweep's configuration.
         sweep_id: the sweep's id; it and `config.seed` decide every random choice.
+
+    Attributes:
+        learns: whether it learns from what became of other trials.
     """
+
+    learns: ClassVar[bool] = True
 
     def __init__(self, config: SweepConfig, sweep_id: str) -> None:
         self.config = config
@@ -37,6 +43,15 @@ class Sampler(ABC):
         Raises:
             AgentConfigError: names the package, and how to install it.
         """
+
+    def learns_from(self, trial: Trial) -> bool:
+        """Whether the parameters of a trial, which may be of another sweep, are of this sweep's search space."""
+        try:
+            for path, _ in self.config.parameters:
+                value_at(trial.params, path)
+        except KeyError:
+            return False
+        return True
 
     @abstractmethod
     def ask(self, history: History) -> Mapping[str, Any] | None:

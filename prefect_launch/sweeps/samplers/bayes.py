@@ -59,6 +59,9 @@ class BayesSampler(Sampler):
     def check_requirements(self) -> None:
         _prepare_optuna()
 
+    def learns_from(self, trial: Trial) -> bool:
+        return self._internal(trial) is not None
+
     def ask(self, history: History) -> dict[str, Any] | None:
         tried = {point_key(trial.params) for trial in history.trials}
         points = number_of_points(self.config.parameters)

@@ -12,6 +12,8 @@ from prefect_launch.sweeps.search_space import grid_point, number_of_grid_points
 class GridSampler(Sampler):
     """The k-th trial has the k-th point, whatever became of the other trials."""
 
+    learns = False
+
     def ask(self, history: History) -> dict[str, Any] | None:
         number = history.next_number
         points = number_of_grid_points(self.config.parameters)

@@ -12,5 +12,7 @@ from prefect_launch.sweeps.search_space import random_point
 class RandomSampler(Sampler):
     """The k-th trial's point is drawn from the sweep, the seed and k alone; two trials may have the same one."""
 
+    learns = False
+
     def ask(self, history: History) -> dict[str, Any]:
         return random_point(self.config.parameters, self.key(history.next_number))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -72,3 +73,20 @@ def test_sweeps_are_listed_and_an_unknown_one_is_told_with_those_that_are_there(
 def test_run_takes_a_file_or_a_sweep_to_resume_and_not_both() -> None:
     assert "one of the two" in str(sweep("run").exception)
     assert "one of the two" in str(sweep("run", "sweep.yaml", "--resume", "mine").exception)
+
+
+def test_prior_run_is_named_by_a_part_of_its_id_or_by_its_name_be_it_a_sweep_or_an_item(
+    job_api: InMemoryApi, tmp_path: Path
+) -> None:
+    run_sweep(job_api, name="mine")
+    mine = json.loads(sweep("show", "mine", "--json").stdout)
+    item = mine["trials"][0]["item"]
+    file = tmp_path / "sweep.json"
+    file.write_text(json.dumps({"method": "grid", "parameters": {"lr": {"values": [0.1]}}}))
+    run = ("run", str(file), "-q", "cpu", "-j", "train")
+    # A grid refuses both, by their whole ids.
+    refused = str(sweep(*run, "--prior-run", "mine", "--prior-run", item[-8:]).exception)
+    assert f"prior_runs ({mine['id']}, {item})" in refused
+    unknown = str(sweep(*run, "--prior-run", "nothing").exception)
+    assert "There is no sweep 'nothing'" in unknown
+    assert "Nor is there an item" in unknown
