@@ -155,11 +155,17 @@ def message_of(error: Exception) -> str:
     if format_message is not None:
         context = getattr(error, "ctx", None)
         hint = f" Try '{context.command_path} --help'." if context is not None else ""
-        return _one_line(f"{format_message()}{hint}")
+        return _one_line(f"{clause(_with_value(format_message(), error.__cause__))}.{hint}")
     if isinstance(error, LaunchError):
         return _one_line(str(error))
     where = f" Run it again with {_DEBUG_VARIABLE}=1 to see where."
     return _one_line(f"Unexpected {type(error).__name__}: {clause(error)}.{where}")
+
+
+def _with_value(message: str, cause: BaseException | None) -> str:
+    """Return a usage error's message with the value seen, where it has pydantic's words, which leave the value out."""
+    errors = getattr(cause, "errors", None)
+    return message if errors is None else message.replace("Input should", f"{errors()[0]['input']!r} should", 1)
 
 
 def _one_line(text: str) -> str:

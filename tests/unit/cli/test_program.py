@@ -70,8 +70,9 @@ def test_everything_that_lists_or_shows_prints_json_when_asked(command: list[str
         (["queue"], "prefect-launch queue --help"),
         (["add", "--nope"], "--nope"),
         (["queue", "create"], "NAME"),
-        (["item", "list", "--limit", "many"], "--limit"),
-        (["item", "list", "--limit", "0"], "--limit"),
+        (["item", "list", "--limit", "many"], "'--limit': 'many' should be a valid integer"),
+        (["item", "list", "--limit", "0"], "'--limit': '0' should be greater than or equal to 1."),
+        (["sweep", "run", "sweep.yaml", "--num-workers", "1e9"], "'--num-workers': '1e9' should be a valid integer"),
     ],
 )
 def test_wrong_use_is_told_in_one_line_with_exit_code_1(
