@@ -16,6 +16,8 @@ _SHOWN_CHARS = 128
 _ALIKE = 0.6
 #: How much longer one of the two may be. Without this, `version` would be a misspelling of `python_version`.
 _LONGER = 1.5
+#: So many letters are a beginning that says what was meant.
+_BEGINNING = 3
 
 
 class LaunchError(Exception):
@@ -176,8 +178,12 @@ def nearest_name(value: object, known: Iterable[str]) -> str | None:
         One of the right names; None when none is similar.
     """
     seen = str(value)
+    known = list(known)
     near = [name for name in known if _may_be_meant(seen, name)]
-    return next(iter(difflib.get_close_matches(seen, near, n=1, cutoff=_ALIKE)), None)
+    alike = difflib.get_close_matches(seen, near, n=1, cutoff=_ALIKE)
+    # `max` for maximize: much shorter than it, and the beginning of no other.
+    begun = [name for name in known if len(seen) >= _BEGINNING and name.startswith(seen)]
+    return next(iter(alike), None) or (begun[0] if len(begun) == 1 else None)
 
 
 def _may_be_meant(seen: str, name: str) -> bool:

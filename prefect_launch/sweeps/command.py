@@ -179,10 +179,10 @@ def trial_command(
     texts = {**_TEXTS, _PROGRAM: program or ""}
     for name in variables_of(command):
         if name not in variables:
-            known = ", ".join(sorted(variables)) or "none"
+            known = f" Allowed: {', '.join(sorted(variables))}." if variables else ""
             raise SpecError(
                 f"The command of the sweep configuration names the environment variable {name!r}, which it may not"
-                f" read. Allowed: {known}."
+                f" read.{known} Let the program read it from its own environment, or write its value."
             )
         texts[f"{_VARIABLE}{name}"] = variables[name]
     filled: list[str] = []

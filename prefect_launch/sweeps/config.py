@@ -389,7 +389,13 @@ def parse_sweep(data: object) -> SweepConfig:
         NotFoundError: for an unknown key; names the nearest right one.
     """
     content = data
-    if isinstance(content, Mapping) and set(content) == {"sweep"}:
+    if isinstance(content, Mapping) and isinstance(content.get("sweep"), Mapping):
+        beside = ", ".join(str(key) for key in content if key != "sweep")
+        if beside:
+            raise SpecError(
+                f"The sweep configuration is under the key 'sweep', and has other keys beside it: {beside}. Move them"
+                " under it, or all of 'sweep' to the top."
+            )
         content = content["sweep"]
     if not isinstance(content, Mapping):
         raise invalid("content", content, "it must be a mapping with 'method' and 'parameters'")

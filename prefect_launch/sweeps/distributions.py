@@ -27,6 +27,8 @@ _STANDARD: Final = NormalDist()
 #: The quantiles nearest to 0 and 1 that are drawn: every distribution has a finite value there.
 MIN_QUANTILE: Final = 2.0**-53
 MAX_QUANTILE: Final = 1 - 2.0**-53
+#: A value at this quantile is not the end of its range, which a rule may exclude: nobody draws it.
+_NEAR_AN_END: Final = 1e-9
 
 
 def _number(value: object) -> object:
@@ -47,7 +49,7 @@ def _number(value: object) -> object:
 def _whole(value: object) -> object:
     _number(value)
     if not isinstance(value, int):
-        raise ValueError("it must be a whole number, written without a dot")
+        raise ValueError("it must be a whole number, written in digits alone, such as 1000")
     return value
 
 
@@ -86,6 +88,11 @@ class Distribution(BaseModel):
             quantile: above 0 and below 1.
         """
         raise NotImplementedError
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        """Values that a rule for the values can be tried with: each of a list, and what lies next to the ends."""
+        return (self.draw(_NEAR_AN_END), self.draw(1 - _NEAR_AN_END))
 
     @property
     def grid_points(self) -> int | None:
@@ -152,6 +159,10 @@ class Categorical(Distribution):
 
     def point(self, index: int) -> Any:
         return self.different[index]
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        return self.different
 
     def draw(self, quantile: float) -> Any:
         return self.values[min(int(quantile * len(self.values)), len(self.values) - 1)]
@@ -320,6 +331,11 @@ class Normal(Continuous):
             raise ValueError("mu and sigma are too large for finite values")
         return self
 
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        # What lies far out may never be drawn, so it refuses nothing.
+        return (self.draw(0.5),)
+
     def draw(self, quantile: float) -> Any:
         return self.mu + self.sigma * _STANDARD.inv_cdf(quantile)
 
@@ -350,6 +366,11 @@ class Beta(Continuous):
     name = "beta"
     a: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
     b: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
+
+    @property
+    def extremes(self) -> tuple[Any, ...]:
+        # As for the normal distribution.
+        return (self.draw(0.5),)
 
     def draw(self, quantile: float) -> Any:
         low, high = 0.0, 1.0

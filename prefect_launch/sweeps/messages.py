@@ -29,8 +29,12 @@ def invalid(path: str, value: object, rule: str, *, near: str | None = None) -> 
     return SpecError(f"Invalid {path} {shown} in the sweep configuration: {rule}.{hint}")
 
 
-#: Keys that people write, and the key that they mean.
-_MEANT: Final = {"count": "run_cap", "num_workers": "scheduler", "distribution": "parameters", "queue": "launch"}
+#: Keys that people write, also those of Ray Tune, Optuna and Katib, and the key that they mean.
+_MEANT: Final = {
+    **{"num_workers": "scheduler", "distribution": "parameters", "queue": "launch"},
+    **dict.fromkeys(("count", "num_samples", "n_trials", "max_trials", "maxTrialCount"), "run_cap"),
+    **dict.fromkeys(("mode", "direction", "type"), "goal"),
+}
 
 
 def check_block(value: object, known: Collection[str], path: str = "") -> Mapping[str, Any]:
@@ -46,7 +50,7 @@ def check_block(value: object, known: Collection[str], path: str = "") -> Mappin
         NotFoundError: for an unknown key; names the nearest right one.
     """
     if not isinstance(value, Mapping):
-        raise invalid(path or "content", value, "it must be a mapping of names to values")
+        raise invalid(path or "content", value, f"it must be a mapping; its keys are {', '.join(sorted(known))}")
     for key in value:
         if key not in known:
             near = _MEANT.get(key) if _MEANT.get(key) in known else None

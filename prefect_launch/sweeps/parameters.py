@@ -99,9 +99,10 @@ def _kind(value: Mapping[str, Any], path: str) -> type[Distribution]:
         named = value["distribution"]
         if not isinstance(named, str) or named not in DISTRIBUTIONS:
             words = ", ".join(DISTRIBUTIONS)
-            raise invalid(
-                f"{path}.distribution", named, f"it must be one of {words}", near=nearest_name(named, DISTRIBUTIONS)
-            )
+            near = nearest_name(named, DISTRIBUTIONS)
+            if f"{near}_values" in DISTRIBUTIONS:
+                near = f"{near}_values"  # The other one takes exponents, and hardly anybody means it.
+            raise invalid(f"{path}.distribution", named, f"it must be one of {words}", near=near)
         return DISTRIBUTIONS[named]
     if "value" in value:
         return DISTRIBUTIONS["constant"]

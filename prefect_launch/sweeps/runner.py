@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
@@ -31,6 +32,7 @@ from prefect_launch.errors import (
     ServerUnavailableError,
     SpecError,
 )
+from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pinning import Digests
 from prefect_launch.server.event_stream import follow
 from prefect_launch.server.values import Item, State
@@ -51,6 +53,7 @@ from prefect_launch.sweeps.scheduler import (
     StopTrial,
     decide,
 )
+from prefect_launch.sweeps.search_space import extreme_points
 from prefect_launch.sweeps.trial_items import (
     ENDS,
     STOP_LABEL,
@@ -80,6 +83,8 @@ _SOON_SECONDS: Final = 1.0
 #: A server that is away is asked again so often.
 _AWAY_SECONDS: Final = 5.0
 _SHOWN_PARAMS: Final = 8
+#: More values than this of one list are not checked before the sweep begins: that takes a second.
+_CHECKED_POINTS: Final = 10_000
 _OUTCOMES: Final[Mapping[TrialState, Outcome]] = {
     TrialState.FINISHED: Outcome.FINISHED,
     TrialState.FAILED: Outcome.FAILED,
@@ -88,7 +93,7 @@ _OUTCOMES: Final[Mapping[TrialState, Outcome]] = {
 
 
 async def check_sweep_request(api: Api, session: Session, config: SweepConfig) -> NamedJob:
-    """Check all of a sweep that can be checked before it begins: queue, job, sampler, its first trials, prior runs.
+    """Check all of a sweep that can be checked before it begins: queue, job, sampler, trials, prior runs.
 
     Returns:
         The job of its trials.
@@ -108,8 +113,17 @@ async def check_sweep_request(api: Api, session: Session, config: SweepConfig) -
         await check_item(api, session, spec, queue, named)
     if named is None:
         raise SpecError("The sweep has no point to try.")
+    if named.job is not None and config.method != "custom":
+        await anyio.to_thread.run_sync(_check_extremes, config, named.job.schema)
     await read_prior_runs(session, config, sampler)
     return named
+
+
+def _check_extremes(config: SweepConfig, schema: Mapping[str, Any] | None) -> None:
+    """Refuse a sweep that would come to a value which the job's schema refuses, after hours of other trials maybe."""
+    own = config.launch.config.get("overrides") or {}
+    for params in islice(extreme_points(config.parameters), _CHECKED_POINTS if schema else 0):
+        check_inputs(schema, {**(own.get("run_config") or {}), **params})
 
 
 def _queue_of(config: SweepConfig) -> str:

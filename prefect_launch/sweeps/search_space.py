@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prefect_launch.sweeps.distributions import value_key
@@ -53,6 +53,17 @@ def _numbered(digits: list[tuple[tuple[str, ...], int | None, Callable[[int], An
         number, digit = divmod(number, base or 1)
         found.append((path, value(digit)))
     return nested(reversed(found))
+
+
+def extreme_points(parameters: Iterable[Parameter]) -> Iterator[dict[str, Any]]:
+    """Yield points that have each value of every list, and both ends of every range: as many as the longest list has.
+
+    Args:
+        parameters: any.
+    """
+    columns = [(path, distribution.extremes) for path, distribution in parameters]
+    for number in range(max((len(values) for _, values in columns), default=0)):
+        yield nested((path, values[number % len(values)]) for path, values in columns)
 
 
 def random_point(parameters: Iterable[Parameter], key: str) -> dict[str, Any]:

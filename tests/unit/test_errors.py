@@ -18,6 +18,7 @@ from prefect_launch.spec.launch_spec import LaunchSpec
         ("maximum", ["max", "on"], "max"),
         ("image", ["image_uri", "job"], "image_uri"),
         ("rat", ["rate", "epochs"], "rate"),
+        ("max", ["minimize", "maximize"], "maximize"),
     ],
 )
 def test_name_that_a_slip_makes_wrong_is_told_with_the_right_one(seen: str, known: list[str], meant: str) -> None:
@@ -34,6 +35,7 @@ def test_name_that_a_slip_makes_wrong_is_told_with_the_right_one(seen: str, know
         ("train", ["digits-training", "evaluate"]),
         ("x", ["lr"]),
         ("anything", []),
+        ("mini", ["minimize-later", "minimize-now"]),
     ],
 )
 def test_name_that_is_like_no_other_is_told_without_a_suggestion(seen: str, known: list[str]) -> None:

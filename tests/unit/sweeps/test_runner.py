@@ -22,6 +22,7 @@ from prefect_launch.sweeps.trial_items import EndedMetrics, TrialItem, read_tria
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import GRID, PATIENCE_SECONDS, Sweep, fails, loss, opened
 
+TENTHS = [0.1, 0.2, 0.3, 0.4, 0.5]
 # --- one life ---
 
 
@@ -295,7 +296,7 @@ async def test_resumed_sweep_goes_on_to_its_new_cap_and_runs_nothing_again(job_a
 async def test_sampler_or_job_that_refuses_a_trial_fails_the_sweep_and_stops_its_other_trials(
     job_api: InMemoryApi,
 ) -> None:
-    # The job's schema takes a rate of at most 1.
+    # The job's schema takes a rate of at most 1. (The sweep was begun without its checks.)
     async with opened(job_api, parameters={"lr": {"values": [0.1, 0.2, 5.0]}}) as sweep, sweep.agent():
         end = await sweep.run()
         assert end.outcome is Outcome.FAILED
@@ -314,6 +315,9 @@ async def test_sampler_or_job_that_refuses_a_trial_fails_the_sweep_and_stops_its
         ({"job": None}, SpecError, "names no job"),
         ({"job": "trian"}, NotFoundError, "train"),
         ({"config": {"method": "grid", "parameters": {"lr": {"values": [5.0]}}}}, InputError, "lr"),
+        # The sixth of its trials, and a draw that is one of a million.
+        ({"config": {"method": "grid", "parameters": {"lr": {"values": [*TENTHS, 5.0]}}}}, InputError, "is 5.0"),
+        ({"config": {"method": "random", "parameters": {"lr": {"min": 0.5, "max": 1.000001}}}}, InputError, "is 1.0"),
         ({"num_workers": 0}, SpecError, "num_workers"),
         ({"run_cap": 0}, SpecError, "run_cap"),
     ],
@@ -326,6 +330,22 @@ async def test_sweep_that_cannot_run_is_refused_and_nothing_is_queued(
         with pytest.raises(error, match=words):
             await check_sweep_request(job_api, session, sweep_config(**{**base, **given}))
         assert await session.server.list_items() == []
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [{"min": 0, "max": 1.0}, {"distribution": "normal", "mu": 0.5, "sigma": 0.2}, {"distribution": "beta"}],
+    ids=str,
+)
+async def test_values_that_the_schema_refuses_and_that_are_hardly_ever_drawn_refuse_no_sweep(
+    job_api: InMemoryApi, shape: dict[str, Any]
+) -> None:
+    # The job's schema takes no rate of 0, nor below.
+    config = sweep_config({"method": "random", "parameters": {"lr": shape}}, "cpu", "train")
+    async with job_api.open() as session:
+        named = await check_sweep_request(job_api, session, config)
+        assert named.job is not None
+        assert named.job.name == "train"
 
 
 def test_what_is_given_beside_the_file_wins_over_it() -> None:
