@@ -1,18 +1,13 @@
-"""Chart of a run's metrics: Markdown with an SVG in a data address, which both of Prefect's UIs draw.
-
-The UIs draw no `<svg>` that stands in Markdown, and need no library for an image. Its background is its own, so that it
-can be read on a dark page.
-"""
+"""Chart of a run's metrics: Markdown with an SVG in a data address, which both of Prefect's UIs draw."""
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import Final
 
 from prefect_launch.core.metrics import Metrics, Point, Series, format_number, sparkline
+from prefect_launch.core.svg import BAD, DATA, GRID, drawing, markdown_code, markdown_image, text, title
 
 #: Metrics that have a chart; the table has all.
 _MAX_CHARTS: Final = 8
@@ -22,7 +17,6 @@ _WIDTH, _HEIGHT, _COLUMNS = 420, 220, 2
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 34, 30
 #: In a table, more blocks run over the side bar of the newer UI.
 _TREND_CHARS: Final = 10
-_INK, _FAINT, _LINE, _BAD = "#374151", "#e5e7eb", "#2563eb", "#dc2626"
 
 
 def metrics_markdown(metrics: Metrics, run_id: str) -> str:
@@ -35,8 +29,8 @@ def metrics_markdown(metrics: Metrics, run_id: str) -> str:
     charted = {name: series for name, series in metrics.series.items() if series.last is not None}
     lines = [f"## Metrics of run `{run_id}`", ""]
     if charted:
-        image = base64.b64encode(chart_svg(dict(list(charted.items())[:_MAX_CHARTS])).encode()).decode()
-        lines += [f"![Charts of the metrics by step](data:image/svg+xml;base64,{image})", ""]
+        drawn = chart_svg(dict(list(charted.items())[:_MAX_CHARTS]))
+        lines += [markdown_image(drawn, "Charts of the metrics by step"), ""]
         if len(charted) > _MAX_CHARTS:
             lines += [f"The first {_MAX_CHARTS} of {len(charted)} metrics have a chart.", ""]
     lines += ["| Metric | Last | Step | Lowest | Highest | Steps | Trend |", "|---|---|---|---|---|---|---|"]
@@ -48,7 +42,7 @@ def _row(metrics: Metrics, name: str) -> str:
     value, series = metrics.value(name), metrics.series.get(name, Series())
     trend = sparkline([value for _, value in series.points()], width=_TREND_CHARS) if series.last else ""
     cells = [
-        _cell(name),
+        markdown_code(name),
         "" if value is None else format_number(value),
         str(series.last[0]) if series.last else "",
         *("" if point is None else f"{format_number(point[1])} at {point[0]}" for point in (series.low, series.high)),
@@ -58,25 +52,16 @@ def _row(metrics: Metrics, name: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(text: str) -> str:
-    """Return a text as a Markdown cell shows it, as code: nothing in it is Markdown or HTML."""
-    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
-
-
 def chart_svg(charted: dict[str, Series]) -> str:
     """Draw a chart of each metric by its steps, side by side."""
     columns = min(_COLUMNS, max(1, len(charted)))
     rows = -(-len(charted) // columns)
     width, height = columns * _WIDTH, rows * _HEIGHT
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
-        ' font-family="system-ui, sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
-    ]
+    parts = []
     for index, (name, series) in enumerate(charted.items()):
         row, column = divmod(index, columns)
         parts.append(f'<g transform="translate({column * _WIDTH} {row * _HEIGHT})">{_chart(name, series)}</g>')
-    return "".join([*parts, "</svg>"])
+    return drawing(width, height, parts)
 
 
 def _chart(name: str, series: Series) -> str:
@@ -93,14 +78,11 @@ def _chart(name: str, series: Series) -> str:
         share = (value / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
         return round(_TOP + inner_height * (1 - share), 1)
 
-    def text(at_x: float, at_y: float, words: str, anchor: str = "middle", more: str = "") -> str:
-        return f'<text x="{at_x}" y="{at_y}" text-anchor="{anchor}" fill="{_INK}"{more}>{escape(words)}</text>'
-
     right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
     parts = [
-        text(_LEFT, 20, name if len(name) <= 45 else f"{name[:44]}…", "start", ' font-weight="600" font-size="13"'),
+        title(_LEFT, 20, name),
         *(
-            f'<path d="M{_LEFT} {line}H{right}" stroke="{_FAINT}"/>'
+            f'<path d="M{_LEFT} {line}H{right}" stroke="{GRID}"/>'
             for line in (_TOP, round((_TOP + bottom) / 2, 1), bottom)
         ),
         text(_LEFT - 6, bottom + 4, format_number(low), "end"),
@@ -114,11 +96,11 @@ def _chart(name: str, series: Series) -> str:
     for piece in _pieces(points):
         line = " ".join(f"{x(step)},{y(value)}" for step, value in piece)
         if len(piece) > 1:
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{_LINE}" stroke-width="1.6"/>')
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{DATA}" stroke-width="1.6"/>')
         else:
-            parts.append(f'<circle cx="{x(piece[0][0])}" cy="{y(piece[0][1])}" r="3" fill="{_LINE}"/>')
+            parts.append(f'<circle cx="{x(piece[0][0])}" cy="{y(piece[0][1])}" r="3" fill="{DATA}"/>')
     bad = [step for step, value in points if not math.isfinite(value)]
-    parts += [f'<path d="M{x(step)} {_TOP}V{bottom}" stroke="{_BAD}" stroke-opacity="0.5"/>' for step in bad]
+    parts += [f'<path d="M{x(step)} {_TOP}V{bottom}" stroke="{BAD}" stroke-opacity="0.5"/>' for step in bad]
     if bad:
         parts.append(text(right, 20, "red: NaN or infinite", "end"))
     return "".join(parts)

@@ -1,15 +1,17 @@
-"""What a sweep shows on its page: a live table of its trials, written in place.
+"""What a sweep shows on its page: a live table of its trials, and a report with charts; both are written in place.
 
 Writes are bounded, and come only when something has changed. A failure to draw or to write is logged once, and never
-hurts the sweep. A second scheduler, or the next one, goes on with the same artifact: it is found by its key.
+hurts the sweep. A second scheduler, or the next one, goes on with the same artifacts: they are found by their keys.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -18,24 +20,41 @@ import anyio.to_thread
 
 from prefect_launch.errors import ServerFailedError, ServerUnavailableError
 from prefect_launch.sweeps.config import SweepConfig
+from prefect_launch.sweeps.report import SweepReport
+from prefect_launch.sweeps.scheduler import EndSweep, Outcome
 from prefect_launch.sweeps.trial_items import SweepTrials
 from prefect_launch.sweeps.trial_table import MAX_ROWS, counts_in_words, table_artifact, trial_table
 
 if TYPE_CHECKING:
     from prefect_launch.server.protocol import Server
+    from prefect_launch.server.values import Item
 
 log = logging.getLogger(__name__)
 
 #: From one write of the table to the next. Each costs the server 25 ms and more.
 TABLE_SECONDS: Final = 5.0
+#: From one write of the report to the next; it grows with the sweep, for the report of a long one changes slowly.
+REPORT_SECONDS: Final = 30.0
+MAX_REPORT_SECONDS: Final = 300.0
+_SHARE_OF_SWEEP: Final = 20
 #: What the last writes of a sweep get, when the server is slow or away.
 _LAST_SECONDS: Final = 30.0
 _RETRY_SECONDS: Final = 1.0
+_ENDS: Final[Mapping[Outcome, str]] = {
+    Outcome.FINISHED: "completed",
+    Outcome.FAILED: "failed",
+    Outcome.STOPPED: "cancelled",
+}
 
 
 def table_key(sweep_id: UUID) -> str:
     """Return the key of the artifact that is the table of a sweep's trials."""
     return f"sweep-{sweep_id}"
+
+
+def report_key(sweep_id: UUID) -> str:
+    """Return the key of the artifact that is a sweep's report."""
+    return f"sweep-report-{sweep_id}"
 
 
 class SweepBoard:
@@ -45,22 +64,31 @@ class SweepBoard:
         server: the Prefect server.
         sweep_id: id of the sweep's flow run.
         config: of the sweep.
-        pause_seconds: from one write to the next.
+        pause_seconds: from one write of the table to the next.
+        report_seconds: from one write of the report to the next, at least.
     """
 
     def __init__(
-        self, server: Server, sweep_id: UUID, config: SweepConfig, *, pause_seconds: float = TABLE_SECONDS
+        self,
+        server: Server,
+        sweep_id: UUID,
+        config: SweepConfig,
+        *,
+        pause_seconds: float = TABLE_SECONDS,
+        report_seconds: float = REPORT_SECONDS,
     ) -> None:
         self._server = server
         self._sweep_id = sweep_id
         self._config = config
         self._pause_seconds = pause_seconds
-        self._trials: SweepTrials | None = None
+        self._report_seconds = report_seconds
+        self._report: SweepReport | None = None
         self._changed = asyncio.Event()
         #: By the artifact's key: what was written last, and the artifact's id.
         self._written: dict[str, tuple[str, UUID]] = {}
         self._has_failed = False
         self._lock = asyncio.Lock()
+        self._begun_at = self._reported_at = time.monotonic()
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
@@ -72,16 +100,30 @@ class SweepBoard:
             writer.cancel()
             await asyncio.wait({writer})
 
-    def update(self, trials: SweepTrials) -> None:
-        """Show these trials; they are written soon. Call it on the event loop."""
-        self._trials = trials
-        self._changed.set()
+    def update(self, sweep: Item | None, trials: SweepTrials) -> None:
+        """Show these trials; they are written soon. Call it on the event loop.
 
-    async def finish(self) -> None:
-        """Write what `update` was given last, now that the sweep has ended."""
+        Args:
+            sweep: the sweep's flow run; `None` when it is not there any more.
+            trials: of the sweep.
+        """
+        if sweep is not None:
+            state = (sweep.state_name or "unknown").lower()
+            self._report = SweepReport(sweep.name, sweep.id, state, sweep.message, self._config, trials)
+            self._changed.set()
+
+    async def finish(self, end: EndSweep) -> None:
+        """Write what `update` was given last, now that the sweep has ended.
+
+        Args:
+            end: how it ended; its flow run does not say so yet.
+        """
+        if self._report is None:
+            return
+        self._report = replace(self._report, state=_ENDS[end.outcome], message=end.message)
         with anyio.move_on_after(_LAST_SECONDS):
             while True:
-                if await self._write():
+                if await self._write(with_report=True):
                     return
                 await anyio.sleep(_RETRY_SECONDS)
 
@@ -89,17 +131,22 @@ class SweepBoard:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            await self._write()
+            now = time.monotonic()
+            pause = min(max((now - self._begun_at) / _SHARE_OF_SWEEP, self._report_seconds), MAX_REPORT_SECONDS)
+            await self._write(with_report=now - self._reported_at >= pause)
             await anyio.sleep(self._pause_seconds)
 
-    async def _write(self) -> bool:
+    async def _write(self, *, with_report: bool) -> bool:
         """Write what has changed; return whether a second try is of no use."""
-        trials = self._trials
-        if trials is None:
+        report = self._report
+        if report is None:
             return True
         try:
             async with self._lock:
-                await self._put(table_key(self._sweep_id), "table", lambda: self._table(trials))
+                await self._put(table_key(self._sweep_id), "table", lambda: _draw_table(report))
+                if with_report:
+                    self._reported_at = time.monotonic()
+                    await self._put(report_key(self._sweep_id), "markdown", lambda: _draw_report(report))
         except (ServerUnavailableError, ServerFailedError):
             return False
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the drawing, the trials go on
@@ -117,7 +164,13 @@ class SweepBoard:
             )
             self._written[key] = (data + description, made)
 
-    def _table(self, trials: SweepTrials) -> tuple[str, str]:
-        table = trial_table(trials, self._config, max_rows=MAX_ROWS)
-        more = f" {table.left_out:,} more are not in this table." if table.left_out else ""
-        return table_artifact(table), f"Trials: {counts_in_words(trials)}; the best first.{more}"
+
+def _draw_table(report: SweepReport) -> tuple[str, str]:
+    table = trial_table(report.trials, report.config, max_rows=MAX_ROWS)
+    more = f" {table.left_out:,} more are not in this table." if table.left_out else ""
+    return table_artifact(table), f"Trials: {counts_in_words(report.trials)}; the best first.{more}"
+
+
+def _draw_report(report: SweepReport) -> tuple[str, str]:
+    # An address without a host: the UI may have another one for people than the server has for this process.
+    return report.markdown(lambda item_id: f"/runs/flow-run/{item_id}"), "Report of the sweep."

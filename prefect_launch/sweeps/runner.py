@@ -186,7 +186,7 @@ class SweepRunner:
             # Without events the items are read as often as without this task.
             supervisor.supervise(BackgroundTask("sweep events", self._listen, vital=False))
             end = await self._until_end()
-            await self._board.finish()
+            await self._board.finish(end)
             return end
 
     async def _until_end(self) -> EndSweep:
@@ -217,12 +217,14 @@ class SweepRunner:
     async def _step(self) -> EndSweep | None:
         sweep = await self._session.server.read_item(self._sweep_id)
         if sweep is not None and (ended := _end_elsewhere(sweep)) is not None:
-            self._board.update(await read_trials(self._session.server, self._sweep_id, self._config, ended=self._ended))
+            self._board.update(
+                sweep, await read_trials(self._session.server, self._sweep_id, self._config, ended=self._ended)
+            )
             return ended
         command = await self._command(sweep)
         trials = await read_trials(self._session.server, self._sweep_id, self._config, ended=self._ended)
         self._show(trials)
-        self._board.update(trials)
+        self._board.update(sweep, trials)
         control = Control(command=command, elapsed_seconds=_elapsed(sweep))
         try:
             history = await self._with_prior_runs(trials.history)

@@ -121,9 +121,14 @@ def flat_params(params: Mapping[str, Any], before: str = "") -> dict[str, str]:
         if isinstance(value, Mapping):
             found |= flat_params(value, f"{before}{name}.")
         else:
-            short = float(f"{value:.6g}") if isinstance(value, float) else value
-            found[before + name] = short if isinstance(short, str) else json.dumps(short, ensure_ascii=False)
+            found[before + name] = value_in_words(value)
     return found
+
+
+def value_in_words(value: Any) -> str:
+    """Return one value of a parameter as JSON has it, but short; a text without its quotes."""
+    short = float(f"{value:.5g}") if isinstance(value, float) else value
+    return short if isinstance(short, str) else json.dumps(short, ensure_ascii=False)
 
 
 def table_artifact(table: TrialTable) -> str:

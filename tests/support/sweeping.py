@@ -15,9 +15,10 @@ from prefect_launch.queues.session import Session
 from prefect_launch.server.metrics import write_metrics
 from prefect_launch.server.values import Item, ItemDraft, State
 from prefect_launch.sweeps.flow import sweep_config
+from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.runner import SweepRunner
 from prefect_launch.sweeps.scheduler import EndSweep
-from prefect_launch.sweeps.trial_items import TrialItem, sweep_tag
+from prefect_launch.sweeps.trial_items import SweepTrials, TrialItem, TrialRecord, sweep_tag
 from prefect_launch.testing import InMemoryApi
 
 #: For a hang.
@@ -149,3 +150,21 @@ async def opened(api: InMemoryApi, *, workers: int = 2, **config: Any) -> AsyncI
         await sweep.enter(ItemState.CLAIMED)
         await sweep.enter(ItemState.RUNNING)
         yield sweep
+
+
+# --- trials without a server ---
+
+
+def trials_of(*trials: Trial) -> SweepTrials:
+    """Trials, each with an item."""
+    items = {}
+    for trial in trials:
+        record = TrialRecord(number=trial.number, attempt=trial.tries, params=dict(trial.params))
+        item = Item(id=uuid4(), name=f"trial-{trial.number}", state_type=StateType.RUNNING, state_name="Running")
+        items[trial.number] = TrialItem(item, record)
+    return SweepTrials(History(trials), items)
+
+
+def finished(number: int, value: float | None, **params: Any) -> Trial:
+    """A trial that has ended with success, and with this value of the metric."""
+    return Trial(number, params or {"x": 0.5}, TrialState.FINISHED, value)

@@ -8,6 +8,7 @@ more.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -98,6 +99,26 @@ class BayesSampler(Sampler):
             (path, self._value(each, asked.params["/".join(path)]) if each.points != 1 else each.draw(0.5))
             for path, each in self.config.parameters
         )
+
+    def importance(self, history: History) -> dict[str, float]:
+        """Return how much each parameter decides, by its dotted name: Optuna's PED-ANOVA, which needs numpy alone.
+
+        Args:
+            history: trials with values.
+
+        Raises:
+            AgentConfigError: when Optuna is not installed.
+        """
+        _prepare_optuna()
+        from optuna import create_study
+        from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+        study = create_study(direction="minimize")
+        study.add_trials(self._trials(history))
+        if not self._searched or not study.trials:
+            return {}
+        found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), normalize=True)
+        return {".".join(self._searched[name][0]): share for name, share in found.items() if math.isfinite(share)}
 
     # --- the history as Optuna's trials ---
 

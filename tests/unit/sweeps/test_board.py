@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import pytest
 
-from prefect_launch.core.states import StateType
 from prefect_launch.server.values import Item
-from prefect_launch.sweeps.board import SweepBoard, table_key
+from prefect_launch.sweeps.board import SweepBoard, report_key, table_key
 from prefect_launch.sweeps.config import SweepConfig, parse_sweep
-from prefect_launch.sweeps.history import History, Trial, TrialState
-from prefect_launch.sweeps.trial_items import SweepTrials, TrialItem, TrialRecord
+from prefect_launch.sweeps.history import Trial, TrialState
+from prefect_launch.sweeps.scheduler import EndSweep, Outcome
+from prefect_launch.sweeps.trial_items import SweepTrials
 from prefect_launch.sweeps.trial_table import MAX_CHARS, MAX_PARAMS, MAX_ROWS, table_artifact, trial_table
 from prefect_launch.testing import InMemoryApi
-from tests.support.sweeping import PATIENCE_SECONDS, Sweep, fails, loss, opened
+from tests.support.sweeping import PATIENCE_SECONDS, Sweep, fails, finished, loss, opened, trials_of
 
 CONFIG = parse_sweep({"method": "random", "metric": {"name": "loss"}, "parameters": {"x": {"min": 0.0, "max": 1.0}}})
 
 
-def trials_of(*trials: Trial) -> SweepTrials:
-    """Trials, each with an item."""
-    items = {}
-    for trial in trials:
-        record = TrialRecord(number=trial.number, attempt=trial.tries, params=dict(trial.params))
-        item = Item(id=uuid4(), name=f"trial-{trial.number}", state_type=StateType.RUNNING, state_name="Running")
-        items[trial.number] = TrialItem(item, record)
-    return SweepTrials(History(trials), items)
-
-
-def finished(number: int, value: float | None, **params: Any) -> Trial:
-    return Trial(number, params or {"x": 0.5}, TrialState.FINISHED, value)
+END = EndSweep(Outcome.FINISHED, "All trials have ended.")
 
 
 def rows_of(trials: SweepTrials, config: SweepConfig = CONFIG) -> list[dict[str, Any]]:
@@ -58,7 +47,7 @@ def test_table_has_the_best_trial_first_and_those_without_a_value_behind() -> No
     assert rows == [
         ["2", "finished", "0.25", "0.2"],
         ["4", "running (try 2)", "0.3", "0.5"],
-        ["1", "finished", "0.5", "0.123457"],
+        ["1", "finished", "0.5", "0.12346"],
         ["0", "waiting", "", "0.1"],
         ["3", "failed", "", "0.4"],
         ["5", "finished", "NaN", "0.5"],
@@ -102,16 +91,26 @@ def test_table_of_many_parameters_shows_those_that_vary_and_the_item() -> None:
 # --- on the server ---
 
 
-async def shown(api: InMemoryApi, sweep_id: UUID) -> list[dict[str, Any]]:
-    """The tables on the sweep's page."""
+async def page(sweep: Sweep) -> Item | None:
+    """The sweep's flow run."""
+    return await sweep.api.server.read_item(sweep.id)
+
+
+async def shown(api: InMemoryApi, sweep_id: UUID, key: Callable[[UUID], str] = table_key) -> list[dict[str, Any]]:
+    """The tables on the sweep's page, or what else has this key."""
     found = await api.server.list_artifacts(sweep_id)
-    return [artifact for artifact in found if artifact["key"] == table_key(sweep_id)]
+    return [artifact for artifact in found if artifact["key"] == key(sweep_id)]
 
 
 async def test_sweep_that_has_ended_shows_one_table_of_all_its_trials(job_api: InMemoryApi) -> None:
     async with opened(job_api) as sweep, sweep.agent():
         await sweep.run()
         (artifact,) = await shown(job_api, sweep.id)
+        (report,) = await shown(job_api, sweep.id, report_key)
+    assert report["type"] == "markdown"
+    assert "`completed`" in report["data"]
+    assert "All 4 trials have ended." in report["data"]
+    assert "### Best: [trial 2](/runs/flow-run/" in report["data"]
     assert artifact["type"] == "table"
     assert artifact["description"] == "Trials: 4 finished; the best first."
     assert [row["trial"] for row in json.loads(artifact["data"])] == ["2", "1", "3", "0"]
@@ -133,8 +132,8 @@ async def _until_shown(api: InMemoryApi, sweep: Sweep) -> None:
     """Show the trials as they are now, unless a scheduler that was killed has shown some."""
     if not await shown(api, sweep.id):
         board = SweepBoard(api.server, sweep.id, CONFIG)
-        board.update(trials_of(Trial(0, {})))
-        await board.finish()
+        board.update(await page(sweep), trials_of(Trial(0, {})))
+        await board.finish(END)
 
 
 class Counter:
@@ -158,25 +157,42 @@ async def test_changes_within_the_pause_are_one_write_and_none_is_written_twice(
         board = SweepBoard(job_api.server, sweep.id, CONFIG, pause_seconds=PATIENCE_SECONDS)
         async with board.writing():
             for number in range(50):
-                board.update(trials_of(*(finished(k, 1.0) for k in range(number + 1))))
+                board.update(await page(sweep), trials_of(*(finished(k, 1.0) for k in range(number + 1))))
                 await asyncio.sleep(0)
-            await board.finish()
+            await board.finish(END)
             at_most = counter.writes
-            assert 1 <= at_most <= 2
-            await board.finish()
+            assert 2 <= at_most <= 3, "the table once or twice, and the report once"
+            await board.finish(END)
             assert counter.writes == at_most, "nothing has changed"
         (artifact,) = await shown(job_api, sweep.id)
         assert "50 finished" in artifact["description"]
 
 
+async def test_report_is_written_now_and_then_while_the_sweep_runs(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep:
+        hurried = SweepBoard(job_api.server, sweep.id, CONFIG, pause_seconds=0.01, report_seconds=0.0)
+        async with hurried.writing():
+            hurried.update(await page(sweep), trials_of(finished(0, 0.25)))
+            (report,) = await asyncio.wait_for(_until_reported(job_api, sweep), PATIENCE_SECONDS)
+        assert "`running`" in report["data"]
+        assert "0.25" in report["data"]
+
+
+async def _until_reported(api: InMemoryApi, sweep: Sweep) -> list[dict[str, Any]]:
+    while True:
+        if found := await shown(api, sweep.id, report_key):
+            return found
+        await asyncio.sleep(0.005)
+
+
 async def test_artifact_that_somebody_has_deleted_is_made_again(job_api: InMemoryApi) -> None:
     async with opened(job_api) as sweep:
         board = SweepBoard(job_api.server, sweep.id, CONFIG)
-        board.update(trials_of(finished(0, 1.0)))
-        await board.finish()
+        board.update(await page(sweep), trials_of(finished(0, 1.0)))
+        await board.finish(END)
         job_api.server._store.artifacts.clear()
-        board.update(trials_of(finished(0, 1.0), finished(1, 2.0)))
-        await board.finish()
+        board.update(await page(sweep), trials_of(finished(0, 1.0), finished(1, 2.0)))
+        await board.finish(END)
         (artifact,) = await shown(job_api, sweep.id)
         assert "2 finished" in artifact["description"]
 
@@ -194,8 +210,8 @@ async def test_page_that_cannot_be_written_hurts_no_sweep_and_is_logged_once(
         assert counter.writes >= 1
         board = SweepBoard(job_api.server, sweep.id, CONFIG)
         for number in range(3):
-            board.update(trials_of(*(finished(k, 1.0) for k in range(number + 1))))
-            await board.finish()
+            board.update(await page(sweep), trials_of(*(finished(k, 1.0) for k in range(number + 1))))
+            await board.finish(END)
     assert end.message == "The sweep was stopped."
     assert caplog.text.count("the server refuses it") == 2, "once by each scheduler"
 

@@ -1,0 +1,319 @@
+"""Report of a sweep: its state, best trial, charts, trials and failures; for its page, a file, or a program.
+
+Bounded in size, however many trials there are.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+from uuid import UUID
+
+from prefect_launch.core.metrics import format_number
+from prefect_launch.core.svg import escaped, markdown_code, markdown_image, shortened
+from prefect_launch.core.validation import clean_text
+from prefect_launch.inputs.metrics import written_number
+from prefect_launch.sweeps.charts import history_svg, importance_svg, parallel_svg
+from prefect_launch.sweeps.config import SweepConfig
+from prefect_launch.sweeps.history import Trial, TrialState
+from prefect_launch.sweeps.importance import Importances, measure_importance
+from prefect_launch.sweeps.trial_items import SweepTrials
+from prefect_launch.sweeps.trial_table import MAX_CHARS, MAX_PARAMS, counts_in_words, flat_params, trial_table
+
+#: Trials in the table of the Markdown report; the live table beside it has more.
+_MARKDOWN_ROWS: Final = 10
+#: Columns of parameters there, those of the most important ones: the newer UI has no room for more.
+_MARKDOWN_PARAMS: Final = 5
+#: Trials in the table of an HTML report.
+_HTML_ROWS: Final = 2_000
+_MAX_CAUSES: Final = 10
+_CAUSE_CHARS: Final = 300
+#: Trials of one cause that are named.
+_NAMED: Final = 5
+
+#: Returns the address of an item's page.
+Link = Callable[[UUID], str]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Trials that failed for the same cause.
+
+    Attributes:
+        cause: for people.
+        trials: their numbers.
+    """
+
+    cause: str
+    trials: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """What there is to tell of a sweep.
+
+    Attributes:
+        name: of the sweep.
+        sweep_id: its id.
+        state: for people, in lower case.
+        message: of that state.
+        config: its configuration.
+        trials: its trials.
+    """
+
+    name: str
+    sweep_id: UUID
+    state: str
+    message: str
+    config: SweepConfig
+    trials: SweepTrials
+
+    @cached_property
+    def best(self) -> Trial | None:
+        """The best trial."""
+        return self.trials.best(self.config.objective)
+
+    @cached_property
+    def importances(self) -> Importances:
+        """How much each parameter decides."""
+        return measure_importance(self.config, self.trials.history)
+
+    @cached_property
+    def failures(self) -> list[Failure]:
+        """Why trials failed, the commonest cause first."""
+        by_cause: dict[str, list[int]] = {}
+        for trial in self.trials.history.trials:
+            if trial.state is TrialState.FAILED:
+                cause = shortened(" ".join((trial.cause or "No reason was given.").split()), _CAUSE_CHARS)
+                by_cause.setdefault(cause, []).append(trial.number)
+        found = [Failure(cause, tuple(numbers)) for cause, numbers in by_cause.items()]
+        return sorted(found, key=lambda failure: (-len(failure.trials), failure.trials[0]))
+
+    @cached_property
+    def charts(self) -> dict[str, str]:
+        """The drawings, by what they show; none for a sweep without a metric."""
+        if self.config.objective is None:
+            return {}
+        history, important = self.trials.history, self.importances
+        drawn = {"History of the metric": history_svg(self.config, history)}
+        if any(each.points != 1 for _, each in self.config.parameters):
+            names = [one.name for one in important.parameters]
+            drawn["Parameters and metric of each trial"] = parallel_svg(self.config, history, names)
+            drawn["Importance of the parameters"] = importance_svg(important)
+        return drawn
+
+    @property
+    def _details(self) -> Iterator[tuple[str, str]]:
+        metric = self.config.objective
+        yield "State", self.state
+        if self.message:
+            yield "Message", shortened(self.message, _CAUSE_CHARS)
+        yield "Method", self.config.sampler or self.config.method
+        if metric is not None:
+            target = "" if metric.target is None else f", target {format_number(metric.target)}"
+            yield "Metric", f"{metric.goal} {metric.name}{target}"
+        cap = f" of at most {self.config.run_cap:,}" if self.config.run_cap else ""
+        yield "Trials", f"{len(self.trials.history.trials):,}{cap}: {counts_in_words(self.trials)}"
+
+    def _item(self, number: int) -> UUID:
+        return self.trials.items[number].item.id
+
+    def fields(self) -> dict[str, Any]:
+        """Return it for programs."""
+        metric = self.config.objective
+        return {
+            "id": str(self.sweep_id),
+            "name": self.name,
+            "state": self.state,
+            "message": self.message,
+            "metric": metric.model_dump() if metric else None,
+            "counts": {state.value: count for state, count in self.trials.counts.items()},
+            "best": None if self.best is None else self.trial_fields(self.best),
+            "importance": {
+                "by": self.importances.by,
+                "values": self.importances.values,
+                "parameters": [
+                    {"name": one.name, "share": one.share, "correlation": one.correlation}
+                    for one in self.importances.parameters
+                ],
+            },
+            "failures": [{"cause": one.cause, "trials": list(one.trials)} for one in self.failures],
+            "trials": [self.trial_fields(trial) for trial in self.trials.ranked(metric)],
+        }
+
+    def trial_fields(self, trial: Trial) -> dict[str, Any]:
+        """Return a trial for programs."""
+        return {
+            "number": trial.number,
+            "state": trial.state.value,
+            "metric": None if trial.metric is None else written_number(trial.metric),
+            "tries": trial.tries,
+            "cause": trial.cause,
+            "params": dict(trial.params),
+            "item": str(self._item(trial.number)),
+        }
+
+    # --- Markdown ---
+
+    def markdown(self, link: Link) -> str:
+        """Return it as Markdown, for the sweep's page.
+
+        Args:
+            link: returns the address of an item's page.
+        """
+        parts = [f"## Sweep {markdown_code(self.name)}"]
+        parts.append(_rows(("", ""), [(name, markdown_code(words)) for name, words in self._details]))
+        if self.best is not None and self.config.objective is not None:
+            value = format_number(self.best.value or 0.0)
+            parts.append(
+                f"### Best: [trial {self.best.number}]({link(self._item(self.best.number))}),"
+                f" {markdown_code(self.config.objective.name)} {value}"
+            )
+            params = list(flat_params(self.best.params).items())
+            shown = [(markdown_code(name), markdown_code(_cut(words))) for name, words in params[:MAX_PARAMS]]
+            parts.append(_rows(("Parameter", "Value"), shown))
+            parts.append(f"`prefect-launch sweep best {self.sweep_id} --config` prints them for the next run.")
+        parts += [markdown_image(svg, words) for words, svg in self.charts.items()]
+        if self.trials.history.trials:
+            parts += ["### Trials", self._markdown_trials(link)]
+        if self.failures:
+            parts += ["### Failures", self._markdown_failures(link)]
+        return clean_text("\n\n".join(parts) + "\n")
+
+    def _markdown_trials(self, link: Link) -> str:
+        table = trial_table(self.trials, self.config, max_rows=_MARKDOWN_ROWS)
+        order = {one.name: place for place, one in enumerate(self.importances.parameters)}
+        chosen = sorted(range(len(table.params)), key=lambda at: order.get(table.params[at], len(order)))
+        shown = chosen[:_MARKDOWN_PARAMS]
+        headings = [
+            "Trial",
+            "State",
+            *(markdown_code(one) for one in (table.metric, *(table.params[at] for at in shown))),
+        ]
+        rows = [
+            [
+                f"[{row.trial.number}]({link(self._item(row.trial.number))})",
+                row.state,
+                row.metric,
+                *(markdown_code(_cut(row.params[at])) for at in shown),
+            ]
+            for row in table.rows
+        ]
+        more = f"\n\n{table.left_out:,} more are in the table of the sweep, or in `prefect-launch sweep show`."
+        return _rows(headings, rows) + (more if table.left_out else "")
+
+    def _markdown_failures(self, link: Link) -> str:
+        rows = []
+        for failure in self.failures[:_MAX_CAUSES]:
+            named = ", ".join(f"[{number}]({link(self._item(number))})" for number in failure.trials[:_NAMED])
+            more = ", …" if len(failure.trials) > _NAMED else ""
+            rows.append([f"{len(failure.trials):,}", markdown_code(failure.cause), named + more])
+        left = len(self.failures) - _MAX_CAUSES
+        return _rows(("Trials", "Cause", "Such as"), rows) + (f"\n\n{left:,} more causes." if left > 0 else "")
+
+    # --- HTML ---
+
+    def html(self, link: Link) -> str:
+        """Return it as one HTML file that needs nothing else; a click on a heading sorts the trials.
+
+        Args:
+            link: returns the address of an item's page.
+        """
+        parts = [f"<h1>Sweep {escaped(self.name)}</h1>", _html_rows((), [list(pair) for pair in self._details])]
+        if self.best is not None and self.config.objective is not None:
+            value = escaped(f"{self.config.objective.name} {format_number(self.best.value or 0.0)}")
+            parts.append(f"<h2>Best: {self._html_link(self.best.number, link, 'trial ')}, {value}</h2>")
+            parts.append(_html_rows((), [list(pair) for pair in flat_params(self.best.params).items()]))
+        parts += [f"<figure>{svg}</figure>" for svg in self.charts.values()]
+        if self.failures:
+            rows = [
+                [f"{len(one.trials):,}", one.cause, _Html(", ".join(self._html_links(one.trials, link)))]
+                for one in self.failures
+            ]
+            parts += ["<h2>Failures</h2>", _html_rows(("Trials", "Cause", "Which"), rows)]
+        table = trial_table(self.trials, self.config, max_rows=_HTML_ROWS)
+        trials = [[_Html(self._html_link(row.trial.number, link)), *row.cells[1:]] for row in table.rows]
+        more = f"<p>{table.left_out:,} more trials are not in this table.</p>" if table.left_out else ""
+        parts += ["<h2>Trials</h2>", _html_rows(table.headings, trials, sortable=True), more]
+        digest = base64.b64encode(hashlib.sha256(_SORT.encode()).digest()).decode()
+        policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+            '<meta name="viewport" content="width=device-width">'
+            f"<title>Sweep {escaped(self.name)}</title><style>{_STYLE}</style></head>\n<body>"
+            + "\n".join(parts)
+            + f"\n<script>{_SORT}</script></body></html>\n"
+        )
+
+    def _html_link(self, number: int, link: Link, before: str = "") -> str:
+        return f'<a href="{escaped(link(self._item(number)))}">{before}{number}</a>'
+
+    def _html_links(self, numbers: tuple[int, ...], link: Link) -> Iterator[str]:
+        yield from (self._html_link(number, link) for number in numbers[: 2 * _NAMED])
+        if len(numbers) > 2 * _NAMED:
+            yield "…"
+
+
+def _cut(words: str) -> str:
+    return shortened(words, MAX_CHARS)
+
+
+def _rows(headings: Any, rows: list[Any]) -> str:
+    """Return a Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+class _Html(str):
+    """A text that is HTML already."""
+
+
+def _html_rows(headings: Any, rows: list[Any], *, sortable: bool = False) -> str:
+    head = "".join(f"<th>{escaped(words)}</th>" for words in headings)
+    body = "\n".join(
+        "<tr>" + "".join(f"<td>{cell if isinstance(cell, _Html) else escaped(cell)}</td>" for cell in cells) + "</tr>"
+        for cells in rows
+    )
+    return (
+        f'<div class="wide"><table{" class=sortable" if sortable else ""}>'
+        + (f"<thead><tr>{head}</tr></thead>" if head else "")
+        + f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+_STYLE: Final = """
+:root { color-scheme: light dark; --line: #8884; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+.wide { overflow-x: auto; }
+figure { margin: 1rem 0; }
+figure svg { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+td { max-width: 30rem; overflow-wrap: anywhere; }
+.sortable th { cursor: pointer; white-space: nowrap; }
+.sortable td { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+"""
+_SORT: Final = """
+for (const table of document.querySelectorAll(".sortable")) {
+  table.querySelectorAll("th").forEach((head, column) => head.addEventListener("click", () => {
+    const down = head.dataset.order === "up";
+    table.querySelectorAll("th").forEach((other) => delete other.dataset.order);
+    head.dataset.order = down ? "down" : "up";
+    const key = (row) => row.cells[column].textContent.trim();
+    const number = (text) => (text === "" || isNaN(Number(text)) ? null : Number(text));
+    const compare = (a, b) => {
+      const [x, y] = [number(key(a)), number(key(b))];
+      if (x !== null && y !== null) return down ? y - x : x - y;
+      if ((x === null) !== (y === null)) return x === null ? 1 : -1;
+      return (down ? -1 : 1) * key(a).localeCompare(key(b));
+    };
+    const body = table.tBodies[0];
+    body.append(...[...body.rows].sort(compare));
+  }));
+}
+"""
