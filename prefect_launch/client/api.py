@@ -25,7 +25,7 @@ from prefect_launch.errors import InvalidNameError, NotFoundError, QueueError
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.server.paging import all_items
-from prefect_launch.server.values import PAGE
+from prefect_launch.server.values import PAGE, ItemFilter
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -221,7 +221,8 @@ class Api(BaseModel):
             if limit is not None and limit < 1:
                 return found
             page = PAGE if limit is None else min(PAGE, limit)
-            async for item in all_items(session.server, page=page, pool=queue, state_types=wanted, names=named):
+            filters = ItemFilter(pool=queue, state_types=wanted, names=named)
+            async for item in all_items(session.server, page=page, by_id=False, **filters):
                 found.append(item)
                 if len(found) == limit:
                     break

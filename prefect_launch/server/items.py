@@ -89,8 +89,11 @@ class ItemCalls(Calls):
     async def delete_item(self, item_id: UUID) -> None:
         await self._rest.get("DELETE", f"/flow_runs/{item_id}")
 
-    async def list_items(self, *, limit: int = PAGE, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
-        return await self._list("EXPECTED_START_TIME_DESC", wanted, limit=limit, offset=offset)
+    async def list_items(
+        self, *, limit: int = PAGE, offset: int = 0, by_id: bool = False, **wanted: Unpack[ItemFilter]
+    ) -> list[Item]:
+        sort = "ID_DESC" if by_id else "EXPECTED_START_TIME_DESC"
+        return await self._list(sort, wanted, limit=limit, offset=offset)
 
     async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
         return int(await self._rest.get("POST", "/flow_runs/count", json=_filters(wanted)))

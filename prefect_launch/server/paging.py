@@ -14,12 +14,16 @@ if TYPE_CHECKING:
     from prefect_launch.server.protocol import Server
 
 
-async def all_items(server: Server, *, page: int = PAGE, **wanted: Unpack[ItemFilter]) -> AsyncIterator[Item]:
-    """Yield every item that fits, newest first, each once: one that is queued meanwhile shifts the later pages.
+async def all_items(
+    server: Server, *, page: int = PAGE, by_id: bool = True, **wanted: Unpack[ItemFilter]
+) -> AsyncIterator[Item]:
+    """Yield every item that fits, each once, also while others are queued.
 
     Args:
         server: the Prefect server.
         page: items of one request, at most 200.
+        by_id: in the order of their ids. Else those that start last come first, and one that starts meanwhile moves in
+            that order: it may be left out.
         wanted: which items.
 
     Raises:
@@ -28,7 +32,7 @@ async def all_items(server: Server, *, page: int = PAGE, **wanted: Unpack[ItemFi
     seen: set[UUID] = set()
     offset = 0
     while True:
-        found = await server.list_items(limit=page, offset=offset, **wanted)
+        found = await server.list_items(limit=page, offset=offset, by_id=by_id, **wanted)
         for item in found:
             if item.id not in seen:
                 seen.add(item.id)

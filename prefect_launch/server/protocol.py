@@ -125,8 +125,10 @@ class Server(Protocol):
     async def delete_item(self, item_id: UUID) -> None:
         """Delete an item with its log; one that is gone is fine."""
 
-    async def list_items(self, *, limit: int = PAGE, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
-        """List items, newest first."""
+    async def list_items(
+        self, *, limit: int = PAGE, offset: int = 0, by_id: bool = False, **wanted: Unpack[ItemFilter]
+    ) -> list[Item]:
+        """List items: those that start last first, or by their ids, an order in which no item ever moves."""
 
     async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
         """Count items."""

@@ -152,10 +152,13 @@ class InMemoryItems(Calls):
         self._store.logs.pop(item_id, None)
 
     @call
-    def list_items(self, *, limit: int = PAGE, offset: int = 0, **wanted: Unpack[ItemFilter]) -> list[Item]:
+    def list_items(
+        self, *, limit: int = PAGE, offset: int = 0, by_id: bool = False, **wanted: Unpack[ItemFilter]
+    ) -> list[Item]:
         _check_page(limit)
         found = self._fitting(wanted)[::-1]
-        found.sort(key=lambda item: item.expected_start_time or self._store.now(), reverse=True)
+        now = self._store.now()
+        found.sort(key=lambda item: item.id if by_id else item.expected_start_time or now, reverse=True)
         return _sent(found[offset : offset + limit])
 
     @call

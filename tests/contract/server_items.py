@@ -187,6 +187,12 @@ class ItemContract:
         page = await place.server.list_items(pool=place.pool, limit=1, offset=1)
         assert [item.name for item in page] == ["b"]
 
+    async def test_items_are_listed_by_their_ids_whatever_becomes_of_them(self, place: Place) -> None:
+        items = [await place.add(name) for name in "abcd"]
+        await place.move(items[0], ItemState.CLAIMED, ItemState.RUNNING)
+        pages = [await place.server.list_items(pool=place.pool, by_id=True, limit=2, offset=at) for at in (0, 2)]
+        assert [item.id for page in pages for item in page] == sorted((item.id for item in items), reverse=True)
+
     async def test_items_are_found_by_id_name_state_and_tags(self, place: Place) -> None:
         waiting = await place.add("waiting", tags=("x", "y"))
         running = await place.add("running", tags=("x",))
