@@ -23,13 +23,13 @@ from prefect_launch.agent.item.metrics import MetricsCollector
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.client.api import Api
+from prefect_launch.client.background import FollowedRun, follower
 from prefect_launch.client.item_check import job_named_by, with_job
 from prefect_launch.core.event_loop import run_sync
 from prefect_launch.core.names import short_id
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.validation import check_server_json
-from prefect_launch.direct.background import FollowedRun, follower
 from prefect_launch.direct.ending import (
     ending_as_its_run,
     failure_of,

@@ -14,7 +14,7 @@ from uuid import uuid4
 import anyio
 import pytest
 
-from prefect_launch.direct.background import FollowedRun, follower
+from prefect_launch.client.background import FollowedRun, follower
 from prefect_launch.errors import ExecutionError, SpecError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.run import AbstractRun, RunnerRun
@@ -26,7 +26,7 @@ PROGRAM = """
 import asyncio, os, signal, sys, time
 from pathlib import Path
 from tests.unit.test_launch_follow import started
-from prefect_launch.direct.background import FollowedRun, follower
+from prefect_launch.client.background import FollowedRun, follower
 from prefect_launch.testing import Script
 
 async def work():

@@ -1,4 +1,4 @@
-"""Background runs of `launch(synchronous=False)`: the process follows them, and waits for them at its exit.
+"""Background work of `launch(synchronous=False)` and `sweep`: the process follows it, and waits for it at its exit.
 
 An event loop in its own daemon thread follows them, so that neither synchronous code nor the end of another event loop
 blocks them. The main thread waits for that thread at the end of the program. A flow waits for the runs that it started
@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
 T = TypeVar("T")
+F = TypeVar("F", bound="Followed")
 
 _logger = get_logger("launch")
 
@@ -53,10 +55,8 @@ Work = Callable[[], Awaitable[AbstractRun]]
 _here: ContextVar[FollowedRun | None] = ContextVar("prefect_launch_followed_run", default=None)
 
 
-class FollowedRun(AbstractRun):
-    """A run that this process follows to its end while its caller does something else.
-
-    With retries it is the current attempt: `wait` waits for the last one, `cancel` cancels further ones.
+class Followed(ABC):
+    """A flow that this process follows to its end while its caller does something else.
 
     Args:
         portal: of the event loop that it is followed on.
@@ -64,19 +64,51 @@ class FollowedRun(AbstractRun):
         parent: the flow run whose code started it; None outside of flows.
 
     Attributes:
-        started: done once the first attempt has started.
-        end: done once the last attempt has ended and all is reported to the server.
+        started: done once what the flow runs has started.
+        end: done once it has ended and all is reported to the server.
         stop_requested: whether a stop was requested.
     """
 
     def __init__(self, portal: BlockingPortal, loop: asyncio.AbstractEventLoop, parent: UUID | None) -> None:
         self.parent = parent
         self.started: Future[None] = Future()
-        self.end: Future[AbstractRun] = Future()
+        self.end: Future[Any] = Future()
+        self.stop_requested = False
         self._portal = portal
         self._loop = loop
+
+    @property
+    @abstractmethod
+    def id(self) -> str:
+        """What it is called in messages."""
+
+    def begin(self, work: Callable[[], Awaitable[Any]]) -> None:
+        """Start to follow it, in the caller's context."""
+        self.end = self._portal.start_task_soon(self._follow, work)
+
+    async def _follow(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        return await work()
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Start to stop it, on the loop that follows it. A further call does nothing, unless the last stop failed."""
+
+    def stop_soon(self) -> None:
+        """Request a stop without waiting for it; safe in a signal handler."""
+        if not self.end.done():
+            self.stop_requested = True
+            self._loop.call_soon_threadsafe(self.stop)
+
+
+class FollowedRun(Followed, AbstractRun):
+    """A run of `launch` that this process follows.
+
+    With retries it is the current attempt: `wait` waits for the last one, `cancel` cancels further ones.
+    """
+
+    def __init__(self, portal: BlockingPortal, loop: asyncio.AbstractEventLoop, parent: UUID | None) -> None:
+        super().__init__(portal, loop, parent)
         self._attempt: RunnerRun | None = None
-        self.stop_requested = False
         self._unstarted: asyncio.Future[Any] | None = None
         self._stopping: asyncio.Future[None] | None = None
 
@@ -85,11 +117,7 @@ class FollowedRun(AbstractRun):
         """Return the background run of the flow around this call; None when the flow's caller waits for it."""
         return _here.get()
 
-    def begin(self, work: Work) -> None:
-        """Start to follow it, in the caller's context."""
-        self.end = self._portal.start_task_soon(self._follow, work)
-
-    async def _follow(self, work: Work) -> AbstractRun:
+    async def _follow(self, work: Callable[[], Awaitable[Any]]) -> Any:
         _here.set(self)
         return await work()
 
@@ -123,7 +151,6 @@ class FollowedRun(AbstractRun):
             self.started.set_result(None)
 
     def stop(self) -> None:
-        """Start to stop it. A further call does nothing, unless the last stop failed."""
         self.stop_requested = True
         if self._unstarted is not None:
             self._unstarted.cancel()
@@ -137,12 +164,6 @@ class FollowedRun(AbstractRun):
             _logger.warning("The run %s could not be ended, and is waited for: %s", attempt.id, error)
 
     # --- called by its caller, from any thread or event loop ---
-
-    def stop_soon(self) -> None:
-        """Request a stop without waiting for it; safe in a signal handler."""
-        if not self.end.done():
-            self.stop_requested = True
-            self._loop.call_soon_threadsafe(self.stop)
 
     @property
     def _run(self) -> RunnerRun:
@@ -196,14 +217,14 @@ class FollowedRun(AbstractRun):
 
 
 class Follower:
-    """Follower of the background runs of a process.
+    """Follower of the background work of a process.
 
     One for each process, see `follower`.
     """
 
     def __init__(self) -> None:
         self._pid: Final = os.getpid()
-        self._living: set[FollowedRun] = set()
+        self._living: set[Followed] = set()
         self._resources = ExitStack()
         self._portal = self._resources.enter_context(start_blocking_portal())
         self._loop = self._portal.call(asyncio.get_running_loop)
@@ -233,23 +254,39 @@ class Follower:
         Raises:
             BaseException: the error that kept it from starting.
         """
+        run = await self.follow(FollowedRun, lambda _: work())
+        return run if run.started.done() else run.end.result()
+
+    @property
+    def living(self) -> frozenset[Followed]:
+        """What it follows now."""
+        return frozenset(self._living)
+
+    async def follow(self, kind: type[F], work: Callable[[F], Awaitable[Any]]) -> F:
+        """Start a flow, and return as soon as what it runs has started, or the flow has ended.
+
+        Args:
+            kind: of what is followed.
+            work: runs the flow to its end, and marks what it is given as started.
+        """
         self.end_runs_at_sigterm()
         context = FlowRunContext.get()
-        run = FollowedRun(self._portal, self._loop, context.flow_run.id if context and context.flow_run else None)
+        run = kind(self._portal, self._loop, context.flow_run.id if context and context.flow_run else None)
         if context is not None and context.flow is not None:
             self._end_with(context.flow)
-        run.begin(work)
+        run.begin(lambda: work(run))
         self._living.add(run)
         run.end.add_done_callback(lambda _: self._ended(run))
         try:
             await _one_of(run.started, run.end)
         except BaseException:
-            await run.cancel()
+            run.stop_soon()
+            await _one_of(run.end)
             raise
         self._wait_first_at_exit()
-        return run if run.started.done() else run.end.result()
+        return run
 
-    def _ended(self, run: FollowedRun) -> None:
+    def _ended(self, run: Followed) -> None:
         self._living.discard(run)
         error = None if run.end.cancelled() else run.end.exception()
         if isinstance(error, ExecutionError) and error.last_lines and not run.stop_requested:
@@ -258,7 +295,7 @@ class Follower:
 
     # --- waiting, and interrupts ---
 
-    def _wait(self, runs: Collection[FollowedRun]) -> None:
+    def _wait(self, runs: Collection[Followed]) -> None:
         """Wait for the end of runs; an interrupt ends them, and is raised when they have ended."""
         ends = [run.end for run in runs]
         with self._interruptible():
@@ -270,7 +307,7 @@ class Follower:
                 wait(ends)
                 raise
 
-    async def _await(self, runs: Collection[FollowedRun]) -> None:
+    async def _await(self, runs: Collection[Followed]) -> None:
         """`_wait` on an event loop, where a cancellation is an interrupt, too."""
         cancelled: asyncio.CancelledError | None = None
         with self._interruptible():
@@ -346,7 +383,7 @@ class Follower:
         with _interrupting(flow_run, state):
             await self._await(self._of(flow_run, state))
 
-    def _of(self, flow_run: FlowRun, state: State[Any]) -> list[FollowedRun]:
+    def _of(self, flow_run: FlowRun, state: State[Any]) -> list[Followed]:
         runs = [run for run in set(self._living) if run.parent == flow_run.id]
         if not (state.is_completed() or state.is_failed()):
             _stop(runs)
@@ -439,12 +476,12 @@ async def _one_of(*futures: Future[Any]) -> None:
     await done.wait()
 
 
-def _stop(runs: Iterable[FollowedRun]) -> None:
+def _stop(runs: Iterable[Followed]) -> None:
     for run in set(runs):
         run.stop_soon()
 
 
-def _log_awaited_runs(runs: Iterable[FollowedRun]) -> None:
+def _log_awaited_runs(runs: Iterable[Followed]) -> None:
     names = [run.id for run in runs if run.started.done() and not run.end.done() and not run.stop_requested]
     if names:
         _logger.info("Waiting for the end of what launch has started: %s. Ctrl-C ends it.", ", ".join(names))
