@@ -34,20 +34,32 @@ def is_flow_code() -> bool:
 
 def with_run_id(spec: LaunchSpec, queue: str) -> LaunchSpec:
     """Return the spec with a run id that a retry of the flow repeats."""
+    if spec.run_id:
+        return spec
+    key = key_of_call("launch_add", f"{queue}/{json.dumps(spec.dump(), sort_keys=True)}")
+    return spec if key is None else spec.model_copy(update={"run_id": key})
+
+
+def key_of_call(name: str, arguments: str) -> str | None:
+    """Return a key of this call that a retry of the flow, or of the task, around it repeats; None outside of flows.
+
+    Args:
+        name: of the function that is called.
+        arguments: what it is called with; a second call with the same arguments has another key.
+    """
     from prefect.context import FlowRunContext, TaskRunContext
 
     flow, task = FlowRunContext.get(), TaskRunContext.get()
-    if spec.run_id or flow is None or flow.flow_run is None:
-        return spec
+    if flow is None or flow.flow_run is None:
+        return None
     caller = f"{flow.flow_run.id}" if task is None else f"{task.task_run.id}"
     attempt = flow.flow_run.run_count if task is None else task.task_run.run_count
-    content = hashlib.sha256(f"{queue}/{json.dumps(spec.dump(), sort_keys=True)}".encode()).hexdigest()
+    content = hashlib.sha256(arguments.encode()).hexdigest()
     # A flow's context belongs to one attempt; a task's attempts differ by their number.
-    counter = f"launch_add/{caller}/{attempt}/{content}"
+    counter = f"{name}/{caller}/{attempt}/{content}"
     number = int(flow.task_run_dynamic_keys.get(counter, 0))
     flow.task_run_dynamic_keys[counter] = number + 1
-    derived = hashlib.sha256(f"{caller}/{content}/{number}".encode()).hexdigest()[:16]
-    return spec.model_copy(update={"run_id": derived})
+    return hashlib.sha256(f"{caller}/{content}/{number}".encode()).hexdigest()[:16]
 
 
 def is_retry() -> bool:

@@ -29,6 +29,7 @@ from prefect_launch.spec.item_parameters import SCHEDULER_FLOW
 from prefect_launch.sweeps.config import MAX_TRIALS, MAX_WORKERS, SweepConfig, parse_sweep
 from prefect_launch.sweeps.runner import SweepRunner, check_sweep_request
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
+from prefect_launch.sweeps.subflow import place_in_flow
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -98,28 +99,36 @@ def config_of(sweep: Item) -> SweepConfig:
     return sweep_config(**sweep.parameters)
 
 
-def sweep_flow(tell: Callable[[str], None] | None = None) -> Flow[..., Any]:
+#: Is given the scheduler of a sweep before it begins, to stop it.
+Started = Callable[[SweepRunner], None]
+
+
+def sweep_flow(tell: Callable[[str], None] | None = None, started: Started | None = None) -> Flow[..., Any]:
     """Return the flow `launch-sweep`.
 
     Args:
         tell: is told of what happens, one line at a time, beside the flow run's log.
+        started: is given the scheduler.
     """
 
     @with_arguments_of(sweep_config)
     async def launch_sweep(arguments: Mapping[str, Any]) -> Any:
-        return await run_as_flow(sweep_config(**arguments), tell)
+        return await run_as_flow(sweep_config(**arguments), tell, started)
 
     launch_sweep.__doc__ = sweep_config.__doc__  # Prefect reads the descriptions of a form's fields there.
     about = "Queues the trials of a sweep, until it ends."
     return Flow(launch_sweep, name=SCHEDULER_FLOW, description=about, persist_result=False, retries=0)
 
 
-async def run_as_flow(config: SweepConfig, tell: Callable[[str], None] | None = None) -> State:
+async def run_as_flow(
+    config: SweepConfig, tell: Callable[[str], None] | None = None, started: Started | None = None
+) -> State:
     """Run the sweep that the flow run around the call is.
 
     Args:
         config: of the sweep.
         tell: as for `sweep_flow`.
+        started: as for `sweep_flow`.
 
     Returns:
         The state that the flow run ends in.
@@ -142,6 +151,8 @@ async def run_as_flow(config: SweepConfig, tell: Callable[[str], None] | None = 
         # Prior runs are the runner's to read: a sweep that has trials goes on when one of them was deleted.
         await check_sweep_request(api, session, config.model_copy(update={"prior_runs": ()}))
         runner = SweepRunner(api, session, context.flow_run.id, config, tell=told)
+        if started is not None:
+            started(runner)
         with _stopped_by_signals(runner, told):
             end = await runner.run()
     state: State = _STATES[end.outcome](message=end.message)
@@ -179,14 +190,15 @@ def _stopped_by_signals(runner: SweepRunner, tell: Callable[[str], None]) -> Ite
 
 
 async def begin_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
-    """Check a sweep and make its flow run; nothing runs yet.
+    """Check a sweep and make its flow run; nothing runs yet. In a flow, it is a subflow.
 
     Args:
         api: the Prefect server.
         parameters: those of `sweep_config`.
 
     Returns:
-        The sweep's id, for `run_sweep`.
+        The sweep's id, for `run_sweep`. In a flow that is tried again, that of the sweep which its earlier try began,
+        whatever has become of it.
 
     Raises:
         LaunchError: as `check_sweep_request` does; then nothing was made.
@@ -197,9 +209,11 @@ async def begin_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
         # The job is pinned: trials of one sweep all run the same.
         pinned = {**parameters} if named.job is None else {**parameters, "job": named.job.reference}
         client: Any = session.server.client  # type: ignore[attr-defined]
-        made = await client.create_flow_run(
-            sweep_flow(), parameters=pinned, name=config.name, tags=["launch", "sweep"], state=Pending()
-        )
+        parent, earlier = await place_in_flow(client, parameters)
+        if earlier is not None:
+            return earlier
+        about: dict[str, Any] = {"name": config.name, "tags": ["launch", "sweep"], "parent_task_run_id": parent}
+        made = await client.create_flow_run(sweep_flow(), parameters=pinned, state=Pending(), **about)
         return UUID(str(made.id))
 
 
@@ -226,18 +240,21 @@ async def resume_sweep(api: Api, sweep_id: UUID, given: Mapping[str, Any]) -> No
         await session.server.propose(sweep_id, pending, force=True)
 
 
-async def run_sweep(api: Api, sweep_id: UUID, tell: Callable[[str], None] | None = None) -> EndSweep:
+async def run_sweep(
+    api: Api, sweep_id: UUID, tell: Callable[[str], None] | None = None, started: Started | None = None
+) -> EndSweep:
     """Run a sweep in this process, as a flow, until it ends.
 
     Args:
         api: the Prefect server.
         sweep_id: what `begin_sweep` returned, or `resume_sweep` was given.
         tell: as for `sweep_flow`.
+        started: as for `sweep_flow`.
     """
     async with api.open() as session:
         client: Any = session.server.client  # type: ignore[attr-defined]
         flow_run = await client.read_flow_run(sweep_id)
-    flow = sweep_flow(tell)
+    flow = sweep_flow(tell, started)
     state: Any = await run_flow_async(flow, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
     outcome = next((one for one, make in _STATES.items() if make().type == state.type), Outcome.FAILED)
     return EndSweep(outcome, state.message or "")
