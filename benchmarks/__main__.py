@@ -11,7 +11,10 @@ from importlib import import_module
 from benchmarks.figures import Figure, print_table
 from benchmarks.place import Place, open_place
 
-NAMES = ("imports", "start", "dispatch", "throughput", "agents", "cancel", "restart", "memory", "enqueue", "builds")
+NAMES = (
+    *("imports", "start", "dispatch", "throughput", "agents", "cancel", "restart", "memory", "enqueue", "builds"),
+    *("sweep", "metrics"),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

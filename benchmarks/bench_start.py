@@ -6,7 +6,6 @@ item waits when each agent starts. The CPU time is the agent's own, read when it
 
 from __future__ import annotations
 
-import os
 import resource
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmarks.bench_throughput import instant_job
+from benchmarks.cpu import cpu_ms
 from benchmarks.figures import Figure, at_most_over, at_most_times, print_table
 from benchmarks.place import Place, open_place
 from prefect_launch.client.launch_add import launch_add_many
@@ -62,15 +62,10 @@ def _until_first_claim() -> _Took:
         for line in agent.stderr:
             told.append(line)
             if took is None and " claimed " in line:
-                took = _Took(_cpu_of(agent.pid), (time.perf_counter() - begun) * 1000)
+                took = _Took(cpu_ms(agent.pid), (time.perf_counter() - begun) * 1000)
     if took is None:
         raise RuntimeError(f"The agent has claimed nothing: {''.join(told)}")
     return took
-
-
-def _cpu_of(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 def _prefect_version() -> _Took:

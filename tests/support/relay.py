@@ -24,12 +24,14 @@ class Relay:
         port: its own.
         lost: the requests whose answers it has lost, as "METHOD path", oldest first.
         refused: those that a busy server has answered with 503, likewise.
+        passed: how many requests it has passed on.
     """
 
     target: int | str
     port: int = field(default_factory=free_port)
     lost: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    passed: int = 0
 
     def __post_init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -122,6 +124,7 @@ class Relay:
         while data := await reader.read(_CHUNK_BYTES):
             if request := _REQUEST.match(data):
                 asked[0] = f"{request['method'].decode()} {request['path'].decode()}"
+                self.passed += 1
             await self._open.wait()
             there.write(data)
             await there.drain()
