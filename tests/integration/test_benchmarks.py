@@ -21,13 +21,15 @@ def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_benchmarks_print_a_row_for_each_figure() -> None:
-    done = bench("--quick", "imports", "start", "enqueue")
+    done = bench("--quick", "imports", "start", "enqueue", "sweep", "metrics")
 
     assert done.returncode == 0, done.stderr
     rows = [line.split("│")[1].strip() for line in done.stdout.splitlines() if line.startswith("│")]
     assert rows[:2] == ["import prefect_launch.inputs", "prefect-launch --help"]
     assert {"agent start → first claim, CPU", "agent start → first claim"} <= set(rows)
     assert {"launch_add, one caller", "launch_add_many, 20 items"} <= set(rows)
+    assert {"trial's end → next start, median of 2", "scheduler's CPU time a trial"} <= set(rows)
+    assert "agent's CPU time, 100 lines of metrics" in rows
     assert "cores" in done.stdout
 
 
