@@ -59,6 +59,11 @@ class InMemoryMachine:
         """The handles of the runs that run now."""
         return [handle for handle, run in self.runs.items() if run.state is RunState.RUNNING]
 
+    def finish(self) -> None:
+        """Let all that runs come to its end now, as its scripts say, however long they were to take."""
+        for run in self.runs.values():
+            run.finish()
+
     def lose(self, handle: str) -> None:
         """Let a run vanish, as when somebody removes its container by force."""
         self.runs.pop(handle).kill(signal.SIGKILL)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
@@ -79,6 +80,10 @@ class ScriptedProcess:
             self._killed_with = number
             self._stopped.set()
 
+    def finish(self) -> None:
+        """Let it come to its end now, in the place of when its time is over."""
+        self._stopped.set()
+
     async def wait(self) -> int:
         """Wait until it has ended; return its exit code."""
         await self._ended.wait()
@@ -88,9 +93,9 @@ class ScriptedProcess:
         script = self._script
         for piece in script.log:
             self._write(piece)
-        try:
+        with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._stopped.wait(), script.seconds if script.seconds > 0 else 0.001)
-        except asyncio.TimeoutError:
+        if self._killed_with is None:
             for piece in script.late_log:
                 self._write(piece)
         code = 137 if script.oom_killed else script.exit_code
@@ -129,6 +134,11 @@ class ScriptedRun:
 
         self.started_at = datetime.now(timezone.utc)
         self.process = ScriptedProcess(Script(exit_code=127) if self.script.missing else self.script, write, end)
+
+    def finish(self) -> None:
+        """Let its process come to its end now, if it has one."""
+        if self.process is not None:
+            self.process.finish()
 
     def kill(self, number: int) -> None:
         """Send its process a signal, if it has one."""

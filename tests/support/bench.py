@@ -137,6 +137,13 @@ class Bench:
             for item in items:
                 await self.until(item, StateType.RUNNING)
 
+    async def finish_under(self, agent: LaunchAgent) -> None:
+        """Let an agent take up what runs, let that come to its end, and wait until the queue is empty."""
+        work = asyncio.create_task(agent.loop(until_empty=True))
+        await eventually(lambda: asyncio.sleep(0, agent.running_items.held), bool)
+        self.machine.finish()
+        await asyncio.wait_for(work, DEADLINE_SECONDS)
+
     def plays(self, *scripts: Script) -> None:
         """Let the items that are started do this, one after another, the last one for all that come later."""
         left = list(scripts)

@@ -111,18 +111,29 @@ async def test_silence_of_the_server_is_logged_once_until_it_has_answered_all(ca
 
 
 async def test_request_that_waits_for_its_turn_is_no_silence_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
-    async def answer(_: str) -> int:
-        await anyio.sleep(0.05)
+    may_answer = {name: anyio.Event() for name in ("/one", "/two")}
+    came = {name: anyio.Event() for name in may_answer}
+
+    async def answer(request: str) -> int:
+        path = request.split()[1]
+        came[path].set()
+        await may_answer[path].wait()
         return 200
 
-    async with (
-        http_server(answer) as address,
-        client_of(address, silent_seconds=5) as client,
-        anyio.create_task_group() as tasks,
-    ):
-        for number in range(120):
-            tasks.start_soon(partial(client.post, f"/{number}", json={}))
-    assert caplog.records == []
+    async with http_server(answer) as address, client_of(address, silent_seconds=0.05) as client:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(client.post, "/one", json={}))
+                await came["/one"].wait()
+                tasks.start_soon(partial(client.post, "/two", json={}))
+                await anyio.sleep(0.2)  # Longer than 0.05 s: the first is overdue, the second waits for its turn.
+                assert not came["/two"].is_set()
+                may_answer["/one"].set()
+                await came["/two"].wait()
+                # All that had been sent is answered; what waited does not count as overdue.
+                logged = [record.message.split()[0] for record in caplog.records if "server-" in record.message]
+                assert logged[:2] == ["server-silent", "server-answers"]
+                may_answer["/two"].set()
 
 
 async def test_server_that_is_not_there_is_told_within_the_patience() -> None:

@@ -13,3 +13,11 @@ from tests.support.bench import Bench
 def bench(tmp_path: Path) -> Bench:
     """A queue `gpu` of containers, a machine, and agents on it."""
     return Bench(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the pauses that spare real servers, engines and drivers: those in memory answer at once."""
+    monkeypatch.setattr("prefect_launch.agent.item.logs.SETTLE_SECONDS", (0.01, 0.02, 0.04))
+    monkeypatch.setattr("prefect_launch.agent.runner_health._PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr("prefect_launch.agent.devices.allocator._READ_SECONDS", 0.1)

@@ -169,7 +169,7 @@ async def test_housekeeping_that_fails_once_is_told_and_goes_on(bench: Bench, ca
 async def test_agent_whose_vital_task_fails_for_good_leaves_loudly_and_its_runs_go_on(
     bench: Bench, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.plays(Script(seconds=5))
+    bench.plays(Script(seconds=60))
     (item,) = await bench.add()
     signals = Signals(bench.agent(), stop_jobs=False, notify=print)
     loop = asyncio.create_task(signals.run())
@@ -182,7 +182,7 @@ async def test_agent_whose_vital_task_fails_for_good_leaves_loudly_and_its_runs_
     (left,) = await bench.api.acall(lambda session: agents(session.server))
     assert (left.state, [one.id for one in left.running]) == ("offline", [str(item.id)])
     bench.server.before_call = None
-    await bench.agent().loop(until_empty=True)
+    await bench.finish_under(bench.agent())
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
     assert len(bench.machine.started) == 1
 
@@ -231,7 +231,7 @@ async def test_nonsense_answer_to_the_poll_is_told_and_its_items_are_run(
 async def test_agent_whose_polls_get_nothing_but_nonsense_leaves_loudly_and_its_runs_go_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
-    bench.plays(Script(seconds=5))
+    bench.plays(Script(seconds=60))
     (item,) = await bench.add()
     await bench.agent().loop(max_runtime_seconds=0.5)
     await bench.until(item, StateType.RUNNING)
@@ -246,7 +246,7 @@ async def test_agent_whose_polls_get_nothing_but_nonsense_leaves_loudly_and_its_
     assert f"leaving: The background task '{name}' failed 5 times" in caplog.text
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
     nonsense.left = 0
-    await bench.agent().loop(until_empty=True)
+    await bench.finish_under(bench.agent())
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
     assert len(bench.machine.started) == 1
 

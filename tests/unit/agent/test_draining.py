@@ -150,13 +150,17 @@ async def test_drain_request_for_a_served_agent_is_none_for_another_of_its_name_
 async def test_shift_whose_service_was_asked_to_end_takes_up_its_own_drains_and_leaves_the_request(
     bench: Bench,
 ) -> None:
-    bench.plays(Script(seconds=3))
+    bench.plays(Script(seconds=60))
     first, second = await bench.add(2)
     async with bench.running(bench.agent(), max_runtime_seconds=600):
         await bench.until(first, StateType.RUNNING)
     assert (await bench.read(first.id)).state_type is StateType.RUNNING
     await drain_shifts(bench.server, "box")
-    await asyncio.wait_for(bench.agent().loop(max_runtime_seconds=60), 60)
+    shift = bench.agent()
+    work = asyncio.create_task(shift.loop(max_runtime_seconds=600))
+    await eventually(lambda: asyncio.sleep(0, shift.running_items.held), lambda held: first.id in held)
+    bench.machine.finish()
+    await asyncio.wait_for(work, 60)
     assert (await bench.read(first.id)).state_type is StateType.COMPLETED
     assert await bench.states(second) == ["Queued"]
     assert await release_shifts(bench.server, "box"), "another shift may be on: the service ends it"
@@ -200,7 +204,7 @@ async def test_second_signal_lets_the_agent_leave_and_its_jobs_go_on(bench: Benc
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
     left = await _agent(bench)
     assert (left.state, [one.id for one in left.running]) == ("offline", [str(item.id)])
-    await bench.agent().loop(until_empty=True)
+    await bench.finish_under(bench.agent())
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
     assert len(bench.machine.started) == 1
 

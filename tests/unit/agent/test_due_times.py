@@ -155,16 +155,23 @@ async def test_agent_that_starts_after_an_item_was_put_off_takes_it_in_time(benc
 
 
 async def test_items_of_an_agent_that_is_full_wait_without_a_poll(bench: Bench) -> None:
-    bench.plays(Script(seconds=3.0), Script())
+    bench.plays(Script(seconds=LONG_SECONDS), Script())
     (first,) = await bench.add()
     async with bench.running(bench.agent(poll_seconds=LONG_SECONDS)):
         await bench.until(first, StateType.RUNNING)
-        later = await add_for_later(bench, 0.2)
-        await asyncio.sleep(0.3)
         before = bench.server.calls["poll"]
-        await asyncio.sleep(0.4)
+        later = await add_for_later(bench, 0.2)
+        await past_due(later, 0.4)
         assert bench.server.calls["poll"] == before
+        bench.machine.finish()
         await lateness(bench, later)  # it runs in the end
+
+
+async def past_due(item: Item, seconds: float) -> None:
+    """Wait until the due time of an item is past for some seconds."""
+    due = item.next_scheduled_start_time
+    assert due is not None
+    await asyncio.sleep((due - datetime.now(timezone.utc)).total_seconds() + seconds)
 
 
 async def test_item_that_is_due_and_cannot_be_claimed_is_not_asked_for_again_and_again(bench: Bench) -> None:
@@ -187,13 +194,12 @@ async def test_item_that_is_due_and_cannot_be_claimed_is_not_asked_for_again_and
 
 async def test_due_item_under_a_limit_that_is_reached_is_not_asked_for_again_and_again(bench: Bench) -> None:
     (held,) = await bench.add()
-    later = await add_for_later(bench, 1.5)
+    later = await add_for_later(bench, 1.0)
     await bench.move(held, ItemState.CLAIMED)
     async with bench.running(bench.agent("box", poll_seconds=LONG_SECONDS)):
         await eventually(lambda: asyncio.sleep(0, bench.server.calls["poll"]), lambda count: count >= 2)
-        await asyncio.to_thread(bench.api.update_run_queue, QUEUE, concurrency_limit=1)
-        await asyncio.sleep(1.6)
+        await bench.server.update_pool(QUEUE, concurrency_limit=1)
         before = bench.server.calls["poll"]
-        await asyncio.sleep(0.4)
-        assert bench.server.calls["poll"] == before
+        await past_due(later, 0.5)
+        assert bench.server.calls["poll"] - before <= 2
     assert (await bench.read(later.id)).state_name == "AwaitingRetry"

@@ -150,7 +150,7 @@ async def test_secret_that_stands_where_the_log_is_cut_is_masked(bench: Bench, b
 
 
 async def test_agent_that_takes_a_run_up_again_masks_what_it_tells(bench: Bench) -> None:
-    bench.plays(Script(seconds=1.5, log=(b"first\n",), late_log=(f"then {SECRET}\n".encode(),)))
+    bench.plays(Script(seconds=60, log=(b"first\n",), late_log=(f"then {SECRET}\n".encode(),)))
     (item,) = await bench.add()
     async with bench.agent().connected() as agent:
         popped = await agent.pop_from_queue(QUEUE)
@@ -158,14 +158,13 @@ async def test_agent_that_takes_a_run_up_again_masks_what_it_tells(bench: Bench)
         await agent.run_job(popped, QUEUE, None)
         await bench.until(item, StateType.RUNNING)
         await agent.running_items.leave()
-    async with bench.running(bench.agent()):
-        await bench.until(item, StateType.COMPLETED)
+    await bench.finish_under(bench.agent())
     assert f"then {MASK}" in await bench.log(item)
     assert shows_none(await told(bench, item))
 
 
 async def test_secret_that_is_gone_by_then_is_told_in_the_log_of_the_run(bench: Bench) -> None:
-    bench.plays(Script(seconds=1.5, late_log=(b"late\n",)))
+    bench.plays(Script(seconds=60, late_log=(b"late\n",)))
     (item,) = await bench.add(resource_args=ENV)
     async with bench.agent().connected() as agent:
         popped = await agent.pop_from_queue(QUEUE)
@@ -174,8 +173,7 @@ async def test_secret_that_is_gone_by_then_is_told_in_the_log_of_the_run(bench: 
         await bench.until(item, StateType.RUNNING)
         await agent.running_items.leave()
     del bench.api.secrets["own"]
-    async with bench.running(bench.agent()):
-        await bench.until(item, StateType.COMPLETED)
+    await bench.finish_under(bench.agent())
     log = await bench.log(item)
     assert "The Secret block 'own' cannot be read any more: its value is not masked" in log
     assert "late" in log

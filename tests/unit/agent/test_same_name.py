@@ -180,13 +180,15 @@ async def test_two_living_agents_of_one_name_take_nothing_from_each_other_and_ar
 
 
 async def test_agent_of_the_same_name_on_one_engine_leaves_the_others_run_alone(bench: Bench) -> None:
-    bench.plays(Script(seconds=1.5))
+    bench.plays(Script(seconds=60))
     (item,) = await bench.add()
     async with bench.running(agent_in(bench, bench.folder / "pod-1")):
         await bench.until(item, StateType.RUNNING)
         async with bench.running(agent_in(bench, bench.folder / "pod-2")) as second:
             await eventually(lambda: read_presences(bench.server), lambda lives: len(lives) == 2)
+            await eventually(lambda: asyncio.sleep(0, second.shutdown.at_work), bool)
             assert second.thread_ids == []
+            bench.machine.finish()
             found = await bench.until(item, StateType.COMPLETED)
     assert found.run_count == 1
     assert bench.machine.started == [f"launch-{item.id}-1"]

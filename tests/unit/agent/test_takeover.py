@@ -39,6 +39,11 @@ async def orphaned(bench: Bench, script: Script, **spec: Any) -> Item:
     return item
 
 
+async def holds(agent: LaunchAgent, item: Item) -> None:
+    """Wait until an agent has an item in work."""
+    await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
+
+
 def done(bench: Bench, item: Item) -> None:
     """The item's one attempt has come to its own end."""
     assert bench.machine.started == [f"launch-{item.id}-1"]
@@ -46,8 +51,10 @@ def done(bench: Bench, item: Item) -> None:
 
 
 async def test_run_of_a_lost_agent_is_adopted(bench: Bench) -> None:
-    item = await orphaned(bench, Script(seconds=1.5, log=(b"one\n",), late_log=(b"two\n",), exit_code=7), retries=0)
-    async with adopter(bench):
+    item = await orphaned(bench, Script(seconds=60, log=(b"one\n",), late_log=(b"two\n",), exit_code=7), retries=0)
+    async with adopter(bench) as agent:
+        await holds(agent, item)
+        bench.machine.finish()
         ended = await bench.until(item, *(StateType.FAILED, StateType.CRASHED))
     assert (ended.state_type, ended.run_count) == (StateType.FAILED, 1)
     assert "exit code 7" in ended.message
@@ -68,14 +75,14 @@ async def test_run_that_has_ended_keeps_its_end(bench: Bench) -> None:
 async def test_adopted_run_that_is_cancelled_is_stopped_by_its_new_agent(bench: Bench) -> None:
     item = await orphaned(bench, Script(seconds=60))
     async with adopter(bench) as agent:
-        await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
+        await holds(agent, item)
         await bench.move(item, ItemState.CANCELLING)
         await bench.until(item, StateType.CANCELLED)
     done(bench, item)
 
 
 async def test_of_two_agents_one_adopts_the_run_and_the_other_takes_over_from_it(bench: Bench) -> None:
-    item = await orphaned(bench, Script(seconds=2.5))
+    item = await orphaned(bench, Script(seconds=60))
     async with adopter(bench, "second") as second:
         async with adopter(bench, "first") as first:
             both = await eventually(
@@ -84,17 +91,20 @@ async def test_of_two_agents_one_adopts_the_run_and_the_other_takes_over_from_it
             )
             assert both == {item.id}
         await bench.server.beat_worker(QUEUE, "first", 15)  # it did not leave in order
+        await holds(second, item)
+        bench.machine.finish()
         ended = await bench.until(item, *(StateType.COMPLETED, StateType.SCHEDULED))
     assert (ended.state_type, ended.run_count) == (StateType.COMPLETED, 1)
     done(bench, item)
 
 
 async def test_lost_agent_that_comes_back_waits_for_its_turn_and_reports_nothing_twice(bench: Bench) -> None:
-    item = await orphaned(bench, Script(seconds=2.0, log=(b"one\n",), outputs={"outputs.json": b'{"acc": 1}'}))
+    item = await orphaned(bench, Script(seconds=60, log=(b"one\n",), outputs={"outputs.json": b'{"acc": 1}'}))
     async with adopter(bench) as agent:
-        await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
+        await holds(agent, item)
         async with bench.running(bench.agent("box")) as back:
-            await eventually(lambda: asyncio.sleep(0, back.running_items.held), lambda held: item.id in held)
+            await holds(back, item)
+            bench.machine.finish()
             await bench.until(item, StateType.COMPLETED)
             await eventually(lambda: asyncio.sleep(0, back.running_items.held), lambda held: not held)
     assert await bench.states(item) == ["Queued", "Pending", "Running", "Completed"]
@@ -109,9 +119,9 @@ async def test_adopted_run_that_is_cancelled_is_not_touched_by_the_lost_agent_th
 ) -> None:
     item = await orphaned(bench, Script(seconds=60))
     async with adopter(bench) as agent:
-        await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: item.id in held)
+        await holds(agent, item)
         async with bench.running(bench.agent("box")) as back:
-            await eventually(lambda: asyncio.sleep(0, back.running_items.held), lambda held: item.id in held)
+            await holds(back, item)
             running_item = back.running_items.find(str(item.id))
             if not hears:  # its stream of events is down
                 monkeypatch.setattr(running_item, "stop", asyncio.Event())
@@ -122,8 +132,11 @@ async def test_adopted_run_that_is_cancelled_is_not_touched_by_the_lost_agent_th
     done(bench, item)
 
 
-async def test_adopted_run_is_not_reported_as_lost_by_an_agent_that_cannot_reach_it(bench: Bench) -> None:
-    item = await orphaned(bench, Script(seconds=7), retries=0)
+async def test_adopted_run_is_not_reported_as_lost_by_an_agent_that_cannot_reach_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_launch.agent.reporting.status.WRITE_SECONDS", 0.1)
+    item = await orphaned(bench, Script(seconds=60), retries=0)
 
     async def told() -> list[str]:
         statuses = await read_statuses(bench.server)
@@ -138,6 +151,11 @@ async def test_adopted_run_is_not_reported_as_lost_by_an_agent_that_cannot_reach
         await eventually(told, lambda ids: str(item.id) in ids)
         beating = asyncio.create_task(beat())
         async with adopter(bench, "far", machine=InMemoryMachine()):
+            checks = bench.server.calls["list_workers"]  # two agents check; the eighth of one would report it as lost
+            await eventually(
+                lambda: asyncio.sleep(0, bench.server.calls["list_workers"]), lambda now: now > checks + 40
+            )
+            bench.machine.finish()
             ended = await bench.until(item, StateType.COMPLETED, StateType.CRASHED)
         beating.cancel()
     assert (ended.state_type, ended.run_count) == (StateType.COMPLETED, 1)
@@ -161,7 +179,7 @@ async def test_adopted_run_of_an_agent_that_hangs_is_reported_as_lost(bench: Ben
 
 
 async def test_disk_that_fails_once_does_not_end_the_watch(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    item = await orphaned(bench, Script(seconds=1.0), retries=0)
+    item = await orphaned(bench, Script(seconds=60), retries=0)
     async with adopter(bench) as agent:
         await eventually(lambda: asyncio.sleep(0, agent.shutdown.at_work), bool)
         runner = agent.context.runner(RESOURCE)
@@ -174,6 +192,8 @@ async def test_disk_that_fails_once_does_not_end_the_watch(bench: Bench, monkeyp
             return await find(labels)
 
         monkeypatch.setattr(runner, "find", fail_once)
+        await holds(agent, item)
+        bench.machine.finish()
         ended = await bench.until(item, StateType.COMPLETED, StateType.CRASHED)
     assert ended.state_type is StateType.COMPLETED
     assert calls[0] > 1
