@@ -66,6 +66,15 @@ def print_json(value: Any) -> None:
 
 def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """Print a table, or a text when it has no rows."""
+    console, filled = _console(), list(rows)
+    if not filled:
+        typer.echo(empty)
+        return
+    _print(console, table_of(columns, filled, console.width))
+
+
+def table_of(columns: Sequence[Column], rows: Iterable[Sequence[object]], width: int) -> Table:
+    """Return a table that is at most so many characters wide."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -77,18 +86,18 @@ def print_table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, 
             no_wrap=True,
             min_width=len(column.title),
         )
-    filled = [[_cell(value) for value in row] for row in rows]
-    if not filled:
-        typer.echo(empty)
-        return
-    console = _console()
-    for cells in _fitted(columns, filled, console.width):
+    for cells in _fitted(columns, [[_cell(value) for value in row] for row in rows], width):
         table.add_row(*cells)
-    _print(console, table)
+    return table
 
 
 def print_details(pairs: Iterable[tuple[str, object]]) -> None:
     """Print names and values, one pair a line; skips values that are `None` or empty."""
+    _print(_console(), details_of(pairs))
+
+
+def details_of(pairs: Iterable[tuple[str, object]]) -> Table:
+    """Return names and values as a table of two columns; skips values that are `None` or empty."""
     from rich.table import Table
 
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -97,7 +106,7 @@ def print_details(pairs: Iterable[tuple[str, object]]) -> None:
     for name, value in pairs:
         if value is not None and value != "" and value != {} and value != []:
             grid.add_row(name, _cell(_yaml(value) if isinstance(value, (Mapping, list, tuple)) else value))
-    _print(_console(), grid)
+    return grid
 
 
 def ago(moment: datetime | None) -> str:

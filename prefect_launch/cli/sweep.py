@@ -13,18 +13,13 @@ from prefect_launch.cli.output import Column, ago, print_details, print_json, pr
 from prefect_launch.cli.process import connected
 from prefect_launch.core.names import short_id, short_ids
 from prefect_launch.core.terminal import printable
-from prefect_launch.inputs.metrics import written_number
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect_launch.client.api import Api
-    from prefect_launch.queues.session import Session
-    from prefect_launch.server.values import Item
     from prefect_launch.sweeps.config import SweepConfig
-    from prefect_launch.sweeps.history import Trial
     from prefect_launch.sweeps.preview import Preview
-    from prefect_launch.sweeps.trial_items import SweepTrials
 
 app = group("Run, show and stop sweeps; check sweep files.")
 
@@ -189,6 +184,7 @@ async def run_to_end(api: Api, sweep_id: UUID, *, as_json: bool = False) -> int:
     Raises:
         ExecutionError: when the sweep failed.
     """
+    from prefect_launch.cli.sweep_view import read_now
     from prefect_launch.errors import ExecutionError
     from prefect_launch.sweeps.flow import run_sweep
     from prefect_launch.sweeps.runner import describe_trial
@@ -200,36 +196,16 @@ async def run_to_end(api: Api, sweep_id: UUID, *, as_json: bool = False) -> int:
     tell(f"sweep: {sweep_id}")
     tell(f"page:  {api.ui_url}/runs/flow-run/{sweep_id}")
     end = await run_sweep(api, sweep_id, tell)
-    config, trials = await _read(api, sweep_id)
+    async with api.open() as session:
+        report, _ = await read_now(session, sweep_id)
     if as_json:
-        print_json(_sweep_as_json(sweep_id, end.outcome.value, end.message, config, trials))
-    elif (best := trials.best(config.objective)) is not None:
-        tell(f"best: {describe_trial(best, config)}")
+        print_json({**report.summary(), "state": end.outcome.value, "message": end.message})
+    elif report.best is not None:
+        tell(f"best: {describe_trial(report.best, report.config)}")
     if end.outcome is Outcome.FAILED:
         raise ExecutionError(f"The sweep {sweep_id} failed: {end.message}")
     tell(end.message)
     return _INTERRUPTED if end.outcome is Outcome.STOPPED else 0
-
-
-async def _read(api: Api, sweep_id: UUID) -> tuple[SweepConfig, SweepTrials]:
-    from prefect_launch.sweeps.flow import config_of, read_sweep
-    from prefect_launch.sweeps.trial_items import read_trials
-
-    async with api.open() as session:
-        config = config_of(await read_sweep(session, sweep_id))
-        return config, await read_trials(session.server, sweep_id, config)
-
-
-def _found(given: str) -> tuple[Item, SweepConfig, SweepTrials]:
-    from prefect_launch.sweeps.flow import config_of, find_sweep
-    from prefect_launch.sweeps.trial_items import read_trials
-
-    async def read(session: Session) -> tuple[Item, SweepConfig, SweepTrials]:
-        sweep = await find_sweep(session, given)
-        config = config_of(sweep)
-        return sweep, config, await read_trials(session.server, sweep.id, config)
-
-    return connected().call(read)
 
 
 @app.command("list", epilog=examples("prefect-launch sweep list"))
@@ -247,16 +223,49 @@ def list_(json: JsonOption = False) -> None:
     print_table((*columns, Column("MESSAGE", gives_way=True)), rows, empty="There is no sweep yet.")
 
 
-@app.command(epilog=examples("prefect-launch sweep show 1f2e3d4c"))
-def show(sweep: SweepId, json: JsonOption = False) -> None:
+@app.command(epilog=examples("prefect-launch sweep show 1f2e3d4c --watch"))
+def show(
+    sweep: SweepId,
+    watch: Annotated[
+        bool, typer.Option("-w", "--watch", metavar="", help="Show it live until it has ended; in a pipe, as lines.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
     """Show a sweep and its trials, the best one first."""
-    from prefect_launch.cli.sweep_view import print_sweep
+    from prefect_launch.cli.sweep_view import print_sweep, read_report, watch_sweep
 
-    found, config, trials = _found(sweep)
+    api = connected()
+    report = watch_sweep(api, sweep, quiet=json) if watch else read_report(api, sweep)
     if json:
-        print_json(_sweep_as_json(found.id, state_of(found), found.message, config, trials))
-        return
-    print_sweep(found, config, trials)
+        print_json(report.summary())
+    elif not watch:
+        print_sweep(report)
+
+
+@app.command(
+    epilog=examples(
+        "prefect-launch sweep report 1f2e3d4c -o report.html", "prefect-launch sweep report 1f2e3d4c --json"
+    )
+)
+def report(
+    sweep: SweepId,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="The file; '-' is standard output. Default: sweep-ID.html."
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a report of a sweep: one HTML file with charts, the best trial, all trials, and failures by cause."""
+    from prefect_launch.cli.sweep_view import read_report, write_report
+
+    api = connected()
+    found = read_report(api, sweep)
+    if json:
+        print_json(found.fields())
+    else:
+        write_report(found, api.ui_url, output)
 
 
 @app.command(epilog=examples("prefect-launch sweep best 1f2e3d4c --config > best.yaml"))
@@ -271,23 +280,24 @@ def best(
     """Show the finished trial with the best value of the metric."""
     import yaml
 
+    from prefect_launch.cli.sweep_view import read_report
     from prefect_launch.errors import NotFoundError
     from prefect_launch.sweeps.runner import describe_trial
 
-    found, settings, trials = _found(sweep)
-    if settings.objective is None:
+    found = read_report(connected(), sweep)
+    if found.config.objective is None:
         raise NotFoundError(f"The sweep {found.name} has no metric, so none of its trials is the best.")
-    trial = trials.best(settings.objective)
+    trial = found.best
     if trial is None:
         raise NotFoundError(f"No trial of the sweep {found.name} has finished with a value of its metric yet.")
     as_config = {"overrides": {"run_config": dict(trial.params)}}
     if json:
-        print_json(as_config if config else _trial_as_json(trial, trials))
+        print_json(as_config if config else found.trial_fields(trial))
     elif config:
         typer.echo(yaml.safe_dump(as_config, sort_keys=False, allow_unicode=True).rstrip())
     else:
-        typer.echo(printable(describe_trial(trial, settings)))
-        typer.echo(f"item: {short_id(trials.items[trial.number].item.id)}")
+        typer.echo(printable(describe_trial(trial, found.config)))
+        typer.echo(f"item: {short_id(found.trials.items[trial.number].item.id)}")
 
 
 @app.command(epilog=examples("prefect-launch sweep stop 1f2e3d4c"))
@@ -304,32 +314,6 @@ def stop(sweep: SweepId) -> None:
         typer.echo(f"The sweep {found.name} ({short_id(found.id)}) is stopped.")
 
     asyncio.run(work(connected()))
-
-
-def _sweep_as_json(
-    sweep_id: UUID, state: str, message: str, config: SweepConfig, trials: SweepTrials
-) -> dict[str, Any]:
-    best = trials.best(config.objective)
-    return {
-        "id": str(sweep_id),
-        "state": state,
-        "message": message,
-        "metric": config.objective.model_dump() if config.objective else None,
-        "best": None if best is None else best.number,
-        "trials": [_trial_as_json(trial, trials) for trial in trials.ranked(config.objective)],
-    }
-
-
-def _trial_as_json(trial: Trial, trials: SweepTrials) -> dict[str, Any]:
-    return {
-        "number": trial.number,
-        "state": trial.state.value,
-        "metric": None if trial.metric is None else written_number(trial.metric),
-        "tries": trial.tries,
-        "cause": trial.cause,
-        "params": dict(trial.params),
-        "item": str(trials.items[trial.number].item.id),
-    }
 
 
 def _command(config: SweepConfig, preview: Preview) -> str | None:

@@ -1,37 +1,255 @@
-"""Views of a sweep in a terminal: its details and its trials, the best one first."""
+"""Views of a sweep: in a terminal, live or once; as lines in a pipe; as a report in a file."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
+import anyio
 import typer
 
 from prefect_launch.cli.item_view import state_of
-from prefect_launch.cli.output import Column, print_details, print_table
+from prefect_launch.cli.output import Column, details_of, print_details, print_table, table_of
+from prefect_launch.core.terminal import printable, unguarded_stdout
 
 if TYPE_CHECKING:
-    from prefect_launch.server.values import Item
-    from prefect_launch.sweeps.config import SweepConfig
-    from prefect_launch.sweeps.trial_items import SweepTrials
+    from collections.abc import Callable
+    from uuid import UUID
+
+    from rich.console import Console, RenderableType
+
+    from prefect_launch.client.api import Api
+    from prefect_launch.queues.session import Session
+    from prefect_launch.sweeps.history import Trial
+    from prefect_launch.sweeps.report import SweepReport
+    from prefect_launch.sweeps.trial_items import EndedMetrics
+    from prefect_launch.sweeps.trial_table import TrialTable
+
+#: From one look at a watched sweep to the next.
+_WATCH_SECONDS: Final = 2.0
+#: Lines of the terminal that a live table leaves free.
+_SPARE_LINES: Final = 3
+#: Characters of the sparkline.
+_SPARKLINE_CHARS: Final = 40
 
 
-def print_sweep(sweep: Item, config: SweepConfig, trials: SweepTrials) -> None:
+def read_report(api: Api, given: str) -> SweepReport:
+    """Read a sweep by its id, a part of it, or its name.
+
+    Raises:
+        NotFoundError: when there is none, or there are several.
+    """
+
+    async def read(session: Session) -> SweepReport:
+        from prefect_launch.sweeps.flow import find_sweep
+
+        return (await read_now(session, (await find_sweep(session, given)).id))[0]
+
+    return api.call(read)
+
+
+async def read_now(session: Session, sweep_id: UUID, ended: EndedMetrics | None = None) -> tuple[SweepReport, bool]:
+    """Read a sweep.
+
+    Args:
+        session: an open connection.
+        sweep_id: its id.
+        ended: what earlier calls have read, which spares reading it again.
+
+    Returns:
+        Its report, and whether it has ended.
+    """
+    from prefect_launch.sweeps.flow import config_of, read_sweep
+    from prefect_launch.sweeps.report import SweepReport
+    from prefect_launch.sweeps.trial_items import read_trials
+
+    sweep = await read_sweep(session, sweep_id)
+    config = config_of(sweep)
+    trials = await read_trials(session.server, sweep_id, config, ended=ended)
+    return SweepReport(sweep.name, sweep_id, state_of(sweep), sweep.message, config, trials), sweep.is_terminal
+
+
+# --- once ---
+
+
+def print_sweep(report: SweepReport) -> None:
     """Print a sweep and the table of its trials."""
-    from prefect_launch.sweeps.trial_table import counts_in_words, trial_table
+    from prefect_launch.sweeps.trial_table import trial_table
 
-    metric = config.objective
-    print_details(
-        [
-            ("Sweep", f"{sweep.name} ({sweep.id})"),
-            ("State", state_of(sweep)),
-            ("Message", sweep.message),
-            ("Method", config.sampler or config.method),
-            ("Metric", f"{metric.goal} {metric.name}" if metric else None),
-            ("Trials", counts_in_words(trials)),
-        ]
-    )
+    print_details(_details(report))
     typer.echo()
-    table = trial_table(trials, config)
+    table = trial_table(report.trials, report.config)
+    print_table(_columns(table), [row.cells for row in table.rows], empty="No trial was queued yet.")
+
+
+def _details(report: SweepReport) -> list[tuple[str, object]]:
+    from prefect_launch.core.metrics import sparkline
+    from prefect_launch.sweeps.history import TrialState
+
+    ended = [trial for trial in report.trials.history.trials if trial.state is TrialState.FINISHED]
+    values = [trial.metric for trial in ended if trial.metric is not None]
+    return [
+        ("Sweep", f"{report.name} ({report.sweep_id})"),
+        *report.details,
+        ("History", sparkline(values, _SPARKLINE_CHARS) if len(values) > 1 else None),
+    ]
+
+
+def _columns(table: TrialTable) -> list[Column]:
     columns = [Column("TRIAL", right=True), Column("STATE"), Column(table.metric, right=True)]
-    columns += [*(Column(name, gives_way=True) for name in table.params), Column("ITEM")]
-    print_table(columns, [row.cells for row in table.rows], empty="No trial was queued yet.")
+    return [*columns, *(Column(name, gives_way=True) for name in table.params), Column("ITEM")]
+
+
+# --- live ---
+
+
+def watch_sweep(api: Api, given: str, *, quiet: bool = False) -> SweepReport:
+    """Show a sweep until it has ended: a live table in a terminal, a line for each change elsewhere.
+
+    Args:
+        api: the Prefect server.
+        given: the sweep's id, a part of it, or its name.
+        quiet: show nothing.
+
+    Returns:
+        The sweep as it has ended.
+
+    Raises:
+        NotFoundError: when there is no such sweep, or there are several.
+    """
+    import asyncio
+
+    from rich.console import Console
+    from rich.live import Live
+
+    if quiet or not sys.stdout.isatty():
+        lines = ChangeLines()
+        return asyncio.run(until_ended(api, given, (lambda _: None) if quiet else lines.show))
+    console = Console(highlight=False, file=unguarded_stdout())  # it draws its table over itself
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        report = asyncio.run(until_ended(api, given, lambda one: live.update(live_view(one, console), refresh=True)))
+    print_sweep(report)
+    return report
+
+
+async def until_ended(
+    api: Api, given: str, show: Callable[[SweepReport], None], *, pause_seconds: float = _WATCH_SECONDS
+) -> SweepReport:
+    """Show a sweep again and again, until it has ended.
+
+    Args:
+        api: the Prefect server.
+        given: as for `watch_sweep`.
+        show: shows it as it is now.
+        pause_seconds: from one look to the next.
+
+    Returns:
+        The sweep as it has ended.
+    """
+    from prefect_launch.errors import ServerFailedError, ServerUnavailableError
+    from prefect_launch.sweeps.flow import find_sweep
+
+    async with api.open() as session:
+        sweep_id = (await find_sweep(session, given)).id
+        ended: EndedMetrics = {}
+        while True:
+            try:
+                report, has_ended = await read_now(session, sweep_id, ended)
+            except (ServerUnavailableError, ServerFailedError):
+                pass  # what is shown stays, until the server is back
+            else:
+                show(report)
+                if has_ended:
+                    return report
+            await anyio.sleep(pause_seconds)
+
+
+def live_view(report: SweepReport, console: Console) -> RenderableType:
+    """Return a sweep and as many of its trials as fit into the terminal."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from prefect_launch.sweeps.trial_table import trial_table
+
+    details = details_of(_details(report))
+    height = len(console.render_lines(details)) + _SPARE_LINES
+    table = trial_table(report.trials, report.config, max_rows=max(1, console.height - height - 1))
+    rows = table_of(_columns(table), [row.cells for row in table.rows], console.width)
+    left = f"… and {table.left_out:,} more" if table.left_out else ""
+    return Group(details, Text(), rows, Text(left, style="dim"))
+
+
+class ChangeLines:
+    """Prints a line for each change of a sweep or of one of its trials."""
+
+    def __init__(self) -> None:
+        self._state: str | None = None
+        self._trials: dict[int, tuple[object, int]] = {}
+
+    def show(self, report: SweepReport) -> None:
+        """Print what has changed since the last call."""
+        from prefect_launch.sweeps.runner import describe_trial
+
+        for trial in report.trials.history.trials:
+            if self._trials.get(trial.number) != (now := _now(trial)):
+                self._trials[trial.number] = now
+                _say(describe_trial(trial, report.config))
+        if report.state != self._state:
+            self._state = report.state
+            _say(f"sweep {report.name} {report.state}{f': {report.message}' if report.message else ''}")
+            if report.state == "completed" and report.best is not None:
+                _say(f"best: {describe_trial(report.best, report.config)}")
+
+
+def _now(trial: Trial) -> tuple[object, int]:
+    return trial.state, trial.tries
+
+
+def _say(words: str) -> None:
+    typer.echo(printable(words))
+    sys.stdout.flush()
+
+
+# --- the report in a file ---
+
+
+def write_report(report: SweepReport, ui_url: str, output: str | None) -> None:
+    """Write a sweep's report as one HTML file, and print its path.
+
+    Args:
+        report: of the sweep.
+        ui_url: address of the server's UI, for the links to the trials' pages.
+        output: the file; `-` is standard output; `None` is `sweep-` and the sweep's short id, in this folder.
+
+    Raises:
+        SpecError: when the file cannot be written.
+    """
+    from prefect_launch.core.names import short_id
+
+    html = report.html(lambda item_id: f"{ui_url}/runs/flow-run/{item_id}")
+    if output == "-":
+        typer.echo(html, nl=False)
+        return
+    path = Path(output or f"sweep-{short_id(report.sweep_id)}.html")
+    write_file(path, html)
+    typer.echo(f"The report of the sweep {printable(report.name)} is in {path}.")
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file whole.
+
+    Raises:
+        SpecError: when it cannot be written.
+    """
+    from prefect_launch.errors import SpecError, clause
+    from prefect_launch.inputs.atomic import write_atomically
+
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        write_atomically(path, text)
+    except OSError as error:
+        raise SpecError(
+            f"Cannot write the report to {str(path)!r}: {clause(error)}. Give another file to -o."
+        ) from error

@@ -107,7 +107,8 @@ class SweepReport:
         return drawn
 
     @property
-    def _details(self) -> Iterator[tuple[str, str]]:
+    def details(self) -> Iterator[tuple[str, str]]:
+        """The facts about the sweep as a whole, by their names."""
         metric = self.config.objective
         yield "State", self.state
         if self.message:
@@ -122,8 +123,8 @@ class SweepReport:
     def _item(self, number: int) -> UUID:
         return self.trials.items[number].item.id
 
-    def fields(self) -> dict[str, Any]:
-        """Return it for programs."""
+    def summary(self) -> dict[str, Any]:
+        """Return state, best trial and trials for programs, the best trial first."""
         metric = self.config.objective
         return {
             "id": str(self.sweep_id),
@@ -132,7 +133,14 @@ class SweepReport:
             "message": self.message,
             "metric": metric.model_dump() if metric else None,
             "counts": {state.value: count for state, count in self.trials.counts.items()},
-            "best": None if self.best is None else self.trial_fields(self.best),
+            "best": None if self.best is None else self.best.number,
+            "trials": [self.trial_fields(trial) for trial in self.trials.ranked(metric)],
+        }
+
+    def fields(self) -> dict[str, Any]:
+        """Return all of it for programs: the summary, the importance of the parameters, and the failures."""
+        return {
+            **self.summary(),
             "importance": {
                 "by": self.importances.by,
                 "values": self.importances.values,
@@ -142,7 +150,6 @@ class SweepReport:
                 ],
             },
             "failures": [{"cause": one.cause, "trials": list(one.trials)} for one in self.failures],
-            "trials": [self.trial_fields(trial) for trial in self.trials.ranked(metric)],
         }
 
     def trial_fields(self, trial: Trial) -> dict[str, Any]:
@@ -166,7 +173,7 @@ class SweepReport:
             link: returns the address of an item's page.
         """
         parts = [f"## Sweep {markdown_code(self.name)}"]
-        parts.append(_rows(("", ""), [(name, markdown_code(words)) for name, words in self._details]))
+        parts.append(_rows(("", ""), [(name, markdown_code(words)) for name, words in self.details]))
         if self.best is not None and self.config.objective is not None:
             value = format_number(self.best.value or 0.0)
             parts.append(
@@ -223,7 +230,7 @@ class SweepReport:
         Args:
             link: returns the address of an item's page.
         """
-        parts = [f"<h1>Sweep {escaped(self.name)}</h1>", _html_rows((), [list(pair) for pair in self._details])]
+        parts = [f"<h1>Sweep {escaped(self.name)}</h1>", _html_rows((), [list(pair) for pair in self.details])]
         if self.best is not None and self.config.objective is not None:
             value = escaped(f"{self.config.objective.name} {format_number(self.best.value or 0.0)}")
             parts.append(f"<h2>Best: {self._html_link(self.best.number, link, 'trial ')}, {value}</h2>")

@@ -146,7 +146,7 @@ def test_fields_of_a_report_are_json_with_values_that_are_not_finite_as_text() -
     report = report_of(finished(0, math.nan), finished(1, 0.5), failed(2, "exit code 3"))
     fields = json.loads(json.dumps(report.fields()), parse_constant=pytest.fail)
     assert fields["counts"] == {"finished": 2, "failed": 1}
-    assert fields["best"]["number"] == 1
+    assert fields["best"] == 1
     assert fields["failures"] == [{"cause": "exit code 3", "trials": [2]}]
     assert [trial["metric"] for trial in fields["trials"]] == [0.5, "NaN", None]
     assert fields["importance"]["values"] == 1
