@@ -19,7 +19,18 @@ import anyio
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
 from prefect_launch.server.http import Calls
-from prefect_launch.server.values import PAGE, POOL_TYPE, Answer, Item, ItemDraft, ItemFilter, LogRecord, State, Verdict
+from prefect_launch.server.values import (
+    ITEM_FLOWS,
+    PAGE,
+    POOL_TYPE,
+    Answer,
+    Item,
+    ItemDraft,
+    ItemFilter,
+    LogRecord,
+    State,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -104,7 +115,8 @@ class ItemCalls(Calls):
 
     async def _list(self, sort: str, wanted: ItemFilter, **page: int) -> list[Item]:
         body = {"sort": sort, **page, **_filters(wanted)}
-        return [Item.model_validate(found) for found in await self._rest.get("POST", "/flow_runs/filter", json=body)]
+        found = await self._rest.get("POST", "/flow_runs/filter", json=body)
+        return [await self._with_flow(Item.model_validate(each)) for each in found]
 
     async def poll(
         self, pool: str, *, limit: int, before: datetime, after: datetime | None = None, queues: Collection[str] = ()
@@ -154,7 +166,8 @@ def _filters(wanted: ItemFilter) -> dict[str, Any]:
         runs["tags"] = {"all_": list(given["tags"])}
     if "due_before" in given:
         runs["next_scheduled_start_time"] = {"before_": given["due_before"].isoformat()}
-    filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": [given.get("flow", "launch")]}}}
+    flows = [given["flow"]] if "flow" in given else list(ITEM_FLOWS)
+    filters: dict[str, Any] = {"flow_runs": runs, "flows": {"name": {"any_": flows}}}
     for name, table in (("pool", "work_pools"), ("queue", "work_pool_queues")):
         if name in given:
             filters[table] = {"name": {"any_": [given[name]]}}

@@ -20,6 +20,10 @@ from prefect_launch.core.validation import ServerText
 PAGE: Final = 200
 #: The type of the work pools that are ours.
 POOL_TYPE = "launch"
+#: The flow of jobs, and the flow of sweeps: an item is a run of one of them.
+JOB_FLOW: Final = "launch"
+SCHEDULER_FLOW: Final = "launch-sweep"
+ITEM_FLOWS: Final = (JOB_FLOW, SCHEDULER_FLOW)
 
 
 class _Value(BaseModel):
@@ -57,7 +61,7 @@ class Maker(_Value):
 
 
 class Item(_Value):
-    """A queue item: a flow run, of the flow `launch` when it is a job."""
+    """A queue item: a flow run, of the flow `launch` when it is a job, and of `launch-sweep` when it is a sweep."""
 
     id: UUID
     name: str
@@ -222,7 +226,7 @@ class ItemFilter(TypedDict, total=False):
         tags: of which they have all.
         keys: their idempotency keys.
         due_before: they are due by then.
-        flow: the name of their flow; by default `launch`, whose flow runs are the items of queues.
+        flow: the name of their flow; by default any of `ITEM_FLOWS`.
     """
 
     pool: str | None

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from prefect_launch.core.names import short_id
 from prefect_launch.errors import SpecError
-from prefect_launch.server.values import Item
+from prefect_launch.server.values import SCHEDULER_FLOW, Item
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec, parse_spec
 from prefect_launch.spec.option import fields_of, placed
 
@@ -131,10 +131,6 @@ def labels_of(spec: LaunchSpec, *, job: str | None) -> dict[str, str]:
         "sweep": spec.sweep_id,
     }
     return {f"prefect-launch.{key}": value for key, value in named.items() if value}
-
-
-#: The flow that a sweep's scheduler is a run of; all others are jobs.
-SCHEDULER_FLOW: Final = "launch-sweep"
 
 
 def is_scheduler(item: Item) -> bool:

@@ -23,9 +23,8 @@ from prefect_launch.core.names import short_id
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError, NotFoundError
-from prefect_launch.server.values import PAGE, Item
+from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, Item
 from prefect_launch.server.values import State as ItemStateValue
-from prefect_launch.spec.item_parameters import SCHEDULER_FLOW
 from prefect_launch.sweeps.config import MAX_TRIALS, MAX_WORKERS, SweepConfig, parse_sweep
 from prefect_launch.sweeps.runner import SweepRunner, check_sweep_request
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome

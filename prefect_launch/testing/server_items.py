@@ -16,7 +16,17 @@ from uuid import UUID, uuid4
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.validation import json_fault
 from prefect_launch.errors import ItemGoneError, ServerFailedError, SpecError
-from prefect_launch.server.values import PAGE, Answer, Item, ItemDraft, ItemFilter, PriorityQueue, State, Verdict
+from prefect_launch.server.values import (
+    ITEM_FLOWS,
+    PAGE,
+    Answer,
+    Item,
+    ItemDraft,
+    ItemFilter,
+    PriorityQueue,
+    State,
+    Verdict,
+)
 from prefect_launch.testing.server_store import (
     Calls,
     StoredDeployment,
@@ -33,7 +43,6 @@ from prefect_launch.testing.server_store import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_FLOW: Final = "launch"
 #: What the limits of pools and queues count.
 _IN_WORK = frozenset({StateType.PENDING, StateType.RUNNING})
 _SENT_AS_EVENTS = frozenset({StateType.SCHEDULED, StateType.CANCELLING})
@@ -173,8 +182,10 @@ class InMemoryItems(Calls):
 
     def _fitting(self, wanted: ItemFilter) -> list[Item]:
         given = [(_FITS[name], value) for name, value in wanted.items() if value is not None and name != "flow"]
-        flow = wanted.get("flow") or _FLOW
-        ours = [stored.item for stored in self._store.items.values() if stored.flow == flow]
+        flow = wanted.get("flow")
+        flows = ITEM_FLOWS if flow is None else (flow,)
+        kept = (stored for stored in self._store.items.values() if stored.flow in flows)
+        ours = [stored.item.model_copy(update={"flow": stored.flow}) for stored in kept]
         return [item for item in ours if all(fits(item, value) for fits, value in given)]
 
     @call

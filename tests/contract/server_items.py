@@ -281,12 +281,19 @@ class ItemContract:
         await place.server.rename_item(item.id, name)
         assert [found.id for found in await place.server.list_items(names=[name])] == [item.id]
 
-    async def test_item_of_another_flow_is_listed_by_that_flow_alone(self, place: Place) -> None:
+    async def test_sweep_is_an_item_of_its_queue_and_a_list_tells_the_flow_of_each(self, place: Place) -> None:
         other = await place.deploy("sweeps", flow="launch-sweep")
-        made = await place.server.create_item(other, draft())
-        assert made is not None
-        assert [found.id for found in await place.server.list_items(pool=place.pool, flow="launch-sweep")] == [made.id]
-        assert await place.server.list_items(pool=place.pool) == []
+        sweep = await place.server.create_item(other, draft())
+        assert sweep is not None
+        job = await place.add()
+        server, pool = place.server, place.pool
+        assert {found.id: found.flow for found in await server.list_items(pool=pool)} == {
+            sweep.id: "launch-sweep",
+            job.id: "launch",
+        }
+        assert await server.count_items(pool=pool) == 2
+        assert [found.id for found in await server.list_items(pool=pool, flow="launch-sweep")] == [sweep.id]
+        assert await server.count_items(pool=pool, flow="launch") == 1
 
     async def test_schedule_that_is_gone_is_deactivated_all_the_same(self, place: Place) -> None:
         item = await place.add()

@@ -16,8 +16,7 @@ from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.server.values import Item, ItemDraft, State
-from prefect_launch.spec.item_parameters import SCHEDULER_FLOW
+from prefect_launch.server.values import SCHEDULER_FLOW, Item, ItemDraft, State
 from prefect_launch.testing import InMemoryApi, InMemoryMachine, InMemoryRunner, InMemoryServer, Script
 
 RESOURCE = "local-container"
