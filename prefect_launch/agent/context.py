@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,10 +19,13 @@ from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import make_runner, used_resources
 from prefect_launch.settings.agent_config import AgentConfig
+from prefect_launch.spec.item_parameters import is_scheduler
 
 if TYPE_CHECKING:
     from prefect_launch.builds.image_builder import ImageBuilder
+    from prefect_launch.policy.template import QueueConfig
     from prefect_launch.queues.session import Session
+    from prefect_launch.server.values import Item
 
 #: An item that was seen to be held is taken to be for this long: until after the next check, and half the time after
 #: which an agent is called lost.
@@ -30,6 +34,15 @@ TRUSTED_SECONDS: Final = 45.0
 LOST_SECONDS: Final = 90.0
 #: Runs whose outputs are copied at a time.
 COPIES: Final = 2
+#: The resource of a sweep's scheduler, on any queue.
+SCHEDULER_RESOURCE: Final = "local-process"
+#: Begins the variables by which Prefect tells a process which flow run it is.
+_FLOW_VARIABLES: Final = "PREFECT__"
+
+
+def resource_of_item(item: Item, config: QueueConfig) -> str:
+    """Return the resource that an item of a queue runs on."""
+    return SCHEDULER_RESOURCE if is_scheduler(item) else config.resource
 
 
 @dataclass
@@ -81,7 +94,22 @@ class AgentContext:
         """Return the agent's runner of a resource."""
         if resource not in self.runners:
             self.runners[resource] = make_runner(resource, self.config.home, self.registry)
+            self.runners[resource].agent_environment = self.environment
         return self.runners[resource]
+
+    async def runner_of(self, queue: str, item: Item) -> Runner:
+        """Return the runner of an item of a queue.
+
+        Raises:
+            LaunchError: when the queue cannot be read.
+        """
+        return self.runner(resource_of_item(item, (await self.session.queue(queue)).config))
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of the agent's own programs: its own, with the server that it is connected to."""
+        # A flow that the agent runs in is none of theirs.
+        own = {name: value for name, value in os.environ.items() if not name.startswith(_FLOW_VARIABLES)}
+        return {**own, "PREFECT_API_URL": self.session.server.api_url}
 
     async def resources(self) -> list[str]:
         """Return where runs of the agent's name can be: on its queues' resources, and on those that its home has used.

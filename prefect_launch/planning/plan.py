@@ -7,7 +7,7 @@ even when it was checked at the enqueue: an item made in the UI comes straight f
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,47 @@ async def preview_plan(request: Request, machine: MachineSettings, job: Job | No
         LaunchError: as `make_plan`, but for what only the agent's machine can tell.
     """
     return await _sketch(request, machine, job, name_secret)
+
+
+def plan_agent_program(
+    command: Sequence[str],
+    *,
+    item_id: str,
+    attempt: int,
+    run_id: str,
+    labels: dict[str, str],
+    stop_seconds: float,
+    machine: MachineSettings,
+    resource: str,
+) -> RunPlan:
+    """Plan one attempt at an item that runs a program of prefect-launch's own; lay out its folder.
+
+    Args:
+        command: the program and its arguments.
+        item_id: of the item.
+        attempt: from 1.
+        run_id: of the item.
+        labels: of the run.
+        stop_seconds: what the program gets to end in order.
+        machine: the agent's settings.
+        resource: that runs it.
+    """
+    plan = RunPlan(
+        item_id=item_id,
+        attempt=attempt,
+        run_id=run_id,
+        run_dir=machine.run_dir(item_id, attempt, labels.get(Labels.CLAIM, "")),
+        command=tuple(command),
+        labels=labels,
+        stop_seconds=stop_seconds,
+        is_agent_program=True,
+        # Its folder is no place to import from.
+        env={"PYTHONSAFEPATH": "1"},
+    )
+    note_resource(machine.home, resource)
+    _make_run_dir(plan.run_dir, plan.labels.get(Labels.CLAIM, ""))
+    save_plan(plan)
+    return plan
 
 
 async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:

@@ -151,6 +151,10 @@ class RunPlan(BaseModel):
     python_version: str | None = Field(default=None, description='The job\'s Python, such as "3.11".')
     metric: MetricPattern | None = Field(default=None, description="A metric that is read from its log.")
     timeout: float | None = Field(default=None, description="Its time limit, in seconds from its start.")
+    stop_seconds: float | None = Field(
+        default=None,
+        description="What it gets between TERM and KILL when it is stopped; None: what its agent gives.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="resource_args of this resource, merged and checked."
     )
@@ -161,6 +165,11 @@ class RunPlan(BaseModel):
     output_limits: OutputLimits = Field(default=DEFAULT_OUTPUT_LIMITS, description="How much is kept of its outputs.")
     secrets: tuple[str, ...] = Field(
         default=(), description="Names of the Secret blocks whose values are in its options."
+    )
+    is_agent_program: bool = Field(
+        default=False,
+        description="Whether it is a program of prefect-launch's own, such as a sweep's scheduler: it runs in the"
+        " agent's Python, with the agent's environment, which is kept in no file.",
     )
     mask: Mask = Field(
         default_factory=Mask, exclude=True, repr=False, description="Hides its secrets in logs and messages."
@@ -296,6 +305,8 @@ class Runner(ABC):
 
     #: Who knows the credentials for images; set by who made the runner. None: as the machine itself is logged in.
     registry: Registry | None = None
+    #: Returns the environment of the agent's own programs, at their start; set by who made the runner.
+    agent_environment: Callable[[], Mapping[str, str]] | None = None
 
     def __init__(self, home: Path) -> None:
         """Make a runner; nothing is connected or made before it is asked for.

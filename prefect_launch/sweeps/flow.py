@@ -33,6 +33,7 @@ from prefect_launch.sweeps.subflow import place_in_flow
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
+    from prefect_launch.client.item_check import NamedJob
     from prefect_launch.queues.session import Session
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -205,8 +206,7 @@ async def begin_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
     config = sweep_config(**parameters)
     async with api.open() as session:
         named = await check_sweep_request(api, session, config)
-        # The job is pinned: trials of one sweep all run the same.
-        pinned = {**parameters} if named.job is None else {**parameters, "job": named.job.reference}
+        pinned = pinned_parameters(parameters, named)
         client: Any = session.server.client  # type: ignore[attr-defined]
         parent, earlier = await place_in_flow(client, parameters)
         if earlier is not None:
@@ -214,6 +214,16 @@ async def begin_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
         about: dict[str, Any] = {"name": config.name, "tags": ["launch", "sweep"], "parent_task_run_id": parent}
         made = await client.create_flow_run(sweep_flow(), parameters=pinned, state=Pending(), **about)
         return UUID(str(made.id))
+
+
+def pinned_parameters(parameters: Mapping[str, Any], named: NamedJob) -> dict[str, Any]:
+    """Return a sweep's parameters with its job at one version: trials of one sweep all run the same.
+
+    Args:
+        parameters: those of `sweep_config`.
+        named: what `check_sweep_request` returned.
+    """
+    return {**parameters} if named.job is None else {**parameters, "job": named.job.reference}
 
 
 async def resume_sweep(api: Api, sweep_id: UUID, given: Mapping[str, Any]) -> None:

@@ -103,7 +103,7 @@ async def check_sweep_request(api: Api, session: Session, config: SweepConfig) -
     """
     nobody = UUID(int=0)
     sampler = make_sampler(config, str(nobody))
-    queue = _queue_of(config)
+    queue = queue_of(config)
     named: NamedJob | None = None
     for number, params in enumerate(preview_sweep(config).samples):
         spec = trial_spec(config, nobody, TrialRecord(number=number, attempt=1, params=params))
@@ -126,7 +126,12 @@ def _check_extremes(config: SweepConfig, schema: Mapping[str, Any] | None) -> No
         check_inputs(schema, {**(own.get("run_config") or {}), **params})
 
 
-def _queue_of(config: SweepConfig) -> str:
+def queue_of(config: SweepConfig) -> str:
+    """Return the queue of a sweep's trials.
+
+    Raises:
+        SpecError: when the sweep names none.
+    """
     if config.launch.queue is None:
         raise SpecError("The sweep names no queue. Give --queue, or launch.queue in its file.")
     return config.launch.queue
@@ -282,7 +287,7 @@ class SweepRunner:
             spec = trial_spec(self._config, self._sweep_id, record)
             if self._named is None:
                 self._named = await resolve_source(self._session, spec)
-            queue = _queue_of(self._config)
+            queue = queue_of(self._config)
             checked = await check_item(self._api, self._session, spec, queue, self._named, digests)
             labels = {**checked.draft.labels, TRIAL_LABEL: record.model_dump_json()}
             key = trial_key(self._sweep_id, record)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from traceback import format_exception
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
 import anyio
@@ -31,13 +31,17 @@ from prefect_launch.errors import LaunchError
 from prefect_launch.runners.base import Labels, Phase
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, State
-from prefect_launch.spec.item_parameters import check_labels, spec_of
-from prefect_launch.spec.scheduling import DEFAULT_RETRIES, Retries
+from prefect_launch.spec.item_parameters import check_labels, is_scheduler, spec_of
+from prefect_launch.spec.scheduling import DEFAULT_RETRIES, Cause, Retries
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
 
 log = logging.getLogger(__name__)
+
+#: A scheduler can be started again anywhere and at any time, and its trials go on meanwhile: for 7 hours, first after
+#: 10 s, at last every 20 min.
+SCHEDULER_RETRIES: Final = Retries(max=100, on=tuple(Cause), delay=10, backoff=1.05)
 
 
 class Retry(BaseModel):
@@ -86,7 +90,7 @@ async def end_item(
         ItemGoneError: when the item was deleted.
     """
     retry = await next_try(session, item, outcome)
-    if outcome.state not in (ItemState.COMPLETED, ItemState.QUEUED):
+    if outcome.state not in (ItemState.COMPLETED, ItemState.QUEUED) and not outcome.is_explained:
         report = build_report(item, outcome, facts, comes_back=retry.describe() if retry else None)
         await publish_report(session.server, item, report, once=_claim(item, facts))
     if retry is None:
@@ -118,7 +122,9 @@ async def next_try(session: Session, item: Item, outcome: Outcome) -> Retry | No
 
 
 async def retries_of(session: Session, item: Item) -> Retries:
-    """Return an item's retry rule: its own, its job's, or the default."""
+    """Return an item's retry rule: that of schedulers, its own, its job's, or the default."""
+    if is_scheduler(item):
+        return SCHEDULER_RETRIES
     try:
         spec = spec_of(item)
         if spec.retries is not None:

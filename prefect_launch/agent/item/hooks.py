@@ -139,11 +139,16 @@ class Stopping(Hook):
         log.info("%s stopping: %s", self._running.id, why)
         while True:
             try:
-                await self.attempt.runner.stop(self.attempt.handle, self.attempt.context.config.stopped_run_timeout)
+                await self.attempt.runner.stop(self.attempt.handle, self._grace_seconds)
                 return
             except LaunchError as error:
                 log.warning("%s not-stopped %s", self._running.id, error)
             await asyncio.sleep(_RETRY_SECONDS)
+
+    @property
+    def _grace_seconds(self) -> float:
+        own = self.attempt.plan.stop_seconds
+        return self.attempt.context.config.stopped_run_timeout if own is None else own
 
     async def _reason(self) -> str:
         left = seconds_left(self._running.item, self.attempt.plan.timeout)

@@ -13,12 +13,11 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
-from prefect_launch.agent.context import AgentContext
+from prefect_launch.agent.context import AgentContext, resource_of_item
 from prefect_launch.agent.devices.allocator import DevicesBusyError
 from prefect_launch.agent.item.attempt import Attempt, CancelledBeforeStartError, NotNowError, remask, until_running
 from prefect_launch.agent.item.cleanup import STOPPED_BEFORE_START, AttemptCleanup
-from prefect_launch.agent.item.finish import check_deployment
-from prefect_launch.agent.item.hooks import HOOKS
+from prefect_launch.agent.item.kinds import kind_of
 from prefect_launch.agent.item.outcome import Outcome, outcome_of_error, outcome_of_exit
 from prefect_launch.agent.item.ownership import token_of
 from prefect_launch.agent.item.previous_attempts import stop_previous_attempts
@@ -26,9 +25,8 @@ from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import UnreachableError
-from prefect_launch.planning.plan import Request, make_plan
 from prefect_launch.runners.base import Labels, Phase, Runner, RunPlan
-from prefect_launch.spec.item_parameters import run_id_of, spec_of
+from prefect_launch.spec.item_parameters import run_id_of
 
 
 class ItemLifecycle:
@@ -41,7 +39,8 @@ class ItemLifecycle:
 
     def __init__(self, context: AgentContext, running_item: RunningItem) -> None:
         self._context = context
-        self._attempt = Attempt(context, running_item, HOOKS)
+        self._kind = kind_of(running_item.item)
+        self._attempt = Attempt(context, running_item, self._kind.hooks)
         self._cleanup = AttemptCleanup(self._attempt)
         self._running = running_item
         self._item = running_item.item
@@ -103,19 +102,8 @@ class ItemLifecycle:
         """
         attempt, session = self._attempt, self._context.session
         queue = await retry_until_available("show the queue", lambda: session.queue(self._running.queue))
-        await check_deployment(self._server, self._item, queue.deployment_id)
-        request = Request(
-            spec=spec_of(self._item),
-            item_id=str(self._item.id),
-            attempt=self._item.run_count + 1,
-            queue=self._running.queue,
-            config=queue.config,
-            labels=self._labels(),
-        )
-        await attempt.take_name(request.spec.name)
-        make = partial(make_plan, request, self._context.config.machine, session.jobs, session.read_secret)
-        attempt.record(plan=await attempt.unless_stopped(retry_until_available("show the job", make)))
-        attempt.known_runner = self._context.runner(queue.config.resource)
+        attempt.record(plan=await self._kind.plan(attempt, queue, self._labels()))
+        attempt.known_runner = self._context.runner(resource_of_item(self._item, queue.config))
         if attempt.plan.build_request is not None:
             from prefect_launch.agent.item.image_build import ensure_image
 

@@ -42,6 +42,7 @@ class Outcome(BaseModel):
     message: str
     data: dict[str, Any] | None = None
     cause: Cause | None = Field(default=None, description="Why it ended, for its retry; None: no retry helps.")
+    is_explained: bool = Field(default=False, description="Whether the message says all, so that no report follows.")
 
     @model_validator(mode="before")
     @classmethod

@@ -60,7 +60,7 @@ async def stop_all_attempts(context: AgentContext, queue: str, item: Item) -> bo
     Raises:
         LaunchError: when something cannot be stopped, or looked for.
     """
-    runner = context.runner((await context.session.queue(queue)).config.resource)
+    runner = await context.runner_of(queue, item)
     history = await context.session.server.read_states(item.id)
     if not history or history[-1].type is not StateType.CANCELLING:
         return False  # It has come to its end meanwhile, and may be somebody's again.

@@ -20,7 +20,7 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.context import AgentContext
+from prefect_launch.agent.context import AgentContext, resource_of_item
 from prefect_launch.agent.item.claim import undo_claim
 from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
@@ -171,8 +171,9 @@ async def settle_orphans(
         queue = await context.session.queue(name)
         if queue.config.resource in unreachable:
             log.warning("items of %s are not settled: cannot search %s for runs", name, queue.config.resource)
-            continue
         for item in await items_in_work(context.session.server, name):
+            if resource_of_item(item, queue.config) in unreachable:
+                continue
             if item.id not in held and await _was_claimed_by(context, item, holder):
                 try:
                     await _settle(context, item, holder)
@@ -217,7 +218,7 @@ async def adopt_lost_run(
     Raises:
         LaunchError: when its resource cannot be searched.
     """
-    runner = context.runner((await context.session.queue(queue)).config.resource)
+    runner = await context.runner_of(queue, item)
     history = await context.session.server.read_states(item.id)
     for found in await runner.find({Labels.ITEM: str(item.id)}):
         identity = identity_of(found)

@@ -30,24 +30,25 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
 
-    def fork(self, run_dir: str, ready_fd: int) -> None:
+    def fork(self, run_dir: str, ready_fd: int, *more: int) -> None:
         """Start the supervisor of a run.
 
         Args:
             run_dir: the run's folder.
             ready_fd: is open in the supervisor until the job's program runs, or will not.
+            more: another file for the supervisor: variables for the program, which are written to no disk.
 
         Raises:
             OSError: when no process can be started.
         """
         if self._channel is not None:
             try:
-                socket.send_fds(self._channel, [os.fsencode(run_dir)], [ready_fd])
+                socket.send_fds(self._channel, [os.fsencode(run_dir)], [ready_fd, *more])
                 return
             except ConnectionError:  # Somebody has ended it: what it had forked goes on, and another one is made.
                 self.close()
         self._channel = self._open()
-        socket.send_fds(self._channel, [os.fsencode(run_dir)], [ready_fd])
+        socket.send_fds(self._channel, [os.fsencode(run_dir)], [ready_fd, *more])
 
     def close(self) -> None:
         """End the process; the supervisors that it forked go on."""
@@ -83,17 +84,17 @@ def serve(channel: socket.socket, supervisor: Any) -> None:
     """In the fork server's process: fork a supervisor for each message; return when the agent has gone."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # The kernel collects the supervisors; nobody here waits for them.
     while True:
-        message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 1)
+        message, descriptors, _, _ = socket.recv_fds(channel, _MESSAGE_BYTES, 2)
         if not message:
             return
         if os.fork() == 0:
             channel.close()
-            _become_supervisor(supervisor, os.fsdecode(message), descriptors[0])
+            _become_supervisor(supervisor, os.fsdecode(message), descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
 
 
-def _become_supervisor(supervisor: Any, run_dir: str, ready_fd: int) -> None:
+def _become_supervisor(supervisor: Any, run_dir: str, descriptors: list[int]) -> None:
     """In the child: take on a session and a log file of its own, and turn into the supervisor. Never returns."""
     code = 1
     try:
@@ -103,7 +104,7 @@ def _become_supervisor(supervisor: Any, run_dir: str, ready_fd: int) -> None:
         for stream in (1, 2):
             os.dup2(log, stream)
         os.close(log)
-        supervisor.main(run_dir, ready_fd)
+        supervisor.main(run_dir, *descriptors)
         code = 0
     except BaseException:  # noqa: BLE001 - it is written to the log; nothing of the fork server may go on in this process
         sys.excepthook(*sys.exc_info())

@@ -8,10 +8,12 @@ end of a supervisor. There is no sandbox: a job can do what the agent's user can
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,6 +72,8 @@ _INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_")
 _STOP_MARGIN_SECONDS = 15.0
 #: One block, reserved for the exit file: it must fit on a disk that the job itself has filled.
 _RESERVE_BYTES = 4096
+#: In the file that the supervisor runs a job by: whether its start brings the agent's environment.
+_AGENT_PROGRAM = "agent_program"
 
 
 class LocalProcessRunner(Runner):
@@ -121,16 +125,19 @@ class LocalProcessRunner(Runner):
         return {**_process(plan, cwd), "python": plan.python_version, "env": {**env, **fixed}}
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
+        if plan.is_agent_program:
+            return None
         ready = await self._environments.is_ready(plan.project_dir, plan.python_version, _given_variables(plan))
         return None if ready else ItemState.BUILDING
 
     async def prepare(self, plan: RunPlan) -> None:
         self.check(plan)
-        await self._venv(plan)
+        if not plan.is_agent_program:
+            await self._venv(plan)
 
     async def create(self, plan: RunPlan) -> str:
         self.check(plan)
-        venv = await self._venv(plan)
+        venv = None if plan.is_agent_program else await self._venv(plan)
         for other in await anyio.to_thread.run_sync(self._index.others, plan):
             await self.stop(str(other), TAKEOVER_SECONDS)
             await self.remove(str(other))
@@ -178,10 +185,10 @@ class LocalProcessRunner(Runner):
     async def _venv(self, plan: RunPlan) -> Venv:
         return await self._environments.ensure(plan.project_dir, plan.python_version, _given_variables(plan))
 
-    def _create(self, plan: RunPlan, venv: Venv) -> None:
+    def _create(self, plan: RunPlan, venv: Venv | None) -> None:
         folder = RunFolder(plan.run_dir)
         if folder.read(supervisor.PROCESS) is None:
-            for warning in venv.warnings:
+            for warning in venv.warnings if venv else ():
                 _add_line(plan.log_path, f"[prefect-launch] {warning}")
             plan.output_dir.mkdir(exist_ok=True)
             cwd = _working_dir(plan)
@@ -190,15 +197,15 @@ class LocalProcessRunner(Runner):
             (plan.run_dir / f"{supervisor.EXIT}.reserve").write_bytes(b" " * _RESERVE_BYTES)
             folder.write(supervisor.ENVIRONMENT, job_variables(plan, venv))
             # The last of the files: what is created is whole.
-            here = {"machine": machine(), "venv": str(venv.path)}
-            folder.write(supervisor.PROCESS, {**_process(plan, cwd), **here})
+            in_which = {"venv": str(venv.path)} if venv else {_AGENT_PROGRAM: True}
+            folder.write(supervisor.PROCESS, {**_process(plan, cwd), "machine": machine(), **in_which})
         self._index.add(plan)
 
     def _start(self, handle: str) -> None:
         ready, signals_ready = os.pipe()
         try:
-            with self._starting:
-                self._forkserver.fork(handle, signals_ready)
+            with self._starting, self._agent_variables(handle) as variables:
+                self._forkserver.fork(handle, signals_ready, *variables)
         except OSError as error:
             os.close(ready)
             raise InfrastructureError(
@@ -209,6 +216,19 @@ class LocalProcessRunner(Runner):
         # Ends when the job's program runs, or the supervisor found that there is nothing to start.
         os.read(ready, 1)
         os.close(ready)
+
+    @contextmanager
+    def _agent_variables(self, handle: str) -> Iterator[tuple[int, ...]]:
+        """Open a file in memory with the agent's environment, when the run is a program of the agent's own."""
+        process = RunFolder(Path(handle)).read(supervisor.PROCESS) or {}
+        if self.agent_environment is None or not process.get(_AGENT_PROGRAM):
+            yield ()
+            return
+        with os.fdopen(os.memfd_create(_AGENT_PROGRAM), "w+", encoding="utf-8") as file:
+            json.dump(dict(self.agent_environment()), file)
+            file.flush()
+            os.lseek(file.fileno(), 0, os.SEEK_SET)
+            yield (file.fileno(),)
 
     async def _gone(self, folder: RunFolder) -> None:
         """Wait until the run's supervisor has ended, by a process descriptor."""
@@ -233,9 +253,16 @@ class LocalProcessRunner(Runner):
         self._index.remove(folder)
 
 
-def job_variables(plan: RunPlan, venv: Venv) -> dict[str, str]:
+def job_variables(plan: RunPlan, venv: Venv | None) -> dict[str, str]:
     """Return a job's whole environment: what machines need, the queue's and the submitter's `env`, then what the plan
-    says."""
+    says.
+
+    Args:
+        plan: of its run.
+        venv: its environment; None: it is a program of the agent's own, whose other variables come at its start.
+    """
+    if venv is None:
+        return {"PYTHONUNBUFFERED": "1", **plan.env, OUTPUT_DIR_VARIABLE: str(plan.output_dir.absolute())}
     inherited = {
         key: value for key, value in os.environ.items() if key in _INHERITED or key.startswith(_INHERITED_PREFIXES)
     }

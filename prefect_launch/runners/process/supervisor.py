@@ -79,12 +79,19 @@ class Job:
                 continue
 
 
-def main(run_dir: str, ready_fd: int | None) -> None:
-    """Run the job in `run_dir` from start to end; `ready_fd` is closed once its program runs, or nothing will run."""
+def main(run_dir: str, ready_fd: int | None, variables_fd: int | None = None) -> None:
+    """Run the job in `run_dir` from start to end; `ready_fd` is closed once its program runs, or nothing will run.
+
+    `variables_fd` holds, as JSON, the variables of an agent's own program, under those that the run's folder has.
+    """
     # First of all: a stop that comes early must wait for us, not end us.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
     if ready_fd is not None:
         os.set_inheritable(ready_fd, False)
+    variables: Json = {}
+    if variables_fd is not None:
+        with os.fdopen(variables_fd, "rb") as file:
+            variables = json.load(file)
     os.chdir(run_dir)
     lock = os.open(LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
@@ -102,7 +109,7 @@ def main(run_dir: str, ready_fd: int | None) -> None:
         return
     prctl(_PR_SET_CHILD_SUBREAPER, 1)
     kills_before = out_of_memory_kills()
-    job, problem = start(process, read_json(ENVIRONMENT))
+    job, problem = start(process, {**variables, **read_json(ENVIRONMENT)})
     unlink(ENVIRONMENT)
     if ready_fd is not None:
         os.close(ready_fd)

@@ -1,0 +1,121 @@
+"""Sweeps as items of a queue: an agent of the queue runs the scheduler, and the item is the sweep itself.
+
+The item is a run of the flow `launch-sweep`, made from a deployment of that flow in the queue's pool. The flow decides
+what an agent runs for it, so no job's deployment, and no parameter, can make a scheduler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID, uuid4
+
+from prefect_launch.errors import QueueError
+from prefect_launch.jobs.schema import value_definitions, within_64_bits
+from prefect_launch.queues.session import QUEUE_LABEL, deployment_name, queue_tag
+from prefect_launch.server.values import SCHEDULER_FLOW, ItemDraft
+from prefect_launch.spec.scheduling import Priority
+from prefect_launch.sweeps.flow import pinned_parameters, sweep_config, sweep_flow
+from prefect_launch.sweeps.program import ENTITY_LABEL, PROJECT_LABEL
+from prefect_launch.sweeps.runner import check_sweep_request, queue_of
+
+if TYPE_CHECKING:
+    from prefect_launch.client.api import Api
+    from prefect_launch.queues.session import Session
+    from prefect_launch.sweeps.config import SweepConfig
+
+#: A limit of items in work counts the scheduler too.
+_LEAST_LIMIT: Final = 2
+
+
+async def queue_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
+    """Check a sweep and put it on the queue of its trials, for an agent to run.
+
+    Args:
+        api: the Prefect server.
+        parameters: those of `sweep_config`.
+
+    Returns:
+        The sweep's id, which is the item's.
+
+    Raises:
+        LaunchError: as `check_sweep_request` does; then nothing was made.
+        QueueError: when the queue's limit leaves no place for a trial beside the scheduler.
+    """
+    config = sweep_config(**parameters)
+    async with api.open() as session:
+        named = await check_sweep_request(api, session, config)
+        queue, priority = queue_of(config), _priority_of(config)
+        await _check_limits(session, queue, priority)
+        draft = ItemDraft(
+            name=config.name or _new_name(),
+            parameters=pinned_parameters(parameters, named),
+            tags=("launch", "sweep", queue_tag(queue)),
+            labels={QUEUE_LABEL: queue, ENTITY_LABEL: api.entity, PROJECT_LABEL: api.project},
+            work_queue_name=priority.work_queue,
+            idempotency_key=uuid4().hex,
+        )
+        deployment = await ensure_sweep_deployment(session, queue)
+        made = await session.server.create_item(deployment, draft)
+        if made is None:
+            raise QueueError(f"The queue {queue!r} was deleted while the sweep was put on it.")
+        return made.id
+
+
+async def ensure_sweep_deployment(session: Session, queue: str) -> UUID:
+    """Return the id of the deployment that a queue's sweeps are made from; it is made, or brought up to date.
+
+    Args:
+        session: an open connection.
+        queue: its name.
+    """
+    name = deployment_name(queue)
+    schema = _schema()
+    there = await session.server.find_deployment(name, flow=SCHEDULER_FLOW)
+    if there is not None and (there.work_pool_name, there.parameter_openapi_schema) == (queue, schema):
+        return there.id
+    return await session.server.upsert_deployment(
+        name,
+        flow=SCHEDULER_FLOW,
+        pool=queue,
+        parameters={"queue": queue},
+        parameter_schema=schema,
+        description=f"A sweep on the queue **{queue}**: an agent runs its scheduler.",
+        tags=["launch", "sweep", queue_tag(queue)],
+        labels={QUEUE_LABEL: queue},
+        enforce=True,
+    )
+
+
+def _schema() -> dict[str, Any]:
+    """Return the schema of a sweep's parameters, its numbers bounded by what the server can send."""
+    schema = within_64_bits(sweep_flow().parameters.model_dump_for_openapi())
+    return {**schema, "additionalProperties": False, "definitions": value_definitions()}
+
+
+def _priority_of(config: SweepConfig) -> Priority:
+    """Return the priority of the trials, which the scheduler has too."""
+    given = config.launch.config.get("priority")
+    return Priority.MEDIUM if given is None else Priority.parse(given)
+
+
+async def _check_limits(session: Session, queue: str, priority: Priority) -> None:
+    """Refuse a queue whose limit the scheduler alone would use up: no trial would ever run beside it."""
+    pool = await session.pool(queue)
+    limits = {f"The queue {queue!r}": pool.concurrency_limit}
+    for each in await session.server.list_queues(queue):
+        if each.name == priority.work_queue:
+            limits[f"The priority {priority.name.lower()} of the queue {queue!r}"] = each.concurrency_limit
+    for which, limit in limits.items():
+        if limit is not None and limit < _LEAST_LIMIT:
+            raise QueueError(
+                f"{which} has a limit of {limit} items in work, and a sweep's scheduler is one of them: no trial would"
+                f" ever run. Raise the limit to {_LEAST_LIMIT} or more, or run the sweep from here:"
+                " 'prefect-launch sweep run'."
+            )
+
+
+def _new_name() -> str:
+    from prefect.utilities.names import generate_slug
+
+    return generate_slug(2)
