@@ -254,8 +254,8 @@ class BaseAgent(ABC):
 
     @property
     def takes_schedulers(self) -> bool:
-        """Whether it could start a sweep's scheduler now."""
-        return self.num_running_schedulers < self.config.max_schedulers
+        """Whether it could start a sweep's scheduler now, which needs no slot of a job."""
+        return not self.shutdown.draining and self.num_running_schedulers < self.config.max_schedulers
 
     @abstractmethod
     async def run_job(self, job: Item, queue: str) -> None:

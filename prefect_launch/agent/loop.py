@@ -78,6 +78,7 @@ class Loop:
         self._unlistable = UnlistableItems(agent.context.session, self._config.queues, agent.holder)
         self._unreachable_at_start: set[str] = set()
         self._may_have_claims = False
+        self._scheduler_sought_at = float("-inf")
 
     async def run(self) -> None:
         """Run until a stop is requested, until empty, or until the time is up; what runs then goes on."""
@@ -151,6 +152,9 @@ class Loop:
         await retry_until_available("show the agent's drain request", self._reporter.read_drain_request)
         self._shutdown.at_work = True
         while not self._is_over:
+            if self._shutdown.draining:
+                # A sweep may last for days, and the trials need an agent that takes items.
+                self._running_items.preempt_schedulers()
             try:
                 await self._settle_claims()
                 self._may_have_claims = True
@@ -178,12 +182,19 @@ class Loop:
         return self._shutdown.ends_shift or self._ends_at == float("inf")
 
     async def _fill(self) -> None:
-        while self._agent.free_slots > 0 and not self._shutdown.stopping:
+        while not self._shutdown.stopping and (self._agent.free_slots > 0 or await self._seeks_scheduler()):
             found = await self._agent.get_job_and_queue()
             if found is None:
                 break
             await self._agent.run_job(*found)
         await self._agent.update_status("RUNNING" if self._running_items.thread_ids else "POLLING")
+
+    async def _seeks_scheduler(self) -> bool:
+        """Whether a full agent has a sweep's scheduler to start; the server is asked now and then."""
+        if not self._agent.takes_schedulers or time.monotonic() < self._scheduler_sought_at + self._config.poll_seconds:
+            return False
+        self._scheduler_sought_at = time.monotonic()
+        return await self._poller.waits_for_scheduler()
 
     async def _settle_claims(self) -> None:
         """Put back what was claimed and is not in work here, when the last poll failed in between."""

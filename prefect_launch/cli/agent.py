@@ -160,7 +160,7 @@ def list_(json: JsonOption = False) -> None:
 def _row(agent: AgentInfo) -> tuple[object, ...]:
     has_status = agent.host is not None
     slots = f"{agent.in_work}/{'-' if agent.slots is None else agent.slots}" if has_status else ""
-    more = agent.in_work - len(agent.running)
+    more = agent.in_work + agent.schedulers - len(agent.running)
     runs = ", ".join([*(item.name for item in agent.running), *([f"{more} more"] if more > 0 else [])])
     return agent.name, agent.state, agent.host, slots, runs, ago(agent.last_heartbeat), ", ".join(agent.queues)
 

@@ -24,6 +24,7 @@ from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.presence import Presence, read_presences
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import Item, Worker
+from prefect_launch.spec.item_parameters import is_scheduler
 
 TAG: Final = "launch-agent"
 DRAIN_TAG: Final = "launch-drain"
@@ -43,7 +44,7 @@ class RunningItemSummary(BaseModel):
 
     Attributes:
         id: of the item.
-        name: of its run, cut when it is long.
+        name: of its run, cut when it is long; of a sweep's scheduler, after the word "sweep".
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,7 +55,8 @@ class RunningItemSummary(BaseModel):
     @classmethod
     def of(cls, item: Item) -> RunningItemSummary:
         """Make it of an item."""
-        return cls(id=str(item.id), name=item.name[:_NAME_CHARS])
+        sweep = "sweep " if is_scheduler(item) else ""
+        return cls(id=str(item.id), name=f"{sweep}{item.name}"[:_NAME_CHARS])
 
 
 class AgentStatus(BaseModel):
@@ -67,7 +69,8 @@ class AgentStatus(BaseModel):
         slots: how many jobs it runs at a time; `None`: no limit, or unknown.
         state: polling, running, draining, or offline: it has left, and what it ran goes on.
         running: what it has in work; when that is much, the first of it.
-        in_work: how many items it has in work.
+        in_work: how many jobs it has in work.
+        schedulers: how many schedulers of sweeps it has in work, which take none of its slots.
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
         capacity: what it can give at most to one item, as its devices' `Capacity`; `None`: unknown.
@@ -84,6 +87,7 @@ class AgentStatus(BaseModel):
     state: str = "offline"
     running: tuple[RunningItemSummary, ...] = ()
     in_work: int = 0
+    schedulers: int = 0
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
     capacity: dict[str, Any] | None = None

@@ -23,7 +23,8 @@ from prefect_launch.server.values import Answer, Item, State, Verdict
 
 log = logging.getLogger(__name__)
 
-_COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
+#: The states that the limits of queues count.
+COUNTED: Final = (StateType.PENDING, StateType.RUNNING)
 
 
 async def claim(server: Server, polled: Item, *, holder: Holder) -> Item | None:
@@ -87,11 +88,11 @@ async def release_claim(server: Server, item: Item, why: str) -> None:
 async def is_over_limit(server: Server, item: Item, *, pool_limit: int | None, queue_limit: int | None) -> bool:
     """Whether more items are in work than the queue, or its priority, allows, the claimed one counted in."""
     pool = item.work_pool_name or ""
-    if pool_limit is not None and await server.count_items(pool=pool, state_types=_COUNTED) > pool_limit:
+    if pool_limit is not None and await server.count_items(pool=pool, state_types=COUNTED) > pool_limit:
         return True
     if queue_limit is None:
         return False
-    active = await server.count_items(pool=pool, queue=item.work_queue_name, state_types=_COUNTED)
+    active = await server.count_items(pool=pool, queue=item.work_queue_name, state_types=COUNTED)
     return active > queue_limit
 
 

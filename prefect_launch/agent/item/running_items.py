@@ -180,6 +180,12 @@ class RunningItems:
             # An agent that leaves does not wait for a server that is away: the next one settles the item.
             await self._unless_leaving(self._finished(running_item.thread_id, failure))
 
+    def preempt_schedulers(self) -> None:
+        """Let the schedulers of sweeps leave: their sweeps go back into their queue, for another agent."""
+        for running_item in self._entries.values():
+            if running_item.is_scheduler:
+                running_item.preempt.set()
+
     async def stop_jobs(self, grace_seconds: float) -> None:
         """Stop what runs, and wait until it has ended; what has not come to run by then is left as it is."""
         running = [running_item for running_item in self._entries.values() if running_item.handle is not None]

@@ -197,6 +197,25 @@ class AdmissionCheck(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What an agent has a place for.
+
+    Attributes:
+        skip: items that it holds already.
+        jobs: whether it could start a job.
+        schedulers: whether it could start a sweep's scheduler.
+    """
+
+    skip: Collection[UUID]
+    jobs: bool
+    schedulers: bool
+
+    def fits(self, item: Item) -> bool:
+        """Whether an item has a place."""
+        return item.id not in self.skip and (self.schedulers if is_scheduler(item) else self.jobs)
+
+
 class Candidates:
     """The items of one queue that this agent may try for.
 
@@ -248,7 +267,7 @@ class Candidates:
         """Return the next item to try for; `None` when the queue has none.
 
         Args:
-            slots: how many the agent could start now.
+            slots: how many jobs the agent could start now; none: only a scheduler is looked for.
             skip: items that it holds already.
             schedulers: whether a sweep's scheduler could be started.
 
@@ -257,14 +276,15 @@ class Candidates:
         """
         if self._is_stale or (not self._items and not self._was_all):
             await self._look_ahead(min(PAGE, POLL_FACTOR * max(slots, 1)))
-        found = await self._take(skip, schedulers)
+        wanted = Wanted(skip=skip, jobs=slots > 0, schedulers=schedulers)
+        found = await self._take(wanted)
         if found is None and not self._was_all:
             # All that came is not for us, or not yet; what is may lie behind it.
             front = await self._poll(PAGE, datetime.now(timezone.utc))
             self._keep(front, PAGE)
-            found = await self._take(skip, schedulers)
+            found = await self._take(wanted)
             if found is None and len(front) == PAGE:
-                found = await self._pager.find(front, lambda page: self._take_of(page, skip, schedulers))
+                found = await self._pager.find(front, lambda page: self._take_of(page, wanted))
         return found
 
     @property
@@ -272,20 +292,20 @@ class Candidates:
         now = time.monotonic()
         return now - self._polled_at > WINDOW_SECONDS or now >= self._due_at
 
-    async def _take(self, skip: Collection[UUID], schedulers: bool) -> Item | None:
+    async def _take(self, wanted: Wanted) -> Item | None:
         while self._items:
             item = self._items.popleft()
-            if item.id in skip or not (schedulers or not is_scheduler(item)):
+            if not wanted.fits(item):
                 continue
             if self._admission is None or await self._admission.try_reserve(self._queue, item):
                 return item
         return None
 
-    async def _take_of(self, page: list[Item], skip: Collection[UUID], schedulers: bool) -> Item | None:
+    async def _take_of(self, page: list[Item], wanted: Wanted) -> Item | None:
         """Take an item of a page from behind the front; what is left of it may be claimed for as long as of a poll."""
         self._polled_at = time.monotonic()
         self._items = self._in_turn(page)
-        return await self._take(skip, schedulers)
+        return await self._take(wanted)
 
     async def _look_ahead(self, limit: int) -> None:
         """Poll for what is due, and note when the next is that will be."""

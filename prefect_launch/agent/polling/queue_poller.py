@@ -8,17 +8,21 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 import anyio
 
-from prefect_launch.agent.item.claim import claim, is_over_limit, release_claim
+from prefect_launch.agent.item.claim import COUNTED, claim, is_over_limit, release_claim
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.presence import Holder
-from prefect_launch.server.values import Item
+from prefect_launch.server.values import SCHEDULER_FLOW, Item
+from prefect_launch.spec.item_parameters import is_scheduler
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
@@ -105,10 +109,14 @@ class QueuePoller:
             raise unknown_name("queue", queue, self._candidates, where=" of this agent")
         if self._opens is not None and not await self._opens(queue):
             return None
+        too_many: set[UUID] = set()
         while True:
-            polled = await candidates.next(slots=slots, skip=skip, schedulers=schedulers)
+            polled = await candidates.next(slots=slots, skip=too_many.union(skip), schedulers=schedulers)
             if polled is None:
                 return None
+            if is_scheduler(polled) and not await self._leaves_place(queue, polled):
+                too_many.add(polled.id)
+                continue
             item = await claim(self._server, polled, holder=self._holder)
             if item is None:
                 self._release(polled.id)
@@ -119,6 +127,27 @@ class QueuePoller:
                 self._release(item.id)
                 # Several agents that went over the limit together must not try again together.
                 await anyio.sleep(random.uniform(0, GIVEN_BACK_SECONDS))
+
+    async def waits_for_scheduler(self) -> bool:
+        """Whether a sweep waits for a scheduler in any of the queues.
+
+        Raises:
+            ServerUnavailableError: when the server does not answer.
+        """
+        waits = partial(self._server.count_items, flow=SCHEDULER_FLOW, state_types=[StateType.SCHEDULED])
+        for queue in self._candidates:
+            if await waits(pool=queue, due_before=datetime.now(timezone.utc)):
+                return True
+        return False
+
+    async def _leaves_place(self, queue: str, scheduler: Item) -> bool:
+        """Whether the queue's limits leave a place for a trial, were one more scheduler in work."""
+        limits = self._limits.get(queue)
+        pool_limit, queue_limit = (None, None) if limits is None else limits.of(scheduler)
+        active = partial(self._server.count_items, pool=queue, flow=SCHEDULER_FLOW, state_types=COUNTED)
+        if pool_limit is not None and await active() + 1 >= pool_limit:
+            return False
+        return queue_limit is None or await active(queue=scheduler.work_queue_name) + 1 < queue_limit
 
     async def _fits(self, queue: str, item: Item) -> bool:
         limits = self._limits.get(queue)
