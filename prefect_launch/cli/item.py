@@ -144,6 +144,7 @@ def show(item_id: ItemId, json: JsonOption = False) -> None:
             ("digest", request.get("digest")),
             ("uri", request.get("uri")),
             ("inputs", request["inputs"]),
+            ("sweep", request.get("sweep")),
             ("outputs", outputs),
             ("metrics", metrics_in_words(metrics)),
             ("arguments", request.get("args")),

@@ -33,6 +33,8 @@ _SEARCHED: Final = 2_000
 _DIGEST_CHARS: Final = 12
 #: How many candidates a refusal names.
 _NAMED: Final = 10
+#: What the item of a sweep runs, in place of a job.
+SWEEP: Final = "sweep"
 _PART = re.compile(r"[0-9a-f-]*\Z")
 
 
@@ -81,9 +83,12 @@ def _is_uuid(text: str) -> bool:
 
 
 def request_of(item: Item) -> dict[str, Any]:
-    """Return what an item asks for; for an invalid spec, only its job and inputs."""
-    from prefect_launch.spec.item_parameters import JOB_LABEL, spec_of
+    """Return what an item asks for; for an invalid spec, only its job and inputs; for a sweep, its configuration."""
+    from prefect_launch.spec.item_parameters import JOB_LABEL, is_scheduler, spec_of
 
+    if is_scheduler(item):
+        given = {name: value for name, value in item.parameters.items() if value is not None}
+        return {"job": source_of(item), "inputs": {}, "sweep": given}
     try:
         spec = spec_of(item)
     except LaunchError:
@@ -107,9 +112,14 @@ def request_of(item: Item) -> dict[str, Any]:
 
 
 def source_of(item: Item) -> str:
-    """Return what an item runs: its job, at its version, its image, or its git URI; an empty text for neither."""
-    from prefect_launch.spec.item_parameters import JOB_LABEL, options_of
+    """Return what an item runs: its job, at its version, its image, or its git URI; an empty text for neither.
 
+    Of a sweep it is the word `sweep`: its trials are items of their own.
+    """
+    from prefect_launch.spec.item_parameters import JOB_LABEL, is_scheduler, options_of
+
+    if is_scheduler(item):
+        return SWEEP
     given = options_of(item)
     docker = given.get("docker")
     image = docker.get("docker_image") if isinstance(docker, Mapping) else None

@@ -21,21 +21,32 @@ if TYPE_CHECKING:
     from prefect_launch.sweeps.config import SweepConfig
     from prefect_launch.sweeps.preview import Preview
 
-app = group("Run, show and stop sweeps; check sweep files.")
+app = group("Create, run, show and stop sweeps; check sweep files.")
 
 _INFINITE = "infinite"
 #: Exit code of a sweep that was stopped.
 _INTERRUPTED = 130
 
 
+SweepFile = Annotated[str, typer.Argument(metavar="FILE", help="A sweep file: YAML or JSON, as W&B's sweeps have it.")]
+TrialQueue = Annotated[str | None, typer.Option("-q", "--queue", metavar="QUEUE", help="The queue of its trials.")]
+TrialJob = Annotated[str | None, typer.Option("-j", "--job", metavar="JOB", help="The job that its trials run.")]
+TrialImage = Annotated[
+    str | None,
+    typer.Option("-d", "--docker-image", metavar="IMAGE", help="The image that its trials run, in place of a job."),
+]
+NumWorkers = Annotated[int | None, typer.Option("--num-workers", metavar="N", min=1, help="How many trials at a time.")]
+RunCap = Annotated[int | None, typer.Option("--run-cap", metavar="N", min=1, help="How many trials at most.")]
+
+
 @app.callback()
 def _group() -> None:
-    """Run, show and stop sweeps; check sweep files."""
+    """Create, run, show and stop sweeps; check sweep files."""
 
 
 @app.command(epilog=examples("prefect-launch sweep check sweep.yaml"))
 def check(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A sweep file: YAML or JSON, as W&B's sweeps have it.")],
+    file: SweepFile,
     json: JsonOption = False,
 ) -> None:
     """Check a sweep file, and show how many points it has and the first five; nothing is written."""
@@ -84,6 +95,42 @@ SweepId = Annotated[
 
 
 @app.command(
+    epilog=examples("prefect-launch sweep create sweep.yaml -q gpu -j digits --num-workers 4 --run-cap 20"),
+)
+def create(
+    file: SweepFile,
+    queue: TrialQueue = None,
+    job: TrialJob = None,
+    docker_image: TrialImage = None,
+    num_workers: NumWorkers = None,
+    run_cap: RunCap = None,
+    prior_run: PriorRuns = None,
+    json: JsonOption = False,
+) -> None:
+    """Put a sweep on the queue of its trials: an agent of the queue runs its scheduler until the sweep ends.
+
+    The sweep is an item of the queue, and takes none of its agents' slots for jobs.
+    """
+    import asyncio
+
+    from prefect_launch.sweeps.queued import queue_sweep
+    from prefect_launch.sweeps.sweep_file import read_sweep_file
+
+    api = connected()
+    given = {
+        **{"queue": queue, "job": job, "docker_image": docker_image},
+        **{"num_workers": num_workers, "run_cap": run_cap, "prior_runs": _ids_of(api, prior_run)},
+    }
+    sweep_id = asyncio.run(queue_sweep(api, {"config": read_sweep_file(file), **given}))
+    page = f"{api.ui_url}/runs/flow-run/{sweep_id}"
+    if json:
+        print_json({"id": str(sweep_id), "url": page})
+        return
+    typer.echo(f"sweep: {sweep_id}")
+    typer.echo(f"page:  {page}")
+
+
+@app.command(
     "run",
     epilog=examples(
         "prefect-launch sweep run sweep.yaml -q gpu -j digits --num-workers 4 --run-cap 20",
@@ -94,20 +141,11 @@ def run_(
     file: Annotated[
         str | None, typer.Argument(metavar="[FILE]", help="A sweep file: YAML or JSON, as W&B's sweeps have it.")
     ] = None,
-    queue: Annotated[
-        str | None, typer.Option("-q", "--queue", metavar="QUEUE", help="The queue of its trials.")
-    ] = None,
-    job: Annotated[str | None, typer.Option("-j", "--job", metavar="JOB", help="The job that its trials run.")] = None,
-    docker_image: Annotated[
-        str | None,
-        typer.Option("-d", "--docker-image", metavar="IMAGE", help="The image that its trials run, in place of a job."),
-    ] = None,
-    num_workers: Annotated[
-        int | None, typer.Option("--num-workers", metavar="N", min=1, help="How many trials at a time.")
-    ] = None,
-    run_cap: Annotated[
-        int | None, typer.Option("--run-cap", metavar="N", min=1, help="How many trials at most.")
-    ] = None,
+    queue: TrialQueue = None,
+    job: TrialJob = None,
+    docker_image: TrialImage = None,
+    num_workers: NumWorkers = None,
+    run_cap: RunCap = None,
     prior_run: PriorRuns = None,
     resume: Annotated[
         str | None,

@@ -71,6 +71,7 @@ class AgentStatus(BaseModel):
         running: what it has in work; when that is much, the first of it.
         in_work: how many jobs it has in work.
         schedulers: how many schedulers of sweeps it has in work, which take none of its slots.
+        max_schedulers: how many it takes; `None`: no limit, or unknown.
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
         capacity: what it can give at most to one item, as its devices' `Capacity`; `None`: unknown.
@@ -88,6 +89,7 @@ class AgentStatus(BaseModel):
     running: tuple[RunningItemSummary, ...] = ()
     in_work: int = 0
     schedulers: int = 0
+    max_schedulers: int | None = None
     waits: dict[str, str] = Field(default_factory=dict)
     devices: str = ""
     capacity: dict[str, Any] | None = None

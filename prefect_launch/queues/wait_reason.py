@@ -22,7 +22,8 @@ from prefect_launch.core.units import utc_minute, utc_time
 from prefect_launch.jobs.index import PATH_TAG
 from prefect_launch.queues.agent_status import AgentInfo, online_agents
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import PAGE, Item, PriorityQueue
+from prefect_launch.server.values import JOB_FLOW, PAGE, Item, ItemFilter, PriorityQueue
+from prefect_launch.spec.item_parameters import is_scheduler
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
@@ -66,6 +67,11 @@ class QueueFacts(BaseModel):
         """Count the items in work, as the limits of the queue, or of one priority, do."""
         counted = [item for item in self.in_work if item.state_type in _COUNTED]
         return sum(work_queue is None or item.work_queue_name == work_queue for item in counted)
+
+    def schedulers(self, work_queue: str | None = None) -> int:
+        """Count the schedulers of sweeps in work, as the limits of the queue, or of one priority, do."""
+        jobs_left_out = tuple(item for item in self.in_work if is_scheduler(item))
+        return self.model_copy(update={"in_work": jobs_left_out}).counted(work_queue)
 
     @property
     def accepting_agents(self) -> tuple[AgentInfo, ...]:
@@ -195,6 +201,23 @@ def _limit(facts: WaitFacts) -> _Reason | None:
     return None
 
 
+def _scheduler(facts: WaitFacts) -> _Reason | None:
+    """A sweep's scheduler needs no slot of a job, and no device."""
+    if not is_scheduler(facts.item):
+        return None
+    queue, taking = facts.queue, facts.queue.accepting_agents
+    name = facts.item.work_queue_name
+    for limit, active in ((queue.limit, queue.schedulers()), (queue.limit_of(name), queue.schedulers(name))):
+        if limit is not None and active + 1 >= limit:
+            text = f"The queue's limit is {limit} items in work, and {active} of them are schedulers of sweeps"
+            return WaitCause.LIMIT, f"{text}: one more would leave no place for their trials."
+    if all(agent.max_schedulers is not None and agent.schedulers >= agent.max_schedulers for agent in taking):
+        shares = ", ".join(f"{agent.name} {agent.schedulers} of {agent.max_schedulers}" for agent in taking)
+        text = f"The queue's agents run as many schedulers of sweeps as they may ({shares})."
+        return WaitCause.TURN, f"{text} Raise max_schedulers in an agent's config, or start another agent."
+    return WaitCause.TURN, f"An agent takes it within seconds ({', '.join(agent.name for agent in taking)})."
+
+
 def _no_devices(facts: WaitFacts) -> _Reason | None:
     taking = facts.queue.accepting_agents
     if facts.requested_gpus and all(agent.host and not agent.devices for agent in taking):
@@ -246,6 +269,7 @@ _CHECKS: Final[tuple[Callable[[WaitFacts], _Reason | None], ...]] = (
     _no_agent,
     _away,
     _limit,
+    _scheduler,
     _no_devices,
     _no_slot,
     _next_in_turn,
@@ -266,10 +290,10 @@ def _expected_start(facts: WaitFacts, cause: WaitCause) -> datetime | None:
     queue = facts.queue
     if cause is WaitCause.NOT_DUE:
         return _due(facts.item)
-    if facts.past is None or cause in (WaitCause.PAUSED, WaitCause.NO_AGENT):
+    if facts.past is None or cause in (WaitCause.PAUSED, WaitCause.NO_AGENT) or is_scheduler(facts.item):
         return None
     typical = facts.past.typical_seconds
-    running = [_seconds_in_work(item, queue.now) for item in queue.in_work]
+    running = [_seconds_in_work(item, queue.now) for item in queue.in_work if not is_scheduler(item)]
     elsewhere = sum(agent.in_work for agent in queue.accepting_agents) - len(running)
     if cause is WaitCause.DEVICES:
         if facts.requested_gpus or (not running and elsewhere <= 0):
@@ -408,7 +432,8 @@ async def read_past(server: Server, queue: str, tags: tuple[str, ...]) -> Past |
     job = next((tag.removeprefix(PATH_TAG) for tag in tags if tag.startswith(PATH_TAG)), "")
     for name in dict.fromkeys((job, "")):
         wanted = [f"{PATH_TAG}{name}"] if name else None
-        done = await server.list_items(pool=queue, tags=wanted, state_types=[StateType.COMPLETED], limit=PAST_RUNS)
+        ended = ItemFilter(pool=queue, flow=JOB_FLOW, tags=wanted, state_types=[StateType.COMPLETED])
+        done = await server.list_items(**ended, limit=PAST_RUNS)
         if done:
             return Past(seconds=tuple(item.total_run_time for item in done), job=name)
     return None

@@ -91,12 +91,15 @@ def sweep_config(
 
 
 def config_of(sweep: Item) -> SweepConfig:
-    """Return the configuration of a sweep, from its flow run.
+    """Return the configuration of a sweep, from its flow run; an item of a queue that names none has its trials there.
 
     Raises:
         LaunchError: when its parameters are none.
     """
-    return sweep_config(**sweep.parameters)
+    config = sweep_config(**sweep.parameters)
+    if config.launch.queue is not None or sweep.work_pool_name is None:
+        return config
+    return sweep_config(**{**sweep.parameters, "queue": sweep.work_pool_name})
 
 
 #: Is given the scheduler of a sweep before it begins, to stop it.

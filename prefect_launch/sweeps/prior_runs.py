@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from prefect_launch.core.metrics import Metrics
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.server.metrics import read_metrics
-from prefect_launch.server.values import Item
-from prefect_launch.spec.item_parameters import SCHEDULER_FLOW, spec_of
+from prefect_launch.server.values import SCHEDULER_FLOW, Item
+from prefect_launch.spec.item_parameters import spec_of
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import Trial, TrialState
 from prefect_launch.sweeps.samplers.base import Sampler

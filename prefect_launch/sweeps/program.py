@@ -24,7 +24,7 @@ from prefect_launch.core.terminal import printable
 from prefect_launch.errors import AgentConfigError, LaunchError, ServerFailedError, ServerUnavailableError
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.server.values import Item
-from prefect_launch.sweeps.flow import read_sweep, sweep_config
+from prefect_launch.sweeps.flow import config_of, read_sweep
 from prefect_launch.sweeps.runner import SweepRunner
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
 
@@ -119,8 +119,7 @@ def _api_of(api: Api, sweep: Item) -> Api:
 async def _run(
     api: Api, session: Session, sweep: Item, leaving: asyncio.Event, tell: Callable[[str], None]
 ) -> SchedulerEnd | None:
-    config = sweep_config(**{"queue": sweep.work_pool_name, **sweep.parameters})
-    runner = SweepRunner(api, session, sweep.id, config, tell=tell)
+    runner = SweepRunner(api, session, sweep.id, config_of(sweep), tell=tell)
     work = asyncio.ensure_future(runner.run())
     told_to_leave = asyncio.ensure_future(leaving.wait())
     try:

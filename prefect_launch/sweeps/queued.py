@@ -78,7 +78,7 @@ async def ensure_sweep_deployment(session: Session, queue: str) -> UUID:
         name,
         flow=SCHEDULER_FLOW,
         pool=queue,
-        parameters={"queue": queue},
+        parameters={},
         parameter_schema=schema,
         description=f"A sweep on the queue **{queue}**: an agent runs its scheduler.",
         tags=["launch", "sweep", queue_tag(queue)],

@@ -107,7 +107,8 @@ class Reporter:
             name=self._name,
             host=socket.gethostname(),
             queues=agent.config.queues,
-            slots=None if math.isinf(agent.config.max_jobs) else int(agent.config.max_jobs),
+            slots=_finite(agent.config.max_jobs),
+            max_schedulers=_finite(agent.config.max_schedulers),
             state=state or usual,
             running=tuple(RunningItemSummary.of(item) for item in items),
             in_work=agent.num_running_jobs,
@@ -179,3 +180,7 @@ class Reporter:
                 await self._agent.update_status("KILLED")
         except LaunchError as error:
             log.debug("not taken off the list: %s", error)
+
+
+def _finite(limit: float) -> int | None:
+    return None if math.isinf(limit) else int(limit)
