@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.states import Pending
 
 from prefect_launch.client.in_flow import key_of_call
-from prefect_launch.spec.item_parameters import SCHEDULER_FLOW
+from prefect_launch.server.values import SCHEDULER_FLOW
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient

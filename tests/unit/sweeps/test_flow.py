@@ -11,7 +11,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.schema_tools.validation import is_valid, validate
 
-from prefect_launch.spec.item_parameters import SCHEDULER_FLOW
+from prefect_launch.server.values import SCHEDULER_FLOW
 
 sweep: Flow[..., Any] = load_flow_from_entrypoint(f"{Path(__file__).resolve().parents[3] / 'flows' / 'sweep.py'}:sweep")
 FORM: dict[str, Any] = parameter_schema(sweep.fn).model_dump_for_openapi()
