@@ -23,6 +23,7 @@ from typing import Any, ClassVar, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.core.masking import Mask
+from prefect_launch.core.metrics import MAX_METRICS
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import SpecError, unknown_name
@@ -76,7 +77,8 @@ def with_default_variables(given: Mapping[str, str], output_dir: str) -> dict[st
     """
     wandb = {"WANDB_DIR": output_dir}
     if not _ONLINE & given.keys():
-        wandb["WANDB_MODE"] = "offline"
+        # Its summary is in what it prints at its end: 10 metrics by default.
+        wandb |= {"WANDB_MODE": "offline", "WANDB_MAX_END_OF_RUN_SUMMARY_METRICS": str(MAX_METRICS)}
     # A log that is to be followed live must not wait in a buffer.
     return {"PYTHONUNBUFFERED": "1", **wandb, **given}
 

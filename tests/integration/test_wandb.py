@@ -26,7 +26,7 @@ run = wandb.init(config={"lr": 0.5, "layers": 3})
 told = {"lr": run.config["lr"], "layers": run.config.layers, "id": run.id, "name": run.name}
 told |= {"project": run.project, "entity": run.entity}
 for step in range(3):
-    wandb.log({"loss": 1 / (step + 1)})
+    wandb.log({"loss": 1 / (step + 1), "acc": step / 3, **{f"m{n}": n for n in range(20)}})
 pathlib.Path("model.txt").write_text("weights")
 artifact = wandb.Artifact("model", type="model")
 artifact.add_file("model.txt")
@@ -42,6 +42,9 @@ def check(site: Site, run: QueuedRun) -> None:
     assert run.state == "completed", site.log(run)
     expected = {"lr": 0.1, "layers": 3, "id": site.name, "name": "my run", "project": "mnist", "entity": "team"}
     assert run.outputs() == {**expected, "loss": pytest.approx(1 / 3)}
+    # The summary is not among the outputs: it is what wandb has printed.
+    assert run.metrics().value("acc") == pytest.approx(2 / 3, abs=1e-5)
+    assert run.metrics().value("m19") == 19
     kept: list[str] = site.api.call(lambda session: session.jobs.get_outputs(run.id, 1, site.folder / "kept"))
     assert "not kept" not in site.log(run), "the links that wandb leaves are no loss"
     (log,) = [name for name in kept if name.endswith(".wandb")]

@@ -93,6 +93,7 @@ def test_entity_that_nobody_has_named_is_not_told_to_wandb() -> None:
 def test_wandb_works_offline_where_nobody_names_a_server(given: dict[str, str], mode: str | None) -> None:
     found = with_default_variables(given, "/launch/outputs")
     assert (found.get("WANDB_MODE"), found["WANDB_DIR"]) == (mode, "/launch/outputs")
+    assert ("WANDB_MAX_END_OF_RUN_SUMMARY_METRICS" in found) == (not given.keys() & {"WANDB_API_KEY", "WANDB_BASE_URL"})
     assert found.items() >= given.items()
 
 

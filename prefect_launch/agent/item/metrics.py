@@ -11,12 +11,10 @@ import asyncio
 import json
 import logging
 import re
-import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
 
@@ -25,6 +23,7 @@ import anyio
 from prefect_launch.agent.item.attempt import Attempt, Hook
 from prefect_launch.agent.item.outputs import read_outputs
 from prefect_launch.agent.item.transitions import retry_until_available
+from prefect_launch.agent.item.wandb_summary import read_wandb_summary
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.metric_lines import MARK_BYTES, without_metrics
 from prefect_launch.core.metrics import MAX_METRICS, MAX_POINTS, Metrics, numbers_in, parse_line
@@ -57,9 +56,6 @@ _SEARCH_SECONDS: Final = 1.0
 _STATE_FILE: Final = "metrics-read.json"
 _LINES: Final = re.compile(re.escape(MARK_BYTES) + rb"([^\n]*)")
 _LINE_ENDS: Final = re.compile(rb"[\r\n]+")
-#: A summary of W&B that is larger is not read.
-_SUMMARY_BYTES: Final = 1_000_000
-_SUMMARIES: Final = "wandb/*run-*/files/wandb-summary.json"
 _SHOWN_CHARS: Final = 80
 
 
@@ -306,7 +302,7 @@ class MetricsCollector:
         await self._begin()
         await self._read(ended=True)
         metrics = self._reader.metrics
-        metrics.outputs, metrics.wandb = await anyio.to_thread.run_sync(_results, self._plan.output_dir)
+        metrics.outputs, metrics.wandb = await anyio.to_thread.run_sync(_results, self._plan)
         has_results = metrics.wandb or (metrics.outputs and (metrics.series or self._keeps_results))
         self._reader.revision += bool(has_results)
         await retry_until_available(f"take the metrics of {self._item_id}", self._write_all)
@@ -377,32 +373,10 @@ class MetricsCollector:
         reader.artifacts[what], self._written[what] = made, revision
 
 
-def _results(output_dir: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Return the numbers of `outputs.json`, and those of the summaries of offline W&B runs, of the newest first."""
-    outputs, _ = read_outputs(output_dir)
-    summary: dict[str, float] = {}
-    for file in sorted(output_dir.glob(_SUMMARIES), key=_changed_at):
-        summary |= dict(numbers_in(_read_summary(file)))
-    return dict(numbers_in(outputs)), summary
-
-
-def _read_summary(file: Path) -> dict[str, Any]:
-    try:
-        about = file.lstat()
-        if not stat.S_ISREG(about.st_mode) or about.st_size > _SUMMARY_BYTES:
-            return {}
-        found = json.loads(file.read_bytes(), parse_constant=str)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    # What W&B reports on the run itself begins with an underscore.
-    return {name: value for name, value in found.items() if name[:1] != "_"} if isinstance(found, dict) else {}
-
-
-def _changed_at(file: Path) -> float:
-    try:
-        return file.lstat().st_mtime
-    except OSError:
-        return 0.0
+def _results(plan: RunPlan) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the numbers of `outputs.json`, and those of the summary of an offline W&B run."""
+    outputs, _ = read_outputs(plan.output_dir)
+    return dict(numbers_in(outputs)), read_wandb_summary(plan.output_dir, plan.log_path, plan.mask)
 
 
 class CollectMetrics(Hook):

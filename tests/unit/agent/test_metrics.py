@@ -357,6 +357,21 @@ async def test_outputs_and_the_summary_of_an_offline_wandb_run_count_at_the_end(
     assert await run.server.list_artifacts(run.item_id) == []
 
 
+async def test_summary_that_wandb_prints_counts_where_it_has_left_no_file(run: Run) -> None:
+    run.write(
+        "wandb: Run history:\nwandb: loss ▁█\nwandb: \nwandb: Run summary:\nwandb:  loss 0.5\nwandb: \n".encode(),
+        b"wandb: other 7\n",
+        b"\x1b[1;34mwandb\x1b[0m: Run summary:\nwandb:    loss 0.25\nan other line\nwandb:  my acc 1e-05\n",
+        b"wandb: val/loss nan\nwandb:    name x\nwandb:    flag True\nwandb:      +9 ...\nwandb: \nwandb: late 3\n",
+    )
+    await run.collector().finish()
+
+    metrics = await run.metrics()
+    assert metrics.names == ["loss", "my acc", "val/loss"]
+    assert (metrics.wandb["loss"], metrics.wandb["my acc"]) == (0.25, 1e-05)
+    assert math.isnan(metrics.wandb["val/loss"])
+
+
 async def test_outputs_alone_are_kept_as_metrics_of_a_trial_and_cost_other_runs_nothing(run: Run) -> None:
     (run.plan.output_dir / "outputs.json").write_text('{"val_loss": 0.2}')
     run.write(b"a line\n")
