@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from prefect_launch.queues.run_queue import RunQueue
     from prefect_launch.runners.run import AbstractRun
     from prefect_launch.settings.agent_config_block import LaunchAgentConfig
+    from prefect_launch.sweeps.sweep import Sweep, asweep, sweep
 
 _HOMES = {
     "AbstractRun": "runners.run",
@@ -35,11 +36,13 @@ _HOMES = {
     "LaunchError": "errors",
     "QueuedRun": "client.queued_run",
     "RunQueue": "queues.run_queue",
+    "Sweep": "sweeps.sweep",
     "acreate_job": "client.create_job",
     "aexplain_launch": "client.explain",
     "alaunch": "direct.launch",
     "alaunch_add": "client.launch_add",
     "alaunch_add_many": "client.launch_add",
+    "asweep": "sweeps.sweep",
     "create_and_run_agent": "agent",
     "create_job": "client.create_job",
     "explain_launch": "client.explain",
@@ -50,6 +53,7 @@ _HOMES = {
     "load_wandb_config": "inputs",
     "manage_config_file": "inputs",
     "manage_wandb_config": "inputs",
+    "sweep": "sweeps.sweep",
 }
 
 __all__ = [
@@ -63,12 +67,14 @@ __all__ = [
     "LaunchError",
     "QueuedRun",
     "RunQueue",
+    "Sweep",
     "__version__",
     "acreate_job",
     "aexplain_launch",
     "alaunch",
     "alaunch_add",
     "alaunch_add_many",
+    "asweep",
     "create_and_run_agent",
     "create_job",
     "explain_launch",
@@ -79,6 +85,7 @@ __all__ = [
     "load_wandb_config",
     "manage_config_file",
     "manage_wandb_config",
+    "sweep",
 ]
 
 

@@ -319,15 +319,11 @@ def best(
     import yaml
 
     from prefect_launch.cli.sweep_view import read_report
-    from prefect_launch.errors import NotFoundError
     from prefect_launch.sweeps.runner import describe_trial
+    from prefect_launch.sweeps.trial_items import best_trial
 
     found = read_report(connected(), sweep)
-    if found.config.objective is None:
-        raise NotFoundError(f"The sweep {found.name} has no metric, so none of its trials is the best.")
-    trial = found.best
-    if trial is None:
-        raise NotFoundError(f"No trial of the sweep {found.name} has finished with a value of its metric yet.")
+    trial = best_trial(found.name, found.config, found.trials)
     as_config = {"overrides": {"run_config": dict(trial.params)}}
     if json:
         print_json(as_config if config else found.trial_fields(trial))

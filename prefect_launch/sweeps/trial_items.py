@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.names import short_id
 from prefect_launch.core.states import StateType
-from prefect_launch.errors import SpecError, nearest_name
+from prefect_launch.errors import NotFoundError, SpecError, nearest_name
 from prefect_launch.server.metrics import read_metrics
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.values import Item
@@ -218,6 +218,25 @@ class SweepTrials:
 EndedMetrics = MutableMapping[tuple[UUID, datetime | None], Metrics]
 #: The agent that ends an item so has written all its metrics before; of another end, some may still come.
 _COMPLETE: Final = (StateType.COMPLETED, StateType.FAILED)
+
+
+def best_trial(name: str, config: SweepConfig, trials: SweepTrials) -> Trial:
+    """Return the best trial of a sweep.
+
+    Args:
+        name: of the sweep, for messages.
+        config: of the sweep.
+        trials: of the sweep.
+
+    Raises:
+        NotFoundError: when the sweep has no metric, or no trial has finished with a value of it.
+    """
+    if config.objective is None:
+        raise NotFoundError(f"The sweep {name} has no metric, so none of its trials is the best.")
+    found = trials.best(config.objective)
+    if found is None:
+        raise NotFoundError(f"No trial of the sweep {name} has finished with a value of its metric yet.")
+    return found
 
 
 async def read_trials(

@@ -1,0 +1,312 @@
+"""Sweeps from Python: `sweep`, which begins one, and `Sweep`, the handle on it.
+
+The sweep's scheduler runs in the background of this process. Called in a flow, the sweep is a subflow of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
+
+import anyio
+import anyio.to_thread
+
+from prefect_launch.client.api import default_api
+from prefect_launch.client.background import Followed, follower
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.core.event_loop import run_sync
+from prefect_launch.core.signature import with_arguments_of
+from prefect_launch.core.states import StateType
+from prefect_launch.errors import ExecutionError, SpecError
+from prefect_launch.sweeps import flow
+from prefect_launch.sweeps.history import Trial
+from prefect_launch.sweeps.sweep_file import read_sweep_file
+from prefect_launch.sweeps.trial_items import SweepTrials, best_trial, read_trials
+
+if TYPE_CHECKING:
+    from prefect_launch.client.api import Api
+    from prefect_launch.queues.session import Session
+    from prefect_launch.server.values import Item
+    from prefect_launch.sweeps.config import SweepConfig
+    from prefect_launch.sweeps.runner import SweepRunner
+
+_POLL_MIN_SECONDS: Final = 0.1
+_POLL_MAX_SECONDS: Final = 1.0
+
+
+def sweep(
+    config: Mapping[str, Any] | str | Path,
+    queue: str | None = None,
+    job: str | None = None,
+    docker_image: str | None = None,
+    num_workers: int | None = None,
+    run_cap: int | None = None,
+    prior_runs: Sequence[str] | None = None,
+) -> Sweep:
+    """Begin a sweep, and return as soon as it has begun. What is given beside the config wins over it.
+
+    This process queues its trials in the background, and waits for its end at its own exit, as a flow does at its end;
+    when it is interrupted (SIGINT, SIGTERM), or its flow is cancelled, it stops the sweep with its trials first. Called
+    in a flow, the sweep is a subflow of it; a retry of the flow goes on with it, and runs none of its trials again.
+
+    Args:
+        config: the content of a sweep file, or the path of one.
+        queue: where its trials are queued; by default `launch.queue` of the config.
+        job: that its trials run, `entity/project/name:alias` or a shorter form; by default the config's.
+        docker_image: that its trials run, in place of a job.
+        num_workers: trials at a time, 1 to 1,000; by default the config's, or 8.
+        run_cap: the most trials, 1 or more; by default the config's.
+        prior_runs: ids of earlier sweeps, and of other items, that its sampler learns from.
+
+    Returns:
+        A handle on the sweep.
+
+    Raises:
+        SpecError: for a wrong config, and when it names no queue or no job.
+        InputError: when its first trials do not match the job's schema.
+        NotFoundError: for an unknown queue, job, sampler or prior run.
+        LaunchError: as `launch_add` does for a trial. Nothing is queued in any of these cases.
+    """
+    given: dict[str, Any] = {
+        **{"config": config, "queue": queue, "job": job, "docker_image": docker_image, "num_workers": num_workers},
+        **{"run_cap": run_cap, "prior_runs": prior_runs},
+    }
+    follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
+    return run_sync(asweep(**given))
+
+
+@with_arguments_of(sweep)
+async def asweep(arguments: Mapping[str, Any]) -> Sweep:
+    """`sweep` for async code; arguments, result and errors are the same."""
+    given = dict(arguments)
+    config = given["config"]
+    if isinstance(config, (str, Path)):
+        given["config"] = await anyio.to_thread.run_sync(read_sweep_file, config)
+    elif not isinstance(config, Mapping):
+        raise SpecError(f"The sweep's config must be a mapping, or the path of a sweep file, not {config!r}.")
+    api = default_api()
+    sweep_id = await flow.begin_sweep(api, given)
+    found = await Sweep.afind(str(sweep_id))
+    await _run_here(api, found)
+    return found
+
+
+async def _run_here(api: Api, found: Sweep) -> None:
+    """Run a sweep in the background of this process, unless it has ended well, or runs here already."""
+    state = (await found.aitem()).state_type
+    if state is StateType.COMPLETED or any(one.id == _name(found.id) for one in follower().living):
+        return
+    if state is not StateType.PENDING:
+        # An earlier try of the flow around the call began it, and has died, or the sweep failed or was stopped.
+        await flow.resume_sweep(api, UUID(found.id), {})
+    here = await follower().follow(FollowedSweep, lambda followed: followed.run(api, UUID(found.id)))
+    if not here.started.done():
+        here.end.result()
+
+
+def _name(sweep_id: str) -> str:
+    return f"sweep {sweep_id}"
+
+
+class FollowedSweep(Followed):
+    """A sweep whose scheduler runs in the background of this process."""
+
+    sweep_id: UUID | None = None
+    _runner: SweepRunner | None = None
+
+    @property
+    def id(self) -> str:
+        return _name(str(self.sweep_id))
+
+    async def run(self, api: Api, sweep_id: UUID) -> None:
+        """Run the sweep to its end."""
+        self.sweep_id = sweep_id
+        await flow.run_sweep(api, sweep_id, started=self.begun)
+
+    def begun(self, runner: SweepRunner) -> None:
+        """Take the scheduler, which is about to begin."""
+        self._runner = runner
+        if self.stop_requested:
+            runner.stop()
+        if not self.started.done():
+            self.started.set_result(None)
+
+    def stop(self) -> None:
+        self.stop_requested = True
+        if self._runner is not None:
+            self._runner.stop()
+
+
+@dataclass(frozen=True)
+class TrialRun(Trial):
+    """One trial of a sweep, as `Sweep.runs` returns it.
+
+    Attributes:
+        run: its newest item.
+    """
+
+    run: QueuedRun = field(kw_only=True)
+
+
+class Sweep:
+    """Handle on a sweep.
+
+    Each method has a form for async code with an `a` before its name; `wait`, whose name with it would be a keyword,
+    has `wait_async`.
+
+    Attributes:
+        id: of the sweep, which is its flow run's (a UUID as text).
+        name: the flow run's.
+    """
+
+    def __init__(self, api: Api, item: Item) -> None:
+        self._api = api
+        self._id = item.id
+        self.id = str(item.id)
+        self.name = item.name
+
+    def __repr__(self) -> str:
+        return f"<Sweep {self.name} {self.id}>"
+
+    @classmethod
+    def find(cls, sweep: str) -> Sweep:
+        """Find a sweep.
+
+        Args:
+            sweep: its id, the id's first or last characters (6 or more), or its name.
+
+        Raises:
+            NotFoundError: when there is none, or there are several.
+        """
+        api = default_api()
+        return cls(api, api.call(lambda session: flow.find_sweep(session, sweep)))
+
+    @classmethod
+    async def afind(cls, sweep: str) -> Sweep:
+        """`find` for async code."""
+        api = default_api()
+        return cls(api, await api.acall(lambda session: flow.find_sweep(session, sweep)))
+
+    # --- what it tells ---
+
+    @property
+    def url(self) -> str:
+        """The sweep's page in the UI."""
+        return f"{self._api.ui_url}/runs/flow-run/{self.id}"
+
+    @property
+    def item(self) -> Item:
+        """The sweep's flow run as it is now.
+
+        Raises:
+            NotFoundError: when it was deleted.
+        """
+        return self._api.call(self._item)
+
+    async def aitem(self) -> Item:
+        """`item` for async code."""
+        return await self._api.acall(self._item)
+
+    async def _item(self, session: Session) -> Item:
+        return await flow.read_sweep(session, self._id)
+
+    @property
+    def state(self) -> str:
+        """Name of its state, in lower case: `pending`, `running`, `paused`, `completed`, `failed`, `cancelled`, …"""
+        return (self.item.state_name or "unknown").lower()
+
+    @property
+    def message(self) -> str:
+        """Why it is in its state."""
+        return self.item.message
+
+    def runs(self) -> list[TrialRun]:
+        """Return its trials, those with a value of the metric first, the best of them at the head."""
+        return self._api.call(self._runs)
+
+    async def aruns(self) -> list[TrialRun]:
+        """`runs` for async code."""
+        return await self._api.acall(self._runs)
+
+    async def _runs(self, session: Session) -> list[TrialRun]:
+        config, trials = await self._read(session)
+        return [self._run_of(trial, trials) for trial in trials.ranked(config.objective)]
+
+    def best(self) -> TrialRun:
+        """Return the finished trial with the best value of the metric.
+
+        Raises:
+            NotFoundError: when the sweep has no metric, or no trial has finished with a value of it yet.
+        """
+        return self._api.call(self._best)
+
+    async def abest(self) -> TrialRun:
+        """`best` for async code."""
+        return await self._api.acall(self._best)
+
+    async def _best(self, session: Session) -> TrialRun:
+        config, trials = await self._read(session)
+        return self._run_of(best_trial(self.name, config, trials), trials)
+
+    async def _read(self, session: Session) -> tuple[SweepConfig, SweepTrials]:
+        config = flow.config_of(await self._item(session))
+        return config, await read_trials(session.server, self._id, config)
+
+    def _run_of(self, trial: Trial, trials: SweepTrials) -> TrialRun:
+        return TrialRun(**vars(trial), run=QueuedRun(self._api, trials.items[trial.number].item))
+
+    # --- until it ends ---
+
+    def wait(self, timeout: float | None = None) -> Sweep:
+        """Wait until it has ended, with none of its trials waiting or running; a paused one goes on waiting.
+
+        Args:
+            timeout: in seconds; `None` waits as long as it takes.
+
+        Returns:
+            The sweep itself.
+
+        Raises:
+            ExecutionError: when it failed, or was stopped; with the reason.
+            TimeoutError: when it has not ended in time; it goes on.
+        """
+        return self._api.call(lambda session: self._wait(session, timeout))
+
+    async def wait_async(self, timeout: float | None = None) -> Sweep:
+        """`wait` for async code."""
+        return await self._api.acall(lambda session: self._wait(session, timeout))
+
+    async def _wait(self, session: Session, timeout: float | None) -> Sweep:
+        give_up_at = None if timeout is None else time.monotonic() + timeout
+        pause = _POLL_MIN_SECONDS
+        while True:
+            item = await self._item(session)
+            if item.state_type is StateType.COMPLETED:
+                return self
+            if item.is_terminal:
+                raise ExecutionError(f"The sweep {self.name} ({self.id}) ended as {item.state_name}: {item.message}")
+            if give_up_at is not None and time.monotonic() >= give_up_at:
+                raise TimeoutError(
+                    f"The sweep {self.name} ({self.id}) has not ended within {timeout:g} s: it is {item.state_name}."
+                    f" See {self.url}"
+                )
+            await anyio.sleep(pause if give_up_at is None else max(0.0, min(pause, give_up_at - time.monotonic())))
+            pause = min(pause * 1.5, _POLL_MAX_SECONDS)
+
+    # --- what is done with it ---
+
+    def stop(self) -> None:
+        """Stop it: cancel its trials, and wait until none of them waits or runs.
+
+        Raises:
+            LaunchError: when it has ended already.
+        """
+        run_sync(self.astop())
+
+    async def astop(self) -> None:
+        """`stop` for async code."""
+        await flow.stop_sweep(self._api, self._id, lambda line: None)
