@@ -30,12 +30,15 @@ _WIDE_COLUMNS: Final = 1_000
 _READABLE_CHARS: Final = 8
 _STYLES: Final[Mapping[str, str]] = {
     "completed": "green",
+    "finished": "green",
     "online": "green",
     "polling": "green",
     "draining": "yellow",
     "running": "blue",
     "cancelling": "yellow",
     "paused": "yellow",
+    "held": "yellow",
+    "pruned": "dim",
     "failed": "red",
     "crashed": "red",
     "cancelled": "dim",

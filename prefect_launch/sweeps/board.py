@@ -18,6 +18,7 @@ from uuid import UUID
 import anyio
 import anyio.to_thread
 
+from prefect_launch.core.metrics import format_number
 from prefect_launch.errors import ServerFailedError, ServerUnavailableError
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.report import SweepReport
@@ -172,5 +173,9 @@ def _draw_table(report: SweepReport) -> tuple[str, str]:
 
 
 def _draw_report(report: SweepReport) -> tuple[str, str]:
+    metric = report.config.objective
+    best = "no trial has finished with a value yet"
+    if report.best is not None and report.best.value is not None and metric is not None:
+        best = f"trial {report.best.number}, {metric.name} {format_number(report.best.value)}"
     # An address without a host: the UI may have another one for people than the server has for this process.
-    return report.markdown(lambda item_id: f"/runs/flow-run/{item_id}"), "Report of the sweep."
+    return report.markdown(lambda item_id: f"/runs/flow-run/{item_id}"), f"Report with charts. Best: {best}."

@@ -19,7 +19,8 @@ from prefect_launch.core.validation import clean_text
 from prefect_launch.inputs.metrics import written_number
 from prefect_launch.sweeps.charts import history_svg, importance_svg, parallel_svg
 from prefect_launch.sweeps.config import SweepConfig
-from prefect_launch.sweeps.history import Trial, TrialState
+from prefect_launch.sweeps.failures import Failure, failures_by_cause
+from prefect_launch.sweeps.history import Trial
 from prefect_launch.sweeps.importance import Importances, measure_importance
 from prefect_launch.sweeps.trial_items import SweepTrials
 from prefect_launch.sweeps.trial_table import MAX_CHARS, MAX_PARAMS, counts_in_words, flat_params, trial_table
@@ -37,19 +38,6 @@ _NAMED: Final = 5
 
 #: Returns the address of an item's page.
 Link = Callable[[UUID], str]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Trials that failed for the same cause.
-
-    Attributes:
-        cause: for people.
-        trials: their numbers.
-    """
-
-    cause: str
-    trials: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -85,13 +73,7 @@ class SweepReport:
     @cached_property
     def failures(self) -> list[Failure]:
         """Why trials failed, the commonest cause first."""
-        by_cause: dict[str, list[int]] = {}
-        for trial in self.trials.history.trials:
-            if trial.state is TrialState.FAILED:
-                cause = shortened(" ".join((trial.cause or "No reason was given.").split()), _CAUSE_CHARS)
-                by_cause.setdefault(cause, []).append(trial.number)
-        found = [Failure(cause, tuple(numbers)) for cause, numbers in by_cause.items()]
-        return sorted(found, key=lambda failure: (-len(failure.trials), failure.trials[0]))
+        return failures_by_cause(self.trials.history.trials)
 
     @cached_property
     def charts(self) -> dict[str, str]:
@@ -218,7 +200,9 @@ class SweepReport:
         for failure in self.failures[:_MAX_CAUSES]:
             named = ", ".join(f"[{number}]({link(self._item(number))})" for number in failure.trials[:_NAMED])
             more = ", …" if len(failure.trials) > _NAMED else ""
-            rows.append([f"{len(failure.trials):,}", markdown_code(failure.cause), named + more])
+            rows.append(
+                [f"{len(failure.trials):,}", markdown_code(shortened(failure.cause, _CAUSE_CHARS)), named + more]
+            )
         left = len(self.failures) - _MAX_CAUSES
         return _rows(("Trials", "Cause", "Such as"), rows) + (f"\n\n{left:,} more causes." if left > 0 else "")
 
@@ -298,7 +282,7 @@ _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
 .wide { overflow-x: auto; }
 figure { margin: 1rem 0; }
-figure svg { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; }
+figure svg { width: 100%; max-width: 900px; height: auto; border: 1px solid var(--line); border-radius: 6px; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 td { max-width: 30rem; overflow-wrap: anywhere; }

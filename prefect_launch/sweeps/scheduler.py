@@ -7,7 +7,6 @@ try; a sweep ends only when none of its trials waits or runs.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,6 +14,7 @@ from typing import Any, Final
 
 from prefect_launch.core.units import format_duration
 from prefect_launch.sweeps.config import Metric, SweepConfig
+from prefect_launch.sweeps.failures import failures_by_cause
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.hyperband import trials_to_stop
 
@@ -178,12 +178,9 @@ def _succeeded(history: History) -> bool:
 
 
 def _commonest_cause(failed: list[Trial]) -> str:
-    causes = Counter(trial.cause for trial in failed if trial.cause)
     number = f"{len(failed)} trials" if len(failed) > 1 else "1 trial"
-    if not causes:
-        return f"{number} failed."
-    (cause, times), *_ = sorted(causes.most_common(), key=lambda each: (-each[1], each[0]))
-    return f"{number} failed; the commonest cause ({times}): {cause}"
+    commonest = failures_by_cause(failed)[0]
+    return f"{number} failed; the commonest cause ({len(commonest.trials)}): {commonest.cause}"
 
 
 # --- what is queued and stopped meanwhile ---

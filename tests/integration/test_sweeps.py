@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from tests.support.live import DEADLINE_SECONDS, START, Site, until
 
@@ -43,10 +44,13 @@ def test_grid_whose_scheduler_is_killed_goes_on_when_it_is_resumed_and_tells_the
     try:
         # Nobody runs the trials yet: the two of them wait when the scheduler dies.
         until(lambda: "trial 1 waiting" in told.read_text() or life.poll() is not None)
+        assert "trial 1 waiting" in told.read_text(), told.read_text()
+        sweep_id = UUID(told.read_text().partition("sweep: ")[2].split()[0])
+        until(lambda: f"sweep-{sweep_id}" in artifacts(site, sweep_id) or life.poll() is not None)
     finally:
         life.send_signal(signal.SIGKILL)
         life.wait()
-    assert "trial 1 waiting" in told.read_text(), told.read_text()
+    table = artifacts(site, sweep_id)[f"sweep-{sweep_id}"]
     agent = site.agent_process(jobs=2)
     try:
         resumed = subprocess.run(
@@ -69,3 +73,15 @@ def test_grid_whose_scheduler_is_killed_goes_on_when_it_is_resumed_and_tells_the
     assert (seen["state"], seen["best"]) == ("completed", 2)
     assert [(trial["number"], trial["metric"]) for trial in seen["trials"]] == [(2, 0), (0, 1), (3, 1), (1, 2)]
     assert {trial["tries"] for trial in seen["trials"]} == {1}
+    on_page = artifacts(site, sweep_id)
+    assert on_page.keys() == {table["key"], f"sweep-report-{sweep_id}"}, "the next life goes on with the same ones"
+    assert on_page[table["key"]]["id"] == table["id"]
+    assert [row["trial"] for row in json.loads(on_page[table["key"]]["data"])] == ["2", "0", "3", "1"]
+    assert on_page[f"sweep-report-{sweep_id}"]["data"].count("data:image/svg+xml;base64,") == 3
+
+
+def artifacts(site: Site, sweep_id: UUID) -> dict[str, dict[str, Any]]:
+    """What the sweep's page shows, by key; each key once."""
+    found = site.api.call(lambda session: session.server.list_artifacts(sweep_id))
+    assert len({artifact["key"] for artifact in found}) == len(found)
+    return {artifact["key"]: artifact for artifact in found}

@@ -107,7 +107,7 @@ async def test_sweep_that_has_ended_shows_one_table_of_all_its_trials(job_api: I
         await sweep.run()
         (artifact,) = await shown(job_api, sweep.id)
         (report,) = await shown(job_api, sweep.id, report_key)
-    assert report["type"] == "markdown"
+    assert (report["type"], report["description"]) == ("markdown", "Report with charts. Best: trial 2, loss 0.")
     assert "`completed`" in report["data"]
     assert "All 4 trials have ended." in report["data"]
     assert "### Best: [trial 2](/runs/flow-run/" in report["data"]
