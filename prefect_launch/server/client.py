@@ -63,12 +63,14 @@ class EventCalls(Calls):
         async for event in self._watch(wanted):
             yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)
 
-    async def watch_items(self, tag: str) -> AsyncIterator[str]:
+    async def watch_items(self, tag: str, *item_ids: UUID) -> AsyncIterator[str]:
         from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 
         wanted = EventFilter(
             event=EventNameFilter(prefix=["prefect.flow-run."]),
-            any_resource=EventAnyResourceFilter(id=[f"prefect.tag.{tag}"]),
+            any_resource=EventAnyResourceFilter(
+                id=[f"prefect.tag.{tag}", *(f"{_ITEM_RESOURCE}{item_id}" for item_id in item_ids)]
+            ),
         )
         async for event in self._watch(wanted):
             yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)

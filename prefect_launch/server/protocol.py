@@ -235,10 +235,14 @@ class Server(Protocol):
             ServerUnavailableError: when the event stream cannot be reached, or breaks.
         """
 
-    def watch_items(self, tag: str) -> AsyncIterator[str]:
-        """Yield an empty text once the stream is open, then the id of an item with this tag whenever its state changes.
+    def watch_items(self, tag: str, *item_ids: UUID) -> AsyncIterator[str]:
+        """Yield an empty text once the stream is open, then the id of an item whenever its state changes.
 
         As for `watch_pools`, an event comes before the change is committed.
+
+        Args:
+            tag: the items with this tag are watched.
+            item_ids: and these.
 
         Raises:
             ServerUnavailableError: when the event stream cannot be reached, or breaks.

@@ -99,8 +99,8 @@ class InMemoryTelemetry(Calls):
             self._store.watchers.add(watcher)
         return self._stream(watcher)
 
-    def watch_items(self, tag: str) -> AsyncIterator[str]:
-        watcher = Watcher(tag=tag)
+    def watch_items(self, tag: str, *item_ids: UUID) -> AsyncIterator[str]:
+        watcher = Watcher(tag=tag, item_ids=item_ids)
         with self._store.lock:
             self._store.watchers.add(watcher)
         return self._stream(watcher)

@@ -1,8 +1,8 @@
 """Items of the in-memory Prefect server: made, read, polled and moved by the rules of the real one.
 
 The order of the rules for a state change and their words are the server's; the same contract tests run on both. Left
-out is what prefect-launch never asks for: pausing, retries by the server, limits of deployments, and states that the
-server sets by itself after a time.
+out is what prefect-launch never asks for: input for a paused run, retries by the server, limits of deployments, and
+states that the server sets by itself after a time.
 """
 
 from __future__ import annotations
@@ -299,6 +299,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 _NO_RETURN = frozenset({StateType.CANCELLING, StateType.PAUSED, StateType.CRASHED})
 _UNCLAIMABLE = frozenset({StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.CANCELLED})
 _NOTHING_TO_STOP = "Scheduled flow run has no infrastructure to terminate."
+_SUSPENDED = "Suspended flow run has no infrastructure to terminate."
 _STOPPING = "Cannot transition flows that are cancelling to a state other than Cancelled."
 
 
@@ -387,7 +388,11 @@ def _times(item: Item, state: State, stamp: datetime) -> dict[str, Any]:
 
 def _scheduled_time(state: State) -> datetime | None:
     text = state.state_details.get("scheduled_time")
-    return datetime.fromisoformat(str(text).replace("Z", "+00:00")) if text else None
+    return _time(text) if text else None
+
+
+def _time(text: object) -> datetime:
+    return datetime.fromisoformat(str(text).replace("Z", "+00:00"))
 
 
 def _with_scheduled_time_of(current: State, proposed: State) -> State:
@@ -437,9 +442,13 @@ def _is_stopping(item: Item, current: State, proposed: State, now: datetime) -> 
 
 
 def _has_nothing_to_stop(item: Item, current: State, proposed: State, now: datetime) -> Ruling | None:
-    if proposed.type is not StateType.CANCELLING or current.type is not StateType.SCHEDULED or item.infrastructure_pid:
+    if proposed.type is not StateType.CANCELLING:
         return None
-    return Ruling(Answer.REJECT, State.of(ItemState.CANCELLED), _NOTHING_TO_STOP)
+    if current.type is StateType.SCHEDULED and (not item.infrastructure_pid or current.name == "Resuming"):
+        return Ruling(Answer.REJECT, State.of(ItemState.CANCELLED), _NOTHING_TO_STOP)
+    if current.type is StateType.PAUSED and current.state_details.get("pause_reschedule"):
+        return Ruling(Answer.REJECT, State.of(ItemState.CANCELLED), _SUSPENDED)
+    return None
 
 
 def _is_claimed(item: Item, current: State, proposed: State, now: datetime) -> Ruling | None:
@@ -450,6 +459,35 @@ def _is_claimed(item: Item, current: State, proposed: State, now: datetime) -> R
         return None
     text = f"This run is in a {current.type.value} state and cannot transition to a PENDING state."
     return Ruling(Answer.ABORT, reason=text)
+
+
+def _cannot_pause(item: Item, current: State, proposed: State, now: datetime) -> Ruling | None:
+    if proposed.type is not StateType.PAUSED:
+        return None
+    verb = "suspend" if proposed.name == "Suspended" else "pause"
+    if current.type is not StateType.RUNNING:
+        return Ruling(Answer.REJECT, reason=f"Cannot {verb} flows that are not currently running.")
+    if proposed.state_details.get("pause_reschedule") and item.deployment_id is None:
+        return Ruling(Answer.ABORT, reason=f"Cannot {verb} flows without a deployment.")
+    return None
+
+
+def _cannot_resume(item: Item, current: State, proposed: State, now: datetime) -> Ruling | None:
+    if current.type is not StateType.PAUSED:
+        return None
+    goes_on = {StateType.RUNNING, StateType.SCHEDULED, StateType.CANCELLING, *TERMINAL}
+    if proposed.type not in goes_on:
+        types = (f"StateType.{one.type.value}" for one in (proposed, current))
+        text = "This run cannot transition to the {} state from the {} state.".format(*types)
+        return Ruling(Answer.REJECT, reason=text)
+    if current.state_details.get("pause_reschedule") and item.deployment_id is None:
+        text = f"Cannot reschedule a {proposed.name.lower()} flow run without a deployment."
+        return Ruling(Answer.REJECT, reason=text)
+    until = current.state_details.get("pause_timeout")
+    if proposed.type is StateType.CANCELLING or not until or _time(until) >= now:
+        return None
+    failed = State.of(ItemState.FAILED, f"The flow was {proposed.name.lower()} and never resumed.")
+    return Ruling(Answer.REJECT, failed, "The flow run pause has timed out and can no longer resume.")
 
 
 def _is_too_early(item: Item, current: State, proposed: State, now: datetime) -> Ruling | None:
@@ -468,6 +506,8 @@ _RULES: Final[tuple[_Rule, ...]] = (
     _is_stopping,
     _has_nothing_to_stop,
     _is_claimed,
+    _cannot_pause,
+    _cannot_resume,
     _is_too_early,
 )
 _FORCED: Final[tuple[_Rule, ...]] = (_loses_a_result, _has_nothing_to_stop)

@@ -67,8 +67,16 @@ class StoredItem:
 class Watcher:
     """One listener to the event stream, on the event loop that it was made on; any thread may notify it."""
 
-    def __init__(self, pool_ids: Collection[UUID] = (), *, variable: str | None = None, tag: str | None = None) -> None:
+    def __init__(
+        self,
+        pool_ids: Collection[UUID] = (),
+        *,
+        variable: str | None = None,
+        tag: str | None = None,
+        item_ids: Collection[UUID] = (),
+    ) -> None:
         self.pool_ids = frozenset(pool_ids)
+        self.item_ids = frozenset(item_ids)
         self.variable = variable
         self.tag = tag
         self._loop = asyncio.get_running_loop()
@@ -117,11 +125,11 @@ class Store:
         return self.pools.get(item.work_pool_name) if item.work_pool_name else None
 
     def notify(self, item: Item, *, pools: bool) -> None:
-        """Notify those who watch a tag of the item; with `pools`, those who watch its pool, too."""
+        """Notify those who watch the item, or a tag of it; with `pools`, those who watch its pool, too."""
         stored = self.pool_of(item)
         for watcher in list(self.watchers):
             of_pool = pools and stored is not None and stored.pool.id in watcher.pool_ids
-            if of_pool or watcher.tag in item.tags:
+            if of_pool or watcher.tag in item.tags or item.id in watcher.item_ids:
                 watcher.notify(str(item.id))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
+from typing import Any
 from uuid import uuid4
 
 import anyio
@@ -20,6 +21,11 @@ from tests.support.bench import holder_called
 CLAIM = State.of(ItemState.CLAIMED)
 ENDS = (ItemState.COMPLETED, ItemState.FAILED, ItemState.CRASHED)
 ON_THE_WAY = (ItemState.BUILDING, ItemState.PULLING, ItemState.SUBMITTED)
+
+
+def paused(name: str = "Paused", *, data: Any = None, **details: Any) -> State:
+    """Return Prefect's state of a paused or suspended run."""
+    return State(type=StateType.PAUSED, name=name, data=data, state_details=details)
 
 
 class MoveContract:
@@ -263,6 +269,87 @@ class MoveContract:
         claimed = await claim(place.server, polled, holder=holder_called("box"))
         assert claimed is not None
         assert (await place.server.propose(item.id, State.of(ItemState.RUNNING))).status is Answer.ACCEPT
+
+    # --- pausing ---
+
+    async def test_running_item_is_paused_with_data_and_runs_on_without_the_time_of_the_pause(
+        self, place: Place
+    ) -> None:
+        item = await place.add()
+        await place.move(item, ItemState.CLAIMED, ItemState.RUNNING)
+        verdict = await place.server.propose(item.id, paused(data={"now": True}))
+        assert verdict.accepted
+        read = await place.read(item)
+        assert read.state is not None
+        assert (read.state_type, read.state_name, read.is_terminal) == (StateType.PAUSED, "Paused", False)
+        assert isinstance(read.state.data, dict)
+        assert read.state.data["now"] is True
+        assert read.total_run_time > 0
+        assert await place.poll() == []
+        assert (await place.move(item, ItemState.RUNNING)).accepted
+        again = await place.read(item)
+        assert (again.run_count, again.total_run_time, again.start_time) == (2, read.total_run_time, read.start_time)
+
+    @pytest.mark.parametrize("moved", [(), (ItemState.CLAIMED,), (ItemState.CLAIMED, ItemState.RUNNING)])
+    async def test_only_a_running_item_is_paused_unless_by_force(
+        self, place: Place, moved: tuple[ItemState, ...]
+    ) -> None:
+        item = await place.add()
+        for state in moved:
+            await place.move(item, state)
+        if ItemState.RUNNING in moved:
+            await place.server.propose(item.id, paused())
+        verdict = await place.server.propose(item.id, paused())
+        assert (verdict.status, verdict.reason) == (
+            Answer.REJECT,
+            "Cannot pause flows that are not currently running.",
+        )
+        assert (await place.server.propose(item.id, paused(), force=True)).accepted
+        assert (await place.read(item)).state_type is StateType.PAUSED
+        assert await place.poll() == []
+
+    @pytest.mark.parametrize("state", [ItemState.CLAIMED, ItemState.SUBMITTED])
+    async def test_paused_item_cannot_be_claimed(self, place: Place, state: ItemState) -> None:
+        item = await place.add()
+        await place.server.propose(item.id, paused(), force=True)
+        assert (await place.move(item, state)).status is Answer.REJECT
+        assert (await place.read(item)).state_type is StateType.PAUSED
+
+    @pytest.mark.parametrize("reschedule", [True, False])
+    async def test_paused_item_goes_back_into_its_queue_or_ends(self, place: Place, reschedule: bool) -> None:
+        waiting, ended = await place.add(), await place.add()
+        for item in (waiting, ended):
+            await place.move(item, ItemState.CLAIMED, ItemState.RUNNING)
+            pause = paused("Suspended", pause_reschedule=reschedule)
+            assert (await place.server.propose(item.id, pause)).accepted
+        assert (await place.move(waiting, ItemState.QUEUED)).accepted
+        assert await place.poll() == ["item"]
+        assert (await place.move(ended, ItemState.COMPLETED)).accepted
+        assert (await place.server.propose(ended.id, paused())).status is Answer.ABORT
+
+    async def test_paused_item_is_asked_to_stop_and_a_suspended_one_is_cancelled_at_once(self, place: Place) -> None:
+        blocked, suspended = await place.add(), await place.add()
+        for item, pause in ((blocked, paused()), (suspended, paused("Suspended", pause_reschedule=True))):
+            await place.move(item, ItemState.CLAIMED, ItemState.RUNNING)
+            await place.server.propose(item.id, pause)
+        assert (await place.move(blocked, ItemState.CANCELLING)).accepted
+        verdict = await place.move(suspended, ItemState.CANCELLING)
+        assert verdict.reason == "Suspended flow run has no infrastructure to terminate."
+        assert (await place.read(suspended)).state_type is StateType.CANCELLED
+
+    async def test_item_whose_pause_has_timed_out_fails_when_it_is_resumed_and_can_be_asked_to_stop(
+        self, place: Place
+    ) -> None:
+        past = (datetime.now(timezone.utc) - timedelta(seconds=60)).isoformat()
+        failed, stopped = await place.add(), await place.add()
+        for item in (failed, stopped):
+            await place.move(item, ItemState.CLAIMED, ItemState.RUNNING)
+            await place.server.propose(item.id, paused(pause_timeout=past))
+        verdict = await place.move(failed, ItemState.RUNNING)
+        assert verdict.status is Answer.REJECT
+        read = await place.read(failed)
+        assert (read.state_type, read.message) == (StateType.FAILED, "The flow was running and never resumed.")
+        assert (await place.move(stopped, ItemState.CANCELLING)).accepted
 
     async def test_force_overrides_every_rule_but_that_nothing_is_stopped(self, place: Place) -> None:
         item = await place.add()

@@ -159,6 +159,16 @@ class TelemetryContract:
         last = await place.add(tags=(tag, "more"))
         assert await _told(watch, until=last) == [str(item.id)] * 4 + [str(last.id)]
 
+    async def test_change_of_state_of_an_item_that_is_watched_by_its_id_is_told(self, place: Place) -> None:
+        item, other = await place.add(), await place.add()
+        watch = place.server.watch_items(f"sweep:{uuid4()}", item.id)
+        with anyio.fail_after(PATIENCE_SECONDS):
+            assert await anext(watch) == ""
+        await place.move(other, ItemState.CLAIMED)
+        await place.move(item, ItemState.CLAIMED)
+        told = await _told(watch, until=item)
+        assert str(other.id) not in told
+
     async def test_two_watchers_are_both_told(self, place: Place) -> None:
         watches = [await _open(place), await _open(place)]
         item = await place.add()
