@@ -45,6 +45,7 @@ _ENDS: Final[Mapping[Outcome, str]] = {
     Outcome.FINISHED: "completed",
     Outcome.FAILED: "failed",
     Outcome.STOPPED: "cancelled",
+    Outcome.PAUSED: "paused",
 }
 
 
@@ -100,6 +101,10 @@ class SweepBoard:
         finally:
             writer.cancel()
             await asyncio.wait({writer})
+
+    def follow(self, config: SweepConfig) -> None:
+        """Show the trials by another configuration from now on."""
+        self._config = config
 
     def update(self, sweep: Item | None, trials: SweepTrials) -> None:
         """Show these trials; they are written soon. Call it on the event loop.

@@ -130,7 +130,9 @@ async def _run(
                 return None
             tell("The sweep was cancelled: its trials are stopped.")
             runner.stop()
-        return _end_of(await work)
+        end = await work
+        # A sweep that is paused goes back into its queue when it is resumed.
+        return None if end.outcome is Outcome.PAUSED else _end_of(end)
     finally:
         told_to_leave.cancel()
         work.cancel()

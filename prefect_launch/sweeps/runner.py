@@ -41,6 +41,7 @@ from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.preview import preview_sweep
 from prefect_launch.sweeps.prior_runs import read_prior_runs
+from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess
 from prefect_launch.sweeps.samplers.base import next_params
 from prefect_launch.sweeps.samplers.registry import make_sampler
 from prefect_launch.sweeps.scheduler import (
@@ -54,6 +55,7 @@ from prefect_launch.sweeps.scheduler import (
     decide,
 )
 from prefect_launch.sweeps.search_space import extreme_points
+from prefect_launch.sweeps.sweep_run import config_of
 from prefect_launch.sweeps.trial_items import (
     ENDS,
     STOP_LABEL,
@@ -147,6 +149,7 @@ class SweepRunner:
         config: the sweep's configuration.
         tell: is told of what happens, one line at a time.
         look_seconds: how often the items are read when no event comes.
+        until_paused: leave once the sweep is paused and none of its trials is to be stopped for it.
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class SweepRunner:
         *,
         tell: Callable[[str], None] = _logger.info,
         look_seconds: float = LOOK_SECONDS,
+        until_paused: bool = False,
     ) -> None:
         self._api = api
         self._session = session
@@ -165,12 +169,17 @@ class SweepRunner:
         self._config = config
         self._tell = tell
         self._look_seconds = look_seconds
+        self._until_paused = until_paused
         self._sampler = make_sampler(config, str(sweep_id))
         self._board = SweepBoard(session.server, sweep_id, config)
         self._is_stopping = False
         self._failure: LaunchError | None = None
         self._woken = asyncio.Event()
+        #: The sweep's parameters that `config` was made of.
+        self._parameters: Mapping[str, Any] | None = None
         # For speed, and for what is told; nothing of it decides.
+        self._seen: datetime | None = None
+        self._is_paused = False
         self._named: NamedJob | None = None
         self._prior: tuple[Trial, ...] | None = None
         self._shown: dict[int, Trial] | None = None
@@ -182,10 +191,11 @@ class SweepRunner:
         self._woken.set()
 
     async def run(self) -> EndSweep:
-        """Run the sweep until it ends.
+        """Run the sweep until it ends, or until this process is to leave a paused sweep.
 
         Returns:
-            How it ended; none of its trials waits or runs then.
+            How it ended; none of its trials waits or runs then. `Outcome.PAUSED` is no end: it goes on when it is
+            resumed, in another process.
         """
         async with supervised(self._woken.set) as supervisor, self._board.writing():
             # Without events the items are read as often as without this task.
@@ -193,6 +203,22 @@ class SweepRunner:
             end = await self._until_end()
             await self._board.finish(end)
             return end
+
+    def _follow_parameters(self, sweep: Item) -> None:
+        """Go on with the sweep's parameters when they have changed: a person has resumed it with others."""
+        before, self._parameters = self._parameters, sweep.parameters
+        if before is None or before == sweep.parameters:
+            return
+        try:
+            config = config_of(sweep)
+            sampler = make_sampler(config, str(self._sweep_id))
+        except (LaunchError, TypeError) as error:
+            self._tell(f"The sweep goes on as before, for its new parameters are refused: {error}")
+            return
+        self._config, self._sampler, self._named, self._prior = config, sampler, None, None
+        self._board.follow(config)
+        cap = "no limit" if config.run_cap is None else f"{config.run_cap:,}"
+        self._tell(f"The sweep has new parameters. Workers: {config.scheduler.num_workers}; trials at most: {cap}.")
 
     async def _until_end(self) -> EndSweep:
         while True:
@@ -213,28 +239,33 @@ class SweepRunner:
                 await anyio.sleep(min(_COMMIT_SECONDS, self._look_seconds))
 
     async def _listen(self) -> None:
-        """Wake the scheduler whenever one of the items changes its state."""
-        tag = sweep_tag(self._sweep_id)
-        await follow(lambda: self._session.server.watch_items(tag), lambda _: self._woken.set())
+        """Wake the scheduler whenever the sweep, or one of its items, changes its state."""
+        tag, sweep_id = sweep_tag(self._sweep_id), self._sweep_id
+        await follow(lambda: self._session.server.watch_items(tag, sweep_id), lambda _: self._woken.set())
 
     # --- one look, and what follows from it ---
 
     async def _step(self) -> EndSweep | None:
         sweep = await self._session.server.read_item(self._sweep_id)
-        if sweep is not None and (ended := _end_elsewhere(sweep)) is not None:
-            self._board.update(
-                sweep, await read_trials(self._session.server, self._sweep_id, self._config, ended=self._ended)
-            )
-            return ended
-        command = await self._command(sweep)
+        if sweep is not None:
+            self._follow_parameters(sweep)
+        ended = _end_elsewhere(sweep)
+        command = await self._command(sweep) if ended is None else Command.STOP
         trials = await read_trials(self._session.server, self._sweep_id, self._config, ended=self._ended)
         self._show(trials)
         self._board.update(sweep, trials)
-        control = Control(command=command, elapsed_seconds=_elapsed(sweep))
+        if _can_go_on(sweep) and not self._is_stopping:
+            return ended  # Its trials wait meanwhile.
+        retries = RetryRequest.of(sweep).tries
+        elapsed = running_seconds(sweep, datetime.now(timezone.utc)) if sweep is not None else 0.0
+        control = Control(command=command, elapsed_seconds=elapsed, retries=retries)
         try:
             history = await self._with_prior_runs(trials.history)
             actions = await anyio.to_thread.run_sync(self._decide, history, control)
-            return await self._act(actions, trials)
+            end = await self._act(actions, trials)
+            if end is None and self._leaves(sweep, command, trials.history):
+                return EndSweep(Outcome.PAUSED, sweep.message if sweep is not None else "")
+            return end and (ended or end)
         except (ServerUnavailableError, ServerFailedError):
             raise
         except LaunchError as error:
@@ -263,7 +294,41 @@ class SweepRunner:
             return Command.STOP
         if sweep.state_type in (StateType.CANCELLING, StateType.CANCELLED):
             return Command.STOP
-        return Command.DRAIN if sweep.state_type is StateType.PAUSED else Command.RUN
+        await (self._keep_paused(sweep) if sweep.state_type is StateType.PAUSED else self._answer(sweep))
+        if self._is_paused is not (sweep.state_type is StateType.PAUSED):
+            self._is_paused = not self._is_paused
+            self._tell(sweep.message or "The sweep is paused." if self._is_paused else "The sweep goes on.")
+        if sweep.state_type is not StateType.PAUSED:
+            return Command.RUN
+        return Command.PAUSE if PauseRequest.of(sweep).now else Command.DRAIN
+
+    async def _keep_paused(self, sweep: Item) -> None:
+        """Take the time limit out of a pause that Prefect's UI has asked for, after which it would fail the sweep.
+
+        The UI also asks for a suspension, which ends in the queue of a deployment, where there is none.
+        """
+        wanted = PauseRequest.of(sweep).state(sweep)
+        details = sweep.state.state_details if sweep.state else {}
+        reschedules = bool(details.get("pause_reschedule"))
+        if details.get("pause_timeout") or reschedules is not wanted.state_details["pause_reschedule"]:
+            await self._session.server.propose(self._sweep_id, wanted, force=True)
+
+    async def _answer(self, sweep: Item) -> None:
+        """Say that this process runs the sweep, and has seen that it is to go on."""
+        running = sweep.state.timestamp if sweep.state and sweep.state_type is StateType.RUNNING else None
+        if running is None or running == self._seen or sweep.deployment_id is not None or self._until_paused:
+            return
+        await self._session.server.label_item(self._sweep_id, SchedulerProcess.here(sweep).labels)
+        self._seen = running
+
+    def _leaves(self, sweep: Item | None, command: Command, history: History) -> bool:
+        """Whether this process has no more to do with the sweep until it is resumed."""
+        if command not in (Command.DRAIN, Command.PAUSE):
+            return self._until_paused
+        if command is Command.PAUSE and history.open:
+            return False
+        # A run of a deployment goes on as another run of it: an agent or a worker keeps no place for it meanwhile.
+        return self._until_paused or (sweep is not None and sweep.deployment_id is not None)
 
     def _decide(self, history: History, control: Control) -> tuple[Action, ...]:
         return decide(self._config, history, control, lambda so_far: next_params(self._sampler, so_far))
@@ -337,13 +402,29 @@ def params_in_words(params: Mapping[str, Any]) -> str:
     return ", ".join(shown[:_SHOWN_PARAMS]) + (", …" if len(shown) > _SHOWN_PARAMS else "")
 
 
-def _end_elsewhere(sweep: Item) -> EndSweep | None:
-    """Return how another scheduler has ended the sweep; a sweep that a person has cancelled still has its trials."""
-    if sweep.state_type is None or sweep.state_type is StateType.CANCELLED or sweep.state_type not in ENDS:
+def _end_elsewhere(sweep: Item | None) -> EndSweep | None:
+    """Return how another scheduler, or a person, has ended the sweep; one that is cancelled ends here as well."""
+    if (
+        sweep is None
+        or sweep.state_type is None
+        or sweep.state_type is StateType.CANCELLED
+        or sweep.state_type not in ENDS
+    ):
         return None
     return EndSweep(_OUTCOMES[ENDS[sweep.state_type]], sweep.message or f"The sweep is {sweep.state_name}.")
 
 
-def _elapsed(sweep: Item | None) -> float:
-    started = sweep.start_time if sweep is not None else None
-    return 0.0 if started is None else (datetime.now(timezone.utc) - started).total_seconds()
+def _can_go_on(sweep: Item | None) -> bool:
+    """Whether the sweep has ended only for want of its process."""
+    return sweep is not None and sweep.state_type is StateType.CRASHED
+
+
+def running_seconds(sweep: Item, now: datetime) -> float:
+    """Return for how long a sweep was Running: the time in which it was paused, or had ended, is left out.
+
+    Args:
+        sweep: its flow run.
+        now: the time.
+    """
+    since = sweep.state.timestamp if sweep.state and sweep.state_type is StateType.RUNNING else None
+    return sweep.total_run_time + (0.0 if since is None else max(0.0, (now - since).total_seconds()))

@@ -62,6 +62,8 @@ class Outcome(str, Enum):
     FINISHED = "finished"
     FAILED = "failed"
     STOPPED = "stopped"
+    #: It has not ended: it goes on in another process when it is resumed.
+    PAUSED = "paused"
 
 
 @dataclass(frozen=True)

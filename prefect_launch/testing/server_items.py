@@ -232,6 +232,11 @@ class InMemoryItems(Calls):
             stored.history.append(stored.item.state)
         self._store.notify(stored.item, pools=state.type in _SENT_AS_EVENTS)
 
+    def detach(self, item_id: UUID) -> None:
+        """Make an item a flow run that no deployment has made: such as a process makes and runs by itself."""
+        with self._store.lock:
+            self._change(item_id, deployment_id=None, work_pool_name=None, work_queue_name=None, work_queue_id=None)
+
     def _change(self, item_id: UUID, **changes: Any) -> None:
         stored = self._store.items.get(item_id)
         if stored is not None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 from prefect_launch.core.metrics import Metrics
@@ -20,6 +20,8 @@ from prefect_launch.sweeps.runner import SweepRunner
 from prefect_launch.sweeps.scheduler import EndSweep
 from prefect_launch.sweeps.trial_items import SweepTrials, TrialItem, TrialRecord, sweep_tag
 from prefect_launch.testing import InMemoryApi
+
+T = TypeVar("T")
 
 #: For a hang.
 PATIENCE_SECONDS = 120.0
@@ -73,6 +75,11 @@ class Sweep:
                 await asyncio.sleep(0.005)
 
         await asyncio.wait_for(look(), PATIENCE_SECONDS)
+
+    async def state(self) -> StateType | None:
+        """The type of the state that the sweep's flow run is in."""
+        found = await self.api.server.read_item(self.id)
+        return None if found is None else found.state_type
 
     async def die_once_it_has_queued(self) -> None:
         """Run a scheduler that is killed once its first two trials are queued."""
@@ -129,8 +136,8 @@ class Sweep:
 
 
 @asynccontextmanager
-async def opened(api: InMemoryApi, *, workers: int = 2, **config: Any) -> AsyncIterator[Sweep]:
-    """A sweep whose flow run is running."""
+async def opened(api: InMemoryApi, *, workers: int = 2, deployed: bool = False, **config: Any) -> AsyncIterator[Sweep]:
+    """A sweep whose flow run is running: that of a deployment, or one that its process has made."""
     given = {"method": "grid", "parameters": GRID, "metric": {"name": "loss"}, **config}
     parameters = {"config": given, "queue": "cpu", "job": "train", "num_workers": workers}
     async with api.open() as session:
@@ -146,10 +153,44 @@ async def opened(api: InMemoryApi, *, workers: int = 2, **config: Any) -> AsyncI
         draft = ItemDraft(name=config.get("name", "a sweep"), parameters=parameters, idempotency_key=uuid4().hex)
         made = await api.server.create_item(flow, draft)
         assert made is not None
+        if not deployed:
+            api.server.detach(made.id)
         sweep = Sweep(api, session, made.id, parameters)
         await sweep.enter(ItemState.CLAIMED)
         await sweep.enter(ItemState.RUNNING)
         yield sweep
+
+
+# --- kills ---
+
+
+class Killer:
+    """Ends the task under test at one of its calls to the server, before or after the call takes effect."""
+
+    def __init__(self, api: InMemoryApi, at: int) -> None:
+        self._server = api.server
+        self.at = at
+        self.seen = 0
+        self.victim: asyncio.Task[Any] | None = None
+
+    async def __call__(self, method: str) -> None:
+        if self.victim is not None and asyncio.current_task() is self.victim:
+            self.seen += 1
+            if self.seen == self.at:
+                raise asyncio.CancelledError
+
+    async def run(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do the work; `None` when it was killed."""
+        self.seen = 0
+        self._server.before_call = self._server.after_call = self
+        self.victim = asyncio.create_task(work)
+        try:
+            return await asyncio.wait_for(asyncio.shield(self.victim), PATIENCE_SECONDS)
+        except asyncio.CancelledError:
+            assert self.victim.done(), "it was the test that was cancelled"
+            return None
+        finally:
+            self._server.before_call = self._server.after_call = None
 
 
 # --- trials without a server ---

@@ -17,10 +17,10 @@ from prefect_launch.sweeps.config import parse_sweep
 from prefect_launch.sweeps.flow import config_of, find_sweep, read_sweep, stop_sweep, sweep_config
 from prefect_launch.sweeps.history import TrialState
 from prefect_launch.sweeps.runner import check_sweep_request
-from prefect_launch.sweeps.scheduler import EndSweep, Outcome
+from prefect_launch.sweeps.scheduler import Outcome
 from prefect_launch.sweeps.trial_items import EndedMetrics, TrialItem, read_trials, trial_spec
 from prefect_launch.testing import InMemoryApi
-from tests.support.sweeping import GRID, PATIENCE_SECONDS, Sweep, fails, loss, opened
+from tests.support.sweeping import GRID, PATIENCE_SECONDS, Killer, fails, loss, opened
 
 TENTHS = [0.1, 0.2, 0.3, 0.4, 0.5]
 # --- one life ---
@@ -70,41 +70,12 @@ async def test_item_with_the_tag_and_no_record_is_no_trial(job_api: InMemoryApi)
 # --- kills ---
 
 
-class Killer:
-    """Ends the task under test at one of its calls to the server, before or after the call takes effect."""
-
-    def __init__(self, api: InMemoryApi, at: int) -> None:
-        self._server = api.server
-        self.at = at
-        self.seen = 0
-        self.victim: asyncio.Task[Any] | None = None
-
-    async def __call__(self, method: str) -> None:
-        if self.victim is not None and asyncio.current_task() is self.victim:
-            self.seen += 1
-            if self.seen == self.at:
-                raise asyncio.CancelledError
-
-    async def run(self, sweep: Sweep) -> EndSweep | None:
-        """Run the scheduler; `None` when it was killed."""
-        self.seen = 0
-        self._server.before_call = self._server.after_call = self
-        self.victim = asyncio.create_task(sweep.scheduler().run())
-        try:
-            return await asyncio.wait_for(asyncio.shield(self.victim), PATIENCE_SECONDS)
-        except asyncio.CancelledError:
-            assert self.victim.done(), "it was the test that was cancelled"
-            return None
-        finally:
-            self._server.before_call = self._server.after_call = None
-
-
 @pytest.mark.parametrize("method", ["grid", "random"])
 async def test_cap_is_exact_when_the_scheduler_is_killed_once_at_any_call(job_api: InMemoryApi, method: str) -> None:
     at, was_killed = 1, True
     while was_killed:
         async with opened(job_api, method=method, run_cap=3) as sweep, sweep.agent():
-            was_killed = await Killer(job_api, at).run(sweep) is None
+            was_killed = await Killer(job_api, at).run(sweep.scheduler().run()) is None
             end = await sweep.run()
             assert end.outcome is Outcome.FINISHED
             assert await sweep.numbers() == [(0, 1), (1, 1), (2, 1)], f"killed at call {at}"
@@ -116,7 +87,7 @@ async def test_cap_is_exact_when_the_scheduler_is_killed_once_at_any_call(job_ap
 async def test_cap_is_exact_when_every_life_of_the_scheduler_is_one_call_longer(job_api: InMemoryApi) -> None:
     async with opened(job_api, run_cap=3) as sweep, sweep.agent():
         lives = 1
-        while (end := await Killer(job_api, lives).run(sweep)) is None:
+        while (end := await Killer(job_api, lives).run(sweep.scheduler().run())) is None:
             lives += 1
         assert lives > 5
         assert end.message == "All 3 trials have ended."
@@ -129,7 +100,7 @@ async def test_scheduler_that_is_killed_while_it_stops_a_sweep_leaves_no_item_op
         async with opened(job_api) as sweep:
             await sweep.die_once_it_has_queued()
             await sweep.enter(ItemState.CANCELLING)
-            was_killed = await Killer(job_api, at).run(sweep) is None
+            was_killed = await Killer(job_api, at).run(sweep.scheduler().run()) is None
             assert (await sweep.run()).outcome is Outcome.STOPPED
             assert {item.state_type for item in await sweep.items()} <= {StateType.CANCELLED}
         at += 1
