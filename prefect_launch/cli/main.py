@@ -33,7 +33,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "item": ("prefect_launch.cli.item:app", "Show items, read their logs, cancel and retry them."),
     "sweep": (
         "prefect_launch.cli.sweep:app",
-        "Create, run, show and stop sweeps; check sweep files.",
+        "Create, run, show, pause and stop sweeps; check sweep files.",
     ),
     "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, list and drain agents."),
     "demo": (

@@ -1,4 +1,4 @@
-"""Commands `prefect-launch sweep`: run, show and stop sweeps, and check a sweep file."""
+"""Commands `prefect-launch sweep`: run, show, pause and stop sweeps, and check a sweep file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from prefect_launch.client.api import Api
+    from prefect_launch.server.values import Item
     from prefect_launch.sweeps.config import SweepConfig
+    from prefect_launch.sweeps.control import ResumedBy
     from prefect_launch.sweeps.preview import Preview
 
-app = group("Create, run, show and stop sweeps; check sweep files.")
+app = group("Create, run, show, pause and stop sweeps; check sweep files.")
 
 _INFINITE = "infinite"
 #: Exit code of a sweep that was stopped.
@@ -41,7 +43,7 @@ RunCap = Annotated[int | None, typer.Option("--run-cap", metavar="N", min=1, hel
 
 @app.callback()
 def _group() -> None:
-    """Create, run, show and stop sweeps; check sweep files."""
+    """Create, run, show, pause and stop sweeps; check sweep files."""
 
 
 @app.command(epilog=examples("prefect-launch sweep check sweep.yaml"))
@@ -152,7 +154,7 @@ def run_(
         typer.Option(
             "--resume",
             metavar="SWEEP",
-            help="Go on with this sweep, which has ended or whose process has died; options win over its own.",
+            help="Go on with this sweep, as 'sweep resume' does; options win over its own.",
         ),
     ] = None,
     json: JsonOption = False,
@@ -196,16 +198,38 @@ def _ids_of(api: Api, prior_runs: list[str] | None) -> list[str] | None:
 
 
 async def _run(api: Api, file: str | None, resume: str | None, given: dict[str, Any], *, as_json: bool) -> int:
-    from prefect_launch.sweeps.flow import begin_sweep, find_sweep, resume_sweep
+    from prefect_launch.sweeps.flow import begin_sweep
     from prefect_launch.sweeps.sweep_file import read_sweep_file
 
-    if file is not None:
-        sweep_id = await begin_sweep(api, {"config": read_sweep_file(file), **given})
-    else:
-        async with api.open() as session:
-            sweep_id = (await find_sweep(session, resume or "")).id
-        await resume_sweep(api, sweep_id, given)
+    if file is None:
+        return await _resume(api, resume or "", given, as_json=as_json)
+    sweep_id = await begin_sweep(api, {"config": read_sweep_file(file), **given})
     return await run_to_end(api, sweep_id, as_json=as_json)
+
+
+async def _resume(api: Api, sweep: str, given: dict[str, Any], *, as_json: bool) -> int:
+    from prefect_launch.sweeps.control import resume_sweep
+    from prefect_launch.sweeps.sweep_run import find_sweep
+
+    async with api.open() as session:
+        found = await find_sweep(session, sweep)
+    return await _go_on(api, found, await resume_sweep(api, found.id, given), as_json=as_json)
+
+
+async def _go_on(api: Api, sweep: Item, by: ResumedBy, *, as_json: bool, **more: Any) -> int:
+    """Tell who goes on with a sweep, and run it from here when nobody else does; return the exit code."""
+    from prefect_launch.sweeps.control import ResumedBy
+
+    if by is ResumedBy.CALLER:
+        return await run_to_end(api, sweep.id, as_json=as_json)
+    if as_json:
+        print_json({"id": str(sweep.id), "resumed_by": by.value, **more})
+    elif by is ResumedBy.PROCESS:
+        typer.echo(f"The sweep {sweep.name} ({short_id(sweep.id)}) goes on in the process that has it.")
+    else:
+        where = f"the queue {sweep.work_pool_name}" if sweep.work_pool_name else "its deployment"
+        typer.echo(f"The sweep {sweep.name} ({short_id(sweep.id)}) waits to go on, as a run of {where}.")
+    return 0
 
 
 async def run_to_end(api: Api, sweep_id: UUID, *, as_json: bool = False) -> int:
@@ -332,6 +356,52 @@ def best(
     else:
         typer.echo(printable(describe_trial(trial, found.config)))
         typer.echo(f"item: {short_id(found.trials.items[trial.number].item.id)}")
+
+
+@app.command(
+    epilog=examples("prefect-launch sweep pause 1f2e3d4c", "prefect-launch sweep pause 1f2e3d4c --now"),
+)
+def pause(
+    sweep: SweepId,
+    now: Annotated[
+        bool, typer.Option("--now", metavar="", help="Stop its trials, too; they run again when it is resumed.")
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Pause a sweep: no new trial starts until 'sweep resume'; without --now, what runs goes on to its end."""
+    import asyncio
+
+    from prefect_launch.sweeps.control import pause_sweep
+    from prefect_launch.sweeps.sweep_run import find_sweep
+
+    async def work(api: Api) -> Item:
+        async with api.open() as session:
+            found = await find_sweep(session, sweep)
+        await pause_sweep(api, found.id, now=now, tell=lambda line: typer.echo(printable(line), err=json))
+        return found
+
+    found = asyncio.run(work(connected()))
+    if json:
+        print_json({"id": str(found.id), "state": "paused", "now": now})
+    else:
+        again = f"'prefect-launch sweep resume {short_id(found.id)}' lets it go on."
+        typer.echo(f"The sweep {found.name} ({short_id(found.id)}) is paused. {again}")
+
+
+@app.command(
+    epilog=examples("prefect-launch sweep resume 1f2e3d4c", "prefect-launch sweep resume 1f2e3d4c --run-cap 40"),
+)
+def resume(sweep: SweepId, num_workers: NumWorkers = None, run_cap: RunCap = None, json: JsonOption = False) -> None:
+    """Let a sweep go on that is paused, or has ended, or whose process has died; options win over its own.
+
+    It goes on in its process if that lives, or as an item of its queue. Otherwise it is run from here, as 'sweep run'
+    does.
+    """
+    import asyncio
+
+    code = asyncio.run(_resume(connected(), sweep, {"num_workers": num_workers, "run_cap": run_cap}, as_json=json))
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(epilog=examples("prefect-launch sweep stop 1f2e3d4c"))
