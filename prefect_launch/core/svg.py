@@ -71,6 +71,14 @@ def shortened(words: str, max_chars: int) -> str:
     return words if len(words) <= max_chars else f"{words[: max(1, max_chars - 1)]}…"
 
 
+def abbreviated(name: str, max_chars: int) -> str:
+    """Return a name of at most so many characters, cut in its middle: names of a family differ at their ends."""
+    if len(name) <= max_chars:
+        return name
+    end = max_chars // 2
+    return f"{name[: max(1, max_chars - end - 1)]}…{name[-end:] if end else ''}"
+
+
 def markdown_image(svg: str, words: str) -> str:
     """Return a drawing as an image in Markdown.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from prefect_launch.sweeps.config import Metric
 from prefect_launch.sweeps.distributions import (
     Categorical,
     Constant,
@@ -28,6 +29,10 @@ from prefect_launch.sweeps.trial_table import value_in_words
 #: Positive numbers whose ends differ by this factor are on a logarithmic axis, where nothing else says which.
 _LOG_FACTOR: Final = 1_000.0
 _TICKS: Final = 5
+#: A metric's axis ends at values that are beyond the middle four fifths by so many times their width, where there are
+#: enough values to tell.
+_CUT_FACTOR: Final = 5.0
+_CUT_VALUES: Final = 10
 #: Categories that have a mark; of more, some have none.
 _MARKED: Final = 12
 #: Different numbers of a list that are categories; more of them are on an axis of numbers.
@@ -58,11 +63,19 @@ class Axis:
 
 @dataclass(frozen=True)
 class NumberAxis(Axis):
-    """Numbers from a low end to a high one."""
+    """Numbers from a low end to a high one.
+
+    Attributes:
+        low: the low end.
+        high: the high end.
+        is_log: whether the axis is logarithmic.
+        is_cut: whether numbers beyond an end stand at it; else they have no place.
+    """
 
     low: float
     high: float
     is_log: bool = False
+    is_cut: bool = False
 
     def place(self, value: Any) -> float | None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -71,6 +84,8 @@ class NumberAxis(Axis):
             return None
         if self.low >= self.high:
             return 0.5 if value == self.low else None
+        if self.is_cut:
+            value = min(max(value, self.low), self.high)
         low, at, high = (math.log(one) if self.is_log else float(one) for one in (self.low, value, self.high))
         # Halves, for the distance of two floats may be beyond the largest one.
         share = (at / 2 - low / 2) / (high / 2 - low / 2) if high / 2 > low / 2 else 0.5
@@ -79,13 +94,22 @@ class NumberAxis(Axis):
     @property
     def ticks(self) -> list[Tick]:
         marks = [self.low, *self._round_marks(), self.high] if self.low < self.high else [self.low]
-        placed = [(share, f"{mark:.4g}") for mark in marks if (share := self.place(mark)) is not None]
+        placed = [(share, _in_words(mark)) for mark in marks if (share := self.place(mark)) is not None]
         ends, between = [placed[0], placed[-1]] if len(placed) > 1 else placed, placed[1:-1]
         # A round mark that is close to an end would be drawn over it.
         return sorted({*ends, *(one for one in between if 0.08 < one[0] < 0.92)})
 
     def _round_marks(self) -> list[float]:
         return _log_marks(self.low, self.high) if self.is_log else _linear_marks(self.low, self.high)
+
+
+def _in_words(mark: float) -> str:
+    """Write the number of a mark in few characters: `0.25`, `6e-06`, `800k`."""
+    for factor, sign in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if 10_000 <= abs(mark) < 1e15 and abs(mark) >= factor:
+            return f"{mark / factor:.4g}{sign}"
+    words = f"{mark:.4g}"
+    return f"{mark:.1e}".replace(".0e", "e") if "e" in words else words
 
 
 def _linear_marks(low: float, high: float) -> list[float]:
@@ -151,6 +175,29 @@ def number_axis(values: Sequence[float], *, is_log: bool | None = None) -> Numbe
     if is_log is None:
         is_log = low > 0 and high / low >= _LOG_FACTOR
     return NumberAxis(low, high, is_log and low > 0)
+
+
+def metric_axis(values: Sequence[float], metric: Metric) -> NumberAxis:
+    """Return the axis of a metric: cut where few bad values are so far away that the others would be one line.
+
+    Args:
+        values: finite numbers.
+        metric: whose goal says which are bad.
+    """
+    axis = number_axis(values)
+    if axis.is_log or len(values) < _CUT_VALUES:
+        return axis
+    ordered = sorted(values)
+    tenth = len(ordered) // 10
+    low, high = ordered[tenth], ordered[-1 - tenth]
+    room = (high - low) * _CUT_FACTOR
+    if room <= 0 or not math.isfinite(room):
+        return axis
+    if metric.goal == "minimize":
+        kept = [value for value in ordered if value <= high + room]
+    else:
+        kept = [value for value in ordered if value >= low - room]
+    return NumberAxis(kept[0], kept[-1], is_cut=len(kept) < len(ordered))
 
 
 def parameter_axis(distribution: Distribution, values: Sequence[Any]) -> Axis:

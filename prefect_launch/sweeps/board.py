@@ -126,7 +126,7 @@ class SweepBoard:
         """
         if self._report is None:
             return
-        self._report = replace(self._report, state=_ENDS[end.outcome], message=end.message)
+        self._report = replace(self._report, state=_ENDS.get(end.outcome, end.outcome.value), message=end.message)
         with anyio.move_on_after(_LAST_SECONDS):
             while True:
                 if await self._write(with_report=True):

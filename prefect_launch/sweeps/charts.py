@@ -18,12 +18,13 @@ from prefect_launch.core.svg import (
     GRID,
     INK,
     PALE_INK,
+    abbreviated,
     drawing,
     shortened,
     text,
     title,
 )
-from prefect_launch.sweeps.axes import Axis, NumberAxis, number_axis, parameter_axis
+from prefect_launch.sweeps.axes import Axis, NumberAxis, metric_axis, parameter_axis
 from prefect_launch.sweeps.config import Metric, SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.importance import MIN_VALUES, Importance, Importances
@@ -34,7 +35,7 @@ from prefect_launch.sweeps.search_space import value_at
 WIDTH: Final = 720
 _FONT: Final = 12
 #: About the width of a character.
-_CHAR: Final = 6.5
+_CHAR: Final = 7.0
 #: Trials that are drawn; of more, the best and an even part of the others.
 MAX_MARKS: Final = 1_000
 MAX_LINES: Final = 300
@@ -65,11 +66,13 @@ def history_svg(config: SweepConfig, history: History) -> str:
         history: its trials.
     """
     metric = config.objective
-    name = metric.name if metric else "metric"
+    if metric is None:
+        return drawing(WIDTH, 40, [text(WIDTH / 2, 24, "The sweep has no metric.", fill=PALE_INK)], font=_FONT)
+    name = metric.name
     left, right, top, bottom = 66, WIDTH - 16, 46, 240
     trials = history.trials
     valued = [trial for trial in trials if trial.value is not None and trial.state is not TrialState.WAITING]
-    y_axis = number_axis([float(trial.value) for trial in valued if trial.value is not None])
+    y_axis = metric_axis([float(trial.value) for trial in valued if trial.value is not None], metric)
     x_axis = NumberAxis(trials[0].number if trials else 0, trials[-1].number if trials else 1)
 
     def x(trial: Trial) -> str:
@@ -78,7 +81,8 @@ def history_svg(config: SweepConfig, history: History) -> str:
     def y(trial: Trial) -> str:
         return _px(bottom - (bottom - top) * (y_axis.place(trial.value) or 0.0))
 
-    parts = [title(16, 20, f"{name} by trial{' (logarithmic)' if y_axis.is_log else ''}", max_chars=60)]
+    more = " (logarithmic)" if y_axis.is_log else (" (values beyond are at the edge)" if y_axis.is_cut else "")
+    parts = [title(16, 20, f"{shortened(name, 40)} by trial{more}", max_chars=80)]
     for share, words in y_axis.ticks if valued else ():
         line = bottom - (bottom - top) * share
         parts.append(f'<path d="M{left} {_px(line)}H{right}" stroke="{GRID}"/>')
@@ -108,7 +112,7 @@ def history_svg(config: SweepConfig, history: History) -> str:
             f'<path d="{dots}" stroke="{DATA}" stroke-opacity="0.6" stroke-width="{size}" stroke-linecap="round"/>'
         )
         legend.insert(0, ("●", "finished", DATA))
-    if metric is not None and finished:
+    if finished:
         bests = _running_best(metric, finished)
         stairs = f"M{x(bests[0])} {y(bests[0])}" + "".join(f"H{x(trial)}V{y(trial)}" for trial in bests[1:])
         parts.append(f'<path d="{stairs}H{right}" fill="none" stroke="{BEST}" stroke-width="2"/>')
@@ -172,7 +176,7 @@ def parallel_svg(config: SweepConfig, history: History, important: Iterable[str]
         (".".join(path), parameter_axis(each, [_value(trial, path) for trial in known if _has(trial, path)]))
         for path, each in parameters
     ]
-    axes.append((metric.name, number_axis([float(trial.value) for trial in known if trial.value is not None])))
+    axes.append((metric.name, metric_axis([float(one.value) for one in known if one.value is not None], metric)))
     places = [round(left + (right - left) * at / (len(axes) - 1), 1) for at in range(len(axes))]
 
     def line(trial: Trial) -> str:
@@ -208,9 +212,9 @@ def _vertical_axis(
 ) -> list[str]:
     """Draw an axis with its name above it, and its marks at its side."""
     parts = [f'<path d="M{at:g} {top}V{bottom}" stroke="{INK}" stroke-width="1.2"/>']
-    chars = max(5, int(room / (_CHAR + 0.5)))
+    chars = max(5, int(room / (_CHAR + 1)))
     weight = 'font-weight="600"'
-    parts.append(text(at, top - 14, shortened(name, chars), fill=BEST if is_last else INK, more=weight))
+    parts.append(text(at, top - 14, abbreviated(name, chars), fill=BEST if is_last else INK, more=weight))
     if axis.is_log:
         parts.append(text(at, top - 3, "log", fill=PALE_INK, more='font-size="9"'))
     side, anchor = (7, "start") if is_last else (-5, "end")
@@ -218,7 +222,7 @@ def _vertical_axis(
     for share, words in axis.ticks:
         y = round(bottom - (bottom - top) * share, 1)
         parts.append(f'<path d="M{at - 3:g} {_px(y)}h6" stroke="{INK}"/>')
-        parts.append(text(at + side, round(y + 3.5, 1), shortened(words, longest), anchor, more=_HALO))
+        parts.append(text(at + side, round(y + 3.5, 1), abbreviated(words, longest), anchor, more=_HALO))
     return parts
 
 
@@ -253,7 +257,7 @@ def importance_svg(importances: Importances) -> str:
     for place, one in enumerate(shown):
         y = top + place * line
         width = max(1.0, (right - left) * one.share)
-        parts.append(text(left - 10, y + 13, shortened(one.name, 26), "end"))
+        parts.append(text(left - 10, y + 13, abbreviated(one.name, int((left - 26) / _CHAR)), "end"))
         parts.append(f'<path d="M{left} {y + 3}h{right - left}v13h{left - right}z" fill="{GRID}" fill-opacity="0.5"/>')
         parts.append(f'<path d="M{left} {y + 3}h{_px(width)}v13h-{_px(width)}z" fill="{DATA}"/>')
         parts.append(text(right + 10, y + 13, f"{one.share:.2f}", "start"))

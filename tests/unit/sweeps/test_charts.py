@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from prefect_launch.sweeps.axes import CategoryAxis, NumberAxis, number_axis, parameter_axis
+from prefect_launch.sweeps.axes import CategoryAxis, NumberAxis, metric_axis, number_axis, parameter_axis
 from prefect_launch.sweeps.charts import MAX_AXES, MAX_LINES, WIDTH, history_svg, importance_svg, parallel_svg
-from prefect_launch.sweeps.config import SweepConfig, parse_sweep
+from prefect_launch.sweeps.config import Metric, SweepConfig, parse_sweep
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.importance import Importance, Importances, measure_importance
 from prefect_launch.sweeps.parameters import parse_parameters
@@ -83,6 +83,13 @@ def test_logarithmic_axis_has_the_powers_of_ten_at_equal_distances() -> None:
     ]
 
 
+def test_marks_are_written_in_few_characters() -> None:
+    assert [words for _, words in NumberAxis(1, 1e6).ticks] == ["1", "200k", "400k", "600k", "800k", "1M"]
+    assert [words for _, words in number_axis([5.9988e-06, 9.5e20], is_log=False).ticks][::9] == ["6e-06"]
+    ticks = NumberAxis(-1e9, 9_999).ticks
+    assert (ticks[0][1], ticks[-1][1]) == ("-1G", "9999")
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, "text", True, [1], -5.0, 0.0])
 def test_what_is_no_number_of_the_axis_has_no_place_on_it(value: Any) -> None:
     assert NumberAxis(1e-3, 1.0, is_log=True).place(value) is None
@@ -112,6 +119,23 @@ def test_metric_that_is_positive_and_far_apart_is_on_a_logarithmic_axis() -> Non
     assert not number_axis([0.1, 5.0]).is_log
     assert not number_axis([-0.001, 5.0]).is_log
     assert number_axis([]).ticks
+
+
+def test_axis_of_a_metric_is_cut_where_few_values_are_far_away() -> None:
+    up, down = Metric(name="acc", goal="maximize"), Metric(name="loss")
+    values = [0.5 + k / 100 for k in range(40)]
+    axis = metric_axis([*values, -1e6, -1e9, 50.0], up)
+    assert (axis.low, axis.high, axis.is_cut) == (0.5, 50.0, True), "what is good is never cut"
+    assert (axis.place(-1e9), axis.place(50.0), axis.place(math.nan)) == (0.0, 1.0, None)
+    assert metric_axis([*values, -1e9], down) == NumberAxis(-1e9, 0.89)
+    assert metric_axis([*values, -0.5], up) == NumberAxis(-0.5, 0.89)
+    assert not metric_axis([1.0, 2.0, -1e9], up).is_cut, "too few to tell"
+    assert not metric_axis([1.0] * 50 + [-1e9], up).is_cut
+    assert metric_axis([*values, 1e9], down).is_log
+    history = History(tuple(finished(k, value) for k, value in enumerate([*values, -1e6])))
+    assert "acc by trial (values beyond are at the edge)" in texts(
+        read(history_svg(config_of(metric={"name": "acc", "goal": "maximize"}), history))
+    )
 
 
 def test_categories_that_are_numbers_are_sorted_and_others_keep_their_order() -> None:
@@ -220,7 +244,7 @@ def test_names_and_values_are_escaped_and_cut() -> None:
         assert max(map(len, texts(tree))) < 100
         svg.encode()
     bars = read(importance_svg(Importances("<b>\ud800", (Importance("<i>" * 50, 0.5),), 10)))
-    assert any(text.startswith("<i><i>") for text in texts(bars))
+    assert any(text.startswith("<i><i>") and "…" in text for text in texts(bars))
 
 
 # --- parallel coordinates ---
