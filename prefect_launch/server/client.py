@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 from uuid import UUID
 
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import OperatorError, QueueError, ServerUnavailableError
 from prefect_launch.server.http import (
     CONNECT_TIMEOUT_SECONDS,
@@ -63,14 +64,19 @@ class EventCalls(Calls):
         async for event in self._watch(wanted):
             yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)
 
-    async def watch_items(self, tag: str, *item_ids: UUID) -> AsyncIterator[str]:
-        from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
+    async def watch_items(
+        self, tag: str, *item_ids: UUID, state_types: Collection[StateType] = ()
+    ) -> AsyncIterator[str]:
+        from prefect.events import ResourceSpecification
+        from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter, EventResourceFilter
 
+        types = {"prefect.state-type": [one.value for one in state_types]} if state_types else {}
         wanted = EventFilter(
             event=EventNameFilter(prefix=["prefect.flow-run."]),
             any_resource=EventAnyResourceFilter(
                 id=[f"prefect.tag.{tag}", *(f"{_ITEM_RESOURCE}{item_id}" for item_id in item_ids)]
             ),
+            resource=EventResourceFilter(labels=ResourceSpecification(types)) if types else None,
         )
         async for event in self._watch(wanted):
             yield "" if event is None else event.resource.id.removeprefix(_ITEM_RESOURCE)

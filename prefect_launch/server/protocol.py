@@ -29,6 +29,8 @@ from prefect_launch.server.values import (
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from prefect_launch.core.states import StateType
+
 
 class Server(Protocol):
     """Calls to a Prefect server. Every one raises `ServerUnavailableError` when it does not answer."""
@@ -235,7 +237,7 @@ class Server(Protocol):
             ServerUnavailableError: when the event stream cannot be reached, or breaks.
         """
 
-    def watch_items(self, tag: str, *item_ids: UUID) -> AsyncIterator[str]:
+    def watch_items(self, tag: str, *item_ids: UUID, state_types: Collection[StateType] = ()) -> AsyncIterator[str]:
         """Yield an empty text once the stream is open, then the id of an item whenever its state changes.
 
         As for `watch_pools`, an event comes before the change is committed.
@@ -243,6 +245,7 @@ class Server(Protocol):
         Args:
             tag: the items with this tag are watched.
             item_ids: and these.
+            state_types: only changes to a state of one of these types; by default to any.
 
         Raises:
             ServerUnavailableError: when the event stream cannot be reached, or breaks.

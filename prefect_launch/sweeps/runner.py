@@ -6,7 +6,6 @@ nothing: the server makes one item for each try of a trial, whoever asks for it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,7 +21,7 @@ import anyio.to_thread
 from prefect_launch.client.item_check import NamedJob, check_item, resolve_source
 from prefect_launch.client.queued_run import request_cancel
 from prefect_launch.core.metrics import format_number
-from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import (
     ItemGoneError,
@@ -69,6 +68,7 @@ from prefect_launch.sweeps.trial_items import (
     trial_key,
     trial_spec,
 )
+from prefect_launch.sweeps.wake import Wake
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -78,10 +78,6 @@ _logger = logging.getLogger("prefect_launch.sweeps")
 
 #: Without any event, the items are read so often.
 LOOK_SECONDS: Final = 10.0
-#: An event comes before the server has committed what it tells of.
-_COMMIT_SECONDS: Final = 0.2
-#: After an event that nothing was seen of, the items are read again soon.
-_SOON_SECONDS: Final = 1.0
 #: A server that is away is asked again so often.
 _AWAY_SECONDS: Final = 5.0
 _SHOWN_PARAMS: Final = 8
@@ -174,7 +170,7 @@ class SweepRunner:
         self._board = SweepBoard(session.server, sweep_id, config)
         self._is_stopping = False
         self._failure: LaunchError | None = None
-        self._woken = asyncio.Event()
+        self._wake = Wake(look_seconds)
         #: The sweep's parameters that `config` was made of.
         self._parameters: Mapping[str, Any] | None = None
         # For speed, and for what is told; nothing of it decides.
@@ -188,7 +184,7 @@ class SweepRunner:
     def stop(self) -> None:
         """Stop the sweep: its trials are cancelled, then it ends. Call it on the event loop."""
         self._is_stopping = True
-        self._woken.set()
+        self._wake.now()
 
     async def run(self) -> EndSweep:
         """Run the sweep until it ends, or until this process is to leave a paused sweep.
@@ -197,9 +193,12 @@ class SweepRunner:
             How it ended; none of its trials waits or runs then. `Outcome.PAUSED` is no end: it goes on when it is
             resumed, in another process.
         """
-        async with supervised(self._woken.set) as supervisor, self._board.writing():
+        async with supervised(self._wake.now) as supervisor, self._board.writing():
             # Without events the items are read as often as without this task.
-            supervisor.supervise(BackgroundTask("sweep events", self._listen, vital=False))
+            supervisor.supervise(
+                BackgroundTask("ends of trials", self._listen_for_ends, vital=False),
+                BackgroundTask("events of trials", self._listen, vital=False),
+            )
             end = await self._until_end()
             await self._board.finish(end)
             return end
@@ -222,9 +221,7 @@ class SweepRunner:
 
     async def _until_end(self) -> EndSweep:
         while True:
-            was_woken = self._woken.is_set()
-            self._woken.clear()
-            before = self._shown
+            self._wake.begin_look()
             try:
                 end = await self._step()
             except (ServerUnavailableError, ServerFailedError) as error:
@@ -233,15 +230,25 @@ class SweepRunner:
                 continue
             if end is not None:
                 return end
-            soon = was_woken and before == self._shown
-            with anyio.move_on_after(min(_SOON_SECONDS, self._look_seconds) if soon else self._look_seconds):
-                await self._woken.wait()
-                await anyio.sleep(min(_COMMIT_SECONDS, self._look_seconds))
+            await self._wake.wait()
+
+    async def _listen_for_ends(self) -> None:
+        """Wake the scheduler at once when one of the items has ended: a worker is free."""
+        tag = sweep_tag(self._sweep_id)
+        watch = self._session.server.watch_items
+        await follow(lambda: watch(tag, state_types=tuple(TERMINAL)), self._wake.at_end_of)
 
     async def _listen(self) -> None:
-        """Wake the scheduler whenever the sweep, or one of its items, changes its state."""
+        """Wake the scheduler when the sweep has changed its state, and in a moment when one of the items has."""
         tag, sweep_id = sweep_tag(self._sweep_id), self._sweep_id
-        await follow(lambda: self._session.server.watch_items(tag, sweep_id), lambda _: self._woken.set())
+
+        def on_event(item_id: str) -> None:
+            if item_id == str(sweep_id):
+                self._wake.at_change()
+            else:
+                self._wake.soon()
+
+        await follow(lambda: self._session.server.watch_items(tag, sweep_id), on_event)
 
     # --- one look, and what follows from it ---
 
@@ -252,6 +259,7 @@ class SweepRunner:
         ended = _end_elsewhere(sweep)
         command = await self._command(sweep) if ended is None else Command.STOP
         trials = await read_trials(self._session.server, self._sweep_id, self._config, ended=self._ended)
+        self._wake.note_ended({str(one.item.id) for one in trials.items.values() if one.item.is_terminal})
         self._show(trials)
         self._board.update(sweep, trials)
         if _can_go_on(sweep) and not self._is_stopping:
@@ -271,7 +279,7 @@ class SweepRunner:
         except LaunchError as error:
             self._failure = error
             self._tell(f"The sweep fails, and its trials are stopped: {error}")
-            self._woken.set()
+            self._wake.now()
             return None
 
     async def _with_prior_runs(self, history: History) -> History:
@@ -368,7 +376,7 @@ class SweepRunner:
         if found.item.state_type is not StateType.CANCELLING:
             with suppress(ItemGoneError):
                 await request_cancel(self._session, found.item, action.reason)
-            self._woken.set()
+            self._wake.now()
 
     # --- what is told ---
 

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 from uuid import UUID, uuid4
 
+from prefect_launch.core.states import StateType
 from prefect_launch.errors import SpecError
 from prefect_launch.server.items import ONCE, RESULT, is_same_artifact
 from prefect_launch.server.values import PAGE, Item, LogRecord
@@ -99,8 +100,8 @@ class InMemoryTelemetry(Calls):
             self._store.watchers.add(watcher)
         return self._stream(watcher)
 
-    def watch_items(self, tag: str, *item_ids: UUID) -> AsyncIterator[str]:
-        watcher = Watcher(tag=tag, item_ids=item_ids)
+    def watch_items(self, tag: str, *item_ids: UUID, state_types: Collection[StateType] = ()) -> AsyncIterator[str]:
+        watcher = Watcher(tag=tag, item_ids=item_ids, state_types=state_types)
         with self._store.lock:
             self._store.watchers.add(watcher)
         return self._stream(watcher)

@@ -25,6 +25,7 @@ import anyio.lowlevel
 from prefect.utilities.schema_tools.validation import ValidationError, is_valid_schema, validate
 from prefect.utilities.templating import find_placeholders
 
+from prefect_launch.core.states import StateType
 from prefect_launch.core.validation import check_server_json
 from prefect_launch.errors import QueueError, ServerUnavailableError, SpecError
 from prefect_launch.server.values import Deployment, Item, LogRecord, Pool, PriorityQueue, State, Worker
@@ -74,11 +75,13 @@ class Watcher:
         variable: str | None = None,
         tag: str | None = None,
         item_ids: Collection[UUID] = (),
+        state_types: Collection[StateType] = (),
     ) -> None:
         self.pool_ids = frozenset(pool_ids)
         self.item_ids = frozenset(item_ids)
         self.variable = variable
         self.tag = tag
+        self.state_types = frozenset(state_types or StateType)
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[str | None] = asyncio.Queue()
 
@@ -129,7 +132,8 @@ class Store:
         stored = self.pool_of(item)
         for watcher in list(self.watchers):
             of_pool = pools and stored is not None and stored.pool.id in watcher.pool_ids
-            if of_pool or watcher.tag in item.tags or item.id in watcher.item_ids:
+            is_named = watcher.tag in item.tags or item.id in watcher.item_ids
+            if of_pool or (is_named and item.state_type in watcher.state_types):
                 watcher.notify(str(item.id))
 
 

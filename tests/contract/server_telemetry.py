@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import anyio
 
-from prefect_launch.core.states import ItemState
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.items import RESULT
 from prefect_launch.server.values import Item, LogRecord, State
 from tests.contract.server_place import Place, draft, make_place
@@ -168,6 +168,16 @@ class TelemetryContract:
         await place.move(item, ItemState.CLAIMED)
         told = await _told(watch, until=item)
         assert str(other.id) not in told
+
+    async def test_only_changes_to_the_types_of_states_asked_for_are_told(self, place: Place) -> None:
+        tag = f"sweep:{uuid4()}"
+        watch = place.server.watch_items(tag, state_types=[StateType.COMPLETED, StateType.CANCELLED])
+        with anyio.fail_after(PATIENCE_SECONDS):
+            assert await anext(watch) == ""
+        items = [await place.add(tags=(tag,)), await place.add(tags=(tag,))]
+        await place.move(items[0], ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED)
+        await place.move(items[1], ItemState.CANCELLING, ItemState.CANCELLED)
+        assert await _told(watch, until=items[1]) == [str(item.id) for item in items]
 
     async def test_two_watchers_are_both_told(self, place: Place) -> None:
         watches = [await _open(place), await _open(place)]

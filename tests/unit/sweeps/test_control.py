@@ -194,9 +194,8 @@ async def test_sweep_that_waits_for_an_agent_is_paused_and_not_started(job_api: 
 
 @pytest.mark.parametrize("killed", ["pause", "resume", "scheduler"])
 async def test_pause_and_resume_run_each_trial_to_its_end_once_when_they_are_killed_at_any_call(
-    job_api: InMemoryApi, killed: str, monkeypatch: pytest.MonkeyPatch
+    job_api: InMemoryApi, killed: str
 ) -> None:
-    monkeypatch.setattr("prefect_launch.sweeps.runner._COMMIT_SECONDS", 0.001)
     at, was_killed = 1, True
     while was_killed:
         was_killed = False

@@ -16,7 +16,7 @@ from prefect_launch.server.values import State
 from prefect_launch.sweeps.config import parse_sweep
 from prefect_launch.sweeps.flow import config_of, find_sweep, read_sweep, stop_sweep, sweep_config
 from prefect_launch.sweeps.history import TrialState
-from prefect_launch.sweeps.runner import check_sweep_request
+from prefect_launch.sweeps.runner import SweepRunner, check_sweep_request
 from prefect_launch.sweeps.scheduler import Outcome
 from prefect_launch.sweeps.trial_items import EndedMetrics, TrialItem, read_trials, trial_spec
 from prefect_launch.testing import InMemoryApi
@@ -123,6 +123,13 @@ async def test_server_that_is_away_for_a_while_ends_no_sweep(job_api: InMemoryAp
         job_api.server.up()
         async with sweep.agent():
             assert (await running).message == "All 4 trials have ended."
+
+
+async def test_sweep_goes_on_by_the_events_of_its_trials_alone(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep, sweep.agent():
+        config = config_of(await read_sweep(sweep.session, sweep.id))
+        scheduler = SweepRunner(job_api, sweep.session, sweep.id, config, look_seconds=3600)
+        assert (await asyncio.wait_for(scheduler.run(), PATIENCE_SECONDS)).message == "All 4 trials have ended."
 
 
 async def test_sweep_whose_event_stream_fails_in_a_way_that_nobody_foresaw_ends_well(job_api: InMemoryApi) -> None:
