@@ -18,6 +18,7 @@ from prefect_launch.spec.scheduling import Priority
 from prefect_launch.sweeps.flow import pinned_parameters, sweep_config, sweep_flow
 from prefect_launch.sweeps.program import ENTITY_LABEL, PROJECT_LABEL
 from prefect_launch.sweeps.runner import check_sweep_request, queue_of
+from prefect_launch.sweeps.subflow import key_of_sweep
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -29,7 +30,7 @@ _LEAST_LIMIT: Final = 2
 
 
 async def queue_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
-    """Check a sweep and put it on the queue of its trials, for an agent to run.
+    """Check a sweep and put it on the queue of its trials, for an agent to run; once for each call in a flow's tries.
 
     Args:
         api: the Prefect server.
@@ -53,7 +54,7 @@ async def queue_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
             tags=("launch", "sweep", queue_tag(queue)),
             labels={QUEUE_LABEL: queue, ENTITY_LABEL: api.entity, PROJECT_LABEL: api.project},
             work_queue_name=priority.work_queue,
-            idempotency_key=uuid4().hex,
+            idempotency_key=key_of_sweep(parameters) or uuid4().hex,
         )
         deployment = await ensure_sweep_deployment(session, queue)
         made = await session.server.create_item(deployment, draft)

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
 
+def key_of_sweep(parameters: Mapping[str, Any]) -> str | None:
+    """Return a key of the call around that begins a sweep, which a retry of its flow repeats; None outside of flows.
+
+    Args:
+        parameters: those that the sweep is begun with.
+    """
+    return key_of_call(SCHEDULER_FLOW, json.dumps(parameters, sort_keys=True, default=str))
+
+
 async def place_in_flow(client: PrefectClient, parameters: Mapping[str, Any]) -> tuple[UUID | None, UUID | None]:
     """Return where a sweep belongs in the flow around this call.
 
@@ -34,7 +43,7 @@ async def place_in_flow(client: PrefectClient, parameters: Mapping[str, Any]) ->
         there. Each is `None` when there is none; outside of flows, both are.
     """
     context = FlowRunContext.get()
-    key = key_of_call(SCHEDULER_FLOW, json.dumps(parameters, sort_keys=True, default=str))
+    key = key_of_sweep(parameters)
     if key is None or context is None or context.flow_run is None:
         return None, None
     task = Task(fn=_sweep, name=SCHEDULER_FLOW)

@@ -1,10 +1,13 @@
 """Sweeps from Python: `sweep`, which begins one, and `Sweep`, the handle on it.
 
-The sweep's scheduler runs in the background of this process. Called in a flow, the sweep is a subflow of it.
+The sweep's scheduler runs in the background of this process, or on an agent. In a flow, a sweep that runs here is a
+subflow of it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +26,11 @@ from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import ExecutionError, SpecError
 from prefect_launch.sweeps import flow
+from prefect_launch.sweeps.control import ResumedBy, pause_sweep, resume_sweep, stop_sweep
 from prefect_launch.sweeps.history import Trial
+from prefect_launch.sweeps.queued import queue_sweep
 from prefect_launch.sweeps.sweep_file import read_sweep_file
+from prefect_launch.sweeps.sweep_run import config_of, find_sweep, read_sweep
 from prefect_launch.sweeps.trial_items import SweepTrials, best_trial, read_trials
 
 if TYPE_CHECKING:
@@ -33,6 +39,8 @@ if TYPE_CHECKING:
     from prefect_launch.server.values import Item
     from prefect_launch.sweeps.config import SweepConfig
     from prefect_launch.sweeps.runner import SweepRunner
+
+_logger = logging.getLogger(__name__)
 
 _POLL_MIN_SECONDS: Final = 0.1
 _POLL_MAX_SECONDS: Final = 1.0
@@ -46,6 +54,9 @@ def sweep(
     num_workers: int | None = None,
     run_cap: int | None = None,
     prior_runs: Sequence[str] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
+    on_agent: bool = False,
 ) -> Sweep:
     """Begin a sweep, and return as soon as it has begun. What is given beside the config wins over it.
 
@@ -61,6 +72,10 @@ def sweep(
         num_workers: trials at a time, 1 to 1,000; by default the config's, or 8.
         run_cap: the most trials, 1 or more; by default the config's.
         prior_runs: ids of earlier sweeps, and of other items, that its sampler learns from.
+        project: of its trials; by default the config's, or the job's.
+        entity: of its trials, likewise.
+        on_agent: put the sweep on its queue, for an agent to run, as `prefect-launch sweep create` does. Then this
+            process need not stay, and the sweep is no subflow and outlives a flow that begins it.
 
     Returns:
         A handle on the sweep.
@@ -73,9 +88,10 @@ def sweep(
     """
     given: dict[str, Any] = {
         **{"config": config, "queue": queue, "job": job, "docker_image": docker_image, "num_workers": num_workers},
-        **{"run_cap": run_cap, "prior_runs": prior_runs},
+        **{"run_cap": run_cap, "prior_runs": prior_runs, "project": project, "entity": entity, "on_agent": on_agent},
     }
-    follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
+    if not on_agent:
+        follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
     return run_sync(asweep(**given))
 
 
@@ -83,33 +99,47 @@ def sweep(
 async def asweep(arguments: Mapping[str, Any]) -> Sweep:
     """`sweep` for async code; arguments, result and errors are the same."""
     given = dict(arguments)
+    on_agent = given.pop("on_agent")
     config = given["config"]
     if isinstance(config, (str, Path)):
         given["config"] = await anyio.to_thread.run_sync(read_sweep_file, config)
     elif not isinstance(config, Mapping):
         raise SpecError(f"The sweep's config must be a mapping, or the path of a sweep file, not {config!r}.")
     api = default_api()
+    if on_agent:
+        return await Sweep.afind(str(await queue_sweep(api, given)))
     sweep_id = await flow.begin_sweep(api, given)
-    found = await Sweep.afind(str(sweep_id))
-    await _run_here(api, found)
-    return found
+    await _run_here(api, sweep_id)
+    return await Sweep.afind(str(sweep_id))
 
 
-async def _run_here(api: Api, found: Sweep) -> None:
-    """Run a sweep in the background of this process, unless it has ended well, or runs here already."""
-    state = (await found.aitem()).state_type
-    if state is StateType.COMPLETED or any(one.id == _name(found.id) for one in follower().living):
-        return
-    if state is not StateType.PENDING:
+async def _run_here(api: Api, sweep_id: UUID) -> None:
+    """Run a sweep in the background of this process, unless it has ended well, or goes on already."""
+    async with api.open() as session:
+        state = (await read_sweep(session, sweep_id)).state_type
+    if state is StateType.PENDING:
+        await _follow(api, sweep_id)
+    elif state is not StateType.COMPLETED and not _followed(sweep_id):
         # An earlier try of the flow around the call began it, and has died, or the sweep failed or was stopped.
-        await flow.resume_sweep(api, UUID(found.id), {})
-    here = await follower().follow(FollowedSweep, lambda followed: followed.run(api, UUID(found.id)))
+        await _resume(api, sweep_id, {})
+
+
+async def _resume(api: Api, sweep_id: UUID, given: Mapping[str, Any]) -> None:
+    if await resume_sweep(api, sweep_id, given) is ResumedBy.CALLER:
+        for ending in _followed(sweep_id):
+            await asyncio.wait([asyncio.wrap_future(ending.end)])
+        await _follow(api, sweep_id)
+
+
+async def _follow(api: Api, sweep_id: UUID) -> None:
+    here = await follower().follow(FollowedSweep, lambda followed: followed.run(api, sweep_id))
     if not here.started.done():
         here.end.result()
 
 
-def _name(sweep_id: str) -> str:
-    return f"sweep {sweep_id}"
+def _followed(sweep_id: UUID) -> list[Followed]:
+    """Return what runs a sweep in the background of this process; nothing when it runs elsewhere, or nowhere."""
+    return [one for one in follower().living if isinstance(one, FollowedSweep) and one.sweep_id == sweep_id]
 
 
 class FollowedSweep(Followed):
@@ -120,7 +150,7 @@ class FollowedSweep(Followed):
 
     @property
     def id(self) -> str:
-        return _name(str(self.sweep_id))
+        return f"sweep {self.sweep_id}"
 
     async def run(self, api: Api, sweep_id: UUID) -> None:
         """Run the sweep to its end."""
@@ -183,13 +213,13 @@ class Sweep:
             NotFoundError: when there is none, or there are several.
         """
         api = default_api()
-        return cls(api, api.call(lambda session: flow.find_sweep(session, sweep)))
+        return cls(api, api.call(lambda session: find_sweep(session, sweep)))
 
     @classmethod
     async def afind(cls, sweep: str) -> Sweep:
         """`find` for async code."""
         api = default_api()
-        return cls(api, await api.acall(lambda session: flow.find_sweep(session, sweep)))
+        return cls(api, await api.acall(lambda session: find_sweep(session, sweep)))
 
     # --- what it tells ---
 
@@ -212,7 +242,7 @@ class Sweep:
         return await self._api.acall(self._item)
 
     async def _item(self, session: Session) -> Item:
-        return await flow.read_sweep(session, self._id)
+        return await read_sweep(session, self._id)
 
     @property
     def state(self) -> str:
@@ -253,7 +283,7 @@ class Sweep:
         return self._run_of(best_trial(self.name, config, trials), trials)
 
     async def _read(self, session: Session) -> tuple[SweepConfig, SweepTrials]:
-        config = flow.config_of(await self._item(session))
+        config = config_of(await self._item(session))
         return config, await read_trials(session.server, self._id, config)
 
     def _run_of(self, trial: Trial, trials: SweepTrials) -> TrialRun:
@@ -299,14 +329,49 @@ class Sweep:
 
     # --- what is done with it ---
 
+    def pause(self, now: bool = False) -> None:
+        """Pause it: no new trial is queued, and none that waits is started, until it is resumed.
+
+        Args:
+            now: stop the trials that run, too, and wait until they have stopped; they run again when it is resumed.
+
+        Raises:
+            LaunchError: when it has ended, is being stopped, or is just being started.
+        """
+        run_sync(self.apause(now))
+
+    async def apause(self, now: bool = False) -> None:
+        """`pause` for async code."""
+        await pause_sweep(self._api, self._id, now=now)
+
+    def resume(self, num_workers: int | None = None, run_cap: int | None = None) -> None:
+        """Let it go on, when it is paused or has ended, or the process that ran it has died.
+
+        It goes on in the process that runs it, or as an item of its queue; without either, in the background of this
+        process.
+
+        Args:
+            num_workers: trials at a time from now on, 1 to 1,000.
+            run_cap: the most trials from now on, those that it has had included.
+
+        Raises:
+            LaunchError: when it cannot go on with these, or is being stopped; then it stays as it is.
+        """
+        follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
+        run_sync(self.aresume(num_workers, run_cap))
+
+    async def aresume(self, num_workers: int | None = None, run_cap: int | None = None) -> None:
+        """`resume` for async code."""
+        await _resume(self._api, self._id, {"num_workers": num_workers, "run_cap": run_cap})
+
     def stop(self) -> None:
         """Stop it: cancel its trials, and wait until none of them waits or runs.
 
         Raises:
-            LaunchError: when it has ended already.
+            LaunchError: when it has ended already, and so have its trials.
         """
         run_sync(self.astop())
 
     async def astop(self) -> None:
         """`stop` for async code."""
-        await flow.stop_sweep(self._api, self._id, lambda line: None)
+        await stop_sweep(self._api, self._id, _logger.info)

@@ -28,6 +28,8 @@ def sweep_config(
     num_workers: Annotated[int, Field(ge=1, le=MAX_WORKERS)] | None = None,
     run_cap: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None,
     prior_runs: Sequence[str] | None = None,
+    project: str | None = None,
+    entity: str | None = None,
 ) -> SweepConfig:
     """Return the configuration that a sweep's flow run has: what is given beside the file wins over it.
 
@@ -41,6 +43,8 @@ def sweep_config(
         num_workers: Trials at a time; by default the config's.
         run_cap: The most trials; by default the config's.
         prior_runs: Ids of earlier sweeps, and of other items, that its sampler learns from; by default the config's.
+        project: Of its trials; by default the config's, or the job's.
+        entity: Of its trials, likewise.
 
     Raises:
         LaunchError: as `parse_sweep` does.
@@ -58,10 +62,8 @@ def sweep_config(
         launch["queue"] = queue
     if num_workers is not None:
         data["scheduler"] = {**(data.get("scheduler") or {}), "num_workers": num_workers}
-    if run_cap is not None:
-        data["run_cap"] = run_cap
-    if prior_runs is not None:
-        data["prior_runs"] = prior_runs
+    own = {"run_cap": run_cap, "prior_runs": prior_runs, "project": project, "entity": entity}
+    data |= {name: value for name, value in own.items() if value is not None}
     return parse_sweep({**data, "launch": launch} if launch else data)
 
 

@@ -76,10 +76,12 @@ def own_id() -> str:
 
 def test_sweep_of_a_sync_and_of_an_async_flow_is_a_subflow_that_a_retry_goes_on_with(site: Site) -> None:
     given: dict[str, Any] = {"queue": site.name, "job": site.job(QUICK), "num_workers": 2}
-    begun: dict[str, list[str]] = {"sync": [], "async": []}
+    begun: dict[str, list[str]] = {"sync": [], "async": [], "queued": []}
+    idle = Site(site.api_url, site.folder, f"{site.name}-idle").name
 
     @flow(retries=1)
     def sync_parent() -> tuple[str, int]:
+        begun["queued"].append(sweep(CONFIG, **{**given, "queue": idle}, on_agent=True).id)
         here = sweep(CONFIG, **given)
         begun["sync"].append(here.id)
         if len(begun["sync"]) == 1:
@@ -108,6 +110,10 @@ def test_sweep_of_a_sync_and_of_an_async_flow_is_a_subflow_that_a_retry_goes_on_
         found = Sweep.find(first)
         assert (found.state, found.message) == ("completed", "All 3 trials have ended.")
         assert [(run.number, run.tries) for run in found.runs()] == [(1, 1), (0, 1), (2, 1)]
+    (waiting,) = set(begun["queued"])
+    assert [run.id for run in site.api.items(queue=idle)] == [waiting]
+    Sweep.find(waiting).stop()
+    assert Sweep.find(waiting).state == "cancelled"
 
 
 def until_two_trials_run(program: ChildProcess) -> Sweep:

@@ -46,10 +46,11 @@ REFUSED: list[tuple[dict[str, Any], type[LaunchError], str]] = [
 def test_sweep_that_cannot_run_is_refused_in_python_and_nothing_is_queued(
     job_api: InMemoryApi, given: dict[str, Any], error: type[LaunchError], words: str
 ) -> None:
+    arguments = {"config": CONFIG, "queue": "cpu", "job": "train", **given}
     with pytest.raises(error, match=words):
-        sweep(**{"config": CONFIG, "queue": "cpu", "job": "train", **given})
+        sweep(**arguments)
     with pytest.raises(error, match=words):
-        asyncio.run(asweep(**{"config": CONFIG, "queue": "cpu", "job": "train", **given}))
+        asyncio.run(asweep(**arguments, on_agent=True))
     assert job_api.read_items() == []
 
 
@@ -59,6 +60,15 @@ def test_config_may_be_the_path_of_a_sweep_file(job_api: InMemoryApi, tmp_path: 
     for path in (file, str(file)):
         with pytest.raises(SpecError, match="run_cap"):
             sweep(path, queue="cpu", job="train")
+
+
+def test_sweep_on_an_agent_is_an_item_of_its_queue_and_nothing_of_it_runs_here(job_api: InMemoryApi) -> None:
+    found = sweep({**CONFIG, "name": "there"}, queue="cpu", job="train", project="other", on_agent=True)
+    assert not [one for one in follower().living if one.id.endswith(found.id)]
+    (run,) = job_api.items(queue="cpu")
+    assert (run.id, run.name, found.state) == (found.id, "there", "queued")
+    assert run.item.parameters["project"] == "other"
+    assert found.runs() == []
 
 
 def test_async_form_takes_the_arguments_of_the_other() -> None:
@@ -136,6 +146,24 @@ async def test_stopped_sweep_has_no_item_that_waits_or_runs(job_api: InMemoryApi
             await found.wait_async()
         with pytest.raises(LaunchError, match="has ended already"):
             await asyncio.to_thread(found.stop)
+
+
+async def test_paused_sweep_queues_nothing_until_it_is_resumed_with_more_workers(job_api: InMemoryApi) -> None:
+    async with opened(job_api, workers=1) as made:
+        running = asyncio.create_task(made.scheduler().run())
+        await made.until_told("trial 0 waiting")
+        found = await Sweep.afind(str(made.id))
+        await asyncio.wait_for(found.apause(now=True), PATIENCE_SECONDS)
+        assert [(run.number, run.state) for run in await found.aruns()] == [(0, "held")]
+        assert (await found.aitem()).state_type is StateType.PAUSED
+        with pytest.raises(TimeoutError, match="it is Paused"):
+            await found.wait_async(timeout=0.2)
+        await asyncio.wait_for(found.aresume(num_workers=2, run_cap=3), PATIENCE_SECONDS)
+        async with made.agent():
+            end = await asyncio.wait_for(running, PATIENCE_SECONDS)
+        assert end.message == "All 3 trials have ended."
+        assert made.most_open == 2
+        assert [(run.number, run.tries) for run in await found.aruns()] == [(2, 1), (1, 1), (0, 2)]
 
 
 # --- the background ---
