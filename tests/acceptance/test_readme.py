@@ -144,6 +144,7 @@ def test_every_block_of_the_readme_runs(own_prefect_server: PrefectServerProcess
 
     assert "hidden_units" in shown
     assert "epoch  30/30" in shown
+    assert "best: trial" in shown
     assert not reader.forgotten
 
 
