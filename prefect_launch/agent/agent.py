@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect_launch.agent.base import BaseAgent
-from prefect_launch.agent.item.finish import check_sweep, fail_item
+from prefect_launch.agent.item.finish import fail_item
 from prefect_launch.agent.item.lifecycle import ItemLifecycle
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import hold_agent_name
@@ -23,6 +23,7 @@ from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.loop import Loop
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
+from prefect_launch.queues.sweep_status import sweep_id_of
 from prefect_launch.runners.base import Phase
 from prefect_launch.server.values import Item
 from prefect_launch.spec.item_parameters import is_scheduler, options_of
@@ -100,15 +101,19 @@ class LaunchAgent(BaseAgent):
         await fail_item(self.context.session, UUID(run_queue_item_id), message, Phase(phase), files)
 
     async def check_sweep_state(self, launch_spec: Mapping[str, Any] | LaunchSpec, api: Api) -> None:
-        """Refuse an item whose sweep has ended.
+        """Refuse an item whose sweep has ended, or is not on the server.
 
-        A sweep is a flow run; an id that is none is only a label, and refuses nothing.
+        A sweep is a flow run; an id that is no UUID is only a label, and refuses nothing. The sweep's state is read
+        once in 10 s at most.
 
         Raises:
-            LaunchError: when the sweep is in a terminal state.
+            LaunchError: when the sweep is in a terminal state, or was deleted.
         """
-        sweep = launch_spec.sweep_id if isinstance(launch_spec, LaunchSpec) else launch_spec.get("sweep_id")
-        await check_sweep(self.context.session.server, sweep)
+        given = launch_spec.sweep_id if isinstance(launch_spec, LaunchSpec) else launch_spec.get("sweep_id")
+        sweep = sweep_id_of(given)
+        refusal = (await self.context.sweeps.of(sweep)).refusal if sweep is not None else ""
+        if refusal:
+            raise LaunchError(refusal)
 
     # --- the loop ---
 

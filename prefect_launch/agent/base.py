@@ -23,6 +23,7 @@ from prefect_launch.agent.item.ownership import home_id
 from prefect_launch.agent.item.running_items import RunningItems
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.agent.polling.queue_poller import QueuePoller
+from prefect_launch.agent.polling.sweep_gate import SweepGate
 from prefect_launch.core.terminal import sanitize_log_lines
 from prefect_launch.errors import AgentConfigError, LaunchError
 from prefect_launch.queues.presence import Holder
@@ -218,10 +219,8 @@ class BaseAgent(ABC):
             self._context.slot_freed = self._slot_freed
             await self._context.devices.open()
             await anyio.to_thread.run_sync(lambda: self.holder)
-            opens, devices = self._context.runner_health.is_open, self._context.devices
-            self._poller = QueuePoller(
-                session, self.config.queues, self.holder, devices, opens, self.config.poll_seconds
-            )
+            opens, gate = self._context.runner_health.is_open, SweepGate(self._context.sweeps, self._context.devices)
+            self._poller = QueuePoller(session, self.config.queues, self.holder, gate, opens, self.config.poll_seconds)
             try:
                 yield self
             finally:

@@ -15,6 +15,7 @@ import anyio
 from prefect_launch.agent.devices.allocator import DeviceAllocator
 from prefect_launch.agent.devices.gpus import GpuProbe
 from prefect_launch.agent.runner_health import RunnerHealth
+from prefect_launch.queues.sweep_status import SweepStatuses
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import Runner
 from prefect_launch.runners.registry import make_runner, used_resources
@@ -62,6 +63,7 @@ class AgentContext:
         registry: the registries of images, with this agent's credentials.
         devices: allocates the machine's devices.
         runner_health: whether what the agent's queues run on answers.
+        sweeps: whether items of sweeps may start.
     """
 
     config: AgentConfig
@@ -77,6 +79,7 @@ class AgentContext:
         self.registry = RemoteRegistries(self.config.keychain)
         self.devices = DeviceAllocator(self.config, self.session, self.runner, self.gpu_probe)
         self.runner_health = RunnerHealth(self.session, self.runner)
+        self.sweeps = SweepStatuses(self.session.server)
 
     @cached_property
     def images(self) -> ImageBuilder:

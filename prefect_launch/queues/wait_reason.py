@@ -21,6 +21,7 @@ from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_minute, utc_time
 from prefect_launch.jobs.index import PATH_TAG
 from prefect_launch.queues.agent_status import AgentInfo, online_agents
+from prefect_launch.queues.sweep_status import read_sweep_status, sweep_of
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import JOB_FLOW, PAGE, Item, ItemFilter, PriorityQueue
 from prefect_launch.spec.item_parameters import is_scheduler
@@ -93,6 +94,7 @@ class WaitFacts(BaseModel):
     requested_gpus: str = Field(
         default="", description="Which GPUs one asks for that no agent has looked at yet: `2 GPUs`."
     )
+    held_by_sweep: str = Field(default="", description="Why its sweep holds it, if it does.")
 
 
 class WaitReason(BaseModel):
@@ -155,6 +157,10 @@ def _paused(facts: WaitFacts) -> _Reason | None:
     else:
         return None
     return WaitCause.PAUSED, text
+
+
+def _held_by_sweep(facts: WaitFacts) -> _Reason | None:
+    return (WaitCause.PAUSED, facts.held_by_sweep) if facts.held_by_sweep else None
 
 
 def _not_due(facts: WaitFacts) -> _Reason | None:
@@ -265,6 +271,7 @@ def _next_in_turn(facts: WaitFacts) -> _Reason:
 
 _CHECKS: Final[tuple[Callable[[WaitFacts], _Reason | None], ...]] = (
     _paused,
+    _held_by_sweep,
     _not_due,
     _no_agent,
     _away,
@@ -454,6 +461,7 @@ async def _read_place(
             for name in above
         ),
     )
+    sweep = sweep_of(item)
     return WaitFacts(
         queue=queue,
         item=item,
@@ -461,4 +469,5 @@ async def _read_place(
         ahead_by_time=max(0, own - is_there),
         waiting=max(1, in_all + (not is_there)),
         past=past,
+        held_by_sweep=(await read_sweep_status(server, sweep)).held if sweep is not None else "",
     )

@@ -299,22 +299,3 @@ async def check_deployment(server: Server, item: Item, of_queue: UUID) -> None:
         deployment = await retry_until_available("show the deployment", lambda: server.read_deployment(made_from))
         labels = item.labels if deployment is None else deployment.labels or {}
     check_labels(item, labels)
-
-
-async def check_sweep(server: Server, sweep: object) -> None:
-    """Refuse an item whose sweep has ended.
-
-    Args:
-        server: the Prefect server.
-        sweep: the item's sweep id. A sweep is a flow run; an id that is none is only a label, and refuses nothing.
-
-    Raises:
-        LaunchError: when the sweep is in a terminal state.
-    """
-    try:
-        sweep_id = UUID(str(sweep))
-    except ValueError:
-        return
-    run = await server.read_item(sweep_id)
-    if run is not None and run.is_terminal:
-        raise LaunchError(f"The sweep {sweep_id} of this item has ended already ({run.state_name}); it is not run.")

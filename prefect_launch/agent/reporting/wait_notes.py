@@ -21,6 +21,7 @@ import anyio
 from prefect_launch.agent.log_notes import LOGGER, log_note
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError
+from prefect_launch.queues.sweep_status import SweepStatuses, sweep_of
 from prefect_launch.queues.wait_reason import (
     Past,
     QueueFacts,
@@ -60,6 +61,7 @@ class WaitReasonLogger:
         self._server = session.server
         self._name = name
         self._queues = tuple(queues)
+        self._sweeps = SweepStatuses(session.server)
         self._noted: dict[str, dict[UUID, WaitCause]] = {queue: {} for queue in queues}
         self._seen: dict[str, dict[UUID, WaitCause]] = {queue: {} for queue in queues}
 
@@ -114,10 +116,21 @@ class WaitReasonLogger:
             line = await self._server.list_line(queue.queue, priority.name, limit=left) if left > 0 else []
             urgent = len(found)
             found += [
-                WaitFacts(queue=queue, item=item, ahead_by_priority=urgent, ahead_by_time=earlier, waiting=in_all)
+                WaitFacts(
+                    queue=queue,
+                    item=item,
+                    ahead_by_priority=urgent,
+                    ahead_by_time=earlier,
+                    waiting=in_all,
+                    held_by_sweep=await self._held_by_sweep(item),
+                )
                 for earlier, item in enumerate(line)
             ]
         return found
+
+    async def _held_by_sweep(self, item: Item) -> str:
+        sweep = sweep_of(item)
+        return "" if sweep is None else (await self._sweeps.of(sweep, item.id)).held
 
     async def _noted_before(self, item: Item) -> WaitCause | None:
         """Read the cause that an earlier life of this agent, or another agent, has noted for this wait."""

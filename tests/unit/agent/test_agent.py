@@ -202,10 +202,16 @@ async def test_item_of_a_sweep_that_has_ended_is_refused(bench: Bench) -> None:
             await agent.check_sweep_state({"sweep_id": str(sweep.id)}, bench.api)
 
 
-@pytest.mark.parametrize("sweep", [None, "a-label", "8c1f1f0e-6c0b-4a46-9a55-0f4a5d2f3c11"])
-async def test_item_of_no_known_sweep_is_not_refused(bench: Bench, sweep: str | None) -> None:
+@pytest.mark.parametrize("sweep", [None, "a-label"])
+async def test_item_of_no_sweep_is_not_refused(bench: Bench, sweep: str | None) -> None:
     async with bench.agent().connected() as agent:
         await agent.check_sweep_state({"sweep_id": sweep}, bench.api)
+
+
+async def test_item_whose_sweep_is_not_on_the_server_is_refused(bench: Bench) -> None:
+    async with bench.agent().connected() as agent:
+        with pytest.raises(LaunchError, match="not on this Prefect server: it was deleted, or never there"):
+            await agent.check_sweep_state({"sweep_id": "8c1f1f0e-6c0b-4a46-9a55-0f4a5d2f3c11"}, bench.api)
 
 
 async def test_item_of_a_sweep_that_has_ended_is_failed_and_never_started(bench: Bench) -> None:

@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 
@@ -19,7 +19,7 @@ from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.metrics import MetricsCollector, MetricsReader
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.metrics import MAX_POINTS, Metrics
-from prefect_launch.core.states import StateType
+from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.inputs.metrics import MARK
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.log_streams import Marks
@@ -428,7 +428,9 @@ async def test_item_shows_its_metrics_and_its_log_does_not(bench: Bench) -> None
 
 async def test_trial_of_a_sweep_keeps_its_outputs_as_metrics(bench: Bench) -> None:
     bench.plays(Script(outputs={"outputs.json": b'{"accuracy": 0.9}'}))
-    [trial] = await bench.add(sweep_id=str(UUID(int=7)))
+    sweep = await bench.add_scheduler()
+    await bench.move(sweep, ItemState.CLAIMED, ItemState.RUNNING)
+    [trial] = await bench.add(sweep_id=str(sweep.id))
     [other] = await bench.add()
     async with bench.running(bench.agent()):
         for item in (trial, other):
