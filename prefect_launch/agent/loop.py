@@ -182,19 +182,24 @@ class Loop:
         return self._shutdown.ends_shift or self._ends_at == float("inf")
 
     async def _fill(self) -> None:
-        while not self._shutdown.stopping and (self._agent.free_slots > 0 or await self._seeks_scheduler()):
+        await self._fill_schedulers()
+        while self._agent.free_slots > 0 and not self._shutdown.stopping:
             found = await self._agent.get_job_and_queue()
             if found is None:
                 break
             await self._agent.run_job(*found)
         await self._agent.update_status("RUNNING" if self._running_items.thread_ids else "POLLING")
 
-    async def _seeks_scheduler(self) -> bool:
-        """Whether a full agent has a sweep's scheduler to start; the server is asked now and then."""
-        if not self._agent.takes_schedulers or time.monotonic() < self._scheduler_sought_at + self._config.poll_seconds:
-            return False
-        self._scheduler_sought_at = time.monotonic()
-        return await self._poller.waits_for_scheduler()
+    async def _fill_schedulers(self) -> None:
+        """Take sweeps, which need no slot of a job; the server is asked for them at most once a poll interval."""
+        if time.monotonic() < self._scheduler_sought_at + self._config.poll_seconds:
+            return
+        while self._agent.takes_schedulers and not self._shutdown.stopping:
+            self._scheduler_sought_at = time.monotonic()
+            found = await self._poller.pop_scheduler(self._running_items.held)
+            if found is None:
+                break
+            await self._agent.run_job(*found)
 
     async def _settle_claims(self) -> None:
         """Put back what was claimed and is not in work here, when the last poll failed in between."""

@@ -161,7 +161,7 @@ def _row(agent: AgentInfo) -> tuple[object, ...]:
     has_status = agent.host is not None
     slots = f"{agent.in_work}/{'-' if agent.slots is None else agent.slots}" if has_status else ""
     more = agent.in_work + agent.schedulers - len(agent.running)
-    runs = ", ".join([*(item.name for item in agent.running), *([f"{more} more"] if more > 0 else [])])
+    runs = ", ".join([*(item.shown for item in agent.running), *([f"{more} more"] if more > 0 else [])])
     return agent.name, agent.state, agent.host, slots, runs, ago(agent.last_heartbeat), ", ".join(agent.queues)
 
 
@@ -176,11 +176,12 @@ def drain(
     agent = connected().drain_agent(name, undo=undo)
     if undo:
         typer.echo(f"The agent {name} takes items again.")
-    elif agent.running:
-        runs = ", ".join(item.name for item in agent.running)
-        typer.echo(f"The agent {name} drains: it takes no more items, and exits when these runs end: {runs}.")
-    else:
-        typer.echo(f"The agent {name} drains: it takes no more items, and exits.")
+        return
+    runs = ", ".join(item.name for item in agent.running if not item.is_scheduler)
+    sweeps = ", ".join(item.name for item in agent.running if item.is_scheduler)
+    then = f", and exits when these runs end: {runs}." if runs else ", and exits."
+    over = f" It leaves these sweeps to another agent: {sweeps}." if sweeps else ""
+    typer.echo(f"The agent {name} drains: it takes no more items{then}{over}")
 
 
 @app.command(epilog=examples("prefect-launch agent clean --dry-run", "prefect-launch agent clean --keep-runs 1g"))

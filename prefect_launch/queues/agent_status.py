@@ -44,19 +44,25 @@ class RunningItemSummary(BaseModel):
 
     Attributes:
         id: of the item.
-        name: of its run, cut when it is long; of a sweep's scheduler, after the word "sweep".
+        name: of its run, cut when it is long.
+        is_scheduler: whether it is a sweep, whose scheduler the agent runs.
     """
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     name: str
+    is_scheduler: bool = False
 
     @classmethod
     def of(cls, item: Item) -> RunningItemSummary:
         """Make it of an item."""
-        sweep = "sweep " if is_scheduler(item) else ""
-        return cls(id=str(item.id), name=f"{sweep}{item.name}"[:_NAME_CHARS])
+        return cls(id=str(item.id), name=item.name[:_NAME_CHARS], is_scheduler=is_scheduler(item))
+
+    @property
+    def shown(self) -> str:
+        """The name as a list shows it."""
+        return f"sweep {self.name}" if self.is_scheduler else self.name
 
 
 class AgentStatus(BaseModel):

@@ -69,11 +69,6 @@ class QueueFacts(BaseModel):
         counted = [item for item in self.in_work if item.state_type in _COUNTED]
         return sum(work_queue is None or item.work_queue_name == work_queue for item in counted)
 
-    def schedulers(self, work_queue: str | None = None) -> int:
-        """Count the schedulers of sweeps in work, as the limits of the queue, or of one priority, do."""
-        jobs_left_out = tuple(item for item in self.in_work if is_scheduler(item))
-        return self.model_copy(update={"in_work": jobs_left_out}).counted(work_queue)
-
     @property
     def accepting_agents(self) -> tuple[AgentInfo, ...]:
         """Agents that accept items: all that are not draining."""
@@ -212,11 +207,10 @@ def _scheduler(facts: WaitFacts) -> _Reason | None:
     if not is_scheduler(facts.item):
         return None
     queue, taking = facts.queue, facts.queue.accepting_agents
-    name = facts.item.work_queue_name
-    for limit, active in ((queue.limit, queue.schedulers()), (queue.limit_of(name), queue.schedulers(name))):
-        if limit is not None and active + 1 >= limit:
-            text = f"The queue's limit is {limit} items in work, and {active} of them are schedulers of sweeps"
-            return WaitCause.LIMIT, f"{text}: one more would leave no place for their trials."
+    active = sum(item.state_type in _COUNTED for item in queue.in_work if is_scheduler(item))
+    if queue.limit is not None and active + 1 >= queue.limit:
+        text = f"The queue's limit is {queue.limit} items in work, and {active} of them are schedulers of sweeps"
+        return WaitCause.LIMIT, f"{text}: one more would leave no place for their trials."
     if all(agent.max_schedulers is not None and agent.schedulers >= agent.max_schedulers for agent in taking):
         shares = ", ".join(f"{agent.name} {agent.schedulers} of {agent.max_schedulers}" for agent in taking)
         text = f"The queue's agents run as many schedulers of sweeps as they may ({shares})."

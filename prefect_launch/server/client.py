@@ -219,12 +219,18 @@ class PoolCalls(Calls):
         await self._rest.get("PATCH", f"/deployments/{deployment_id}/schedules/{schedule_id}", json={"active": False})
 
     async def upsert_deployment(
-        self, name: str, *, flow: str = "launch", version: str | None = None, **given: Unpack[DeploymentFields]
+        self,
+        name: str,
+        *,
+        flow: str = "launch",
+        work_queue: str = "default",
+        version: str | None = None,
+        **given: Unpack[DeploymentFields],
     ) -> UUID:
         pool, labels = given["pool"], given["labels"]
         fields: dict[str, Any] = {
             "work_pool_name": pool,
-            "work_queue_name": "default",
+            "work_queue_name": work_queue,
             "parameters": given["parameters"],
             "parameter_openapi_schema": given["parameter_schema"],
             "description": given["description"],

@@ -85,9 +85,22 @@ class Server(Protocol):
         """List the deployments whose items go to a pool."""
 
     async def upsert_deployment(
-        self, name: str, *, flow: str = "launch", version: str | None = None, **fields: Unpack[DeploymentFields]
+        self,
+        name: str,
+        *,
+        flow: str = "launch",
+        work_queue: str = "default",
+        version: str | None = None,
+        **fields: Unpack[DeploymentFields],
     ) -> UUID:
         """Make a deployment, or bring the one of that name up to date; its schedules stay.
+
+        Args:
+            name: of the deployment.
+            flow: that its items are runs of.
+            work_queue: of the pool, where its items wait unless they say another.
+            version: of the deployment.
+            fields: what else it is made of.
 
         Returns:
             Its id.

@@ -24,6 +24,8 @@ POOL_TYPE = "launch"
 JOB_FLOW: Final = "launch"
 SCHEDULER_FLOW: Final = "launch-sweep"
 ITEM_FLOWS: Final = (JOB_FLOW, SCHEDULER_FLOW)
+#: The work queue of a pool that its sweeps wait in.
+SWEEPS_WORK_QUEUE: Final = "sweeps"
 
 
 class _Value(BaseModel):

@@ -13,8 +13,7 @@ from uuid import UUID, uuid4
 from prefect_launch.errors import QueueError
 from prefect_launch.jobs.schema import value_definitions, within_64_bits
 from prefect_launch.queues.session import QUEUE_LABEL, deployment_name, queue_tag
-from prefect_launch.server.values import SCHEDULER_FLOW, ItemDraft
-from prefect_launch.spec.scheduling import Priority
+from prefect_launch.server.values import SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, ItemDraft
 from prefect_launch.sweeps.flow import pinned_parameters, sweep_config, sweep_flow
 from prefect_launch.sweeps.program import ENTITY_LABEL, PROJECT_LABEL
 from prefect_launch.sweeps.runner import check_sweep_request, queue_of
@@ -23,7 +22,6 @@ from prefect_launch.sweeps.subflow import key_of_sweep
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
     from prefect_launch.queues.session import Session
-    from prefect_launch.sweeps.config import SweepConfig
 
 #: A limit of items in work counts the scheduler too.
 _LEAST_LIMIT: Final = 2
@@ -46,14 +44,14 @@ async def queue_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
     config = sweep_config(**parameters)
     async with api.open() as session:
         named = await check_sweep_request(api, session, config)
-        queue, priority = queue_of(config), _priority_of(config)
-        await _check_limits(session, queue, priority)
+        queue = queue_of(config)
+        await _check_limit(session, queue)
         draft = ItemDraft(
             name=config.name or _new_name(),
             parameters=pinned_parameters(parameters, named),
             tags=("launch", "sweep", queue_tag(queue)),
             labels={QUEUE_LABEL: queue, ENTITY_LABEL: api.entity, PROJECT_LABEL: api.project},
-            work_queue_name=priority.work_queue,
+            work_queue_name=SWEEPS_WORK_QUEUE,
             idempotency_key=key_of_sweep(parameters) or uuid4().hex,
         )
         deployment = await ensure_sweep_deployment(session, queue)
@@ -73,12 +71,16 @@ async def ensure_sweep_deployment(session: Session, queue: str) -> UUID:
     name = deployment_name(queue)
     schema = _schema()
     there = await session.server.find_deployment(name, flow=SCHEDULER_FLOW)
-    if there is not None and (there.work_pool_name, there.parameter_openapi_schema) == (queue, schema):
+    wanted = (queue, SWEEPS_WORK_QUEUE, schema)
+    if there and (there.work_pool_name, there.work_queue_name, there.parameter_openapi_schema) == wanted:
         return there.id
+    # Behind all others: a sweep that no agent has a place for must hide no job from a queue at its limit.
+    await session.server.create_queue(queue, SWEEPS_WORK_QUEUE, len(await session.server.list_queues(queue)) + 1)
     return await session.server.upsert_deployment(
         name,
         flow=SCHEDULER_FLOW,
         pool=queue,
+        work_queue=SWEEPS_WORK_QUEUE,
         parameters={},
         parameter_schema=schema,
         description=f"A sweep on the queue **{queue}**: an agent runs its scheduler.",
@@ -94,26 +96,15 @@ def _schema() -> dict[str, Any]:
     return {**schema, "additionalProperties": False, "definitions": value_definitions()}
 
 
-def _priority_of(config: SweepConfig) -> Priority:
-    """Return the priority of the trials, which the scheduler has too."""
-    given = config.launch.config.get("priority")
-    return Priority.MEDIUM if given is None else Priority.parse(given)
-
-
-async def _check_limits(session: Session, queue: str, priority: Priority) -> None:
+async def _check_limit(session: Session, queue: str) -> None:
     """Refuse a queue whose limit the scheduler alone would use up: no trial would ever run beside it."""
-    pool = await session.pool(queue)
-    limits = {f"The queue {queue!r}": pool.concurrency_limit}
-    for each in await session.server.list_queues(queue):
-        if each.name == priority.work_queue:
-            limits[f"The priority {priority.name.lower()} of the queue {queue!r}"] = each.concurrency_limit
-    for which, limit in limits.items():
-        if limit is not None and limit < _LEAST_LIMIT:
-            raise QueueError(
-                f"{which} has a limit of {limit} items in work, and a sweep's scheduler is one of them: no trial would"
-                f" ever run. Raise the limit to {_LEAST_LIMIT} or more, or run the sweep from here:"
-                " 'prefect-launch sweep run'."
-            )
+    limit = (await session.pool(queue)).concurrency_limit
+    if limit is not None and limit < _LEAST_LIMIT:
+        raise QueueError(
+            f"The queue {queue!r} has a limit of {limit} items in work, and a sweep's scheduler is one of them: no"
+            f" trial would ever run. Raise the limit to {_LEAST_LIMIT} or more, or run the sweep from here:"
+            " 'prefect-launch sweep run'."
+        )
 
 
 def _new_name() -> str:

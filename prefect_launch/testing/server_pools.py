@@ -139,7 +139,13 @@ class InMemoryPools(Calls):
 
     @call
     def upsert_deployment(
-        self, name: str, *, flow: str = "launch", version: str | None = None, **fields: Unpack[DeploymentFields]
+        self,
+        name: str,
+        *,
+        flow: str = "launch",
+        work_queue: str = _DEFAULT_QUEUE,
+        version: str | None = None,
+        **fields: Unpack[DeploymentFields],
     ) -> UUID:
         pool, labels = fields["pool"], fields["labels"]
         check_parameter_schema(fields["parameters"], fields["parameter_schema"], enforce=fields["enforce"])
@@ -157,7 +163,7 @@ class InMemoryPools(Calls):
             tags=tuple(fields["tags"]),
             labels=there_labels if there and kept else {"prefect.flow.id": str(flow_id), **as_json(dict(labels))},
             work_pool_name=pool,
-            work_queue_name=_DEFAULT_QUEUE,
+            work_queue_name=work_queue,
             version=version,
         )
         self._store.deployments[deployment.id] = StoredDeployment(deployment, flow, fields["enforce"])

@@ -12,11 +12,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from prefect_launch.agent.agent import LaunchAgent
+from prefect_launch.agent.context import SCHEDULER_RESOURCE
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.server.values import SCHEDULER_FLOW, Item, ItemDraft, State
+from prefect_launch.server.values import SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemDraft, State
 from prefect_launch.testing import InMemoryApi, InMemoryMachine, InMemoryRunner, InMemoryServer, Script
 
 RESOURCE = "local-container"
@@ -33,7 +34,8 @@ class Bench:
         concurrency: limit of the queue.
 
     Attributes:
-        machine: where the items run; set its `script` to say what they do.
+        machine: where the jobs run; set its `script` to say what they do.
+        schedulers: where the schedulers of sweeps run.
     """
 
     def __init__(self, folder: Path, *, concurrency: int | None = None) -> None:
@@ -42,6 +44,7 @@ class Bench:
         # Its submitters may ask for all GPUs.
         self.api.create_run_queue(QUEUE, RESOURCE, concurrency=concurrency, submitter_options=["gpus"])
         self.machine = InMemoryMachine()
+        self.schedulers = InMemoryMachine()
 
     @property
     def server(self) -> InMemoryServer:
@@ -50,9 +53,12 @@ class Bench:
 
     def agent(self, name: str = "box", *, machine: InMemoryMachine | None = None, **config: Any) -> LaunchAgent:
         """Make an agent; one of the same name is the next life of the first."""
-        runner = InMemoryRunner(self.folder, machine or self.machine)
+        runners = {
+            RESOURCE: InMemoryRunner(self.folder, machine or self.machine),
+            SCHEDULER_RESOURCE: InMemoryRunner(self.folder, self.schedulers),
+        }
         settings = {"queues": [QUEUE], "home": self.folder, "poll_seconds": 0.05, **config}
-        return LaunchAgent(self.api, {"name": name, **settings}, runners={RESOURCE: runner})
+        return LaunchAgent(self.api, {"name": name, **settings}, runners=runners)
 
     async def add(self, count: int = 1, queue: str = QUEUE, **spec: Any) -> list[Item]:
         """Put items on a queue."""
@@ -62,9 +68,11 @@ class Bench:
 
     async def add_scheduler(self) -> Item:
         """Put a sweep's scheduler on the queue: its flow makes it one, whatever its parameters say."""
+        await self.server.create_queue(QUEUE, SWEEPS_WORK_QUEUE, 9)
         deployment = await self.server.upsert_deployment(
             "sweep",
             flow=SCHEDULER_FLOW,
+            work_queue=SWEEPS_WORK_QUEUE,
             pool=QUEUE,
             parameters={},
             parameter_schema={},
@@ -75,7 +83,13 @@ class Bench:
         )
         parameters = {"docker": {"docker_image": "busybox:1"}}
         made = await self.server.create_item(
-            deployment, ItemDraft(name="sweep", parameters=parameters, idempotency_key=uuid4().hex)
+            deployment,
+            ItemDraft(
+                name="sweep",
+                parameters=parameters,
+                work_queue_name=SWEEPS_WORK_QUEUE,
+                idempotency_key=uuid4().hex,
+            ),
         )
         assert made is not None
         return made
@@ -108,6 +122,11 @@ class Bench:
     async def until(self, item: Item, *types: StateType) -> Item:
         """Wait until an item is in a state of one of these types."""
         found: Item = await eventually(lambda: self.read(item.id), lambda found: found.state_type in types)
+        return found
+
+    async def until_state(self, item: Item, state: ItemState) -> Item:
+        """Wait until an item is in a state of this name."""
+        found: Item = await eventually(lambda: self.read(item.id), lambda found: found.state_name == state.label)
         return found
 
     async def until_nothing_runs(self) -> None:

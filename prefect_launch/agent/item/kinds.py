@@ -104,7 +104,7 @@ class ReadSweepEnd(Hook):
             message = "Stopped: its scheduler ended before it had seen all trials end; their agents stop them."
             return Outcome(state=ItemState.CANCELLED, message=message)
         if attempt.running.preempt.is_set():
-            message = "Its agent stops its jobs, or drains: another scheduler goes on with the sweep."
+            message = "Its agent drains, or stops its jobs: another one goes on with the sweep."
             return Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {message}", cause=Cause.PREEMPTED)
         why = ended.message if ended else f"The sweep's scheduler: {end.describe()}."
         message = f"{why} Another one goes on with the sweep."

@@ -197,25 +197,6 @@ class AdmissionCheck(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What an agent has a place for.
-
-    Attributes:
-        skip: items that it holds already.
-        jobs: whether it could start a job.
-        schedulers: whether it could start a sweep's scheduler.
-    """
-
-    skip: Collection[UUID]
-    jobs: bool
-    schedulers: bool
-
-    def fits(self, item: Item) -> bool:
-        """Whether an item has a place."""
-        return item.id not in self.skip and (self.schedulers if is_scheduler(item) else self.jobs)
-
-
 class Candidates:
     """The items of one queue that this agent may try for.
 
@@ -267,7 +248,7 @@ class Candidates:
         """Return the next item to try for; `None` when the queue has none.
 
         Args:
-            slots: how many jobs the agent could start now; none: only a scheduler is looked for.
+            slots: how many the agent could start now.
             skip: items that it holds already.
             schedulers: whether a sweep's scheduler could be started.
 
@@ -276,15 +257,14 @@ class Candidates:
         """
         if self._is_stale or (not self._items and not self._was_all):
             await self._look_ahead(min(PAGE, POLL_FACTOR * max(slots, 1)))
-        wanted = Wanted(skip=skip, jobs=slots > 0, schedulers=schedulers)
-        found = await self._take(wanted)
+        found = await self._take(skip, schedulers)
         if found is None and not self._was_all:
             # All that came is not for us, or not yet; what is may lie behind it.
             front = await self._poll(PAGE, datetime.now(timezone.utc))
             self._keep(front, PAGE)
-            found = await self._take(wanted)
+            found = await self._take(skip, schedulers)
             if found is None and len(front) == PAGE:
-                found = await self._pager.find(front, lambda page: self._take_of(page, wanted))
+                found = await self._pager.find(front, lambda page: self._take_of(page, skip, schedulers))
         return found
 
     @property
@@ -292,20 +272,20 @@ class Candidates:
         now = time.monotonic()
         return now - self._polled_at > WINDOW_SECONDS or now >= self._due_at
 
-    async def _take(self, wanted: Wanted) -> Item | None:
+    async def _take(self, skip: Collection[UUID], schedulers: bool) -> Item | None:
         while self._items:
             item = self._items.popleft()
-            if not wanted.fits(item):
+            if item.id in skip or not (schedulers or not is_scheduler(item)):
                 continue
             if self._admission is None or await self._admission.try_reserve(self._queue, item):
                 return item
         return None
 
-    async def _take_of(self, page: list[Item], wanted: Wanted) -> Item | None:
+    async def _take_of(self, page: list[Item], skip: Collection[UUID], schedulers: bool) -> Item | None:
         """Take an item of a page from behind the front; what is left of it may be claimed for as long as of a poll."""
         self._polled_at = time.monotonic()
         self._items = self._in_turn(page)
-        return await self._take(wanted)
+        return await self._take(skip, schedulers)
 
     async def _look_ahead(self, limit: int) -> None:
         """Poll for what is due, and note when the next is that will be."""

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
@@ -21,7 +20,7 @@ from prefect_launch.agent.polling.candidates import AdmissionCheck, Candidates
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.presence import Holder
-from prefect_launch.server.values import SCHEDULER_FLOW, Item
+from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, Item, ItemFilter
 from prefect_launch.spec.item_parameters import is_scheduler
 
 if TYPE_CHECKING:
@@ -109,45 +108,55 @@ class QueuePoller:
             raise unknown_name("queue", queue, self._candidates, where=" of this agent")
         if self._opens is not None and not await self._opens(queue):
             return None
-        too_many: set[UUID] = set()
+        schedulers = schedulers and await self._leaves_place(queue)
         while True:
-            polled = await candidates.next(slots=slots, skip=too_many.union(skip), schedulers=schedulers)
+            polled = await candidates.next(slots=slots, skip=skip, schedulers=schedulers)
             if polled is None:
                 return None
-            if is_scheduler(polled) and not await self._leaves_place(queue, polled):
-                too_many.add(polled.id)
-                continue
-            item = await claim(self._server, polled, holder=self._holder)
-            if item is None:
-                self._release(polled.id)
-                candidates.note_lost_claim()
-            elif await self._fits(queue, item):
+            item = await self._claim(queue, polled)
+            if item is not None:
                 return item
-            else:
-                self._release(item.id)
-                # Several agents that went over the limit together must not try again together.
-                await anyio.sleep(random.uniform(0, GIVEN_BACK_SECONDS))
 
-    async def waits_for_scheduler(self) -> bool:
-        """Whether a sweep waits for a scheduler in any of the queues.
+    async def pop_scheduler(self, skip: Collection[UUID] = ()) -> tuple[Item, str] | None:
+        """Return a claimed scheduler of a sweep, and its queue; `None` when none can be had now.
 
-        Raises:
-            ServerUnavailableError: when the server does not answer.
+        Sweeps wait in a work queue of their own, so that many jobs before them hide none, and they hide no job.
+
+        Args:
+            skip: items that the agent holds already.
         """
-        waits = partial(self._server.count_items, flow=SCHEDULER_FLOW, state_types=[StateType.SCHEDULED])
         for queue in self._candidates:
-            if await waits(pool=queue, due_before=datetime.now(timezone.utc)):
-                return True
-        return False
+            now = datetime.now(timezone.utc)
+            waiting = ItemFilter(pool=queue, flow=SCHEDULER_FLOW, state_types=[StateType.SCHEDULED], due_before=now)
+            if not await self._server.count_items(**waiting) or not await self._leaves_place(queue):
+                continue
+            if self._opens is not None and not await self._opens(queue):
+                continue
+            for polled in await self._server.poll(queue, limit=PAGE, before=now, queues=[SWEEPS_WORK_QUEUE]):
+                if polled.id not in skip and is_scheduler(polled) and (item := await self._claim(queue, polled)):
+                    return item, queue
+        return None
 
-    async def _leaves_place(self, queue: str, scheduler: Item) -> bool:
-        """Whether the queue's limits leave a place for a trial, were one more scheduler in work."""
+    async def _claim(self, queue: str, polled: Item) -> Item | None:
+        item = await claim(self._server, polled, holder=self._holder)
+        if item is None:
+            self._release(polled.id)
+            self._candidates[queue].note_lost_claim()
+            return None
+        if await self._fits(queue, item):
+            return item
+        self._release(item.id)
+        # Several agents that went over the limit together must not try again together.
+        await anyio.sleep(random.uniform(0, GIVEN_BACK_SECONDS))
+        return None
+
+    async def _leaves_place(self, queue: str) -> bool:
+        """Whether the queue's limit leaves a place for a trial, were one more scheduler in work."""
         limits = self._limits.get(queue)
-        pool_limit, queue_limit = (None, None) if limits is None else limits.of(scheduler)
-        active = partial(self._server.count_items, pool=queue, flow=SCHEDULER_FLOW, state_types=COUNTED)
-        if pool_limit is not None and await active() + 1 >= pool_limit:
-            return False
-        return queue_limit is None or await active(queue=scheduler.work_queue_name) + 1 < queue_limit
+        if limits is None or limits.pool is None:
+            return True
+        active = await self._server.count_items(pool=queue, flow=SCHEDULER_FLOW, state_types=COUNTED)
+        return active + 1 < limits.pool
 
     async def _fits(self, queue: str, item: Item) -> bool:
         limits = self._limits.get(queue)
