@@ -33,7 +33,7 @@ async def one_running(machine: InMemoryMachine) -> ScriptedRun:
     """Wait until one run goes, and return it; more than one is an error at once."""
 
     async def look() -> list[ScriptedRun]:
-        running = [machine.runs[handle] for handle in machine.running]
+        running: list[ScriptedRun] = [machine.runs[handle] for handle in machine.running]
         assert len(running) <= 1
         return running
 
@@ -117,9 +117,7 @@ async def test_three_schedulers_at_a_limit_of_one_run_one_after_another(bench: B
             assert agent.num_running_schedulers == 1
             assert len(bench.schedulers.started) == count + 1
             run.finish()
-            await eventually(
-                lambda: asyncio.sleep(0, bench.schedulers.running), lambda seen, gone=run: gone.plan.name not in seen
-            )
+            await eventually(lambda: asyncio.sleep(0, run.is_running), lambda runs: not runs)  # noqa: B023
         for sweep in sweeps:
             await bench.until(sweep, StateType.COMPLETED)
 
