@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -317,6 +318,14 @@ def report(
             "-o", "--output", metavar="FILE", help="The file; '-' is standard output. Default: sweep-ID.html."
         ),
     ] = None,
+    optuna: Annotated[
+        str | None,
+        typer.Option(
+            "--optuna",
+            metavar="FILE",
+            help="Write the sweep as an Optuna study to a new SQLite file, for optuna-dashboard.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Write a report of a sweep: one HTML file with charts, the best trial, all trials, and failures by cause."""
@@ -324,9 +333,14 @@ def report(
 
     api = connected()
     found = read_report(api, sweep)
+    if optuna is not None:
+        from prefect_launch.sweeps.optuna_study import export_study
+
+        export_study(found, Path(optuna))
+        typer.echo(printable(f"The Optuna study {found.name!r} is in {optuna}."), err=json or output == "-")
     if json:
         print_json(found.fields())
-    else:
+    elif optuna is None or output is not None:
         write_report(found, api.ui_url, output)
 
 

@@ -139,6 +139,9 @@ class CategoryAxis(Axis):
 
     Args:
         values: the values; of equal ones, the first.
+
+    Attributes:
+        values: the different values, in their places.
     """
 
     def __init__(self, values: Iterable[Any]) -> None:
@@ -147,7 +150,7 @@ class CategoryAxis(Axis):
             different.setdefault(value_key(value), value)
         if all(_is_number(value) for value in different.values()):
             different = dict(sorted(different.items(), key=lambda pair: float(pair[1])))
-        self._values = list(different.values())
+        self.values = list(different.values())
         self._places = {key: place for place, key in enumerate(different)}
 
     def place(self, value: Any) -> float | None:
@@ -155,13 +158,13 @@ class CategoryAxis(Axis):
         return None if place is None else self._share(place)
 
     def _share(self, place: int) -> float:
-        return place / (len(self._values) - 1) if len(self._values) > 1 else 0.5
+        return place / (len(self.values) - 1) if len(self.values) > 1 else 0.5
 
     @property
     def ticks(self) -> list[Tick]:
-        every = -(-len(self._values) // _MARKED)
-        marked = range(0, len(self._values), every)
-        return [(self._share(place), value_in_words(self._values[place])) for place in marked]
+        every = -(-len(self.values) // _MARKED)
+        marked = range(0, len(self.values), every)
+        return [(self._share(place), value_in_words(self.values[place])) for place in marked]
 
 
 def number_axis(values: Sequence[float], *, is_log: bool | None = None) -> NumberAxis:

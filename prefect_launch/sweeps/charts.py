@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from prefect_launch.core.metrics import format_number
 from prefect_launch.core.svg import (
@@ -29,7 +29,7 @@ from prefect_launch.sweeps.config import Metric, SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.importance import MIN_VALUES, Importance, Importances
 from prefect_launch.sweeps.parameters import Parameter
-from prefect_launch.sweeps.search_space import value_at
+from prefect_launch.sweeps.search_space import MISSING, value_or_missing, values_of
 
 #: The newer UI has 600 pixels for a report beside its side bars, and the older one 740: a wider drawing shrinks there.
 WIDTH: Final = 720
@@ -173,17 +173,16 @@ def parallel_svg(config: SweepConfig, history: History, important: Iterable[str]
 
     shown = _ranked_part(metric, known, MAX_LINES)
     axes: list[tuple[str, Axis]] = [
-        (".".join(path), parameter_axis(each, [_value(trial, path) for trial in known if _has(trial, path)]))
-        for path, each in parameters
+        (".".join(path), parameter_axis(each, values_of(known, path))) for path, each in parameters
     ]
     axes.append((metric.name, metric_axis([float(one.value) for one in known if one.value is not None], metric)))
     places = [round(left + (right - left) * at / (len(axes) - 1), 1) for at in range(len(axes))]
 
     def line(trial: Trial) -> str:
-        values = [_value(trial, path) for path, _ in parameters]
+        values = [value_or_missing(trial.params, path) for path, _ in parameters]
         drawn, pen = "", "M"
         for (_, axis), at, value in zip(axes, places, [*values, trial.value], strict=True):
-            share = axis.place(value)
+            share = None if value is MISSING else axis.place(value)
             if share is None:
                 pen = "M"
                 continue
@@ -284,20 +283,6 @@ def _fewer(trials: Sequence[Trial], most: int) -> list[Trial]:
         return list(trials)
     last = len(trials) - 1
     return [trials[place * last // (most - 1)] for place in range(most)]
-
-
-def _has(trial: Trial, path: tuple[str, ...]) -> bool:
-    return _value(trial, path, default=_NOTHING) is not _NOTHING
-
-
-def _value(trial: Trial, path: tuple[str, ...], default: Any = None) -> Any:
-    try:
-        return value_at(trial.params, path)
-    except KeyError:
-        return default
-
-
-_NOTHING: Final = object()
 
 
 def _px(value: float) -> str:

@@ -19,7 +19,7 @@ from prefect_launch.errors import AgentConfigError
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.distributions import value_key
 from prefect_launch.sweeps.history import History, Trial, TrialState
-from prefect_launch.sweeps.search_space import value_at
+from prefect_launch.sweeps.search_space import MISSING, value_or_missing
 
 #: Values of the metric that a measure needs.
 MIN_VALUES: Final = 10
@@ -86,18 +86,12 @@ def _by_optuna(config: SweepConfig, known: list[Trial]) -> dict[str, float]:
 
 def _own(path: tuple[str, ...], known: list[Trial]) -> Importance:
     """Measure one parameter; a trial that has none of it is a group of its own."""
-    values = [_value(trial, path) for trial in known]
+    found = (value_or_missing(trial.params, path) for trial in known)
+    values: list[Any] = [None if value is MISSING else value for value in found]
     ranks = _ranks([trial.value or 0.0 for trial in known])
     numbers = [float(value) for value in values if _is_number(value)]
     correlation = _correlation(_ranks(numbers), ranks) if len(numbers) == len(values) else None
     return Importance(".".join(path), _explained(_groups(values), ranks), correlation)
-
-
-def _value(trial: Trial, path: tuple[str, ...]) -> Any:
-    try:
-        return value_at(trial.params, path)
-    except KeyError:
-        return None
 
 
 def _is_number(value: Any) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from prefect_launch.sweeps.distributions import value_key
+from prefect_launch.sweeps.history import Trial
 from prefect_launch.sweeps.parameters import Parameter
 
 
@@ -110,6 +111,23 @@ def value_at(point: Mapping[str, Any], path: tuple[str, ...]) -> Any:
             raise KeyError(name)
         found = found[name]
     return found
+
+
+#: Stands for a value that a point does not have.
+MISSING: Final = object()
+
+
+def value_or_missing(point: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """Return the value at a path, or `MISSING`."""
+    try:
+        return value_at(point, path)
+    except KeyError:
+        return MISSING
+
+
+def values_of(trials: Iterable[Trial], path: tuple[str, ...]) -> list[Any]:
+    """Return the values at a path of those trials that have one."""
+    return [value for trial in trials if (value := value_or_missing(trial.params, path)) is not MISSING]
 
 
 def point_key(point: Mapping[str, Any]) -> str:

@@ -58,7 +58,7 @@ class BayesSampler(Sampler):
         self._searched = {"/".join(path): (path, each) for path, each in config.parameters if each.points != 1}
 
     def check_requirements(self) -> None:
-        _prepare_optuna()
+        prepare_optuna()
 
     def learns_from(self, trial: Trial) -> bool:
         return self._internal(trial) is not None
@@ -84,7 +84,7 @@ class BayesSampler(Sampler):
         if scored < _STARTUP_TRIALS or not self._searched:
             yield from (random_point(self.config.parameters, f"{key}/{ask}" if ask else key) for ask in range(_ASKS))
             return
-        _prepare_optuna()
+        prepare_optuna()
         from optuna import create_study
         from optuna.samplers import TPESampler
 
@@ -109,7 +109,7 @@ class BayesSampler(Sampler):
         Raises:
             AgentConfigError: when Optuna is not installed.
         """
-        _prepare_optuna()
+        prepare_optuna()
         from optuna import create_study
         from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -202,7 +202,7 @@ class BayesSampler(Sampler):
         return min(max(each.quantile(value), MIN_QUANTILE), MAX_QUANTILE)
 
 
-def _prepare_optuna() -> None:
+def prepare_optuna() -> None:
     """Import Optuna, which takes 1 to 2 s, so only where it is needed, and keep it quiet.
 
     Raises:

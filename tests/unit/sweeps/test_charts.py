@@ -268,10 +268,11 @@ def test_parallel_coordinates_have_an_axis_for_each_parameter_that_varies_and_th
 
 
 def test_line_of_a_trial_without_a_parameter_has_a_gap_there() -> None:
-    trials = (finished(0, 1.0, **params()), finished(1, 0.5, lr=0.1, optimiser="adam"))
-    tree = read(parallel_svg(config_of(), History(trials)))
-    (best,) = [path.attrib["d"] for path in tree.iter(f"{SVG}path") if path.attrib.get("stroke") == BEST]
-    assert (best.count("M"), best.count("L")) == (1, 2)
+    for given, pieces in (({"lr": 0.1, "optimiser": "adam"}, (1, 2)), ({"layers": 3, "lr": 0.1}, (2, 1))):
+        trials = (finished(0, 1.0, **params()), finished(1, 0.5, **given))
+        tree = read(parallel_svg(config_of(), History(trials)))
+        (best,) = [path.attrib["d"] for path in tree.iter(f"{SVG}path") if path.attrib.get("stroke") == BEST]
+        assert (best.count("M"), best.count("L")) == pieces
 
 
 def test_many_parameters_are_cut_to_the_most_important_and_many_trials_to_some() -> None:
