@@ -35,6 +35,10 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "prefect_launch.cli.sweep:app",
         "Create, run, show, pause and stop sweeps; check sweep files.",
     ),
+    "launch-sweep": (
+        "prefect_launch.cli.launch_sweep:app",
+        "Put a sweep on a queue: 'sweep create' under the names of W&B's command.",
+    ),
     "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, list and drain agents."),
     "demo": (
         "prefect_launch.cli.demo:app",

@@ -42,6 +42,12 @@ NumWorkers = Annotated[int | None, typer.Option("--num-workers", metavar="N", mi
 RunCap = Annotated[int | None, typer.Option("--run-cap", metavar="N", min=1, help="How many trials at most.")]
 
 
+TrialProject = Annotated[
+    str | None, typer.Option("-p", "--project", metavar="PROJECT", help="The project of its trials.")
+]
+TrialEntity = Annotated[str | None, typer.Option("-e", "--entity", metavar="ENTITY", help="The entity of its trials.")]
+
+
 @app.callback()
 def _group() -> None:
     """Create, run, show, pause and stop sweeps; check sweep files."""
@@ -107,6 +113,8 @@ def create(
     docker_image: TrialImage = None,
     num_workers: NumWorkers = None,
     run_cap: RunCap = None,
+    project: TrialProject = None,
+    entity: TrialEntity = None,
     prior_run: PriorRuns = None,
     json: JsonOption = False,
 ) -> None:
@@ -114,19 +122,32 @@ def create(
 
     The sweep is an item of the queue, and takes none of its agents' slots for jobs.
     """
+    api = connected()
+    given = {
+        **{"queue": queue, "job": job, "docker_image": docker_image},
+        **{"num_workers": num_workers, "run_cap": run_cap, "prior_runs": prior_run_ids(api, prior_run)},
+        **{"project": project, "entity": entity},
+    }
+    create_sweep(api, file, given, as_json=json)
+
+
+def create_sweep(api: Api, file: str, given: dict[str, Any], *, as_json: bool) -> None:
+    """Put a sweep on the queue of its trials, and print its id and page.
+
+    Args:
+        api: the Prefect server.
+        file: the sweep file.
+        given: parameters of `sweep_config` that win over the file.
+        as_json: print JSON.
+    """
     import asyncio
 
     from prefect_launch.sweeps.queued import queue_sweep
     from prefect_launch.sweeps.sweep_file import read_sweep_file
 
-    api = connected()
-    given = {
-        **{"queue": queue, "job": job, "docker_image": docker_image},
-        **{"num_workers": num_workers, "run_cap": run_cap, "prior_runs": _ids_of(api, prior_run)},
-    }
     sweep_id = asyncio.run(queue_sweep(api, {"config": read_sweep_file(file), **given}))
     page = f"{api.ui_url}/runs/flow-run/{sweep_id}"
-    if json:
+    if as_json:
         print_json({"id": str(sweep_id), "url": page})
         return
     typer.echo(f"sweep: {sweep_id}")
@@ -142,13 +163,15 @@ def create(
 )
 def run_(
     file: Annotated[
-        str | None, typer.Argument(metavar="[FILE]", help="A sweep file: YAML or JSON, as W&B's sweeps have it.")
+        str | None, typer.Argument(metavar="FILE", help="A sweep file: YAML or JSON, as W&B's sweeps have it.")
     ] = None,
     queue: TrialQueue = None,
     job: TrialJob = None,
     docker_image: TrialImage = None,
     num_workers: NumWorkers = None,
     run_cap: RunCap = None,
+    project: TrialProject = None,
+    entity: TrialEntity = None,
     prior_run: PriorRuns = None,
     resume: Annotated[
         str | None,
@@ -173,14 +196,15 @@ def run_(
     api = connected()
     given = {
         **{"queue": queue, "job": job, "docker_image": docker_image},
-        **{"num_workers": num_workers, "run_cap": run_cap, "prior_runs": _ids_of(api, prior_run)},
+        **{"num_workers": num_workers, "run_cap": run_cap, "prior_runs": prior_run_ids(api, prior_run)},
+        **{"project": project, "entity": entity},
     }
     code = asyncio.run(_run(api, file, resume, given, as_json=json))
     if code:
         raise typer.Exit(code)
 
 
-def _ids_of(api: Api, prior_runs: list[str] | None) -> list[str] | None:
+def prior_run_ids(api: Api, prior_runs: list[str] | None) -> list[str] | None:
     """Return the ids of sweeps and items that are named as in other commands; `None` for none."""
     from prefect_launch.cli.item_view import find
     from prefect_launch.errors import NotFoundError
@@ -203,12 +227,23 @@ async def _run(api: Api, file: str | None, resume: str | None, given: dict[str, 
     from prefect_launch.sweeps.sweep_file import read_sweep_file
 
     if file is None:
-        return await _resume(api, resume or "", given, as_json=as_json)
+        return await resume_and_run(api, resume or "", given, as_json=as_json)
     sweep_id = await begin_sweep(api, {"config": read_sweep_file(file), **given})
     return await run_to_end(api, sweep_id, as_json=as_json)
 
 
-async def _resume(api: Api, sweep: str, given: dict[str, Any], *, as_json: bool) -> int:
+async def resume_and_run(api: Api, sweep: str, given: dict[str, Any], *, as_json: bool) -> int:
+    """Let a sweep go on, and run it from here when nobody else does.
+
+    Args:
+        api: the Prefect server.
+        sweep: its id, a part of it, or its name.
+        given: parameters of `sweep_config` that win over its own.
+        as_json: print JSON.
+
+    Returns:
+        The exit code.
+    """
     from prefect_launch.sweeps.control import resume_sweep
     from prefect_launch.sweeps.sweep_run import find_sweep
 
@@ -413,7 +448,9 @@ def resume(sweep: SweepId, num_workers: NumWorkers = None, run_cap: RunCap = Non
     """
     import asyncio
 
-    code = asyncio.run(_resume(connected(), sweep, {"num_workers": num_workers, "run_cap": run_cap}, as_json=json))
+    code = asyncio.run(
+        resume_and_run(connected(), sweep, {"num_workers": num_workers, "run_cap": run_cap}, as_json=json)
+    )
     if code:
         raise typer.Exit(code)
 

@@ -1,0 +1,95 @@
+"""Command `prefect-launch launch-sweep`: `sweep create` and `sweep resume` under the names of W&B's command."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from prefect_launch.cli.options import JsonOption, examples, single
+from prefect_launch.cli.process import connected
+from prefect_launch.cli.sweep import TrialEntity, TrialProject, TrialQueue, create_sweep, prior_run_ids, resume_and_run
+
+if TYPE_CHECKING:
+    from prefect_launch.client.api import Api
+
+app = single()
+
+
+@app.command(
+    "launch-sweep",
+    epilog=examples("prefect-launch launch-sweep sweep.yaml -q gpu", "prefect-launch launch-sweep -r 1f2e3d4c"),
+)
+def launch_sweep(
+    file: Annotated[
+        str | None,
+        typer.Argument(metavar="FILE", help="A sweep file: YAML or JSON, with its job and its launch and scheduler."),
+    ] = None,
+    queue: TrialQueue = None,
+    project: TrialProject = None,
+    entity: TrialEntity = None,
+    resume_id: Annotated[
+        str | None,
+        typer.Option(
+            *("-r", "--resume_id", "--resume-id"),
+            metavar="SWEEP",
+            help="Go on with this sweep, as 'sweep resume' does; options win, and what the file sets of launch.queue,"
+            " job, image_uri, num_workers and run_cap.",
+        ),
+    ] = None,
+    prior_run: Annotated[
+        list[str] | None,
+        typer.Option(
+            *("-R", "--prior_run", "--prior-run"),
+            metavar="ID",
+            help="An earlier sweep, or an item, that the sampler learns from. Repeatable.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Put a sweep on a queue, for an agent to run: 'sweep create' under the names of W&B's command."""
+    from prefect_launch.errors import SpecError
+
+    api = connected()
+    prior = prior_run_ids(api, prior_run)
+    given = {"queue": queue, "project": project, "entity": entity, "prior_runs": prior}
+    if resume_id is not None:
+        wanted = {**(_of_file(api, file, resume_id) if file is not None else {}), **_set(given)}
+        raise typer.Exit(asyncio.run(resume_and_run(api, resume_id, wanted, as_json=json)))
+    if file is None:
+        raise SpecError("Give a sweep file, or --resume_id with the sweep that is to go on, or both.")
+    create_sweep(api, file, given, as_json=json)
+
+
+def _of_file(api: Api, file: str, sweep: str) -> dict[str, Any]:
+    """Return what a file gives to a sweep that goes on: where and how its trials run, not what they try.
+
+    Raises:
+        SpecError: when the file tries something else.
+    """
+    from prefect_launch.errors import SpecError
+    from prefect_launch.sweeps.config import parse_sweep
+    from prefect_launch.sweeps.sweep_file import read_sweep_file
+    from prefect_launch.sweeps.sweep_run import config_of, find_sweep
+
+    config = parse_sweep(read_sweep_file(file))
+    own = config_of(api.call(lambda session: find_sweep(session, sweep)))
+    for name in ("method", "parameters", "metric", "sampler", "seed"):
+        if getattr(config, name) != getattr(own, name):
+            raise SpecError(
+                f"The sweep {sweep!r} goes on with the {name} that it has, and {file!r} has another. Begin a new sweep,"
+                f" with --prior_run {sweep} to learn from this one."
+            )
+    workers = config.scheduler.num_workers if "num_workers" in config.scheduler.model_fields_set else None
+    return _set(
+        {
+            **{"queue": config.launch.queue, "docker_image": config.image_uri},
+            **{"job": config.job or config.launch.config.get("job")},
+            **{"num_workers": workers, "run_cap": config.run_cap},
+        }
+    )
+
+
+def _set(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value is not None}
