@@ -110,11 +110,16 @@ class Site:
         It is forked from a process that has everything imported; `close_warm_agents` ends that.
         """
         command = ["agent", "start", "-q", self.name, "-j", str(jobs), "--name", f"{self.name}-{name}", *options]
-        log = self.folder / f"agent-{name}.log"
+        return self.process(*command, log=self.folder / f"agent-{name}.log", home=home)
+
+    def process(self, *command: str, log: Path, home: str = "home") -> ChildProcess:
+        """Start a command of the command line as a process of its own, as `agent_process` does."""
         environment = {
             **os.environ,
             "PREFECT_API_URL": self.api_url,
             "PREFECT_LAUNCH_HOME": str(self.folder / home),
+            "LAUNCH_ENTITY": self.api.entity,
+            "LAUNCH_PROJECT": self.api.project,
         }
         process = _warm_agents().start(command, cwd=Path.cwd(), environment=environment, out=log)
         return ChildProcess.forked(process, log)
