@@ -23,6 +23,8 @@ from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import GRID, PATIENCE_SECONDS, Killer, fails, loss, opened
 
 TENTHS = [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
 # --- one life ---
 
 
@@ -67,21 +69,7 @@ async def test_item_with_the_tag_and_no_record_is_no_trial(job_api: InMemoryApi)
         assert await sweep.numbers() == [(0, 1), (1, 1)]
 
 
-# --- kills ---
-
-
-@pytest.mark.parametrize("method", ["grid", "random"])
-async def test_cap_is_exact_when_the_scheduler_is_killed_once_at_any_call(job_api: InMemoryApi, method: str) -> None:
-    at, was_killed = 1, True
-    while was_killed:
-        async with opened(job_api, method=method, run_cap=3) as sweep, sweep.agent():
-            was_killed = await Killer(job_api, at).run(sweep.scheduler().run()) is None
-            end = await sweep.run()
-            assert end.outcome is Outcome.FINISHED
-            assert await sweep.numbers() == [(0, 1), (1, 1), (2, 1)], f"killed at call {at}"
-            assert sweep.most_open <= 2
-        at += 1
-    assert at > 20, "the kills have met too few calls"
+# --- kills; one at each await is in `test_killed` ---
 
 
 async def test_cap_is_exact_when_every_life_of_the_scheduler_is_one_call_longer(job_api: InMemoryApi) -> None:
@@ -92,19 +80,6 @@ async def test_cap_is_exact_when_every_life_of_the_scheduler_is_one_call_longer(
         assert lives > 5
         assert end.message == "All 3 trials have ended."
         assert await sweep.numbers() == [(0, 1), (1, 1), (2, 1)]
-
-
-async def test_scheduler_that_is_killed_while_it_stops_a_sweep_leaves_no_item_open(job_api: InMemoryApi) -> None:
-    at, was_killed = 1, True
-    while was_killed:
-        async with opened(job_api) as sweep:
-            await sweep.die_once_it_has_queued()
-            await sweep.enter(ItemState.CANCELLING)
-            was_killed = await Killer(job_api, at).run(sweep.scheduler().run()) is None
-            assert (await sweep.run()).outcome is Outcome.STOPPED
-            assert {item.state_type for item in await sweep.items()} <= {StateType.CANCELLED}
-        at += 1
-    assert at > 5
 
 
 async def test_two_schedulers_at_once_queue_each_trial_once(job_api: InMemoryApi) -> None:
