@@ -455,6 +455,49 @@ def resume(sweep: SweepId, num_workers: NumWorkers = None, run_cap: RunCap = Non
         raise typer.Exit(code)
 
 
+@app.command(
+    epilog=examples("prefect-launch sweep retry 1f2e3d4c", "prefect-launch sweep retry 1f2e3d4c --trial 3 --trial 7"),
+)
+def retry(
+    sweep: SweepId,
+    failed: Annotated[bool, typer.Option("--failed", metavar="", help="All that failed. The default.")] = False,
+    trial: Annotated[
+        list[int] | None,
+        typer.Option("--trial", metavar="K", min=0, help="This trial, which failed or was cancelled. Repeatable."),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Run trials of a sweep again that failed, under the same numbers and with the same parameters.
+
+    They count as no new trials. Those of a paused sweep run when it is resumed; a sweep that has ended goes on.
+    """
+    import asyncio
+
+    from prefect_launch.errors import SpecError
+    from prefect_launch.sweeps.control import retry_trials
+    from prefect_launch.sweeps.sweep_run import find_sweep
+
+    if failed and trial:
+        raise SpecError("Give --failed, or --trial for each trial that is to run again; one of the two.")
+
+    async def work(api: Api) -> int:
+        async with api.open() as session:
+            found = await find_sweep(session, sweep)
+        retried = await retry_trials(api, found.id, trial or None)
+        again = ", ".join(map(str, retried.numbers))
+        many = len(retried.numbers) > 1
+        typer.echo(f"Trial{'s' if many else ''} {again} run{'' if many else 's'} again.", err=json)
+        if retried.resumed_by is not None:
+            return await _go_on(api, found, retried.resumed_by, as_json=json, trials=list(retried.numbers))
+        if json:
+            print_json({"id": str(found.id), "resumed_by": None, "trials": list(retried.numbers)})
+        return 0
+
+    code = asyncio.run(work(connected()))
+    if code:
+        raise typer.Exit(code)
+
+
 @app.command(epilog=examples("prefect-launch sweep stop 1f2e3d4c"))
 def stop(sweep: SweepId) -> None:
     """Stop a sweep: cancel its trials, and wait until their agents have ended them."""

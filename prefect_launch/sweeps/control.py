@@ -7,7 +7,9 @@ one, and whether that is killed meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -15,11 +17,12 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.server.values import Item, State
-from prefect_launch.sweeps.requests import PauseRequest, SchedulerProcess, queued_again
-from prefect_launch.sweeps.runner import LOOK_SECONDS, SweepRunner, check_sweep_request
-from prefect_launch.sweeps.scheduler import EndSweep
+from prefect_launch.sweeps.history import History, TrialState
+from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess, queued_again
+from prefect_launch.sweeps.runner import LOOK_SECONDS, SweepRunner, check_sweep_request, running_seconds
+from prefect_launch.sweeps.scheduler import Control, EndSweep, reason_to_end
 from prefect_launch.sweeps.sweep_run import config_of, read_sweep
 from prefect_launch.sweeps.trial_items import read_trials
 
@@ -176,6 +179,104 @@ async def _answers(session: Session, sweep: Item, seconds: float) -> bool:
                 return True
             await anyio.sleep(_ANSWER_POLL_SECONDS)
     return False
+
+
+# --- run trials again ---
+
+
+@dataclass(frozen=True)
+class Retried:
+    """What `retry_trials` has done.
+
+    Attributes:
+        numbers: of the trials that run again.
+        resumed_by: who goes on with the sweep, when it had ended; else `None`.
+    """
+
+    numbers: tuple[int, ...]
+    resumed_by: ResumedBy | None = None
+
+
+async def retry_trials(
+    api: Api, sweep_id: UUID, numbers: Collection[int] | None = None, *, answer_seconds: float = ANSWER_SECONDS
+) -> Retried:
+    """Let trials of a sweep run again: the same number and parameters, the next try.
+
+    They go before new trials, and count as none. Those of a paused sweep run when it is resumed; a sweep that has ended
+    goes on. What was asked for already is not asked for twice.
+
+    Args:
+        api: the Prefect server.
+        sweep_id: the sweep's id.
+        numbers: of trials that failed or were cancelled; `None`: all that failed.
+        answer_seconds: as for `resume_sweep`.
+
+    Raises:
+        NotFoundError: when the sweep has no such trial.
+        LaunchError: when one of them has neither failed nor was cancelled, or the sweep would end before they run.
+    """
+    async with api.open() as session:
+        sweep = await read_sweep(session, sweep_id)
+        _check_not_stopping(sweep)
+        config = config_of(sweep)
+        history = (await read_trials(session.server, sweep_id, config)).history
+        request = RetryRequest.of(sweep)
+        wanted = request.with_tries(_next_tries(sweep, history, request, numbers))
+        elapsed = running_seconds(sweep, datetime.now(timezone.utc))
+        end = reason_to_end(config, history, Control(elapsed_seconds=elapsed, retries=wanted.tries))
+        if end is not None:
+            raise LaunchError(f"The sweep {sweep_id} would end before a trial of it runs again: {end.message}")
+        retried = tuple(sorted(number for number, tries in wanted.tries.items() if _is_due(history, number, tries)))
+        await _write(session, sweep_id, wanted)
+    resumed_by = await resume_sweep(api, sweep_id, {}, answer_seconds=answer_seconds) if sweep.is_terminal else None
+    return Retried(retried, resumed_by)
+
+
+_AGAIN: Final = frozenset({TrialState.FAILED, TrialState.CANCELLED})
+
+
+def _next_tries(
+    sweep: Item, history: History, request: RetryRequest, numbers: Collection[int] | None
+) -> dict[int, int]:
+    """Return the try that is wanted of each trial, without those that run again already."""
+    trials = {trial.number: trial for trial in history.trials}
+    if numbers is None:
+        failed = [trial for trial in history.trials if trial.state is TrialState.FAILED]
+        if not failed:
+            shown = f"'prefect-launch sweep show {sweep.id}' shows its trials."
+            raise LaunchError(f"No trial of the sweep {sweep.id} has failed: nothing to retry. {shown}")
+        numbers = [trial.number for trial in failed]
+    tries = {}
+    for number in numbers:
+        trial = trials.get(number)
+        if trial is None:
+            known = f"its trials are 0 to {max(trials)}" if trials else "it has no trial yet"
+            raise NotFoundError(f"The sweep {sweep.id} has no trial {number}: {known}.")
+        if trial.state in _AGAIN:
+            tries[number] = trial.tries + 1
+        elif trial.state is not TrialState.HELD and not (trial.state.is_open and request.tries.get(number, 0) > 1):
+            raise LaunchError(
+                f"Trial {number} of the sweep {sweep.id} is {trial.state.value}: only a trial that failed, or was"
+                " cancelled, runs again. To run its parameters once more, queue its job with them:"
+                " 'prefect-launch add'."
+            )
+    return tries
+
+
+def _is_due(history: History, number: int, tries: int) -> bool:
+    """Whether a trial is still to be queued for the try that is wanted, or runs under it."""
+    trial = next((trial for trial in history.trials if trial.number == number), None)
+    return trial is not None and (trial.tries < tries or (trial.tries == tries and trial.state.is_open))
+
+
+async def _write(session: Session, sweep_id: UUID, wanted: RetryRequest) -> None:
+    """Write the request, and see that it stands beside those which others write at the same time."""
+    for _ in range(_TRIES):
+        sweep = await read_sweep(session, sweep_id)
+        there = RetryRequest.of(sweep)
+        if there.with_tries(wanted.tries) == there:
+            return
+        await session.server.label_item(sweep_id, there.with_tries(wanted.tries).labels)
 
 
 # --- stop ---

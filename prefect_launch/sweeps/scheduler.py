@@ -124,7 +124,7 @@ def decide(config: SweepConfig, history: History, control: Control, ask: Ask) ->
     if config.method != "grid":
         # A deleted item of a grid leaves a point to try; elsewhere its number is used up.
         history = history.without_gaps()
-    if end := _reason_to_end(config, history, control):
+    if end := reason_to_end(config, history, control):
         stopped = tuple(StopTrial(trial.number, TrialState.CANCELLED, end.message) for trial in history.open)
         return stopped or (end,)
     if control.command is Command.PAUSE and history.open:
@@ -141,7 +141,14 @@ def decide(config: SweepConfig, history: History, control: Control, ask: Ask) ->
 # --- when a sweep ends before its time ---
 
 
-def _reason_to_end(config: SweepConfig, history: History, control: Control) -> EndSweep | None:
+def reason_to_end(config: SweepConfig, history: History, control: Control) -> EndSweep | None:
+    """Return how a sweep ends now, whatever is still to be tried; `None` when it goes on.
+
+    Args:
+        config: the sweep's configuration.
+        history: its trials.
+        control: what else is known of it.
+    """
     if control.command is Command.STOP:
         return EndSweep(Outcome.STOPPED, "The sweep was stopped.")
     if config.objective and (winner := _winner(config.objective, history)) is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import LaunchError, SpecError
+from prefect_launch.errors import LaunchError, NotFoundError, SpecError
 from prefect_launch.server.values import Item, State
-from prefect_launch.sweeps.control import ResumedBy, pause_sweep, resume_sweep, stop_sweep
-from prefect_launch.sweeps.requests import SchedulerProcess
+from prefect_launch.sweeps.control import ResumedBy, Retried, pause_sweep, resume_sweep, retry_trials, stop_sweep
+from prefect_launch.sweeps.requests import RetryRequest, SchedulerProcess
 from prefect_launch.sweeps.runner import running_seconds
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
 from prefect_launch.sweeps.sweep_run import config_of, read_sweep
@@ -328,3 +328,135 @@ async def test_time_limit_leaves_out_pauses_and_the_time_between_an_end_and_a_re
         for state in (paused(), State.of(ItemState.COMPLETED), State.of(ItemState.CLAIMED)):
             await job_api.server.propose(sweep.id, state, force=True)
             assert running_seconds(await read_sweep(sweep.session, sweep.id), later) < 3000
+
+
+# --- failed trials run again ---
+
+
+class Fickle:
+    """What becomes of trials: those with these rates fail, as often as is said."""
+
+    def __init__(self, **times: int) -> None:
+        self.left = {float(rate.replace("_", ".")[1:]): count for rate, count in times.items()}
+
+    def __call__(self, params: Mapping[str, Any]) -> Mapping[str, float] | None:
+        rate = params["lr"]
+        if self.left.get(rate, 0) > 0:
+            self.left[rate] -= 1
+            return None
+        return {"loss": rate}
+
+
+async def test_failed_trials_of_an_ended_sweep_run_again_with_the_same_parameters_and_no_new_trial(
+    job_api: InMemoryApi,
+) -> None:
+    async with opened(job_api, run_cap=3) as sweep, sweep.agent(Fickle(r0_1=1, r0_3=1)):
+        assert (await sweep.run()).message == "All 3 trials have ended. 2 of them failed."
+        await sweep.enter(ItemState.COMPLETED)
+        retried = await retry_trials(job_api, sweep.id)
+        assert retried == Retried((0, 2), ResumedBy.CALLER)
+        await sweep.enter(ItemState.RUNNING)
+        assert (await sweep.run()).message == "All 3 trials have ended."
+        assert await sweep.numbers() == [(0, 1), (0, 2), (1, 1), (2, 1), (2, 2)]
+        assert await trial_states(sweep) == ["finished"] * 3
+        by_try = {
+            item.idempotency_key: item.parameters["overrides"]["run_config"]["lr"] for item in await sweep.items()
+        }
+        assert by_try[f"sweep-{sweep.id}-trial-2-try-2"] == by_try[f"sweep-{sweep.id}-trial-2-try-1"] == 0.3
+
+
+async def test_trial_runs_again_beside_the_others_and_a_second_request_changes_nothing(job_api: InMemoryApi) -> None:
+    async with opened(job_api, workers=1) as sweep:
+        life = asyncio.create_task(sweep.scheduler().run())
+        async with sweep.agent(Fickle(r0_1=1)):
+            await sweep.until_told("trial 0 failed")
+        assert [await retry_trials(job_api, sweep.id, [0]) for _ in range(2)] == [Retried((0,))] * 2
+        async with sweep.agent():
+            assert (await ended(life)).message == "All 4 trials have ended."
+        assert await sweep.numbers() == [(0, 1), (0, 2), (1, 1), (2, 1), (3, 1)]
+        assert sweep.most_open == 1
+        with pytest.raises(LaunchError, match="has failed: nothing to retry"):
+            await retry_trials(job_api, sweep.id)
+
+
+async def test_trial_that_runs_again_may_be_requested_once_more_and_its_next_failure_again(
+    job_api: InMemoryApi,
+) -> None:
+    async with opened(job_api, run_cap=1) as sweep, sweep.agent(Fickle(r0_1=2)):
+        for tries in (1, 2):
+            assert (await sweep.run()).outcome is Outcome.FAILED
+            assert await sweep.numbers() == [(0, attempt + 1) for attempt in range(tries)]
+            await sweep.enter(ItemState.FAILED)
+            assert (await retry_trials(job_api, sweep.id, [0])).numbers == (0,)
+            # The sweep is resumed, and its scheduler has not looked yet.
+            assert (await retry_trials(job_api, sweep.id, [0])) == Retried((0,))
+            await sweep.enter(ItemState.RUNNING)
+        assert (await sweep.run()).message == "1 trial has ended."
+        assert await sweep.numbers() == [(0, 1), (0, 2), (0, 3)]
+
+
+async def test_failed_trial_of_a_paused_sweep_runs_again_once_it_is_resumed(job_api: InMemoryApi) -> None:
+    async with opened(job_api, run_cap=3) as sweep, running(sweep) as life:
+        await pause_sweep(job_api, sweep.id)
+        async with sweep.agent(Fickle(r0_1=1)):
+            await eventually(lambda: trial_states(sweep), lambda states: states == ["failed", "finished"])
+            assert await retry_trials(job_api, sweep.id) == Retried((0,))
+            assert await resume_sweep(job_api, sweep.id, {}, answer_seconds=PATIENCE_SECONDS) is ResumedBy.PROCESS
+            assert (await ended(life)).message == "All 3 trials have ended."
+        assert await sweep.numbers() == [(0, 1), (0, 2), (1, 1), (2, 1)]
+
+
+async def test_failures_that_run_again_are_no_reason_to_end(job_api: InMemoryApi) -> None:
+    async with opened(job_api, run_cap=3, max_failures=2) as sweep, sweep.agent(Fickle(r0_1=1, r0_2=1)):
+        assert (await sweep.run()).outcome is Outcome.FAILED
+        await sweep.enter(ItemState.FAILED)
+        # The one that is left is within what is allowed.
+        assert (await retry_trials(job_api, sweep.id, [1])).numbers == (1,)
+        await sweep.enter(ItemState.RUNNING)
+        assert (await sweep.run()).message == "All 3 trials have ended. 1 of them failed."
+
+
+async def test_requests_at_the_same_time_are_all_kept(job_api: InMemoryApi) -> None:
+    async with opened(job_api, max_failures=9) as sweep, sweep.agent(lambda _: None):
+        await sweep.run()
+        await sweep.enter(ItemState.FAILED)
+    await asyncio.gather(*(retry_trials(job_api, sweep.id, [number]) for number in range(4)))
+    assert RetryRequest.of(await read_sweep(sweep.session, sweep.id)).tries == dict.fromkeys(range(4), 2)
+
+
+async def test_trial_that_cannot_run_again_is_refused_and_nothing_is_requested(job_api: InMemoryApi) -> None:
+    target = {"name": "loss", "target": 0.3}
+    async with opened(job_api, run_cap=4, metric=target, workers=1) as sweep, sweep.agent(Fickle(r0_1=1)):
+        await sweep.run()
+        await sweep.enter(ItemState.COMPLETED)
+        for number, error, words in (
+            (9, NotFoundError, "has no trial 9: its trials are 0 to 1"),
+            (1, LaunchError, "Trial 1 of the sweep .* is finished: only a trial that failed, or was cancelled"),
+            (0, LaunchError, "would end before a trial of it runs again: Trial 1 reached the target"),
+        ):
+            with pytest.raises(error, match=words):
+                await retry_trials(job_api, sweep.id, [number])
+        assert RetryRequest.of(await read_sweep(sweep.session, sweep.id)).tries == {}
+        assert await sweep.state() is StateType.COMPLETED
+
+
+@pytest.mark.parametrize("killed", ["retry", "scheduler"])
+async def test_failed_trial_runs_again_once_when_the_request_or_the_scheduler_is_killed_at_any_call(
+    job_api: InMemoryApi, killed: str
+) -> None:
+    at, was_killed = 1, True
+    while was_killed:
+        was_killed = False
+        async with opened(job_api, run_cap=2) as sweep, sweep.agent(Fickle(r0_1=1)):
+            await sweep.run()
+            await sweep.enter(ItemState.COMPLETED)
+            if killed == "retry":
+                was_killed = await _is_killed(job_api, at, retry_trials(job_api, sweep.id))
+            assert (await retry_trials(job_api, sweep.id)).numbers == (0,)
+            await sweep.enter(ItemState.RUNNING)
+            if killed == "scheduler":
+                was_killed = await _is_killed(job_api, at, sweep.scheduler().run())
+            assert (await sweep.run()).message == "All 2 trials have ended."
+            assert await sweep.numbers() == [(0, 1), (0, 2), (1, 1)], f"killed at call {at}"
+        at += 1
+    assert at > 5, "the kills have met too few calls"
