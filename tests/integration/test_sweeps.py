@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.server.values import Item
+from prefect_launch.sweeps.queued import queue_sweep
 from tests.support.live import DEADLINE_SECONDS, START, Site, until
 
 if TYPE_CHECKING:
@@ -78,6 +82,50 @@ def test_grid_whose_scheduler_is_killed_goes_on_when_it_is_resumed_and_tells_the
     assert on_page[table["key"]]["id"] == table["id"]
     assert [row["trial"] for row in json.loads(on_page[table["key"]]["data"])] == ["2", "0", "3", "1"]
     assert on_page[f"sweep-report-{sweep_id}"]["data"].count("data:image/svg+xml;base64,") == 3
+
+
+#: Each trial waits for its gate, and writes down that it ran.
+GATED = """
+echo "$LAUNCH_ITEM_ID" >> "FOLDER/ran"
+while [ ! -e "FOLDER/gate" ]; do sleep 0.1; done
+""".lstrip()
+
+
+def test_sweep_on_an_agent_that_is_killed_goes_on_under_the_next_one_with_its_cap_exact(
+    prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+) -> None:
+    site = Site(prefect_server.api_url, tmp_path, unique)
+    job = site.job(GATED.replace("FOLDER", str(tmp_path)) + TRAIN)
+    ran = tmp_path / "ran"
+    given = {"config": {**SWEEP, "name": unique}, "queue": unique, "job": job, "num_workers": 2, "run_cap": 3}
+    sweep_id = asyncio.run(queue_sweep(site.api, given))
+    first = site.agent_process(jobs=2)
+    try:
+        until(lambda: ran.exists() and len(ran.read_text().split()) == 2)
+    finally:
+        first.kill()
+    second = site.agent_process(jobs=2)
+    try:
+        until(lambda: "adopted" in second.log.read_text())
+        (tmp_path / "gate").touch()
+        until(lambda: read(site, sweep_id).is_terminal)
+    finally:
+        second.stop()
+    sweep = read(site, sweep_id)
+    assert (sweep.state_name, sweep.message) == ("Completed", "All 3 trials have ended.")
+    assert sweep.run_count == 1, "the scheduler has outlived its agent, and the next one has followed it"
+    trials = site.api.items(queue=unique)
+    assert len(trials) == 4, "three trials and the sweep"
+    assert {run.item.run_count for run in trials} == {1}
+    assert sorted(ran.read_text().split()) == sorted(run.id for run in trials if run.id != str(sweep_id))
+    assert "trial 2 finished" in site.log(QueuedRun(site.api, sweep))
+
+
+def read(site: Site, sweep_id: UUID) -> Item:
+    """The sweep as it is now."""
+    found = site.api.call(lambda session: session.server.read_item(sweep_id))
+    assert found is not None
+    return found
 
 
 def artifacts(site: Site, sweep_id: UUID) -> dict[str, dict[str, Any]]:

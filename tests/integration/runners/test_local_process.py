@@ -280,3 +280,36 @@ async def test_python_that_this_machine_lacks_is_said_in_the_log(runner: LocalPr
     first, second = plan.log_path.read_text().splitlines()
     assert "Python 3.99" in first
     assert second == "ran"
+
+
+# --- programs of the agent's own ---
+
+
+async def test_program_of_the_agents_own_has_its_environment_which_is_in_no_file(
+    runner: LocalProcessRunner, tmp_path: Path
+) -> None:
+    shows = "import os; print(os.environ['KEY'][::-1], os.environ['LAUNCH_OUTPUT_DIR'], 'VIRTUAL_ENV' in os.environ)"
+    plan = make_plan(tmp_path, [sys.executable, "-c", shows], is_agent_program=True, code_dir=None)
+    inherited = {name: value for name, value in os.environ.items() if name != "VIRTUAL_ENV"}
+    runner.agent_environment = lambda: {**inherited, "KEY": "a-key-of-the-server"}
+    handle = await started(runner, plan)
+    end = await runner.watch(handle, plan)
+    assert (end.exit_code, end.error) == (0, None)
+    assert plan.log_path.read_text().split() == ["revres-eht-fo-yek-a", str(plan.output_dir), "False"]
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert [file for file in files if b"a-key-of-the-server" in file.read_bytes()] == []
+    assert not list((tmp_path / "home").glob("environments/*"))
+
+
+async def test_program_of_the_agents_own_that_another_life_of_the_agent_starts_has_that_lifes_environment(
+    runner: LocalProcessRunner, tmp_path: Path
+) -> None:
+    plan = make_plan(tmp_path, [sys.executable, "-c", "import os; print(os.environ['KEY'])"], is_agent_program=True)
+    runner.agent_environment = lambda: {**os.environ, "KEY": "old"}
+    handle = await runner.create(plan)
+    next_life = LocalProcessRunner(tmp_path / "home")
+    next_life.agent_environment = lambda: {**os.environ, "KEY": "new"}
+    await next_life.start(handle)
+    assert (await next_life.watch(handle, plan)).exit_code == 0
+    assert plan.log_path.read_text() == "new\n"
+    await next_life.aclose()
