@@ -69,7 +69,8 @@ def measure_importance(config: SweepConfig, history: History) -> Importances:
     by = "share of the metric's variance that it explains alone, by ranks"
     if len(known) < MIN_VALUES or config.objective is None:
         return Importances(by, (), len(known))
-    found = [_own(path, known) for path, each in config.parameters if each.points != 1]
+    ranks = _ranks([one.value or 0.0 for one in known])
+    found = [_own(path, known, ranks) for path, each in config.parameters if each.points != 1]
     if config.method == "bayes" and len(known) >= _MIN_OPTUNA_VALUES:
         with suppress(AgentConfigError):
             shares = _by_optuna(config, known)
@@ -84,11 +85,10 @@ def _by_optuna(config: SweepConfig, known: list[Trial]) -> dict[str, float]:
     return BayesSampler(config, "").importance(History(tuple(known)))
 
 
-def _own(path: tuple[str, ...], known: list[Trial]) -> Importance:
-    """Measure one parameter; a trial that has none of it is a group of its own."""
+def _own(path: tuple[str, ...], known: list[Trial], ranks: list[float]) -> Importance:
+    """Measure one parameter by the ranks of the metric; trials that have none of it are one group."""
     found = (value_or_missing(trial.params, path) for trial in known)
     values: list[Any] = [None if value is MISSING else value for value in found]
-    ranks = _ranks([trial.value or 0.0 for trial in known])
     numbers = [float(value) for value in values if _is_number(value)]
     correlation = _correlation(_ranks(numbers), ranks) if len(numbers) == len(values) else None
     return Importance(".".join(path), _explained(_groups(values), ranks), correlation)
