@@ -78,8 +78,8 @@ def _of_file(api: Api, file: str, sweep: str) -> dict[str, Any]:
     for name in ("method", "parameters", "metric", "sampler", "seed"):
         if getattr(config, name) != getattr(own, name):
             raise SpecError(
-                f"The sweep {sweep!r} goes on with the {name} that it has, and {file!r} has another. Begin a new sweep,"
-                f" with --prior_run {sweep} to learn from this one."
+                f"The sweep {sweep!r} goes on with its own {name}, and the {name} of {file!r} differ from that. Begin a"
+                " new sweep for them, or leave the file out."
             )
     workers = config.scheduler.num_workers if "num_workers" in config.scheduler.model_fields_set else None
     return _set(

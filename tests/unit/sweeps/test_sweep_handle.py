@@ -7,11 +7,12 @@ import inspect
 import json
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 import prefect_launch
-from prefect_launch import Sweep, asweep, sweep
+from prefect_launch import Sweep, alaunch_add, asweep, sweep
 from prefect_launch.client.background import follower
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ExecutionError, InputError, LaunchError, NotFoundError, SpecError
@@ -105,6 +106,15 @@ async def test_handle_tells_the_trials_with_their_items_and_the_best_one_first(j
             assert [run.number for run in same.runs()] == [2, 3, 0, 1]
 
         await asyncio.to_thread(as_synchronous_code_sees_it)
+
+
+async def test_item_that_is_queued_with_the_sweeps_id_by_hand_is_its_item_and_no_trial(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as made:
+        config = {"overrides": {"run_config": {"lr": 0.5}}}
+        added = await alaunch_add(job="train", queue_name="cpu", sweep_id=str(made.id), config=config)
+        assert added.sweep == str(made.id)
+        assert [item.id for item in await made.items()] == [UUID(added.id)]
+        assert await (await Sweep.afind(str(made.id))).aruns() == []
 
 
 async def test_best_trial_of_a_sweep_that_has_none_yet_is_refused_in_words(job_api: InMemoryApi) -> None:
