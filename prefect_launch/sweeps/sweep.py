@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,7 +26,7 @@ from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import ExecutionError, SpecError
 from prefect_launch.sweeps import flow
-from prefect_launch.sweeps.control import ResumedBy, pause_sweep, resume_sweep, stop_sweep
+from prefect_launch.sweeps.control import ResumedBy, pause_sweep, resume_sweep, retry_trials, stop_sweep
 from prefect_launch.sweeps.history import Trial
 from prefect_launch.sweeps.queued import queue_sweep
 from prefect_launch.sweeps.sweep_file import read_sweep_file
@@ -125,7 +125,12 @@ async def _run_here(api: Api, sweep_id: UUID) -> None:
 
 
 async def _resume(api: Api, sweep_id: UUID, given: Mapping[str, Any]) -> None:
-    if await resume_sweep(api, sweep_id, given) is ResumedBy.CALLER:
+    await _go_on(api, sweep_id, await resume_sweep(api, sweep_id, given))
+
+
+async def _go_on(api: Api, sweep_id: UUID, resumed_by: ResumedBy | None) -> None:
+    """Run a resumed sweep in the background of this process, when nobody else does."""
+    if resumed_by is ResumedBy.CALLER:
         for ending in _followed(sweep_id):
             await asyncio.wait([asyncio.wrap_future(ending.end)])
         await _follow(api, sweep_id)
@@ -363,6 +368,30 @@ class Sweep:
     async def aresume(self, num_workers: int | None = None, run_cap: int | None = None) -> None:
         """`resume` for async code."""
         await _resume(self._api, self._id, {"num_workers": num_workers, "run_cap": run_cap})
+
+    def retry(self, trials: Collection[int] | None = None) -> list[int]:
+        """Run trials again that failed, under the same numbers and with the same parameters; they count as no new ones.
+
+        Those of a paused sweep run when it is resumed. A sweep that has ended goes on, as after `resume`.
+
+        Args:
+            trials: numbers of trials that failed or were cancelled; by default all that failed.
+
+        Returns:
+            The numbers of the trials that run again.
+
+        Raises:
+            NotFoundError: when the sweep has no such trial.
+            LaunchError: when one of them has neither failed nor was cancelled, or the sweep would end before they run.
+        """
+        follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
+        return run_sync(self.aretry(trials))
+
+    async def aretry(self, trials: Collection[int] | None = None) -> list[int]:
+        """`retry` for async code."""
+        retried = await retry_trials(self._api, self._id, trials)
+        await _go_on(self._api, self._id, retried.resumed_by)
+        return list(retried.numbers)
 
     def stop(self) -> None:
         """Stop it: cancel its trials, and wait until none of them waits or runs.

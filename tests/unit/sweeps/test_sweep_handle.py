@@ -20,7 +20,7 @@ from prefect_launch.sweeps.history import TrialState
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
 from prefect_launch.sweeps.sweep import FollowedSweep
 from prefect_launch.testing import InMemoryApi
-from tests.support.sweeping import GRID, PATIENCE_SECONDS, loss, opened
+from tests.support.sweeping import GRID, PATIENCE_SECONDS, fails, loss, opened
 
 CONFIG: dict[str, Any] = {"method": "grid", "parameters": GRID, "metric": {"name": "loss"}}
 
@@ -174,6 +174,27 @@ async def test_paused_sweep_queues_nothing_until_it_is_resumed_with_more_workers
         assert end.message == "All 3 trials have ended."
         assert made.most_open == 2
         assert [(run.number, run.tries) for run in await found.aruns()] == [(2, 1), (1, 1), (0, 2)]
+
+
+async def test_failed_trials_are_run_again_by_their_numbers_or_all_of_them(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as made:
+        running = asyncio.create_task(made.scheduler().run())
+        await made.until_told("trial 1 waiting")
+        found = await Sweep.afind(str(made.id))
+        with pytest.raises(LaunchError, match="nothing to retry"):
+            await found.aretry()
+        await found.apause()
+        async with made.agent(fails):
+            await made.until_told("trial 0 failed")
+            await made.until_told("trial 1 failed")
+        with pytest.raises(NotFoundError, match="no trial 9"):
+            await found.aretry([9])
+        assert await found.aretry([1]) == [1]
+        assert await found.aretry() == [0, 1]
+        await found.aresume()
+        async with made.agent():
+            await asyncio.wait_for(running, PATIENCE_SECONDS)
+        assert {run.number: run.tries for run in await found.aruns()} == {0: 2, 1: 2, 2: 1, 3: 1}
 
 
 # --- the background ---
