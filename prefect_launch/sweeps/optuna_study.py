@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -97,7 +98,7 @@ def _frozen(report: SweepReport, trial: Trial, axes: dict[str, tuple[tuple[str, 
         "item": str(report.trials.items[trial.number].item.id),
         "metric": None if trial.metric is None else written_number(trial.metric),
     }
-    return create_trial(
+    frozen = create_trial(
         state=state,
         value=value if state in (States.COMPLETE, States.PRUNED) else None,
         params=params,
@@ -105,6 +106,17 @@ def _frozen(report: SweepReport, trial: Trial, axes: dict[str, tuple[tuple[str, 
         user_attrs={name: attribute for name, attribute in told.items() if attribute is not None},
         intermediate_values={step: each for step, each in enumerate(trial.steps) if math.isfinite(each)},
     )
+    item = report.trials.items[trial.number].item
+    if item.start_time is not None:
+        frozen.datetime_start = _local(item.start_time)
+        if frozen.datetime_complete is not None:
+            frozen.datetime_complete = _local(item.end_time or item.start_time)
+    return frozen
+
+
+def _local(moment: datetime) -> datetime:
+    """Return a moment as Optuna has it: in this machine's time, without a zone."""
+    return moment.astimezone().replace(tzinfo=None)
 
 
 def _distribution(axis: Axis, is_whole: bool) -> BaseDistribution:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -196,12 +197,17 @@ class Killer:
 # --- trials without a server ---
 
 
+#: When the trials of `trials_of` have begun; they took 9 s.
+BEGUN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+
+
 def trials_of(*trials: Trial) -> SweepTrials:
     """Trials, each with an item."""
     items = {}
     for trial in trials:
         record = TrialRecord(number=trial.number, attempt=trial.tries, params=dict(trial.params))
-        item = Item(id=uuid4(), name=f"trial-{trial.number}", state_type=StateType.RUNNING, state_name="Running")
+        times = {"start_time": BEGUN, "end_time": None if trial.state.is_open else BEGUN + timedelta(seconds=9)}
+        item = Item(id=uuid4(), name=f"trial-{trial.number}", state_type=StateType.RUNNING, **times)
         items[trial.number] = TrialItem(item, record)
     return SweepTrials(History(trials), items)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta, timezone
 from pathlib import Path
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from prefect_launch.sweeps.config import parse_sweep
 from prefect_launch.sweeps.history import Trial, TrialState
 from prefect_launch.sweeps.optuna_study import export_study
 from prefect_launch.sweeps.report import SweepReport
-from tests.support.sweeping import finished, trials_of
+from tests.support.sweeping import BEGUN, finished, trials_of
 
 CONFIG = {
     "method": "random",
@@ -60,6 +61,10 @@ def test_study_has_every_trial_with_its_own_values_ranges_and_state(tmp_path: Pa
     assert first.params == {"lr": 0.1, "layers": 2, "shape": "[1, 2]", "noise": -0.05, "group.seed": 7}
     assert first.distributions["lr"].log  # type: ignore[attr-defined]
     assert (first.distributions["layers"].low, first.distributions["layers"].high) == (1, 5)  # type: ignore[attr-defined]
+    assert first.duration == timedelta(seconds=9)
+    assert first.datetime_start is not None
+    assert first.datetime_start.astimezone(timezone.utc) == BEGUN
+    assert study.trials[5].datetime_complete is None
     assert study.trials[2].params["shape"] == 3
     assert study.trials[2].user_attrs["metric"] == "NaN"
     assert study.trials[3].intermediate_values == {0: 0.1, 1: 0.3}
