@@ -151,6 +151,8 @@ def test_what_an_attempt_has_reported_stays_up_to_where_the_next_begins() -> Non
         (b'{"step": 1, "": 1}', "name"),
         (b'{"step": 1, "a\\nb": 1}', "name"),
         (b'{"step": 1, "a": ' + b"1" * 5_000 + b"}", "longer than"),
+        (b'{"step": 1, "' + b"n" * 101 + b'": 1}', "name"),
+        ('{"step": 1, "\u202eloss": 1}'.encode(), "name"),
         (b"[" * 4_000, "not JSON|nested"),
     ],
 )

@@ -253,7 +253,7 @@ class LogShipper:
 
     async def _deliver(self, records: Sequence[LogRecord], position: int) -> None:
         await self._settle()
-        await _whole(self._write(records, position))
+        await whole(self._write(records, position))
 
     async def _write(self, records: Sequence[LogRecord], position: int) -> None:
         if records and self._sent < position:
@@ -266,7 +266,7 @@ class LogShipper:
         await anyio.to_thread.run_sync(_write_position, self._path, done)
 
 
-async def _whole(work: Coroutine[None, None, None]) -> None:
+async def whole(work: Coroutine[None, None, None]) -> None:
     """Do something to its end even when cancelled meanwhile: what was sent is better noted as sent.
 
     A server that is away keeps nobody from leaving: the next agent finds out what has reached it.

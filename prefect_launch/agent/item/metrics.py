@@ -21,6 +21,7 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.item.attempt import Attempt, Hook
+from prefect_launch.agent.item.logs import whole
 from prefect_launch.agent.item.outputs import read_outputs
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.item.wandb_summary import read_wandb_summary
@@ -333,9 +334,12 @@ class MetricsCollector:
     async def _note_faults(self) -> None:
         while self._reader.faults:
             await anyio.to_thread.run_sync(self._reader.save)
-            note = f"Metrics of this run: {self._reader.faults[0]}. Later ones like it are not listed."
-            await write_log_note(self._server, self._item_id, note)
-            del self._reader.faults[0]
+            await whole(self._note_fault(self._reader.faults[0]))
+
+    async def _note_fault(self, fault: str) -> None:
+        note = f"Metrics of this run: {fault}. Later ones like it are not listed."
+        await write_log_note(self._server, self._item_id, note)
+        self._reader.faults.remove(fault)
 
     @property
     def _due(self) -> list[str]:

@@ -18,7 +18,7 @@ from prefect_launch.agent.item.failure_report import read_last_lines
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.metrics import MetricsCollector, MetricsReader
 from prefect_launch.core.masking import Mask
-from prefect_launch.core.metrics import MAX_POINTS, Metrics
+from prefect_launch.core.metrics import MAX_METRICS, MAX_POINTS, Metrics
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.inputs.metrics import MARK
 from prefect_launch.runners.base import RunPlan
@@ -257,6 +257,41 @@ async def test_lines_that_are_wrong_are_told_once_and_the_others_count(run: Run)
     assert "'not JSON 0'" in note
     assert "it is not JSON" in note
     assert "log_metrics()" in note
+
+
+async def test_note_that_is_under_way_when_the_run_ends_is_written_once(run: Run) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def hold(method: str) -> None:
+        if method == "write_logs":
+            begun.set()
+            await go_on.wait()
+
+    run.server.after_call = hold
+    run.write(MARK.encode() + b"not JSON\n")
+    collector = run.collector()
+    collector.follow()
+    await begun.wait()
+    ending = asyncio.ensure_future(collector.finish())
+    await asyncio.sleep(0.01)
+    go_on.set()
+    await ending
+    assert len(await run.notes()) == 1
+
+
+async def test_ten_thousand_names_are_bounded_and_a_name_that_is_too_long_is_told(run: Run) -> None:
+    run.write(*(line(step, **{f"metric-{step}": step}) for step in range(10_000)))
+    run.write(line(0, **{"n" * 10_000: 1}), line(0, **{"n" * 101: 1}), line(10_000, **{"metric-0": 7}))
+    await run.collector().finish()
+
+    metrics = await run.metrics()
+    assert len(metrics.series) == MAX_METRICS
+    assert metrics.value("metric-0") == 7
+    assert len(json.dumps(metrics.dump())) < 20_000
+    notes = await run.notes()
+    assert ["more than 50 metrics" in note for note in notes].count(True) == 1
+    assert ["longer than 4,096 bytes" in note for note in notes].count(True) == 1
+    assert len(notes) == 2
 
 
 async def test_line_of_a_megabyte_is_told_and_passed_over(run: Run) -> None:
