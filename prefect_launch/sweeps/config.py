@@ -324,6 +324,10 @@ class SweepConfig(_Block):
         """The metric that trials are compared by: `metric`, or the first one of `metrics`."""
         return self.metric or (self.metrics[0] if self.metrics else None)
 
+    def without_prior_runs(self) -> SweepConfig:
+        """Return the configuration without prior runs, to check one that has begun: they may be deleted since."""
+        return self.model_copy(update={"prior_runs": ()})
+
     def trial_overrides(self, params: Mapping[str, Any], variables: Mapping[str, str]) -> dict[str, Any]:
         """Return the `overrides` of a trial's launch config.
 

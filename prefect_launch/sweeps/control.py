@@ -136,7 +136,8 @@ async def resume_sweep(
         if "job" in wanted or "docker_image" in wanted:
             wanted = {"job": None, "docker_image": None, **wanted}
         parameters = {**sweep.parameters, **wanted}
-        await check_sweep_request(api, session, config_of(sweep.model_copy(update={"parameters": parameters})))
+        config = config_of(sweep.model_copy(update={"parameters": parameters}))
+        await check_sweep_request(api, session, config if "prior_runs" in wanted else config.without_prior_runs())
         await session.server.replace_parameters(sweep_id, parameters)
         if sweep.deployment_id is not None:
             return await _put_back(session, sweep)

@@ -106,7 +106,7 @@ async def run_as_flow(
     api = default_api()
     async with api.open() as session:
         # Prior runs are the runner's to read: a sweep that has trials goes on when one of them was deleted.
-        await check_sweep_request(api, session, config.model_copy(update={"prior_runs": ()}))
+        await check_sweep_request(api, session, config.without_prior_runs())
         runner = SweepRunner(api, session, context.flow_run.id, config, tell=told)
         if started is not None:
             started(runner)

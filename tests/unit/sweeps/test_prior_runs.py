@@ -17,6 +17,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
 from prefect_launch.server.metrics import write_metrics
 from prefect_launch.server.values import State
+from prefect_launch.sweeps.control import ResumedBy, resume_sweep
 from prefect_launch.sweeps.flow import sweep_config
 from prefect_launch.sweeps.history import History
 from prefect_launch.sweeps.runner import check_sweep_request
@@ -97,6 +98,10 @@ async def test_sweep_that_has_begun_goes_on_when_a_prior_run_was_deleted(job_api
     async with opened(job_api, **copying(prior), run_cap=3) as sweep:
         await sweep.die_once_it_has_queued()
         await job_api.server.delete_item(prior)
+        assert await resume_sweep(job_api, sweep.id, {"num_workers": 1}, answer_seconds=0.1) is ResumedBy.CALLER
+        with pytest.raises(NotFoundError, match="to learn from"):
+            await resume_sweep(job_api, sweep.id, {"prior_runs": [str(prior)]}, answer_seconds=0.1)
+        await sweep.enter(ItemState.RUNNING)
         async with sweep.agent():
             assert (await sweep.run()).outcome is Outcome.FINISHED
         assert any("goes on without its prior runs" in line for line in sweep.told)
