@@ -14,13 +14,13 @@ from uuid import UUID
 
 from prefect import Flow, get_run_logger
 from prefect.context import FlowRunContext
-from prefect.exceptions import Pause
+from prefect.exceptions import ObjectNotFound, Pause
 from prefect.flow_engine import run_flow_async
 from prefect.states import Cancelled, Completed, Failed, Pending
 
 from prefect_launch.client.api import Api, default_api
 from prefect_launch.core.signature import with_arguments_of
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.server.values import SCHEDULER_FLOW
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.control import resume_sweep, stop_sweep
@@ -195,6 +195,9 @@ async def run_sweep(
         sweep_id: what `begin_sweep` returned, or `resume_sweep` was given.
         tell: as for `sweep_flow`.
         started: as for `sweep_flow`.
+
+    Raises:
+        NotFoundError: when its flow run was deleted; none of its trials waits or runs then.
     """
     async with api.open() as session:
         client: Any = session.server.client  # type: ignore[attr-defined]
@@ -204,5 +207,7 @@ async def run_sweep(
         state: Any = await run_flow_async(flow, flow_run=flow_run, parameters=flow_run.parameters, return_type="state")
     except Pause as paused:
         return EndSweep(Outcome.PAUSED, str(paused))
+    except ObjectNotFound:
+        raise NotFoundError(f"The sweep {sweep_id} was deleted, which stops its trials.") from None
     outcome = next((one for one, make in _STATES.items() if make().type == state.type), Outcome.FAILED)
     return EndSweep(outcome, state.message or "")

@@ -8,17 +8,26 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.responses import SetStateStatus
+from prefect.states import Cancelling
+
 from prefect_launch.client.queued_run import QueuedRun
-from prefect_launch.server.values import Item
+from prefect_launch.core.states import StateType
+from prefect_launch.server.values import Item, State
+from prefect_launch.sweeps.control import ResumedBy, pause_sweep, resume_sweep
 from prefect_launch.sweeps.queued import queue_sweep
 from tests.support.live import DEADLINE_SECONDS, START, Site, until
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
+    from tests.support.processes import ChildProcess
 
 TRAIN = """
 for given in "$@"; do eval "$given"; done
@@ -133,3 +142,59 @@ def artifacts(site: Site, sweep_id: UUID) -> dict[str, dict[str, Any]]:
     found = site.api.call(lambda session: session.server.list_artifacts(sweep_id))
     assert len({artifact["key"] for artifact in found}) == len(found)
     return {artifact["key"]: artifact for artifact in found}
+
+
+def test_pause_resume_and_cancel_of_prefects_ui_and_client_do_what_the_commands_do(
+    prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+) -> None:
+    site = Site(prefect_server.api_url, tmp_path, unique)
+    file, log = tmp_path / "sweep.json", tmp_path / "sweep.txt"
+    file.write_text(json.dumps({**SWEEP, "name": unique}))
+    options = ("-q", unique, "-j", site.job(TRAIN), "--num-workers", "2")
+    log.touch()
+    # Nobody runs its trials: they wait.
+    process = site.process("sweep", "run", str(file), *options, log=log)
+    try:
+        told = told_in(log, process)
+        told("trial 1 waiting")
+        sweep_id = UUID(log.read_text().split("sweep: ")[1].split()[0])
+        # As the button of the UI does it, whose time limit would fail the sweep.
+        past = (datetime.now(timezone.utc) - timedelta(seconds=1)).isoformat()
+        details = {"pause_timeout": past, "pause_reschedule": True}
+        suspended = State(type=StateType.PAUSED, name="Suspended", state_details=details)
+        site.api.call(lambda session: session.server.propose(sweep_id, suspended, force=True))
+        told("The sweep is paused")
+        until(lambda: state_of(site, sweep_id) == "Paused")
+        with get_client(sync_client=True) as client:
+            assert client.resume_flow_run(sweep_id).status is SetStateStatus.ACCEPT
+        told("The sweep goes on.")
+        asyncio.run(pause_sweep(site.api, sweep_id, now=True))
+        told("trial 1 held")
+        assert {run.state for run in site.api.items(queue=unique)} == {"cancelled"}
+        resumed = resume_sweep(site.api, sweep_id, {"num_workers": 1}, answer_seconds=DEADLINE_SECONDS)
+        assert asyncio.run(resumed) is ResumedBy.PROCESS
+        told("trial 0 (try 2) waiting")
+        with get_client(sync_client=True) as client:
+            assert client.set_flow_run_state(sweep_id, Cancelling()).status is SetStateStatus.ACCEPT
+        told("The sweep was stopped.")
+        until(lambda: state_of(site, sweep_id) == "Cancelled")
+        runs = site.api.items(queue=unique)
+        assert (len(runs), {run.state for run in runs}) == (3, {"cancelled"})
+    finally:
+        process.stop()
+
+
+def told_in(log: Path, process: ChildProcess) -> Callable[[str], None]:
+    """Return what waits until a process has told of something."""
+
+    def wait(words: str) -> None:
+        until(lambda: words in log.read_text() or not process.running)
+        assert words in log.read_text(), log.read_text()
+
+    return wait
+
+
+def state_of(site: Site, item_id: UUID) -> str | None:
+    """Name of the state of a flow run."""
+    found: Item | None = site.api.call(lambda session: session.server.read_item(item_id))
+    return None if found is None else found.state_name
