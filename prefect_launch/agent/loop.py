@@ -42,6 +42,7 @@ from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import LaunchError, ServerUnavailableError, UnreachableError
 from prefect_launch.queues.agent_status import end_drain_request
 from prefect_launch.queues.presence import Presence, delete_presence, read_presences, write_presence
+from prefect_launch.server.values import JOB_FLOW
 from prefect_launch.spec.item_parameters import is_scheduler
 
 if TYPE_CHECKING:
@@ -282,7 +283,8 @@ class Loop:
 
     async def _is_empty(self) -> bool:
         """Whether nothing is due and nothing comes back; what a schedule has planned for later is not waited for."""
-        count = partial(self._server.count_items, state_types=[StateType.SCHEDULED])
+        taken = None if self._config.max_schedulers else JOB_FLOW  # What it never takes is not waited for.
+        count = partial(self._server.count_items, state_types=[StateType.SCHEDULED], flow=taken)
         for queue in self._config.queues:
             if await count(pool=queue, due_before=datetime.now(timezone.utc)):
                 return False

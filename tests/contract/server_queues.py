@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -180,6 +182,24 @@ class QueueContract:
         found = await place.server.find_deployment(place.pool, flow="launch-agent")
         assert found is not None
         assert found.id == other
+
+    async def test_items_of_a_deployment_wait_in_the_work_queue_that_it_names_behind_the_more_urgent(
+        self, place: Place
+    ) -> None:
+        await place.server.create_queue(place.pool, "sweeps", len(await place.server.list_queues(place.pool)) + 1)
+        assert [queue.name for queue in await place.server.list_queues(place.pool)][-1] == "sweeps"
+        made = await place.deploy("sweep", flow="launch-sweep", work_queue="sweeps")
+        found = await place.server.find_deployment("sweep", flow="launch-sweep")
+        assert found is not None
+        assert (found.id, found.work_queue_name) == (made, "sweeps")
+        sweep = await place.server.create_item(made, draft("sweep").model_copy(update={"work_queue_name": "sweeps"}))
+        job = await place.add()
+        assert sweep is not None
+        now = datetime.now(timezone.utc) + timedelta(seconds=1)
+        poll = partial(place.server.poll, place.pool, limit=10, before=now)
+        assert [item.id for item in await poll()] == [job.id, sweep.id]
+        assert [item.id for item in await poll(queues=["sweeps"])] == [sweep.id]
+        assert await poll(queues=["no such"]) == []
 
     async def test_items_of_other_flows_are_no_items(self, place: Place) -> None:
         other = await place.deploy(flow="launch-agent")

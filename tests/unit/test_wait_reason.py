@@ -20,7 +20,7 @@ from prefect_launch.queues.wait_reason import (
     explain_wait,
     seconds_until_start,
 )
-from prefect_launch.server.values import Item, PriorityQueue, State
+from prefect_launch.server.values import SCHEDULER_FLOW, Item, PriorityQueue, State
 from prefect_launch.testing import InMemoryApi
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=timezone.utc)
@@ -58,6 +58,26 @@ def test_paused_queue_is_the_reason_before_any_other() -> None:
     assert told.cause is WaitCause.PAUSED
     assert told.reason == "The queue 'gpu' is paused. 'prefect-launch queue resume gpu' lets it go on."
     assert (told.position, told.waiting) == ("3rd of 3", 3)
+
+
+def test_sweep_waits_for_a_place_of_its_own_kind_not_for_a_slot_of_a_job() -> None:
+    sweep = ITEM.model_copy(update={"flow": SCHEDULER_FLOW, "work_queue_name": "sweeps"})
+    busy = agent(in_work=1, max_schedulers=1)
+    told = why(sweep, agents=(busy,), ahead_by_time=3, past=Past(seconds=(100.0,)))
+    assert (told.cause, told.reason) == (WaitCause.TURN, "An agent takes it within seconds (box).")
+    assert told.expected_start is None
+    full = busy.model_copy(update={"schedulers": 1})
+    told = why(sweep, agents=(full,))
+    assert told.reason.startswith("The queue's agents run as many schedulers of sweeps as they may (box 1 of 1).")
+    assert "within seconds" in why(sweep, agents=(full, agent("other", max_schedulers=None))).reason
+
+
+def test_sweep_that_would_leave_no_place_for_a_trial_waits_for_the_limit() -> None:
+    sweep = ITEM.model_copy(update={"flow": SCHEDULER_FLOW})
+    running = at_work(1, "sweeps").model_copy(update={"flow": SCHEDULER_FLOW})
+    told = why(sweep, limit=2, in_work=(running,))
+    assert (told.cause, "1 of them are schedulers" in told.reason) == (WaitCause.LIMIT, True)
+    assert why(sweep, limit=3, in_work=(running,)).cause is WaitCause.TURN
 
 
 def test_paused_priority_is_told_by_its_work_queue() -> None:

@@ -134,12 +134,19 @@ async def test_agent_whose_slots_are_taken_still_takes_a_scheduler_and_no_job(be
         assert (await bench.read(second.id)).state_type is StateType.SCHEDULED
 
 
-async def test_agent_that_takes_no_schedulers_leaves_them(bench: Bench) -> None:
+async def test_agent_that_takes_no_schedulers_leaves_them_and_does_not_wait_for_them(bench: Bench) -> None:
     sweep = await bench.add_scheduler()
     (job,) = await bench.add()
-    async with bench.running(bench.agent(max_schedulers=0)):
-        await bench.until(job, StateType.COMPLETED)
+    await asyncio.wait_for(bench.agent(max_schedulers=0).loop(until_empty=True), DEADLINE_SECONDS)
+    assert (await bench.read(job.id)).state_type is StateType.COMPLETED
     assert (await bench.read(sweep.id)).state_type is StateType.SCHEDULED
+
+
+async def test_agent_that_works_until_its_queue_is_empty_runs_a_sweep_to_its_end(bench: Bench) -> None:
+    plays(bench, ending(Outcome.FINISHED))
+    sweep = await bench.add_scheduler()
+    await asyncio.wait_for(bench.agent().loop(until_empty=True), DEADLINE_SECONDS)
+    assert (await bench.read(sweep.id)).state_type is StateType.COMPLETED
 
 
 async def test_schedulers_leave_a_place_for_a_job_under_the_limit_of_their_queue(tmp_path: Path) -> None:
