@@ -186,10 +186,13 @@ class Metrics:
     def __bool__(self) -> bool:
         return bool(self.series or self.outputs or self.wandb)
 
-    def add(self, step: int, values: Mapping[str, float]) -> bool:
-        """Add the values at a step; return whether all were taken: there is room for `MAX_METRICS` names."""
+    def add(self, step: int, values: Mapping[str, float], *, wanted: str | None = None) -> bool:
+        """Add the values at a step; return whether all were taken.
+
+        There is room for `MAX_METRICS` names, and for the one that is wanted whatever the others are.
+        """
         for name, value in values.items():
-            if name in self.series or len(self.series) < MAX_METRICS:
+            if name in self.series or name == wanted or len(self.series) < MAX_METRICS:
                 self.series.setdefault(name, Series()).add(step, value)
         return values.keys() <= self.series.keys()
 
@@ -279,10 +282,15 @@ def format_number(value: float) -> str:
     return str(written_number(value)) if not math.isfinite(value) else f"{value:.5g}"
 
 
-def numbers_in(found: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Yield the numbers of a flat dict of results, `MAX_METRICS` of them at most: texts other than NaN are none."""
+def numbers_in(found: Mapping[str, Any], wanted: str | None = None) -> Iterator[tuple[str, float]]:
+    """Yield the numbers of a flat dict of results, `MAX_METRICS` of them at most: texts other than NaN are none.
+
+    Args:
+        found: the results.
+        wanted: the one that comes first, and so is not left out.
+    """
     taken = 0
-    for name, value in found.items():
+    for name, value in sorted(found.items(), key=lambda one: one[0] != wanted):
         number = read_number(value)
         if number is not None and taken < MAX_METRICS and len(name) <= MAX_NAME_CHARS:
             taken += 1

@@ -6,7 +6,7 @@ The values are an artifact of the type that both UIs hide among a run's results;
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from prefect_launch.core.metric_chart import metrics_markdown
@@ -15,6 +15,9 @@ from prefect_launch.server.items import RESULT
 
 if TYPE_CHECKING:
     from prefect_launch.server.protocol import Server
+
+#: Label of an item: the metric that it is run for, which is kept however many others it reports.
+METRIC_LABEL: Final = "prefect-launch.metric"
 
 
 def metrics_key(item_id: UUID) -> str:

@@ -34,6 +34,7 @@ from prefect_launch.errors import (
 from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pinning import Digests
 from prefect_launch.server.event_stream import follow
+from prefect_launch.server.metrics import METRIC_LABEL
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.board import SweepBoard
 from prefect_launch.sweeps.config import SweepConfig
@@ -363,6 +364,8 @@ class SweepRunner:
             queue = queue_of(self._config)
             checked = await check_item(self._api, self._session, spec, queue, self._named, digests)
             labels = {**checked.draft.labels, TRIAL_LABEL: record.model_dump_json()}
+            if self._config.objective is not None:
+                labels[METRIC_LABEL] = self._config.objective.name
             key = trial_key(self._sweep_id, record)
             drafts.append(checked.draft.model_copy(update={"labels": labels, "idempotency_key": key}))
         await self._session.server.create_items(checked.queue.deployment_id, drafts)

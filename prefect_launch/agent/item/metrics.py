@@ -32,7 +32,7 @@ from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import LaunchError, ServerFailedError, ServerUnavailableError
 from prefect_launch.inputs.metrics import MARK, MAX_LINE_BYTES, METRICS_FILE
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.server.metrics import draw_metrics, read_metrics, write_metrics
+from prefect_launch.server.metrics import METRIC_LABEL, draw_metrics, read_metrics, write_metrics
 from prefect_launch.server.protocol import Server
 from prefect_launch.spec.item_parameters import options_of
 from prefect_launch.spec.metric_pattern import MetricPattern
@@ -65,6 +65,7 @@ class MetricsReader:
 
     Args:
         plan: of the run.
+        wanted: the metric that is kept however many others are reported; by default that of the plan's pattern.
 
     Attributes:
         metrics: what was found.
@@ -74,7 +75,8 @@ class MetricsReader:
         artifacts: ids of the artifacts that the metrics are written to, by what they are.
     """
 
-    def __init__(self, plan: RunPlan) -> None:
+    def __init__(self, plan: RunPlan, wanted: str | None = None) -> None:
+        self.wanted = wanted or (plan.metric.name if plan.metric else None)
         self._path = plan.log_path
         self._state = plan.run_dir / _STATE_FILE
         self._mask = plan.mask
@@ -170,7 +172,7 @@ class MetricsReader:
             attempt, self.metrics = self.metrics.attempt, self.previous.before(begin)
             self.metrics.attempt, self.previous = attempt, None
         for step, values in points:
-            if not self.metrics.add(step, values):
+            if not self.metrics.add(step, values, wanted=self.wanted):
                 self._fault("names", f"it reports more than {MAX_METRICS} metrics; the first {MAX_METRICS} are kept")
         thinned = [name for name, series in self.metrics.series.items() if series.stride > 1] if points else []
         if thinned:
@@ -270,14 +272,17 @@ class MetricsCollector:
         plan: of the run.
         keeps_results: whether numbers of `outputs.json` alone are metrics to be kept, as those of a sweep's trial are.
             In other runs they are shown as outputs already.
+        wanted: as for `MetricsReader`.
     """
 
-    def __init__(self, server: Server, item_id: UUID, plan: RunPlan, *, keeps_results: bool = False) -> None:
+    def __init__(
+        self, server: Server, item_id: UUID, plan: RunPlan, *, keeps_results: bool = False, wanted: str | None = None
+    ) -> None:
         self._server = server
         self._item_id = item_id
         self._plan = plan
         self._keeps_results = keeps_results
-        self._reader = MetricsReader(plan)
+        self._reader = MetricsReader(plan, wanted)
         self._has_begun = False
         self._written = {_VALUES: 0, _CHART: 0}
         self._first_at = self._written_at = self._drawn_at = 0.0
@@ -303,7 +308,7 @@ class MetricsCollector:
         await self._begin()
         await self._read(ended=True)
         metrics = self._reader.metrics
-        metrics.outputs, metrics.wandb = await anyio.to_thread.run_sync(_results, self._plan)
+        metrics.outputs, metrics.wandb = await anyio.to_thread.run_sync(_results, self._plan, self._reader.wanted)
         has_results = metrics.wandb or (metrics.outputs and (metrics.series or self._keeps_results))
         self._reader.revision += bool(has_results)
         await retry_until_available(f"take the metrics of {self._item_id}", self._write_all)
@@ -377,10 +382,11 @@ class MetricsCollector:
         reader.artifacts[what], self._written[what] = made, revision
 
 
-def _results(plan: RunPlan) -> tuple[dict[str, float], dict[str, float]]:
+def _results(plan: RunPlan, wanted: str | None) -> tuple[dict[str, float], dict[str, float]]:
     """Return the numbers of `outputs.json`, and those of the summary of an offline W&B run."""
     outputs, _ = read_outputs(plan.output_dir)
-    return dict(numbers_in(outputs)), read_wandb_summary(plan.output_dir, plan.log_path, plan.mask)
+    summary = read_wandb_summary(plan.output_dir, plan.log_path, plan.mask, wanted=wanted)
+    return dict(numbers_in(outputs, wanted)), summary
 
 
 class CollectMetrics(Hook):
@@ -394,7 +400,14 @@ class CollectMetrics(Hook):
     async def watching(self) -> AsyncIterator[None]:
         attempt = self.attempt
         is_trial = bool(options_of(attempt.item).get("sweep_id"))
-        collector = MetricsCollector(attempt.server, attempt.item.id, attempt.plan, keeps_results=is_trial)
+        wanted = attempt.item.labels.get(METRIC_LABEL)
+        collector = MetricsCollector(
+            attempt.server,
+            attempt.item.id,
+            attempt.plan,
+            keeps_results=is_trial,
+            wanted=None if wanted is None else str(wanted),
+        )
         collector.follow()
         self._collector = collector
         try:

@@ -24,18 +24,19 @@ _COLOUR: Final = re.compile(rb"\x1b\[[0-9;]*m")
 _ROW: Final = re.compile(rb"^wandb: +(?:(?P<head>Run summary:)|(?P<name>\S.*) (?P<value>\S+))$|^wandb:(?P<end>) *$")
 
 
-def read_wandb_summary(output_dir: Path, log_path: Path, mask: Mask) -> dict[str, float]:
+def read_wandb_summary(output_dir: Path, log_path: Path, mask: Mask, *, wanted: str | None = None) -> dict[str, float]:
     """Return the numbers of a run's summaries, of the newest first; what W&B says of the run itself is none.
 
     Args:
         output_dir: the run's outputs.
         log_path: the run's log.
         mask: hides the run's secrets in what is read of the log.
+        wanted: the metric that is read however many others there are.
     """
     summary: dict[str, float] = {}
     for file in sorted(output_dir.glob(_SUMMARIES), key=_changed_at):
-        summary |= dict(numbers_in(_in_file(file)))
-    return summary or dict(numbers_in(_printed(_tail(log_path, mask))))
+        summary |= dict(numbers_in(_in_file(file), wanted))
+    return summary or dict(numbers_in(_printed(_tail(log_path, mask)), wanted))
 
 
 def _in_file(file: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.inputs.metrics import MARK
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.log_streams import Marks
-from prefect_launch.server.metrics import metrics_key, read_metrics
+from prefect_launch.server.metrics import METRIC_LABEL, metrics_key, read_metrics
 from prefect_launch.spec.metric_pattern import MetricPattern
 from prefect_launch.testing import InMemoryServer, Script
 from prefect_launch.testing.script import Err
@@ -473,6 +473,34 @@ async def test_trial_of_a_sweep_keeps_its_outputs_as_metrics(bench: Bench) -> No
 
     found = await read_metrics(bench.server, [trial.id, other.id])
     assert {item_id: metrics.outputs for item_id, metrics in found.items()} == {trial.id: {"accuracy": 0.9}}
+
+
+async def test_metric_that_an_item_is_run_for_is_kept_however_many_others_come_first(run: Run) -> None:
+    others = {f"other-{number}": number for number in range(MAX_METRICS + 10)}
+    run.write(*(line(step, **{name: value}) for step, (name, value) in enumerate(others.items())), line(99, loss=0.5))
+    (run.plan.output_dir / "outputs.json").write_text(json.dumps({**others, "final": 0.25}))
+    summary = run.plan.output_dir / "wandb/offline-run-1/files"
+    summary.mkdir(parents=True)
+    (summary / "wandb-summary.json").write_text(json.dumps({**others, "final": 1}))
+
+    for wanted, value in (("loss", 0.5), ("final", 0.25)):
+        await run.collector(keeps_results=True, wanted=wanted).finish()
+        assert (await run.metrics()).value(wanted) == value
+        (run.plan.run_dir / "metrics-read.json").unlink()
+
+
+async def test_trial_is_judged_by_its_metric_though_it_is_the_last_of_many(bench: Bench) -> None:
+    bench.plays(Script(log=(*(line(0, **{f"other-{number}": 1}) for number in range(60)), line(1, loss=0.5))))
+    sweep = await bench.add_scheduler()
+    await bench.move(sweep, ItemState.CLAIMED, ItemState.RUNNING)
+    [trial] = await bench.add(sweep_id=str(sweep.id))
+    await bench.server.label_item(trial.id, {METRIC_LABEL: "loss"})
+    async with bench.running(bench.agent()):
+        await bench.until(trial, StateType.COMPLETED)
+
+    metrics = (await read_metrics(bench.server, [trial.id]))[trial.id]
+    assert metrics.value("loss") == 0.5
+    assert len(metrics.series) == MAX_METRICS + 1
 
 
 async def test_metric_that_a_pattern_finds_is_the_items(bench: Bench) -> None:

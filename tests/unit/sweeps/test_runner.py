@@ -11,7 +11,7 @@ import pytest
 from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InputError, NotFoundError, SpecError
-from prefect_launch.server.metrics import write_metrics
+from prefect_launch.server.metrics import METRIC_LABEL, write_metrics
 from prefect_launch.server.values import State
 from prefect_launch.sweeps.config import parse_sweep
 from prefect_launch.sweeps.flow import config_of, find_sweep, read_sweep, stop_sweep, sweep_config
@@ -56,6 +56,7 @@ async def test_item_of_a_trial_carries_its_number_try_and_parameters_under_the_k
         assert item.parameters["overrides"]["run_config"] == {"lr": 0.1, "epochs": 3, "optimiser": "adam"}
         assert item.idempotency_key == f"sweep-{sweep.id}-trial-0-try-1"
         assert item.parameters["sweep_id"] == str(sweep.id)
+        assert item.labels[METRIC_LABEL] == "loss"
 
 
 async def test_item_with_the_tag_and_no_record_is_no_trial(job_api: InMemoryApi) -> None:

@@ -1,7 +1,9 @@
-"""Traps that sweeps of W&B are known for: each is a test here, or is named with the test that holds it.
+"""Traps that sweeps of W&B are known for, each as a test.
 
-Running a failed grid point again, pausing, and the number of schedulers at a time have tests of their own kind: in
-`test_runner` and `tests/unit/agent`.
+Three have theirs elsewhere: schedulers that pass their limit since they are counted after their start, in
+`agent/test_sweep_schedulers` (three at a limit of one run one after another); failed points of a grid that never run
+again, in `test_control` (failed trials of an ended sweep run again); and a pause that ends the scheduler, there, too
+(a paused sweep goes on in its process).
 """
 
 from __future__ import annotations
