@@ -351,6 +351,7 @@ class DockerEngine(Engine):
         self._client: Any = None
         self._lock = threading.Lock()
         self._limiter: anyio.CapacityLimiter | None = None
+        self._killed_here: set[str] = set()
         self._events = EngineEvents(self._open_events)
 
     @property
@@ -426,6 +427,9 @@ class DockerEngine(Engine):
         await self._call(start)
 
     async def kill(self, container_id: str, signal: str) -> None:
+        if signal == "SIGKILL":
+            self._killed_here.add(container_id)
+
         def kill(client: Any) -> None:
             try:
                 client.kill(container_id, signal)
@@ -447,7 +451,8 @@ class DockerEngine(Engine):
                     if container is None:
                         return None
                     if container.ended:
-                        if container.exit_code == _KILLED and not container.oom_killed:
+                        is_known = container.oom_killed or container_id in self._killed_here
+                        if container.exit_code == _KILLED and not is_known:
                             # The engine hears of the end and of its cause by two ways, the cause sometimes later.
                             with anyio.move_on_after(_OOM_LAG_SECONDS):
                                 while not news.oom:
@@ -462,6 +467,8 @@ class DockerEngine(Engine):
         return await self._call(memory)
 
     async def remove(self, container_id: str) -> None:
+        self._killed_here.discard(container_id)
+
         def remove(client: Any) -> None:
             try:
                 client.remove_container(container_id, force=True, v=True)
