@@ -98,14 +98,7 @@ class DrainState:
 class BaseAgent(ABC):
     """An agent without its work on items: its connection, its slots, and what it has in work.
 
-    Args:
-        api: the server.
-        config: an `AgentConfig`, or a mapping of its settings.
-        runners: ready-made runners, by resource, in the place of the ones that it would make.
-        gpu_probe: reads the GPUs of this machine; by default through the NVIDIA driver.
-
-    Raises:
-        AgentConfigError: for a wrong setting.
+    `LaunchAgent` says what it is made from.
     """
 
     _latest: ClassVar[BaseAgent | None] = None

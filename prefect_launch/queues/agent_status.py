@@ -282,6 +282,10 @@ async def _activity(server: Server, queue: str) -> QueueActivity:
 
 async def agents(server: Server) -> list[AgentInfo]:
     """List the agents of all queues, by name: those that beat, and those that have left work behind."""
+    return await _agents(server, await read_presences(server))
+
+
+async def _agents(server: Server, presences: Collection[Presence]) -> list[AgentInfo]:
     statuses = await read_statuses(server)
     pools = [pool.name for pool in await server.list_pools()]
     workers = await asyncio.gather(*(server.list_workers(pool) for pool in pools))
@@ -289,7 +293,7 @@ async def agents(server: Server) -> list[AgentInfo]:
     for pool, of_pool in zip(pools, workers, strict=True):
         for worker in of_pool:
             found.setdefault(worker.name, []).append((pool, worker))
-    hosts = _hosts(await read_presences(server))
+    hosts = _hosts(presences)
     return [
         _agent(name, found.get(name, []), statuses.get(name)).model_copy(update={"hosts": hosts.get(name, ())})
         for name in sorted(found.keys() | statuses.keys())
@@ -338,7 +342,8 @@ async def drain_agent(server: Server, name: str, *, undo: bool = False) -> Agent
         NotFoundError: when there is no agent of that name; names the nearest one.
         LaunchError: when it is offline, or was not asked to drain.
     """
-    there = {agent.name: agent for agent in await agents(server)}
+    presences = await read_presences(server)
+    there = {agent.name: agent for agent in await _agents(server, presences)}
     if undo and await cancel_drain(server, name):
         return there.get(name) or AgentInfo(name=name)
     if name not in there:
@@ -347,7 +352,7 @@ async def drain_agent(server: Server, name: str, *, undo: bool = False) -> Agent
         raise LaunchError(f"The agent {name!r} was not asked to drain, or has drained already: nothing to undo.")
     if not there[name].online:
         raise LaunchError(f"The agent {name!r} is offline: it takes no items. Start it, or leave it as it is.")
-    lives = [one for one in await read_presences(server) if one.holder.agent == name and not one.has_left]
+    lives = [one for one in presences if one.holder.agent == name and not one.has_left]
     instances = tuple(one.holder.instance for one in lives if not one.is_shift)
     shifts = any(one.is_shift for one in lives)
     request = DrainRequest(agent=name, at=datetime.now(timezone.utc), instances=instances, for_shifts=shifts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
@@ -26,7 +26,9 @@ from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.client.api import Api
 from prefect_launch.core.names import safe_name
 from prefect_launch.core.states import ItemState
+from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, LaunchError
+from prefect_launch.runners.base import nothing
 from prefect_launch.server.values import POOL_TYPE
 from prefect_launch.settings.agent_config import resolve_agent_config
 
@@ -141,13 +143,9 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
                 self._last_polled_time = datetime.now(timezone.utc)
                 await asyncio.sleep(_LIFE_SECONDS)
 
-        showing = asyncio.ensure_future(show())
-        try:
+        async with supervised(nothing) as supervisor:
+            supervisor.supervise(BackgroundTask("health check", show, vital=False))
             yield
-        finally:
-            showing.cancel()
-            with suppress(asyncio.CancelledError):
-                await showing
 
     async def run(
         self,

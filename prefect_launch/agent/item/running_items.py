@@ -7,11 +7,12 @@ agent. Inside a flow, each item is also a task run of that flow: a bar on the ti
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import UUID
@@ -20,6 +21,8 @@ from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.core.states import ItemState
 from prefect_launch.runners.base import Phase, Runner, RunPlan
 from prefect_launch.server.values import Item
+
+log = logging.getLogger(__name__)
 
 
 def now() -> float:
@@ -146,7 +149,14 @@ class RunningItems:
         self._entries[running_item.thread_id] = running_item
         task = asyncio.ensure_future(start())
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(partial(self._end, running_item))
+
+    def _end(self, running_item: RunningItem, task: asyncio.Future[None]) -> None:
+        """Log what nobody foresaw in the work on an item, and free its slot."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("task-failed work on %s: %r", running_item.id, error, exc_info=error)
+            self.forget(running_item.thread_id)
 
     def forget(self, thread_id: str) -> None:
         """Free the slot of an item whose work is over."""

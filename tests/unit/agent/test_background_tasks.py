@@ -13,6 +13,7 @@ import pytest
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.entry.serve import Stop, until_stopped
 from prefect_launch.agent.entry.start import Signals
+from prefect_launch.agent.item.running_items import RunningItem, RunningItems
 from prefect_launch.core import supervision
 from prefect_launch.core.states import StateType
 from prefect_launch.core.supervision import BackgroundTaskError
@@ -283,6 +284,23 @@ async def test_item_that_cannot_be_ended_gives_its_slot_back(bench: Bench, caplo
     async with bench.running(bench.agent()):
         await bench.until(second, StateType.COMPLETED)
     assert "not-ended" in caplog.text
+
+
+async def test_work_on_an_item_that_fails_in_no_foreseen_way_is_reported_and_its_slot_is_free(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fails(*_: object) -> None:
+        raise ValueError("a fault in the program")
+
+    (item,) = await bench.add()
+    work = RunningItems(fails)
+    running_item = RunningItem(item=item, queue=QUEUE)
+    work.begin(running_item, fails)
+    await asyncio.wait_for(running_item.ended.wait(), 60)
+    assert work.thread_ids == []
+    (record,) = [record for record in caplog.records if record.getMessage().startswith("task-failed work on")]
+    assert str(item.id) in record.getMessage()
+    assert (record.levelno, record.exc_info is not None) == (logging.ERROR, True)
 
 
 def _value(read: Callable[[], set[Any]]) -> Callable[[], Awaitable[set[Any]]]:

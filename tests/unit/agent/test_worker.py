@@ -66,3 +66,26 @@ async def test_health_check_of_a_worker_that_works_does_not_call_it_dead() -> No
     async with worker._showing_life():
         await asyncio.sleep(0)
         assert worker.is_worker_still_polling(10)
+
+
+async def test_health_check_that_fails_is_reported_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker, shown = LaunchWorker("gpu"), asyncio.Event()
+
+    class Clock:
+        calls = 0
+
+        @classmethod
+        def now(cls, zone: timezone) -> datetime:
+            cls.calls += 1
+            if cls.calls == 1:
+                raise ValueError("a fault in the program")
+            shown.set()
+            return datetime.now(zone)
+
+    monkeypatch.setattr("prefect_launch.core.supervision.FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("prefect_launch.agent.entry.worker.datetime", Clock)
+    async with worker._showing_life():
+        await asyncio.wait_for(shown.wait(), 60)
+    assert "task-failed health check (1 within 300 s): ValueError" in caplog.text
