@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from tests.support.agent_thread import running
-from tests.support.live import DEADLINE_SECONDS, Site, run_deployment, until
+from tests.support.live import DEADLINE_SECONDS, Site, prefect_client, run_deployment, until
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
@@ -19,9 +19,8 @@ LATE_SECONDS = 30.0
 
 
 def states_of(run_id: str) -> list[State]:
-    from prefect.client.orchestration import get_client
 
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         return client.read_flow_run_states(UUID(run_id))
 
 

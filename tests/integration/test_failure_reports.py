@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from prefect_launch import ExecutionError, launch
-from tests.support.live import Site
+from tests.support.live import Site, prefect_client
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
@@ -44,7 +44,6 @@ def test_launch_that_fails_leaves_its_failure_report_and_no_container(
     unique: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
     monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "home"))
@@ -57,7 +56,7 @@ def test_launch_that_fails_leaves_its_failure_report_and_no_container(
         assert client.containers.list(all=True, filters=mine) == []
     finally:
         client.close()
-    with get_client(sync_client=True) as prefect:
+    with prefect_client() as prefect:
         wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[f"failure-report-{unique}"]))
         (page,) = prefect.read_artifacts(artifact_filter=wanted)
     assert "badly" in str(page.data)

@@ -14,7 +14,7 @@ from prefect_launch.agent import LaunchAgent
 from prefect_launch.agent.housekeeping.housekeeper import Housekeeper, Report
 from prefect_launch.core.states import StateType
 from tests.integration.test_agent_containers import container
-from tests.support.live import Site, until
+from tests.support.live import Site, prefect_client, until
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
@@ -35,7 +35,6 @@ def keep_house(agent: LaunchAgent) -> Report:
 def test_container_of_an_agent_that_never_came_back_goes_when_its_item_has_ended_and_its_log_is_safe(
     prefect_server: PrefectServerProcess, engine: DockerEngine, shell_image: str, tmp_path: Path, unique: str
 ) -> None:
-    from prefect.client.orchestration import get_client
     from prefect.states import Crashed
 
     site = Site(prefect_server.api_url, tmp_path, unique, resource="local-container")
@@ -49,7 +48,7 @@ def test_container_of_an_agent_that_never_came_back_goes_when_its_item_has_ended
         (left,) = client.containers.list(all=True, filters=mine)
         assert keep_house(site.agent("other")).finished == ()  # its item has not ended
         left.wait(timeout=120)
-        with get_client(sync_client=True) as prefect:
+        with prefect_client() as prefect:
             prefect.set_flow_run_state(site.flow_run(run).id, Crashed(message="by hand"), force=True)
         assert len(keep_house(site.agent("other")).finished) == 1
         assert client.containers.list(all=True, filters=mine) == []

@@ -15,7 +15,7 @@ from prefect_launch.client.api import use_api
 from prefect_launch.direct.launch import launch_flow
 from prefect_launch.errors import NotFoundError, SpecError
 from prefect_launch.runners.base import Labels
-from tests.support.live import Site, until
+from tests.support.live import Site, prefect_client, until
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -33,10 +33,9 @@ def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str, monk
 
 
 def flow_runs(**filters: Any) -> list[FlowRun]:
-    from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
 
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         return client.read_flow_runs(flow_run_filter=FlowRunFilter.model_validate(filters))
 
 
@@ -46,10 +45,9 @@ def task_runs(flow_run_id: object, count: int) -> list[str]:
 
 
 def _task_runs(flow_run_id: object) -> list[str]:
-    from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
 
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         found = client.read_task_runs(flow_run_filter=FlowRunFilter.model_validate({"id": {"any_": [flow_run_id]}}))
     return sorted(run.name.rpartition("-")[0] or run.name for run in found)
 

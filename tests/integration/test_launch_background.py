@@ -15,14 +15,13 @@ from uuid import UUID
 import docker
 import pytest
 from prefect import flow
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.client.schemas.objects import StateType
 
 from prefect_launch import AbstractRun, alaunch, launch
 from prefect_launch.errors import NotFoundError
 from prefect_launch.runners.base import Labels
-from tests.support.live import Site
+from tests.support.live import Site, prefect_client
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def sync_flow_at_work():
 def cancelled():
     launch(api, **given)
     own = FlowRunContext.get().flow_run.id
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         client.set_flow_run_state(own, Cancelling())
     raise Abort  # It calls no hook, as the cancelling of a deployment's run does not.
 
@@ -111,7 +110,7 @@ def until_it_waits(process: ChildProcess) -> None:
 
 def flow_ends(name: str) -> list[StateType | None]:
     """Types of the states that the runs of a flow are in."""
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         runs = client.read_flow_runs(flow_filter=FlowFilter.model_validate({"name": {"any_": [name]}}))
     return [run.state_type for run in runs]
 
@@ -127,7 +126,7 @@ def until_written(path: Path) -> str:
 def subflows(parent: str) -> list[UUID]:
     """Ids of the flow runs that a flow run has started, in their order."""
     wanted = FlowRunFilter.model_validate({"parent_flow_run_id": {"any_": [parent]}})
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         found = client.read_flow_runs(flow_run_filter=wanted)
     return [run.id for run in sorted(found, key=lambda run: run.created or datetime.min)]
 
@@ -138,7 +137,7 @@ def containers_of(flow_run_id: UUID) -> list[object]:
 
 def end_of(flow_run_id: object) -> tuple[StateType, str]:
     """Type and message of the state that a flow run is in."""
-    with get_client(sync_client=True) as client:
+    with prefect_client() as client:
         state = client.read_flow_run(flow_run_id).state  # type: ignore[arg-type]
     assert state is not None
     return state.type, state.message or ""

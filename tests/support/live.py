@@ -26,12 +26,14 @@ from prefect_launch.client.api import Api
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.queues.run_queue import RunQueue
 from prefect_launch.queues.session import Session
+from prefect_launch.server.client import _tls
 from prefect_launch.server.values import Item, ItemDraft
 from tests.support.bench import holder_called
 from tests.support.forked_cli import AGENT, ForkedCli
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun, Log
 
 START = "from prefect_launch.cli import main; main()"
@@ -128,16 +130,14 @@ class Site:
 
     def flow_run(self, run: QueuedRun) -> FlowRun:
         """The item as Prefect's client reads it."""
-        from prefect.client.orchestration import get_client
 
-        with get_client(sync_client=True) as client:
+        with prefect_client() as client:
             return client.read_flow_run(UUID(run.id))
 
     def states(self, run: QueuedRun) -> list[str]:
         """Names of the states that the item was in, oldest first."""
-        from prefect.client.orchestration import get_client
 
-        with get_client(sync_client=True) as client:
+        with prefect_client() as client:
             return [state.name or "" for state in client.read_flow_run_states(UUID(run.id))]
 
     def log(self, run: QueuedRun) -> str:
@@ -149,14 +149,13 @@ class Site:
         return "\n".join(record.message for record in self._records(run) if record.name != LOGGER)
 
     def _records(self, run: QueuedRun) -> list[Log]:
-        from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
         from prefect.client.schemas.sorting import LogSort
 
         found: dict[UUID, Log] = {}
         of_run = LogFilterFlowRunId(any_=[run.id])
         since: datetime | None = None
-        with get_client(sync_client=True) as client:
+        with prefect_client() as client:
             while True:
                 # Not by a count of records: those that Prefect sends late move the others.
                 wanted = LogFilter(flow_run_id=of_run, timestamp=LogFilterTimestamp(after_=since))
@@ -168,13 +167,19 @@ class Site:
 
     def artifacts(self, run: QueuedRun) -> list[Any]:
         """The artifacts that the item's page lists, as Prefect's client reads them."""
-        from prefect.client.orchestration import get_client
         from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
         wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
-        with get_client(sync_client=True) as client:
+        with prefect_client() as client:
             found = client.read_artifacts(artifact_filter=wanted)
         return [artifact for artifact in found if artifact.type != "result"]
+
+
+def prefect_client() -> SyncPrefectClient:
+    """Prefect's own client; its certificates are loaded once for all of them, which is most of what one costs."""
+    from prefect.client.orchestration import get_client
+
+    return get_client(sync_client=True, httpx_settings={"verify": _tls()})
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -11,8 +12,10 @@ import anyio
 import httpx
 import pytest
 from anyio.abc import SocketStream
+from prefect.settings import PREFECT_API_TLS_INSECURE_SKIP_VERIFY, temporary_settings
 
 from prefect_launch.errors import AnswerLostError, ServerUnavailableError
+from prefect_launch.server.client import _tls
 from prefect_launch.server.http import ServerTransport
 from tests.support.ports import free_port
 
@@ -244,3 +247,10 @@ async def test_request_that_would_take_effect_twice_is_not_sent_again_when_its_a
 async def test_request_that_would_take_effect_twice_is_sent_again_to_a_busy_server() -> None:
     async with http_server(one_after_another(503)) as address, client_of(address) as client:
         assert (await client.post("/logs/", json=[])).status_code == 200
+
+
+def test_certificates_are_loaded_once_for_all_connections_of_a_process() -> None:
+    assert _tls() is _tls()
+    with temporary_settings({PREFECT_API_TLS_INSECURE_SKIP_VERIFY: True}):
+        assert _tls().verify_mode is ssl.CERT_NONE
+    assert _tls().verify_mode is ssl.CERT_REQUIRED
