@@ -10,6 +10,7 @@ import atexit
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,6 +57,8 @@ def _nothing_outlives_the_tests() -> Iterator[None]:
     mark = uuid4().hex
     os.environ[MARK] = mark
     yield
+    if (servers := sys.modules.get("tests.support.prefect_server")) is not None:
+        servers.close_warm_servers()
     left = wait_until_gone(mark, LEFTOVER_SECONDS)
     kill_all(left)
     assert not left, f"the tests left processes behind, now killed: {left}"

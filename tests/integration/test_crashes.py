@@ -2,6 +2,10 @@
 
 Each step is one life of an agent in a process of its own, ended by SIGKILL before or after a call to the server, the
 runner or the job store, and the life of the next agent of its name. What was started ends while no agent is there.
+
+A death before a call, or after one that only reads, leaves the same outside as a death after the last call that changed
+something. Those are the steps here, with the moments before the calls to the runner, between which the run's folder
+changes; `make soak` takes every step.
 """
 
 from __future__ import annotations
@@ -42,8 +46,13 @@ AT_LEAST = {
 BUILD = ["before propose 2", "after propose 2", "before prepare 1", "after prepare 1", "before propose 3"]
 #: The way of a container into which code is put.
 FILL = ["before put_archive 1", "after put_archive 1", "before changed_at 1", "after changed_at 1"]
-#: The steps are shared out over this many tests.
-SHARES = 2
+#: Calls that change something outside the agent.
+CHANGES = {
+    *("propose", "record_infrastructure", "write_logs", "create_artifact", "put_outputs"),
+    *("prepare", "create", "start", "remove", "put_archive"),
+}
+#: Calls before which the agent has changed the folder of the run.
+AFTER_FILES = {"create", "start", "watch", "remove", "put_outputs"}
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +182,16 @@ def die_at(stage: Stage, steps: Sequence[str], home: str = "") -> None:
     assert not wrong, "\n\n".join(wrong)
 
 
-@pytest.mark.timeout(400)
-@pytest.mark.parametrize("share", range(SHARES))
+def differs(step: str) -> bool:
+    """Whether what is outside at a step differs from what is there at the step before it."""
+    moment, call, _ = step.split()
+    return call in (CHANGES if moment == "after" else AFTER_FILES)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"])
 @pytest.mark.parametrize("stage", ["processes", pytest.param("containers", marks=pytest.mark.engine)], indirect=True)
-def test_agent_killed_at_any_step_runs_the_item_once_and_tells_all_of_it(stage: Stage, share: int) -> None:
+def test_agent_killed_at_any_step_runs_the_item_once_and_tells_all_of_it(stage: Stage, every: bool) -> None:
     site = stage.site("unharmed")
     stage.add(site)
     stage.live(site)  # The environment is there from here on.
@@ -186,7 +201,9 @@ def test_agent_killed_at_any_step_runs_the_item_once_and_tells_all_of_it(stage: 
     assert unharmed.status == 0, unharmed.log
     assert stage.see(other, run) == WANTED
     assert set(unharmed.calls) >= AT_LEAST
-    die_at(stage, unharmed.calls[share::SHARES])
+    steps = [step for step in unharmed.calls if every or differs(step)]
+    assert len(steps) > 15
+    die_at(stage, steps)
 
 
 @pytest.mark.timeout(300)

@@ -32,6 +32,7 @@ AGENT = (
     *PREFECT,
     *("prefect_launch.cli.main", "prefect_launch.agent.agent", "prefect_launch.agent.loop"),
 )
+_CODE = "from prefect_launch.cli import main; main()"
 #: Variables that the origin's own start has read.
 _READ_AT_START = ("PYTHON", "LD_", "PREFECT_HOME", "PREFECT_LOGGING_")
 _START_SECONDS = 180.0
@@ -81,16 +82,28 @@ class ForkedProcess:
 
 
 class ForkedCli:
-    """Starts `prefect-launch`, several at a time where wanted.
+    """Starts `prefect-launch`, or another program in Python, several at a time where wanted.
 
     Args:
         folder: for what the commands print; an empty one.
         imports: modules that are imported before the fork.
+        code: runs the program, once it has been forked.
+        read_at_start: beginnings of the variables that the imports have read; other values need another process to fork
+            from.
     """
 
-    def __init__(self, folder: Path, imports: Sequence[str] = PREFECT) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        imports: Sequence[str] = PREFECT,
+        *,
+        code: str = _CODE,
+        read_at_start: tuple[str, ...] = _READ_AT_START,
+    ) -> None:
         self.folder = folder
         self._imports = imports
+        self._code = code
+        self._read_at_start = read_at_start
         self._origins: dict[tuple[tuple[str, str], ...], _Origin] = {}
         self._choosing = threading.Lock()
 
@@ -164,18 +177,18 @@ class ForkedCli:
         self._origins.clear()
 
     def _origin_for(self, environment: Mapping[str, str]) -> _Origin:
-        key = tuple(sorted(pair for pair in environment.items() if pair[0].startswith(_READ_AT_START)))
+        key = tuple(sorted(pair for pair in environment.items() if pair[0].startswith(self._read_at_start)))
         if key not in self._origins:
             for other in [other for other, origin in self._origins.items() if origin.is_idle]:
                 self._origins.pop(other).close()
-            self._origins[key] = _Origin(self.folder, environment, self._imports)
+            self._origins[key] = _Origin(self.folder, environment, self._imports, self._code)
         return self._origins[key]
 
 
 class _Origin:
     """A process that has everything imported, and that forks a process for each order."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str], imports: Sequence[str]) -> None:
+    def __init__(self, folder: Path, environment: Mapping[str, str], imports: Sequence[str], code: str) -> None:
         self._log = folder / "origin.log"
         self._children: dict[int, ForkedProcess] = {}
         self._answers: list[str] = []
@@ -184,7 +197,7 @@ class _Origin:
         # that starts it, and that may be one of a single test.
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, str(Path(__file__).resolve()), *imports],
+                [sys.executable, str(Path(__file__).resolve()), code, *imports],
                 cwd=folder,
                 env=dict(environment),
                 stdin=subprocess.PIPE,
@@ -318,10 +331,9 @@ def _become(order: dict[str, Any]) -> None:
 if __name__ == "__main__":
     # As in the program itself: where it is, not where this file is.
     sys.path[0] = str(Path(sys.executable).parent)
-    for _module in sys.argv[1:]:
+    _code, *_modules = sys.argv[1:]
+    for _module in _modules:
         importlib.import_module(_module)
     assert threading.active_count() == 1, "a fork must find no threads"
     _serve()
-    from prefect_launch.cli import main
-
-    main()
+    exec(_code)

@@ -14,11 +14,13 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 
+from tests.support.forked_cli import ForkedCli
 from tests.support.ports import free_port
 from tests.support.processes import ChildProcess
 
@@ -36,6 +38,11 @@ TEMPLATE_FILES = ("prefect.db", "memo_store.toml")
 #: loop can let go; that lasts for Prefect's busy timeout of 60 s. Seen with `py-spy dump --native`; the remedy for
 #: users is PostgreSQL. Tests are short, so what is not collected does not matter.
 WITHOUT_GC = "import gc, sys; gc.disable(); sys.argv[0] = 'prefect'; from prefect.cli import app; app()"
+#: What a server imports until it answers, which is most of what a start costs.
+IMPORTS = (
+    *("prefect.cli", "prefect.cli.server", "prefect.server.api.server", "prefect.runner", "alembic.command"),
+    *("alembic.autogenerate", "uvicorn.protocols.http.h11_impl", "docker", "prefect_launch.collection"),
+)
 
 
 class PrefectServerProcess:
@@ -81,8 +88,12 @@ class PrefectServerProcess:
             RuntimeError: It ended or did not answer; the message has its last output.
         """
         serve = ["server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
-        command = [self._python, "-c", WITHOUT_GC, *serve]
-        self._process = ChildProcess(command, self.log, environment=self._environment())
+        if self._python == sys.executable:
+            process = _warm_servers().start(serve, cwd=Path.cwd(), environment=self._environment(), out=self.log)
+            self._process = ChildProcess.forked(process, self.log)
+        else:
+            command = [self._python, "-c", WITHOUT_GC, *serve]
+            self._process = ChildProcess(command, self.log, environment=self._environment())
         self._process.wait_until(self.healthy, START_SECONDS)
 
     def stop(self) -> None:
@@ -127,6 +138,21 @@ class PrefectServerProcess:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             **self._settings,
         }
+
+
+@cache
+def _warm_servers() -> ForkedCli:
+    # Prefect reads its settings again in each server.
+    folder = Path(tempfile.mkdtemp(prefix="launch-test-servers-"))
+    return ForkedCli(folder, IMPORTS, code=WITHOUT_GC, read_at_start=("PYTHON", "LD_"))
+
+
+def close_warm_servers() -> None:
+    """End the process from which servers are forked."""
+    if _warm_servers.cache_info().currsize:
+        _warm_servers().close()
+        shutil.rmtree(_warm_servers().folder)
+        _warm_servers.cache_clear()
 
 
 def server_on_sqlite(home: Path, settings: Mapping[str, str] | None = None) -> PrefectServerProcess:
