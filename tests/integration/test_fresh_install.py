@@ -57,7 +57,7 @@ def fresh_python(tmp_path: Path) -> str:
     unconstrained = {name: value for name, value in os.environ.items() if name not in {"UV_CONSTRAINT", "VIRTUAL_ENV"}}
     for command in (
         [*uv, "venv", "--quiet", "--python", lowest_python(), str(tmp_path / "venv")],
-        [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, str(PROJECT)],
+        [*uv, "pip", "install", "--quiet", "--python", python, str(PROJECT)],
     ):
         done = subprocess.run(
             command,
