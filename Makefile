@@ -36,7 +36,7 @@ test-machine: ## Install what the integration tests need (Docker Engine, Postgre
 	@scripts/setup-test-machine.sh
 
 test-unit: $(VENV)/.made-dev ## Run the tests that need nothing but Python
-	$(BIN)/python -m pytest tests/unit -n 2 $(PYTEST)
+	$(BIN)/python -m pytest tests/unit -n 3 $(PYTEST)
 
 test-pythons: $(VENV)/.made-dev ## Run them on the lowest and the newest Python of this machine that the package takes
 	@scripts/test-pythons.sh "$(BIN)" $(PYTEST)

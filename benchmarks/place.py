@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from tests.support.docker_engine import DockerEngine
 from tests.support.images import ensure_shell_image
-from tests.support.prefect_server import PrefectServerProcess, server_on_sqlite
+from tests.support.prefect_server import PrefectServerProcess, close_warm_servers, server_on_sqlite
 
 if TYPE_CHECKING:
     import docker
@@ -51,6 +51,7 @@ class Place:
     def server(self) -> PrefectServerProcess:
         """The Prefect server; from now on this process's settings lead to it."""
         server = server_on_sqlite(self.folder / "server")
+        self._stack.callback(close_warm_servers)
         server.start()
         self._stack.callback(server.stop)
         from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings

@@ -29,10 +29,11 @@ OUTAGE_SECONDS = float(os.environ.get("LAUNCH_TEST_OUTAGE_SECONDS", "5"))
 STEP_SECONDS = 0.5
 #: Two end while the server is away for the first time, two after its first and one after its second return; one of
 #: each pair fails.
-STEPS = [int(share * OUTAGE_SECONDS / STEP_SECONDS) + 12 for share in (0.2, 0.4, 2.0, 2.5, 4.0)]
-#: A process counts its start in a file beside it, so that one that was started twice is seen.
+STEPS = [int(share * OUTAGE_SECONDS / STEP_SECONDS) for share in (0.2, 0.4, 2.0, 2.5, 4.0)]
+#: It begins once all ten run. A process counts its start in a file beside it, so that one that was started twice is
+#: seen.
 STORY = (
-    'for n in $(seq "$STEPS"); do echo line $n; sleep 0.5; done; '
+    'while [ ! -e "$GO" ]; do sleep 0.1; done; for n in $(seq "$STEPS"); do echo line $n; sleep 0.5; done; '
     'echo "{\\"steps\\": $STEPS}" > "$LAUNCH_OUTPUT_DIR/outputs.json"; exit "$CODE"'
 )
 
@@ -49,9 +50,16 @@ class Ten:
 
     def __init__(self, server: PrefectServerProcess, folder: Path, name: str, image: str) -> None:
         self.sites = [
-            Site(server.api_url, folder, f"{name}-processes"),
-            Site(server.api_url, folder, f"{name}-containers", resource="local-container"),
+            Site(server.api_url, folder, f"{name}-processes", config={"env": {"GO": str(folder / "go")}}),
+            Site(
+                server.api_url,
+                folder,
+                f"{name}-containers",
+                resource="local-container",
+                config={"volume": [f"{folder}:/told"], "env": {"GO": "/told/go"}},
+            ),
         ]
+        self.go = folder / "go"
         processes, containers = self.sites
         self.starts = folder / "starts"
         processes.job(f'echo "$WANDB_NAME" >> {self.starts}; {STORY}')
@@ -89,7 +97,8 @@ def outlive(ten: Ten, api_url: str, *outages: tuple[Callable[[], object], Callab
     home = ten.sites[0].by(api_url)
     queues = [site.name for site in ten.sites]
     with running(home.agent(queues=queues, max_jobs=10, poll_seconds=1)):
-        until(lambda: ten.states() == {StateType.RUNNING: 10}, 60)
+        until(lambda: ten.states() == {StateType.RUNNING: 10})
+        ten.go.touch()
         for begin, end in outages:
             begin()
             time.sleep(OUTAGE_SECONDS)
