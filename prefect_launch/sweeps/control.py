@@ -77,7 +77,7 @@ async def pause_sweep(
         else:
             raise LaunchError(f"The sweep {sweep_id} changes its state again and again. Pause it once more.")
         if now:
-            runner = SweepRunner(api, session, sweep_id, config_of(sweep), tell=tell, until_paused=True)
+            runner = SweepRunner(api, session, sweep_id, config_of(sweep), tell=tell, only_stops=True)
             await runner.run()
 
 
@@ -293,7 +293,7 @@ async def stop_sweep(api: Api, sweep_id: UUID, tell: Callable[[str], None]) -> E
         sweep = await read_sweep(session, sweep_id)
         if sweep.is_terminal and not (await read_trials(session.server, sweep_id, config_of(sweep))).history.open:
             raise LaunchError(f"The sweep {sweep_id} has ended already, as {sweep.state_name}: nothing to stop.")
-        runner = SweepRunner(api, session, sweep_id, config_of(sweep), tell=tell)
+        runner = SweepRunner(api, session, sweep_id, config_of(sweep), tell=tell, only_stops=True)
         runner.stop()
         end = await runner.run()
         cancelled = State.of(ItemState.CANCELLED, end.message)

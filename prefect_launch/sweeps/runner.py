@@ -146,7 +146,8 @@ class SweepRunner:
         config: the sweep's configuration.
         tell: is told of what happens, one line at a time.
         look_seconds: how often the items are read when no event comes.
-        until_paused: leave once the sweep is paused and none of its trials is to be stopped for it.
+        only_stops: queue nothing, and need no sampler: stop the trials of a sweep that is paused, and leave then, or of
+            one that `stop` ends.
     """
 
     def __init__(
@@ -158,7 +159,7 @@ class SweepRunner:
         *,
         tell: Callable[[str], None] = _logger.info,
         look_seconds: float = LOOK_SECONDS,
-        until_paused: bool = False,
+        only_stops: bool = False,
     ) -> None:
         self._api = api
         self._session = session
@@ -166,8 +167,8 @@ class SweepRunner:
         self._config = config
         self._tell = tell
         self._look_seconds = look_seconds
-        self._until_paused = until_paused
-        self._sampler = make_sampler(config, str(sweep_id))
+        self._only_stops = only_stops
+        self._sampler = None if only_stops else make_sampler(config, str(sweep_id))
         self._board = SweepBoard(session.server, sweep_id, config)
         self._is_stopping = False
         self._failure: LaunchError | None = None
@@ -207,7 +208,7 @@ class SweepRunner:
     def _follow_parameters(self, sweep: Item) -> None:
         """Go on with the sweep's parameters when they have changed: a person has resumed it with others."""
         before, self._parameters = self._parameters, sweep.parameters
-        if before is None or before == sweep.parameters:
+        if before is None or before == sweep.parameters or self._only_stops:
             return
         try:
             config = config_of(sweep)
@@ -265,6 +266,8 @@ class SweepRunner:
         self._board.update(sweep, trials)
         if _can_go_on(sweep) and not self._is_stopping:
             return ended  # Its trials wait meanwhile.
+        if self._only_stops and command is Command.RUN:
+            return EndSweep(Outcome.PAUSED, "The sweep was resumed meanwhile.")
         retries = RetryRequest.of(sweep).tries
         elapsed = running_seconds(sweep, datetime.now(timezone.utc)) if sweep is not None else 0.0
         control = Control(command=command, elapsed_seconds=elapsed, retries=retries)
@@ -284,6 +287,8 @@ class SweepRunner:
             return None
 
     async def _with_prior_runs(self, history: History) -> History:
+        if self._sampler is None:
+            return history
         if self._prior is None:
             try:
                 self._prior = await read_prior_runs(self._session, self._config, self._sampler)
@@ -325,7 +330,7 @@ class SweepRunner:
     async def _answer(self, sweep: Item) -> None:
         """Say that this process runs the sweep, and has seen that it is to go on."""
         running = sweep.state.timestamp if sweep.state and sweep.state_type is StateType.RUNNING else None
-        if running is None or running == self._seen or sweep.deployment_id is not None or self._until_paused:
+        if running is None or running == self._seen or sweep.deployment_id is not None or self._only_stops:
             return
         await self._session.server.label_item(self._sweep_id, SchedulerProcess.here(sweep).labels)
         self._seen = running
@@ -333,14 +338,15 @@ class SweepRunner:
     def _leaves(self, sweep: Item | None, command: Command, history: History) -> bool:
         """Whether this process has no more to do with the sweep until it is resumed."""
         if command not in (Command.DRAIN, Command.PAUSE):
-            return self._until_paused
+            return False
         if command is Command.PAUSE and history.open:
             return False
         # A run of a deployment goes on as another run of it: an agent or a worker keeps no place for it meanwhile.
-        return self._until_paused or (sweep is not None and sweep.deployment_id is not None)
+        return self._only_stops or (sweep is not None and sweep.deployment_id is not None)
 
     def _decide(self, history: History, control: Control) -> tuple[Action, ...]:
-        return decide(self._config, history, control, lambda so_far: next_params(self._sampler, so_far))
+        sampler = self._sampler
+        return decide(self._config, history, control, lambda so_far: next_params(sampler, so_far) if sampler else None)
 
     async def _act(self, actions: tuple[Action, ...], trials: SweepTrials) -> EndSweep | None:
         await self._queue([action for action in actions if isinstance(action, QueueTrial)])

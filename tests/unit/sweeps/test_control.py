@@ -119,6 +119,34 @@ async def test_pause_becomes_one_that_stops_the_trials_and_not_the_other_way_rou
         assert await trial_states(sweep) == ["held", "held"]
 
 
+async def test_pause_that_stops_the_trials_leaves_when_the_sweep_is_resumed_meanwhile_and_queues_nothing(
+    job_api: InMemoryApi,
+) -> None:
+    async with opened(job_api, run_cap=3) as sweep:
+        await sweep.die_once_it_has_queued()
+        # Trials that run are stopped by their agent, and there is none.
+        for item in await sweep.items():
+            for state in (ItemState.CLAIMED, ItemState.RUNNING):
+                await job_api.server.propose(item.id, State.of(state))
+        pausing = asyncio.create_task(pause_sweep(job_api, sweep.id, now=True))
+        await eventually(sweep.items, lambda items: {one.state_type for one in items} == {StateType.CANCELLING})
+        assert not pausing.done()
+        await sweep.enter(ItemState.RUNNING)
+        await asyncio.wait_for(pausing, PATIENCE_SECONDS)
+        assert await sweep.numbers() == [(0, 1), (1, 1)]
+
+
+async def test_sweep_is_paused_and_stopped_where_its_sampler_is_not_installed(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep:
+        await sweep.die_once_it_has_queued()
+        missing = {**sweep.parameters["config"], "method": "custom", "sampler": "not-here"}
+        await job_api.server.replace_parameters(sweep.id, {**sweep.parameters, "config": missing})
+        await asyncio.wait_for(pause_sweep(job_api, sweep.id, now=True), PATIENCE_SECONDS)
+        assert await trial_states(sweep) == ["held", "held"]
+        await asyncio.wait_for(stop_sweep(job_api, sweep.id, sweep.told.append), PATIENCE_SECONDS)
+        assert await sweep.state() is StateType.CANCELLED
+
+
 async def test_new_arguments_of_a_resume_win_in_the_process_that_goes_on(job_api: InMemoryApi) -> None:
     async with opened(job_api, method="random", run_cap=2) as sweep, running(sweep) as life:
         await pause_sweep(job_api, sweep.id)
