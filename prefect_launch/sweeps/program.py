@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
@@ -94,12 +94,14 @@ async def run_scheduler(
     Returns:
         How it ended; `None` when it has left.
     """
-    while not leaving.is_set():
+    while True:
         try:
             async with api.open() as session:
                 sweep = await read_sweep(session, sweep_id)
                 return await _run(_api_of(api, sweep), session, sweep, leaving, tell)
         except (ServerUnavailableError, ServerFailedError) as error:
+            if leaving.is_set():
+                return None
             tell(f"The sweep waits for the Prefect server: {error}")
             with anyio.move_on_after(_RECONNECT_SECONDS):
                 await leaving.wait()
@@ -107,7 +109,6 @@ async def run_scheduler(
             return SchedulerEnd(outcome=None, message=str(error))
         except LaunchError as error:
             return SchedulerEnd(outcome=Outcome.FAILED, message=str(error))
-    return None
 
 
 def _api_of(api: Api, sweep: Item) -> Api:
@@ -148,24 +149,26 @@ def _end_of(end: EndSweep) -> SchedulerEnd:
     return SchedulerEnd(outcome=end.outcome, message=end.message)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str], early: Collection[signal.Signals] = ()) -> int:
     """Run the scheduler of the sweep that the command line names.
 
     Args:
-        arguments: of the command line; by default this process's.
+        arguments: of the command line.
+        early: signals that came while the program was loaded; it is to see one that comes later, too.
 
     Returns:
         The process's exit code.
     """
     from prefect_launch.client.api import default_api
 
-    given = sys.argv[1:] if arguments is None else arguments
     try:
-        (sweep_id,) = (UUID(one) for one in given)
+        (sweep_id,) = (UUID(one) for one in arguments)
     except ValueError:
-        sys.stderr.write(f"Give the id of one sweep, not {given!r}. An agent does; people use 'sweep create'.\n")
+        sys.stderr.write(
+            f"Give the id of one sweep, not {list(arguments)!r}. An agent does; people use 'sweep create'.\n"
+        )
         return 2
-    end = asyncio.run(_until_left(default_api(), sweep_id))
+    end = asyncio.run(_until_left(default_api(), sweep_id, early))
     if end is None:
         return LEFT
     folder = os.environ.get(OUTPUT_DIR_VARIABLE)
@@ -175,10 +178,12 @@ def main(arguments: list[str] | None = None) -> int:
     return LEFT if end.outcome is None else 0
 
 
-async def _until_left(api: Api, sweep_id: UUID) -> SchedulerEnd | None:
+async def _until_left(api: Api, sweep_id: UUID, early: Collection[signal.Signals]) -> SchedulerEnd | None:
     loop, leaving = asyncio.get_running_loop(), asyncio.Event()
     for number in _SIGNALS:
         loop.add_signal_handler(number, leaving.set)
+    if early:
+        leaving.set()
     return await run_scheduler(api, sweep_id, leaving, _print)
 
 

@@ -68,6 +68,22 @@ async def test_program_of_a_cancelled_sweep_stops_the_trials_before_it_ends(job_
         assert {item.state_type for item in await sweep.items()} == {StateType.CANCELLED}
 
 
+async def test_program_that_is_told_to_leave_while_it_is_loaded_still_stops_what_was_cancelled(
+    job_api: InMemoryApi,
+) -> None:
+    async with opened(job_api, deployed=True) as sweep:
+        await leaves_once_told(sweep, "trial 1 waiting")
+        leaving = asyncio.Event()
+        leaving.set()
+        assert await ended(sweep, leaving) is None
+        assert {item.state_type for item in await sweep.items()} == {StateType.SCHEDULED}
+        await sweep.enter(ItemState.CANCELLING)
+        end = await ended(sweep, leaving)
+        assert end is not None
+        assert end.outcome is Outcome.STOPPED
+        assert {item.state_type for item in await sweep.items()} == {StateType.CANCELLED}
+
+
 async def test_program_whose_machine_lacks_what_the_sampler_needs_has_not_ended_the_sweep(
     job_api: InMemoryApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
