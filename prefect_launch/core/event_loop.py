@@ -12,7 +12,7 @@ import contextvars
 import os
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
@@ -143,29 +143,12 @@ class _Work(Generic[T]):
 
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine from synchronous code, in the caller's context; on a thread when a loop runs in this one."""
-    if not _loop_runs_here():
-        return asyncio.run(work)
-    result: list[T] = []
-    failure: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            result.append(asyncio.run(work))
-        except BaseException as error:  # noqa: BLE001 - raised in the calling thread
-            failure.append(error)
-
-    context = contextvars.copy_context()
-    thread = threading.Thread(target=context.run, args=(run,), name="prefect-launch-sync")
-    thread.start()
-    thread.join()
-    if failure:
-        raise failure[0]
-    return result[0]
-
-
-def _loop_runs_here() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return False
-    return True
+        return asyncio.run(work)
+    thread = ThreadPoolExecutor(1, "prefect-launch-sync")
+    try:
+        return thread.submit(contextvars.copy_context().run, asyncio.run, work).result()
+    finally:
+        thread.shutdown(wait=False)  # An interrupted caller does not wait for the work.
