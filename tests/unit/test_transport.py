@@ -139,7 +139,7 @@ async def test_request_that_waits_for_its_turn_is_no_silence_of_the_server(caplo
                 may_answer["/two"].set()
 
 
-async def test_server_that_is_not_there_is_told_within_the_patience() -> None:
+async def test_server_that_is_not_there_is_reported_within_the_patience() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     async with client_of(address, patience_seconds=0.5) as client:
         started = time.monotonic()

@@ -46,7 +46,7 @@ def test_what_is_no_duration_is_refused_with_the_ways_to_write_one(written: Any)
     ("seconds", "words"),
     [(0.5, "0.5 s"), (2, "2 s"), (60, "1 min"), (90, "1 min 30 s"), (5400, "1 h 30 min"), (172_800, "2 d")],
 )
-def test_duration_is_told_exactly(seconds: float, words: str) -> None:
+def test_duration_is_written_exactly(seconds: float, words: str) -> None:
     assert format_duration(seconds) == words
 
 
@@ -74,7 +74,7 @@ def half_an_hour_off(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("half_an_hour_off")
-def test_moment_is_told_with_its_zone() -> None:
+def test_moment_is_written_with_its_zone() -> None:
     assert utc_time(NOON) == "2026-05-04 12:05:00 UTC"
     assert utc_time(NOON.astimezone(timezone(timedelta(hours=2)))) == "2026-05-04 12:05:00 UTC"
     assert local_time(NOON) == "2026-05-04 17:35:00 +05:30"

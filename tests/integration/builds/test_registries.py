@@ -190,7 +190,7 @@ async def test_push_that_is_cancelled_leaves_nothing_under_the_name_and_the_next
         assert await registries.digest_of(at_the_registry) == pinned.partition("@")[2]
 
 
-async def test_registry_that_always_fails_is_told(push_engine: BuildEngine, image_in: ImageIn) -> None:
+async def test_error_over_a_registry_that_always_fails_says_so(push_engine: BuildEngine, image_in: ImageIn) -> None:
     async with failing_registry(500) as (host, asked):
         # The engine itself asks five times, which takes it most of a minute.
         with pytest.raises(RegistryError, match="500 Word"):
@@ -201,7 +201,7 @@ async def test_registry_that_always_fails_is_told(push_engine: BuildEngine, imag
     assert asked
 
 
-async def test_registry_that_is_not_there_is_told_with_how_often_it_was_tried(
+async def test_error_over_a_registry_that_is_not_there_says_how_often_it_was_tried(
     push_engine: BuildEngine, image_in: ImageIn
 ) -> None:
     async with failing_registry(500) as (host, _):
@@ -237,7 +237,7 @@ async def test_block_made_with_prefect_docker_opens_the_registry(
 
 
 @pytest.mark.usefixtures("prefect_server")
-async def test_block_that_is_missing_or_for_another_registry_is_told(closed_registry: DockerRegistry) -> None:
+async def test_error_names_a_block_that_is_missing_or_for_another_registry(closed_registry: DockerRegistry) -> None:
     block = DockerRegistryCredentials(username=USER, password=SecretStr(PASSWORD), registry_url="elsewhere.example")
     await block.save("of-elsewhere", overwrite=True)
 

@@ -82,7 +82,7 @@ async def test_each_background_task_of_an_agent_is_made_to_fail_by_a_test_of_thi
 
 
 @pytest.mark.parametrize("name", TASKS)
-async def test_background_task_that_fails_once_is_told_and_goes_on(
+async def test_background_task_that_fails_once_is_logged_and_goes_on(
     bench: Bench, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.plays(Script(seconds=60))
@@ -104,7 +104,7 @@ async def test_background_task_that_fails_once_is_told_and_goes_on(
     assert (told.levelno, told.exc_info is not None) == (logging.ERROR, True)
 
 
-async def test_status_line_that_fails_once_is_told_and_goes_on(
+async def test_status_line_that_fails_once_is_logged_and_goes_on(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("prefect_launch.agent.loop._STATUS_SECONDS", 0.01)
@@ -131,7 +131,7 @@ async def test_status_line_that_fails_once_is_told_and_goes_on(
     assert "task-failed status line (1 within 300 s)" in caplog.text
 
 
-async def test_look_at_an_engine_that_was_away_fails_once_is_told_and_goes_on(
+async def test_check_of_an_engine_that_was_away_fails_once_is_logged_and_goes_on(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.machine.reachable = False
@@ -145,7 +145,9 @@ async def test_look_at_an_engine_that_was_away_fails_once_is_told_and_goes_on(
     assert "task-failed runner health (1 within 300 s): ValueError" in caplog.text
 
 
-async def test_housekeeping_that_fails_once_is_told_and_goes_on(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+async def test_housekeeping_that_fails_once_is_logged_and_goes_on(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     looks: list[str] = []
 
     class Fails(InMemoryRunner):
@@ -210,7 +212,7 @@ class Nonsense:
 
 
 @pytest.mark.parametrize("method", ["poll", "read_item", "count_items"])
-async def test_nonsense_answer_to_the_poll_is_told_and_its_items_are_run(
+async def test_nonsense_answer_to_the_poll_is_logged_and_its_items_are_run(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, method: str
 ) -> None:
     bench.api.call(lambda session: session.server.update_pool(QUEUE, concurrency_limit=5))

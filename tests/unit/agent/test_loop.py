@@ -118,7 +118,7 @@ async def test_event_wakes_the_agent_long_before_its_next_poll(bench: Bench) -> 
         await bench.until(item, StateType.COMPLETED)
 
 
-async def test_poll_finds_what_no_event_told(bench: Bench) -> None:
+async def test_poll_finds_items_of_which_no_event_came(bench: Bench) -> None:
     bench.server.down()
     agent = bench.agent(poll_seconds=0.1)
     async with bench.running(agent):

@@ -47,7 +47,7 @@ def shows_none(text: str) -> bool:
     return not any(part in text for part in (SECRET, *OWN.split("\n")))
 
 
-async def test_secrets_of_a_run_are_in_nothing_that_is_told_of_it(bench: Bench) -> None:
+async def test_secrets_of_a_run_are_in_nothing_that_is_reported_of_it(bench: Bench) -> None:
     outputs = {"outputs.json": json.dumps({"token": f"x{SECRET}", "lr": 0.1}).encode(), "weights": SECRET.encode()}
     log = (f"token is {SECRET}\n".encode(), b"own: own-s3", b"cr3t\nof two lines\n", b"done\n")
     bench.plays(Script(log=log, outputs=outputs, exit_code=3))
@@ -163,7 +163,7 @@ async def test_agent_that_takes_a_run_up_again_masks_what_it_tells(bench: Bench)
     assert shows_none(await told(bench, item))
 
 
-async def test_secret_that_is_gone_by_then_is_told_in_the_log_of_the_run(bench: Bench) -> None:
+async def test_log_of_the_run_says_which_secret_is_gone_by_then(bench: Bench) -> None:
     bench.plays(Script(seconds=60, late_log=(b"late\n",)))
     (item,) = await bench.add(resource_args=ENV)
     async with bench.agent().connected() as agent:

@@ -166,7 +166,7 @@ async def test_other_agent_sees_that_one_of_two_lives_of_a_name_is_over(bench: B
 # --- two at once ---
 
 
-async def test_two_living_agents_of_one_name_take_nothing_from_each_other_and_are_told(
+async def test_two_living_agents_of_one_name_take_nothing_from_each_other_and_log_it(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     item, holder = await held_by_a_life_that_is_gone(bench)

@@ -21,9 +21,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("options", "words"), REFUSED)
-async def test_what_is_wrong_is_told_by_the_command_line_without_a_traceback(
-    options: dict[str, Any], words: str
-) -> None:
+async def test_command_line_says_what_is_wrong_without_a_traceback(options: dict[str, Any], words: str) -> None:
     told: list[str] = []
     with pytest.raises(SystemExit) as end:
         await LaunchWorker("gpu", **options).start(run_once=True, printer=told.append)
@@ -32,7 +30,7 @@ async def test_what_is_wrong_is_told_by_the_command_line_without_a_traceback(
     assert words in told[-1]
 
 
-async def test_wrong_setting_of_the_machine_is_told_by_its_name(
+async def test_error_over_a_wrong_setting_of_the_machine_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(agent_config, "DEFAULT_CONFIG_FILE", str(tmp_path / "agent.yaml"))

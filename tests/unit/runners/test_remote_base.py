@@ -44,7 +44,7 @@ async def test_stop_that_cannot_be_proved_says_so_and_where_the_job_is(
 
 async def test_job_that_some_polls_do_not_show_is_not_gone(tmp_path: Path) -> None:
     class Lagging(InMemoryRemoteRunner):
-        lag_seconds = 60.0
+        lag_seconds = 20.0
         polls = 0
 
         async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
