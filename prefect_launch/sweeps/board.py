@@ -19,6 +19,7 @@ import anyio
 import anyio.to_thread
 
 from prefect_launch.core.metrics import format_number
+from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import ServerFailedError, ServerUnavailableError
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.report import SweepReport
@@ -95,12 +96,9 @@ class SweepBoard:
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[None]:
         """Write what `update` is given, beside what is done in the block."""
-        writer = asyncio.create_task(self._follow())
-        try:
+        async with supervised(lambda: None) as supervisor:
+            supervisor.supervise(BackgroundTask("page of the sweep", self._follow, vital=False))
             yield
-        finally:
-            writer.cancel()
-            await asyncio.wait({writer})
 
     def follow(self, config: SweepConfig) -> None:
         """Show the trials by another configuration from now on."""
