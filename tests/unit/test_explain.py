@@ -33,8 +33,9 @@ def trace(api: InMemoryApi, folder: Path) -> Any:
 
 
 def test_it_takes_the_arguments_of_launch_add() -> None:
-    assert inspect.signature(explain_launch).parameters == inspect.signature(launch_add).parameters
-    assert inspect.signature(aexplain_launch).parameters == inspect.signature(launch_add).parameters
+    wanted = inspect.signature(launch_add, eval_str=True).parameters
+    assert inspect.signature(explain_launch, eval_str=True).parameters == wanted
+    assert inspect.signature(aexplain_launch, eval_str=True).parameters == wanted
 
 
 def test_nothing_is_left_behind(job_api: InMemoryApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
