@@ -77,6 +77,7 @@ def check(
             ("Points", _INFINITE if preview.points is None else f"{preview.points:,}"),
             ("Trials", "no limit" if preview.trials is None else f"at most {preview.trials:,}"),
             ("Workers", config.scheduler.num_workers),
+            ("Job", None if config.names_job else "none yet: give -j JOB or -d IMAGE, or the key job"),
             ("Command", _command(config, preview)),
         ]
     )

@@ -32,6 +32,8 @@ _WATCH_SECONDS: Final = 2.0
 _SPARE_LINES: Final = 3
 #: Characters of the sparkline.
 _SPARKLINE_CHARS: Final = 40
+#: Causes of failures below the table.
+_MOST_CAUSES: Final = 5
 
 
 def read_report(api: Api, given: str) -> SweepReport:
@@ -75,12 +77,15 @@ async def read_now(session: Session, sweep_id: UUID, ended: EndedMetrics | None 
 
 def print_sweep(report: SweepReport) -> None:
     """Print a sweep and the table of its trials."""
+    from prefect_launch.sweeps.failures import failures_by_cause
     from prefect_launch.sweeps.trial_table import trial_table
 
     print_details(_details(report))
     typer.echo()
     table = trial_table(report.trials, report.config)
     print_table(_columns(table), [row.cells for row in table.rows], empty="No trial was queued yet.")
+    for failure in failures_by_cause(report.trials.history.trials)[:_MOST_CAUSES]:
+        typer.echo(printable(f"{len(failure.trials)} failed: {failure.cause}"))
 
 
 def _details(report: SweepReport) -> list[tuple[str, object]]:

@@ -55,6 +55,9 @@ _LOST = (httpx.ReadTimeout, httpx.ReadError, httpx.WriteError, httpx.WriteTimeou
 #: What cannot: records and artifacts carry no key, and the server knows a state's transition id only as long as the
 #: item is in that state.
 _ONCE: Final = ("/set_state", "/logs/", "/artifacts/")
+#: What to do about a server that cannot be reached, and about one that is there.
+_IF_AWAY: Final = "Start it with 'prefect server start', or set PREFECT_API_URL to the address of the one to use."
+_IF_BUSY: Final = "It is overloaded, or its database is locked: ask again. On PostgreSQL it takes more than on SQLite."
 
 
 class ServerTransport(httpx.AsyncBaseTransport):
@@ -135,10 +138,12 @@ class ServerTransport(httpx.AsyncBaseTransport):
                     if response.status_code not in _BUSY | _GATEWAY:
                         return response
                     await response.aclose()
-                    fault, patience = f"busy: {response.status_code}", self._patience * _BUSY_PATIENCE_FACTOR
+                    fault, is_away = f"busy: {response.status_code}", False
+                    patience = self._patience * _BUSY_PATIENCE_FACTOR
                     lost = response.status_code in _GATEWAY
                 except (*_UNREACHED, *_LOST) as error:
-                    fault, patience = f"{type(error).__name__}: {error or 'no answer in time'}", self._patience
+                    fault = f"{type(error).__name__}: {str(error) or 'no answer in time'}"
+                    patience, is_away = self._patience, isinstance(error, _UNREACHED)
                     lost = isinstance(error, _LOST)
             if lost and request.method == "POST" and request.url.path.endswith(_ONCE):
                 raise AnswerLostError(
@@ -147,9 +152,9 @@ class ServerTransport(httpx.AsyncBaseTransport):
                 )
             failing_since = started if failing_since is None else failing_since
             if time.monotonic() - failing_since >= patience:
+                what_to_do = _IF_AWAY if is_away else _IF_BUSY
                 raise ServerUnavailableError(
-                    f"The Prefect server at {self._address} does not answer ({fault}). Start it with"
-                    " 'prefect server start', or set PREFECT_API_URL to the address of the one to use."
+                    f"The Prefect server at {self._address} does not answer ({fault}). {what_to_do}"
                 )
             await anyio.sleep(random.uniform(_RETRY_MIN_SECONDS, _RETRY_MAX_SECONDS))
 

@@ -80,7 +80,7 @@ class ItemCalls(Calls):
         if len(made) < len(drafts):
             raise ServerUnavailableError(
                 f"The Prefect server was too busy to take {len(drafts) - len(made)} of {len(drafts)} items."
-                " Queue the same list again: what is there already is not made twice."
+                " Asked again, it makes none of them twice."
             )
         return [made[index] for index in range(len(drafts))]
 

@@ -166,7 +166,10 @@ class SchedulerOptions(_Block):
     @classmethod
     def _read_digits(cls, value: Any) -> Any:
         # As W&B does; any other text becomes 8 there.
-        return int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
+        found = int(value) if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) else value
+        if not isinstance(found, int) or isinstance(found, bool) or not 1 <= found <= MAX_WORKERS:
+            raise ValueError(f"it must be a whole number from 1 to {MAX_WORKERS:,}")
+        return found
 
     @property
     def unread(self) -> list[str]:
@@ -361,6 +364,11 @@ class SweepConfig(_Block):
         return self.method != "random" and number_of_points(self.parameters) is not None
 
     @property
+    def names_job(self) -> bool:
+        """Whether it says what its trials run."""
+        return bool(self.job or self.image_uri or any(self.launch.config.get(name) for name in SOURCES))
+
+    @property
     def warnings(self) -> list[str]:
         """What of the configuration has no effect here, or may surprise; one sentence each."""
         found = [
@@ -379,6 +387,8 @@ class SweepConfig(_Block):
         return found
 
 
+#: Keys of a launch config that say what runs.
+SOURCES: Final = ("job", "docker", "image_uri", "uri")
 _EXPONENTS: Final = {"log_uniform", "inv_log_uniform", "q_log_uniform"}
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from prefect_launch.core.names import short_id
 from prefect_launch.errors import NotFoundError
 from prefect_launch.server.values import PAGE, SCHEDULER_FLOW, Item
-from prefect_launch.sweeps.config import MAX_TRIALS, MAX_WORKERS, SweepConfig, parse_sweep
+from prefect_launch.sweeps.config import MAX_TRIALS, MAX_WORKERS, SOURCES, SweepConfig, parse_sweep
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
@@ -55,7 +55,7 @@ def sweep_config(
     if job is not None or docker_image is not None:
         for name in ("job", "image_uri"):
             data.pop(name, None)
-        for name in ("job", "docker", "image_uri", "uri"):
+        for name in SOURCES:
             launch.pop(name, None)
         data |= {name: value for name, value in (("job", job), ("image_uri", docker_image)) if value is not None}
     if queue is not None:

@@ -24,7 +24,7 @@ from prefect_launch.server.metrics import read_metrics
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.values import Item
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
-from prefect_launch.sweeps.config import Metric, SweepConfig
+from prefect_launch.sweeps.config import SOURCES, Metric, SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 TRIAL_LABEL: Final = "prefect-launch.trial"
 #: Label of an item that the sweep has cancelled: its `StopRecord`, as JSON.
 STOP_LABEL: Final = "prefect-launch.trial-stop"
-_SOURCES: Final = ("job", "docker", "image_uri", "uri")
 #: What a run has become, by the state that its item has ended in.
 ENDS: Final[Mapping[StateType, TrialState]] = {
     StateType.COMPLETED: TrialState.FINISHED,
@@ -106,7 +105,7 @@ def trial_spec(config: SweepConfig, sweep_id: UUID, record: TrialRecord) -> Laun
     objective = config.objective
     if objective is not None and objective.pattern is not None:
         data["metric"] = {"name": objective.name, "pattern": objective.pattern}
-    if not any(data.get(name) for name in _SOURCES):
+    if not any(data.get(name) for name in SOURCES):
         program = f" Make one of the program first: 'prefect-launch job create code . -E \"python {config.program}\"'."
         raise SpecError(
             "The sweep names no job. Give --job or --docker-image, or the key job or image_uri in its file."

@@ -147,7 +147,7 @@ async def test_server_that_is_not_there_is_reported_within_the_patience() -> Non
             ServerUnavailableError, match=f"server at {address} does not answer .*'prefect server start'"
         ):
             await client.get("/health")
-        assert time.monotonic() - started < 2.0
+        assert time.monotonic() - started < 20
 
 
 async def test_server_that_comes_back_within_the_patience_is_reached() -> None:
@@ -180,7 +180,7 @@ async def test_server_that_stays_busy_is_given_up_after_more_than_the_patience()
 
     async with http_server(busy) as address, client_of(address, patience_seconds=0.2) as client:
         started = time.monotonic()
-        with pytest.raises(ServerUnavailableError, match="busy: 503"):
+        with pytest.raises(ServerUnavailableError, match=r"\(busy: 503\)\. It is overloaded, .*: ask again"):
             await client.post("/flow_runs/", json={})
         assert 1.0 < time.monotonic() - started < 4.0
 

@@ -46,6 +46,15 @@ def test_check_as_json_has_the_exact_values_and_no_warning_among_them() -> None:
     assert any("scheduler.resource" in warning for warning in told["warnings"])
 
 
+def test_check_says_that_a_file_names_no_job_yet(tmp_path: Path) -> None:
+    written = tmp_path / "sweep.yaml"
+    for job, is_named in (("", False), ("job: digits", True)):
+        written.write_text(f"method: grid\nprogram: train.py\nparameters: {{lr: {{values: [1, 2]}}}}\n{job}\n")
+        shown = check(str(written))
+        assert shown.exit_code == 0
+        assert ("none yet: give -j JOB" in shown.stdout) is not is_named
+
+
 def test_samples_of_bayes_are_different_points_of_a_small_space() -> None:
     told = json.loads(check("--json", str(FILES / "read" / "bayes-lists-as-values.yaml")).stdout)
 

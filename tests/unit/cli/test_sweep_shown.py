@@ -39,10 +39,12 @@ def test_show_has_the_trials_with_the_best_one_first(job_api: InMemoryApi) -> No
     lines = [line.split() for line in shown.stdout.splitlines()]
     assert ["Metric", "minimize", "loss"] in lines
     assert ["TRIAL", "STATE", "loss", "lr", "ITEM"] in lines
-    assert [line[:4] for line in lines[-4:-1]] == [
+    assert [line[:4] for line in lines[-5:-2]] == [
         *(["2", "finished", "0", "0.3"], ["3", "finished", "0.1", "0.4"], ["0", "finished", "0.2", "0.1"])
     ]
-    assert lines[-1][:3] == ["1", "failed", "0.2"]
+    assert lines[-2][:3] == ["1", "failed", "0.2"]
+    assert "1 failed: " in shown.stdout.splitlines()[-1]
+    assert "exit code 3" in shown.stdout.splitlines()[-1]
     told = json.loads(sweep("show", "mine", "--json").stdout)
     assert (told["state"], told["best"]) == ("completed", 2)
     assert [trial["number"] for trial in told["trials"]] == [2, 3, 0, 1]

@@ -15,7 +15,7 @@ from prefect_launch.cli.main import app
 from prefect_launch.cli.sweep_view import ChangeLines, live_view, print_sweep, until_ended
 from prefect_launch.core.states import ItemState
 from prefect_launch.sweeps.config import parse_sweep
-from prefect_launch.sweeps.history import Trial
+from prefect_launch.sweeps.history import Trial, TrialState
 from prefect_launch.sweeps.report import SweepReport
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import PATIENCE_SECONDS, Sweep, finished, loss, opened, trials_of
@@ -114,6 +114,13 @@ def test_live_view_fits_into_the_terminal_with_the_best_trials_and_what_runs() -
 def test_show_has_the_course_of_the_metric_as_a_sparkline(capsys: pytest.CaptureFixture[str]) -> None:
     print_sweep(report_of(finished(0, 1.0), finished(1, 0.0), finished(2, float("nan"))))
     assert ["History", "█▁×"] in [line.split() for line in capsys.readouterr().out.splitlines()]
+
+
+def test_show_tells_why_trials_failed_once_for_each_cause(capsys: pytest.CaptureFixture[str]) -> None:
+    causes = ("The job failed after 3 s: exit code 1.", "The job failed after 4 s: exit code 1.", "Killed.")
+    failed = (Trial(k, {"x": 0.5}, TrialState.FAILED, cause=cause) for k, cause in enumerate(causes))
+    print_sweep(report_of(*failed))
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"2 failed: {causes[0]}", "1 failed: Killed."]
 
 
 # --- report ---
