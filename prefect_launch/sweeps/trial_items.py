@@ -143,9 +143,10 @@ class TrialItem:
         try:
             record = TrialRecord.model_validate_json(str(item.labels.get(TRIAL_LABEL)))
             told = item.labels.get(STOP_LABEL)
-            return cls(item, record, None if told is None else StopRecord.model_validate_json(str(told)))
+            stop = None if told is None else StopRecord.model_validate_json(str(told))
         except ValidationError:
             return None
+        return cls(item, record.model_copy(update={"params": _params(item, record)}), stop)
 
     def trial(self, objective: Metric | None, metrics: Metrics) -> Trial:
         """Return the trial.
@@ -173,6 +174,15 @@ class TrialItem:
             ended = ENDS[kind]
             return self.stop.becomes if self.stop is not None and ended is TrialState.CANCELLED else ended
         return TrialState.RUNNING if kind in (StateType.RUNNING, StateType.CANCELLING) else TrialState.WAITING
+
+
+def _params(item: Item, record: TrialRecord) -> dict[str, Any]:
+    """Return the parameters that a trial's item has: somebody may have edited it while it waited."""
+    overrides = item.parameters.get("overrides")
+    given = overrides.get("run_config") if isinstance(overrides, Mapping) else None
+    if not isinstance(given, Mapping):
+        return record.params
+    return {name: given.get(name, value) for name, value in record.params.items()}
 
 
 def _not_reported(name: str, seen: Collection[str]) -> str:

@@ -206,6 +206,20 @@ async def test_trial_that_is_worse_at_a_band_is_stopped_early_and_keeps_its_last
         assert trials.items[1].stop.reason == "The trial was stopped early at step 1."
 
 
+async def test_trial_whose_item_was_edited_while_it_waited_has_the_parameters_that_it_ran_with(
+    job_api: InMemoryApi,
+) -> None:
+    async with opened(job_api) as sweep:
+        await sweep.die_once_it_has_queued()
+        for item in await sweep.items():
+            trial = TrialItem.of(item)
+            assert trial is not None
+            changed = {"run_config": {"lr": 0.05, "other": 1}} if trial.record.number == 0 else "nonsense"
+            await job_api.server.replace_parameters(item.id, {**item.parameters, "overrides": changed})
+        trials = await read_trials(job_api.server, sweep.id, config_of(await read_sweep(sweep.session, sweep.id)))
+        assert [trial.params for trial in trials.history.trials] == [{"lr": 0.05}, {"lr": 0.2}]
+
+
 async def test_stop_cancels_the_items_and_their_state_tells_why(job_api: InMemoryApi) -> None:
     async with opened(job_api, method="random", run_cap=50) as sweep:
         scheduler = sweep.scheduler()
