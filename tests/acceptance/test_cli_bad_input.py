@@ -58,7 +58,7 @@ def queue(prefect_server: PrefectServerProcess, launch_cli: Cli, queue_name: str
     return queue_name
 
 
-def test_refused_requests_are_told_in_one_line_and_leave_nothing_behind(launch_cli: Cli, queue: str) -> None:
+def test_refused_requests_are_reported_in_one_line_and_leave_nothing_behind(launch_cli: Cli, queue: str) -> None:
     given = {case: ["add", "-q", queue, *arguments] for case, (arguments, _) in CASES.items()}
     # One process for all: what they have in common, the import of Prefect, takes most of each one's time.
     done = subprocess.run(
@@ -74,7 +74,7 @@ def test_refused_requests_are_told_in_one_line_and_leave_nothing_behind(launch_c
     assert json.loads(launch_cli("item", "list", "-q", queue, "--json").stdout) == []
 
 
-def test_unknown_queue_is_told_with_the_nearest_right_one(launch_cli: Cli, queue: str) -> None:
+def test_unknown_queue_is_reported_with_the_nearest_right_one(launch_cli: Cli, queue: str) -> None:
     refused = launch_cli("add", "-q", f"{queue}x", "-d", "alpine", code=1)
 
     assert refused.stderr.startswith(f"Error: Unknown queue '{queue}x'. Did you mean '{queue}'?")
@@ -101,7 +101,7 @@ def test_item_that_does_not_exist_is_told_by_its_id(launch_cli: Cli, queue: str)
         assert told in launch_cli("item", "show", item, code=1).stderr
 
 
-def test_server_that_is_not_there_is_told_with_what_to_do(launch_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_that_is_not_there_is_reported_with_what_to_do(launch_cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{free_port()}/api")
 
     refused = launch_cli("queue", "list", code=1)

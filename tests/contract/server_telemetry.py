@@ -127,13 +127,13 @@ class TelemetryContract:
 
     # --- events ---
 
-    async def test_item_queued_once_the_watch_is_open_is_told(self, place: Place) -> None:
+    async def test_item_queued_once_the_watch_is_open_is_reported(self, place: Place) -> None:
         watch = await _open(place)
         items = [await place.add(), await place.add()]
         items += await place.server.create_items(place.deployment_id, [draft(), draft()])
         assert await _told(watch, until=items[-1]) == [str(item.id) for item in items]
 
-    async def test_request_to_stop_and_new_turn_are_told_and_nothing_else(self, place: Place) -> None:
+    async def test_request_to_stop_and_new_turn_are_reported_and_nothing_else(self, place: Place) -> None:
         watch = await _open(place)
         first = await place.add()
         await place.move(first, ItemState.CLAIMED, ItemState.RUNNING, ItemState.CANCELLING, ItemState.CANCELLED)
@@ -141,7 +141,7 @@ class TelemetryContract:
         last = await place.add()
         assert await _told(watch, until=last) == [str(first.id)] * 3 + [str(last.id)]
 
-    async def test_only_items_of_the_pools_asked_for_are_told(self, place: Place) -> None:
+    async def test_only_items_of_the_pools_asked_for_are_reported(self, place: Place) -> None:
         other = await make_place(place.server, f"{place.pool}-2")
         third = await make_place(place.server, f"{place.pool}-3")
         watch = await _open(place, other)
@@ -149,7 +149,7 @@ class TelemetryContract:
         items = [await other.add(), await place.add()]
         assert await _told(watch, until=items[-1]) == [str(item.id) for item in items]
 
-    async def test_every_change_of_state_of_an_item_with_the_tag_is_told(self, place: Place) -> None:
+    async def test_every_change_of_state_of_an_item_with_the_tag_is_reported(self, place: Place) -> None:
         tag = f"sweep:{uuid4()}"
         watch = place.server.watch_items(tag)
         with anyio.fail_after(PATIENCE_SECONDS):
@@ -159,7 +159,7 @@ class TelemetryContract:
         last = await place.add(tags=(tag, "more"))
         assert await _told(watch, until=last) == [str(item.id)] * 4 + [str(last.id)]
 
-    async def test_change_of_state_of_an_item_that_is_watched_by_its_id_is_told(self, place: Place) -> None:
+    async def test_change_of_state_of_an_item_that_is_watched_by_its_id_is_reported(self, place: Place) -> None:
         item, other = await place.add(), await place.add()
         watch = place.server.watch_items(f"sweep:{uuid4()}", item.id)
         with anyio.fail_after(PATIENCE_SECONDS):
@@ -169,7 +169,7 @@ class TelemetryContract:
         told = await _told(watch, until=item)
         assert str(other.id) not in told
 
-    async def test_only_changes_to_the_types_of_states_asked_for_are_told(self, place: Place) -> None:
+    async def test_only_changes_to_the_types_of_states_asked_for_are_reported(self, place: Place) -> None:
         tag = f"sweep:{uuid4()}"
         watch = place.server.watch_items(tag, state_types=[StateType.COMPLETED, StateType.CANCELLED])
         with anyio.fail_after(PATIENCE_SECONDS):

@@ -104,7 +104,7 @@ def test_cancelled_item_has_a_certificate_too(site: Site) -> None:
     assert "It was asked to stop." in page
 
 
-async def test_lost_agents_item_is_told_and_run_by_another_and_the_first_stops_its_own(
+async def test_lost_agents_item_is_reported_and_run_by_another_and_the_first_stops_its_own(
     prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
 ) -> None:
     site = await asyncio.to_thread(Site, prefect_server.api_url, tmp_path, unique)

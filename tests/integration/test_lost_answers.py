@@ -86,7 +86,7 @@ async def test_artifact_whose_answer_was_lost_is_there_once(relay: Relay, server
     assert len(await server.list_artifacts(item.id)) == 1
 
 
-def test_items_whole_life_is_told_once_though_every_kind_of_answer_is_lost(
+def test_items_whole_life_is_reported_once_though_every_kind_of_answer_is_lost(
     relay: Relay, prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
 ) -> None:
     near = Site(prefect_server.api_url, tmp_path, unique)

@@ -41,7 +41,7 @@ class TestPrefectServerOnPostgres(ItemContract, PollContract, MoveContract):
             yield await make_place(server, f"q-{uuid4().hex[:8]}")
 
 
-async def test_server_that_is_not_there_is_told_within_15_seconds() -> None:
+async def test_server_that_is_not_there_is_reported_within_15_seconds() -> None:
     started = time.monotonic()
     with pytest.raises(ServerUnavailableError, match="'prefect server start'"):
         async with connect(f"http://127.0.0.1:{free_port()}/api"):
@@ -49,7 +49,7 @@ async def test_server_that_is_not_there_is_told_within_15_seconds() -> None:
     assert time.monotonic() - started < 15
 
 
-async def test_event_stream_of_server_that_is_not_there_is_told_at_once() -> None:
+async def test_event_stream_of_server_that_is_not_there_is_reported_at_once() -> None:
     server = PrefectServer(PrefectClient(f"http://127.0.0.1:{free_port()}/api"))
     with anyio.fail_after(5), pytest.raises(ServerUnavailableError, match="event stream"):
         await anext(server.watch_pools([uuid4()]))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 VALUES = {"queue": 'queue"s t/ken', "allowed": "allowed-t0ken", "other": "0ther-token"}
 
 
-def test_only_allowed_secrets_are_had_and_none_is_told(
+def test_only_allowed_secrets_are_had_and_none_is_reported(
     prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
 ) -> None:
     names = {kind: f"{unique}-{kind}".lower() for kind in VALUES}

@@ -29,7 +29,7 @@ async def test_streams_can_be_had_as_one() -> None:
     assert ended.stdout == b"out\nerr\n"
 
 
-async def test_program_that_is_not_there_is_told() -> None:
+async def test_program_that_is_not_there_is_reported() -> None:
     with pytest.raises(FileNotFoundError):
         await run_command(["no-such-program-anywhere"])
 

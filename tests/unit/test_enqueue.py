@@ -142,7 +142,7 @@ def test_queue_without_priorities_takes_none(job_api: InMemoryApi) -> None:
     launch_add(docker_image="b", queue_name="plain", priority="medium")
 
 
-def test_server_that_is_not_there_is_told_and_nothing_is_queued_later(job_api: InMemoryApi) -> None:
+def test_server_that_is_not_there_is_reported_and_nothing_is_queued_later(job_api: InMemoryApi) -> None:
     job_api.server.down()
     with pytest.raises(ServerUnavailableError, match="does not answer"):
         launch_add(docker_image="b", queue_name="gpu")

@@ -21,7 +21,7 @@ from prefect_launch.spec.launch_spec import LaunchSpec
         ("max", ["minimize", "maximize"], "maximize"),
     ],
 )
-def test_name_that_a_slip_makes_wrong_is_told_with_the_right_one(seen: str, known: list[str], meant: str) -> None:
+def test_name_that_a_slip_makes_wrong_is_reported_with_the_right_one(seen: str, known: list[str], meant: str) -> None:
     assert nearest_name(seen, known) == meant
     assert f"Did you mean {meant!r}?" in str(unknown_name("option", seen, known))
 
@@ -38,6 +38,6 @@ def test_name_that_a_slip_makes_wrong_is_told_with_the_right_one(seen: str, know
         ("mini", ["minimize-later", "minimize-now"]),
     ],
 )
-def test_name_that_is_like_no_other_is_told_without_a_suggestion(seen: str, known: list[str]) -> None:
+def test_name_that_is_like_no_other_is_reported_without_a_suggestion(seen: str, known: list[str]) -> None:
     assert nearest_name(seen, known) is None
     assert "Did you mean" not in str(unknown_name("option", seen, known))

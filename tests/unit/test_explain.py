@@ -101,7 +101,7 @@ def test_input_that_is_called_like_the_variables_stays_as_it_is(job_api: InMemor
     assert told.parameters["overrides"]["run_config"] == {"env": 3, "e": 2.7}
 
 
-def test_process_is_told_with_its_command_and_the_jobs_version(job_api: InMemoryApi) -> None:
+def test_process_is_reported_with_its_command_and_the_jobs_version(job_api: InMemoryApi) -> None:
     told = explain_launch(job="train", config=inputs(lr=0.1), queue_name="cpu")
     assert (told.job, told.image, told.digest) == ("acme/digits/train:v0", None, None)
     assert told.creates["command"] == ["python", "main.py"]
@@ -128,7 +128,7 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_image_that_would_be_built_first_is_told_with_its_job_and_where_it_goes(
+def test_image_that_would_be_built_first_is_reported_with_its_job_and_where_it_goes(
     job_api: InMemoryApi, user: Path, tmp_path: Path
 ) -> None:
     before = trace(job_api, tmp_path)
@@ -144,7 +144,9 @@ def test_image_that_would_be_built_first_is_told_with_its_job_and_where_it_goes(
     assert trace(job_api, tmp_path) == before
 
 
-def test_image_job_that_was_built_of_the_same_code_is_told_with_its_digest(job_api: InMemoryApi, user: Path) -> None:
+def test_image_job_that_was_built_of_the_same_code_is_reported_with_its_digest(
+    job_api: InMemoryApi, user: Path
+) -> None:
     digest = "sha256:" + "a" * 64
     made = image_job(job_api.job("train"), f"{REPOSITORY}@{digest}", ("python", "main.py"))
     job_api.call(lambda session: session.jobs.put(made))
@@ -184,7 +186,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def test_what_the_queue_and_the_job_have_changed_is_told(job_api: InMemoryApi) -> None:
+def test_what_the_queue_and_the_job_have_changed_is_reported(job_api: InMemoryApi) -> None:
     job_api.create_run_queue("small", "local-container", config=SMALL, submitter_options=["cpus"])
     told = explain_launch(docker_image="box", queue_name="small", resource_args={"local-container": {"cpus": 2}})
     changes = {change.what: (change.asked, change.becomes, change.by) for change in told.changes}
@@ -260,7 +262,7 @@ def test_explanation_is_what_is_queued_then(job_api: InMemoryApi) -> None:
     job_api.call(lambda session: session.server.propose(UUID(made.id), State.of(ItemState.CANCELLED)))
 
 
-async def test_gpus_that_no_agent_has_are_told_before_anything_waits_for_them(job_api: InMemoryApi) -> None:
+async def test_gpus_that_no_agent_has_are_reported_before_anything_waits_for_them(job_api: InMemoryApi) -> None:
     async def told(devices: str) -> str:
         notice = AgentStatus(name="box", host="h", queues=("gpu",), slots=2, state="polling", devices=devices)
         await post_status(job_api.server, notice)

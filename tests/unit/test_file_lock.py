@@ -12,7 +12,7 @@ import pytest
 from prefect_launch.core.file_lock import locked, locked_if_free
 
 
-async def test_lock_that_is_held_is_told_at_once_and_is_free_afterwards(tmp_path: Path) -> None:
+async def test_lock_that_is_held_is_reported_at_once_and_is_free_afterwards(tmp_path: Path) -> None:
     file = tmp_path / "made" / "one.lock"
     async with locked(file):
         with locked_if_free(file) as is_ours:

@@ -47,7 +47,7 @@ async def test_event_stream_ends_when_the_server_goes_down_and_cannot_be_opened_
         await anext(server.watch_pools([place.pool_id]))
 
 
-async def test_item_queued_between_the_watch_and_its_first_step_is_told() -> None:
+async def test_item_queued_between_the_watch_and_its_first_step_is_reported() -> None:
     server = InMemoryServer()
     place = await make_place(server, "gpu")
     watch = server.watch_pools([place.pool_id])

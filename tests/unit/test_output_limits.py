@@ -64,7 +64,7 @@ def test_file_that_does_not_fit_is_left_out_and_smaller_ones_after_it_are_kept()
     )
 
 
-def test_what_is_left_out_is_told_in_a_few_lines_however_much_it_is() -> None:
+def test_what_is_left_out_is_reported_in_a_few_lines_however_much_it_is() -> None:
     selection = Selection(OutputLimits(max_files=0))
     for number in range(1000):
         selection.takes(f"file-{number}\n\x1b[31m\udcff", 1)
@@ -104,7 +104,7 @@ NOTHING = "it is a link to what is not kept"
         ({"back": "/launch/outputs/../x"}, [f"back: {OUT}"]),
     ],
 )
-def test_link_is_told_when_it_leads_out_or_to_nothing_that_is_kept(
+def test_link_is_reported_when_it_leads_out_or_to_nothing_that_is_kept(
     links: dict[str, str], told: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "run").mkdir()

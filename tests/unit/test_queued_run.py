@@ -72,7 +72,7 @@ def test_handle_says_what_it_is_of(api: InMemoryApi, run: QueuedRun) -> None:
         assert handle.url.endswith(f"/runs/flow-run/{run.id}")
 
 
-def test_item_that_is_not_there_is_told(api: InMemoryApi) -> None:
+def test_item_that_is_not_there_is_reported(api: InMemoryApi) -> None:
     with pytest.raises(NotFoundError, match="There is no item"):
         api.queued_run(uuid4())
     with pytest.raises(InvalidNameError, match="give the UUID"):

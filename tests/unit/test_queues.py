@@ -192,7 +192,7 @@ def test_items_of_a_queue_are_its_own_newest_first(api: InMemoryApi) -> None:
     assert [run.name for run in queue.items] == ["second", "first"]
 
 
-def test_work_pool_that_is_no_launch_queue_is_told(api: InMemoryApi) -> None:
+def test_work_pool_that_is_no_launch_queue_is_reported(api: InMemoryApi) -> None:
     api.create_run_queue("gpu", "local-container")
     api.call(
         lambda session: session.server.create_pool(

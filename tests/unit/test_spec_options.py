@@ -116,7 +116,7 @@ def test_help_of_the_program_says_of_a_command_what_its_own_help_says(name: str)
     assert load_command(name).help.splitlines()[0] == COMMANDS[name][1]
 
 
-def test_unknown_command_is_told_with_the_nearest_one() -> None:
+def test_unknown_command_is_reported_with_the_nearest_one() -> None:
     from prefect_launch.cli.main import app
 
     result = CliRunner().invoke(app, ["quue"])

@@ -34,7 +34,9 @@ class Flaky:
         await asyncio.Event().wait()
 
 
-async def test_task_that_fails_is_told_with_its_traceback_and_started_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_task_that_fails_is_reported_with_its_traceback_and_started_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     flaky = Flaky(2)
     async with supervised(lambda: None) as supervisor:
         supervisor.supervise(BackgroundTask("heartbeat", flaky.run))
@@ -60,7 +62,7 @@ async def test_vital_task_that_fails_again_and_again_lets_the_block_end_in_order
     assert (ends, flaky.starts) == (["in order"], supervision.MOST_FAILURES)
 
 
-async def test_work_of_the_block_itself_that_fails_is_told_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_work_of_the_block_itself_that_fails_is_reported_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
     starts = 0
 
     async def poll() -> None:

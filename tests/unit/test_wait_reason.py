@@ -164,7 +164,7 @@ def test_item_that_no_agent_has_looked_at_yet_says_which_gpus_it_asks_for() -> N
     assert told("2 GPUs", silent).cause is WaitCause.TURN
 
 
-def test_busy_slots_and_who_comes_first_are_told() -> None:
+def test_busy_slots_and_who_comes_first_are_reported() -> None:
     told = why(agents=(agent("a", in_work=1), agent("b", slots=2, in_work=2)), ahead_by_priority=3, ahead_by_time=1)
     assert told.cause is WaitCause.TURN
     assert told.reason == (
@@ -219,7 +219,7 @@ def test_whole_text_has_the_reason_the_place_and_the_start() -> None:
 @pytest.mark.parametrize(
     ("place", "word"), [(1, "1st"), (2, "2nd"), (3, "3rd"), (11, "11th"), (112, "112th"), (21, "21st")]
 )
-def test_places_are_told_as_ordinal_numbers(place: int, word: str) -> None:
+def test_places_are_reported_as_ordinal_numbers(place: int, word: str) -> None:
     assert why(ahead_by_time=place - 1).position == f"{word} of {place}"
 
 

@@ -215,7 +215,7 @@ async def test_options_that_the_engine_refuses_are_the_submitters_fault(bench: B
         await bench.runner.create(bench.plan("true", options={"memory": "1k"}))
 
 
-async def test_folder_of_the_host_is_mounted_and_one_that_is_not_there_is_told_and_not_made(bench: Bench) -> None:
+async def test_folder_of_the_host_is_mounted_and_one_that_is_not_there_is_reported_and_not_made(bench: Bench) -> None:
     there, missing = bench.folder / "there", bench.folder / "missing"
     there.mkdir()
     (there / "x").write_text("hello\n")
@@ -228,7 +228,7 @@ async def test_folder_of_the_host_is_mounted_and_one_that_is_not_there_is_told_a
     assert not missing.exists()
 
 
-async def test_image_that_cannot_be_pulled_is_told_with_the_reason(bench: Bench) -> None:
+async def test_image_that_cannot_be_pulled_is_reported_with_the_reason(bench: Bench) -> None:
     plan = bench.plan("true", image="127.0.0.1:9/nothing/here:v1")
     with pytest.raises(InfrastructureError, match=r"(?s)127\.0\.0\.1:9/nothing/here:v1.*cannot be pulled: .*refused"):
         await bench.runner.prepare(plan)

@@ -201,7 +201,7 @@ async def test_options_reach_the_process(runner: LocalProcessRunner, tmp_path: P
     assert plan.log_path.read_text() == f"1 2 {min(inherited + 7, 19)}\n"
 
 
-async def test_peak_memory_of_a_job_is_told(runner: LocalProcessRunner, tmp_path: Path) -> None:
+async def test_peak_memory_of_a_job_is_reported(runner: LocalProcessRunner, tmp_path: Path) -> None:
     end = await run(runner, make_plan(tmp_path, ("python", "-c", "x = bytearray(80_000_000)")))
     assert end.peak_memory_bytes is not None
     assert 80_000_000 < end.peak_memory_bytes < 400_000_000

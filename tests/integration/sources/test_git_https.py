@@ -220,7 +220,7 @@ async def test_fetch_that_was_killed_leaves_nothing_in_the_way(git_host: GitServ
     assert not (mirror / "objects/pack/tmp_pack_x").exists()
 
 
-async def test_commit_that_was_rewritten_away_is_told_as_gone(git_host: GitServer, tmp_path: Path) -> None:
+async def test_commit_that_was_rewritten_away_is_reported_as_gone(git_host: GitServer, tmp_path: Path) -> None:
     repository = git_host.repository("team/train")
     lost = repository.commit(main="one")
     repository.git("commit", "--quiet", "--amend", "--message", "rewritten")

@@ -184,20 +184,20 @@ def test_default_file_is_read_when_it_is_there(tmp_path: Path) -> None:
     assert resolve_agent_config().queues == ("gpu",)
 
 
-def test_file_that_is_missing_is_told(tmp_path: Path) -> None:
+def test_file_that_is_missing_is_reported(tmp_path: Path) -> None:
     with pytest.raises(AgentConfigError, match="Could not find the agent's config file"):
         resolve_agent_config(tmp_path / "no.yaml")
 
 
 @pytest.mark.parametrize(("content", "words"), [("a: [", "no YAML"), ("- a\n- b\n", "mapping"), ("text", "mapping")])
-def test_file_that_is_no_mapping_is_told(tmp_path: Path, content: str, words: str) -> None:
+def test_file_that_is_no_mapping_is_reported(tmp_path: Path, content: str, words: str) -> None:
     file = tmp_path / "agent.yaml"
     file.write_text(content)
     with pytest.raises(AgentConfigError, match=words):
         resolve_agent_config(file)
 
 
-def test_file_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_file_that_is_no_text_is_reported(tmp_path: Path) -> None:
     file = tmp_path / "agent.yaml"
     file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(AgentConfigError):

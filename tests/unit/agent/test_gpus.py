@@ -51,14 +51,14 @@ def test_machine_without_a_driver_has_no_card_and_that_is_no_error() -> None:
     assert seen.gpus or seen.note
 
 
-def test_missing_library_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_reported_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     seen = NvmlProbe().read()
     assert seen.gpus == ()
     assert "pip install 'prefect-launch[gpu]'" in seen.note
 
 
-def test_driver_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_that_does_not_answer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", nvml({0: []}, driver=False))
     seen = NvmlProbe().read()
     assert seen.note == "this machine's NVIDIA driver does not answer: Driver Not Loaded"

@@ -246,7 +246,7 @@ async def test_next_attempt_goes_on_from_the_step_that_it_begins_at(run: Run) ->
 # --- what is wrong ---
 
 
-async def test_lines_that_are_wrong_are_told_once_and_the_others_count(run: Run) -> None:
+async def test_lines_that_are_wrong_are_reported_once_and_the_others_count(run: Run) -> None:
     flood = [f"{MARK}not JSON {number}\n".encode() for number in range(10_000)]
     run.write(line(0, loss=1), *flood, MARK.encode() + b"x" * 3_000_000 + b"\n", line(1, loss=2))
     run.write(*(line(2, loss="low") for _ in range(100)))
@@ -279,7 +279,7 @@ async def test_note_that_is_under_way_when_the_run_ends_is_written_once(run: Run
     assert len(await run.notes()) == 1
 
 
-async def test_ten_thousand_names_are_bounded_and_a_name_that_is_too_long_is_told(run: Run) -> None:
+async def test_ten_thousand_names_are_bounded_and_a_name_that_is_too_long_is_reported(run: Run) -> None:
     run.write(*(line(step, **{f"metric-{step}": step}) for step in range(10_000)))
     run.write(line(0, **{"n" * 10_000: 1}), line(0, **{"n" * 101: 1}), line(10_000, **{"metric-0": 7}))
     await run.collector().finish()
@@ -294,7 +294,7 @@ async def test_ten_thousand_names_are_bounded_and_a_name_that_is_too_long_is_tol
     assert len(notes) == 2
 
 
-async def test_line_of_a_megabyte_is_told_and_passed_over(run: Run) -> None:
+async def test_line_of_a_megabyte_is_reported_and_passed_over(run: Run) -> None:
     run.write(line(0, loss=1), MARK.encode() + b'{"step": 1, "a": ' + b"1" * 5_000_000 + b"}\n", line(1, loss=2))
     await run.collector().finish()
 
@@ -302,7 +302,7 @@ async def test_line_of_a_megabyte_is_told_and_passed_over(run: Run) -> None:
     assert ["longer than 4,096 bytes" in note for note in await run.notes()] == [True]
 
 
-async def test_history_that_is_thinned_is_told_once(run: Run) -> None:
+async def test_history_that_is_thinned_is_reported_once(run: Run) -> None:
     collector = run.collector()
     for start in range(0, 20_000, 10_000):
         run.write(*(line(step, loss=1, other=2) for step in range(start, start + 10_000)))
@@ -355,7 +355,7 @@ async def test_pattern_goes_on_counting_after_the_death_of_an_agent(tmp_path: Pa
     assert points(await run.metrics()) == [(0, 3), (1, 2), (2, 1)]
 
 
-async def test_pattern_that_finds_no_number_is_told_once(tmp_path: Path) -> None:
+async def test_pattern_that_finds_no_number_is_reported_once(tmp_path: Path) -> None:
     run = Run(tmp_path, metric=MetricPattern(name="loss", pattern="loss: (.*)"))
     run.write(b"loss: low\n" * 100, b"loss: 0.5\n")
     await run.collector().finish()

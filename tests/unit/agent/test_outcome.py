@@ -148,7 +148,7 @@ async def test_run_without_outputs_shows_none(tmp_path: Path) -> None:
         ('"' + "x" * 1_000_001 + '"', "bytes"),
     ],
 )
-def test_outputs_that_are_wrong_are_told_in_words(tmp_path: Path, content: str, words: str) -> None:
+def test_outputs_that_are_wrong_are_reported_in_words(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "outputs.json").write_text(content)
     outputs, fault = read_outputs(tmp_path)
     assert outputs == {}

@@ -163,7 +163,7 @@ async def test_narrower_limit_of_the_queue_holds(bench: Bench) -> None:
     assert "small.txt: 1 files are kept already" in await bench.log(item)
 
 
-async def test_what_is_left_out_is_told_once_though_two_agents_keep_the_outputs(bench: Bench) -> None:
+async def test_what_is_left_out_is_reported_once_though_two_agents_keep_the_outputs(bench: Bench) -> None:
     bench.plays(Script(outputs={"a": b"x"}))
     (item,) = await bench.add()
     told = asyncio.Event()

@@ -129,7 +129,7 @@ async def test_queue_that_the_agent_does_not_have_is_refused(bench: Bench) -> No
         await (await poller_of(bench)).pop("gpuu")
 
 
-async def test_server_that_is_away_is_told(bench: Bench) -> None:
+async def test_server_that_is_away_is_reported(bench: Bench) -> None:
     poller = await poller_of(bench)
     bench.server.down()
     with pytest.raises(ServerUnavailableError):

@@ -119,7 +119,7 @@ async def test_item_that_the_cluster_starts_at_once_is_never_shown_as_waiting(be
     assert await bench.states(item) == ["Queued", "Pending", "Running", "Completed"]
 
 
-async def test_later_reason_is_told_in_the_log_of_the_item(
+async def test_later_reason_is_reported_in_the_log_of_the_item(
     bench: ClusterBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "_NEXT_REASON_SECONDS", 0.05)

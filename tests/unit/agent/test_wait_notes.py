@@ -74,7 +74,7 @@ async def test_reason_that_comes_and_goes_is_not_told_again(bench: Bench) -> Non
     assert len(await lines(bench, item)) == 1
 
 
-async def test_all_lines_of_a_look_are_one_request_and_only_the_front_of_the_line_is_told(
+async def test_all_lines_of_a_look_are_one_request_and_only_the_front_of_the_line_is_reported(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await bench.add(25)

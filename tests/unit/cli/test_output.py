@@ -96,7 +96,7 @@ def test_json_holds_moments_ids_and_states_as_text(capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("seconds", "told"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (200_000, "2 d"), (None, "")]
 )
-def test_durations_are_told_in_their_largest_unit(seconds: float | None, told: str) -> None:
+def test_durations_are_reported_in_their_largest_unit(seconds: float | None, told: str) -> None:
     assert lasted(seconds) == told
 
 

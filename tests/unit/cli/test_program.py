@@ -75,7 +75,7 @@ def test_everything_that_lists_or_shows_prints_json_when_asked(command: list[str
         (["sweep", "run", "sweep.yaml", "--num-workers", "1e9"], "'--num-workers': '1e9' should be a valid integer"),
     ],
 )
-def test_wrong_use_is_told_in_one_line_with_exit_code_1(
+def test_wrong_use_is_reported_in_one_line_with_exit_code_1(
     arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code = run(arguments)
@@ -88,11 +88,11 @@ def test_wrong_use_is_told_in_one_line_with_exit_code_1(
     assert told in shown.err
 
 
-def test_refusal_is_told_in_one_line() -> None:
+def test_refusal_is_reported_in_one_line() -> None:
     assert message_of(SpecError("priority 9 is none.\nUse 1 to 4.")) == "priority 9 is none. Use 1 to 4."
 
 
-def test_failed_run_is_told_without_its_last_lines() -> None:
+def test_failed_run_is_reported_without_its_last_lines() -> None:
     error = ExecutionError("Run r1 ended as Failed: exit code 3\n  Traceback\n  ValueError", exit_code=3)
 
     assert message_of(error) == "Run r1 ended as Failed: exit code 3"

@@ -155,7 +155,7 @@ def test_package_that_names_others_brings_all_of_the_code(tmp_path: Path) -> Non
     assert read_requirements(folder).key != before.key
 
 
-def test_environment_variables_are_told_with_their_place(tmp_path: Path) -> None:
+def test_environment_variables_are_reported_with_their_place(tmp_path: Path) -> None:
     found = read_requirements(code(tmp_path, requirements_txt="six\n-i https://u:${TOKEN}@example.com/wheels\n"))
     assert dict(found.variables) == {"TOKEN": "requirements.txt:2"}
     assert any("requirements.txt:2 names the environment variable ${TOKEN}" in note for note in found.notes)

@@ -50,7 +50,7 @@ def test_step_that_is_left_out_is_the_one_after_the_last(launched: Launch, capsy
     assert [step for step, _ in reported(capsys.readouterr().out)] == [0, 7, 8]
 
 
-def test_numbers_that_json_or_the_server_does_not_have_are_told(
+def test_numbers_that_json_or_the_server_does_not_have_are_reported(
     launched: Launch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     launched()

@@ -174,7 +174,7 @@ async def test_entry_point_outside_of_the_build_context_is_refused(registry: Job
         await create_in(registry, wrong)
 
 
-async def test_misspelt_build_context_is_told_before_its_entry_point(registry: JobRegistry, code: Path) -> None:
+async def test_misspelt_build_context_is_reported_before_its_entry_point(registry: JobRegistry, code: Path) -> None:
     (code / "services" / "train").mkdir(parents=True)
     (code / "services" / "train" / "run.py").write_text("")
     wrong = _request(code, "code", entrypoint="python run.py", build_context="services/trian")

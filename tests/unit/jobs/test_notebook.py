@@ -99,7 +99,7 @@ def test_file_that_is_no_notebook_of_python_is_refused(content: bytes, words: st
         convert(content, "train.ipynb")
 
 
-def test_missing_nbconvert_is_told_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_nbconvert_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nbconvert", None)
 
     with pytest.raises(OperatorError, match=r"prefect-launch\[notebook\]"):

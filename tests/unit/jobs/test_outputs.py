@@ -151,7 +151,7 @@ async def test_folder_named_as_the_results_is_kept_and_is_no_fault_of_the_store(
     assert await read_output(store, ITEM, 1, OUTPUTS_FILE) is None
 
 
-async def test_what_a_block_says_of_a_fault_is_told_with_one_full_stop() -> None:
+async def test_what_a_block_says_of_a_fault_is_reported_with_one_full_stop() -> None:
     class Broken:
         def read_path(self, path: str) -> bytes:
             raise RuntimeError("The service is away.")

@@ -127,14 +127,14 @@ async def test_password_is_not_sent_to_a_realm_without_tls(web: respx.MockRouter
     assert not realm.called
 
 
-async def test_missing_credentials_are_told_with_the_next_step(web: respx.MockRouter) -> None:
+async def test_missing_credentials_are_reported_with_the_next_step(web: respx.MockRouter) -> None:
     web.head(URL).mock(httpx.Response(401, headers=ASKS_BASIC))
 
     with pytest.raises(RegistryError, match=r"'team/train' of the registry .* none are known here.* Do this\."):
         await digest()
 
 
-async def test_wrong_credentials_are_told_and_not_shown(web: respx.MockRouter) -> None:
+async def test_wrong_credentials_are_reported_and_not_shown(web: respx.MockRouter) -> None:
     web.head(URL).mock(httpx.Response(401, headers=ASKS_BASIC))
 
     with pytest.raises(RegistryError, match="refuses the user and password") as caught:
@@ -142,7 +142,7 @@ async def test_wrong_credentials_are_told_and_not_shown(web: respx.MockRouter) -
     assert "secret" not in str(caught.value)
 
 
-async def test_realm_that_refuses_the_password_is_told_as_wrong_credentials(web: respx.MockRouter) -> None:
+async def test_realm_that_refuses_the_password_is_reported_as_wrong_credentials(web: respx.MockRouter) -> None:
     web.get(url__startswith=REALM).mock(httpx.Response(401))
     web.head(URL).mock(httpx.Response(401, headers=ASKS_TOKEN))
 
@@ -150,7 +150,7 @@ async def test_realm_that_refuses_the_password_is_told_as_wrong_credentials(web:
         await digest(credentials=WHO)
 
 
-async def test_user_without_the_right_to_read_is_told(web: respx.MockRouter) -> None:
+async def test_user_without_the_right_to_read_is_reported(web: respx.MockRouter) -> None:
     web.head(URL).mock(side_effect=[httpx.Response(401, headers=ASKS_BASIC), httpx.Response(403)])
 
     with pytest.raises(RegistryError, match="may not be read by the user"):
@@ -172,7 +172,7 @@ async def test_registry_that_asks_for_patience_gets_it(web: respx.MockRouter) ->
     assert asked.call_count == 2
 
 
-async def test_registry_that_goes_on_failing_is_told(web: respx.MockRouter) -> None:
+async def test_registry_that_goes_on_failing_is_reported(web: respx.MockRouter) -> None:
     asked = web.head(URL).mock(httpx.Response(500))
 
     with pytest.raises(RegistryError, match=r"'registry.example:5000' failed \(HTTP 500\), 3 times"):
@@ -180,7 +180,7 @@ async def test_registry_that_goes_on_failing_is_told(web: respx.MockRouter) -> N
     assert asked.call_count == 3
 
 
-async def test_registry_that_does_not_answer_is_told(web: respx.MockRouter) -> None:
+async def test_registry_that_does_not_answer_is_reported(web: respx.MockRouter) -> None:
     web.head(URL).mock(side_effect=httpx.ReadTimeout("timed out"))
 
     with pytest.raises(RegistryError, match=r"does not answer \(timed out\), 3 times"):

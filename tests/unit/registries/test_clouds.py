@@ -84,7 +84,7 @@ def test_machine_that_is_nobody_in_aws_has_no_credentials_for_ecr() -> None:
 
 
 @pytest.mark.usefixtures("aws")
-async def test_refusal_of_aws_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refusal_of_aws_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_PROFILE", "not-there")
 
     with pytest.raises(RegistryError, match="not-there"):
@@ -106,7 +106,7 @@ def test_identity_at_google_gets_credentials(tmp_path: Path, monkeypatch: pytest
     assert found == ("oauth2accesstoken", "of-google")
 
 
-def test_refusal_of_google_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusal_of_google_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     login = {"type": "authorized_user", "client_id": "c", "client_secret": "s", "refresh_token": "r"}
     (tmp_path / "login.json").write_text(json.dumps(login))
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "login.json"))
@@ -149,7 +149,7 @@ def test_token_of_azure_is_changed_for_a_password_of_the_registry() -> None:
     assert b"access_token=of-azure" in exchange.calls[0].request.content
 
 
-def test_registry_that_does_not_take_the_identity_is_told() -> None:
+def test_registry_that_does_not_take_the_identity_is_reported() -> None:
     with respx.mock as web:
         web.post(f"https://{ACR}/oauth2/exchange").mock(httpx.Response(401))
         with pytest.raises(RegistryError, match="AcrPull"):

@@ -76,14 +76,14 @@ async def test_credential_helper_is_run(docker_folder: Path, monkeypatch: pytest
     assert await read_docker_config(HOST) == ("helped", "x")
 
 
-async def test_credential_helper_that_is_not_installed_is_told(docker_folder: Path) -> None:
+async def test_credential_helper_that_is_not_installed_is_reported(docker_folder: Path) -> None:
     (docker_folder / "config.json").write_text(json.dumps({"credsStore": "nowhere"}))
 
     with pytest.raises(AgentConfigError, match=r"docker-credential-nowhere.*docker login"):
         await read_docker_config(HOST)
 
 
-async def test_credential_helper_that_fails_is_told(docker_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_credential_helper_that_fails_is_reported(docker_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (docker_folder / "config.json").write_text(json.dumps({"credHelpers": {HOST: "test"}}))
     helper(docker_folder, monkeypatch, "echo the keyring is locked; exit 1")
 
@@ -91,7 +91,7 @@ async def test_credential_helper_that_fails_is_told(docker_folder: Path, monkeyp
         await read_docker_config(HOST)
 
 
-async def test_broken_login_of_docker_is_told(docker_folder: Path) -> None:
+async def test_broken_login_of_docker_is_reported(docker_folder: Path) -> None:
     (docker_folder / "config.json").write_text(json.dumps({"auths": {HOST: {"auth": "no base64!"}}}))
 
     with pytest.raises(AgentConfigError, match=r"config\.json"):

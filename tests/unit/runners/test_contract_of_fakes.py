@@ -99,7 +99,7 @@ class TestLocalContainerOnInMemoryEngine(RunnerContract):
     def world(self, tmp_path: Path) -> InMemoryDockerWorld:
         return InMemoryDockerWorld(tmp_path)
 
-    async def test_log_that_cannot_be_written_is_told_as_not_complete(self, world: InMemoryDockerWorld) -> None:
+    async def test_log_that_cannot_be_written_is_reported_as_not_complete(self, world: InMemoryDockerWorld) -> None:
         plan = world.plan(LOG)
         plan.log_path.mkdir()
         end = await run(world.runner(), plan)

@@ -54,7 +54,7 @@ def test_both_streams_are_in_one_file_in_their_order_and_told_apart(log: str) ->
     assert all_parts(log) == [(False, b"made before\n"), (True, b"warning\n"), (False, b"one\ntwo\n"), (True, b"e")]
 
 
-def test_streams_of_a_part_are_told_wherever_it_begins_and_ends(log: str) -> None:
+def test_streams_of_a_part_are_reported_wherever_it_begins_and_ends(log: str) -> None:
     chance = random.Random(7)
     pieces = [(chance.random() < 0.5, os.urandom(chance.randrange(1, 20))) for _ in range(300)]
     data = b"".join(piece for _, piece in pieces)

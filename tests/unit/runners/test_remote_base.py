@@ -56,7 +56,7 @@ async def test_job_that_some_polls_do_not_show_is_not_gone(tmp_path: Path) -> No
     assert (await runner.watch(await started(runner, plan), plan)).exit_code == 3
 
 
-async def test_job_that_somebody_deletes_is_told_as_such_and_not_as_a_stop(tmp_path: Path) -> None:
+async def test_job_that_somebody_deletes_is_reported_as_such_and_not_as_a_stop(tmp_path: Path) -> None:
     cluster = InMemoryCluster(lambda plan: Script(seconds=60))
     runner, plan = InMemoryRemoteRunner(tmp_path, cluster), plan_in(tmp_path)
     handle = await started(runner, plan)
@@ -78,7 +78,7 @@ async def test_job_of_another_item_that_has_the_name_is_left_alone(tmp_path: Pat
     assert len(cluster.started) == len(cluster.jobs) == 1
 
 
-async def test_end_of_a_log_that_cannot_be_read_is_told_and_the_job_is_kept(
+async def test_end_of_a_log_that_cannot_be_read_is_reported_and_the_job_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(base, "_LOG_END_SECONDS", 0.2)

@@ -84,7 +84,7 @@ async def test_missing_git_is_told_to_the_machines_operator(
         await resolve_commit(GIT, repository.url, None)
 
 
-async def test_folder_that_git_cannot_enter_is_told_and_no_other_one_is_asked(
+async def test_folder_that_git_cannot_enter_is_reported_and_no_other_one_is_asked(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(repository.path)

@@ -31,7 +31,7 @@ async def test_program_that_the_work_tree_names_as_its_monitor_does_not_run(tmp_
     assert sorted(os.listdir(tmp_path)) == ["monitor", "repo"]
 
 
-async def test_work_tree_asked_in_another_repositorys_hook_is_the_one_that_is_told(
+async def test_work_tree_asked_in_another_repositorys_hook_is_the_one_that_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine, other = Repository(tmp_path / "mine"), Repository(tmp_path / "other")

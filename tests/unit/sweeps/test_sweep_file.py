@@ -82,7 +82,7 @@ def test_anchors_and_merged_keys_of_yaml_are_read() -> None:
     assert kind == LogUniformValues(min=1e-4, max=1)
 
 
-def test_launch_and_scheduler_blocks_are_read_and_what_has_no_effect_is_told() -> None:
+def test_launch_and_scheduler_blocks_are_read_and_what_has_no_effect_is_reported() -> None:
     config = in_file("launch-blocks")
 
     assert config.launch.queue == "gpu"
@@ -101,13 +101,13 @@ def test_keys_of_our_own_are_read() -> None:
     assert config.scheduler.num_workers == DEFAULT_WORKERS
 
 
-def test_exponents_of_the_deprecated_distribution_are_told_as_a_warning() -> None:
+def test_exponents_of_the_deprecated_distribution_are_reported_as_a_warning() -> None:
     (warning, _) = in_file("random-exponents").warnings
 
     assert warning.startswith("parameters.lr: min and max of log_uniform are exponents of e; log_uniform_values takes")
 
 
-def test_sweep_without_any_end_is_told_as_a_warning() -> None:
+def test_sweep_without_any_end_is_reported_as_a_warning() -> None:
     assert any("has no end here" in warning for warning in sweep().warnings)
     assert not sweep(run_cap=3).warnings
     assert not sweep(method="grid").warnings

@@ -45,7 +45,7 @@ async def first_item(sweep: Sweep, state: StateType) -> Item:
     return await asyncio.wait_for(look(), PATIENCE_SECONDS)
 
 
-async def test_scheduler_that_has_crashed_is_told_as_a_failed_sweep_and_goes_on_when_resumed(
+async def test_scheduler_that_has_crashed_is_reported_as_a_failed_sweep_and_goes_on_when_resumed(
     job_api: InMemoryApi,
 ) -> None:
     """At W&B the sweep of a scheduler that crashed stays RUNNING."""
