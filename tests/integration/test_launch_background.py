@@ -71,7 +71,7 @@ def sync_flow_at_work():
 def cancelled():
     launch(api, **given)
     own = FlowRunContext.get().flow_run.id
-    with prefect_client() as client:
+    with get_client(sync_client=True) as client:
         client.set_flow_run_state(own, Cancelling())
     raise Abort  # It calls no hook, as the cancelling of a deployment's run does not.
 

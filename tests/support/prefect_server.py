@@ -38,9 +38,6 @@ TEMPLATE_FILES = ("prefect.db", "memo_store.toml")
 #: loop can let go; that lasts for Prefect's busy timeout of 60 s. Seen with `py-spy dump --native`; the remedy for
 #: users is PostgreSQL. Tests are short, so what is not collected does not matter.
 WITHOUT_GC = "import gc, sys; gc.disable(); sys.argv[0] = 'prefect'; from prefect.cli import app; app()"
-#: Prefect's server asks ten times a second whether one of its own background tasks was cancelled, which none is: three
-#: quarters of what an idle one costs.
-QUIET = "import asyncio, docket; docket.Worker._cancellation_listener = lambda self: asyncio.sleep(1e9); " + WITHOUT_GC
 #: What a server imports until it answers, which is most of what a start costs.
 IMPORTS = (
     *("prefect.cli", "prefect.cli.server", "prefect.server.api.server", "prefect.runner", "alembic.command"),
@@ -147,7 +144,7 @@ class PrefectServerProcess:
 def _warm_servers() -> ForkedCli:
     # Prefect reads its settings again in each server.
     folder = Path(tempfile.mkdtemp(prefix="launch-test-servers-"))
-    return ForkedCli(folder, IMPORTS, code=QUIET, read_at_start=("PYTHON", "LD_"))
+    return ForkedCli(folder, IMPORTS, code=WITHOUT_GC, read_at_start=("PYTHON", "LD_"))
 
 
 def close_warm_servers() -> None:
