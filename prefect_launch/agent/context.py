@@ -98,6 +98,7 @@ class AgentContext:
         if resource not in self.runners:
             self.runners[resource] = make_runner(resource, self.config.home, self.registry)
             self.runners[resource].agent_environment = self.environment
+            self.runners[resource].agent = self.config.name
         return self.runners[resource]
 
     async def runner_of(self, queue: str, item: Item) -> Runner:

@@ -26,7 +26,7 @@ from prefect_launch.core.masking import Mask
 from prefect_launch.core.metrics import MAX_METRICS
 from prefect_launch.core.output_limits import DEFAULT_OUTPUT_LIMITS, LeftOut, OutputLimits
 from prefect_launch.core.states import ItemState
-from prefect_launch.errors import SpecError, unknown_name
+from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
 from prefect_launch.runners.option_values import Quantity, visible_gpus
@@ -212,7 +212,12 @@ class ExitStatus(BaseModel):
     oom_killed: bool = False
     stopped: bool = Field(default=False, description="Ended because `stop` was asked.")
     preempted: bool = Field(default=False, description="Ended because the resource took its machine away.")
-    error: str | None = Field(default=None, description="Why it never started, or was lost, in words.")
+    timed_out: bool = Field(default=False, description="Ended because it reached a time limit of its resource's own.")
+    error: str | None = Field(
+        default=None,
+        description="Why it never started, was lost, evicted or removed, in words: the machine's fault then, and"
+        " retried as lost, unless the exit code is 126 or 127 (a program that cannot be run), or it has timed out.",
+    )
     started_at: datetime | None = None
     ended_at: datetime | None = None
     peak_memory_bytes: int | None = Field(default=None, description="Largest resident memory seen, where it is known.")
@@ -222,8 +227,8 @@ class ExitStatus(BaseModel):
 
     @property
     def succeeded(self) -> bool:
-        """Exit code 0, and not because it was stopped."""
-        return self.exit_code == 0 and self.error is None and not self.oom_killed
+        """Exit code 0, and not because its resource ended it: a job may save its work and end in order then."""
+        return self.exit_code == 0 and self.error is None and not (self.oom_killed or self.preempted or self.timed_out)
 
     @property
     def duration_seconds(self) -> float | None:
@@ -238,6 +243,9 @@ class ExitStatus(BaseModel):
             return self.error
         if self.oom_killed:
             return f"out of memory: killed by the kernel (exit code {self.exit_code})"
+        if self.preempted or self.timed_out:
+            why = "preempted: its machine was taken away" if self.preempted else "reached its resource's time limit"
+            return why if self.exit_code is None else f"{why}; it ended {self.manner()}"
         return f"ended {self.manner()}" if self.signal else f"exit code {self.exit_code}"
 
     def manner(self) -> str:
@@ -262,6 +270,16 @@ class RunState(str, Enum):
     SUBMITTED = "submitted"
     RUNNING = "running"
     EXITED = "exited"
+
+
+class Finding(BaseModel):
+    """One thing that a runner has looked at, for `prefect-launch agent check`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str = Field(description='What was looked at, in a word or three, such as "right to create jobs".')
+    is_ok: bool = Field(description="Whether runs can do with it as it is.")
+    detail: str = Field(default="", description="What was seen; of what is missing: that, and the next step.")
 
 
 class Found(BaseModel):
@@ -302,9 +320,18 @@ class Runner(ABC):
     #: their ends when its caller does not wait.
     uses_this_machine: ClassVar[bool] = False
 
+    #: Whether the two streams of its logs are told apart.
+    separates_streams: ClassVar[bool] = True
+    #: Whether its logs arrive byte for byte. Else they are text: a byte that is none is shown as U+FFFD, and the last
+    #: line may get an end.
+    keeps_log_bytes: ClassVar[bool] = True
+    #: Whether all that a job leaves in `$LAUNCH_OUTPUT_DIR` comes back by itself; else `outputs.json` alone does.
+    returns_files: ClassVar[bool] = True
     #: How many of an agent's runs may wait in the resource's own queue without taking one of the agent's slots.
     max_submitted: ClassVar[int] = 0
 
+    #: The name of the agent that it works for; set by who made the runner. None: a direct `launch`.
+    agent: str | None = None
     #: Who knows the credentials for images; set by who made the runner. None: as the machine itself is logged in.
     registry: Registry | None = None
     #: Returns the environment of the agent's own programs, at their start; set by who made the runner.
@@ -397,6 +424,24 @@ class Runner(ABC):
         Raises:
             UnreachableError: when it cannot.
         """
+
+    async def diagnose(self, options: Mapping[str, Any]) -> list[Finding]:
+        """Look at what a run needs here, for `prefect-launch agent check`; nothing is made, and no run is started.
+
+        A resource looks at each thing that keeps its first job from running: whether it can be reached and its version,
+        the agent's rights there, whether what the queue names exists (a namespace, a partition), shared folders, tools.
+
+        Args:
+            options: of the queue, as its owner wrote them; values may hold template variables.
+
+        Returns:
+            What was found, also what is well; by default, whether `ping` gets an answer. A failure is a finding too.
+        """
+        try:
+            await self.ping()
+        except LaunchError as error:
+            return [Finding(name="reachable", is_ok=False, detail=str(error))]
+        return [Finding(name="reachable", is_ok=True)]
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
         """Say what `prepare` is needed for, as the state that shows it; `None` when everything is there already."""

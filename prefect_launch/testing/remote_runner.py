@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -19,7 +20,7 @@ from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import InfrastructureError, UnreachableError, UnsafeSpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import ExitStatus, RunPlan
-from prefect_launch.runners.remote.base import LogPart, RemoteJob, RemoteRunner, RemoteState, RemoteStatus
+from prefect_launch.runners.remote.base import JobChange, LogPart, RemoteJob, RemoteRunner, RemoteState, RemoteStatus
 from prefect_launch.testing.script import Err, Script, ScriptedRun
 
 T = TypeVar("T")
@@ -61,6 +62,7 @@ class InMemoryCluster:
         lost_answers: so many of the next calls do their work, and their answers are lost.
         is_deaf: whether a request to cancel is accepted and not acted on.
         lag_seconds: how long polls leave out a job that was submitted.
+        told: what each connection that follows changes is still to hear.
     """
 
     script: Callable[[RunPlan], Script] = lambda plan: Script()
@@ -73,6 +75,12 @@ class InMemoryCluster:
     lost_answers: int = 0
     is_deaf: bool = False
     lag_seconds: float = 0.0
+    told: dict[int, asyncio.Queue[JobChange]] = field(default_factory=dict)
+
+    def tell(self, change: JobChange) -> None:
+        """Tell all that are connected of a change."""
+        for queue in self.told.values():
+            queue.put_nowait(change)
 
     def resize(self, nodes: int) -> None:
         """Change how many jobs run at a time."""
@@ -85,7 +93,13 @@ class InMemoryCluster:
             running = sum(one.state is RemoteState.RUNNING for one in self.jobs.values())
             if running < self.nodes and job.state is RemoteState.PENDING:
                 self.started.append(job.plan.name)
-                job.start(job.log.append, self.schedule)
+                job.start(job.log.append, partial(self._end, job))
+                self.tell(JobChange(job.handle, _seen(self, job)))
+
+    def _end(self, job: _Job) -> None:
+        if job.handle in self.jobs:
+            self.tell(JobChange(job.handle, _seen(self, job)))
+        self.schedule()
 
     def preempt(self, name: str) -> None:
         """Take the node of a running job away."""
@@ -97,6 +111,7 @@ class InMemoryCluster:
         """Forget a job, as when somebody deletes it by hand."""
         handle = next(handle for handle, job in self.jobs.items() if job.plan.name == name)
         self.jobs.pop(handle).kill(signal.SIGKILL)
+        self.tell(JobChange(handle))
 
 
 class InMemoryRemoteRunner(RemoteRunner):
@@ -135,7 +150,8 @@ class InMemoryRemoteRunner(RemoteRunner):
         cluster = await self._call("submit")
         job = next((job for job in cluster.jobs.values() if job.plan.name == plan.name), None)
         if job is None:
-            handle = f"job-{len(cluster.jobs) + 1}-{plan.name}" if self.can_hold else plan.name
+            number = cluster.calls["submit"] if self.has_unique_handles else len(cluster.jobs) + 1
+            handle = f"job-{number}-{plan.name}" if self.can_hold else plan.name
             job = cluster.jobs[handle] = _Job(plan, cluster.script(plan), handle=handle, is_held=self.can_hold)
             cluster.schedule()
         return self._answer(_seen(cluster, job))
@@ -205,6 +221,25 @@ class InMemoryRemoteRunner(RemoteRunner):
             self._cluster.lost_answers -= 1
             raise UnreachableError("The in-memory cluster's answer was lost. Ask again.")
         return value
+
+
+class InMemoryTellingRunner(InMemoryRemoteRunner):
+    """A runner on an in-memory cluster that tells of changes, and is hardly ever polled; its handles are unique."""
+
+    tells_changes: ClassVar[bool] = True
+    has_unique_handles: ClassVar[bool] = True
+    poll_seconds: ClassVar[float] = 60.0
+
+    async def changes(self) -> AsyncIterator[JobChange]:
+        cluster = await self._call("changes")
+        queue: asyncio.Queue[JobChange] = asyncio.Queue()
+        cluster.told[id(queue)] = queue
+        try:
+            yield JobChange()
+            while True:
+                yield await queue.get()
+        finally:
+            del cluster.told[id(queue)]
 
 
 class InMemoryUnholdingRunner(InMemoryRemoteRunner):

@@ -1,6 +1,7 @@
 """Contract tests of runners: derive a test class from `RunnerContract` and give it a `world` fixture.
 
-`RemoteRunnerContract` is for runners of clusters, on a `RemoteWorld`.
+`RemoteRunnerContract` is for runners of clusters, on a `RemoteWorld`. What a resource cannot do, its runner's class
+attributes say (`separates_streams`, `keeps_log_bytes`, `returns_files`); how slow it is, those of the test class.
 
 A world makes runners of one kind on one machine, and plans whose command does what one of the texts below says (they
 are shell scripts, so a real machine runs them as they are; a fake knows them by heart). Needs pytest with `asyncio_mode
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pytest
 
@@ -41,9 +42,6 @@ MISSING = "no-such-program"
 #: What the programs above write.
 ODD = "a b  'c' \"d\" $HOME `x` \\ ünï 漢字 \n second line"
 ODD_ARGS = ("a b", "it's", '"quoted"', "$HOME", "*", "ünï 漢字", "", "--flag=x y", "back\\slash")
-
-#: What a stop may take beyond its grace: the goal is one second on a quiet machine, tests share theirs.
-_STOP_MARGIN_SECONDS = 3.0
 
 
 class World(Protocol):
@@ -82,6 +80,15 @@ def _claimed(plan: RunPlan, claim: str, **changes: Any) -> RunPlan:
     return plan.model_copy(update={"run_dir": run_dir, "labels": labels, **changes})
 
 
+def _kept(runner: Runner, log: bytes) -> bytes:
+    """Return what a job wrote as its runner keeps it."""
+    return log if runner.keeps_log_bytes else log.decode("utf-8", "replace").encode()
+
+
+async def _ignore(reason: str) -> None:
+    """Hear why a run waits."""
+
+
 async def run(runner: Runner, plan: RunPlan) -> ExitStatus:
     """Run a plan from its preparation to its end."""
     await runner.prepare(plan)
@@ -91,13 +98,26 @@ async def run(runner: Runner, plan: RunPlan) -> ExitStatus:
 
 
 class RunnerContract:
-    """The contract of `prefect_launch.runners.base.Runner`."""
+    """The contract of `prefect_launch.runners.base.Runner`.
+
+    Attributes:
+        limit_seconds: what a run may take to start, or to end by itself.
+        stop_margin_seconds: what a stop may take beyond its grace: the goal is one second on a quiet machine, tests
+            share theirs.
+        short_seconds: how long the short jobs sleep: longer than it takes to look at them twice.
+        tells_end_of_stop: whether the resource tells by which signal a job ended that was stopped.
+    """
+
+    limit_seconds: ClassVar[float] = 30.0
+    stop_margin_seconds: ClassVar[float] = 3.0
+    short_seconds: ClassVar[int] = 1
+    tells_end_of_stop: ClassVar[bool] = True
 
     async def test_job_that_exits_with_zero_succeeds(self, world: World) -> None:
         end = await run(world.runner(), world.plan(SUCCEED))
         assert (end.exit_code, end.succeeded, end.signal, end.error) == (0, True, None, None)
         assert end.duration_seconds is not None
-        assert end.duration_seconds < 30
+        assert end.duration_seconds < self.limit_seconds
 
     async def test_exit_code_of_a_failing_job_is_told(self, world: World) -> None:
         end = await run(world.runner(), world.plan(FAIL))
@@ -119,26 +139,33 @@ class RunnerContract:
         assert plan.log_path.read_text(encoding="utf-8") == f"[{ODD}]\n"
 
     async def test_log_is_whole_with_bytes_that_are_no_text_and_no_final_newline(self, world: World) -> None:
-        plan = world.plan(LOG)
-        await run(world.runner(), plan)
-        log = plan.log_path.read_bytes()
-        assert sorted(log.split(b"\n")) == sorted([b"one", b"two", b"b\xffd, no newline"]) or log in (
-            b"one\nb\xffd, no newlinetwo\n",  # Two streams: an engine may hand them on in another order.
+        runner, plan = world.runner(), world.plan(LOG)
+        await run(runner, plan)
+        log, odd = self._log(runner, plan), _kept(runner, b"b\xffd, no newline")
+        assert sorted(log.split(b"\n")) == sorted([b"one", b"two", odd]) or log in (
+            b"one\n" + odd + b"two\n",  # Two streams: an engine may hand them on in another order.
+            b"one\n" + odd + b"two",
         )
 
     async def test_standard_error_is_told_from_standard_output_in_one_log(self, world: World) -> None:
-        plan = world.plan(LOG)
-        await run(world.runner(), plan)
-        found = parts(str(plan.log_path), 0, plan.log_path.read_bytes())
-        assert b"".join(piece for is_error, piece in found if is_error) == b"two\n"
-        assert b"".join(piece for is_error, piece in found if not is_error) == b"one\nb\xffd, no newline"
+        runner, plan = world.runner(), world.plan(LOG)
+        await run(runner, plan)
+        found = parts(str(plan.log_path), 0, self._log(runner, plan))
+        errors = b"".join(piece for is_error, piece in found if is_error)
+        assert errors == (b"two\n" if runner.separates_streams else b"")
+        if runner.separates_streams:
+            odd = _kept(runner, b"b\xffd, no newline")
+            assert b"".join(piece for is_error, piece in found if not is_error) == b"one\n" + odd
 
     async def test_outputs_are_collected(self, world: World) -> None:
-        plan = world.plan(OUTPUTS)
-        end = await run(world.runner(), plan)
+        runner, plan = world.runner(), world.plan(OUTPUTS)
+        end = await run(runner, plan)
         assert end.succeeded, plan.log_path.read_text(encoding="utf-8")
         assert (plan.output_dir / OUTPUTS_FILE).read_text(encoding="utf-8") == '{"accuracy": 0.9}'
-        assert (plan.output_dir / "deep" / "file.txt").read_text(encoding="utf-8") == "hello"
+        file = plan.output_dir / "deep" / "file.txt"
+        assert file.exists() is runner.returns_files
+        if runner.returns_files:
+            assert file.read_text(encoding="utf-8") == "hello"
 
     async def test_program_that_is_not_there_fails_as_in_a_shell(self, world: World) -> None:
         end = await run(world.runner(), world.plan(MISSING))
@@ -149,8 +176,8 @@ class RunnerContract:
         await self._stop_is_seen(world, SLEEP, grace_seconds=2.0)
 
     async def test_job_that_ignores_term_is_killed_after_its_grace(self, world: World) -> None:
-        end = await self._stop_is_seen(world, IGNORE_TERM, grace_seconds=1.0)
-        assert end.signal == "SIGKILL"
+        end = await self._stop_is_seen(world, IGNORE_TERM, grace_seconds=1.0, until=b"deaf\n")
+        assert end.signal == ("SIGKILL" if self.tells_end_of_stop else None)
 
     async def test_stopping_what_has_ended_changes_nothing(self, world: World) -> None:
         runner, plan = world.runner(), world.plan(FAIL)
@@ -169,9 +196,9 @@ class RunnerContract:
         assert (end.succeeded, end.stopped) == (False, True)
 
     async def test_new_runner_finds_a_run_by_its_labels_and_watches_it(self, world: World) -> None:
-        plan = world.plan(SLEEP_SHORTLY)
+        plan = world.plan(self._short(SLEEP_SHORTLY))
         first = world.runner()
-        handle = await self._start(first, plan)
+        handle = await self._running(first, plan)
         await first.aclose()
         second = world.runner()
         [found] = await second.find({Labels.ITEM: plan.item_id})
@@ -185,7 +212,7 @@ class RunnerContract:
         assert await second.find({Labels.ITEM: "another"}) == []
 
     async def test_watch_that_was_cut_off_goes_on_with_no_gap_and_no_repeat(self, world: World) -> None:
-        plan = world.plan(SLEEP_SHORTLY)
+        plan = world.plan(self._short(SLEEP_SHORTLY))
         first = world.runner()
         handle = await self._start(first, plan)
         with pytest.raises(asyncio.TimeoutError):
@@ -195,14 +222,11 @@ class RunnerContract:
         assert plan.log_path.read_bytes() == b"awake\n"
 
     async def test_log_that_another_watch_had_begun_goes_on_where_that_was_cut_off(self, world: World) -> None:
-        plan = world.plan(TWO_PARTS)
+        plan = world.plan(self._short(TWO_PARTS))
         first = world.runner()
         handle = await self._start(first, plan)
         watching: asyncio.Task[Any] = asyncio.create_task(first.watch(handle, plan))
-        for _ in range(500):
-            if plan.log_path.exists() and plan.log_path.read_bytes() == b"before\n":
-                break
-            await asyncio.sleep(0.02)
+        await self._until_logged(plan, b"before\n")
         watching.cancel()
         await asyncio.wait({watching})
         await first.aclose()
@@ -235,7 +259,7 @@ class RunnerContract:
         late = await lost.create(old)
         if started:
             await lost.start(late)
-        new = _claimed(old, "new", command=world.plan(SLEEP_SHORTLY).command)
+        new = _claimed(old, "new", command=world.plan(self._short(SLEEP_SHORTLY)).command)
         handle = await self._start(runner, new)
         [found] = await runner.find({Labels.ITEM: old.item_id})
         assert (found.handle, found.labels[Labels.CLAIM]) == (handle, "new")
@@ -272,40 +296,67 @@ class RunnerContract:
         await runner.start(handle)
         return handle
 
-    async def _stop_is_seen(self, world: World, script: str, grace_seconds: float) -> ExitStatus:
-        runner, plan = world.runner(), world.plan(script)
+    async def _running(self, runner: Runner, plan: RunPlan) -> str:
         handle = await self._start(runner, plan)
+        await asyncio.wait_for(runner.wait_running(handle, _ignore), self.limit_seconds)
+        return handle
+
+    async def _until_logged(self, plan: RunPlan, text: bytes) -> None:
+        due = time.monotonic() + self.limit_seconds
+        while not (plan.log_path.exists() and plan.log_path.read_bytes().startswith(text)):
+            assert time.monotonic() < due, f"{text!r} is not in the log"
+            await asyncio.sleep(0.02)
+
+    async def _stop_is_seen(self, world: World, script: str, grace_seconds: float, *, until: bytes = b"") -> ExitStatus:
+        runner, plan = world.runner(), world.plan(script)
+        # Where the grace is decided at the submission, it is this one.
+        plan = plan.model_copy(update={"stop_seconds": grace_seconds})
+        handle = await self._running(runner, plan)
         watching: asyncio.Task[Any] = asyncio.create_task(runner.watch(handle, plan))
-        await asyncio.sleep(0.3)
+        await self._until_logged(plan, until)
         begun = time.monotonic()
         await runner.stop(handle, grace_seconds)
-        assert time.monotonic() - begun < grace_seconds + _STOP_MARGIN_SECONDS
-        end: ExitStatus = await asyncio.wait_for(watching, 10)
+        assert time.monotonic() - begun < grace_seconds + self.stop_margin_seconds
+        end: ExitStatus = await asyncio.wait_for(watching, self.limit_seconds)
         assert (end.stopped, end.succeeded) == (True, False)
         return end
 
+    def _short(self, script: str) -> str:
+        return script.replace("sleep 1;", f"sleep {self.short_seconds};")
+
+    @staticmethod
+    def _log(runner: Runner, plan: RunPlan) -> bytes:
+        log = plan.log_path.read_bytes()
+        return log if runner.keeps_log_bytes else log.removesuffix(b"\n")
+
 
 class RemoteRunnerContract(RunnerContract):
-    """The contract of `prefect_launch.runners.remote.base.RemoteRunner`: what it promises besides."""
+    """The contract of `prefect_launch.runners.remote.base.RemoteRunner`: what it promises besides.
+
+    Attributes:
+        starts_at_once: whether a run that nothing keeps from starting is never seen to wait.
+    """
+
+    starts_at_once: ClassVar[bool] = True
 
     async def test_run_that_the_cluster_cannot_start_yet_waits_there_with_its_reason(self, world: RemoteWorld) -> None:
         world.fill()
         runner, plan, reasons = world.runner(), world.plan(LOG), asyncio.Queue[str]()
         handle = await self._start(runner, plan)
         waiting: asyncio.Task[None] = asyncio.create_task(runner.wait_running(handle, reasons.put))
-        assert await asyncio.wait_for(reasons.get(), 10)
+        assert await asyncio.wait_for(reasons.get(), self.limit_seconds)
         [found] = await world.runner().find({Labels.ITEM: plan.item_id})
         assert (found.handle, found.state) == (handle, RunState.SUBMITTED)
         assert not waiting.done()
         world.free()
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, self.limit_seconds)
         assert (await runner.watch(handle, plan)).succeeded
 
     async def test_run_that_runs_at_once_does_not_wait(self, world: RemoteWorld) -> None:
-        runner, plan, reasons = world.runner(), world.plan(SLEEP_SHORTLY), asyncio.Queue[str]()
+        runner, plan, reasons = world.runner(), world.plan(self._short(SLEEP_SHORTLY)), asyncio.Queue[str]()
         handle = await self._start(runner, plan)
-        await asyncio.wait_for(runner.wait_running(handle, reasons.put), 10)
-        assert reasons.empty()
+        await asyncio.wait_for(runner.wait_running(handle, reasons.put), self.limit_seconds)
+        assert reasons.empty() or not self.starts_at_once
         await runner.stop(handle, 1.0)
 
     async def test_run_that_waits_in_the_cluster_is_stopped_and_never_runs(self, world: RemoteWorld) -> None:
@@ -334,7 +385,7 @@ class RemoteRunnerContract(RunnerContract):
         assert plan.log_path.read_bytes().count(b"one") == 1
 
     async def test_watch_goes_on_when_answers_are_lost(self, world: RemoteWorld) -> None:
-        runner, plan = world.runner(), world.plan(TWO_PARTS)
+        runner, plan = world.runner(), world.plan(self._short(TWO_PARTS))
         handle = await self._start(runner, plan)
         world.lose_answers(5)
         end = await runner.watch(handle, plan)
@@ -355,7 +406,7 @@ class RemoteRunnerContract(RunnerContract):
         runner = self._remote(world.runner())
         await runner.stop(handle, 1.0)
         await runner.delete(RunHandle.parse(handle).job)  # By hand, so that the runner does not hear of it.
-        new = _claimed(old, "new", command=world.plan(SLEEP_SHORTLY).command)
+        new = _claimed(old, "new", command=world.plan(self._short(SLEEP_SHORTLY)).command)
         end = await run(world.runner(), new)
         assert (end.exit_code, end.stopped) == (4, False)
 
@@ -363,7 +414,7 @@ class RemoteRunnerContract(RunnerContract):
         lost, runner = world.runner(), world.runner()
         old = _claimed(world.plan(SLEEP), "lost")
         late = await self._start(lost, old)
-        new = _claimed(old, "new", command=world.plan(TWO_PARTS).command)
+        new = _claimed(old, "new", command=world.plan(self._short(TWO_PARTS)).command)
         handle = await self._start(runner, new)
         await lost.stop(late, 0.0)
         await lost.remove(late)

@@ -68,8 +68,8 @@ class Outcome(BaseModel):
 def outcome_of_exit(end: ExitStatus) -> Outcome:
     """Say how a run that was started has ended.
 
-    Exit code 0 is success. A run that was stopped is cancelled. Out of memory, a lost supervisor or a container that
-    someone removed is the machine's fault.
+    Exit code 0 is success. A run that was stopped is cancelled. Out of memory, a lost supervisor, a machine that was
+    taken away, an eviction or a container that someone removed is the machine's fault.
     """
     data = {"exit_code": end.exit_code, "signal": end.signal, "oom_killed": end.oom_killed}
     lasted = "" if end.duration_seconds is None else f" after {end.duration_seconds:.1f} s"
@@ -79,7 +79,7 @@ def outcome_of_exit(end: ExitStatus) -> Outcome:
         return Outcome(state=ItemState.COMPLETED, message=f"Finished{lasted} with exit code 0.", data=data)
     cause = cause_of(end)
     if cause is not Cause.FAILED or end.error:
-        state = ItemState.FAILED if cause is Cause.FAILED else ItemState.CRASHED
+        state = ItemState.FAILED if cause in (Cause.FAILED, Cause.TIMEOUT) else ItemState.CRASHED
         message = f"[{Phase.RUN.value}] {_sentence(end.describe())}"
         return Outcome(state=state, message=message, data=data, cause=cause)
     message = f"[{Phase.RUN.value}] The job ended{lasted} {end.manner()}."
@@ -92,6 +92,8 @@ def cause_of(end: ExitStatus) -> Cause:
         return Cause.PREEMPTED
     if end.oom_killed:
         return Cause.OOM
+    if end.timed_out:
+        return Cause.TIMEOUT
     return Cause.LOST if end.error and end.exit_code not in NO_PROGRAM else Cause.FAILED
 
 

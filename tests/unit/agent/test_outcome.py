@@ -44,6 +44,15 @@ START = datetime(2026, 1, 1, tzinfo=timezone.utc)
         (ExitStatus(exit_code=None, error="its container was removed"), ItemState.CRASHED, "Its container was removed"),
         (ExitStatus(exit_code=143, signal="SIGTERM", stopped=True), ItemState.CANCELLED, "Stopped"),
         (ExitStatus(exit_code=0, stopped=True), ItemState.CANCELLED, "Stopped"),
+        (ExitStatus(exit_code=0, preempted=True), ItemState.CRASHED, "Preempted: its machine was taken away"),
+        (ExitStatus(exit_code=None, preempted=True), ItemState.CRASHED, "Preempted: its machine was taken away"),
+        (
+            ExitStatus(exit_code=137, error="evicted: the node was low on memory"),
+            ItemState.CRASHED,
+            "Evicted: the node",
+        ),
+        (ExitStatus(exit_code=143, signal="SIGTERM", timed_out=True), ItemState.FAILED, "Reached its resource's time"),
+        (ExitStatus(exit_code=None, timed_out=True, error="DeadlineExceeded"), ItemState.FAILED, "DeadlineExceeded"),
     ],
 )
 def test_exit_gives_state_and_reason(end: ExitStatus, state: ItemState, words: str) -> None:
@@ -61,6 +70,9 @@ def test_exit_gives_state_and_reason(end: ExitStatus, state: ItemState, words: s
         (ExitStatus(exit_code=137, signal="SIGKILL", oom_killed=True), Cause.OOM),
         (ExitStatus(exit_code=143, signal="SIGTERM", preempted=True), Cause.PREEMPTED),
         (ExitStatus(exit_code=None, error="its supervisor was lost"), Cause.LOST),
+        (ExitStatus(exit_code=137, error="evicted: the node was low on memory"), Cause.LOST),
+        (ExitStatus(exit_code=0, preempted=True), Cause.PREEMPTED),
+        (ExitStatus(exit_code=None, timed_out=True, error="DeadlineExceeded"), Cause.TIMEOUT),
         (ExitStatus(exit_code=0), None),
         (ExitStatus(exit_code=143, signal="SIGTERM", stopped=True), None),
     ],

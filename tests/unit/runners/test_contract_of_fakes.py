@@ -11,7 +11,12 @@ import pytest
 from prefect_launch.runners.base import Labels, Runner, RunPlan
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.testing.engine import InMemoryDocker, InMemoryEngine
-from prefect_launch.testing.remote_runner import InMemoryCluster, InMemoryRemoteRunner, InMemoryUnholdingRunner
+from prefect_launch.testing.remote_runner import (
+    InMemoryCluster,
+    InMemoryRemoteRunner,
+    InMemoryTellingRunner,
+    InMemoryUnholdingRunner,
+)
 from prefect_launch.testing.runner import InMemoryMachine, InMemoryRunner
 from prefect_launch.testing.runner_contract import LOG, MISSING, RemoteRunnerContract, RunnerContract, run
 from tests.unit.runners.scripts import script_of
@@ -121,3 +126,11 @@ class TestInMemoryUnholdingRunner(RemoteRunnerContract):
     @pytest.fixture
     def world(self, tmp_path: Path) -> InMemoryClusterWorld:
         return InMemoryClusterWorld(tmp_path, InMemoryUnholdingRunner, InMemoryUnholdingRunner.lag_seconds)
+
+
+class TestInMemoryTellingRunner(RemoteRunnerContract):
+    """Each promise of the contract, kept on a cluster that tells of changes, and is hardly ever polled."""
+
+    @pytest.fixture
+    def world(self, tmp_path: Path) -> InMemoryClusterWorld:
+        return InMemoryClusterWorld(tmp_path, InMemoryTellingRunner)

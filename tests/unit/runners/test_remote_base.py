@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from prefect_launch.errors import InfrastructureError
-from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.errors import ImagePullError, InfrastructureError
+from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote import base
-from prefect_launch.runners.remote.base import RemoteJob
+from prefect_launch.runners.remote.base import JobChange, RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
+from prefect_launch.testing.remote_runner import InMemoryTellingRunner
 
 
 def plan_in(folder: Path) -> RunPlan:
@@ -90,3 +91,84 @@ async def test_end_of_a_log_that_cannot_be_read_is_reported_and_the_job_is_kept(
     end = await runner.watch(await started(runner, plan), plan)
     assert (end.exit_code, end.log_complete) == (0, False)
     assert "the log could not be copied" in end.warnings[0]
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    for _ in range(6_000):
+        if is_so():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("not so within a minute")
+
+
+async def followed(runner: InMemoryRemoteRunner, plan: RunPlan) -> asyncio.Task[ExitStatus]:
+    watching = asyncio.create_task(runner.watch(await started(runner, plan), plan))
+    await until(plan.log_path.exists)
+    return watching
+
+
+async def test_cluster_that_tells_of_changes_is_not_polled_for_them(tmp_path: Path) -> None:
+    cluster = InMemoryCluster(lambda plan: Script(seconds=60))
+    runner, plans = InMemoryTellingRunner(tmp_path, cluster), [plan_in(tmp_path) for _ in range(20)]
+    watching = [await followed(runner, plan) for plan in plans]
+    await until(lambda: bool(cluster.told))
+    await asyncio.sleep(1.0)  # By then it was polled for what may have been missed before it told.
+    polls = cluster.calls["poll"]
+    for job in cluster.jobs.values():
+        job.finish()
+    ends = await asyncio.wait_for(asyncio.gather(*watching), 30)
+    assert [end.exit_code for end in ends] == [0] * 20
+    assert (cluster.calls["poll"], cluster.calls["changes"]) == (polls, 1)
+    await runner.aclose()
+    assert cluster.told == {}
+
+
+async def test_end_that_came_while_the_connection_was_broken_is_not_missed(tmp_path: Path) -> None:
+    class Breaking(InMemoryTellingRunner):
+        async def changes(self) -> AsyncIterator[JobChange]:
+            await self._call("changes")
+            yield JobChange()  # The connection ends as soon as it is there.
+
+    cluster = InMemoryCluster(lambda plan: Script(seconds=0.2, exit_code=3))
+    plan, runner = plan_in(tmp_path), Breaking(tmp_path, cluster)
+    end = await asyncio.wait_for((await followed(runner, plan)), 30)
+    assert end.exit_code == 3
+    assert cluster.calls["changes"] >= 1
+
+
+async def test_job_that_somebody_deletes_is_noticed_when_the_cluster_tells_of_it(tmp_path: Path) -> None:
+    cluster = InMemoryCluster(lambda plan: Script(seconds=60))
+    plan, runner = plan_in(tmp_path), InMemoryTellingRunner(tmp_path, cluster)
+    watching = await followed(runner, plan)
+    await until(lambda: bool(cluster.told))
+    cluster.lose(plan.name)
+    assert "somebody else removed it" in (await asyncio.wait_for(watching, 30)).describe()
+
+
+async def test_reads_of_many_jobs_at_once_are_made_in_few_calls(tmp_path: Path) -> None:
+    cluster = InMemoryCluster(lambda plan: Script(seconds=60))
+    runner, plans = InMemoryRemoteRunner(tmp_path, cluster), [plan_in(tmp_path) for _ in range(50)]
+    handles = [await runner.create(plan) for plan in plans]
+    await asyncio.gather(*(runner.start(handle) for handle in handles))
+    assert len(cluster.started) == 50
+    assert cluster.calls["poll"] < 20
+
+
+async def test_job_that_will_never_start_ends_the_wait_with_the_reason(tmp_path: Path) -> None:
+    class Refusing(InMemoryRemoteRunner):
+        async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
+            status = RemoteStatus(
+                state=RemoteState.PENDING, reason="ErrImagePull", refusal=ImagePullError("No image 'a'.")
+            )
+            jobs = await super().poll(handles)
+            return {handle: job.model_copy(update={"status": status}) for handle, job in jobs.items()}
+
+    async def note(reason: str) -> None:
+        reasons.append(reason)
+
+    reasons: list[str] = []
+    runner = Refusing(tmp_path, InMemoryCluster(nodes=0))
+    handle = await started(runner, plan_in(tmp_path))
+    with pytest.raises(ImagePullError, match="No image 'a'"):
+        await asyncio.wait_for(runner.wait_running(handle, note), 30)
+    assert reasons == ["ErrImagePull"]

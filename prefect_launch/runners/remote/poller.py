@@ -1,0 +1,245 @@
+"""One poll for the status of all jobs that an agent follows on a system, and one connection that tells of changes.
+
+A poll is the truth. A system that tells of changes is polled when something may have been missed, and now and then;
+any other is polled soon after each change, then less and less often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from prefect_launch.core.supervision import restarted
+from prefect_launch.errors import LaunchError
+from prefect_launch.runners.remote.jobs import JobChange, RemoteState, RemoteStatus, RunHandle
+
+log = logging.getLogger(__name__)
+
+#: Returns the statuses of runs by their handles, and leaves out those that are gone.
+Poll = Callable[[Collection[str]], Awaitable[Mapping[str, RemoteStatus]]]
+#: Follows the changes of jobs.
+Changes = Callable[[], AsyncIterator[JobChange]]
+
+#: The pause before a connection that tells of changes is made again; each further one is twice as long.
+_FIRST_PAUSE_SECONDS: Final = 0.5
+_LONGEST_PAUSE_SECONDS: Final = 30.0
+
+
+class StatusFeed:
+    """The statuses of one run, for one coroutine that follows it; made by `StatusPoller.follow`.
+
+    Args:
+        lag_seconds: how long polls may leave out a job that is there.
+    """
+
+    def __init__(self, lag_seconds: float) -> None:
+        self._lag_seconds = lag_seconds
+        self._changed = asyncio.Event()
+        self._latest: RemoteStatus | None = None
+        self._missed_at: float | None = None
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the last poll did not show the job, and it is too early to call it gone."""
+        return self._missed_at is not None and (self._latest is not None or not self._changed.is_set())
+
+    async def next(self) -> RemoteStatus | None:
+        """Return the status that a poll shows, waiting for the next one; None once the job is gone."""
+        await self._changed.wait()
+        self._changed.clear()
+        return self._latest
+
+    def put(self, status: RemoteStatus | None) -> bool:
+        """Take the status that a poll has shown; whether it is another than that of the poll before."""
+        now = time.monotonic()
+        if status is not None:
+            self._missed_at = None
+        elif self._missed_at is None:
+            self._missed_at = now
+            return True
+        elif now - self._missed_at < self._lag_seconds:
+            return False
+        changed = status != self._latest
+        self._latest = status
+        self._changed.set()
+        return changed
+
+    def tell(self, status: RemoteStatus) -> bool:
+        """Take a status that the system tells of; whether it is to be taken. An old one may come after a poll."""
+        is_old = self._latest is not None and self._latest.state is RemoteState.ENDED is not status.state
+        if not is_old:
+            self.put(status)
+        return not is_old
+
+
+class StatusPoller:
+    """Polls a system for as long as any of its jobs is followed.
+
+    Args:
+        name: of the system, for the log.
+        poll: as `Poll` says.
+        most_seconds: the longest pause between two polls.
+        lag_seconds: how long `poll` may leave out a run that is there.
+        least_seconds: the shortest pause between two polls; it is as long as a poll takes, if that is longer.
+        changes: follows the changes of jobs; None: the system tells of none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        poll: Poll,
+        most_seconds: float,
+        lag_seconds: float,
+        *,
+        least_seconds: float = 0.1,
+        changes: Changes | None = None,
+    ) -> None:
+        self._name = name
+        self._poll = poll
+        self._most_seconds = most_seconds
+        self._least_seconds = min(least_seconds, most_seconds)
+        self._lag_seconds = lag_seconds
+        self._changes = changes
+        self._is_told = False
+        self._feeds: dict[str, list[StatusFeed]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+
+    @contextmanager
+    def follow(self, handle: str) -> Iterator[StatusFeed]:
+        """Follow a job for as long as the context lasts; enter it in a running event loop."""
+        feed = StatusFeed(self._lag_seconds)
+        self._feeds.setdefault(handle, []).append(feed)
+        loop = asyncio.get_running_loop()
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._wake = asyncio.Event()
+            self._task = loop.create_task(restarted(f"status of {self._name}", self._run))
+        self.wake()
+        try:
+            yield feed
+        finally:
+            self._feeds[handle].remove(feed)
+            if not self._feeds[handle]:
+                del self._feeds[handle]
+
+    def wake(self) -> None:
+        """Poll now: something is about to change."""
+        self._wake.set()
+
+    async def aclose(self) -> None:
+        """End polling."""
+        task, self._task = self._task, None
+        if task is not None and task.get_loop() is asyncio.get_running_loop():
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def _run(self) -> None:
+        listening = None
+        if self._changes is not None:
+            listening = asyncio.create_task(restarted(f"changes of {self._name}", self._listen))
+        try:
+            await self._poll_all()
+        finally:
+            self._is_told = False
+            if listening is not None:
+                listening.cancel()
+                await asyncio.wait({listening})
+
+    async def _poll_all(self) -> None:
+        pause, is_away = self._least_seconds, False
+        while self._feeds:
+            if self._wake.is_set():
+                pause = self._least_seconds
+                self._wake.clear()
+            followed = {handle: tuple(feeds) for handle, feeds in self._feeds.items()}
+            began = time.monotonic()
+            try:
+                found = await self._poll(followed.keys())
+            except LaunchError as error:
+                if not is_away:
+                    log.warning("%s does not report the status of its jobs; polling again: %s", self._name, error)
+                is_away = True
+            else:
+                is_away = False
+                changes = [feed.put(found.get(handle)) for handle, feeds in followed.items() for feed in feeds]
+                if any(changes):
+                    pause = self._least_seconds
+            is_sure = self._is_told and not any(feed.is_in_doubt for feeds in followed.values() for feed in feeds)
+            took = time.monotonic() - began
+            await asyncio.sleep(min(max(self._least_seconds, took), self._most_seconds))
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._most_seconds if is_sure else pause)
+            pause = min(pause * 2, self._most_seconds)
+
+    async def _listen(self) -> None:
+        """Take what the system tells, over connections that break."""
+        assert self._changes is not None
+        pause, is_away = _FIRST_PAUSE_SECONDS, False
+        while True:
+            try:
+                async for change in self._changes():
+                    if not self._is_told:
+                        # What changed until now was not told.
+                        self.wake()
+                    self._is_told, is_away, pause = True, False, _FIRST_PAUSE_SECONDS
+                    self._take(change)
+            except LaunchError as error:
+                if not is_away:
+                    log.warning("%s does not tell of its jobs; polling meanwhile: %s", self._name, error)
+                is_away = True
+            finally:
+                self._is_told = False
+                self.wake()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _take(self, change: JobChange) -> None:
+        if change.job is not None:
+            for feed in self._feeds.get(str(RunHandle.of(change.job)), ()):
+                if not feed.tell(change.job.status):
+                    self.wake()
+        elif change.handle is None or any(RunHandle.parse(handle).job == change.handle for handle in self._feeds):
+            self.wake()
+
+
+class JoinedReads:
+    """Reads of single runs, of which those that are asked for while one is under way are made in one call.
+
+    Args:
+        read: as `Poll` says.
+    """
+
+    def __init__(self, read: Poll) -> None:
+        self._read = read
+        self._waiting: list[tuple[str, asyncio.Future[RemoteStatus | None]]] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def one(self, handle: str) -> RemoteStatus | None:
+        """Return a run's status by a read that begins now or later; None for one that is not shown."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[RemoteStatus | None] = loop.create_future()
+        self._waiting.append((handle, future))
+        if self._task is None or self._task.done() or self._task.get_loop() is not loop:
+            self._task = loop.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                found = await self._read({handle for handle, _ in batch})
+            except Exception as error:  # noqa: BLE001 - each who asked gets it raised
+                for _, future in batch:
+                    if not future.done():
+                        future.set_exception(error)
+            else:
+                for handle, future in batch:
+                    if not future.done():
+                        future.set_result(found.get(handle))
+            finally:
+                for _, future in batch:
+                    future.cancel()
