@@ -32,7 +32,7 @@ test: test-machine $(VENV)/.made-dev ## Set up, then run every check and every t
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-integration
 
-test-machine: ## Install what the integration tests need (Docker Engine, PostgreSQL, git)
+test-machine: ## Install what the integration tests need (Docker Engine, PostgreSQL, Kubernetes, git)
 	@scripts/setup-test-machine.sh
 
 test-unit: $(VENV)/.made-dev ## Run the tests that need nothing but Python

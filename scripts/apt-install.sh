@@ -4,6 +4,9 @@
 set -euo pipefail
 export DEBIAN_FRONTEND=noninteractive
 
+# One at a time: the first to end takes the file away that keeps the other's services from starting.
+[ -n "${APT_INSTALL_LOCKED:-}" ] || APT_INSTALL_LOCKED=1 exec flock --close /tmp/launch-apt-install.lock "$0" "$@"
+
 missing=()
 for package in "$@"; do
     dpkg-query --show --showformat='${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings a Debian machine to where the tests can run: git, ssh, a Docker Engine, PostgreSQL, a static shell for images.
-# Idempotent: on a machine that has all of it nothing is asked of the network. It starts nothing; the tests do.
+# Brings a Debian machine to where the tests can run: git, ssh, a Docker Engine, PostgreSQL, images' shell, Kubernetes.
+# Idempotent: on a machine that has all of it nothing is asked of the network. It starts no server; the tests do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,11 +19,21 @@ has openssl || wanted+=(openssl)
 has docker-registry || wanted+=(docker-registry)
 has_postgres || wanted+=(postgresql)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || wanted+=(ca-certificates)
-[ ${#wanted[@]} -gt 0 ] || exit 0
+is_root_on_debian() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 
-if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    exec scripts/apt-install.sh "${wanted[@]}"
+# A Kubernetes of one node, unless the caller names a cluster. Its programs are built while the other checks run.
+if [ -z "${PREFECT_LAUNCH_TEST_KUBECONFIG:-}" ]; then
+    has etcd || wanted+=(etcd-server)
 fi
+has kubectl || wanted+=(kubernetes-client)
+if [ ${#wanted[@]} -gt 0 ] && is_root_on_debian; then
+    scripts/apt-install.sh "${wanted[@]}"
+    wanted=()
+fi
+if [ -z "${PREFECT_LAUNCH_TEST_KUBECONFIG:-}" ] && is_root_on_debian; then
+    scripts/kubernetes/build.sh </dev/null &
+fi
+[ ${#wanted[@]} -gt 0 ] || exit 0
 echo "setup-test-machine: missing here: ${wanted[*]} (Debian's package names)." >&2
 echo "setup-test-machine: install them, or call make as root; without them the tests that need them are skipped." >&2
 if [ "${CI:-}" = true ] || [ "${LAUNCH_TEST_REQUIRE_ENGINE:-}" = 1 ]; then exit 1; fi

@@ -34,6 +34,7 @@ from tests.support.processes import MARK, kill_all, wait_until_gone  # noqa: E40
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
     from tests.support.docker_registry import DockerRegistry
+    from tests.support.kubernetes_cluster import KubernetesCluster
     from tests.support.postgres import PostgresServer
     from tests.support.prefect_server import PrefectServerProcess
 
@@ -193,6 +194,20 @@ def shell_image(engine: DockerEngine, _image: Callable[[str], str]) -> str:
 def python_image(engine: DockerEngine, _image: Callable[[str], str]) -> str:
     """Name of an image with this machine's Python, on the run's engine."""
     return _image("python")
+
+
+@pytest.fixture(scope="session")
+def kubernetes_cluster() -> Iterator[KubernetesCluster]:
+    """The run's Kubernetes: the caller's own when one is named, else one node with a Docker Engine of its own."""
+    from tests.support.kubernetes_cluster import KubernetesCluster
+    from tests.support.kubernetes_node import KubernetesMissingError
+
+    try:
+        cluster = KubernetesCluster.find_or_start(build=engine_required())
+    except KubernetesMissingError as missing:
+        _missing(missing)
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,14 @@ The engine adds firewall rules for its bridge and leaves them there; `remove` ta
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import shlex
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,6 +27,10 @@ class Bridge:
     Args:
         path: Where `ip` and `iptables` are looked for, as in PATH.
 
+    Attributes:
+        name: Its name as an interface.
+        address: Its address, with the length of its subnet's prefix.
+
     Raises:
         FileNotFoundError: `ip` or `iptables` is not there.
     """
@@ -31,10 +39,11 @@ class Bridge:
         self._ip = _find("ip", path)
         self._iptables = _find("iptables", path)
         self.name = f"lt{uuid4().hex[:10]}"  # an interface's name has at most 15 characters
-        address = _free_address()
         self._run(self._ip, "link", "add", "name", self.name, "type", "bridge")
-        self._run(self._ip, "address", "add", address, "dev", self.name)
-        self._run(self._ip, "link", "set", self.name, "up")
+        with _one_at_a_time():
+            self.address = _free_address()
+            self._run(self._ip, "address", "add", str(self.address), "dev", self.name)
+            self._run(self._ip, "link", "set", self.name, "up")
 
     def remove(self) -> None:
         """Remove the bridge and every firewall rule that names it."""
@@ -57,12 +66,20 @@ def _find(program: str, path: str) -> str:
     return found
 
 
-def _free_address() -> str:
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let nobody else of this machine's tests choose a subnet until this one is routed."""
+    with (Path(tempfile.gettempdir()) / "launch-test-bridge.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _free_address() -> ipaddress.IPv4Interface:
     """The bridge's address in a /24 that no route of the machine overlaps."""
     taken = [_network(line.split()) for line in Path("/proc/net/route").read_text().splitlines()[1:]]
     for subnet in SUBNETS.subnets(new_prefix=24):
         if not any(subnet.overlaps(network) for network in taken if network.prefixlen):
-            return f"{next(subnet.hosts())}/24"
+            return ipaddress.IPv4Interface((next(subnet.hosts()), subnet.prefixlen))
     raise RuntimeError(f"every /24 of {SUBNETS} is routed on this machine: free one for the tests' bridge")
 
 

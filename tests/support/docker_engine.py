@@ -92,6 +92,8 @@ class PrivateEngine:
 
     Attributes:
         data: The folder of its data.
+        address: IP address of its bridge: of this machine, as its containers see it.
+        subnet: That of its containers.
 
     Raises:
         EngineMissingError: Not root, or a program is missing here.
@@ -108,6 +110,7 @@ class PrivateEngine:
             self._bridge = Bridge(_SBIN_TOO)
         except FileNotFoundError as missing:
             raise EngineMissingError(str(missing)) from missing
+        self.address, self.subnet = str(self._bridge.address.ip), str(self._bridge.address.network)
         self._folder = Path(tempfile.mkdtemp(prefix="launch-test-docker-"))
         self.host = f"unix://{self._folder}/docker.sock"
         self.data = self._folder / "data"
@@ -123,7 +126,7 @@ class PrivateEngine:
         """Stop the engine and remove its bridge, mounts and data."""
         self._process.stop()
         self._bridge.remove()
-        for mount in _mounts_below(self._folder):
+        for mount in mounts_below(self._folder):
             subprocess.run(["umount", "--lazy", mount], check=True)
         shutil.rmtree(self._folder)
 
@@ -158,7 +161,14 @@ def _answers(host: str) -> bool:
         client.close()
 
 
-def _mounts_below(folder: Path) -> list[str]:
-    """Mount points inside a folder, the innermost first."""
+def mounts_below(folder: Path) -> list[str]:
+    """Mount points inside a folder, the innermost first.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        Their paths.
+    """
     points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
     return sorted((point for point in points if point.startswith(f"{folder}/")), key=len, reverse=True)

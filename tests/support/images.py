@@ -56,7 +56,24 @@ def ensure_python_image(client: docker.DockerClient) -> str:
     return _ensure(client, PYTHON_IMAGE, _add_shell, _add_python)
 
 
-def _ensure(client: docker.DockerClient, image: str, *parts: Callable[[tarfile.TarFile], None]) -> str:
+def ensure_image_of_one_program(client: docker.DockerClient, image: str, program: Path) -> None:
+    """Make an image that holds nothing but a static program, and runs it, when the engine does not have it.
+
+    Args:
+        client: Client of the engine.
+        image: The image's name.
+        program: The program.
+    """
+
+    def add(tree: tarfile.TarFile) -> None:
+        tree.add(program, program.name, filter=_as_root)
+
+    _ensure(client, image, add, command=f"/{program.name}")
+
+
+def _ensure(
+    client: docker.DockerClient, image: str, *parts: Callable[[tarfile.TarFile], None], command: str = "sh"
+) -> str:
     try:
         client.images.get(image)
     except ImageNotFound:
@@ -65,13 +82,13 @@ def _ensure(client: docker.DockerClient, image: str, *parts: Callable[[tarfile.T
                 for part in parts:
                     part(tree)
             file.seek(0)
-            _load(client, image, file)
+            _load(client, image, file, command)
     return image
 
 
-def _load(client: docker.DockerClient, image: str, file: IO[bytes]) -> None:
+def _load(client: docker.DockerClient, image: str, file: IO[bytes], command: str) -> None:
     repository, _, tag = image.partition(":")
-    changes = [f"ENV PATH={PATH}", 'CMD ["sh"]']
+    changes = [f"ENV PATH={PATH}", f'CMD ["{command}"]']
     answer = client.api.import_image_from_data(file, repository=repository, tag=tag, changes=changes)
     if "error" in answer:
         raise RuntimeError(f"the engine did not import {image}: {answer}")
