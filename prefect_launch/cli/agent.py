@@ -1,4 +1,4 @@
-"""Commands `prefect-launch agent`: run an agent, serve it as a deployment, list and drain agents."""
+"""Commands `prefect-launch agent`: run an agent, serve it as a deployment, check, list and drain agents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prefect_launch.queues.agent_status import AgentInfo
 
 
-app = group("Run an agent, serve it as a deployment, list and drain agents.")
+app = group("Run an agent, serve it as a deployment, check, list and drain agents.")
 
 QueuesOption = Annotated[
     list[str] | None,
@@ -163,6 +163,38 @@ def _row(agent: AgentInfo) -> tuple[object, ...]:
     more = agent.in_work + agent.schedulers - len(agent.running)
     runs = ", ".join([*(item.shown for item in agent.running), *([f"{more} more"] if more > 0 else [])])
     return agent.name, agent.state, agent.host, slots, runs, ago(agent.last_heartbeat), ", ".join(agent.queues)
+
+
+@app.command(epilog=examples("prefect-launch agent check -q gpu", "prefect-launch agent check --json"))
+def check(
+    queue: QueuesOption = None, config: ConfigFileOption = None, name: NameOption = None, json: JsonOption = False
+) -> None:
+    """Check what an agent needs here, before its first job fails; exit code 1 when something is missing.
+
+    It looks at the server and its clock, the home folder, the registry of built images, the queues, and for each queue
+    at what its resource needs: an engine that answers, rights in a cluster, tools. Nothing is started.
+    """
+    import asyncio
+
+    from prefect_launch.agent import resolve_agent_config
+    from prefect_launch.agent.check import check_agent
+    from prefect_launch.cli.process import connected
+
+    settings = resolve_agent_config(config, queues=queue or None, name=name)
+    checks = asyncio.run(check_agent(connected(), settings))
+    missing = [one for one in checks if not one.finding.is_ok]
+    if json:
+        print_json([{"where": one.where, **one.finding.model_dump(mode="json")} for one in checks])
+    else:
+        columns = (Column("WHERE"), Column("WHAT"), Column("STATE"), Column("DETAIL"))
+        rows = [(one.where, one.finding.name, _STATES[one.finding.is_ok], one.finding.detail) for one in checks]
+        print_table(columns, rows, empty="")
+        things = f"{len(missing)} things are missing" if len(missing) > 1 else "1 thing is missing"
+        typer.echo(f"{things}: see the details above." if missing else "Nothing is missing.")
+    raise typer.Exit(1 if missing else 0)
+
+
+_STATES: Final = {True: "ok", False: "missing"}
 
 
 @app.command(epilog=examples("prefect-launch agent drain box-1", "prefect-launch agent drain box-1 --undo"))

@@ -39,7 +39,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
         "prefect_launch.cli.launch_sweep:app",
         "Put a sweep on a queue, for an agent to run: 'sweep create' under the names of W&B's command.",
     ),
-    "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, list and drain agents."),
+    "agent": ("prefect_launch.cli.agent:app", "Run an agent, serve it as a deployment, check, list and drain agents."),
     "demo": (
         "prefect_launch.cli.demo:app",
         "Run a demo: an embedded server, a real training job, three runs on a queue or a sweep, one agent.",

@@ -205,7 +205,7 @@ def _own_python() -> _Python:
 async def _find_python(version: str) -> _Python:
     own = _own_python()
     process = await run_command(
-        [_uv_path(), "python", "find", "--no-project", "--system", version], env=uv_environment()
+        [uv_program(), "python", "find", "--no-project", "--system", version], env=uv_environment()
     )
     found = process.stdout.decode(errors="replace").strip()
     if process.returncode == 0 and found:
@@ -221,7 +221,7 @@ async def _uv(arguments: tuple[str, ...], cwd: Path, variables: Mapping[str, str
     """Run uv; return its output when it fails, else an empty text. Cancelling ends the command too."""
     own = {name: value for name, value in os.environ.items() if _PASSED_ON.fullmatch(name)}
     process = await run_command(
-        [_uv_path(), *arguments], stderr=subprocess.STDOUT, cwd=cwd, env={**uv_environment(own), **(variables or {})}
+        [uv_program(), *arguments], stderr=subprocess.STDOUT, cwd=cwd, env={**uv_environment(own), **(variables or {})}
     )
     output = process.stdout.decode(errors="replace").strip()
     return "" if process.returncode == 0 else output or f"nothing (exit code {process.returncode})"
@@ -246,7 +246,12 @@ def _installation_fault(output: str) -> LaunchError:
     )
 
 
-def _uv_path() -> str:
+def uv_program() -> str:
+    """Return the path of the program uv.
+
+    Raises:
+        AgentConfigError: when it is not there.
+    """
     import uv
 
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -32,7 +33,16 @@ from prefect_launch.server.http import (
     raise_refusal,
 )
 from prefect_launch.server.items import ItemCalls, ProposalCalls, TelemetryCalls
-from prefect_launch.server.values import PAGE, POOL_TYPE, Deployment, DeploymentFields, Pool, PriorityQueue, Worker
+from prefect_launch.server.values import (
+    PAGE,
+    POOL_TYPE,
+    Deployment,
+    DeploymentFields,
+    Pool,
+    PriorityQueue,
+    ServerAbout,
+    Worker,
+)
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -299,6 +309,12 @@ class PrefectServer(PoolCalls, ItemCalls, ProposalCalls, TelemetryCalls, EventCa
         self._rest = Rest(client)
         self._unanswered = set()
         self._flow_names = {}
+
+    async def about(self) -> ServerAbout:
+        response = await self._rest.call("GET", "/admin/version")
+        raise_refusal(response)
+        date = response.headers.get("Date")
+        return ServerAbout(version=str(response.json()), time=date and parsedate_to_datetime(date))
 
 
 @asynccontextmanager

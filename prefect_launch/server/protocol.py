@@ -21,6 +21,7 @@ from prefect_launch.server.values import (
     LogRecord,
     Pool,
     PriorityQueue,
+    ServerAbout,
     State,
     Verdict,
     Worker,
@@ -37,6 +38,9 @@ class Server(Protocol):
 
     api_url: str
     ui_url: str
+
+    async def about(self) -> ServerAbout:
+        """Ask which version of Prefect the server is, and what its clock says."""
 
     # --- queues ---
     async def read_pool(self, name: str) -> Pool | None:

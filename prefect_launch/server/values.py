@@ -260,3 +260,10 @@ class DeploymentFields(TypedDict):
     tags: Collection[str]
     labels: Mapping[str, Any]
     enforce: bool
+
+
+class ServerAbout(_Value):
+    """What a server says of itself."""
+
+    version: str = Field(description='Of Prefect, such as "3.8.8".')
+    time: datetime | None = Field(default=None, description="Of its clock, in whole seconds; None: it did not say.")

@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import SpecError
 from prefect_launch.server.items import ONCE, RESULT, is_same_artifact
-from prefect_launch.server.values import PAGE, Item, LogRecord
+from prefect_launch.server.values import PAGE, Item, LogRecord, ServerAbout
 from prefect_launch.testing.server_items import InMemoryItems
 from prefect_launch.testing.server_pools import InMemoryPools
 from prefect_launch.testing.server_store import Calls, Hook, Store, Watcher, as_json, call
@@ -89,6 +89,10 @@ class InMemoryTelemetry(Calls):
     def list_artifacts(self, item_id: UUID) -> list[dict[str, Any]]:
         shown = (one for one in self._store.artifacts if one["type"] != RESULT)
         return [artifact for artifact in shown if artifact["flow_run_id"] == str(item_id)]
+
+    @call
+    def about(self) -> ServerAbout:
+        return ServerAbout(version="3.8.8", time=self._store.now().replace(microsecond=0))
 
     @call
     def beat_items(self, items: Sequence[Item]) -> None:

@@ -20,6 +20,14 @@ PATIENCE_SECONDS = 20.0
 class TelemetryContract:
     """What is told about items."""
 
+    # --- the server itself ---
+
+    async def test_server_says_its_version_and_what_its_clock_says(self, place: Place) -> None:
+        about = await place.server.about()
+        assert about.version.startswith("3.")
+        assert about.time is not None
+        assert abs((datetime.now(timezone.utc) - about.time).total_seconds()) < 60
+
     # --- logs ---
 
     async def test_records_since_a_time_include_those_of_that_time(self, place: Place) -> None:

@@ -29,6 +29,7 @@ from prefect_launch.registries.base import Registry
 from prefect_launch.runners.base import (
     TAKEOVER_SECONDS,
     ExitStatus,
+    Finding,
     Found,
     Labels,
     Runner,
@@ -289,6 +290,14 @@ class LocalContainerRunner(Runner):
 
     async def ping(self) -> None:
         await self._engine.ping()
+
+    async def diagnose(self, options: Mapping[str, Any]) -> list[Finding]:
+        try:
+            await self.ping()
+        except LaunchError as error:
+            return [Finding(name="Docker Engine", is_ok=False, detail=str(error))]
+        where = "sees this machine's folders" if self._engine.is_local else "runs elsewhere, and sees its own folders"
+        return [Finding(name="Docker Engine", is_ok=True, detail=f"It answers, and {where}.")]
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
         return ItemState.PULLING if await self._images.is_missing(plan) else None

@@ -22,8 +22,8 @@ import anyio
 from prefect_launch.core.filesystem import FREE_DISK_ADVICE, has_room
 from prefect_launch.core.states import ItemState
 from prefect_launch.core.units import parse_size
-from prefect_launch.environments.venv import Environments, Venv
-from prefect_launch.errors import InfrastructureError, SpecError
+from prefect_launch.environments.venv import Environments, Venv, uv_program
+from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.jobs.model import SourceKind
@@ -31,6 +31,7 @@ from prefect_launch.runners import option_values as values
 from prefect_launch.runners.base import (
     TAKEOVER_SECONDS,
     ExitStatus,
+    Finding,
     Found,
     Labels,
     Runner,
@@ -123,6 +124,13 @@ class LocalProcessRunner(Runner):
         env = with_default_variables({**plan.options.get("env", {}), **plan.env}, str(plan.output_dir))
         fixed = dict.fromkeys((OUTPUT_DIR_VARIABLE, "PATH", "VIRTUAL_ENV"), "")
         return {**_process(plan, cwd), "python": plan.python_version, "env": {**env, **fixed}}
+
+    async def diagnose(self, options: Mapping[str, Any]) -> list[Finding]:
+        try:
+            found = Finding(name="uv", is_ok=True, detail=await anyio.to_thread.run_sync(uv_program))
+        except LaunchError as error:
+            found = Finding(name="uv", is_ok=False, detail=str(error))
+        return [found]
 
     async def missing(self, plan: RunPlan) -> ItemState | None:
         if plan.is_agent_program:
