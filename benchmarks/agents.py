@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,7 +27,7 @@ def config_of(queue: str, *, max_jobs: int, name: str = "bench", **more: Any) ->
 def running_agent(
     place: Place, queue: str, *, max_jobs: int, in_flow: bool = False, name: str = "bench", **more: Any
 ) -> Iterator[ChildProcess]:
-    """Run an agent for as long as the block lasts.
+    """Run an agent for as long as the block lasts; it is forked where the benchmarks are to be quick.
 
     Args:
         place: where the server and the engine are.
@@ -38,28 +39,34 @@ def running_agent(
     """
     config = config_of(queue, max_jobs=max_jobs, name=name, **more)
     front = "flow" if in_flow else "loop"
-    command = [sys.executable, "-m", "benchmarks.agents", front, json.dumps(config)]
-    process = ChildProcess(command, place.folder / f"agent-{config['name']}.log", stop_signal=signal.SIGINT)
+    arguments, log = [front, json.dumps(config)], place.folder / f"agent-{config['name']}.log"
+    if place.quick:
+        forked = place.forked_agents.start(arguments, cwd=place.folder, environment=os.environ, out=log)
+        process = ChildProcess.forked(forked, log, stop_signal=signal.SIGINT)
+    else:
+        command = [sys.executable, "-m", "benchmarks.agents", *arguments]
+        process = ChildProcess(command, log, stop_signal=signal.SIGINT)
     try:
         yield process
     finally:
         process.stop()
 
 
-def main(front: str, config: Mapping[str, Any]) -> None:
-    """Be the agent, until it is interrupted."""
+def main() -> None:
+    """Be the agent that the command line names, until it is interrupted."""
     from prefect_launch.agent import create_and_run_agent
     from prefect_launch.agent.entry.flow import launch_agent
     from prefect_launch.client.api import Api
 
-    if front == "flow":
-        asyncio.run(launch_agent(dict(config)))
-    else:
-        create_and_run_agent(Api(), config)
+    front, config = sys.argv[1], json.loads(sys.argv[2])
+    try:
+        if front == "flow":
+            asyncio.run(launch_agent(config))
+        else:
+            create_and_run_agent(Api(), config)
+    except KeyboardInterrupt:
+        sys.exit(0)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1], json.loads(sys.argv[2]))
-    except KeyboardInterrupt:
-        sys.exit(0)
+    main()

@@ -17,13 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.support.docker_engine import DockerEngine
+from tests.support.forked_cli import AGENT, ForkedCli
 from tests.support.images import ensure_shell_image
-from tests.support.prefect_server import PrefectServerProcess, close_warm_servers, server_on_sqlite
+from tests.support.prefect_server import PrefectServerProcess, client_settings, server_on_sqlite
 
 if TYPE_CHECKING:
     import docker
 
     from prefect_launch.client.api import Api
+
+_ROOT = Path(__file__).resolve().parents[1]
 
 
 class Place:
@@ -43,6 +46,11 @@ class Place:
         """Return how often to measure: `count` times, or a few times when it is to be quick."""
         return max(3, count // 50) if self.quick else count
 
+    @property
+    def warm_up(self) -> int:
+        """How many rounds do not count, since they fill caches: one, or none when it is to be quick."""
+        return 0 if self.quick else 1
+
     def few(self, count: int) -> int:
         """Return how many things to measure at: `count`, or two when it is to be quick."""
         return 2 if self.quick else count
@@ -51,15 +59,24 @@ class Place:
     def server(self) -> PrefectServerProcess:
         """The Prefect server; from now on this process's settings lead to it."""
         server = server_on_sqlite(self.folder / "server")
-        self._stack.callback(close_warm_servers)
         server.start()
         self._stack.callback(server.stop)
-        from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
+        from prefect.settings import PREFECT_HOME, temporary_settings
 
-        os.environ.update(server.client_environment())
-        addresses = {PREFECT_API_URL: server.api_url, PREFECT_UI_URL: server.ui_url}
-        self._stack.enter_context(temporary_settings(addresses))
+        self._stack.enter_context(client_settings(server))
+        # Where Prefect was imported before, it knows another home.
+        self._stack.enter_context(temporary_settings({PREFECT_HOME: os.environ["PREFECT_HOME"]}))
         return server
+
+    @cached_property
+    def forked_agents(self) -> ForkedCli:
+        """What forks agents, whose start is not what is measured."""
+        folder = self.folder / "forked"
+        folder.mkdir()
+        code = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from benchmarks.agents import main; main()"
+        forked = ForkedCli(folder, AGENT, code=code)
+        self._stack.callback(forked.close)
+        return forked
 
     @cached_property
     def api(self) -> Api:

@@ -2,49 +2,66 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 import pytest
+
+from benchmarks.__main__ import main
 
 if TYPE_CHECKING:
     from tests.support.docker_engine import DockerEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+Bench = Callable[..., str]
 
 
-def test_benchmarks_print_a_row_for_each_figure() -> None:
-    done = bench("--quick", "imports", "start", "enqueue", "sweep", "metrics")
+@pytest.fixture
+def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
+    """Run benchmarks in this process, which has everything imported; gives what they print."""
 
-    assert done.returncode == 0, done.stderr
-    rows = [line.split("│")[1].strip() for line in done.stdout.splitlines() if line.startswith("│")]
-    assert rows[:2] == ["import prefect_launch.inputs", "prefect-launch --help"]
-    assert {"agent start → first claim, CPU", "agent start → first claim"} <= set(rows)
-    assert {"launch_add, one caller", "launch_add_many, 20 items"} <= set(rows)
-    assert {"trial's end → next start, median of 2", "scheduler's CPU time a trial"} <= set(rows)
-    assert "agent's CPU time, 100 lines of metrics" in rows
-    assert "cores" in done.stdout
+    def run(*arguments: str) -> str:
+        with patch.dict(os.environ):
+            main(["--quick", *arguments])
+        return capsys.readouterr().out
+
+    return run
+
+
+def rows(shown: str) -> list[str]:
+    return [line.split("│")[1].strip() for line in shown.splitlines() if line.startswith("│")]
+
+
+def test_benchmarks_print_a_row_for_each_figure(bench: Bench) -> None:
+    shown = bench("imports", "start", "enqueue", "sweep", "metrics")
+
+    found = rows(shown)
+    assert found[:2] == ["import prefect_launch.inputs", "prefect-launch --help"]
+    assert {"agent start → first claim, CPU", "agent start → first claim"} <= set(found)
+    assert {"launch_add, one caller", "launch_add_many, 20 items"} <= set(found)
+    assert {"trial's end → next start, median of 2", "scheduler's CPU time a trial"} <= set(found)
+    assert "agent's CPU time, 100 lines of metrics" in found
+    assert "cores" in shown
 
 
 @pytest.mark.engine
-def test_benchmarks_of_agents_print_a_row_for_each_figure(engine: DockerEngine) -> None:
-    done = bench("--quick", "agents", "cancel", "restart", "memory")
-
-    assert done.returncode == 0, done.stderr
-    rows = [line.split("│")[1].strip() for line in done.stdout.splitlines() if line.startswith("│")]
+def test_benchmarks_of_agents_print_a_row_for_each_figure(bench: Bench, engine: DockerEngine) -> None:
     wanted = {"3 items, two agents", "cancel a silent container, median", "restart, 2 containers found again"}
-    assert {*wanted, "agent's memory per running job, of 2"} <= set(rows)
+
+    found = rows(bench("agents", "cancel", "restart", "memory"))
+
+    assert {*wanted, "agent's memory per running job, of 2"} <= set(found)
 
 
 def test_unknown_benchmark_is_refused_with_the_names_of_all() -> None:
-    done = bench("dispach")
+    command = [sys.executable, "-m", "benchmarks", "dispach"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
 
     assert done.returncode == 2
     assert "unknown benchmark 'dispach'; there are imports, start, dispatch, throughput, agents, " in done.stderr

@@ -6,6 +6,7 @@ to 30 s), a restart on the same port and database, and no look at the machine's 
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import shutil
@@ -144,6 +145,7 @@ class PrefectServerProcess:
 def _warm_servers() -> ForkedCli:
     # Prefect reads its settings again in each server.
     folder = Path(tempfile.mkdtemp(prefix="launch-test-servers-"))
+    atexit.register(close_warm_servers)
     return ForkedCli(folder, IMPORTS, code=WITHOUT_GC, read_at_start=("PYTHON", "LD_"))
 
 

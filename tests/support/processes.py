@@ -63,10 +63,10 @@ class ChildProcess:
             )
 
     @classmethod
-    def forked(cls, process: ForkedProcess, log: Path) -> ChildProcess:
+    def forked(cls, process: ForkedProcess, log: Path, *, stop_signal: signal.Signals = signal.SIGTERM) -> ChildProcess:
         """A command that was forked, with its output in a file; it leads a session of its own."""
         child = cls.__new__(cls)
-        child.log, child._name, child._stop_signal, child._process = log, "prefect-launch", signal.SIGTERM, process
+        child.log, child._name, child._stop_signal, child._process = log, "prefect-launch", stop_signal, process
         return child
 
     @property
