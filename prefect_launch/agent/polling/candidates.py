@@ -220,6 +220,8 @@ class Candidates:
         self._polled_at = float("-inf")
         self._lost_at = float("-inf")
         self._was_all = False
+        #: Whether the last poll has shown something that did not fit then.
+        self._has_passed_over = False
 
     @property
     def due_at(self) -> float:
@@ -239,10 +241,15 @@ class Candidates:
         self._polled_at = float("-inf")
         self._pager.changed()
 
-    def note_freed_slot(self) -> None:
-        """Note that an item in work has ended: a queue at its limit may have more to give now."""
-        self._was_all = False
-        self._pager.changed()
+    def note_freed_slot(self, *, is_limited: bool) -> None:
+        """Note that an item in work has ended: what was passed over may fit now.
+
+        Args:
+            is_limited: whether the queue has a limit, at which it gives less than it has.
+        """
+        if is_limited or self._has_passed_over:
+            self._was_all = False
+            self._pager.changed()
 
     async def next(self, *, slots: int, skip: Collection[UUID], schedulers: bool = True) -> Item | None:
         """Return the next item to try for; `None` when the queue has none.
@@ -275,10 +282,13 @@ class Candidates:
     async def _take(self, skip: Collection[UUID], schedulers: bool) -> Item | None:
         while self._items:
             item = self._items.popleft()
-            if item.id in skip or not (schedulers or not is_scheduler(item)):
+            if item.id in skip:
                 continue
-            if self._admission is None or await self._admission.try_reserve(self._queue, item):
+            if (schedulers or not is_scheduler(item)) and (
+                self._admission is None or await self._admission.try_reserve(self._queue, item)
+            ):
                 return item
+            self._has_passed_over = True
         return None
 
     async def _take_of(self, page: list[Item], skip: Collection[UUID], schedulers: bool) -> Item | None:
@@ -297,7 +307,7 @@ class Candidates:
         self._keep([item for item in found if (item.next_scheduled_start_time or now) <= now], limit, more=bool(later))
 
     async def _poll(self, limit: int, before: datetime) -> list[Item]:
-        self._polled_at = time.monotonic()
+        self._polled_at, self._has_passed_over = time.monotonic(), False
         return await self._server.poll(self._queue, limit=limit, before=before)
 
     def _keep(self, due: list[Item], limit: int, *, more: bool = False) -> None:

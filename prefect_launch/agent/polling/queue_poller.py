@@ -187,10 +187,14 @@ class QueuePoller:
             candidates.forget()
 
     def note_freed_slot(self, item_id: UUID | str) -> None:
-        """Note that an item in work has ended."""
+        """Note that an item in work has ended: what waited for its devices, or at a limit of its queue, may run now."""
         self._release(item_id)
-        for candidates in self._candidates.values():
-            candidates.note_freed_slot()
+        for queue, candidates in self._candidates.items():
+            candidates.note_freed_slot(is_limited=self._is_limited(queue))
+
+    def _is_limited(self, queue: str) -> bool:
+        limits = self._limits.get(queue)
+        return limits is None or limits.pool is not None or bool(limits.queues)
 
     def _release(self, item_id: UUID | str) -> None:
         if self._admission is not None:

@@ -94,6 +94,26 @@ async def test_item_that_comes_while_more_urgent_is_told_goes_first(bench: Bench
     assert found.id == urgent.id
 
 
+@pytest.mark.parametrize(("is_limited", "polls"), [(False, 1), (True, 2)])
+async def test_freed_slot_asks_an_empty_queue_again_only_when_it_has_a_limit(
+    bench: Bench, is_limited: bool, polls: int
+) -> None:
+    await bench.add()
+    candidates = Candidates(bench.server, QUEUE)
+    await candidates.next(slots=2, skip=())
+    candidates.note_freed_slot(is_limited=is_limited)
+    await candidates.next(slots=2, skip=())
+    assert bench.server.calls["poll"] == polls
+
+
+async def test_freed_slot_asks_again_for_what_was_passed_over(bench: Bench) -> None:
+    await bench.add_scheduler()
+    candidates = Candidates(bench.server, QUEUE)
+    assert await candidates.next(slots=2, skip=(), schedulers=False) is None
+    candidates.note_freed_slot(is_limited=False)
+    assert await candidates.next(slots=2, skip=()) is not None
+
+
 async def test_schedulers_are_passed_over_when_none_may_be_started(bench: Bench) -> None:
     for _ in range(6):
         await bench.add_scheduler()
