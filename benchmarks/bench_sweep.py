@@ -35,7 +35,8 @@ from prefect_launch.sweeps.samplers.base import next_params
 from prefect_launch.sweeps.samplers.registry import make_sampler
 from prefect_launch.sweeps.scheduler import Control, Outcome, decide
 from prefect_launch.sweeps.search_space import random_point
-from prefect_launch.sweeps.trial_items import TRIAL_LABEL, SweepTrials, TrialRecord, read_trials, sweep_tag, trial_key
+from prefect_launch.sweeps.trial_items import TRIAL_LABEL, SweepTrials, TrialRecord, sweep_tag, trial_key
+from prefect_launch.sweeps.trial_reader import read_trials
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session

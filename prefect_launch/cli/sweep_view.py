@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from prefect_launch.queues.session import Session
     from prefect_launch.sweeps.history import Trial
     from prefect_launch.sweeps.report import SweepReport
-    from prefect_launch.sweeps.trial_items import EndedMetrics
+    from prefect_launch.sweeps.trial_reader import TrialReader
     from prefect_launch.sweeps.trial_table import TrialTable
 
 #: From one look at a watched sweep to the next.
@@ -51,24 +51,26 @@ def read_report(api: Api, given: str) -> SweepReport:
     return api.call(read)
 
 
-async def read_now(session: Session, sweep_id: UUID, ended: EndedMetrics | None = None) -> tuple[SweepReport, bool]:
+async def read_now(session: Session, sweep_id: UUID, reader: TrialReader | None = None) -> tuple[SweepReport, bool]:
     """Read a sweep.
 
     Args:
         session: an open connection.
         sweep_id: its id.
-        ended: what earlier calls have read, which spares reading it again.
+        reader: of its trials; it spares reading again what earlier calls have read.
 
     Returns:
         Its report, and whether it has ended.
     """
     from prefect_launch.sweeps.flow import config_of, read_sweep
     from prefect_launch.sweeps.report import SweepReport
-    from prefect_launch.sweeps.trial_items import read_trials
+    from prefect_launch.sweeps.trial_reader import TrialReader
 
     sweep = await read_sweep(session, sweep_id)
     config = config_of(sweep)
-    trials = await read_trials(session.server, sweep_id, config, ended=ended)
+    reader = reader or TrialReader(session.server, sweep_id)
+    await reader.list_items()
+    trials = await reader.trials(config)
     return SweepReport(sweep.name, sweep_id, state_of(sweep), sweep.message, config, trials), sweep.is_terminal
 
 
@@ -154,13 +156,14 @@ async def until_ended(
     """
     from prefect_launch.errors import ServerFailedError, ServerUnavailableError
     from prefect_launch.sweeps.flow import find_sweep
+    from prefect_launch.sweeps.trial_reader import TrialReader
 
     async with api.open() as session:
         sweep_id = (await find_sweep(session, given)).id
-        ended: EndedMetrics = {}
+        reader = TrialReader(session.server, sweep_id)
         while True:
             try:
-                report, has_ended = await read_now(session, sweep_id, ended)
+                report, has_ended = await read_now(session, sweep_id, reader)
             except (ServerUnavailableError, ServerFailedError):
                 pass  # what is shown stays, until the server is back
             else:

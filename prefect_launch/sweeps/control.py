@@ -24,7 +24,7 @@ from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, Scheduler
 from prefect_launch.sweeps.runner import LOOK_SECONDS, SweepRunner, check_sweep_request, running_seconds
 from prefect_launch.sweeps.scheduler import Control, EndSweep, reason_to_end
 from prefect_launch.sweeps.sweep_run import config_of, read_sweep
-from prefect_launch.sweeps.trial_items import read_trials
+from prefect_launch.sweeps.trial_reader import read_trials
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

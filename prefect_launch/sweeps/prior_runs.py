@@ -16,7 +16,8 @@ from prefect_launch.spec.item_parameters import spec_of
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import Trial, TrialState
 from prefect_launch.sweeps.samplers.base import Sampler
-from prefect_launch.sweeps.trial_items import TrialItem, TrialRecord, read_trials
+from prefect_launch.sweeps.trial_items import TrialItem, TrialRecord
+from prefect_launch.sweeps.trial_reader import read_trials
 
 if TYPE_CHECKING:
     from prefect_launch.queues.session import Session

@@ -6,6 +6,7 @@ nothing: the server makes one item for each try of a trial, whoever asks for it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -60,15 +61,14 @@ from prefect_launch.sweeps.trial_items import (
     ENDS,
     STOP_LABEL,
     TRIAL_LABEL,
-    EndedMetrics,
     StopRecord,
     SweepTrials,
     TrialRecord,
-    read_trials,
     sweep_tag,
     trial_key,
     trial_spec,
 )
+from prefect_launch.sweeps.trial_reader import WHOLE_SECONDS, TrialReader
 from prefect_launch.sweeps.wake import Wake
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class SweepRunner:
         self._named: NamedJob | None = None
         self._prior: tuple[Trial, ...] | None = None
         self._shown: dict[int, Trial] | None = None
-        self._ended: EndedMetrics = {}
+        self._reader = TrialReader(session.server, sweep_id, whole_seconds=WHOLE_SECONDS)
 
     def stop(self) -> None:
         """Stop the sweep: its trials are cancelled, then it ends. Call it on the event loop."""
@@ -238,7 +238,12 @@ class SweepRunner:
         """Wake the scheduler at once when one of the items has ended: a worker is free."""
         tag = sweep_tag(self._sweep_id)
         watch = self._session.server.watch_items
-        await follow(lambda: watch(tag, state_types=tuple(TERMINAL)), self._wake.at_end_of)
+
+        def on_end(item_id: str) -> None:
+            self._note(item_id)
+            self._wake.at_end_of(item_id)
+
+        await follow(lambda: watch(tag, state_types=tuple(TERMINAL)), on_end)
 
     async def _listen(self) -> None:
         """Wake the scheduler when the sweep has changed its state, and in a moment when one of the items has."""
@@ -248,19 +253,27 @@ class SweepRunner:
             if item_id == str(sweep_id):
                 self._wake.at_change()
             else:
+                self._note(item_id)
                 self._wake.soon()
 
         await follow(lambda: self._session.server.watch_items(tag, sweep_id), on_event)
 
+    def _note(self, item_id: str) -> None:
+        """Read an item that has changed at the next look; the first event of a stream, with no id, may hide others."""
+        if item_id:
+            self._reader.note_changed(UUID(item_id))
+        else:
+            self._reader.forget()
+
     # --- one look, and what follows from it ---
 
     async def _step(self) -> EndSweep | None:
-        sweep = await self._session.server.read_item(self._sweep_id)
+        sweep = await self._read()
         if sweep is not None:
             self._follow_parameters(sweep)
         ended = _end_elsewhere(sweep)
         command = await self._command(sweep) if ended is None else Command.STOP
-        trials = await read_trials(self._session.server, self._sweep_id, self._config, ended=self._ended)
+        trials = await self._reader.trials(self._config)
         self._wake.note_ended({str(one.item.id) for one in trials.items.values() if one.item.is_terminal})
         self._show(trials)
         self._board.update(sweep, trials)
@@ -274,6 +287,9 @@ class SweepRunner:
         try:
             history = await self._with_prior_runs(trials.history)
             actions = await anyio.to_thread.run_sync(self._decide, history, control)
+            if not self._reader.is_whole and any(isinstance(action, EndSweep) for action in actions):
+                self._reader.forget()
+                return await self._step()
             end = await self._act(actions, trials)
             if end is None and self._leaves(sweep, command, trials.history):
                 return EndSweep(Outcome.PAUSED, sweep.message if sweep is not None else "")
@@ -285,6 +301,18 @@ class SweepRunner:
             self._tell(f"The sweep fails, and its trials are stopped: {error}")
             self._wake.now()
             return None
+
+    async def _read(self) -> Item | None:
+        """Read the sweep's flow run, and list its items, both at once."""
+        listing = asyncio.ensure_future(self._reader.list_items())
+        try:
+            sweep = await self._session.server.read_item(self._sweep_id)
+        except BaseException:
+            listing.cancel()
+            await asyncio.wait({listing})
+            raise
+        await listing
+        return sweep
 
     async def _with_prior_runs(self, history: History) -> History:
         if self._sampler is None:
@@ -374,7 +402,8 @@ class SweepRunner:
                 labels[METRIC_LABEL] = self._config.objective.name
             key = trial_key(self._sweep_id, record)
             drafts.append(checked.draft.model_copy(update={"labels": labels, "idempotency_key": key}))
-        await self._session.server.create_items(checked.queue.deployment_id, drafts)
+        made = await self._session.server.create_items(checked.queue.deployment_id, drafts)
+        self._reader.note_changed(*(item.id for item in made))
 
     async def _cancel(self, action: StopTrial, trials: SweepTrials) -> None:
         """Cancel a trial's item; the label comes first, so that a cancelled item tells why."""

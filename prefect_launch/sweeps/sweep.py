@@ -31,7 +31,8 @@ from prefect_launch.sweeps.history import Trial
 from prefect_launch.sweeps.queued import queue_sweep
 from prefect_launch.sweeps.sweep_file import read_sweep_file
 from prefect_launch.sweeps.sweep_run import config_of, find_sweep, read_sweep
-from prefect_launch.sweeps.trial_items import SweepTrials, best_trial, read_trials
+from prefect_launch.sweeps.trial_items import SweepTrials, best_trial
+from prefect_launch.sweeps.trial_reader import read_trials
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

@@ -1,5 +1,4 @@
-"""Trials as items: the launch config of a trial, the record of it that its item carries, and a sweep's history read
-from its items.
+"""Trials as items: the launch config of a trial, the record of it that its item carries, and the trial that it tells.
 
 The record is a label of the item, written in the call that makes the item. An item with the sweep's tag and no record
 is no trial: somebody has queued it with the sweep's id by hand.
@@ -8,10 +7,9 @@ is no trial: somebody has queued it with the sweep's id by hand.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,15 +18,10 @@ from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.names import short_id
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import NotFoundError, SpecError, nearest_name
-from prefect_launch.server.metrics import read_metrics
-from prefect_launch.server.paging import all_items
 from prefect_launch.server.values import Item
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.sweeps.config import SOURCES, Metric, SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
-
-if TYPE_CHECKING:
-    from prefect_launch.server.protocol import Server
 
 #: Label of a trial's item: its `TrialRecord`, as JSON.
 TRIAL_LABEL: Final = "prefect-launch.trial"
@@ -223,12 +216,6 @@ class SweepTrials:
         return next((trial for trial in finished if trial.value is not None), None)
 
 
-#: Metrics of items that have ended, by the item and the time of its end.
-EndedMetrics = MutableMapping[tuple[UUID, datetime | None], Metrics]
-#: The agent that ends an item so has written all its metrics before; of another end, some may still come.
-_COMPLETE: Final = (StateType.COMPLETED, StateType.FAILED)
-
-
 def best_trial(name: str, config: SweepConfig, trials: SweepTrials) -> Trial:
     """Return the best trial of a sweep.
 
@@ -246,39 +233,3 @@ def best_trial(name: str, config: SweepConfig, trials: SweepTrials) -> Trial:
     if found is None:
         raise NotFoundError(f"No trial of the sweep {name} has finished with a value of its metric yet.")
     return found
-
-
-async def read_trials(
-    server: Server, sweep_id: UUID, config: SweepConfig, *, ended: EndedMetrics | None = None
-) -> SweepTrials:
-    """Read the trials of a sweep: one listing of its items, and one of their metrics for each hundred.
-
-    Args:
-        server: the Prefect server.
-        sweep_id: the sweep.
-        config: its configuration.
-        ended: keeps the metrics of what has ended from one call to the next, for speed alone.
-    """
-    newest: dict[int, TrialItem] = {}
-    async for item in all_items(server, tags=[sweep_tag(sweep_id)]):
-        read = TrialItem.of(item)
-        if read is None:
-            continue
-        number = read.record.number
-        if number not in newest or newest[number].record.attempt < read.record.attempt:
-            newest[number] = read
-    reported: dict[UUID, Metrics] = {}
-    if config.objective is not None:
-        reported = await _read_metrics(server, [read.item for read in newest.values()], {} if ended is None else ended)
-    trials = (read.trial(config.objective, reported.get(read.item.id, Metrics())) for read in newest.values())
-    return SweepTrials(History(tuple(trials)), newest)
-
-
-async def _read_metrics(server: Server, items: Collection[Item], ended: EndedMetrics) -> dict[UUID, Metrics]:
-    keys = {item.id: (item.id, item.state.timestamp if item.state else None) for item in items}
-    unknown = [item for item in items if keys[item.id] not in ended]
-    found = await read_metrics(server, [item.id for item in unknown]) if unknown else {}
-    for item in unknown:
-        if item.state_type in _COMPLETE:
-            ended[keys[item.id]] = found.get(item.id, Metrics())
-    return found | {item_id: ended[key] for item_id, key in keys.items() if key in ended}

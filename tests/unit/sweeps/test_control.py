@@ -18,7 +18,7 @@ from prefect_launch.sweeps.requests import RetryRequest, SchedulerProcess
 from prefect_launch.sweeps.runner import running_seconds
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
 from prefect_launch.sweeps.sweep_run import config_of, read_sweep
-from prefect_launch.sweeps.trial_items import read_trials
+from prefect_launch.sweeps.trial_reader import read_trials
 from prefect_launch.testing import InMemoryApi
 from tests.support.bench import eventually
 from tests.support.sweeping import PATIENCE_SECONDS, Killer, Sweep, opened

@@ -21,7 +21,8 @@ from prefect_launch.sweeps.flow import config_of, read_sweep
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.samplers.registry import make_sampler
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
-from prefect_launch.sweeps.trial_items import TrialItem, TrialRecord, read_trials
+from prefect_launch.sweeps.trial_items import TrialItem, TrialRecord
+from prefect_launch.sweeps.trial_reader import read_trials
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import PATIENCE_SECONDS, Sweep, loss, opened
 

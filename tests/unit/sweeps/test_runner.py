@@ -13,12 +13,13 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InputError, NotFoundError, SpecError
 from prefect_launch.server.metrics import METRIC_LABEL, write_metrics
 from prefect_launch.server.values import State
-from prefect_launch.sweeps.config import parse_sweep
+from prefect_launch.sweeps.config import SweepConfig, parse_sweep
 from prefect_launch.sweeps.flow import config_of, find_sweep, read_sweep, stop_sweep, sweep_config
 from prefect_launch.sweeps.history import TrialState
 from prefect_launch.sweeps.runner import SweepRunner, check_sweep_request
 from prefect_launch.sweeps.scheduler import Outcome
-from prefect_launch.sweeps.trial_items import EndedMetrics, TrialItem, read_trials, trial_spec
+from prefect_launch.sweeps.trial_items import SweepTrials, TrialItem, trial_spec
+from prefect_launch.sweeps.trial_reader import TrialReader, read_trials
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import GRID, PATIENCE_SECONDS, Killer, fails, loss, opened
 
@@ -119,21 +120,26 @@ async def test_sweep_whose_event_stream_fails_in_a_way_that_nobody_foresaw_ends_
     assert job_api.server.calls["watch_items"]
 
 
+async def read_again(reader: TrialReader, config: SweepConfig) -> SweepTrials:
+    await reader.list_items()
+    return await reader.trials(config)
+
+
 async def test_metrics_of_ended_trials_are_read_once_and_anew_when_one_has_run_again(job_api: InMemoryApi) -> None:
     async with opened(job_api) as sweep, sweep.agent():
         await sweep.run()
     server, config = job_api.server, sweep_config(**sweep.parameters)
-    ended: EndedMetrics = {}
-    first = await read_trials(server, sweep.id, config, ended=ended)
+    reader = TrialReader(server, sweep.id)
+    first = await read_again(reader, config)
     reads = server.calls["read_artifacts"]
-    assert await read_trials(server, sweep.id, config, ended=ended) == first
+    assert await read_again(reader, config) == first
     assert server.calls["read_artifacts"] == reads
     item = first.items[2].item.id
     await server.propose(item, State.of(ItemState.QUEUED))
     await write_metrics(server, item, Metrics(outputs={"loss": 7.0}))
     for state in (ItemState.CLAIMED, ItemState.RUNNING, ItemState.COMPLETED):
         await server.propose(item, State.of(state))
-    again = await read_trials(server, sweep.id, config, ended=ended)
+    again = await read_again(reader, config)
     assert [trial.value for trial in again.history.trials if trial.number == 2] == [7.0]
     assert server.calls["read_artifacts"] == reads + 1
 

@@ -9,6 +9,7 @@ again, in `test_control` (failed trials of an ended sweep run again); and a paus
 from __future__ import annotations
 
 import asyncio
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.config import parse_sweep
 from prefect_launch.sweeps.flow import config_of, read_sweep, resume_sweep
 from prefect_launch.sweeps.history import TrialState
-from prefect_launch.sweeps.scheduler import Outcome
-from prefect_launch.sweeps.trial_items import read_trials
+from prefect_launch.sweeps.scheduler import EndSweep, Outcome
+from prefect_launch.sweeps.trial_reader import read_trials
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import GRID, PATIENCE_SECONDS, Sweep, opened
 
@@ -134,15 +135,20 @@ def test_words_around_the_arguments_of_a_command_stay_where_they_are() -> None:
 async def test_reads_that_fail_in_a_row_fail_no_trial(job_api: InMemoryApi, method: str, error: Exception) -> None:
     """At W&B two reads of a run that fail in a row are a failed run."""
     failures = 0
+    is_scheduler = ContextVar("is_scheduler", default=False)
+
+    async def schedule(sweep: Sweep) -> EndSweep:
+        is_scheduler.set(True)
+        return await sweep.scheduler().run()
 
     async def fail(called: str) -> None:
         nonlocal failures
-        if called == method and asyncio.current_task() is scheduler and failures < 6:
+        if called == method and is_scheduler.get() and failures < 6:
             failures += 1
             raise error
 
     async with opened(job_api) as sweep, sweep.agent():
-        scheduler = asyncio.create_task(sweep.scheduler().run())
+        scheduler = asyncio.create_task(schedule(sweep))
         job_api.server.before_call = fail
         try:
             end = await asyncio.wait_for(scheduler, PATIENCE_SECONDS)
