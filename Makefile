@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # More arguments for pytest: make test-unit PYTEST="-k claim -x"
 PYTEST ?=
 
-.PHONY: help venv demo test test-machine test-unit test-pythons test-integration soak lint types docs format bench clean
+.PHONY: help venv demo test test-machine test-unit test-pythons test-ray test-integration soak lint types docs format bench clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -41,7 +41,10 @@ test-unit: $(VENV)/.made-dev ## Run the tests that need nothing but Python
 test-pythons: $(VENV)/.made-dev ## Run them on the lowest and the newest Python of this machine that the package takes
 	@scripts/test-pythons.sh "$(BIN)" $(PYTEST)
 
-test-integration: test-machine $(VENV)/.made-dev ## Run the tests on a real server and a real engine
+test-ray: test-machine $(VENV)/.made-dev ## Install the Ray of the tests into a cache, if it is not there
+	@$(BIN)/python -m tests.support.ray
+
+test-integration: test-ray ## Run the tests on a real server and real engines
 	$(BIN)/python -m pytest tests/acceptance tests/integration -n 3 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
 
 soak: test-machine $(VENV)/.made-dev ## Run the long cases: hundreds of items, agents killed at random

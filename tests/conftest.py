@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tests.support.kubernetes_cluster import KubernetesCluster
     from tests.support.postgres import PostgresServer
     from tests.support.prefect_server import PrefectServerProcess
+    from tests.support.ray import RayHead
 
 LEFTOVER_SECONDS = 5.0
 
@@ -233,6 +234,25 @@ def _registry(folder: Path, *, has_password: bool) -> DockerRegistry:
         return DockerRegistry(folder, has_password=has_password)
     except RegistryMissingError as missing:
         _missing(missing)
+
+
+@pytest.fixture(scope="session")
+def _ray_head() -> Iterator[RayHead]:
+    from tests.support.ray import RayHead, RayMissingError
+
+    try:
+        head = RayHead()
+    except RayMissingError as missing:
+        _missing(missing)
+    yield head
+    head.stop()
+
+
+@pytest.fixture
+def ray_head(_ray_head: RayHead, monkeypatch: pytest.MonkeyPatch) -> RayHead:
+    """The run's Ray head; inside the test RAY_ADDRESS leads to it."""
+    monkeypatch.setenv("RAY_ADDRESS", _ray_head.address)
+    return _ray_head
 
 
 def _missing(reason: Exception) -> NoReturn:

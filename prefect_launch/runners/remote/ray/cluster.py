@@ -1,0 +1,193 @@
+"""Ray cluster as the runner needs it: its jobs, nodes and logs, and the end of a job that waits.
+
+A log is read as bytes by the State API, from its beginning each time, since Ray reads no file from a position on; the
+Jobs API's own logs fail at the first byte that is no text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final
+from uuid import uuid4
+
+from prefect_launch.errors import InfrastructureError, LaunchError
+from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState
+from prefect_launch.runners.remote.marked_log import MarkedLog
+from prefect_launch.runners.remote.ray.client import RayAnswer, RayClient, job_path
+from prefect_launch.runners.remote.ray.status import Nodes, asked_of, read_job, read_nodes
+
+log = logging.getLogger(__name__)
+
+_JOBS: Final = "/api/jobs/"
+_LOG_FILE: Final = "job-driver-{}.log"
+#: How long what is known of the nodes counts.
+_NODES_SECONDS: Final = 5.0
+_MOST_NODES: Final = 10_000
+#: How long a job that was asked to stop may stay pending before its supervisor is killed: most start in this time, and
+#: stop at once then.
+_PENDING_STOP_SECONDS: Final = 5.0
+_LOOK_SECONDS: Final = 0.5
+#: Lines at the end of a log that are looked through for marks: a process that outlives its job may write after them.
+_MARKED_LINES: Final = 100
+#: The pause after the read of a log, in times of what it took: a long log is read less often while its job runs.
+_LOG_PAUSES: Final = 10.0
+#: Ends a job that waits, which no call of the API does: its supervisor is an actor that has not been started.
+_KILL_PROGRAM: Final = """import sys, ray
+ray.init(address="auto", namespace="SUPERVISOR_ACTOR_RAY_NAMESPACE", log_to_driver=False)
+try:
+    ray.kill(ray.get_actor("_ray_internal_job_actor_" + sys.argv[1]), no_restart=True)
+except ValueError:
+    pass
+"""
+
+
+class RayCluster:
+    """One cluster.
+
+    Args:
+        client: of its API.
+    """
+
+    def __init__(self, client: RayClient) -> None:
+        self._client = client
+        self._places: dict[str, str] = {}
+        self._ended: set[str] = set()
+        self._log_due: dict[str, float] = {}
+        self._nodes: tuple[float, Nodes] | None = None
+
+    async def session(self) -> str:
+        """Return the name of the head's life: another one after each start of it.
+
+        Raises:
+            UnreachableError: when it does not answer.
+        """
+        version = await self._client.get("/api/version")
+        return str((version or {}).get("session_name", ""))
+
+    async def describe(self) -> str:
+        """Say which Ray it is, and what it has."""
+        version = await self._client.get("/api/version") or {}
+        nodes = await self.nodes()
+        count = "its nodes are not known" if nodes is None else f"{len(nodes.total)} nodes"
+        return f"Ray {version.get('ray_version', '?')} at {self._client.address}, {count}"
+
+    # --- jobs ---
+
+    async def jobs(self) -> list[RemoteJob]:
+        """Return all jobs that were submitted to it, in one call."""
+        found = [one for one in await self._client.get(_JOBS) or () if one.get("submission_id")]
+        waits = any(one.get("status") == "PENDING" and asked_of(one) for one in found)
+        nodes = await self.nodes() if waits else None
+        return [self._seen(one, nodes) for one in found]
+
+    async def find(self, handle: str) -> RemoteJob | None:
+        """Return a job by its submission id; None when there is none."""
+        details = await self._client.get(job_path(handle))
+        return None if details is None else self._seen(details, None)
+
+    def _seen(self, details: Mapping[str, Any], nodes: Nodes | None) -> RemoteJob:
+        job = read_job(details, nodes.reason(asked_of(details)) if nodes is not None else "")
+        if place := details.get("driver_node_id"):
+            self._places[job.handle] = str(place)
+        if job.status.state is RemoteState.ENDED:
+            self._ended.add(job.handle)
+        return job
+
+    async def has_run(self, handle: str) -> bool:
+        """Whether a job has had a process."""
+        return handle in self._places or (await self.find(handle) is not None and handle in self._places)
+
+    async def submit(self, body: Mapping[str, Any]) -> RayAnswer:
+        """Submit a job; its answer says nothing certain."""
+        return await self._client.call("POST", _JOBS, json=dict(body))
+
+    async def delete(self, handle: str) -> None:
+        """Remove a job that has ended.
+
+        Raises:
+            InfrastructureError: when Ray does not.
+        """
+        answer = await self._client.call("DELETE", job_path(handle))
+        if answer.status not in (200, 404):
+            raise InfrastructureError(f"Ray does not remove the job {handle!r}: {answer.reason}. Stop it first.")
+        self._places.pop(handle, None)
+        self._log_due.pop(handle, None)
+        self._ended.discard(handle)
+
+    async def stop(self, handle: str) -> None:
+        """Ask for a job's end: its grace was set when it was submitted. One that waits is killed after a moment."""
+        await self._client.call("POST", job_path(handle, "/stop"))
+        due = time.monotonic() + _PENDING_STOP_SECONDS
+        while (job := await self.find(handle)) is not None and job.status.state is RemoteState.PENDING:
+            if time.monotonic() >= due:
+                await self._kill_waiting(handle)
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _kill_waiting(self, handle: str) -> None:
+        """Kill the supervisor of a job that waits, by a job of its own on the head; it needs no resources."""
+        killer = f"{handle}-stop-{uuid4().hex[:8]}"
+        command = (
+            f"exec $(command -v python || command -v python3) -c {shlex.quote(_KILL_PROGRAM)} {shlex.quote(handle)}"
+        )
+        await self.submit({"submission_id": killer, "entrypoint": command})
+        job = await self.find(killer)
+        while job is not None and job.status.state is not RemoteState.ENDED:
+            await asyncio.sleep(_LOOK_SECONDS)
+            job = await self.find(killer)
+        if job is not None and job.status.exit is not None and not job.status.exit.succeeded:
+            log.warning("the waiting job %s could not be killed: %s", handle, job.status.exit.describe())
+        await self.delete(killer)
+
+    # --- nodes ---
+
+    async def nodes(self) -> Nodes | None:
+        """Return the nodes as they were seconds ago; None when the cluster does not tell."""
+        if self._nodes is not None and time.monotonic() < self._nodes[0]:
+            return self._nodes[1]
+        try:
+            nodes = await self._client.get("/api/v0/nodes", detail="true", limit=_MOST_NODES)
+            status = await self._client.get("/api/cluster_status")
+            rows = nodes["data"]["result"]["result"]
+            found = read_nodes(rows, ((status or {}).get("data") or {}).get("clusterStatus"))
+        except (LaunchError, LookupError, TypeError, ValueError, AttributeError) as error:
+            log.debug("nothing is known of Ray's nodes: %s", error)
+            return None
+        self._nodes = (time.monotonic() + _NODES_SECONDS, found)
+        return found
+
+    # --- logs ---
+
+    async def log_from(self, handle: str, position: int) -> AsyncIterator[tuple[bytes, int]]:
+        """Yield what a job has written from a position on, in pieces, each with the position behind it.
+
+        While the job runs, a log that takes long to read is not read at each call.
+        """
+        if handle not in self._ended and time.monotonic() < self._log_due.get(handle, 0.0):
+            return
+        began, marked, before = time.monotonic(), MarkedLog(handle, position), position
+        async for piece in self._log(handle, -1):
+            new, before = piece[before:], max(0, before - len(piece))
+            for content in marked.feed(new):
+                yield content, marked.position
+        now = time.monotonic()
+        self._log_due[handle] = now + _LOG_PAUSES * (now - began)
+
+    async def end_of_log(self, handle: str) -> MarkedLog:
+        """Return the marks at the end of a job's log."""
+        marked = MarkedLog(handle)
+        async for piece in self._log(handle, _MARKED_LINES):
+            for _ in marked.feed(piece):
+                pass
+        return marked
+
+    async def _log(self, handle: str, lines: int) -> AsyncIterator[bytes]:
+        if not await self.has_run(handle):
+            return
+        place, name = self._places[handle], _LOG_FILE.format(handle)
+        async for piece in self._client.stream("/api/v0/logs/file", node_id=place, filename=name, lines=lines):
+            yield piece

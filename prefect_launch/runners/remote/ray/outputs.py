@@ -1,0 +1,105 @@
+"""Outputs of Ray jobs: from a folder that nodes and agent share, or `outputs.json` alone, from the end of the log.
+
+What the agent must know of a job to its end, and Ray does not tell a successor of the agent, is in a note in the
+agent's home: the folder of its outputs, and which life of the head it was submitted to.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import anyio
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from prefect_launch.core.filesystem import remove_tree
+from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut, Selection
+from prefect_launch.jobs.outputs import copy_outputs
+from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.remote.marked_log import MAX_OUTPUTS_BYTES, MarkedLog
+
+log = logging.getLogger(__name__)
+
+
+class RunNote(BaseModel):
+    """What is noted of a job.
+
+    Attributes:
+        session: the head's session that it was submitted to; empty when it is not known.
+        output_dir: the shared folder of its outputs, made for this run alone; None: there is none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    session: str = ""
+    output_dir: str | None = None
+
+
+class RunNotes:
+    """The notes of jobs.
+
+    Args:
+        folder: of all of them.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def write(self, name: str, note: RunNote) -> None:
+        """Write the note of a job."""
+        await anyio.to_thread.run_sync(self._write, name, note)
+
+    async def read(self, name: str) -> RunNote:
+        """Return the note of a job; an empty one when there is none."""
+        return await anyio.to_thread.run_sync(self._read, name)
+
+    async def remove(self, name: str) -> None:
+        """Remove the note of a job, and the shared folder of its outputs."""
+        await anyio.to_thread.run_sync(self._remove, name)
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    def _write(self, name: str, note: RunNote) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        part = self._path(name).with_suffix(".part")
+        part.write_text(note.model_dump_json(), encoding="utf-8")
+        part.replace(self._path(name))
+
+    def _read(self, name: str) -> RunNote:
+        try:
+            return RunNote.model_validate_json(self._path(name).read_bytes())
+        except FileNotFoundError:
+            return RunNote()
+        except (OSError, ValidationError) as error:
+            log.warning("cannot read %s: %s", self._path(name), error)
+            return RunNote()
+
+    def _remove(self, name: str) -> None:
+        folder = self._read(name).output_dir
+        if folder is not None:
+            remove_tree(Path(folder))
+        self._path(name).unlink(missing_ok=True)
+
+
+async def keep_outputs(end: MarkedLog, plan: RunPlan, note: RunNote) -> LeftOut:
+    """Bring what an ended job has left into its run's folder, and return what is left out.
+
+    Args:
+        end: of the job's log.
+        plan: of the run.
+        note: of the job.
+    """
+    if note.output_dir is not None and await anyio.Path(note.output_dir).is_dir():
+        return (await copy_outputs(Path(note.output_dir), plan.output_dir, plan.output_limits)).left_out
+    selection = Selection(plan.output_limits)
+    if end.outputs is not None and selection.takes(OUTPUTS_FILE, len(end.outputs)):
+        await anyio.Path(plan.output_dir / OUTPUTS_FILE).write_bytes(end.outputs)
+    if end.outputs_bytes is not None:
+        most = f"at most {MAX_OUTPUTS_BYTES:,} come back by the log"
+        selection.leave_out(OUTPUTS_FILE, f"it has {end.outputs_bytes:,} bytes, and {most}")
+    for _ in range(1 if end.other_files else 0):
+        what = f"{end.other_files:,} files beside {OUTPUTS_FILE}"
+        why = "this agent does not see the queue's output_dir" if note.output_dir else "the queue has set no output_dir"
+        selection.leave_out(what, f"they were left on the node: {why}, a folder that nodes and agent share")
+    return selection.left_out

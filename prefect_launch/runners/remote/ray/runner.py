@@ -1,0 +1,178 @@
+"""Runner of the resource `ray`: a job is a job of Ray's Jobs REST API, its submission id the run's name.
+
+Ray cannot hold a job, and a second submission of an id fails: then the job of that id is read. One request lists all
+jobs. What the runner needs of a job's end, Ray does not hand back: the job runs in a small shell program that prints it
+into the log (`prefect_launch.runners.remote.marked_log`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import anyio
+
+from prefect_launch.core.output_limits import LeftOut
+from prefect_launch.errors import InfrastructureError, LaunchError, SpecError, UnreachableError
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.runners.base import ExitStatus, Finding, RunPlan, nothing
+from prefect_launch.runners.option_values import Quantity
+from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RunHandle
+from prefect_launch.runners.remote.ray import options as ray_options
+from prefect_launch.runners.remote.ray.client import RayAnswer, RayClient
+from prefect_launch.runners.remote.ray.cluster import RayCluster
+from prefect_launch.runners.remote.ray.outputs import RunNote, RunNotes, keep_outputs
+from prefect_launch.runners.remote.ray.packages import pip_packages, upload_code
+from prefect_launch.runners.remote.ray.status import stopped_exit
+
+log = logging.getLogger(__name__)
+
+#: How Ray says that a submission was not valid; its head answers 500 then.
+_INVALID: Final = "status code 400"
+_NOT_READY: Final = ("No available agent", "TimeoutError", "Timed out")
+
+
+class RayRunner(RemoteRunner):
+    """Runs jobs on a Ray cluster.
+
+    Args:
+        home: the agent's folder.
+        client: of the cluster; by default the one that the agent's environment names.
+    """
+
+    name: ClassVar[str] = "ray"
+    removed_message: ClassVar[str] = "job removed from the Ray cluster"
+    sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
+    submitter_options: ClassVar[frozenset[str]] = ray_options.SUBMITTER_OPTIONS
+    options: ClassVar[frozenset[str]] = ray_options.OPTIONS
+    quantities: ClassVar[Mapping[str, Quantity]] = ray_options.QUANTITIES
+    separates_streams: ClassVar[bool] = False
+    returns_files: ClassVar[bool] = False
+    #: A job is listed once its submission is answered.
+    lag_seconds: ClassVar[float] = 1.0
+
+    def __init__(self, home: Path, client: RayClient | None = None) -> None:
+        super().__init__(home)
+        self._client = client or RayClient()
+        self._cluster = RayCluster(self._client)
+        self._notes = RunNotes(home / "remote" / self.name)
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        checked = super().check_options(options)
+        ray_options.check_values(checked)
+        return checked
+
+    @classmethod
+    def check_submitter_options(cls, options: Mapping[str, Any]) -> None:
+        ray_options.check_submitter_values(options)
+
+    @classmethod
+    def check_together(cls, options: Mapping[str, Any]) -> None:
+        ray_options.check_together(options)
+
+    @classmethod
+    def preview(cls, plan: RunPlan) -> dict[str, Any]:
+        made = ray_options.submission(plan, package="gcs://(the job's code)" if plan.code_dir else None)
+        env = made["runtime_env"].pop("env_vars")
+        return {**made, "entrypoint": [*plan.command, *plan.args], "env": {**env, **ray_options.literal_env(plan)}}
+
+    def give_gpus(self, plan: RunPlan, ids: tuple[str, ...]) -> RunPlan:
+        return plan  # Ray itself gives a job its GPUs.
+
+    def check(self, plan: RunPlan) -> None:
+        ray_options.check_plan(plan)
+
+    async def ping(self) -> None:
+        await self._cluster.session()
+
+    async def diagnose(self, options: Mapping[str, Any]) -> list[Finding]:
+        found = await super().diagnose(options)
+        if not all(one.is_ok for one in found):
+            return found
+        return [*found, Finding(name="Ray", is_ok=True, detail=await self._cluster.describe())]
+
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
+        end = await super().watch(handle, plan, ended=ended)
+        job = RunHandle.parse(handle).job
+        try:
+            if end.stopped and end.exit_code is None:
+                return stopped_exit(end, await self._cluster.end_of_log(job), has_run=await self._cluster.has_run(job))
+            if end.exit_code is None and await self._is_head_new(job):
+                lost = "the head of the Ray cluster was started anew meanwhile, and has lost the job and its exit code"
+                return end.model_copy(update={"error": lost})
+        except LaunchError as error:
+            log.debug("more is not known of the end of %s: %s", handle, error)
+        return end
+
+    async def remove(self, handle: str) -> None:
+        await super().remove(handle)
+        await self._notes.remove(RunHandle.parse(handle).job)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        await self._client.aclose()
+
+    # --- what Ray offers ---
+
+    async def submit(self, plan: RunPlan) -> RemoteJob:
+        there = await self._cluster.find(plan.name)
+        if there is not None:
+            return there
+        await self._check_resources(plan)
+        package, packages = None, tuple[str, ...]()
+        if plan.code_dir is not None:
+            packages = await anyio.to_thread.run_sync(pip_packages, plan)
+            package = await upload_code(self._client, plan)
+        note = RunNote(session=await self._cluster.session(), output_dir=ray_options.output_dir(plan))
+        await self._notes.write(plan.name, note)
+        body = ray_options.submission(plan, package=package, packages=packages)
+        answer = await self._cluster.submit(body)
+        # Whatever it says: somebody may have submitted it meanwhile, and Ray's answer to that is 500.
+        job = await self._cluster.find(plan.name)
+        if job is None:
+            raise _submit_error(answer)
+        return job
+
+    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
+        return {job.handle: job for job in await self._cluster.jobs() if job.handle in handles}
+
+    async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
+        return [job for job in await self._cluster.jobs() if labels.items() <= job.labels.items()]
+
+    async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
+        async for content, position in self._cluster.log_from(handle, int(after or 0)):
+            yield LogPart(content, str(position))
+
+    async def cancel(self, handle: str, grace_seconds: float) -> None:
+        await self._cluster.stop(handle)
+
+    async def delete(self, handle: str) -> None:
+        await self._cluster.delete(handle)
+
+    async def fetch_outputs(self, handle: str, plan: RunPlan) -> LeftOut:
+        return await keep_outputs(await self._cluster.end_of_log(handle), plan, await self._notes.read(handle))
+
+    # --- inside ---
+
+    async def _check_resources(self, plan: RunPlan) -> None:
+        """Refuse at once what would wait for ever: Ray itself does not say that no node can give it."""
+        asked = ray_options.asked(plan)
+        nodes = await self._cluster.nodes() if asked else None
+        if nodes is not None and not nodes.can_ever_give(asked):
+            raise SpecError(nodes.refusal(asked))
+
+    async def _is_head_new(self, job: str) -> bool:
+        note = await self._notes.read(job)
+        return bool(note.session) and note.session != await self._cluster.session()
+
+
+def _submit_error(answer: RayAnswer) -> LaunchError:
+    if answer.status == 400 or _INVALID in answer.text:
+        return SpecError(f"Ray refuses the job: {answer.reason}. Correct its options.")
+    if any(sign in answer.text for sign in _NOT_READY):
+        return UnreachableError(f"The Ray cluster is not ready to take jobs: {answer.reason}. Look at its head.")
+    return InfrastructureError(f"Ray has failed to take the job (HTTP {answer.status}): {answer.reason}.")

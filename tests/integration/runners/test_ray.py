@@ -1,0 +1,138 @@
+"""The runner's contract on a real Ray head, and what Ray alone does."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.remote.ray.client import RayClient
+from prefect_launch.runners.remote.ray.runner import RayRunner
+from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
+from tests.support.live import Site
+from tests.support.ray import GATE, RayHead
+
+if TYPE_CHECKING:
+    from tests.support.prefect_server import PrefectServerProcess
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+class LosingTransport(httpx.AsyncHTTPTransport):
+    """The network, which loses the next answers when it is asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_lose = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(request)
+        if self.to_lose > 0:
+            self.to_lose -= 1
+            await answer.aclose()
+            raise httpx.ReadError("the answer was lost", request=request)
+        return answer
+
+
+class RayWorld:
+    def __init__(self, folder: Path, head: RayHead) -> None:
+        self.folder = folder
+        self.head = head
+        self.mark = uuid4().hex
+        self.runners: list[RayRunner] = []
+        self.transports: list[LosingTransport] = []
+        self.held = ExitStack()
+
+    def runner(self) -> RayRunner:
+        transport = LosingTransport()
+        client = RayClient(lambda: {"RAY_ADDRESS": self.head.address}, transport)
+        runner = RayRunner(self.folder / "home", client)
+        self.runners.append(runner)
+        self.transports.append(transport)
+        return runner
+
+    def plan(
+        self,
+        script: str,
+        *,
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> RunPlan:
+        item = str(uuid4())
+        run_dir = self.folder / "runs" / item
+        run_dir.mkdir(parents=True)
+        return RunPlan(
+            item_id=item,
+            run_id=item[:8],
+            run_dir=run_dir,
+            command=(MISSING,) if script == MISSING else ("sh", "-c", script, "sh"),
+            args=tuple(args),
+            env=dict(env or {}),
+            options={"resources": {GATE: 0.001}, **(options or {})},
+            labels={Labels.ITEM: item, Labels.AGENT: self.mark},
+        )
+
+    def fill(self) -> None:
+        self.held.enter_context(self.head.full())
+
+    def free(self) -> None:
+        self.held.close()
+
+    def lose_answers(self, count: int) -> None:
+        for transport in self.transports:
+            transport.to_lose = count
+
+    async def clear(self) -> None:
+        self.free()
+        runner = self.runner()
+        for found in await runner.find({Labels.AGENT: self.mark}):
+            await runner.stop(found.handle, 0.0)
+            await runner.remove(found.handle)
+        for one in self.runners:
+            await one.aclose()
+
+
+@pytest.fixture
+async def world(tmp_path: Path, ray_head: RayHead) -> AsyncIterator[RayWorld]:
+    world = RayWorld(tmp_path, ray_head)
+    yield world
+    await world.clear()
+
+
+class TestRay(RemoteRunnerContract):
+    """Each promise of the contract, kept by jobs of a Ray cluster."""
+
+    limit_seconds: ClassVar[float] = 120.0
+    stop_margin_seconds: ClassVar[float] = 60.0
+    short_seconds: ClassVar[int] = 3
+    starts_at_once: ClassVar[bool] = False
+
+
+# --- from the queue to the end ---
+
+
+@pytest.fixture
+def site(prefect_server: PrefectServerProcess, ray_head: RayHead, tmp_path: Path, unique: str) -> Site:
+    """A queue of Ray jobs of the test's own."""
+    return Site(prefect_server.api_url, tmp_path, unique, resource="ray", config={"cpus": 0.1})
+
+
+def test_code_runs_to_completed_with_its_log_and_outputs(site: Site) -> None:
+    """Its working folder is a copy of its code, which it may change."""
+    script = (
+        'echo "hello $WANDB_NAME"; touch mine; ls; printf \'{"accuracy": 0.9}\' > "$LAUNCH_OUTPUT_DIR/outputs.json"'
+    )
+    site.job(script)
+    first, second = site.add({"name": "one"}, {"name": "two"})
+    site.work_off()
+    for run, name in ((first, "one"), (second, "two")):
+        assert site.states(run)[-2:] == ["Running", "Completed"]
+        assert site.log(run).splitlines() == [f"hello {name}", "mine", "run.sh"]
+        assert run.outputs() == {"accuracy": 0.9}
