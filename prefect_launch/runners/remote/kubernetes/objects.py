@@ -1,0 +1,433 @@
+"""Objects that one run is made of: the held Job or custom resource, its Secret, its code, and additional services.
+
+The name, the labels and what the job gets come from the run's plan; everything else from the options. Nothing is asked
+of the cluster, and nothing is made: the same plan gives the same objects.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import posixpath
+import shlex
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from enum import Enum
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prefect_launch.errors import SpecError
+from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.remote.kubernetes.code import add_code, code_config_map, preview_code
+from prefect_launch.runners.remote.kubernetes.environment import OUTPUT_DIR, SecretValues, job_variables, literal
+from prefect_launch.runners.remote.kubernetes.kinds import (
+    JOB,
+    ObjectKind,
+    first,
+    place,
+)
+from prefect_launch.runners.remote.kubernetes.manifest_checks import pod_templates, with_names
+from prefect_launch.runners.remote.kubernetes.options import KubernetesOptions, ServiceSpec, read_options
+from prefect_launch.runners.remote.kubernetes.quantities import written_bytes, written_cpus
+from prefect_launch.runners.remote.kubernetes.rules import is_label_value
+
+#: Where the name is kept that somebody wanted for the object, whose own name comes from its item.
+WANTED_NAME: Final = "prefect-launch.wanted-name"
+#: How the object is held until its run is recorded: `suspend`, or `parallelism=N` with the number that it gets.
+HOLD: Final = "prefect-launch.hold"
+#: The file that the kubelet reads a container's last message from: the run's named results.
+OUTPUTS_PATH: Final = f"{OUTPUT_DIR}/outputs.json"
+_OUTPUT_VOLUME: Final = "launch-outputs"
+_SHM_VOLUME: Final = "launch-shm"
+#: Of the metadata that an owner wrote, what is the server's, or comes from the run.
+_NOT_KEPT: Final = frozenset({"name", "generateName", "namespace", "uid", "resourceVersion", "creationTimestamp"}) | {
+    *("managedFields", "generation", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences")
+}
+_HIDDEN: Final = "***"
+
+
+class Hold(str, Enum):
+    """How a batch Job is held: `SUSPEND` from Kubernetes 1.21 on, `PARALLELISM` (0 pods) on every server."""
+
+    SUSPEND = "suspend"
+    PARALLELISM = "parallelism"
+
+
+class RunObjects(BaseModel):
+    """What is made in the cluster for one run.
+
+    Attributes:
+        kind: of the object that is the run.
+        manifest: of it: held, where its kind can be held.
+        namespace: that all is made in; None: the agent's own.
+        context: of the kubeconfig; None: the current one.
+        owned: objects that are made once the run's object is there, and go with it (`with_owner`): Secret, ConfigMap.
+        services: additional services, which go with it too.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    kind: ObjectKind
+    manifest: dict[str, Any]
+    namespace: str | None = None
+    context: str | None = None
+    owned: tuple[dict[str, Any], ...] = Field(default=(), repr=False)
+    services: tuple[ServiceSpec, ...] = ()
+
+
+def build_objects(
+    plan: RunPlan,
+    *,
+    hold: Hold = Hold.SUSPEND,
+    code: bytes | None = None,
+    pull_auths: Mapping[str, Mapping[str, str]] | None = None,
+) -> RunObjects:
+    """Return the objects of a run.
+
+    Args:
+        plan: of the run.
+        hold: how the server can hold a batch Job.
+        code: as `pack_code` returns it.
+        pull_auths: credentials for registries by host, each `{"username": …, "password": …}`; none: no pull secret.
+
+    Raises:
+        SpecError: when the options are wrong, do not fit the job, or show a secret.
+    """
+    options = read_options(plan.options)
+    kind = options.kind
+    manifest = deepcopy(options.manifest) if options.manifest is not None else _job_of_one_container()
+    secrets = SecretValues(f"{plan.name}-env", plan.mask)
+    pull_secret = f"{plan.name}-pull" if pull_auths else None
+    _name_templates(manifest, kind)
+    has_job = False
+    for _, number, template in pod_templates(manifest, kind):
+        runs_job = kind.pods[number].runs_job
+        has_job = _complete_pod(template, plan, options, secrets, pull_secret, runs_job=runs_job) or has_job
+    if kind.entry_point:
+        _set_entry_point(manifest, plan, kind)
+    elif not has_job:
+        raise SpecError(
+            f"resource_args.kubernetes has no container {options.main_container or kind.container!r} that the job runs"
+            f" in. Name its container so, or name the container in the option main_container."
+        )
+    manifest["metadata"] = _metadata(manifest.get("metadata") or {}, plan, options)
+    if kind == JOB:
+        _complete_job(manifest["spec"], options)
+    _hold(manifest, kind, hold)
+    services = tuple(_service(one, plan, options) for one in options.additional_services)
+    for what, value in (("resource_args.kubernetes", manifest), *(("An additional service", s.manifest) for s in services)):
+        secrets.check_none_left(value, what)
+    owned = [secrets.secret(), _pull_secret(pull_secret, pull_auths), None if code is None else code_config_map(plan, code)]
+    return RunObjects(
+        kind=kind,
+        manifest=manifest,
+        namespace=options.namespace,
+        context=options.context,
+        owned=tuple(_labelled(one, plan, options) for one in owned if one is not None),
+        services=services,
+    )
+
+
+def preview_objects(plan: RunPlan) -> dict[str, Any]:
+    """Return what would be made for a run, without values of variables and without secrets."""
+    made = build_objects(plan, code=preview_code(plan))
+    manifest = deepcopy(made.manifest)
+    for _, _, template in pod_templates(manifest, made.kind):
+        for _, container in _containers(template["spec"]):
+            for variable in container.get("env", ()):
+                if "value" in variable:
+                    variable["value"] = _HIDDEN
+    beside = [f"{one['kind']} {one['metadata']['name']}" for one in (*made.owned, *(s.manifest for s in made.services))]
+    return {"manifest": manifest, "namespace": made.namespace or "the agent's", "beside": beside}
+
+
+# --- labels ---
+
+
+def split_labels(labels: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what of a run's labels can be labels of Kubernetes, and the rest, which become annotations."""
+    legal = {key: value for key, value in labels.items() if is_label_value(value)}
+    return legal, {key: value for key, value in labels.items() if key not in legal}
+
+
+def labels_of(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels of the run that an object is, whether they are labels or annotations there."""
+    metadata = manifest.get("metadata") or {}
+    both = {**(metadata.get("annotations") or {}), **(metadata.get("labels") or {})}
+    return {key: value for key, value in both.items() if key.startswith(_OWN_PREFIX) and key not in (HOLD, WANTED_NAME)}
+
+
+def selector_of(labels: Mapping[str, str]) -> str:
+    """Return the label selector of the objects that may have these labels of a run; `labels_of` says which do."""
+    legal, _ = split_labels(labels)
+    return ",".join([Labels.ITEM, *(f"{key}={value}" for key, value in sorted(legal.items()))])
+
+
+_OWN_PREFIX: Final = Labels.ITEM.partition(".")[0] + "."
+
+
+# --- holding ---
+
+
+def release_patch(manifest: Mapping[str, Any], kind: ObjectKind) -> dict[str, Any] | None:
+    """Return the merge patch that releases an object; None for one that is not held by us (any more)."""
+    held = _hold_of(manifest)
+    patch: dict[str, Any] = {}
+    if held == Hold.SUSPEND.value and first(manifest, kind.suspend) is True:
+        place(patch, kind.suspend, False)
+    elif held.startswith(f"{Hold.PARALLELISM.value}=") and first(manifest, "spec.parallelism") == 0:
+        place(patch, "spec.parallelism", int(held.partition("=")[2]))
+    return patch or None
+
+
+def is_held(manifest: Mapping[str, Any], kind: ObjectKind) -> bool:
+    """Whether an object waits for its release by us."""
+    return release_patch(manifest, kind) is not None
+
+
+def _hold_of(manifest: Mapping[str, Any]) -> str:
+    annotations = (manifest.get("metadata") or {}).get("annotations") or {}
+    return str(annotations.get(HOLD, ""))
+
+
+def _hold(manifest: dict[str, Any], kind: ObjectKind, hold: Hold) -> None:
+    if kind.suspend and first(manifest, kind.suspend) is True:
+        return  # The cluster's own queueing, such as Kueue, is to start it.
+    annotations = manifest["metadata"]["annotations"]
+    if kind == JOB and hold is Hold.PARALLELISM:
+        parallelism = first(manifest, "spec.parallelism")
+        annotations[HOLD] = f"{hold.value}={1 if parallelism is None else parallelism}"
+        place(manifest, "spec.parallelism", 0)
+    elif kind.suspend:
+        annotations[HOLD] = Hold.SUSPEND.value
+        place(manifest, kind.suspend, True)
+
+
+def with_owner(made: Mapping[str, Any], owner: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object that goes when its owner goes.
+
+    Args:
+        made: the object.
+        owner: as the server returned it, with its `uid`.
+    """
+    metadata = owner["metadata"]
+    reference = {
+        "apiVersion": owner["apiVersion"],
+        "kind": owner["kind"],
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+    }
+    return {**made, "metadata": {**made["metadata"], "ownerReferences": [reference]}}
+
+
+# --- the run's object ---
+
+
+def _job_of_one_container() -> dict[str, Any]:
+    return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": {"spec": {"containers": [{}]}}}}
+
+
+def _name_templates(manifest: dict[str, Any], kind: ObjectKind) -> None:
+    for _, _, template in pod_templates(manifest, kind):
+        template.update(with_names(template))
+
+
+def _complete_job(spec: dict[str, Any], options: KubernetesOptions) -> None:
+    spec.setdefault("backoffLimit", 0)
+    if options.ttl is not None:
+        spec["ttlSecondsAfterFinished"] = options.ttl
+
+
+def _metadata(given: Mapping[str, Any], plan: RunPlan, options: KubernetesOptions) -> dict[str, Any]:
+    wanted = {WANTED_NAME: given["name"]} if given.get("name") else {}
+    kept = {key: value for key, value in given.items() if key not in _NOT_KEPT}
+    labels, annotations = split_labels(plan.labels)
+    return {
+        **kept,
+        "name": plan.name,
+        **({"namespace": options.namespace} if options.namespace else {}),
+        "labels": {**options.labels, **labels},
+        "annotations": {**options.annotations, **annotations, **wanted},
+    }
+
+
+def _labelled(made: dict[str, Any], plan: RunPlan, options: KubernetesOptions) -> dict[str, Any]:
+    labels, annotations = split_labels(plan.labels)
+    metadata = made["metadata"]
+    return {
+        **made,
+        "metadata": {
+            **metadata,
+            **({"namespace": options.namespace} if options.namespace else {}),
+            "labels": {**(metadata.get("labels") or {}), **labels},
+            "annotations": {**(metadata.get("annotations") or {}), **annotations},
+        },
+    }
+
+
+def _service(service: ServiceSpec, plan: RunPlan, options: KubernetesOptions) -> ServiceSpec:
+    return service.model_copy(update={"manifest": _labelled(service.manifest, plan, options)})
+
+
+def _complete_pod(
+    template: dict[str, Any],
+    plan: RunPlan,
+    options: KubernetesOptions,
+    secrets: SecretValues,
+    pull_secret: str | None,
+    *,
+    runs_job: bool,
+) -> bool:
+    """Complete a pod template; whether one of its containers runs the job."""
+    labels, annotations = split_labels(plan.labels)
+    metadata = template.setdefault("metadata", {})
+    metadata["labels"] = {**(metadata.get("labels") or {}), **options.labels, **labels}
+    metadata["annotations"] = {**(metadata.get("annotations") or {}), **options.annotations, **annotations}
+    pod = template["spec"]
+    if runs_job and not options.kind.container and not options.kind.entry_point:
+        pod.setdefault("restartPolicy", "Never")
+    if plan.stop_seconds is not None:
+        pod.setdefault("terminationGracePeriodSeconds", int(plan.stop_seconds))
+    _place_pod(pod, options, pull_secret)
+    for _, container in _containers(pod):
+        secrets.take_out(container)
+    ours = list(_job_containers(pod, options, runs_job=runs_job))
+    for container in ours:
+        _complete_container(pod, container, plan, options, secrets, takes_command=runs_job and not options.kind.entry_point)
+    return bool(ours)
+
+
+def _place_pod(pod: dict[str, Any], options: KubernetesOptions, pull_secret: str | None) -> None:
+    """Put in what says where and as whom a pod runs."""
+    if options.node_selector:
+        pod["nodeSelector"] = {**pod.get("nodeSelector", {}), **options.node_selector}
+    if options.tolerations:
+        pod["tolerations"] = [*pod.get("tolerations", ()), *deepcopy(options.tolerations)]
+    if options.service_account:
+        pod["serviceAccountName"] = options.service_account
+    if options.priority_class:
+        pod["priorityClassName"] = options.priority_class
+    names = [*options.image_pull_secret, *([pull_secret] if pull_secret else ())]
+    if names:
+        pod["imagePullSecrets"] = [*pod.get("imagePullSecrets", ()), *({"name": name} for name in names)]
+
+
+def _containers(pod: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for field in ("initContainers", "containers"):
+        yield from ((field, container) for container in pod.get(field) or ())
+
+
+def _job_containers(pod: Mapping[str, Any], options: KubernetesOptions, *, runs_job: bool) -> Iterator[dict[str, Any]]:
+    """Yield the containers that run the job: the one that is named, or else the first, and all that have no image."""
+    containers = pod.get("containers") or ()
+    wanted = options.main_container or (options.kind.container if runs_job else "")
+    main = next((one for one in containers if one["name"] == wanted), None) if wanted else containers[0]
+    yield from (one for one in containers if one is main or not one.get("image"))
+
+
+def _complete_container(
+    pod: dict[str, Any],
+    container: dict[str, Any],
+    plan: RunPlan,
+    options: KubernetesOptions,
+    secrets: SecretValues,
+    *,
+    takes_command: bool,
+) -> None:
+    image = plan.resolved_image or plan.image or container.get("image") or options.image
+    if not image:
+        raise SpecError(
+            f"The container {container['name']!r} of resource_args.kubernetes has no image, and the job names none."
+            " Name it in the queue (image), or in the job."
+        )
+    container["image"] = image
+    _set_resources(pod, container, options)
+    for one in options.volumes:
+        _mount(pod, container, deepcopy(one.volume), deepcopy(one.mount))
+    own = container.get("env") or []
+    variables = job_variables(plan, options.env, container)
+    # First, so that a manifest's own variables can name them as $(LAUNCH_RUN_ID).
+    container["env"] = [secrets.entry(name, value) for name, value in variables.items()] + [
+        one for one in own if one["name"] not in variables
+    ]
+    _mount(pod, container, {"name": _OUTPUT_VOLUME, "emptyDir": {}}, {"name": _OUTPUT_VOLUME, "mountPath": OUTPUT_DIR})
+    container["terminationMessagePath"] = OUTPUTS_PATH
+    if takes_command:
+        _set_command(container, plan)
+        if plan.code_dir is not None:
+            add_code(pod, container, plan)
+
+
+def _set_resources(pod: dict[str, Any], container: dict[str, Any], options: KubernetesOptions) -> None:
+    amounts = {
+        "cpu": None if options.cpus is None else written_cpus(options.cpus),
+        "memory": None if options.memory is None else written_bytes(options.memory),
+        options.gpu_resource: None if options.gpus is None else str(options.gpus),
+    }
+    given = {name: amount for name, amount in amounts.items() if amount is not None}
+    if given:
+        resources = container.setdefault("resources", {})
+        for part in ("requests", "limits"):
+            resources[part] = {**(resources.get(part) or {}), **given}
+    if options.shm_size is not None:
+        volume = {"name": _SHM_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": written_bytes(options.shm_size)}}
+        _mount(pod, container, volume, {"name": _SHM_VOLUME, "mountPath": "/dev/shm"})  # noqa: S108 - in the container
+
+
+def _mount(pod: dict[str, Any], container: dict[str, Any], volume: dict[str, Any], mount: dict[str, Any]) -> None:
+    volumes = pod.setdefault("volumes", [])
+    if not any(one.get("name") == volume["name"] for one in volumes):
+        volumes.append(volume)
+    container.setdefault("volumeMounts", []).append(mount)
+
+
+def _set_command(container: dict[str, Any], plan: RunPlan) -> None:
+    if plan.command:
+        container["command"] = [literal(word) for word in plan.command]
+        container.pop("args", None)
+    if plan.args:
+        container["args"] = [literal(word) for word in plan.args]
+    if plan.working_dir is None or plan.code_dir is not None:
+        return
+    folder = posixpath.join(container.get("workingDir", ""), plan.working_dir)
+    if folder.startswith("/"):
+        container["workingDir"] = posixpath.normpath(folder)
+    elif container.get("command"):
+        # The image's own working directory is known on its node only.
+        container["command"] = ["/bin/sh", "-c", 'cd -- "$0" && exec "$@"', literal(folder), *container["command"]]
+    else:
+        raise SpecError(
+            f"The working directory {plan.working_dir!r} is relative to the image's own, which is known on the node"
+            " only. Give an absolute path, or name the entry point too."
+        )
+
+
+def _set_entry_point(manifest: dict[str, Any], plan: RunPlan, kind: ObjectKind) -> None:
+    if plan.code_dir is not None:
+        raise SpecError(
+            f"A {kind.kind} runs its command in a cluster of its own, so no code is carried onto its image. Create the"
+            " job without a base image, so that an image is built of its code."
+        )
+    words = shlex.join((*plan.command, *plan.args))
+    if plan.command:
+        place(manifest, kind.entry_point, words)
+    elif plan.args:
+        place(manifest, kind.entry_point, f"{first(manifest, kind.entry_point) or ''} {words}".strip())
+
+
+def _pull_secret(name: str | None, auths: Mapping[str, Mapping[str, str]] | None) -> dict[str, Any] | None:
+    if name is None or not auths:
+        return None
+    whole = {
+        host: {**one, "auth": base64.b64encode(f"{one.get('username', '')}:{one.get('password', '')}".encode()).decode()}
+        for host, one in auths.items()
+    }
+    data = {".dockerconfigjson": base64.b64encode(json.dumps({"auths": whole}).encode()).decode()}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name},
+        "type": "kubernetes.io/dockerconfigjson",
+        "data": data,
+    }

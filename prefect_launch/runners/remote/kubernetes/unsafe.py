@@ -1,0 +1,72 @@
+"""Pod fields that submitters may not set, anywhere in a manifest: the ways out of a pod, and other identities.
+
+The list is the reference's. It holds for what a submitter wrote; a queue's owner may set all of it. Keys are compared
+without regard to case and underscores, since not every reader of a manifest is strict about them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from prefect_launch.errors import UnsafeSpecError
+from prefect_launch.runners.remote.kubernetes.fields import shown, walk
+
+_Rule = Callable[[Any], bool]
+
+_NOT_AT_ALL: Final = ("securityContext", "hostPath", "serviceAccountToken")
+_NOT_TRUE: Final = (
+    *("hostPID", "hostIPC", "hostNetwork", "shareProcessNamespace", "hostUsers", "automountServiceAccountToken"),
+    # An account is a name: any but the empty one.
+    *("hostPort", "serviceAccountName", "serviceAccount"),
+)
+_PROFILE_ANNOTATIONS: Final = (
+    "container.apparmor.security.beta.kubernetes.io",
+    "seccomp.security.alpha.kubernetes.io",
+    "container.seccomp.security.alpha.kubernetes.io",
+)
+
+
+def check_safe(value: Any) -> None:
+    """Refuse a submitter's manifest, or part of one, that reaches out of its pod.
+
+    Args:
+        value: nested mappings and lists. It is not changed.
+
+    Raises:
+        UnsafeSpecError: naming the field, where it stands, and the next step.
+    """
+    for entry in walk(value):
+        rule = _rule_of(entry.key)
+        if rule is not None and rule(entry.value):
+            raise UnsafeSpecError(
+                f"Unsafe resource_args.kubernetes option {entry.key!r} is not allowed: found {entry.path} ="
+                f" {shown(entry.value)}. It would reach out of the job's own pod. Remove it, or ask the queue's owner"
+                " to set it in the queue."
+            )
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"[_-]", "", key).casefold()
+
+
+def _is_there(value: Any) -> bool:
+    return True
+
+
+def _is_word(word: str) -> _Rule:
+    return lambda value: str(value).strip().casefold() == word
+
+
+_RULES: Final[Mapping[str, _Rule]] = {
+    **{_plain(key): _is_there for key in _NOT_AT_ALL},
+    **{_plain(key): bool for key in _NOT_TRUE},
+    _plain("mountPropagation"): _is_word("bidirectional"),
+}
+
+
+def _rule_of(key: str) -> _Rule | None:
+    if key.casefold().startswith(_PROFILE_ANNOTATIONS):
+        return _is_word("unconfined")
+    return _RULES.get(_plain(key))
