@@ -55,7 +55,10 @@ def pack_code(plan: RunPlan) -> bytes | None:
         merge_into_file(plan.code_dir / (plan.build_context or "") / normal_path(name), values)
     packed = io.BytesIO()
     # Without times, the same code gives the same bytes.
-    with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w|") as archive:
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w|") as archive,
+    ):
         for path in sorted(plan.code_dir.rglob("*")):
             archive.add(path, path.relative_to(plan.code_dir).as_posix(), recursive=False, filter=_open)
     if packed.tell() > MAX_CODE_BYTES:

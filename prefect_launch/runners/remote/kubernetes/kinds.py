@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -77,7 +77,7 @@ class ObjectKind(BaseModel):
     conditions: str = "status.conditions"
     message: str = "status.message"
     counts: str = ""
-    states: dict[str, str] = Field(default_factory=dict)
+    states: dict[str, Literal["finished", "failed", "stopping", "running", "starting"]] = Field(default_factory=dict)
 
     @field_validator("suspend", "entry_point", "phases", "conditions", "message", "counts")
     @classmethod

@@ -116,9 +116,14 @@ def build_objects(
         _complete_job(manifest["spec"], options)
     _hold(manifest, kind, hold)
     services = tuple(_service(one, plan, options) for one in options.additional_services)
-    for what, value in (("resource_args.kubernetes", manifest), *(("An additional service", s.manifest) for s in services)):
-        secrets.check_none_left(value, what)
-    owned = [secrets.secret(), _pull_secret(pull_secret, pull_auths), None if code is None else code_config_map(plan, code)]
+    secrets.check_none_left(manifest, "resource_args.kubernetes")
+    for service in services:
+        secrets.check_none_left(service.manifest, "An additional service")
+    owned = [
+        secrets.secret(),
+        _pull_secret(pull_secret, pull_auths),
+        None if code is None else code_config_map(plan, code),
+    ]
     return RunObjects(
         kind=kind,
         manifest=manifest,
@@ -294,7 +299,9 @@ def _complete_pod(
         secrets.take_out(container)
     ours = list(_job_containers(pod, options, runs_job=runs_job))
     for container in ours:
-        _complete_container(pod, container, plan, options, secrets, takes_command=runs_job and not options.kind.entry_point)
+        _complete_container(
+            pod, container, plan, options, secrets, takes_command=runs_job and not options.kind.entry_point
+        )
     return bool(ours)
 
 
@@ -320,7 +327,7 @@ def _containers(pod: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _job_containers(pod: Mapping[str, Any], options: KubernetesOptions, *, runs_job: bool) -> Iterator[dict[str, Any]]:
     """Yield the containers that run the job: the one that is named, or else the first, and all that have no image."""
-    containers = pod.get("containers") or ()
+    containers: list[dict[str, Any]] = pod.get("containers") or []
     wanted = options.main_container or (options.kind.container if runs_job else "")
     main = next((one for one in containers if one["name"] == wanted), None) if wanted else containers[0]
     yield from (one for one in containers if one is main or not one.get("image"))
@@ -372,7 +379,7 @@ def _set_resources(pod: dict[str, Any], container: dict[str, Any], options: Kube
             resources[part] = {**(resources.get(part) or {}), **given}
     if options.shm_size is not None:
         volume = {"name": _SHM_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": written_bytes(options.shm_size)}}
-        _mount(pod, container, volume, {"name": _SHM_VOLUME, "mountPath": "/dev/shm"})  # noqa: S108 - in the container
+        _mount(pod, container, volume, {"name": _SHM_VOLUME, "mountPath": "/dev/shm"})
 
 
 def _mount(pod: dict[str, Any], container: dict[str, Any], volume: dict[str, Any], mount: dict[str, Any]) -> None:
@@ -420,7 +427,10 @@ def _pull_secret(name: str | None, auths: Mapping[str, Mapping[str, str]] | None
     if name is None or not auths:
         return None
     whole = {
-        host: {**one, "auth": base64.b64encode(f"{one.get('username', '')}:{one.get('password', '')}".encode()).decode()}
+        host: {
+            **one,
+            "auth": base64.b64encode(f"{one.get('username', '')}:{one.get('password', '')}".encode()).decode(),
+        }
         for host, one in auths.items()
     }
     data = {".dockerconfigjson": base64.b64encode(json.dumps({"auths": whole}).encode()).decode()}

@@ -151,7 +151,7 @@ def _env(value: object) -> dict[str, str]:
 
 def _tolerations(value: object) -> list[dict[str, Any]]:
     items = value if isinstance(value, (list, tuple)) else [value]
-    read = [_toleration(item) if isinstance(item, str) else item for item in items]
+    read: list[Any] = [_toleration(item) if isinstance(item, str) else item for item in items]
     check_fields(read, "list[V1Toleration]", f"{_PATH}.tolerations")
     return read
 
@@ -166,10 +166,12 @@ def _toleration(text: str) -> dict[str, str]:
 
 
 def _ttl(value: object) -> int:
-    seconds = value if value == 0 and not isinstance(value, bool) else parse_duration(value)
+    if value == 0 and not isinstance(value, bool):
+        return 0
+    seconds = parse_duration(value)
     if seconds is None:
         raise ValueError("it must be a duration, such as 3600 or '1h'")
-    return int(seconds)  # type: ignore[call-overload, no-any-return]
+    return int(seconds)
 
 
 def _pull_secrets(value: object) -> list[str]:
@@ -228,7 +230,7 @@ def _service_parts(item: Any, path: str) -> Mapping[str, Any]:
     for key, read in (("wait_for_ready", _boolean), ("wait_timeout", _seconds)):
         if key in item:
             try:
-                read(item[key])  # type: ignore[operator]
+                read(item[key])
             except ValueError as error:
                 raise SpecError(f"{path}.{key} is {shown(item[key])}: {error}.") from None
     return item
@@ -338,7 +340,11 @@ def read_options(options: Mapping[str, Any]) -> KubernetesOptions:
     short = {name.replace("-", "_"): value for name, value in read.items()}
     return KubernetesOptions.model_validate(
         {
-            **{name: value for name, value in short.items() if name in KubernetesOptions.model_fields and name != "kind"},
+            **{
+                name: value
+                for name, value in short.items()
+                if name in KubernetesOptions.model_fields and name != "kind"
+            },
             "manifest": manifest if "spec" in checked else None,
             "kind": _kind_of(checked),
             "namespace": (read.get("metadata") or {}).get("namespace") or read.get("namespace"),

@@ -14,7 +14,9 @@ from typing import Any, Final
 from prefect_launch.core.units import as_text, parse_size
 from prefect_launch.runners.option_values import UNLIMITED, Quantity, gpus, nano_cpus, read_gpus
 
-_QUANTITY: Final = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:([eE][+-]?\d{1,3})|([numkMGTPE]|[KMGTPE]i)?)", re.ASCII)
+_QUANTITY: Final = re.compile(
+    r"([+-]?(?:\d+(?:\.\d*)?|\.\d+))(?:([eE][+-]?\d{1,3})|([numkMGTPE]|[KMGTPE]i)?)", re.ASCII
+)
 _SUFFIXES: Final[Mapping[str, Decimal]] = {
     "n": Decimal("1e-9"),
     "u": Decimal("1e-6"),

@@ -60,7 +60,9 @@ def check_label_key(path: str, key: Any) -> None:
         SpecError: with the rule.
     """
     prefix, slash, name = key.rpartition("/") if isinstance(key, str) else ("", "", "")
-    good = name and is_label_value(name) and (not slash or (len(prefix) <= _MAX_LONG_NAME and _DNS_NAME.fullmatch(prefix)))
+    good = (
+        name and is_label_value(name) and (not slash or (len(prefix) <= _MAX_LONG_NAME and _DNS_NAME.fullmatch(prefix)))
+    )
     if not good:
         raise SpecError(
             f"{path} has the key {shown(key)}; a key must be a name of at most 63 letters, digits, '-', '_' and '.', a"
@@ -150,7 +152,9 @@ def _check_unique(noun: str, named: Iterable[tuple[str, Any]]) -> None:
     for where, name in named:
         check_name(f"{where}.name", name)
         if name in seen:
-            raise SpecError(f"{where}.name is {name!r}, which {seen[name]} has too: a {noun}'s name is its own. Rename one.")
+            raise SpecError(
+                f"{where}.name is {name!r}, which {seen[name]} has too: a {noun}'s name is its own. Rename one."
+            )
         seen[name] = where
 
 
@@ -204,7 +208,9 @@ def check_resources(path: str, resources: Mapping[str, Any]) -> None:
                     " thousandths. Write '512Mi' for mebibytes."
                 )
             if "/" in name and number != int(number):
-                raise SpecError(f"{path}.{part}.{name} is {shown(value)}; a device cannot be shared. Give a whole number.")
+                raise SpecError(
+                    f"{path}.{part}.{name} is {shown(value)}; a device cannot be shared. Give a whole number."
+                )
             read.setdefault(name, {})[part] = number
     for name, given in read.items():
         if "limits" in given and given.get("requests", 0) > given["limits"]:

@@ -67,7 +67,10 @@ def _of_mapping(item: Mapping[str, Any], index: int) -> Volume:
     if "mountPath" not in item:
         raise SpecError(f"{path} is {shown(dict(item))} and has no mountPath: say where it is mounted.")
     name = check_name(f"{path}.name", item.get("name", f"volume-{index}"))
-    volume = {"name": name, **{key: deepcopy(value) for key, value in item.items() if key not in (*_MOUNT_FIELDS, "name")}}
+    volume = {
+        "name": name,
+        **{key: deepcopy(value) for key, value in item.items() if key not in (*_MOUNT_FIELDS, "name")},
+    }
     mount = {"name": name, **{key: item[key] for key in _MOUNT_FIELDS if key in item}}
     check_fields(volume, "V1Volume", path)
     check_fields(mount, "V1VolumeMount", path)

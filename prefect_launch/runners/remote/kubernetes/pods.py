@@ -1,0 +1,330 @@
+"""What the pods of a run say: why they wait, which container failed first and how, whether their node was taken away.
+
+Pure functions over pods as the API server returns them (dictionaries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any, Final, NamedTuple
+
+from prefect_launch.core.output_limits import OUTPUTS_FILE
+from prefect_launch.errors import ImagePullError, LaunchError, SpecError
+from prefect_launch.runners.base import ExitStatus, signal_of
+
+Pod = Mapping[str, Any]
+
+#: How long a container may wait with these reasons until its job is given up, in seconds. What a reason says is wrong
+#: may be made right (a Secret that comes later, a registry that is away); a name that is none stays so.
+_PATIENCE: Final[Mapping[str, float]] = {
+    "InvalidImageName": 0,
+    "ErrImageNeverPull": 0,
+    "CreateContainerConfigError": 60,
+    "CreateContainerError": 60,
+    "RunContainerError": 60,
+    "ErrImagePull": 300,
+    "ImagePullBackOff": 300,
+    "ImageInspectError": 300,
+    "RegistryUnavailable": 300,
+    "SignatureValidationFailed": 0,
+}
+_PULLS: Final = frozenset({"ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "RegistryUnavailable"})
+#: What every pod says while it starts.
+_STARTING: Final = frozenset({"ContainerCreating", "PodInitializing", ""})
+#: A failed pod's own reasons, which the machine is to blame for.
+_TAKEN_AWAY: Final = frozenset(
+    {
+        *("Evicted", "Preempting", "Preempted", "NodeLost", "NodeShutdown", "Shutdown", "Terminated", "NodeAffinity"),
+        *("UnexpectedAdmissionError", "OutOfcpu", "OutOfmemory", "OutOfpods", "OutOfephemeral-storage"),
+    }
+)
+#: Evictions that its own use of the disk caused.
+_OWN_DISK: Final = ("local ephemeral storage", "ephemeral local storage", "EmptyDir volume")
+#: The kubelet cuts a container's last message off here.
+MAX_MESSAGE_BYTES: Final = 4096
+_OOM: Final = "OOMKilled"
+_NO_PROGRAM: Final = ("executable file not found", "no such file or directory")
+
+
+class Waiting(NamedTuple):
+    """Why a run does not run yet.
+
+    Attributes:
+        reason: in the cluster's words.
+        refusal: why it never will, if so.
+    """
+
+    reason: str
+    refusal: LaunchError | None = None
+
+
+class ContainerEnd(NamedTuple):
+    """How one container of a pod ended.
+
+    Attributes:
+        pod: the pod's name.
+        container: its own name.
+        exit_code: as the kubelet gives it.
+        reason: likewise: `Error`, `OOMKilled`, `ContainerCannotRun`.
+        message: what it left in its termination message.
+        started_at: when it started; None where that is not known.
+        ended_at: when it ended; likewise.
+        is_init: whether it ran before the others.
+    """
+
+    pod: str
+    container: str
+    exit_code: int
+    reason: str
+    message: str
+    started_at: datetime | None
+    ended_at: datetime | None
+    is_init: bool
+
+
+# --- reading a pod ---
+
+
+def name_of(made: Mapping[str, Any]) -> str:
+    """Return the name of an object."""
+    return str((made.get("metadata") or {}).get("name", ""))
+
+
+def status_of(made: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the status of an object; an empty one where there is none yet."""
+    return made.get("status") or {}
+
+
+def condition(made: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Return the condition of a type that is true now; an empty mapping where there is none."""
+    found = (one for one in status_of(made).get("conditions") or () if one.get("type") == kind)
+    return next((one for one in found if one.get("status") == "True"), {})
+
+
+def read_time(text: object) -> datetime | None:
+    """Read a point in time of the API; None where there is none."""
+    if not isinstance(text, str) or not text:
+        return None
+    try:
+        found = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
+
+
+def is_running(pod: Pod) -> bool:
+    """Whether one of its containers has started and the pod has not ended."""
+    return status_of(pod).get("phase") == "Running"
+
+
+def has_ended(pod: Pod) -> bool:
+    """Whether all its containers have ended."""
+    return status_of(pod).get("phase") in ("Succeeded", "Failed")
+
+
+def in_words(*parts: object) -> str:
+    """Return a reason and a message as one text, without what says nothing."""
+    return ": ".join(str(part).strip() for part in parts if part and str(part).strip())
+
+
+def ends_of(pod: Pod) -> list[ContainerEnd]:
+    """Return how the containers of a pod ended, those that did, init containers first."""
+    statuses = status_of(pod)
+    return [
+        _end(name_of(pod), one, is_init=field == "initContainerStatuses")
+        for field in ("initContainerStatuses", "containerStatuses")
+        for one in statuses.get(field) or ()
+        if _terminated(one)
+    ]
+
+
+def _terminated(container: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return how a container ended; also one that waits for its next start, which the last state is of."""
+    state = container.get("state") or {}
+    return state.get("terminated") or ((container.get("lastState") or {}).get("terminated") or {})
+
+
+def _end(pod: str, container: Mapping[str, Any], *, is_init: bool) -> ContainerEnd:
+    ended = _terminated(container)
+    number = ended.get("signal")
+    code = ended.get("exitCode")
+    return ContainerEnd(
+        pod=pod,
+        container=str(container.get("name", "")),
+        exit_code=int(code) if code is not None else 128 + int(number or 0),
+        reason=str(ended.get("reason") or ""),
+        message=str(ended.get("message") or ""),
+        started_at=read_time(ended.get("startedAt")),
+        ended_at=read_time(ended.get("finishedAt")),
+        is_init=is_init,
+    )
+
+
+_LATE: Final = datetime.max.replace(tzinfo=timezone.utc)
+
+
+def first_failure(pods: Iterable[Pod]) -> ContainerEnd | None:
+    """Return the container that failed first, of some pods; None where none did."""
+    failed = [end for pod in pods for end in ends_of(pod) if end.exit_code != 0 or end.reason == _OOM]
+    return min(failed, key=lambda end: end.ended_at or _LATE, default=None)
+
+
+def outputs_message(pods: Iterable[Pod]) -> str | None:
+    """Return the content of `outputs.json`, as the last container that wrote one left it; None where none did.
+
+    The kubelet keeps the first 4,096 bytes of it.
+    """
+    found = [end for pod in pods for end in ends_of(pod) if not end.is_init and end.message.lstrip().startswith("{")]
+    return max(found, key=lambda end: end.ended_at or _LATE).message if found else None
+
+
+def is_cut(message: str) -> bool:
+    """Whether the kubelet may have cut a message off."""
+    return len(message.encode()) >= MAX_MESSAGE_BYTES
+
+
+def cut_warning() -> str:
+    """Say that the named results are not whole."""
+    return (
+        f"{OUTPUTS_FILE} has more than the {MAX_MESSAGE_BYTES:,} bytes that Kubernetes hands over of it, so it is not"
+        " kept. Write larger results to a volume or a bucket that the queue's owner names."
+    )
+
+
+# --- why it waits ---
+
+
+def waiting_of(pods: Sequence[Pod], now: datetime) -> Waiting:
+    """Say why pods wait.
+
+    Args:
+        pods: none of which runs.
+        now: the time, which says how long they have waited.
+    """
+    found = [one for pod in pods for one in _waits(pod, now)]
+    refused = next((one for one in found if one.refusal is not None), None)
+    return refused or next(iter(found), Waiting(""))
+
+
+def _waits(pod: Pod, now: datetime) -> Iterator[Waiting]:
+    statuses = status_of(pod)
+    for kind in ("initContainerStatuses", "containerStatuses"):
+        for container in statuses.get(kind) or ():
+            waiting = (container.get("state") or {}).get("waiting") or {}
+            reason = str(waiting.get("reason") or "")
+            if reason not in _STARTING:
+                text = in_words(reason, waiting.get("message"))
+                yield Waiting(text, _refusal(reason, text, pod, container, now))
+    for one in statuses.get("conditions") or ():
+        if one.get("type") == "PodScheduled" and one.get("status") == "False":
+            yield Waiting(in_words(one.get("reason"), one.get("message")))
+    if statuses.get("reason") and not has_ended(pod):
+        yield Waiting(in_words(statuses["reason"], statuses.get("message")))
+
+
+def _refusal(reason: str, text: str, pod: Pod, container: Mapping[str, Any], now: datetime) -> LaunchError | None:
+    patience = _PATIENCE.get(reason)
+    if patience is None:
+        return None
+    since = read_time(status_of(pod).get("startTime")) or read_time(
+        (pod.get("metadata") or {}).get("creationTimestamp")
+    )
+    if patience and (since is None or (now - since).total_seconds() < patience):
+        return None
+    where = f"The container {container.get('name')!r} of the pod {name_of(pod)!r} cannot start"
+    if reason in _PULLS:
+        image = container.get("image")
+        return ImagePullError(
+            f"{where}: {text}. Check the image {image!r}, and that the cluster's nodes may pull it (image_pull_secret)."
+        )
+    return SpecError(f"{where}: {text}. Correct what it names: the job's image, or the queue's own options.")
+
+
+# --- why it ended ---
+
+
+def taken_away(pod: Pod) -> str | None:
+    """Say why a pod's node was taken from it, in the cluster's words; None where it was not."""
+    disruption = condition(pod, "DisruptionTarget")
+    statuses = status_of(pod)
+    reason, message = str(statuses.get("reason") or ""), str(statuses.get("message") or "")
+    if any(words in message for words in _OWN_DISK):
+        return None
+    if disruption:
+        return in_words(disruption.get("reason"), disruption.get("message"))
+    return in_words(reason, message) if reason in _TAKEN_AWAY else None
+
+
+def failure_of(pods: Sequence[Pod], *, default: str) -> ExitStatus:
+    """Say how a run ended that failed.
+
+    Args:
+        pods: of the run, which are still there.
+        default: why it failed, in the cluster's words, where no pod tells.
+    """
+    failed = [pod for pod in pods if status_of(pod).get("phase") != "Succeeded"]
+    end = first_failure(failed)
+    times = _times(pods)
+    for pod in failed:
+        if why := taken_away(pod):
+            code = None if end is None else end.exit_code
+            return ExitStatus(exit_code=code, signal=signal_of(code), preempted=True, error=why, **times)
+    of_pod = next(
+        (in_words(s.get("reason"), s.get("message")) for pod in failed if (s := status_of(pod)).get("reason")), ""
+    )
+    if end is None:
+        removed = "" if pods else "; none of its pods is left: somebody may have deleted them"
+        return ExitStatus(exit_code=None, error=f"{of_pod or default}{removed}", **times)
+    return ExitStatus(
+        exit_code=_shell_code(end),
+        signal=signal_of(end.exit_code),
+        oom_killed=end.reason == _OOM,
+        error=of_pod or _why_not_run(end) or _who_removed(end, failed),
+        warnings=_which(end, failed),
+        **times,
+    )
+
+
+def _shell_code(end: ContainerEnd) -> int:
+    """Return the exit code as a shell gives it: 127 for a program that is not there, for which runtimes give 128."""
+    if end.reason in ("ContainerCannotRun", "StartError") and any(words in end.message for words in _NO_PROGRAM):
+        return 127
+    return end.exit_code
+
+
+def _why_not_run(end: ContainerEnd) -> str | None:
+    if end.reason in ("ContainerCannotRun", "StartError"):
+        return in_words("the command cannot be run", end.message)
+    if end.is_init:
+        return in_words(
+            f"the init container {end.container!r} failed with exit code {end.exit_code}", end.message[-500:]
+        )
+    return None
+
+
+def _who_removed(end: ContainerEnd, pods: Iterable[Pod]) -> str | None:
+    pod = next(pod for pod in pods if name_of(pod) == end.pod)
+    if (pod.get("metadata") or {}).get("deletionTimestamp") and signal_of(end.exit_code) in ("SIGTERM", "SIGKILL"):
+        return f"somebody else deleted its pod {end.pod!r}"
+    return None
+
+
+def _which(end: ContainerEnd, pods: Sequence[Pod]) -> tuple[str, ...]:
+    """Name the container that failed first, where there are several."""
+    count = sum(len(status_of(pod).get("containerStatuses") or ()) for pod in pods)
+    if count < 2 and not end.is_init:
+        return ()
+    return (f"the container {end.container!r} of the pod {end.pod!r} failed first, with exit code {end.exit_code}",)
+
+
+def success_of(pods: Sequence[Pod]) -> ExitStatus:
+    """Say how a run ended that succeeded."""
+    return ExitStatus(exit_code=0, **_times(pods))
+
+
+def _times(pods: Sequence[Pod]) -> dict[str, Any]:
+    ends = [end for pod in pods for end in ends_of(pod) if not end.is_init]
+    started = [end.started_at for end in ends if end.started_at is not None]
+    ended = [end.ended_at for end in ends if end.ended_at is not None]
+    return {"started_at": min(started, default=None), "ended_at": max(ended, default=None)}

@@ -1,0 +1,86 @@
+"""Status of a run on Kubernetes, judged from its object and its pods: a batch Job by the Job's own conditions.
+
+Pure functions over objects as the API server returns them (dictionaries): whoever watches the cluster calls them anew
+at each change. A custom resource is judged in `custom_status`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from prefect_launch.runners.base import ExitStatus
+from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
+from prefect_launch.runners.remote.kubernetes.custom_status import custom_status
+from prefect_launch.runners.remote.kubernetes.kinds import JOB, ObjectKind
+from prefect_launch.runners.remote.kubernetes.objects import is_held
+from prefect_launch.runners.remote.kubernetes.pods import (
+    Pod,
+    condition,
+    failure_of,
+    in_words,
+    is_running,
+    read_time,
+    success_of,
+    waiting_of,
+)
+
+
+def run_status(
+    made: Mapping[str, Any],
+    kind: ObjectKind,
+    pods: Sequence[Pod] = (),
+    *,
+    events: Sequence[Mapping[str, Any]] = (),
+    now: datetime | None = None,
+) -> RemoteStatus:
+    """Return the status of a run.
+
+    Args:
+        made: the run's object.
+        kind: of it.
+        pods: that it has now.
+        events: of the object, oldest first; asked for where it has no pods. A quota that is used up is told there.
+        now: the time; by default, now.
+    """
+    moment = now or datetime.now(timezone.utc)
+    if is_held(made, kind):
+        return RemoteStatus(state=RemoteState.HELD)
+    judged = job_status(made, pods, moment) if kind == JOB else custom_status(made, kind, pods, moment)
+    if judged.state is RemoteState.PENDING and not judged.reason and not pods:
+        return judged.model_copy(update={"reason": _warning(events)})
+    return judged
+
+
+def job_status(job: Mapping[str, Any], pods: Sequence[Pod], now: datetime) -> RemoteStatus:
+    """Return the status of a batch Job that is not held."""
+    if failed := condition(job, "Failed"):
+        return RemoteStatus(state=RemoteState.ENDED, exit=_job_failure(job, failed, pods))
+    if condition(job, "Complete"):
+        end = success_of([pod for pod in pods if (pod.get("status") or {}).get("phase") == "Succeeded"])
+        done = read_time((job.get("status") or {}).get("completionTime"))
+        return RemoteStatus(state=RemoteState.ENDED, exit=end.model_copy(update={"ended_at": end.ended_at or done}))
+    if any(is_running(pod) for pod in pods):
+        return RemoteStatus(state=RemoteState.RUNNING)
+    if suspended := condition(job, "Suspended"):
+        return RemoteStatus(
+            state=RemoteState.PENDING, reason=in_words(suspended.get("reason"), suspended.get("message"))
+        )
+    waiting = waiting_of(pods, now)
+    return RemoteStatus(state=RemoteState.PENDING, reason=waiting.reason, refusal=waiting.refusal)
+
+
+def _job_failure(job: Mapping[str, Any], failed: Mapping[str, Any], pods: Sequence[Pod]) -> ExitStatus:
+    words = in_words(failed.get("reason"), failed.get("message"))
+    end = failure_of(pods, default=words)
+    if failed.get("reason") == "DeadlineExceeded":
+        end = end.model_copy(update={"timed_out": True, "error": words, "preempted": False})
+    ended = end.ended_at or read_time(failed.get("lastTransitionTime"))
+    return end.model_copy(update={"ended_at": ended})
+
+
+def _warning(events: Sequence[Mapping[str, Any]]) -> str:
+    """Return the last warning of an object's events."""
+    last: Mapping[str, Any] = next((event for event in reversed(events) if event.get("type") == "Warning"), {})
+    return in_words(last.get("reason"), last.get("message"))
