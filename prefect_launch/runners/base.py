@@ -107,6 +107,8 @@ class Labels:
     AGENT = "prefect-launch.agent"
     CLAIM = "prefect-launch.claim"
     DEVICES = "prefect-launch.devices"
+    #: The name that somebody wanted for what was made, whose own name comes from its item.
+    WANTED_NAME = "prefect-launch.wanted-name"
 
 
 def run_name(item_id: object, attempt: object = "") -> str:

@@ -18,13 +18,10 @@ from prefect_launch.core.units import parse_size
 from prefect_launch.errors import NotFoundError, QueueError, SpecError, UnsafeSpecError, nearest_name
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners import option_values as values
-from prefect_launch.runners.base import HostFolder, RunPlan, with_default_variables
+from prefect_launch.runners.base import HostFolder, Labels, RunPlan, with_default_variables
 from prefect_launch.runners.docker.engine import Image
 from prefect_launch.runners.docker.files import CODE_DIR, OUTPUT_DIR
 from prefect_launch.spec.option_names import normalise_options, read_env
-
-#: Where the name is kept that somebody wanted for a container.
-WANTED_NAME_LABEL = "prefect-launch.wanted-name"
 
 _HOST = "HostConfig"
 _Reader = Callable[[object], Any]
@@ -43,7 +40,7 @@ _SUBMITTER: dict[str, tuple[tuple[str, ...], _Reader]] = {
     "memory": ((_HOST, "Memory"), values.memory),
     "memory-reservation": ((_HOST, "MemoryReservation"), values.memory),
     "memory-swap": ((_HOST, "MemorySwap"), values.size_or_unlimited),
-    "name": (("Labels", WANTED_NAME_LABEL), values.container_name),
+    "name": (("Labels", Labels.WANTED_NAME), values.container_name),
     "pids-limit": ((_HOST, "PidsLimit"), values.between(1, 4_194_304, 0, -1)),
     "platform": (("platform",), values.platform),
     "shm-size": ((_HOST, "ShmSize"), parse_size),

@@ -32,8 +32,6 @@ from prefect_launch.runners.remote.kubernetes.options import KubernetesOptions, 
 from prefect_launch.runners.remote.kubernetes.quantities import written_bytes, written_cpus
 from prefect_launch.runners.remote.kubernetes.rules import is_label_value
 
-#: Where the name is kept that somebody wanted for the object, whose own name comes from its item.
-WANTED_NAME: Final = "prefect-launch.wanted-name"
 #: How the object is held until its run is recorded: `suspend`, or `parallelism=N` with the number that it gets.
 HOLD: Final = "prefect-launch.hold"
 #: The file that the kubelet reads a container's last message from: the run's named results.
@@ -160,7 +158,11 @@ def labels_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Return the labels of the run that an object is, whether they are labels or annotations there."""
     metadata = manifest.get("metadata") or {}
     both = {**(metadata.get("annotations") or {}), **(metadata.get("labels") or {})}
-    return {key: value for key, value in both.items() if key.startswith(_OWN_PREFIX) and key not in (HOLD, WANTED_NAME)}
+    return {
+        key: value
+        for key, value in both.items()
+        if key.startswith(_OWN_PREFIX) and key not in (HOLD, Labels.WANTED_NAME)
+    }
 
 
 def selector_of(labels: Mapping[str, str]) -> str:
@@ -245,7 +247,7 @@ def _complete_job(spec: dict[str, Any], options: KubernetesOptions) -> None:
 
 
 def _metadata(given: Mapping[str, Any], plan: RunPlan, options: KubernetesOptions) -> dict[str, Any]:
-    wanted = {WANTED_NAME: given["name"]} if given.get("name") else {}
+    wanted = {Labels.WANTED_NAME: given["name"]} if given.get("name") else {}
     kept = {key: value for key, value in given.items() if key not in _NOT_KEPT}
     labels, annotations = split_labels(plan.labels)
     return {
