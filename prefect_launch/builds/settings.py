@@ -75,6 +75,22 @@ class BuilderSettings(_Part):
     platform: str | None = Field(default=None, description="Such as linux/amd64; None: the engine's own.")
     user_id: int = Field(default=1000, ge=0, description="Whom jobs in generated images run as.")
 
+    def check_reaches(self, resource: str) -> None:
+        """Refuse to build an image for a resource that cannot have it from this machine's engine.
+
+        Args:
+            resource: that runs its jobs elsewhere.
+
+        Raises:
+            AgentConfigError: when built images stay on their engine.
+        """
+        if self.destination is None:
+            raise AgentConfigError(
+                f"The image that is built of the job's code would be on this machine's Docker Engine alone, and the"
+                f" resource {resource!r} pulls its images from a registry. Set builder.destination in the agent's"
+                " config to a repository, such as registry.example:5000/team/train, or give the job an image."
+            )
+
     def pushing_to(self, repository: str | None) -> BuilderSettings:
         """Return the settings with the repository that a call names, if it names one.
 

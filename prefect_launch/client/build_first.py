@@ -49,7 +49,7 @@ async def with_built_job(api: Api, session: Session, spec: LaunchSpec, queue_nam
         BuildError: when a step of the build fails.
         RegistryError: when the registry does not take the image.
     """
-    checked = await check_item(api, session, spec, queue_name)
+    checked = await check_item(api, session, spec, queue_name, is_built_first=True)
     job = _job_to_build(checked.job, checked.queue)
     config = _config_of_builder()
     repository = _repository(spec, config)

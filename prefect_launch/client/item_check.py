@@ -19,7 +19,7 @@ from prefect_launch.jobs.schema import check_inputs
 from prefect_launch.planning.image_pinning import Digests, with_digest
 from prefect_launch.planning.item_options import check_resource, item_macros, merged_options
 from prefect_launch.planning.override_checks import check_overrides, overrides_code
-from prefect_launch.planning.plan import default_resource
+from prefect_launch.planning.plan import build_request, default_resource
 from prefect_launch.planning.refused_fields import locked_parts, refuse_unread
 from prefect_launch.queues.options import QueueOptions, make_config
 from prefect_launch.queues.run_queue import DEFAULT_QUEUE, create_queue
@@ -35,6 +35,7 @@ from prefect_launch.spec.scheduling import Priority
 if TYPE_CHECKING:
     from prefect_launch.jobs.model import Job
     from prefect_launch.jobs.registry import JobRegistry
+    from prefect_launch.queues.agent_status import AgentInfo
 
 
 @dataclass
@@ -178,12 +179,29 @@ async def check_item(
     queue_name: str,
     named: NamedJob | None = None,
     digests: Digests | None = None,
+    *,
+    is_built_first: bool = False,
 ) -> CheckedItem:
-    """Check a spec against the server's queues and jobs; makes nothing but the queue `default` on its first use."""
+    """Check a spec against the server's queues and jobs; makes nothing but the queue `default` on its first use.
+
+    Args:
+        api: whose names are the defaults.
+        session: an open connection.
+        spec: the request.
+        queue_name: the queue's name.
+        named: its job, when it is known.
+        digests: of images, looked up once a call.
+        is_built_first: the image of its code is built and pushed before the item is queued.
+
+    Raises:
+        SubmitterError: naming what is wrong, and the next step.
+    """
     named = named or await resolve_source(session, spec)
     queue = await _queue(session, queue_name, spec, named.job)
     digests = digests or Digests(session.digest_cache)
     await _warn_of_locked_fields(session, queue, spec)
+    if not is_built_first:
+        await _refuse_image_out_of_reach(session, queue, spec, named.job)
     spec = await with_digest(spec, named.job, digests, by_queue=queue.config.pin)
     draft = draft_item(api, queue, spec, named.job)
     await named.check_overrides(spec, session.jobs, queue.config.resource, queue.config.resource_args)
@@ -196,13 +214,35 @@ async def _warn_of_locked_fields(session: Session, queue: CachedQueue, spec: Lau
     agents: tuple[str, ...] = ()
     if locked:
         with suppress(LaunchError):  # a failed warning must not keep anybody from queuing
-            agents = await session.secure_agents(queue.name)
+            online = await session.online_agents(queue.name)
+            agents = tuple(agent.name for agent in online) if all(agent.secure_mode for agent in online) else ()
     if agents:
         _logger.warning(
             "All agents online for the queue %s (%s) are in secure mode, which locks %s: there the item fails.",
             queue.name,
             ", ".join(agents),
             ", ".join(locked),
+        )
+
+
+async def _refuse_image_out_of_reach(session: Session, queue: CachedQueue, spec: LaunchSpec, job: Job | None) -> None:
+    """Refuse an item whose image every online agent would build where its resource cannot pull it from.
+
+    Raises:
+        SpecError: naming the agents, and what to set.
+    """
+    runner = runner_class(queue.config.resource)
+    if runner.uses_this_machine or not runner.needs_image or build_request(spec, job) is None:
+        return
+    online: tuple[AgentInfo, ...] = ()
+    with suppress(LaunchError):  # The agent refuses it, too.
+        online = await session.online_agents(queue.name)
+    if online and all(agent.pushes_images is False for agent in online):
+        raise SpecError(
+            f"The job has code and no image, and the agents of the queue {queue.name!r}"
+            f" ({', '.join(agent.name for agent in online)}) keep the images that they build on their own machines: the"
+            f" resource {queue.config.resource!r} could not pull it. Have their operator set builder.destination to a"
+            " repository, queue it with build=True ('add --build'), or give the job an image or a base_image."
         )
 
 

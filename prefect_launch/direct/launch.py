@@ -78,6 +78,8 @@ async def _with_image(
 ) -> RunPlan:
     config = resolve_agent_config()
     settings = config.builder.pushing_to(repository)
+    if not runner.uses_this_machine:
+        settings.check_reaches(runner.name)
     images = ImageBuilder(settings, config.home, "a call of launch", runner.registry)
     try:
         found = await images.find(plan)

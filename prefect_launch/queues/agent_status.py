@@ -83,6 +83,7 @@ class AgentStatus(BaseModel):
         capacity: what it can give at most to one item, as its devices' `Capacity`; `None`: unknown.
         problems: why it takes no items of a resource, by the resource.
         secure_mode: whether it lets a submitter give inputs and nothing else.
+        pushes_images: whether it pushes the images that it builds of code to a registry; `None`: unknown.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -101,6 +102,7 @@ class AgentStatus(BaseModel):
     capacity: dict[str, Any] | None = None
     problems: dict[str, str] = Field(default_factory=dict)
     secure_mode: bool = False
+    pushes_images: bool | None = None
 
     def short(self) -> AgentStatus:
         """Return it without what the server would not keep."""

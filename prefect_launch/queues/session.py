@@ -14,7 +14,7 @@ from prefect_launch.core.units import utc_time
 from prefect_launch.errors import NotFoundError, QueueError, unknown_name
 from prefect_launch.jobs.schema import value_definitions, within_64_bits
 from prefect_launch.policy.template import QueueConfig
-from prefect_launch.queues.agent_status import online_agents
+from prefect_launch.queues.agent_status import AgentInfo, online_agents
 from prefect_launch.registries.digest_cache import DigestCache
 from prefect_launch.runners.base import Labels
 from prefect_launch.server.protocol import Server
@@ -72,7 +72,7 @@ class Session:
         self.read_secret = read_secret
         self.digest_cache = digest_cache
         self._queues: dict[str, CachedQueue] = {}
-        self._secure_agents: dict[str, tuple[float, tuple[str, ...]]] = {}
+        self._online: dict[str, tuple[float, tuple[AgentInfo, ...]]] = {}
 
     async def queue(self, name: str) -> CachedQueue:
         """Return a queue by its name.
@@ -103,14 +103,13 @@ class Session:
             raise unknown_name("queue", name, [known.name for known in await self.server.list_pools()])
         return pool
 
-    async def secure_agents(self, queue: str) -> tuple[str, ...]:
-        """Return the agents that are online for a queue when all of them are in secure mode; else none."""
-        read_at, names = self._secure_agents.get(queue, (float("-inf"), ()))
+    async def online_agents(self, queue: str) -> tuple[AgentInfo, ...]:
+        """Return the agents that are online for a queue, as they were within the last half minute."""
+        read_at, online = self._online.get(queue, (float("-inf"), ()))
         if time.monotonic() - read_at > QUEUE_MEMORY_SECONDS:
-            online = await online_agents(self.server, queue)
-            names = tuple(agent.name for agent in online) if all(agent.secure_mode for agent in online) else ()
-            self._secure_agents[queue] = (time.monotonic(), names)
-        return names
+            online = tuple(await online_agents(self.server, queue))
+            self._online[queue] = (time.monotonic(), online)
+        return online
 
     def forget_queue(self, name: str) -> None:
         """Drop a queue from the cache."""

@@ -39,10 +39,13 @@ async def ensure_image(attempt: Attempt) -> RunPlan:
         attempt: whose plan has code and no image.
 
     Raises:
+        AgentConfigError: when the image would stay on this machine's engine, and the run is elsewhere.
         LaunchError: as `ImageBuilder.ensure_image` does.
     """
     context, plan = attempt.context, attempt.plan
     attempt.running.phase = Phase.BUILD
+    if not attempt.runner.uses_this_machine:
+        context.config.builder.check_reaches(context.resource_of(attempt.runner))
     found = await context.images.find(plan)
     if found is None:
         await attempt.transition(ItemState.BUILDING, f"On {context.config.name}.")

@@ -118,6 +118,7 @@ class Reporter:
             capacity=agent.context.devices.allocations.capacity.as_data(),
             problems=dict(sorted(agent.context.runner_health.unreachable.items())),
             secure_mode=agent.config.secure_mode,
+            pushes_images=agent.config.builder.destination is not None,
         )
 
     async def post(self) -> None:

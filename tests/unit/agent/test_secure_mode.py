@@ -49,4 +49,4 @@ async def test_who_queues_is_told_what_all_agents_of_the_queue_lock(
 
 
 async def _forget(session: Session) -> None:
-    session._secure_agents.pop(QUEUE, None)  # else it is half a minute until the agents are read again
+    session._online.pop(QUEUE, None)  # else it is half a minute until the agents are read again
