@@ -197,7 +197,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("priorities", "critical, high, medium, low" if queue.prioritization_mode == "V0" else "none"),
             ("limit", queue.concurrency_limit or "none"),
             ("waiting", activity.waiting),
-            ("in work", activity.active),
+            ("in work", _in_work(queue, activity)),
             ("agents", ", ".join(activity.agents) or "none online"),
             ("config", queue.default_resource_config["resource_args"][queue.type]),
             ("images", _PINS[queue.pin]),
@@ -256,6 +256,11 @@ def _impossible(seconds: float | None) -> str:
     return "items wait" if seconds is None else f"items fail after {format_duration(seconds)}"
 
 
+def _in_work(queue: RunQueue, activity: QueueActivity) -> str:
+    waits = f", of which {activity.submitted} wait in {queue.type} to be started" if activity.submitted else ""
+    return f"{activity.active}{waits}"
+
+
 def _limits(given: list[str]) -> dict[str, str]:
     from prefect_launch.errors import QueueError
 
@@ -285,6 +290,7 @@ def _summary(queue: RunQueue, activity: QueueActivity) -> dict[str, Any]:
         "concurrency_limit": queue.concurrency_limit,
         "waiting": activity.waiting,
         "in_work": activity.active,
+        "submitted": activity.submitted,
         "agents_online": list(activity.agents),
         "config": queue.default_resource_config,
         "template_variables": queue.template_variables,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from uuid import UUID
 
@@ -44,7 +45,7 @@ from prefect_launch.queues.session import Session
 from prefect_launch.registries.client import RemoteRegistries
 from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan
 from prefect_launch.runners.registry import make_runner, runner_class
-from prefect_launch.runners.run import AbstractRun, RunnerRun
+from prefect_launch.runners.run import DEFAULT_GRACE_SECONDS, AbstractRun, RunnerRun
 from prefect_launch.settings.agent_config import MachineSettings, default_home, resolve_agent_config
 from prefect_launch.sources.remote import machine_git_settings
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec
@@ -93,14 +94,28 @@ async def _with_image(
 async def _run(session: Session, flow_run_id: UUID, runner: Runner, plan: RunPlan, follow: bool) -> RunnerRun:
     """Create and start the run, and follow it to its end."""
     handle = await runner.create(plan)
-    await session.server.record_infrastructure(flow_run_id, handle)
-    await runner.start(handle)
-    run = RunnerRun(runner, handle, plan)
+    try:
+        await session.server.record_infrastructure(flow_run_id, handle)
+        await runner.start(handle)
+        run = RunnerRun(runner, handle, plan)
+        if follow:
+            if (followed := FollowedRun.here()) is not None:
+                followed.attempt_started(run)
+            await runner.wait_running(handle, partial(_log_wait, runner.name))
+    except BaseException:
+        # It is interrupted, or does not come to run: nothing of it stays.
+        with anyio.CancelScope(shield=True), suppress(LaunchError):
+            await runner.stop(handle, DEFAULT_GRACE_SECONDS)
+            await runner.remove(handle)
+        raise
     if follow:
-        if (followed := FollowedRun.here()) is not None:
-            followed.attempt_started(run)
         await _follow(session, flow_run_id, runner, handle, run, plan)
     return run
+
+
+async def _log_wait(resource: str, reason: str) -> None:
+    """Log why the run waits where it was submitted."""
+    get_run_logger().info("Waits in %s%s", resource, f": {reason}" if reason else " to be started.")
 
 
 async def _follow(

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_launch.core.states import ACTIVE, StateType
+from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.validation import clean_json
 from prefect_launch.errors import LaunchError, unknown_name
 from prefect_launch.queues.presence import Presence, read_presences
@@ -242,6 +242,7 @@ class QueueActivity(BaseModel):
         queue: its name.
         waiting: items that wait for an agent.
         active: items that an agent has in work.
+        submitted: those of them that wait in the cluster that they were submitted to.
         agents: names of the agents that are online for it.
     """
 
@@ -250,6 +251,7 @@ class QueueActivity(BaseModel):
     queue: str
     waiting: int
     active: int
+    submitted: int = 0
     agents: tuple[str, ...] = ()
 
 
@@ -273,13 +275,14 @@ async def queue_activity(server: Server, queues: Iterable[str]) -> list[QueueAct
 
 
 async def _activity(server: Server, queue: str) -> QueueActivity:
-    waiting, active, workers = await asyncio.gather(
+    waiting, active, submitted, workers = await asyncio.gather(
         server.count_items(pool=queue, state_types=[StateType.SCHEDULED]),
         server.count_items(pool=queue, state_types=sorted(ACTIVE)),
+        server.count_items(pool=queue, state_names=[ItemState.SUBMITTED.label]),
         server.list_workers(queue),
     )
     online = tuple(sorted(worker.name for worker in workers if worker.status == _ONLINE))
-    return QueueActivity(queue=queue, waiting=waiting, active=active, agents=online)
+    return QueueActivity(queue=queue, waiting=waiting, active=active, submitted=submitted, agents=online)
 
 
 async def agents(server: Server) -> list[AgentInfo]:

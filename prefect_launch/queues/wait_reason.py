@@ -44,6 +44,7 @@ class WaitCause(str, Enum):
     LIMIT = "limit"
     DEVICES = "devices"
     TURN = "its turn"
+    ELSEWHERE = "elsewhere"
 
 
 class QueueFacts(BaseModel):
@@ -98,7 +99,7 @@ class WaitReason(BaseModel):
     Attributes:
         cause: what keeps it waiting.
         reason: the same in words, with what to do about it.
-        place: its place in the line; 1 is the next.
+        place: its place in the line; 1 is the next, and 0 is none: it waits in the cluster that it was submitted to.
         waiting: how many wait in its queue, with it.
         expected_start: when it is expected to start, if it can be estimated.
         basis: what the estimate is based on, such as `20 past runs of train`.
@@ -115,14 +116,15 @@ class WaitReason(BaseModel):
 
     @property
     def position(self) -> str:
-        """Its place in words, such as `3rd of 12`."""
-        return f"{_ordinal(self.place)} of {self.waiting}"
+        """Its place in words, such as `3rd of 12`; an empty text when it is in no line."""
+        return f"{_ordinal(self.place)} of {self.waiting}" if self.place else ""
 
     def __str__(self) -> str:
         start = ""
         if self.expected_start is not None and self.basis:
             start = f" Expected to start at about {utc_minute(self.expected_start)}, from {self.basis}."
-        return f"{self.reason} It is the {self.position} in the queue.{start}"
+        place = f" It is the {self.position} in the queue." if self.place else ""
+        return f"{self.reason}{place}{start}"
 
 
 def explain_wait(facts: WaitFacts) -> WaitReason:
@@ -385,12 +387,27 @@ PAST_RUNS: Final = 20
 
 async def why_waiting(session: Session, item: Item) -> WaitReason | None:
     """Return why an item waits; `None` when it does not, or its queue is gone."""
+    if item.state_name == ItemState.SUBMITTED.label:
+        return await _read_wait_elsewhere(session.server, item)
     if item.state_type is not StateType.SCHEDULED or item.work_pool_name is None:
         return None
     queue, past = await asyncio.gather(
         read_queue_facts(session.server, item.work_pool_name), read_past(session.server, item.work_pool_name, item.tags)
     )
     return None if queue is None else explain_wait(await _read_place(session.server, queue, item, past))
+
+
+def elsewhere_key(attempt: int) -> str:
+    """Return the key of the artifact with the newest reason why an attempt waits in the cluster it was submitted to."""
+    return f"waits-{attempt}"
+
+
+async def _read_wait_elsewhere(server: Server, item: Item) -> WaitReason:
+    """Return the newest reason that a cluster gives: the first is the state's message, later ones replace another."""
+    key = elsewhere_key(item.run_count + 1)
+    noted = next((str(one["data"]) for one in await server.list_artifacts(item.id) if one["key"] == key), None)
+    reason = noted or item.message
+    return WaitReason(cause=WaitCause.ELSEWHERE, reason=reason, place=0, waiting=0)
 
 
 async def why_would_wait(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, TypeVar
+from uuid import UUID
 
 from prefect_launch.agent.context import AgentContext
 from prefect_launch.agent.item.failure_report import Facts
@@ -16,15 +18,19 @@ from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import InternalError, OperatorError
+from prefect_launch.errors import InternalError, LaunchError, OperatorError
 from prefect_launch.planning.plan import with_mask
+from prefect_launch.queues.wait_reason import elsewhere_key
 from prefect_launch.runners.base import ExitStatus, Runner, RunPlan
 from prefect_launch.server.values import Item
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 #: Key of a cluster's reason in the data of the state `Submitted`: an agent that adopts the run does not repeat it.
 _WAIT_REASON: Final = "wait_reason"
+_WAIT_TITLE: Final = "Why the run waits where it was submitted"
 
 
 class CancelledBeforeStartError(Exception):
@@ -184,27 +190,56 @@ async def until_running(attempt: Attempt) -> None:
         CancelledBeforeStartError: when the item was asked to stop.
         NotNowError: when the agent stops its jobs.
     """
+    wait = _WaitElsewhere(attempt)
     try:
-        waiting = attempt.runner.wait_running(attempt.handle, partial(_note_wait, attempt))
+        waiting = attempt.runner.wait_running(attempt.handle, wait.note)
         await attempt.unless_stopped(waiting, or_preempted=True)
     finally:
         attempt.running.waits_in = None
+    await wait.end()
 
 
-async def _note_wait(attempt: Attempt, reason: str) -> None:
-    """Show that the run waits in a cluster, and why; the server takes one state of that name, so later reasons go to
-    the item's log."""
-    name, reason = attempt.context.resource_of(attempt.runner), attempt.running.masked(reason)
-    message = f"Waits in {name}: {reason}" if reason else f"Accepted by {name}; waits there to be started."
-    is_first, has_state = attempt.running.waits_in is None, attempt.item.state_name == ItemState.SUBMITTED.label
-    if is_first:
-        attempt.running.waits_in = attempt.runner
-        attempt.context.slot_freed(attempt.running.thread_id)
-    if is_first and not has_state:
-        await attempt.transition(ItemState.SUBMITTED, message, data={_WAIT_REASON: reason})
-    elif not (is_first and attempt.item.state and attempt.item.state.data == {_WAIT_REASON: reason}):
-        note = partial(write_log_note, attempt.server, attempt.item.id, message)
-        await retry_until_available(f"take the log of {attempt.item.id}", note)
+class _WaitElsewhere:
+    """Shows that a run waits in a cluster, and why.
+
+    The server takes one state of that name: the first reason is its message. Later ones are in the item's log, the
+    newest on its page.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._artifact: UUID | None = None
+        self._message = ""
+
+    async def note(self, reason: str) -> None:
+        """Show a reason, the first or another one."""
+        attempt = self._attempt
+        name, reason = attempt.context.resource_of(attempt.runner), attempt.running.masked(reason)
+        self._message = f"Waits in {name}: {reason}" if reason else f"Accepted by {name}; waits there to be started."
+        is_first, has_state = attempt.running.waits_in is None, attempt.item.state_name == ItemState.SUBMITTED.label
+        if is_first:
+            attempt.running.waits_in = attempt.runner
+            attempt.context.slot_freed(attempt.running.thread_id)
+        if is_first and not has_state:
+            await attempt.transition(ItemState.SUBMITTED, self._message, data={_WAIT_REASON: reason})
+        elif not (is_first and attempt.item.state and attempt.item.state.data == {_WAIT_REASON: reason}):
+            line = partial(write_log_note, attempt.server, attempt.item.id, self._message)
+            await retry_until_available(f"take the log of {attempt.item.id}", line)
+            await self._put(self._message)
+
+    async def end(self) -> None:
+        """Let the item's page say no longer that it waits."""
+        if self._artifact is not None:
+            await self._put(f"It waits no longer. The last reason: {self._message}")
+
+    async def _put(self, text: str) -> None:
+        """Put a text onto the item's page, in place of the last one; a page that cannot be written delays no run."""
+        put = partial(self._attempt.server.put_artifact, self._attempt.item.id, artifact_id=self._artifact)
+        try:
+            key = elsewhere_key(self._attempt.item.run_count + 1)
+            self._artifact = await put(key=key, kind="markdown", data=text, description=_WAIT_TITLE)
+        except LaunchError as error:
+            log.warning("%s wait-not-shown %s", self._attempt.item.id, error)
 
 
 async def remask(attempt: Attempt, plan: RunPlan) -> RunPlan:

@@ -19,6 +19,9 @@ from prefect_launch.agent.loop import Loop
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ServerUnavailableError, UnsafeSpecError
+from prefect_launch.queues.agent_status import queue_activity
+from prefect_launch.queues.session import Session
+from prefect_launch.queues.wait_reason import WaitCause, why_waiting
 from prefect_launch.runners.registry import RUNNERS
 from prefect_launch.runners.remote import base
 from prefect_launch.server.values import Item, State
@@ -130,7 +133,22 @@ async def test_later_reason_is_reported_in_the_log_of_the_item(
         bench.cluster.reason = "the image cannot be pulled"
         wanted = "Waits in in-memory-cluster: the image cannot be pulled"
         await eventually(lambda: bench.log(item), lambda lines: wanted in lines)
+        # The newest is what its page and `item show` say, and one that no longer holds is not said.
+        async with bench.api.open() as session:
+            await eventually(lambda: _why(session, item), lambda why: why == (WaitCause.ELSEWHERE, wanted, "", wanted))
+        bench.cluster.resize(1)
+        await bench.until(item, "Completed")
+    [shown] = [one for one in await bench.api.server.list_artifacts(item.id) if one["key"] == "waits-1"]
+    assert shown["data"] == f"It waits no longer. The last reason: {wanted}"
     assert (await bench.states(item)).count("Submitted") == 1
+
+
+async def _why(session: Session, item: Item) -> tuple[object, ...]:
+    found = await session.server.read_item(item.id)
+    assert found is not None
+    why = await why_waiting(session, found)
+    assert why is not None
+    return (why.cause, why.reason, why.position, str(why))
 
 
 async def test_items_that_wait_in_the_cluster_take_no_slot_up_to_the_runners_maximum(
@@ -151,6 +169,22 @@ async def test_items_that_wait_in_the_cluster_take_no_slot_up_to_the_runners_max
         bench.cluster.resize(6)
         await eventually(names, lambda found: found["Completed"] == 6)
     assert sorted(bench.cluster.started) == sorted(f"launch-{item.id}-1" for item in items)
+
+
+async def test_queue_says_how_many_of_its_items_wait_in_the_cluster(bench: ClusterBench) -> None:
+    bench.cluster.nodes = 1
+    bench.cluster.script = lambda plan: Script(seconds=600)
+    items = await bench.add(3)
+    async with bench.running(max_jobs=3) as agent:
+        await eventually(
+            lambda: queue_activity(bench.api.server, [QUEUE]),
+            lambda found: (found[0].active, found[0].submitted) == (3, 2),
+        )
+        for item in items:
+            assert (await bench.api.server.propose(item.id, State.of(ItemState.CANCELLING))).accepted
+        for item in items:
+            await bench.until(item, "Cancelled")
+        assert agent.num_running_jobs == 0
 
 
 async def test_item_that_is_cancelled_while_it_waits_in_the_cluster_never_runs(bench: ClusterBench) -> None:
