@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -156,10 +157,16 @@ async def _sketch(request: Request, machine: MachineSettings, job: Job | None, r
     spec = _with_inputs(asked, job)
     run_dir = machine.run_dir(request.item_id, request.attempt, request.labels.get(Labels.CLAIM, ""))
     held: dict[str, str] = {}
+    marks: dict[str, str] = {}
 
     async def read(name: str) -> str:
         held[name] = await read_secret(name)
-        return held[name]
+        if runner.takes_secret_values or held[name] == reference_to(name):
+            return held[name]
+        # Not the text that names it: a submitter could have written that one.
+        mark = f"prefect-launch-secret-{token_hex(16)}"
+        marks[mark] = name
+        return mark
 
     try:
         asked_options, folders = await _options(request, machine, spec, _named_image(spec, job), read)
@@ -190,6 +197,7 @@ async def _sketch(request: Request, machine: MachineSettings, job: Job | None, r
         labels=request.labels,
         output_limits=machine.outputs.within(request.config.outputs),
         secrets=tuple(held),
+        secret_marks=marks,
         mask=_mask(machine, held),
         file_overrides=spec.overrides.files,
     )
@@ -314,7 +322,7 @@ def save_plan(plan: RunPlan) -> None:
     """Keep a plan in its run folder, without its environment, for an agent that finds the run again."""
     whole = plan.run_dir / PLAN_FILE
     part = whole.with_suffix(".part")
-    part.write_text(plan.model_dump_json(exclude={"env", "options", "host_folders"}))
+    part.write_text(plan.model_dump_json(exclude={"env", "options", "host_folders", "secret_marks"}))
     part.replace(whole)
 
 

@@ -170,6 +170,11 @@ class RunPlan(BaseModel):
     secrets: tuple[str, ...] = Field(
         default=(), description="Names of the Secret blocks whose values are in its options."
     )
+    secret_marks: dict[str, str] = Field(
+        default_factory=dict,
+        description="Where its resource takes no values of secrets: the texts that stand for them in its options, each"
+        " with the name of its Secret block. Nobody can guess one.",
+    )
     is_agent_program: bool = Field(
         default=False,
         description="Whether it is a program of prefect-launch's own, such as a sweep's scheduler: it runs in the"
@@ -318,6 +323,9 @@ class Runner(ABC):
     quantities: ClassVar[Mapping[str, Quantity]] = {}
     #: Whether code runs in an image, which is built when its job names none.
     needs_image: ClassVar[bool] = False
+    #: Whether its plans hold the values of secrets. False: stand-ins for them (`RunPlan.secret_marks`), since what runs
+    #: reads the values itself.
+    takes_secret_values: ClassVar[bool] = True
     #: Whether its runs are on this very machine: an agent gives out its devices to them, and `launch` follows them to
     #: their ends when its caller does not wait.
     uses_this_machine: ClassVar[bool] = False

@@ -22,6 +22,7 @@ RUNNERS: Final = Plugins(
         "local-process": "prefect_launch.runners.process.runner:LocalProcessRunner",
         "local-container": "prefect_launch.runners.docker.runner:LocalContainerRunner",
         "ray": "prefect_launch.runners.remote.ray.runner:RayRunner",
+        "prefect": "prefect_launch.runners.remote.prefect.runner:PrefectRunner",
     },
 )
 

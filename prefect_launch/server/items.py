@@ -18,7 +18,7 @@ import anyio
 
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
-from prefect_launch.server.http import Calls
+from prefect_launch.server.http import Calls, is_taken, raise_refusal
 from prefect_launch.server.values import (
     ITEM_FLOWS,
     PAGE,
@@ -42,6 +42,7 @@ _BULK: Final = 50
 #: Attempts at items that a busy SQLite server left out of a bulk request.
 _BULK_ATTEMPTS: Final = 20
 _BULK_PAUSE_SECONDS: Final = 0.2
+_GONE: Final = 404
 _BUSY_WORDS: Final = ("database is locked", "timeout", "deadlock")
 
 
@@ -141,6 +142,28 @@ class ItemCalls(Calls):
 
     async def replace_parameters(self, item_id: UUID, parameters: Mapping[str, Any]) -> None:
         await self._rest.get("PATCH", f"/flow_runs/{item_id}", json={"parameters": dict(parameters)})
+
+    async def replace_tags(self, item_id: UUID, tags: Collection[str]) -> None:
+        await self._rest.get("PATCH", f"/flow_runs/{item_id}", json={"tags": list(tags)})
+
+    async def put_input(self, item_id: UUID, key: str, value: str) -> bool:
+        response = await self._rest.call("POST", f"/flow_runs/{item_id}/input", json={"key": key, "value": value})
+        if is_taken(response):
+            return False
+        if response.status_code == _GONE:
+            raise ItemGoneError(f"Item {item_id} is not on the server any more, so it takes no input.")
+        raise_refusal(response)
+        return True
+
+    async def read_input(self, item_id: UUID, key: str) -> str | None:
+        response = await self._rest.call("GET", f"/flow_runs/{item_id}/input/{key}")
+        if response.status_code == _GONE:
+            return None
+        raise_refusal(response)
+        return response.text
+
+    async def delete_input(self, item_id: UUID, key: str) -> None:
+        await self._rest.get("DELETE", f"/flow_runs/{item_id}/input/{key}")
 
 
 def _body(draft: ItemDraft) -> dict[str, Any]:

@@ -193,6 +193,26 @@ class Server(Protocol):
     async def replace_parameters(self, item_id: UUID, parameters: Mapping[str, Any]) -> None:
         """Give an item other parameters; one that is gone is fine."""
 
+    async def replace_tags(self, item_id: UUID, tags: Collection[str]) -> None:
+        """Give an item other tags; one that is gone is fine."""
+
+    # --- inputs: texts that an item holds by key ---
+    async def put_input(self, item_id: UUID, key: str, value: str) -> bool:
+        """Give an item an input, once: whether it took it. False when it has one of that key, which stays.
+
+        Args:
+            key: of `[a-z0-9-]`.
+
+        Raises:
+            ItemGoneError: when there is no such item.
+        """
+
+    async def read_input(self, item_id: UUID, key: str) -> str | None:
+        """Read an input; `None` when the item has none of that key, or is gone."""
+
+    async def delete_input(self, item_id: UUID, key: str) -> None:
+        """Delete an input; one that is gone is fine."""
+
     # --- logs, artifacts, events ---
     async def write_logs(self, item_id: UUID, records: Sequence[LogRecord]) -> None:
         """Add records to an item's log."""

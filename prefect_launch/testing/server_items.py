@@ -260,6 +260,30 @@ class InMemoryItems(Calls):
     def replace_parameters(self, item_id: UUID, parameters: Mapping[str, Any]) -> None:
         self._change(item_id, parameters=as_json(dict(parameters)))
 
+    @call
+    def replace_tags(self, item_id: UUID, tags: Collection[str]) -> None:
+        self._change(item_id, tags=tuple(tags))
+
+    @call
+    def put_input(self, item_id: UUID, key: str, value: str) -> bool:
+        stored = self._store.items.get(item_id)
+        if stored is None:
+            raise ItemGoneError(f"Item {item_id} is not on the server any more, so it takes no input.")
+        is_new = key not in stored.inputs
+        stored.inputs.setdefault(key, value)
+        return is_new
+
+    @call
+    def read_input(self, item_id: UUID, key: str) -> str | None:
+        stored = self._store.items.get(item_id)
+        return None if stored is None else stored.inputs.get(key)
+
+    @call
+    def delete_input(self, item_id: UUID, key: str) -> None:
+        stored = self._store.items.get(item_id)
+        if stored is not None:
+            stored.inputs.pop(key, None)
+
 
 def _sent(items: list[Item]) -> list[Item]:
     """Return a list of items as the server sends it, which fails over an integer beyond 64 bits in any of them."""

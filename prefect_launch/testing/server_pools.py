@@ -42,7 +42,21 @@ class InMemoryPools(Calls):
 
     @call
     def list_pools(self) -> list[Pool]:
-        return [self._shown(stored) for _, stored in sorted(self._store.pools.items())]
+        ours = (stored for _, stored in sorted(self._store.pools.items()) if stored.pool.type == POOL_TYPE)
+        return [self._shown(stored) for stored in ours]
+
+    def add_pool(self, name: str, kind: str, base_job_template: dict[str, Any] | None = None) -> None:
+        """Make a work pool of a type of Prefect's, as a user does in the UI."""
+        with self._store.lock:
+            pool = Pool(
+                id=uuid4(),
+                name=name,
+                type=kind,
+                created=self._store.now(),
+                base_job_template=as_json(base_job_template or {}),
+            )
+            queue = PriorityQueue(id=uuid4(), name=_DEFAULT_QUEUE, priority=1)
+            self._store.pools[name] = StoredPool(pool, {queue.name: queue})
 
     @call
     def create_pool(

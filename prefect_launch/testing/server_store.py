@@ -58,11 +58,12 @@ class StoredDeployment:
 
 @dataclass
 class StoredItem:
-    """A flow run and the states that it was in."""
+    """A flow run, the states that it was in, and its inputs by key."""
 
     item: Item
     flow: str
     history: list[State] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 class Watcher:

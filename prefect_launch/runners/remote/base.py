@@ -271,7 +271,13 @@ class RemoteRunner(Runner):
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         jobs = await self.list_jobs(labels)
         found = [
-            Found(handle=str(RunHandle.of(job)), state=_RUN_STATES[job.status.state], labels=job.labels, name=job.name)
+            Found(
+                handle=str(RunHandle.of(job)),
+                state=_RUN_STATES[job.status.state],
+                labels=job.labels,
+                name=job.name,
+                is_complete=job.is_complete,
+            )
             for job in jobs
             if Labels.ITEM in job.labels
         ]

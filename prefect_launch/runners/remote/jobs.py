@@ -48,6 +48,7 @@ class RemoteJob(BaseModel):
         name: that it was submitted under.
         labels: that it was submitted with.
         status: of the job now.
+        is_complete: whether all is in it that its submission puts there; what is not whole was never released.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,6 +57,7 @@ class RemoteJob(BaseModel):
     name: str
     labels: dict[str, str] = Field(default_factory=dict)
     status: RemoteStatus
+    is_complete: bool = True
 
 
 class RunHandle(NamedTuple):
