@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import SpecError
+from prefect_launch.errors import ItemGoneError, SpecError
 from prefect_launch.server.values import State
 from prefect_launch.spec.scheduling import Priority
 from tests.contract.server_place import Place, draft
@@ -305,3 +305,39 @@ class ItemContract:
         await place.server.rename_item(uuid4(), "gone")
         await place.server.label_item(uuid4(), {"gpu": 3})
         await place.server.record_infrastructure(uuid4(), "container-1")
+
+    # --- tags and inputs ---
+
+    async def test_tags_of_an_item_are_replaced(self, place: Place) -> None:
+        item = await place.add(tags=("mine",))
+        await place.server.replace_tags(item.id, ["other"])
+        read = await place.read(item)
+        assert (read.tags, read.parameters) == (("other",), item.parameters)
+
+    async def test_input_is_taken_once_and_kept_until_it_is_deleted(self, place: Place) -> None:
+        item, text = await place.add(), 'ünï 漢字 "\n'
+        assert await place.server.read_input(item.id, "a-key") is None
+        assert await place.server.put_input(item.id, "a-key", text)
+        assert not await place.server.put_input(item.id, "a-key", "another")
+        assert await place.server.read_input(item.id, "a-key") == text
+        await place.server.delete_input(item.id, "a-key")
+        await place.server.delete_input(item.id, "a-key")
+        assert await place.server.read_input(item.id, "a-key") is None
+        assert await place.server.put_input(item.id, "a-key", "another")
+
+    async def test_input_of_an_item_that_is_gone_is_refused(self, place: Place) -> None:
+        item = await place.add()
+        await place.server.delete_item(item.id)
+        with pytest.raises(ItemGoneError, match="takes no input"):
+            await place.server.put_input(item.id, "a-key", "text")
+        assert await place.server.read_input(item.id, "a-key") is None
+
+    # --- held ---
+
+    async def test_item_that_was_made_paused_is_given_to_nobody_until_it_is_released(self, place: Place) -> None:
+        held = await place.add("held", state=State(type=StateType.PAUSED, name="Held"))
+        assert (held.state_type, held.state_name, held.start_time) == (StateType.PAUSED, "Held", None)
+        assert await place.poll() == []
+        released = State(type=StateType.SCHEDULED, name="Queued")
+        assert (await place.server.propose(held.id, released)).accepted
+        assert await place.poll() == ["held"]

@@ -1,4 +1,4 @@
-"""A work pool and its worker without Prefect: an in-memory server over HTTP, and a process that does what a worker does.
+"""A worker without Prefect: an in-memory server over HTTP, and a thread that starts runs as Prefect's workers do.
 
 `PrefectApi` answers what the wrapper of a job asks, from an `InMemoryServer`; it can be away, busy, and lose answers.
 `InMemoryWorker` takes runs from a pool and starts their commands as processes, as Prefect's process worker does.
@@ -13,7 +13,6 @@ import re
 import shlex
 import subprocess
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
@@ -126,9 +125,7 @@ class PrefectApi:
             ),
             r"POST /logs/": self._write_logs,
             r"POST /logs/filter": self._read_logs,
-            r"GET /block_types/slug/secret/block_documents/name/([a-z0-9-]+)\?include_secrets=true": lambda body, name: (
-                (200, {"data": {"value": self.secrets[name]}}) if name in self.secrets else None
-            ),
+            r"GET /block_types/slug/secret/block_documents/name/([a-z0-9-]+)\?include_secrets=true": self._read_secret,
         }
 
     def _do(self, call: Any) -> Any:
@@ -157,6 +154,9 @@ class PrefectApi:
     def _read_input(self, body: Any, run: str, key: str) -> tuple[int, Any] | None:
         text = self._do(self.server.read_input(UUID(run), key))
         return None if text is None else (200, text.encode())
+
+    def _read_secret(self, body: Any, name: str) -> tuple[int, Any] | None:
+        return (200, {"data": {"value": self.secrets[name]}}) if name in self.secrets else None
 
     def _write_logs(self, body: Any) -> tuple[int, Any]:
         self._do(self.server.write_lines([(UUID(one["flow_run_id"]), LogRecord.model_validate(one)) for one in body]))
@@ -214,7 +214,7 @@ class InMemoryWorker:
                 if process.poll() is not None:
                     del waiting[run_id]
                     await self._end(run_id, process.returncode)
-            time.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_LOOK_SECONDS)
 
     async def _start(self, run: Item) -> subprocess.Popen[bytes]:
         await self._server.propose(run.id, State(type=StateType.PENDING, name="Submitting"))
@@ -226,7 +226,7 @@ class InMemoryWorker:
         }
         command = shlex.split((run.job_variables or {})["command"])
         with (self._folder / f"{run.id}.log").open("ab") as out:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: ASYNC220 - on a loop of its own
                 command, env={**os.environ, **variables}, stdout=out, stderr=out, stdin=subprocess.DEVNULL
             )
         self.processes[run.id] = process

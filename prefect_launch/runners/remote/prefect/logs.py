@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
 
-from prefect_launch.runners.remote.base import LogPart
+from prefect_launch.runners.remote.jobs import LogPart
 from prefect_launch.runners.remote.prefect.wrapper import BINARY, PART, STREAMS
 from prefect_launch.server.logs import read_log
 from prefect_launch.server.values import LogRecord

@@ -25,7 +25,7 @@ from prefect_launch.core.output_limits import LeftOut, OutputLimits, Selection
 from prefect_launch.core.units import format_size
 from prefect_launch.errors import InfrastructureError, SpecError
 from prefect_launch.inputs.config_files import find_config_file, merge_into_file
-from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
+from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE, OUTPUTS_FILE
 from prefect_launch.inputs.vendoring import vendored_files
 from prefect_launch.runners.base import RunPlan, with_default_variables
 from prefect_launch.runners.remote.prefect.command import PLAN_KEY, plan_text
@@ -103,6 +103,8 @@ def wrapper_plan(plan: RunPlan, look_seconds: float) -> dict[str, Any]:
         "working_dir": folder if plan.code_dir else plan.working_dir,
         "grace_seconds": _GRACE_SECONDS if plan.stop_seconds is None else plan.stop_seconds,
         "look_seconds": look_seconds,
+        "output_variable": OUTPUT_DIR_VARIABLE,
+        "results_file": OUTPUTS_FILE,
         "output_bytes": min(MAX_OUTPUT_BYTES, plan.output_limits.max_bytes or MAX_OUTPUT_BYTES),
     }
 

@@ -18,7 +18,6 @@ from uuid import UUID
 
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.core.states import TERMINAL, StateType
-from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import (
     InfrastructureError,
     ItemGoneError,
@@ -28,7 +27,7 @@ from prefect_launch.errors import (
 )
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.remote.base import LogPart, RemoteJob, RemoteRunner
+from prefect_launch.runners.remote.base import JobChange, LogPart, RemoteJob, RemoteRunner
 from prefect_launch.runners.remote.prefect import options as prefect_options
 from prefect_launch.runners.remote.prefect.command import PLAN_KEY
 from prefect_launch.runners.remote.prefect.heartbeats import Heartbeats
@@ -37,7 +36,6 @@ from prefect_launch.runners.remote.prefect.payload import delete_payload, fetch_
 from prefect_launch.runners.remote.prefect.status import HELD, end_of, is_held, job_of
 from prefect_launch.runners.remote.prefect.waiting import WaitReasons
 from prefect_launch.runners.remote.prefect.wrapper import START_KEY
-from prefect_launch.server.event_stream import follow
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import PAGE, Item, ItemDraft, State
 
@@ -54,6 +52,9 @@ _NOBODY: Final = "nobody: it was asked to end before it was started"
 #: How often a wrapper looks first whether it is to end.
 _LOOK_SECONDS: Final = 2.0
 
+#: What an event tells of, and how long after it the server has committed the change.
+_CHANGES: Final = (StateType.RUNNING, StateType.PENDING, *TERMINAL)
+_COMMIT_SECONDS: Final = 0.15
 #: Opens a connection to the Prefect server.
 Connect = Callable[[], AbstractAsyncContextManager[Server]]
 
@@ -74,6 +75,8 @@ class PrefectRunner(RemoteRunner):
     options: ClassVar[frozenset[str]] = prefect_options.OPTIONS
     takes_secret_values: ClassVar[bool] = False
     can_hold: ClassVar[bool] = True
+    has_unique_handles: ClassVar[bool] = True
+    tells_changes: ClassVar[bool] = True
     lag_seconds: ClassVar[float] = 0.5
     log_seconds: ClassVar[float] = 3.0
 
@@ -133,7 +136,6 @@ class PrefectRunner(RemoteRunner):
     async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
         with _unreachable():
             connection = await self._server()
-            connection.listen(self._poller.wake)
             ids = [UUID(handle) for handle in handles]
             children: list[Item] = []
             for start in range(0, len(ids), PAGE):
@@ -146,6 +148,16 @@ class PrefectRunner(RemoteRunner):
                         child.id, State(type=StateType.CRASHED, name="Crashed", message=message)
                     )
             return {str(child.id): job_of(child, reasons.get(str(child.id), "")) for child in children}
+
+    async def changes(self) -> AsyncIterator[JobChange]:
+        with _unreachable():
+            server = (await self._server()).server
+            tag = LIVE_TAG if self.agent is None else _tags({Labels.AGENT: self.agent})[0]
+            async for child in server.watch_items(tag, state_types=_CHANGES):
+                yield JobChange(child or None)
+                if child:
+                    await asyncio.sleep(_COMMIT_SECONDS)
+                    yield JobChange(child)
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         with _unreachable():
@@ -248,7 +260,6 @@ class _Connection:
         self._opening = asyncio.Lock()
         self._server: Server | None = None
         self._deployments: dict[str, UUID] = {}
-        self._listening: asyncio.Task[None] | None = None
 
     @property
     def server(self) -> Server:
@@ -262,14 +273,6 @@ class _Connection:
             if self._server is None:
                 self._server = await self._stack.enter_async_context(self._connect())
                 self.reasons = WaitReasons(self._server)
-
-    def listen(self, wake: Callable[[], None]) -> None:
-        """Wake the poller at each event of a child, unless it is done already."""
-        if self._listening is None:
-            types = (StateType.RUNNING, StateType.PENDING, *TERMINAL)
-            stream = lambda: self.server.watch_items(LIVE_TAG, state_types=types)  # noqa: E731
-            run = lambda: follow(stream, lambda event: wake())  # noqa: E731
-            self._listening = self.loop.create_task(restarted("events of other work pools", run))
 
     async def find(self, plan: RunPlan) -> Item | None:
         """Return the live child of a plan's name, if there is one."""
@@ -321,9 +324,6 @@ class _Connection:
 
     async def aclose(self) -> None:
         """Let go of the connection."""
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait({self._listening})
         await self._stack.aclose()
 
 

@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Any, Final
 
 from prefect_launch.core.states import TERMINAL, StateType
-from prefect_launch.runners.base import ExitStatus
-from prefect_launch.runners.remote.base import RemoteJob, RemoteState, RemoteStatus
+from prefect_launch.runners.base import ExitStatus, signal_of
+from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.runners.remote.prefect.wrapper import HEARTBEAT_LABEL
 from prefect_launch.server.values import Item
 
@@ -74,7 +74,7 @@ def exit_of(child: Item) -> ExitStatus:
         error = f"the infrastructure of its worker was told to end, and it with it (exit code {end['exit_code']})"
     return ExitStatus(
         exit_code=end.get("exit_code"),
-        signal=end.get("signal"),
+        signal=end.get("signal") or signal_of(end.get("exit_code")),
         oom_killed=bool(end.get("oom_killed")),
         stopped=bool(end.get("stopped")),
         preempted=bool(end.get("terminated")),

@@ -60,7 +60,6 @@ _LOOK_SECONDS = 10.0
 #: How long streams may stay open in silence once the command has ended.
 _SILENCE_SECONDS = 0.5
 _CHUNK_CHARS = 512 * 1024
-_RESULTS_FILE = "outputs.json"
 _NEVER_STARTED = "stopped before it was started"
 _CANNOT_RUN, _NOT_FOUND = 126, 127
 
@@ -222,6 +221,8 @@ class Job:
             why = getattr(error, "strerror", None) or error
             self.error = f"the entry point {plan['command']!r} cannot be run in {cwd or os.getcwd()!r}: {why}"
 
+        self._guard = guard(self._process.pid) if self._process is not None else None
+
     def stop(self, grace_seconds: float) -> None:
         """Send TERM, and KILL after the grace; may be called again, with another grace."""
         deadline = time.monotonic() + max(0.0, grace_seconds)
@@ -265,6 +266,9 @@ class Job:
         code = self.returncode or 0
         number = -code if code < 0 else 0
         names = {one.value: one.name for one in signal.Signals}
+        if self._guard is not None:
+            os.write(self._guard, b"1")
+            self._guard = None
         killed = number == signal.SIGKILL and self._kill_at is None
         return {
             "exit_code": 128 + number if number else code,
@@ -278,6 +282,21 @@ class Job:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, number)
+
+
+def guard(group: int) -> int:
+    """Start a process that kills a process group when this process is killed; return what to write to, to end it."""
+    reading, writing = os.pipe()
+    if os.fork() > 0:
+        os.close(reading)
+        return writing
+    try:
+        os.setsid()
+        os.close(writing)
+        if not os.read(reading, 1):
+            os.killpg(group, signal.SIGKILL)
+    finally:
+        os._exit(0)
 
 
 def out_of_memory_kills() -> int:
@@ -403,7 +422,7 @@ def main(plan: Json, api: Api) -> int:
         end = {**job.end(), "started_at": started.isoformat(), "ended_at": datetime.now(timezone.utc).isoformat()}
         if watch.is_taken:
             return 0
-        end.update(send_outputs(api, output, plan["output_bytes"]))
+        end.update(send_outputs(api, output, plan))
     if watch.is_stopped:
         return api.finish("CANCELLED", {**end, "stopped": True})
     if terminated.is_set():
@@ -430,7 +449,7 @@ def job_environment(plan: Json, output: str, secret: Callable[[str], str | None]
                 )
             texts.append(text)
         env[name] = "".join(texts)
-    env["LAUNCH_OUTPUT_DIR"] = output
+    env[plan["output_variable"]] = output
     return env
 
 
@@ -462,9 +481,9 @@ def unpack(archive: bytes, folder: str) -> None:
         tar.extractall(folder)
 
 
-def send_outputs(api: Api, folder: str, most_bytes: int) -> Json:
+def send_outputs(api: Api, folder: str, plan: Json) -> Json:
     """Send the files that the job has left, the results first, as far as they fit; say how many inputs hold them."""
-    packed, left_out = pack_outputs(folder, most_bytes)
+    packed, left_out = pack_outputs(folder, plan["results_file"], plan["output_bytes"])
     text = base64.b64encode(packed).decode() if packed else ""
     parts = [text[start : start + _CHUNK_CHARS] for start in range(0, len(text), _CHUNK_CHARS)]
     for number, part in enumerate(parts):
@@ -472,15 +491,15 @@ def send_outputs(api: Api, folder: str, most_bytes: int) -> Json:
     return {"outputs": len(parts), "left_out": left_out}
 
 
-def pack_outputs(folder: str, most_bytes: int) -> tuple[bytes, list[tuple[str, str]]]:
-    """Pack the regular files below a folder; return the archive, and what does not fit with the reason."""
+def pack_outputs(folder: str, results_file: str, most_bytes: int) -> tuple[bytes, list[tuple[str, str]]]:
+    """Pack the regular files below a folder, the results first; return the archive, and what does not fit with the reason."""
     files, left_out = [], []
     for parent, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
             path = os.path.join(parent, name)
             files.append((os.path.relpath(path, folder).encode("utf-8", "replace").decode(), path))
-    files.sort(key=lambda one: (one[0] != _RESULTS_FILE, one[0]))
+    files.sort(key=lambda one: (one[0] != results_file, one[0]))
     packed, size, count = io.BytesIO(), 0, 0
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for name, path in files:

@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-
 from prefect_launch.testing.runner_contract import RemoteRunnerContract
-from tests.unit.runners.prefect.world import PrefectWorld
 
 
 class TestPrefectRunner(RemoteRunnerContract):
-    """Each promise of the contract, kept in another work pool."""
+    """Each promise of the contract, kept in another work pool: a wrapper takes a second or more to start."""
 
-    @pytest.fixture
-    async def world(self, tmp_path: Path) -> AsyncIterator[PrefectWorld]:
-        world = PrefectWorld(tmp_path)
-        yield world
-        for runner in world.runners:
-            await runner.aclose()
-        world.close()
+    limit_seconds = 60.0
+    stop_margin_seconds = 30.0
+    short_seconds = 2
+    starts_at_once = False

@@ -29,17 +29,6 @@ class QuickRunner(PrefectRunner):
     log_seconds = 0.1
 
 
-class StartedRunner(QuickRunner):
-    """A runner whose `start` returns once the worker has started the run: a machine next door starts it at once."""
-
-    world: PrefectWorld
-
-    async def start(self, handle: str) -> None:
-        await super().start(handle)
-        if not self.world.is_full:
-            await self.wait_running(handle, _nobody)
-
-
 class PrefectWorld:
     """A work pool and its worker, and runners that hand plans to it.
 
@@ -53,7 +42,6 @@ class PrefectWorld:
         self.server.add_pool(POOL, "process")
         self.api = PrefectApi(view_of(self.server))
         self.worker = InMemoryWorker(view_of(self.server), POOL, self.api.url, folder / "worker", sys.executable)
-        self.is_full = False
         self._lost = 0
         self.runners: list[PrefectRunner] = []
 
@@ -62,7 +50,7 @@ class PrefectWorld:
         self.worker.close()
         self.api.close()
 
-    def runner(self, kind: type[PrefectRunner] = StartedRunner) -> PrefectRunner:
+    def runner(self, kind: type[PrefectRunner] = QuickRunner) -> PrefectRunner:
         """Return a new runner, as an agent that has just started makes one."""
         mine = view_of(self.server)
         mine.after_call = self._after_call
@@ -71,8 +59,6 @@ class PrefectWorld:
             return _connected(mine)
 
         runner = kind(self.folder / "home", connect, look_seconds=LOOK_SECONDS)
-        if isinstance(runner, StartedRunner):
-            runner.world = self
         self.runners.append(runner)
         return runner
 
@@ -94,12 +80,10 @@ class PrefectWorld:
 
     def fill(self) -> None:
         """Let no further run start."""
-        self.is_full = True
         self._pause(True)
 
     def free(self) -> None:
         """Let what waits start."""
-        self.is_full = False
         self._pause(False)
 
     def lose_answers(self, count: int) -> None:
@@ -115,10 +99,6 @@ class PrefectWorld:
         with self.server._store.lock:
             stored = self.server._store.pools[POOL]
             stored.pool = stored.pool.model_copy(update={"is_paused": is_paused})
-
-
-async def _nobody(reason: str) -> None:
-    """Tell nobody why it waits."""
 
 
 @asynccontextmanager

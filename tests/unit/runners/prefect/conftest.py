@@ -1,0 +1,20 @@
+"""The world of the unit tests of the resource `prefect`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.unit.runners.prefect.world import PrefectWorld
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[PrefectWorld]:
+    """A work pool and its worker of this test alone."""
+    world = PrefectWorld(tmp_path)
+    yield world
+    for runner in world.runners:
+        await runner.aclose()
+    world.close()
