@@ -492,7 +492,7 @@ def send_outputs(api: Api, folder: str, plan: Json) -> Json:
 
 
 def pack_outputs(folder: str, results_file: str, most_bytes: int) -> tuple[bytes, list[tuple[str, str]]]:
-    """Pack the regular files below a folder, the results first; return the archive, and what does not fit with the reason."""
+    """Pack the regular files below a folder, the results first; return the archive, and what is left out with why."""
     files, left_out = [], []
     for parent, folders, names in os.walk(folder):
         folders.sort()
