@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -12,6 +13,9 @@ _NEW_FILE_MODE = 0o666
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's content, keeping its mode; the ranks of one training job may all do it at once.
+
+    A file that is a mount point by itself cannot be replaced, and is written in place: so Kubernetes hands over a
+    container's last message, and reads it when the container has ended.
 
     Raises:
         OSError: when it cannot be written; the old file is then untouched.
@@ -24,8 +28,18 @@ def write_atomically(path: Path, text: str) -> None:
             stream.write(text)
         with contextlib.suppress(FileNotFoundError):
             os.chmod(temporary, path.stat().st_mode)
-        os.replace(temporary, path)
+        _replace(temporary, path, text)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _replace(temporary: Path, path: Path, text: str) -> None:
+    try:
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        path.write_text(text, encoding="utf-8")
+        os.unlink(temporary)

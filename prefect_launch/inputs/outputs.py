@@ -119,7 +119,8 @@ def _scalar_of(name: str, value: Any, what: str) -> Any:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_bytes())
+        # An empty one is made before the job starts where it is the last message of a container.
+        values = json.loads(file.read_bytes() or b"{}")
     except FileNotFoundError:
         return {}
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -98,3 +99,20 @@ def test_processes_that_save_at_once_lose_nothing(launched: Launch, tmp_path: Pa
     assert [rank.wait(60) for rank in ranks] == [0] * 4
     assert len(json.loads((tmp_path / "out/outputs.json").read_text())) == 100
     assert os.listdir(tmp_path / "out") == ["outputs.json"]
+
+
+def test_outputs_file_that_is_a_mount_point_is_written_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_mounted(*paths: object) -> None:
+        raise OSError(errno.EBUSY, "Device or resource busy")
+
+    (tmp_path / "outputs.json").touch()
+    monkeypatch.setenv("LAUNCH_OUTPUT_DIR", str(tmp_path))
+    monkeypatch.setattr(os, "replace", is_mounted)
+
+    save_outputs(loss=1)
+    save_outputs(steps=2)
+
+    assert json.loads((tmp_path / "outputs.json").read_text()) == {"loss": 1, "steps": 2}
+    assert [path.name for path in tmp_path.glob("*.tmp")] == []

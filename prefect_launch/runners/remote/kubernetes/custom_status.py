@@ -91,12 +91,11 @@ def _seen(made: Mapping[str, Any], kind: ObjectKind) -> _Seen | None:
 
 
 def _of_phases(made: Mapping[str, Any], kind: ObjectKind) -> Iterator[_Seen]:
+    """Yield what the phases of a kind say together: a RayJob whose job FAILED is `Complete` beside that."""
     message = str(first(made, kind.message) or "")
     words = [str(word) for path in kind.phases if (word := first(made, path))]
-    for word in words:
-        state = _meaning(word, kind)
-        if state is not None:
-            yield _Seen(state, word, message)
+    seen = [_Seen(state, word, message) for word in words if (state := _meaning(word, kind)) is not None]
+    yield from sorted(seen, key=lambda one: (one.state is not CustomState.FAILED, _ORDER.index(one.state)))[:1]
 
 
 def _of_conditions(made: Mapping[str, Any], kind: ObjectKind) -> Iterator[_Seen]:

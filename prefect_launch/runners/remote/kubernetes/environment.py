@@ -66,7 +66,8 @@ class SecretValues:
             SpecError: with its place, without the secret.
         """
         for entry in walk(value):
-            if isinstance(entry.value, str) and self._mask.text(entry.value) != entry.value:
+            texts = (entry.key, entry.value) if isinstance(entry.value, str) else (entry.key,)
+            if any(self._mask.text(text) != text for text in texts):
                 raise SpecError(
                     f"{what} has a secret's value at {self._mask.text(entry.path)}, where everybody who may read the"
                     " cluster's objects sees it. Put it into env, which keeps it in a Secret."

@@ -31,7 +31,7 @@ class Entry(NamedTuple):
 
     Attributes:
         path: where it stands, such as `spec.template.spec.containers[0].image`.
-        key: its own key.
+        key: its own key; empty for an item of a list.
         value: that it holds.
     """
 
@@ -51,7 +51,9 @@ def walk(value: Any, path: str = "") -> Iterator[Entry]:
             yield from entries
             waiting.extend((entry.path, entry.value) for entry in reversed(entries))
         elif isinstance(current, (list, tuple)):
-            waiting.extend((f"{here}[{index}]", item) for index, item in reversed(list(enumerate(current))))
+            items = [Entry(f"{here}[{index}]", "", item) for index, item in enumerate(current)]
+            yield from items
+            waiting.extend((entry.path, entry.value) for entry in reversed(items))
 
 
 def join(path: str, key: object) -> str:

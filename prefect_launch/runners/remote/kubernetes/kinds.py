@@ -57,7 +57,7 @@ class ObjectKind(BaseModel):
         suspend: the path of the field that holds it back while true; empty: it cannot be held that way.
         entry_point: the path of a field that takes the job's command as one text for a shell; empty: its containers
             take the command.
-        phases: paths of its phase, one word, the most telling first.
+        phases: paths of its phase, one word; where there are several, one that says failed counts before the others.
         conditions: path of its conditions; empty: it has none.
         message: path of a message for people; empty: it has none.
         counts: path of a list of objects with counts of pods, `active`, `ready`; empty: it has none.
