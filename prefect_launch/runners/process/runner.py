@@ -24,7 +24,6 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.core.units import parse_size
 from prefect_launch.environments.venv import Environments, Venv, uv_program
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
-from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners import option_values as values
@@ -39,6 +38,14 @@ from prefect_launch.runners.base import (
     RunState,
     nothing,
     with_default_variables,
+)
+from prefect_launch.runners.code_job import (
+    check_command,
+    given_variables,
+    job_variables,
+    note_warnings,
+    working_dir,
+    write_config_files,
 )
 from prefect_launch.runners.option_values import PROCESS_QUANTITIES, Quantity, read_gpus
 from prefect_launch.runners.process import supervisor
@@ -59,16 +66,6 @@ _READERS: dict[str, Callable[[object], Any]] = {
     "nice": values.between(0, 19),
 }
 
-
-#: The variables of the agent's environment that a job inherits. The others, such as the server's key, it never sees.
-_INHERITED = frozenset(
-    {
-        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"),
-        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"),
-    }
-)
-_INHERITED_PREFIXES = ("LC_", "CUDA_", "NVIDIA_")
 #: A supervisor that still has not gone this long after everything was killed hangs in the kernel (a dead network disk).
 _STOP_MARGIN_SECONDS = 15.0
 #: One block, reserved for the exit file: it must fit on a disk that the job itself has filled.
@@ -113,13 +110,13 @@ class LocalProcessRunner(Runner):
                 f"Cannot specify docker image with local-process resource runner (got {plan.image!r})."
                 " Use a queue of the resource local-container."
             )
-        _check_command(plan)
-        _working_dir(plan)
+        check_command(plan, "local-process")
+        working_dir(plan)
         self.check_options(plan.options)
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
-        _check_command(plan)
+        check_command(plan, "local-process")
         cwd = (plan.project_dir or plan.run_dir) / (plan.working_dir or "")
         env = with_default_variables({**plan.options.get("env", {}), **plan.env}, str(plan.output_dir))
         fixed = dict.fromkeys((OUTPUT_DIR_VARIABLE, "PATH", "VIRTUAL_ENV"), "")
@@ -135,7 +132,7 @@ class LocalProcessRunner(Runner):
     async def missing(self, plan: RunPlan) -> ItemState | None:
         if plan.is_agent_program:
             return None
-        ready = await self._environments.is_ready(plan.project_dir, plan.python_version, _given_variables(plan))
+        ready = await self._environments.is_ready(plan.project_dir, plan.python_version, given_variables(plan))
         return None if ready else ItemState.BUILDING
 
     async def prepare(self, plan: RunPlan) -> None:
@@ -191,19 +188,17 @@ class LocalProcessRunner(Runner):
         await anyio.to_thread.run_sync(self._forkserver.close)
 
     async def _venv(self, plan: RunPlan) -> Venv:
-        return await self._environments.ensure(plan.project_dir, plan.python_version, _given_variables(plan))
+        return await self._environments.ensure(plan.project_dir, plan.python_version, given_variables(plan))
 
     def _create(self, plan: RunPlan, venv: Venv | None) -> None:
         folder = RunFolder(plan.run_dir)
         if folder.read(supervisor.PROCESS) is None:
-            for warning in venv.warnings if venv else ():
-                _add_line(plan.log_path, f"[prefect-launch] {warning}")
+            note_warnings(plan, venv)
             plan.output_dir.mkdir(exist_ok=True)
-            cwd = _working_dir(plan)
-            for path, values in plan.file_overrides.items():
-                merge_into_file(find_config_file(path, cwd), values)
+            cwd = working_dir(plan)
+            write_config_files(plan, cwd)
             (plan.run_dir / f"{supervisor.EXIT}.reserve").write_bytes(b" " * _RESERVE_BYTES)
-            folder.write(supervisor.ENVIRONMENT, job_variables(plan, venv))
+            folder.write(supervisor.ENVIRONMENT, _job_variables(plan, venv))
             # The last of the files: what is created is whole.
             in_which = {"venv": str(venv.path)} if venv else {_AGENT_PROGRAM: True}
             folder.write(supervisor.PROCESS, {**_process(plan, cwd), "machine": machine(), **in_which})
@@ -261,35 +256,10 @@ class LocalProcessRunner(Runner):
         self._index.remove(folder)
 
 
-def job_variables(plan: RunPlan, venv: Venv | None) -> dict[str, str]:
-    """Return a job's whole environment: what machines need, the queue's and the submitter's `env`, then what the plan
-    says.
-
-    Args:
-        plan: of its run.
-        venv: its environment; None: it is a program of the agent's own, whose other variables come at its start.
-    """
-    if venv is None:
+def _job_variables(plan: RunPlan, venv: Venv | None) -> dict[str, str]:
+    if venv is None:  # A program of the agent's own, whose other variables come at its start.
         return {"PYTHONUNBUFFERED": "1", **plan.env, OUTPUT_DIR_VARIABLE: str(plan.output_dir.absolute())}
-    inherited = {
-        key: value for key, value in os.environ.items() if key in _INHERITED or key.startswith(_INHERITED_PREFIXES)
-    }
-    output_dir = str(plan.output_dir.absolute())
-    own = with_default_variables(_given_variables(plan), output_dir)
-    variables = {**inherited, **own, OUTPUT_DIR_VARIABLE: output_dir}
-    path = variables.get("PATH", os.defpath)
-    return {**variables, "VIRTUAL_ENV": str(venv.path), "PATH": f"{venv.path / 'bin'}{os.pathsep}{path}"}
-
-
-def _given_variables(plan: RunPlan) -> dict[str, str]:
-    return {**plan.options.get("env", {}), **plan.env}
-
-
-def _check_command(plan: RunPlan) -> None:
-    if not plan.command:
-        raise SpecError(
-            "A job on local-process must have an entry point; give one, such as entry_point=['python', 'main.py']."
-        )
+    return job_variables(plan, venv)
 
 
 def _process(plan: RunPlan, cwd: Path) -> dict[str, Any]:
@@ -302,18 +272,6 @@ def _process(plan: RunPlan, cwd: Path) -> dict[str, Any]:
         "nice": values.integer(plan.options.get("nice", 0)),
         "labels": plan.labels,
     }
-
-
-def _working_dir(plan: RunPlan) -> Path:
-    code = (plan.code_dir or plan.run_dir).resolve()
-    folder = ((plan.project_dir or code) / (plan.working_dir or ".")).resolve()
-    if not folder.is_dir() or not (folder == code or code in folder.parents):
-        top = f"its build context {plan.build_context!r}" if plan.build_context else "the code's top"
-        raise SpecError(
-            f"The working directory {plan.working_dir or '.'!r} is not a folder of the job's code."
-            f" Name one that is, relative to {top}."
-        )
-    return folder
 
 
 async def _readable(descriptor: int) -> None:
@@ -362,8 +320,3 @@ def _lost(folder: RunFolder) -> str:
         "the supervisor of the process was lost (killed, or the machine restarted), and its exit code with it;"
         " what was left of the job has been killed"
     )
-
-
-def _add_line(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{line}\n")
