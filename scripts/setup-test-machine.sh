@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings a Debian machine to where the tests can run: git, ssh, a Docker Engine, PostgreSQL, images' shell, Kubernetes.
+# Brings a Debian machine to where the tests can run: git, ssh, a Docker Engine, PostgreSQL, images' shell, Kubernetes, Slurm.
 # Idempotent: on a machine that has all of it nothing is asked of the network. It starts no server; the tests do.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -18,6 +18,8 @@ has sshd || wanted+=(openssh-server)
 has openssl || wanted+=(openssl)
 has docker-registry || wanted+=(docker-registry)
 has_postgres || wanted+=(postgresql)
+has slurmctld || wanted+=(slurm-wlm slurm-wlm-basic-plugins)
+has munged || wanted+=(munge)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || wanted+=(ca-certificates)
 is_root_on_debian() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; }
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tests.support.postgres import PostgresServer
     from tests.support.prefect_server import PrefectServerProcess
     from tests.support.ray import RayHead
+    from tests.support.slurm import SlurmCluster
 
 LEFTOVER_SECONDS = 5.0
 
@@ -253,6 +254,26 @@ def ray_head(_ray_head: RayHead, monkeypatch: pytest.MonkeyPatch) -> RayHead:
     """The run's Ray head; inside the test RAY_ADDRESS leads to it."""
     monkeypatch.setenv("RAY_ADDRESS", _ray_head.address)
     return _ray_head
+
+
+@pytest.fixture(scope="session")
+def _slurm() -> Iterator[SlurmCluster]:
+    from tests.support.slurm import SlurmCluster, SlurmMissingError
+
+    try:
+        cluster = SlurmCluster()
+    except SlurmMissingError as missing:
+        _missing(missing)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def slurm_cluster(_slurm: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    """The run's Slurm cluster, with no job and idle nodes; inside the test SLURM_CONF leads to it."""
+    monkeypatch.setenv("SLURM_CONF", str(_slurm.config))
+    yield _slurm
+    _slurm.revive()
 
 
 def _missing(reason: Exception) -> NoReturn:

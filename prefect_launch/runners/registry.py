@@ -23,6 +23,7 @@ RUNNERS: Final = Plugins(
         "local-container": "prefect_launch.runners.docker.runner:LocalContainerRunner",
         "ray": "prefect_launch.runners.remote.ray.runner:RayRunner",
         "prefect": "prefect_launch.runners.remote.prefect.runner:PrefectRunner",
+        "slurm": "prefect_launch.runners.remote.slurm.runner:SlurmRunner",
     },
 )
 

@@ -1,0 +1,86 @@
+"""Commands of Slurm: sbatch, squeue, scontrol, scancel and sacct as subprocesses, each with a time limit.
+
+The cluster is that of the agent's own environment (`SLURM_CONF`, or the machine's default). What else the environment
+says to these programs (`SBATCH_*`, the `SLURM_*` of a job that the agent may run in) is kept from them: what is
+submitted is decided by the queue and the plan alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from prefect_launch.core.subprocesses import run_command
+from prefect_launch.errors import InfrastructureError, UnreachableError
+
+#: While the controller is away a command of Slurm waits for it; longer than any answer of a busy one takes.
+COMMAND_SECONDS: Final = 30.0
+#: Variables of Slurm in the agent's environment by which the cluster is found.
+_OF_CLUSTER: Final = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT"})
+_OF_SLURM: Final = re.compile(r"(SLURM|SBATCH|SALLOC|SQUEUE|SCANCEL|SINFO|SACCT|SCONTROL)_")
+#: What the commands say when the controller, and not the request, is at fault.
+_AWAY: Final = re.compile(
+    r"unable to contact slurm controller|connect failure|connection (refused|timed out|reset)|socket timed out"
+    r"|zero bytes were transmitted|backup controller|communication (connection )?failure|protocol authentication error"
+    r"|munge (encode|decode) failed|could not establish a configuration source|in standby mode|unable to establish"
+    r"|temporarily unable|insane message length|slurmdbd",
+    re.IGNORECASE,
+)
+
+
+class CommandFailedError(InfrastructureError):
+    """A command of Slurm refused or failed; its own words are in the message."""
+
+
+async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None = None, check: bool = True) -> str:
+    """Run a command of Slurm to its end.
+
+    Args:
+        program: such as "squeue".
+        arguments: of it.
+        env: its environment beside what names the cluster; by default this process's.
+        check: whether another exit code than 0 is an error.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        UnreachableError: when it is not installed, the controller is away, or no answer came in time. What was asked
+            for may have been done.
+        CommandFailedError: when it refused, with its own words.
+    """
+    environment = {**_without_slurm(os.environ if env is None else env), **_cluster(os.environ)}
+    try:
+        done = await asyncio.wait_for(run_command([program, *arguments], env=environment), COMMAND_SECONDS)
+    except FileNotFoundError:
+        raise UnreachableError(
+            f"The program {program!r} of Slurm is not on this machine's PATH. Run the agent on a login node, or install"
+            " Slurm's client programs (Debian: slurm-client)."
+        ) from None
+    except asyncio.TimeoutError:
+        raise UnreachableError(
+            f"Slurm did not answer {program!r} within {COMMAND_SECONDS:g} s. Look at its controller (scontrol ping)."
+        ) from None
+    if done.returncode == 0 or not check:
+        return done.stdout.decode(errors="replace")
+    said = _words(done.stderr) or _words(done.stdout) or f"exit code {done.returncode}"
+    if _AWAY.search(said):
+        raise UnreachableError(f"Slurm does not answer {program!r}: {said}. Look at its controller (scontrol ping).")
+    raise CommandFailedError(said)
+
+
+def _words(output: bytes) -> str:
+    """Return what a program complained of in one line, without its name before each line."""
+    lines = [re.sub(r"^\w+: (error: )?", "", line.strip()) for line in output.decode(errors="replace").splitlines()]
+    return "; ".join(dict.fromkeys(line for line in lines if line)).rstrip(".")
+
+
+def _without_slurm(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if not _OF_SLURM.match(name)}
+
+
+def _cluster(variables: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in variables.items() if name in _OF_CLUSTER}

@@ -1,0 +1,74 @@
+"""Images on the nodes of a Slurm cluster: the command that runs one by apptainer, singularity or pyxis.
+
+There is no Docker Engine on such nodes. Which of these a site has, the queue's owner says by the option `container`.
+Whoever they run as, the image's own user does not count: a job runs as the user of the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect_launch.errors import SpecError
+from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.remote.slurm import options as slurm_options
+
+
+def check_image(plan: RunPlan) -> None:
+    """Refuse an image that the cluster cannot run.
+
+    Raises:
+        SpecError: with the next step.
+    """
+    if plan.image is None:
+        return
+    if "container" not in plan.options:
+        raise SpecError(
+            f"The queue does not say what runs the image {plan.image!r} on the nodes of its Slurm cluster. Its owner"
+            " sets resource_args.slurm.container to apptainer, singularity or pyxis; or make the job from code."
+        )
+    if slurm_options.container(plan.options["container"]) == "pyxis":
+        if not plan.command:
+            raise SpecError(
+                f"An image on Slurm by pyxis needs an entry point: {plan.image!r} has none here. Give one, such as"
+                " entry_point=['python', 'main.py']."
+            )
+        if slurm_options.tasks_of(plan.options)[1] > 1:
+            raise SpecError(
+                "A job on several nodes cannot run an image by pyxis: a container cannot start others. Use apptainer."
+            )
+
+
+def command_of(plan: RunPlan, mounts: Sequence[str] = ()) -> list[str]:
+    """Return the command that a job runs on a node: its own, or the one that runs it in its image.
+
+    Args:
+        plan: of its run, checked.
+        mounts: further folders that it sees, such as `/data:/data:ro`.
+    """
+    own = [*plan.command, *plan.args]
+    if plan.image is None:
+        return own
+    image = plan.resolved_image or plan.image
+    binds = [str(plan.output_dir.absolute()), *([str(plan.project_dir)] if plan.project_dir else []), *mounts]
+    program = slurm_options.container(plan.options["container"])
+    if program == "pyxis":
+        return [*_pyxis(image, binds, plan.working_dir), *own]
+    verb = "exec" if plan.command else "run"
+    bound = [part for bind in binds for part in ("--bind", bind)]
+    where = ["--pwd", plan.working_dir] if plan.working_dir and not plan.project_dir else []
+    gpus = ["--nv"] if _asks_for_gpus(plan.options) else []
+    return [program, verb, *gpus, *bound, *where, f"docker://{image}", *own]
+
+
+def _pyxis(image: str, binds: Sequence[str], working_dir: str | None) -> list[str]:
+    registry, slash, rest = image.partition("/")
+    # enroot writes REGISTRY#IMAGE; a first part without a dot or a port is a user of Docker Hub.
+    name = f"{registry}#{rest}" if slash and ("." in registry or ":" in registry or registry == "localhost") else image
+    mounts = ",".join(bind if ":" in bind else f"{bind}:{bind}" for bind in binds)
+    where = [f"--container-workdir={working_dir}"] if working_dir else []
+    return ["srun", "--ntasks=1", f"--container-image={name}", f"--container-mounts={mounts}", *where]
+
+
+def _asks_for_gpus(given: Mapping[str, Any]) -> bool:
+    return bool(slurm_options.gpu_count(given.get("gpus", 0))) or "gpu" in str(given.get("gres", ""))

@@ -1,0 +1,334 @@
+"""Runner of the resource `slurm`: a job is a batch job of a Slurm cluster, in the agent's own folders.
+
+The agent runs on a login node, or another machine that has Slurm's commands, with its home on a file system that the
+nodes share. So code runs in the same environments as local processes, and the log, the outputs and the end of a job are
+in the folder of its run. A job's handle is its number. It is submitted held, looked up by its name, recorded, and
+released; `squeue` is asked once for all jobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import anyio
+
+from prefect_launch.core.states import ItemState
+from prefect_launch.environments.venv import Environments, Venv
+from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.runners.base import ExitStatus, RunPlan
+from prefect_launch.runners.code_job import (
+    check_command,
+    given_variables,
+    inherited_variables,
+    job_variables,
+    note_warnings,
+    working_dir,
+    write_config_files,
+)
+from prefect_launch.runners.option_values import Quantity
+from prefect_launch.runners.remote.base import LogPart, RemoteJob, RemoteRunner, RemoteState, RemoteStatus
+from prefect_launch.runners.remote.slurm import folder, jobs, script
+from prefect_launch.runners.remote.slurm import options as slurm_options
+from prefect_launch.runners.remote.slurm.commands import CommandFailedError, run_slurm
+from prefect_launch.runners.remote.slurm.containers import check_image, command_of
+from prefect_launch.runners.remote.slurm.ends import status_of
+from prefect_launch.runners.remote.slurm.jobs import SlurmJob
+from prefect_launch.runners.remote.slurm.logs import read_streams
+from prefect_launch.runners.remote.slurm.nodes import shortage
+from prefect_launch.runners.remote.slurm.records import JobRecord, JobRecords
+
+log = logging.getLogger(__name__)
+
+#: After the grace of a stop the job's script has this long to write down its end, before Slurm kills all of it.
+_SCRIPT_SECONDS: Final = 5.0
+#: How long Slurm may take to end a job that is deleted.
+_DELETE_SECONDS: Final = 20.0
+_FORGOTTEN: Final = (
+    "Slurm knows it no more (it forgets a job MinJobAge after its end), and it has left no exit file: how it ended is"
+    " not known"
+)
+
+
+class SlurmRunner(RemoteRunner):
+    """Runs jobs on the Slurm cluster that the agent's machine belongs to."""
+
+    name: ClassVar[str] = "slurm"
+    removed_message: ClassVar[str] = "job gone from the cluster"
+    sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
+    submitter_options: ClassVar[frozenset[str]] = slurm_options.SUBMITTER_OPTIONS
+    options: ClassVar[frozenset[str]] = slurm_options.OPTIONS
+    quantities: ClassVar[Mapping[str, Quantity]] = slurm_options.QUANTITIES
+    can_hold: ClassVar[bool] = True
+    max_submitted: ClassVar[int] = 500
+    lag_seconds: ClassVar[float] = 2.0
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._environments = Environments(home / "environments")
+        self._records = JobRecords(home.absolute() / "slurm" / "jobs")
+        self._kills: set[asyncio.Task[None]] = set()
+
+    # --- checks ---
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        checked = super().check_options(options)
+        slurm_options.check_values(checked)
+        return checked
+
+    @classmethod
+    def check_together(cls, options: Mapping[str, Any]) -> None:
+        slurm_options.check_together(options)
+
+    def check(self, plan: RunPlan) -> None:
+        if plan.is_agent_program:
+            raise SpecError(
+                "A program of prefect-launch's own, such as a sweep's scheduler, does not run on slurm: it needs the"
+                " agent's environment. Give the sweep a queue of the resource local-process."
+            )
+        check_image(plan)
+        if plan.image is None:
+            check_command(plan, self.name)
+        working_dir(_in_code(plan))
+        self.check_options(plan.options)
+        self.check_together(plan.options)
+
+    @classmethod
+    def preview(cls, plan: RunPlan) -> dict[str, Any]:
+        return {
+            "command": command_of(plan),
+            "srun": slurm_options.srun_arguments(plan.options),
+            "sbatch": slurm_options.sbatch_arguments(plan.options),
+            "env": given_variables(plan),
+            "labels": plan.labels,
+        }
+
+    async def ping(self) -> None:
+        await run_slurm("scontrol", "ping")
+
+    # --- the environment of a code job ---
+
+    async def missing(self, plan: RunPlan) -> ItemState | None:
+        if plan.image is not None:
+            return None
+        ready = await self._environments.is_ready(plan.project_dir, plan.python_version, given_variables(plan))
+        return None if ready else ItemState.BUILDING
+
+    async def prepare(self, plan: RunPlan) -> None:
+        self.check(plan)
+        await self._venv(plan)
+
+    async def _venv(self, plan: RunPlan) -> Venv | None:
+        if plan.image is not None:
+            return None
+        return await self._environments.ensure(plan.project_dir, plan.python_version, given_variables(plan))
+
+    # --- the system ---
+
+    async def submit(self, plan: RunPlan) -> RemoteJob:
+        known = await self._existing(plan.name)
+        if known is not None:
+            return known
+        venv = await self._venv(plan)
+        await anyio.to_thread.run_sync(self._write, plan, venv)
+        await self._sbatch(plan)
+        # Slurm takes any number of jobs of one name: another agent, or an answer that was lost, may have made one.
+        found = await self._existing(plan.name)
+        if found is None:
+            raise InfrastructureError(
+                f"Slurm accepted the job {plan.name!r}, and does not show it. Look for it there (squeue), and try"
+                " again."
+            )
+        return found
+
+    async def _existing(self, name: str) -> RemoteJob | None:
+        """Return the job of a name, recorded: the oldest, after any other has been cancelled."""
+        for record in await anyio.to_thread.run_sync(self._records.all):
+            if record.name == name:
+                return await self._recorded(record)
+        alive = [job for job in await jobs.jobs_by_name(name) if job.run_dir is not None and not job.has_ended]
+        if not alive:
+            return None
+        first, *others = alive
+        if others:
+            await run_slurm("scancel", *(job.id for job in others))
+        assert first.run_dir is not None
+        record = JobRecord(id=first.id, name=first.name, labels=first.labels, run_dir=first.run_dir)
+        await anyio.to_thread.run_sync(self._records.add, record)
+        return _remote(record, await self._status(first, record))
+
+    async def _sbatch(self, plan: RunPlan) -> None:
+        path = str(plan.run_dir.absolute() / script.FOLDER / script.SCRIPT)
+        asked = slurm_options.sbatch_arguments(plan.options)
+        try:
+            await self._test(plan, asked, path)
+            await run_slurm(
+                "sbatch",
+                "--parsable",
+                "--hold",
+                "--no-requeue",
+                f"--job-name={plan.name}",
+                f"--comment={jobs.comment(plan.labels, plan.run_dir.absolute())}",
+                "--chdir=/",
+                "--output=/dev/null",
+                "--error=/dev/null",
+                *asked,
+                path,
+                env=inherited_variables(),
+            )
+        except CommandFailedError as error:
+            await anyio.to_thread.run_sync(folder.drop_copied, plan.run_dir)
+            raise SpecError(
+                f"Slurm refuses the job: {error}. It was asked for {' '.join(asked)}."
+                " Correct the options (resource_args.slurm) of the item or of its queue; sinfo shows what there is."
+            ) from None
+
+    async def _test(self, plan: RunPlan, asked: list[str], path: str) -> None:
+        """Let Slurm refuse what no node could ever run: it accepts any job that is submitted held."""
+        try:
+            await run_slurm("sbatch", "--test-only", *asked, path, env=inherited_variables())
+        except CommandFailedError as error:
+            if "node configuration is not available" not in str(error):
+                raise
+            if lacking := await shortage(plan.options):
+                raise CommandFailedError(f"{error}: {lacking}") from None
+
+    def _write(self, plan: RunPlan, venv: Venv | None) -> None:
+        plan.output_dir.mkdir(exist_ok=True)
+        note_warnings(plan, venv)
+        cwd = working_dir(_in_code(plan))
+        if plan.code_dir is not None:
+            write_config_files(plan, cwd)
+        variables = job_variables(plan, venv)
+        if plan.image is not None:
+            variables = {name: value for name, value in variables.items() if name not in ("LD_LIBRARY_PATH",)}
+        mounts = plan.options.get("mount") or ()
+        command = command_of(plan, [mounts] if isinstance(mounts, str) else mounts)
+        srun = slurm_options.srun_arguments(plan.options)
+        place = plan.run_dir.absolute() / script.FOLDER
+        files = {
+            script.ENVIRONMENT: script.environment_file(variables),
+            script.SCRIPT: script.job_script(place, cwd, command, srun=srun),
+        }
+        if srun:
+            files[script.TASK] = script.task_script(command)
+        folder.write(plan.run_dir, files)
+
+    async def release(self, handle: str) -> None:
+        try:
+            await run_slurm("scontrol", "release", handle)
+        except CommandFailedError as error:
+            if not any(words in str(error).lower() for words in ("already finished", "invalid job id")):
+                raise
+
+    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
+        shown = await jobs.jobs_by_id(handles)
+        found = {}
+        for handle in handles:
+            record = await anyio.to_thread.run_sync(self._records.get, handle)
+            job = await self._seen(shown.get(handle), record)
+            if job is not None:
+                found[handle] = job
+        return found
+
+    async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
+        shown = {job.id: job for job in await jobs.all_jobs()}
+        records = {record.id: record for record in await anyio.to_thread.run_sync(self._records.all)}
+        found = []
+        for number in {**shown, **records}:
+            job = await self._seen(shown.get(number), records.get(number))
+            if job is None and number in records:
+                job = _remote(records[number], None)
+            if job is not None and labels.items() <= job.labels.items():
+                found.append(job)
+        return found
+
+    async def _seen(self, job: SlurmJob | None, record: JobRecord | None) -> RemoteJob | None:
+        """Return a job as what Slurm shows and what is recorded make it; None when it is gone, or done with."""
+        if job is not None and record is not None and job.name != record.name:
+            job = None  # The controller has lost its state, and gives numbers anew.
+        if record is None:
+            if job is None or job.run_dir is None or job.has_ended:
+                return None
+            record = JobRecord(id=job.id, name=job.name, labels=job.labels, run_dir=job.run_dir)
+            status = await self._status(job, record)
+            return None if status is None or status.state is RemoteState.ENDED else _remote(record, status)
+        status = await self._status(job, record)
+        return None if status is None else _remote(record, status)
+
+    async def _status(self, job: SlurmJob | None, record: JobRecord) -> RemoteStatus | None:
+        return status_of(job, await anyio.to_thread.run_sync(folder.look, record.run_dir))
+
+    async def _recorded(self, record: JobRecord) -> RemoteJob:
+        shown = await jobs.jobs_by_id([record.id])
+        return await self._seen(shown.get(record.id), record) or _remote(record, None)
+
+    async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
+        record = await anyio.to_thread.run_sync(self._records.get, handle)
+        if record is not None:
+            async for part in read_streams(record.run_dir / script.FOLDER, after):
+                yield part
+
+    async def cancel(self, handle: str, grace_seconds: float) -> None:
+        record = await anyio.to_thread.run_sync(self._records.get, handle)
+        if record is None:
+            shown = (await jobs.jobs_by_id([handle])).get(handle)
+            run_dir = None if shown is None else shown.run_dir
+        else:
+            run_dir = record.run_dir
+        if run_dir is not None:
+            await anyio.to_thread.run_sync(folder.ask_to_stop, run_dir, grace_seconds)
+        await run_slurm("scancel", "--state=PENDING", handle, check=False)
+        await run_slurm("scancel", "--batch", "--signal=TERM", handle, check=False)
+        task = asyncio.create_task(self._kill(handle, grace_seconds + _SCRIPT_SECONDS))
+        self._kills.add(task)
+        task.add_done_callback(self._kills.discard)
+
+    async def _kill(self, handle: str, seconds: float) -> None:
+        """Let Slurm end all of a job that has not ended within a time: its node or its script may be stuck."""
+        await asyncio.sleep(seconds)
+        try:
+            await run_slurm("scancel", handle, check=False)
+        except LaunchError as error:
+            log.warning("job %s of slurm, told to end, could not be cancelled: %s", handle, error)
+
+    async def delete(self, handle: str) -> None:
+        job = (await jobs.jobs_by_id([handle])).get(handle)
+        record = await anyio.to_thread.run_sync(self._records.get, handle)
+        deadline = asyncio.get_running_loop().time() + _DELETE_SECONDS
+        if job is not None and (job.is_waiting or job.failed_to_launch):
+            await run_slurm("scancel", handle, check=False)
+        while job is not None and (not job.has_ended or job.failed_to_launch):
+            if asyncio.get_running_loop().time() > deadline:
+                raise InfrastructureError(
+                    f"The job {handle} of slurm is still {job.state}, so it is not removed. Look at it there."
+                )
+            await asyncio.sleep(0.2)
+            job = (await jobs.jobs_by_id([handle])).get(handle)
+        if record is not None:
+            await anyio.to_thread.run_sync(folder.drop_copied, record.run_dir)
+        await anyio.to_thread.run_sync(self._records.remove, handle)
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        for task in tuple(self._kills):
+            task.cancel()
+
+    def _why_gone(self, stopped: bool) -> str:
+        return super()._why_gone(stopped) if stopped else _FORGOTTEN
+
+
+def _remote(record: JobRecord, status: RemoteStatus | None) -> RemoteJob:
+    if status is None:
+        status = RemoteStatus(state=RemoteState.ENDED, exit=ExitStatus(exit_code=None, error=_FORGOTTEN))
+    return RemoteJob(handle=record.id, name=record.name, labels=record.labels, status=status)
+
+
+def _in_code(plan: RunPlan) -> RunPlan:
+    """Return the plan whose working directory is on the node: that of an image is inside it."""
+    return plan if plan.image is None or plan.code_dir is not None else plan.model_copy(update={"working_dir": None})

@@ -1,0 +1,138 @@
+"""Script of a Slurm job: a few lines of POSIX shell that run the job once, and write down how it ended.
+
+Slurm may start a job twice: after its controller lost its state, or when somebody requeues it. So the script takes a
+lock in the run's folder first, and a second start ends there. It writes its own end, whole or not at all, so that the
+end is known when the controller has forgotten it. A stop reaches it as TERM with a file beside it that says the grace;
+then it ends the process group of the job. The environment comes from a file that only its owner may read, and which
+it removes.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+#: The folder of these files, in a run's folder.
+FOLDER: Final = "slurm"
+SCRIPT: Final = "job.sh"
+ENVIRONMENT: Final = "environment"
+LOCK: Final = "lock"
+STARTED: Final = "started"
+STOP: Final = "stop"
+EXIT: Final = "exit.json"
+NO_PROGRAM: Final = "no-program"
+STDOUT: Final = "stdout"
+STDERR: Final = "stderr"
+
+#: The script's own exit codes: the node does not see the run's folder; the job was started before.
+FOLDER_MISSING: Final = 71
+SECOND_START: Final = 75
+
+_SCRIPT: Final = """\
+#!/bin/sh
+# A job of prefect-launch. It runs once, however often Slurm starts this.
+cd {folder} 2>/dev/null && [ -f {environment} ] || {{ [ -d {lock} ] && exit {second_start}; exit {folder_missing}; }}
+mkdir {lock} 2>/dev/null || exit {second_start}
+exec >>{stdout} 2>>{stderr} </dev/null
+
+now() {{ date +%s.%N; }}
+finish() {{
+    printf '{{"exit_code": %s, "stopped": %s, "started_at": "%s", "ended_at": "%s"}}\\n' \\
+        "$1" "$is_stopped" "$begun" "$(now)" > {exit}.part && mv -f {exit}.part {exit}
+    exit "${{2:-$1}}"
+}}
+on_term() {{
+    [ -f {stop} ] || return 0  # Slurm itself ends the job, and tells its processes.
+    is_stopped=true
+    [ -n "$job" ] || return 0
+    kill -s TERM -- "-$job" 2>/dev/null || kill -s TERM "$job" 2>/dev/null
+    [ -z "$killer" ] || return 0
+    setsid sh -c 'sleep "$1"; kill -s KILL -- "-$2"' - "$(cat {stop})" "$job" >/dev/null 2>&1 &
+    killer=$!
+}}
+is_stopped=false job='' killer='' begun=$(now)
+trap on_term TERM
+printf '%s %s\\n' "$(hostname)" "$$" > {started}.part && mv -f {started}.part {started}
+if [ -f {stop} ]; then is_stopped=true; rm -f {environment}; finish null 143; fi
+{before}
+(
+    . ./{environment}
+    rm -f {environment}
+    cd {cwd} || exit 126
+    if ! command -v {program} >/dev/null 2>&1; then
+        echo {program} > {here}/{no_program}
+        echo {program}: not found >&2
+        exit 127
+    fi
+    exec setsid {command}
+) &
+job=$!
+while :; do
+    wait "$job"
+    code=$?
+    kill -0 "$job" 2>/dev/null || break  # Else a signal has cut the waiting short.
+done
+kill -s KILL -- "-$job" 2>/dev/null  # What it left running.
+[ -z "$killer" ] || kill -s KILL -- "-$killer" 2>/dev/null
+finish "$code"
+"""
+
+#: Each task of a job of several nodes runs this.
+TASK: Final = "task.sh"
+_TASK: Final = """\
+#!/bin/sh
+# One task of a job of prefect-launch on several nodes.
+export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" NODE_RANK="$SLURM_NODEID"
+export WORLD_SIZE="$SLURM_NTASKS" NNODES="$SLURM_NNODES"
+exec {command}
+"""
+_MASTER: Final = """\
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))
+export MASTER_ADDR MASTER_PORT"""
+
+
+def job_script(folder: Path, cwd: Path, command: Sequence[str], *, srun: Sequence[str] = ()) -> str:
+    """Return the script of a job.
+
+    Args:
+        folder: of its files; absolute.
+        cwd: the folder that the job runs in.
+        command: the job's program and arguments.
+        srun: srun with its options, which starts `task_script` on each node; empty: the command is run itself.
+    """
+    run = [*srun, "sh", str(folder / TASK)] if srun else list(command)
+    return _SCRIPT.format(
+        folder=shlex.quote(str(folder)),
+        here=shlex.quote(str(folder)),
+        cwd=shlex.quote(str(cwd)),
+        program=shlex.quote(command[0]),
+        command=shlex.join(run),
+        before=_MASTER if srun else "",
+        environment=ENVIRONMENT,
+        lock=LOCK,
+        stdout=STDOUT,
+        stderr=STDERR,
+        exit=EXIT,
+        stop=STOP,
+        started=STARTED,
+        no_program=NO_PROGRAM,
+        folder_missing=FOLDER_MISSING,
+        second_start=SECOND_START,
+    )
+
+
+def task_script(command: Sequence[str]) -> str:
+    """Return what each task of a job on several nodes runs."""
+    return _TASK.format(command=shlex.join(command))
+
+
+def environment_file(variables: Mapping[str, str]) -> str:
+    """Return variables as a shell reads them.
+
+    Args:
+        variables: whose names a shell can have (`is_shell_name`).
+    """
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
