@@ -9,21 +9,15 @@ from __future__ import annotations
 import time
 from typing import Final
 
+from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import ExitStatus, signal_of
 from prefect_launch.runners.remote.base import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.slurm.folder import JobFolder, WrittenExit
-from prefect_launch.runners.remote.slurm.jobs import SlurmJob
+from prefect_launch.runners.remote.slurm.jobs import MACHINE_FAULTS, SlurmJob
 from prefect_launch.runners.remote.slurm.script import FOLDER_MISSING, SECOND_START
 
 #: How long after a job's own end Slurm may take to say that it ended, and why.
 _CAUSE_SECONDS: Final = 60.0
-_LOST: Final = {
-    "BOOT_FAIL": "its node did not boot",
-    "LAUNCH_FAILED": "Slurm could not launch it on its node: look at slurmd's log there",
-    "NODE_FAIL": "its node failed",
-    "RECONFIG_FAIL": "its node failed",
-    "REVOKED": "a sibling cluster runs it",
-}
 _TOO_LONG: Final = frozenset({"DEADLINE", "TIMEOUT"})
 
 
@@ -42,7 +36,8 @@ def status_of(job: SlurmJob | None, folder: JobFolder) -> RemoteStatus | None:
         return RemoteStatus(state=RemoteState.ENDED, exit=_end_by_slurm(folder, job))
     if job.is_waiting:
         state = RemoteState.HELD if job.is_held else RemoteState.PENDING
-        return RemoteStatus(state=state, reason=job.wait_reason)
+        refusal = SpecError(f"Slurm cannot run it: {job.wait_reason}") if job.never_starts else None
+        return RemoteStatus(state=state, reason=job.wait_reason, refusal=refusal)
     return RemoteStatus(state=RemoteState.RUNNING)
 
 
@@ -101,15 +96,15 @@ def _end_by_slurm(folder: JobFolder, job: SlurmJob) -> ExitStatus:
 
 def _with_cause(end: ExitStatus, job: SlurmJob) -> ExitStatus:
     """Add why a job ended that did not end by itself."""
-    if job.state in _LOST:
+    if job.state in MACHINE_FAULTS:
         where = f" ({job.nodes})" if job.nodes else ""
-        return end.model_copy(update={"error": f"{job.state}: {_LOST[job.state]}{where}"})
+        return end.model_copy(update={"error": f"{job.state}: {MACHINE_FAULTS[job.state]}{where}"})
     if job.state == "OUT_OF_MEMORY":
         return end.model_copy(update={"oom_killed": True})
     if job.state == "PREEMPTED":
-        return end.model_copy(update={"preempted": True, "error": "PREEMPTED: Slurm gave its nodes to another job"})
+        return end.model_copy(update={"preempted": True})
     if job.state == "CANCELLED":
         return end.model_copy(update={"error": "CANCELLED: somebody cancelled it in Slurm, and not this agent"})
     if job.state in _TOO_LONG:
-        return end.model_copy(update={"error": f"{job.state}: it reached its time limit in Slurm"})
+        return end.model_copy(update={"timed_out": True})
     return end

@@ -20,11 +20,16 @@ from prefect_launch.runners.remote.slurm.commands import CommandFailedError, run
 _FIELDS: Final = ("JobID", "State", "Reason", "exit_code", "NodeList", "Name", "Comment")
 _FORMAT: Final = ",".join(f"{field}:|" for field in _FIELDS)
 
+#: States of a job that its machines ended, in words.
+MACHINE_FAULTS: Final = {
+    "BOOT_FAIL": "its node did not boot",
+    "LAUNCH_FAILED": "Slurm could not launch it on its node: look at slurmd's log there",
+    "NODE_FAIL": "its node failed",
+    "RECONFIG_FAIL": "its node failed",
+    "REVOKED": "a sibling cluster runs it",
+}
 _ENDED: Final = frozenset(
-    {
-        *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL"),
-        *("OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
-    }
+    {*MACHINE_FAULTS, "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 )
 _WAITING: Final = frozenset(
     {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
@@ -43,7 +48,6 @@ _NEVER: Final = {
     "DependencyNeverSatisfied": "a job that it depends on can never end as it must",
     "InvalidAccount": "its account does not exist",
     "InvalidQOS": "its QOS does not exist, or its account may not use it",
-    "PartitionNodeLimit": "it asks for more nodes than the partition has, or gives one job",
     "PartitionTimeLimit": "its time is longer than the partition allows",
     "QOSMaxCpuPerJobLimit": "it asks for more CPUs than its QOS allows one job",
     "QOSMaxGRESPerJob": "it asks for more GPUs than its QOS allows one job",
@@ -101,12 +105,17 @@ class SlurmJob(BaseModel):
         return self.state == "PENDING" and self.reason in _HELD
 
     @property
+    def never_starts(self) -> bool:
+        """Whether it waits for what time alone does not bring."""
+        return self.is_waiting and self.reason in _NEVER
+
+    @property
     def wait_reason(self) -> str:
         """Why it waits, in Slurm's words; a reason that can never be met is said as such."""
         if not self.is_waiting:
             return ""
-        if self.reason in _NEVER:
-            return f"{self.reason}: {_NEVER[self.reason]}, so it will not start as it is. Stop it and correct it."
+        if self.never_starts:
+            return f"{self.reason}: {_NEVER[self.reason]}, so it will never start as it is. Correct resource_args.slurm"
         if self.is_held:
             return f"{self.reason}: 'scontrol release {self.id}' lets it go on"
         return self.reason if self.reason not in ("", "None") else ("" if self.state == "PENDING" else self.state)
