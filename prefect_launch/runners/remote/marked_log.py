@@ -37,7 +37,7 @@ printf '\036[%s] begin\n' "$launch_name"
 exec 3>&2 2>/dev/null
 launch_code=143
 if [ -z "$launch_term" ]; then
-  env "$@" 2>&3 3>&-
+  (exec env "$@" 2>&3 3>&-)
   launch_code=$?
 fi
 trap '' TERM HUP INT

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,13 +16,17 @@ from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.ray.client import RayClient
 from prefect_launch.runners.remote.ray.runner import RayRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
-from tests.support.live import Site
+from tests.support.live import Site, until
 from tests.support.ray import GATE, RayHead
 
 if TYPE_CHECKING:
+    from prefect_launch.client.queued_run import QueuedRun
     from tests.support.prefect_server import PrefectServerProcess
+    from tests.support.processes import ChildProcess
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+AWAY_SECONDS = 30.0
 
 
 class LosingTransport(httpx.AsyncHTTPTransport):
@@ -136,3 +141,70 @@ def test_code_runs_to_completed_with_its_log_and_outputs(site: Site) -> None:
         assert site.states(run)[-2:] == ["Running", "Completed"]
         assert site.log(run).splitlines() == [f"hello {name}", "mine", "run.sh"]
         assert run.outputs() == {"accuracy": 0.9}
+
+
+LINES = 100
+#: Ten seconds of lines, then outputs and an end of its own.
+COUNTING = (
+    f"n=0; while [ $n -lt {LINES} ]; do n=$((n+1)); echo line $n; sleep 0.1; done;"
+    """ echo '{"lines": 100}' > "$LAUNCH_OUTPUT_DIR/outputs.json"; exit 4"""
+)
+
+
+def check_counted(site: Site, run: QueuedRun) -> None:
+    """The one attempt came to its end, and all of it was told, once."""
+    assert "exit code 4" in run.message
+    assert site.flow_run(run).run_count == 1
+    assert site.log(run).splitlines() == [f"line {number}" for number in range(1, LINES + 1)]
+    assert run.outputs() == {"lines": LINES}
+
+
+def test_job_of_a_killed_agent_is_followed_to_its_end_by_the_next_one(site: Site, agents: list[ChildProcess]) -> None:
+    site.job(COUNTING)
+    (run,) = site.add(retries=0)
+    agents.append(site.agent_process())
+    until(lambda: "line 5" in site.log(run))
+    agents[0].kill()
+    site.work_off()
+    check_counted(site, run)
+
+
+def test_head_that_is_away_for_half_a_minute_loses_nothing(
+    site: Site, ray_head: RayHead, agents: list[ChildProcess]
+) -> None:
+    site.job(COUNTING)
+    (run,) = site.add(retries=0)
+    agents.append(site.agent_process())
+    until(lambda: "line 5" in site.log(run))
+    ray_head.relay.cut()
+    try:
+        time.sleep(AWAY_SECONDS)
+    finally:
+        ray_head.relay.mend()
+    until(lambda: run.item.is_terminal)
+    check_counted(site, run)
+
+
+def test_asked_for_stop_ends_the_job_and_says_so(site: Site, agents: list[ChildProcess]) -> None:
+    site.job("trap 'echo saved; exit 5' TERM; echo ready; while :; do sleep 0.1; done")
+    (run,) = site.add()
+    agents.append(site.agent_process())
+    until(lambda: "ready" in site.log(run))
+    run.cancel()
+    until(lambda: run.item.is_terminal)
+    assert site.states(run)[-1] == "Cancelled"
+    assert site.log(run).splitlines() == ["ready", "saved"]
+
+
+# The last one: it takes all jobs with it.
+def test_job_that_is_lost_with_the_head_crashes_its_item_and_says_why(
+    site: Site, ray_head: RayHead, agents: list[ChildProcess]
+) -> None:
+    site.job("echo ready; exec sleep 600")
+    (run,) = site.add(retries=0)
+    agents.append(site.agent_process())
+    until(lambda: "ready" in site.log(run))
+    ray_head.restart()
+    until(lambda: run.item.is_terminal)
+    assert site.states(run)[-1] == "Crashed"
+    assert "the head of the Ray cluster was started anew" in run.message

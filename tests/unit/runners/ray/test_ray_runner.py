@@ -1,0 +1,368 @@
+"""The runner of Ray jobs on an in-memory Jobs API: what the API may answer, and what the runner makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from prefect_launch.core.masking import Mask
+from prefect_launch.errors import InfrastructureError, LaunchError, QueueError, SpecError, UnreachableError
+from prefect_launch.runners.base import Labels
+from prefect_launch.runners.remote.jobs import RunHandle
+from prefect_launch.runners.remote.ray import cluster
+from tests.unit.runners.ray.api import NODE, Fault, RayApi, plan_in, submitted
+
+
+def answers(status: int, text: str = "", *, method: str = "GET", **headers: str) -> Fault:
+    """Return a fault that answers one request of a method."""
+    return lambda request: httpx.Response(status, text=text, headers=headers) if request.method == method else None
+
+
+async def test_job_is_submitted_under_the_runs_name_with_its_labels_and_what_it_asks_for(tmp_path: Path) -> None:
+    api = RayApi()
+    options = {"cpus": 2, "memory": "1g", "resources": {"tpu": 1}, "env": {"A": "1"}}
+    api.nodes[0]["tpu"] = 1.0
+    plan = plan_in(tmp_path, "python", "a b.py", args=("it's",), options=options, stop_seconds=7.5)
+    await submitted(api.runner(tmp_path), plan)
+    [job] = api.jobs.values()
+    assert job["submission_id"] == plan.name
+    assert job["metadata"].items() >= plan.labels.items()
+    assert job["entrypoint"].startswith("set -- python 'a b.py' 'it'\"'\"'s'\n")
+    asked = {name: value for name, value in job.items() if name.startswith("entrypoint_")}
+    assert asked == {"entrypoint_num_cpus": 2.0, "entrypoint_memory": 1024**3, "entrypoint_resources": {"tpu": 1.0}}
+    env = job["runtime_env"]["env_vars"]
+    assert (env["A"], env["RAY_JOB_STOP_WAIT_TIME_S"], env["RAY_JOB_STOP_SIGNAL"]) == ("1", "8", "SIGTERM")
+
+
+async def test_variable_with_a_dollar_sign_is_set_by_the_job_since_ray_would_expand_it(tmp_path: Path) -> None:
+    api = RayApi()
+    await submitted(api.runner(tmp_path), plan_in(tmp_path, env={"PRICE": "5 $HOME", "B": "1"}))
+    [job] = api.jobs.values()
+    assert "PRICE" not in job["runtime_env"]["env_vars"]
+    assert "export PRICE='5 $HOME'\n" in job["entrypoint"]
+
+
+async def test_second_submission_of_a_name_finds_the_first_whatever_ray_answers(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    handle = await submitted(api.runner(tmp_path), plan)
+    # It is not listed yet when it is looked for, and there when it is submitted.
+    api.faults.append(answers(404))
+    assert await submitted(api.runner(tmp_path), plan) == handle
+    assert len(api.jobs) == 1
+
+
+async def test_submission_whose_answer_was_lost_is_found_by_its_name(tmp_path: Path) -> None:
+    api, runner, plan = RayApi(), None, plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await runner.create(plan)
+
+    def lose(request: httpx.Request) -> httpx.Response | None:
+        if request.method == "POST":
+            api.faults.remove(lose)
+            api.lost_answers = 1
+        return None
+
+    api.faults.append(lose)
+    with pytest.raises(UnreachableError, match="lost"):
+        await runner.start(handle)
+    await runner.start(handle)
+    assert len(api.jobs) == 1
+    assert sum(call == "POST /api/jobs/" for call in api.calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind", "said"),
+    [
+        (400, "Traceback\nTypeError: entrypoint must be a string", SpecError, "entrypoint must be a string"),
+        (500, "RuntimeError: Request failed with status code 400: bad env", SpecError, "Correct its options"),
+        (500, "No available agent to submit job, please try again later.", UnreachableError, "not ready"),
+        (500, "Traceback\nRuntimeError: no space left", InfrastructureError, "no space left"),
+        (503, "", UnreachableError, "HTTP 503"),
+        (429, "", UnreachableError, "HTTP 429"),
+    ],
+)
+async def test_refused_submission_says_why_and_whose_fault_it_is(
+    tmp_path: Path, status: int, text: str, kind: type[LaunchError], said: str
+) -> None:
+    api = RayApi(faults=[answers(status, text, method="POST")])
+    with pytest.raises(kind, match=said) as raised:
+        await submitted(api.runner(tmp_path), plan_in(tmp_path))
+    assert isinstance(raised.value, UnreachableError) is (kind is UnreachableError)
+    assert not api.jobs
+
+
+@pytest.mark.parametrize("status", [401, 403, 302, 502])
+async def test_ping_says_that_the_cluster_lets_nobody_in(tmp_path: Path, status: int) -> None:
+    api = RayApi(faults=[answers(status)])
+    with pytest.raises(UnreachableError, match=f"HTTP {status}"):
+        await api.runner(tmp_path).ping()
+
+
+async def test_call_that_a_busy_head_refuses_is_made_again_when_it_asks_for_that(tmp_path: Path) -> None:
+    api = RayApi(faults=[answers(429, **{"retry-after": "0"})])
+    await api.runner(tmp_path).ping()
+    assert len(api.calls) == 2
+
+
+async def test_head_that_hangs_is_unreachable(tmp_path: Path) -> None:
+    def hang(request: httpx.Request) -> httpx.Response:
+        raise httpx.ReadTimeout("", request=request)
+
+    with pytest.raises(UnreachableError, match="ReadTimeout"):
+        await RayApi(faults=[hang]).runner(tmp_path).ping()
+
+
+async def test_something_else_at_the_address_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match="is no Ray dashboard"):
+        await RayApi(faults=[answers(200, "<html>")]).runner(tmp_path).ping()
+
+
+async def test_more_than_any_node_has_is_refused_before_it_waits_for_ever(tmp_path: Path) -> None:
+    api = RayApi(nodes=[{"CPU": 4.0}, {"CPU": 2.0, "GPU": 1.0}], used=[{}, {}])
+    with pytest.raises(
+        SpecError, match=r"No node of the Ray cluster can give 8 GPU \(the most that one has is 1 GPU\)"
+    ):
+        await submitted(api.runner(tmp_path), plan_in(tmp_path, options={"gpus": 8}))
+    with pytest.raises(SpecError, match="no node has all of it together"):
+        await submitted(api.runner(tmp_path), plan_in(tmp_path, options={"gpus": 1, "cpus": 4}))
+    assert not api.jobs
+    api.node_types = ("ray.head.default", "ray.worker.gpu")  # An autoscaler may start one that has it.
+    await submitted(api.runner(tmp_path), plan_in(tmp_path, options={"gpus": 8}))
+
+
+async def test_waiting_job_says_what_it_waits_for(tmp_path: Path) -> None:
+    api = RayApi(used=[{"CPU": 3.0}])
+    runner, reasons = api.runner(tmp_path), asyncio.Queue[str]()
+    handle = await submitted(runner, plan_in(tmp_path, options={"cpus": 4}))
+    waiting = asyncio.create_task(runner.wait_running(handle, reasons.put))
+    assert await asyncio.wait_for(reasons.get(), 30) == "PENDING: waits for 4 CPU; a node has at most 1 CPU free"
+    api.jobs[RunHandle.parse(handle).job] |= {"status": "RUNNING", "driver_node_id": NODE}
+    await asyncio.wait_for(waiting, 30)
+    await runner.aclose()
+
+
+async def test_one_call_tells_of_all_jobs(tmp_path: Path) -> None:
+    api = RayApi()
+    runner = api.runner(tmp_path)
+    handles = [await submitted(runner, plan_in(tmp_path)) for _ in range(20)]
+    api.calls.clear()
+    jobs = await runner.poll({RunHandle.parse(handle).job for handle in handles})
+    assert (len(jobs), api.calls) == (20, ["GET /api/jobs/"])
+
+
+# --- logs and ends ---
+
+
+def marked(name: str, content: bytes, *, end: str = "0", words: tuple[str, ...] = ()) -> bytes:
+    """Return what a job's log has in Ray."""
+    lines = "".join(f"\x1e[{name}] {word}\n" for word in (*words, f"end {end}"))
+    front = b"2026-01-01 INFO -- Runtime env is setting up.\nRunning entrypoint for job x: set -- a\n"
+    return front + f"\x1e[{name}] begin\n".encode() + content + lines.encode()
+
+
+async def test_log_has_what_the_job_wrote_and_nothing_of_rays(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    content = b"one\nb\xffd \x1e[odd, no newline"
+    api.logs[plan.name] = marked(plan.name, content, words=("outputs eyJhIjogMX0=", "files 2"))
+    api.end(plan.name, driver_node_id=NODE)
+    end = await runner.watch(handle, plan)
+    assert (end.exit_code, end.succeeded, end.log_complete, end.warnings) == (0, True, True, ())
+    assert plan.log_path.read_bytes() == content
+    assert (plan.output_dir / "outputs.json").read_text() == '{"a": 1}'
+    assert end.left_out.named == (
+        "2 files beside outputs.json: they were left on the node: the queue has set no output_dir, a folder that nodes"
+        " and agent share",
+    )
+    await runner.aclose()
+
+
+async def test_log_goes_on_at_any_position_with_no_gap_and_no_repeat(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    await submitted(runner, plan)
+    content = b"".join(b"line %d \x1e[x\n" % number for number in range(300))
+    whole = marked(plan.name, content)
+    api.end(plan.name, driver_node_id=NODE)
+    got, position = b"", None
+    for size in range(0, len(whole) + 37, 37):
+        api.logs[plan.name] = whole[:size]
+        async for part in runner.read_logs(plan.name, position):
+            got, position = got + part.content, part.position
+    assert got == content
+
+
+async def test_log_of_two_hundred_thousand_lines_is_read_whole(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    content = b"".join(b"line %d\n" % number for number in range(200_000))
+    api.logs[plan.name] = marked(plan.name, content)
+    api.end(plan.name, driver_node_id=NODE)
+    assert (await runner.watch(handle, plan)).log_complete
+    assert plan.log_path.read_bytes() == content
+    await runner.aclose()
+
+
+@pytest.mark.parametrize(
+    ("ended", "log", "expected"),
+    [
+        ({"status": "SUCCEEDED", "driver_exit_code": 0}, "0", {"exit_code": 0, "signal": None, "error": None}),
+        (
+            {"status": "FAILED", "driver_exit_code": 3, "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR"},
+            "3",
+            {"exit_code": 3, "signal": None, "error": None, "stopped": False},
+        ),
+        (
+            {"status": "FAILED", "driver_exit_code": -9, "error_type": "JOB_ENTRYPOINT_COMMAND_ERROR"},
+            None,
+            {"exit_code": 137, "signal": "SIGKILL", "error": None},
+        ),
+        (
+            {"status": "FAILED", "error_type": "JOB_SUPERVISOR_ACTOR_DIED", "message": "The node died"},
+            None,
+            {"exit_code": None, "error": "Ray lost the job (JOB_SUPERVISOR_ACTOR_DIED): The node died"},
+        ),
+        ({"status": "STOPPED"}, "143", {"exit_code": 143, "signal": "SIGTERM", "stopped": True, "error": None}),
+        ({"status": "STOPPED"}, None, {"exit_code": 137, "signal": "SIGKILL", "stopped": True, "error": None}),
+    ],
+)
+async def test_end_is_told_as_a_shell_tells_it(
+    tmp_path: Path, ended: dict[str, Any], log: str | None, expected: dict[str, Any]
+) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    whole = marked(plan.name, b"x\n", end=log or "")
+    api.logs[plan.name] = whole if log else whole[: whole.rindex(b"\x1e")]
+    api.end(plan.name, driver_node_id=NODE, **ended)
+    end = await runner.watch(handle, plan)
+    assert {name: getattr(end, name) for name in expected} == expected
+    assert end.duration_seconds == 2.0
+    assert any("out of memory" in one for one in end.warnings) is (ended.get("driver_exit_code") == -9)
+    await runner.aclose()
+
+
+async def test_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path, "no-such-program")
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    message = f"failed with exit code 127, last available logs:\n\x1e[{plan.name}] end 127 no-program\n"
+    kind = "JOB_ENTRYPOINT_COMMAND_ERROR"
+    api.end(plan.name, "FAILED", driver_node_id=NODE, driver_exit_code=127, error_type=kind, message=message)
+    end = await runner.watch(handle, plan)
+    assert end.exit_code == 127
+    assert "no-such-program is not there" in end.describe()
+    await runner.aclose()
+
+
+@pytest.mark.parametrize(
+    ("error_type", "kind"),
+    [("RUNTIME_ENV_SETUP_FAILURE", SpecError), ("JOB_SUPERVISOR_ACTOR_START_TIMEOUT", InfrastructureError)],
+)
+async def test_job_that_ray_could_not_start_says_whose_fault_it_is(
+    tmp_path: Path, error_type: str, kind: type[LaunchError]
+) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    api.end(plan.name, "FAILED", error_type=error_type, message="runtime_env setup failed: no such package")
+    with pytest.raises(kind, match="no such package"):
+        await runner.wait_running(handle, lambda reason: asyncio.sleep(0))
+    await runner.aclose()
+
+
+async def test_head_that_was_started_anew_is_told_as_the_loss_of_its_jobs(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    api.jobs.clear()
+    api.session = "session-2"
+    end = await runner.watch(handle, plan)
+    assert (end.exit_code, end.stopped) == (None, False)
+    assert "the head of the Ray cluster was started anew" in end.describe()
+    await runner.aclose()
+
+
+async def test_job_that_somebody_deletes_is_told_as_such(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    api.jobs.clear()
+    assert "somebody else removed it from ray" in (await runner.watch(handle, plan)).describe()
+    await runner.aclose()
+
+
+async def test_job_that_waits_is_stopped_by_killing_its_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_PENDING_STOP_SECONDS", 0.0)
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+
+    def kill(request: httpx.Request) -> httpx.Response | None:
+        if request.method != "POST" or request.url.path != "/api/jobs/":
+            return None
+        body = json.loads(request.content)
+        assert "ray.kill" in body["entrypoint"]
+        api.jobs[body["submission_id"]] = {**body, "status": "SUCCEEDED", "metadata": {}}
+        api.end(plan.name, "FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message="killed")
+        return httpx.Response(200, json={})
+
+    api.faults.append(kill)
+    await runner.stop(handle, 0.0)
+    end = await runner.watch(handle, plan)
+    assert (end.stopped, end.exit_code, end.describe()) == (True, None, "stopped before it was started")
+    assert list(api.jobs) == [plan.name]
+    await runner.aclose()
+
+
+# --- outputs in a shared folder ---
+
+
+async def test_outputs_come_back_from_the_folder_that_nodes_and_agent_share(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path, options={"output-dir": str(tmp_path / "shared")})
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    folder = tmp_path / "shared" / f"{plan.name}-claim-1"
+    assert f"LAUNCH_OUTPUT_DIR={folder}\n" in api.jobs[plan.name]["entrypoint"]
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "file.txt").write_text("hello")
+    api.logs[plan.name] = marked(plan.name, b"", words=("files 1",))
+    api.end(plan.name, driver_node_id=NODE)
+    end = await api.runner(tmp_path).watch(handle, plan.model_copy(update={"options": {}}))  # An agent's successor.
+    assert not end.left_out
+    assert (plan.output_dir / "deep" / "file.txt").read_text() == "hello"
+    await runner.remove(handle)
+    assert not folder.exists()
+    await runner.aclose()
+
+
+# --- secrets ---
+
+
+async def test_secret_is_refused_until_the_queues_owner_lets_ray_show_it(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path, env={"TOKEN": "x hunter22 y"}, mask=Mask(["hunter22"]))
+    runner = RayApi().runner(tmp_path)
+    with pytest.raises(QueueError, match=r"\(TOKEN\).*resource_args\.ray\.secrets = true") as raised:
+        runner.check(plan)
+    assert "hunter22" not in str(raised.value)
+    runner.check(plan.model_copy(update={"options": {"secrets": True}}))
+    with pytest.raises(QueueError, match="its arguments"):
+        runner.check(plan.model_copy(update={"env": {}, "args": ("--token=hunter22",)}))
+
+
+async def test_labels_of_an_older_claim_are_those_of_another_run(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    await submitted(api.runner(tmp_path), plan)
+    api.end(plan.name)
+    new = plan.model_copy(update={"labels": {**plan.labels, Labels.CLAIM: "claim-2"}})
+    await submitted(api.runner(tmp_path), new)
+    assert api.jobs[plan.name]["metadata"][Labels.CLAIM] == "claim-2"
