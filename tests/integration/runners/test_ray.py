@@ -99,7 +99,6 @@ class RayWorld:
         runner = self.runner()
         for found in await runner.find({Labels.AGENT: self.mark}):
             await runner.stop(found.handle, 0.0)
-            await runner.remove(found.handle)
         for one in self.runners:
             await one.aclose()
 

@@ -27,6 +27,11 @@ _LOG_FILE: Final = "job-driver-{}.log"
 #: How long what is known of the nodes counts.
 _NODES_SECONDS: Final = 5.0
 _MOST_NODES: Final = 10_000
+#: How long an ended job is kept at least: Ray goes on to look after it for a second or two, and would write the end of
+#: the old job into a new one of the same id, or make up a record for one that is not there.
+_SETTLE_SECONDS: Final = 5.0
+#: What such a record has as its command.
+_NO_COMMAND: Final = "Entrypoint not found."
 #: How long a job that was asked to stop may stay pending before its supervisor is killed: most start in this time, and
 #: stop at once then.
 _PENDING_STOP_SECONDS: Final = 5.0
@@ -55,9 +60,10 @@ class RayCluster:
     def __init__(self, client: RayClient) -> None:
         self._client = client
         self._places: dict[str, str] = {}
-        self._ended: set[str] = set()
+        self._ended_at: dict[str, float] = {}
         self._log_due: dict[str, float] = {}
         self._nodes: tuple[float, Nodes] | None = None
+        self._removing: set[asyncio.Task[None]] = set()
 
     async def session(self) -> str:
         """Return the name of the head's life: another one after each start of it.
@@ -75,6 +81,13 @@ class RayCluster:
         count = "its nodes are not known" if nodes is None else f"{len(nodes.total)} nodes"
         return f"Ray {version.get('ray_version', '?')} at {self._client.address}, {count}"
 
+    async def aclose(self) -> None:
+        """End what is still done beside."""
+        for task in (removing := list(self._removing)):
+            task.cancel()
+        if removing:
+            await asyncio.wait(removing)
+
     # --- jobs ---
 
     async def jobs(self) -> list[RemoteJob]:
@@ -87,6 +100,9 @@ class RayCluster:
     async def find(self, handle: str) -> RemoteJob | None:
         """Return a job by its submission id; None when there is none."""
         details = await self._client.get(job_path(handle))
+        if details is not None and details.get("entrypoint") == _NO_COMMAND:
+            await self._client.call("DELETE", job_path(handle))
+            return None
         return None if details is None else self._seen(details, None)
 
     def _seen(self, details: Mapping[str, Any], nodes: Nodes | None) -> RemoteJob:
@@ -94,7 +110,7 @@ class RayCluster:
         if place := details.get("driver_node_id"):
             self._places[job.handle] = str(place)
         if job.status.state is RemoteState.ENDED:
-            self._ended.add(job.handle)
+            self._ended_at.setdefault(job.handle, time.monotonic())
         return job
 
     async def has_run(self, handle: str) -> bool:
@@ -111,12 +127,17 @@ class RayCluster:
         Raises:
             InfrastructureError: when Ray does not.
         """
+        if await self.find(handle) is None:
+            return
+        ended_at = self._ended_at.get(handle)
+        if ended_at is not None:
+            await asyncio.sleep(ended_at + _SETTLE_SECONDS - time.monotonic())
         answer = await self._client.call("DELETE", job_path(handle))
         if answer.status not in (200, 404):
             raise InfrastructureError(f"Ray does not remove the job {handle!r}: {answer.reason}. Stop it first.")
         self._places.pop(handle, None)
         self._log_due.pop(handle, None)
-        self._ended.discard(handle)
+        self._ended_at.pop(handle, None)
 
     async def stop(self, handle: str) -> None:
         """Ask for a job's end: its grace was set when it was submitted. One that waits is killed after a moment."""
@@ -141,7 +162,15 @@ class RayCluster:
             job = await self.find(killer)
         if job is not None and job.status.exit is not None and not job.status.exit.succeeded:
             log.warning("the waiting job %s could not be killed: %s", handle, job.status.exit.describe())
-        await self.delete(killer)
+        removing = asyncio.create_task(self._remove_killer(killer))
+        self._removing.add(removing)
+        removing.add_done_callback(self._removing.discard)
+
+    async def _remove_killer(self, handle: str) -> None:
+        try:
+            await self.delete(handle)
+        except LaunchError as error:
+            log.warning("the job %s is left in Ray: %s", handle, error)
 
     # --- nodes ---
 
@@ -167,7 +196,7 @@ class RayCluster:
 
         While the job runs, a log that takes long to read is not read at each call.
         """
-        if handle not in self._ended and time.monotonic() < self._log_due.get(handle, 0.0):
+        if handle not in self._ended_at and time.monotonic() < self._log_due.get(handle, 0.0):
             return
         began, marked, before = time.monotonic(), MarkedLog(handle, position), position
         async for piece in self._log(handle, -1):

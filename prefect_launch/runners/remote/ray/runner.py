@@ -114,6 +114,7 @@ class RayRunner(RemoteRunner):
 
     async def aclose(self) -> None:
         await super().aclose()
+        await self._cluster.aclose()
         await self._client.aclose()
 
     # --- what Ray offers ---

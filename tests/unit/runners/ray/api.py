@@ -95,7 +95,7 @@ class RayApi:
         return httpx.Response(404, text="not there")
 
     def _listed(self) -> httpx.Response:
-        drivers = [{"type": "DRIVER", "submission_id": None, "status": "RUNNING", "metadata": {}}]
+        drivers: list[dict[str, Any]] = [{"type": "DRIVER", "submission_id": None, "status": "RUNNING", "metadata": {}}]
         return httpx.Response(200, json=[*self.jobs.values(), *drivers])
 
     def _submit(self, body: Mapping[str, Any]) -> httpx.Response:
