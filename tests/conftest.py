@@ -61,7 +61,7 @@ def _nothing_outlives_the_tests() -> Iterator[None]:
     os.environ[MARK] = mark
     yield
     if (servers := sys.modules.get("tests.support.prefect_server")) is not None:
-        servers.close_warm_servers()
+        servers.close_warm_prefect()
     left = wait_until_gone(mark, LEFTOVER_SECONDS)
     kill_all(left)
     assert not left, f"the tests left processes behind, now killed: {left}"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.settings.agent_config_block import LaunchAgentConfig
 from tests.acceptance.conftest import Cli
-from tests.support.prefect_server import PrefectServerProcess, client_settings, server_on_sqlite
+from tests.support.prefect_server import PrefectServerProcess, client_settings, server_on_sqlite, warm_prefect
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMAND_SECONDS = 120
@@ -47,13 +45,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServerPr
 def saved_blocks(server: PrefectServerProcess) -> PrefectServerProcess:
     """That server, when it knows our block types and has their ready documents."""
     for name in ("job_store", "agent_config"):
-        _run("-m", "prefect", "block", "register", "--file", f"blocks/{name}.py")
+        _run("block", "register", "--file", f"blocks/{name}.py")
         _run(f"blocks/{name}.py")
     return server
 
 
 def test_blocks_register_and_their_documents_configure_an_agent(saved_blocks: PrefectServerProcess) -> None:
-    listed = _run("-m", "prefect", "block", "ls")
+    listed = _run("block", "ls")
     block = LaunchAgentConfig.load("default")
     assert isinstance(block, LaunchAgentConfig)
     config = block.agent_config()
@@ -65,10 +63,10 @@ def test_blocks_register_and_their_documents_configure_an_agent(saved_blocks: Pr
 
 
 def test_project_deploys_its_flows_on_a_process_pool(server: PrefectServerProcess) -> None:
-    _run("-m", "prefect", "work-pool", "create", "machines", "--type", "process")
-    _run("-m", "prefect", "--no-prompt", "deploy", "--all")
+    _run("work-pool", "create", "machines", "--type", "process")
+    _run("--no-prompt", "deploy", "--all")
 
-    listed = _run("-m", "prefect", "deployment", "ls")
+    listed = _run("deployment", "ls")
 
     names = ("launch-agent/agent", "launch-here/here", "launch-enqueue/enqueue", "launch-sweep/sweep")
     assert all(name in listed for name in names)
@@ -101,16 +99,8 @@ def test_block_with_a_wrong_agent_setting_is_refused_before_it_is_saved() -> Non
 
 
 def _run(*arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=PROJECT,
-        env={**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": "200"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_SECONDS,
-        check=False,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "COLUMNS": "200"}
+    done = warm_prefect().run(arguments, cwd=PROJECT, environment=environment, seconds=COMMAND_SECONDS)
     if done.returncode:
         pytest.fail(f"{' '.join(arguments)} ended with {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
     return done.stdout

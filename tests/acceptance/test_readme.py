@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.forked_programs import ForkedPrograms
 from tests.support.postgres import PostgresServer
 from tests.support.prefect_server import PrefectServerProcess
 from tests.support.processes import ChildProcess
@@ -52,12 +53,13 @@ class Reader:
         self._used: set[str] = set()
         self._agent: ChildProcess | None = None
         self._state = folder / "environment.sh"
+        self._programs = ForkedPrograms()
         shutil.copytree(PROJECT / "examples", folder / "examples", ignore=shutil.ignore_patterns("__pycache__"))
         (folder / "home").mkdir()
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "LAUNCH_DEMO"))},
             "HOME": str(folder / "home"),
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": f"{self._programs.folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         self._state.touch()
 
@@ -69,6 +71,7 @@ class Reader:
         """End what was left running."""
         if self._agent is not None:
             self._agent.stop()
+        self._programs.close()
 
     @property
     def forgotten(self) -> set[str]:
@@ -100,7 +103,8 @@ class Reader:
         return done.stdout
 
     def _start_agent(self) -> str:
-        command = ["bash", "-c", f"source {self._state}; exec {AGENT}"]
+        # As the installed program, which hears the signal at its end.
+        command = ["bash", "-c", f"source {self._state}; exec {Path(sys.executable).parent}/{AGENT}"]
         self._agent = ChildProcess(command, self._folder / "agent.log", environment=self._environment)
         return ""
 
@@ -167,7 +171,10 @@ def test_readme_takes_a_job_to_a_machine_that_shares_only_server_and_store(
         },
     )
 
-    shown = reader.follow([block for block in _blocks() if block.section == SEVERAL_MACHINES])
+    try:
+        shown = reader.follow([block for block in _blocks() if block.section == SEVERAL_MACHINES])
+    finally:
+        reader.stop()
 
     assert "completed" in shown
     assert not reader.forgotten

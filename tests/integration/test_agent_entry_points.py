@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,8 @@ import httpx
 import pytest
 
 from prefect_launch.queues.agent_status import read_drain_request
-from tests.support.live import START, Site, until
+from tests.support.live import Site, until
+from tests.support.prefect_server import warm_prefect
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def shift_process(service: int) -> int:
 
 def serve(site: Site, log: str = "serve.log") -> ChildProcess:
     command = ["agent", "serve", "-q", site.name, "--name", site.name, "--interval", "60"]
-    return ChildProcess([sys.executable, "-c", START, *command], site.folder / log, environment=environment(site))
+    return site.process(*command, log=site.folder / log)
 
 
 def catches(number: signal.Signals, process: int) -> bool:
@@ -145,14 +145,8 @@ def test_service_that_is_started_again_after_a_kill_and_stopped_at_once_drains_t
 def test_prefect_worker_of_the_type_runs_what_is_queued(site: Site) -> None:
     site.job("echo worked\n")
     (run,) = site.add()
-    command = ["-m", "prefect", "worker", "start", "--type", "launch", "-p", site.name, "--run-once"]
-    done = subprocess.run(
-        [sys.executable, *command, "--name", site.name],
-        env=environment(site),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = ["worker", "start", "--type", "launch", "-p", site.name, "--run-once", "--name", site.name]
+    done = warm_prefect().run(command, cwd=site.folder, environment=environment(site), seconds=120)
     assert done.returncode == 0, done.stderr
     assert run.state == "completed"
     assert site.log(run) == "worked"

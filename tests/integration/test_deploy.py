@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import pytest
 from prefect_launch.errors import InputError, NotFoundError, QueueError, SpecError
 from prefect_launch.queues.deployment import deploy_job
 from tests.support.live import Site, run_deployment
+from tests.support.prefect_server import warm_prefect
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -68,8 +68,8 @@ def test_retries_of_the_form_are_the_items_rule(site: Site) -> None:
 
 def test_command_line_of_prefect_starts_it(site: Site) -> None:
     name = deploy(site)
-    command = [sys.executable, "-m", "prefect", "deployment", "run", name, "-p", "lr=0.25", "-p", "epochs=2"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["deployment", "run", name, "-p", "lr=0.25", "-p", "epochs=2"]
+    done = warm_prefect().run(command, cwd=site.folder, environment=os.environ, seconds=120)
     assert done.returncode == 0, done.stderr
     site.work_off()
     (run,) = site.queue.items

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
 
 #: Enough for the agents to claim against each other: without a guard, 200 items ran 692 times.
-FEW = 40
+FEW = 20
 MANY = 200
 AGENTS = 4
 #: For a hang: 200 items take 40 s on a quiet machine of two cores.

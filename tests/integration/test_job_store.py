@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
@@ -17,7 +16,7 @@ from prefect_launch.jobs.registry import JobRegistry
 from prefect_launch.jobs.store import JobStore
 from prefect_launch.server.client import PrefectServer, connect
 from tests.support.job_contract import JobStoreContract, image_draft, unique
-from tests.support.prefect_server import PrefectServerProcess
+from tests.support.prefect_server import PrefectServerProcess, warm_prefect
 from tests.support.s3 import new_bucket, s3_service
 
 PROJECT = Path(__file__).parents[2]
@@ -79,9 +78,9 @@ async def test_store_can_name_a_saved_storage_block_of_any_type(server: PrefectS
 
 
 async def test_block_file_registers_with_prefects_own_command(prefect_server: PrefectServerProcess) -> None:
-    command = [sys.executable, "-m", "prefect", "block", "register", "--file", str(PROJECT / "blocks" / "job_store.py")]
+    command = ["block", "register", "--file", str(PROJECT / "blocks" / "job_store.py")]
 
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)  # noqa: ASYNC221
+    ended = warm_prefect().run(command, cwd=PROJECT, environment=os.environ, seconds=120)
 
     assert ended.returncode == 0, ended.stderr
     assert "Launch Job Store" in ended.stdout

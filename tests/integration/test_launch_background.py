@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -22,6 +21,7 @@ from prefect_launch import AbstractRun, alaunch, launch
 from prefect_launch.errors import NotFoundError
 from prefect_launch.runners.base import Labels
 from tests.support.live import Site, prefect_client
+from tests.support.prefect_server import warm_prefect
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:
@@ -97,11 +97,10 @@ def program(site: Site, call: str = "plain", *, then: str = "", **given: object)
     names = {"inner": f"inner-{site.name}", "outer": f"outer-{site.name}"}
     given = given or {"job": site.name, "config": {"retries": {"max": 1, "on": "failed", "delay": 0}}}
     text = PROGRAM.format(folder=str(site.folder), given=given, call=f"{call}()", then=then, **names)
-    return ChildProcess(
-        [sys.executable, "-c", text],
-        site.folder / "program.log",
-        environment={**os.environ, "PREFECT_API_URL": site.api_url, "PREFECT_LAUNCH_HOME": str(site.folder / "home")},
-    )
+    environment = {**os.environ, "PREFECT_API_URL": site.api_url, "PREFECT_LAUNCH_HOME": str(site.folder / "home")}
+    log = site.folder / "program.log"
+    process = warm_prefect().start(["-c", text], cwd=Path.cwd(), environment=environment, out=log)
+    return ChildProcess.forked(process, log)
 
 
 def until_it_waits(process: ChildProcess) -> None:

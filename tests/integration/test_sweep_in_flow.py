@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from prefect.context import FlowRunContext
 from prefect_launch import Sweep, asweep, sweep
 from prefect_launch.client.api import use_api
 from tests.support.live import DEADLINE_SECONDS, Site, until
+from tests.support.prefect_server import warm_prefect
 from tests.support.processes import ChildProcess
 
 if TYPE_CHECKING:
@@ -130,10 +130,11 @@ def test_interrupted_flow_stops_its_sweep_with_its_trials_whether_it_waits_or_en
     names = {"LAUNCH_ENTITY": site.api.entity, "LAUNCH_PROJECT": site.api.project}
     environment = {**os.environ, **names, "PREFECT_API_URL": site.api_url}
     code = PROGRAM.format(config=CONFIG, name=site.name)
-    programs = {
-        how: ChildProcess([sys.executable, "-c", code, how], site.folder / f"{how}.log", environment=environment)
-        for how in ("waits", "ends")
-    }
+    programs = {}
+    for how in ("waits", "ends"):
+        log = site.folder / f"{how}.log"
+        process = warm_prefect().start(["-c", code, how], cwd=Path.cwd(), environment=environment, out=log)
+        programs[how] = ChildProcess.forked(process, log)
     agent = site.agent_process(jobs=4)
     try:
         sweeps = [until_two_trials_run(program) for program in programs.values()]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -23,7 +19,7 @@ from prefect_launch.core.states import StateType
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.control import ResumedBy, pause_sweep, resume_sweep
 from prefect_launch.sweeps.queued import queue_sweep
-from tests.support.live import DEADLINE_SECONDS, START, Site, until
+from tests.support.live import DEADLINE_SECONDS, Site, until
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
@@ -47,39 +43,27 @@ def test_grid_whose_scheduler_is_killed_goes_on_when_it_is_resumed_and_tells_the
     site = Site(prefect_server.api_url, tmp_path, unique)
     file = tmp_path / "sweep.json"
     file.write_text(json.dumps({**SWEEP, "name": unique}))
-    names = {"LAUNCH_ENTITY": site.api.entity, "LAUNCH_PROJECT": site.api.project}
-    environment = {**os.environ, **names, "PREFECT_API_URL": site.api_url}
-    command = [sys.executable, "-c", START, "sweep"]
-    first_life = [*command, "run", str(file), "-q", unique, "-j", site.job(TRAIN), "--num-workers", "2"]
     told = tmp_path / "first-life.txt"
-    with told.open("w") as out:
-        life = subprocess.Popen(first_life, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    told.touch()
+    given = ["-q", unique, "-j", site.job(TRAIN), "--num-workers", "2"]
+    life = site.process("sweep", "run", str(file), *given, log=told)
     try:
         # Nobody runs the trials yet: the two of them wait when the scheduler dies.
-        until(lambda: "trial 1 waiting" in told.read_text() or life.poll() is not None)
+        until(lambda: "trial 1 waiting" in told.read_text() or not life.running)
         assert "trial 1 waiting" in told.read_text(), told.read_text()
         sweep_id = UUID(told.read_text().partition("sweep: ")[2].split()[0])
-        until(lambda: f"sweep-{sweep_id}" in artifacts(site, sweep_id) or life.poll() is not None)
+        until(lambda: f"sweep-{sweep_id}" in artifacts(site, sweep_id) or not life.running)
     finally:
-        life.send_signal(signal.SIGKILL)
-        life.wait()
+        life.kill()
     table = artifacts(site, sweep_id)[f"sweep-{sweep_id}"]
     agent = site.agent_process(jobs=2)
     try:
-        resumed = subprocess.run(
-            [*command, "run", "--resume", unique],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE_SECONDS * 2,
-            check=False,
-        )
-        shown = subprocess.run(
-            [*command, "show", unique, "--json"], env=environment, capture_output=True, text=True, check=True
-        )
+        resumed = site.run("sweep", "run", "--resume", unique)
+        shown = site.run("sweep", "show", unique, "--json")
     finally:
         agent.stop()
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert shown.returncode == 0, shown.stderr
     assert "All 4 trials have ended." in resumed.stdout
     assert "best: trial 2 finished, loss 0: x=2, y=0" in resumed.stdout
     seen = json.loads(shown.stdout)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -17,6 +15,7 @@ import pytest
 from prefect_launch.core.states import ItemState
 from prefect_launch.server.values import Item, State
 from tests.support.live import Site
+from tests.support.prefect_server import warm_prefect
 
 if TYPE_CHECKING:
     from prefect_launch.server.protocol import Server
@@ -34,7 +33,9 @@ def make_watchdog(api_url: str) -> None:
     (code,) = [block for block in blocks if "prefect-launch watchdog" in block]
     code = code.replace("timedelta(minutes=10)", AFTER)
     assert AFTER in code
-    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PREFECT_API_URL": api_url}, check=True)
+    environment = {**os.environ, "PREFECT_API_URL": api_url}
+    done = warm_prefect().run(["-c", code], cwd=Path.cwd(), environment=environment, seconds=120)
+    assert done.returncode == 0, done.stderr
 
 
 async def in_work(server: Server, item_id: str) -> Item:

@@ -7,6 +7,7 @@ import asyncio
 import copy
 import os
 import shutil
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -116,15 +117,22 @@ class Site:
 
     def process(self, *command: str, log: Path, home: str = "home") -> ChildProcess:
         """Start a command of the command line as a process of its own, as `agent_process` does."""
-        environment = {
+        process = _warm_agents().start(command, cwd=Path.cwd(), environment=self._environment(home), out=log)
+        return ChildProcess.forked(process, log)
+
+    def run(self, *command: str, home: str = "home") -> subprocess.CompletedProcess[str]:
+        """Run a command of the command line to its end, in a process that is forked likewise."""
+        seconds = DEADLINE_SECONDS * 2
+        return _warm_agents().run(command, cwd=Path.cwd(), environment=self._environment(home), seconds=seconds)
+
+    def _environment(self, home: str) -> dict[str, str]:
+        return {
             **os.environ,
             "PREFECT_API_URL": self.api_url,
             "PREFECT_LAUNCH_HOME": str(self.folder / home),
             "LAUNCH_ENTITY": self.api.entity,
             "LAUNCH_PROJECT": self.api.project,
         }
-        process = _warm_agents().start(command, cwd=Path.cwd(), environment=environment, out=log)
-        return ChildProcess.forked(process, log)
 
     # --- what Prefect's own client sees ---
 

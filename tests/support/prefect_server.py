@@ -39,6 +39,18 @@ TEMPLATE_FILES = ("prefect.db", "memo_store.toml")
 #: loop can let go; that lasts for Prefect's busy timeout of 60 s. Seen with `py-spy dump --native`; the remedy for
 #: users is PostgreSQL. Tests are short, so what is not collected does not matter.
 WITHOUT_GC = "import gc, sys; gc.disable(); sys.argv[0] = 'prefect'; from prefect.cli import app; app()"
+#: As Python's own command line: `-c CODE`, `-m MODULE` or a file, with arguments; `prefect` without.
+PROGRAM = f"""
+import runpy, sys
+if sys.argv[1] == "-c":
+    _, code, *sys.argv[1:] = sys.argv[1:]
+    exec(compile(code, "<string>", "exec"), {{"__name__": "__main__"}})
+elif sys.argv[1].endswith(".py"):
+    sys.argv = sys.argv[1:]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+else:
+    {WITHOUT_GC}
+"""
 #: What a server imports until it answers, which is most of what a start costs.
 IMPORTS = (
     *("prefect.cli", "prefect.cli.server", "prefect.server.api.server", "prefect.runner", "alembic.command"),
@@ -90,7 +102,7 @@ class PrefectServerProcess:
         """
         serve = ["server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
         if self._python == sys.executable:
-            process = _warm_servers().start(serve, cwd=Path.cwd(), environment=self._environment(), out=self.log)
+            process = warm_prefect().start(serve, cwd=Path.cwd(), environment=self._environment(), out=self.log)
             self._process = ChildProcess.forked(process, self.log)
         else:
             command = [self._python, "-c", WITHOUT_GC, *serve]
@@ -142,19 +154,20 @@ class PrefectServerProcess:
 
 
 @cache
-def _warm_servers() -> ForkedCli:
-    # Prefect reads its settings again in each server.
-    folder = Path(tempfile.mkdtemp(prefix="launch-test-servers-"))
-    atexit.register(close_warm_servers)
-    return ForkedCli(folder, IMPORTS, code=WITHOUT_GC, read_at_start=("PYTHON", "LD_"))
+def warm_prefect() -> ForkedCli:
+    """What forks servers, other commands of `prefect`, and programs in Python that import Prefect (`PROGRAM`)."""
+    # Prefect reads its settings again in each of them.
+    folder = Path(tempfile.mkdtemp(prefix="launch-test-prefect-"))
+    atexit.register(close_warm_prefect)
+    return ForkedCli(folder, IMPORTS, code=PROGRAM, read_at_start=("PYTHON", "LD_"))
 
 
-def close_warm_servers() -> None:
-    """End the process from which servers are forked."""
-    if _warm_servers.cache_info().currsize:
-        _warm_servers().close()
-        shutil.rmtree(_warm_servers().folder)
-        _warm_servers.cache_clear()
+def close_warm_prefect() -> None:
+    """End the process from which they are forked."""
+    if warm_prefect.cache_info().currsize:
+        warm_prefect().close()
+        shutil.rmtree(warm_prefect().folder)
+        warm_prefect.cache_clear()
 
 
 def server_on_sqlite(home: Path, settings: Mapping[str, str] | None = None) -> PrefectServerProcess:
