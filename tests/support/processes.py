@@ -65,6 +65,7 @@ class ChildProcess:
     @classmethod
     def forked(cls, process: ForkedProcess, log: Path, *, stop_signal: signal.Signals = signal.SIGTERM) -> ChildProcess:
         """A command that was forked, with its output in a file; it leads a session of its own."""
+        log.touch()  # The process may not have come to that yet.
         child = cls.__new__(cls)
         child.log, child._name, child._stop_signal, child._process = log, "prefect-launch", stop_signal, process
         return child
