@@ -138,16 +138,18 @@ class StatusPoller:
             await asyncio.wait({task})
 
     async def _run(self) -> None:
-        listening = None
-        if self._changes is not None:
-            listening = asyncio.create_task(restarted(f"changes of {self._name}", self._listen))
-        try:
-            await self._poll_all()
-        finally:
-            self._is_told = False
-            if listening is not None:
-                listening.cancel()
-                await asyncio.wait({listening})
+        # Again for whoever begins to follow a job while the connection of the last one is closed.
+        while self._feeds:
+            listening = None
+            if self._changes is not None:
+                listening = asyncio.create_task(restarted(f"changes of {self._name}", self._listen))
+            try:
+                await self._poll_all()
+            finally:
+                self._is_told = False
+                if listening is not None:
+                    listening.cancel()
+                    await asyncio.wait({listening})
 
     async def _poll_all(self) -> None:
         pause, is_away = self._least_seconds, False

@@ -172,3 +172,35 @@ async def test_job_that_will_never_start_ends_the_wait_with_the_reason(tmp_path:
     with pytest.raises(ImagePullError, match="No image 'a'"):
         await asyncio.wait_for(runner.wait_running(handle, note), 30)
     assert reasons == ["ErrImagePull"]
+
+
+async def test_job_that_is_followed_while_the_connection_of_the_last_one_closes_is_polled(tmp_path: Path) -> None:
+    class Slow(InMemoryTellingRunner):
+        poll_seconds = 0.1
+        is_closing: asyncio.Event
+
+        async def changes(self) -> AsyncIterator[JobChange]:
+            try:
+                yield JobChange()
+                await asyncio.sleep(60)
+            finally:
+                self.is_closing.set()
+                await asyncio.sleep(0.2)
+
+    cluster = InMemoryCluster(lambda plan: Script(seconds=0.5, exit_code=3))
+    plan, runner = plan_in(tmp_path), Slow(tmp_path, cluster)
+    runner.is_closing = asyncio.Event()
+    handle = await started(runner, plan)
+    await runner.watch(handle, plan)
+    await asyncio.wait_for(runner.is_closing.wait(), 30)
+    assert (await asyncio.wait_for(runner.watch(handle, plan), 30)).exit_code == 3
+
+
+async def test_run_that_is_not_whole_is_found_so(tmp_path: Path) -> None:
+    class Half(InMemoryRemoteRunner):
+        async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
+            return [job.model_copy(update={"is_complete": False}) for job in await super().list_jobs(labels)]
+
+    runner, plan = Half(tmp_path), plan_in(tmp_path)
+    await runner.create(plan)
+    assert [found.is_complete for found in await runner.find({})] == [False]
