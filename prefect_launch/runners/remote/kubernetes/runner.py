@@ -1,0 +1,441 @@
+"""Runner of the resource `kubernetes`: a run is a Job, or a custom resource, of the cluster that the agent is let into.
+
+An object is created held, recorded, then released. One watch a namespace tells of all runs there and their pods. A stop
+deletes the object and sees that no container of it runs any more. Everything else that a run needs is owned by its
+object, so that it goes with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import anyio
+
+from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
+from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError
+from prefect_launch.jobs.model import SourceKind
+from prefect_launch.registries.base import DOCKER_HUB, parse_reference
+from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.option_values import Quantity
+from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, RemoteState, RemoteStatus, RunHandle
+from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object
+from prefect_launch.runners.remote.kubernetes.code import pack_code
+from prefect_launch.runners.remote.kubernetes.errors import ConflictError, NotThereError
+from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle, Place, PlaceNotes
+from prefect_launch.runners.remote.kubernetes.judge import is_leaving, judge, kind_in, pods_of_claim
+from prefect_launch.runners.remote.kubernetes.kinds import JOB
+from prefect_launch.runners.remote.kubernetes.logs import Container, RunLog, containers_of
+from prefect_launch.runners.remote.kubernetes.objects import (
+    Hold,
+    build_objects,
+    labels_of,
+    preview_objects,
+    release_patch,
+    selector_of,
+)
+from prefect_launch.runners.remote.kubernetes.options import (
+    OPTIONS,
+    SUBMITTER_OPTIONS,
+    check_options,
+    check_submitter_options,
+    check_together,
+    read_options,
+)
+from prefect_launch.runners.remote.kubernetes.pods import cut_warning, is_cut, outputs_message
+from prefect_launch.runners.remote.kubernetes.quantities import QUANTITIES
+from prefect_launch.runners.remote.kubernetes.submission import Kinds, create_run, is_incomplete
+from prefect_launch.runners.remote.kubernetes.watch import (
+    PODS,
+    NamespaceWatch,
+    Resource,
+    Seen,
+    SeenRun,
+    run_of,
+    trimmed,
+)
+
+#: Servers from this version on hold a Job by `suspend`.
+_SUSPENDS: Final = (1, 22)
+#: How long a deleted object may take to be gone.
+_GONE_SECONDS: Final = 60.0
+#: How long a run waits without a reason before the events of its objects are read for one, and then how often.
+_EVENTS_SECONDS: Final = 5.0
+_HUB_KEY: Final = "https://index.docker.io/v1/"
+
+
+class Cluster:
+    """What a runner has of one cluster: the connection, and a watch of each namespace.
+
+    Args:
+        context: of the kubeconfig; empty: the agent's own.
+    """
+
+    def __init__(self, context: str) -> None:
+        self.context = context
+        self.client = KubernetesClient(context)
+        self.kinds = Kinds(self.client)
+        self._watches: dict[str, NamespaceWatch] = {}
+        self._hold: Hold | None = None
+
+    def watch(self, namespace: str, changed: Any) -> NamespaceWatch:
+        """Return the watch of a namespace."""
+        if namespace not in self._watches:
+            self._watches[namespace] = NamespaceWatch(self.client, namespace, changed)
+        return self._watches[namespace]
+
+    async def hold(self) -> Hold:
+        """Return how the server holds Jobs."""
+        if self._hold is None:
+            self._hold = Hold.SUSPEND if await self.client.version() >= _SUSPENDS else Hold.PARALLELISM
+        return self._hold
+
+    async def aclose(self) -> None:
+        """End the watches, and close the connections."""
+        for watch in self._watches.values():
+            await watch.aclose()
+        await self.client.aclose()
+
+
+class KubernetesRunner(RemoteRunner):
+    """Runs jobs on Kubernetes.
+
+    Args:
+        home: the agent's folder.
+    """
+
+    name: ClassVar[str] = "kubernetes"
+    removed_message: ClassVar[str] = "Kubernetes object deleted"
+    sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
+    needs_image: ClassVar[bool] = True
+    submitter_options: ClassVar[frozenset[str]] = SUBMITTER_OPTIONS
+    options: ClassVar[frozenset[str]] = OPTIONS
+    quantities: ClassVar[Mapping[str, Quantity]] = QUANTITIES
+    separates_streams: ClassVar[bool] = False
+    keeps_log_bytes: ClassVar[bool] = False
+    returns_files: ClassVar[bool] = False
+    max_submitted: ClassVar[int] = 500
+    can_hold: ClassVar[bool] = True
+    has_unique_handles: ClassVar[bool] = True
+    tells_changes: ClassVar[bool] = True
+    #: What the watch does not show is asked for: the API server is never behind itself.
+    lag_seconds: ClassVar[float] = 0.0
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home)
+        self._clusters: dict[str, Cluster] = {}
+        self._notes = PlaceNotes(home / "remote" / self.name / "places")
+        self._changed: dict[KubernetesHandle, None] = {}
+        self._has_changed = asyncio.Event()
+        self._events: dict[KubernetesHandle, tuple[float, list[Object]]] = {}
+
+    # --- options ---
+
+    @classmethod
+    def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        return check_options(options)
+
+    @classmethod
+    def check_submitter_options(cls, options: Mapping[str, Any]) -> None:
+        check_submitter_options(options)
+
+    @classmethod
+    def check_together(cls, options: Mapping[str, Any]) -> None:
+        check_together(options)
+
+    def check(self, plan: RunPlan) -> None:
+        build_objects(plan)
+
+    @classmethod
+    def preview(cls, plan: RunPlan) -> dict[str, Any]:
+        return preview_objects(plan)
+
+    async def ping(self) -> None:
+        await self._cluster("").client.version()
+
+    # --- what the cluster offers ---
+
+    async def submit(self, plan: RunPlan) -> RemoteJob:
+        options = read_options(plan.options)
+        cluster = self._cluster(options.context or "")
+        code = await anyio.to_thread.run_sync(pack_code, plan)
+        made = build_objects(
+            plan,
+            hold=await cluster.hold(),
+            code=code,
+            pull_auths=await self._pull_auths(plan, options.image_pull_secret),
+        )
+        namespace = made.namespace or await cluster.client.namespace()
+        resource = await cluster.kinds.resource(made.manifest["apiVersion"], made.manifest["kind"])
+        place = Place(cluster.context, namespace, resource)
+        await anyio.to_thread.run_sync(self._notes.add, place)
+        job = await create_run(cluster.client, cluster.kinds, made, namespace, resource)
+        handle = KubernetesHandle(place, job["metadata"]["uid"], plan.name)
+        self._watch(place).put(resource, job)
+        return await self._seen(handle, self._run(handle))
+
+    async def release(self, handle: str) -> None:
+        parsed = KubernetesHandle.parse(handle)
+        place = parsed.place
+        cluster, run = self._cluster(place.context), self._run(parsed)
+        path = place.resource.path(place.namespace, parsed.name)
+        job = run.live_job or await cluster.client.find(path, what=f"read {parsed.name}")
+        if job is None or job["metadata"]["uid"] != parsed.uid:
+            return
+        patch = release_patch(job, kind_in(job))
+        if patch is not None:
+            patch = {**patch, "metadata": {"uid": parsed.uid}}
+            try:
+                released = await cluster.client.patch(path, patch, what=f"release {parsed.name}")
+            except (NotThereError, ConflictError):
+                return
+            self._watch(place).put(place.resource, released)
+
+    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
+        parsed = {handle: KubernetesHandle.parse(handle) for handle in handles}
+        places: dict[Place, list[str]] = defaultdict(list)
+        for one in parsed.values():
+            places[one.place].append(one.name)
+        looks = [self._watch(place).look(place.resource, names) for place, names in places.items()]
+        looked = dict(zip(places, await asyncio.gather(*looks), strict=True))
+        found = {}
+        for handle, one in parsed.items():
+            run = looked[one.place].get(one.name)
+            job = None if run is None else await self._seen_or_none(one, run)
+            if job is not None:
+                found[handle] = job
+        return found
+
+    async def changes(self) -> AsyncIterator[JobChange]:
+        yield JobChange()
+        self._has_changed = asyncio.Event()
+        while True:
+            await self._has_changed.wait()
+            self._has_changed.clear()
+            changed, self._changed = self._changed, {}
+            for handle in changed:
+                run = self._watch(handle.place).run(handle.name)
+                job = None if run is None else await self._seen_or_none(handle, run)
+                yield JobChange(str(handle), job)
+
+    async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
+        noted = await anyio.to_thread.run_sync(self._notes.all)
+        places = set(noted)
+        own = Place("", "")
+        try:
+            own = Place("", await self._cluster("").client.namespace())
+            found = await self._list(own, labels) if own not in noted else []
+        except AgentConfigError:
+            # Where it has never made anything, it may have no rights to look; and no login, where queues name theirs.
+            if not noted:
+                raise
+            found = []
+        for one in await asyncio.gather(*(self._list(place, labels) for place in places)):
+            found += one
+        return found
+
+    async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
+        parsed = KubernetesHandle.parse(handle)
+        place = parsed.place
+        looked = await self._watch(place).look(place.resource, [parsed.name])
+        run = looked.get(parsed.name)
+        if run is None:
+            return
+        log = RunLog(
+            self._cluster(place.context).client,
+            place.namespace,
+            run,
+            after,
+            containers=partial(_containers, run, parsed.uid),
+            has_ended=partial(_has_ended, run, parsed.uid),
+        )
+        async for part in log.read():
+            yield part
+
+    async def cancel(self, handle: str, grace_seconds: float) -> None:
+        parsed = KubernetesHandle.parse(handle)
+        place = parsed.place
+        client = self._cluster(place.context).client
+        # Before the job, or its own deletion would give the pods the grace that they were made with.
+        run = await self._watch(place).refresh(place.resource, parsed.name)
+        await self._delete_object(parsed, "Foreground")
+        if run.job is None or run.job.object["metadata"]["uid"] != parsed.uid:
+            return
+        # At 0 the API forgets a pod at once, whether it has ended or not.
+        grace = max(1, math.ceil(grace_seconds))
+        for pod in pods_of_claim(run.job.object, run.live_pods):
+            metadata = pod["metadata"]
+            body = {"gracePeriodSeconds": grace, "preconditions": {"uid": metadata["uid"]}}
+            path = PODS.path(place.namespace, metadata["name"])
+            await _if_there(client.delete(path, body, what=f"stop the pod {metadata['name']}"))
+
+    async def delete(self, handle: str) -> None:
+        parsed = KubernetesHandle.parse(handle)
+        place = parsed.place
+        client = self._cluster(place.context).client
+        path = place.resource.path(place.namespace, parsed.name)
+        await self._delete_object(parsed, "Background")
+        due = time.monotonic() + _GONE_SECONDS
+        while (job := await client.find(path, what=f"read {parsed.name}")) and job["metadata"]["uid"] == parsed.uid:
+            if time.monotonic() >= due:
+                raise InfrastructureError(
+                    f"{parsed.name} is still there {_GONE_SECONDS:g} s after it was deleted: it waits for its"
+                    f" finalizers {job['metadata'].get('finalizers') or []}. Look at who is to remove them."
+                )
+            await asyncio.sleep(0.1)
+        self._events.pop(parsed, None)
+        run = self._watch(place).run(parsed.name)
+        if run is not None and (run.job is None or run.job.object["metadata"]["uid"] == parsed.uid):
+            self._watch(place).forget(parsed.name)
+
+    async def fetch_outputs(self, handle: str, plan: RunPlan) -> LeftOut:
+        run = self._run(KubernetesHandle.parse(handle))
+        if run.job is not None:
+            message = outputs_message(pods_of_claim(run.job.object, run.all_pods))
+            if message is not None and is_cut(message):
+                raise InfrastructureError(cut_warning())
+            if message is not None:
+                path = anyio.Path(plan.output_dir / OUTPUTS_FILE)
+                await path.write_text(message, encoding="utf-8")
+        return LeftOut()
+
+    async def aclose(self) -> None:
+        await super().aclose()
+        for cluster in self._clusters.values():
+            await cluster.aclose()
+        self._clusters.clear()
+
+    # --- inside ---
+
+    def _cluster(self, context: str) -> Cluster:
+        if context not in self._clusters:
+            self._clusters[context] = Cluster(context)
+        return self._clusters[context]
+
+    def _watch(self, place: Place) -> NamespaceWatch:
+        return self._cluster(place.context).watch(place.namespace, partial(self._note_change, place))
+
+    def _note_change(self, place: Place, name: str, resource: Resource, uid: str) -> None:
+        handle = KubernetesHandle(place._replace(resource=resource), uid, name)
+        self._changed[handle] = None
+        self._has_changed.set()
+
+    def _run(self, handle: KubernetesHandle) -> SeenRun:
+        return self._watch(handle.place).run(handle.name) or SeenRun()
+
+    async def _list(self, place: Place, labels: Mapping[str, str]) -> list[RemoteJob]:
+        """List the runs of a place that have these labels."""
+        client = self._cluster(place.context).client
+        query = {"labelSelector": selector_of(labels)}
+        resource = place.resource
+        what = f"list the {resource.plural} of the namespace {place.namespace}"
+        jobs = await client.list(resource.path(place.namespace), query, what=what)
+        if not jobs["items"]:
+            return []
+        of_run: dict[str, list[Object]] = defaultdict(list)
+        for pod in (await client.list(PODS.path(place.namespace), query, what="list their pods"))["items"]:
+            of_run[run_of(pod)].append(pod)
+        found = []
+        for job in jobs["items"]:
+            if not labels.items() <= labels_of(job).items():
+                continue
+            run = SeenRun(job=Seen(trimmed(resource, job)))
+            run.pods = {pod["metadata"]["name"]: Seen(trimmed(PODS, pod)) for pod in of_run[run_of(job)]}
+            metadata = job["metadata"]
+            found.append(await self._seen(KubernetesHandle(place, metadata["uid"], metadata["name"]), run))
+        return found
+
+    async def _seen_or_none(self, handle: KubernetesHandle, run: SeenRun) -> RemoteJob | None:
+        if run.job is None or run.job.object["metadata"]["uid"] != handle.uid:
+            return None
+        return await self._seen(handle, run)
+
+    async def _seen(self, handle: KubernetesHandle, run: SeenRun) -> RemoteJob:
+        """Return a run as the base of remote runners sees it."""
+        assert run.job is not None
+        job = run.job.object
+        labels = labels_of(job)
+        is_stopped = False
+        if run.job.is_gone or is_leaving(job):
+            is_stopped = await self._is_stopped(str(RunHandle(str(handle), labels.get(Labels.CLAIM, ""))))
+        status = judge(run, is_stopped=is_stopped) or RemoteStatus(state=RemoteState.PENDING)
+        if status.state is RemoteState.PENDING and not status.reason and not run.job.is_gone:
+            events = await self._events_of(handle, run)
+            status = judge(run, is_stopped=is_stopped, events=events) or status
+        return RemoteJob(
+            handle=str(handle), name=handle.name, labels=labels, status=status, is_complete=not is_incomplete(job)
+        )
+
+    async def _events_of(self, handle: KubernetesHandle, run: SeenRun) -> list[Object]:
+        """Return the events of a run's object that waits without a word, and of its pods."""
+        now = time.monotonic()
+        read_at, events = self._events.setdefault(handle, (now, []))
+        if now - read_at < _EVENTS_SECONDS:
+            return events
+        client = self._cluster(handle.place.context).client
+        uids = [handle.uid, *(pod["metadata"]["uid"] for pod in run.live_pods[:1])]
+        found: list[Object] = []
+        try:
+            for uid in uids:
+                path = f"/api/v1/namespaces/{handle.place.namespace}/events"
+                query = {"fieldSelector": f"involvedObject.uid={uid}"}
+                found += (await client.list(path, query, what="list events"))["items"]
+        except LaunchError:
+            pass  # A role may have no right to read events; then the reason stays unknown.
+        self._events[handle] = (now, sorted(found, key=lambda one: str(one.get("lastTimestamp") or "")))
+        return self._events[handle][1]
+
+    async def _delete_object(self, handle: KubernetesHandle, propagation: str) -> None:
+        place = handle.place
+        body = {"propagationPolicy": propagation, "preconditions": {"uid": handle.uid}}
+        path = place.resource.path(place.namespace, handle.name)
+        client = self._cluster(place.context).client
+        await _if_there(client.delete(path, body, what=f"delete {handle.name}"))
+
+    async def _pull_auths(self, plan: RunPlan, named: Collection[str]) -> dict[str, dict[str, str]] | None:
+        """Return the credentials for a job's image, where the agent knows some and the queue names no secret."""
+        image = plan.resolved_image or plan.image
+        if named or not image or self.registry is None:
+            return None
+        found = await self.registry.credentials_for(image)
+        if found is None:
+            return None
+        host = parse_reference(image).host
+        return {_HUB_KEY if host == DOCKER_HUB else host: {"username": found.user, "password": found.password}}
+
+
+async def _if_there(deleting: Any) -> None:
+    """Await a deletion; another object that has the name now is left alone."""
+    try:
+        await deleting
+    except ConflictError:
+        return
+
+
+def _containers(run: SeenRun, uid: str) -> list[Container]:
+    if run.job is None or run.job.object["metadata"]["uid"] != uid:
+        return []
+    job = run.job.object
+    spec = job.get("spec") or {}
+    pods = pods_of_claim(job, [pod for pod in run.all_pods if pod in run.live_pods])
+    is_one = (
+        kind_in(job) == JOB
+        and (spec.get("completions") or 1) == 1
+        and (spec.get("parallelism") or 1) == 1
+        and all(len(pod["spec"].get("containers") or ()) == 1 for pod in pods)
+    )
+    return containers_of(pods, is_one=is_one)
+
+
+def _has_ended(run: SeenRun, uid: str) -> bool:
+    if run.job is None or run.job.object["metadata"]["uid"] != uid:
+        return True
+    status = judge(run)
+    return status is None or status.state is RemoteState.ENDED
