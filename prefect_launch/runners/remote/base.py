@@ -49,8 +49,6 @@ from prefect_launch.runners.remote.poller import JoinedReads, StatusPoller
 
 __all__ = ["JobChange", "LogPart", "RemoteJob", "RemoteRunner", "RemoteState", "RemoteStatus", "RunHandle"]
 
-#: What a run gets to end beyond the grace of its stop, before the stop counts as not proved.
-_STOP_MARGIN_SECONDS: Final = 30.0
 #: What the rest of an ended run's log may take; after that the log counts as not complete, and the run is kept.
 _LOG_END_SECONDS: Final = 60.0
 #: The pause before a run that a poll does not show is looked for again.
@@ -87,6 +85,8 @@ class RemoteRunner(Runner):
     tells_changes: ClassVar[bool] = False
     #: How long `poll` may leave out a job that is there, after its submission or between two of its states, in seconds.
     lag_seconds: ClassVar[float] = 5.0
+    #: What a run gets to end beyond the grace of its stop, before the stop counts as not proved, in seconds.
+    stop_margin_seconds: ClassVar[float] = 30.0
     #: The longest pause between two polls, in seconds; the first ones after a change come sooner.
     poll_seconds: ClassVar[float] = 5.0
     #: The shortest pause between two polls, in seconds; a slow poll is followed by a pause as long as itself.
@@ -254,7 +254,7 @@ class RemoteRunner(Runner):
         if self._not_submitted.pop(handle, None) is not None:
             await anyio.to_thread.run_sync(self._note_stop, handle)
         status = await self._find_status(handle)  # Raises when nobody answers.
-        is_cancelled, limit = False, grace_seconds + self.lag_seconds + _STOP_MARGIN_SECONDS
+        is_cancelled, limit = False, grace_seconds + self.lag_seconds + self.stop_margin_seconds
         with anyio.move_on_after(limit), self._poller.follow(handle) as feed:
             while status is not None and status.state is not RemoteState.ENDED:
                 if not is_cancelled:

@@ -33,7 +33,7 @@ async def started(runner: InMemoryRemoteRunner, plan: RunPlan) -> str:
 async def test_stop_that_cannot_be_proved_says_so_and_where_the_job_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "_STOP_MARGIN_SECONDS", 0.2)
+    monkeypatch.setattr(InMemoryRemoteRunner, "stop_margin_seconds", 0.2)
     cluster = InMemoryCluster(lambda plan: Script(seconds=60), is_deaf=True)
     runner = InMemoryRemoteRunner(tmp_path, cluster)
     handle = await started(runner, plan_in(tmp_path))
