@@ -32,9 +32,8 @@ _MOST_NODES: Final = 10_000
 _SETTLE_SECONDS: Final = 5.0
 #: What such a record has as its command.
 _NO_COMMAND: Final = "Entrypoint not found."
-#: How long a job that was asked to stop may stay pending before its supervisor is killed: most start in this time, and
-#: stop at once then.
-_PENDING_STOP_SECONDS: Final = 5.0
+#: How long a job that was asked to stop may go on to start before its supervisor is killed: it stops once it has begun.
+_START_SECONDS: Final = 15.0
 _LOOK_SECONDS: Final = 0.5
 #: Lines at the end of a log that are looked through for marks: a process that outlives its job may write after them.
 _MARKED_LINES: Final = 100
@@ -140,11 +139,12 @@ class RayCluster:
         self._ended_at.pop(handle, None)
 
     async def stop(self, handle: str) -> None:
-        """Ask for a job's end: its grace was set when it was submitted. One that waits is killed after a moment."""
+        """Ask for a job's end: its grace was set when it was submitted. One that waits for resources is killed."""
         await self._client.call("POST", job_path(handle, "/stop"))
-        due = time.monotonic() + _PENDING_STOP_SECONDS
-        while (job := await self.find(handle)) is not None and job.status.state is RemoteState.PENDING:
-            if time.monotonic() >= due:
+        due = time.monotonic() + _START_SECONDS
+        while (details := await self._client.get(job_path(handle))) is not None and details["status"] == "PENDING":
+            nodes = await self.nodes()
+            if time.monotonic() >= due or (nodes is not None and nodes.reason(asked_of(details))):
                 await self._kill_waiting(handle)
                 return
             await asyncio.sleep(_LOOK_SECONDS)

@@ -53,6 +53,10 @@ class RayRunner(RemoteRunner):
     returns_files: ClassVar[bool] = False
     #: A job is listed once its submission is answered.
     lag_seconds: ClassVar[float] = 1.0
+    #: One call lists all jobs.
+    poll_seconds: ClassVar[float] = 0.5
+    #: To end a job that waits, another one must start: on a busy head that takes a minute.
+    stop_margin_seconds: ClassVar[float] = 120.0
 
     def __init__(self, home: Path, client: RayClient | None = None) -> None:
         super().__init__(home)

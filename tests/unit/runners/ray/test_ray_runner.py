@@ -303,7 +303,7 @@ async def test_job_that_somebody_deletes_is_told_as_such(tmp_path: Path) -> None
 async def test_job_that_waits_is_stopped_by_killing_its_supervisor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "_PENDING_STOP_SECONDS", 0.0)
+    monkeypatch.setattr(cluster, "_START_SECONDS", 0.0)
     api, plan = RayApi(), plan_in(tmp_path)
     runner = api.runner(tmp_path)
     handle = await submitted(runner, plan)
