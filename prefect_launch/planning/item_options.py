@@ -177,11 +177,11 @@ def merged_options(
     of_queue = config.fill(spec.template_variables, secrets, macros)
     merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
     runner = runner_class(config.resource)
-    merged = with_limits(merged, config, runner.quantities)
+    merged = with_limits(merged, config, runner.quantities, runner.amounts(merged))
     waiting = _waiting(config, macros, secrets) - submitted.keys()
     whole = runner.check_options({name: value for name, value in merged.items() if name not in waiting})
     if queue is not None:
-        check_limits(whole, config, runner.quantities)
+        check_limits(whole, config, runner.quantities, runner.amounts(whole))
     if not waiting:
         runner.check_together(whole)
     return merged

@@ -174,7 +174,8 @@ async def _sketch(request: Request, machine: MachineSettings, job: Job | None, r
     except LaunchError:
         with _mask(machine, held).in_errors():
             raise
-    to_build = build_request(spec, job) if runner.needs_image else None
+    own_image = runner.own_image(options)
+    to_build = build_request(spec, job) if runner.needs_image and own_image is None else None
     return RunPlan(
         item_id=request.item_id,
         attempt=request.attempt,
@@ -183,7 +184,7 @@ async def _sketch(request: Request, machine: MachineSettings, job: Job | None, r
         command=spec.overrides.entry_point or (job.entry_point if job else ()),
         args=spec.overrides.args,
         env=job_environment(_context(request, spec, job, run_dir), wandb=machine.wandb),
-        image=_image(spec, job),
+        image=_image(spec, job) or own_image,
         resolved_image=resolved_image(_named_image(spec, job) or "", spec.docker),
         build_request=to_build,
         code_dir=run_dir / "code" if job is not None and job.kind is not SourceKind.IMAGE else None,

@@ -14,7 +14,7 @@ from typing import Any, Final
 from prefect_launch.core.units import format_duration, parse_duration
 from prefect_launch.errors import LaunchError, QueueError, UnsafeSpecError, unknown_name
 from prefect_launch.policy.template import QueueConfig, placeholders
-from prefect_launch.runners.option_values import GPU_VARIABLES, UNLIMITED, Quantity
+from prefect_launch.runners.option_values import GPU_VARIABLES, UNLIMITED, Amount, Quantity
 from prefect_launch.spec.option_names import normalise_option, normalise_options
 
 #: The limit of what is no option of a resource: the spec's `timeout`.
@@ -25,6 +25,8 @@ _MEMORY: Final = "memory"
 _SWAP: Final = "memory-swap"
 
 Quantities = Mapping[str, Quantity]
+#: Of an option that says by itself how much it asks for.
+_NO_AMOUNT: Final = Amount(UNLIMITED, "")
 
 
 def normalise_allowed(option: object) -> str:
@@ -115,13 +117,19 @@ def check_unlimited(options: Mapping[str, Any], config: QueueConfig, quantities:
             _check_unlimited(option, value, config, quantities)
 
 
-def check_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
+def check_limits(
+    options: Mapping[str, Any],
+    config: QueueConfig,
+    quantities: Quantities,
+    amounts: Mapping[str, Amount] | None = None,
+) -> None:
     """Refuse options, the queue's with the submitter's over them, that ask for more than the queue's limits.
 
     Args:
         options: filled in; what cannot be measured yet is left out.
         config: the queue's.
         quantities: of the resource's options.
+        amounts: that the whole run asks for, as far as its options alone do not say it.
 
     Raises:
         UnsafeSpecError: naming the option, its value and the limit.
@@ -138,10 +146,27 @@ def check_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Qu
                 )
         elif option in quantities and placeholders(own.get(option)) and not _is_owner_s(own[option], config):
             _check_unlimited(option, value, config, quantities)
+    for option, amount in (amounts or {}).items():
+        if option in limits and amount.number > quantities[option].measure(limits[option]):
+            raise UnsafeSpecError(
+                f"resource_args.{config.resource} asks for {amount.text} of {option!r} in all, and at most"
+                f" {limits[option]!r} is allowed on this queue. Ask for less."
+            )
 
 
-def with_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> dict[str, Any]:
+def with_limits(
+    options: Mapping[str, Any],
+    config: QueueConfig,
+    quantities: Quantities,
+    amounts: Mapping[str, Amount] | None = None,
+) -> dict[str, Any]:
     """Return options with the queue's limit where a run would have more, or no limit at all.
+
+    Args:
+        options: that a run has.
+        config: the queue's.
+        quantities: of the resource's options.
+        amounts: that the whole run asks for already, as far as its options alone do not say it.
 
     Raises:
         QueueError: for a limit that is none, in a queue that was not made by `make_config`.
@@ -155,6 +180,7 @@ def with_limits(options: Mapping[str, Any], config: QueueConfig, quantities: Qua
             for option, quantity in quantities.items()
             if option in limits
             and option not in options
+            and ((amounts or {}).get(option) or _NO_AMOUNT).number == UNLIMITED
             and quantity.unset > quantity.measure(limits[option])
             and not (option == "cpus" and "cpu-quota" in options)
         },

@@ -12,9 +12,15 @@ from pydantic import ValidationError
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.core.units import parse_duration
 from prefect_launch.core.validation import check_server_json, first_error
-from prefect_launch.errors import QueueError, SpecError, unknown_name
+from prefect_launch.errors import QueueError, SpecError, UnsafeSpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.policy.limits import check_own_limits, normalise_allowed, read_limits
+from prefect_launch.policy.limits import (
+    check_limits,
+    check_own_limits,
+    normalise_allowed,
+    read_limits,
+    with_limits,
+)
 from prefect_launch.policy.template import (
     QueueConfig,
     check_placeholders,
@@ -127,7 +133,9 @@ def _check_values(config: QueueConfig, runner: type[Runner]) -> None:
         checked = runner.check_options(whole)
         if whole.keys() == config.resource_args.keys():
             runner.check_together(checked)
-    except SpecError as error:
+            limited = with_limits(checked, config, runner.quantities, runner.amounts(checked))
+            check_limits({}, config, runner.quantities, runner.amounts(limited))
+    except (SpecError, UnsafeSpecError) as error:
         raise QueueError(f"The queue's config is not right: {error}") from None
 
 

@@ -29,7 +29,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
-from prefect_launch.runners.option_values import Quantity, visible_gpus
+from prefect_launch.runners.option_values import Amount, Quantity, visible_gpus
 from prefect_launch.spec.code_options import BuildRequest
 from prefect_launch.spec.metric_pattern import MetricPattern
 from prefect_launch.spec.option_names import normalise_options
@@ -398,6 +398,24 @@ class Runner(ABC):
         Raises:
             SpecError: naming them.
         """
+
+    @classmethod
+    def amounts(cls, options: Mapping[str, Any]) -> dict[str, Amount]:
+        """Return how much a run asks for in all, by the name of the quantity, where its options alone do not say it.
+
+        Args:
+            options: all that it has; perhaps not all filled in yet.
+        """
+        return {}
+
+    @classmethod
+    def own_image(cls, options: Mapping[str, Any]) -> str | None:
+        """Return the image that the options name for a job that names none: its code is carried onto that image.
+
+        Args:
+            options: all that a run has, as `check_options` returns them.
+        """
+        return None
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:

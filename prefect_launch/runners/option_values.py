@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -442,6 +442,18 @@ class Quantity:
     has_maximum: bool = True
     unset: float = 0
     bounds_with: frozenset[str] = frozenset()
+
+
+class Amount(NamedTuple):
+    """How much a whole run asks for.
+
+    Attributes:
+        number: in the unit of the quantity; infinite where nothing limits it.
+        text: the same for people.
+    """
+
+    number: float
+    text: str
 
 
 def bytes_above_zero(value: object) -> float:

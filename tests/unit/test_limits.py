@@ -12,8 +12,10 @@ from prefect_launch import launch_add
 from prefect_launch.errors import LaunchError, NotFoundError, QueueError, SpecError, SubmitterError, UnsafeSpecError
 from prefect_launch.planning.item_options import merged_options
 from prefect_launch.planning.plan import Request, local_config, preview_plan
+from prefect_launch.policy.limits import check_limits, with_limits
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.option_values import CONTAINER_QUANTITIES, UNLIMITED, Amount
 from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.spec.launch_spec import parse_spec
 from prefect_launch.testing import InMemoryApi
@@ -446,3 +448,25 @@ def test_memory_that_the_queue_fixes_beside_a_limit_of_memory_and_swap_stays_fix
 def test_limit_of_memory_and_swap_below_that_of_memory_is_refused(config: dict[str, Any], said: str) -> None:
     with pytest.raises(QueueError, match=said):
         make_config("local-container", config, None)
+
+
+# --- what a whole run asks for, where its options alone do not say it: containers of a manifest, times its pods ---
+
+GIB = 1024**3
+
+
+def test_run_that_asks_for_more_in_all_than_the_queue_allows_is_refused() -> None:
+    config = container(limits={"memory": "8g"})
+
+    with pytest.raises(UnsafeSpecError, match=r"asks for 16.0 GiB \(in 4 pods\) of 'memory' in all"):
+        check_limits({}, config, CONTAINER_QUANTITIES, {"memory": Amount(16 * GIB, "16.0 GiB (in 4 pods)")})
+
+
+def test_limit_is_given_to_a_run_that_asks_for_nothing_and_changes_nothing_that_is_asked_for() -> None:
+    config = container(limits={"memory": "8g"})
+
+    asked = with_limits({}, config, CONTAINER_QUANTITIES, {"memory": Amount(2 * GIB, "2 GiB")})
+    unlimited = with_limits({}, config, CONTAINER_QUANTITIES, {"memory": Amount(UNLIMITED, "no limit")})
+
+    assert asked == {}
+    assert unlimited == {"memory": "8g"}

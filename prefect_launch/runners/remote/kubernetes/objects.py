@@ -28,7 +28,12 @@ from prefect_launch.runners.remote.kubernetes.kinds import (
     place,
 )
 from prefect_launch.runners.remote.kubernetes.manifest_checks import pod_templates, with_names
-from prefect_launch.runners.remote.kubernetes.options import KubernetesOptions, ServiceSpec, read_options
+from prefect_launch.runners.remote.kubernetes.options import (
+    KubernetesOptions,
+    ServiceSpec,
+    job_containers,
+    read_options,
+)
 from prefect_launch.runners.remote.kubernetes.quantities import written_bytes, written_cpus
 from prefect_launch.runners.remote.kubernetes.rules import is_label_value
 
@@ -94,7 +99,7 @@ def build_objects(
     """
     options = read_options(plan.options)
     kind = options.kind
-    manifest = deepcopy(options.manifest) if options.manifest is not None else _job_of_one_container()
+    manifest = deepcopy(options.manifest) if options.manifest is not None else one_container_job()
     secrets = SecretValues(f"{plan.name}-env", plan.mask)
     pull_secret = f"{plan.name}-pull" if pull_auths else None
     _name_templates(manifest, kind)
@@ -231,7 +236,8 @@ def with_owner(made: Mapping[str, Any], owner: Mapping[str, Any]) -> dict[str, A
 # --- the run's object ---
 
 
-def _job_of_one_container() -> dict[str, Any]:
+def one_container_job() -> dict[str, Any]:
+    """Return the manifest of a run whose options have none."""
     return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": {"spec": {"containers": [{}]}}}}
 
 
@@ -299,7 +305,7 @@ def _complete_pod(
     _place_pod(pod, options, pull_secret)
     for _, container in _containers(pod):
         secrets.take_out(container)
-    ours = list(_job_containers(pod, options, runs_job=runs_job))
+    ours = list(job_containers(pod, options, runs_job=runs_job))
     for container in ours:
         _complete_container(
             pod, container, plan, options, secrets, takes_command=runs_job and not options.kind.entry_point
@@ -327,14 +333,6 @@ def _containers(pod: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((field, container) for container in pod.get(field) or ())
 
 
-def _job_containers(pod: Mapping[str, Any], options: KubernetesOptions, *, runs_job: bool) -> Iterator[dict[str, Any]]:
-    """Yield the containers that run the job: the one that is named, or else the first, and all that have no image."""
-    containers: list[dict[str, Any]] = pod.get("containers") or []
-    wanted = options.main_container or (options.kind.container if runs_job else "")
-    main = next((one for one in containers if one["name"] == wanted), None) if wanted else containers[0]
-    yield from (one for one in containers if one is main or not one.get("image"))
-
-
 def _complete_container(
     pod: dict[str, Any],
     container: dict[str, Any],
@@ -351,7 +349,7 @@ def _complete_container(
             " Name it in the queue (image), or in the job."
         )
     container["image"] = image
-    _set_resources(pod, container, options)
+    set_resources(pod, container, options)
     for one in options.volumes:
         _mount(pod, container, deepcopy(one.volume), deepcopy(one.mount))
     own = container.get("env") or []
@@ -368,7 +366,8 @@ def _complete_container(
             add_code(pod, container, plan)
 
 
-def _set_resources(pod: dict[str, Any], container: dict[str, Any], options: KubernetesOptions) -> None:
+def set_resources(pod: dict[str, Any], container: dict[str, Any], options: KubernetesOptions) -> None:
+    """Put how much a run gets by its short options into its container; both are changed."""
     amounts = {
         "cpu": None if options.cpus is None else written_cpus(options.cpus),
         "memory": None if options.memory is None else written_bytes(options.memory),

@@ -8,7 +8,7 @@ how each is read. A submitter may set how much the job gets, and its variables; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Final
 
@@ -18,7 +18,12 @@ from prefect_launch.core.units import parse_duration
 from prefect_launch.errors import SpecError, unknown_name
 from prefect_launch.runners.remote.kubernetes.fields import check_fields, shown
 from prefect_launch.runners.remote.kubernetes.kinds import ObjectKind, kind_of
-from prefect_launch.runners.remote.kubernetes.manifest_checks import check_manifest, check_service
+from prefect_launch.runners.remote.kubernetes.manifest_checks import (
+    check_manifest,
+    check_service,
+    pod_templates,
+    with_names,
+)
 from prefect_launch.runners.remote.kubernetes.quantities import (
     GPU_RESOURCE,
     read_cpus,
@@ -362,9 +367,37 @@ def manifest_of(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_image(options: Mapping[str, Any]) -> str | None:
-    """Return the image that the queue's options name for jobs that name none; None where they name none."""
-    image = options.get("image")
-    return image if isinstance(image, str) and "${" not in image and "{{" not in image else None
+    """Return the image that the queue's options name for jobs that name none; None where they name none.
+
+    It is that of the option `image`, or else of the container that the job runs in; not one that a macro names.
+    """
+    read = read_options(options)
+    if read.image is None and read.manifest is not None and not read.kind.entry_point:
+        named = [
+            container.get("image")
+            for _, number, template in pod_templates(read.manifest, read.kind)
+            for container in job_containers(
+                with_names(template)["spec"], read, runs_job=read.kind.pods[number].runs_job
+            )
+        ]
+        image = next((one for one in named if one), None)
+    else:
+        image = read.image
+    return None if image is None or "${" in image else image
+
+
+def job_containers(pod: Mapping[str, Any], options: KubernetesOptions, *, runs_job: bool) -> Iterator[dict[str, Any]]:
+    """Yield the containers that run the job: the one that is named, or else the first, and all that have no image.
+
+    Args:
+        pod: its spec, whose containers have names.
+        options: of the run.
+        runs_job: whether the pod's containers run the job's command.
+    """
+    containers: list[dict[str, Any]] = pod.get("containers") or []
+    wanted = options.main_container or (options.kind.container if runs_job else "")
+    main = next((one for one in containers if one["name"] == wanted), None) if wanted else containers[0]
+    yield from (one for one in containers if one is main or not one.get("image"))
 
 
 def _kind_of(options: Mapping[str, Any]) -> ObjectKind:

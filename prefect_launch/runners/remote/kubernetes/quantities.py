@@ -90,7 +90,7 @@ def written_bytes(size: int) -> str:
 def asked_of(container: Mapping[str, Any], gpu_resource: str = GPU_RESOURCE) -> dict[str, float]:
     """Return how much a container may use: billionths of CPUs, bytes, GPUs; infinite where nothing limits it.
 
-    The greater of its limit and its request counts, since a queue's maximum is of both.
+    The greater of its limit and its request counts.
     """
     resources = container.get("resources") or {}
     found: dict[str, float] = {}
