@@ -21,11 +21,13 @@ from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.kubernetes.code import add_code, code_config_map, preview_code
 from prefect_launch.runners.remote.kubernetes.environment import OUTPUT_DIR, SecretValues, job_variables, literal
+from prefect_launch.runners.remote.kubernetes.images import check_container_images
 from prefect_launch.runners.remote.kubernetes.kinds import (
     JOB,
     ObjectKind,
     first,
     place,
+    written,
 )
 from prefect_launch.runners.remote.kubernetes.manifest_checks import pod_templates, with_names
 from prefect_launch.runners.remote.kubernetes.options import (
@@ -104,9 +106,10 @@ def build_objects(
     pull_secret = f"{plan.name}-pull" if pull_auths else None
     _name_templates(manifest, kind)
     has_job = False
-    for _, number, template in pod_templates(manifest, kind):
+    for keys, number, template in pod_templates(manifest, kind):
         runs_job = kind.pods[number].runs_job
         has_job = _complete_pod(template, plan, options, secrets, pull_secret, runs_job=runs_job) or has_job
+        check_container_images(template["spec"], f"{written(keys)}.spec", options.node_registries)
     if kind.entry_point:
         _set_entry_point(manifest, plan, kind)
     elif not has_job:

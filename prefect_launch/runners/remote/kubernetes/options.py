@@ -89,6 +89,7 @@ class KubernetesOptions(BaseModel):
     gpu_resource: str = GPU_RESOURCE
     namespace: str | None = None
     context: str | None = None
+    node_registries: tuple[str, ...] = ()
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: tuple[dict[str, Any], ...] = ()
     service_account: str | None = None
@@ -206,7 +207,7 @@ def _seconds(value: object) -> float:
 
 def _names(value: object) -> list[str]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
-        raise ValueError("it must be a list of field names")
+        raise ValueError("it must be a list of texts")
     return list(value)
 
 
@@ -263,6 +264,7 @@ _OWNER: Final[Mapping[str, Callable[[object], Any]]] = {
     "main-container": _name("main-container"),
     "metadata": _mapping,
     "namespace": _name("namespace"),
+    "node-registries": _names,
     "node-selector": _labels("node-selector"),
     "priority-class": _object_name("priority-class"),
     "service-account": _object_name("service-account"),

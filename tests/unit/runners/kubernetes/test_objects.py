@@ -305,3 +305,22 @@ def test_kind_that_nobody_knows_is_described_by_the_queue() -> None:
     assert made.manifest["spec"]["worker"]["pod"]["spec"]["containers"][0]["command"] == ["run"]
     assert made.kind.resource == "experimenta"
     assert release_patch(made.manifest, made.kind) == {"spec": {"paused": False}}
+
+
+# --- images ---
+
+
+@pytest.mark.parametrize("image", ["localhost/train:1", "localhost:5000/train", "127.0.0.1:5000/train:1"])
+def test_image_on_the_agents_own_machine_is_refused_for_a_cluster(image: str) -> None:
+    with pytest.raises(SpecError, match="Push it to a registry that they reach"):
+        build_objects(make_plan(image=image))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"node-registries": ["localhost:32000"]}, job_options(pod_manifest(imagePullPolicy="Never"))],
+)
+def test_image_that_the_nodes_have_by_themselves_is_taken(options: dict[str, Any]) -> None:
+    made = build_objects(make_plan(options, image="localhost:32000/train:1"))
+
+    assert container_of(made.manifest)["image"] == "localhost:32000/train:1"
