@@ -456,14 +456,14 @@ GIB = 1024**3
 
 
 def test_run_that_asks_for_more_in_all_than_the_queue_allows_is_refused() -> None:
-    config = container(limits={"memory": "8g"})
+    config = container({"limits": {"memory": "8g"}})
 
     with pytest.raises(UnsafeSpecError, match=r"asks for 16.0 GiB \(in 4 pods\) of 'memory' in all"):
         check_limits({}, config, CONTAINER_QUANTITIES, {"memory": Amount(16 * GIB, "16.0 GiB (in 4 pods)")})
 
 
 def test_limit_is_given_to_a_run_that_asks_for_nothing_and_changes_nothing_that_is_asked_for() -> None:
-    config = container(limits={"memory": "8g"})
+    config = container({"limits": {"memory": "8g"}})
 
     asked = with_limits({}, config, CONTAINER_QUANTITIES, {"memory": Amount(2 * GIB, "2 GiB")})
     unlimited = with_limits({}, config, CONTAINER_QUANTITIES, {"memory": Amount(UNLIMITED, "no limit")})
