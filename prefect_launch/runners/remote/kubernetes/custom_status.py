@@ -18,8 +18,8 @@ from prefect_launch.runners.remote.kubernetes.pods import (
     Pod,
     failure_of,
     has_ended,
+    has_started,
     in_words,
-    is_running,
     success_of,
     waiting_of,
 )
@@ -75,8 +75,8 @@ def custom_status(made: Mapping[str, Any], kind: ObjectKind, pods: Sequence[Pod]
         elif end.exit_code is None and not end.preempted:
             end = end.model_copy(update={"error": words})
         return RemoteStatus(state=RemoteState.ENDED, exit=end)
-    # Its operator's word lags behind: a pod that runs is running work.
-    if any(is_running(pod) for pod in pods) or (
+    # Its operator's word lags behind: a pod that has started is running work.
+    if any(has_started(pod) for pod in pods) or (
         seen is not None and seen.state in (CustomState.RUNNING, CustomState.STOPPING)
     ):
         return RemoteStatus(state=RemoteState.RUNNING)

@@ -5,7 +5,7 @@ Pure functions over pods as the API server returns them (dictionaries).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
@@ -71,6 +71,7 @@ class ContainerEnd(NamedTuple):
         started_at: when it started; None where that is not known.
         ended_at: when it ended; likewise.
         is_init: whether it ran before the others.
+        is_sidecar: whether it was started before the others and runs beside them.
     """
 
     pod: str
@@ -81,6 +82,7 @@ class ContainerEnd(NamedTuple):
     started_at: datetime | None
     ended_at: datetime | None
     is_init: bool
+    is_sidecar: bool = False
 
 
 # --- reading a pod ---
@@ -113,9 +115,9 @@ def read_time(text: object) -> datetime | None:
     return found if found.tzinfo else found.replace(tzinfo=timezone.utc)
 
 
-def is_running(pod: Pod) -> bool:
-    """Whether one of its containers has started and the pod has not ended."""
-    return status_of(pod).get("phase") == "Running"
+def has_started(pod: Pod) -> bool:
+    """Whether one of its containers runs or has run: what has started stays so, also between two tries."""
+    return status_of(pod).get("phase") == "Running" or any(not end.is_init for end in ends_of(pod))
 
 
 def has_ended(pod: Pod) -> bool:
@@ -130,13 +132,18 @@ def in_words(*parts: object) -> str:
 
 def ends_of(pod: Pod) -> list[ContainerEnd]:
     """Return how the containers of a pod ended, those that did, init containers first."""
-    statuses = status_of(pod)
+    statuses, sidecars = status_of(pod), _sidecars(pod)
     return [
-        _end(name_of(pod), one, is_init=field == "initContainerStatuses")
+        _end(name_of(pod), one, is_init=field == "initContainerStatuses", sidecars=sidecars)
         for field in ("initContainerStatuses", "containerStatuses")
         for one in statuses.get(field) or ()
         if _terminated(one)
     ]
+
+
+def _sidecars(pod: Pod) -> frozenset[str]:
+    init = (pod.get("spec") or {}).get("initContainers") or ()
+    return frozenset(str(one.get("name")) for one in init if one.get("restartPolicy") == "Always")
 
 
 def _terminated(container: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -145,8 +152,9 @@ def _terminated(container: Mapping[str, Any]) -> Mapping[str, Any]:
     return state.get("terminated") or ((container.get("lastState") or {}).get("terminated") or {})
 
 
-def _end(pod: str, container: Mapping[str, Any], *, is_init: bool) -> ContainerEnd:
+def _end(pod: str, container: Mapping[str, Any], *, is_init: bool, sidecars: Collection[str]) -> ContainerEnd:
     ended = _terminated(container)
+    is_sidecar = container.get("name") in sidecars
     number = ended.get("signal")
     code = ended.get("exitCode")
     return ContainerEnd(
@@ -157,7 +165,8 @@ def _end(pod: str, container: Mapping[str, Any], *, is_init: bool) -> ContainerE
         message=str(ended.get("message") or ""),
         started_at=read_time(ended.get("startedAt")),
         ended_at=read_time(ended.get("finishedAt")),
-        is_init=is_init,
+        is_init=is_init and not is_sidecar,
+        is_sidecar=is_sidecar,
     )
 
 
@@ -165,9 +174,18 @@ _LATE: Final = datetime.max.replace(tzinfo=timezone.utc)
 
 
 def first_failure(pods: Iterable[Pod]) -> ContainerEnd | None:
-    """Return the container that failed first, of some pods; None where none did."""
+    """Return the container that failed first, of some pods; None where none did.
+
+    The API's times are whole seconds. Of several at the same one, what the others' end has ended counts last: those
+    that were stopped by a signal, and sidecars, which end with their pod.
+    """
     failed = [end for pod in pods for end in ends_of(pod) if end.exit_code != 0 or end.reason == _OOM]
-    return min(failed, key=lambda end: end.ended_at or _LATE, default=None)
+    return min(failed, key=_precedence, default=None)
+
+
+def _precedence(end: ContainerEnd) -> tuple[bool, datetime, bool]:
+    was_stopped = signal_of(end.exit_code) in ("SIGTERM", "SIGKILL") and end.reason != _OOM
+    return end.is_sidecar, end.ended_at or _LATE, was_stopped
 
 
 def outputs_message(pods: Iterable[Pod]) -> str | None:
@@ -175,7 +193,8 @@ def outputs_message(pods: Iterable[Pod]) -> str | None:
 
     The kubelet keeps the first 4,096 bytes of it.
     """
-    found = [end for pod in pods for end in ends_of(pod) if not end.is_init and end.message.lstrip().startswith("{")]
+    ends = (end for pod in pods for end in ends_of(pod) if not (end.is_init or end.is_sidecar))
+    found = [end for end in ends if end.message.lstrip().startswith("{")]
     return max(found, key=lambda end: end.ended_at or _LATE).message if found else None
 
 
@@ -276,8 +295,9 @@ def failure_of(pods: Sequence[Pod], *, default: str) -> ExitStatus:
     if end is None:
         removed = "" if pods else "; none of its pods is left: somebody may have deleted them"
         return ExitStatus(exit_code=None, error=f"{of_pod or default}{removed}", **times)
+    end = end._replace(exit_code=_shell_code(end))
     return ExitStatus(
-        exit_code=_shell_code(end),
+        exit_code=end.exit_code,
         signal=signal_of(end.exit_code),
         oom_killed=end.reason == _OOM,
         error=of_pod or _why_not_run(end) or _who_removed(end, failed),
@@ -295,7 +315,8 @@ def _shell_code(end: ContainerEnd) -> int:
 
 def _why_not_run(end: ContainerEnd) -> str | None:
     if end.reason in ("ContainerCannotRun", "StartError"):
-        return in_words("the command cannot be run", end.message)
+        what = "command cannot be run" if end.exit_code == 127 else "container could not be started"
+        return in_words(f"the {what}", end.message)
     if end.is_init:
         return in_words(
             f"the init container {end.container!r} failed with exit code {end.exit_code}", end.message[-500:]

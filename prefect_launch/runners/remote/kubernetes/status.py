@@ -19,8 +19,8 @@ from prefect_launch.runners.remote.kubernetes.pods import (
     Pod,
     condition,
     failure_of,
+    has_started,
     in_words,
-    is_running,
     read_time,
     success_of,
     waiting_of,
@@ -61,7 +61,7 @@ def job_status(job: Mapping[str, Any], pods: Sequence[Pod], now: datetime) -> Re
         end = success_of([pod for pod in pods if (pod.get("status") or {}).get("phase") == "Succeeded"])
         done = read_time((job.get("status") or {}).get("completionTime"))
         return RemoteStatus(state=RemoteState.ENDED, exit=end.model_copy(update={"ended_at": end.ended_at or done}))
-    if any(is_running(pod) for pod in pods):
+    if any(has_started(pod) for pod in pods):
         return RemoteStatus(state=RemoteState.RUNNING)
     if suspended := condition(job, "Suspended"):
         return RemoteStatus(
@@ -73,11 +73,20 @@ def job_status(job: Mapping[str, Any], pods: Sequence[Pod], now: datetime) -> Re
 
 def _job_failure(job: Mapping[str, Any], failed: Mapping[str, Any], pods: Sequence[Pod]) -> ExitStatus:
     words = in_words(failed.get("reason"), failed.get("message"))
-    end = failure_of(pods, default=words)
+    end = failure_of(_last_try(job, pods), default=words)
     if failed.get("reason") == "DeadlineExceeded":
         end = end.model_copy(update={"timed_out": True, "error": words, "preempted": False})
     ended = end.ended_at or read_time(failed.get("lastTransitionTime"))
     return end.model_copy(update={"ended_at": ended})
+
+
+def _last_try(job: Mapping[str, Any], pods: Sequence[Pod]) -> Sequence[Pod]:
+    """Return the pods of the last try: of a Job that runs one at a time, the newest that failed."""
+    is_one = ((job.get("spec") or {}).get("parallelism") or 1) == 1
+    failed = [pod for pod in pods if (pod.get("status") or {}).get("phase") == "Failed"]
+    return (
+        [max(failed, key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))] if is_one and failed else pods
+    )
 
 
 def _warning(events: Sequence[Mapping[str, Any]]) -> str:

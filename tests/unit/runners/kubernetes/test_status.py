@@ -168,7 +168,10 @@ def test_running_pod_is_running_work() -> None:
 
 
 def test_first_pod_that_fails_does_not_end_a_job_that_may_try_again() -> None:
-    assert judge(job(failed=1), pod("Failed", terminated(3))).state is RemoteState.PENDING
+    again = pod("Pending", conditions=[UNSCHEDULABLE], name="b")
+
+    assert judge(job(failed=1), pod("Failed", terminated(3))).state is RemoteState.RUNNING
+    assert judge(job(failed=1), pod("Failed", terminated(3)), again).state is RemoteState.RUNNING
 
 
 def test_job_of_several_completions_ends_by_its_own_condition() -> None:
@@ -195,6 +198,15 @@ def test_success_after_a_failed_try_is_a_success() -> None:
         (terminated(139), {"exit_code": 139, "signal": "SIGSEGV", "oom_killed": False, "error": None}),
         (terminated(137, "OOMKilled"), {"exit_code": 137, "signal": "SIGKILL", "oom_killed": True, "error": None}),
         (
+            terminated(128, "ContainerCannotRun", "can't get final child's PID from pipe: EOF"),
+            {
+                "exit_code": 128,
+                "signal": None,
+                "oom_killed": False,
+                "error": "the container could not be started: can't get final child's PID from pipe: EOF",
+            },
+        ),
+        (
             terminated(128, "ContainerCannotRun", 'exec: "nope": executable file not found in $PATH'),
             {
                 "exit_code": 127,
@@ -218,6 +230,22 @@ def test_container_that_failed_first_is_the_one_that_is_named() -> None:
 
     assert end.exit_code == 7
     assert "the container 'c1' of the pod 'launch-x-1-abcde' failed first" in end.warnings[0]
+
+
+def test_sidecar_that_ends_with_its_pod_is_not_taken_for_the_cause() -> None:
+    made = pod("Failed", terminated(5), init=[terminated(137)])
+    made["spec"] = {"initContainers": [{"name": "i0", "restartPolicy": "Always"}]}
+
+    end = end_of(job(failed()), made)
+
+    assert (end.exit_code, end.error) == (5, None)
+
+
+def test_last_try_of_a_job_that_tries_again_says_how_it_ended() -> None:
+    first, last = pod("Failed", terminated(3), name="a"), pod("Failed", terminated(4), name="b")
+    first["metadata"]["creationTimestamp"], last["metadata"]["creationTimestamp"] = STARTED, ENDED
+
+    assert end_of(job(failed(), failed=2), last, first).exit_code == 4
 
 
 def test_init_container_that_fails_is_told() -> None:
