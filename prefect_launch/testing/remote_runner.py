@@ -89,9 +89,10 @@ class InMemoryCluster:
 
     def schedule(self) -> None:
         """Start what waits, as long as nodes are free."""
-        for job in self.jobs.values():
-            running = sum(one.state is RemoteState.RUNNING for one in self.jobs.values())
-            if running < self.nodes and job.state is RemoteState.PENDING:
+        free = self.nodes - sum(job.is_running for job in self.jobs.values())
+        for job in list(self.jobs.values()):
+            if free > 0 and job.state is RemoteState.PENDING:
+                free -= 1
                 self.started.append(job.plan.name)
                 job.start(job.log.append, partial(self._end, job))
                 self.tell(JobChange(job.handle, _seen(self, job)))

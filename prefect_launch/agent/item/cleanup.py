@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: After each try to remove a run whose item has ended; what is there after the last one is for the housekeeping.
+_REMOVE_AGAIN_SECONDS: Final = (0.2, 1.0, 5.0, 0.0)
 STOPPED_BEFORE_START: Final = "Stopped before it was started."
 STOPPED_AND_REMOVED: Final = "Stopped before it was started: {removed}."
 
@@ -121,10 +123,16 @@ class AttemptCleanup:
         """Remove what the run was in, once its log is safe; what is left otherwise is for the housekeeping."""
         if self._attempt.known_runner is None or self._running.handle is None:
             return
-        if end.log_complete:
-            await self._attempt.runner.remove(self._running.handle)
-        else:
+        if not end.log_complete:
             log.warning("%s left %s: its log is not whole yet", self._running.id, self._running.handle)
+            return
+        for pause in _REMOVE_AGAIN_SECONDS:
+            try:
+                await self._attempt.runner.remove(self._running.handle)
+                return
+            except LaunchError as error:
+                log.warning("%s not-removed %s: %s", self._running.id, self._running.handle, error)
+            await anyio.sleep(pause)
 
     async def complete_facts(self) -> None:
         """Learn what is learned from the run itself, before it is removed."""

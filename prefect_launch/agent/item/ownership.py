@@ -35,7 +35,7 @@ from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Found, Labels, RunPlan, run_name
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.protocol import Server
-from prefect_launch.server.values import Item, State
+from prefect_launch.server.values import PAGE, Item, State
 from prefect_launch.settings.agent_config import MachineSettings
 
 log = logging.getLogger(__name__)
@@ -94,15 +94,26 @@ async def watch_ownership(server: Server, entries: Callable[[], Sequence[Running
 async def check_ownership(server: Server, entries: Sequence[RunningItem]) -> None:
     """Stop what runs here for items that are not held any more.
 
+    All items are read at once, and the states of those alone that are in another one than at the last check.
+
     Raises:
         LaunchError: when the server fails.
     """
+    checked_at, states = now(), dict[UUID, State | None]()
+    for start in range(0, len(entries), PAGE):
+        ids = [running_item.id for running_item in entries[start : start + PAGE]]
+        with suppress(LaunchError):  # Of what cannot be listed, the states are read.
+            states |= {item.id: item.state for item in await server.list_items(ids=ids)}
     for running_item in entries:
         if running_item.stop.is_set():
             continue
+        state = states.get(running_item.id)
+        if state is not None and state == running_item.held_in:
+            running_item.held_at = checked_at
+            continue
         checked_at = now()
         if await owns_item(server, running_item.id, running_item.claim):
-            running_item.held_at = checked_at
+            running_item.held_at, running_item.held_in = checked_at, state
             continue
         if running_item.ended.is_set():
             continue

@@ -20,7 +20,7 @@ from uuid import UUID
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.core.states import ItemState
 from prefect_launch.runners.base import Phase, Runner, RunPlan
-from prefect_launch.server.values import Item
+from prefect_launch.server.values import Item, State
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +45,7 @@ class RunningItem:
         preempt: is set when the agent stops it of its own accord, as when its machine is taken away.
         claim: the token of the claim that it is held under; empty: not known.
         held_at: when it was seen last that the claim is the item's last one, by `now()`; at first, when it was made.
+        held_in: the state that it was in then; an item that is still in it is still held.
         waits_in: the runner of the cluster that its run waits in to be started; None: it does not.
         has_run: whether its run has ended: what is left is to keep its outputs, which needs no slot.
         plan: of its attempt, once it is known; it masks the attempt's secrets in what is reported of the item.
@@ -61,6 +62,7 @@ class RunningItem:
     preempt: asyncio.Event = field(default_factory=asyncio.Event)
     claim: str = ""
     held_at: float = field(default_factory=now)
+    held_in: State | None = None
     waits_in: Runner | None = None
     has_run: bool = False
     plan: RunPlan | None = None

@@ -5,100 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
-from prefect_launch.agent.agent import LaunchAgent
-from prefect_launch.agent.loop import Loop
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import ServerUnavailableError, UnsafeSpecError
+from prefect_launch.errors import UnsafeSpecError
 from prefect_launch.queues.agent_status import queue_activity
 from prefect_launch.queues.session import Session
 from prefect_launch.queues.wait_reason import WaitCause, why_waiting
-from prefect_launch.runners.registry import RUNNERS
 from prefect_launch.runners.remote import base
 from prefect_launch.server.values import Item, State
-from prefect_launch.testing import InMemoryApi, InMemoryCluster, InMemoryRemoteRunner, Script
-from prefect_launch.testing.remote_runner import InMemoryUnholdingRunner
+from prefect_launch.testing import InMemoryRemoteRunner, Script
 from tests.support.bench import eventually
-
-QUEUE, RESOURCE = "cluster", "in-memory-cluster"
-
-
-class ClusterBench:
-    """A queue of a resource that another package brings, and agents that submit the queue's items to one cluster."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.api = InMemoryApi(entity="acme", project="digits")
-        self.api.create_run_queue(QUEUE, RESOURCE, config={"node": "big"})
-        self.cluster = InMemoryCluster()
-
-    def agent(self, *, can_hold: bool = True, **config: Any) -> LaunchAgent:
-        """Make an agent, or its next life."""
-        kind = InMemoryRemoteRunner if can_hold else InMemoryUnholdingRunner
-        settings = {"name": "box", "queues": [QUEUE], "home": self.folder, "poll_seconds": 0.05, **config}
-        return LaunchAgent(self.api, settings, runners={RESOURCE: kind(self.folder, self.cluster)})
-
-    @asynccontextmanager
-    async def running(self, *, can_hold: bool = True, **config: Any) -> AsyncIterator[LaunchAgent]:
-        """Run an agent beside the test; it leaves at the end, and what is in the cluster stays there."""
-        agent = self.agent(can_hold=can_hold, **config)
-        loop = asyncio.create_task(agent.loop())
-        try:
-            yield agent
-            agent.stop()
-            await asyncio.wait_for(loop, 10)
-        finally:
-            loop.cancel()
-            await asyncio.wait({loop})
-
-    async def add(self, count: int = 1, **spec: Any) -> list[Item]:
-        """Put items on the queue."""
-        specs = [{"docker": {"docker_image": "busybox:1"}, **spec} for _ in range(count)]
-        runs = await alaunch_add_many(specs, QUEUE, api=self.api)
-        return [await self.read(UUID(run.id)) for run in runs]
-
-    async def read(self, item_id: UUID) -> Item:
-        """Read an item that is there."""
-        found = await self.api.server.read_item(item_id)
-        assert found is not None
-        return found
-
-    async def until(self, item: Item, name: str) -> Item:
-        """Wait until an item is in the state of a name."""
-        found: Item = await eventually(lambda: self.read(item.id), lambda found: found.state_name == name)
-        return found
-
-    async def states(self, item: Item) -> list[str]:
-        """Names of the states that an item was in, oldest first."""
-        return [state.name for state in await self.api.server.read_states(item.id)]
-
-    async def log(self, item: Item) -> list[str]:
-        """The lines of the item's log, as the UI shows them."""
-        records = await self.api.server.read_logs(item.id, limit=100_000)
-        return [line for record in records for line in record.message.splitlines()]
+from tests.support.cluster_bench import QUEUE, RESOURCE, ClusterBench, Life, registered_runner
 
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClusterBench]:
-    package = tmp_path / "package"
-    metadata = package / "in_memory_cluster-1.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: in-memory-cluster\nVersion: 1\n")
-    point = "prefect_launch.testing.remote_runner:InMemoryRemoteRunner"
-    (metadata / "entry_points.txt").write_text(f"[prefect_launch.runners]\n{RESOURCE} = {point}\n")
-    monkeypatch.syspath_prepend(str(package))
-    RUNNERS.read_again()
-    yield ClusterBench(tmp_path / "home")
-    RUNNERS.read_again()
+    with registered_runner(tmp_path, monkeypatch):
+        yield ClusterBench(tmp_path / "home")
 
 
 async def test_item_waits_in_the_cluster_with_its_reason_then_runs(bench: ClusterBench) -> None:
@@ -265,73 +194,13 @@ async def test_options_of_the_submitter_are_checked_apart_from_those_of_the_owne
 
 # --- an agent that is killed ---
 
-#: Calls that an agent makes beside its work on the item.
-_BESIDE = ("beat_", "list_queues", "read_pool", "find_deployment", "watch_", "delete_worker", "count_items", "ping")
-_in_this_life: ContextVar[bool] = ContextVar("in_this_life", default=False)
-
-
-class _Life:
-    """One life of an agent, which hangs for ever at its n-th call to server or cluster, as a killed one does."""
-
-    def __init__(self, bench: ClusterBench, dies_at: int | None, *, can_hold: bool = True) -> None:
-        self._bench = bench
-        self._can_hold = can_hold
-        self._dies_at = dies_at
-        self.calls: list[str] = []
-        self.died = asyncio.Event()
-        self._buried = asyncio.Event()
-        bench.api.server.before_call = self.step
-        bench.api.server.after_call = self.step
-
-    async def live(self) -> None:
-        """Run an agent until its queue is empty, or it dies."""
-        _in_this_life.set(True)
-        settings = {"name": "box", "queues": [QUEUE], "home": self._bench.folder, "poll_seconds": 0.05}
-        runner = _DyingRunner(self._bench.folder, self._bench.cluster, self)
-        runner.can_hold = self._can_hold  # type: ignore[misc]
-        agent = LaunchAgent(self._bench.api, settings, runners={RESOURCE: runner})
-        async with agent.connected():  # No lock: a process that dies lets go of it.
-            await Loop(agent, until_empty=True, max_runtime_seconds=None).run()
-
-    async def step(self, call: str) -> None:
-        """Make one call outside, or die at it."""
-        if not _in_this_life.get():
-            return
-        if not call.startswith(_BESIDE):
-            self.calls.append(call)
-            if len(self.calls) == self._dies_at:
-                self.died.set()
-        if self.died.is_set():
-            await self._buried.wait()
-            raise ServerUnavailableError("it is dead")
-
-    async def bury(self, task: asyncio.Task[None]) -> None:
-        """Clear away a dead agent's tasks; none of its calls takes effect any more."""
-        task.cancel()
-        self._buried.set()
-        await asyncio.wait({task})
-
-
-class _DyingRunner(InMemoryRemoteRunner):
-    def __init__(self, home: Path, cluster: InMemoryCluster, life: _Life) -> None:
-        super().__init__(home, cluster)
-        self._life = life
-
-    async def stop(self, handle: str, grace_seconds: float) -> None:
-        await self._life.step("stop")  # What the dead would note on this machine is not noted.
-        await super().stop(handle, grace_seconds)
-
-    async def _call(self, name: str) -> InMemoryCluster:
-        await self._life.step(name)
-        return await super()._call(name)
-
 
 async def _live(bench: ClusterBench, dies_at: int | None, *, can_hold: bool) -> list[str]:
     """Let an agent die at a call, and the next one finish; return the calls that the first one made."""
     bench.cluster.script = lambda plan: Script(seconds=0.05, log=(b"one\n",), late_log=(b"two\n",))
     bench.cluster.nodes = 0
     (item,) = await bench.add()
-    life = _Life(bench, dies_at, can_hold=can_hold)
+    life = Life(bench, dies_at, can_hold=can_hold)
     first = asyncio.create_task(life.live())
     dying = asyncio.create_task(life.died.wait())
     seen = asyncio.create_task(bench.until(item, "Submitted"))
@@ -354,7 +223,7 @@ async def test_agent_that_is_killed_while_the_item_waits_finds_it_again(bench: C
     bench.cluster.nodes = 0
     bench.cluster.script = lambda plan: Script(seconds=0.3, log=(b"one\n",), late_log=(b"two\n",))
     (item,) = await bench.add()
-    life = _Life(bench, None)
+    life = Life(bench, None)
     first = asyncio.create_task(life.live())
     await bench.until(item, "Submitted")
     life.died.set()
