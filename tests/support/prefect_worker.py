@@ -11,7 +11,9 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,10 +23,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
+
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import ItemGoneError
 from prefect_launch.server.values import Item, LogRecord, State
 from prefect_launch.testing import InMemoryServer
+from tests.support.processes import ChildProcess
 
 _LOOK_SECONDS = 0.02
 _END_SECONDS = 30.0
@@ -237,3 +242,62 @@ class InMemoryWorker:
             message = f"Process exited with status code: {code}."
             with suppress(ItemGoneError):
                 await self._server.propose(run_id, State(type=StateType.CRASHED, name="Crashed", message=message))
+
+
+# --- real workers ---
+
+_ONLINE_SECONDS = 120.0
+
+
+class PrefectWorkerProcess:
+    """A work pool on a real server, and `prefect worker start` for it.
+
+    Args:
+        api_url: of the server.
+        pool: the work pool's name; made when it is not there.
+        kind: its type, such as "process".
+        folder: for its log and Prefect's home.
+    """
+
+    def __init__(self, api_url: str, pool: str, kind: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.pool, self._api_url, self._kind, self._folder = pool, api_url, kind, folder
+        self._process: ChildProcess | None = None
+        made = httpx.post(f"{api_url}/work_pools/", json={"name": pool, "type": kind}, timeout=60)
+        made.raise_for_status()
+
+    def start(self) -> None:
+        """Start the worker, and wait until the server knows it."""
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PREFECT_HOME": str(self._folder / "home"),
+            "PREFECT_API_URL": self._api_url,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_HEARTBEAT_SECONDS": "2",
+        }
+        command = [sys.executable, "-m", "prefect", "worker", "start", "-p", self.pool, "-t", self._kind]
+        self._process = ChildProcess(command, self._folder / "worker.log", environment=environment)
+        self._process.wait_until(self._is_online, _ONLINE_SECONDS)
+
+    def stop(self) -> None:
+        """Let it end in order."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def kill(self) -> None:
+        """End the worker alone, as a crash would; what it has started goes on."""
+        if self._process is not None:
+            os.kill(self._process.pid, signal.SIGKILL)
+            self._process.wait(_END_SECONDS)
+            self._process = None
+
+    @property
+    def is_online(self) -> bool:
+        """Whether the server takes it to be online."""
+        return self._is_online()
+
+    def _is_online(self) -> bool:
+        found = httpx.get(f"{self._api_url}/work_pools/{self.pool}", timeout=60)
+        return bool(found.status_code == 200 and found.json()["status"] == "READY")

@@ -6,7 +6,7 @@ Only time in which the server was asked counts: while it is away, no wrapper can
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 from uuid import UUID
 
@@ -24,16 +24,17 @@ class Heartbeats:
 
     Args:
         lost_seconds: for how long a child is silent that counts as lost.
+        clock: its clock, in seconds.
     """
 
-    def __init__(self, lost_seconds: float = LOST_SECONDS) -> None:
-        self._lost_seconds = lost_seconds
-        self._looked_at = time.monotonic()
+    def __init__(self, lost_seconds: float = LOST_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lost_seconds, self._clock = lost_seconds, clock
+        self._looked_at = clock()
         self._silent: dict[UUID, tuple[object, float]] = {}
 
     def lost(self, running: Collection[Item]) -> list[Item]:
         """Return those of the running children that have been silent for too long; called at each look."""
-        now = time.monotonic()
+        now = self._clock()
         passed, self._looked_at = min(now - self._looked_at, _MOST_SECONDS), now
         known, self._silent = self._silent, {}
         for child in running:

@@ -21,16 +21,17 @@ from prefect_launch.core.states import TERMINAL, StateType
 from prefect_launch.errors import (
     InfrastructureError,
     ItemGoneError,
+    LaunchError,
     ServerUnavailableError,
     SpecError,
     UnreachableError,
 )
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.base import Finding, Labels, RunPlan
 from prefect_launch.runners.remote.base import JobChange, LogPart, RemoteJob, RemoteRunner
 from prefect_launch.runners.remote.prefect import options as prefect_options
 from prefect_launch.runners.remote.prefect.command import PLAN_KEY
-from prefect_launch.runners.remote.prefect.heartbeats import Heartbeats
+from prefect_launch.runners.remote.prefect.heartbeats import LOST_SECONDS, Heartbeats
 from prefect_launch.runners.remote.prefect.logs import read_job_log, read_workers_log
 from prefect_launch.runners.remote.prefect.payload import delete_payload, fetch_outputs, put_payload
 from prefect_launch.runners.remote.prefect.status import HELD, end_of, is_held, job_of
@@ -66,6 +67,7 @@ class PrefectRunner(RemoteRunner):
         home: the agent's folder.
         connect: opens a connection to the Prefect server; by default to the agent's.
         look_seconds: how often a job's wrapper looks first whether it is to end.
+        lost_seconds: for how long a job is silent that counts as lost.
     """
 
     name: ClassVar[str] = "prefect"
@@ -80,10 +82,17 @@ class PrefectRunner(RemoteRunner):
     lag_seconds: ClassVar[float] = 0.5
     log_seconds: ClassVar[float] = 3.0
 
-    def __init__(self, home: Path, connect: Connect | None = None, *, look_seconds: float = _LOOK_SECONDS) -> None:
+    def __init__(
+        self,
+        home: Path,
+        connect: Connect | None = None,
+        *,
+        look_seconds: float = _LOOK_SECONDS,
+        lost_seconds: float = LOST_SECONDS,
+    ) -> None:
         super().__init__(home)
         self._connect = connect or self._connect_as_agent
-        self._look_seconds = look_seconds
+        self._look_seconds, self._heartbeats = look_seconds, Heartbeats(lost_seconds)
         self._connection: _Connection | None = None
 
     @classmethod
@@ -111,6 +120,22 @@ class PrefectRunner(RemoteRunner):
 
     async def ping(self) -> None:
         await self._server()
+
+    async def diagnose(self, options: Mapping[str, Any]) -> list[Finding]:
+        found = await super().diagnose(options)
+        if all(one.is_ok for one in found):
+            try:
+                server = (await self._server()).server
+                target = prefect_options.read_target(options)
+                pool = prefect_options.check_pool(target.pool, await server.read_pool(target.pool))
+                found.append(Finding(name="work pool", is_ok=True, detail=f"{pool.name!r}, of the type {pool.type!r}"))
+                prefect_options.check_work_queue(target, await server.list_queues(pool.name))
+            except LaunchError as error:
+                return [*found, Finding(name="work pool", is_ok=False, detail=str(error))]
+            is_served = pool.status != "NOT_READY"
+            start = f"Items wait for one: 'prefect worker start --pool {pool.name}' starts it."
+            found.append(Finding(name="worker online", is_ok=is_served, detail="" if is_served else start))
+        return found
 
     # --- the system ---
 
@@ -141,8 +166,8 @@ class PrefectRunner(RemoteRunner):
             for start in range(0, len(ids), PAGE):
                 children += await connection.server.list_items(flow=FLOW, ids=ids[start : start + PAGE])
             reasons = await connection.reasons.of(children)
-            for child in connection.heartbeats.lost([one for one in children if one.state_type is StateType.RUNNING]):
-                message = "Nothing was heard of its job for 4 minutes: what ran it is lost."
+            for child in self._heartbeats.lost([one for one in children if one.state_type is StateType.RUNNING]):
+                message = "Nothing was heard of its job for long: what ran it is lost."
                 with contextlib.suppress(ItemGoneError):
                     await connection.server.propose(
                         child.id, State(type=StateType.CRASHED, name="Crashed", message=message)
@@ -254,7 +279,6 @@ class _Connection:
 
     def __init__(self, connect: Connect) -> None:
         self.loop = asyncio.get_running_loop()
-        self.heartbeats = Heartbeats()
         self._connect = connect
         self._stack = AsyncExitStack()
         self._opening = asyncio.Lock()

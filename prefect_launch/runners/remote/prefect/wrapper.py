@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib.util
+import importlib.machinery
 import io
 import os
 import selectors
@@ -456,7 +456,8 @@ def job_environment(plan: Json, output: str, secret: Callable[[str], str | None]
 def add_library(env: dict[str, str], folder: str) -> None:
     """Let the job import the library for its inputs, unless its Python has prefect-launch."""
     library = os.path.join(folder, "code", LIBRARY)
-    if os.path.isdir(library) and importlib.util.find_spec("prefect_launch") is None:
+    installed = [folder for folder in sys.path if folder]  # Not where this wrapper happens to be started.
+    if os.path.isdir(library) and importlib.machinery.PathFinder.find_spec("prefect_launch", installed) is None:
         env["PYTHONPATH"] = os.pathsep.join(filter(None, (env.get("PYTHONPATH"), library)))
 
 

@@ -50,7 +50,7 @@ class PrefectWorld:
         self.worker.close()
         self.api.close()
 
-    def runner(self, kind: type[PrefectRunner] = QuickRunner) -> PrefectRunner:
+    def runner(self, **given: float) -> PrefectRunner:
         """Return a new runner, as an agent that has just started makes one."""
         mine = view_of(self.server)
         mine.after_call = self._after_call
@@ -58,7 +58,7 @@ class PrefectWorld:
         def connect() -> AbstractAsyncContextManager[Server]:
             return _connected(mine)
 
-        runner = kind(self.folder / "home", connect, look_seconds=LOOK_SECONDS)
+        runner = QuickRunner(self.folder / "home", connect, look_seconds=LOOK_SECONDS, **given)
         self.runners.append(runner)
         return runner
 

@@ -1,0 +1,113 @@
+"""Options of the resource `prefect`: what is refused, and what a worker is told."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from prefect_launch.errors import LaunchError, NotFoundError, QueueError, SpecError
+from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.remote.prefect import options
+from prefect_launch.runners.remote.prefect.command import child_command
+from prefect_launch.runners.remote.prefect.runner import PrefectRunner
+from prefect_launch.server.values import Pool, PriorityQueue
+from tests.unit.runners.prefect.world import PrefectWorld
+
+CONTAINERS = {
+    "job_configuration": {"image": "{{ image }}"},
+    "variables": {"properties": {"image": {}, "cpu_limit": {}, "labels": {}, "name": {}, "env": {}}},
+}
+
+
+def pool_of(kind: str, template: dict[str, Any] | None = None) -> Pool:
+    return Pool(id=uuid4(), name="elsewhere", type=kind, base_job_template=template or {})
+
+
+def variables(world: PrefectWorld, pool: Pool, given: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    plan = world.plan("exit 0", options={"work-pool": "elsewhere", **given}, **changes)
+    return options.job_variables(plan, options.read_target(plan.options), pool)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"work_pol": "x"}, NotFoundError, "work-pool"),
+        ({"work_pool": 3}, SpecError, "must be a text of one line"),
+        ({"work_pool": ""}, SpecError, "must be a text of one line"),
+        ({"work_pool": "x", "job_variables": "cpu=1"}, SpecError, "must be a mapping"),
+        ({"work_pool": "x", "job_variables": {"command": "sh"}}, SpecError, "the command is prefect-launch's"),
+    ],
+)
+def test_wrong_options_are_refused_with_the_rule(given: dict[str, Any], error: type[LaunchError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        PrefectRunner.check_options(given)
+
+
+def test_options_without_a_work_pool_are_refused() -> None:
+    with pytest.raises(SpecError, match="names no work pool"):
+        PrefectRunner.check_together({"env": {}})
+
+
+def test_submitters_may_set_the_environment_alone() -> None:
+    assert PrefectRunner.submitter_options == {"e", "env"}
+
+
+def test_queue_of_prefect_launch_is_refused_as_a_pool() -> None:
+    with pytest.raises(QueueError, match="is a queue of prefect-launch itself"):
+        options.check_pool("elsewhere", pool_of("launch"))
+    with pytest.raises(QueueError, match="There is no work pool 'elsewhere'"):
+        options.check_pool("elsewhere", None)
+
+
+def test_unknown_work_queue_is_refused_with_the_nearest_name() -> None:
+    target = options.Target(pool="elsewhere", queue="nigt")
+    with pytest.raises(NotFoundError, match="night"):
+        options.check_work_queue(target, [PriorityQueue(id=uuid4(), name="night"), PriorityQueue(id=uuid4(), name="x")])
+
+
+def test_unknown_job_variable_is_refused_with_the_nearest_name(world: PrefectWorld) -> None:
+    with pytest.raises(NotFoundError, match="cpu_limit"):
+        variables(world, pool_of("kubernetes", CONTAINERS), {"job-variables": {"cpu_limt": 2}})
+
+
+def test_worker_is_told_the_image_and_whose_its_infrastructure_is(world: PrefectWorld) -> None:
+    given = {"job-variables": {"cpu_limit": 2, "labels": {"team": "a"}}, "image": "own:1", "python": "/opt/python"}
+    made = variables(world, pool_of("kubernetes", CONTAINERS), given)
+    assert (made["image"], made["cpu_limit"]) == ("own:1", 2)
+    assert made["labels"]["team"] == "a"
+    assert made["name"].startswith(f"launch-{made['labels'][Labels.ITEM]}-")
+    assert made["command"] == child_command("/opt/python")
+    assert made["command"].startswith("/opt/python -u -c ")
+
+
+def test_image_of_the_job_comes_before_that_of_the_queue(world: PrefectWorld) -> None:
+    pool = pool_of("kubernetes", CONTAINERS)
+    assert variables(world, pool, {"image": "queue:1"}, image="job:1")["image"] == "job:1"
+    assert variables(world, pool, {}, image="job:1", resolved_image="job@sha256:1")["image"] == "job@sha256:1"
+
+
+@pytest.mark.parametrize("pool", [pool_of("process"), pool_of("special", {"variables": {"properties": {"env": {}}}})])
+def test_image_for_a_pool_that_runs_none_is_refused(world: PrefectWorld, pool: Pool) -> None:
+    with pytest.raises(SpecError, match="names the image 'job:1', and the work pool 'elsewhere'"):
+        variables(world, pool, {}, image="job:1")
+
+
+def test_secret_of_a_job_variable_is_named_to_the_worker_and_nothing_else_is_filled_in(world: PrefectWorld) -> None:
+    marks = {"a-mark": "registry"}
+    made = variables(world, pool_of("process"), {"job-variables": {"env": {"KEY": "a-mark"}}}, secret_marks=marks)
+    assert made["env"] == {"KEY": "{{ prefect.blocks.secret.registry }}"}
+    with pytest.raises(SpecError, match="double braces"):
+        variables(world, pool_of("process"), {"job-variables": {"env": {"KEY": "{{ prefect.blocks.secret.other }}"}}})
+
+
+def test_command_is_short_and_holds_nothing_of_the_run() -> None:
+    assert len(child_command()) < 4_000
+    assert "{{" not in child_command()
+
+
+def test_job_without_an_entry_point_is_refused(world: PrefectWorld) -> None:
+    plan: RunPlan = world.plan("exit 0", command=())
+    with pytest.raises(SpecError, match="must have an entry point"):
+        world.runner().check(plan)

@@ -1,0 +1,123 @@
+"""Where a child flow run is, why it waits, when it is lost, and how it ended without its wrapper."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prefect_launch.core.states import StateType
+from prefect_launch.runners.base import RunState
+from prefect_launch.runners.remote.prefect.heartbeats import Heartbeats
+from prefect_launch.runners.remote.prefect.runner import PrefectRunner
+from prefect_launch.runners.remote.prefect.wrapper import HEARTBEAT_LABEL, START_KEY
+from prefect_launch.server.values import State
+from tests.unit.runners.prefect.test_wrapper import LIMIT_SECONDS, child_of, start, until, watch
+from tests.unit.runners.prefect.world import POOL, PrefectWorld
+
+
+async def reason_of(world: PrefectWorld, runner: PrefectRunner, handle: str) -> str:
+    reasons = asyncio.Queue[str]()
+    waiting = asyncio.create_task(runner.wait_running(handle, reasons.put))
+    try:
+        return await asyncio.wait_for(reasons.get(), LIMIT_SECONDS)
+    finally:
+        waiting.cancel()
+        await asyncio.wait({waiting})
+
+
+async def test_pool_without_a_worker_is_the_reason_of_a_wait(world: PrefectWorld) -> None:
+    world.worker.close()
+    runner, plan = world.runner(), world.plan("exit 0")
+    handle = await start(runner, plan)
+    assert await reason_of(world, runner, handle) == f"the work pool {POOL!r} has no worker online"
+
+
+async def test_paused_pool_is_the_reason_of_a_wait(world: PrefectWorld) -> None:
+    world.fill()
+    runner, plan = world.runner(), world.plan("exit 0")
+    handle = await start(runner, plan)
+    assert await reason_of(world, runner, handle) == f"the work pool {POOL!r} is paused"
+
+
+async def test_worker_s_word_is_the_reason_of_a_wait(world: PrefectWorld) -> None:
+    world.fill()
+    runner, plan = world.runner(), world.plan("exit 0")
+    handle = await start(runner, plan)
+    pending = State(type=StateType.PENDING, name="InfrastructurePending", message="0/3 nodes have 2 GPUs")
+    await world.server.propose(child_of(handle), pending)
+    assert await reason_of(world, runner, handle) == "InfrastructurePending: 0/3 nodes have 2 GPUs"
+
+
+async def test_pool_that_was_deleted_is_the_reason_of_a_wait(world: PrefectWorld) -> None:
+    world.fill()
+    runner, plan = world.runner(), world.plan("exit 0")
+    handle = await start(runner, plan)
+    await world.server.delete_pool(POOL)
+    assert "deleted" in await reason_of(world, runner, handle)
+
+
+async def test_run_that_its_worker_claimed_and_never_started_is_stopped_at_once_and_for_good(
+    world: PrefectWorld,
+) -> None:
+    world.fill()
+    runner, plan = world.runner(), world.plan("echo never")
+    handle = await start(runner, plan)
+    await world.server.propose(child_of(handle), State(type=StateType.PENDING, name="Pending"))
+    await asyncio.wait_for(runner.stop(handle, 30.0), LIMIT_SECONDS / 4)
+    [found] = await runner.find({})
+    assert found.state is RunState.EXITED
+    assert await world.server.read_input(child_of(handle), START_KEY) is not None  # No wrapper can start it any more.
+
+
+async def test_worker_that_cannot_start_a_run_is_quoted_in_the_end_and_in_the_log(world: PrefectWorld) -> None:
+    runner, plan = world.runner(), world.plan("echo never", options={"work-pool": POOL, "python": "false"})
+    handle = await start(runner, plan)
+    end = await watch(runner, handle, plan)
+    assert (end.exit_code, end.succeeded, end.stopped) == (None, False, False)
+    assert f"in the work pool {POOL!r} is Crashed: Process exited with status code: 1." in end.describe()
+
+
+async def test_child_that_is_silent_for_too_long_is_lost_and_its_job_ended(world: PrefectWorld) -> None:
+    runner, plan = world.runner(lost_seconds=0.3), world.plan("echo begun; sleep 60", stop_seconds=1.0)
+    handle = await start(runner, plan)
+    end = await watch(runner, handle, plan)
+    assert "what ran it is lost" in end.describe()
+    process = world.worker.processes[child_of(handle)]
+    await until(lambda: process.poll() is not None)
+
+
+async def test_only_time_in_which_the_server_was_asked_counts_as_silence(world: PrefectWorld) -> None:
+    handle = await world.runner().create(world.plan("exit 0"))
+    child = await world.server.read_item(child_of(handle))
+    assert child is not None
+    now = [1000.0]
+    beats = Heartbeats(60.0, lambda: now[0])
+    for _ in range(4):
+        assert beats.lost([child]) == []
+        now[0] += 10.0
+    now[0] += 3600.0  # The server was away.
+    assert beats.lost([child]) == []
+    beaten = child.model_copy(update={"labels": {**child.labels, HEARTBEAT_LABEL: "2"}})
+    assert beats.lost([beaten]) == []
+    for _ in range(5):
+        now[0] += 10.0
+        assert beats.lost([beaten]) == []
+    now[0] += 10.0
+    assert beats.lost([beaten]) == [beaten]
+
+
+async def test_diagnosis_tells_of_the_pool_and_whether_a_worker_serves_it(world: PrefectWorld) -> None:
+    runner = world.runner()
+    found = await runner.diagnose({"work-pool": POOL})
+    assert [(one.name, one.is_ok) for one in found] == [
+        ("reachable", True),
+        ("work pool", True),
+        ("worker online", False),
+    ]
+    assert f"prefect worker start --pool {POOL}" in found[-1].detail
+    await world.server.beat_worker(POOL, "a-worker", 30)
+    assert all(one.is_ok for one in await runner.diagnose({"work-pool": POOL}))
+    for options, word in (({}, "names no work pool"), ({"work-pool": "gone"}, "There is no work pool 'gone'")):
+        last = (await runner.diagnose(options))[-1]
+        assert (last.name, last.is_ok, word in last.detail) == ("work pool", False, True)
+    wrong = (await runner.diagnose({"work-pool": POOL, "work-queue": "defalt"}))[-1]
+    assert (wrong.is_ok, "'default'" in wrong.detail) == (False, True)
