@@ -409,7 +409,9 @@ def main(plan: Json, api: Api) -> int:
         except NotStartedError as error:
             return api.finish("FAILED", {"exit_code": None, "error": str(error)})
         if not api.set_running():
-            return api.finish("CANCELLED", {"exit_code": None, "stopped": True, "error": _NEVER_STARTED})
+            if api.state().get("type") == "CANCELLING":  # Else it has ended, as somebody else has said.
+                api.finish("CANCELLED", {"exit_code": None, "stopped": True, "error": _NEVER_STARTED})
+            return 0
         started = datetime.now(timezone.utc)
         job = Job(plan, folder, env)
         if stops:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import RunState
 from prefect_launch.runners.remote.prefect.heartbeats import Heartbeats
 from prefect_launch.runners.remote.prefect.runner import PrefectRunner
 from prefect_launch.runners.remote.prefect.wrapper import HEARTBEAT_LABEL, START_KEY
 from prefect_launch.server.values import State
-from tests.unit.runners.prefect.test_wrapper import LIMIT_SECONDS, child_of, start, until, watch
+from tests.unit.runners.prefect.test_wrapper import LIMIT_SECONDS, child_of, logged, run_again, start, until, watch
 from tests.unit.runners.prefect.world import POOL, PrefectWorld
 
 
@@ -121,3 +123,24 @@ async def test_diagnosis_tells_of_the_pool_and_whether_a_worker_serves_it(world:
         assert (last.name, last.is_ok, word in last.detail) == ("work pool", False, True)
     wrong = (await runner.diagnose({"work-pool": POOL, "work-queue": "defalt"}))[-1]
     assert (wrong.is_ok, "'default'" in wrong.detail) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("told", "then"),
+    [(StateType.CANCELLING, "Cancelled"), (StateType.CRASHED, "Crashed"), (StateType.CANCELLED, "Gone")],
+)
+async def test_wrapper_starts_no_job_of_a_run_that_has_ended_or_is_to_end(
+    world: PrefectWorld, told: StateType, then: str
+) -> None:
+    world.fill()
+    runner, plan = world.runner(), world.plan("echo never")
+    handle = await start(runner, plan)
+    child = await world.server.read_item(child_of(handle))
+    assert child is not None
+    await world.server.propose(child.id, State(type=StateType.PENDING, name="Pending"))
+    await world.server.propose(child.id, State(type=told, name=then))
+    assert (await run_again(world, handle)).returncode == 0
+    ended = await world.server.read_item(child.id)
+    assert ended is not None
+    assert (ended.state_name, ended.start_time) == (then, ended.end_time)
+    assert logged(world, handle) == []

@@ -58,6 +58,21 @@ def child_of(handle: str) -> UUID:
     return UUID(RunHandle.parse(handle).job)
 
 
+async def run_again(world: PrefectWorld, handle: str) -> subprocess.CompletedProcess[str]:
+    """Run a child's command, as a worker does."""
+    child = await world.server.read_item(child_of(handle))
+    assert child is not None
+    return await asyncio.to_thread(
+        subprocess.run,
+        shlex.split((child.job_variables or {})["command"]),
+        env={**os.environ, "PREFECT_API_URL": world.api.url, "PREFECT__FLOW_RUN_ID": str(child.id)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_SECONDS,
+    )
+
+
 # --- the output ---
 
 
@@ -129,18 +144,7 @@ async def test_command_that_is_started_again_starts_no_job(world: PrefectWorld) 
     runner, plan = world.runner(), world.plan("echo once")
     handle = await start(runner, plan)
     assert (await watch(runner, handle, plan)).succeeded
-    child = await world.server.read_item(child_of(handle))
-    assert child is not None
-    env = {**os.environ, "PREFECT_API_URL": world.api.url, "PREFECT__FLOW_RUN_ID": str(child.id)}
-    again = await asyncio.to_thread(
-        subprocess.run,
-        shlex.split((child.job_variables or {})["command"]),
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=LIMIT_SECONDS,
-    )
+    again = await run_again(world, handle)
     assert (again.returncode, again.stdout) == (0, "")
     assert "it is not started again" in again.stderr
     assert [record.message for record in logged(world, handle)] == ["once"]
