@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -16,11 +15,10 @@ from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.masking import MASK
 from prefect_launch.runners.remote.prefect.runner import FLOW
 from prefect_launch.server.secrets import reference_to
-from tests.support.live import DEADLINE_SECONDS, Site, until
+from tests.support.live import Site, until
 from tests.support.prefect_worker import PrefectWorkerProcess
 
 if TYPE_CHECKING:
-    from tests.support.docker_engine import DockerEngine
     from tests.support.prefect_server import PrefectServerProcess
     from tests.support.processes import ChildProcess
 
@@ -176,31 +174,3 @@ def test_wrong_pools_are_refused_with_what_to_do(
         found = site.flow_run(run).state
         assert found is not None
         assert word in str(found.message)
-
-
-def test_containers_of_a_work_pool_run_images_and_say_when_one_has_no_python(
-    prefect_server: PrefectServerProcess,
-    engine: DockerEngine,
-    python_image: str,
-    shell_image: str,
-    tmp_path: Path,
-    unique: str,
-) -> None:
-    worker = PrefectWorkerProcess(prefect_server.api_url, f"{unique}-docker", "docker", tmp_path / "worker")
-    worker.start()
-    try:
-        config = {"work_pool": worker.pool, "job_variables": {"auto_remove": True, "image_pull_policy": "Never"}}
-        site = Site(prefect_server.api_url, tmp_path, unique, resource="prefect", config=config)
-        command = ["sh", "-c", "echo in-a-container; cat /proc/1/cmdline >/dev/null; exit 4"]
-        image, bare = site.add(
-            {"docker": {"docker_image": python_image}, "overrides": {"entry_point": command}},
-            {"docker": {"docker_image": shell_image}, "overrides": {"entry_point": command}},
-        )
-        asyncio.run(asyncio.wait_for(site.agent(max_jobs=2).loop(until_empty=True), DEADLINE_SECONDS * 2))
-        assert (state_of(site, image), site.log(image)) == ("Failed", "in-a-container")
-        assert "with exit code 4" in site.api.queued_run(image.id).item.message
-        assert state_of(site, bare) == "Crashed"
-        assert "python3" in site.api.queued_run(bare.id).item.message
-        assert UUID(child_of(site, bare)["id"])
-    finally:
-        worker.stop()
