@@ -19,6 +19,7 @@ from tests.support.live import Site, until
 from tests.support.prefect_worker import PrefectWorkerProcess
 
 if TYPE_CHECKING:
+    from tests.support.docker_engine import DockerEngine
     from tests.support.prefect_server import PrefectServerProcess
     from tests.support.processes import ChildProcess
 
@@ -174,3 +175,30 @@ def test_wrong_pools_are_refused_with_what_to_do(
         found = site.flow_run(run).state
         assert found is not None
         assert word in str(found.message)
+
+
+def test_containers_of_a_work_pool_run_images_and_say_when_one_has_no_python(
+    prefect_server: PrefectServerProcess,
+    engine: DockerEngine,
+    python_image: str,
+    shell_image: str,
+    tmp_path: Path,
+    unique: str,
+) -> None:
+    worker = PrefectWorkerProcess(prefect_server.api_url, f"{unique}-docker", "docker", tmp_path / "worker")
+    worker.start()
+    try:
+        config = {"work_pool": worker.pool, "job_variables": {"auto_remove": True, "image_pull_policy": "Never"}}
+        site = Site(prefect_server.api_url, tmp_path, unique, resource="prefect", config=config)
+        command = ["sh", "-c", "echo in-a-container; exit 4"]
+        image, bare = site.add(
+            {"docker": {"docker_image": python_image}, "overrides": {"entry_point": command}},
+            {"docker": {"docker_image": shell_image}, "overrides": {"entry_point": command}, "retries": {"max": 0}},
+        )
+        site.work_off(max_jobs=2)
+        assert (state_of(site, image), site.log(image)) == ("Failed", "in-a-container")
+        assert "with exit code 4" in site.api.queued_run(image.id).item.message
+        assert state_of(site, bare) == "Crashed"
+        assert "python3" in site.api.queued_run(bare.id).item.message
+    finally:
+        worker.stop()
