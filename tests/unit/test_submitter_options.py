@@ -11,6 +11,7 @@ from uuid import UUID
 import pytest
 
 from prefect_launch import launch_add, launch_add_many
+from prefect_launch.core.masking import MASK
 from prefect_launch.errors import LaunchError, QueueError, SpecError, UnsafeSpecError
 from prefect_launch.planning.item_options import host_folders, merged_options
 from prefect_launch.planning.plan import Request, make_plan, preview_plan
@@ -26,7 +27,7 @@ from prefect_launch.policy.submitter_options import (
 from prefect_launch.policy.template import QueueConfig, check_variables, macro_values
 from prefect_launch.queues.deployment import deploy_job
 from prefect_launch.queues.session import Session
-from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.base import PLAN_FILE, RunPlan
 from prefect_launch.server.secrets import fill_secrets, reference_to, secret_names
 from prefect_launch.server.values import ItemDraft
 from prefect_launch.settings.agent_config import MachineSettings
@@ -619,6 +620,30 @@ def test_queues_config_names_any_secret_and_a_submitter_those_it_allows(api: InM
     )
     plan = planned(api, tmp_path, config, resource_args=env({"T": f"<{OURS}>"}), **inputs(lr=0.1))
     assert plan.options["env"] == {"GIT": "of the operator", "T": "<of the team>"}
+
+
+def test_plan_for_another_work_pool_holds_marks_where_secrets_are_named_and_no_value(
+    api: InMemoryApi, tmp_path: Any
+) -> None:
+    config = QueueConfig(
+        resource="prefect",
+        resource_args={"work_pool": "k8s", "env": {"GIT": OTHERS, "NAME": "${run_name}"}},
+        submitter_secrets=("team-token",),
+    )
+    # A name that a submitter chose names no secret.
+    plan = planned(
+        api,
+        tmp_path,
+        config,
+        name=OTHERS,
+        resource_args={"prefect": {"env": {"T": f"<{OURS}>"}}},
+        **inputs(lr=0.1),
+    )
+    marks = {name: mark for mark, name in plan.secret_marks.items()}
+    assert plan.options["env"] == {"GIT": marks["git-token"], "NAME": OTHERS, "T": f"<{marks['team-token']}>"}
+    assert "of the" not in repr(plan.options)
+    assert plan.mask.text("of the operator and of the team") == f"{MASK} and {MASK}"
+    assert (plan.run_dir / PLAN_FILE).read_text().find(marks["git-token"]) == -1
 
 
 @pytest.mark.parametrize(
