@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import anyio
 import pytest
 
+from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.remote.base import RunHandle
+from prefect_launch.runners.remote.slurm import script
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
-from tests.support.live import Site
+from tests.support.live import Site, until
 from tests.support.prefect_server import PrefectServerProcess
-from tests.support.slurm import SlurmCluster
+from tests.support.slurm import SlurmCluster, lossy_programs
 
 
 class SlurmWorld:
@@ -23,11 +30,15 @@ class SlurmWorld:
         self.home = folder / "home %j"
         self.runs = folder / "runs %j"
         self.cluster = cluster
+        self.lost = folder / "lost"
+        self.lost.mkdir()
 
     def runner(self) -> SlurmRunner:
         return SlurmRunner(self.home)
 
-    def plan(self, script: str, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> RunPlan:
+    def plan(
+        self, text: str, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None, **options: Any
+    ) -> RunPlan:
         item = str(uuid4())
         run_dir = self.runs / item
         (run_dir / "code").mkdir(parents=True)
@@ -36,10 +47,10 @@ class SlurmWorld:
             run_id=item[:8],
             run_dir=run_dir,
             code_dir=run_dir / "code",
-            command=(MISSING,) if script == MISSING else ("sh", "-c", script, "sh"),
+            command=(MISSING,) if text == MISSING else ("sh", "-c", text, "sh"),
             args=tuple(args),
             env=dict(env or {}),
-            options={"memory": "100m"},
+            options={"memory": "100m", **options},
             labels={Labels.ITEM: item, Labels.AGENT: "contract"},
         )
 
@@ -50,16 +61,179 @@ class SlurmWorld:
         self.cluster.set_nodes("resume")
 
     def lose_answers(self, count: int) -> None:
-        """Overridden below."""
+        for number in range(count):
+            (self.lost / str(number)).touch()
 
 
 @pytest.fixture
-def world(tmp_path: Path, slurm_cluster: SlurmCluster) -> SlurmWorld:
-    return SlurmWorld(tmp_path, slurm_cluster)
+def world(tmp_path: Path, slurm_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> SlurmWorld:
+    made = SlurmWorld(tmp_path, slurm_cluster)
+    monkeypatch.setenv("PATH", f"{lossy_programs(tmp_path / 'bin', made.lost)}:{os.environ['PATH']}")
+    return made
 
 
 class TestSlurm(RemoteRunnerContract):
     """Each promise of the contract, kept by jobs of Slurm."""
+
+
+async def started(runner: SlurmRunner, plan: RunPlan) -> str:
+    await runner.prepare(plan)
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    return handle
+
+
+async def wait_until(look: Callable[[], object]) -> None:
+    with anyio.fail_after(120):
+        while not look():
+            await anyio.sleep(0.05)
+
+
+def number(handle: str) -> str:
+    return RunHandle.parse(handle).job
+
+
+async def until_on(plan: RunPlan) -> None:
+    """Wait until the job of `ON` runs."""
+    said = plan.run_dir / script.FOLDER / script.STDOUT
+    await wait_until(lambda: said.exists() and said.read_text() == "on\n")
+
+
+#: It runs until the file `go` is beside its code.
+ON = "echo on; while [ ! -e ../go ]; do sleep 0.1; done; echo off; exit 4"
+
+
+async def test_job_runs_on_while_its_controller_is_killed_and_its_end_is_known(world: SlurmWorld) -> None:
+    runner, plan = world.runner(), world.plan(ON)
+    handle = await started(runner, plan)
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    await until_on(plan)
+    world.cluster.kill_controller()
+    (plan.run_dir / "go").touch()
+    await wait_until((plan.run_dir / script.FOLDER / script.EXIT).exists)
+    world.cluster.start_controller()
+    end = await asyncio.wait_for(watching, 200)
+    assert (end.exit_code, end.stopped) == (4, False)
+    assert plan.log_path.read_text() == "on\noff\n"
+
+
+async def test_job_that_somebody_cancels_in_slurm_says_so(world: SlurmWorld) -> None:
+    runner, plan = world.runner(), world.plan(ON)
+    handle = await started(runner, plan)
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    await until_on(plan)
+    world.cluster.command("scancel", number(handle))
+    end = await asyncio.wait_for(watching, 120)
+    assert not end.stopped
+    assert "somebody cancelled it in Slurm" in end.describe()
+
+
+async def test_job_that_is_cancelled_while_it_waits_says_so(world: SlurmWorld) -> None:
+    world.fill()
+    runner, plan = world.runner(), world.plan(ON)
+    handle = await started(runner, plan)
+    world.cluster.command("scancel", number(handle))
+    end = await asyncio.wait_for(runner.watch(handle, plan), 120)
+    assert (end.exit_code, end.stopped) == (None, False)
+    assert "cancelled in Slurm before it ran" in end.describe()
+
+
+async def test_node_that_fails_is_the_machines_fault(world: SlurmWorld) -> None:
+    runner, plan = world.runner(), world.plan(ON)
+    handle = await started(runner, plan)
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    await until_on(plan)
+    world.cluster.set_nodes("down")
+    end = await asyncio.wait_for(watching, 120)
+    world.cluster.set_nodes("resume")
+    assert "NODE_FAIL" in end.describe()
+    (plan.run_dir / "go").touch()
+
+
+async def test_two_jobs_of_one_name_become_one_that_runs_once(world: SlurmWorld) -> None:
+    first, second, plan = world.runner(), world.runner(), world.plan("echo ran")
+    await first.prepare(plan)
+    handles = await asyncio.gather(first.create(plan), second.create(plan))
+    assert handles[0] == handles[1]
+    await first.start(handles[0])
+    assert (await first.watch(handles[0], plan)).succeeded
+    assert plan.log_path.read_text() == "ran\n"
+    shown = world.cluster.command("squeue", "--noheader", "--states=PENDING,RUNNING", f"--name={plan.name}")
+    assert shown == ""
+
+
+async def test_job_that_is_queued_again_by_hand_does_not_run_again(world: SlurmWorld) -> None:
+    runner, plan = world.runner(), world.plan("echo ran; exit 4")
+    handle = await started(runner, plan)
+    assert (await runner.watch(handle, plan)).exit_code == 4
+    world.cluster.command("scontrol", "update", f"jobid={number(handle)}", "requeue=1", check=False)
+    world.cluster.command("scontrol", "requeue", number(handle), check=False)
+    assert (await world.runner().watch(handle, plan)).exit_code == 4
+    world.cluster.revive()
+    assert (plan.run_dir / script.FOLDER / script.STDOUT).read_text() == "ran\n"
+
+
+async def test_job_on_two_nodes_runs_a_task_on_each_and_shows_both_in_its_log(world: SlurmWorld) -> None:
+    text = 'echo "rank $RANK of $WORLD_SIZE on node $NODE_RANK of $NNODES, $MASTER_ADDR:$MASTER_PORT"'
+    plan = world.plan(text, nodes=2)
+    runner = world.runner()
+    end = await runner.watch(await started(runner, plan), plan)
+    assert end.succeeded, plan.log_path.read_text()
+    lines = sorted(plan.log_path.read_text().splitlines())
+    port = lines[0].rpartition(":")[2]
+    assert lines == [f"{task}: rank {task} of 2 on node {task} of 2, node1:{port}" for task in (0, 1)]
+
+
+async def test_task_that_fails_on_one_node_ends_the_job_with_its_code(world: SlurmWorld) -> None:
+    plan = world.plan('[ "$RANK" = 0 ] && sleep 300; exit 7', nodes=2)
+    runner = world.runner()
+    end = await runner.watch(await started(runner, plan), plan)
+    assert end.exit_code == 7, plan.log_path.read_text()
+
+
+async def test_log_of_two_hundred_thousand_lines_is_whole(world: SlurmWorld) -> None:
+    runner, plan = world.runner(), world.plan("seq 200000")
+    assert (await runner.watch(await started(runner, plan), plan)).succeeded
+    assert plan.log_path.read_text() == "".join(f"{line}\n" for line in range(1, 200_001))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"partition": "nope"}, "nvalid partition"),
+        ({"memory": "999g"}, "the largest node has 8000"),
+        ({"gpus": 9}, "no node has more than 2"),
+        ({"nodes": 5}, "5 nodes, and there are 2"),
+    ],
+)
+async def test_what_the_cluster_cannot_give_is_refused_and_nothing_is_left(
+    world: SlurmWorld, options: dict[str, Any], words: str
+) -> None:
+    plan = world.plan("echo ran", **options)
+    with pytest.raises(SpecError, match=words):
+        await world.runner().create(plan)
+    assert world.cluster.command("squeue", "--noheader", "--states=all", f"--name={plan.name}") == ""
+
+
+async def test_job_that_its_partition_can_never_start_is_refused_with_the_reason(world: SlurmWorld) -> None:
+    runner, plan = world.runner(), world.plan("echo ran", partition="short", time="60")
+    handle = await started(runner, plan)
+    reasons: list[str] = []
+
+    async def note(reason: str) -> None:
+        reasons.append(reason)
+
+    with pytest.raises(SpecError, match="PartitionTimeLimit"):
+        await runner.wait_running(handle, note)
+    await runner.stop(handle, 1.0)
+
+
+async def test_agent_check_finds_the_cluster_well(world: SlurmWorld) -> None:
+    found = {one.name: one for one in await world.runner().diagnose({"partition": "main"})}
+    assert {"commands", "controller", "clock", "partition", "shared home"} == set(found)
+    assert all(one.is_ok for one in found.values()), found
+    [bad] = [one for one in await world.runner().diagnose({"partition": "nope"}) if not one.is_ok]
+    assert "there is: main short" in bad.detail
 
 
 # --- an agent on the cluster ---
@@ -89,3 +263,43 @@ def test_item_of_a_slurm_queue_runs_with_its_log_and_outputs(
     assert any('{"lr": 0.5}' in line and f"launch-{run.id}-1" in line for line in log)
     (artifact,) = place.artifacts(run)
     assert json.loads(artifact.data) == [{"output": "accuracy", "value": 0.9}]
+
+
+LONG = 'echo on; while [ ! -e "$GO" ]; do sleep 0.1; done; echo off'
+
+
+def test_agent_that_is_killed_is_followed_by_one_that_goes_on(
+    prefect_server: PrefectServerProcess, slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    place = site(prefect_server, tmp_path, env={"GO": str(go)})
+    place.job(LONG)
+    [run] = place.add()
+    first = place.agent_process()
+    until(lambda: "on" in place.log(run))
+    first.kill()
+    go.touch()
+    second = place.agent_process()
+    until(lambda: place.states(run)[-1] == "Completed")
+    second.stop()
+    assert place.log(run).splitlines() == ["on", "off"]
+    assert place.flow_run(run).run_count == 1
+
+
+def test_item_ends_as_its_job_did_while_the_controller_was_away(
+    prefect_server: PrefectServerProcess, slurm_cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    place = site(prefect_server, tmp_path, env={"GO": str(go)})
+    place.job(LONG)
+    [run] = place.add()
+    agent = place.agent_process()
+    until(lambda: "on" in place.log(run))
+    slurm_cluster.kill_controller()
+    go.touch()
+    until(lambda: "off" in place.log(run))
+    time.sleep(20)  # So long it is away.
+    slurm_cluster.start_controller()
+    until(lambda: place.states(run)[-1] == "Completed")
+    agent.stop()
+    assert place.flow_run(run).run_count == 1

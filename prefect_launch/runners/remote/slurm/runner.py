@@ -20,7 +20,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, RunPlan
+from prefect_launch.runners.base import ExitStatus, Finding, RunPlan
 from prefect_launch.runners.code_job import (
     check_command,
     given_variables,
@@ -32,7 +32,7 @@ from prefect_launch.runners.code_job import (
 )
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import LogPart, RemoteJob, RemoteRunner, RemoteState, RemoteStatus
-from prefect_launch.runners.remote.slurm import folder, jobs, script
+from prefect_launch.runners.remote.slurm import diagnosis, folder, jobs, script
 from prefect_launch.runners.remote.slurm import options as slurm_options
 from prefect_launch.runners.remote.slurm.commands import CommandFailedError, run_slurm
 from prefect_launch.runners.remote.slurm.containers import check_image, command_of
@@ -110,6 +110,9 @@ class SlurmRunner(RemoteRunner):
 
     async def ping(self) -> None:
         await run_slurm("scontrol", "ping")
+
+    async def diagnose(self, options: Mapping[str, Any]) -> list[Finding]:
+        return await diagnosis.diagnose(self.home, options)
 
     # --- the environment of a code job ---
 

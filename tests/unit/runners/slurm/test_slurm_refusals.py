@@ -1,0 +1,153 @@
+"""Slurm's commands that refuse, are away or are not there, as programs of the tests' own on the PATH."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from prefect_launch.errors import SpecError, UnreachableError
+from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.remote.slurm import commands, diagnosis, script
+from prefect_launch.runners.remote.slurm.runner import SlurmRunner
+
+
+class Site:
+    """A machine whose commands of Slurm are scripts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.programs = folder / "bin"
+        self.programs.mkdir()
+        self.calls = folder / "calls"
+        self.program("squeue", "exit 0")
+        self.program("sinfo", "exit 0")
+        self.program("scancel", "exit 0")
+        self.program("scontrol", "exit 0")
+
+    def program(self, name: str, does: str) -> None:
+        path = self.programs / name
+        path.write_text(f'#!/bin/sh\nprintf "%s\\n" "{name} $*" >> {self.calls}\n{does}\n')
+        path.chmod(0o755)
+
+    def called(self) -> str:
+        return self.calls.read_text() if self.calls.exists() else ""
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
+    made = Site(tmp_path)
+    monkeypatch.setenv("PATH", f"{made.programs}:/usr/bin:/bin")
+    return made
+
+
+def plan_in(folder: Path) -> RunPlan:
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    labels = {Labels.ITEM: "i", Labels.CLAIM: "c"}
+    return RunPlan(
+        item_id="i", run_id="r", run_dir=run_dir, image="ubuntu", command=("true",), labels=labels,
+        env={"TOKEN": "hunter2"}, options={"container": "apptainer", "partition": "gpu"},
+    )  # fmt: skip
+
+
+async def test_refusal_is_the_submitters_with_slurms_own_words_and_leaves_nothing(tmp_path: Path, site: Site) -> None:
+    site.program(
+        "sbatch", "echo 'sbatch: error: Batch job submission failed: Invalid partition name specified' >&2; exit 1"
+    )
+    plan = plan_in(tmp_path)
+    with pytest.raises(SpecError) as refused:
+        await SlurmRunner(tmp_path / "home").create(plan)
+    assert "Invalid partition name specified" in str(refused.value)
+    assert "--partition=gpu" in str(refused.value)
+    assert not (plan.run_dir / script.FOLDER / script.ENVIRONMENT).exists()
+    assert "--hold" not in site.called()
+    assert not (tmp_path / "home" / "slurm").exists()
+
+
+async def test_what_no_node_has_is_refused_before_it_is_submitted(tmp_path: Path, site: Site) -> None:
+    site.program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
+    site.program("sinfo", "echo 'n1|4|8000|gpu:2|'")
+    plan = plan_in(tmp_path)
+    plan = plan.model_copy(update={"options": {**plan.options, "gpus": 3}})
+    with pytest.raises(SpecError, match="no node has more than 2"):
+        await SlurmRunner(tmp_path / "home").create(plan)
+    assert "--hold" not in site.called()
+
+
+async def test_secret_of_a_job_is_on_no_command_line(tmp_path: Path, site: Site) -> None:
+    site.program("sbatch", "echo 12")
+    plan = plan_in(tmp_path)
+    with pytest.raises(Exception, match="does not show it"):
+        await SlurmRunner(tmp_path / "home").create(plan)
+    assert "--hold" in site.called()
+    assert "hunter2" not in site.called()
+    assert (plan.run_dir / script.FOLDER / script.ENVIRONMENT).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "squeue: error: slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "slurm_load_jobs error: Socket timed out on send/recv operation",
+        "slurm_load_jobs error: Zero Bytes were transmitted or received",
+    ],
+)
+async def test_controller_that_is_away_is_unreachable_and_no_jobs_are_gone(
+    tmp_path: Path, site: Site, words: str
+) -> None:
+    site.program("squeue", f"echo '{words}' >&2; exit 1")
+    with pytest.raises(UnreachableError, match="scontrol ping"):
+        await SlurmRunner(tmp_path).poll(["7"])
+
+
+async def test_command_that_hangs_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "COMMAND_SECONDS", 0.2)
+    site.program("squeue", "exec sleep 300")
+    with pytest.raises(UnreachableError, match="did not answer"):
+        await commands.run_slurm("squeue")
+
+
+async def test_machine_without_slurm_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnreachableError, match="slurm-client"):
+        await SlurmRunner(tmp_path).ping()
+    [finding] = await SlurmRunner(tmp_path).diagnose({})
+    assert not finding.is_ok
+
+
+async def test_what_the_environment_says_to_slurm_beside_the_cluster_is_kept_from_it(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", "/etc/other.conf")
+    monkeypatch.setenv("SBATCH_PARTITION", "expensive")
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    site.program("squeue", "env")
+    seen = await commands.run_slurm("squeue")
+    assert "SLURM_CONF=/etc/other.conf" in seen
+    assert "SBATCH_PARTITION" not in seen
+    assert "SLURM_JOB_ID" not in seen
+
+
+async def test_diagnosis_names_a_partition_that_is_not_there_and_a_clock_that_is_wrong(
+    tmp_path: Path, site: Site
+) -> None:
+    site.program("sbatch", "exit 0")
+    late = (datetime.now() - timedelta(minutes=3)).isoformat(timespec="seconds")
+    site.program("scontrol", f"echo 'Configuration data as of {late}'")
+    site.program(
+        "sinfo", 'case "$*" in *--version*) echo slurm 22.05.8;; *gpu*) ;; *%R*) echo main;; *) echo n1;; esac'
+    )
+    found = {one.name: one for one in await SlurmRunner(tmp_path).diagnose({"partition": "gpu"})}
+    assert found["controller"].detail == "slurm 22.05.8 answers"
+    assert "there is: main" in found["partition"].detail
+    assert not found["partition"].is_ok
+    assert not found["clock"].is_ok
+
+
+@pytest.mark.parametrize(
+    ("kind", "elsewhere", "is_ok"), [("ext4", {"n1"}, False), ("nfs4", {"n1"}, True), ("ext4", set(), True)]
+)
+def test_home_that_the_nodes_cannot_see_is_found(kind: str, elsewhere: set[str], is_ok: bool) -> None:
+    mounts = f"/dev/sda1 / xfs rw 0 0\nserver:/x /home {kind} rw 0 0\n"
+    assert diagnosis.shared_home(Path("/home/ann/launch"), mounts, elsewhere).is_ok is is_ok
