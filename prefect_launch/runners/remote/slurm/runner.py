@@ -219,7 +219,7 @@ class SlurmRunner(RemoteRunner):
             script.SCRIPT: script.job_script(place, cwd, command, srun=srun),
         }
         if srun:
-            files[script.TASK] = script.task_script(command)
+            files[script.TASK] = script.task_script(place, command)
         folder.write(plan.run_dir, files)
 
     async def release(self, handle: str) -> None:

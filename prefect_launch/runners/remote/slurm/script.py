@@ -23,6 +23,8 @@ STARTED: Final = "started"
 STOP: Final = "stop"
 EXIT: Final = "exit.json"
 NO_PROGRAM: Final = "no-program"
+#: The exit code of the first task that failed.
+FAILED: Final = "failed"
 STDOUT: Final = "stdout"
 STDERR: Final = "stderr"
 
@@ -74,6 +76,7 @@ while :; do
     code=$?
     kill -0 "$job" 2>/dev/null || break  # Else a signal has cut the waiting short.
 done
+[ "$code" = 0 ] || [ ! -f {failed} ] || code=$(cat {failed})
 kill -s KILL -- "-$job" 2>/dev/null  # What it left running.
 [ -z "$killer" ] || kill -s KILL -- "-$killer" 2>/dev/null
 finish "$code"
@@ -86,7 +89,12 @@ _TASK: Final = """\
 # One task of a job of prefect-launch on several nodes.
 export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" NODE_RANK="$SLURM_NODEID"
 export WORLD_SIZE="$SLURM_NTASKS" NNODES="$SLURM_NNODES"
-exec {command}
+trap : TERM  # The command gets it too, and is waited for.
+{command}
+code=$?
+# The first task that fails says how the job ended: srun ends the others, and would tell their ends.
+[ "$code" = 0 ] || (set -C; echo "$code" > {failed}) 2>/dev/null
+exit "$code"
 """
 _MASTER: Final = """\
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -119,14 +127,20 @@ def job_script(folder: Path, cwd: Path, command: Sequence[str], *, srun: Sequenc
         stop=STOP,
         started=STARTED,
         no_program=NO_PROGRAM,
+        failed=FAILED,
         folder_missing=FOLDER_MISSING,
         second_start=SECOND_START,
     )
 
 
-def task_script(command: Sequence[str]) -> str:
-    """Return what each task of a job on several nodes runs."""
-    return _TASK.format(command=shlex.join(command))
+def task_script(folder: Path, command: Sequence[str]) -> str:
+    """Return what each task of a job on several nodes runs.
+
+    Args:
+        folder: of the job's files; absolute.
+        command: the job's program and arguments.
+    """
+    return _TASK.format(command=shlex.join(command), failed=shlex.quote(str(folder / FAILED)))
 
 
 def environment_file(variables: Mapping[str, str]) -> str:
