@@ -63,6 +63,7 @@ class RayCluster:
         self._log_due: dict[str, float] = {}
         self._nodes: tuple[float, Nodes] | None = None
         self._removing: set[asyncio.Task[None]] = set()
+        self._session = ""
 
     async def session(self) -> str:
         """Return the name of the head's life: another one after each start of it.
@@ -71,7 +72,12 @@ class RayCluster:
             UnreachableError: when it does not answer.
         """
         version = await self._client.get("/api/version")
-        return str((version or {}).get("session_name", ""))
+        self._session = str((version or {}).get("session_name", ""))
+        return self._session
+
+    async def last_session(self) -> str:
+        """Return the name of the head's life as it was last seen; an agent looks every few seconds."""
+        return self._session or await self.session()
 
     async def describe(self) -> str:
         """Say which Ray it is, and what it has."""

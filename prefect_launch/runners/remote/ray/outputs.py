@@ -98,8 +98,8 @@ async def keep_outputs(end: MarkedLog, plan: RunPlan, note: RunNote) -> LeftOut:
     if end.outputs_bytes is not None:
         most = f"at most {MAX_OUTPUTS_BYTES:,} come back by the log"
         selection.leave_out(OUTPUTS_FILE, f"it has {end.outputs_bytes:,} bytes, and {most}")
-    for _ in range(1 if end.other_files else 0):
-        what = f"{end.other_files:,} files beside {OUTPUTS_FILE}"
+    if end.other_files:
+        what = f"{end.other_files:,} file{'' if end.other_files == 1 else 's'} beside {OUTPUTS_FILE}"
         why = "this agent does not see the queue's output_dir" if note.output_dir else "the queue has set no output_dir"
-        selection.leave_out(what, f"they were left on the node: {why}, a folder that nodes and agent share")
+        selection.leave_out(what, f"not brought from the node: {why}, a folder that nodes and agent share")
     return selection.left_out

@@ -26,13 +26,14 @@ from prefect_launch.runners.remote.ray.client import RayAnswer, RayClient
 from prefect_launch.runners.remote.ray.cluster import RayCluster
 from prefect_launch.runners.remote.ray.outputs import RunNote, RunNotes, keep_outputs
 from prefect_launch.runners.remote.ray.packages import pip_packages, upload_code
-from prefect_launch.runners.remote.ray.status import stopped_exit
+from prefect_launch.runners.remote.ray.status import read_job, stopped_exit
 
 log = logging.getLogger(__name__)
 
 #: How Ray says that a submission was not valid; its head answers 500 then.
 _INVALID: Final = "status code 400"
-_NOT_READY: Final = ("No available agent", "TimeoutError", "Timed out")
+#: How Ray says that it may take the same submission a moment later; of an id that it had, its record is gone by then.
+_NOT_READY: Final = ("No available agent", "TimeoutError", "Timed out", "already exists")
 
 
 class RayRunner(RemoteRunner):
@@ -124,23 +125,22 @@ class RayRunner(RemoteRunner):
     # --- what Ray offers ---
 
     async def submit(self, plan: RunPlan) -> RemoteJob:
-        there = await self._cluster.find(plan.name)
-        if there is not None:
-            return there
         await self._check_resources(plan)
         package, packages = None, tuple[str, ...]()
         if plan.code_dir is not None:
             packages = await anyio.to_thread.run_sync(pip_packages, plan)
             package = await upload_code(self._client, plan)
-        note = RunNote(session=await self._cluster.session(), output_dir=ray_options.output_dir(plan))
+        note = RunNote(session=await self._cluster.last_session(), output_dir=ray_options.output_dir(plan))
         await self._notes.write(plan.name, note)
         body = ray_options.submission(plan, package=package, packages=packages)
         answer = await self._cluster.submit(body)
-        # Whatever it says: somebody may have submitted it meanwhile, and Ray's answer to that is 500.
-        job = await self._cluster.find(plan.name)
-        if job is None:
+        if answer.status != 200:
+            # Ray's answer to an id that it has is 500, as to any failure of its own: only the job itself is sure.
+            job = await self._cluster.find(plan.name)
+            if job is not None:
+                return job
             raise _submit_error(answer)
-        return job
+        return read_job({**body, "status": "PENDING"})
 
     async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
         return {job.handle: job for job in await self._cluster.jobs() if job.handle in handles}

@@ -37,7 +37,10 @@ _NEVER_RAN: Final = frozenset(
     }
 )
 _COMMAND_FAILED: Final = "JOB_ENTRYPOINT_COMMAND_ERROR"
-_SHOWN_CHARS: Final = 2_000
+_SHOWN_CHARS: Final = 1_500
+_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+#: A frame of a traceback: where, its line of code, and carets below that.
+_FRAME: Final = re.compile(r"^ *File \"[^\n]*\", line \d+[^\n]*\n(?: {4,}[^\n]*\n)?(?:[ ^~]+\n)?", re.MULTILINE)
 _SIGKILL: Final = 137
 
 
@@ -136,12 +139,16 @@ def _refusal(details: Mapping[str, Any]) -> LaunchError | None:
     if kind not in _NEVER_RAN:
         return None
     if kind == "RUNTIME_ENV_SETUP_FAILURE":
-        return SpecError(f"Ray could not make the job's runtime environment. {message} Correct it.")
+        image = (details.get("runtime_env") or {}).get("image_uri")
+        needs = f" The image {image!r} needs podman on the nodes, and the cluster's Ray in it." if image else ""
+        return SpecError(f"Ray could not make the job's runtime environment.{needs} {message}")
     return InfrastructureError(f"Ray could not start the job ({kind}). {message}")
 
 
 def _message(details: Mapping[str, Any]) -> str:
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(details.get("message") or "")).strip()
+    text = _COLOUR.sub("", str(details.get("message") or ""))
+    # Of a traceback, only its error: the frames are Ray's own.
+    text = _FRAME.sub("", text).replace("Traceback (most recent call last):\n", "").strip()
     if len(text) > _SHOWN_CHARS:
         text = f"… {text[-_SHOWN_CHARS:]}"
     return text if not text or text.endswith(".") else f"{text}."

@@ -51,8 +51,6 @@ async def test_variable_with_a_dollar_sign_is_set_by_the_job_since_ray_would_exp
 async def test_second_submission_of_a_name_finds_the_first_whatever_ray_answers(tmp_path: Path) -> None:
     api, plan = RayApi(), plan_in(tmp_path)
     handle = await submitted(api.runner(tmp_path), plan)
-    # It is not listed yet when it is looked for, and there when it is submitted.
-    api.faults.append(answers(404))
     assert await submitted(api.runner(tmp_path), plan) == handle
     assert len(api.jobs) == 1
 
@@ -73,7 +71,7 @@ async def test_submission_whose_answer_was_lost_is_found_by_its_name(tmp_path: P
         await runner.start(handle)
     await runner.start(handle)
     assert len(api.jobs) == 1
-    assert sum(call == "POST /api/jobs/" for call in api.calls) == 1
+    assert (await runner.find({}))[0].handle == handle
 
 
 @pytest.mark.parametrize(
@@ -178,7 +176,7 @@ async def test_log_has_what_the_job_wrote_and_nothing_of_rays(tmp_path: Path) ->
     assert plan.log_path.read_bytes() == content
     assert (plan.output_dir / "outputs.json").read_text() == '{"a": 1}'
     assert end.left_out.named == (
-        "2 files beside outputs.json: they were left on the node: the queue has set no output_dir, a folder that nodes"
+        "2 files beside outputs.json: not brought from the node: the queue has set no output_dir, a folder that nodes"
         " and agent share",
     )
     await runner.aclose()
@@ -325,6 +323,26 @@ async def test_job_that_waits_is_stopped_by_killing_its_supervisor(
     while list(api.jobs) != [plan.name]:  # The job that killed it is removed.
         assert time.monotonic() < until
         await asyncio.sleep(0.01)
+    await runner.aclose()
+
+
+async def test_error_of_a_runtime_environment_is_told_without_rays_own_frames(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path, image="train:1")
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    message = (
+        "runtime_env setup failed: Failed to set up runtime environment.\nTraceback (most recent call last):\n"
+        '  File "/ray/plugin.py", line 255, in create\n    await plugin.create(uri)\n    ^^^^^^^^^\n'
+        "FileNotFoundError: [Errno 2] No such file or directory: 'podman'\n"
+    )
+    api.end(plan.name, "FAILED", error_type="RUNTIME_ENV_SETUP_FAILURE", message=message)
+    with pytest.raises(SpecError) as raised:
+        await runner.wait_running(handle, lambda reason: asyncio.sleep(0))
+    assert str(raised.value) == (
+        "Ray could not make the job's runtime environment. The image 'train:1' needs podman on the nodes, and the"
+        " cluster's Ray in it. runtime_env setup failed: Failed to set up runtime environment.\n"
+        "FileNotFoundError: [Errno 2] No such file or directory: 'podman'."
+    )
     await runner.aclose()
 
 
