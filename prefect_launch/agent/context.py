@@ -99,6 +99,7 @@ class AgentContext:
             self.runners[resource] = make_runner(resource, self.config.home, self.registry)
             self.runners[resource].agent_environment = self.environment
             self.runners[resource].agent = self.config.name
+            self.runners[resource].stop_seconds = self.config.stopped_run_timeout
         return self.runners[resource]
 
     async def runner_of(self, queue: str, item: Item) -> Runner:

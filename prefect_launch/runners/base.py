@@ -340,6 +340,9 @@ class Runner(ABC):
     #: How many of an agent's runs may wait in the resource's own queue without taking one of the agent's slots.
     max_submitted: ClassVar[int] = 0
 
+    #: What a run gets between TERM and KILL whose plan does not say it, in seconds, for a resource that must know it
+    #: when the run starts; set by who made the runner.
+    stop_seconds: float = TAKEOVER_SECONDS
     #: The name of the agent that it works for; set by who made the runner. None: a direct `launch`.
     agent: str | None = None
     #: Who knows the credentials for images; set by who made the runner. None: as the machine itself is logged in.

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import shlex
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any, Final
 from uuid import uuid4
 
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 _JOBS: Final = "/api/jobs/"
 _LOG_FILE: Final = "job-driver-{}.log"
+#: So many jobs are asked for one by one.
+_FEW: Final = 4
 #: How long what is known of the nodes counts.
 _NODES_SECONDS: Final = 5.0
 _MOST_NODES: Final = 10_000
@@ -61,7 +63,7 @@ class RayCluster:
         self._places: dict[str, str] = {}
         self._ended_at: dict[str, float] = {}
         self._log_due: dict[str, float] = {}
-        self._nodes: tuple[float, Nodes] | None = None
+        self._nodes: tuple[float, Nodes | None] | None = None
         self._removing: set[asyncio.Task[None]] = set()
         self._session = ""
 
@@ -98,9 +100,13 @@ class RayCluster:
     async def jobs(self) -> list[RemoteJob]:
         """Return all jobs that were submitted to it, in one call."""
         found = [one for one in await self._client.get(_JOBS) or () if one.get("submission_id")]
-        waits = any(one.get("status") == "PENDING" and asked_of(one) for one in found)
-        nodes = await self.nodes() if waits else None
-        return [self._seen(one, nodes) for one in found]
+        return [await self._seen(one) for one in found]
+
+    async def some_jobs(self, handles: Collection[str]) -> list[RemoteJob]:
+        """Return those of some jobs that there are: few one by one, since Ray lists whatever it has ever had."""
+        if len(handles) > _FEW:
+            return [job for job in await self.jobs() if job.handle in handles]
+        return [job for job in await asyncio.gather(*map(self.find, handles)) if job is not None]
 
     async def find(self, handle: str) -> RemoteJob | None:
         """Return a job by its submission id; None when there is none."""
@@ -108,10 +114,12 @@ class RayCluster:
         if details is not None and details.get("entrypoint") == _NO_COMMAND:
             await self._client.call("DELETE", job_path(handle))
             return None
-        return None if details is None else self._seen(details, None)
+        return None if details is None else await self._seen(details)
 
-    def _seen(self, details: Mapping[str, Any], nodes: Nodes | None) -> RemoteJob:
-        job = read_job(details, nodes.reason(asked_of(details)) if nodes is not None else "")
+    async def _seen(self, details: Mapping[str, Any]) -> RemoteJob:
+        asked = asked_of(details) if details.get("status") == "PENDING" else {}
+        nodes = await self.nodes() if asked else None
+        job = read_job(details, nodes.reason(asked) if nodes is not None else "")
         if place := details.get("driver_node_id"):
             self._places[job.handle] = str(place)
         if job.status.state is RemoteState.ENDED:
@@ -185,6 +193,7 @@ class RayCluster:
         if self._nodes is not None and time.monotonic() < self._nodes[0]:
             return self._nodes[1]
         try:
+            self._nodes = (time.monotonic() + _NODES_SECONDS, self._nodes[1] if self._nodes is not None else None)
             nodes = await self._client.get("/api/v0/nodes", detail="true", limit=_MOST_NODES)
             status = await self._client.get("/api/cluster_status")
             rows = nodes["data"]["result"]["result"]

@@ -181,20 +181,27 @@ def describe(resources: Mapping[str, float]) -> str:
 # --- the job ---
 
 
-def submission(plan: RunPlan, *, package: str | None = None, packages: tuple[str, ...] = ()) -> dict[str, Any]:
+def submission(
+    plan: RunPlan,
+    *,
+    package: str | None = None,
+    packages: tuple[str, ...] = (),
+    stop_seconds: float = TAKEOVER_SECONDS,
+) -> dict[str, Any]:
     """Return the body of the API's "submit a job".
 
     Args:
         plan: of the run.
         package: URI of its code's package; None: it has no code.
         packages: what pip installs for it.
+        stop_seconds: what it gets between TERM and KILL, rounded up to whole seconds.
     """
     options = read_options(plan.options)
     resources = asked(plan)
     body = {
         "submission_id": plan.name,
         "entrypoint": entrypoint(plan),
-        "runtime_env": _made_runtime_env(plan, options, package, packages),
+        "runtime_env": _made_runtime_env(plan, options, package, packages, stop_seconds),
         "metadata": {**plan.labels, ASKS_LABEL: json.dumps(resources)},
         "entrypoint_num_cpus": resources.get("CPU"),
         "entrypoint_num_gpus": resources.get("GPU"),
@@ -288,18 +295,17 @@ def literal_env(plan: RunPlan) -> dict[str, str]:
     return {name: value for name, value in _job_env(plan).items() if "$" in value and name.isidentifier()}
 
 
-def _ray_env(plan: RunPlan) -> dict[str, str]:
+def _ray_env(plan: RunPlan, stop_seconds: float) -> dict[str, str]:
     """Return the variables that Ray gives the job, and whatever it starts in the cluster."""
     literal = literal_env(plan)
-    stop_seconds = TAKEOVER_SECONDS if plan.stop_seconds is None else plan.stop_seconds
     own = {name: value for name, value in _job_env(plan).items() if name not in literal}
     return {**own, **_STOP_SIGNAL, _STOP_SECONDS_VARIABLE: str(math.ceil(stop_seconds))}
 
 
 def _made_runtime_env(
-    plan: RunPlan, options: Mapping[str, Any], package: str | None, packages: tuple[str, ...]
+    plan: RunPlan, options: Mapping[str, Any], package: str | None, packages: tuple[str, ...], stop_seconds: float
 ) -> dict[str, Any]:
-    made = {**options.get("runtime-env", {}), "env_vars": _ray_env(plan)}
+    made = {**options.get("runtime-env", {}), "env_vars": _ray_env(plan, stop_seconds)}
     if plan.image is not None:
         made["image_uri"] = plan.resolved_image or plan.image
     if package is not None:

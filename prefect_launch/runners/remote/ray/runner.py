@@ -132,7 +132,8 @@ class RayRunner(RemoteRunner):
             package = await upload_code(self._client, plan)
         note = RunNote(session=await self._cluster.last_session(), output_dir=ray_options.output_dir(plan))
         await self._notes.write(plan.name, note)
-        body = ray_options.submission(plan, package=package, packages=packages)
+        stop_seconds = self.stop_seconds if plan.stop_seconds is None else plan.stop_seconds
+        body = ray_options.submission(plan, package=package, packages=packages, stop_seconds=stop_seconds)
         answer = await self._cluster.submit(body)
         if answer.status != 200:
             # Ray's answer to an id that it has is 500, as to any failure of its own: only the job itself is sure.
@@ -143,7 +144,7 @@ class RayRunner(RemoteRunner):
         return read_job({**body, "status": "PENDING"})
 
     async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
-        return {job.handle: job for job in await self._cluster.jobs() if job.handle in handles}
+        return {job.handle: job for job in await self._cluster.some_jobs(handles)}
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         return [job for job in await self._cluster.jobs() if labels.items() <= job.labels.items()]

@@ -40,6 +40,15 @@ async def test_job_is_submitted_under_the_runs_name_with_its_labels_and_what_it_
     assert (env["A"], env["RAY_JOB_STOP_WAIT_TIME_S"], env["RAY_JOB_STOP_SIGNAL"]) == ("1", "8", "SIGTERM")
 
 
+async def test_grace_of_a_stop_is_the_agents_and_set_when_the_job_is_submitted(tmp_path: Path) -> None:
+    api = RayApi()
+    runner = api.runner(tmp_path)
+    runner.stop_seconds = 45.0
+    await submitted(runner, plan_in(tmp_path))
+    [job] = api.jobs.values()
+    assert job["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "45"
+
+
 async def test_variable_with_a_dollar_sign_is_set_by_the_job_since_ray_would_expand_it(tmp_path: Path) -> None:
     api = RayApi()
     await submitted(api.runner(tmp_path), plan_in(tmp_path, env={"PRICE": "5 $HOME", "B": "1"}))
@@ -145,9 +154,13 @@ async def test_waiting_job_says_what_it_waits_for(tmp_path: Path) -> None:
     await runner.aclose()
 
 
-async def test_one_call_tells_of_all_jobs(tmp_path: Path) -> None:
+async def test_one_call_tells_of_all_jobs_and_few_jobs_are_asked_for_one_by_one(tmp_path: Path) -> None:
     api = RayApi()
     runner = api.runner(tmp_path)
+    first = RunHandle.parse(await submitted(runner, plan_in(tmp_path))).job
+    api.calls.clear()
+    assert list(await runner.poll({first})) == [first]
+    assert api.calls == [f"GET /api/jobs/{first}"]
     handles = [await submitted(runner, plan_in(tmp_path)) for _ in range(20)]
     api.calls.clear()
     jobs = await runner.poll({RunHandle.parse(handle).job for handle in handles})
