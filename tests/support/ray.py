@@ -171,7 +171,7 @@ class RayHead:
         apart = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
         process = ChildProcess(
             [*apart, "bash", "-c", _INSIDE, "ray-head", sys.executable, str(_FORWARD), str(self._folder), *head],
-            self._folder.with_suffix(".log"),
+            self._folder / "head.log",
             environment=environment,
             stop_signal=signal.SIGKILL,
         )
