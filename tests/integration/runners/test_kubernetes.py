@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
 
 import pytest
+import yaml
 
-from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.core.masking import Mask
+from prefect_launch.core.output_limits import OUTPUTS_FILE
+from prefect_launch.core.states import StateType
+from prefect_launch.errors import QueueError, UnreachableError
+from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
-from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
-from tests.support.kubernetes_cluster import KubernetesCluster
+from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract, run
+from tests.support.kubernetes_cluster import KubernetesCluster, wait_until
 from tests.support.kubernetes_relay import KubernetesRelay, kubernetes_relay
+from tests.support.live import Site, until
+
+if TYPE_CHECKING:
+    from tests.support.prefect_server import PrefectServerProcess
 
 pytestmark = pytest.mark.engine
+
+#: For a hang: a busy machine may take most of it.
+LIMIT_SECONDS = 120.0
 
 
 class KubernetesWorld:
@@ -38,7 +53,13 @@ class KubernetesWorld:
         return runner
 
     def plan(
-        self, script: str, *, args: Sequence[str] = (), env: Mapping[str, str] | None = None, **more: Any
+        self,
+        script: str,
+        *,
+        args: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        image: str = "",
+        **more: Any,
     ) -> RunPlan:
         item = str(uuid4())
         run_dir = self._folder / item
@@ -48,7 +69,7 @@ class KubernetesWorld:
             item_id=item,
             run_id=item[:8],
             run_dir=run_dir,
-            image=self.cluster.shell_image,
+            image=image or self.cluster.shell_image,
             command=(MISSING,) if script == MISSING else ("sh", "-c", script, "sh"),
             args=tuple(args),
             env=dict(env or {}),
@@ -64,6 +85,11 @@ class KubernetesWorld:
 
     def lose_answers(self, count: int) -> None:
         self.relay.lose_answers(count)
+
+    def owned(self, kind: str, plan: RunPlan) -> list[Any]:
+        """Objects of a kind that belong to a run."""
+        found: list[Any] = self.cluster.get(kind, "-n", self.namespace, "-l", f"{Labels.ITEM}={plan.item_id}")["items"]
+        return found
 
     async def clear(self) -> None:
         """End what still runs."""
@@ -100,3 +126,244 @@ class TestKubernetesContract(RemoteRunnerContract):
     stop_margin_seconds: ClassVar[float] = 60.0
     short_seconds: ClassVar[int] = 3
     starts_at_once: ClassVar[bool] = False
+
+
+# --- what only a cluster does ---
+
+
+async def test_job_that_needs_more_memory_than_its_limit_is_out_of_memory(world: KubernetesWorld) -> None:
+    plan = world.plan("x=aaaaaaaaaaaaaaaa; while true; do x=$x$x; done", options={"memory": "20Mi"})
+    end = await run(world.runner(), plan)
+    assert (end.exit_code, end.oom_killed, end.signal) == (137, True, "SIGKILL")
+    assert end.describe().startswith("out of memory")
+
+
+async def test_image_that_is_not_there_is_told_while_the_run_waits(world: KubernetesWorld) -> None:
+    runner, plan = world.runner(), world.plan("true", image="launch-test/none:1")
+    reasons = await _reasons(runner, plan)
+    assert any(one.startswith(("ErrImagePull: ", "ImagePullBackOff: ")) for one in reasons)
+
+
+async def test_run_that_no_node_has_room_for_waits_as_unschedulable(world: KubernetesWorld) -> None:
+    runner, plan = world.runner(), world.plan("true", options={"cpus": 64})
+    assert any("Unschedulable: 0/1 nodes are available" in one for one in await _reasons(runner, plan))
+
+
+async def test_named_results_of_a_failed_job_come_back(world: KubernetesWorld) -> None:
+    plan = world.plan('echo \'{"loss": 0.5}\' > "$LAUNCH_OUTPUT_DIR/outputs.json"; exit 3')
+    assert (await run(world.runner(), plan)).exit_code == 3
+    assert json.loads((plan.output_dir / OUTPUTS_FILE).read_text(encoding="utf-8")) == {"loss": 0.5}
+
+
+async def test_secret_is_in_no_manifest_and_goes_with_its_run(world: KubernetesWorld) -> None:
+    secret = f"hunter2-{uuid4().hex}"
+    runner, plan = world.runner(), world.plan('echo "$PASSWORD"', env={"PASSWORD": secret}, mask=Mask([secret]))
+    await runner.prepare(plan)
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    assert (await runner.watch(handle, plan)).succeeded
+    assert plan.log_path.read_text(encoding="utf-8") == f"{secret}\n"
+    for kind in ("jobs", "pods"):
+        assert secret not in json.dumps(world.cluster.get(kind, "-n", world.namespace))
+    assert [one["metadata"]["name"] for one in world.owned("secrets", plan)]
+    await runner.remove(handle)
+    wait_until(lambda: not world.owned("secrets", plan), "the end of the Secret")
+
+
+async def test_job_that_somebody_deletes_by_hand_is_reported_as_such(world: KubernetesWorld) -> None:
+    runner, plan = world.runner(), world.plan("echo here; sleep 600")
+    watching = await _logging(runner, plan, b"here\n")
+    world.cluster.kubectl("delete", "job", plan.name, "--wait=false", "-n", world.namespace)
+    end = await asyncio.wait_for(watching, LIMIT_SECONDS)
+    assert (end.stopped, end.succeeded) == (False, False)
+    assert f"somebody else deleted the Job {plan.name!r}" in end.describe()
+    assert plan.log_path.read_bytes() == b"here\n"
+
+
+async def test_run_goes_on_while_the_cluster_is_away_and_its_log_has_no_gap(world: KubernetesWorld) -> None:
+    runner = world.runner()
+    plan = world.plan("i=0; while [ $i -lt 80 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 4")
+    watching = await _logging(runner, plan, b"0\n1\n")
+    world.relay.go_away()
+    await asyncio.sleep(3)
+    world.relay.come_back()
+    end = await asyncio.wait_for(watching, LIMIT_SECONDS)
+    assert (end.exit_code, end.log_complete) == (4, True)
+    assert plan.log_path.read_text().split() == [str(number) for number in range(80)]
+
+
+async def test_submission_that_the_cluster_goes_away_in_is_made_once(world: KubernetesWorld) -> None:
+    runner, plan = world.runner(), world.plan("echo once")
+    await runner.prepare(plan)
+    world.relay.go_away()
+    with pytest.raises(UnreachableError):
+        await runner.create(plan)
+    world.relay.come_back()
+    assert (await run(runner, plan)).succeeded
+    assert plan.log_path.read_bytes() == b"once\n"
+    assert len(await runner.find({Labels.ITEM: plan.item_id})) == 1
+
+
+async def test_log_of_two_hundred_thousand_lines_is_whole(world: KubernetesWorld) -> None:
+    plan = world.plan("seq 200000")
+    end = await run(world.runner(), plan)
+    assert (end.exit_code, end.log_complete) == (0, True)
+    assert plan.log_path.read_text().split() == [str(number) for number in range(1, 200_001)]
+
+
+async def test_job_of_two_pods_ends_once_and_its_log_names_them(world: KubernetesWorld) -> None:
+    template = {"spec": {"containers": [{"name": "main"}]}}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"completions": 2, "parallelism": 2, "template": template}}
+    plan = world.plan('echo "I am $(hostname)"', options=job)
+    assert (await run(world.runner(), plan)).succeeded
+    lines = plan.log_path.read_text().splitlines()
+    assert len(lines) == 2
+    assert all(line == f"[{line.split()[-1]} main] I am {line.split()[-1]}" for line in lines)
+
+
+async def test_additional_service_is_waited_for_and_goes_with_the_run(world: KubernetesWorld) -> None:
+    name = f"database-{uuid4().hex[:6]}"
+    container = {"name": "main", "image": world.cluster.shell_image, "command": ["sleep", "600"]}
+    service = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container]}}
+    runner, plan = world.runner(), world.plan("exit 0", options={"additional_services": [service]})
+    handle = await runner.create(plan)
+    assert world.cluster.get("pod", name, "-n", world.namespace)["status"]["phase"] == "Running"
+    await runner.start(handle)
+    assert (await runner.watch(handle, plan)).succeeded
+    assert plan.log_path.read_bytes() == b""
+    await runner.remove(handle)
+    gone = ("pods", "-n", world.namespace, f"--field-selector=metadata.name={name}")
+    wait_until(lambda: not world.cluster.get(*gone)["items"], "the end of the service")
+
+
+async def test_namespace_that_is_not_there_is_told_to_the_owner(world: KubernetesWorld) -> None:
+    plan = world.plan("true", options={"namespace": "nobody-has-made-it"})
+    with pytest.raises(QueueError, match="Create the namespace, or correct the queue's config"):
+        await world.runner().create(plan)
+
+
+@pytest.fixture(scope="module")
+def training_jobs(kubernetes_cluster: KubernetesCluster) -> Iterator[None]:
+    """A kind of custom resource, whose operator is the test."""
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    version = {"name": "v1", "served": True, "storage": True, "schema": {"openAPIV3Schema": schema}}
+    names = {"plural": "trainingjobs", "singular": "trainingjob", "kind": "TrainingJob", "listKind": "TrainingJobList"}
+    name = "trainingjobs.tests.example.com"
+    kubernetes_cluster.apply(
+        {
+            **{"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": name}},
+            "spec": {"group": "tests.example.com", "scope": "Namespaced", "names": names, "versions": [version]},
+        }
+    )
+    kubernetes_cluster.kubectl("wait", "--for=condition=Established", f"crd/{name}", "--timeout=60s")
+    yield
+    kubernetes_cluster.kubectl("delete", "crd", name, "--wait=false")
+
+
+@pytest.mark.usefixtures("training_jobs")
+async def test_custom_resource_runs_by_its_operator_and_every_worker_is_in_its_log(
+    world: KubernetesWorld,
+) -> None:
+    template = {"spec": {"restartPolicy": "Never", "containers": [{"name": "main"}]}}
+    options = {
+        "apiVersion": "tests.example.com/v1",
+        "kind": "TrainingJob",
+        "spec": {"workers": {"replicas": 2, "template": template}},
+        "custom": {"pods": [{"template": "spec.workers.template", "counts": ["spec.workers.replicas"]}]},
+    }
+    runner, plan = world.runner(), world.plan('echo "worker $HOSTNAME"', options=options)
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    name = ("trainingjobs.tests.example.com", plan.name, "-n", world.namespace)
+    made = world.cluster.get(*name)
+    owner = {key: made[key] for key in ("apiVersion", "kind")} | {key: made["metadata"][key] for key in ("name", "uid")}
+    for number in range(2):
+        pod = made["spec"]["workers"]["template"]
+        metadata = {**pod["metadata"], "name": f"{plan.name}-{number}", "ownerReferences": [owner]}
+        world.cluster.apply(
+            {"apiVersion": "v1", "kind": "Pod", **pod, "metadata": {**metadata, "namespace": world.namespace}}
+        )
+    pods = ("pods", "-n", world.namespace, "-l", f"{Labels.ITEM}={plan.item_id}")
+    await asyncio.to_thread(
+        wait_until,
+        lambda: all(pod["status"]["phase"] == "Succeeded" for pod in world.cluster.get(*pods)["items"]),
+        "the end of the workers",
+    )
+    assert not watching.done()
+    world.cluster.kubectl("patch", *name, "--type=merge", "-p", json.dumps({"status": {"phase": "Succeeded"}}))
+    assert (await asyncio.wait_for(watching, LIMIT_SECONDS)).succeeded
+    workers = [f"[{plan.name}-{number} main] worker {plan.name}-{number}" for number in range(2)]
+    assert sorted(plan.log_path.read_text().splitlines()) == workers
+    await runner.remove(handle)
+    wait_until(lambda: not world.cluster.get(*pods)["items"], "the end of the workers' pods")
+
+
+async def test_certificate_that_is_not_trusted_is_told_with_what_to_do(
+    world: KubernetesWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = yaml.safe_load(world.cluster.kubectl("config", "view", "--raw", "--minify"))
+    for cluster in config["clusters"]:
+        cluster["cluster"].pop("certificate-authority-data", None)
+        cluster["cluster"].pop("certificate-authority", None)
+    file = tmp_path / "kubeconfig-of-a-stranger"
+    file.touch(mode=0o600)
+    file.write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    with pytest.raises(UnreachableError, match=r"is not trusted: .*certificate-authority-data"):
+        await world.runner().ping()
+
+
+# --- an agent ---
+
+
+def test_item_goes_through_a_cluster_and_survives_the_death_of_its_agent(
+    prefect_server: PrefectServerProcess, world: KubernetesWorld, tmp_path: Path, unique: str
+) -> None:
+    site = Site(prefect_server.api_url, tmp_path, unique, resource="kubernetes")
+    script = "echo before; sleep 12; echo '{\"loss\": 0.5}' > $LAUNCH_OUTPUT_DIR/outputs.json; echo after"
+    (item,) = site.add(
+        {"docker": {"docker_image": world.cluster.shell_image}, "overrides": {"entry_point": ["sh", "-c", script]}}
+    )
+    first = site.agent_process()
+    until(lambda: "before" in site.log(item))
+    first.kill()
+    second = site.agent_process()
+    until(lambda: item.item.state_type is StateType.COMPLETED)
+    second.stop()
+    assert site.log(item).splitlines() == ["before", "after"]
+    assert site.states(item)[-1] == "Completed"
+    assert site.states(item).count("Running") == 1
+    wait_until(lambda: not world.cluster.get("jobs", "-n", world.namespace)["items"], "the end of the Job")
+
+
+async def _reasons(runner: KubernetesRunner, plan: RunPlan) -> list[str]:
+    """Return why a run waits, up to the first reason; then stop it."""
+    reasons: list[str] = []
+    is_told = asyncio.Event()
+
+    async def note(reason: str) -> None:
+        reasons.append(reason)
+        if reason:
+            is_told.set()
+
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    waiting = asyncio.create_task(runner.wait_running(handle, note))
+    await asyncio.wait_for(is_told.wait(), LIMIT_SECONDS)
+    await runner.stop(handle, 1.0)
+    await asyncio.wait_for(waiting, LIMIT_SECONDS)
+    await runner.remove(handle)
+    return reasons
+
+
+async def _logging(runner: KubernetesRunner, plan: RunPlan, text: bytes) -> asyncio.Task[ExitStatus]:
+    """Start a run and follow it, until its log begins with a text."""
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    due = time.monotonic() + LIMIT_SECONDS
+    while not (plan.log_path.exists() and plan.log_path.read_bytes().startswith(text)):
+        assert time.monotonic() < due
+        await asyncio.sleep(0.05)
+    return watching

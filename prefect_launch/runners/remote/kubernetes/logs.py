@@ -30,8 +30,8 @@ _END_SECONDS: Final = 5.0
 _AGAIN_SECONDS: Final = 0.2
 #: Seconds that are counted apart: lines of the two streams may stand in the log a little out of order.
 _WINDOW: Final = 3
-#: How many pieces wait to be written before the streams are read no further.
-_WAITING: Final = 4
+#: How many pieces wait to be written before the streams are read no further, and how many are written at a time.
+_WAITING: Final = 32
 #: The runtime cuts longer lines into pieces of this size.
 _PIECE_BYTES: Final = 16 * 1024
 _STAMP: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)$")
@@ -174,11 +174,14 @@ class RunLog:
                 if changing.done():
                     changing = None
                 if getting.done():
-                    container, found = getting.result()
+                    pieces = [getting.result()]
                     getting = None
-                    for part in self._parts(container, found):
+                    while not self._pieces.empty():
+                        pieces.append(self._pieces.get_nowait())
+                    if part := self._part(pieces):
                         yield part
-                    self._pieces.task_done()
+                    for _ in pieces:
+                        self._pieces.task_done()
                 elif failed := [task for task in readers.values() if task.done() and task.exception() is not None]:
                     await failed[0]
             for task in readers.values():
@@ -190,16 +193,20 @@ class RunLog:
             if tasks:
                 await asyncio.wait(tasks)
 
-    def _parts(self, container: Container, found: Collection[bytes]) -> list[LogPart]:
-        """Return what is new of lines of one container, with the position after it."""
-        mark = self._marks[container.key]
-        content = b"".join(container.prefix + new if new else b"" for new in map(mark.take, found))
+    def _part(self, pieces: Collection[tuple[Container, list[bytes]]]) -> LogPart | None:
+        """Return what is new of pieces of the containers' logs, with the position after them; None: nothing is."""
+        content = bytearray()
+        for container, found in pieces:
+            mark = self._marks[container.key]
+            for line in found:
+                if new := mark.take(line):
+                    content += container.prefix + new
+            if container.prefix and content and not content.endswith(b"\n"):
+                # The line of another container follows.
+                content += b"\n"
         if not content:
-            return []
-        if container.prefix and not content.endswith(b"\n"):
-            # The line of another container follows.
-            content += b"\n"
-        return [LogPart(content, json.dumps({key: one.value for key, one in self._marks.items()}))]
+            return None
+        return LogPart(bytes(content), json.dumps({key: one.value for key, one in self._marks.items()}))
 
     async def _read_one(self, container: Container) -> None:
         """Put the lines of one container into the queue until it has ended."""
@@ -259,7 +266,7 @@ class RunLog:
 
     def _is_over(self, container: Container) -> bool:
         now = {one.key: one for one in self._containers()}.get(container.key)
-        return now is None or now.has_ended
+        return now is None or now.has_ended or self._has_ended()
 
 
 async def _joined(batches: AsyncIterator[Any]) -> AsyncGenerator[list[bytes], None]:
@@ -291,7 +298,8 @@ def containers_of(pods: Collection[Object], *, is_one: bool) -> list[Container]:
                         name=one["name"],
                         uid=metadata["uid"],
                         restarts=int(one.get("restartCount") or 0),
-                        has_ended="terminated" in state,
+                        # A pod whose node was taken away says nothing more of its containers.
+                        has_ended="terminated" in state or status.get("phase") in ("Succeeded", "Failed"),
                         prefix=prefix,
                     )
                 )

@@ -22,12 +22,13 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import DOCKER_HUB, parse_reference
-from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.base import Finding, Labels, RunPlan
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
 from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, RemoteState, RemoteStatus, RunHandle
 from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object
 from prefect_launch.runners.remote.kubernetes.code import pack_code
+from prefect_launch.runners.remote.kubernetes.diagnosis import diagnose_cluster
 from prefect_launch.runners.remote.kubernetes.errors import ConflictError, NotThereError
 from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle, Place, PlaceNotes
 from prefect_launch.runners.remote.kubernetes.judge import is_leaving, judge, kind_in, pods_of_claim
@@ -49,7 +50,7 @@ from prefect_launch.runners.remote.kubernetes.options import (
     check_together,
     read_options,
 )
-from prefect_launch.runners.remote.kubernetes.pods import cut_warning, is_cut, outputs_message
+from prefect_launch.runners.remote.kubernetes.pods import cut_warning, has_ended, is_cut, outputs_message
 from prefect_launch.runners.remote.kubernetes.quantities import QUANTITIES
 from prefect_launch.runners.remote.kubernetes.submission import Kinds, create_run, is_incomplete
 from prefect_launch.runners.remote.kubernetes.watch import (
@@ -61,13 +62,15 @@ from prefect_launch.runners.remote.kubernetes.watch import (
     run_of,
     trimmed,
 )
+from prefect_launch.spec.option_names import normalise_options
 
 #: Servers from this version on hold a Job by `suspend`.
 _SUSPENDS: Final = (1, 22)
 #: How long a deleted object may take to be gone.
 _GONE_SECONDS: Final = 60.0
-#: How long a run waits without a reason before the events of its objects are read for one, and then how often.
+#: How long a run waits without a reason before the events of its objects are read for one; then twice as long …
 _EVENTS_SECONDS: Final = 5.0
+_MOST_EVENTS_SECONDS: Final = 60.0
 _HUB_KEY: Final = "https://index.docker.io/v1/"
 
 
@@ -134,7 +137,7 @@ class KubernetesRunner(RemoteRunner):
         self._notes = PlaceNotes(home / "remote" / self.name / "places")
         self._changed: dict[KubernetesHandle, None] = {}
         self._has_changed = asyncio.Event()
-        self._events: dict[KubernetesHandle, tuple[float, list[Object]]] = {}
+        self._events: dict[KubernetesHandle, tuple[float, float, list[Object]]] = {}
 
     # --- options ---
 
@@ -159,6 +162,18 @@ class KubernetesRunner(RemoteRunner):
 
     async def ping(self) -> None:
         await self._cluster("").client.version()
+
+    async def diagnose(self, options: Mapping[str, Any]) -> list[Finding]:
+        written = normalise_options(options)
+        metadata = written.get("metadata")
+        namespace = _plain((metadata if isinstance(metadata, Mapping) else {}).get("namespace"))
+        cluster = self._cluster(_plain(written.get("context")) or "")
+        try:
+            kind = (_plain(written.get("apiversion")) or "batch/v1", _plain(written.get("kind")) or "Job")
+            resource = await cluster.kinds.resource(*kind)
+        except LaunchError as error:
+            return [Finding(name="Kubernetes", is_ok=False, detail=str(error))]
+        return await diagnose_cluster(cluster.client, namespace or _plain(written.get("namespace")), resource)
 
     # --- what the cluster offers ---
 
@@ -346,7 +361,8 @@ class KubernetesRunner(RemoteRunner):
         for job in jobs["items"]:
             if not labels.items() <= labels_of(job).items():
                 continue
-            run = SeenRun(job=Seen(trimmed(resource, job)))
+            seen = Seen(trimmed(resource, job))
+            run = SeenRun(job=seen, asked_at=seen.version)  # Its pods were listed after it.
             run.pods = {pod["metadata"]["name"]: Seen(trimmed(PODS, pod)) for pod in of_run[run_of(job)]}
             metadata = job["metadata"]
             found.append(await self._seen(KubernetesHandle(place, metadata["uid"], metadata["name"]), run))
@@ -366,7 +382,16 @@ class KubernetesRunner(RemoteRunner):
         if run.job.is_gone or is_leaving(job):
             is_stopped = await self._is_stopped(str(RunHandle(str(handle), labels.get(Labels.CLAIM, ""))))
         status = judge(run, is_stopped=is_stopped) or RemoteStatus(state=RemoteState.PENDING)
-        if status.state is RemoteState.PENDING and not status.reason and not run.job.is_gone:
+        if status.state is RemoteState.ENDED and not run.job.is_gone and run.asked_at < run.job.version:
+            # The end of its object may be told before that of its pods.
+            asked_at = run.job.version
+            if any(not has_ended(pod) for pod in run.live_pods) or status.exit is None or status.exit.exit_code is None:
+                run = await self._watch(handle.place).refresh(handle.place.resource, handle.name)
+                if run.job is None:
+                    return RemoteJob(handle=str(handle), name=handle.name, labels=labels, status=status)
+                status = judge(run, is_stopped=is_stopped) or status
+            run.asked_at = asked_at
+        if status.state is RemoteState.PENDING and not status.reason and run.live_job is not None:
             events = await self._events_of(handle, run)
             status = judge(run, is_stopped=is_stopped, events=events) or status
         return RemoteJob(
@@ -376,9 +401,11 @@ class KubernetesRunner(RemoteRunner):
     async def _events_of(self, handle: KubernetesHandle, run: SeenRun) -> list[Object]:
         """Return the events of a run's object that waits without a word, and of its pods."""
         now = time.monotonic()
-        read_at, events = self._events.setdefault(handle, (now, []))
-        if now - read_at < _EVENTS_SECONDS:
+        due, pause, events = self._events.setdefault(handle, (now + _EVENTS_SECONDS, _EVENTS_SECONDS, []))
+        if now < due:
             return events
+        pause = min(2 * pause, _MOST_EVENTS_SECONDS)
+        self._events[handle] = (now + pause, pause, events)
         client = self._cluster(handle.place.context).client
         uids = [handle.uid, *(pod["metadata"]["uid"] for pod in run.live_pods[:1])]
         found: list[Object] = []
@@ -389,8 +416,9 @@ class KubernetesRunner(RemoteRunner):
                 found += (await client.list(path, query, what="list events"))["items"]
         except LaunchError:
             pass  # A role may have no right to read events; then the reason stays unknown.
-        self._events[handle] = (now, sorted(found, key=lambda one: str(one.get("lastTimestamp") or "")))
-        return self._events[handle][1]
+        found.sort(key=lambda one: str(one.get("lastTimestamp") or ""))
+        self._events[handle] = (now + pause, pause, found)
+        return found
 
     async def _delete_object(self, handle: KubernetesHandle, propagation: str) -> None:
         place = handle.place
@@ -409,6 +437,11 @@ class KubernetesRunner(RemoteRunner):
             return None
         host = parse_reference(image).host
         return {_HUB_KEY if host == DOCKER_HUB else host: {"username": found.user, "password": found.password}}
+
+
+def _plain(value: object) -> str | None:
+    """Return a text of a queue's options; None where it is none, or its value is not known yet."""
+    return value if isinstance(value, str) and not any(mark in value for mark in ("{{", "${")) else None
 
 
 async def _if_there(deleting: Any) -> None:

@@ -28,6 +28,14 @@ _READY_PAUSE_SECONDS: Final = 1.0
 _TAKEN_SECONDS: Final = 30.0
 
 
+#: Those that every cluster has under this name, of which runs are made.
+_BUILT_IN: Final = {
+    ("batch/v1", "Job"): JOBS,
+    ("v1", "Secret"): Resource("secrets", "v1"),
+    ("v1", "ConfigMap"): Resource("configmaps", "v1"),
+}
+
+
 class Kinds:
     """The kinds of objects that a cluster has, asked for once each.
 
@@ -37,7 +45,7 @@ class Kinds:
 
     def __init__(self, client: KubernetesClient) -> None:
         self._client = client
-        self._known: dict[tuple[str, str], Resource] = {("batch/v1", "Job"): JOBS}
+        self._known: dict[tuple[str, str], Resource] = dict(_BUILT_IN)
 
     async def resource(self, api_version: str, kind: str) -> Resource:
         """Return how a kind is called in paths.

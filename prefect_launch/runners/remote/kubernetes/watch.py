@@ -106,12 +106,15 @@ class SeenRun:
         job: its Job or custom resource.
         pods: by name.
         changed: set at each change; whoever waits for it clears it first.
+        is_known: whether it was asked for since it is followed.
+        asked_at: the version of its job that its pods were asked for again at.
     """
 
     job: Seen | None = None
     pods: dict[str, Seen] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     is_known: bool = False
+    asked_at: int = -1
 
     @property
     def live_job(self) -> Object | None:

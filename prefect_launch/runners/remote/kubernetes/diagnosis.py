@@ -1,0 +1,82 @@
+"""What an agent needs of a Kubernetes cluster, looked at without making anything: login, namespace, rights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from prefect_launch.errors import LaunchError
+from prefect_launch.runners.base import Finding
+from prefect_launch.runners.remote.kubernetes.client import KubernetesClient
+from prefect_launch.runners.remote.kubernetes.watch import JOBS, Resource
+
+_REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+#: What is done with the object of a run.
+_OF_RUNS: Final = ("create", "get", "list", "watch", "patch", "delete")
+#: What else is needed: verbs on a resource of the core, with its part.
+_OTHERS: Final = (
+    ("list", "pods", ""),
+    ("watch", "pods", ""),
+    ("delete", "pods", ""),
+    ("get", "pods", "log"),
+    ("create", "secrets", ""),
+    ("create", "configmaps", ""),
+    ("list", "events", ""),
+)
+
+
+async def diagnose_cluster(client: KubernetesClient, namespace: str | None, resource: Resource = JOBS) -> list[Finding]:
+    """Look at a cluster as an agent's login sees it.
+
+    Args:
+        client: of it.
+        namespace: of the queue; None: the login's own.
+        resource: that runs are objects of.
+    """
+    try:
+        version = await client.version()
+        chosen = namespace or await client.namespace()
+    except LaunchError as error:
+        return [Finding(name="Kubernetes", is_ok=False, detail=str(error))]
+    found = [Finding(name="Kubernetes", is_ok=True, detail=f"version {version[0]}.{version[1]}, namespace {chosen}")]
+    if await _is_missing(client, chosen):
+        step = f"The cluster has no namespace {chosen!r}. Create it, or correct the queue's config."
+        return [*found, Finding(name="namespace", is_ok=False, detail=step)]
+    rights = [(verb, resource.group, resource.plural, "") for verb in _OF_RUNS]
+    rights += [(verb, "", name, part) for verb, name, part in _OTHERS]
+    try:
+        missing = await _missing(client, chosen, rights)
+    except LaunchError as error:
+        return [*found, Finding(name="rights", is_ok=False, detail=str(error))]
+    if missing:
+        step = f"Give the agent's account a Role in {chosen} with: {', '.join(missing)}."
+        return [*found, Finding(name="rights", is_ok=False, detail=step)]
+    return [*found, Finding(name="rights", is_ok=True, detail=f"on {resource.plural}, pods, their logs, secrets")]
+
+
+async def _is_missing(client: KubernetesClient, namespace: str) -> bool:
+    """Whether a namespace is not there; an agent need not be allowed to look."""
+    try:
+        return await client.find(f"/api/v1/namespaces/{namespace}", what="read the namespace") is None
+    except LaunchError:
+        return False
+
+
+async def _missing(client: KubernetesClient, namespace: str, rights: Sequence[tuple[str, str, str, str]]) -> list[str]:
+    async def is_allowed(verb: str, group: str, resource: str, part: str) -> bool:
+        wanted = {"namespace": namespace, "verb": verb, "group": group, "resource": resource, "subresource": part}
+        review: dict[str, Any] = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": {key: value for key, value in wanted.items() if value}},
+        }
+        answer = await client.create(_REVIEWS, review, what="ask for the agent's rights")
+        return bool((answer.get("status") or {}).get("allowed"))
+
+    allowed = await asyncio.gather(*(is_allowed(*right) for right in rights))
+    return [
+        f"{verb} {resource}{'/' + part if part else ''}"
+        for (verb, _, resource, part), is_ok in zip(rights, allowed, strict=True)
+        if not is_ok
+    ]
