@@ -106,6 +106,10 @@ class KubernetesRelay:
             await self._stopping.wait()
             self._break_all()
             await runner.cleanup()
+        rest = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, return_exceptions=True)
 
     def _break_all(self) -> None:
         for transport in self._open:

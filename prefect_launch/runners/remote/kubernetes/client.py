@@ -234,9 +234,10 @@ class KubernetesClient:
         except _broken() as error:
             if pause is not None and not isinstance(error, asyncio.TimeoutError) and not _is_distrust(error):
                 raise _MayPassError(pause) from error
+            away = self._away(what, error)
             # The address or the certificates may have been corrected.
             self._login = None
-            raise self._away(what, error) from error
+            raise away from error
 
     async def _pieces(self, response: Any, what: str) -> AsyncIterator[bytes]:
         try:

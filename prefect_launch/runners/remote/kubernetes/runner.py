@@ -21,7 +21,7 @@ import anyio
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.registries.base import DOCKER_HUB, parse_reference
+from prefect_launch.registries.base import DOCKER_HUB, TOKEN_USER, parse_reference
 from prefect_launch.runners.base import Finding, Labels, RunPlan
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
@@ -278,18 +278,19 @@ class KubernetesRunner(RemoteRunner):
         parsed = KubernetesHandle.parse(handle)
         place = parsed.place
         client = self._cluster(place.context).client
-        # Before the job, or its own deletion would give the pods the grace that they were made with.
-        run = await self._watch(place).refresh(place.resource, parsed.name)
         await self._delete_object(parsed, "Foreground")
-        if run.job is None or run.job.object["metadata"]["uid"] != parsed.uid:
-            return
         # At 0 the API forgets a pod at once, whether it has ended or not.
         grace = max(1, math.ceil(grace_seconds))
-        for pod in pods_of_claim(run.job.object, run.live_pods):
-            metadata = pod["metadata"]
-            body = {"gracePeriodSeconds": grace, "preconditions": {"uid": metadata["uid"]}}
-            path = PODS.path(place.namespace, metadata["name"])
-            await _if_there(client.delete(path, body, what=f"stop the pod {metadata['name']}"))
+        # Twice: a pod that was just being made is there by the second time.
+        for _ in range(2):
+            run = await self._watch(place).refresh(place.resource, parsed.name)
+            if run.job is None or run.job.object["metadata"]["uid"] != parsed.uid:
+                return
+            for pod in pods_of_claim(run.job.object, run.live_pods):
+                metadata = pod["metadata"]
+                body = {"gracePeriodSeconds": grace, "preconditions": {"uid": metadata["uid"]}}
+                path = PODS.path(place.namespace, metadata["name"])
+                await _if_there(client.delete(path, body, what=f"stop the pod {metadata['name']}"))
 
     async def delete(self, handle: str) -> None:
         parsed = KubernetesHandle.parse(handle)
@@ -433,7 +434,7 @@ class KubernetesRunner(RemoteRunner):
         if named or not image or self.registry is None:
             return None
         found = await self.registry.credentials_for(image)
-        if found is None:
+        if found is None or found.user == TOKEN_USER:
             return None
         host = parse_reference(image).host
         return {_HUB_KEY if host == DOCKER_HUB else host: {"username": found.user, "password": found.password}}
