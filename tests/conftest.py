@@ -202,7 +202,7 @@ def python_image(engine: DockerEngine, _image: Callable[[str], str]) -> str:
 def kubernetes_cluster() -> Iterator[KubernetesCluster]:
     """The run's Kubernetes: the caller's own when one is named, else one node with a Docker Engine of its own."""
     from tests.support.kubernetes_cluster import KubernetesCluster
-    from tests.support.kubernetes_node import KubernetesMissingError
+    from tests.support.kubernetes_programs import KubernetesMissingError
 
     try:
         cluster = KubernetesCluster.find_or_start(build=engine_required())

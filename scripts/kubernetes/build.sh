@@ -17,6 +17,7 @@ if [ "${1:-}" = --wait ]; then
     exit 1
 fi
 
+rm -rf "$folder".building.*    # of a build that was killed
 work="$(mktemp -d "$folder.building.XXXXXX")"
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 echo "kubernetes: building from Debian's source package, about ten minutes on two cores; log: $folder.log" >&2

@@ -37,8 +37,9 @@ programs=(kube-apiserver kube-controller-manager kube-scheduler kubelet)
 mkdir -p .go/src/k8s.io
 ln -s "$PWD" .go/src/k8s.io/kubernetes
 cd .go/src/k8s.io/kubernetes
-export PATH="/usr/lib/go-1.19/bin:$PATH" GOPATH="$OLDPWD/.go" GOCACHE="$1/go-cache" GO111MODULE=off CGO_ENABLED=0
-GOFLAGS=-tags=providerless make WHAT="${programs[*]/#/cmd/}"    # without the drivers of the clouds
+export PATH="/usr/lib/go-1.19/bin:$PATH" GOPATH="$1/tree/.go" GOCACHE="$1/go-cache" GO111MODULE=off CGO_ENABLED=0
+make gen_openapi    # the other generated sources are in the package
+GOFLAGS=-tags=providerless hack/make-rules/build.sh "${programs[@]/#/cmd/}"    # without the drivers of the clouds
 mkdir "$1/programs"
 cp -L "${programs[@]/#/_output/local/go/bin/}" "$1/programs/"
 gcc -Os -static -DVERSION=3.2 -o "$1/programs/pause" build/pause/linux/pause.c    # what holds a pod's sandbox open

@@ -21,7 +21,8 @@ from uuid import uuid4
 import yaml
 
 from tests.support import images
-from tests.support.kubernetes_node import KubernetesMissingError, KubernetesNode
+from tests.support.kubernetes_node import KubernetesNode
+from tests.support.kubernetes_programs import KubernetesMissingError
 
 KUBECONFIG = "PREFECT_LAUNCH_TEST_KUBECONFIG"
 IMAGE = "PREFECT_LAUNCH_TEST_KUBERNETES_IMAGE"

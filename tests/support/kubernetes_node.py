@@ -7,11 +7,9 @@ one, so that a program in a pod finds the API server with no proxy; other Servic
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -20,7 +18,9 @@ from docker import DockerClient
 
 from tests.support import images
 from tests.support.docker_engine import EngineMissingError, PrivateEngine, mounts_below
+from tests.support.kubernetes_audit import AUDIT_POLICY, Right, rights_used
 from tests.support.kubernetes_keys import write_keys
+from tests.support.kubernetes_programs import KubernetesMissingError, Programs
 from tests.support.ports import free_port
 from tests.support.processes import ChildProcess
 
@@ -31,45 +31,6 @@ CONTROLLERS = (
     *("job", "garbagecollector", "namespace", "podgc", "nodelifecycle", "resourcequota", "ttl-after-finished"),
     *("serviceaccount", "serviceaccount-token", "root-ca-cert-publisher", "deployment", "replicaset", "endpoint"),
 )
-_BUILD = Path(__file__).parents[2] / "scripts" / "kubernetes" / "build.sh"
-
-
-class KubernetesMissingError(RuntimeError):
-    """No cluster is named, and none can be started here."""
-
-
-@dataclass(frozen=True)
-class Programs:
-    """Where the programs are."""
-
-    etcd: str
-    folder: Path
-
-    @classmethod
-    def find(cls, *, build: bool) -> Programs:
-        """Find them; waits for a build that runs.
-
-        Args:
-            build: Build them when they are not there.
-
-        Raises:
-            KubernetesMissingError: They are not there; the message says what to do.
-        """
-        etcd = shutil.which("etcd")
-        if os.geteuid() or not etcd:
-            raise KubernetesMissingError(
-                "a Kubernetes of the tests' own needs root and etcd: run scripts/setup-test-machine.sh as root,"
-                " or set PREFECT_LAUNCH_TEST_KUBECONFIG"
-            )
-        built = subprocess.run([_BUILD, *([] if build else ["--wait"])], capture_output=True, text=True, check=False)
-        if built.returncode:
-            raise KubernetesMissingError(built.stderr.strip())
-        where = subprocess.run([_BUILD, "--where"], capture_output=True, text=True, check=True).stdout.strip()
-        return cls(etcd, Path(where))
-
-    def path(self, name: str) -> str:
-        """Path of one of them."""
-        return str(self.folder / name)
 
 
 class KubernetesNode:
@@ -144,6 +105,10 @@ class KubernetesNode:
         command = ["env", f"--chdir={folder}", self._programs.path("kubelet"), *flags]
         self._processes["kubelet"] = ChildProcess(command, self._folder / "kubelet.log")
 
+    def rights_used(self, namespace: str, account: str) -> dict[Right, set[int]]:
+        """What a ServiceAccount has asked for so far, and the codes of the answers."""
+        return rights_used(self._folder / "audit.log", f"system:serviceaccount:{namespace}:{account}")
+
     def log_of(self, program: str) -> str:
         """The last lines that one of the programs wrote."""
         return self._processes[program].tail()
@@ -151,6 +116,7 @@ class KubernetesNode:
     def _start(self) -> None:
         write_keys(self._folder, self.address)
         self._write_access()
+        (self._folder / "audit.yaml").write_text(yaml.safe_dump(AUDIT_POLICY))
         self._spawn_etcd()
         self.start_api_server()
         access = f"--kubeconfig={self.kubeconfig}"
@@ -219,6 +185,7 @@ class KubernetesNode:
             ),
             *("--authorization-mode=RBAC", "--allow-privileged=true", "--endpoint-reconciler-type=none"),
             f"--service-cluster-ip-range={self.engine.subnet}",
+            *(f"--audit-policy-file={self._folder}/audit.yaml", f"--audit-log-path={self._folder}/audit.log"),
             *("--kubelet-preferred-address-types=InternalIP", "--feature-gates=TTLAfterFinished=true"),
         ]
 
