@@ -15,7 +15,7 @@ import sys
 import sysconfig
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -41,7 +41,7 @@ def ensure_shell_image(client: docker.DockerClient) -> str:
     Returns:
         The image's name.
     """
-    return _ensure(client, SHELL_IMAGE, _add_shell)
+    return ensure_image(client, SHELL_IMAGE, add_shell)
 
 
 def ensure_python_image(client: docker.DockerClient) -> str:
@@ -53,7 +53,7 @@ def ensure_python_image(client: docker.DockerClient) -> str:
     Returns:
         The image's name.
     """
-    return _ensure(client, PYTHON_IMAGE, _add_shell, _add_python)
+    return ensure_image(client, PYTHON_IMAGE, add_shell, add_python)
 
 
 def ensure_image_of_one_program(client: docker.DockerClient, image: str, program: Path) -> None:
@@ -66,14 +66,25 @@ def ensure_image_of_one_program(client: docker.DockerClient, image: str, program
     """
 
     def add(tree: tarfile.TarFile) -> None:
-        tree.add(program, program.name, filter=_as_root)
+        tree.add(program, program.name, filter=as_root)
 
-    _ensure(client, image, add, command=f"/{program.name}")
+    ensure_image(client, image, add, changes=[f'ENTRYPOINT ["/{program.name}"]'])
 
 
-def _ensure(
-    client: docker.DockerClient, image: str, *parts: Callable[[tarfile.TarFile], None], command: str = "sh"
+def ensure_image(
+    client: docker.DockerClient, image: str, *parts: Callable[[tarfile.TarFile], None], changes: Sequence[str] = ()
 ) -> str:
+    """Make an image when the engine does not have it.
+
+    Args:
+        client: Client of the engine.
+        image: The image's name.
+        *parts: Each adds files to its tree.
+        changes: Instructions of a Dockerfile for what it runs; by default a shell.
+
+    Returns:
+        The image's name.
+    """
     try:
         client.images.get(image)
     except ImageNotFound:
@@ -82,48 +93,49 @@ def _ensure(
                 for part in parts:
                     part(tree)
             file.seek(0)
-            _load(client, image, file, command)
+            _load(client, image, file, [f"ENV PATH={PATH}", *(changes or ['CMD ["sh"]'])])
     return image
 
 
-def _load(client: docker.DockerClient, image: str, file: IO[bytes], command: str) -> None:
+def _load(client: docker.DockerClient, image: str, file: IO[bytes], changes: list[str]) -> None:
     repository, _, tag = image.partition(":")
-    changes = [f"ENV PATH={PATH}", f'CMD ["{command}"]']
     answer = client.api.import_image_from_data(file, repository=repository, tag=tag, changes=changes)
     if "error" in answer:
         raise RuntimeError(f"the engine did not import {image}: {answer}")
 
 
-def _add_shell(tree: tarfile.TarFile) -> None:
+def add_shell(tree: tarfile.TarFile) -> None:
+    """Add a static busybox and links for all that it can."""
     busybox = shutil.which("busybox")
     if busybox is None:
         raise FileNotFoundError("no busybox here: run scripts/setup-test-machine.sh, or install 'busybox-static'")
     for folder in ("bin", "dev", "etc", "proc", "root", "sys", "tmp", "usr", "usr/bin", "var"):
         _add_folder(tree, folder)
-    tree.add(Path(busybox).resolve(), "bin/busybox", filter=_as_root)
+    tree.add(Path(busybox).resolve(), "bin/busybox", filter=as_root)
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
     for applet in applets:
         if applet != "busybox":
             _add_link(tree, f"bin/{applet}", "/bin/busybox")
     _add_link(tree, "usr/bin/env", "/bin/busybox")
-    _add_text(tree, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
-    _add_text(tree, "etc/group", "root:x:0:\nnogroup:x:65534:\n")
+    add_text(tree, "etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n")
+    add_text(tree, "etc/group", "root:x:0:\nnogroup:x:65534:\n")
 
 
-def _add_python(tree: tarfile.TarFile) -> None:
+def add_python(tree: tarfile.TarFile) -> None:
+    """Add this machine's Python with its standard library."""
     program = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
     library = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix, "base": sys.base_prefix}))
     files = {program, *_library_files(library)}
     # uv's libraries too: images with a Python from a distribution have them.
     uv = Path(find_uv_bin())
-    files |= _shared_libraries([program, uv, *(file for file in files if file.suffix == ".so")])
+    files |= shared_libraries([program, uv, *(file for file in files if file.suffix == ".so")])
     for file in sorted(files):
-        tree.add(file, str(file).lstrip("/"), filter=_as_root)
+        tree.add(file, str(file).lstrip("/"), filter=as_root)
     for name in ("python", "python3"):
         _add_link(tree, f"usr/local/bin/{name}", str(program))
     certificates = Path(ssl.get_default_verify_paths().cafile or f"/{CERTIFICATES}")
     if certificates.is_file():
-        tree.add(certificates.resolve(), CERTIFICATES, filter=_as_root)
+        tree.add(certificates.resolve(), CERTIFICATES, filter=as_root)
 
 
 def _library_files(library: Path) -> Iterator[Path]:
@@ -133,12 +145,14 @@ def _library_files(library: Path) -> Iterator[Path]:
             yield file
 
 
-def _shared_libraries(binaries: Iterable[Path]) -> set[Path]:
+def shared_libraries(binaries: Iterable[Path]) -> set[Path]:
+    """The libraries of this machine that programs and libraries load."""
     listing = subprocess.run(["ldd", *map(str, binaries)], capture_output=True, text=True, check=False).stdout
     return {Path(path) for path in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", listing, flags=re.MULTILINE)}
 
 
-def _as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+def as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Let root own a file; a filter of `tarfile`."""
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = "root"
     return entry
@@ -156,7 +170,8 @@ def _add_link(tree: tarfile.TarFile, name: str, target: str) -> None:
     tree.addfile(entry)
 
 
-def _add_text(tree: tarfile.TarFile, name: str, text: str) -> None:
+def add_text(tree: tarfile.TarFile, name: str, text: str, mode: int = 0o644) -> None:
+    """Add a file with such content."""
     entry = tarfile.TarInfo(name)
-    entry.size = len(text.encode())
+    entry.size, entry.mode = len(text.encode()), mode
     tree.addfile(entry, io.BytesIO(text.encode()))

@@ -22,6 +22,7 @@ class Relay:
     Attributes:
         target: port of the server on the loopback, or the path of its socket.
         port: its own.
+        host: address of this machine that it listens on.
         lost: the requests whose answers it has lost, as "METHOD path", oldest first.
         refused: those that a busy server has answered with 503, likewise.
         passed: how many requests it has passed on.
@@ -29,6 +30,7 @@ class Relay:
 
     target: int | str
     port: int = field(default_factory=free_port)
+    host: str = "127.0.0.1"
     lost: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     passed: int = 0
@@ -44,7 +46,7 @@ class Relay:
     @property
     def api_url(self) -> str:
         """Address of the server's API by this way."""
-        return f"http://127.0.0.1:{self.port}/api"
+        return f"http://{self.host}:{self.port}/api"
 
     def cut(self) -> None:
         """Break every connection, and refuse new ones."""
@@ -72,7 +74,7 @@ class Relay:
     def run(self) -> None:
         """Work until stopped; for a thread."""
         asyncio.set_event_loop(self._loop)
-        server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", self.port))
+        server = self._loop.run_until_complete(asyncio.start_server(self._serve, self.host, self.port))
         self._loop.run_forever()
         server.close()
         for task in asyncio.all_tasks(self._loop):
@@ -149,9 +151,9 @@ class Relay:
 
 
 @contextmanager
-def relay_to(target: int | str) -> Iterator[Relay]:
+def relay_to(target: int | str, host: str = "127.0.0.1") -> Iterator[Relay]:
     """Run a relay to a server for as long as the block lasts."""
-    relay = Relay(target)
+    relay = Relay(target, host=host)
     thread = threading.Thread(target=relay.run, name="relay", daemon=True)
     thread.start()
     try:

@@ -1,0 +1,130 @@
+"""The agent of `examples/kubernetes` in a pod of a real cluster, with the rights that the example gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from prefect.blocks.system import Secret
+
+from prefect_launch.core.states import StateType
+from tests.support.agent_image import ensure_agent_image
+from tests.support.kubernetes_agent import AgentInCluster, granted
+from tests.support.kubernetes_audit import Right
+from tests.support.live import Site, until
+from tests.support.relay import Relay, relay_to
+
+if TYPE_CHECKING:
+    from tests.support.kubernetes_cluster import KubernetesCluster
+    from tests.support.kubernetes_node import KubernetesNode
+    from tests.support.prefect_server import PrefectServerProcess
+
+pytestmark = pytest.mark.engine
+
+#: A pod starts with Python, Prefect and its client of Kubernetes not yet in the disk's cache.
+START_SECONDS = 300.0
+#: For what a run meets rarely: an object of its name that an older attempt left, and a Job that has no pod.
+RARE = {
+    *(Right("", kind, verb) for kind in ("configmaps", "secrets") for verb in ("get", "delete")),
+    Right("", "events", "list"),
+}
+
+
+@pytest.fixture(scope="module")
+def node(kubernetes_cluster: KubernetesCluster) -> KubernetesNode:
+    """The tests' own node: the agent's image is put there with no registry."""
+    if kubernetes_cluster.node is None:
+        pytest.skip("the cluster is the caller's: no image can be put there without a registry")
+    with kubernetes_cluster.node.client() as client:
+        ensure_agent_image(client)
+    return kubernetes_cluster.node
+
+
+@pytest.fixture
+def way(node: KubernetesNode, prefect_server: PrefectServerProcess) -> Iterator[Relay]:
+    """The way of the pods to the Prefect server."""
+    with relay_to(prefect_server.port, node.address) as relay:
+        yield relay
+
+
+@pytest.fixture
+def agent(kubernetes_cluster: KubernetesCluster, tmp_path: Path) -> Iterator[AgentInCluster]:
+    """An agent in a namespace of the test's own, not yet put there."""
+    namespace = kubernetes_cluster.create_namespace()
+    home, files = tmp_path / "home", tmp_path / "kustomization"
+    home.mkdir()
+    home.chmod(0o777)
+    files.mkdir()
+    yield AgentInCluster(kubernetes_cluster, namespace, files, home)
+    kubernetes_cluster.remove_namespace(namespace)
+
+
+@pytest.fixture
+def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
+    """A queue of the test's own."""
+    name = f"{unique}-token".lower()
+    Secret(value="s3cret-value").save(name)
+    config = {"env": {"TOKEN": f"{{{{ prefect.blocks.secret.{name} }}}}"}}
+    return Site(prefect_server.api_url, tmp_path, unique.lower(), resource="kubernetes", config=config)
+
+
+def container(image: str, script: str) -> dict[str, object]:
+    return {"docker": {"docker_image": image}, "overrides": {"entry_point": ["sh", "-c", script]}}
+
+
+def test_agent_in_a_pod_runs_and_stops_jobs_with_no_right_beyond_the_examples_role(
+    agent: AgentInCluster, node: KubernetesNode, way: Relay, site: Site
+) -> None:
+    image = agent.cluster.shell_image
+    script = (
+        'test -n "$TOKEN" && echo "hello from $(hostname)"; echo \'{"acc": 0.5}\' > "$LAUNCH_OUTPUT_DIR/outputs.json"'
+    )
+    (run,) = site.add(container(image, script))
+    agent.apply(image=ensure_image(node), api_url=way.api_url, queue=site.name, PREFECT_API_KEY="")
+    until(lambda: run.item.state_type in (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED), START_SECONDS)
+    assert (site.states(run)[-1], run.message) == ("Completed", run.message), agent.log()
+    assert site.log(run).startswith("hello from launch-")
+    assert any("0.5" in str(artifact.data) for artifact in site.artifacts(run))
+
+    (stopped,) = site.add(container(image, "trap 'exit 3' TERM; echo up; while true; do sleep 0.1; done"))
+    until(lambda: "up" in site.log(stopped), START_SECONDS)
+    stopped.cancel()
+    until(lambda: stopped.item.state_type is StateType.CANCELLED, START_SECONDS)
+
+    used = node.rights_used(agent.namespace, "prefect-launch-agent")
+    assert {right for right, codes in used.items() if codes & {401, 403}} == set()
+    asked = {right for right in used if not right.resource.startswith("selfsubject")}
+    assert asked <= granted()
+    assert granted() - asked <= RARE
+
+
+def test_agent_in_a_pod_that_is_replaced_goes_on_with_its_run(
+    agent: AgentInCluster, node: KubernetesNode, way: Relay, site: Site
+) -> None:
+    (run,) = site.add(container(agent.cluster.shell_image, "echo begins; sleep 20; echo ends"))
+    agent.apply(image=ensure_image(node), api_url=way.api_url, queue=site.name, PREFECT_API_KEY="")
+    until(lambda: "begins" in site.log(run), START_SECONDS)
+    first = agent.pod()
+    agent.cluster.kubectl("delete", "pod", "-n", agent.namespace, "--wait=false", first)
+    until(lambda: agent.pod() not in ("", first), START_SECONDS)
+    until(lambda: run.item.state_type in (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED), START_SECONDS)
+    assert (site.states(run)[-1], run.attempt) == ("Completed", 1), agent.log()
+    assert site.log(run) == "begins\nends"
+
+
+def test_agent_in_a_pod_finds_with_agent_check_that_nothing_is_missing(
+    agent: AgentInCluster, node: KubernetesNode, way: Relay, site: Site
+) -> None:
+    agent.apply(image=ensure_image(node), api_url=way.api_url, queue=site.name, PREFECT_API_KEY="")
+    until(agent.pod)
+    check = ["prefect-launch", "agent", "check", "--config", "/etc/prefect-launch/agent-config.yaml"]
+    agent.cluster.kubectl("wait", "-n", agent.namespace, "--for=condition=Ready", f"pod/{agent.pod()}", "--timeout=50s")
+    said = agent.cluster.kubectl("exec", "-n", agent.namespace, agent.pod(), "--", *check)
+    assert "jobs" in said
+
+
+def ensure_image(node: KubernetesNode) -> str:
+    with node.client() as client:
+        return ensure_agent_image(client)
