@@ -44,6 +44,7 @@ class KubernetesNode:
         engine: Docker Engine of its pods.
         kubeconfig: File with all rights.
         token: The token in it.
+        authority: File of the certificate that signed the API server's.
 
     Raises:
         KubernetesMissingError: Not root, or a program is missing here.
@@ -58,6 +59,7 @@ class KubernetesNode:
         self.address = self.engine.address
         self._folder = Path(tempfile.mkdtemp(prefix="launch-test-kubernetes-"))
         self.kubeconfig = self._folder / "kubeconfig"
+        self.authority = self._folder / "ca.crt"
         self.token = uuid4().hex
         self.name = f"node-{uuid4().hex[:8]}"
         self._etcd_url = f"http://127.0.0.1:{free_port()}"

@@ -106,12 +106,16 @@ class Store:
         """Merge a change into an object; None removes a field.
 
         Raises:
-            ApiError: There is none, or the change names a version that the object no longer has.
+            ApiError: There is none, or the change names a version or a uid that the object does not have.
         """
         found = self.get(kind, namespace, name)
-        wanted = change.get("metadata", {}).get("resourceVersion")
-        if wanted and wanted != found["metadata"]["resourceVersion"]:
-            raise ApiError(409, "Conflict", f'Operation cannot be fulfilled on {kind[1]} "{name}": it was modified')
+        wanted, its = change.get("metadata", {}), found["metadata"]
+        if wanted.get("uid", its["uid"]) != its["uid"]:
+            cause = f'metadata.uid: Invalid value: "{wanted["uid"]}": field is immutable'
+            raise ApiError(422, "Invalid", f'{kind[1]} "{name}" is invalid: {cause}', cause)
+        if wanted.get("resourceVersion", its["resourceVersion"]) != its["resourceVersion"]:
+            said = f'Operation cannot be fulfilled on {kind[1]} "{name}": the object has been modified'
+            raise ApiError(409, "Conflict", said)
         _merge(found, change)
         return self._note(kind, "MODIFIED", found)
 

@@ -28,7 +28,7 @@ def rights(*path: str) -> dict[str, set[str]]:
 
 
 def test_readme_of_the_example_lists_the_rights_of_its_role() -> None:
-    said = {}
+    said: dict[str, set[str]] = {}
     for names, verbs in re.findall(r"^\| ([\w/, ]+): ([\w, ]+) \|", (EXAMPLE / "README.md").read_text(), re.MULTILINE):
         said |= {name: set(verbs.split(", ")) for name in names.split(", ")}
     assert said == rights("base", "account.yaml")
