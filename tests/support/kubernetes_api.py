@@ -286,7 +286,7 @@ class KubernetesApi:
         await response.prepare(request)
         since = _seconds(query["sinceTime"]) if query.get("sinceTime") else 0.0
         while True:
-            has_ended = of in self._ended_logs
+            has_ended = of in self._ended_logs or self._is_over(of)
             lines = [line for line in self.logs.get(of, []) if int(_seconds(line.stamp)) >= int(since)]
             for line in lines[sent:]:
                 stamp = f"{line.stamp} " if query.get("timestamps", "").lower() == "true" else ""
@@ -298,6 +298,14 @@ class KubernetesApi:
             if query.get("follow", "").lower() != "true" or has_ended or self._stopping.is_set():
                 return response
             await asyncio.sleep(_POLL)
+
+    def _is_over(self, of: tuple[str, str, str]) -> bool:
+        """Whether the pod of a log runs no more."""
+        try:
+            pod = self.store.get(("api/v1", "pods"), *of[:2])
+        except ApiError:
+            return True
+        return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
     def _review(self, body: Object) -> Object:
         wish = body["spec"]["resourceAttributes"]

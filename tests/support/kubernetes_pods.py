@@ -140,7 +140,13 @@ class JobPods:
         )
 
     def fail(self, reason: str, message: str = "") -> None:
-        """The Job has failed: BackoffLimitExceeded, DeadlineExceeded, PodFailurePolicy, MaxFailedIndexesExceeded."""
+        """The Job has failed: BackoffLimitExceeded, DeadlineExceeded, PodFailurePolicy, MaxFailedIndexesExceeded.
+
+        The pods of one that has failed by its deadline are deleted, as the controller does.
+        """
+        if reason == "DeadlineExceeded":
+            for pod in self.pods:
+                self._api.store.delete(PODS, self._namespace, pod["metadata"]["name"])
         self._end_job("Failed", "FailureTarget", reason, message)
 
     def event(self, reason: str, message: str, *, kind: str = "Pod", what: str = "Warning") -> None:
@@ -173,6 +179,7 @@ class JobPods:
         ]
         sidecars = [_container(each["name"], init) for each in self._sidecars()] if init else []
         conditions = [{"type": "PodScheduled", "status": "True", "lastTransitionTime": now()}]
+        self._api.store.patch(PODS, self._namespace, self._last()["metadata"]["name"], {"spec": {"nodeName": "node-1"}})
         self._pod_status(
             phase=phase,
             conditions=conditions,

@@ -98,7 +98,7 @@ class Store:
         """Read the objects of a kind, of one namespace or of all, that selectors match."""
         return [
             found
-            for (its_kind, its_namespace, _), found in self._objects.items()
+            for (its_kind, its_namespace, _), found in list(self._objects.items())
             if its_kind == kind and namespace in ("", its_namespace) and matches(found, labels, fields)
         ]
 
