@@ -10,7 +10,7 @@ from tests.support.kubernetes_store import Object, now
 JOBS = ("apis/batch/v1", "jobs")
 PODS = ("api/v1", "pods")
 EVENTS = ("api/v1", "events")
-KILLED = 137
+KILLED, TERMINATED = 137, 143
 
 
 class JobPods:
@@ -125,7 +125,8 @@ class JobPods:
             deleted: Whether the pod is gone at once.
         """
         condition = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": message}
-        self._pod_status(phase="Failed", conditions=[{**condition, "lastTransitionTime": now()}])
+        self.end_pod(TERMINATED)
+        self._pod_status(conditions=[{**condition, "lastTransitionTime": now()}])
         if deleted:
             self._api.store.delete(PODS, self._namespace, self._last()["metadata"]["name"])
 

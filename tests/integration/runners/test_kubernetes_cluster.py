@@ -1,21 +1,32 @@
-"""The tests' real cluster: what the scripted API server promises is true of its own."""
+"""The tests' real cluster: what the scripted API server promises is true of it, and the example's agent works in it."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from prefect.blocks.system import Secret
 
+from prefect_launch.core.states import StateType
 from tests.contract.kubernetes_api_contract import SECONDS, KubernetesApiContract
+from tests.support.agent_image import ensure_agent_image
+from tests.support.kubernetes_agent import AgentInCluster, granted
+from tests.support.live import Site, until
+from tests.support.relay import Relay, relay_to
 
 if TYPE_CHECKING:
     from tests.support.kubernetes_cluster import KubernetesCluster
     from tests.support.kubernetes_node import KubernetesNode
+    from tests.support.prefect_server import PrefectServerProcess
 
 pytestmark = pytest.mark.engine
+
+#: A pod starts with Python, Prefect and its client of Kubernetes not yet in the disk's cache.
+START_SECONDS = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +35,41 @@ def node(kubernetes_cluster: KubernetesCluster) -> KubernetesNode:
     if kubernetes_cluster.node is None:
         pytest.skip("the cluster is the caller's: no image can be put there, and its audit log cannot be read")
     return kubernetes_cluster.node
+
+
+@pytest.fixture(scope="module")
+def agent_image(node: KubernetesNode) -> str:
+    """The agent's image, put there with no registry."""
+    with node.client() as client:
+        return ensure_agent_image(client)
+
+
+@pytest.fixture
+def way(node: KubernetesNode, prefect_server: PrefectServerProcess) -> Iterator[Relay]:
+    """The way of the pods to the Prefect server."""
+    with relay_to(prefect_server.port, node.address) as relay:
+        yield relay
+
+
+@pytest.fixture
+def agent(kubernetes_cluster: KubernetesCluster, tmp_path: Path) -> Iterator[AgentInCluster]:
+    """An agent in a namespace of the test's own, not yet put there."""
+    namespace = kubernetes_cluster.create_namespace()
+    home, files = tmp_path / "home", tmp_path / "kustomization"
+    home.mkdir()
+    home.chmod(0o777)
+    files.mkdir()
+    yield AgentInCluster(kubernetes_cluster, namespace, files, home)
+    kubernetes_cluster.remove_namespace(namespace)
+
+
+@pytest.fixture
+def site(prefect_server: PrefectServerProcess, tmp_path: Path, unique: str) -> Site:
+    """A queue of the test's own."""
+    name = f"{unique}-token".lower()
+    Secret(value="s3cret-value").save(name)
+    config = {"env": {"TOKEN": f"{{{{ prefect.blocks.secret.{name} }}}}"}}
+    return Site(prefect_server.api_url, tmp_path, unique.lower(), resource="kubernetes", config=config)
 
 
 class TestRealKubernetes(KubernetesApiContract):
@@ -41,3 +87,32 @@ class TestRealKubernetes(KubernetesApiContract):
         login = {"Authorization": f"Bearer {node.token}"}
         with httpx.Client(base_url=f"https://{node.address}", headers=login, verify=trust, timeout=SECONDS) as client:
             yield client
+
+
+def container(image: str, script: str) -> dict[str, object]:
+    return {"docker": {"docker_image": image}, "overrides": {"entry_point": ["sh", "-c", script]}}
+
+
+def test_agent_in_a_pod_runs_and_stops_jobs_with_no_right_beyond_the_examples_role(
+    agent: AgentInCluster, agent_image: str, node: KubernetesNode, way: Relay, site: Site
+) -> None:
+    image = agent.cluster.shell_image
+    script = (
+        'test -n "$TOKEN" && echo "hello from $(hostname)"; echo \'{"acc": 0.5}\' > "$LAUNCH_OUTPUT_DIR/outputs.json"'
+    )
+    (run,) = site.add(container(image, script))
+    agent.apply(image=agent_image, api_url=way.api_url, queue=site.name, PREFECT_API_KEY="")
+    until(lambda: run.item.state_type in (StateType.COMPLETED, StateType.FAILED, StateType.CRASHED), START_SECONDS)
+    assert site.states(run)[-1] == "Completed", f"{run.message}\n{agent.log()}"
+    assert site.log(run).startswith("hello from launch-")
+    assert any("0.5" in str(artifact.data) for artifact in site.artifacts(run))
+
+    (stopped,) = site.add(container(image, "trap 'exit 3' TERM; echo up; while true; do sleep 0.1; done"))
+    until(lambda: "up" in site.log(stopped), START_SECONDS)
+    stopped.cancel()
+    until(lambda: stopped.item.state_type is StateType.CANCELLED, START_SECONDS)
+
+    used = node.rights_used(agent.namespace, "prefect-launch-agent")
+    assert {right for right, codes in used.items() if codes & {401, 403}} == set()
+    asked = {right for right in used if not right.resource.startswith("selfsubject")}
+    assert asked <= granted()
