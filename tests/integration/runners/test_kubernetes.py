@@ -26,6 +26,7 @@ from tests.support.live import Site, until
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
+from tests.support.training_operator import TrainingOperator
 
 pytestmark = pytest.mark.engine
 
@@ -367,3 +368,52 @@ async def _logging(runner: KubernetesRunner, plan: RunPlan, text: bytes) -> asyn
         assert time.monotonic() < due
         await asyncio.sleep(0.05)
     return watching
+
+
+# --- what a manifest, code and a custom resource become ---
+
+
+async def run_to_its_end(world: KubernetesWorld, plan: RunPlan, operator: TrainingOperator | None = None) -> ExitStatus:
+    """Run a plan until it has ended, and remove it; an operator works on it meanwhile."""
+    runner = world.runner()
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    operating = asyncio.to_thread(operator.run, plan.name) if operator else asyncio.sleep(0)
+    end, _ = await asyncio.gather(runner.watch(handle, plan), operating)
+    await runner.remove(handle)
+    return end
+
+
+async def test_code_runs_on_a_base_image_with_secrets_and_named_results(world: KubernetesWorld, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "train.sh").write_text(
+        'pwd; [ "$TOKEN" = the-secret-token ] && echo \'{"loss": 2}\' > $LAUNCH_OUTPUT_DIR/outputs.json'
+    )
+    plan = world.plan("sh train.sh", code_dir=code, env={"TOKEN": "the-secret-token"}, mask=Mask(["the-secret-token"]))
+
+    end = await run_to_its_end(world, plan)
+
+    assert end.exit_code == 0
+    assert plan.log_path.read_text() == "/workspace\n"
+    assert json.loads((plan.output_dir / "outputs.json").read_text()) == {"loss": 2}
+
+
+@pytest.mark.parametrize(("failing", "expected"), [("none", 0), ("worker-1", 5)])
+async def test_custom_resource_of_three_pods_is_one_run_with_every_pods_log(
+    world: KubernetesWorld, failing: str, expected: int
+) -> None:
+    operator = TrainingOperator(world.cluster, world.namespace)
+    template = {"spec": {"containers": [{"name": "pytorch", "image": "replaced"}]}}
+    replicas = {"Master": {"replicas": 1, "template": template}, "Worker": {"replicas": 2, "template": template}}
+    options = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": {"pytorchReplicaSpecs": replicas}}
+    script = f"echo I am $HOSTNAME; case $HOSTNAME in *{failing}) sleep 1; exit 5;; *) sleep 3;; esac"
+    plan = world.plan(script, options=options)
+
+    end = await run_to_its_end(world, plan, operator)
+
+    log = plan.log_path.read_text()
+    assert end.exit_code == expected
+    assert all(f"I am {plan.name}-{pod}" in log for pod in ("master-0", "worker-0", "worker-1"))
+    if expected:
+        assert f"the container 'pytorch' of the pod '{plan.name}-worker-1' failed first" in " ".join(end.warnings)

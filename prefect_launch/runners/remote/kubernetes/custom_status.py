@@ -17,7 +17,6 @@ from prefect_launch.runners.remote.kubernetes.kinds import ObjectKind, first
 from prefect_launch.runners.remote.kubernetes.pods import (
     Pod,
     failure_of,
-    has_ended,
     has_started,
     in_words,
     success_of,
@@ -69,7 +68,7 @@ def custom_status(made: Mapping[str, Any], kind: ObjectKind, pods: Sequence[Pod]
         return RemoteStatus(state=RemoteState.ENDED, exit=success_of(pods))
     if seen is not None and seen.state is CustomState.FAILED:
         words = in_words(f"{kind.kind} {seen.word}", seen.reason)
-        end = failure_of([pod for pod in pods if has_ended(pod)], default=words)
+        end = failure_of(pods, default=words)
         if _is_timeout(seen):
             end = end.model_copy(update={"timed_out": True, "error": words, "preempted": False})
         elif end.exit_code is None and not end.preempted:

@@ -56,6 +56,15 @@ def walk(value: Any, path: str = "") -> Iterator[Entry]:
             waiting.extend((entry.path, entry.value) for entry in reversed(items))
 
 
+def unshared(value: Any) -> Any:
+    """Return a copy of nested mappings and lists in which no part is another's too, as an alias of YAML makes it."""
+    if isinstance(value, Mapping):
+        return {key: unshared(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [unshared(item) for item in value]
+    return value
+
+
 def join(path: str, key: object) -> str:
     """Return the path of a key below a path."""
     return f"{path}.{key}" if path else str(key)

@@ -21,6 +21,7 @@ from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.kubernetes.code import add_code, code_config_map, preview_code
 from prefect_launch.runners.remote.kubernetes.environment import OUTPUT_DIR, SecretValues, job_variables, literal
+from prefect_launch.runners.remote.kubernetes.fields import unshared
 from prefect_launch.runners.remote.kubernetes.images import check_container_images
 from prefect_launch.runners.remote.kubernetes.kinds import (
     JOB,
@@ -101,7 +102,7 @@ def build_objects(
     """
     options = read_options(plan.options)
     kind = options.kind
-    manifest = deepcopy(options.manifest) if options.manifest is not None else one_container_job()
+    manifest = unshared(options.manifest) if options.manifest is not None else one_container_job()
     secrets = SecretValues(f"{plan.name}-env", plan.mask)
     pull_secret = f"{plan.name}-pull" if pull_auths else None
     _name_templates(manifest, kind)
@@ -283,7 +284,7 @@ def _labelled(made: dict[str, Any], plan: RunPlan, options: KubernetesOptions) -
 
 
 def _service(service: ServiceSpec, plan: RunPlan, options: KubernetesOptions) -> ServiceSpec:
-    return service.model_copy(update={"manifest": _labelled(service.manifest, plan, options)})
+    return service.model_copy(update={"manifest": _labelled(unshared(service.manifest), plan, options)})
 
 
 def _complete_pod(

@@ -301,7 +301,7 @@ def failure_of(pods: Sequence[Pod], *, default: str) -> ExitStatus:
         signal=signal_of(end.exit_code),
         oom_killed=end.reason == _OOM,
         error=of_pod or _why_not_run(end) or _who_removed(end, failed),
-        warnings=_which(end, failed),
+        warnings=_which(end, pods),
         **times,
     )
 

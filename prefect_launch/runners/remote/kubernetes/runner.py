@@ -23,9 +23,10 @@ from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchE
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import DOCKER_HUB, TOKEN_USER, parse_reference
 from prefect_launch.runners.base import Finding, Labels, RunPlan
-from prefect_launch.runners.option_values import Quantity
+from prefect_launch.runners.option_values import Amount, Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
 from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, RemoteState, RemoteStatus, RunHandle
+from prefect_launch.runners.remote.kubernetes.amounts import amounts_of
 from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object
 from prefect_launch.runners.remote.kubernetes.code import pack_code
 from prefect_launch.runners.remote.kubernetes.diagnosis import diagnose_cluster
@@ -48,6 +49,7 @@ from prefect_launch.runners.remote.kubernetes.options import (
     check_options,
     check_submitter_options,
     check_together,
+    own_image,
     read_options,
 )
 from prefect_launch.runners.remote.kubernetes.pods import cut_warning, has_ended, is_cut, outputs_message
@@ -152,6 +154,14 @@ class KubernetesRunner(RemoteRunner):
     @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:
         check_together(options)
+
+    @classmethod
+    def amounts(cls, options: Mapping[str, Any]) -> dict[str, Amount]:
+        return amounts_of(options)
+
+    @classmethod
+    def own_image(cls, options: Mapping[str, Any]) -> str | None:
+        return own_image(options)
 
     def check(self, plan: RunPlan) -> None:
         build_objects(plan)

@@ -277,6 +277,16 @@ def test_every_training_container_of_a_pytorch_job_runs_the_command() -> None:
     assert release_patch(made.manifest, made.kind) == {"spec": {"runPolicy": {"suspend": False}}}
 
 
+def test_template_that_an_alias_of_yaml_repeats_is_completed_once_for_each_place() -> None:
+    template = pod_manifest(name="pytorch")
+    spec = {"pytorchReplicaSpecs": {name: {"replicas": 1, "template": template} for name in ("Master", "Worker")}}
+
+    made = build_objects(make_plan({"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": spec}))
+
+    for role in made.manifest["spec"]["pytorchReplicaSpecs"].values():
+        assert len(role["template"]["spec"]["containers"][0]["volumeMounts"]) == 1
+
+
 def test_ray_job_takes_the_command_as_its_entry_point() -> None:
     pod = {"spec": {"containers": [{"name": "ray-head", "image": "ray"}]}}
     options = {
