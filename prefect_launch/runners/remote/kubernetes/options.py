@@ -330,7 +330,9 @@ def check_submitter_options(options: Mapping[str, Any]) -> None:
         UnsafeSpecError: naming the field, where it stands, and the next step.
     """
     for name, value in options.items():
-        if name != "env":
+        if name == "volumes":  # Also the short form of a folder of the host.
+            check_safe({name: [{**one.volume, **one.mount} for one in read_volumes(value)]})
+        elif name != "env":
             check_safe({MANIFEST_KEYS.get(name, name): value})
 
 

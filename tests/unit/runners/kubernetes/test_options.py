@@ -118,6 +118,21 @@ def test_pod_field_that_reaches_out_of_its_pod_is_refused_to_submitters_alone(pa
         check_submitter_options(options)
 
 
+@pytest.mark.parametrize(
+    "volume",
+    [
+        "/etc:/host:ro",
+        {"hostPath": {"path": "/"}, "mountPath": "/host"},
+        {"emptyDir": {}, "mountPath": "/x", "mountPropagation": "Bidirectional"},
+    ],
+)
+def test_folder_of_the_host_is_refused_to_submitters_who_may_name_volumes(volume: Any) -> None:
+    with pytest.raises(UnsafeSpecError, match="is not allowed: found volumes"):
+        check_submitter_options(check_options({"volumes": [volume]}))
+
+    check_submitter_options(check_options({"volumes": ["claim:/data"]}))
+
+
 def test_option_of_a_submitter_that_is_not_known_names_the_nearest() -> None:
     with pytest.raises(NotFoundError, match="Did you mean 'memory'"):
         check_options({"memry": "2g"})
