@@ -79,9 +79,21 @@ def changes_of(
 def masked(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return options, or what is created, without the values of environment variables: their names remain.
 
-    A variable that names a secret keeps the block's name.
+    A variable that names a secret keeps the block's name. The variables of a manifest's containers are masked too.
     """
-    return {name: _names(value) if _is_env(name) else value for name, value in options.items()}
+    return {name: _names(value) if _is_env(name) else _masked_inside(value) for name, value in options.items()}
+
+
+def _masked_inside(value: Any) -> Any:
+    """Return nested data in which a container's `env`, a list of names and values, has the names alone."""
+    if isinstance(value, Mapping):
+        return {
+            key: [one.get("name") if isinstance(one, Mapping) else one for one in item]
+            if key == _ENV and isinstance(item, (list, tuple))
+            else _masked_inside(item)
+            for key, item in value.items()
+        }
+    return [_masked_inside(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def masked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +157,7 @@ def _of_options(asked: LaunchSpec, config: QueueConfig, options: Mapping[str, An
             by = "the queue's limit"
         by += f", from the template variable {locked[what]}" if what in locked else ""
         asked_for, becomes = (wanted.get(what), value) if "." not in what else (what in wanted and _HIDDEN, _HIDDEN)
-        found.append(Change(what=what, asked=asked_for or None, becomes=becomes, by=by))
+        found.append(Change(what=what, asked=_masked_inside(asked_for) or None, becomes=_masked_inside(becomes), by=by))
     return found
 
 

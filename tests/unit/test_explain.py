@@ -12,7 +12,7 @@ import pytest
 
 from prefect_launch import aexplain_launch, create_job, explain_launch, launch_add
 from prefect_launch.client.build_first import image_job
-from prefect_launch.client.explain import Explanation
+from prefect_launch.client.explain import Explanation, masked
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import InputError, LaunchError, NotFoundError, SpecError, UnsafeSpecError
 from prefect_launch.queues.agent_status import AgentStatus, post_status
@@ -272,3 +272,12 @@ async def test_gpus_that_no_agent_has_are_reported_before_anything_waits_for_the
     await job_api.server.beat_worker("gpu", "box", 15)
     assert await told("") == "It asks for 2 GPUs, and no agent of the queue 'gpu' has a GPU (box)."
     assert "a free slot and 2 GPUs takes it" in await told("GPU 0 free; GPU 1 free")
+
+
+def test_variables_of_a_manifests_containers_are_told_by_their_names() -> None:
+    container = {"name": "main", "image": "busybox:1", "env": [{"name": "MODE", "value": "s3cr3t-mode"}]}
+    options = {"spec": {"template": {"spec": {"containers": [container]}}}}
+
+    told = masked(options)
+
+    assert told["spec"]["template"]["spec"]["containers"] == [{**container, "env": ["MODE"]}]

@@ -51,6 +51,8 @@ _NOT_KEPT: Final = frozenset({"name", "generateName", "namespace", "uid", "resou
     *("managedFields", "generation", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences")
 }
 _HIDDEN: Final = "***"
+#: Stands for an image that is still to be built.
+_TO_BE_BUILT: Final = "to-be-built"
 
 
 class Hold(str, Enum):
@@ -141,9 +143,24 @@ def build_objects(
     )
 
 
+def check_plan(plan: RunPlan) -> None:
+    """Refuse a plan of which no objects can be made; its image may be still to be built.
+
+    Raises:
+        SpecError: as `build_objects` does.
+    """
+    _built_later(plan)
+
+
+def _built_later(plan: RunPlan) -> RunObjects:
+    if plan.image is None and plan.build_request is not None:
+        plan = plan.model_copy(update={"image": _TO_BE_BUILT, "code_dir": None})
+    return build_objects(plan, code=preview_code(plan))
+
+
 def preview_objects(plan: RunPlan) -> dict[str, Any]:
     """Return what would be made for a run, without values of variables and without secrets."""
-    made = build_objects(plan, code=preview_code(plan))
+    made = _built_later(plan)
     manifest = deepcopy(made.manifest)
     for _, _, template in pod_templates(manifest, made.kind):
         for _, container in _containers(template["spec"]):
@@ -346,7 +363,9 @@ def _complete_container(
     *,
     takes_command: bool,
 ) -> None:
-    image = plan.resolved_image or plan.image or container.get("image") or options.image
+    own = container.get("image") or ""
+    # A macro that is still there names the image of an item that has none.
+    image = plan.resolved_image or plan.image or (None if "${" in own else own) or options.image
     if not image:
         raise SpecError(
             f"The container {container['name']!r} of resource_args.kubernetes has no image, and the job names none."

@@ -38,6 +38,7 @@ from prefect_launch.runners.remote.kubernetes.logs import Container, RunLog, con
 from prefect_launch.runners.remote.kubernetes.objects import (
     Hold,
     build_objects,
+    check_plan,
     labels_of,
     preview_objects,
     release_patch,
@@ -164,7 +165,7 @@ class KubernetesRunner(RemoteRunner):
         return own_image(options)
 
     def check(self, plan: RunPlan) -> None:
-        build_objects(plan)
+        check_plan(plan)
 
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:

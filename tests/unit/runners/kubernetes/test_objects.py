@@ -18,6 +18,7 @@ from prefect_launch.runners.remote.kubernetes.manifest_checks import check_manif
 from prefect_launch.runners.remote.kubernetes.objects import (
     Hold,
     build_objects,
+    check_plan,
     is_held,
     labels_of,
     preview_objects,
@@ -25,6 +26,7 @@ from prefect_launch.runners.remote.kubernetes.objects import (
     selector_of,
     with_owner,
 )
+from prefect_launch.spec.code_options import BuildRequest
 from tests.unit.runners.kubernetes.plans import ITEM, LABELS, NAME, SECRET, job_options, make_plan, pod_manifest
 
 WHOLE = {"cpus": 2, "memory": "2g", "gpus": 1, "volumes": ["data:/data:ro"], "shm-size": "1g", "ttl": 60}
@@ -241,6 +243,19 @@ def test_working_folder_relative_to_an_image_is_entered_by_a_shell() -> None:
 def test_container_without_any_image_is_refused() -> None:
     with pytest.raises(SpecError, match="has no image"):
         build_objects(make_plan(image=None))
+
+
+def test_job_whose_image_is_still_to_be_built_is_checked_and_previewed(tmp_path: Path) -> None:
+    request = BuildRequest(entry_point=("python", "train.py"))
+    plan = make_plan(
+        job_options(pod_manifest(image="${image_uri}")), image=None, build_request=request, code_dir=tmp_path
+    )
+
+    check_plan(plan)
+
+    manifest = preview_objects(plan)["manifest"]
+    assert container_of(manifest)["image"] == "to-be-built"
+    assert "initContainers" not in pod_of(manifest)
 
 
 # --- custom resources ---

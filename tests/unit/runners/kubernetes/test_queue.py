@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from prefect_launch import explain_launch
 from prefect_launch.errors import LaunchError, QueueError, UnsafeSpecError
 from prefect_launch.planning.plan import Request, preview_plan
 from prefect_launch.policy.template import QueueConfig
@@ -16,6 +17,7 @@ from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.settings.agent_config import MachineSettings
 from prefect_launch.spec.launch_spec import parse_spec
+from prefect_launch.testing import InMemoryApi
 from tests.support.queue_config import make_config
 from tests.unit.runners.kubernetes.plans import job_options, pod_manifest
 
@@ -109,3 +111,15 @@ def test_dry_run_names_secrets_and_shows_none() -> None:
     shown = json.dumps(runner_class("kubernetes").preview(plan(config)))
 
     assert "quiet-mode" not in shown
+
+
+def test_dry_run_of_an_item_shows_no_value_of_a_manifests_variables(job_api: InMemoryApi) -> None:
+    pod = pod_manifest(image="${image_uri}", env=[{"name": "OWN", "value": "owner-value"}])
+    job_api.create_run_queue("k8s", type="kubernetes", config=job_options(pod))
+
+    of_image = explain_launch(docker_image="registry.example.com/a:1", queue_name="k8s")
+    of_code = explain_launch(job="train", queue_name="k8s", config={"overrides": {"run_config": {"lr": 0.1}}})
+
+    assert of_image.creates["manifest"]["spec"]["template"]["spec"]["containers"][0]["env"][-1] == "OWN"
+    assert "owner-value" not in of_image.model_dump_json()
+    assert of_code.builds
