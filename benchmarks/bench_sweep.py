@@ -30,11 +30,12 @@ from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.metrics import metrics_key, write_metrics
 from prefect_launch.server.values import PAGE, ItemDraft, State
-from prefect_launch.sweeps.flow import begin_sweep, run_sweep, sweep_config
+from prefect_launch.sweeps.flow import begin_sweep, run_sweep
 from prefect_launch.sweeps.samplers.base import next_params
 from prefect_launch.sweeps.samplers.registry import make_sampler
 from prefect_launch.sweeps.scheduler import Control, Outcome, decide
 from prefect_launch.sweeps.search_space import random_point
+from prefect_launch.sweeps.sweep_run import sweep_config
 from prefect_launch.sweeps.trial_items import TRIAL_LABEL, SweepTrials, TrialRecord, sweep_tag, trial_key
 from prefect_launch.sweeps.trial_reader import read_trials
 

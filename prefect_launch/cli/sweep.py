@@ -209,7 +209,7 @@ def prior_run_ids(api: Api, prior_runs: list[str] | None) -> list[str] | None:
     """Return the ids of sweeps and items that are named as in other commands; `None` for none."""
     from prefect_launch.cli.item_view import find
     from prefect_launch.errors import NotFoundError
-    from prefect_launch.sweeps.flow import find_sweep
+    from prefect_launch.sweeps.sweep_run import find_sweep
 
     found = []
     for given in prior_runs or ():
@@ -310,7 +310,7 @@ async def run_to_end(api: Api, sweep_id: UUID, *, as_json: bool = False) -> int:
 @app.command("list", epilog=examples("prefect-launch sweep list"))
 def list_(json: JsonOption = False) -> None:
     """List the newest sweeps."""
-    from prefect_launch.sweeps.flow import list_sweeps
+    from prefect_launch.sweeps.sweep_run import list_sweeps
 
     sweeps = connected().call(list_sweeps)
     if json:
@@ -504,7 +504,8 @@ def stop(sweep: SweepId) -> None:
     """Stop a sweep: cancel its trials, and wait until their agents have ended them."""
     import asyncio
 
-    from prefect_launch.sweeps.flow import find_sweep, stop_sweep
+    from prefect_launch.sweeps.control import stop_sweep
+    from prefect_launch.sweeps.sweep_run import find_sweep
 
     async def work(api: Api) -> None:
         async with api.open() as session:

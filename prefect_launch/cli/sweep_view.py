@@ -44,7 +44,7 @@ def read_report(api: Api, given: str) -> SweepReport:
     """
 
     async def read(session: Session) -> SweepReport:
-        from prefect_launch.sweeps.flow import find_sweep
+        from prefect_launch.sweeps.sweep_run import find_sweep
 
         return (await read_now(session, (await find_sweep(session, given)).id))[0]
 
@@ -62,8 +62,8 @@ async def read_now(session: Session, sweep_id: UUID, reader: TrialReader | None 
     Returns:
         Its report, and whether it has ended.
     """
-    from prefect_launch.sweeps.flow import config_of, read_sweep
     from prefect_launch.sweeps.report import SweepReport
+    from prefect_launch.sweeps.sweep_run import config_of, read_sweep
     from prefect_launch.sweeps.trial_reader import TrialReader
 
     sweep = await read_sweep(session, sweep_id)
@@ -155,7 +155,7 @@ async def until_ended(
         The sweep as it has ended.
     """
     from prefect_launch.errors import ServerFailedError, ServerUnavailableError
-    from prefect_launch.sweeps.flow import find_sweep
+    from prefect_launch.sweeps.sweep_run import find_sweep
     from prefect_launch.sweeps.trial_reader import TrialReader
 
     async with api.open() as session:

@@ -23,30 +23,15 @@ from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.server.values import SCHEDULER_FLOW
 from prefect_launch.sweeps.config import SweepConfig
-from prefect_launch.sweeps.control import resume_sweep, stop_sweep
 from prefect_launch.sweeps.runner import SweepRunner, check_sweep_request
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
 from prefect_launch.sweeps.subflow import place_in_flow
-from prefect_launch.sweeps.sweep_run import config_of, find_sweep, list_sweeps, read_sweep, sweep_config
+from prefect_launch.sweeps.sweep_run import sweep_config
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
     from prefect_launch.client.item_check import NamedJob
-
-__all__ = [
-    "begin_sweep",
-    "config_of",
-    "find_sweep",
-    "list_sweeps",
-    "read_sweep",
-    "resume_sweep",
-    "run_as_flow",
-    "run_sweep",
-    "stop_sweep",
-    "sweep_config",
-    "sweep_flow",
-]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _STATES: Final[Mapping[Outcome, Callable[..., Any]]] = {

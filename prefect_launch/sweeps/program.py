@@ -24,9 +24,9 @@ from prefect_launch.core.terminal import printable
 from prefect_launch.errors import AgentConfigError, LaunchError, ServerFailedError, ServerUnavailableError
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.server.values import Item
-from prefect_launch.sweeps.flow import config_of, read_sweep
 from prefect_launch.sweeps.runner import SweepRunner
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
+from prefect_launch.sweeps.sweep_run import config_of, read_sweep
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

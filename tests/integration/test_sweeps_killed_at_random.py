@@ -20,9 +20,9 @@ import pytest
 from prefect_launch.core.states import TERMINAL, StateType
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.values import Item
-from prefect_launch.sweeps.flow import config_of, read_sweep
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.samplers.registry import make_sampler
+from prefect_launch.sweeps.sweep_run import config_of, read_sweep
 from prefect_launch.sweeps.trial_items import SweepTrials, TrialItem, sweep_tag
 from prefect_launch.sweeps.trial_reader import read_trials
 from tests.support.live import Site, until

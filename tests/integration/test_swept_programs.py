@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_launch import create_job
-from prefect_launch.sweeps.flow import begin_sweep, config_of, read_sweep, run_sweep
+from prefect_launch.sweeps.flow import begin_sweep, run_sweep
 from prefect_launch.sweeps.history import Trial
+from prefect_launch.sweeps.sweep_run import config_of, read_sweep
 from prefect_launch.sweeps.trial_reader import read_trials
 from tests.support.live import DEADLINE_SECONDS, Site
 

@@ -15,10 +15,10 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.queues.session import Session
 from prefect_launch.server.metrics import write_metrics
 from prefect_launch.server.values import Item, ItemDraft, State
-from prefect_launch.sweeps.flow import sweep_config
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.runner import SweepRunner
 from prefect_launch.sweeps.scheduler import EndSweep
+from prefect_launch.sweeps.sweep_run import sweep_config
 from prefect_launch.sweeps.trial_items import SweepTrials, TrialItem, TrialRecord, sweep_tag
 from prefect_launch.testing import InMemoryApi
 

@@ -17,10 +17,10 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AnswerLostError, ServerFailedError, ServerUnavailableError
 from prefect_launch.server.metrics import write_metrics
 from prefect_launch.server.values import State
-from prefect_launch.sweeps.flow import config_of, read_sweep
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.samplers.registry import make_sampler
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
+from prefect_launch.sweeps.sweep_run import config_of, read_sweep
 from prefect_launch.sweeps.trial_items import TrialItem, TrialRecord
 from prefect_launch.sweeps.trial_reader import read_trials
 from prefect_launch.testing import InMemoryApi

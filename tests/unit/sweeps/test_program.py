@@ -10,9 +10,9 @@ import pytest
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import AgentConfigError
 from prefect_launch.sweeps import runner
-from prefect_launch.sweeps.flow import read_sweep
 from prefect_launch.sweeps.program import ENTITY_LABEL, SchedulerEnd, main, read_end, run_scheduler, write_end
 from prefect_launch.sweeps.scheduler import Outcome
+from prefect_launch.sweeps.sweep_run import read_sweep
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import GRID, PATIENCE_SECONDS, Sweep, opened
 

@@ -15,8 +15,8 @@ from prefect_launch.core.states import StateType
 from prefect_launch.errors import LaunchError, QueueError, SpecError
 from prefect_launch.server.values import SCHEDULER_FLOW, ItemDraft
 from prefect_launch.spec.item_parameters import is_scheduler
-from prefect_launch.sweeps.flow import config_of
 from prefect_launch.sweeps.queued import ensure_sweep_deployment, queue_sweep
+from prefect_launch.sweeps.sweep_run import config_of
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import GRID
 

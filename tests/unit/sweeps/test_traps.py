@@ -18,9 +18,10 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ServerFailedError, ServerUnavailableError, SpecError
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.config import parse_sweep
-from prefect_launch.sweeps.flow import config_of, read_sweep, resume_sweep
+from prefect_launch.sweeps.control import resume_sweep
 from prefect_launch.sweeps.history import TrialState
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
+from prefect_launch.sweeps.sweep_run import config_of, read_sweep
 from prefect_launch.sweeps.trial_reader import read_trials
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import GRID, PATIENCE_SECONDS, Sweep, opened

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from prefect_launch.core.states import ItemState
 from prefect_launch.server.values import Item, State
-from prefect_launch.sweeps.flow import sweep_config
+from prefect_launch.sweeps.sweep_run import sweep_config
 from prefect_launch.sweeps.trial_items import SweepTrials
 from prefect_launch.sweeps.trial_reader import TrialReader, read_trials
 from prefect_launch.testing import InMemoryApi
