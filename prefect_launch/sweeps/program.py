@@ -19,6 +19,7 @@ from uuid import UUID
 import anyio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prefect_launch.core.racing import racing
 from prefect_launch.core.states import StateType
 from prefect_launch.core.terminal import printable
 from prefect_launch.errors import AgentConfigError, LaunchError, ServerFailedError, ServerUnavailableError
@@ -121,10 +122,7 @@ async def _run(
     api: Api, session: Session, sweep: Item, leaving: asyncio.Event, tell: Callable[[str], None]
 ) -> SchedulerEnd | None:
     runner = SweepRunner(api, session, sweep.id, config_of(sweep), tell=tell)
-    work = asyncio.ensure_future(runner.run())
-    told_to_leave = asyncio.ensure_future(leaving.wait())
-    try:
-        await asyncio.wait({work, told_to_leave}, return_when=asyncio.FIRST_COMPLETED)
+    async with racing(runner.run(), leaving) as work:
         if not work.done():
             if not await _is_cancelled(session, sweep.id):
                 tell("This scheduler leaves; the trials go on.")
@@ -134,10 +132,6 @@ async def _run(
         end = await work
         # A sweep that is paused goes back into its queue when it is resumed.
         return None if end.outcome is Outcome.PAUSED else _end_of(end)
-    finally:
-        told_to_leave.cancel()
-        work.cancel()
-        await asyncio.wait({work, told_to_leave})
 
 
 async def _is_cancelled(session: Session, sweep_id: UUID) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +16,7 @@ from prefect_launch.agent.item.ownership import Ownership
 from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.agent.log_notes import write_log_note
+from prefect_launch.core.racing import racing
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError, LaunchError, OperatorError
 from prefect_launch.planning.plan import with_mask
@@ -165,22 +165,13 @@ class Attempt:
             CancelledBeforeStartError: when it was.
             NotNowError: when the agent does.
         """
-        task = asyncio.ensure_future(work)
         asked = [self.running.stop, *([self.running.preempt] if or_preempted else [])]
-        stops = [asyncio.ensure_future(event.wait()) for event in asked]
-        try:
-            await asyncio.wait({task, *stops}, return_when=asyncio.FIRST_COMPLETED)
+        async with racing(work, *asked) as task:
             if task.done():
                 return task.result()
             if self.running.stop.is_set():
                 raise CancelledBeforeStartError
             raise NotNowError("Its agent was told to stop its jobs while it waited in the cluster.")
-        finally:
-            for stop in stops:
-                stop.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
 
 
 async def until_running(attempt: Attempt) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.core.racing import racing
 from prefect_launch.core.states import ItemState
 from prefect_launch.runners.base import Phase, Runner, RunPlan
 from prefect_launch.server.values import Item, State
@@ -217,16 +218,8 @@ class RunningItems:
         self._leaving.clear()
 
     async def _unless_leaving(self, work: Awaitable[T]) -> T | None:
-        task = asyncio.ensure_future(work)
-        leaving = asyncio.ensure_future(self._leaving.wait())
-        try:
-            await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        async with racing(work, self._leaving) as task:
             return task.result() if task.done() else None
-        finally:
-            leaving.cancel()
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
 
 
 #: Runs an item; `None` when it goes on under the next agent of the name.
