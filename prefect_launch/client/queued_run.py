@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
+from prefect_launch.client.item_handle import ItemHandle
 from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.terminal import printable
@@ -37,7 +37,7 @@ _STARTED = frozenset({StateType.RUNNING, StateType.COMPLETED})
 _PREFECT_RECORDS: Final = "prefect."
 
 
-class QueuedRun:
+class QueuedRun(ItemHandle):
     """One item of a queue.
 
     Attributes:
@@ -56,9 +56,7 @@ class QueuedRun:
 
         options = options_of(item)
         queues = {priority.work_queue: priority for priority in Priority}
-        self._api = api
-        self.id = str(item.id)
-        self.name = item.name
+        super().__init__(api, item)
         self.run_id = run_id_of(item)
         self.queue_name = item.work_pool_name or ""
         self.entity = str(options.get("entity") or api.entity)
@@ -70,32 +68,11 @@ class QueuedRun:
     def __repr__(self) -> str:
         return f"<QueuedRun {self.name} {self.id} on {self.queue_name}>"
 
-    @property
-    def url(self) -> str:
-        """The item's page in the UI."""
-        return f"{self._api.ui_url}/runs/flow-run/{self.id}"
-
-    @property
-    def item(self) -> Item:
-        """The item as it is now.
-
-        Raises:
-            NotFoundError: when it was deleted.
-        """
-        found = self._api.call(lambda session: session.server.read_item(UUID(self.id)))
+    async def _item(self, session: Session) -> Item:
+        found = await session.server.read_item(self._id)
         if found is None:
             raise NotFoundError(f"Item {self.id} ({self.name}) is not there any more: it was deleted.")
         return found
-
-    @property
-    def state(self) -> str:
-        """Name of its state, in lower case: `queued`, `pending`, `running`, `completed`, `failed`, …"""
-        return (self.item.state_name or "unknown").lower()
-
-    @property
-    def message(self) -> str:
-        """Why it is in its state."""
-        return self.item.message
 
     def why_waiting(self) -> WaitReason | None:
         """Return why it waits: its place in the queue, the reason, and about when it will start.
@@ -112,12 +89,12 @@ class QueuedRun:
     async def _why_waiting(self, session: Session) -> WaitReason | None:
         from prefect_launch.queues.wait_reason import why_waiting
 
-        item = await session.server.read_item(UUID(self.id))
+        item = await session.server.read_item(self._id)
         return None if item is None else await why_waiting(session, item)
 
     def logs(self, *, since: datetime | None = None) -> list[LogRecord]:
         """Return the records of its log, oldest first; with `since`, those of that time or later."""
-        return self._api.call(lambda session: read_log(session.server, UUID(self.id), since))
+        return self._api.call(lambda session: read_log(session.server, self._id, since))
 
     def last_lines(self, count: int = LAST_LINES) -> list[str]:
         """Return the last lines of its log, at most so many, without what Prefect tells of a flow and its tasks."""
@@ -132,7 +109,7 @@ class QueuedRun:
         """
 
         async def read(session: Session) -> bytes | None:
-            item = await session.server.read_item(UUID(self.id))
+            item = await session.server.read_item(self._id)
             attempt = max(1, item.run_count if item else 1)
             return await session.jobs.read_output(self.id, attempt, OUTPUTS_FILE)
 
@@ -154,7 +131,7 @@ class QueuedRun:
             from prefect_launch.core.metrics import Metrics
             from prefect_launch.server.metrics import read_metrics
 
-            return (await read_metrics(session.server, [UUID(self.id)])).get(UUID(self.id), Metrics())
+            return (await read_metrics(session.server, [self._id])).get(self._id, Metrics())
 
         return self._api.call(read)
 
@@ -251,8 +228,8 @@ class QueuedRun:
             )
         queued = State.of(ItemState.QUEUED, "Put back by hand.")
         # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
-        self._api.call(lambda session: session.server.record_infrastructure(UUID(self.id), None))
-        verdict = self._api.call(lambda session: session.server.propose(UUID(self.id), queued))
+        self._api.call(lambda session: session.server.record_infrastructure(self._id, None))
+        verdict = self._api.call(lambda session: session.server.propose(self._id, queued))
         if not verdict.accepted:
             raise LaunchError(f"Item {self.name} ({self.id}) cannot be retried: {verdict.reason}.")
 
@@ -268,7 +245,7 @@ class QueuedRun:
         item = self.item
         if item.state_type in (StateType.PENDING, StateType.RUNNING, StateType.CANCELLING):
             raise LaunchError(f"Item {self.name} ({self.id}) is {item.state_name}: cancel it before you delete it.")
-        self._api.call(lambda session: session.server.delete_item(UUID(self.id)))
+        self._api.call(lambda session: session.server.delete_item(self._id))
 
 
 # Cancellation of an item: its states record who cancelled it, and whether anything was running.

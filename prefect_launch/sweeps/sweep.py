@@ -20,6 +20,7 @@ import anyio.to_thread
 
 from prefect_launch.client.api import default_api
 from prefect_launch.client.background import Followed, follower
+from prefect_launch.client.item_handle import ItemHandle
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.event_loop import run_sync
 from prefect_launch.core.signature import with_arguments_of
@@ -188,7 +189,7 @@ class TrialRun(Trial):
     run: QueuedRun = field(kw_only=True)
 
 
-class Sweep:
+class Sweep(ItemHandle):
     """Handle on a sweep.
 
     Each method has a form for async code with an `a` before its name; `wait`, whose name with it would be a keyword,
@@ -198,12 +199,6 @@ class Sweep:
         id: of the sweep, which is its flow run's (a UUID as text).
         name: the flow run's.
     """
-
-    def __init__(self, api: Api, item: Item) -> None:
-        self._api = api
-        self._id = item.id
-        self.id = str(item.id)
-        self.name = item.name
 
     def __repr__(self) -> str:
         return f"<Sweep {self.name} {self.id}>"
@@ -229,36 +224,8 @@ class Sweep:
 
     # --- what it tells ---
 
-    @property
-    def url(self) -> str:
-        """The sweep's page in the UI."""
-        return f"{self._api.ui_url}/runs/flow-run/{self.id}"
-
-    @property
-    def item(self) -> Item:
-        """The sweep's flow run as it is now.
-
-        Raises:
-            NotFoundError: when it was deleted.
-        """
-        return self._api.call(self._item)
-
-    async def aitem(self) -> Item:
-        """`item` for async code."""
-        return await self._api.acall(self._item)
-
     async def _item(self, session: Session) -> Item:
         return await read_sweep(session, self._id)
-
-    @property
-    def state(self) -> str:
-        """Name of its state, in lower case: `pending`, `running`, `paused`, `completed`, `failed`, `cancelled`, …"""
-        return (self.item.state_name or "unknown").lower()
-
-    @property
-    def message(self) -> str:
-        """Why it is in its state."""
-        return self.item.message
 
     def runs(self) -> list[TrialRun]:
         """Return its trials, those with a value of the metric first, the best of them at the head."""
