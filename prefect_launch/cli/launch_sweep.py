@@ -9,7 +9,7 @@ import typer
 
 from prefect_launch.cli.options import JsonOption, examples, single
 from prefect_launch.cli.process import connected
-from prefect_launch.cli.sweep import TrialEntity, TrialProject, TrialQueue, create_sweep, prior_run_ids, resume_and_run
+from prefect_launch.cli.sweep import TrialEntity, TrialProject, TrialQueue, create_sweep, parameters_of, resume_and_run
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
@@ -52,10 +52,9 @@ def launch_sweep(
     from prefect_launch.errors import SpecError
 
     api = connected()
-    prior = prior_run_ids(api, prior_run)
-    given = {"queue": queue, "project": project, "entity": entity, "prior_runs": prior}
+    given = parameters_of(api, prior_run, queue=queue, project=project, entity=entity)
     if resume_id is not None:
-        wanted = {**(_of_file(api, file, resume_id) if file is not None else {}), **_set(given)}
+        wanted = {**(_of_file(api, file, resume_id) if file is not None else {}), **given}
         raise typer.Exit(asyncio.run(resume_and_run(api, resume_id, wanted, as_json=json)))
     if file is None:
         raise SpecError("Give a sweep file, or --resume_id with the sweep that is to go on, or both.")
@@ -82,14 +81,6 @@ def _of_file(api: Api, file: str, sweep: str) -> dict[str, Any]:
                 " new sweep for them, or leave the file out."
             )
     workers = config.scheduler.num_workers if "num_workers" in config.scheduler.model_fields_set else None
-    return _set(
-        {
-            **{"queue": config.launch.queue, "docker_image": config.image_uri},
-            **{"job": config.job or config.launch.config.get("job")},
-            **{"num_workers": workers, "run_cap": config.run_cap},
-        }
-    )
-
-
-def _set(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if value is not None}
+    job = config.job or config.launch.config.get("job")
+    own = {"queue": config.launch.queue, "docker_image": config.image_uri, "job": job, "run_cap": config.run_cap}
+    return parameters_of(api, None, **own, num_workers=workers)

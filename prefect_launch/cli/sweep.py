@@ -124,11 +124,8 @@ def create(
     The sweep is an item of the queue, and takes none of its agents' slots for jobs.
     """
     api = connected()
-    given = {
-        **{"queue": queue, "job": job, "docker_image": docker_image},
-        **{"num_workers": num_workers, "run_cap": run_cap, "prior_runs": prior_run_ids(api, prior_run)},
-        **{"project": project, "entity": entity},
-    }
+    source = {"queue": queue, "job": job, "docker_image": docker_image, "project": project, "entity": entity}
+    given = parameters_of(api, prior_run, **source, num_workers=num_workers, run_cap=run_cap)
     create_sweep(api, file, given, as_json=json)
 
 
@@ -195,18 +192,26 @@ def run_(
     if (file is None) == (resume is None):
         raise SpecError("Give a sweep file, or --resume with the sweep that is to go on; one of the two.")
     api = connected()
-    given = {
-        **{"queue": queue, "job": job, "docker_image": docker_image},
-        **{"num_workers": num_workers, "run_cap": run_cap, "prior_runs": prior_run_ids(api, prior_run)},
-        **{"project": project, "entity": entity},
-    }
+    source = {"queue": queue, "job": job, "docker_image": docker_image, "project": project, "entity": entity}
+    given = parameters_of(api, prior_run, **source, num_workers=num_workers, run_cap=run_cap)
     code = asyncio.run(_run(api, file, resume, given, as_json=json))
     if code:
         raise typer.Exit(code)
 
 
-def prior_run_ids(api: Api, prior_runs: list[str] | None) -> list[str] | None:
-    """Return the ids of sweeps and items that are named as in other commands; `None` for none."""
+def parameters_of(api: Api, prior_runs: list[str] | None, **options: Any) -> dict[str, Any]:
+    """Return what the options of a command give to `sweep_config`.
+
+    Args:
+        api: the Prefect server.
+        prior_runs: sweeps and items, named as in other commands.
+        options: the other parameters; `None` leaves one out.
+    """
+    given = {**options, "prior_runs": _prior_run_ids(api, prior_runs)}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _prior_run_ids(api: Api, prior_runs: list[str] | None) -> list[str] | None:
     from prefect_launch.cli.item_view import find
     from prefect_launch.errors import NotFoundError
     from prefect_launch.sweeps.sweep_run import find_sweep
