@@ -16,6 +16,7 @@ from prefect_launch.agent.item.attempt import Attempt
 from prefect_launch.agent.item.failure_report import read_last_lines, without_home
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
+from prefect_launch.agent.item.ownership import log_lost
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
@@ -84,7 +85,7 @@ class AttemptCleanup:
             What the item has become; as it was given when the item is not this agent's any more.
         """
         if not await self._attempt.ownership.is_certain():
-            log.warning("%s ownership-lost %s", self._running.id, self._running.masked(outcome.message))
+            await log_lost(self._attempt.server, self._running.id, self._running.masked(outcome.message))
             return outcome
         if self._running.stop.is_set() and outcome.state is not ItemState.CANCELLED:
             outcome = outcome.cancelled()

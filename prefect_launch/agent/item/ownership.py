@@ -118,8 +118,23 @@ async def check_ownership(server: Server, entries: Sequence[RunningItem]) -> Non
         if running_item.ended.is_set():
             continue
         running_item.held_at = float("-inf")
-        log.warning("%s ownership-lost: stopping its run here", running_item.id)
+        await log_lost(server, running_item.id, "stopping its run here")
         running_item.stop.set()
+
+
+async def log_lost(server: Server, item_id: UUID, words: str) -> None:
+    """Log that an item is not this agent's any more; a sweep that was paused has been given back, not lost.
+
+    Args:
+        server: the Prefect server.
+        item_id: the item.
+        words: what follows from it.
+    """
+    states = await _read_states(server, item_id)
+    if states and states[-1].type is StateType.PAUSED:
+        log.info("%s paused: %s", item_id, words)
+    else:
+        log.warning("%s ownership-lost: %s", item_id, words)
 
 
 class Ownership:
@@ -179,11 +194,15 @@ async def owns_item(server: Server, item_id: UUID, token: str, *, among: Collect
         token: of the claim; when it is not known (empty), the item's state alone decides.
         among: the states that count as being in work.
     """
-    states = await retry_until_available(f"show the states of {item_id}", lambda: server.read_states(item_id))
+    states = await _read_states(server, item_id)
     if not states or states[-1].type not in among:
         return False
     claim = last_claim(states)
     return not token or claim is None or token_of_claim(claim) == token
+
+
+async def _read_states(server: Server, item_id: UUID) -> list[State]:
+    return await retry_until_available(f"show the states of {item_id}", lambda: server.read_states(item_id))
 
 
 class Identity(NamedTuple):

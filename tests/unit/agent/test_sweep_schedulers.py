@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 
@@ -103,6 +104,24 @@ async def test_sweep_that_is_put_back_after_its_end_goes_on(bench: Bench) -> Non
         await bench.server.propose(sweep.id, State.of(ItemState.QUEUED, "The sweep is resumed."), force=True)
         found = await bench.until(sweep, StateType.FAILED)
     assert (found.message, found.run_count) == ("hopeless", 2)
+
+
+async def test_scheduler_that_leaves_its_paused_sweep_has_lost_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    plays(bench, Script(seconds=60))
+    sweep = await bench.add_scheduler()
+    async with bench.running(bench.agent()) as agent:
+        await bench.until(sweep, StateType.RUNNING)
+        run = await one_running(bench.schedulers)
+        await bench.server.propose(sweep.id, State(type=StateType.PAUSED, name="Suspended"), force=True)
+        await check_ownership(bench.server, agent.running_items.entries)
+        run.finish()
+        await eventually(lambda: asyncio.sleep(0, agent.running_items.held), lambda held: not held)
+    assert f"{sweep.id} paused: " in caplog.text
+    assert "ownership-lost" not in caplog.text
+    assert (await bench.read(sweep.id)).state_type is StateType.PAUSED
 
 
 # --- places ---
