@@ -67,6 +67,7 @@ class SweepBoard:
         server: the Prefect server.
         sweep_id: id of the sweep's flow run.
         config: of the sweep.
+        ui_path: of the UI's address, where it has one: `/prefect`.
         pause_seconds: from one write of the table to the next.
         report_seconds: from one write of the report to the next, at least.
     """
@@ -77,12 +78,14 @@ class SweepBoard:
         sweep_id: UUID,
         config: SweepConfig,
         *,
+        ui_path: str = "",
         pause_seconds: float = TABLE_SECONDS,
         report_seconds: float = REPORT_SECONDS,
     ) -> None:
         self._server = server
         self._sweep_id = sweep_id
         self._config = config
+        self._ui_path = ui_path.rstrip("/")
         self._pause_seconds = pause_seconds
         self._report_seconds = report_seconds
         self._report: SweepReport | None = None
@@ -150,7 +153,7 @@ class SweepBoard:
                 await self._put(table_key(self._sweep_id), "table", lambda: _draw_table(report))
                 if with_report:
                     self._reported_at = time.monotonic()
-                    await self._put(report_key(self._sweep_id), "markdown", lambda: _draw_report(report))
+                    await self._put(report_key(self._sweep_id), "markdown", lambda: _draw_report(report, self._ui_path))
         except (ServerUnavailableError, ServerFailedError):
             return False
         except Exception as error:  # noqa: BLE001 - whatever is wrong with the drawing, the trials go on
@@ -175,10 +178,11 @@ def _draw_table(report: SweepReport) -> tuple[str, str]:
     return table_artifact(table), f"Trials: {counts_in_words(report.trials)}; the best first.{more}"
 
 
-def _draw_report(report: SweepReport) -> tuple[str, str]:
+def _draw_report(report: SweepReport, ui_path: str) -> tuple[str, str]:
     metric = report.config.objective
     best = "no trial has finished with a value yet"
     if report.best is not None and report.best.value is not None and metric is not None:
         best = f"trial {report.best.number}, {metric.name} {format_number(report.best.value)}"
     # An address without a host: the UI may have another one for people than the server has for this process.
-    return report.markdown(lambda item_id: f"/runs/flow-run/{item_id}"), f"Report with charts. Best: {best}."
+    markdown = report.markdown(lambda item_id: f"{ui_path}/runs/flow-run/{item_id}")
+    return markdown, f"Report with charts. Best: {best}."

@@ -14,6 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import anyio
@@ -169,7 +170,7 @@ class SweepRunner:
         self._look_seconds = look_seconds
         self._only_stops = only_stops
         self._sampler = None if only_stops else make_sampler(config, str(sweep_id))
-        self._board = SweepBoard(session.server, sweep_id, config)
+        self._board = SweepBoard(session.server, sweep_id, config, ui_path=urlsplit(api.ui_url).path)
         self._is_stopping = False
         self._failure: LaunchError | None = None
         self._wake = Wake(look_seconds)

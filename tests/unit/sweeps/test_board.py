@@ -178,6 +178,16 @@ async def test_report_is_written_now_and_then_while_the_sweep_runs(job_api: InMe
         assert "0.25" in report["data"]
 
 
+async def test_links_of_the_report_have_the_path_of_the_ui(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep:
+        board = SweepBoard(job_api.server, sweep.id, CONFIG, ui_path="/prefect/")
+        board.update(await page(sweep), trials_of(finished(0, 0.25)))
+        await board.finish(END)
+        (report,) = await shown(job_api, sweep.id, report_key)
+    assert "](/prefect/runs/flow-run/" in report["data"]
+    assert "](/runs/" not in report["data"]
+
+
 async def _until_reported(api: InMemoryApi, sweep: Sweep) -> list[dict[str, Any]]:
     while True:
         if found := await shown(api, sweep.id, report_key):
