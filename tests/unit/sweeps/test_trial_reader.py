@@ -6,8 +6,11 @@ from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
+from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.states import ItemState
+from prefect_launch.server.metrics import write_metrics
 from prefect_launch.server.values import Item, State
+from prefect_launch.sweeps.history import TrialState
 from prefect_launch.sweeps.sweep_run import sweep_config
 from prefect_launch.sweeps.trial_items import SweepTrials
 from prefect_launch.sweeps.trial_reader import TrialReader, read_trials
@@ -82,3 +85,16 @@ async def test_open_trial_that_was_deleted_is_gone_at_the_next_reading(job_api: 
     found = await reading.read()
     assert one not in {read.item.id for read in found.items.values()}
     assert found == await reading.all()
+
+
+async def test_job_that_reports_after_its_sweep_has_ended_changes_its_value_and_no_end(job_api: InMemoryApi) -> None:
+    async with opened(job_api, workers=1, run_cap=2) as sweep, sweep.agent():
+        await sweep.run()
+        before = await sweep.state()
+        late = next(item for item in await sweep.items() if item.is_terminal)
+        await write_metrics(job_api.server, late.id, Metrics(outputs={"loss": -7.0}))
+        trials = await read_trials(job_api.server, sweep.id, sweep_config(**sweep.parameters))
+        assert await sweep.state() is before
+    (trial,) = [trial for trial in trials.history.trials if trials.items[trial.number].item.id == late.id]
+    assert (trial.state, trial.value) == (TrialState.FINISHED, -7.0)
+    assert len(trials.history.trials) == 2
