@@ -33,8 +33,6 @@ _JOB_SECONDS: Final = 60
 _LINES_A_SECOND: Final = 5
 _LINES: Final = 10_000
 _ROUNDS: Final = 5
-_PATIENCE_SECONDS: Final = 300.0
-_LOOK_SECONDS: Final = 0.5
 #: One awk, so that twenty of them leave the machine to the server.
 _REPORT: Final = """
 exec awk -v before="$1" -v lines="$2" -v pause="$3" 'BEGIN {
@@ -90,15 +88,15 @@ def _load(place: Place, job: str) -> list[Figure]:
 def _loaded(place: Place, spec: Mapping[str, object], jobs: int, seconds: float) -> _Load:
     server = place.server
     assert server.pid is not None
-    ended = _count(place, *TERMINAL)
+    ended = place.count_items(_QUEUE, *TERMINAL)
     with relay_to(server.port) as relay, _at(relay.api_url), running_agent(place, _QUEUE, max_jobs=jobs):
         launch_add_many([spec] * jobs, _QUEUE, api=place.api)
-        _until(place, ended + jobs, StateType.RUNNING, *TERMINAL)
+        place.until_items(_QUEUE, ended + jobs, StateType.RUNNING, *TERMINAL)
         begun, asked, spent = time.monotonic(), relay.passed, cpu_ms(server.pid, group=True)
         time.sleep(seconds / 2)
         took = time.monotonic() - begun
         load = _Load((relay.passed - asked) / took, (cpu_ms(server.pid, group=True) - spent) / took)
-        _until(place, ended + jobs, *TERMINAL)
+        place.until_items(_QUEUE, ended + jobs, *TERMINAL)
     return load
 
 
@@ -128,19 +126,7 @@ def _lines(place: Place, job: str) -> list[Figure]:
 
 
 def _spent(place: Place, agent: ChildProcess, spec: Mapping[str, object]) -> float:
-    before, done = cpu_ms(agent.pid), _count(place, StateType.COMPLETED)
+    before, done = cpu_ms(agent.pid), place.count_items(_QUEUE, StateType.COMPLETED)
     launch_add_many([spec], _QUEUE, api=place.api)
-    _until(place, done + 1, StateType.COMPLETED)
+    place.until_items(_QUEUE, done + 1, StateType.COMPLETED)
     return cpu_ms(agent.pid) - before
-
-
-def _count(place: Place, *states: StateType) -> int:
-    return place.api.call(lambda session: session.server.count_items(pool=_QUEUE, state_types=states))
-
-
-def _until(place: Place, count: int, *states: StateType) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while _count(place, *states) < count:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{_count(place, *states)} items, not {count}, were {states} in {_PATIENCE_SECONDS:g} s")
-        time.sleep(_LOOK_SECONDS)

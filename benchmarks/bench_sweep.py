@@ -27,7 +27,7 @@ from benchmarks.place import Place
 from prefect_launch.client.api import use_api
 from prefect_launch.client.launch_add import launch_add_many
 from prefect_launch.core.metrics import Metrics
-from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.server.metrics import metrics_key, write_metrics
 from prefect_launch.server.values import PAGE, ItemDraft, State
 from prefect_launch.sweeps.flow import begin_sweep, run_sweep
@@ -48,7 +48,6 @@ _READ_TRIALS: Final = 1000
 _READS: Final = 5
 _STEPS: Final = 20
 _PATIENCE_SECONDS: Final = 300.0
-_LOOK_SECONDS: Final = 0.5
 _ARTIFACTS: Final = 100
 _POINTS: Final = {"x": {"min": 0.0, "max": 1.0}, "y": {"min": 0, "max": 100}, "z": {"values": ["a", "b", "c"]}}
 
@@ -82,15 +81,10 @@ def _in_a_row(place: Place) -> list[Figure]:
 
 
 def _plain(place: Place, job: str, count: int) -> list[float]:
+    done = place.count_items(_QUEUE, *TERMINAL)
     ids = [UUID(one.id) for one in launch_add_many([{"job": job}] * count, _QUEUE, api=place.api)]
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while True:
-        items = place.api.call(lambda session: session.server.list_items(ids=ids))
-        if all(item.is_terminal for item in items):
-            return _gaps(items)
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{count} items were not done after {_PATIENCE_SECONDS:g} s")
-        time.sleep(_LOOK_SECONDS)
+    place.until_items(_QUEUE, done + count, *TERMINAL)
+    return _gaps(place.api.call(lambda session: session.server.list_items(ids=ids)))
 
 
 def _sweep(place: Place, job: str, count: int) -> UUID:

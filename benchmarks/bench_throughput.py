@@ -9,7 +9,6 @@ The floor of processes is the server alone: the calls that an agent makes for su
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -34,7 +33,6 @@ _CONTAINER_SLOTS = 3
 #: A process item waits for the server for most of its time: with four, the server always has something to do.
 PROCESS_SLOTS = 4
 _LOOK_SECONDS = 2.0
-_PATIENCE_SECONDS = 300.0
 
 
 def measure(place: Place) -> list[Figure]:
@@ -94,7 +92,7 @@ def agents_rate(place: Place, queue: str, resource: str, specs: Specs, slots: in
         with ExitStack() as stack:
             for number in range(agents):
                 stack.enter_context(running_agent(place, queue, max_jobs=slots, name=f"bench-{number}"))
-            _wait_until_done(place, queue, len(specs))
+            place.until_items(queue, len(specs), *TERMINAL, look_seconds=_LOOK_SECONDS)
 
     return _on_queue(place, queue, resource, specs, work, slots * agents)
 
@@ -112,15 +110,3 @@ def _on_queue(place: Place, queue: str, resource: str, specs: Specs, work: Calla
     ends = [item.end_time.timestamp() for item in items if item.end_time is not None]
     made.delete()
     return steady_rate(ends, slots)
-
-
-def _wait_until_done(place: Place, queue: str, count: int) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while _done(place, queue) < count:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{count} items on {queue!r} were not done after {_PATIENCE_SECONDS:g} s")
-        time.sleep(_LOOK_SECONDS)
-
-
-def _done(place: Place, queue: str) -> int:
-    return place.api.call(lambda session: session.server.count_items(pool=queue, state_types=TERMINAL))

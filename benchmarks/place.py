@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import docker
 
     from prefect_launch.client.api import Api
+    from prefect_launch.core.states import StateType
 
 _ROOT = Path(__file__).resolve().parents[1]
 
@@ -84,6 +86,32 @@ class Place:
         from prefect_launch.client.api import Api
 
         return Api(url=self.server.api_url)
+
+    def count_items(self, queue: str, *states: StateType) -> int:
+        """Return how many items of a queue are in states of these types."""
+        return self.api.call(lambda session: session.server.count_items(pool=queue, state_types=states))
+
+    def until_items(
+        self, queue: str, count: int, *states: StateType, look_seconds: float = 0.5, patience_seconds: float = 300.0
+    ) -> None:
+        """Wait until so many items of a queue are in states of these types.
+
+        Args:
+            queue: the queue's name.
+            count: how many.
+            states: the types.
+            look_seconds: how often the server is asked.
+            patience_seconds: how long at most.
+
+        Raises:
+            TimeoutError: when they are not in time.
+        """
+        deadline = time.monotonic() + patience_seconds
+        while (found := self.count_items(queue, *states)) < count:
+            if time.monotonic() > deadline:
+                names = ", ".join(state.value for state in states)
+                raise TimeoutError(f"{found} items of {queue!r}, not {count}, were {names} in {patience_seconds:g} s")
+            time.sleep(look_seconds)
 
     @cached_property
     def engine(self) -> docker.DockerClient:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 #: The first process of a container ignores the signals that it has no handler for: this one must be killed.
 SLEEP = ("sleep", "3600")
-_PATIENCE_SECONDS = 180.0
 _LOOK_SECONDS = 0.2
 
 
@@ -39,14 +37,14 @@ def agent_at_rest(place: Place, queue: str, *, max_jobs: int) -> Iterator[ChildP
     """Run an agent that has done one item already, so that all that it needs is loaded."""
     with running_agent(place, queue, max_jobs=max_jobs) as agent:
         launch_add_many([_spec(place, "true")], queue, api=place.api)
-        _until(place, queue, StateType.COMPLETED, 1)
+        place.until_items(queue, 1, StateType.COMPLETED, look_seconds=_LOOK_SECONDS)
         yield agent
 
 
 def run_sleepers(place: Place, queue: str, count: int) -> None:
     """Put sleepers on a queue, and wait until all of them run."""
     launch_add_many([_spec(place, *SLEEP)] * count, queue, api=place.api)
-    _until(place, queue, StateType.RUNNING, count)
+    place.until_items(queue, count, StateType.RUNNING, look_seconds=_LOOK_SECONDS)
 
 
 def containers(place: Place, queue: str) -> list[dict[str, str]]:
@@ -58,11 +56,3 @@ def containers(place: Place, queue: str) -> list[dict[str, str]]:
 
 def _spec(place: Place, *command: str) -> dict[str, object]:
     return {"docker": {"docker_image": place.shell_image}, "overrides": {"entry_point": list(command)}}
-
-
-def _until(place: Place, queue: str, state: StateType, count: int) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while place.api.call(lambda session: session.server.count_items(pool=queue, state_types=[state])) < count:
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"{count} items on {queue!r} were not {state.value} after {_PATIENCE_SECONDS:g} s")
-        time.sleep(_LOOK_SECONDS)
