@@ -12,6 +12,7 @@ import pytest
 
 from tests.acceptance.conftest import Cli
 from tests.support.forked_cli import ForkedCli
+from tests.support.forked_programs import ForkedPrograms
 from tests.support.prefect_server import PrefectServerProcess
 
 PROGRAM = Path(sys.executable).with_name("prefect-launch")
@@ -60,3 +61,23 @@ def test_forked_command_that_takes_too_long_is_killed_and_the_next_one_runs(
         forked_cli.run(waits, cwd=tmp_path, environment=os.environ, seconds=4)
 
     assert forked_cli.run(["--version"], cwd=tmp_path, environment=os.environ, seconds=60).returncode == 0
+
+
+def test_programs_on_a_path_are_forked_with_their_output_and_their_exit_codes(tmp_path: Path) -> None:
+    programs = ForkedPrograms()
+    script = (
+        "prefect-launch --version | cat; set +e; prefect-launch --nope 2> err; echo $?; prefect --nope 2>&1; echo $?"
+    )
+    environment = {**os.environ, "PATH": f"{programs.folder}:{os.environ['PATH']}"}
+    try:
+        done = subprocess.run(
+            ["bash", "-ec", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+    finally:
+        programs.close()
+
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("prefect-launch ")
+    assert lines[1] == "1"
+    assert "--nope" in (tmp_path / "err").read_text()
+    assert lines[-1] not in ("", "0")
