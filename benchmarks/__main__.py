@@ -13,7 +13,7 @@ from benchmarks.place import Place, open_place
 
 NAMES = (
     *("imports", "start", "dispatch", "throughput", "agents", "cancel", "restart", "memory", "enqueue", "builds"),
-    *("sweep", "metrics"),
+    *("sweep", "metrics", "clusters"),
 )
 
 
