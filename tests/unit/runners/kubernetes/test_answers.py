@@ -1,0 +1,258 @@
+"""The runner of Kubernetes on a server of today: what it answers, what becomes of pods there, and what is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import pytest
+
+from prefect_launch.errors import AgentConfigError, LaunchError, SpecError, UnreachableError
+from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
+from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
+from tests.support.kubernetes_api import KubernetesApi, scripted_api
+from tests.support.kubernetes_pods import JobPods
+
+LIMIT_SECONDS = 60.0
+Happening = Callable[[JobPods], None]
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[KubernetesApi]:
+    with scripted_api() as server:
+        monkeypatch.setenv("KUBECONFIG", str(server.write_kubeconfig(tmp_path / "kubeconfig")))
+        yield server
+
+
+@pytest.fixture
+async def runner(server: KubernetesApi, tmp_path: Path) -> AsyncIterator[KubernetesRunner]:
+    runner = KubernetesRunner(tmp_path / "home")
+    yield runner
+    await runner.aclose()
+
+
+def plan_in(folder: Path, **options: Any) -> RunPlan:
+    item = str(uuid4())
+    (folder / item).mkdir()
+    labels = {Labels.ITEM: item, Labels.ATTEMPT: "1", Labels.CLAIM: "first", Labels.AGENT: "box"}
+    image, command = "registry.example/train:1", ("train",)
+    return RunPlan(
+        item_id=item,
+        run_id=item[:8],
+        run_dir=folder / item,
+        image=image,
+        command=command,
+        labels=labels,
+        options=options,
+    )
+
+
+async def started(runner: KubernetesRunner, server: KubernetesApi, plan: RunPlan) -> tuple[str, JobPods]:
+    """Start a run; its Job has made a pod, as a cluster's controller does."""
+    handle = await runner.create(plan)
+    pods = JobPods(server, "default", plan.name)
+    assert pods.is_held()
+    await runner.start(handle)
+    assert not pods.is_held()
+    pods.create()
+    return handle, pods
+
+
+async def end_of(runner: KubernetesRunner, handle: str, plan: RunPlan, happens: Callable[[], None]) -> ExitStatus:
+    """Follow a run from before something happens to its end."""
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    while not plan.log_path.exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    happens()
+    with anyio.fail_after(LIMIT_SECONDS):
+        return await watching
+
+
+async def test_job_is_held_by_suspend_and_released(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan = plan_in(tmp_path)
+    handle = await runner.create(plan)
+    pods = JobPods(server, "default", plan.name)
+    assert pods.job["spec"]["suspend"] is True
+    await runner.start(handle)
+    assert pods.job["spec"]["suspend"] is False
+
+
+ENDS: dict[str, tuple[Happening, dict[str, Any]]] = {
+    "done": (lambda pods: pods.finish(0), {"exit_code": 0, "preempted": False}),
+    "failed": (lambda pods: pods.finish(3), {"exit_code": 3, "preempted": False, "oom_killed": False}),
+    "out of memory": (lambda pods: pods.finish(137, reason="OOMKilled"), {"oom_killed": True, "preempted": False}),
+    "evicted": (lambda pods: (pods.evict(), pods.fail("BackoffLimitExceeded"))[0], {"preempted": True}),
+    "preempted": (
+        lambda pods: (pods.disrupt("PreemptionByScheduler"), pods.fail("BackoffLimitExceeded"))[0],
+        {"preempted": True},
+    ),
+    "drained node": (
+        lambda pods: (pods.disrupt("EvictionByEvictionAPI"), pods.fail("BackoffLimitExceeded"))[0],
+        {"preempted": True},
+    ),
+    "lost node": (
+        lambda pods: (pods.disrupt("DeletionByTaintManager"), pods.fail("BackoffLimitExceeded"))[0],
+        {"preempted": True},
+    ),
+    "deadline": (lambda pods: pods.fail("DeadlineExceeded", "Job was active longer"), {"timed_out": True}),
+    "failure policy": (
+        lambda pods: (pods.end_pod(42), pods.fail("PodFailurePolicy", "exit code 42 matches FailJob rule 0"))[0],
+        {"exit_code": 42, "preempted": False},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ENDS)
+async def test_end_of_a_run_tells_its_cause(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, what: str
+) -> None:
+    happens, expected = ENDS[what]
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    end = await end_of(runner, handle, plan, lambda: happens(pods))
+    assert end.model_dump(include=set(expected)) == expected
+
+
+async def test_native_sidecar_that_is_killed_at_the_end_is_no_failure_of_the_job(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    sidecar = {"name": "proxy", "image": "registry.example/proxy:1", "restartPolicy": "Always"}
+    container = {"name": "main", "image": "registry.example/train:1"}
+    spec = {"template": {"spec": {"initContainers": [sidecar], "containers": [container], "restartPolicy": "Never"}}}
+    plan = plan_in(tmp_path, apiVersion="batch/v1", kind="Job", spec=spec)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    end = await end_of(runner, handle, plan, lambda: pods.finish(0))
+    assert (end.exit_code, end.error) == (0, None)
+
+
+async def test_overloaded_server_is_asked_again_and_a_lost_answer_makes_no_second_job(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    server.answer("POST .*/jobs", 429, "TooManyRequests", "slow down", headers={"Retry-After": "1"})
+    server.answer("POST .*/jobs", 500, "InternalError", "etcdserver: request timed out", done_first=True)
+    plan = plan_in(tmp_path)
+    await runner.create(plan)
+    assert server.asked("POST .*/jobs") == 3
+    assert [job["metadata"]["name"] for job in server.store.list(("apis/batch/v1", "jobs"))] == [plan.name]
+
+
+REFUSALS: dict[str, tuple[int, str, str, type[LaunchError], str]] = {
+    "quota": (
+        403,
+        "Forbidden",
+        'jobs.batch "x" is forbidden: exceeded quota: small, requested: count/jobs.batch=1, used: 1, limited: 1',
+        UnreachableError,
+        "exceeded quota",
+    ),
+    "right": (
+        403,
+        "Forbidden",
+        'jobs.batch is forbidden: User "system:serviceaccount:a:b" cannot create resource "jobs" in API group "batch"',
+        AgentConfigError,
+        "'create' on 'jobs'",
+    ),
+    "manifest": (
+        422,
+        "Invalid",
+        'Job.batch "x" is invalid: spec.template: Required value',
+        SpecError,
+        "Required value",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+async def test_refused_job_is_the_matter_of_who_can_mend_it_and_leaves_nothing_behind(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, what: str
+) -> None:
+    code, reason, message, error, said = REFUSALS[what]
+    server.answer("POST .*/jobs", code, reason, message)
+    with pytest.raises(error, match=said):
+        await runner.create(plan_in(tmp_path))
+    assert server.store.list(("apis/batch/v1", "jobs")) == []
+
+
+async def test_token_that_was_renewed_in_its_file_is_found(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    await runner.ping()
+    server.token = "renewed"
+    with pytest.raises(UnreachableError, match="expired or is"):
+        await runner.ping()
+    server.write_kubeconfig(tmp_path / "kubeconfig")
+    await runner.ping()
+
+
+async def test_run_is_followed_to_its_end_over_broken_and_forgotten_watches(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+
+    def happens() -> None:
+        server.expire_watches()
+        server.answer("GET .*watch=true", 500, "InternalError", "etcd leader changed", times=2)
+        pods.finish(3)
+        server.cut()
+
+    assert (await end_of(runner, handle, plan, happens)).exit_code == 3
+
+
+async def test_log_that_is_cut_again_and_again_has_no_gap_and_no_repeat(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    (pod,) = (pod["metadata"]["name"] for pod in pods.pods)
+    container = server.store.get(("api/v1", "pods"), "default", pod)["spec"]["containers"][0]["name"]
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    for part in range(5):
+        server.log("default", pod, container, *(f"line {part}.{at}" for at in range(20)))
+        with anyio.fail_after(LIMIT_SECONDS):
+            while not (plan.log_path.exists() and f"line {part}.19\n" in plan.log_path.read_text()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        server.cut()
+    server.end_log("default", pod, container)
+    pods.finish(0)
+    with anyio.fail_after(LIMIT_SECONDS):
+        end = await watching
+    assert (end.exit_code, end.log_complete) == (0, True)
+    assert plan.log_path.read_text().splitlines() == [f"line {part}.{at}" for part in range(5) for at in range(20)]
+
+
+async def test_pod_that_waits_tells_why(server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path) -> None:
+    plan, told = plan_in(tmp_path), asyncio.Queue[str]()
+    handle, pods = await started(runner, server, plan)
+    pods.cannot_be_scheduled("0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")
+    waiting = asyncio.create_task(runner.wait_running(handle, told.put))
+    with anyio.fail_after(LIMIT_SECONDS):
+        assert "Insufficient nvidia.com/gpu" in await told.get()
+        pods.run()
+        await waiting
+
+
+async def test_stop_is_proved_by_the_end_of_the_pods_and_not_by_that_of_the_job(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    server.store.holds_deletions = True
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    stopping = asyncio.create_task(runner.stop(handle, 1.0))
+    with anyio.fail_after(LIMIT_SECONDS):
+        while not server.asked(f"DELETE .*/jobs/{plan.name}"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert not stopping.done()
+        pods.end_pod(143, signal=15)
+        await stopping
