@@ -82,5 +82,5 @@ def _of_file(api: Api, file: str, sweep: str) -> dict[str, Any]:
             )
     workers = config.scheduler.num_workers if "num_workers" in config.scheduler.model_fields_set else None
     job = config.job or config.launch.config.get("job")
-    own = {"queue": config.launch.queue, "docker_image": config.image_uri, "job": job, "run_cap": config.run_cap}
-    return parameters_of(api, None, **own, num_workers=workers)
+    where = {"queue": config.launch.queue, "docker_image": config.image_uri, "job": job, "run_cap": config.run_cap}
+    return parameters_of(api, None, **where, num_workers=workers)
