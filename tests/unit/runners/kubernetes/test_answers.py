@@ -83,28 +83,34 @@ async def test_job_is_held_by_suspend_and_released(
     assert pods.job["spec"]["suspend"] is False
 
 
+def evicted(pods: JobPods) -> None:
+    pods.evict()
+    pods.fail("BackoffLimitExceeded")
+
+
+def disrupted(reason: str) -> Happening:
+    def happens(pods: JobPods) -> None:
+        pods.disrupt(reason)
+        pods.fail("BackoffLimitExceeded")
+
+    return happens
+
+
+def failed_by_policy(pods: JobPods) -> None:
+    pods.end_pod(42)
+    pods.fail("PodFailurePolicy", "exit code 42 matches FailJob rule 0")
+
+
 ENDS: dict[str, tuple[Happening, dict[str, Any]]] = {
     "done": (lambda pods: pods.finish(0), {"exit_code": 0, "preempted": False}),
     "failed": (lambda pods: pods.finish(3), {"exit_code": 3, "preempted": False, "oom_killed": False}),
     "out of memory": (lambda pods: pods.finish(137, reason="OOMKilled"), {"oom_killed": True, "preempted": False}),
-    "evicted": (lambda pods: (pods.evict(), pods.fail("BackoffLimitExceeded"))[0], {"preempted": True}),
-    "preempted": (
-        lambda pods: (pods.disrupt("PreemptionByScheduler"), pods.fail("BackoffLimitExceeded"))[0],
-        {"preempted": True},
-    ),
-    "drained node": (
-        lambda pods: (pods.disrupt("EvictionByEvictionAPI"), pods.fail("BackoffLimitExceeded"))[0],
-        {"preempted": True},
-    ),
-    "lost node": (
-        lambda pods: (pods.disrupt("DeletionByTaintManager"), pods.fail("BackoffLimitExceeded"))[0],
-        {"preempted": True},
-    ),
+    "evicted": (evicted, {"preempted": True}),
+    "preempted": (disrupted("PreemptionByScheduler"), {"preempted": True}),
+    "drained node": (disrupted("EvictionByEvictionAPI"), {"preempted": True}),
+    "lost node": (disrupted("DeletionByTaintManager"), {"preempted": True}),
     "deadline": (lambda pods: pods.fail("DeadlineExceeded", "Job was active longer"), {"timed_out": True}),
-    "failure policy": (
-        lambda pods: (pods.end_pod(42), pods.fail("PodFailurePolicy", "exit code 42 matches FailJob rule 0"))[0],
-        {"exit_code": 42, "preempted": False},
-    ),
+    "failure policy": (failed_by_policy, {"exit_code": 42, "preempted": False}),
 }
 
 
