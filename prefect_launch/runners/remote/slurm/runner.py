@@ -139,7 +139,7 @@ class SlurmRunner(RemoteRunner):
             return known
         venv = await self._venv(plan)
         await anyio.to_thread.run_sync(self._write, plan, venv)
-        await self._sbatch(plan)
+        number = await self._sbatch(plan)
         # Slurm takes any number of jobs of one name: another agent, or an answer that was lost, may have made one.
         found = await self._existing(plan.name)
         if found is None:
@@ -147,6 +147,8 @@ class SlurmRunner(RemoteRunner):
                 f"Slurm accepted the job {plan.name!r}, and does not show it. Look for it there (squeue), and try"
                 " again."
             )
+        if found.handle != number:  # Another agent of this home has recorded its own meanwhile.
+            await run_slurm("scancel", number, check=False)
         return found
 
     async def _existing(self, name: str) -> RemoteJob | None:
@@ -165,12 +167,13 @@ class SlurmRunner(RemoteRunner):
         await anyio.to_thread.run_sync(self._records.add, record)
         return _remote(record, await self._status(first, record))
 
-    async def _sbatch(self, plan: RunPlan) -> None:
+    async def _sbatch(self, plan: RunPlan) -> str:
+        """Submit a job, held; return its number."""
         path = str(plan.run_dir.absolute() / script.FOLDER / script.SCRIPT)
         asked = slurm_options.sbatch_arguments(plan.options)
         try:
             await self._test(plan, asked, path)
-            await run_slurm(
+            printed = await run_slurm(
                 "sbatch",
                 "--parsable",
                 "--hold",
@@ -190,6 +193,7 @@ class SlurmRunner(RemoteRunner):
                 f"Slurm refuses the job: {error}. It was asked for {' '.join(asked)}."
                 " Correct the options (resource_args.slurm) of the item or of its queue; sinfo shows what there is."
             ) from None
+        return printed.strip().partition(";")[0]
 
     async def _test(self, plan: RunPlan, asked: list[str], path: str) -> None:
         """Let Slurm refuse what no node could ever run: it accepts any job that is submitted held."""
