@@ -260,11 +260,14 @@ class BaseAgent(ABC):
             thread_id: the item's id.
             exception: what the agent failed over, if it did; the item is ended as failed in the phase `agent`.
         """
+        running_item = self.running_items.find(thread_id)
         try:
             if exception is not None:
-                await fail_with_agent_error(self.context, thread_id, self.running_items.find(thread_id), exception)
+                await fail_with_agent_error(self.context, thread_id, running_item, exception)
         finally:
             self.running_items.forget(thread_id)
+            if self._poller is not None and (exception is not None or (running_item and running_item.goes_back)):
+                self._poller.poll_again()  # Its event came while it was in work here.
             self._slot_freed(thread_id)
 
     def _slot_freed(self, thread_id: str) -> None:

@@ -93,10 +93,12 @@ class AttemptCleanup:
             await self.complete_facts()
         outcome = self._for_users(outcome)
         try:
-            return await end_item(self._context.session, self._running.item, outcome, current, self._attempt.facts)
+            ended = await end_item(self._context.session, self._running.item, outcome, current, self._attempt.facts)
         except ItemGoneError:
             log.warning("%s gone %s", self._running.id, outcome.message)
             return outcome
+        self._running.goes_back = ended.state.type is StateType.SCHEDULED
+        return ended
 
     def _for_users(self, outcome: Outcome) -> Outcome:
         """Return an outcome as all may read it: without secrets, and with paths of this machine in the log alone."""

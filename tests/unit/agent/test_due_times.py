@@ -12,6 +12,7 @@ import pytest
 from prefect_launch.agent.polling.candidates import Candidates
 from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryServer, Script
@@ -203,3 +204,15 @@ async def test_due_item_under_a_limit_that_is_reached_is_not_asked_for_again_and
         await past_due(later, 0.5)
         assert bench.server.calls["poll"] - before <= 2
     assert (await bench.read(later.id)).state_name == "AwaitingRetry"
+
+
+async def test_retry_starts_when_it_is_due_though_its_event_came_while_it_was_in_work(bench: Bench) -> None:
+    async def no_events(method: str) -> None:
+        if method == "watch_pools":
+            raise ServerUnavailableError("away")
+
+    bench.plays(Script(exit_code=3), Script())
+    (item,) = await bench.add(retries={"max": 1, "on": ["failed"], "delay": 0.5})
+    bench.server.before_call = no_events
+    async with bench.running(bench.agent(poll_seconds=LONG_SECONDS)):
+        await bench.until(item, StateType.COMPLETED)
