@@ -115,6 +115,7 @@ async def test_job_runs_on_while_its_controller_is_killed_and_its_end_is_known(w
     end = await asyncio.wait_for(watching, 200)
     assert (end.exit_code, end.stopped) == (4, False)
     assert plan.log_path.read_text() == "on\noff\n"
+    world.cluster.revive()
 
 
 async def test_job_that_somebody_cancels_in_slurm_says_so(world: SlurmWorld) -> None:
