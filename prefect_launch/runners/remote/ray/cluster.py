@@ -15,7 +15,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from prefect_launch.errors import InfrastructureError, LaunchError
-from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState
+from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RunHandle
 from prefect_launch.runners.remote.marked_log import MarkedLog
 from prefect_launch.runners.remote.ray.client import RayAnswer, RayClient, job_path
 from prefect_launch.runners.remote.ray.status import Nodes, asked_of, read_job, read_nodes
@@ -61,6 +61,8 @@ class RayCluster:
     def __init__(self, client: RayClient) -> None:
         self._client = client
         self._places: dict[str, str] = {}
+        #: What is in the marks of their logs.
+        self._marks: dict[str, str] = {}
         self._ended_at: dict[str, float] = {}
         self._log_due: dict[str, float] = {}
         self._nodes: tuple[float, Nodes | None] | None = None
@@ -120,6 +122,7 @@ class RayCluster:
         asked = asked_of(details) if details.get("status") == "PENDING" else {}
         nodes = await self.nodes() if asked else None
         job = read_job(details, nodes.reason(asked) if nodes is not None else "")
+        self._marks[job.handle] = str(RunHandle.of(job))
         if place := details.get("driver_node_id"):
             self._places[job.handle] = str(place)
         if job.status.state is RemoteState.ENDED:
@@ -149,6 +152,7 @@ class RayCluster:
         if answer.status not in (200, 404):
             raise InfrastructureError(f"Ray does not remove the job {handle!r}: {answer.reason}. Stop it first.")
         self._places.pop(handle, None)
+        self._marks.pop(handle, None)
         self._log_due.pop(handle, None)
         self._ended_at.pop(handle, None)
 
@@ -213,7 +217,9 @@ class RayCluster:
         """
         if handle not in self._ended_at and time.monotonic() < self._log_due.get(handle, 0.0):
             return
-        began, marked, before = time.monotonic(), MarkedLog(handle, position), position
+        if not await self.has_run(handle):
+            return
+        began, marked, before = time.monotonic(), MarkedLog(self._marks[handle], position), position
         async for piece in self._log(handle, -1):
             new, before = piece[before:], max(0, before - len(piece))
             for content in marked.feed(new):
@@ -223,15 +229,15 @@ class RayCluster:
 
     async def end_of_log(self, handle: str) -> MarkedLog:
         """Return the marks at the end of a job's log."""
-        marked = MarkedLog(handle)
+        if not await self.has_run(handle):
+            return MarkedLog(handle)
+        marked = MarkedLog(self._marks[handle])
         async for piece in self._log(handle, _MARKED_LINES):
             for _ in marked.feed(piece):
                 pass
         return marked
 
     async def _log(self, handle: str, lines: int) -> AsyncIterator[bytes]:
-        if not await self.has_run(handle):
-            return
         place, name = self._places[handle], _LOG_FILE.format(handle)
         async for piece in self._client.stream("/api/v0/logs/file", node_id=place, filename=name, lines=lines):
             yield piece

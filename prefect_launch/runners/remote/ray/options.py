@@ -21,6 +21,7 @@ from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.base import TAKEOVER_SECONDS, Labels, RunPlan, with_default_variables
 from prefect_launch.runners.option_values import Quantity
+from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.marked_log import marked_script
 
 #: Ray's own names, each with the short one.
@@ -224,7 +225,9 @@ def entrypoint(plan: RunPlan) -> str:
             ' [ ! -d "$launch_inputs" ] || export PYTHONPATH="${PYTHONPATH-}:$launch_inputs"'
         )
     command = " ".join(shlex.quote(word) for word in (*plan.command, *plan.args))
-    script = marked_script(plan.name, output_dir=output_dir(plan), before=_AFTER_RAY, enter="\n".join(enter))
+    # Ray appends the log of a job to that of an older one of its id: the mark tells the claims apart.
+    mark = str(RunHandle(plan.name, plan.labels.get(Labels.CLAIM, "")))
+    script = marked_script(mark, output_dir=output_dir(plan), before=_AFTER_RAY, enter="\n".join(enter))
     return f"set -- {command}\n{script}"
 
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
-from prefect_launch.runners.base import ExitStatus, signal_of
-from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus
+from prefect_launch.runners.base import ExitStatus, Labels, signal_of
+from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus, RunHandle
 from prefect_launch.runners.remote.marked_log import MarkedLog
 from prefect_launch.runners.remote.ray.options import ASKS_LABEL, describe
 
@@ -171,7 +171,8 @@ def _exit_of(details: Mapping[str, Any]) -> ExitStatus:
 
 
 def _failed(details: Mapping[str, Any], code: int | None, times: Mapping[str, Any]) -> ExitStatus:
-    marks = MarkedLog(str(details["submission_id"]))
+    labels = details.get("metadata") or {}
+    marks = MarkedLog(str(RunHandle(str(details["submission_id"]), str(labels.get(Labels.CLAIM, "")))))
     for _ in marks.feed(str(details.get("message") or "").encode()):
         pass
     error, warnings = None, tuple[str, ...]()

@@ -172,9 +172,19 @@ async def test_one_call_tells_of_all_jobs_and_few_jobs_are_asked_for_one_by_one(
 
 def marked(name: str, content: bytes, *, end: str = "0", words: tuple[str, ...] = ()) -> bytes:
     """Return what a job's log has in Ray."""
-    lines = "".join(f"\x1e[{name}] {word}\n" for word in (*words, f"end {end}"))
+    lines = "".join(f"\x1e[{name}@claim-1] {word}\n" for word in (*words, f"end {end}"))
     front = b"2026-01-01 INFO -- Runtime env is setting up.\nRunning entrypoint for job x: set -- a\n"
-    return front + f"\x1e[{name}] begin\n".encode() + content + lines.encode()
+    return front + f"\x1e[{name}@claim-1] begin\n".encode() + content + lines.encode()
+
+
+async def test_log_that_ray_appended_to_that_of_an_older_claim_begins_where_its_own_job_does(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    await submitted(runner, plan)
+    api.logs[plan.name] = marked(plan.name, b"old\n").replace(b"claim-1", b"lost") + marked(plan.name, b"new\n")
+    api.end(plan.name, driver_node_id=NODE)
+    assert b"".join([part.content async for part in runner.read_logs(plan.name, None)]) == b"new\n"
+    await runner.aclose()
 
 
 async def test_log_has_what_the_job_wrote_and_nothing_of_rays(tmp_path: Path) -> None:
@@ -265,7 +275,7 @@ async def test_program_that_is_not_there_is_named(tmp_path: Path) -> None:
     api, plan = RayApi(), plan_in(tmp_path, "no-such-program")
     runner = api.runner(tmp_path)
     handle = await submitted(runner, plan)
-    message = f"failed with exit code 127, last available logs:\n\x1e[{plan.name}] end 127 no-program\n"
+    message = f"failed with exit code 127, last available logs:\n\x1e[{plan.name}@claim-1] end 127 no-program\n"
     kind = "JOB_ENTRYPOINT_COMMAND_ERROR"
     api.end(plan.name, "FAILED", driver_node_id=NODE, driver_exit_code=127, error_type=kind, message=message)
     end = await runner.watch(handle, plan)
