@@ -71,10 +71,15 @@ if [ -f {stop} ]; then is_stopped=true; rm -f {environment}; finish null 143; fi
     exec setsid {command}
 ) &
 job=$!
+[ "$is_stopped" = false ] || on_term  # It was told before the shell knew the job.
 while :; do
     wait "$job"
     code=$?
-    kill -0 "$job" 2>/dev/null || break  # Else a signal has cut the waiting short.
+    kill -0 "$job" 2>/dev/null && continue  # A signal has cut the waiting short,
+    wait "$job"  # perhaps just as the job ended; 127: its end was waited for before.
+    again=$?
+    [ "$again" = 127 ] || code=$again
+    break
 done
 [ "$code" = 0 ] || [ ! -f {failed} ] || code=$(cat {failed})
 kill -s KILL -- "-$job" 2>/dev/null  # What it left running.
