@@ -25,9 +25,9 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import ClassVar, Final
-from urllib.parse import quote
 
 import anyio
 
@@ -367,7 +367,8 @@ class RemoteRunner(Runner):
     # That a run was stopped by us outlives the agent: a time limit, say, differs from a job deleted by hand.
 
     def _stop_note(self, handle: str) -> Path:
-        return self.home / "remote" / self.name / f"{quote(handle, safe='')}.stopped"
+        # A handle may be longer than a file's name.
+        return self.home / "remote" / self.name / f"{sha256(handle.encode()).hexdigest()}.stopped"
 
     def _note_stop(self, handle: str) -> None:
         note = self._stop_note(handle)

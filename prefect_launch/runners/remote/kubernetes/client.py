@@ -322,13 +322,17 @@ def _is_distrust(error: BaseException) -> bool:
 
 async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Sequence[bytes]]:
     """Yield the lines of a stream as they come, all that came at once together; the last one may have no end."""
-    rest = b""
+    rest: list[bytes] = []  # Joined once: a line may come in thousands of pieces.
     async for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
+        *whole, last = piece.split(b"\n")
         if whole:
+            whole[0] = b"".join([*rest, whole[0]])
+            rest = []
             yield [line + b"\n" for line in whole]
+        if last:
+            rest.append(last)
     if rest:
-        yield [rest]
+        yield [b"".join(rest)]
 
 
 def as_json(line: bytes) -> Object:

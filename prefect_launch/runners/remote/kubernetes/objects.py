@@ -42,6 +42,10 @@ from prefect_launch.runners.remote.kubernetes.rules import is_label_value
 
 #: How the object is held until its run is recorded: `suspend`, or `parallelism=N` with the number that it gets.
 HOLD: Final = "prefect-launch.hold"
+#: Label of what goes with a run and is not the run: its Secret, its code, its services.
+BESIDE: Final = "prefect-launch.beside"
+#: Label selector of all runs, and of their pods.
+RUNS: Final = f"{Labels.ITEM},!{BESIDE}"
 #: The file that the kubelet reads a container's last message from: the run's named results.
 OUTPUTS_PATH: Final = f"{OUTPUT_DIR}/outputs.json"
 _OUTPUT_VOLUME: Final = "launch-outputs"
@@ -194,7 +198,7 @@ def labels_of(manifest: Mapping[str, Any]) -> dict[str, str]:
 def selector_of(labels: Mapping[str, str]) -> str:
     """Return the label selector of the objects that may have these labels of a run; `labels_of` says which do."""
     legal, _ = split_labels(labels)
-    return ",".join([Labels.ITEM, *(f"{key}={value}" for key, value in sorted(legal.items()))])
+    return ",".join([RUNS, *(f"{key}={value}" for key, value in sorted(legal.items()))])
 
 
 _OWN_PREFIX: Final = Labels.ITEM.partition(".")[0] + "."
@@ -206,12 +210,15 @@ _OWN_PREFIX: Final = Labels.ITEM.partition(".")[0] + "."
 def release_patch(manifest: Mapping[str, Any], kind: ObjectKind) -> dict[str, Any] | None:
     """Return the merge patch that releases an object; None for one that is not held by us (any more)."""
     held = _hold_of(manifest)
-    patch: dict[str, Any] = {}
+    # Without its mark: who suspends the object later does not make it one that was never started.
+    patch: dict[str, Any] = {"metadata": {"annotations": {HOLD: None}}}
     if held == Hold.SUSPEND.value and first(manifest, kind.suspend) is True:
         place(patch, kind.suspend, False)
-    elif held.startswith(f"{Hold.PARALLELISM.value}=") and first(manifest, "spec.parallelism") == 0:
+        return patch
+    if held.startswith(f"{Hold.PARALLELISM.value}=") and first(manifest, "spec.parallelism") == 0:
         place(patch, "spec.parallelism", int(held.partition("=")[2]))
-    return patch or None
+        return patch
+    return None
 
 
 def is_held(manifest: Mapping[str, Any], kind: ObjectKind) -> bool:
@@ -294,7 +301,7 @@ def _labelled(made: dict[str, Any], plan: RunPlan, options: KubernetesOptions) -
         "metadata": {
             **metadata,
             **({"namespace": options.namespace} if options.namespace else {}),
-            "labels": {**(metadata.get("labels") or {}), **labels},
+            "labels": {**(metadata.get("labels") or {}), **labels, BESIDE: "true"},
             "annotations": {**(metadata.get("annotations") or {}), **annotations},
         },
     }

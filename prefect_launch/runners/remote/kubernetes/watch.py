@@ -20,6 +20,7 @@ from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.runners.base import Labels, run_name
 from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object, as_json, lines
 from prefect_launch.runners.remote.kubernetes.errors import Answer, ExpiredError, error_of
+from prefect_launch.runners.remote.kubernetes.objects import BESIDE, RUNS
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ _LEAST_STREAM_SECONDS: Final = 0.5
 #: How many items a selector names; beyond that all are listed, and those that nobody follows are left out.
 _SELECTED: Final = 50
 _POD_SPEC: Final = ("nodeName", "terminationGracePeriodSeconds", "restartPolicy")
+#: A container before the others that is always restarted is a sidecar.
+_CONTAINER: Final = ("name", "restartPolicy")
 _METADATA: Final = (
     "name",
     "namespace",
@@ -228,7 +231,7 @@ class NamespaceWatch:
     async def _fill(self, resource: Resource, names: Collection[str]) -> None:
         """List these runs: what they miss then is not there."""
         items = {_item_of(name) for name in names}
-        selector = f"{Labels.ITEM} in ({','.join(sorted(items))})" if len(items) <= _SELECTED else Labels.ITEM
+        selector = f"{Labels.ITEM} in ({','.join(sorted(items))}),{RUNS}" if len(items) <= _SELECTED else RUNS
         # The job first: its pods are never older than it.
         for one in (resource, PODS):
             found = await self._list(one, selector)
@@ -244,7 +247,7 @@ class NamespaceWatch:
 
     async def list_all(self, resource: Resource) -> Object:
         """List all objects of a kind that an agent has made."""
-        return await self._list(resource, Labels.ITEM)
+        return await self._list(resource, RUNS)
 
     def take_list(self, resource: Resource, found: Object, names: Iterable[str] | None = None) -> None:
         """Take a list: what is followed, older than the list and not in it, is gone."""
@@ -335,7 +338,7 @@ class _Stream:
         """Follow the stream until it ends; return the version to go on from."""
         query: dict[str, str | int] = {
             "watch": "true",
-            "labelSelector": Labels.ITEM,
+            "labelSelector": RUNS,
             "resourceVersion": version,
             "allowWatchBookmarks": "true",
             "timeoutSeconds": _STREAM_SECONDS,
@@ -379,7 +382,7 @@ def run_of(found: Mapping[str, Any]) -> str:
     """Return the name of the run that an object is of, by its labels; empty when it is of none."""
     labels = (found.get("metadata") or {}).get("labels") or {}
     item, attempt = labels.get(Labels.ITEM), labels.get(Labels.ATTEMPT)
-    return run_name(item, attempt) if item and attempt else ""
+    return run_name(item, attempt) if item and attempt and BESIDE not in labels else ""
 
 
 def trimmed(resource: Resource, found: Mapping[str, Any]) -> Object:
@@ -388,7 +391,8 @@ def trimmed(resource: Resource, found: Mapping[str, Any]) -> Object:
     spec = found.get("spec") or {}
     if resource == PODS:
         containers = {
-            key: [{"name": one.get("name")} for one in spec.get(key) or ()] for key in ("initContainers", "containers")
+            key: [{name: one[name] for name in _CONTAINER if name in one} for one in spec.get(key) or ()]
+            for key in ("initContainers", "containers")
         }
         spec = {key: spec[key] for key in _POD_SPEC if key in spec} | containers
     elif resource == JOBS:

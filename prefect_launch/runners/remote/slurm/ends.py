@@ -88,7 +88,8 @@ def _end_by_slurm(folder: JobFolder, job: SlurmJob) -> ExitStatus:
         )
     if folder.node is None and job.state == "CANCELLED":
         return ExitStatus(exit_code=None, error="cancelled in Slurm before it ran")
-    number = number or (9 if folder.node is not None else 0)
+    if folder.node is not None and not number and job.state not in ("COMPLETED", "FAILED"):
+        number = 9  # Its script was killed. Else it came to its end, and could not write it down: a full disk, say.
     shell_code = 128 + number if number else code
     end = ExitStatus(exit_code=shell_code, signal=signal_of(shell_code), stopped=folder.is_stop_asked)
     return end if folder.is_stop_asked else _with_cause(end, job)

@@ -16,6 +16,9 @@ from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.kubernetes.code import pack_code
 from prefect_launch.runners.remote.kubernetes.manifest_checks import check_manifest
 from prefect_launch.runners.remote.kubernetes.objects import (
+    BESIDE,
+    HOLD,
+    RUNS,
     Hold,
     build_objects,
     check_plan,
@@ -26,9 +29,12 @@ from prefect_launch.runners.remote.kubernetes.objects import (
     selector_of,
     with_owner,
 )
+from prefect_launch.runners.remote.kubernetes.watch import run_of
 from prefect_launch.spec.code_options import BuildRequest
 from tests.unit.runners.kubernetes.plans import ITEM, LABELS, NAME, SECRET, job_options, make_plan, pod_manifest
 
+#: Of a patch that releases an object: the mark of the hold goes with it.
+UNMARKED = {"metadata": {"annotations": {HOLD: None}}}
 WHOLE = {"cpus": 2, "memory": "2g", "gpus": 1, "volumes": ["data:/data:ro"], "shm-size": "1g", "ttl": 60}
 
 
@@ -163,7 +169,7 @@ def test_labels_that_kubernetes_does_not_take_are_annotations_and_are_read_back(
     assert Labels.QUEUE not in metadata["labels"]
     assert metadata["annotations"][Labels.QUEUE] == LABELS[Labels.QUEUE]
     assert labels_of(made.manifest) == LABELS
-    assert selector_of({Labels.CLAIM: "c1", Labels.QUEUE: "my queue, ü"}) == f"{Labels.ITEM},{Labels.CLAIM}=c1"
+    assert selector_of({Labels.CLAIM: "c1", Labels.QUEUE: "my queue, ü"}) == f"{RUNS},{Labels.CLAIM}=c1"
 
 
 @pytest.mark.parametrize(
@@ -180,9 +186,13 @@ def test_job_is_held_and_released_with_what_it_was_to_have(
     made = build_objects(make_plan(job_options(**spec)), hold=hold)
 
     assert is_held(made.manifest, made.kind)
-    assert release_patch(made.manifest, made.kind) == released
+    assert release_patch(made.manifest, made.kind) == {**UNMARKED, **released}
     after = {**made.manifest, "spec": {**made.manifest["spec"], **released["spec"]}}
     assert not is_held(after, made.kind)
+    # Somebody else, such as Kueue, may hold it again: it is none that was never started.
+    unmarked = {name: value for name, value in made.manifest["metadata"]["annotations"].items() if name != HOLD}
+    again = {**made.manifest, "metadata": {**made.manifest["metadata"], "annotations": unmarked}}
+    assert not is_held(again, made.kind)
 
 
 def test_job_that_the_clusters_own_queueing_starts_is_not_released_by_us() -> None:
@@ -199,7 +209,17 @@ def test_objects_beside_the_job_go_with_it() -> None:
     owned = [with_owner(one, owner) for one in made.owned]
 
     assert [one["metadata"]["ownerReferences"][0]["uid"] for one in owned] == ["u-1", "u-1"]
+    assert all(BESIDE in one["metadata"]["labels"] for one in owned)
     assert pod_of(made.manifest)["imagePullSecrets"] == [{"name": f"{NAME}-pull"}]
+
+
+def test_service_of_a_kind_that_a_run_may_have_is_not_taken_for_the_run() -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "redis"}, "spec": {"containers": [{"name": "r"}]}}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "load"}, "spec": {"template": pod_manifest()}}
+    made = build_objects(make_plan(options={"additional_services": [{"config": pod}, {"config": job}]}))
+
+    assert run_of(made.manifest) == NAME
+    assert [run_of(service.manifest) for service in made.services] == ["", ""]
 
 
 # --- code ---
@@ -289,7 +309,7 @@ def test_every_training_container_of_a_pytorch_job_runs_the_command() -> None:
         assert env_of(main)["A"] == "1"
         assert "command" not in side
         assert spec["template"]["metadata"]["labels"][Labels.ITEM] == ITEM
-    assert release_patch(made.manifest, made.kind) == {"spec": {"runPolicy": {"suspend": False}}}
+    assert release_patch(made.manifest, made.kind) == {**UNMARKED, "spec": {"runPolicy": {"suspend": False}}}
 
 
 def test_template_that_an_alias_of_yaml_repeats_is_completed_once_for_each_place() -> None:
@@ -329,7 +349,7 @@ def test_kind_that_nobody_knows_is_described_by_the_queue() -> None:
 
     assert made.manifest["spec"]["worker"]["pod"]["spec"]["containers"][0]["command"] == ["run"]
     assert made.kind.resource == "experimenta"
-    assert release_patch(made.manifest, made.kind) == {"spec": {"paused": False}}
+    assert release_patch(made.manifest, made.kind) == {**UNMARKED, "spec": {"paused": False}}
 
 
 # --- images ---
