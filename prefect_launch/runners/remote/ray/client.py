@@ -5,7 +5,8 @@ The address and the credentials are the agent's own: `RAY_ADDRESS` (the dashboar
 ``~/.ray/auth_token``. A certificate of one's own is trusted by `SSL_CERT_FILE`.
 
 What a proxy or a busy head answers (401, 403, 429, 502 to 504) is no answer of Ray's: the cluster counts as not
-reachable until it answers. A request is sent once: whether a job was made is asked, never guessed.
+reachable until it answers. Nor is a 404 that has not Ray's own words: a proxy says so of a head that is away, and a
+dashboard of what it has not loaded yet. A request is sent once: whether a job was made is asked, never guessed.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -20,9 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+import anyio
 import httpx
 
-from prefect_launch.errors import AgentConfigError, InfrastructureError, UnreachableError
+from prefect_launch.errors import AgentConfigError, UnreachableError
 
 ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
 _HEADERS_VARIABLE: Final = "RAY_JOB_HEADERS"
@@ -37,7 +40,12 @@ _READ_SECONDS: Final = 60.0
 _MOST_RETRY_SECONDS: Final = 30.0
 _BUSY: Final = 429
 _PASSING: Final = frozenset({_BUSY, 502, 503, 504})
+#: With these, a proxy may have lost Ray's answer.
+_MAYBE_DONE: Final = frozenset({502, 503, 504})
 _SHOWN_CHARS: Final = 300
+#: What Ray says of a job or package that there is not, and nobody else of anything.
+_MISSING: Final = re.compile(r"(Job|Package) \S+ does not exist\s*")
+_PIECE_BYTES: Final = 256 * 1024
 
 
 def ray_address(environment: Mapping[str, str]) -> str:
@@ -96,6 +104,10 @@ def _token(environment: Mapping[str, str]) -> str:
         ) from None
 
 
+class NotReachedError(UnreachableError):
+    """A request has not come to Ray, so it has no effect: nobody listens there, or a proxy has refused it."""
+
+
 class RayAnswer:
     """An answer of the Jobs API.
 
@@ -109,6 +121,11 @@ class RayAnswer:
         self.text = text
 
     @property
+    def is_missing(self) -> bool:
+        """Whether Ray itself says that it has no such job or package."""
+        return self.status == 404 and _MISSING.fullmatch(self.text) is not None
+
+    @property
     def reason(self) -> str:
         """Its last line, which in a traceback is the error."""
         lines = [line.strip() for line in self.text.strip().splitlines() if line.strip(" .")]
@@ -118,14 +135,20 @@ class RayAnswer:
         """Return the body as JSON.
 
         Raises:
-            InfrastructureError: when it is none: something else than Ray has answered.
+            UnreachableError: when it is none: something else than Ray has answered.
         """
         try:
             return json.loads(self.text)
         except ValueError:
-            raise InfrastructureError(
-                f"What answers at {ADDRESS_VARIABLE} is no Ray dashboard: {self.text[:_SHOWN_CHARS]!r}. Correct it."
-            ) from None
+            raise no_dashboard(self.text) from None
+
+
+def no_dashboard(text: str) -> UnreachableError:
+    """Return the error that something else than Ray, such as the page of a proxy, has answered."""
+    return UnreachableError(
+        f"What answers at {ADDRESS_VARIABLE} is no Ray dashboard: {text[:_SHOWN_CHARS]!r}. Correct it, or look at a"
+        " proxy before the cluster's head."
+    )
 
 
 class RayClient:
@@ -147,25 +170,42 @@ class RayClient:
     async def call(self, method: str, path: str, **options: Any) -> RayAnswer:
         """Make a request, and return its answer, whatever its status.
 
+        Args:
+            method: of HTTP.
+            path: below the address.
+            options: of httpx; and `file`, a file to send as the body, in pieces.
+
         Raises:
             AgentConfigError: when the address or the credentials are not set as they must be.
+            NotReachedError: when it has not come to Ray.
             UnreachableError: when there is no answer, or one that is not Ray's own.
         """
         async with self._asked(method, path, **options) as answer:
             return RayAnswer(answer.status_code, (await answer.aread()).decode("utf-8", "replace"))
 
     async def get(self, path: str, **params: Any) -> Any:
-        """Return what is read at a path as JSON; None when there is nothing (404).
+        """Return what is read at a path as JSON; None when Ray says that it does not exist.
 
         Raises:
             UnreachableError: when the cluster does not answer, or fails.
         """
         answer = await self.call("GET", path, params=params)
-        if answer.status == 404:
+        if answer.is_missing:
             return None
+        return self.checked(answer).json()
+
+    def checked(self, answer: RayAnswer) -> RayAnswer:
+        """Return an answer that is good (200).
+
+        Raises:
+            UnreachableError: when it is not.
+        """
         if answer.status != 200:
-            raise UnreachableError(f"The Ray cluster at {self.address} fails: {answer.reason}. Look at its head.")
-        return answer.json()
+            raise UnreachableError(
+                f"The Ray cluster at {self.address} fails (HTTP {answer.status}): {answer.reason}. Look at its head,"
+                " and at a proxy before it."
+            )
+        return answer
 
     async def stream(self, path: str, **params: Any) -> AsyncIterator[bytes]:
         """Yield the bytes of a file.
@@ -194,10 +234,14 @@ class RayClient:
     @asynccontextmanager
     async def _asked(self, method: str, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
         http, is_again = await self._connected(), False
+        file: Path | None = options.pop("file", None)
         try:
             while True:
                 # A token's file may be written anew while the agent lives.
                 headers = await asyncio.to_thread(ray_headers, self._environment())
+                if file is not None:
+                    options["content"] = _pieces(file)
+                    headers["Content-Length"] = str((await asyncio.to_thread(file.stat)).st_size)
                 async with http.stream(method, path, headers=headers, **options) as answer:
                     pause = None if is_again else _retry_after(answer)
                     if pause is None:
@@ -211,19 +255,23 @@ class RayClient:
             advice = "Start it, or correct the address."
             if isinstance(error, httpx.ConnectError) and "CERTIFICATE_VERIFY_FAILED" in why:
                 advice = "Name its certificate authority by SSL_CERT_FILE in the agent's environment."
-            raise UnreachableError(
+            kind = (
+                NotReachedError if isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout)) else UnreachableError
+            )
+            raise kind(
                 f"The Ray cluster at {self.address} ({ADDRESS_VARIABLE}) does not answer: {why}. {advice}"
             ) from error
 
     def _check(self, answer: httpx.Response) -> None:
         code = answer.status_code
         if code in (401, 403):
-            raise UnreachableError(
+            raise NotReachedError(
                 f"The Ray cluster at {self.address} does not let this agent in (HTTP {code}). Set {_TOKEN_VARIABLE},"
                 f" {_TOKEN_PATH_VARIABLE} or {_HEADERS_VARIABLE} in the agent's environment."
             )
         if code in _PASSING or code in range(300, 400):
-            raise UnreachableError(
+            kind = UnreachableError if code in _MAYBE_DONE else NotReachedError
+            raise kind(
                 f"The Ray cluster at {self.address} cannot be reached now: HTTP {code}. Look at its head, and at a"
                 " proxy before it."
             )
@@ -254,6 +302,12 @@ def _retry_after(answer: httpx.Response) -> float | None:
     if answer.status_code != _BUSY or not given.isdecimal() or int(given) > _MOST_RETRY_SECONDS:
         return None
     return float(given)
+
+
+async def _pieces(file: Path) -> AsyncIterator[bytes]:
+    async with await anyio.open_file(file, "rb") as opened:
+        while piece := await opened.read(_PIECE_BYTES):
+            yield piece
 
 
 def job_path(handle: str, rest: str = "") -> str:

@@ -7,25 +7,29 @@ Jobs API's own logs fail at the first byte that is no text.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shlex
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
 from prefect_launch.errors import InfrastructureError, LaunchError
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RunHandle
 from prefect_launch.runners.remote.marked_log import MarkedLog
-from prefect_launch.runners.remote.ray.client import RayAnswer, RayClient, job_path
+from prefect_launch.runners.remote.ray.client import RayAnswer, RayClient, job_path, no_dashboard
 from prefect_launch.runners.remote.ray.status import Nodes, asked_of, read_job, read_nodes
 
 log = logging.getLogger(__name__)
 
 _JOBS: Final = "/api/jobs/"
 _LOG_FILE: Final = "job-driver-{}.log"
-#: So many jobs are asked for one by one.
+#: So many jobs are asked for one by one, and so many at a time.
 _FEW: Final = 4
+#: What the last list took counts less with each round without one, so that a list is tried again.
+_LIST_DECAY: Final = 0.99
 #: How long what is known of the nodes counts.
 _NODES_SECONDS: Final = 5.0
 _MOST_NODES: Final = 10_000
@@ -51,6 +55,23 @@ except ValueError:
 """
 
 
+@dataclass
+class _Known:
+    """What is known of a job that is followed.
+
+    Attributes:
+        mark: in the marked lines of its log.
+        place: the node that its log is on; None before it has a process.
+        ended_at: when it was first seen to have ended.
+        log_due: when its log is to be read again.
+    """
+
+    mark: str
+    place: str | None = None
+    ended_at: float | None = None
+    log_due: float = 0.0
+
+
 class RayCluster:
     """One cluster.
 
@@ -60,14 +81,12 @@ class RayCluster:
 
     def __init__(self, client: RayClient) -> None:
         self._client = client
-        self._places: dict[str, str] = {}
-        #: What is in the marks of their logs.
-        self._marks: dict[str, str] = {}
-        self._ended_at: dict[str, float] = {}
-        self._log_due: dict[str, float] = {}
+        self._known: dict[str, _Known] = {}
         self._nodes: tuple[float, Nodes | None] | None = None
         self._removing: set[asyncio.Task[None]] = set()
         self._session = ""
+        #: What the last list of all jobs took, and the last read of one, in seconds.
+        self._list_seconds, self._one_seconds = 0.0, 0.0
 
     async def session(self) -> str:
         """Return the name of the head's life: another one after each start of it.
@@ -76,7 +95,7 @@ class RayCluster:
             UnreachableError: when it does not answer.
         """
         version = await self._client.get("/api/version")
-        self._session = str((version or {}).get("session_name", ""))
+        self._session = str(_object(version).get("session_name", ""))
         return self._session
 
     async def last_session(self) -> str:
@@ -85,7 +104,7 @@ class RayCluster:
 
     async def describe(self) -> str:
         """Say which Ray it is, and what it has."""
-        version = await self._client.get("/api/version") or {}
+        version = _object(await self._client.get("/api/version"))
         nodes = await self.nodes()
         count = "its nodes are not known" if nodes is None else f"{len(nodes.total)} nodes"
         return f"Ray {version.get('ray_version', '?')} at {self._client.address}, {count}"
@@ -99,39 +118,75 @@ class RayCluster:
 
     # --- jobs ---
 
-    async def jobs(self) -> list[RemoteJob]:
-        """Return all jobs that were submitted to it, in one call."""
-        found = [one for one in await self._client.get(_JOBS) or () if one.get("submission_id")]
-        return [await self._seen(one) for one in found]
+    async def jobs(self, is_wanted: Callable[[Mapping[str, Any]], bool]) -> list[RemoteJob]:
+        """Return those of the jobs that were submitted to it which are wanted, in one call.
+
+        Args:
+            is_wanted: whether a job is, from what the API says of it. It is called in another thread.
+        """
+        began = time.monotonic()
+        answer = self._client.checked(await self._client.call("GET", _JOBS))
+        found = await asyncio.to_thread(lambda: [one for one in _listed(answer) if is_wanted(one)])
+        self._list_seconds = time.monotonic() - began
+        return [await self._read(one) for one in found]
 
     async def some_jobs(self, handles: Collection[str]) -> list[RemoteJob]:
-        """Return those of some jobs that there are: few one by one, since Ray lists whatever it has ever had."""
-        if len(handles) > _FEW:
-            return [job for job in await self.jobs() if job.handle in handles]
-        return [job for job in await asyncio.gather(*map(self.find, handles)) if job is not None]
+        """Return those of some jobs that there are.
+
+        Ray lists whatever it has ever had: where that takes longer, they are asked for one by one.
+        """
+        if len(handles) > _FEW and len(handles) * self._one_seconds >= self._list_seconds:
+            return await self.jobs(lambda one: one["submission_id"] in handles)
+        began, turns = time.monotonic(), asyncio.Semaphore(_FEW)
+
+        async def find(handle: str) -> RemoteJob | None:
+            async with turns:
+                return await self.find(handle)
+
+        found = await asyncio.gather(*map(find, handles))
+        if handles:
+            self._one_seconds = (time.monotonic() - began) / len(handles)
+            self._list_seconds *= _LIST_DECAY
+        return [job for job in found if job is not None]
 
     async def find(self, handle: str) -> RemoteJob | None:
         """Return a job by its submission id; None when there is none."""
-        details = await self._client.get(job_path(handle))
+        details = await self._details(handle)
         if details is not None and details.get("entrypoint") == _NO_COMMAND:
             await self._client.call("DELETE", job_path(handle))
             return None
-        return None if details is None else await self._seen(details)
+        return None if details is None else await self._read(details)
 
-    async def _seen(self, details: Mapping[str, Any]) -> RemoteJob:
+    async def _details(self, handle: str) -> Mapping[str, Any] | None:
+        details = await self._client.get(job_path(handle))
+        return None if details is None else _object(details, "submission_id", "status")
+
+    async def _read(self, details: Mapping[str, Any]) -> RemoteJob:
         asked = asked_of(details) if details.get("status") == "PENDING" else {}
         nodes = await self.nodes() if asked else None
         job = read_job(details, nodes.reason(asked) if nodes is not None else "")
-        self._marks[job.handle] = str(RunHandle.of(job))
-        if place := details.get("driver_node_id"):
-            self._places[job.handle] = str(place)
-        if job.status.state is RemoteState.ENDED:
-            self._ended_at.setdefault(job.handle, time.monotonic())
+        known = self._known.setdefault(job.handle, _Known(""))
+        known.mark = str(RunHandle.of(job))
+        known.place = str(details.get("driver_node_id") or "") or known.place
+        if job.status.state is RemoteState.ENDED and known.ended_at is None:
+            known.ended_at = time.monotonic()
         return job
+
+    async def _known_of(self, handle: str) -> _Known | None:
+        """Return what is known of a job that has had a process; None for any other."""
+        known = self._known.get(handle)
+        if known is None or known.place is None:
+            await self.find(handle)
+            known = self._known.get(handle)
+        return known if known is not None and known.place is not None else None
 
     async def has_run(self, handle: str) -> bool:
         """Whether a job has had a process."""
-        return handle in self._places or (await self.find(handle) is not None and handle in self._places)
+        return await self._known_of(handle) is not None
+
+    def forget(self, handle: str) -> None:
+        """Keep nothing more of a job that is not followed any more."""
+        self._known.pop(handle, None)
 
     async def submit(self, body: Mapping[str, Any]) -> RayAnswer:
         """Submit a job; its answer says nothing certain."""
@@ -143,24 +198,26 @@ class RayCluster:
         Raises:
             InfrastructureError: when Ray does not.
         """
-        if await self.find(handle) is None:
-            return
-        ended_at = self._ended_at.get(handle)
-        if ended_at is not None:
-            await asyncio.sleep(ended_at + _SETTLE_SECONDS - time.monotonic())
-        answer = await self._client.call("DELETE", job_path(handle))
-        if answer.status not in (200, 404):
-            raise InfrastructureError(f"Ray does not remove the job {handle!r}: {answer.reason}. Stop it first.")
-        self._places.pop(handle, None)
-        self._marks.pop(handle, None)
-        self._log_due.pop(handle, None)
-        self._ended_at.pop(handle, None)
+        known = self._known.get(handle) if await self.find(handle) is not None else None
+        if known is not None:
+            if known.ended_at is not None:
+                await asyncio.sleep(known.ended_at + _SETTLE_SECONDS - time.monotonic())
+            answer = await self._client.call("DELETE", job_path(handle))
+            if answer.status != 200 and not answer.is_missing:
+                raise InfrastructureError(f"Ray does not remove the job {handle!r}: {answer.reason}. Stop it first.")
+        self.forget(handle)
 
     async def stop(self, handle: str) -> None:
-        """Ask for a job's end: its grace was set when it was submitted. One that waits for resources is killed."""
-        await self._client.call("POST", job_path(handle, "/stop"))
+        """Ask for a job's end: its grace was set when it was submitted. One that waits for resources is killed.
+
+        Raises:
+            UnreachableError: when it was not asked.
+        """
+        answer = await self._client.call("POST", job_path(handle, "/stop"))
+        if not answer.is_missing:
+            self._client.checked(answer)
         due = time.monotonic() + _START_SECONDS
-        while (details := await self._client.get(job_path(handle))) is not None and details["status"] == "PENDING":
+        while (details := await self._details(handle)) is not None and details["status"] == "PENDING":
             nodes = await self.nodes()
             if time.monotonic() >= due or (nodes is not None and nodes.reason(asked_of(details))):
                 await self._kill_waiting(handle)
@@ -199,14 +256,19 @@ class RayCluster:
         try:
             self._nodes = (time.monotonic() + _NODES_SECONDS, self._nodes[1] if self._nodes is not None else None)
             nodes = await self._client.get("/api/v0/nodes", detail="true", limit=_MOST_NODES)
-            status = await self._client.get("/api/cluster_status")
             rows = nodes["data"]["result"]["result"]
-            found = read_nodes(rows, ((status or {}).get("data") or {}).get("clusterStatus"))
+            found = read_nodes(rows, await self._cluster_status())
         except (LaunchError, LookupError, TypeError, ValueError, AttributeError) as error:
             log.debug("nothing is known of Ray's nodes: %s", error)
             return None
         self._nodes = (time.monotonic() + _NODES_SECONDS, found)
         return found
+
+    async def _cluster_status(self) -> Mapping[str, Any] | None:
+        """Return what is used of the nodes; not every cluster tells."""
+        answer = await self._client.call("GET", "/api/cluster_status")
+        found = answer.json() if answer.status == 200 else {}
+        return (found.get("data") or {}).get("clusterStatus")
 
     # --- logs ---
 
@@ -215,29 +277,61 @@ class RayCluster:
 
         While the job runs, a log that takes long to read is not read at each call.
         """
-        if handle not in self._ended_at and time.monotonic() < self._log_due.get(handle, 0.0):
+        known = await self._known_of(handle)
+        if known is None or (known.ended_at is None and time.monotonic() < known.log_due):
             return
-        if not await self.has_run(handle):
-            return
-        began, marked, before = time.monotonic(), MarkedLog(self._marks[handle], position), position
-        async for piece in self._log(handle, -1):
+        began, marked, before = time.monotonic(), MarkedLog(known.mark, position), position
+        async for piece in self._log(handle, known, -1):
             new, before = piece[before:], max(0, before - len(piece))
             for content in marked.feed(new):
                 yield content, marked.position
         now = time.monotonic()
-        self._log_due[handle] = now + _LOG_PAUSES * (now - began)
+        known.log_due = now + _LOG_PAUSES * (now - began)
 
     async def end_of_log(self, handle: str) -> MarkedLog:
         """Return the marks at the end of a job's log."""
-        if not await self.has_run(handle):
-            return MarkedLog(handle)
-        marked = MarkedLog(self._marks[handle])
-        async for piece in self._log(handle, _MARKED_LINES):
-            for _ in marked.feed(piece):
-                pass
+        known = await self._known_of(handle)
+        marked = MarkedLog(handle if known is None else known.mark)
+        if known is not None:
+            async for piece in self._log(handle, known, _MARKED_LINES):
+                for _ in marked.feed(piece):
+                    pass
         return marked
 
-    async def _log(self, handle: str, lines: int) -> AsyncIterator[bytes]:
-        place, name = self._places[handle], _LOG_FILE.format(handle)
-        async for piece in self._client.stream("/api/v0/logs/file", node_id=place, filename=name, lines=lines):
+    async def _log(self, handle: str, known: _Known, lines: int) -> AsyncIterator[bytes]:
+        name = _LOG_FILE.format(handle)
+        async for piece in self._client.stream("/api/v0/logs/file", node_id=known.place, filename=name, lines=lines):
             yield piece
+
+
+def _listed(answer: RayAnswer) -> Iterator[Mapping[str, Any]]:
+    """Yield the submitted jobs of a list; another thread gets its turn after each, as it does not within a long list.
+
+    Raises:
+        InfrastructureError: when it is no list of jobs.
+    """
+    decoder, text = json.JSONDecoder(), answer.text.strip()
+    if not text.startswith("["):
+        raise no_dashboard(text)
+    place = _next(text, 1)
+    while text[place : place + 1] not in ("]", ""):
+        try:
+            found, place = decoder.raw_decode(text, place)
+        except ValueError:
+            raise no_dashboard(text) from None
+        if _object(found).get("submission_id"):
+            yield found
+        place = _next(text, place)
+
+
+def _next(text: str, place: int) -> int:
+    """Return where the next job of a list begins, or the list's end is."""
+    while text[place : place + 1] in (" ", "\n", ","):
+        place += 1
+    return place
+
+
+def _object(found: Any, *keys: str) -> Mapping[str, Any]:
+    if not (isinstance(found, dict) and all(key in found for key in keys)):
+        raise no_dashboard(json.dumps(found))
+    return found

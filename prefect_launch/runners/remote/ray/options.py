@@ -45,6 +45,8 @@ _NAMED_RESOURCES: Final = {"CPU": "cpus", "GPU": "gpus", "memory": "memory", "ob
 
 #: How the job's metadata says what it asks for: the API does not give it back.
 ASKS_LABEL: Final = "prefect-launch.asks"
+#: Marks a job that only takes an id.
+PLACEHOLDER_LABEL: Final = "prefect-launch.placeholder"
 #: A shell's command line, and so the API's entry point, may not be longer (MAX_ARG_STRLEN).
 _MAX_ENTRYPOINT_BYTES: Final = 128 * 1024 - 1
 #: In a code package: a copy of `prefect_launch.inputs`, which comes behind all else on Python's path.
@@ -210,6 +212,16 @@ def submission(
         "entrypoint_resources": {name: value for name, value in resources.items() if name not in _NAMED_RESOURCES},
     }
     return {name: value for name, value in body.items() if value not in (None, {})}
+
+
+def placeholder(name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    """Return the body of a job that does nothing but take its id.
+
+    Args:
+        name: the id.
+        labels: of the run whose submission is ruled out by it.
+    """
+    return {"submission_id": name, "entrypoint": "exit 143", "metadata": {**labels, PLACEHOLDER_LABEL: "1"}}
 
 
 def entrypoint(plan: RunPlan) -> str:

@@ -7,6 +7,9 @@ agent's home: the folder of its outputs, and which life of the head it was submi
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -90,9 +93,15 @@ async def keep_outputs(end: MarkedLog, plan: RunPlan, note: RunNote) -> LeftOut:
         plan: of the run.
         note: of the job.
     """
-    if note.output_dir is not None and await anyio.Path(note.output_dir).is_dir():
-        return (await copy_outputs(Path(note.output_dir), plan.output_dir, plan.output_limits)).left_out
+    why = "the queue has set no output_dir"
+    if note.output_dir is not None:
+        with _opened(note.output_dir) as folder:
+            if folder is not None:
+                return (await copy_outputs(folder, plan.output_dir, plan.output_limits)).left_out
+        why = "this agent does not see the queue's output_dir"
     selection = Selection(plan.output_limits)
+    if note.output_dir is not None and await anyio.to_thread.run_sync(os.path.lexists, note.output_dir):
+        selection.leave_out("its outputs folder", "in its place is a link or a file, which is not followed")
     if end.outputs is not None and selection.takes(OUTPUTS_FILE, len(end.outputs)):
         await anyio.Path(plan.output_dir / OUTPUTS_FILE).write_bytes(end.outputs)
     if end.outputs_bytes is not None:
@@ -100,6 +109,22 @@ async def keep_outputs(end: MarkedLog, plan: RunPlan, note: RunNote) -> LeftOut:
         selection.leave_out(OUTPUTS_FILE, f"it has {end.outputs_bytes:,} bytes, and {most}")
     if end.other_files:
         what = f"{end.other_files:,} file{'' if end.other_files == 1 else 's'} beside {OUTPUTS_FILE}"
-        why = "this agent does not see the queue's output_dir" if note.output_dir else "the queue has set no output_dir"
         selection.leave_out(what, f"not brought from the node: {why}, a folder that nodes and agent share")
     return selection.left_out
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Path | None]:
+    """Hold a run's folder open; None when it is not there, or is a link, which its job may have made.
+
+    What is read below the path that is given is in that very folder, whatever takes its place meanwhile.
+    """
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        yield None
+        return
+    try:
+        yield Path(f"/proc/self/fd/{folder}")
+    finally:
+        os.close(folder)

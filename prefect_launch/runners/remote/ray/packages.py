@@ -47,7 +47,7 @@ async def upload_code(client: RayClient, plan: RunPlan) -> str:
     path = f"/api/packages/gcs/{name}"
     # Asked each time: it also keeps the package from being removed for the next ten minutes.
     there = await client.call("GET", path)
-    if there.status == 404:
+    if there.is_missing:
         sent = await client.call("PUT", path, content=content)
         if sent.status != 200:
             raise InfrastructureError(

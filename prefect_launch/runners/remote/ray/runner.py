@@ -7,6 +7,7 @@ into the log (`prefect_launch.runners.remote.marked_log`).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
@@ -22,14 +23,16 @@ from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
 from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RunHandle
 from prefect_launch.runners.remote.ray import options as ray_options
-from prefect_launch.runners.remote.ray.client import RayAnswer, RayClient
+from prefect_launch.runners.remote.ray.client import NotReachedError, RayAnswer, RayClient
 from prefect_launch.runners.remote.ray.cluster import RayCluster
 from prefect_launch.runners.remote.ray.outputs import RunNote, RunNotes, keep_outputs
 from prefect_launch.runners.remote.ray.packages import pip_packages, upload_code
-from prefect_launch.runners.remote.ray.status import read_job, stopped_exit
+from prefect_launch.runners.remote.ray.status import NEVER_STARTED, labels_of, read_job, stopped_exit
 
 log = logging.getLogger(__name__)
 
+#: How long is asked for more of an end that has no exit code.
+_TOLD_SECONDS: Final = 60.0
 #: How Ray says that a submission was not valid; its head answers 500 then.
 _INVALID: Final = "status code 400"
 #: How Ray says that it may take the same submission a moment later; of an id that it had, its record is gone by then.
@@ -52,8 +55,6 @@ class RayRunner(RemoteRunner):
     quantities: ClassVar[Mapping[str, Quantity]] = ray_options.QUANTITIES
     separates_streams: ClassVar[bool] = False
     returns_files: ClassVar[bool] = False
-    #: A job is listed once its submission is answered.
-    lag_seconds: ClassVar[float] = 1.0
     #: One call lists all jobs.
     poll_seconds: ClassVar[float] = 0.5
     #: To end a job that waits, another one must start: on a busy head that takes a minute.
@@ -64,6 +65,8 @@ class RayRunner(RemoteRunner):
         self._client = client or RayClient()
         self._cluster = RayCluster(self._client)
         self._notes = RunNotes(home / "remote" / self.name)
+        #: The labels of runs whose submissions were not answered: they may take effect at any time.
+        self._unanswered: dict[str, Mapping[str, str]] = {}
 
     @classmethod
     def check_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,19 +105,38 @@ class RayRunner(RemoteRunner):
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         end = await super().watch(handle, plan, ended=ended)
-        job = RunHandle.parse(handle).job
-        try:
-            if end.stopped and end.exit_code is None:
-                return stopped_exit(end, await self._cluster.end_of_log(job), has_run=await self._cluster.has_run(job))
-            if end.exit_code is None and await self._is_head_new(job):
-                lost = "the head of the Ray cluster was started anew meanwhile, and has lost the job and its exit code"
-                return end.model_copy(update={"error": lost})
-        except LaunchError as error:
-            log.debug("more is not known of the end of %s: %s", handle, error)
+        if end.exit_code is None:
+            with anyio.move_on_after(_TOLD_SECONDS):
+                while True:
+                    try:
+                        return await self._told(end, RunHandle.parse(handle).job)
+                    except LaunchError as error:
+                        log.debug("more is not known yet of the end of %s: %s", handle, error)
+                        await asyncio.sleep(self.poll_seconds)
         return end
+
+    async def _told(self, end: ExitStatus, job: str) -> ExitStatus:
+        """Say more of an end without an exit code."""
+        if end.stopped:
+            if end.error == NEVER_STARTED:
+                return end
+            return stopped_exit(end, await self._cluster.end_of_log(job), has_run=await self._cluster.has_run(job))
+        if await self._is_head_new(job):
+            lost = "the head of the Ray cluster was started anew meanwhile, and has lost the job and its exit code"
+            return end.model_copy(update={"error": lost})
+        return end
+
+    async def stop(self, handle: str, grace_seconds: float) -> None:
+        labels = self._unanswered.get(handle)
+        if labels is not None:
+            # By now its id is taken: by the job, or by what keeps a late submission from making one.
+            await self._submit_body(ray_options.placeholder(RunHandle.parse(handle).job, labels))
+        await super().stop(handle, grace_seconds)
 
     async def remove(self, handle: str) -> None:
         await super().remove(handle)
+        self._unanswered.pop(handle, None)
+        self._cluster.forget(RunHandle.parse(handle).job)
         await self._notes.remove(RunHandle.parse(handle).job)
 
     async def aclose(self) -> None:
@@ -134,20 +156,37 @@ class RayRunner(RemoteRunner):
         await self._notes.write(plan.name, note)
         stop_seconds = self.stop_seconds if plan.stop_seconds is None else plan.stop_seconds
         body = ray_options.submission(plan, package=package, packages=packages, stop_seconds=stop_seconds)
-        answer = await self._cluster.submit(body)
+        return await self._submit_body(body)
+
+    async def _submit_body(self, body: Mapping[str, Any]) -> RemoteJob:
+        job = read_job({**body, "status": "PENDING"})
+        handle = str(RunHandle.of(job))
+        was_unanswered = handle in self._unanswered
+        self._unanswered[handle] = job.labels
+        try:
+            answer = await self._cluster.submit(body)
+        except NotReachedError:
+            if not was_unanswered:
+                del self._unanswered[handle]
+            raise
         if answer.status != 200:
             # Ray's answer to an id that it has is 500, as to any failure of its own: only the job itself is sure.
-            job = await self._cluster.find(plan.name)
-            if job is not None:
-                return job
-            raise _submit_error(answer)
-        return read_job({**body, "status": "PENDING"})
+            found = await self._cluster.find(job.handle)
+            if found is None:
+                error = _submit_error(answer)
+                if not isinstance(error, UnreachableError):
+                    del self._unanswered[handle]
+                raise error
+            job = found
+        self._unanswered.pop(handle, None)
+        return job
 
     async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
         return {job.handle: job for job in await self._cluster.some_jobs(handles)}
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
-        return [job for job in await self._cluster.jobs() if labels.items() <= job.labels.items()]
+        wanted = labels.items()
+        return await self._cluster.jobs(lambda one: wanted <= labels_of(one).items())
 
     async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
         async for content, position in self._cluster.log_from(handle, int(after or 0)):

@@ -17,7 +17,7 @@ from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
 from prefect_launch.runners.base import ExitStatus, Labels, signal_of
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus, RunHandle
 from prefect_launch.runners.remote.marked_log import MarkedLog
-from prefect_launch.runners.remote.ray.options import ASKS_LABEL, describe
+from prefect_launch.runners.remote.ray.options import ASKS_LABEL, PLACEHOLDER_LABEL, describe
 
 _STATES: Final = {
     "PENDING": RemoteState.PENDING,
@@ -42,6 +42,7 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 #: A frame of a traceback: where, its line of code, and carets below that.
 _FRAME: Final = re.compile(r"^ *File \"[^\n]*\", line \d+[^\n]*\n(?: {4,}[^\n]*\n)?(?:[ ^~]+\n)?", re.MULTILINE)
 _SIGKILL: Final = 137
+NEVER_STARTED: Final = "stopped before it was started"
 
 
 class Nodes(BaseModel):
@@ -111,6 +112,11 @@ def asked_of(details: Mapping[str, Any]) -> dict[str, float]:
         return {}
 
 
+def labels_of(details: Mapping[str, Any]) -> dict[str, str]:
+    """Return the labels of a job."""
+    return {str(name): str(value) for name, value in (details.get("metadata") or {}).items()}
+
+
 def read_job(details: Mapping[str, Any], reason: str = "") -> RemoteJob:
     """Return a job of the Jobs API.
 
@@ -124,7 +130,7 @@ def read_job(details: Mapping[str, Any], reason: str = "") -> RemoteJob:
     return RemoteJob(
         handle=handle,
         name=handle,
-        labels={str(name): str(value) for name, value in (details.get("metadata") or {}).items()},
+        labels=labels_of(details),
         status=RemoteStatus(
             state=state,
             reason=reason if is_pending else "",
@@ -159,6 +165,8 @@ def _exit_of(details: Mapping[str, Any]) -> ExitStatus:
     status, code = details["status"], details.get("driver_exit_code")
     kind = details.get("error_type")
     stopped = status == "STOPPED"
+    if PLACEHOLDER_LABEL in labels_of(details):
+        return ExitStatus(exit_code=None, stopped=True, error=NEVER_STARTED)
     times = {name: _moment(details.get(key)) for name, key in (("started_at", "start_time"), ("ended_at", "end_time"))}
     if code is not None and code < 0:
         code = 128 - code
@@ -171,8 +179,8 @@ def _exit_of(details: Mapping[str, Any]) -> ExitStatus:
 
 
 def _failed(details: Mapping[str, Any], code: int | None, times: Mapping[str, Any]) -> ExitStatus:
-    labels = details.get("metadata") or {}
-    marks = MarkedLog(str(RunHandle(str(details["submission_id"]), str(labels.get(Labels.CLAIM, "")))))
+    claim = labels_of(details).get(Labels.CLAIM, "")
+    marks = MarkedLog(str(RunHandle(str(details["submission_id"]), claim)))
     for _ in marks.feed(str(details.get("message") or "").encode()):
         pass
     error, warnings = None, tuple[str, ...]()
@@ -196,7 +204,7 @@ def stopped_exit(end: ExitStatus, marks: MarkedLog, *, has_run: bool) -> ExitSta
         has_run: whether it has had a process.
     """
     if not has_run:
-        return end.model_copy(update={"error": "stopped before it was started"})
+        return end.model_copy(update={"error": NEVER_STARTED})
     # A job that ended in its grace has a mark of its end. One that was killed after it has none.
     code = marks.exit_code if marks.exit_code is not None else _SIGKILL
     return end.model_copy(update={"exit_code": code, "signal": signal_of(code), "error": None})

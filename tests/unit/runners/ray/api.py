@@ -32,6 +32,7 @@ class RayApi:
         node_types: the types of the nodes, as an autoscaler tells them.
         session: the head's life.
         faults: asked first; one that returns an answer is used up by it.
+        proxy: asked before all; its answers are no head's.
         calls: "METHOD path" of every request.
     """
 
@@ -43,6 +44,7 @@ class RayApi:
     node_types: tuple[str, ...] = ("node_1",)
     session: str = "session-1"
     faults: list[Fault] = field(default_factory=list)
+    proxy: Fault = field(default=lambda request: None)
     calls: list[str] = field(default_factory=list)
     lost_answers: int = 0
 
@@ -58,6 +60,8 @@ class RayApi:
     def answer(self, request: httpx.Request) -> httpx.Response:
         """Answer a request."""
         self.calls.append(f"{request.method} {request.url.path}")
+        if (refused := self.proxy(request)) is not None:
+            return refused
         for fault in list(self.faults):
             answer = fault(request)
             if answer is not None:
@@ -125,7 +129,9 @@ class RayApi:
     def _package(self, method: str, name: str, content: bytes) -> httpx.Response:
         if method == "PUT":
             self.packages[name] = content
-        return httpx.Response(200 if name in self.packages else 404)
+        if name not in self.packages:
+            return httpx.Response(404, text=f"Package gcs://{name} does not exist")
+        return httpx.Response(200)
 
 
 def plan_in(folder: Path, *command: str, **changes: Any) -> RunPlan:

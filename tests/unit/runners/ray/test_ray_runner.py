@@ -411,3 +411,159 @@ async def test_labels_of_an_older_claim_are_those_of_another_run(tmp_path: Path)
     new = plan.model_copy(update={"labels": {**plan.labels, Labels.CLAIM: "claim-2"}})
     await submitted(api.runner(tmp_path), new)
     assert api.jobs[plan.name]["metadata"][Labels.CLAIM] == "claim-2"
+
+
+# --- what is not Ray's own word ---
+
+NOT_RAYS = [
+    (404, "404: Not Found"),
+    (404, "<html>The page that you have asked for does not exist</html>"),
+    (200, "<html>Sign in</html>"),
+    (200, "{}"),
+    (500, "Traceback"),
+]
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize(("status", "text"), NOT_RAYS)
+async def test_answer_that_is_not_rays_own_ends_no_run(tmp_path: Path, status: int, text: str, count: int) -> None:
+    api = RayApi()
+    runner = api.runner(tmp_path)
+    plans = [plan_in(tmp_path) for _ in range(count)]
+    handles = [await submitted(runner, plan) for plan in plans]
+    asked, enough = list[float](), asyncio.Event()
+
+    def proxy(request: httpx.Request) -> httpx.Response:
+        asked.append(time.monotonic())
+        # For far longer than a job may be left out.
+        if len(asked) > 5 * count and asked[-1] - asked[0] > 5 * runner.lag_seconds:
+            enough.set()
+        return httpx.Response(status, text=text)
+
+    api.proxy = proxy
+    watching = [asyncio.create_task(runner.watch(*one)) for one in zip(handles, plans, strict=True)]
+    await asyncio.wait_for(enough.wait(), 60)
+    assert not any(task.done() for task in watching)
+    api.proxy = lambda request: None
+    for plan in plans:
+        api.end(plan.name, driver_node_id=NODE)
+    ends = await asyncio.wait_for(asyncio.gather(*watching), 60)
+    assert [end.exit_code for end in ends] == [0] * count
+    await runner.aclose()
+
+
+async def test_head_that_was_started_anew_is_told_as_such_once_it_says_which_it_is(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    api.jobs.clear()
+    api.session = "session-2"
+    api.faults += [lambda request: httpx.Response(404) if request.url.path == "/api/version" else None] * 2
+    end = await asyncio.wait_for(runner.watch(handle, plan), 60)
+    assert "the head of the Ray cluster was started anew" in end.describe()
+    assert not api.faults
+    await runner.aclose()
+
+
+@pytest.mark.parametrize(("status", "text"), [one for one in NOT_RAYS if one[0] != 200])
+async def test_stop_that_ray_was_not_asked_for_is_not_taken_for_one(tmp_path: Path, status: int, text: str) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    api.jobs[plan.name]["status"] = "RUNNING"
+    api.faults.append(lambda request: httpx.Response(status, text=text) if request.method == "POST" else None)
+    with pytest.raises(UnreachableError):
+        await runner.stop(handle, 0.0)
+    await runner.stop(handle, 0.0)
+    assert api.jobs[plan.name]["status"] == "STOPPED"
+    await runner.aclose()
+
+
+# --- a stop right after a submission that was not answered ---
+
+
+async def test_submission_that_arrives_after_its_stop_starts_nothing(tmp_path: Path) -> None:
+    api, plan, late = RayApi(), plan_in(tmp_path), list[httpx.Request]()
+    runner = api.runner(tmp_path)
+    handle = await runner.create(plan)
+
+    def delay(request: httpx.Request) -> httpx.Response | None:
+        if request.method != "POST" or late:
+            return None
+        late.append(request)
+        raise httpx.ReadTimeout("no answer", request=request)
+
+    api.proxy = delay
+    with pytest.raises(UnreachableError):
+        await runner.start(handle)
+    assert not api.jobs
+
+    def end(request: httpx.Request) -> httpx.Response | None:
+        if request.method == "GET" and plan.name in api.jobs:
+            api.end(plan.name, "FAILED", driver_exit_code=143, error_type="JOB_ENTRYPOINT_COMMAND_ERROR")
+        return None
+
+    api.proxy = end
+    await runner.stop(handle, 0.0)
+    assert api.answer(late[0]).status_code == 500
+    assert api.jobs[plan.name]["entrypoint"] == "exit 143"
+    told = await runner.watch(handle, plan)
+    assert (told.stopped, told.exit_code, told.describe()) == (True, None, "stopped before it was started")
+    await runner.remove(handle)
+    assert not api.jobs
+    await runner.aclose()
+
+
+@pytest.mark.parametrize("status", [401, 429, 302])
+async def test_submission_that_never_came_to_ray_is_stopped_without_another_job(tmp_path: Path, status: int) -> None:
+    api, plan = RayApi(faults=[answers(status, method="POST")]), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await runner.create(plan)
+    with pytest.raises(UnreachableError):
+        await runner.start(handle)
+    await runner.stop(handle, 0.0)
+    assert not api.jobs
+    await runner.aclose()
+
+
+async def test_job_whose_submission_was_answered_to_nobody_is_stopped(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await runner.create(plan)
+    taken = list[httpx.Response]()
+
+    def lose(request: httpx.Request) -> httpx.Response | None:
+        if request.method != "POST" or taken:
+            return None
+        taken.append(api._answer("POST", request.url.path, request))
+        api.jobs[plan.name]["status"] = "RUNNING"
+        return httpx.Response(504)
+
+    api.proxy = lose
+    with pytest.raises(UnreachableError):
+        await runner.start(handle)
+    await runner.stop(handle, 0.0)
+    assert api.jobs[plan.name]["status"] == "STOPPED"
+    assert "train.py" in api.jobs[plan.name]["entrypoint"]
+    await runner.aclose()
+
+
+# --- a folder of outputs that is another's ---
+
+
+async def test_link_in_the_place_of_the_outputs_folder_is_not_followed(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path, options={"output-dir": str(tmp_path / "shared")})
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    own = tmp_path / "agents-own"
+    own.mkdir()
+    (own / "key").write_text("secret")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / f"{plan.name}-claim-1").symlink_to(own)
+    api.end(plan.name, driver_node_id=NODE)
+    end = await runner.watch(handle, plan)
+    assert not (plan.output_dir / "key").exists()
+    assert "in its place is a link or a file" in str(end.left_out.named)
+    await runner.remove(handle)
+    assert (own / "key").read_text() == "secret"
+    await runner.aclose()
