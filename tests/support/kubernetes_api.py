@@ -29,6 +29,8 @@ _PATH = re.compile(
     r"(?:/(?P<name>[^/]+)(?:/(?P<part>[^/]+))?)?"
 )
 _POLL = 0.02
+#: Kinds of the core by their names in paths.
+_CORE = {"pods": "Pod", "services": "Service", "secrets": "Secret", "configmaps": "ConfigMap"}
 
 
 @dataclass
@@ -136,6 +138,10 @@ class KubernetesApi:
         """Answer the next requests that match with a failure; the arguments are those of `Answer`."""
         self._answers.append(Answer(request, code, reason, message, headers or {}, times, done_first))
 
+    def heal(self) -> None:
+        """Answer all requests as they are to be answered, from now on."""
+        self._answers.clear()
+
     def hang(self, request: str) -> None:
         """Leave requests that match without an answer, the connection open, until `wake`."""
         self._awake = asyncio.Event()
@@ -220,6 +226,8 @@ class KubernetesApi:
             return web.json_response(self._review(await request.json()), status=201)
         found = _PATH.fullmatch(request.path)
         if found is None:
+            if request.path == "/api/v1":
+                return web.json_response(_listed("v1", _CORE))
             if request.path.startswith("/apis/"):
                 return web.json_response(self._resources(request.path.removeprefix("/apis/")))
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
@@ -314,14 +322,10 @@ class KubernetesApi:
         return {**body, "status": {"allowed": allowed}}
 
     def _resources(self, group_version: str) -> Object:
-        known = [
-            {"name": plural, "kind": kind, "namespaced": True, "verbs": ["create", "get", "list", "watch", "delete"]}
-            for plural, (group, kind) in self.custom.items()
-            if group == group_version
-        ]
+        known = {plural: kind for plural, (group, kind) in self.custom.items() if group == group_version}
         if not known:
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
-        return {"kind": "APIResourceList", "groupVersion": group_version, "resources": known}
+        return _listed(group_version, known)
 
 
 @contextmanager
@@ -341,6 +345,12 @@ def scripted_api(**attributes: Any) -> Iterator[KubernetesApi]:
 
 async def _send(response: web.StreamResponse, what: str, told: Object) -> None:
     await response.write(json.dumps({"type": what, "object": told}).encode() + b"\n")
+
+
+def _listed(group_version: str, kinds: Mapping[str, str]) -> Object:
+    verbs = ["create", "get", "list", "watch", "delete"]
+    resources = [{"name": name, "kind": kind, "namespaced": True, "verbs": verbs} for name, kind in kinds.items()]
+    return {"kind": "APIResourceList", "groupVersion": group_version, "resources": resources}
 
 
 def _break(request: web.Request) -> None:

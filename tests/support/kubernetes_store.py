@@ -74,7 +74,7 @@ class Store:
         if not _NAME.fullmatch(name):
             raise ApiError(422, "Invalid", f'{kind[1]} "{name}" is invalid: metadata.name: Invalid value: "{name}"')
         policy = new.get("spec", {}).get("template", {}).get("spec", {}).get("restartPolicy")
-        if kind[1] == "jobs" and policy not in ("Never", "OnFailure"):
+        if kind == ("apis/batch/v1", "jobs") and policy not in ("Never", "OnFailure"):
             cause = 'spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", "Never"'
             raise ApiError(422, "Invalid", f'Job.batch "{name}" is invalid: {cause}', cause)
         if (kind, namespace, name) in self._objects:
@@ -119,8 +119,17 @@ class Store:
         _merge(found, change)
         return self._note(kind, "MODIFIED", found)
 
-    def delete(self, kind: Kind, namespace: str, name: str, uid: str = "", *, at_once: bool = False) -> Object:
-        """Delete an object and all that it owns.
+    def delete(
+        self,
+        kind: Kind,
+        namespace: str,
+        name: str,
+        uid: str = "",
+        *,
+        at_once: bool = False,
+        keeps_owned: bool = False,
+    ) -> Object:
+        """Delete an object and all that it owns, unless that is kept for now.
 
         Raises:
             ApiError: There is none, or it has another uid.
@@ -132,7 +141,9 @@ class Store:
                 409, "Conflict", f"Precondition failed: UID in precondition: {uid}, UID in object: {its_uid}"
             )
         for (other_kind, other_namespace, other_name), other in list(self._objects.items()):
-            if any(owner["uid"] == its_uid for owner in other["metadata"].get("ownerReferences", ())):
+            if not keeps_owned and any(
+                owner["uid"] == its_uid for owner in other["metadata"].get("ownerReferences", ())
+            ):
                 self.delete(other_kind, other_namespace, other_name, at_once=at_once)
         if self.holds_deletions and not at_once:
             found["metadata"]["deletionTimestamp"] = now()

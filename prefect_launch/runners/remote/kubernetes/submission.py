@@ -1,17 +1,21 @@
 """Submission of a Kubernetes run: its object first, held, then what belongs to it, owned by that object.
 
-So all goes with the object, whenever the agent dies. Until the rest is there the object is marked as incomplete, and an
-agent that finds it so removes it. What an earlier try has made is taken as it is.
+So all goes with the object, whenever the agent dies. A submission that fails removes what it has made. Until the rest
+is there the object is marked as incomplete, and an agent that finds it so removes it. What an earlier try has made is
+taken as it is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from prefect_launch.errors import QueueError, clause
+import anyio
+
+from prefect_launch.errors import AgentConfigError, LaunchError, QueueError, SpecError, clause
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object
 from prefect_launch.runners.remote.kubernetes.errors import NotThereError, TakenError
@@ -20,13 +24,16 @@ from prefect_launch.runners.remote.kubernetes.objects import RunObjects, labels_
 from prefect_launch.runners.remote.kubernetes.options import ServiceSpec
 from prefect_launch.runners.remote.kubernetes.watch import JOBS, Resource
 
+log = logging.getLogger(__name__)
+
 #: Marks an object whose Secret, code or services are not all there.
 INCOMPLETE: Final = "prefect-launch.incomplete"
 #: Between two looks at a service that is not ready.
 _READY_PAUSE_SECONDS: Final = 1.0
 #: How long what an older object owned may take to go, once that is deleted.
 _TAKEN_SECONDS: Final = 30.0
-
+#: How long the removal of what a failed submission has made may take.
+_UNDO_SECONDS: Final = 10.0
 
 #: Those that every cluster has under this name, of which runs are made.
 _BUILT_IN: Final = {
@@ -94,10 +101,38 @@ async def create_run(
     is_whole = not (made.owned or made.services)
     if not is_whole:
         manifest["metadata"].setdefault("annotations", {})[INCOMPLETE] = "true"
-    job = await _create(client, resource.path(namespace), manifest)
-    is_ours = labels_of(job).items() >= labels_of(manifest).items()
-    if is_whole or not is_ours or not is_incomplete(job):
-        return job
+    job = None
+    try:
+        job = await _create(client, resource.path(namespace), manifest)
+        is_ours = labels_of(job).items() >= labels_of(manifest).items()
+        if is_whole or not is_ours or not is_incomplete(job):
+            return job
+        return await _complete(client, kinds, made, namespace, resource, job)
+    except BaseException as error:
+        # Also one that was made though its answer was lost; what was refused was not.
+        if job is not None or not isinstance(error, (SpecError, QueueError, AgentConfigError)):
+            with anyio.CancelScope(shield=True):
+                await _undo(client, resource.path(namespace, manifest["metadata"]["name"]), manifest)
+        raise
+
+
+async def _undo(client: KubernetesClient, path: str, manifest: Object) -> None:
+    """Remove the object of a submission that has failed, and all that it owns; what stays is found as incomplete."""
+    name, claim = manifest["metadata"]["name"], labels_of(manifest).get(Labels.CLAIM)
+    try:
+        with anyio.move_on_after(_UNDO_SECONDS):
+            there = await client.find(path, what=f"read {name}")
+            if there is not None and labels_of(there).get(Labels.CLAIM) == claim:
+                body = {"propagationPolicy": "Foreground", "preconditions": {"uid": there["metadata"]["uid"]}}
+                await client.delete(path, body, what=f"remove {name}, which could not be made whole")
+    except LaunchError as error:
+        log.warning("%s may be there, not whole, and cannot be removed now: %s", name, error)
+
+
+async def _complete(
+    client: KubernetesClient, kinds: Kinds, made: RunObjects, namespace: str, resource: Resource, job: Object
+) -> Object:
+    """Create what belongs to a run's object; return the object, which says that all is there."""
     for one in made.owned:
         await _create_owned(client, kinds, namespace, with_owner(one, job))
     for service in made.services:
@@ -105,7 +140,7 @@ async def create_run(
     for service in made.services:
         if service.wait_for_ready:
             await _wait_ready(client, kinds, namespace, service)
-    name = manifest["metadata"]["name"]
+    name = job["metadata"]["name"]
     patch = {"metadata": {"uid": job["metadata"]["uid"], "annotations": {INCOMPLETE: None}}}
     return await client.patch(resource.path(namespace, name), patch, what=f"complete {name}")
 

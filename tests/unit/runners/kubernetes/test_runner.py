@@ -187,19 +187,6 @@ async def test_run_whose_node_was_taken_away_is_preempted(bench: Bench) -> None:
     assert "PreemptionByScheduler" in end.describe()
 
 
-async def test_job_that_was_not_whole_is_found_so_and_completed_by_the_next_try(bench: Bench) -> None:
-    service = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings"}, "data": {"a": "b"}}
-    plan = bench.plan().model_copy(update={"options": {"additional_services": [service]}})
-    bench.api.answer("POST .*/configmaps", 503, "ServiceUnavailable", "away", times=3)
-    with pytest.raises(UnreachableError):
-        await bench.runner.create(plan)
-    [found] = await bench.runner.find({Labels.ITEM: plan.item_id})
-    assert not found.is_complete
-    await bench.runner.create(plan)
-    [found] = await bench.runner.find({Labels.ITEM: plan.item_id})
-    assert found.is_complete
-
-
 async def test_agent_without_a_cluster_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
