@@ -32,7 +32,7 @@ from typing import ClassVar, Final
 import anyio
 
 from prefect_launch.core.output_limits import LeftOut
-from prefect_launch.errors import InfrastructureError
+from prefect_launch.errors import InfrastructureError, LaunchError
 from prefect_launch.runners.base import (
     TAKEOVER_SECONDS,
     ExitStatus,
@@ -125,10 +125,11 @@ class RemoteRunner(Runner):
         """Let the system start a held job; nothing for a job that is not held, or is gone."""
 
     @abstractmethod
-    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
+    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob | LaunchError]:
         """Return these jobs by their handles, in as few calls as the system allows; those that are gone are left out.
 
-        The labels are those that the job has in the system now: whose job it is, is read from them.
+        The labels are those that the job has in the system now: whose job it is, is read from them. In place of a job
+        stands the error why it cannot be seen now, where others can.
         """
 
     async def changes(self) -> AsyncIterator[JobChange]:
@@ -273,7 +274,7 @@ class RemoteRunner(Runner):
         found = [
             Found(
                 handle=str(RunHandle.of(job)),
-                state=_RUN_STATES[job.status.state],
+                state=_state_of(job),
                 labels=job.labels,
                 name=job.name,
                 is_complete=job.is_complete,
@@ -318,15 +319,18 @@ class RemoteRunner(Runner):
             )
         return job
 
-    async def _poll_runs(self, handles: Collection[str]) -> dict[str, RemoteStatus]:
+    async def _poll_runs(self, handles: Collection[str]) -> dict[str, RemoteStatus | LaunchError]:
         """Return the statuses of runs; a job that has a run's handle and another claim is not that run's."""
         runs = {handle: RunHandle.parse(handle) for handle in handles}
         jobs = await self.poll({run.job for run in runs.values()})
-        return {
-            handle: job.status
-            for handle, run in runs.items()
-            if (job := jobs.get(run.job)) is not None and RunHandle.of(job) == run
-        }
+        found: dict[str, RemoteStatus | LaunchError] = {}
+        for handle, run in runs.items():
+            job = jobs.get(run.job)
+            if isinstance(job, LaunchError):
+                found[handle] = job
+            elif job is not None and RunHandle.of(job) == run:
+                found[handle] = job.status
+        return found
 
     async def _find_status(self, handle: str) -> RemoteStatus | None:
         """Return a run's status now; None once no poll has shown it for as long as the system may lag."""
@@ -377,6 +381,13 @@ class RemoteRunner(Runner):
 
     async def _is_stopped(self, handle: str) -> bool:
         return await anyio.to_thread.run_sync(self._stop_note(handle).exists)
+
+
+def _state_of(job: RemoteJob) -> RunState:
+    """Return the state of the run that a job is; one that is not whole was never started, whatever the system does."""
+    if not job.is_complete and job.status.state is not RemoteState.ENDED:
+        return RunState.CREATED
+    return _RUN_STATES[job.status.state]
 
 
 def _is_of_claim(job: RemoteJob, plan: RunPlan) -> bool:

@@ -19,8 +19,8 @@ from prefect_launch.runners.remote.jobs import JobChange, RemoteState, RemoteSta
 
 log = logging.getLogger(__name__)
 
-#: Returns the statuses of runs by their handles, and leaves out those that are gone.
-Poll = Callable[[Collection[str]], Awaitable[Mapping[str, RemoteStatus]]]
+#: Returns the statuses of runs by their handles, or why one cannot be seen now, and leaves out those that are gone.
+Poll = Callable[[Collection[str]], Awaitable[Mapping[str, RemoteStatus | LaunchError]]]
 #: Follows the changes of jobs.
 Changes = Callable[[], AsyncIterator[JobChange]]
 
@@ -152,30 +152,44 @@ class StatusPoller:
                     await asyncio.wait({listening})
 
     async def _poll_all(self) -> None:
-        pause, is_away = self._least_seconds, False
+        pause = self._least_seconds
+        away: set[str] = set()
         while self._feeds:
             if self._wake.is_set():
                 pause = self._least_seconds
                 self._wake.clear()
             followed = {handle: tuple(feeds) for handle, feeds in self._feeds.items()}
             began = time.monotonic()
-            try:
-                found = await self._poll(followed.keys())
-            except LaunchError as error:
-                if not is_away:
-                    log.warning("%s does not report the status of its jobs; polling again: %s", self._name, error)
-                is_away = True
-            else:
-                is_away = False
-                changes = [feed.put(found.get(handle)) for handle, feeds in followed.items() for feed in feeds]
-                if any(changes):
-                    pause = self._least_seconds
+            found = await self._poll_parts(followed.keys())
+            away = self._warn(away, found)
+            changes = [
+                feed.put(status)
+                for handle, feeds in followed.items()
+                if not isinstance(status := found.get(handle), LaunchError)
+                for feed in feeds
+            ]
+            if any(changes):
+                pause = self._least_seconds
             is_sure = self._is_told and not any(feed.is_in_doubt for feeds in followed.values() for feed in feeds)
             took = time.monotonic() - began
             await asyncio.sleep(min(max(self._least_seconds, took), self._most_seconds))
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._most_seconds if is_sure else pause)
             pause = min(pause * 2, self._most_seconds)
+
+    async def _poll_parts(self, handles: Collection[str]) -> Mapping[str, RemoteStatus | LaunchError]:
+        """Poll; where nothing can be seen, that is so of each run."""
+        try:
+            return await self._poll(handles)
+        except LaunchError as error:
+            return dict.fromkeys(handles, error)
+
+    def _warn(self, away: set[str], found: Mapping[str, RemoteStatus | LaunchError]) -> set[str]:
+        """Log once why runs cannot be seen; return the reasons."""
+        reasons = {str(error) for error in found.values() if isinstance(error, LaunchError)}
+        for reason in () if away else sorted(reasons):
+            log.warning("%s does not report the status of its jobs; polling again: %s", self._name, reason)
+        return reasons
 
     async def _listen(self) -> None:
         """Take what the system tells, over connections that break."""
@@ -240,8 +254,13 @@ class JoinedReads:
                         future.set_exception(error)
             else:
                 for handle, future in batch:
-                    if not future.done():
-                        future.set_result(found.get(handle))
+                    status = found.get(handle)
+                    if future.done():
+                        continue
+                    if isinstance(status, LaunchError):
+                        future.set_exception(status)
+                    else:
+                        future.set_result(status)
             finally:
                 for _, future in batch:
                     future.cancel()

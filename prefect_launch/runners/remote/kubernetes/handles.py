@@ -1,13 +1,14 @@
-"""Handles of Kubernetes runs, and the notes of the places that a home has made some in.
+"""Handles of Kubernetes runs, and a home's notes of the runs that it has made, and of their places.
 
 A handle names an object for ever: its place (context and namespace), its kind, its uid and its name. The notes say
-where an agent that starts again looks for what it has left.
+where an agent that starts again looks for what it has left, and what it has left where it cannot look.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, unquote
@@ -54,30 +55,64 @@ class KubernetesHandle(NamedTuple):
         return cls(Place(unquote("".join(context)), namespace, Resource.parse(resource)), uid, name)
 
 
-class PlaceNotes:
-    """The places that a home has made runs in, each a file; blocks.
+class NotedRun(NamedTuple):
+    """A run that a home has made.
+
+    Attributes:
+        handle: of it.
+        labels: that it was made with.
+    """
+
+    handle: KubernetesHandle
+    labels: Mapping[str, str]
+
+
+class RunNotes:
+    """The places that a home has made runs in, and the runs that it has not removed: each a file; blocks.
 
     Args:
         folder: of the notes.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._places, self._runs = folder / "places", folder / "runs"
         self._noted: set[Place] = set()
 
-    def add(self, place: Place) -> None:
-        """Write a place down, once."""
+    def add_place(self, place: Place) -> None:
+        """Write a place down, once: before anything is made there."""
         if place in self._noted:
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._places.mkdir(parents=True, exist_ok=True)
         text = json.dumps([place.context, place.namespace, str(place.resource)])
-        (self._folder / quote(text, safe="")).touch()
+        (self._places / quote(text, safe="")).touch()
         self._noted.add(place)
 
-    def all(self) -> Collection[Place]:
+    def places(self) -> Collection[Place]:
         """Return all places that were written down."""
-        if self._folder.is_dir():
-            for note in self._folder.iterdir():
+        if self._places.is_dir():
+            for note in self._places.iterdir():
                 context, namespace, resource = json.loads(unquote(note.name))
                 self._noted.add(Place(context, namespace, Resource.parse(resource)))
         return frozenset(self._noted)
+
+    def add_run(self, run: NotedRun) -> None:
+        """Write a run down that was made and is not released yet."""
+        self._runs.mkdir(parents=True, exist_ok=True)
+        # A run whose note is not whole was never released.
+        self._note(run.handle).write_text(json.dumps([str(run.handle), dict(run.labels)]), encoding="utf-8")
+
+    def drop_run(self, handle: KubernetesHandle) -> None:
+        """Forget a run that was removed."""
+        self._note(handle).unlink(missing_ok=True)
+
+    def runs_in(self, places: Collection[Place], labels: Mapping[str, str]) -> list[NotedRun]:
+        """Return the runs of some places with these labels that were written down."""
+        found = []
+        for note in self._runs.iterdir() if self._runs.is_dir() else ():
+            with suppress(FileNotFoundError, ValueError):
+                handle, its_labels = json.loads(note.read_text(encoding="utf-8"))
+                found.append(NotedRun(KubernetesHandle.parse(handle), its_labels))
+        return [run for run in found if run.handle.place in places and labels.items() <= run.labels.items()]
+
+    def _note(self, handle: KubernetesHandle) -> Path:
+        return self._runs / quote(handle.uid, safe="")

@@ -15,7 +15,7 @@ from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.kubernetes.client import Object
 from prefect_launch.runners.remote.kubernetes.kinds import CUSTOM_KINDS, JOB, ObjectKind, kind_of
 from prefect_launch.runners.remote.kubernetes.objects import labels_of
-from prefect_launch.runners.remote.kubernetes.pods import failure_of, has_ended, success_of
+from prefect_launch.runners.remote.kubernetes.pods import failure_of, has_ended, has_started, success_of
 from prefect_launch.runners.remote.kubernetes.status import run_status
 from prefect_launch.runners.remote.kubernetes.watch import SeenRun
 
@@ -42,6 +42,21 @@ def pods_of_claim(job: Mapping[str, Any], pods: Sequence[Object]) -> list[Object
     return [pod for pod in pods if labels_of(pod).get(Labels.CLAIM) == claim]
 
 
+def pods_at_work(run: SeenRun) -> list[Object]:
+    """Return the pods of a run that have not ended; none of a cluster that was made for it, whose pods do no work."""
+    if run.job is None or not any(template.runs_job for template in kind_in(run.job.object).pods):
+        return []
+    return [pod for pod in pods_of_claim(run.job.object, run.live_pods) if not has_ended(_with_end(pod))]
+
+
+def has_object_ended(run: SeenRun) -> bool:
+    """Whether a run's object says that it has ended, whatever its pods do."""
+    if run.job is None:
+        return False
+    job = run.job.object
+    return run_status(job, kind_in(job)).state is RemoteState.ENDED
+
+
 def is_leaving(job: Mapping[str, Any]) -> bool:
     """Whether an object is being deleted."""
     return bool(job["metadata"].get("deletionTimestamp"))
@@ -62,7 +77,12 @@ def judge(run: SeenRun, *, is_stopped: bool = False, events: Sequence[Mapping[st
     known = [_with_end(pod, run.pods[pod["metadata"]["name"]].is_gone) for pod in pods_of_claim(job, run.all_pods)]
     ended = [pod for pod in known if has_ended(pod)]
     kind = kind_in(job)
-    status = run_status(job, kind, [*ended, *(pod for pod in there if not has_ended(pod))], events=events)
+    pods = [*ended, *(pod for pod in there if not has_ended(pod))]
+    status = run_status(job, kind, pods, events=events)
+    if status.state is RemoteState.ENDED and (others := pods_at_work(run)):
+        # Whoever is told of the end may start the next attempt.
+        state = RemoteState.RUNNING if any(has_started(pod) for pod in pods) else RemoteState.PENDING
+        return RemoteStatus(state=state, reason=f"the {kind.kind} has ended, and {len(others)} of its pods have not")
     if status.state is RemoteState.ENDED or not (is_gone or is_leaving(job)):
         return status
     if any(not has_ended(pod) for pod in there) or not (is_gone or there):

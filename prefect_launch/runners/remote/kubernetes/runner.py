@@ -8,6 +8,7 @@ object, so that it goes with it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections import defaultdict
@@ -18,8 +19,9 @@ from typing import Any, ClassVar, Final
 
 import anyio
 
+from prefect_launch.core.backoff import Backoff
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut
-from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError
+from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, UnreachableError, clause
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import DOCKER_HUB, TOKEN_USER, parse_reference
 from prefect_launch.runners.base import Finding, Labels, RunPlan
@@ -31,8 +33,15 @@ from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Ob
 from prefect_launch.runners.remote.kubernetes.code import pack_code
 from prefect_launch.runners.remote.kubernetes.diagnosis import diagnose_cluster
 from prefect_launch.runners.remote.kubernetes.errors import ConflictError, NotThereError
-from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle, Place, PlaceNotes
-from prefect_launch.runners.remote.kubernetes.judge import is_leaving, judge, kind_in, pods_of_claim
+from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle, NotedRun, Place, RunNotes
+from prefect_launch.runners.remote.kubernetes.judge import (
+    has_object_ended,
+    is_leaving,
+    judge,
+    kind_in,
+    pods_at_work,
+    pods_of_claim,
+)
 from prefect_launch.runners.remote.kubernetes.kinds import JOB
 from prefect_launch.runners.remote.kubernetes.logs import Container, RunLog, containers_of
 from prefect_launch.runners.remote.kubernetes.objects import (
@@ -53,7 +62,8 @@ from prefect_launch.runners.remote.kubernetes.options import (
     own_image,
     read_options,
 )
-from prefect_launch.runners.remote.kubernetes.pods import cut_warning, has_ended, is_cut, outputs_message
+from prefect_launch.runners.remote.kubernetes.pods import cut_warning, is_cut, name_of, outputs_message
+from prefect_launch.runners.remote.kubernetes.problems import PlaceProblems
 from prefect_launch.runners.remote.kubernetes.quantities import QUANTITIES
 from prefect_launch.runners.remote.kubernetes.submission import Kinds, create_run, is_incomplete
 from prefect_launch.runners.remote.kubernetes.watch import (
@@ -67,6 +77,8 @@ from prefect_launch.runners.remote.kubernetes.watch import (
 )
 from prefect_launch.spec.option_names import normalise_options
 
+log = logging.getLogger(__name__)
+
 #: Servers from this version on hold a Job by `suspend`.
 _SUSPENDS: Final = (1, 22)
 #: How long a deleted object may take to be gone.
@@ -74,6 +86,8 @@ _GONE_SECONDS: Final = 60.0
 #: How long a run waits without a reason before the events of its objects are read for one; then twice as long …
 _EVENTS_SECONDS: Final = 5.0
 _MOST_EVENTS_SECONDS: Final = 60.0
+#: How long the pods of an object that has ended may still run before they are deleted.
+_LATE_SECONDS: Final = 30.0
 _HUB_KEY: Final = "https://index.docker.io/v1/"
 
 
@@ -137,9 +151,11 @@ class KubernetesRunner(RemoteRunner):
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         self._clusters: dict[str, Cluster] = {}
-        self._notes = PlaceNotes(home / "remote" / self.name / "places")
+        self._notes = RunNotes(home / "remote" / self.name)
+        self._problems = PlaceProblems()
         self._changed: dict[KubernetesHandle, None] = {}
         self._has_changed = asyncio.Event()
+        self._late: dict[KubernetesHandle, float] = {}
         self._events: dict[KubernetesHandle, tuple[float, float, list[Object]]] = {}
 
     # --- options ---
@@ -201,9 +217,10 @@ class KubernetesRunner(RemoteRunner):
         namespace = made.namespace or await cluster.client.namespace()
         resource = await cluster.kinds.resource(made.manifest["apiVersion"], made.manifest["kind"])
         place = Place(cluster.context, namespace, resource)
-        await anyio.to_thread.run_sync(self._notes.add, place)
+        await anyio.to_thread.run_sync(self._notes.add_place, place)
         job = await create_run(cluster.client, cluster.kinds, made, namespace, resource)
         handle = KubernetesHandle(place, job["metadata"]["uid"], plan.name)
+        await anyio.to_thread.run_sync(self._notes.add_run, NotedRun(handle, labels_of(job)))
         self._watch(place).put(resource, job)
         return await self._seen(handle, self._run(handle))
 
@@ -224,20 +241,35 @@ class KubernetesRunner(RemoteRunner):
                 return
             self._watch(place).put(place.resource, released)
 
-    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
+    async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob | LaunchError]:
         parsed = {handle: KubernetesHandle.parse(handle) for handle in handles}
-        places: dict[Place, list[str]] = defaultdict(list)
+        of_place: dict[Place, list[KubernetesHandle]] = defaultdict(list)
         for one in parsed.values():
-            places[one.place].append(one.name)
-        looks = [self._watch(place).look(place.resource, names) for place, names in places.items()]
-        looked = dict(zip(places, await asyncio.gather(*looks), strict=True))
-        found = {}
-        for handle, one in parsed.items():
-            run = looked[one.place].get(one.name)
-            job = None if run is None else await self._seen_or_none(one, run)
-            if job is not None:
-                found[handle] = job
-        return found
+            of_place[one.place].append(one)
+        looks = await asyncio.gather(*(self._look(place, runs) for place, runs in of_place.items()))
+        found = {handle: job for look in looks for handle, job in look.items()}
+        return {handle: job for handle, one in parsed.items() if (job := found.get(one)) is not None}
+
+    async def _look(
+        self, place: Place, handles: Collection[KubernetesHandle]
+    ) -> dict[KubernetesHandle, RemoteJob | LaunchError]:
+        """Return the runs of one place that are there; why it cannot be seen now, of each that cannot."""
+        try:
+            runs = await self._watch(place).look(place.resource, [one.name for one in handles])
+        except LaunchError as error:
+            self._problems.note(place, error)
+            return dict.fromkeys(handles, error)
+        self._problems.clear(place)
+
+        async def see(handle: KubernetesHandle, run: SeenRun) -> RemoteJob | LaunchError | None:
+            try:
+                return await self._seen_or_none(handle, run, is_ours=True)
+            except LaunchError as error:
+                return error
+
+        there = [(one, run) for one in handles if (run := runs.get(one.name)) is not None]
+        jobs = await asyncio.gather(*(see(one, run) for one, run in there))
+        return {one: job for (one, _), job in zip(there, jobs, strict=True) if job is not None}
 
     async def changes(self) -> AsyncIterator[JobChange]:
         yield JobChange()
@@ -252,20 +284,47 @@ class KubernetesRunner(RemoteRunner):
                 yield JobChange(str(handle), job)
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
-        noted = await anyio.to_thread.run_sync(self._notes.all)
-        places = set(noted)
-        own = Place("", "")
+        noted = await anyio.to_thread.run_sync(self._notes.places)
+        places = await self._places(noted)
+        looks = await asyncio.gather(*(self._list_or_why(place, labels) for place in places))
+        found: list[RemoteJob] = []
+        hidden: dict[Place, LaunchError] = {}
+        for place, look in zip(places, looks, strict=True):
+            if isinstance(look, list):
+                self._problems.clear(place)
+                found += look
+            elif not noted:
+                raise look
+            elif place in noted or not isinstance(look, AgentConfigError):
+                # Where nothing was ever made, there may be no right to look.
+                hidden[place] = look
+        unreachable = [error for error in hidden.values() if isinstance(error, UnreachableError)]
+        if unreachable and len(hidden) == len(places):
+            raise unreachable[0]
+        for place, error in hidden.items():
+            self._problems.note(place, error)
+        if hidden:
+            # What this home has made there goes on, for all that it knows.
+            runs = await anyio.to_thread.run_sync(self._notes.runs_in, frozenset(hidden), labels)
+            found += [_unseen(run, hidden[run.handle.place]) for run in runs]
+        return found
+
+    async def _places(self, noted: Collection[Place]) -> list[Place]:
+        """Return where runs of this home can be: where it has made some, and where its login leads."""
         try:
             own = Place("", await self._cluster("").client.namespace())
-            found = await self._list(own, labels) if own not in noted else []
         except AgentConfigError:
-            # Where it has never made anything, it may have no rights to look; and no login, where queues name theirs.
+            # There may be no such login where queues name theirs.
             if not noted:
                 raise
-            found = []
-        for one in await asyncio.gather(*(self._list(place, labels) for place in places)):
-            found += one
-        return found
+            return [*noted]
+        return [*noted, *([own] if own not in noted else [])]
+
+    async def _list_or_why(self, place: Place, labels: Mapping[str, str]) -> list[RemoteJob] | LaunchError:
+        try:
+            return await self._list(place, labels)
+        except LaunchError as error:
+            return error
 
     async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
         parsed = KubernetesHandle.parse(handle)
@@ -288,35 +347,33 @@ class KubernetesRunner(RemoteRunner):
     async def cancel(self, handle: str, grace_seconds: float) -> None:
         parsed = KubernetesHandle.parse(handle)
         place = parsed.place
-        client = self._cluster(place.context).client
-        await self._delete_object(parsed, "Foreground")
+        await self._delete_object(parsed)
         # At 0 the API forgets a pod at once, whether it has ended or not.
         grace = max(1, math.ceil(grace_seconds))
         # Twice: a pod that was just being made is there by the second time.
         for _ in range(2):
             run = await self._watch(place).refresh(place.resource, parsed.name)
-            if run.job is None or run.job.object["metadata"]["uid"] != parsed.uid:
+            if (job := _job_of(run, parsed.uid)) is None:
                 return
-            for pod in pods_of_claim(run.job.object, run.live_pods):
-                metadata = pod["metadata"]
-                body = {"gracePeriodSeconds": grace, "preconditions": {"uid": metadata["uid"]}}
-                path = PODS.path(place.namespace, metadata["name"])
-                await _if_there(client.delete(path, body, what=f"stop the pod {metadata['name']}"))
+            pods = pods_of_claim(job, run.live_pods)
+            await asyncio.gather(*(self._delete_pod(place, pod, grace) for pod in pods))
 
     async def delete(self, handle: str) -> None:
         parsed = KubernetesHandle.parse(handle)
         place = parsed.place
-        client = self._cluster(place.context).client
-        path = place.resource.path(place.namespace, parsed.name)
-        await self._delete_object(parsed, "Background")
+        if _job_of(self._run(parsed), parsed.uid) is None:
+            await self._watch(place).refresh(place.resource, parsed.name)  # Whose pods are its own, it says itself.
+        await self._delete_object(parsed)
         due = time.monotonic() + _GONE_SECONDS
-        while (job := await client.find(path, what=f"read {parsed.name}")) and job["metadata"]["uid"] == parsed.uid:
+        pauses = Backoff(0.1, 2.0)
+        while left := await self._left_of(parsed):
             if time.monotonic() >= due:
                 raise InfrastructureError(
-                    f"{parsed.name} is still there {_GONE_SECONDS:g} s after it was deleted: it waits for its"
-                    f" finalizers {job['metadata'].get('finalizers') or []}. Look at who is to remove them."
+                    f"{parsed.name} is still there {_GONE_SECONDS:g} s after it was deleted: {left}. Look at it there."
                 )
-            await asyncio.sleep(0.1)
+            await pauses.sleep()
+        await anyio.to_thread.run_sync(self._notes.drop_run, parsed)
+        self._late.pop(parsed, None)
         self._events.pop(parsed, None)
         run = self._watch(place).run(parsed.name)
         if run is not None and (run.job is None or run.job.object["metadata"]["uid"] == parsed.uid):
@@ -380,13 +437,17 @@ class KubernetesRunner(RemoteRunner):
             found.append(await self._seen(KubernetesHandle(place, metadata["uid"], metadata["name"]), run))
         return found
 
-    async def _seen_or_none(self, handle: KubernetesHandle, run: SeenRun) -> RemoteJob | None:
-        if run.job is None or run.job.object["metadata"]["uid"] != handle.uid:
-            return None
-        return await self._seen(handle, run)
+    async def _seen_or_none(self, handle: KubernetesHandle, run: SeenRun, *, is_ours: bool = False) -> RemoteJob | None:
+        return None if _job_of(run, handle.uid) is None else await self._seen(handle, run, is_ours=is_ours)
 
-    async def _seen(self, handle: KubernetesHandle, run: SeenRun) -> RemoteJob:
-        """Return a run as the base of remote runners sees it."""
+    async def _seen(self, handle: KubernetesHandle, run: SeenRun, *, is_ours: bool = False) -> RemoteJob:
+        """Return a run as the base of remote runners sees it.
+
+        Args:
+            handle: of it.
+            run: as the watch sees it.
+            is_ours: whether this agent follows it, and so ends what its object leaves running.
+        """
         assert run.job is not None
         job = run.job.object
         labels = labels_of(job)
@@ -394,21 +455,42 @@ class KubernetesRunner(RemoteRunner):
         if run.job.is_gone or is_leaving(job):
             is_stopped = await self._is_stopped(str(RunHandle(str(handle), labels.get(Labels.CLAIM, ""))))
         status = judge(run, is_stopped=is_stopped) or RemoteStatus(state=RemoteState.PENDING)
-        if status.state is RemoteState.ENDED and not run.job.is_gone and run.asked_at < run.job.version:
-            # The end of its object may be told before that of its pods.
-            asked_at = run.job.version
-            if any(not has_ended(pod) for pod in run.live_pods) or status.exit is None or status.exit.exit_code is None:
+        if not run.job.is_gone and has_object_ended(run):
+            at_work = pods_at_work(run)
+            if run.asked_at < run.job.version and (at_work or status.exit is None or status.exit.exit_code is None):
+                # The end of its object may be told before that of its pods.
+                asked_at = run.job.version
                 run = await self._watch(handle.place).refresh(handle.place.resource, handle.name)
                 if run.job is None:
                     return RemoteJob(handle=str(handle), name=handle.name, labels=labels, status=status)
+                run.asked_at = asked_at
                 status = judge(run, is_stopped=is_stopped) or status
-            run.asked_at = asked_at
+                at_work = pods_at_work(run)
+            if is_ours and at_work:
+                await self._end_late_pods(handle, at_work)
         if status.state is RemoteState.PENDING and not status.reason and run.live_job is not None:
             events = await self._events_of(handle, run)
             status = judge(run, is_stopped=is_stopped, events=events) or status
         return RemoteJob(
             handle=str(handle), name=handle.name, labels=labels, status=status, is_complete=not is_incomplete(job)
         )
+
+    async def _end_late_pods(self, handle: KubernetesHandle, pods: Collection[Object]) -> None:
+        """Delete pods that still run a while after their object has ended: not every operator ends them."""
+        now = time.monotonic()
+        if now < self._late.setdefault(handle, now + _LATE_SECONDS):
+            return
+        self._late[handle] = now + _LATE_SECONDS
+        log.warning("%s has ended; deleting its pods that still run: %s", handle.name, ", ".join(map(name_of, pods)))
+        await asyncio.gather(*(self._delete_pod(handle.place, pod) for pod in pods))
+
+    async def _delete_pod(self, place: Place, pod: Object, grace_seconds: int | None = None) -> None:
+        metadata = pod["metadata"]
+        body = {"preconditions": {"uid": metadata["uid"]}}
+        grace = {} if grace_seconds is None else {"gracePeriodSeconds": grace_seconds}
+        path = PODS.path(place.namespace, metadata["name"])
+        client = self._cluster(place.context).client
+        await _if_there(client.delete(path, {**body, **grace}, what=f"stop the pod {metadata['name']}"))
 
     async def _events_of(self, handle: KubernetesHandle, run: SeenRun) -> list[Object]:
         """Return the events of a run's object that waits without a word, and of its pods."""
@@ -432,9 +514,22 @@ class KubernetesRunner(RemoteRunner):
         self._events[handle] = (now + pause, pause, found)
         return found
 
-    async def _delete_object(self, handle: KubernetesHandle, propagation: str) -> None:
+    async def _left_of(self, handle: KubernetesHandle) -> str:
+        """Say what is there of a run whose object was deleted; empty once it and its pods are gone."""
         place = handle.place
-        body = {"propagationPolicy": propagation, "preconditions": {"uid": handle.uid}}
+        run = await self._watch(place).refresh(place.resource, handle.name)
+        job = run.live_job
+        if job is not None and job["metadata"]["uid"] == handle.uid:
+            return f"it waits for its finalizers {job['metadata'].get('finalizers') or []}"
+        if (job := _job_of(run, handle.uid)) is None:
+            return ""
+        pods = pods_of_claim(job, run.live_pods)
+        return f"its pods {', '.join(map(name_of, pods))} are not gone" if pods else ""
+
+    async def _delete_object(self, handle: KubernetesHandle) -> None:
+        """Delete a run's object once what it owns is gone."""
+        place = handle.place
+        body = {"propagationPolicy": "Foreground", "preconditions": {"uid": handle.uid}}
         path = place.resource.path(place.namespace, handle.name)
         client = self._cluster(place.context).client
         await _if_there(client.delete(path, body, what=f"delete {handle.name}"))
@@ -451,6 +546,12 @@ class KubernetesRunner(RemoteRunner):
         return {_HUB_KEY if host == DOCKER_HUB else host: {"username": found.user, "password": found.password}}
 
 
+def _unseen(run: NotedRun, why: LaunchError) -> RemoteJob:
+    """Return a run where nobody can look: it is not known to have ended."""
+    status = RemoteStatus(state=RemoteState.PENDING, reason=f"it cannot be seen now: {clause(why)}")
+    return RemoteJob(handle=str(run.handle), name=run.handle.name, labels=dict(run.labels), status=status)
+
+
 def _plain(value: object) -> str | None:
     """Return a text of a queue's options; None where it is none, or its value is not known yet."""
     return value if isinstance(value, str) and not any(mark in value for mark in ("{{", "${")) else None
@@ -464,12 +565,16 @@ async def _if_there(deleting: Any) -> None:
         return
 
 
+def _job_of(run: SeenRun, uid: str) -> Object | None:
+    """Return a run's object, as it was last; None where none of that uid was seen."""
+    return run.job.object if run.job is not None and run.job.object["metadata"]["uid"] == uid else None
+
+
 def _containers(run: SeenRun, uid: str) -> list[Container]:
-    if run.job is None or run.job.object["metadata"]["uid"] != uid:
+    if (job := _job_of(run, uid)) is None:
         return []
-    job = run.job.object
     spec = job.get("spec") or {}
-    pods = pods_of_claim(job, [pod for pod in run.all_pods if pod in run.live_pods])
+    pods = pods_of_claim(job, run.live_pods)
     is_one = (
         kind_in(job) == JOB
         and (spec.get("completions") or 1) == 1
@@ -480,7 +585,7 @@ def _containers(run: SeenRun, uid: str) -> list[Container]:
 
 
 def _has_ended(run: SeenRun, uid: str) -> bool:
-    if run.job is None or run.job.object["metadata"]["uid"] != uid:
+    if _job_of(run, uid) is None:
         return True
     status = judge(run)
     return status is None or status.state is RemoteState.ENDED

@@ -46,6 +46,7 @@ _METADATA: Final = (
     "ownerReferences",
     "creationTimestamp",
     "deletionTimestamp",
+    "finalizers",
     "resourceVersion",
 )
 
@@ -126,8 +127,8 @@ class SeenRun:
 
     @property
     def live_pods(self) -> list[Object]:
-        """Its pods that are there."""
-        return [pod.object for pod in self.pods.values() if not pod.is_gone]
+        """Its pods that are there; the oldest first."""
+        return sorted((pod.object for pod in self.pods.values() if not pod.is_gone), key=_age)
 
     @property
     def all_pods(self) -> list[Object]:
