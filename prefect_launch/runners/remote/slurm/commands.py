@@ -26,7 +26,17 @@ _AWAY: Final = re.compile(
     r"unable to contact slurm controller|connect failure|connection (refused|timed out|reset)|socket timed out"
     r"|zero bytes were transmitted|backup controller|communication (connection )?failure|protocol authentication error"
     r"|munge (encode|decode) failed|could not establish a configuration source|in standby mode|unable to establish"
-    r"|temporarily unable|insane message length|slurmdbd",
+    r"|communication shutdown failure|authentication (agent|credential)|insane message length|slurmdbd"
+    r"|unable to connect to database|problem talking to the database",
+    re.IGNORECASE,
+)
+#: What they say when Slurm would take the same request at another time: its limits of jobs a user, an account or a
+#: cluster may have at once, a partition that is closed for a while, a full disk or too little memory of its own.
+_LATER: Final = re.compile(
+    r"(Grp|Max)SubmitJobs?\w*Limit|try again|temporarily unable|temporarily unavailable|presently disabled"
+    r"|inactive or drain|not usable now|not available now|down, drained or reserved"
+    r"|slurm internal error|I/O error writing script|memory management error|cannot allocate memory|no space left"
+    r"|error generating job credential|too many open files",
     re.IGNORECASE,
 )
 
@@ -48,8 +58,8 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
         What it printed.
 
     Raises:
-        UnreachableError: when it is not installed, the controller is away, or no answer came in time. What was asked
-            for may have been done.
+        UnreachableError: when it is not installed, the controller is away or takes no more for now, or no answer came
+            in time. What was asked for may have been done.
         CommandFailedError: when it refused, with its own words.
     """
     environment = {**_without_slurm(os.environ if env is None else env), **_cluster(os.environ)}
@@ -64,11 +74,17 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
         raise UnreachableError(
             f"Slurm did not answer {program!r} within {COMMAND_SECONDS:g} s. Look at its controller (scontrol ping)."
         ) from None
+    except OSError as error:  # Too many processes or open files, say.
+        raise UnreachableError(
+            f"This machine cannot start {program!r} of Slurm now: {error}. It is tried again."
+        ) from None
     if done.returncode == 0 or not check:
         return done.stdout.decode(errors="replace")
     said = _words(done.stderr) or _words(done.stdout) or f"exit code {done.returncode}"
     if _AWAY.search(said):
         raise UnreachableError(f"Slurm does not answer {program!r}: {said}. Look at its controller (scontrol ping).")
+    if _LATER.search(said):
+        raise UnreachableError(f"Slurm does not do what {program!r} asks for now: {said}. It is tried again.")
     raise CommandFailedError(said)
 
 

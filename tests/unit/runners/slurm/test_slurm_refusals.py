@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -11,34 +12,7 @@ from prefect_launch.errors import SpecError, UnreachableError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.slurm import commands, diagnosis, script
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
-
-
-class Site:
-    """A machine whose commands of Slurm are scripts."""
-
-    def __init__(self, folder: Path) -> None:
-        self.programs = folder / "bin"
-        self.programs.mkdir()
-        self.calls = folder / "calls"
-        self.program("squeue", "exit 0")
-        self.program("sinfo", "exit 0")
-        self.program("scancel", "exit 0")
-        self.program("scontrol", "exit 0")
-
-    def program(self, name: str, does: str) -> None:
-        path = self.programs / name
-        path.write_text(f'#!/bin/sh\nprintf "%s\\n" "{name} $*" >> {self.calls}\n{does}\n')
-        path.chmod(0o755)
-
-    def called(self) -> str:
-        return self.calls.read_text() if self.calls.exists() else ""
-
-
-@pytest.fixture
-def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    made = Site(tmp_path)
-    monkeypatch.setenv("PATH", f"{made.programs}:/usr/bin:/bin")
-    return made
+from tests.unit.runners.slurm.site import Site
 
 
 def plan_in(folder: Path) -> RunPlan:
@@ -83,6 +57,59 @@ async def test_secret_of_a_job_is_on_no_command_line(tmp_path: Path, site: Site)
     assert "--hold" in site.called()
     assert "hunter2" not in site.called()
     assert (plan.run_dir / script.FOLDER / script.ENVIRONMENT).stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy"
+        " (job submit limit, user's size and/or time limits)",
+        "AssocMaxSubmitJobLimit\nsbatch: error: Batch job submission failed: Job violates accounting/QOS policy",
+        "QOSGrpSubmitJobsLimit",
+        "Batch job submission failed: Socket timed out on send/recv operation",
+        "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        "Batch job submission failed: Resource temporarily unavailable",
+        "Slurm temporarily unable to accept job, sleeping and retrying",
+        "Batch job submission failed: Required partition not available (inactive or drain)",
+        "Batch job submission failed: I/O error writing script/environment to file",
+        "Batch job submission failed: Unable to create job record, try again",
+        "Batch job submission failed: Failed to connect to authentication agent",
+    ],
+)
+async def test_submission_that_slurm_would_take_later_is_not_the_submitters_fault(
+    tmp_path: Path, site: Site, words: str
+) -> None:
+    site.program("sbatch", f'echo "sbatch: error: {words}" >&2; exit 1')
+    with pytest.raises(UnreachableError, match=re.escape(words.partition("\n")[0])):
+        await SlurmRunner(tmp_path / "home").create(plan_in(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Requested node configuration is not available",
+        "More processors requested than permitted",
+        "Invalid account or account/partition combination specified",
+        "QOSMaxCpuPerJobLimit",
+        "Requested time limit is invalid (missing or exceeds some limit)",
+        "User's group not permitted to use this partition",
+    ],
+)
+async def test_submission_that_slurm_never_takes_is_the_submitters(tmp_path: Path, site: Site, words: str) -> None:
+    site.program("sbatch", f'[ "$1" = --test-only ] || {{ echo "sbatch: error: {words}" >&2; exit 1; }}')
+    with pytest.raises(SpecError, match=re.escape(words)):
+        await SlurmRunner(tmp_path / "home").create(plan_in(tmp_path))
+
+
+async def test_machine_that_cannot_start_a_command_is_not_the_submitters_fault(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr("subprocess.Popen", full)
+    with pytest.raises(UnreachableError, match="Resource temporarily unavailable"):
+        await commands.run_slurm("squeue")
 
 
 @pytest.mark.parametrize(
