@@ -3,8 +3,9 @@
 Slurm may start a job twice: after its controller lost its state, or when somebody requeues it. So the script takes a
 lock in the run's folder first, and a second start ends there. It writes its own end, whole or not at all, so that the
 end is known when the controller has forgotten it. A stop reaches it as TERM with a file beside it that says the grace;
-then it ends the process group of the job. The environment comes from a file that only its owner may read, and which
-it removes.
+then it ends the process group of the job. Tasks that srun has started are on nodes of their own: Slurm signals them,
+since srun itself would kill them at once. The environment comes from a file that only its owner may read, and which it
+removes.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ on_term() {{
     [ -f {stop} ] || return 0  # Slurm itself ends the job, and tells its processes.
     is_stopped=true
     [ -n "$job" ] || return 0
-    kill -s TERM -- "-$job" 2>/dev/null || kill -s TERM "$job" 2>/dev/null
-    [ -z "$killer" ] || return 0
-    setsid sh -c 'sleep "$1"; kill -s KILL -- "-$2"' - "$(cat {stop})" "$job" >/dev/null 2>&1 &
-    killer=$!
+    if [ -z "$killer" ]; then
+        setsid sh -c 'sleep "$1"; {kill}kill -s KILL -- "-$2"' - "$(cat {stop})" "$job" >/dev/null 2>&1 &
+        killer=$!
+    fi
+    {term}
 }}
 is_stopped=false job='' killer='' begun=$(now)
 trap on_term TERM
@@ -81,11 +83,22 @@ while :; do
     [ "$again" = 127 ] || code=$again
     break
 done
-[ "$code" = 0 ] || [ ! -f {failed} ] || code=$(cat {failed})
+[ ! -f {failed} ] || code=$(cat {failed})
 kill -s KILL -- "-$job" 2>/dev/null  # What it left running.
 [ -z "$killer" ] || kill -s KILL -- "-$killer" 2>/dev/null
 finish "$code"
 """
+
+#: The command gets TERM with all of its processes; it may not have a process group of its own yet.
+_TERM: Final = 'kill -s TERM -- "-$job" 2>/dev/null || kill -s TERM "$job" 2>/dev/null'
+#: The same for tasks, which are on their nodes under the job's first srun; before it starts any, there is srun alone.
+_TERM_TASKS: Final = f"""\
+if timeout 15 squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format=%i 2>/dev/null | grep -q '[.]0$'; then
+        timeout 15 scancel --signal=TERM "$SLURM_JOB_ID.0" 2>/dev/null && return 0
+    fi
+    {_TERM}"""
+#: srun says how its tasks ended, so it gets a moment more than they.
+_KILL_TASKS: Final = 'timeout 15 scancel --signal=KILL "$SLURM_JOB_ID.0"; sleep 2; '
 
 #: Each task of a job of several nodes runs this.
 TASK: Final = "task.sh"
@@ -95,10 +108,12 @@ _TASK: Final = """\
 export RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" NODE_RANK="$SLURM_NODEID"
 export WORLD_SIZE="$SLURM_NTASKS" NNODES="$SLURM_NNODES"
 trap : TERM  # The command gets it too, and is waited for.
+if [ -f {stop} ]; then (set -C; echo 143 > {failed}) 2>/dev/null; exit 0; fi
 {command}
 code=$?
 # The first task that fails says how the job ended: srun ends the others, and would tell their ends.
 [ "$code" = 0 ] || (set -C; echo "$code" > {failed}) 2>/dev/null
+[ ! -f {stop} ] || exit 0  # Each task has the whole grace, also when another has ended with a code.
 exit "$code"
 """
 _MASTER: Final = """\
@@ -117,6 +132,7 @@ def job_script(folder: Path, cwd: Path, command: Sequence[str], *, srun: Sequenc
         srun: srun with its options, which starts `task_script` on each node; empty: the command is run itself.
     """
     run = [*srun, "sh", str(folder / TASK)] if srun else list(command)
+    has_tasks = run[0] == "srun"
     return _SCRIPT.format(
         folder=shlex.quote(str(folder)),
         here=shlex.quote(str(folder)),
@@ -124,6 +140,8 @@ def job_script(folder: Path, cwd: Path, command: Sequence[str], *, srun: Sequenc
         program=shlex.quote(command[0]),
         command=shlex.join(run),
         before=_MASTER if srun else "",
+        term=_TERM_TASKS if has_tasks else _TERM,
+        kill=_KILL_TASKS if has_tasks else "",
         environment=ENVIRONMENT,
         lock=LOCK,
         stdout=STDOUT,
@@ -145,7 +163,9 @@ def task_script(folder: Path, command: Sequence[str]) -> str:
         folder: of the job's files; absolute.
         command: the job's program and arguments.
     """
-    return _TASK.format(command=shlex.join(command), failed=shlex.quote(str(folder / FAILED)))
+    return _TASK.format(
+        command=shlex.join(command), failed=shlex.quote(str(folder / FAILED)), stop=shlex.quote(str(folder / STOP))
+    )
 
 
 def environment_file(variables: Mapping[str, str]) -> str:
