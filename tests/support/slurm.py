@@ -190,12 +190,15 @@ class SlurmCluster:
             "AccountingStorageType=accounting_storage/none",
             "JobAcctGatherType=jobacct_gather/linux",
             "KillWait=3",
+            "PreemptType=preempt/partition_prio",
+            "PreemptMode=CANCEL",
             "MinJobAge=300",
             "SlurmctldTimeout=10",
             "SlurmdTimeout=60",
             *nodes,
             "PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP",
             "PartitionName=short Nodes=ALL MaxTime=5 State=UP",
+            "PartitionName=urgent Nodes=ALL PriorityTier=10 MaxTime=INFINITE State=UP",  # Its jobs preempt others.
         ]
         self.config.write_text("\n".join(lines) + "\n")
         gres = [f"NodeName={node} Name=gpu File={device} Count=1" for node in NODES for device in DEVICES]

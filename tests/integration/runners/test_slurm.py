@@ -126,7 +126,7 @@ async def test_job_that_somebody_cancels_in_slurm_says_so(world: SlurmWorld) -> 
     world.cluster.command("scancel", number(handle))
     end = await asyncio.wait_for(watching, 120)
     assert not end.stopped
-    assert "somebody cancelled it in Slurm" in end.describe()
+    assert "somebody cancelled it in Slurm" in end.describe()  # It has no accounting, which would tell who.
 
 
 async def test_job_that_is_cancelled_while_it_waits_says_so(world: SlurmWorld) -> None:
@@ -148,6 +148,18 @@ async def test_node_that_fails_is_the_machines_fault(world: SlurmWorld) -> None:
     end = await asyncio.wait_for(watching, 120)
     (plan.run_dir / "go").touch()
     assert "NODE_FAIL" in end.describe()
+
+
+async def test_job_that_ends_in_order_when_it_is_preempted_is_preempted(world: SlurmWorld) -> None:
+    runner, plan = world.runner(), world.plan('trap "echo saved; exit 0" TERM; echo on; while :; do sleep 0.1; done')
+    handle = await started(runner, plan)
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    await until_on(plan)
+    urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--mem=1", "--output=/dev/null", "--wrap=true")
+    world.cluster.command("sbatch", *urgent)
+    end = await asyncio.wait_for(watching, 120)
+    assert (end.exit_code, end.preempted, end.succeeded) == (0, True, False)
+    assert "saved" in plan.log_path.read_text()
 
 
 async def test_two_jobs_of_one_name_become_one_that_runs_once(world: SlurmWorld) -> None:
@@ -189,6 +201,28 @@ async def test_task_that_fails_on_one_node_ends_the_job_with_its_code(world: Slu
     runner = world.runner()
     end = await runner.watch(await started(runner, plan), plan)
     assert end.exit_code == 7, plan.log_path.read_text()
+
+
+async def test_stop_gives_the_task_on_each_node_its_grace(world: SlurmWorld) -> None:
+    text = 'trap "sleep $RANK; echo saved $RANK; exit 3" TERM; echo on; while :; do sleep 0.1; done'
+    runner, plan = world.runner(), world.plan(text, nodes=2)
+    handle = await started(runner, plan)
+    said = plan.run_dir / script.FOLDER / script.STDOUT
+    await wait_until(lambda: said.exists() and said.read_text().count("on\n") == 2)
+    await runner.stop(handle, 60.0)
+    end = await runner.watch(handle, plan)
+    assert (end.exit_code, end.stopped) == (3, True)
+    assert {"0: saved 0", "1: saved 1"} <= set(plan.log_path.read_text().splitlines())
+
+
+async def test_tasks_that_ignore_a_stop_are_killed_after_the_grace(world: SlurmWorld) -> None:
+    runner, plan = world.runner(), world.plan('trap "" TERM; echo on; while :; do sleep 0.1; done', nodes=2)
+    handle = await started(runner, plan)
+    said = plan.run_dir / script.FOLDER / script.STDOUT
+    await wait_until(lambda: said.exists() and said.read_text().count("on\n") == 2)
+    await runner.stop(handle, 0.5)
+    end = await runner.watch(handle, plan)
+    assert (end.exit_code, end.stopped) == (137, True)
 
 
 async def test_log_of_two_hundred_thousand_lines_is_whole(world: SlurmWorld) -> None:
@@ -233,7 +267,7 @@ async def test_agent_check_finds_the_cluster_well(world: SlurmWorld) -> None:
     assert {"commands", "controller", "clock", "partition", "shared home"} == set(found)
     assert all(one.is_ok for one in found.values()), found
     [bad] = [one for one in await world.runner().diagnose({"partition": "nope"}) if not one.is_ok]
-    assert "there is: main short" in bad.detail
+    assert "there is: main short urgent" in bad.detail
 
 
 # --- an agent on the cluster ---

@@ -1,7 +1,8 @@
 """Ends of Slurm jobs: what the job wrote down itself, and what Slurm says of it, as one exit status.
 
-The job's own exit file is trusted before the controller, which may have lost its state. The controller knows the cause
-of an end that came from outside: the time limit, memory, preemption, a node that failed, somebody who cancelled.
+The job's own exit file is trusted before the controller, which may have lost its state. But the controller knows the
+cause of an end that came from outside: the time limit, memory, preemption, a node that failed, somebody who cancelled.
+Such a cause wins over any exit code: a job may save its work on TERM, and exit 0.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Final
 
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import ExitStatus, signal_of
-from prefect_launch.runners.remote.base import RemoteState, RemoteStatus
+from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.slurm.folder import JobFolder, WrittenExit
 from prefect_launch.runners.remote.slurm.jobs import MACHINE_FAULTS, SlurmJob
 from prefect_launch.runners.remote.slurm.script import FOLDER_MISSING, SECOND_START
@@ -19,6 +20,12 @@ from prefect_launch.runners.remote.slurm.script import FOLDER_MISSING, SECOND_ST
 #: How long after a job's own end Slurm may take to say that it ended, and why.
 _CAUSE_SECONDS: Final = 60.0
 _TOO_LONG: Final = frozenset({"DEADLINE", "TIMEOUT"})
+#: What is said of a job that has ended, while Slurm has yet to say why.
+ENDING: Final = "it has ended, and Slurm has not said why yet"
+#: Faults of Slurm in starting a job once more. They say nothing of a start that has come to its end.
+_OF_A_START: Final = frozenset(MACHINE_FAULTS) - {"NODE_FAIL"}
+#: The signal by which Slurm marks that the kernel has ended a part of a job for its memory.
+_OUT_OF_MEMORY: Final = 125
 
 
 def status_of(job: SlurmJob | None, folder: JobFolder) -> RemoteStatus | None:
@@ -28,7 +35,9 @@ def status_of(job: SlurmJob | None, folder: JobFolder) -> RemoteStatus | None:
         job: as Slurm shows it.
         folder: of its run.
     """
-    if folder.exit is not None and not _is_cause_awaited(folder.exit, job):
+    if folder.exit is not None:
+        if _is_cause_awaited(folder.exit, job):
+            return RemoteStatus(state=RemoteState.RUNNING, reason=ENDING)
         return RemoteStatus(state=RemoteState.ENDED, exit=_written_end(folder, folder.exit, job))
     if job is None:
         return None
@@ -43,10 +52,9 @@ def status_of(job: SlurmJob | None, folder: JobFolder) -> RemoteStatus | None:
 
 def _is_cause_awaited(written: WrittenExit, job: SlurmJob | None) -> bool:
     """Whether Slurm has yet to say why a job ended, or that all of it has."""
-    if job is None or job.has_ended or job.is_waiting:
+    if job is None or job.has_ended or job.is_waiting or written.exit_code is None:
         return False
-    needs_cause = written.exit_code != 0 or written.stopped
-    return needs_cause and time.time() - written.written_at < _CAUSE_SECONDS
+    return time.time() - written.written_at < _CAUSE_SECONDS
 
 
 def _written_end(folder: JobFolder, written: WrittenExit, job: SlurmJob | None) -> ExitStatus:
@@ -63,7 +71,7 @@ def _written_end(folder: JobFolder, written: WrittenExit, job: SlurmJob | None) 
     if code == 127 and folder.missing_program is not None:
         where = f"on the node {folder.node}"
         return end.model_copy(update={"error": f"its program {folder.missing_program!r} was not found {where}"})
-    if code == 0 or written.stopped or job is None:
+    if written.stopped or job is None or (code == 0 and job.state in _OF_A_START):
         return end
     return _with_cause(end, job)
 
@@ -87,7 +95,10 @@ def _end_by_slurm(folder: JobFolder, job: SlurmJob) -> ExitStatus:
             " not known",
         )
     if folder.node is None and job.state == "CANCELLED":
-        return ExitStatus(exit_code=None, error="cancelled in Slurm before it ran")
+        by = f" by {job.cancelled_by}" if job.cancelled_by else ""
+        return ExitStatus(exit_code=None, error=f"cancelled in Slurm{by} before it ran")
+    if number == _OUT_OF_MEMORY:
+        number = 9
     if folder.node is not None and not number and job.state not in ("COMPLETED", "FAILED"):
         number = 9  # Its script was killed. Else it came to its end, and could not write it down: a full disk, say.
     shell_code = 128 + number if number else code
@@ -105,7 +116,8 @@ def _with_cause(end: ExitStatus, job: SlurmJob) -> ExitStatus:
     if job.state == "PREEMPTED":
         return end.model_copy(update={"preempted": True})
     if job.state == "CANCELLED":
-        return end.model_copy(update={"error": "CANCELLED: somebody cancelled it in Slurm, and not this agent"})
+        who = job.cancelled_by or "somebody"
+        return end.model_copy(update={"error": f"CANCELLED: {who} cancelled it in Slurm, and not this agent"})
     if job.state in _TOO_LONG:
         return end.model_copy(update={"timed_out": True})
     return end

@@ -70,7 +70,9 @@ class SlurmJob(BaseModel):
         nodes: those that it has or had, as Slurm writes lists.
         name: that it was submitted under.
         labels: that it was submitted with.
-        run_dir: the folder of its run; None for a job that is not of prefect-launch.
+        run_dir: the folder of its run; None for a job that is not of prefect-launch, and for one that accounting
+            alone has still.
+        cancelled_by: the user who cancelled it, where accounting tells; else empty.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -83,6 +85,7 @@ class SlurmJob(BaseModel):
     name: str = ""
     labels: dict[str, str] = Field(default_factory=dict)
     run_dir: Path | None = None
+    cancelled_by: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -98,6 +101,11 @@ class SlurmJob(BaseModel):
     def is_waiting(self) -> bool:
         """Whether it has not started."""
         return self.state in _WAITING and not self.failed_to_launch
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs, and nothing of it has ended yet."""
+        return not (self.has_ended or self.is_waiting) and self.state != "COMPLETING"
 
     @property
     def is_held(self) -> bool:

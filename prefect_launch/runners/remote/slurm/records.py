@@ -6,10 +6,13 @@ removed when the agent has all that there is of it: an ended job without a recor
 
 from __future__ import annotations
 
-import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
+
+from prefect_launch.runners.remote.job_notes import JobNotes
+from prefect_launch.runners.remote.slurm.jobs import SlurmJob
 
 
 class JobRecord(BaseModel):
@@ -29,39 +32,55 @@ class JobRecord(BaseModel):
     labels: dict[str, str]
     run_dir: Path
 
+    def is_of(self, job: SlurmJob) -> bool:
+        """Whether a job that Slurm shows under this number is this one: a controller may give a number twice.
+
+        A site may write something else into the comment of jobs; then the name alone says it.
+        """
+        return job.name == self.name and (job.run_dir is None or job.labels == self.labels)
+
 
 class JobRecords:
     """The records in one folder, which several agents may share. It blocks for a moment: call it in a thread.
+
+    A file's name holds the number and the name of its job, so none is read to find the one of a name.
 
     Args:
         folder: made with the first record.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._notes = JobNotes(folder, JobRecord)
 
     def add(self, record: JobRecord) -> None:
-        """Keep a record, whole or not at all."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f".{record.id}.{os.getpid()}.part"
-        part.write_text(record.model_dump_json(), encoding="utf-8")
-        part.replace(self._path(record.id))
+        """Keep a record; it takes the place of that of an older job of its number."""
+        self.remove(record.id)
+        self._notes.write(f"{record.id}.{record.name}", record)
 
     def get(self, number: str) -> JobRecord | None:
         """Return the record of a job; None when there is none that can be read."""
-        try:
-            return JobRecord.model_validate_json(self._path(number).read_text(encoding="utf-8"))
-        except (OSError, ValidationError):
-            return None
+        return self.of([number]).get(number)
+
+    def of(self, numbers: Collection[str]) -> dict[str, JobRecord]:
+        """Return the records of these jobs, as far as there are any."""
+        wanted = set(numbers)
+        return self._read(key for key in self._notes.names() if key.partition(".")[0] in wanted)
+
+    def named(self, name: str) -> JobRecord | None:
+        """Return the record of the job of a name, the oldest of several; None when there is none."""
+        found = self._read(key for key in self._notes.names() if key.partition(".")[2] == name)
+        return min(found.values(), key=lambda record: int(record.id), default=None)
 
     def all(self) -> list[JobRecord]:
         """Return all records, in no order."""
-        found = (self.get(path.stem) for path in self._folder.glob("*.json"))
-        return [record for record in found if record is not None]
+        return list(self._read(self._notes.names()).values())
 
     def remove(self, number: str) -> None:
         """Remove the record of a job, if there is one."""
-        self._path(number).unlink(missing_ok=True)
+        for key in self._notes.names():
+            if key.partition(".")[0] == number:
+                self._notes.remove(key)
 
-    def _path(self, number: str) -> Path:
-        return self._folder / f"{number}.json"
+    def _read(self, keys: Iterable[str]) -> dict[str, JobRecord]:
+        found = (self._notes.read(key) for key in keys)
+        return {record.id: record for record in found if record is not None}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -20,7 +21,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, Finding, RunPlan
+from prefect_launch.runners.base import Finding, RunPlan
 from prefect_launch.runners.code_job import (
     check_command,
     given_variables,
@@ -31,27 +32,28 @@ from prefect_launch.runners.code_job import (
     write_config_files,
 )
 from prefect_launch.runners.option_values import Quantity
-from prefect_launch.runners.remote.base import LogPart, RemoteJob, RemoteRunner, RemoteState, RemoteStatus
+from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.jobs import LogPart, RemoteJob
 from prefect_launch.runners.remote.slurm import diagnosis, folder, jobs, script
 from prefect_launch.runners.remote.slurm import options as slurm_options
 from prefect_launch.runners.remote.slurm.commands import CommandFailedError, run_slurm
 from prefect_launch.runners.remote.slurm.containers import check_image, command_of
-from prefect_launch.runners.remote.slurm.ends import status_of
 from prefect_launch.runners.remote.slurm.jobs import SlurmJob
 from prefect_launch.runners.remote.slurm.logs import read_streams
 from prefect_launch.runners.remote.slurm.nodes import shortage
 from prefect_launch.runners.remote.slurm.records import JobRecord, JobRecords
+from prefect_launch.runners.remote.slurm.statuses import FORGOTTEN, JobStatuses, remote_job
 
 log = logging.getLogger(__name__)
 
 #: After the grace of a stop the job's script has this long to write down its end, before Slurm kills all of it.
-_SCRIPT_SECONDS: Final = 5.0
+_SCRIPT_SECONDS: Final = 10.0
 #: How long Slurm may take to end a job that is deleted.
 _DELETE_SECONDS: Final = 20.0
-_FORGOTTEN: Final = (
-    "Slurm knows it no more (it forgets a job MinJobAge after its end), and it has left no exit file: how it ended is"
-    " not known"
-)
+#: What Slurm says of a job that has ended, or that it does not know.
+_HAS_ENDED: Final = re.compile(r"already (finished|completing)|invalid job id", re.IGNORECASE)
+#: The pause before Slurm is asked again to end a job, where it did not take the request.
+_KILL_AGAIN_SECONDS: Final = 5.0
 
 
 class SlurmRunner(RemoteRunner):
@@ -71,6 +73,7 @@ class SlurmRunner(RemoteRunner):
         super().__init__(home)
         self._environments = Environments(home / "environments")
         self._records = JobRecords(home.absolute() / "slurm" / "jobs")
+        self._statuses = JobStatuses(self._records)
         self._kills: set[asyncio.Task[None]] = set()
 
     # --- checks ---
@@ -148,24 +151,23 @@ class SlurmRunner(RemoteRunner):
                 " again."
             )
         if found.handle != number:  # Another agent of this home has recorded its own meanwhile.
-            await run_slurm("scancel", number, check=False)
+            await _scancel(JobRecord(id=number, name=plan.name, labels=plan.labels, run_dir=plan.run_dir))
         return found
 
     async def _existing(self, name: str) -> RemoteJob | None:
         """Return the job of a name, recorded: the oldest, after any other has been cancelled."""
-        for record in await anyio.to_thread.run_sync(self._records.all):
-            if record.name == name:
-                return await self._recorded(record)
-        alive = [job for job in await jobs.jobs_by_name(name) if job.run_dir is not None and not job.has_ended]
-        if not alive:
+        known = await anyio.to_thread.run_sync(self._records.named, name)
+        if known is not None:
+            return await self._recorded(known)
+        alive = [job for job in await jobs.jobs_by_name(name) if not job.has_ended]
+        mine = [record for job in alive if (record := _record_of(job)) is not None]
+        if not mine:
             return None
-        first, *others = alive
-        if others:
-            await run_slurm("scancel", *(job.id for job in others))
-        assert first.run_dir is not None
-        record = JobRecord(id=first.id, name=first.name, labels=first.labels, run_dir=first.run_dir)
-        await anyio.to_thread.run_sync(self._records.add, record)
-        return _remote(record, await self._status(first, record))
+        first, *others = mine
+        for other in others:
+            await _scancel(other)
+        await anyio.to_thread.run_sync(self._records.add, first)
+        return await self._recorded(first)
 
     async def _sbatch(self, plan: RunPlan) -> str:
         """Submit a job, held; return its number."""
@@ -230,50 +232,22 @@ class SlurmRunner(RemoteRunner):
         try:
             await run_slurm("scontrol", "release", handle)
         except CommandFailedError as error:
-            if not any(words in str(error).lower() for words in ("already finished", "invalid job id")):
+            if not _HAS_ENDED.search(str(error)):
                 raise
 
     async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob]:
-        shown = await jobs.jobs_by_id(handles)
-        found = {}
-        for handle in handles:
-            record = await anyio.to_thread.run_sync(self._records.get, handle)
-            job = await self._seen(shown.get(handle), record)
-            if job is not None:
-                found[handle] = job
-        return found
+        return await self._statuses.of(handles, await jobs.jobs_by_id(handles))
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         shown = {job.id: job for job in await jobs.all_jobs()}
         records = {record.id: record for record in await anyio.to_thread.run_sync(self._records.all)}
-        found = []
-        for number in {**shown, **records}:
-            job = await self._seen(shown.get(number), records.get(number))
-            if job is None and number in records:
-                job = _remote(records[number], None)
-            if job is not None and labels.items() <= job.labels.items():
-                found.append(job)
-        return found
-
-    async def _seen(self, job: SlurmJob | None, record: JobRecord | None) -> RemoteJob | None:
-        """Return a job as what Slurm shows and what is recorded make it; None when it is gone, or done with."""
-        if job is not None and record is not None and job.name != record.name:
-            job = None  # The controller has lost its state, and gives numbers anew.
-        if record is None:
-            if job is None or job.run_dir is None or job.has_ended:
-                return None
-            record = JobRecord(id=job.id, name=job.name, labels=job.labels, run_dir=job.run_dir)
-            status = await self._status(job, record)
-            return None if status is None or status.state is RemoteState.ENDED else _remote(record, status)
-        status = await self._status(job, record)
-        return None if status is None else _remote(record, status)
-
-    async def _status(self, job: SlurmJob | None, record: JobRecord) -> RemoteStatus | None:
-        return status_of(job, await anyio.to_thread.run_sync(folder.look, record.run_dir))
+        found = await self._statuses.of({*shown, *records}, shown)
+        gone = {number: remote_job(record, None) for number, record in records.items()}
+        return [job for job in {**gone, **found}.values() if labels.items() <= job.labels.items()]
 
     async def _recorded(self, record: JobRecord) -> RemoteJob:
-        shown = await jobs.jobs_by_id([record.id])
-        return await self._seen(shown.get(record.id), record) or _remote(record, None)
+        found = await self._statuses.of([record.id], await jobs.jobs_by_id([record.id]))
+        return found.get(record.id) or remote_job(record, None)
 
     async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
         record = await anyio.to_thread.run_sync(self._records.get, handle)
@@ -282,44 +256,49 @@ class SlurmRunner(RemoteRunner):
                 yield part
 
     async def cancel(self, handle: str, grace_seconds: float) -> None:
-        record = await anyio.to_thread.run_sync(self._records.get, handle)
-        if record is None:
-            shown = (await jobs.jobs_by_id([handle])).get(handle)
-            run_dir = None if shown is None else shown.run_dir
-        else:
-            run_dir = record.run_dir
-        if run_dir is not None:
-            await anyio.to_thread.run_sync(folder.ask_to_stop, run_dir, grace_seconds)
-        await run_slurm("scancel", "--state=PENDING", handle, check=False)
-        await run_slurm("scancel", "--batch", "--signal=TERM", handle, check=False)
-        task = asyncio.create_task(self._kill(handle, grace_seconds + _SCRIPT_SECONDS))
+        found = await self._identity(handle)
+        if found is None:
+            return
+        await anyio.to_thread.run_sync(folder.ask_to_stop, found.run_dir, grace_seconds)
+        self._statuses.forget(handle)
+        await _scancel(found, "--state=PENDING")
+        await _scancel(found, "--batch", "--signal=TERM")
+        task = asyncio.create_task(self._kill(found, grace_seconds + _SCRIPT_SECONDS))
         self._kills.add(task)
         task.add_done_callback(self._kills.discard)
 
-    async def _kill(self, handle: str, seconds: float) -> None:
+    async def _kill(self, job: JobRecord, seconds: float) -> None:
         """Let Slurm end all of a job that has not ended within a time: its node or its script may be stuck."""
         await asyncio.sleep(seconds)
-        try:
-            await run_slurm("scancel", handle, check=False)
-        except LaunchError as error:
-            log.warning("job %s of slurm, told to end, could not be cancelled: %s", handle, error)
+        while True:
+            try:
+                return await _scancel(job)
+            except LaunchError as error:
+                log.warning("job %s of slurm, told to end, could not be cancelled yet: %s", job.id, error)
+            await asyncio.sleep(_KILL_AGAIN_SECONDS)
 
     async def delete(self, handle: str) -> None:
-        job = (await jobs.jobs_by_id([handle])).get(handle)
-        record = await anyio.to_thread.run_sync(self._records.get, handle)
-        deadline = asyncio.get_running_loop().time() + _DELETE_SECONDS
+        found = await self._identity(handle)
+        if found is None:
+            return
+        job, deadline = await _shown(found), asyncio.get_running_loop().time() + _DELETE_SECONDS
         if job is not None and (job.is_waiting or job.failed_to_launch):
-            await run_slurm("scancel", handle, check=False)
+            await _scancel(found)
         while job is not None and (not job.has_ended or job.failed_to_launch):
             if asyncio.get_running_loop().time() > deadline:
                 raise InfrastructureError(
                     f"The job {handle} of slurm is still {job.state}, so it is not removed. Look at it there."
                 )
             await asyncio.sleep(0.2)
-            job = (await jobs.jobs_by_id([handle])).get(handle)
-        if record is not None:
-            await anyio.to_thread.run_sync(folder.drop_copied, record.run_dir)
+            job = await _shown(found)
+        await anyio.to_thread.run_sync(folder.drop_copied, found.run_dir)
         await anyio.to_thread.run_sync(self._records.remove, handle)
+        self._statuses.forget(handle)
+
+    async def _identity(self, handle: str) -> JobRecord | None:
+        """Return whose job a number is: as recorded, or as Slurm shows it; None when it is none of prefect-launch."""
+        record = await anyio.to_thread.run_sync(self._records.get, handle)
+        return record or _record_of((await jobs.jobs_by_id([handle])).get(handle))
 
     async def aclose(self) -> None:
         await super().aclose()
@@ -327,13 +306,33 @@ class SlurmRunner(RemoteRunner):
             task.cancel()
 
     def _why_gone(self, stopped: bool) -> str:
-        return super()._why_gone(stopped) if stopped else _FORGOTTEN
+        return super()._why_gone(stopped) if stopped else FORGOTTEN
 
 
-def _remote(record: JobRecord, status: RemoteStatus | None) -> RemoteJob:
-    if status is None:
-        status = RemoteStatus(state=RemoteState.ENDED, exit=ExitStatus(exit_code=None, error=_FORGOTTEN))
-    return RemoteJob(handle=record.id, name=record.name, labels=record.labels, status=status)
+def _record_of(job: SlurmJob | None) -> JobRecord | None:
+    if job is None or job.run_dir is None:
+        return None
+    return JobRecord(id=job.id, name=job.name, labels=job.labels, run_dir=job.run_dir)
+
+
+async def _shown(record: JobRecord) -> SlurmJob | None:
+    """Return a job as Slurm shows it; None when its number is another job's by now."""
+    job = (await jobs.jobs_by_id([record.id])).get(record.id)
+    return job if job is not None and record.is_of(job) else None
+
+
+async def _scancel(record: JobRecord, *options: str) -> None:
+    """Let Slurm end or signal a job; nothing for one that has ended, or whose number is another job's by now.
+
+    Raises:
+        UnreachableError: when Slurm did not take the request.
+        CommandFailedError: when it refuses.
+    """
+    try:
+        await run_slurm("scancel", f"--name={record.name}", *options, record.id)
+    except CommandFailedError as error:
+        if not _HAS_ENDED.search(str(error)):
+            raise
 
 
 def _in_code(plan: RunPlan) -> RunPlan:

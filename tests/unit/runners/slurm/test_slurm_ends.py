@@ -95,18 +95,21 @@ def test_exit_file_is_trusted_when_the_controller_starts_the_job_again_or_has_fo
         assert (end.exit_code, end.error) == (4, None)
 
 
-def test_success_is_told_before_the_controller_knows() -> None:
-    assert ended(job("RUNNING"), left(0)).succeeded
-
-
-def test_cause_of_another_end_is_awaited_for_a_while() -> None:
-    status = status_of(job("COMPLETING"), left(137))
+@pytest.mark.parametrize("code", [0, 1, 137])
+@pytest.mark.parametrize("state", ["RUNNING", "COMPLETING"])
+def test_cause_of_an_end_is_awaited_for_a_while(state: str, code: int) -> None:
+    status = status_of(job(state), left(code))
     assert status is not None
     assert status.state is RemoteState.RUNNING
-    assert ended(job("COMPLETING"), left(137, seconds_ago=120)).signal == "SIGKILL"
+    assert ended(job(state), left(code, seconds_ago=120)).exit_code == code
 
 
-@pytest.mark.parametrize("files", [RAN, left(137), left(1)])
+@pytest.mark.parametrize("state", ["COMPLETED", "FAILED", "BOOT_FAIL", "LAUNCH_FAILED", "RECONFIG_FAIL", "REVOKED"])
+def test_success_stands_when_slurm_says_nothing_against_it(state: str) -> None:
+    assert ended(job(state), left(0)).succeeded
+
+
+@pytest.mark.parametrize("files", [RAN, left(137), left(1), left(0)])
 def test_cause_from_outside_is_told(files: folder.JobFolder) -> None:
     assert ended(job("OUT_OF_MEMORY", raw_exit=9), files).oom_killed
     assert ended(job("PREEMPTED", raw_exit=15), files).preempted
@@ -115,6 +118,19 @@ def test_cause_from_outside_is_told(files: folder.JobFolder) -> None:
     cancelled = ended(job("CANCELLED", raw_exit=15), files)
     assert "somebody cancelled it" in (cancelled.error or "")
     assert not cancelled.stopped
+    for state in ("OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT", "DEADLINE", "NODE_FAIL", "CANCELLED"):
+        assert not ended(job(state), files).succeeded
+
+
+def test_who_cancelled_is_told_where_it_is_known() -> None:
+    by = job("CANCELLED", cancelled_by="the user ann")
+    assert ended(by, RAN).describe() == "CANCELLED: the user ann cancelled it in Slurm, and not this agent"
+    assert ended(by, folder.JobFolder()).describe() == "cancelled in Slurm by the user ann before it ran"
+
+
+def test_mark_of_the_memory_limit_is_no_signal() -> None:
+    end = ended(job("OUT_OF_MEMORY", raw_exit=125), RAN)
+    assert (end.oom_killed, end.signal) == (True, "SIGKILL")
 
 
 def test_stop_that_was_asked_for_is_no_cancel_by_hand() -> None:
