@@ -81,6 +81,8 @@ async def check_agent(
     except LaunchError as error:
         add("server", _bad("reachable", str(error)))
     add("home", *await anyio.to_thread.run_sync(_home, config.home))
+    if config.builder.type == "kubernetes":
+        add("builder", *await _builder(config))
     if config.builder.destination is not None:
         where = config.builder.destination
         add("registry", await _registry(registry or RemoteRegistries(config.keychain, pauses=()), where))
@@ -130,6 +132,18 @@ async def _queue(session: Session, name: str, config: AgentConfig, runners: Mapp
         if queue.resource not in runners:
             await runner.aclose()
     return [*found, *findings]
+
+
+async def _builder(config: AgentConfig) -> list[Finding]:
+    """Look at what builds in a cluster need."""
+    from prefect_launch.builds.cluster_images import diagnose_builder
+
+    try:
+        return await asyncio.wait_for(diagnose_builder(config.builder, config.home), _ANSWER_SECONDS)
+    except asyncio.TimeoutError:
+        return [_bad("Kubernetes", f"It has not answered within {_ANSWER_SECONDS:g} s.")]
+    except LaunchError as error:
+        return [_bad("Kubernetes", str(error))]
 
 
 def _home(home: Path) -> list[Finding]:

@@ -307,7 +307,7 @@ async def push_image(
 async def _push(engine: BuildEngine, registry: Registry, name: str, log: LineSink) -> str:
     credentials = await registry.credentials_for(name)
     try:
-        digest = await _checked(name, registry, await engine.push(name, credentials, log))
+        digest = await check_pushed(name, registry, await engine.push(name, credentials, log))
     except PushRefusedError as error:
         who = "the user that is configured for it" if credentials else "nobody: no credentials are known here"
         raise PushRefusedError(
@@ -318,8 +318,12 @@ async def _push(engine: BuildEngine, registry: Registry, name: str, log: LineSin
     return digest
 
 
-async def _checked(name: str, registry: Registry, pushed: str | None) -> str:
-    """Return the image by its digest, if the registry has under the name what was pushed."""
+async def check_pushed(name: str, registry: Registry, pushed: str | None) -> str:
+    """Return an image by its digest, if its registry has under the name what was pushed.
+
+    Raises:
+        RegistryError: when it has another one there, or none.
+    """
     there = await registry.digest_of(name)
     if there is None or (pushed is not None and there != pushed):
         raise RegistryError(

@@ -12,8 +12,9 @@ import json
 import re
 import threading
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Final
@@ -31,6 +32,7 @@ LOCAL_REPOSITORY: Final = "prefect-launch/built"
 #: Takes the lines of a build's log. It may be called from any thread.
 LineSink = Callable[[str], None]
 _SHOWN_LINES: Final = 15
+_KEPT_LINES: Final = 40
 #: How the engine, pip and uv report a fault of the machine rather than of the build.
 _MACHINE_FAULTS: Final = re.compile(
     r"no space left on device|failed to fetch|error sending request|dns error|connection (?:refused|reset)|timed out"
@@ -117,6 +119,78 @@ class Builder(ABC):
             BuildError: when a step fails; it names the step, with the last lines.
             InfrastructureError: when the engine, the network or the disk fails.
         """
+
+
+class BuildPlace(ABC):
+    """Where images are built, and found again by their tags."""
+
+    @abstractmethod
+    async def base_digest(self, base: str) -> str | None:
+        """Return the digest of a base image as it is there; None when it must be fetched, or there is none."""
+
+    @abstractmethod
+    async def fetch_base(self, base: str, log: LineSink) -> str:
+        """Return the digest of a base image, which is fetched when it is not there.
+
+        Raises:
+            ImagePullError: when it cannot be had.
+        """
+
+    @abstractmethod
+    async def find(self, target: ImageBuild) -> str | None:
+        """Return the name that runs use of an image that was built before; None when there is none."""
+
+    @abstractmethod
+    async def build(self, target: ImageBuild, item: str, log: LineSink) -> None:
+        """Return when the image is there: built by this call, or by whoever builds it already. Cancelling leaves it.
+
+        Raises:
+            BuildError: when a step of the build fails, here or there.
+            AgentConfigError: when the configured builder is not there.
+            RegistryError: when the image cannot be pushed.
+            InfrastructureError: when what builds fails.
+        """
+
+    async def note_use(self, target: ImageBuild, image: str) -> None:  # noqa: B027 - some places keep no count
+        """Record that an image is used now, so that it is not removed as an old one."""
+
+    @abstractmethod
+    def explaining_full_disks(self) -> AbstractAsyncContextManager[None]:
+        """Raise a `BuildDiskError` that says whose disk is full in place of an error that a full disk causes."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Let go of connections."""
+
+
+class BuildOutput:
+    """Logs pieces of output as they come, and keeps the last lines.
+
+    Args:
+        log: takes the pieces.
+    """
+
+    def __init__(self, log: LineSink) -> None:
+        self._log = log
+        self._rest = ""
+        self._kept: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    @property
+    def lines(self) -> list[str]:
+        """The last lines."""
+        return [*self._kept, *([self._rest] if self._rest else [])]
+
+    def take(self, piece: bytes | str) -> None:
+        """Take a piece, which may end in the middle of a line."""
+        text = piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
+        self._log(text)
+        *whole, self._rest = (self._rest + text).split("\n")
+        for line in whole:
+            self.take_line(line)
+
+    def take_line(self, line: str) -> None:
+        """Keep a whole line."""
+        self._kept.append(line)
 
 
 def failure(step: str, reason: str, lines: Sequence[str]) -> BuildError | InfrastructureError:

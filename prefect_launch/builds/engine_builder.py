@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-from collections import deque
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +21,7 @@ from uuid import uuid4
 import anyio
 
 from prefect_launch.builds.build_engine import BuildEngine
-from prefect_launch.builds.builder import Builder, ImageBuild, ImageLabels, LineSink, failure
+from prefect_launch.builds.builder import Builder, BuildOutput, ImageBuild, ImageLabels, LineSink, failure
 from prefect_launch.builds.context import BuildContext, packed
 from prefect_launch.builds.dockerfile import (
     CACHE,
@@ -43,7 +42,6 @@ _CACHE_VOLUME: Final = "prefect-launch-build-cache"
 _DOCKERFILE: Final = "Dockerfile.launch"
 #: Instructions that a commit takes over from the step, by their names in an image's configuration.
 _COMMANDS: Final = (("ENTRYPOINT", "Entrypoint"), ("CMD", "Cmd"))
-_KEPT_LINES: Final = 40
 #: A container of a build is named after its process, so that what a killed process left behind is known. The name holds
 #: where the process runs (this boot of this machine, and its namespace of process ids), its id, and its start time,
 #: since an id is used again.
@@ -124,7 +122,7 @@ class EngineBuilder(Builder):
                 await self._engine.remove(container_id)
 
     async def _run(self, container_id: str, log: LineSink, command: str) -> None:
-        output = _Output(log)
+        output = BuildOutput(log)
         await self._engine.start(container_id)
         await self._engine.follow(container_id, output.take)
         ended = await self._engine.ended(container_id)
@@ -157,26 +155,7 @@ def _tools() -> dict[str, Path]:
         return {}
 
 
-class _Output:
-    """Logs pieces of output as they come, and keeps the last lines."""
-
-    def __init__(self, log: LineSink) -> None:
-        self._log = log
-        self._rest = ""
-        self._kept: deque[str] = deque(maxlen=_KEPT_LINES)
-
-    @property
-    def lines(self) -> list[str]:
-        return [*self._kept, *([self._rest] if self._rest else [])]
-
-    def take(self, piece: bytes | str) -> None:
-        text = piece if isinstance(piece, str) else piece.decode("utf-8", "replace")
-        self._log(text)
-        *whole, self._rest = (self._rest + text).split("\n")
-        self._kept.extend(whole)
-
-
-class _BuildEvents(_Output):
+class _BuildEvents(BuildOutput):
     """Reads the events of a classic build."""
 
     def __init__(self, log: LineSink) -> None:

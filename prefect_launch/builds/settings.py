@@ -7,14 +7,21 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from prefect_launch.core.units import parse_size
-from prefect_launch.errors import AgentConfigError, SpecError, unknown_name
+from prefect_launch.core.units import parse_duration, parse_size
+from prefect_launch.errors import AgentConfigError, LaunchError, SpecError, unknown_name
 from prefect_launch.registries.base import parse_repository
 from prefect_launch.spec.code_options import parse_image
 
 #: The reference's names of builders that have another name here.
-_SYNONYMS: Final = {"noop": "none"}
-_TYPES: Final = ("docker", "none")
+_SYNONYMS: Final = {"noop": "none", "kaniko": "kubernetes"}
+_TYPES: Final = ("docker", "kubernetes", "none")
+#: What only a builder on a Docker Engine knows.
+_ENGINE_ONLY: Final = ("backend", "network", "cache")
+#: Options of the resource kubernetes that say what a build is, and not where it runs.
+_NOT_OF_BUILDS: Final = frozenset(
+    {*("additional-services", "apiversion", "custom", "gpu-resource", "gpus", "kind", "main-container", "metadata")}
+    | {*("node-registries", "ttl", "wait-for-ready", "wait-timeout")}
+)
 
 
 class _Part(BaseModel):
@@ -42,13 +49,98 @@ class Accelerator(_Part):
         return None if value is None else _good_image("builder.accelerator.base_image", value)
 
 
+class ClusterSettings(BaseModel):
+    """Builds in a Kubernetes cluster, the part `builder.kubernetes`.
+
+    What it has besides these are options of the resource `kubernetes`, as a queue has them: `namespace`, `cpus`,
+    `memory`, `node_selector`, `tolerations`, `service_account`, `context`, a pod template in `spec`, and the like.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    image: str = Field(
+        default="ghcr.io/osscontainertools/kaniko:v1.28.0",
+        description="The program that builds: kaniko, or one that understands its flags.",
+    )
+    unpack_image: str = Field(
+        default="busybox:1.37", description="Has sh and cat; needed for a packed context above 1 MiB only."
+    )
+    args: tuple[str, ...] = Field(default=(), description="More flags for that program, such as --cache=true.")
+    push_secret: str | None = Field(
+        default=None,
+        description="Secret of the type kubernetes.io/dockerconfigjson in the namespace; None: one is made of what the"
+        " agent knows itself for the registries, and goes with the build.",
+    )
+    timeout_seconds: float = Field(default=3600, gt=0, description="What a build may take, s; 'timeout: 1h' is fine.")
+    options: dict[str, Any] = Field(default_factory=dict, description="Of the resource kubernetes, checked.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            raise AgentConfigError(f"builder.kubernetes must be a mapping of settings, not {data!r}.")
+        given = {key: value for key, value in data.items() if value is not None}
+        given = {_OWN_NAMES.get(str(key).replace("-", "_"), key): value for key, value in given.items()}
+        own = {key: given.pop(key) for key in ("image", "unpack_image", "args", "push_secret") if key in given}
+        own["timeout_seconds"] = _seconds(given.pop("timeout", given.pop("timeout_seconds", 3600)))
+        options = {**given.pop("options", {}), **given}
+        for name in ("image", "unpack_image"):
+            if name in own:
+                own[name] = _good_image(f"builder.kubernetes.{name}", own[name])
+        return {**own, "options": _cluster_options(options)}
+
+    @field_validator("push_secret")
+    @classmethod
+    def _is_name(cls, value: str | None) -> str | None:
+        from prefect_launch.runners.remote.kubernetes.rules import check_object_name
+
+        try:
+            return None if value is None else check_object_name("builder.kubernetes.push_secret", value)
+        except SpecError as error:
+            raise AgentConfigError(str(error)) from None
+
+
+#: The keys that are not options of the resource; a dash is as good as an underscore.
+_OWN_NAMES: Final = {name: name for name in ("image", "unpack_image", "args", "push_secret", "timeout")}
+
+
+def _seconds(value: Any) -> float:
+    try:
+        seconds = parse_duration(value)
+    except SpecError:
+        seconds = None
+    if seconds is None:
+        raise AgentConfigError(f"builder.kubernetes.timeout must be a duration, such as 3600 or '1h'; got {value!r}.")
+    return seconds
+
+
+def _cluster_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return checked options of a build's Job."""
+    if not given:
+        return {}
+    from prefect_launch.runners.remote.kubernetes.options import OPTIONS, check_options
+    from prefect_launch.spec.option_names import normalise_options
+
+    options = normalise_options(given)
+    known = sorted({*_OWN_NAMES, *OPTIONS} - _NOT_OF_BUILDS)
+    for name in options:
+        if name not in OPTIONS or name in _NOT_OF_BUILDS:
+            raise AgentConfigError(str(unknown_name("builder.kubernetes setting", name, known)))
+    whole = {**options, "apiversion": "batch/v1", "kind": "Job"} if "spec" in options else options
+    try:
+        check_options(whole)
+        return options
+    except LaunchError as error:
+        raise AgentConfigError(str(error).replace("resource_args.kubernetes", "builder.kubernetes")) from None
+
+
 class BuilderSettings(_Part):
     """How images are built.
 
     `{version}` in a base image stands for the job's Python, such as `3.11`.
     """
 
-    type: Literal["docker", "none"] = "docker"
+    type: Literal["docker", "kubernetes", "none"] = "docker"
     backend: Literal["auto", "buildx", "buildkit", "engine"] = Field(
         default="auto", description="What builds: BuildKit through buildx, an engine's own, or its classic builder."
     )
@@ -74,6 +166,7 @@ class BuilderSettings(_Part):
     network: str | None = Field(default=None, description="The network of build steps, such as 'host'.")
     platform: str | None = Field(default=None, description="Such as linux/amd64; None: the engine's own.")
     user_id: int = Field(default=1000, ge=0, description="Whom jobs in generated images run as.")
+    kubernetes: ClusterSettings = Field(default=ClusterSettings(), description="For the type kubernetes.")
 
     def check_reaches(self, resource: str) -> None:
         """Refuse to build an image for a resource that cannot have it from this machine's engine.
@@ -122,6 +215,29 @@ class BuilderSettings(_Part):
                 f"builder.credentials ({self.credentials!r}) are for the registry of builder.destination, which is not"
                 " set. Set it, or name the block under 'registries'."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_type(self) -> BuilderSettings:
+        given = self.model_fields_set
+        if self.type != "kubernetes":
+            if "kubernetes" in given:
+                raise AgentConfigError(
+                    f"builder.kubernetes is for builds in a cluster, and builder.type is {self.type!r}. Set it to"
+                    " kubernetes, or leave the part out."
+                )
+            return self
+        if not self.destination:
+            raise AgentConfigError(
+                "builder.type is kubernetes, and builder.destination is not set: an image that is built in a cluster"
+                " is pushed to a registry. Set it to a repository, such as registry.example:5000/team/built."
+            )
+        for name in _ENGINE_ONLY:
+            if name in given and getattr(self, name) != type(self).model_fields[name].default:
+                raise AgentConfigError(
+                    f"builder.{name} is for builds on a Docker Engine, and builder.type is kubernetes. Leave it out, or"
+                    " give the build program's own flags in builder.kubernetes.args."
+                )
         return self
 
     @field_validator("base_image", "conda_base_image")

@@ -59,6 +59,10 @@ class Registry(ABC):
             AgentConfigError: when its configured credentials cannot be read.
         """
 
+    def is_insecure(self, host: str) -> bool:
+        """Whether a registry may do without TLS: on the loopback, or where the operator says so."""
+        return is_loopback(host)
+
 
 class ImageReference(BaseModel):
     """The parts of an image's name."""

@@ -71,6 +71,9 @@ class RemoteRegistries(Registry):
     async def credentials_for(self, reference: str) -> Credentials | None:
         return await self._keychain.credentials_for(parse_reference(reference).host)
 
+    def is_insecure(self, host: str) -> bool:
+        return super().is_insecure(host) or self._keychain.is_insecure(host)
+
 
 class RegistryClient:
     """Asks one registry about one image.

@@ -14,7 +14,7 @@ import anyio
 from prefect_launch.agent.item.attempt import Attempt
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.builds.builder import BuildLog
-from prefect_launch.builds.image_builder import ImageBuilder, explaining_full_disks
+from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.plan import save_plan
@@ -61,7 +61,7 @@ async def build_with_log(server: Server, item_id: UUID, images: ImageBuilder, pl
     Raises:
         LaunchError: as `ImageBuilder.ensure_image` does.
     """
-    async with explaining_full_disks(images.engine):
+    async with images.explaining_full_disks():
         return await _logged(server, item_id, images, plan)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from prefect_launch.errors import LaunchError
@@ -20,19 +20,21 @@ _OTHERS: Final = (
     ("watch", "pods", ""),
     ("delete", "pods", ""),
     ("get", "pods", "log"),
-    ("create", "secrets", ""),
-    ("create", "configmaps", ""),
+    *((verb, name, "") for name in ("secrets", "configmaps") for verb in ("create", "get", "delete")),
     ("list", "events", ""),
 )
 
 
-async def diagnose_cluster(client: KubernetesClient, namespace: str | None, resource: Resource = JOBS) -> list[Finding]:
+async def diagnose_cluster(
+    client: KubernetesClient, namespace: str | None, resource: Resource = JOBS, *, secrets: Collection[str] = ()
+) -> list[Finding]:
     """Look at a cluster as an agent's login sees it.
 
     Args:
         client: of it.
         namespace: of the queue; None: the login's own.
         resource: that runs are objects of.
+        secrets: names of Secrets that must be there.
     """
     try:
         version = await client.version()
@@ -52,7 +54,19 @@ async def diagnose_cluster(client: KubernetesClient, namespace: str | None, reso
     if missing:
         step = f"Give the agent's account a Role in {chosen} with: {', '.join(missing)}."
         return [*found, Finding(name="rights", is_ok=False, detail=step)]
-    return [*found, Finding(name="rights", is_ok=True, detail=f"on {resource.plural}, pods, their logs, secrets")]
+    found.append(Finding(name="rights", is_ok=True, detail=f"on {resource.plural}, pods, their logs, secrets"))
+    return [*found, *[await _secret(client, chosen, name) for name in secrets]]
+
+
+async def _secret(client: KubernetesClient, namespace: str, name: str) -> Finding:
+    try:
+        there = await client.find(f"/api/v1/namespaces/{namespace}/secrets/{name}", what=f"read the Secret {name}")
+    except LaunchError as error:
+        return Finding(name=f"Secret {name}", is_ok=False, detail=str(error))
+    if there is None:
+        step = f"The namespace {namespace} has no Secret {name!r}. Create it, or correct the config that names it."
+        return Finding(name=f"Secret {name}", is_ok=False, detail=step)
+    return Finding(name=f"Secret {name}", is_ok=True)
 
 
 async def _is_missing(client: KubernetesClient, namespace: str) -> bool:

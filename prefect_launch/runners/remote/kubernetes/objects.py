@@ -48,6 +48,8 @@ BESIDE: Final = "prefect-launch.beside"
 RUNS: Final = f"{Labels.ITEM},!{BESIDE}"
 #: The file that the kubelet reads a container's last message from: the run's named results.
 OUTPUTS_PATH: Final = f"{OUTPUT_DIR}/outputs.json"
+#: What a Secret with credentials for registries has them under.
+DOCKER_CONFIG_KEY: Final = ".dockerconfigjson"
 _OUTPUT_VOLUME: Final = "launch-outputs"
 _SHM_VOLUME: Final = "launch-shm"
 #: Of the metadata that an owner wrote, what is the server's, or comes from the run.
@@ -455,8 +457,16 @@ def _set_entry_point(manifest: dict[str, Any], plan: RunPlan, kind: ObjectKind) 
 
 
 def _pull_secret(name: str | None, auths: Mapping[str, Mapping[str, str]] | None) -> dict[str, Any] | None:
-    if name is None or not auths:
-        return None
+    return None if name is None or not auths else docker_config_secret(name, auths)
+
+
+def docker_config_secret(name: str, auths: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Return a Secret with credentials for registries, as Docker's config file has them.
+
+    Args:
+        name: of the Secret.
+        auths: credentials by registry, each `{"username": …, "password": …}`.
+    """
     whole = {
         host: {
             **one,
@@ -464,7 +474,7 @@ def _pull_secret(name: str | None, auths: Mapping[str, Mapping[str, str]] | None
         }
         for host, one in auths.items()
     }
-    data = {".dockerconfigjson": base64.b64encode(json.dumps({"auths": whole}).encode()).decode()}
+    data = {DOCKER_CONFIG_KEY: base64.b64encode(json.dumps({"auths": whole}).encode()).decode()}
     return {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -62,7 +62,7 @@ from prefect_launch.runners.remote.kubernetes.options import (
     own_image,
     read_options,
 )
-from prefect_launch.runners.remote.kubernetes.pods import cut_warning, is_cut, name_of, outputs_message
+from prefect_launch.runners.remote.kubernetes.pods import cut_warning, ends_of, is_cut, name_of, outputs_message
 from prefect_launch.runners.remote.kubernetes.problems import PlaceProblems
 from prefect_launch.runners.remote.kubernetes.quantities import QUANTITIES
 from prefect_launch.runners.remote.kubernetes.submission import Kinds, create_run, is_incomplete
@@ -200,7 +200,10 @@ class KubernetesRunner(RemoteRunner):
             resource = await cluster.kinds.resource(*kind)
         except LaunchError as error:
             return [Finding(name="Kubernetes", is_ok=False, detail=str(error))]
-        return await diagnose_cluster(cluster.client, namespace or _plain(written.get("namespace")), resource)
+        named = written.get("image-pull-secret") or ()
+        secrets = [one for one in ([named] if isinstance(named, str) else named) if _plain(one)]
+        chosen = namespace or _plain(written.get("namespace"))
+        return await diagnose_cluster(cluster.client, chosen, resource, secrets=secrets)
 
     # --- what the cluster offers ---
 
@@ -390,6 +393,30 @@ class KubernetesRunner(RemoteRunner):
                 await path.write_text(message, encoding="utf-8")
         return LeftOut()
 
+    async def annotate(self, handle: str, annotations: Mapping[str, str | None]) -> Mapping[str, str] | None:
+        """Set annotations of a job's object, and take away those without a value.
+
+        Returns:
+            All that it has then; None when it is gone.
+        """
+        parsed = KubernetesHandle.parse(handle)
+        place = parsed.place
+        patch = {"metadata": {"uid": parsed.uid, "annotations": dict(annotations)}}
+        path = place.resource.path(place.namespace, parsed.name)
+        try:
+            found = await self._cluster(place.context).client.patch(path, patch, what=f"mark {parsed.name}")
+        except (NotThereError, ConflictError):
+            return None
+        return dict(found["metadata"].get("annotations") or {})
+
+    def last_message(self, handle: str) -> str:
+        """Return what the last container of an ended job that was watched left in its termination message."""
+        run = self._run(KubernetesHandle.parse(handle))
+        if run.job is None:
+            return ""
+        ends = [end for pod in pods_of_claim(run.job.object, run.all_pods) for end in ends_of(pod) if not end.is_init]
+        return ends[-1].message if ends else ""
+
     async def aclose(self) -> None:
         await super().aclose()
         for cluster in self._clusters.values():
@@ -542,8 +569,13 @@ class KubernetesRunner(RemoteRunner):
         found = await self.registry.credentials_for(image)
         if found is None or found.user == TOKEN_USER:
             return None
-        host = parse_reference(image).host
-        return {_HUB_KEY if host == DOCKER_HUB else host: {"username": found.user, "password": found.password}}
+        return {auth_key(image): {"username": found.user, "password": found.password}}
+
+
+def auth_key(image: str) -> str:
+    """Return the name that the registry of an image has in Docker's config file."""
+    host = parse_reference(image).host
+    return _HUB_KEY if host == DOCKER_HUB else host
 
 
 def _unseen(run: NotedRun, why: LaunchError) -> RemoteJob:

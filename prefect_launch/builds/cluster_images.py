@@ -1,0 +1,363 @@
+"""Images that a Kubernetes cluster builds and pushes, with no Docker Engine: one Job for each, whoever waits for it.
+
+The Job's name comes from the image's tag: an agent that wants an image which is being built joins the Job that does,
+and so does one that comes back after it was killed. Whoever waits has a mark among the Job's annotations. The last one
+to leave removes the Job, and stops the build if it still runs. A Job that had ended before somebody came is not asked:
+it is removed, and the image built anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from prefect_launch.builds.build_engine import PushRefusedError, check_pushed
+from prefect_launch.builds.build_job import WAITERS, BuildFiles, build_plan, cut_context
+from prefect_launch.builds.builder import BuildOutput, BuildPlace, ImageBuild, LineSink, failure
+from prefect_launch.builds.settings import BuilderSettings, ClusterSettings
+from prefect_launch.core.filesystem import is_own_disk_full
+from prefect_launch.core.units import format_duration
+from prefect_launch.environments.pip_config import PipAccess, read_pip_access
+from prefect_launch.errors import (
+    AgentConfigError,
+    BuildDiskError,
+    BuildError,
+    ImagePullError,
+    InfrastructureError,
+    LaunchError,
+    SpecError,
+    UnreachableError,
+    clause,
+)
+from prefect_launch.registries.base import TOKEN_USER, Credentials, Registry, is_digest, parse_reference
+from prefect_launch.runners.base import ExitStatus, Finding, RunPlan
+from prefect_launch.runners.remote.jobs import RemoteState, RunHandle
+from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner, auth_key
+
+_logger = logging.getLogger(__name__)
+
+#: How often a build is begun that the cluster takes away, or that somebody else removes.
+_TRIES: Final = 3
+#: In a home: what the runner of builds notes, apart from that of jobs.
+_HOME: Final = "builds"
+_STOP_SECONDS: Final = 10.0
+#: The pause before a cluster that does not answer is asked again for a build's log.
+_AWAY_SECONDS: Final = 2.0
+_NOT_TO_BE_RUN: Final = (126, 127)
+_COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
+#: How kaniko, and buildah, say which step begins.
+_STEP: Final = re.compile(
+    r"(?:INFO\[\d+\] |STEP \d+(?:/\d+)?: |level=info msg=\")"
+    r"(?P<step>(?:ADD|ARG|CMD|COPY|ENTRYPOINT|ENV|EXPOSE|FROM|LABEL|RUN|USER|VOLUME|WORKDIR)\b[^\"]*)"
+)
+#: How they say why they give up.
+_ERROR: Final = re.compile(
+    r"(?:FATA\[\d+\] )?(?:error (?:building|checking|getting|pushing|resolving)|kaniko should) .*"
+)
+_REFUSED: Final = re.compile(
+    r"push permission|unauthorized|authentication required|access denied|denied: |no basic auth credentials|forbidden",
+    re.IGNORECASE,
+)
+
+
+class ClusterImages(BuildPlace):
+    """The images of a registry that a cluster builds.
+
+    Args:
+        settings: how images are built.
+        home: the folder of prefect-launch.
+        holder: who waits, as the Jobs of builds name it.
+        remote: the registries.
+    """
+
+    def __init__(self, settings: BuilderSettings, home: Path, holder: str, remote: Registry) -> None:
+        self._settings = settings
+        self._home = home / _HOME
+        self._holder = holder
+        self._remote = remote
+
+    async def base_digest(self, base: str) -> str | None:
+        return await self._remote.digest_of(base)
+
+    async def fetch_base(self, base: str, log: LineSink) -> str:
+        digest = await self._remote.digest_of(base)
+        if digest is None:
+            raise ImagePullError(
+                f"The base image {base!r} is not in its registry, and a build in the cluster pulls it from there."
+                " Correct the Dockerfile, or builder.base_image."
+            )
+        return digest
+
+    async def find(self, target: ImageBuild) -> str | None:
+        name = self._name_of(target)
+        digest = await self._remote.digest_of(name)
+        return None if digest is None else parse_reference(name).at(digest)
+
+    async def build(self, target: ImageBuild, item: str, log: LineSink) -> None:
+        if await self.find(target) is not None:
+            return
+        access = await anyio.to_thread.run_sync(lambda: read_pip_access(self._settings.pip_config, folders=False))
+        async with anyio.TemporaryDirectory(prefix="launch-build-") as scratch:
+            files = await self._files(target, access)
+            plan = build_plan(target, self._name_of(target), self._settings.kubernetes, files, Path(scratch))
+            runner = KubernetesRunner(self._home)
+            try:
+                one = _ClusterBuild(runner, plan, f"{WAITERS}{item}", self._holder, self._settings.kubernetes)
+                await self._until_built(one, target, lambda text: log(access.mask.text(text)))
+            except (BuildError, InfrastructureError) as error:  # It has the last lines of the log.
+                raise type(error)(access.mask.text(str(error))) from None
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await runner.aclose()
+
+    @asynccontextmanager
+    async def _explaining(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except (LaunchError, OSError) as error:
+            if isinstance(error, BuildDiskError) or not is_own_disk_full(error):
+                raise
+            raise BuildDiskError(
+                "No space left on device: the disk of the agent's machine is full. Free space there ('prefect-launch"
+                f" agent clean' does), then try again. What failed: {error}"
+            ) from error
+
+    def explaining_full_disks(self) -> AbstractAsyncContextManager[None]:
+        return self._explaining()
+
+    async def aclose(self) -> None:
+        """Nothing is open between two builds."""
+
+    def _name_of(self, target: ImageBuild) -> str:
+        return f"{self._settings.destination}:{target.tag}"
+
+    async def _files(self, target: ImageBuild, access: PipAccess) -> BuildFiles:
+        images = [self._name_of(target), *(base.rpartition("@")[0] for base in target.base.split())]
+        auths: dict[str, dict[str, str]] = {}
+        for image in images if self._settings.kubernetes.push_secret is None else ():
+            found = await self._remote.credentials_for(image)
+            if found is not None:
+                is_token = found.user == TOKEN_USER
+                auths[auth_key(image)] = (
+                    {"identitytoken": found.password}
+                    if is_token
+                    else {"username": found.user, "password": found.password}
+                )
+        hosts = dict.fromkeys(parse_reference(image).host for image in images)
+        return BuildFiles(
+            parts=await anyio.to_thread.run_sync(cut_context, target),
+            secrets=access.files,
+            auths=auths,
+            insecure=[host for host in hosts if self._remote.is_insecure(host)],
+        )
+
+    async def _until_built(self, one: _ClusterBuild, target: ImageBuild, log: LineSink) -> None:
+        """Build until the image is there, as long as it is the cluster that fails, and not the build."""
+        where = f" on {target.base}" if target.base else ""
+        log(f"Building {self._name_of(target)} with {self._settings.kubernetes.image} in the cluster{where}.\n")
+        lost = ""
+        for left in reversed(range(_TRIES)):
+            try:
+                digest = await one.run(log)
+            except _LostBuildError as error:
+                lost = str(error)
+                if await self.find(target) is not None:
+                    return  # Whoever removed its Job has seen its end before us.
+                if left:
+                    log(f"The build was lost: {clause(lost)}. It begins again.\n")
+                continue
+            pushed = digest if is_digest(digest) else None
+            log(f"Pushed {await check_pushed(self._name_of(target), self._remote, pushed)}.\n")
+            return
+        raise InfrastructureError(
+            f"The build in the cluster was lost {_TRIES} times, last since {clause(lost)}. Look at the cluster's nodes"
+            " and at who removes Jobs, then try again."
+        )
+
+
+def _auth_of(found: Credentials) -> dict[str, str]:
+    if found.user == TOKEN_USER:
+        return {"identitytoken": found.password}
+    return {"username": found.user, "password": found.password}
+
+
+class _LostBuildError(LaunchError):
+    """A build is gone through no fault of its own: it may be begun again."""
+
+
+class _ClusterBuild:
+    """One look at the Job that builds an image, from joining to leaving it.
+
+    Args:
+        runner: of the cluster.
+        plan: of the Job.
+        mark: the annotation that says that its item waits.
+        holder: the value of that.
+        settings: of builds in the cluster.
+    """
+
+    def __init__(
+        self, runner: KubernetesRunner, plan: RunPlan, mark: str, holder: str, settings: ClusterSettings
+    ) -> None:
+        self._runner = runner
+        self._plan = plan
+        self._mark = mark
+        self._holder = holder
+        self._settings = settings
+
+    async def run(self, log: LineSink) -> str:
+        """Build; return the digest that the image was pushed with, empty where the program does not tell it.
+
+        Raises:
+            _LostBuildError: when it may be begun again.
+            LaunchError: when it has failed, or cannot be begun.
+        """
+        handle = await self._join(log)
+        try:
+            await self._runner.start(str(handle))
+            await self._wait_started(handle, log)
+            output = _Output(log)
+            await self._copy_log(handle, output)
+            end = await self._end_of(handle)
+            if end.succeeded:
+                return self._runner.last_message(handle.job).strip()
+            raise self._error_of(end, output)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._leave(handle)
+
+    async def _join(self, log: LineSink) -> RunHandle:
+        """Make the Job, or find the one that is there, and mark that somebody waits for it."""
+        for _ in range(_TRIES):
+            handle = RunHandle.parse(await self._create())
+            marks = await self._runner.annotate(handle.job, {self._mark: self._holder})
+            job = (await self._runner.poll([handle.job])).get(handle.job)
+            if marks is not None and job is not None and job.status.state is not RemoteState.ENDED:
+                if others := [who for key, who in marks.items() if key.startswith(WAITERS) and key != self._mark]:
+                    log(f"{others[0]} builds this image already; its log follows.\n")
+                return handle
+            # It had ended before: what it pushed was looked for, and is not there.
+            await self._runner.remove(str(handle))
+        raise _LostBuildError("its Job was removed each time that it was joined")
+
+    async def _create(self) -> str:
+        try:
+            return await self._runner.create(self._plan)
+        except SpecError as error:
+            said = clause(str(error).replace("resource_args.kubernetes", "builder.kubernetes"))
+            raise AgentConfigError(f"The build cannot be made in the cluster: {said}.") from error
+
+    async def _wait_started(self, handle: RunHandle, log: LineSink) -> None:
+        async def on_wait(reason: str) -> None:
+            log(f"The build waits in the cluster: {reason}\n" if reason else "The build waits in the cluster.\n")
+
+        try:
+            await self._runner.wait_running(str(handle), on_wait)
+        except (ImagePullError, SpecError) as error:
+            raise AgentConfigError(
+                f"The build in the cluster cannot start: {clause(error)}. Correct builder.kubernetes: its image, its"
+                " push_secret, or what its spec names."
+            ) from error
+
+    async def _copy_log(self, handle: RunHandle, output: BuildOutput) -> None:
+        """Log what the build says until it has ended; a cluster that is away is asked until it is back."""
+        position, is_away = None, False
+        while True:
+            try:
+                async with aclosing(self._runner.read_logs(handle.job, position)) as parts:  # type: ignore[type-var]
+                    async for part in parts:
+                        output.take(_COLOURS.sub("", part.content.decode("utf-8", "replace")))
+                        position, is_away = part.position, False
+                return
+            except UnreachableError as error:
+                if not is_away:
+                    _logger.warning(
+                        "the log of the build %s is not to be had; asking again: %s", self._plan.name, error
+                    )
+                is_away = True
+                await asyncio.sleep(_AWAY_SECONDS)
+
+    async def _end_of(self, handle: RunHandle) -> ExitStatus:
+        while True:
+            try:
+                job = (await self._runner.poll([handle.job])).get(handle.job)
+            except UnreachableError:
+                await asyncio.sleep(_AWAY_SECONDS)
+                continue
+            if job is None:
+                raise _LostBuildError("its Job is gone")
+            if job.status.state is RemoteState.ENDED and job.status.exit is not None:
+                return job.status.exit
+            await asyncio.sleep(0.1)
+
+    def _error_of(self, end: ExitStatus, output: _Output) -> LaunchError:
+        """Return the error of a build that did not succeed."""
+        said = output.error or end.describe()
+        if end.timed_out:
+            limit = format_duration(self._settings.timeout_seconds)
+            return failure(output.step, f"it took longer than builder.kubernetes.timeout, {limit}", output.lines)
+        if end.oom_killed:
+            return InfrastructureError(
+                f"The build in the cluster ran out of memory in the step {output.step!r}. Raise"
+                " builder.kubernetes.memory in the agent's config, or make that step smaller."
+            )
+        if end.exit_code in _NOT_TO_BE_RUN and not output.lines:
+            return AgentConfigError(
+                f"The program of builder.kubernetes.image ({self._settings.image!r}) cannot be run: {end.describe()}."
+                " Name an image whose entry point builds, as kaniko's does."
+            )
+        if end.preempted or end.error:
+            return _LostBuildError(end.describe())
+        if output.is_refused:
+            who = f"the Secret {self._settings.push_secret!r}" if self._settings.push_secret else "what the agent knows"
+            return PushRefusedError(
+                f"The registry does not let the build push the image: {clause(said)}. It was asked as {who} says."
+                " Correct builder.kubernetes.push_secret, or name credentials of one who may push there in"
+                " builder.credentials."
+            )
+        return failure(output.step, said, output.lines)
+
+    async def _leave(self, handle: RunHandle) -> None:
+        """Take back the mark; who is the last removes the Job, and stops what still runs."""
+        try:
+            marks = await self._runner.annotate(handle.job, {self._mark: None})
+            if marks is not None and not any(key.startswith(WAITERS) for key in marks):
+                await self._runner.stop(str(handle), _STOP_SECONDS)
+                await self._runner.remove(str(handle))
+        except LaunchError as error:
+            _logger.warning("the build %s was not removed: %s. The cluster does it later.", self._plan.name, error)
+
+
+class _Output(BuildOutput):
+    """Reads what kaniko, or a program like it, says of a build."""
+
+    def __init__(self, log: LineSink) -> None:
+        super().__init__(log)
+        self.step = "the start of the build"
+        self.error = ""
+        self.is_refused = False
+
+    def take_line(self, line: str) -> None:
+        super().take_line(line)
+        if step := _STEP.search(line):
+            self.step, self.error, self.is_refused = step["step"].strip(), "", False
+        elif error := _ERROR.match(line):
+            self.error = error[0]
+            self.is_refused = "push" in line and _REFUSED.search(line) is not None
+
+
+async def diagnose_builder(settings: BuilderSettings, home: Path) -> list[Finding]:
+    """Look at what builds in a cluster need: its namespace, the agent's rights there, the Secret to push with."""
+    own = settings.kubernetes
+    runner = KubernetesRunner(home / _HOME)
+    try:
+        return await runner.diagnose({**own.options, "image-pull-secret": [own.push_secret] if own.push_secret else []})
+    finally:
+        await runner.aclose()
