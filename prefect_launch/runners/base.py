@@ -223,7 +223,11 @@ class ExitStatus(BaseModel):
     error: str | None = Field(
         default=None,
         description="Why it never started, was lost, evicted or removed, in words: the machine's fault then, and"
-        " retried as lost, unless the exit code is 126 or 127 (a program that cannot be run), or it has timed out.",
+        " retried as lost, unless the exit code is 126 or 127 (a program that cannot be run), it has timed out, or that"
+        " is its own doing.",
+    )
+    is_own_doing: bool = Field(
+        default=False, description="What `error` says is the job's own doing, such as a limit of its own that it broke."
     )
     started_at: datetime | None = None
     ended_at: datetime | None = None

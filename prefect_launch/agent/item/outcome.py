@@ -94,7 +94,8 @@ def cause_of(end: ExitStatus) -> Cause:
         return Cause.OOM
     if end.timed_out:
         return Cause.TIMEOUT
-    return Cause.LOST if end.error and end.exit_code not in NO_PROGRAM else Cause.FAILED
+    is_its_own = end.is_own_doing or end.exit_code in NO_PROGRAM
+    return Cause.LOST if end.error and not is_its_own else Cause.FAILED
 
 
 def outcome_of_error(error: BaseException, phase: Phase) -> Outcome:

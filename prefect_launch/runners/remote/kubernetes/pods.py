@@ -5,6 +5,7 @@ Pure functions over pods as the API server returns them (dictionaries).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
@@ -39,8 +40,11 @@ _TAKEN_AWAY: Final = frozenset(
         *("UnexpectedAdmissionError", "OutOfcpu", "OutOfmemory", "OutOfpods", "OutOfephemeral-storage"),
     }
 )
-#: Evictions that its own use of the disk caused.
-_OWN_DISK: Final = ("local ephemeral storage", "ephemeral local storage", "EmptyDir volume")
+#: How the kubelet says that it has evicted a pod for a limit of the pod's own: on its disk, or on a volume in memory.
+#: Where the node itself is short of something, it says so (`The node was low on resource`).
+_OWN_LIMIT: Final = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
+#: The reason of a pod that has reached the `activeDeadlineSeconds` of its own.
+_POD_DEADLINE: Final = "DeadlineExceeded"
 #: The kubelet cuts a container's last message off here.
 MAX_MESSAGE_BYTES: Final = 4096
 _OOM: Final = "OOMKilled"
@@ -268,11 +272,18 @@ def taken_away(pod: Pod) -> str | None:
     disruption = condition(pod, "DisruptionTarget")
     statuses = status_of(pod)
     reason, message = str(statuses.get("reason") or ""), str(statuses.get("message") or "")
-    if any(words in message for words in _OWN_DISK):
+    if evicted_for_own_use(pod):
         return None
     if disruption:
         return in_words(disruption.get("reason"), disruption.get("message"))
     return in_words(reason, message) if reason in _TAKEN_AWAY else None
+
+
+def evicted_for_own_use(pod: Pod) -> str | None:
+    """Say which limit of its own a pod was evicted for, in the cluster's words; None where it was not."""
+    statuses = status_of(pod)
+    reason, message = str(statuses.get("reason") or ""), str(statuses.get("message") or "")
+    return in_words(reason, message) if reason == "Evicted" and _OWN_LIMIT.search(message) else None
 
 
 def failure_of(pods: Sequence[Pod], *, default: str) -> ExitStatus:
@@ -285,10 +296,9 @@ def failure_of(pods: Sequence[Pod], *, default: str) -> ExitStatus:
     failed = [pod for pod in pods if status_of(pod).get("phase") != "Succeeded"]
     end = first_failure(failed)
     times = _times(pods)
-    for pod in failed:
-        if why := taken_away(pod):
-            code = None if end is None else end.exit_code
-            return ExitStatus(exit_code=code, signal=signal_of(code), preempted=True, error=why, **times)
+    if by_cluster := _ended_by_cluster(failed):
+        code = None if end is None else end.exit_code
+        return ExitStatus(exit_code=code, signal=signal_of(code), **by_cluster, **times)
     of_pod = next(
         (in_words(s.get("reason"), s.get("message")) for pod in failed if (s := status_of(pod)).get("reason")), ""
     )
@@ -301,9 +311,22 @@ def failure_of(pods: Sequence[Pod], *, default: str) -> ExitStatus:
         signal=signal_of(end.exit_code),
         oom_killed=end.reason == _OOM,
         error=of_pod or _why_not_run(end) or _who_removed(end, failed),
+        is_own_doing=end.is_init and not of_pod,
         warnings=_which(end, pods),
         **times,
     )
+
+
+def _ended_by_cluster(pods: Sequence[Pod]) -> dict[str, Any]:
+    """Say why the cluster has ended one of the pods, as fields of an exit status; none where it has ended none."""
+    for pod in pods:
+        if why := evicted_for_own_use(pod):
+            return {"error": why, "is_own_doing": True}
+        if why := taken_away(pod):
+            return {"error": why, "preempted": True}
+        if status_of(pod).get("reason") == _POD_DEADLINE:
+            return {"error": in_words(_POD_DEADLINE, status_of(pod).get("message")), "timed_out": True}
+    return {}
 
 
 def _shell_code(end: ContainerEnd) -> int:

@@ -253,6 +253,8 @@ def test_init_container_that_fails_is_told() -> None:
 
     assert end.exit_code == 2
     assert end.error == "the init container 'i0' failed with exit code 2: no such host"
+    assert cause_of(end) is Cause.FAILED
+    assert outcome_of_exit(end).state is ItemState.FAILED
 
 
 @pytest.mark.parametrize(
@@ -273,12 +275,30 @@ def test_pod_whose_node_was_taken_away_is_no_fault_of_the_job(status: dict[str, 
     assert any(one["message"] in str(end.error) for one in [status, *status.get("conditions", [])] if "message" in one)
 
 
-def test_eviction_for_its_own_use_of_the_disk_is_not_taken_for_preemption() -> None:
-    message = "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi."
-    end = end_of(job(failed()), pod("Failed", reason="Evicted", message=message))
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+        'Container main exceeded its local ephemeral storage limit "1Gi". ',
+        'Usage of EmptyDir volume "scratch" exceeds the limit "10Mi". ',
+    ],
+)
+def test_eviction_for_a_limit_of_its_own_is_the_jobs_own_doing(message: str) -> None:
+    end = end_of(job(failed()), pod("Failed", terminated(137), reason="Evicted", message=message))
 
     assert not end.preempted
-    assert message in str(end.error)
+    assert message.strip() in str(end.error)
+    assert cause_of(end) is Cause.FAILED
+    assert outcome_of_exit(end).state is ItemState.FAILED
+
+
+def test_deadline_of_the_pod_is_a_time_limit() -> None:
+    message = "Pod was active on the node longer than the specified deadline"
+    end = end_of(job(failed()), pod("Failed", terminated(143), reason="DeadlineExceeded", message=message))
+
+    assert end.timed_out
+    assert cause_of(end) is Cause.TIMEOUT
+    assert message in end.describe()
 
 
 def test_deadline_of_the_manifest_is_a_time_limit() -> None:
