@@ -80,6 +80,7 @@ class Loop:
         self._unreachable_at_start: set[str] = set()
         self._may_have_claims = False
         self._scheduler_sought_at = float("-inf")
+        self._unseen: set[str] = set()  # Items that an event has told of and no poll has shown.
 
     async def run(self) -> None:
         """Run until a stop is requested, until empty, or until the time is up; what runs then goes on."""
@@ -188,6 +189,7 @@ class Loop:
             found = await self._agent.get_job_and_queue()
             if found is None:
                 break
+            self._unseen.discard(str(found[0].id))
             await self._agent.run_job(*found)
         await self._agent.update_status("RUNNING" if self._running_items.thread_ids else "POLLING")
 
@@ -303,10 +305,16 @@ class Loop:
         if running_item is None:
             if item_id:
                 self._orphaned.on_event(item_id)
+            self._unseen.add(item_id)
             self._poll_again()
-            asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._poll_again)
+            asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._poll_for_unseen, item_id)
         else:
             self._stops.on_event(running_item)
+
+    def _poll_for_unseen(self, item_id: str) -> None:
+        if item_id in self._unseen:
+            self._unseen.discard(item_id)
+            self._poll_again()
 
     def _poll_again(self) -> None:
         self._poller.poll_again()

@@ -6,7 +6,6 @@ nothing: the server makes one item for each try of a trial, whoever asks for it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -269,7 +268,7 @@ class SweepRunner:
     # --- one look, and what follows from it ---
 
     async def _step(self) -> EndSweep | None:
-        sweep = await self._read()
+        sweep = await self._reader.list_with_sweep()
         if sweep is not None:
             self._follow_parameters(sweep)
         ended = _end_elsewhere(sweep)
@@ -302,18 +301,6 @@ class SweepRunner:
             self._tell(f"The sweep fails, and its trials are stopped: {error}")
             self._wake.now()
             return None
-
-    async def _read(self) -> Item | None:
-        """Read the sweep's flow run, and list its items, both at once."""
-        listing = asyncio.ensure_future(self._reader.list_items())
-        try:
-            sweep = await self._session.server.read_item(self._sweep_id)
-        except BaseException:
-            listing.cancel()
-            await asyncio.wait({listing})
-            raise
-        await listing
-        return sweep
 
     async def _with_prior_runs(self, history: History) -> History:
         if self._sampler is None:

@@ -79,16 +79,28 @@ class TrialReader:
         Raises:
             ServerUnavailableError: when the server does not answer; the next list makes up for it.
         """
+        await self._list(())
+
+    async def list_with_sweep(self) -> Item | None:
+        """List the items, and return the sweep's own flow run: mostly one request for both.
+
+        Raises:
+            ServerUnavailableError: when the server does not answer; the next list makes up for it.
+        """
+        return (await self._list((self._sweep_id,))).get(self._sweep_id)
+
+    async def _list(self, others: Collection[UUID]) -> dict[UUID, Item]:
         now, changed = time.monotonic(), self._changed | {one.id for one in self._items.values() if not one.is_terminal}
-        self.is_whole = now - self._listed_at >= self._whole_seconds or len(changed) > PAGE
+        self.is_whole = now - self._listed_at >= self._whole_seconds or len(changed) >= PAGE
         if self.is_whole:
-            self._changed = set()
-            found = {item.id: item async for item in self._all_items()}
-            self._items, self._listed_at = found, now
-        elif changed:
-            found = {item.id: item for item in await self._server.list_items(ids=changed, tags=self._tags)}
-            self._items = {item_id: item for item_id, item in self._items.items() if item_id not in changed} | found
-            self._changed -= changed
+            self._changed = changed = set()
+            self._items, self._listed_at = {item.id: item async for item in self._all_items()}, now
+        wanted = changed.union(others)
+        found = {item.id: item for item in await self._server.list_items(ids=wanted)} if wanted else {}
+        apart = {item_id: found.pop(item_id) for item_id in others if item_id in found}
+        self._items = {item_id: item for item_id, item in self._items.items() if item_id not in changed} | found
+        self._changed -= changed
+        return apart
 
     async def trials(self, config: SweepConfig) -> SweepTrials:
         """Return the trials that the listed items are, with what they have reported.
@@ -106,12 +118,8 @@ class TrialReader:
         trials = (read.trial(config.objective, reported.get(read.item.id, Metrics())) for read in newest.values())
         return SweepTrials(History(tuple(trials)), newest)
 
-    @property
-    def _tags(self) -> Collection[str]:
-        return [sweep_tag(self._sweep_id)]
-
     def _all_items(self) -> AsyncIterator[Item]:
-        return all_items(self._server, tags=self._tags)
+        return all_items(self._server, tags=[sweep_tag(self._sweep_id)])
 
     async def _read_metrics(self, items: Collection[Item]) -> dict[UUID, Metrics]:
         keys = {item.id: (item.id, item.state.timestamp if item.state else None) for item in items}

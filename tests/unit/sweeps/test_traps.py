@@ -132,7 +132,7 @@ def test_words_around_the_arguments_of_a_command_stay_where_they_are() -> None:
 
 
 @pytest.mark.parametrize("error", [ServerFailedError("HTTP 500"), ServerUnavailableError("away")])
-@pytest.mark.parametrize("method", ["read_item", "list_items", "read_artifacts"])
+@pytest.mark.parametrize("method", ["list_items", "read_artifacts"])
 async def test_reads_that_fail_in_a_row_fail_no_trial(job_api: InMemoryApi, method: str, error: Exception) -> None:
     """At W&B two reads of a run that fail in a row are a failed run."""
     failures = 0

@@ -98,3 +98,17 @@ async def test_job_that_reports_after_its_sweep_has_ended_changes_its_value_and_
     (trial,) = [trial for trial in trials.history.trials if trials.items[trial.number].item.id == late.id]
     assert (trial.state, trial.value) == (TrialState.FINISHED, -7.0)
     assert len(trials.history.trials) == 2
+
+
+async def test_sweep_and_its_open_trials_are_read_in_one_request(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep, sweep.agent():
+        await sweep.run()
+    reading, server = Reading(job_api, sweep), job_api.server
+    [one, *_] = [read.item.id for read in (await reading.read()).items.values()]
+    await server.propose(one, State.of(ItemState.QUEUED))
+    reading.reader.note_changed(one)
+    reading.asked.clear()
+    found = await reading.reader.list_with_sweep()
+    assert found == await server.read_item(sweep.id)
+    assert reading.asked == [{one, sweep.id}]
+    assert await reading.reader.trials(sweep_config(**sweep.parameters)) == await reading.all()
