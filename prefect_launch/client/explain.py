@@ -274,7 +274,7 @@ async def explain_item(
 
 
 def _fixed(config: QueueConfig, runner: type[Runner]) -> tuple[str, ...]:
-    return tuple(sorted({*locked_options(config.resource_args), *fixed_options(config, runner.quantities)}))
+    return tuple(sorted({*locked_options(config.resource_args), *fixed_options(config, runner)}))
 
 
 async def _look_at(session: Session, name: str, resource: str) -> CachedQueue:

@@ -26,7 +26,7 @@ from prefect_launch.policy.limits import (
     with_limits,
 )
 from prefect_launch.policy.submitter_options import (
-    check_path_values,
+    check_filled_values,
     check_submitter_args,
     check_submitter_secrets,
     check_variables_name_no_secret,
@@ -99,12 +99,12 @@ def submitted_options(config: QueueConfig, spec: LaunchSpec, queue: str | None) 
     allowed = None if queue is None else config.submitter_secrets
     check_submitter_secrets(options, resource=resource, allowed=allowed)
     if queue is not None:
-        check_fixed(options, config, runner.quantities)
+        check_fixed(options, config, runner)
     options = runner.check_options(options)
     if queue is not None:
         runner.check_submitter_options(options)
         check_unlimited(options, config, runner.quantities)
-        _check_overrides(spec, fixed_options(config, runner.quantities))
+        _check_overrides(spec, fixed_options(config, runner))
         time_limit(spec.timeout, config)
     return options
 
@@ -173,15 +173,22 @@ def merged_options(
     submitted = submitted_options(config, spec, queue)
     if queue is None:
         submitted = fill_macros(submitted, macros)
-    check_path_values(config, spec.template_variables, macros)
+    runner = runner_class(config.resource)
+    check_filled_values(
+        config,
+        spec.template_variables,
+        macros,
+        rule_of=runner.fill_rule,
+        check_allowed=runner.check_submitter_options,
+    )
     of_queue = config.fill(spec.template_variables, secrets, macros)
     merged = merge_resource_args(of_queue, fill_secrets(submitted, secrets))
-    runner = runner_class(config.resource)
     merged = with_limits(merged, config, runner.quantities, runner.amounts(merged))
     waiting = _waiting(config, macros, secrets) - submitted.keys()
     whole = runner.check_options({name: value for name, value in merged.items() if name not in waiting})
     if queue is not None:
-        check_limits(whole, config, runner.quantities, runner.amounts(whole))
+        # Of all that is there: a text that is still to be filled in is no reason not to count what stands beside it.
+        check_limits(whole, config, runner.quantities, runner.amounts(merged))
     if not waiting:
         runner.check_together(whole)
     return merged

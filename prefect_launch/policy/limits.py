@@ -14,6 +14,7 @@ from typing import Any, Final
 from prefect_launch.core.units import format_duration, parse_duration
 from prefect_launch.errors import LaunchError, QueueError, UnsafeSpecError, unknown_name
 from prefect_launch.policy.template import QueueConfig, placeholders
+from prefect_launch.runners.base import Runner
 from prefect_launch.runners.option_values import GPU_VARIABLES, UNLIMITED, Amount, Quantity
 from prefect_launch.spec.option_names import normalise_option, normalise_options
 
@@ -75,16 +76,20 @@ def limits_of(config: QueueConfig) -> dict[str, Any]:
     return limits
 
 
-def fixed_options(config: QueueConfig, quantities: Quantities) -> dict[str, str]:
+def fixed_options(config: QueueConfig, runner: type[Runner]) -> dict[str, str]:
     """Return the options (or `env.NAME`) that a queue fixes for its submitters, each with the reason in words."""
     free = _free(config)
     free |= {f"{_ENV}.{name}" for name in GPU_VARIABLES} if _ENV in free else set()
     own, limits = normalise_options(config.resource_args), limits_of(config)
-    fixed = {
-        f"{_ENV}.{name}": "is set by the queue" for name in own.get(_ENV, {}) if not {_ENV, f"{_ENV}.{name}"} & free
+    inside = runner.set_inside(own)
+    places = {
+        **{option: f"is set by the queue (at {place})" for option, place in inside.items()},
+        **dict.fromkeys((f"{_ENV}.{name}" for name in own.get(_ENV, {})), "is set by the queue"),
+        **dict.fromkeys((option for option in own if option != _ENV), "is set by the queue"),
     }
-    fixed |= {option: "is set by the queue" for option in own if option != _ENV and option not in free}
-    for option, quantity in quantities.items():
+    fixed = {option: reason for option, reason in places.items() if not _names_of(option) & free}
+    own = {**own, **inside}
+    for option, quantity in runner.quantities.items():
         bound = sorted((quantity.bounds_with - {option}) & (own.keys() | limits.keys()))
         if bound and option not in own and option not in free and option not in limits:
             fixed[option] = f"would change what the queue's {bound[0]!r} limits"
@@ -94,16 +99,21 @@ def fixed_options(config: QueueConfig, quantities: Quantities) -> dict[str, str]
     return fixed
 
 
-def check_fixed(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:
+def _names_of(option: str) -> set[str]:
+    """Return what an owner may allow so that submitters may set an option: `env.NAME`, or all of `env`."""
+    return {option, _ENV} if option.startswith(f"{_ENV}.") else {option}
+
+
+def check_fixed(options: Mapping[str, Any], config: QueueConfig, runner: type[Runner]) -> None:
     """Refuse a submitter's options that are fixed.
 
     Raises:
         UnsafeSpecError: naming the option, its value and the next step.
     """
     given = {*options, *(f"{_ENV}.{name}" for name in options.get(_ENV) or ())}
-    for option, reason in fixed_options(config, quantities).items():
+    for option, reason in fixed_options(config, runner).items():
         if option in given:
-            raise UnsafeSpecError(_refusal(config, option, reason, quantities))
+            raise UnsafeSpecError(_refusal(config, option, reason, runner.quantities))
 
 
 def check_unlimited(options: Mapping[str, Any], config: QueueConfig, quantities: Quantities) -> None:

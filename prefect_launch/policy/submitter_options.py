@@ -4,18 +4,20 @@ An option may be written as the command line of Docker has it (`--shm-size`, `sh
 and handed on under its one normal name, and `env` as a mapping. What the values mean is the runner's business.
 
 A submitter names only the secrets that the queue's owner allows, and in `env` alone: a job prints what it was given.
-A value that lands in a path or a bind of the owner's (`/data/{{team}}:/data`) must not lead out of it, unless the
-owner's `pattern` or `enum` lets it through.
+A value that lands in a path or a bind of the owner's (`/data/{{team}}:/data`) must not lead out of it, and one that
+lands where only the owner chooses (a namespace, an account) is refused, unless the owner's `pattern` or `enum` lets it
+through.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
 
-from prefect_launch.errors import UnsafeSpecError
+from prefect_launch.errors import QueueError, UnsafeSpecError
 from prefect_launch.policy.template import SUBMITTED, QueueConfig, fill_text, named_in, placeholders
+from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.server.secrets import reference_to, secret_names
 from prefect_launch.spec.option_names import ENV, normalise_option, normalise_options, plain_name
 
@@ -148,53 +150,150 @@ def _instead(allowed: Collection[str]) -> str:
     return f" (it lets them name {', '.join(sorted(allowed))})" if allowed else ""
 
 
-# --- values that stand in a path ---
+# --- values that a submitter fills in ---
 
+#: Says how freely a submitter's value may stand at a place of the options: `Runner.fill_rule`.
+RuleOf = Callable[[str, Keys, str], FillRule]
 #: Options whose value is a path, or holds one, whether or not a `/` is written beside the placeholder.
 _PATHS: Final = frozenset({"device", "mount", "tmpfs", "volume", "workdir"})
 #: Those whose paths are of the host, where what a job has made may be a link.
 _HOST_PATHS: Final = frozenset({"device", "mount", "volume"})
 #: Options of several fields, which these characters divide.
-_FIELDS: Final = frozenset({"add-host", "device", "mount", "tmpfs", "volume"})
+_FIELDS: Final = frozenset({"add-host", "device", "mount", "tmpfs", "volume", "volumes"})
 _DIVIDERS: Final = ':,"'
 
 
-def check_path_values(config: QueueConfig, values: Mapping[str, Any], macros: Mapping[str, str]) -> None:
-    """Refuse values that would change the meaning of a path or a bind which they are filled into.
+class _Place(NamedTuple):
+    """A text in a queue's options.
+
+    Attributes:
+        option: under its normal name.
+        keys: that lead to the text in the option's value.
+        text: as the owner wrote it.
+    """
+
+    option: str
+    keys: Keys
+    text: str
+
+    def __str__(self) -> str:
+        return self.option + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in self.keys)
+
+
+def check_filled_values(
+    config: QueueConfig,
+    values: Mapping[str, Any],
+    macros: Mapping[str, str],
+    *,
+    rule_of: RuleOf | None = None,
+    check_allowed: Callable[[Mapping[str, Any]], None] | None = None,
+) -> None:
+    """Refuse values that may not stand where they are filled in.
 
     Args:
         config: the queue's.
         values: of its template variables, as the submitter gave them; checked against their schemas.
         macros: what `prefect_launch.policy.template` fills in. Those of a submitter's choice, such as `run_name`, are
             looked at.
+        rule_of: the resource's rule for a place; None: a value is free unless its option is a path.
+        check_allowed: refuses what a submitter may not give in an option that the owner allows to submitters.
 
     Raises:
-        UnsafeSpecError: naming the variable, its value, the option and the rule.
+        UnsafeSpecError: naming the variable, its value, the place and the rule.
     """
     defaults = {name: rule["default"] for name, rule in config.template_variables.items() if "default" in rule}
-    for option, text in _texts(normalise_options(config.resource_args)):
-        names = [name for name in named_in(text) if _is_free(name, config, values)]
-        for name in names:
+    for place in _places(normalise_options(config.resource_args)):
+        for name in named_in(place.text):
             given = macros.get(name[2:-1]) if name.startswith("$") else values.get(name)
+            if given is None or not _is_free(name, config, values):
+                continue
+            rule = _rule(place, config, rule_of)
+            if check_allowed is not None and _is_allowed(place, config):
+                filled = fill_text(place.text, {**defaults, **values}, macros)
+                check_allowed({place.option: _nested(place.keys, filled)})
+            if rule is FillRule.OWNER:
+                raise UnsafeSpecError(_owners_refusal(name, given, str(place)))
             if not isinstance(given, str):
                 continue
-            fault = _fault(given, option, text) or _climbs(text, {**defaults, **values}, macros)
-            if fault:
-                raise UnsafeSpecError(_path_refusal(name, given, option, fault))
+            fault = _fault(given, place.option, place.text, is_path=rule is FillRule.PATH)
+            if fault or (fault := _climbs(place.text, {**defaults, **values}, macros)):
+                raise UnsafeSpecError(_path_refusal(name, given, str(place), fault))
+
+
+def check_free_places(config: QueueConfig, rule_of: RuleOf) -> None:
+    """Refuse a queue's config that leaves to its submitters what only the owner chooses.
+
+    Args:
+        config: the queue's.
+        rule_of: the resource's rule for a place.
+
+    Raises:
+        QueueError: naming the variable, or the macro, and the place.
+    """
+    for place in _places(normalise_options(config.resource_args)):
+        for name in named_in(place.text):
+            if _chosen_by_submitter(name, config) and _rule(place, config, rule_of) is FillRule.OWNER:
+                raise QueueError(
+                    f"The queue's {place} is {place.text!r}, so that a submitter would choose by {_called(name)} what"
+                    f" only the queue's owner may. {_next_step(name)}"
+                )
+
+
+def _rule(place: _Place, config: QueueConfig, rule_of: RuleOf | None) -> FillRule:
+    if rule_of is None or _is_allowed(place, config):
+        return FillRule.ANY
+    return rule_of(*place)
+
+
+def _is_allowed(place: _Place, config: QueueConfig) -> bool:
+    """Whether the owner lets submitters set the option as a whole."""
+    return place.option in {normalise_option(name) for name in config.submitter_options}
 
 
 def _is_free(name: str, config: QueueConfig, values: Mapping[str, Any]) -> bool:
     """Whether a submitter chose the value, and the owner has not said which there may be."""
     if name.startswith("$"):
-        return name[2:-1] in SUBMITTED
+        return _chosen_by_submitter(name, config)
     schema = config.template_variables.get(name, {})
     is_default = "default" in schema and values.get(name) == schema["default"]
-    return name in values and not is_default and not schema.keys() & {"enum", "pattern"}
+    return name in values and not is_default and _chosen_by_submitter(name, config)
 
 
-def _fault(value: str, option: str, text: str) -> str | None:
+def _chosen_by_submitter(name: str, config: QueueConfig) -> bool:
+    """Whether a variable or a macro has what values a submitter likes."""
+    if name.startswith("$"):
+        return name[2:-1] in SUBMITTED
+    schema = config.template_variables.get(name)
+    return schema is not None and not (schema.keys() & {"enum", "pattern"} or schema.keys() >= {"minimum", "maximum"})
+
+
+def _nested(keys: Keys, value: Any) -> Any:
+    for key in reversed(keys):
+        value = [value] if isinstance(key, int) else {key: value}
+    return value
+
+
+def _called(name: str) -> str:
+    return f"the macro {name}" if name.startswith("$") else f"the template variable {name!r}"
+
+
+def _next_step(name: str) -> str:
+    if name.startswith("$"):
+        return "Use a template variable there, with an enum or a pattern."
+    return "Say which values there may be, by an enum or a pattern of the variable (of a number: minimum and maximum)."
+
+
+def _owners_refusal(name: str, value: Any, place: str) -> str:
+    called = name[2:-1] if name.startswith("$") else f"Template variable {name!r}"
+    return (
+        f"{called} cannot be {value!r} on this queue, which puts it into {place}: what stands there, only the queue's"
+        f" owner chooses. Leave it out, or ask the queue's owner. For the owner: {_next_step(name)}"
+    )
+
+
+def _fault(value: str, option: str, text: str, *, is_path: bool = False) -> str | None:
     """Return the rule that a value breaks where it stands; `None` when it breaks none."""
-    if option not in _PATHS | _FIELDS and "/" not in text:
+    if not is_path and option not in _PATHS | _FIELDS and "/" not in text:
         return None
     if not value.strip():
         return "it must not be empty"
@@ -233,26 +332,31 @@ class _Letters(dict[str, str]):
         return "x"
 
 
-def _path_refusal(name: str, value: str, option: str, fault: str) -> str:
+def _path_refusal(name: str, value: str, place: str, fault: str) -> str:
     if name.startswith("$"):
         return (
             f"{name[2:-1]} cannot be {value!r} on this queue, which puts it into a path or a bind (its option"
-            f" {option!r}): {fault}. Choose another."
+            f" {place!r}): {fault}. Choose another."
         )
     return (
         f"Template variable {name!r} cannot be {value!r}, which the queue puts into a path or a bind (its option"
-        f" {option!r}): {fault}. Give another value; the queue's owner can say which there may be by a pattern or an"
+        f" {place!r}): {fault}. Give another value; the queue's owner can say which there may be by a pattern or an"
         " enum of the variable."
     )
 
 
-def _texts(value: Any, option: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the texts in options, each with the option that it stands in; a variable of env as `env.NAME`."""
+def _places(options: Mapping[str, Any]) -> Iterator[_Place]:
+    """Yield the texts in options, each with its place."""
+    for option, value in options.items():
+        yield from (_Place(option, keys, text) for keys, text in _texts(value))
+
+
+def _texts(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, str]]:
     if isinstance(value, str):
-        yield option, value
+        yield keys, value
     elif isinstance(value, Mapping):
         for name, item in value.items():
-            yield from _texts(item, name if not option else f"{option}.{name}")
+            yield from _texts(item, (*keys, name))
     elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _texts(item, option)
+        for number, item in enumerate(value):
+            yield from _texts(item, (*keys, number))

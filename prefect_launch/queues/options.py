@@ -21,6 +21,7 @@ from prefect_launch.policy.limits import (
     read_limits,
     with_limits,
 )
+from prefect_launch.policy.submitter_options import check_free_places
 from prefect_launch.policy.template import (
     QueueConfig,
     check_placeholders,
@@ -116,6 +117,7 @@ def make_config(options: QueueOptions) -> QueueConfig:
             outputs=_outputs_of(outputs),
         )
     )
+    check_free_places(made, runner.fill_rule)
     _check_values(made, runner)
     return check_own_limits(made, runner.quantities)
 

@@ -29,6 +29,7 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError, SpecError, unknown_name
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
+from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity, visible_gpus
 from prefect_launch.spec.code_options import BuildRequest
 from prefect_launch.spec.metric_pattern import MetricPattern
@@ -405,6 +406,26 @@ class Runner(ABC):
         Raises:
             SpecError: naming them.
         """
+
+    @classmethod
+    def fill_rule(cls, option: str, keys: Keys, text: str) -> FillRule:
+        """Return how freely a submitter's value may stand at a place of a queue's options.
+
+        Args:
+            option: under its normal name.
+            keys: that lead to the place in the option's value.
+            text: that the queue's owner wrote there, with the placeholder.
+        """
+        return FillRule.ANY
+
+    @classmethod
+    def set_inside(cls, options: Mapping[str, Any]) -> dict[str, str]:
+        """Return the options (or `env.NAME`) that are set inside of others, such as a manifest, each with its place.
+
+        Args:
+            options: of a queue, as its owner wrote them, under their normal names; values may hold template variables.
+        """
+        return {}
 
     @classmethod
     def amounts(cls, options: Mapping[str, Any]) -> dict[str, Amount]:

@@ -17,7 +17,7 @@ from prefect_launch.planning.item_options import host_folders, merged_options
 from prefect_launch.planning.plan import Request, make_plan, preview_plan
 from prefect_launch.planning.refused_fields import secured
 from prefect_launch.policy.submitter_options import (
-    check_path_values,
+    check_filled_values,
     check_submitter_args,
     check_submitter_secrets,
     locked_options,
@@ -271,7 +271,7 @@ def queue(option: str = "volume", text: Any = "/data/{{team}}:/data", **schema: 
 
 def check_path(config: QueueConfig, team: str) -> None:
     check_variables("q", config, {"team": team})
-    check_path_values(config, {"team": team}, MACROS)
+    check_filled_values(config, {"team": team}, MACROS)
 
 
 OUTSIDE = ["..", "../x", "x/../../y", "x/..", ".", "", " ", "/etc", "x\ny", "x\r", "x\x7f", "x\u2028y"]
@@ -323,7 +323,7 @@ def test_value_that_climbs_with_the_owner_s_own_text_is_refused() -> None:
         "local-container", {"volume": "/data/{{a}}{{b}}:/d"}, {"a": TEXT, "b": {**TEXT, "default": "./x"}}
     )
     with pytest.raises(UnsafeSpecError, match="'a' cannot be"):
-        check_path_values(config, {"a": "x/."}, {})
+        check_filled_values(config, {"a": "x/."}, {})
     dotted = queue("volume", "/data/.{{team}}:/d")
     with pytest.raises(UnsafeSpecError, match="must not lead out"):
         check_path(dotted, ".")
@@ -465,8 +465,8 @@ def test_macro_of_a_submitter_s_choice_in_a_path_is_looked_at_too() -> None:
     config = make_config("local-container", {"volume": "/data/${run_name}:/data"}, None)
     for name in ("../etc", "vision/l"):
         with pytest.raises(UnsafeSpecError, match=f"^run_name cannot be '{name}' on this queue"):
-            check_path_values(config, {}, {**MACROS, "run_name": name})
-    check_path_values(config, {}, {**MACROS, "run_name": "plain"})
+            check_filled_values(config, {}, {**MACROS, "run_name": name})
+    check_filled_values(config, {}, {**MACROS, "run_name": "plain"})
 
 
 async def test_agent_refuses_the_same_value_as_the_queue(tmp_path: Path) -> None:

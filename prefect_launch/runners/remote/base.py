@@ -43,6 +43,7 @@ from prefect_launch.runners.base import (
     RunState,
     nothing,
 )
+from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, RemoteState, RemoteStatus, RunHandle
 from prefect_launch.runners.remote.log_copy import LogCopy, LogPace
 from prefect_launch.runners.remote.poller import JoinedReads, StatusPoller
@@ -107,6 +108,11 @@ class RemoteRunner(Runner):
             least_seconds=self.least_poll_seconds,
             changes=self.changes if self.tells_changes else None,
         )
+
+    @classmethod
+    def fill_rule(cls, option: str, keys: Keys, text: str) -> FillRule:
+        """Leave to submitters what they may set; where and as whom a job runs on a cluster, its queue's owner says."""
+        return FillRule.ANY if option in cls.submitter_options else FillRule.OWNER
 
     # --- what the system offers ---
 

@@ -15,9 +15,14 @@ from prefect_launch.errors import LaunchError
 from prefect_launch.runners.option_values import UNLIMITED, Amount
 from prefect_launch.runners.remote.kubernetes.kinds import PodTemplatePath, beside, first
 from prefect_launch.runners.remote.kubernetes.manifest_checks import pod_templates, with_names
-from prefect_launch.runners.remote.kubernetes.objects import one_container_job, set_resources
-from prefect_launch.runners.remote.kubernetes.options import KubernetesOptions, job_containers, read_options
+from prefect_launch.runners.remote.kubernetes.options import (
+    KubernetesOptions,
+    job_containers,
+    one_container_job,
+    read_options,
+)
 from prefect_launch.runners.remote.kubernetes.quantities import asked_of
+from prefect_launch.runners.remote.kubernetes.short_options import set_resources
 
 _COUNTED: Final = ("cpus", "memory", "gpus")
 
@@ -51,7 +56,7 @@ def _of_pod(template: Mapping[str, Any], options: KubernetesOptions, place: PodT
     """Return the amounts of one pod: all its containers together, or one init container that needs more."""
     pod = deepcopy(dict(template["spec"]))
     for container in job_containers(pod, options, runs_job=place.runs_job):
-        set_resources(pod, container, options)
+        set_resources(container, options)
     containers, init = (
         [asked_of(one, options.gpu_resource) for one in pod.get(field) or ()]
         for field in ("containers", "initContainers")

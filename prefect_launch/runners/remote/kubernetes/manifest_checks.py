@@ -115,6 +115,11 @@ def _check_counts(spec: Mapping[str, Any]) -> None:
         raise SpecError(f"{_PATH}.spec.selector cannot be set: the cluster makes one for each job. Leave it out.")
 
 
+def is_known_service(manifest: Mapping[str, Any]) -> bool:
+    """Whether the fields of an additional service's kind are known."""
+    return (str(manifest["apiVersion"]).rpartition("/")[0], manifest["kind"]) in _SERVICE_TYPES
+
+
 def check_service(manifest: Any, path: str) -> None:
     """Refuse the manifest of an additional service that the API server would refuse.
 

@@ -35,10 +35,11 @@ from prefect_launch.runners.remote.kubernetes.options import (
     KubernetesOptions,
     ServiceSpec,
     job_containers,
+    one_container_job,
     read_options,
 )
-from prefect_launch.runners.remote.kubernetes.quantities import written_bytes, written_cpus
 from prefect_launch.runners.remote.kubernetes.rules import is_label_value
+from prefect_launch.runners.remote.kubernetes.short_options import place_short_options
 
 #: How the object is held until its run is recorded: `suspend`, or `parallelism=N` with the number that it gets.
 HOLD: Final = "prefect-launch.hold"
@@ -50,8 +51,6 @@ RUNS: Final = f"{Labels.ITEM},!{BESIDE}"
 OUTPUTS_PATH: Final = f"{OUTPUT_DIR}/outputs.json"
 #: What a Secret with credentials for registries has them under.
 DOCKER_CONFIG_KEY: Final = ".dockerconfigjson"
-_OUTPUT_VOLUME: Final = "launch-outputs"
-_SHM_VOLUME: Final = "launch-shm"
 #: Of the metadata that an owner wrote, what is the server's, or comes from the run.
 _NOT_KEPT: Final = frozenset({"name", "generateName", "namespace", "uid", "resourceVersion", "creationTimestamp"}) | {
     *("managedFields", "generation", "selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "ownerReferences")
@@ -266,11 +265,6 @@ def with_owner(made: Mapping[str, Any], owner: Mapping[str, Any]) -> dict[str, A
 # --- the run's object ---
 
 
-def one_container_job() -> dict[str, Any]:
-    """Return the manifest of a run whose options have none."""
-    return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": {"spec": {"containers": [{}]}}}}
-
-
 def _name_templates(manifest: dict[str, Any], kind: ObjectKind) -> None:
     for _, _, template in pod_templates(manifest, kind):
         template.update(with_names(template))
@@ -381,45 +375,18 @@ def _complete_container(
             " Name it in the queue (image), or in the job."
         )
     container["image"] = image
-    set_resources(pod, container, options)
-    for one in options.volumes:
-        _mount(pod, container, deepcopy(one.volume), deepcopy(one.mount))
+    place_short_options(pod, container, options)
     own = container.get("env") or []
     variables = job_variables(plan, options.env, container)
     # First, so that a manifest's own variables can name them as $(LAUNCH_RUN_ID).
     container["env"] = [secrets.entry(name, value) for name, value in variables.items()] + [
         one for one in own if one["name"] not in variables
     ]
-    _mount(pod, container, {"name": _OUTPUT_VOLUME, "emptyDir": {}}, {"name": _OUTPUT_VOLUME, "mountPath": OUTPUT_DIR})
     container["terminationMessagePath"] = OUTPUTS_PATH
     if takes_command:
         _set_command(container, plan)
         if plan.code_dir is not None:
             add_code(pod, container, plan)
-
-
-def set_resources(pod: dict[str, Any], container: dict[str, Any], options: KubernetesOptions) -> None:
-    """Put how much a run gets by its short options into its container; both are changed."""
-    amounts = {
-        "cpu": None if options.cpus is None else written_cpus(options.cpus),
-        "memory": None if options.memory is None else written_bytes(options.memory),
-        options.gpu_resource: None if options.gpus is None else str(options.gpus),
-    }
-    given = {name: amount for name, amount in amounts.items() if amount is not None}
-    if given:
-        resources = container.setdefault("resources", {})
-        for part in ("requests", "limits"):
-            resources[part] = {**(resources.get(part) or {}), **given}
-    if options.shm_size is not None:
-        volume = {"name": _SHM_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": written_bytes(options.shm_size)}}
-        _mount(pod, container, volume, {"name": _SHM_VOLUME, "mountPath": "/dev/shm"})
-
-
-def _mount(pod: dict[str, Any], container: dict[str, Any], volume: dict[str, Any], mount: dict[str, Any]) -> None:
-    volumes = pod.setdefault("volumes", [])
-    if not any(one.get("name") == volume["name"] for one in volumes):
-        volumes.append(volume)
-    container.setdefault("volumeMounts", []).append(mount)
 
 
 def _set_command(container: dict[str, Any], plan: RunPlan) -> None:

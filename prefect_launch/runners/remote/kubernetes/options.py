@@ -16,11 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.core.units import parse_duration
 from prefect_launch.errors import SpecError, unknown_name
-from prefect_launch.runners.remote.kubernetes.fields import check_fields, shown
+from prefect_launch.runners.remote.kubernetes.fields import check_fields, shown, walk
 from prefect_launch.runners.remote.kubernetes.kinds import ObjectKind, kind_of
 from prefect_launch.runners.remote.kubernetes.manifest_checks import (
     check_manifest,
     check_service,
+    is_known_service,
     pod_templates,
     with_names,
 )
@@ -38,7 +39,7 @@ from prefect_launch.runners.remote.kubernetes.rules import (
     check_name,
     check_object_name,
 )
-from prefect_launch.runners.remote.kubernetes.unsafe import check_safe
+from prefect_launch.runners.remote.kubernetes.unsafe import check_safe, unsafe
 from prefect_launch.runners.remote.kubernetes.volumes import Volume, read_volumes
 from prefect_launch.spec.code_options import parse_image
 from prefect_launch.spec.option_names import normalise_options, read_env
@@ -48,6 +49,8 @@ _WAIT_SECONDS: Final = 300.0
 #: The keys of a manifest, under their normal names.
 MANIFEST_KEYS: Final = {"apiversion": "apiVersion", "kind": "kind", "metadata": "metadata", "spec": "spec"}
 _PATH: Final = "resource_args.kubernetes"
+#: The type of a Service that is reached from inside of the cluster alone.
+_INSIDE: Final = "ClusterIP"
 
 
 class ServiceSpec(BaseModel):
@@ -330,10 +333,32 @@ def check_submitter_options(options: Mapping[str, Any]) -> None:
         UnsafeSpecError: naming the field, where it stands, and the next step.
     """
     for name, value in options.items():
-        if name == "volumes":  # Also the short form of a folder of the host.
-            check_safe({name: [{**one.volume, **one.mount} for one in read_volumes(value)]})
+        path = MANIFEST_KEYS.get(name, name)
+        if name == "volumes":
+            _check_safe_volumes(value, path)
+        elif name == "additional-services":
+            _check_safe_services(value, path)
         elif name != "env":
-            check_safe({MANIFEST_KEYS.get(name, name): value})
+            check_safe(value, path)
+
+
+def _check_safe_volumes(value: Any, path: str) -> None:
+    for index, item in enumerate(value if isinstance(value, (list, tuple)) else [value]):
+        if isinstance(item, str) and item.lstrip().startswith("/"):
+            raise unsafe("hostPath", f"{path}[{index}]", item)
+        check_safe(item, f"{path}[{index}]")
+
+
+def _check_safe_services(value: Any, path: str) -> None:
+    check_safe(value, path)
+    for entry in walk(value, path):
+        made = entry.value
+        if not (isinstance(made, Mapping) and {"apiVersion", "kind"} <= made.keys()):
+            continue
+        if not is_known_service(made):
+            raise unsafe("kind", f"{entry.path}.kind", made["kind"])
+        if made["kind"] == "Service" and (kind := (made.get("spec") or {}).get("type", _INSIDE)) != _INSIDE:
+            raise unsafe("type", f"{entry.path}.spec.type", kind)
 
 
 def read_options(options: Mapping[str, Any]) -> KubernetesOptions:
@@ -368,6 +393,11 @@ def manifest_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the manifest in options, with its own spelling of keys, `batch/v1` and `Job` where it does not say."""
     given = {key: deepcopy(options[name]) for name, key in MANIFEST_KEYS.items() if name in options}
     return {"apiVersion": "batch/v1", "kind": "Job", **given}
+
+
+def one_container_job() -> dict[str, Any]:
+    """Return the manifest of a run whose options have none."""
+    return {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": {"spec": {"containers": [{}]}}}}
 
 
 def own_image(options: Mapping[str, Any]) -> str | None:

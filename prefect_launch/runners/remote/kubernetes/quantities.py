@@ -31,6 +31,8 @@ _BINARY: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTkmgt])i", re.ASCII)
 _MILLI: Final = re.compile(r"\d+m", re.ASCII)
 #: Of containers; other names of resources are those of devices.
 GPU_RESOURCE: Final = "nvidia.com/gpu"
+#: Names of devices that compute: `amd.com/gpu`, `nvidia.com/mig-1g.5gb`, `gpu.intel.com/i915`, `google.com/tpu`.
+_GPU: Final = re.compile(r"[^/]*gpu[^/]*/.+|.+/(.*gpu.*|mig-.+|tpu|gaudi|neuron.*)", re.IGNORECASE)
 
 
 def parse_quantity(value: object) -> Decimal:
@@ -90,15 +92,32 @@ def written_bytes(size: int) -> str:
 def asked_of(container: Mapping[str, Any], gpu_resource: str = GPU_RESOURCE) -> dict[str, float]:
     """Return how much a container may use: billionths of CPUs, bytes, GPUs; infinite where nothing limits it.
 
-    The greater of its limit and its request counts.
+    A pod that has `resources` of its own is taken as well. The greater of its limit and its request counts, and every
+    kind of GPU.
     """
     resources = container.get("resources") or {}
-    found: dict[str, float] = {}
-    for name, resource, unit in (("cpus", "cpu", _NANO), ("memory", "memory", 1), ("gpus", gpu_resource, 1)):
-        given = [_number((resources.get(part) or {}).get(resource)) for part in ("limits", "requests")]
-        unlimited = UNLIMITED if resource in ("cpu", "memory") and given[0] is None else 0.0
-        found[name] = max(unlimited, *(float(number * unit) for number in given if number is not None), 0.0)
-    return found
+    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+
+    def greatest(resource: str, unset: float) -> float:
+        given = [_number(part.get(resource)) for part in (limits, requests)]
+        return max(unset if given[0] is None else 0.0, *(float(one) for one in given if one is not None), 0.0)
+
+    gpus = [name for name in {**limits, **requests} if is_gpu(name, gpu_resource)]
+    return {
+        "cpus": greatest("cpu", UNLIMITED) * _NANO,
+        "memory": greatest("memory", UNLIMITED),
+        "gpus": sum(greatest(name, 0.0) for name in gpus),
+    }
+
+
+def is_gpu(resource: str, gpu_resource: str = GPU_RESOURCE) -> bool:
+    """Whether a resource of a container is a GPU, or a part of one, as which queues count it.
+
+    Args:
+        resource: its name, such as `cpu` or `amd.com/gpu`.
+        gpu_resource: that the queue's owner calls one.
+    """
+    return resource == gpu_resource or bool(_GPU.fullmatch(resource))
 
 
 def _number(value: object) -> Decimal | None:

@@ -25,6 +25,7 @@ from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchE
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import DOCKER_HUB, TOKEN_USER, parse_reference
 from prefect_launch.runners.base import Finding, Labels, RunPlan
+from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Amount, Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
 from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, RemoteState, RemoteStatus, RunHandle
@@ -33,6 +34,7 @@ from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Ob
 from prefect_launch.runners.remote.kubernetes.code import pack_code
 from prefect_launch.runners.remote.kubernetes.diagnosis import diagnose_cluster
 from prefect_launch.runners.remote.kubernetes.errors import ConflictError, NotThereError
+from prefect_launch.runners.remote.kubernetes.fill_rules import fill_rule
 from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle, NotedRun, Place, RunNotes
 from prefect_launch.runners.remote.kubernetes.judge import (
     has_object_ended,
@@ -65,6 +67,8 @@ from prefect_launch.runners.remote.kubernetes.options import (
 from prefect_launch.runners.remote.kubernetes.pods import cut_warning, ends_of, is_cut, name_of, outputs_message
 from prefect_launch.runners.remote.kubernetes.problems import PlaceProblems
 from prefect_launch.runners.remote.kubernetes.quantities import QUANTITIES
+from prefect_launch.runners.remote.kubernetes.set_inside import set_inside
+from prefect_launch.runners.remote.kubernetes.short_options import check_placing
 from prefect_launch.runners.remote.kubernetes.submission import Kinds, create_run, is_incomplete
 from prefect_launch.runners.remote.kubernetes.watch import (
     PODS,
@@ -169,8 +173,17 @@ class KubernetesRunner(RemoteRunner):
         check_submitter_options(options)
 
     @classmethod
+    def fill_rule(cls, option: str, keys: Keys, text: str) -> FillRule:
+        return fill_rule(option, keys, text)
+
+    @classmethod
+    def set_inside(cls, options: Mapping[str, Any]) -> dict[str, str]:
+        return set_inside(options)
+
+    @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:
         check_together(options)
+        check_placing(options)
 
     @classmethod
     def amounts(cls, options: Mapping[str, Any]) -> dict[str, Amount]:

@@ -1,7 +1,8 @@
-"""Pod fields that submitters may not set, anywhere in a manifest: the ways out of a pod, and other identities.
+"""Fields that submitters may not set, anywhere in a manifest: the ways out of a pod, other identities, others' secrets.
 
-The list is the reference's. It holds for what a submitter wrote; a queue's owner may set all of it. Keys are compared
-without regard to case and underscores, since not every reader of a manifest is strict about them.
+The list is the reference's, with what names the secrets, the priority and the namespace of others. It holds for what a
+submitter wrote; a queue's owner may set all of it. Keys are compared without regard to case and underscores, since not
+every reader of a manifest is strict about them.
 """
 
 from __future__ import annotations
@@ -15,36 +16,48 @@ from prefect_launch.runners.remote.kubernetes.fields import shown, walk
 
 _Rule = Callable[[Any], bool]
 
-_NOT_AT_ALL: Final = ("securityContext", "hostPath", "serviceAccountToken")
+_NOT_AT_ALL: Final = (
+    *("securityContext", "hostPath", "serviceAccountToken"),
+    *("secretKeyRef", "secretRef", "secretName", "imagePullSecrets", "nodePublishSecretRef"),
+    *("externalIPs", "ownerReferences"),
+)
 _NOT_TRUE: Final = (
     *("hostPID", "hostIPC", "hostNetwork", "shareProcessNamespace", "hostUsers", "automountServiceAccountToken"),
     # An account is a name: any but the empty one.
-    *("hostPort", "serviceAccountName", "serviceAccount"),
+    *("hostPort", "serviceAccountName", "serviceAccount", "namespace", "nodePort"),
+    *("priorityClassName", "priority", "nodeName", "runtimeClassName"),
 )
 _PROFILE_ANNOTATIONS: Final = (
     "container.apparmor.security.beta.kubernetes.io",
     "seccomp.security.alpha.kubernetes.io",
     "container.seccomp.security.alpha.kubernetes.io",
 )
+#: Of a Secret: the cluster then writes this account's token into it.
+_ACCOUNT_ANNOTATION: Final = "kubernetes.io/service-account.name"
 
 
-def check_safe(value: Any) -> None:
+def check_safe(value: Any, path: str) -> None:
     """Refuse a submitter's manifest, or part of one, that reaches out of its pod.
 
     Args:
         value: nested mappings and lists. It is not changed.
+        path: of the value, for messages.
 
     Raises:
         UnsafeSpecError: naming the field, where it stands, and the next step.
     """
-    for entry in walk(value):
+    for entry in walk(value, path):
         rule = _rule_of(entry.key)
         if rule is not None and rule(entry.value):
-            raise UnsafeSpecError(
-                f"Unsafe resource_args.kubernetes option {entry.key!r} is not allowed: found {entry.path} ="
-                f" {shown(entry.value)}. It would reach out of the job's own pod. Remove it, or ask the queue's owner"
-                " to set it in the queue."
-            )
+            raise unsafe(entry.key, entry.path, entry.value)
+
+
+def unsafe(key: str, path: str, value: Any) -> UnsafeSpecError:
+    """Return the refusal of a field that only the queue's owner may set."""
+    return UnsafeSpecError(
+        f"Unsafe resource_args.kubernetes option {key!r} is not allowed: found {path} = {shown(value)}. It would reach"
+        " out of the job's own pod. Remove it, or ask the queue's owner to set it in the queue."
+    )
 
 
 def _plain(key: str) -> str:
@@ -63,10 +76,14 @@ _RULES: Final[Mapping[str, _Rule]] = {
     **{_plain(key): _is_there for key in _NOT_AT_ALL},
     **{_plain(key): bool for key in _NOT_TRUE},
     _plain("mountPropagation"): _is_word("bidirectional"),
+    # A volume's source; a label may be called so.
+    "secret": lambda value: isinstance(value, Mapping),
 }
 
 
 def _rule_of(key: str) -> _Rule | None:
     if key.casefold().startswith(_PROFILE_ANNOTATIONS):
         return _is_word("unconfined")
+    if key.casefold() == _ACCOUNT_ANNOTATION:
+        return _is_there
     return _RULES.get(_plain(key))

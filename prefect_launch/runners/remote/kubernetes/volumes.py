@@ -47,26 +47,51 @@ def read_volumes(value: object) -> list[Volume]:
     return read
 
 
+def mount_volume(pod: dict[str, Any], container: dict[str, Any], volume: dict[str, Any], mount: dict[str, Any]) -> None:
+    """Mount a volume in a pod's container; both are changed.
+
+    Raises:
+        SpecError: when the pod has another volume of that name, or the container another mount at that path.
+    """
+    volumes = pod.setdefault("volumes", [])
+    there = next((one for one in volumes if one.get("name") == volume["name"]), None)
+    if there is None:
+        volumes.append(volume)
+    elif there != volume:
+        raise SpecError(
+            f"resource_args.kubernetes has another volume {volume['name']!r} in its manifest, which stays what it is."
+            " Give yours another name."
+        )
+    mounts = container.setdefault("volumeMounts", [])
+    path = mount["mountPath"].rstrip("/")
+    if any(str(one.get("mountPath")).rstrip("/") == path for one in mounts):
+        raise SpecError(
+            f"resource_args.kubernetes mounts two volumes at {mount['mountPath']!r} in the container"
+            f" {container.get('name')!r}. Mount one of them at another path."
+        )
+    mounts.append(mount)
+
+
 def _of_text(item: object, index: int) -> Volume:
     source, _, rest = item.partition(":") if isinstance(item, str) else ("", "", "")
     target, _, mode = rest.partition(":")
     if not source or not target or mode not in ("", "ro", "rw"):
         raise ValueError(_FORMS)
-    mount = {"name": f"volume-{index}", "mountPath": absolute_path(target)}
+    mount = {"name": f"launch-volume-{index}", "mountPath": absolute_path(target)}
     if mode == "ro":
         mount["readOnly"] = True  # type: ignore[assignment]
     if source.startswith("/"):
         held: dict[str, Any] = {"hostPath": {"path": absolute_path(source)}}
     else:
         held = {"persistentVolumeClaim": {"claimName": check_object_name(_PATH, source)}}
-    return Volume(volume={"name": f"volume-{index}", **held}, mount=mount)
+    return Volume(volume={"name": f"launch-volume-{index}", **held}, mount=mount)
 
 
 def _of_mapping(item: Mapping[str, Any], index: int) -> Volume:
     path = f"{_PATH}[{index}]"
     if "mountPath" not in item:
         raise SpecError(f"{path} is {shown(dict(item))} and has no mountPath: say where it is mounted.")
-    name = check_name(f"{path}.name", item.get("name", f"volume-{index}"))
+    name = check_name(f"{path}.name", item.get("name", f"launch-volume-{index}"))
     volume = {
         "name": name,
         **{key: deepcopy(value) for key, value in item.items() if key not in (*_MOUNT_FIELDS, "name")},

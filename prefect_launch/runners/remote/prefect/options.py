@@ -32,6 +32,22 @@ _PROCESS: Final = "process"
 _TEMPLATE: Final = re.compile(r"\{\{")
 
 
+#: Job variables that say how much a run gets, by a part of their names: those of Prefect's own workers.
+_AMOUNTS: Final = re.compile(r"cpu|memory|mem_|gpu|timeout")
+
+
+def is_free(option: str, name: object) -> bool:
+    """Whether a submitter's value may be filled in there, whatever it is.
+
+    Args:
+        option: under its normal name.
+        name: of the job variable; None where the option is another.
+    """
+    if option == "job-variables":
+        return name in (_IMAGE, "env") or bool(_AMOUNTS.search(str(name).lower()))
+    return option in SUBMITTER_OPTIONS or option == _IMAGE
+
+
 class Target(BaseModel):
     """Where a run goes.
 

@@ -28,6 +28,7 @@ from prefect_launch.errors import (
 )
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Finding, Labels, RunPlan
+from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.remote.base import JobChange, LogPart, RemoteJob, RemoteRunner
 from prefect_launch.runners.remote.prefect import options as prefect_options
 from prefect_launch.runners.remote.prefect.command import PLAN_KEY
@@ -100,6 +101,10 @@ class PrefectRunner(RemoteRunner):
         checked = super().check_options(options)
         prefect_options.check_values(checked)
         return checked
+
+    @classmethod
+    def fill_rule(cls, option: str, keys: Keys, text: str) -> FillRule:
+        return FillRule.ANY if prefect_options.is_free(option, keys[0] if keys else None) else FillRule.OWNER
 
     @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:

@@ -72,6 +72,11 @@ def amount(value: object) -> float:
     return round(found, 4)
 
 
+def is_owners_key(key: object) -> bool:
+    """Whether only the queue's owner may set this key of a runtime environment."""
+    return key in _OWNER_KEYS
+
+
 def _resources(value: object) -> dict[str, float]:
     if not isinstance(value, Mapping):
         raise ValueError("it must be a mapping of the names of resources to numbers")

@@ -19,6 +19,7 @@ from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import ExitStatus, Finding, RunPlan, nothing
+from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
 from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RunHandle
@@ -77,6 +78,12 @@ class RayRunner(RemoteRunner):
     @classmethod
     def check_submitter_options(cls, options: Mapping[str, Any]) -> None:
         ray_options.check_submitter_values(options)
+
+    @classmethod
+    def fill_rule(cls, option: str, keys: Keys, text: str) -> FillRule:
+        if option == "runtime-env" and keys and ray_options.is_owners_key(keys[0]):
+            return FillRule.OWNER
+        return super().fill_rule(option, keys, text)
 
     @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:

@@ -74,7 +74,7 @@ def test_short_form_is_a_job_of_one_container_that_is_never_restarted() -> None:
     assert container["command"] == ["python", "train.py"]
     assert container["args"] == ["--lr", "1"]
     assert container["resources"] == {"requests": amounts, "limits": amounts}
-    assert {"mountPath": "/data", "name": "volume-0", "readOnly": True} in container["volumeMounts"]
+    assert {"mountPath": "/data", "name": "launch-volume-0", "readOnly": True} in container["volumeMounts"]
 
 
 def test_evidence_of_a_jobs_end_stays_until_the_agent_has_read_it() -> None:
