@@ -54,6 +54,7 @@ class PrefectApi:
         lose_answers: so many of the next requests of the paths that end with `lost_path` are done, and their answers
             lost.
         statuses: answers to give to the next requests in the place of doing them.
+        refuses: answers a request (method, path, body) in the place of doing it, with a status and a content; or None.
         requests: what was asked: method and path.
     """
 
@@ -64,6 +65,7 @@ class PrefectApi:
         self.lose_answers = 0
         self.lost_path = ""
         self.statuses: list[int] = []
+        self.refuses: Callable[[str, str, bytes], tuple[int, bytes] | None] = lambda method, path, body: None
         self.requests: list[tuple[str, str]] = []
         api = self
 
@@ -72,13 +74,15 @@ class PrefectApi:
 
             def handle_one(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else None
+                content = self.rfile.read(length) if length else b""
                 path = self.path.removeprefix("/api")
                 if api.is_away:
                     self.close_connection = True
                     return
                 api.requests.append((self.command, path))
-                status, content = (api.statuses.pop(0), b"{}") if api.statuses else api.answer(self.command, path, body)
+                refusal = (api.statuses.pop(0), b"{}") if api.statuses else api.refuses(self.command, path, content)
+                body = json.loads(content) if content else None
+                status, content = refusal or api.answer(self.command, path, body)
                 if api.lose_answers > 0 and path.endswith(api.lost_path):
                     api.lose_answers -= 1
                     self.close_connection = True
@@ -111,7 +115,7 @@ class PrefectApi:
             if match:
                 found = call(body, *match.groups())
                 if found is None:
-                    return 404, b"{}"
+                    return 404, b'{"detail": "Flow run not found"}'
                 status, value = found
                 return status, value if isinstance(value, bytes) else json.dumps(value).encode()
         return 422, json.dumps({"detail": f"not here: {method} {path}"}).encode()

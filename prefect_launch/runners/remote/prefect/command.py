@@ -37,15 +37,18 @@ tls = ssl.create_default_context(cafile=env.get("PREFECT_API_SSL_CERT_FILE") or 
 if env.get("PREFECT_API_TLS_INSECURE_SKIP_VERIFY", "").lower() in ("1", "true", "yes", "on"):
     tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
 url = "{}/flow_runs/{}/input/launch-plan".format(env["PREFECT_API_URL"].rstrip("/"), env["PREFECT__FLOW_RUN_ID"])
+absent = 0
 for tries in range(120):
     try:
-        plan = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60, context=tls).read()
+        request = urllib.request.Request(url, headers=headers)
+        plan = json.loads(urllib.request.urlopen(request, timeout=60, context=tls).read())
         break
-    except OSError as error:
-        if getattr(error, "code", 500) in (401, 403, 404) or tries == 119:
+    except (OSError, ValueError) as error:
+        own = getattr(error, "code", 0) == 404 and b'"Flow run' in error.read()
+        absent = absent + 1 if own else 0
+        if absent == 12 or tries == 119:
             sys.exit("prefect-launch: no plan of this run at %s: %s" % (url, error))
         time.sleep(min(5, 0.5 + tries))
-plan = json.loads(plan)
 for name, source in plan["program"]:
     sys.modules[name] = module = types.ModuleType(name)
     exec(compile(source, name + ".py", "exec"), module.__dict__)

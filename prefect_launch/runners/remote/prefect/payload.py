@@ -41,6 +41,8 @@ MAX_OUTPUT_BYTES: Final = 8 * 1024**2
 _CHUNK_BYTES: Final = 384 * 1024
 #: What a job gets between TERM and KILL when its flow run is cancelled by somebody else.
 _GRACE_SECONDS: Final = 30.0
+#: How long a wrapper must hear from the server that its flow run is not there, before it ends its job.
+GONE_SECONDS: Final = 60.0
 _WANDB_DIR: Final = "WANDB_DIR"
 
 
@@ -103,6 +105,7 @@ def wrapper_plan(plan: RunPlan, look_seconds: float) -> dict[str, Any]:
         "working_dir": folder if plan.code_dir else plan.working_dir,
         "grace_seconds": _GRACE_SECONDS if plan.stop_seconds is None else plan.stop_seconds,
         "look_seconds": look_seconds,
+        "gone_seconds": GONE_SECONDS,
         "output_variable": OUTPUT_DIR_VARIABLE,
         "results_file": OUTPUTS_FILE,
         "output_bytes": min(MAX_OUTPUT_BYTES, plan.output_limits.max_bytes or MAX_OUTPUT_BYTES),

@@ -69,7 +69,8 @@ def exit_of(child: Item) -> ExitStatus:
         return ExitStatus(
             exit_code=None, error=_without_wrapper(child), stopped=child.state_type is StateType.CANCELLED
         )
-    error = end.get("error")
+    error, lost = end.get("error"), end.get("log_lost_bytes")
+    told = (f"{lost:,} bytes of its output are lost: {end.get('log_lost_why')}",) if lost else ()
     if end.get("terminated"):
         error = f"the infrastructure of its worker was told to end, and it with it (exit code {end['exit_code']})"
     return ExitStatus(
@@ -82,6 +83,7 @@ def exit_of(child: Item) -> ExitStatus:
         started_at=_time(end.get("started_at")),
         ended_at=_time(end.get("ended_at")),
         peak_memory_bytes=end.get("peak_memory_bytes"),
+        warnings=told,
     )
 
 

@@ -2,9 +2,9 @@
 
 It runs in the worker's infrastructure, in whatever image that has: the standard library of Python 3.8 is all it needs.
 The server hands it over with the run's plan (`payload.py`). It promises: a run is started once, whoever starts its
-infrastructure again; each byte of the output is sent once, in order, also when the server is away meanwhile; the end
-is reported after the whole log, with the exact exit code. It ends the job, TERM then KILL, when its flow run is asked
-to end, has ended or is gone, or when it gets TERM itself.
+infrastructure again; each byte of the output is sent once, in order, also when the server is away meanwhile; what the
+server does not take is counted, and told in the log; the end is reported after the whole log, with the exact exit code.
+It ends the job, TERM then KILL, when its flow run is asked to end, has ended or is gone, or when it gets TERM itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import base64
 import contextlib
 import importlib.machinery
 import io
+import json
 import os
 import selectors
 import signal
@@ -26,15 +27,17 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 if __package__:
-    from prefect_launch.runners.remote.prefect.wrapper_api import Api, GoneError
+    from prefect_launch.runners.remote.prefect.wrapper_api import Api, GoneError, RefusedError
 else:  # where a worker has started it, without this package
-    from wrapper_api import Api, GoneError  # type: ignore[import-not-found,no-redef]
+    from wrapper_api import Api, GoneError, RefusedError  # type: ignore[import-not-found,no-redef]
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     Json = dict[str, Any]
+    #: Name, level, text.
+    Record = tuple[str, int, str]
 
 START_KEY = "launch-start"
 CODE_KEY = "launch-code"
@@ -47,13 +50,18 @@ STREAMS = ("job.stdout", "job.stderr")
 #: Ends the name of a record whose text has no line end after it; of one whose text is base64 of what is no text.
 PART, BINARY = ".part", ".base64"
 
-#: As Prefect Cloud takes them at most, less a margin; and what is sent in one request.
-_RECORD_BYTES, _BATCH_RECORDS = 20_000, 50
+#: As Prefect Cloud takes them at most, less a margin; and what is sent in one request, as it is encoded.
+_RECORD_BYTES, _BATCH_RECORDS, _BATCH_BYTES = 20_000, 50, 256 * 1024
+#: What a record has beside its text, as it is encoded.
+_FRAME_BYTES = 300
+#: A record that is refused is cut in two, down to so few bytes.
+_LEAST_RECORD_BYTES = 1_000
 _SEND_SECONDS = 1.0
 #: A line that does not end is sent after this time.
 _OPEN_LINE_SECONDS = 5.0
-#: Beyond this, the job waits until the server takes its output.
+#: Beyond this, the job waits while the server takes its output, however slowly; while it takes none, more is discarded.
 _MOST_PENDING_BYTES = 64 * 1024 * 1024
+_STALL_SECONDS = 60.0
 _HEARTBEAT_SECONDS = 60.0
 #: The longest pause between two looks at the flow run's state; the first minute has shorter ones.
 _LOOK_SECONDS = 10.0
@@ -69,53 +77,113 @@ class Log:
 
     Args:
         api: the server.
+
+    Attributes:
+        lost_bytes: of the output, which the server has not taken.
+        lost_why: why the last of them.
     """
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self._pieces: list[tuple[bool, bytearray]] = []
-        self._open_since = 0.0
+        self._pending_bytes = self._discarded_bytes = 0
+        self._open_since = self._progress_at = 0.0
         self._last = datetime.now(timezone.utc)
         self._changed = threading.Condition()
-        self._is_final = False
+        self._is_final = self._is_closed = False
+        self.lost_bytes, self.lost_why = 0, ""
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     @property
     def is_full(self) -> bool:
-        """Whether no more should be added for now."""
-        return sum(len(piece) for _, piece in self._pieces) > _MOST_PENDING_BYTES
+        """Whether the job should wait: the server is slow, and takes what there is."""
+        return self._is_beyond() and time.monotonic() - self._progress_at < _STALL_SECONDS
+
+    def _is_beyond(self) -> bool:
+        return self._pending_bytes > _MOST_PENDING_BYTES
 
     def add(self, is_error: bool, piece: bytes) -> None:
-        """Take what the job has written to one of its streams."""
+        """Take what the job has written to one of its streams; it is discarded when too much waits already."""
         with self._changed:
-            if not self._pieces:
-                self._open_since = time.monotonic()
-            if not (self._pieces and self._pieces[-1][0] is is_error):
-                self._pieces.append((is_error, bytearray()))
-            self._pieces[-1][1].extend(piece)
+            if self._is_closed or self._is_beyond():
+                self._discarded_bytes += len(piece)
+                return
+            self._note_discarded()
+            self._append(is_error, piece)
+
+    def _append(self, is_error: bool, piece: bytes) -> None:
+        now = time.monotonic()
+        if not self._pieces:
+            self._open_since = now
+        if not self._pending_bytes:
+            self._progress_at = now
+        if not (self._pieces and self._pieces[-1][0] is is_error):
+            self._pieces.append((is_error, bytearray()))
+        self._pieces[-1][1].extend(piece)
+        self._pending_bytes += len(piece)
+
+    def _note_discarded(self) -> None:
+        """Say in the log, at its place, what was discarded."""
+        if self._discarded_bytes:
+            note = self._lose(self._discarded_bytes, "the server has taken none of it for too long")
+            self._discarded_bytes = 0
+            is_open = bool(self._pieces) and not self._pieces[-1][1].endswith(b"\n")
+            self._append(True, (b"\n" if is_open else b"") + note)
+
+    def _lose(self, count: int, why: str) -> bytes:
+        self.lost_bytes += count
+        self.lost_why = why
+        return f"[prefect-launch: {count:,} bytes of the output are not here: {why}]\n".encode()
 
     def finish(self) -> None:
         """Send the rest; blocks until the server has it."""
         with self._changed:
+            self._note_discarded()
             self._is_final = True
             self._changed.notify()
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
+        try:
+            is_final = False
+            while not is_final:
+                with self._changed:
+                    if not self._is_final:
+                        self._changed.wait(_SEND_SECONDS)
+                    is_final, pieces = self._is_final, self._take()
+                records = [record for is_error, piece in pieces for record in records_of(is_error, piece)]
+                for batch in batches_of(records):
+                    self._send(batch)
+        except Exception as error:  # noqa: BLE001 - such as a flow run that is gone: the job comes to its end without a log
             with self._changed:
-                if not self._is_final:
-                    self._changed.wait(_SEND_SECONDS)
-                is_final, pieces = self._is_final, self._take()
-            records = [self._stamped(*record) for is_error, piece in pieces for record in records_of(is_error, piece)]
-            try:
-                for start in range(0, len(records), _BATCH_RECORDS):
-                    self._api.log(records[start : start + _BATCH_RECORDS])
-            except GoneError:
-                return  # There is nobody to send it to.
-            if is_final:
-                return
+                self._is_closed = True
+                self._lose(self._pending_bytes, str(error))
+                self._pieces = []
+
+    def _send(self, batch: list[Record]) -> None:
+        """Send records, in halves when they are refused together; one that is refused alone is discarded."""
+        try:
+            self._api.log([self._stamped(*record) for record in batch])
+        except RefusedError as error:
+            halves = [batch[: len(batch) // 2], batch[len(batch) // 2 :]] if len(batch) > 1 else halves_of(batch[0])
+            for half in halves:
+                self._send(half)
+            if not halves:
+                self._discard(batch[0], str(error))
+            return
+        self._count(sum(map(bytes_of, batch)))
+
+    def _discard(self, record: Record, why: str) -> None:
+        note = self._lose(bytes_of(record), why)
+        self._count(bytes_of(record))
+        with contextlib.suppress(RefusedError):
+            self._api.log([self._stamped(*one) for one in records_of(True, note)])
+
+    def _count(self, done: int) -> None:
+        with self._changed:
+            self._pending_bytes -= done
+            self._progress_at = time.monotonic()
 
     def _take(self) -> list[tuple[bool, bytes]]:
         """Take what can be sent now: whole lines, unless the last one has been open for long."""
@@ -134,7 +202,46 @@ class Log:
         return {"name": name, "level": level, "message": message, "timestamp": self._last.isoformat()}
 
 
-def records_of(is_error: bool, output: bytes) -> list[tuple[str, int, str]]:
+def batches_of(records: list[Record]) -> Iterator[list[Record]]:
+    """Cut records into what goes into one request."""
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        length = len(json.dumps(record)) + _FRAME_BYTES
+        if batch and (len(batch) == _BATCH_RECORDS or size + length > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(record)
+        size += length
+    if batch:
+        yield batch
+
+
+def bytes_of(record: Record) -> int:
+    """Return how many bytes of the output a record holds."""
+    return len(_output_of(record))
+
+
+def _output_of(record: Record) -> bytes:
+    name, _, message = record
+    if name.endswith(BINARY):
+        return base64.b64decode(message)
+    return message.encode() + (b"" if name.endswith(PART) else b"\n")
+
+
+def halves_of(record: Record) -> list[list[Record]]:
+    """Cut a record in two, which are sent one after the other; none of a short one."""
+    output, name = _output_of(record), record[0]
+    if len(output) <= _LEAST_RECORD_BYTES:
+        return []
+    middle = len(output) // 2
+    while not name.endswith(BINARY) and output[middle] & 0xC0 == 0x80:  # Inside a character of UTF-8.
+        middle -= 1
+    is_error = name.startswith(STREAMS[1])
+    return [records_of(is_error, half) for half in (output[:middle], output[middle:])]
+
+
+def records_of(is_error: bool, output: bytes) -> list[Record]:
     """Return output of one stream as records: the name, which says how to read the text, the level and the text."""
     found = []
     name, level = STREAMS[is_error], 30 if is_error else 20
@@ -379,6 +486,7 @@ def main(plan: Json, api: Api) -> int:
         plan: what the runner has handed over.
         api: the server, as this flow run.
     """
+    api.gone_seconds = plan["gone_seconds"]
     token = os.urandom(16).hex()
     if not api.put_input(START_KEY, token) and api.read_input(START_KEY) != token:
         sys.stderr.write("prefect-launch: this run was started, or stopped, before; it is not started again\n")
@@ -416,12 +524,15 @@ def main(plan: Json, api: Api) -> int:
         job = Job(plan, folder, env)
         if stops:
             job.stop(stops[-1])
+        api.limit_patience(None)
         log, watch = Log(api), Watch(api, plan, stop)
         watch.start()
         job.follow(log)
         watch.finish()
-        log.finish()
+        api.limit_patience()
         end = {**job.end(), "started_at": started.isoformat(), "ended_at": datetime.now(timezone.utc).isoformat()}
+        log.finish()
+        end.update({"log_lost_bytes": log.lost_bytes, "log_lost_why": log.lost_why})
         if watch.is_taken:
             return 0
         end.update(send_outputs(api, output, plan))
@@ -489,8 +600,11 @@ def send_outputs(api: Api, folder: str, plan: Json) -> Json:
     packed, left_out = pack_outputs(folder, plan["results_file"], plan["output_bytes"])
     text = base64.b64encode(packed).decode() if packed else ""
     parts = [text[start : start + _CHUNK_CHARS] for start in range(0, len(text), _CHUNK_CHARS)]
-    for number, part in enumerate(parts):
-        api.put_input(f"{OUTPUTS_KEY}-{number}", part)
+    try:
+        for number, part in enumerate(parts):
+            api.put_input(f"{OUTPUTS_KEY}-{number}", part)
+    except RefusedError as error:
+        return {"outputs": 0, "left_out": [("all files", str(error)), *left_out]}
     return {"outputs": len(parts), "left_out": left_out}
 
 

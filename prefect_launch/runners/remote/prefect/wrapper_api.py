@@ -1,12 +1,15 @@
 """Prefect server, as the wrapper of a job asks it: the standard library alone, patient for as long as it is away.
 
 `Api` speaks for one flow run. A request is repeated until it is answered; one that must not take effect twice is looked
-for first. What the server has lost for good, such as the flow run itself, raises `GoneError`.
+for first. A refusal is no answer: a proxy, or a key that is being changed, gives 401, 403 and 404 for a while. Only the
+server's own word, said for a minute, that there is no such flow run raises `GoneError`; only contents that it does not
+take raise `RefusedError`.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import http.client
 import json
 import os
@@ -25,8 +28,12 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-#: What a server, or a proxy before it, says when it cannot answer now.
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+#: How long the server must say that it does not have what was asked for.
+GONE_SECONDS = 60.0
+#: What a server, or a proxy before it, says of contents that it takes at no time.
+_NEVER_TAKEN = frozenset({400, 413, 414, 415, 422, 431})
+#: How long contents are refused, in any other way, that are not taken while other requests are answered.
+_REFUSED_SECONDS = 60.0
 _TIMEOUT_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 10.0
 #: How long an answer is waited for once the job has ended; infrastructure that hangs for ever costs money.
@@ -37,6 +44,10 @@ _SETTLE_SECONDS = 1.0
 
 class GoneError(Exception):
     """The flow run is gone, or this run may not speak for it."""
+
+
+class RefusedError(Exception):
+    """The server does not take what was sent to it."""
 
 
 class _LostError(Exception):
@@ -72,6 +83,13 @@ class Api:
             self._tls.verify_mode = ssl.CERT_NONE
         self._client = str(uuid.uuid4())
         self._has_token = False
+        self.gone_seconds = GONE_SECONDS
+        self._give_up_at: float | None = None
+        self.limit_patience()
+
+    def limit_patience(self, seconds: float | None = _PATIENCE_SECONDS) -> None:
+        """Give up requests that are not answered after a time from now; None: never, for as long as a job runs."""
+        self._give_up_at = None if seconds is None else time.monotonic() + seconds
 
     # --- the flow run ---
 
@@ -125,8 +143,13 @@ class Api:
     # --- inputs ---
 
     def put_input(self, key: str, value: str) -> bool:
-        """Give the flow run an input; false when it has one of that key."""
-        return self._send("POST", self._run + "/input", {"key": key, "value": value}, known=(409,))[0] != 409
+        """Give the flow run an input; false when it has one of that key.
+
+        Raises:
+            RefusedError: when the server does not take it.
+        """
+        body = {"key": key, "value": value}
+        return self._send("POST", self._run + "/input", body, known=(409,), refusable=True)[0] != 409
 
     def read_input(self, key: str) -> str | None:
         """Read an input; None when there is none."""
@@ -140,11 +163,15 @@ class Api:
     # --- logs and secrets ---
 
     def log(self, records: list[Json]) -> None:
-        """Add records to the flow run's log, each once."""
+        """Add records to the flow run's log, each once.
+
+        Raises:
+            RefusedError: when the server takes none of them.
+        """
         body = [{**record, "flow_run_id": self.run_id} for record in records]
         while True:
             try:
-                self._send("POST", "/logs/", body, once=True)
+                self._send("POST", "/logs/", body, once=True, refusable=True)
                 return
             except _LostError:
                 time.sleep(_SETTLE_SECONDS)
@@ -173,31 +200,53 @@ class Api:
         return json.loads(content) if content else {}
 
     def _send(
-        self, method: str, path: str, body: Any = None, known: tuple[int, ...] = (), once: bool = False
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        known: tuple[int, ...] = (),
+        once: bool = False,
+        refusable: bool = False,
     ) -> tuple[int, bytes]:
         """Send a request until it is answered; return the status, one below 300 or a known one, and the content."""
         pause, begun = 0.5, time.monotonic()
+        gone_since: float | None = None
         while True:
+            is_missing = False
             try:
                 status, content = self._request(method, path, body)
-                if status < 300 or status in known:
+                is_missing = status == 404 and _is_own(content)
+                is_page = content.lstrip().startswith(b"<")  # Of a proxy that wants a login, say.
+                if not is_page and (status < 300 or (status in known and (status != 404 or is_missing))):
                     return status, content
-                fault = f"{status} {content[:500].decode('utf-8', 'replace')}"
+                fault = f"the Prefect server answers {status} {content[:500].decode('utf-8', 'replace')}"
                 if status == 403 and b"CSRF" in content.upper() and self._has_token:
                     self._has_token = False
-                elif status not in _BUSY:
-                    raise GoneError(f"the Prefect server answers {fault} to {method} {path}")
                 elif once and status in (500, 502, 504):
                     raise _LostError
+                elif refusable and (status in _NEVER_TAKEN or self._is_refused(status, begun)):
+                    raise RefusedError(fault)
             except (OSError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", error)
-                fault = str(error)
+                fault = f"the Prefect server does not answer: {error}"
                 if once and not isinstance(reason, ConnectionRefusedError):
                     raise _LostError from None
-            if time.monotonic() - begun > _PATIENCE_SECONDS:
-                raise GoneError(f"the Prefect server does not answer: {fault}")
+            now = time.monotonic()
+            gone_since = (now if gone_since is None else gone_since) if is_missing else None
+            if gone_since is not None and now - gone_since >= self.gone_seconds:
+                raise GoneError(f"{fault} to {method} {path}")
+            if self._give_up_at is not None and now > self._give_up_at:
+                raise GoneError(fault)
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _is_refused(self, status: int, begun: float) -> bool:
+        """Whether a refusal is of the contents alone: it has lasted, and another request is answered."""
+        is_busy = status >= 500 or status in (404, 408, 425, 429)
+        if is_busy or time.monotonic() - begun < _REFUSED_SECONDS:
+            return False
+        return self._request("GET", self._run, None)[0] == 200
 
     def _request(self, method: str, path: str, body: Any) -> tuple[int, bytes]:
         if method != "GET" and not self._has_token:
@@ -215,10 +264,21 @@ class Api:
     def _take_token(self) -> None:
         """Get the token that a server with protection against CSRF asks for; others answer that they have none."""
         status, content = self._request("GET", "/csrf-token?client=" + self._client, None)
-        if status == 200:
-            self._headers.update(
-                {"Prefect-Csrf-Token": json.loads(content)["token"], "Prefect-Csrf-Client": self._client}
-            )
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            if status == 200:
+                token = json.loads(content)["token"]
+                self._headers.update({"Prefect-Csrf-Token": token, "Prefect-Csrf-Client": self._client})
+
+
+def _is_own(content: bytes) -> bool:
+    """Whether the text of a 404 is the Prefect server's own, of a thing that it does not have."""
+    try:
+        said = json.loads(content)
+    except ValueError:
+        return False
+    if not isinstance(said, dict):
+        return False
+    return isinstance(said.get("exception_message"), str) or said.get("detail") not in (None, "Not Found")
 
 
 def _words(data: Json) -> str:

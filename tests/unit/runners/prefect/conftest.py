@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from prefect_launch.runners.remote.prefect import payload
 from tests.unit.runners.prefect.world import PrefectWorld
 
 
@@ -18,3 +19,9 @@ async def world(tmp_path: Path) -> AsyncIterator[PrefectWorld]:
     for runner in world.runners:
         await runner.aclose()
     world.close()
+
+
+@pytest.fixture(autouse=True)
+def _gone_is_believed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server in memory says at once, and for good, that a flow run is not there."""
+    monkeypatch.setattr(payload, "GONE_SECONDS", 0.2)

@@ -107,8 +107,8 @@ async def test_run_whose_answers_were_lost_runs_once_and_ends_as_it_did(world: P
     assert plan.log_path.read_text() == "once\n"
 
 
-async def test_busy_server_is_asked_again(world: PrefectWorld) -> None:
-    world.api.statuses[:] = [503, 429, 502]
+async def test_server_that_is_busy_or_refuses_the_plan_of_a_run_is_asked_again(world: PrefectWorld) -> None:
+    world.api.statuses[:] = [503, 404]
     runner, plan = world.runner(), world.plan("echo one")
     handle = await start(runner, plan)
     assert (await watch(runner, handle, plan)).succeeded
