@@ -238,7 +238,7 @@ class _ClusterBuild:
         for _ in range(_TRIES):
             handle = RunHandle.parse(await self._create())
             marks = await self._runner.annotate(handle.job, {self._mark: self._holder})
-            job = (await self._runner.poll([handle.job])).get(handle.job)
+            job = await self._runner.poll_one(handle.job)
             if marks is not None and job is not None and job.status.state is not RemoteState.ENDED:
                 if others := [who for key, who in marks.items() if key.startswith(WAITERS) and key != self._mark]:
                     log(f"{others[0]} builds this image already; its log follows.\n")
@@ -287,7 +287,7 @@ class _ClusterBuild:
     async def _end_of(self, handle: RunHandle) -> ExitStatus:
         while True:
             try:
-                job = (await self._runner.poll([handle.job])).get(handle.job)
+                job = await self._runner.poll_one(handle.job)
             except UnreachableError:
                 await asyncio.sleep(_AWAY_SECONDS)
                 continue

@@ -138,6 +138,17 @@ class RemoteRunner(Runner):
         stands the error why it cannot be seen now, where others can.
         """
 
+    async def poll_one(self, handle: str) -> RemoteJob | None:
+        """Return a job by its handle; None for one that is gone.
+
+        Raises:
+            LaunchError: why it cannot be seen now.
+        """
+        job = (await self.poll([handle])).get(handle)
+        if isinstance(job, LaunchError):
+            raise job
+        return job
+
     async def changes(self) -> AsyncIterator[JobChange]:
         """Follow the changes of this agent's jobs, from now on; for a system with `tells_changes`.
 
