@@ -535,6 +535,14 @@ class Runner(ABC):
                 reason changes; an empty text where the resource gives none.
         """
 
+    async def watch_parts(self, handle: str, on_wait: Callable[[str], Awaitable[None]]) -> None:  # noqa: B027
+        """Tell why parts of what runs wait, such as one of several pods, until it has ended; by default it has none.
+
+        Args:
+            handle: of what was started.
+            on_wait: is awaited with each reason.
+        """
+
     @abstractmethod
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         """Wait until it has ended, its log file is whole and its outputs are in `plan.output_dir`.

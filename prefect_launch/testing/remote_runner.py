@@ -58,6 +58,7 @@ class InMemoryCluster:
         jobs: what it knows, by handle.
         started: the names of the jobs that were started, in order.
         calls: how often each call was made.
+        part_reason: why a part of each running job waits; empty: none does.
         reachable: set it to False, and every call fails as when the cluster is away; what runs goes on.
         lost_answers: so many of the next calls do their work, and their answers are lost.
         is_deaf: whether a request to cancel is accepted and not acted on.
@@ -68,6 +69,7 @@ class InMemoryCluster:
     script: Callable[[RunPlan], Script] = lambda plan: Script()
     nodes: int = 1_000
     reason: str = "no node is free"
+    part_reason: str = ""
     jobs: dict[str, _Job] = field(default_factory=dict)
     started: list[str] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
@@ -251,7 +253,8 @@ class InMemoryUnholdingRunner(InMemoryRemoteRunner):
 
 
 def _seen(cluster: InMemoryCluster, job: _Job) -> RemoteJob:
-    reason = cluster.reason if job.state is RemoteState.PENDING else ""
+    reasons = {RemoteState.PENDING: cluster.reason, RemoteState.RUNNING: cluster.part_reason}
+    reason = reasons.get(job.state, "")
     exit_status = _exit_of(job) if job.state is RemoteState.ENDED else None
     status = RemoteStatus(state=job.state, reason=reason, exit=exit_status)
     return RemoteJob(handle=job.handle, name=job.plan.name, labels=job.plan.labels, status=status)

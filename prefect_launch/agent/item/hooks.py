@@ -1,4 +1,4 @@
-"""Hooks beside the life of an item: devices, earlier outputs, image warning, stops, log, outputs.
+"""Hooks beside the life of an item: devices, earlier outputs, image warning, stops, waiting parts, log, outputs.
 
 `Stopping` stops the run when somebody asked for it, when its time is up, or when the agent stops its jobs. It does so
 again and again until the runner has seen the run end, and decides how that stop ends the item. The reason is read from
@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime, timezone
+from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -59,6 +60,28 @@ class ShipLog(Hook):
             self.attempt.warnings.append(
                 f"The log could not be sent whole ({error}); it is in {self.attempt.plan.log_path}."
             )
+
+
+class TellWaitingParts(Hook):
+    """Notes in the item's log why a part of its run waits while others run."""
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        attempt = self.attempt
+        parts = partial(attempt.runner.watch_parts, attempt.handle, self._note)
+        telling = asyncio.create_task(restarted(f"parts of {attempt.item.id}", parts))
+        try:
+            yield
+        finally:
+            telling.cancel()
+            await asyncio.wait({telling})
+
+    async def _note(self, reason: str) -> None:
+        attempt = self.attempt
+        name = attempt.context.resource_of(attempt.runner)
+        text = f"A part of it waits in {name}: {attempt.running.masked(reason)}"
+        note = partial(write_log_note, attempt.server, attempt.item.id, text)
+        await retry_until_available(f"take the log of {attempt.item.id}", note)
 
 
 class PreviousOutputs(Hook):
@@ -226,6 +249,7 @@ HOOKS: Final[tuple[Callable[[Attempt], Hook], ...]] = (
     PreviousOutputs,
     WarnOfOtherImage,
     Stopping,
+    TellWaitingParts,
     ShipLog,
     KeepOutputs,
     CollectMetrics,

@@ -88,6 +88,8 @@ class RemoteRunner(Runner):
     lag_seconds: ClassVar[float] = 5.0
     #: What a run gets to end beyond the grace of its stop, before the stop counts as not proved, in seconds.
     stop_margin_seconds: ClassVar[float] = 30.0
+    #: How long a part of a run may wait, while others run, before that is told, in seconds: parts start one by one.
+    part_seconds: ClassVar[float] = 10.0
     #: The longest pause between two polls, in seconds; the first ones after a change come sooner.
     poll_seconds: ClassVar[float] = 5.0
     #: The shortest pause between two polls, in seconds; a slow poll is followed by a pause as long as itself.
@@ -228,6 +230,19 @@ class RemoteRunner(Runner):
                     break
         if status is not None and status.refusal is not None:
             raise status.refusal
+
+    async def watch_parts(self, handle: str, on_wait: Callable[[str], Awaitable[None]]) -> None:
+        reported, due, since = "", 0.0, None
+        with self._poller.follow(handle) as feed:
+            while (status := await feed.next()) is not None and status.state is not RemoteState.ENDED:
+                now = time.monotonic()
+                if not (status.state is RemoteState.RUNNING and status.reason):
+                    since = None
+                    continue
+                since = now if since is None else since
+                if status.reason != reported and now >= max(due, since + self.part_seconds):
+                    reported, due = status.reason, now + _NEXT_REASON_SECONDS
+                    await on_wait(reported)
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         await anyio.Path(plan.log_path).touch(mode=0o600)
@@ -373,7 +388,8 @@ class RemoteRunner(Runner):
     async def _end_of(self, handle: str) -> RemoteStatus | None:
         with self._poller.follow(handle) as feed:
             while (status := await feed.next()) is not None and status.state is not RemoteState.ENDED:
-                pass
+                if status.refusal is not None:
+                    raise status.refusal
         return status
 
     async def _outputs(self, handle: str, plan: RunPlan) -> LeftOut:

@@ -25,11 +25,11 @@ class RemoteStatus(BaseModel):
 
     Attributes:
         state: where it is.
-        reason: why it does not run yet, in the system's own words; empty where the system gives none.
+        reason: why it, or a part of it, does not run yet, in the system's own words; empty where the system gives none.
         exit: how it ended; given with `ENDED`.
-        refusal: why it will never start, of a job that waits or has ended without having run. Who waits for its start
-            gets it raised, and the job is stopped and removed: an `ImagePullError` and any other `InfrastructureError`
-            is the machine's fault, a `SpecError` the submitter's.
+        refusal: why it, or a part of it, will never start, of a job that has not ended or has done so without having
+            run. Who waits for its start or its end gets it raised, and the job is stopped and removed: an
+            `ImagePullError` and any other `InfrastructureError` is the machine's fault, a `SpecError` the submitter's.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)

@@ -72,6 +72,21 @@ async def test_later_reason_is_reported_in_the_log_of_the_item(
     assert (await bench.states(item)).count("Submitted") == 1
 
 
+async def test_part_that_waits_while_others_run_is_told_in_the_log_of_the_item(
+    bench: ClusterBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InMemoryRemoteRunner, "part_seconds", 0.05)
+    bench.cluster.part_reason = "1 of 2 pods waits: Unschedulable"
+    bench.cluster.script = lambda plan: Script(seconds=600)
+    (item,) = await bench.add()
+    async with bench.running():
+        wanted = "A part of it waits in in-memory-cluster: 1 of 2 pods waits: Unschedulable"
+        await eventually(lambda: bench.log(item), lambda lines: wanted in lines)
+        assert (await bench.read(item.id)).state_name == "Running"
+        assert (await bench.api.server.propose(item.id, State.of(ItemState.CANCELLING))).accepted
+        await bench.until(item, "Cancelled")
+
+
 async def _why(session: Session, item: Item) -> tuple[object, ...]:
     found = await session.server.read_item(item.id)
     assert found is not None

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from math import prod
 from typing import Any, Final
 
 from prefect_launch.core.units import format_size
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.option_values import UNLIMITED, Amount
-from prefect_launch.runners.remote.kubernetes.kinds import PodTemplatePath, beside, first
+from prefect_launch.runners.remote.kubernetes.kinds import PodTemplatePath, pod_count
 from prefect_launch.runners.remote.kubernetes.manifest_checks import pod_templates, with_names
 from prefect_launch.runners.remote.kubernetes.options import (
     KubernetesOptions,
@@ -39,17 +38,12 @@ def amounts_of(options: Mapping[str, Any]) -> dict[str, Amount]:
         return {}
     manifest = read.manifest if read.manifest is not None else one_container_job()
     found = [
-        (_count(manifest, read.kind.pods[number], keys), _of_pod(with_names(template), read, read.kind.pods[number]))
+        (pod_count(manifest, read.kind.pods[number], keys), _of_pod(with_names(template), read, read.kind.pods[number]))
         for keys, number, template in pod_templates(manifest, read.kind)
     ]
     pods = sum(count for count, _ in found)
     totals = {name: sum(count * amounts[name] for count, amounts in found if count) for name in _COUNTED}
     return {name: Amount(total, _in_words(name, total, pods)) for name, total in totals.items()}
-
-
-def _count(manifest: Mapping[str, Any], place: PodTemplatePath, keys: Any) -> int:
-    counts = (first(manifest, beside(path, keys)) for path in place.counts)
-    return prod(1 if count is None else int(count) for count in counts)
 
 
 def _of_pod(template: Mapping[str, Any], options: KubernetesOptions, place: PodTemplatePath) -> dict[str, float]:

@@ -8,7 +8,6 @@ starting.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
@@ -16,11 +15,11 @@ from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.kubernetes.kinds import ObjectKind, first
 from prefect_launch.runners.remote.kubernetes.pods import (
     Pod,
+    Waiting,
     failure_of,
     has_started,
     in_words,
     success_of,
-    waiting_of,
 )
 
 
@@ -61,8 +60,15 @@ def state_of(made: Mapping[str, Any], kind: ObjectKind) -> CustomState | None:
     return None if seen is None else seen.state
 
 
-def custom_status(made: Mapping[str, Any], kind: ObjectKind, pods: Sequence[Pod], now: datetime) -> RemoteStatus:
-    """Return the status of a custom resource that is not held."""
+def custom_status(made: Mapping[str, Any], kind: ObjectKind, pods: Sequence[Pod], waiting: Waiting) -> RemoteStatus:
+    """Return the status of a custom resource that is not held.
+
+    Args:
+        made: the object.
+        kind: of it.
+        pods: that it has now.
+        waiting: why those of them wait that do.
+    """
     seen = _seen(made, kind)
     if seen is not None and seen.state is CustomState.FINISHED:
         return RemoteStatus(state=RemoteState.ENDED, exit=success_of(pods))
@@ -71,15 +77,14 @@ def custom_status(made: Mapping[str, Any], kind: ObjectKind, pods: Sequence[Pod]
         end = failure_of(pods, default=words)
         if _is_timeout(seen):
             end = end.model_copy(update={"timed_out": True, "error": words, "preempted": False})
-        elif end.exit_code is None and not end.preempted:
+        elif end.exit_code is None and not (end.preempted or end.is_own_doing or end.timed_out):
             end = end.model_copy(update={"error": words})
         return RemoteStatus(state=RemoteState.ENDED, exit=end)
     # Its operator's word lags behind: a pod that has started is running work.
     if any(has_started(pod) for pod in pods) or (
         seen is not None and seen.state in (CustomState.RUNNING, CustomState.STOPPING)
     ):
-        return RemoteStatus(state=RemoteState.RUNNING)
-    waiting = waiting_of(pods, now)
+        return RemoteStatus(state=RemoteState.RUNNING, reason=waiting.reason, refusal=waiting.refusal)
     reason = waiting.reason or (in_words(seen.word, seen.reason) if seen is not None and seen.reason else "")
     return RemoteStatus(state=RemoteState.PENDING, reason=reason, refusal=waiting.refusal)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
+from math import prod
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -198,6 +199,18 @@ def _read_custom(custom: Mapping[str, Any]) -> dict[str, Any]:
             f"resource_args.kubernetes option 'custom' is wrong at {where!r}: {reason(first)}. It may have: {known}."
         ) from None
     return {name: getattr(read, name) for name in read.model_fields_set}
+
+
+def pod_count(made: Mapping[str, Any], template: PodTemplatePath, keys: Keys) -> int:
+    """Return how many pods an object has of a template.
+
+    Args:
+        made: the object.
+        template: of the pods.
+        keys: that lead to it, where its path has a `*`.
+    """
+    counts = (first(made, beside(path, keys)) for path in template.counts)
+    return prod(1 if count is None else int(count) for count in counts)
 
 
 # --- places in an object ---

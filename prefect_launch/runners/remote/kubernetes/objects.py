@@ -43,6 +43,8 @@ from prefect_launch.runners.remote.kubernetes.short_options import place_short_o
 
 #: How the object is held until its run is recorded: `suspend`, or `parallelism=N` with the number that it gets.
 HOLD: Final = "prefect-launch.hold"
+#: How long a container of the run may fail to get its image, in seconds.
+PULL_TIMEOUT: Final = "prefect-launch.image-pull-timeout"
 #: Label of what goes with a run and is not the run: its Secret, its code, its services.
 BESIDE: Final = "prefect-launch.beside"
 #: Label selector of all runs, and of their pods.
@@ -192,7 +194,7 @@ def labels_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: value
         for key, value in both.items()
-        if key.startswith(_OWN_PREFIX) and key not in (HOLD, Labels.WANTED_NAME)
+        if key.startswith(_OWN_PREFIX) and key not in (HOLD, PULL_TIMEOUT, Labels.WANTED_NAME)
     }
 
 
@@ -278,6 +280,7 @@ def _complete_job(spec: dict[str, Any], options: KubernetesOptions) -> None:
 
 def _metadata(given: Mapping[str, Any], plan: RunPlan, options: KubernetesOptions) -> dict[str, Any]:
     wanted = {Labels.WANTED_NAME: given["name"]} if given.get("name") else {}
+    patience = {} if options.image_pull_timeout is None else {PULL_TIMEOUT: f"{options.image_pull_timeout:g}"}
     kept = {key: value for key, value in given.items() if key not in _NOT_KEPT}
     labels, annotations = split_labels(plan.labels)
     return {
@@ -285,7 +288,7 @@ def _metadata(given: Mapping[str, Any], plan: RunPlan, options: KubernetesOption
         "name": plan.name,
         **({"namespace": options.namespace} if options.namespace else {}),
         "labels": {**options.labels, **labels},
-        "annotations": {**options.annotations, **annotations, **wanted},
+        "annotations": {**options.annotations, **annotations, **wanted, **patience},
     }
 
 

@@ -79,6 +79,7 @@ class KubernetesOptions(BaseModel):
         memory: in bytes.
         shm_size: in bytes.
         ttl: for how many seconds an ended job stays, if its agent has not removed it.
+        image_pull_timeout: for how many seconds a container may fail to get its image.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -100,6 +101,7 @@ class KubernetesOptions(BaseModel):
     env: dict[str, str] = Field(default_factory=dict, repr=False)
     ttl: int | None = None
     image_pull_secret: tuple[str, ...] = ()
+    image_pull_timeout: float | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
     priority_class: str | None = None
@@ -262,6 +264,7 @@ _OWNER: Final[Mapping[str, Callable[[object], Any]]] = {
     "gpu-resource": _gpu_resource,
     "image": _image,
     "image-pull-secret": _pull_secrets,
+    "image-pull-timeout": _ttl,
     "kind": _text,
     "labels": _labels("labels"),
     "main-container": _name("main-container"),

@@ -24,13 +24,11 @@ _PATIENCE: Final[Mapping[str, float]] = {
     "CreateContainerConfigError": 60,
     "CreateContainerError": 60,
     "RunContainerError": 60,
-    "ErrImagePull": 300,
-    "ImagePullBackOff": 300,
-    "ImageInspectError": 300,
-    "RegistryUnavailable": 300,
     "SignatureValidationFailed": 0,
 }
-_PULLS: Final = frozenset({"ErrImageNeverPull", "ErrImagePull", "ImagePullBackOff", "RegistryUnavailable"})
+#: How long the nodes may fail to get an image, in seconds, where the queue's owner says nothing else.
+PULL_SECONDS: Final = 300.0
+_PULLS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "RegistryUnavailable"})
 #: What every pod says while it starts.
 _STARTING: Final = frozenset({"ContainerCreating", "PodInitializing", ""})
 #: A failed pod's own reasons, which the machine is to blame for.
@@ -218,27 +216,34 @@ def cut_warning() -> str:
 # --- why it waits ---
 
 
-def waiting_of(pods: Sequence[Pod], now: datetime) -> Waiting:
-    """Say why pods wait.
+def waiting_of(pods: Sequence[Pod], now: datetime, pull_seconds: float = PULL_SECONDS) -> Waiting:
+    """Say why pods wait, those that have not started.
 
     Args:
-        pods: none of which runs.
+        pods: of a run; others of them may run.
         now: the time, which says how long they have waited.
+        pull_seconds: how long their nodes may fail to get an image.
     """
-    found = [one for pod in pods for one in _waits(pod, now)]
+    found = [one for pod in pods if not has_ended(pod) for one in _waits(pod, now, pull_seconds)]
     refused = next((one for one in found if one.refusal is not None), None)
     return refused or next(iter(found), Waiting(""))
 
 
-def _waits(pod: Pod, now: datetime) -> Iterator[Waiting]:
+def _waits(pod: Pod, now: datetime, pull_seconds: float) -> Iterator[Waiting]:
     statuses = status_of(pod)
+    since = _since(pod)
     for kind in ("initContainerStatuses", "containerStatuses"):
+        if kind == "containerStatuses":
+            since = _latest(since, condition(pod, "Initialized").get("lastTransitionTime"))
         for container in statuses.get(kind) or ():
+            since = _latest(since, _terminated(container).get("finishedAt"))
             waiting = (container.get("state") or {}).get("waiting") or {}
             reason = str(waiting.get("reason") or "")
             if reason not in _STARTING:
                 text = in_words(reason, waiting.get("message"))
-                yield Waiting(text, _refusal(reason, text, pod, container, now))
+                patience = pull_seconds if reason in _PULLS else _PATIENCE.get(reason)
+                is_over = patience is not None and _is_over(patience, since, now)
+                yield Waiting(text, _refusal(reason, text, pod, container) if is_over else None)
     for one in statuses.get("conditions") or ():
         if one.get("type") == "PodScheduled" and one.get("status") == "False":
             yield Waiting(in_words(one.get("reason"), one.get("message")))
@@ -246,17 +251,25 @@ def _waits(pod: Pod, now: datetime) -> Iterator[Waiting]:
         yield Waiting(in_words(statuses["reason"], statuses.get("message")))
 
 
-def _refusal(reason: str, text: str, pod: Pod, container: Mapping[str, Any], now: datetime) -> LaunchError | None:
-    patience = _PATIENCE.get(reason)
-    if patience is None:
-        return None
-    since = read_time(status_of(pod).get("startTime")) or read_time(
-        (pod.get("metadata") or {}).get("creationTimestamp")
-    )
-    if patience and (since is None or (now - since).total_seconds() < patience):
-        return None
+def _since(pod: Pod) -> datetime | None:
+    """Return when a node took a pod; when it was made, where that is not known."""
+    made = (pod.get("metadata") or {}).get("creationTimestamp")
+    return read_time(status_of(pod).get("startTime")) or read_time(made)
+
+
+def _latest(known: datetime | None, text: object) -> datetime | None:
+    """Return the later of two times: a container waits since the one before it has ended."""
+    found = read_time(text)
+    return found if known is None or (found is not None and found > known) else known
+
+
+def _is_over(patience: float, since: datetime | None, now: datetime) -> bool:
+    return not patience or (since is not None and (now - since).total_seconds() >= patience)
+
+
+def _refusal(reason: str, text: str, pod: Pod, container: Mapping[str, Any]) -> LaunchError:
     where = f"The container {container.get('name')!r} of the pod {name_of(pod)!r} cannot start"
-    if reason in _PULLS:
+    if reason in _PULLS or reason == "ErrImageNeverPull":
         image = container.get("image")
         return ImagePullError(
             f"{where}: {text}. Check the image {image!r}, and that the cluster's nodes may pull it (image_pull_secret)."

@@ -34,6 +34,7 @@ from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Ob
 from prefect_launch.runners.remote.kubernetes.code import pack_code
 from prefect_launch.runners.remote.kubernetes.diagnosis import diagnose_cluster
 from prefect_launch.runners.remote.kubernetes.errors import ConflictError, NotThereError
+from prefect_launch.runners.remote.kubernetes.events import RunEvents
 from prefect_launch.runners.remote.kubernetes.fill_rules import fill_rule
 from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle, NotedRun, Place, RunNotes
 from prefect_launch.runners.remote.kubernetes.judge import (
@@ -64,11 +65,19 @@ from prefect_launch.runners.remote.kubernetes.options import (
     own_image,
     read_options,
 )
-from prefect_launch.runners.remote.kubernetes.pods import cut_warning, ends_of, is_cut, name_of, outputs_message
+from prefect_launch.runners.remote.kubernetes.pods import (
+    cut_warning,
+    ends_of,
+    has_started,
+    is_cut,
+    name_of,
+    outputs_message,
+)
 from prefect_launch.runners.remote.kubernetes.problems import PlaceProblems
 from prefect_launch.runners.remote.kubernetes.quantities import QUANTITIES
 from prefect_launch.runners.remote.kubernetes.set_inside import set_inside
 from prefect_launch.runners.remote.kubernetes.short_options import check_placing
+from prefect_launch.runners.remote.kubernetes.status import is_short_of_pods
 from prefect_launch.runners.remote.kubernetes.submission import Kinds, create_run, is_incomplete
 from prefect_launch.runners.remote.kubernetes.watch import (
     PODS,
@@ -87,9 +96,6 @@ log = logging.getLogger(__name__)
 _SUSPENDS: Final = (1, 22)
 #: How long a deleted object may take to be gone.
 _GONE_SECONDS: Final = 60.0
-#: How long a run waits without a reason before the events of its objects are read for one; then twice as long …
-_EVENTS_SECONDS: Final = 5.0
-_MOST_EVENTS_SECONDS: Final = 60.0
 #: How long the pods of an object that has ended may still run before they are deleted.
 _LATE_SECONDS: Final = 30.0
 _HUB_KEY: Final = "https://index.docker.io/v1/"
@@ -160,7 +166,7 @@ class KubernetesRunner(RemoteRunner):
         self._changed: dict[KubernetesHandle, None] = {}
         self._has_changed = asyncio.Event()
         self._late: dict[KubernetesHandle, float] = {}
-        self._events: dict[KubernetesHandle, tuple[float, float, list[Object]]] = {}
+        self._events = RunEvents(lambda context: self._cluster(context).client)
 
     # --- options ---
 
@@ -390,7 +396,7 @@ class KubernetesRunner(RemoteRunner):
             await pauses.sleep()
         await anyio.to_thread.run_sync(self._notes.drop_run, parsed)
         self._late.pop(parsed, None)
-        self._events.pop(parsed, None)
+        self._events.forget(parsed)
         run = self._watch(place).run(parsed.name)
         if run is not None and (run.job is None or run.job.object["metadata"]["uid"] == parsed.uid):
             self._watch(place).forget(parsed.name)
@@ -508,8 +514,9 @@ class KubernetesRunner(RemoteRunner):
                 at_work = pods_at_work(run)
             if is_ours and at_work:
                 await self._end_late_pods(handle, at_work)
-        if status.state is RemoteState.PENDING and not status.reason and run.live_job is not None:
-            events = await self._events_of(handle, run)
+        if not status.reason and (live := run.live_job) is not None and _may_wait(status, live, run):
+            waiting = [pod for pod in pods_of_claim(live, run.live_pods) if not has_started(pod)]
+            events = await self._events.of(handle, waiting[:1])
             status = judge(run, is_stopped=is_stopped, events=events) or status
         return RemoteJob(
             handle=str(handle), name=handle.name, labels=labels, status=status, is_complete=not is_incomplete(job)
@@ -531,28 +538,6 @@ class KubernetesRunner(RemoteRunner):
         path = PODS.path(place.namespace, metadata["name"])
         client = self._cluster(place.context).client
         await _if_there(client.delete(path, {**body, **grace}, what=f"stop the pod {metadata['name']}"))
-
-    async def _events_of(self, handle: KubernetesHandle, run: SeenRun) -> list[Object]:
-        """Return the events of a run's object that waits without a word, and of its pods."""
-        now = time.monotonic()
-        due, pause, events = self._events.setdefault(handle, (now + _EVENTS_SECONDS, _EVENTS_SECONDS, []))
-        if now < due:
-            return events
-        pause = min(2 * pause, _MOST_EVENTS_SECONDS)
-        self._events[handle] = (now + pause, pause, events)
-        client = self._cluster(handle.place.context).client
-        uids = [handle.uid, *(pod["metadata"]["uid"] for pod in run.live_pods[:1])]
-        found: list[Object] = []
-        try:
-            for uid in uids:
-                path = f"/api/v1/namespaces/{handle.place.namespace}/events"
-                query = {"fieldSelector": f"involvedObject.uid={uid}"}
-                found += (await client.list(path, query, what="list events"))["items"]
-        except LaunchError:
-            pass  # A role may have no right to read events; then the reason stays unknown.
-        found.sort(key=lambda one: str(one.get("lastTimestamp") or ""))
-        self._events[handle] = (now + pause, pause, found)
-        return found
 
     async def _left_of(self, handle: KubernetesHandle) -> str:
         """Say what is there of a run whose object was deleted; empty once it and its pods are gone."""
@@ -608,6 +593,13 @@ async def _if_there(deleting: Any) -> None:
         await deleting
     except ConflictError:
         return
+
+
+def _may_wait(status: RemoteStatus, job: Object, run: SeenRun) -> bool:
+    """Whether a run that is there waits, or a part of it does."""
+    if status.state is RemoteState.RUNNING:
+        return is_short_of_pods(job, kind_in(job), pods_of_claim(job, run.live_pods))
+    return status.state is RemoteState.PENDING
 
 
 def _job_of(run: SeenRun, uid: str) -> Object | None:

@@ -13,12 +13,15 @@ from typing import Any
 from prefect_launch.runners.base import ExitStatus
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.kubernetes.custom_status import custom_status
-from prefect_launch.runners.remote.kubernetes.kinds import JOB, ObjectKind
-from prefect_launch.runners.remote.kubernetes.objects import is_held
+from prefect_launch.runners.remote.kubernetes.kinds import JOB, ObjectKind, find, pod_count
+from prefect_launch.runners.remote.kubernetes.objects import PULL_TIMEOUT, is_held
 from prefect_launch.runners.remote.kubernetes.pods import (
+    PULL_SECONDS,
     Pod,
+    Waiting,
     condition,
     failure_of,
+    has_ended,
     has_started,
     in_words,
     read_time,
@@ -41,20 +44,44 @@ def run_status(
         made: the run's object.
         kind: of it.
         pods: that it has now.
-        events: of the object, oldest first; asked for where it has no pods. A quota that is used up is told there.
+        events: of the object and its pods, oldest first. A quota that is used up is told there.
         now: the time; by default, now.
     """
     moment = now or datetime.now(timezone.utc)
     if is_held(made, kind):
         return RemoteStatus(state=RemoteState.HELD)
-    judged = job_status(made, pods, moment) if kind == JOB else custom_status(made, kind, pods, moment)
-    if judged.state is RemoteState.PENDING and not judged.reason and not pods:
+    waiting = waiting_of(pods, moment, _pull_seconds(made))
+    judged = job_status(made, pods, waiting) if kind == JOB else custom_status(made, kind, pods, waiting)
+    if judged.state in (RemoteState.PENDING, RemoteState.RUNNING) and not judged.reason:
         return judged.model_copy(update={"reason": _warning(events)})
     return judged
 
 
-def job_status(job: Mapping[str, Any], pods: Sequence[Pod], now: datetime) -> RemoteStatus:
-    """Return the status of a batch Job that is not held."""
+def is_short_of_pods(made: Mapping[str, Any], kind: ObjectKind, pods: Sequence[Pod]) -> bool:
+    """Whether an object that is not held has fewer pods than it is to have: a quota may be used up, say."""
+    at_work = sum(not has_ended(pod) for pod in pods)
+    if kind != JOB:
+        templates = [(one, keys) for one in kind.pods for keys, _ in find(made, one.template)]
+        return at_work < sum(pod_count(made, one, keys) for one, keys in templates)
+    spec, status = made.get("spec") or {}, made.get("status") or {}
+    completions, parallelism = spec.get("completions"), spec.get("parallelism")
+    wanted = 1 if parallelism is None else int(parallelism)
+    return at_work < (wanted if completions is None else min(wanted, completions - (status.get("succeeded") or 0)))
+
+
+def _pull_seconds(made: Mapping[str, Any]) -> float:
+    written = ((made.get("metadata") or {}).get("annotations") or {}).get(PULL_TIMEOUT)
+    return PULL_SECONDS if written is None else float(written)
+
+
+def job_status(job: Mapping[str, Any], pods: Sequence[Pod], waiting: Waiting) -> RemoteStatus:
+    """Return the status of a batch Job that is not held.
+
+    Args:
+        job: the Job.
+        pods: that it has now.
+        waiting: why those of them wait that do.
+    """
     if failed := condition(job, "Failed"):
         return RemoteStatus(state=RemoteState.ENDED, exit=_job_failure(job, failed, pods))
     if condition(job, "Complete"):
@@ -62,12 +89,11 @@ def job_status(job: Mapping[str, Any], pods: Sequence[Pod], now: datetime) -> Re
         done = read_time((job.get("status") or {}).get("completionTime"))
         return RemoteStatus(state=RemoteState.ENDED, exit=end.model_copy(update={"ended_at": end.ended_at or done}))
     if any(has_started(pod) for pod in pods):
-        return RemoteStatus(state=RemoteState.RUNNING)
+        return RemoteStatus(state=RemoteState.RUNNING, reason=waiting.reason, refusal=waiting.refusal)
     if suspended := condition(job, "Suspended"):
         return RemoteStatus(
             state=RemoteState.PENDING, reason=in_words(suspended.get("reason"), suspended.get("message"))
         )
-    waiting = waiting_of(pods, now)
     return RemoteStatus(state=RemoteState.PENDING, reason=waiting.reason, refusal=waiting.refusal)
 
 
@@ -90,6 +116,6 @@ def _last_try(job: Mapping[str, Any], pods: Sequence[Pod]) -> Sequence[Pod]:
 
 
 def _warning(events: Sequence[Mapping[str, Any]]) -> str:
-    """Return the last warning of an object's events."""
-    last: Mapping[str, Any] = next((event for event in reversed(events) if event.get("type") == "Warning"), {})
-    return in_words(last.get("reason"), last.get("message"))
+    """Return the last of some events, if it is a warning: what came before it has passed."""
+    last: Mapping[str, Any] = events[-1] if events else {}
+    return in_words(last.get("reason"), last.get("message")) if last.get("type") == "Warning" else ""

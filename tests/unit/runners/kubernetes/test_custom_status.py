@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ import pytest
 from prefect_launch.runners.remote.jobs import RemoteState
 from prefect_launch.runners.remote.kubernetes.custom_status import CustomState, custom_status, state_of
 from prefect_launch.runners.remote.kubernetes.kinds import CUSTOM_KINDS, ObjectKind, kind_of
+from prefect_launch.runners.remote.kubernetes.pods import Waiting
 
-NOW = datetime(2026, 5, 4, 12, 10, tzinfo=timezone.utc)
 PYTORCH, RAY, VOLCANO, JOB_SET = CUSTOM_KINDS
 
 
@@ -65,7 +64,7 @@ def test_failed_resource_says_which_container_failed() -> None:
         "status": {"phase": "Failed", "containerStatuses": [{"name": "pytorch", "state": {"terminated": ended}}]},
     }
 
-    status = custom_status({"status": conditions("Failed")}, PYTORCH, [worker], NOW)
+    status = custom_status({"status": conditions("Failed")}, PYTORCH, [worker], Waiting(""))
 
     assert status.state is RemoteState.ENDED
     assert status.exit is not None
@@ -73,7 +72,7 @@ def test_failed_resource_says_which_container_failed() -> None:
 
 
 def test_failed_resource_without_pods_gives_its_operators_words() -> None:
-    status = custom_status({"status": conditions("Failed")}, PYTORCH, [], NOW)
+    status = custom_status({"status": conditions("Failed")}, PYTORCH, [], Waiting(""))
 
     assert status.exit is not None
     assert status.exit.error == "PyTorchJob Failed: FailedReason: it is Failed"
@@ -82,13 +81,13 @@ def test_failed_resource_without_pods_gives_its_operators_words() -> None:
 def test_pod_that_runs_counts_before_the_word_of_a_slow_operator() -> None:
     running = {"metadata": {"name": "w"}, "status": {"phase": "Running"}}
 
-    assert custom_status({}, PYTORCH, [running], NOW).state is RemoteState.RUNNING
+    assert custom_status({}, PYTORCH, [running], Waiting("")).state is RemoteState.RUNNING
 
 
 def test_resource_whose_operator_reached_its_deadline_has_timed_out() -> None:
     made = {"status": {"jobDeploymentStatus": "Failed", "message": "activeDeadlineSeconds: DeadlineExceeded"}}
 
-    status = custom_status(made, RAY, [], NOW)
+    status = custom_status(made, RAY, [], Waiting(""))
 
     assert status.exit is not None
     assert status.exit.timed_out

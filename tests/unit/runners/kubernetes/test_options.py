@@ -27,6 +27,8 @@ from tests.unit.runners.kubernetes.plans import job_options, pod_manifest
         ("gpus", "2", {"gpus": 2}),
         ("shm_size", "1g", {"shm_size": 1024**3}),
         ("node_selector", {"gpu": "a100"}, {"node_selector": {"gpu": "a100"}}),
+        ("image_pull_timeout", "10min", {"image_pull_timeout": 600}),
+        ("image_pull_timeout", 0, {"image_pull_timeout": 0}),
         (
             "tolerations",
             ["gpu=yes:NoSchedule", "spot"],

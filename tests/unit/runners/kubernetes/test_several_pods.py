@@ -9,11 +9,13 @@ from typing import Any
 import anyio
 import pytest
 
-from prefect_launch.runners.base import Labels, RunState
+from prefect_launch.errors import ImagePullError
+from prefect_launch.runners.base import Labels, RunPlan, RunState
+from prefect_launch.runners.remote.kubernetes import events
 from prefect_launch.runners.remote.kubernetes import runner as runner_module
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from tests.support.kubernetes_api import KubernetesApi
-from tests.support.kubernetes_pods import JOBS, PODS
+from tests.support.kubernetes_pods import JOBS, PODS, JobPods
 from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, started, until
 
 TEMPLATE = {"spec": {"containers": [{"name": "main"}], "restartPolicy": "Never"}}
@@ -85,3 +87,52 @@ async def test_removal_waits_for_the_pods_of_the_run(
     server.store.delete(PODS, "default", name, at_once=True)
     with anyio.fail_after(LIMIT_SECONDS):
         await removing
+
+
+async def beside_one_that_runs(server: KubernetesApi, runner: KubernetesRunner, plan: RunPlan) -> tuple[str, JobPods]:
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    pods.create()
+    return handle, pods
+
+
+async def test_pod_that_can_never_start_ends_the_run_whose_other_pods_run(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan = plan_in(tmp_path, **TWO, image_pull_timeout=0)
+    handle, pods = await beside_one_that_runs(server, runner, plan)
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    await until(plan.log_path.exists)
+    pods.wait("ImagePullBackOff", 'Back-off pulling image "nope"')
+    with anyio.fail_after(LIMIT_SECONDS), pytest.raises(ImagePullError, match="Back-off pulling image"):
+        await watching
+
+
+async def test_pod_that_waits_while_others_run_is_told(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KubernetesRunner, "part_seconds", 0.1)
+    handle, pods = await beside_one_that_runs(server, runner, plan_in(tmp_path, **TWO))
+    pods.cannot_be_scheduled("0/3 nodes are available: 3 Insufficient cpu.")
+    told = asyncio.Queue[str]()
+    watching = asyncio.create_task(runner.watch_parts(handle, told.put))
+    with anyio.fail_after(LIMIT_SECONDS):
+        assert await told.get() == "Unschedulable: 0/3 nodes are available: 3 Insufficient cpu."
+        await runner.stop(handle, 1.0)
+        await watching
+
+
+async def test_quota_that_keeps_a_later_pod_away_is_told_from_the_events_of_the_job(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KubernetesRunner, "part_seconds", 0.1)
+    monkeypatch.setattr(events, "_FIRST_SECONDS", 0.1)
+    handle, pods = await started(runner, server, plan_in(tmp_path, **TWO))
+    pods.run()
+    pods.event("FailedCreate", 'pods "x" is forbidden: exceeded quota: few', kind="Job")
+    told = asyncio.Queue[str]()
+    watching = asyncio.create_task(runner.watch_parts(handle, told.put))
+    with anyio.fail_after(LIMIT_SECONDS):
+        assert await told.get() == 'FailedCreate: pods "x" is forbidden: exceeded quota: few'
+        await runner.stop(handle, 1.0)
+        await watching

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -13,9 +13,9 @@ from prefect_launch.errors import ImagePullError, SpecError
 from prefect_launch.runners.base import ExitStatus
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.kubernetes.kinds import JOB
-from prefect_launch.runners.remote.kubernetes.objects import HOLD
+from prefect_launch.runners.remote.kubernetes.objects import HOLD, PULL_TIMEOUT
 from prefect_launch.runners.remote.kubernetes.pods import cut_warning, is_cut, outputs_message
-from prefect_launch.runners.remote.kubernetes.status import run_status
+from prefect_launch.runners.remote.kubernetes.status import is_short_of_pods, run_status
 from prefect_launch.spec.scheduling import Cause
 
 NOW = datetime(2026, 5, 4, 12, 10, tzinfo=timezone.utc)
@@ -161,6 +161,54 @@ def test_name_that_is_no_image_is_given_up_at_once_and_a_failing_pull_is_not() -
 
     assert judge(job(), pod("Pending", waits("InvalidImageName")), now=at_once).refusal is not None
     assert judge(job(), pod("Pending", waits("ErrImagePull")), now=at_once).refusal is None
+
+
+def test_patience_for_an_image_counts_from_the_end_of_the_init_containers() -> None:
+    at = "2026-05-04T12:08:00Z"
+    initialized = {"type": "Initialized", "status": "True", "lastTransitionTime": at}
+    made = pod("Pending", waits("ImagePullBackOff"), init=[terminated(0, at=at)], conditions=[initialized])
+
+    assert judge(job(), made).refusal is None
+    assert isinstance(judge(job(), made, now=NOW + timedelta(minutes=4)).refusal, ImagePullError)
+
+
+def test_owner_says_how_long_the_nodes_may_fail_to_get_an_image() -> None:
+    made, waiting = job(), pod("Pending", waits("ErrImagePull"))
+    made["metadata"]["annotations"][PULL_TIMEOUT] = "3600"
+
+    assert judge(made, waiting).refusal is None
+    made["metadata"]["annotations"][PULL_TIMEOUT] = "0"
+    assert judge(made, waiting, now=datetime(2026, 5, 4, 12, tzinfo=timezone.utc)).refusal is not None
+
+
+def test_pod_that_waits_beside_one_that_runs_is_told_and_given_up() -> None:
+    runs = pod("Running", {"running": {"startedAt": STARTED}}, name="a")
+    waiting = judge(job(), runs, pod("Pending", conditions=[UNSCHEDULABLE], name="b"))
+    never = judge(job(), runs, pod("Pending", waits("CreateContainerConfigError", "secret not found"), name="b"))
+
+    assert (waiting.state, waiting.reason) == (RemoteState.RUNNING, "Unschedulable: " + UNSCHEDULABLE["message"])
+    assert (never.state, type(never.refusal)) == (RemoteState.RUNNING, SpecError)
+
+
+def test_quota_that_keeps_later_pods_away_is_told() -> None:
+    made, runs = job(), pod("Running", {"running": {"startedAt": STARTED}})
+    event = {"type": "Warning", "reason": "FailedCreate", "message": 'pods "x" is forbidden: exceeded quota: q'}
+    assert not is_short_of_pods(made, JOB, [runs])
+    made["spec"].update(parallelism=2, completions=2)
+
+    assert is_short_of_pods(made, JOB, [runs])
+    assert judge(made, runs, events=[event]).reason == 'FailedCreate: pods "x" is forbidden: exceeded quota: q'
+    made["status"]["succeeded"] = 1
+    assert not is_short_of_pods(made, JOB, [runs])
+
+
+def test_warning_that_has_passed_is_no_reason() -> None:
+    events = [
+        {"type": "Warning", "reason": "FailedScheduling", "message": "no node"},
+        {"type": "Normal", "reason": "Pulling", "message": "Pulling image"},
+    ]
+
+    assert judge(job(), pod("Pending", waits("ContainerCreating")), events=events).reason == ""
 
 
 def test_running_pod_is_running_work() -> None:
