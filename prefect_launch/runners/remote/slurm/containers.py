@@ -6,11 +6,13 @@ Whoever they run as, the image's own user does not count: a job runs as the user
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.code_job import given_variables, inherited_variables
 from prefect_launch.runners.remote.slurm import options as slurm_options
 
 
@@ -59,6 +61,24 @@ def command_of(plan: RunPlan, mounts: Sequence[str] = ()) -> list[str]:
     where = ["--pwd", plan.working_dir] if plan.working_dir and not plan.project_dir else []
     gpus = ["--nv"] if _asks_for_gpus(plan.options) else []
     return [program, verb, *gpus, *bound, *where, f"docker://{image}", *own]
+
+
+def variables_of_image(plan: RunPlan, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that the program gets which runs an image on a node.
+
+    It is found by the node's own `PATH`; one that was given is for the inside of the image.
+
+    Args:
+        plan: of its run, checked.
+        variables: the job's.
+    """
+    given, own = given_variables(plan), inherited_variables()
+    kept = {name: value for name, value in variables.items() if name not in ("PATH", "LD_LIBRARY_PATH")}
+    kept["PATH"] = own.get("PATH", os.defpath)
+    program = slurm_options.container(plan.options["container"])
+    if "PATH" in given and program != "pyxis":
+        kept[f"{program.upper()}ENV_PATH"] = given["PATH"]
+    return kept
 
 
 def _pyxis(image: str, binds: Sequence[str], working_dir: str | None) -> list[str]:

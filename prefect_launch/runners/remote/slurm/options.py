@@ -16,6 +16,8 @@ from prefect_launch.core.units import as_text, parse_size
 from prefect_launch.errors import SpecError
 from prefect_launch.runners import option_values as values
 from prefect_launch.runners.option_values import UNLIMITED, Quantity, each, of_form
+from prefect_launch.runners.remote.slurm.sbatch_arguments import argument
+from prefect_launch.runners.remote.slurm.variables import check_names
 
 _MEBIBYTE: Final = 1024**2
 _MAX_CPUS: Final = 100_000
@@ -89,21 +91,6 @@ def gpu_count(value: object) -> int:
     return asked.count
 
 
-_FORBIDDEN: Final = re.compile(
-    r"-[aHJoeWDiMMhVQn].*|--(array|hold|requeue|no-requeue|job-name|comment|output|error|export|export-file|wrap|wait"
-    r"|parsable|chdir|test-only|clusters?|input|get-user-env|open-mode|uid|gid|help|usage|version|quiet|ntasks)(=.*)?",
-    re.DOTALL,
-)
-_more = of_form(r"-[^\0\n]+", 'each must be an argument of sbatch, such as "--switches=1"', max_chars=4_096)
-
-
-def _argument(value: object) -> str:
-    found = _more(value)
-    if _FORBIDDEN.fullmatch(found):
-        raise ValueError(f"{found!r} is decided by prefect-launch, or is an option of its own")
-    return found
-
-
 _CONTAINERS: Final = ("apptainer", "pyxis", "singularity")
 
 
@@ -146,7 +133,7 @@ _OWNER: Final[dict[str, tuple[str, _Reader]]] = {
     "partition": ("partition", _name),
     "qos": ("qos", _name),
     "reservation": ("reservation", _name),
-    "sbatch": ("", each(_argument)),
+    "sbatch": ("", each(argument)),
 }
 _TABLE: Final = {**_SUBMITTER, **_OWNER}
 
@@ -161,13 +148,6 @@ QUANTITIES: Final = {
     "ntasks": Quantity(values.count_above_zero, unset=1),
     "time": Quantity(minutes, unset=UNLIMITED),
 }
-
-_SHELL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
-
-
-def is_shell_name(name: str) -> bool:
-    """Whether a shell can have a variable of this name."""
-    return _SHELL_NAME.fullmatch(name) is not None
 
 
 def check_values(options: Mapping[str, Any]) -> None:
@@ -184,12 +164,7 @@ def check_values(options: Mapping[str, Any]) -> None:
             _TABLE[name][1](options[name])
         except ValueError as error:
             raise SpecError(f"Invalid resource_args.slurm option {name!r}: {options[name]!r}: {error}.") from None
-    for name in options.get("env") or {}:
-        if not is_shell_name(name):
-            raise SpecError(
-                f"Invalid environment variable name {name!r} in resource_args.slurm: a job's script cannot set it."
-                " Use letters, digits and '_', no digit first."
-            )
+    check_names(options.get("env") or {})
 
 
 def check_together(options: Mapping[str, Any]) -> None:

@@ -37,12 +37,13 @@ from prefect_launch.runners.remote.jobs import LogPart, RemoteJob
 from prefect_launch.runners.remote.slurm import diagnosis, folder, jobs, script
 from prefect_launch.runners.remote.slurm import options as slurm_options
 from prefect_launch.runners.remote.slurm.commands import CommandFailedError, run_slurm
-from prefect_launch.runners.remote.slurm.containers import check_image, command_of
+from prefect_launch.runners.remote.slurm.containers import check_image, command_of, variables_of_image
 from prefect_launch.runners.remote.slurm.jobs import SlurmJob
 from prefect_launch.runners.remote.slurm.logs import read_streams
 from prefect_launch.runners.remote.slurm.nodes import shortage
 from prefect_launch.runners.remote.slurm.records import JobRecord, JobRecords
 from prefect_launch.runners.remote.slurm.statuses import FORGOTTEN, JobStatuses, remote_job
+from prefect_launch.runners.remote.slurm.variables import check_submitted
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,10 @@ class SlurmRunner(RemoteRunner):
         checked = super().check_options(options)
         slurm_options.check_values(checked)
         return checked
+
+    @classmethod
+    def check_submitter_options(cls, options: Mapping[str, Any]) -> None:
+        check_submitted(options.get("env") or {})
 
     @classmethod
     def check_together(cls, options: Mapping[str, Any]) -> None:
@@ -215,7 +220,7 @@ class SlurmRunner(RemoteRunner):
             write_config_files(plan, cwd)
         variables = job_variables(plan, venv)
         if plan.image is not None:
-            variables = {name: value for name, value in variables.items() if name not in ("LD_LIBRARY_PATH",)}
+            variables = variables_of_image(plan, variables)
         mounts = plan.options.get("mount") or ()
         command = command_of(plan, [mounts] if isinstance(mounts, str) else mounts)
         srun = slurm_options.srun_arguments(plan.options)

@@ -58,6 +58,10 @@ on_term() {{
 }}
 is_stopped=false job='' killer='' begun=$(now)
 trap on_term TERM
+for name in HUP USR1 USR2; do
+    # What sbatch --signal asks for reaches the script alone.
+    trap "[ -z \"\\$job\" ] || kill -s $name -- \"-\\$job\" 2>/dev/null" "$name"
+done
 printf '%s %s\\n' "$(hostname)" "$$" > {started}.part && mv -f {started}.part {started}
 if [ -f {stop} ]; then is_stopped=true; rm -f {environment}; finish null 143; fi
 {before}
@@ -172,6 +176,6 @@ def environment_file(variables: Mapping[str, str]) -> str:
     """Return variables as a shell reads them.
 
     Args:
-        variables: whose names a shell can have (`is_shell_name`).
+        variables: whose names a shell can have (`variables.check_names`).
     """
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from prefect_launch.errors import NotFoundError, SpecError
+from prefect_launch.errors import NotFoundError, SpecError, UnsafeSpecError
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.option_values import UNLIMITED
-from prefect_launch.runners.remote.slurm.containers import command_of
+from prefect_launch.runners.remote.slurm.containers import command_of, variables_of_image
 from prefect_launch.runners.remote.slurm.nodes import parse_nodes, shortage_among
 from prefect_launch.runners.remote.slurm.options import minutes, sbatch_arguments, srun_arguments
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
@@ -60,6 +61,23 @@ def test_options_become_arguments_of_sbatch(given: dict[str, Any], expected: lis
         ("sbatch", ["--export=ALL"]),
         ("sbatch", ["rm"]),
         ("sbatch", ["--hold"]),
+        ("sbatch", ["--part=expensive"]),
+        ("sbatch", ["--partition=expensive"]),
+        ("sbatch", ["--wra=rm"]),
+        ("sbatch", ["--wrap=rm"]),
+        ("sbatch", ["--ar=0-9"]),
+        ("sbatch", ["--switch=1"]),
+        ("sbatch", ["-p"]),
+        ("sbatch", ["-pexpensive"]),
+        ("sbatch", ["-wnode1"]),
+        ("sbatch", ["-C", "a"]),
+        ("sbatch", ["--"]),
+        ("sbatch", ["--switches"]),
+        ("sbatch", ["--contiguous=1"]),
+        ("sbatch", ["--SWITCHES=1"]),
+        ("sbatch", ["--mem=1G"]),
+        ("sbatch", ["--uid=0"]),
+        ("sbatch", ["--switches=1\n--uid=0"]),
         ("env", {"NOT A NAME": "x"}),
     ],
 )
@@ -67,6 +85,32 @@ def test_wrong_value_is_refused_with_its_option(name: str, value: object) -> Non
     with pytest.raises(SpecError) as refused:
         SlurmRunner.check_options({name: value})
     assert "resource_args.slurm" in str(refused.value)
+
+
+SUBMITTERS = ("HOME", "PATH", "OMP_NUM_THREADS", "CUDA_LAUNCH_BLOCKING", "LOADING", "ENVIRONMENT", "MY_LD_PATH")
+OWNERS = (
+    *("APPTAINER_BIND", "APPTAINERENV_X", "SINGULARITY_BINDPATH", "SINGULARITYENV_LD_PRELOAD", "SLURM_JOB_ID"),
+    *("SLURM_CONF", "SBATCH_PARTITION", "SRUN_CONTAINER_IMAGE", "LD_PRELOAD", "LD_LIBRARY_PATH", "BASH_ENV", "ENV"),
+    *("UID", "EUID", "IFS", "SHELLOPTS", "BASH_FUNC_x", "ENROOT_MOUNT_HOME", "MUNGE_SOCKET", "_SLURM_SPANK_OPTION_x"),
+)
+
+
+@pytest.mark.parametrize("name", OWNERS)
+def test_variable_that_changes_what_slurm_or_a_container_does_is_the_owners(name: str) -> None:
+    options = SlurmRunner.check_options({"env": {name: "x"}})
+    with pytest.raises(UnsafeSpecError, match=f"{name}=…"):
+        SlurmRunner.check_submitter_options(options)
+
+
+@pytest.mark.parametrize("name", SUBMITTERS)
+def test_variable_of_a_job_alone_is_the_submitters(name: str) -> None:
+    SlurmRunner.check_submitter_options(SlurmRunner.check_options({"env": {name: "x"}}))
+
+
+def test_path_that_was_given_finds_programs_in_the_image_and_not_the_one_that_runs_it(tmp_path: Path) -> None:
+    plan = image_plan(tmp_path, "ubuntu", "true", container="apptainer", env={"PATH": "/mine"})
+    found = variables_of_image(plan, {"PATH": "/mine", "LD_LIBRARY_PATH": "/x", "A": "b"})
+    assert found == {"PATH": os.environ["PATH"], "APPTAINERENV_PATH": "/mine", "A": "b"}
 
 
 def test_option_that_slurm_does_not_have_is_refused_with_the_nearest() -> None:

@@ -145,6 +145,16 @@ def test_term_that_slurm_sends_the_script_alone_does_not_end_the_job(place: Path
     assert (found.exit_code, found.stopped) == (5, False)
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP])
+def test_signal_that_sbatch_is_asked_to_send_the_script_reaches_the_job(place: Path, number: signal.Signals) -> None:
+    name = number.name.removeprefix("SIG")
+    job = Job(place, ["sh", "-c", f"trap 'exit 6' {name}; echo on; while :; do sleep 0.05; done"])
+    running = job.start()
+    wait_until(lambda: (job.folder / script.STDOUT).exists() and job.said() == "on\n")
+    running.send_signal(number)
+    assert running.wait(60) == 6
+
+
 def test_what_a_job_leaves_running_ends_with_it(place: Path) -> None:
     job = Job(place, ["sh", "-c", "sleep 300 & echo $!"])
     assert job.run() == 0

@@ -74,11 +74,13 @@ def made(tmp_path: Path, site: Site) -> Jobs:
 SACCT = {
     "COMPLETED|0:0|node1": "COMPLETED",
     "FAILED|7:0|node1": "FAILED",
+    "FAILED|0:11|node1": "FAILED",
     "CANCELLED by 0|0:0|None assigned": "CANCELLED",
-    "CANCELLED by 0|0:15|node1": "CANCELLED",
+    "CANCELLED by 0|0:0|node2": "CANCELLED",
     "PREEMPTED|0:0|node1": "PREEMPTED",
     "TIMEOUT|0:0|node1": "TIMEOUT",
-    "NODE_FAIL|0:0|node1": "NODE_FAIL",
+    "NODE_FAIL|0:0|node2": "NODE_FAIL",
+    "PENDING|0:0|node1": "PENDING",
 }
 
 
