@@ -166,11 +166,11 @@ async def test_missing_right_is_told_to_the_operator_and_a_full_quota_makes_the_
 
 
 async def test_cluster_that_hangs_does_not_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_CALL_SECONDS", 0.5)
     plan = bench.plan()
     await bench.runner.ping()
     bench.api.hang("POST .*/jobs")
-    with pytest.raises(UnreachableError, match="does not answer"):
+    with monkeypatch.context() as hurried, pytest.raises(UnreachableError, match="does not answer"):
+        hurried.setattr(client, "_CALL_SECONDS", 0.5)
         await bench.runner.create(plan)
     bench.api.wake()
     await bench.runner.create(plan)
