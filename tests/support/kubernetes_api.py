@@ -76,6 +76,7 @@ class KubernetesApi:
         logs: Lines by namespace, pod and container.
         denied: What SelfSubjectAccessReview refuses, as "verb resource" or "verb resource/subresource".
         custom: Custom resources by plural: group/version and kind.
+        is_mute: Whether watches tell nothing, their connections open, as when a firewall has forgotten them.
         requests: What was asked, as "METHOD path?query", oldest first.
     """
 
@@ -86,6 +87,7 @@ class KubernetesApi:
     logs: dict[tuple[str, str, str], list[Line]] = field(default_factory=dict)
     denied: set[str] = field(default_factory=set)
     custom: dict[str, tuple[str, str]] = field(default_factory=dict)
+    is_mute: bool = False
     requests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -278,6 +280,9 @@ class KubernetesApi:
             if self._cuts > cuts:
                 _break(request)
                 return response
+            if self.is_mute:
+                await asyncio.sleep(_POLL)
+                continue
             for change in store.changes(kind, namespace, *selectors, after):
                 await _send(response, change.type, change.object)
                 after = told = change.version

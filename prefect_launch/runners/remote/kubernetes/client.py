@@ -12,6 +12,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from prefect_launch.errors import InfrastructureError, LaunchError, UnreachableError, clause
@@ -33,6 +34,31 @@ _PAGE: Final = 500
 _MERGE_PATCH: Final = "application/merge-patch+json"
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A request to the API.
+
+    Attributes:
+        method: of HTTP.
+        path: below the server's address.
+        what: is asked for, in words that follow "cannot".
+        query: to the request.
+        body: to send; None: none.
+        content_type: of the body.
+        total_seconds: what its answer may take as a whole; None: any time.
+        silent_seconds: how long its answer may be silent; None: any time.
+    """
+
+    method: str
+    path: str
+    what: str
+    query: Query | None = None
+    body: Object | None = None
+    content_type: str = "application/json"
+    total_seconds: float | None = None
+    silent_seconds: float | None = None
+
+
 class KubernetesClient:
     """A connection to one cluster; it is made at the first call.
 
@@ -43,6 +69,7 @@ class KubernetesClient:
     def __init__(self, context: str = "") -> None:
         self._context = context
         self._login: Login | None = None
+        self._doubted: Login | None = None
         self._rest: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loading = asyncio.Lock()
@@ -71,7 +98,7 @@ class KubernetesClient:
             NotThereError: when there is none.
             LaunchError: as `error_of` says.
         """
-        return await self._call("GET", path, query, what=what)
+        return await self._call(_Request("GET", path, what, query))
 
     async def find(self, path: str, *, what: str) -> Object | None:
         """Return an object when it is there."""
@@ -94,16 +121,16 @@ class KubernetesClient:
 
     async def create(self, path: str, body: Object, query: Query | None = None, *, what: str) -> Object:
         """Create an object; raises `TakenError` when one of its name is there."""
-        return await self._call("POST", path, query, body, what=what)
+        return await self._call(_Request("POST", path, what, query, body))
 
     async def patch(self, path: str, body: Object, *, what: str) -> Object:
         """Merge a patch into an object."""
-        return await self._call("PATCH", path, None, body, content_type=_MERGE_PATCH, what=what)
+        return await self._call(_Request("PATCH", path, what, body=body, content_type=_MERGE_PATCH))
 
     async def delete(self, path: str, body: Object | None = None, *, what: str) -> Object | None:
         """Delete an object; None when it is gone already."""
         try:
-            return await self._call("DELETE", path, None, body or {}, what=what)
+            return await self._call(_Request("DELETE", path, what, body=body or {}))
         except NotThereError:
             return None
 
@@ -120,9 +147,9 @@ class KubernetesClient:
             what: is asked for.
 
         Raises:
-            UnreachableError: also while it is read, when it breaks.
+            UnreachableError: also while it is read, when it breaks; its cause is a `TimeoutError` after a silence.
         """
-        response = await self._open("GET", path, query, None, "", timeouts=(None, idle_seconds), what=what)
+        response = await self._open(_Request("GET", path, what, query, silent_seconds=idle_seconds))
         try:
             yield self._pieces(response, what)
         finally:
@@ -136,28 +163,18 @@ class KubernetesClient:
 
     # --- inside ---
 
-    async def _call(
-        self,
-        method: str,
-        path: str,
-        query: Query | None,
-        body: Object | None = None,
-        *,
-        content_type: str = "application/json",
-        what: str,
-    ) -> Object:
+    async def _call(self, request: _Request) -> Object:
+        request = replace(request, total_seconds=_CALL_SECONDS)
         for pause in (*_RETRY_SECONDS, None):
             try:
-                response = await self._open(
-                    method, path, query, body, content_type, timeouts=(_CALL_SECONDS, None), what=what, pause=pause
-                )
+                response = await self._open(request, pause)
                 found = await response.json(content_type=None)
                 break
             except _MayPassError as error:
                 await asyncio.sleep(error.pause)
             except _unread() as error:
                 if pause is None or isinstance(error, asyncio.TimeoutError):
-                    raise self._away(what, error) from error
+                    raise self._away(request.what, error) from error
                 await asyncio.sleep(pause)
         if not isinstance(found, dict):
             raise InfrastructureError(
@@ -165,31 +182,20 @@ class KubernetesClient:
             )
         return found
 
-    async def _open(
-        self,
-        method: str,
-        path: str,
-        query: Query | None,
-        body: Object | None,
-        content_type: str,
-        *,
-        timeouts: tuple[float | None, float | None],
-        what: str,
-        pause: float | None = None,
-    ) -> Any:
+    async def _open(self, request: _Request, pause: float | None = None) -> Any:
         """Make a request; return its answer when it is a success.
 
         Args:
-            timeouts: for the whole, and for each silence.
+            request: to make.
             pause: before the request is made again; None: it is not.
         """
         login = await self._connected()
-        response = await self._send(login, method, path, query, body, content_type, timeouts, what, pause)
+        response = await self._send(login, request, pause)
         if response.status == 401:
             renewed = await self._reconnect(login)
             if renewed.identity != login.identity:
                 response.close()
-                response = await self._send(renewed, method, path, query, body, content_type, timeouts, what, pause)
+                response = await self._send(renewed, request, pause)
         if response.status < 400:
             return response
         try:
@@ -198,46 +204,35 @@ class KubernetesClient:
             response.close()
         if answer.may_pass and pause is not None:
             raise _MayPassError(min(_MOST_RETRY_SECONDS, answer.retry_after or pause))
-        raise error_of(answer, what, login.host)
+        raise error_of(answer, request.what, login.host)
 
-    async def _send(
-        self,
-        login: Login,
-        method: str,
-        path: str,
-        query: Query | None,
-        body: Object | None,
-        content_type: str,
-        timeouts: tuple[float | None, float | None],
-        what: str,
-        pause: float | None,
-    ) -> Any:
+    async def _send(self, login: Login, request: _Request, pause: float | None) -> Any:
         import aiohttp
 
         headers = {"Accept": "application/json", "User-Agent": "prefect-launch"}
-        if content_type:
-            headers["Content-Type"] = content_type
+        if request.body is not None:
+            headers["Content-Type"] = request.content_type
         if login.authorization:
             headers["Authorization"] = login.authorization
-        total, silence = timeouts
-        timeout = aiohttp.ClientTimeout(total=total, sock_connect=_CONNECT_SECONDS, sock_read=silence)
+        timeout = aiohttp.ClientTimeout(
+            total=request.total_seconds, sock_connect=_CONNECT_SECONDS, sock_read=request.silent_seconds
+        )
         try:
             return await self._rest.request(
-                method,
-                login.host + path,
-                query_params=list((query or {}).items()),
+                request.method,
+                login.host + request.path,
+                query_params=list((request.query or {}).items()),
                 headers=headers,
-                body=body,
+                body=request.body,
                 _preload_content=False,
                 _request_timeout=timeout,
             )
         except _broken() as error:
             if pause is not None and not isinstance(error, asyncio.TimeoutError) and not _is_distrust(error):
                 raise _MayPassError(pause) from error
-            away = self._away(what, error)
             # The address or the certificates may have been corrected.
-            self._login = None
-            raise away from error
+            self._doubted = login
+            raise self._away(request.what, error) from error
 
     async def _pieces(self, response: Any, what: str) -> AsyncIterator[bytes]:
         try:
@@ -248,20 +243,24 @@ class KubernetesClient:
 
     async def _connected(self) -> Login:
         loop = asyncio.get_running_loop()
-        if self._login is not None and self._rest is not None and self._loop is loop:
+        is_open = self._login is not None and self._rest is not None and self._loop is loop
+        if is_open and self._login is not None and self._login is not self._doubted:
             return self._login
         if self._loop is not loop:
             self._rest, self._loop, self._loading = None, loop, asyncio.Lock()
-        return await self._reconnect(None)
+        return await self._reconnect(self._login)
 
     async def _reconnect(self, known: Login | None) -> Login:
-        """Read the login again, unless somebody else has done so since."""
+        """Read the login again, unless somebody else has done so since; connect anew only where that has changed.
+
+        A call that has failed is no reason to break the streams over the other connections.
+        """
         async with self._loading:
             if self._login is None or self._login is known or self._rest is None:
                 login = await load_login(self._context)
-                if known is None or self._rest is None or login.connection != known.connection:
+                if self._login is None or self._rest is None or login.connection != self._login.connection:
                     await self._connect(login)
-                self._login = login
+                self._login, self._doubted = login, None
         return self._login
 
     async def _connect(self, login: Login) -> None:

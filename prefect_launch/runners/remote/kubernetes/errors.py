@@ -25,6 +25,8 @@ from prefect_launch.errors import (
 _SHOWN_CHARS: Final = 300
 #: How the API says that a right is missing; whatever else it forbids comes from a rule of the namespace.
 _NO_RIGHT: Final = re.compile(r'cannot (\w+) resource "([^"]+)"')
+#: How it refuses a patch of an object that has another uid than the patch names.
+_ANOTHER_UID: Final = re.compile(r"metadata\.uid: .*field is immutable")
 _QUOTA: Final = "exceeded quota"
 
 
@@ -50,6 +52,19 @@ class NotReadyError(InfrastructureError):
 
 class LoginError(UnreachableError):
     """The API does not know the agent's token or certificate (any more)."""
+
+
+class OverloadedError(UnreachableError):
+    """The API asks to wait.
+
+    Args:
+        message: what is told.
+        retry_after: for how long, in seconds; None: it does not say.
+    """
+
+    def __init__(self, message: str, retry_after: float | None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Answer(NamedTuple):
@@ -121,7 +136,9 @@ def error_of(answer: Answer, what: str, host: str) -> LaunchError:
         return ExpiredError(f"The cluster at {host} has forgotten that version: {said}.")
     if answer.code == 429:
         wait = f" for {answer.retry_after:g} s" if answer.retry_after else ""
-        return UnreachableError(f"The cluster at {host} is overloaded and asks to wait{wait}: {said}. Nothing is lost.")
+        return OverloadedError(
+            f"The cluster at {host} is overloaded and asks to wait{wait}: {said}. Nothing is lost.", answer.retry_after
+        )
     if answer.code in (502, 503, 504):
         return UnreachableError(f"The cluster at {host} did not {what}: {said}. It is asked again.")
     return InfrastructureError(
@@ -132,6 +149,8 @@ def error_of(answer: Answer, what: str, host: str) -> LaunchError:
 def _refused(answer: Answer, what: str) -> LaunchError:
     if answer.reason == "BadRequest" and "waiting to start" in answer.message:
         return NotReadyError(clause(answer.message))
+    if any(_ANOTHER_UID.search(one) for one in (*answer.causes, answer.message)):
+        return ConflictError(f"The cluster did not {what}, since another object has that name now.")
     # The message of a status with causes repeats them, in the words of a program.
     said = "; ".join(answer.causes) or clause(answer.message)
     return SpecError(f"The cluster did not {what}: {said}. Correct resource_args.kubernetes.")

@@ -98,6 +98,8 @@ _SUSPENDS: Final = (1, 22)
 _GONE_SECONDS: Final = 60.0
 #: How long the pods of an object that has ended may still run before they are deleted.
 _LATE_SECONDS: Final = 30.0
+#: After so long, and again and again, a run that was told to stop is asked for, whatever the watch says.
+_DOUBT_SECONDS: Final = 3.0
 _HUB_KEY: Final = "https://index.docker.io/v1/"
 
 
@@ -166,6 +168,7 @@ class KubernetesRunner(RemoteRunner):
         self._changed: dict[KubernetesHandle, None] = {}
         self._has_changed = asyncio.Event()
         self._late: dict[KubernetesHandle, float] = {}
+        self._stopping: dict[KubernetesHandle, float] = {}
         self._events = RunEvents(lambda context: self._cluster(context).client)
 
     # --- options ---
@@ -277,7 +280,8 @@ class KubernetesRunner(RemoteRunner):
     ) -> dict[KubernetesHandle, RemoteJob | LaunchError]:
         """Return the runs of one place that are there; why it cannot be seen now, of each that cannot."""
         try:
-            runs = await self._watch(place).look(place.resource, [one.name for one in handles])
+            doubted = [one.name for one in handles if self._is_doubted(one)]
+            runs = await self._watch(place).look(place.resource, [one.name for one in handles], doubted)
         except LaunchError as error:
             self._problems.note(place, error)
             return dict.fromkeys(handles, error)
@@ -292,6 +296,14 @@ class KubernetesRunner(RemoteRunner):
         there = [(one, run) for one in handles if (run := runs.get(one.name)) is not None]
         jobs = await asyncio.gather(*(see(one, run) for one, run in there))
         return {one: job for (one, _), job in zip(there, jobs, strict=True) if job is not None}
+
+    def _is_doubted(self, handle: KubernetesHandle) -> bool:
+        """Whether a run was told to stop a while ago: its end is not left to a stream."""
+        due, now = self._stopping.get(handle, math.inf), time.monotonic()
+        if now < due:
+            return False
+        self._stopping[handle] = now + _DOUBT_SECONDS
+        return True
 
     async def changes(self) -> AsyncIterator[JobChange]:
         yield JobChange()
@@ -369,6 +381,7 @@ class KubernetesRunner(RemoteRunner):
     async def cancel(self, handle: str, grace_seconds: float) -> None:
         parsed = KubernetesHandle.parse(handle)
         place = parsed.place
+        self._stopping[parsed] = time.monotonic() + _DOUBT_SECONDS
         await self._delete_object(parsed)
         # At 0 the API forgets a pod at once, whether it has ended or not.
         grace = max(1, math.ceil(grace_seconds))
@@ -396,6 +409,7 @@ class KubernetesRunner(RemoteRunner):
             await pauses.sleep()
         await anyio.to_thread.run_sync(self._notes.drop_run, parsed)
         self._late.pop(parsed, None)
+        self._stopping.pop(parsed, None)
         self._events.forget(parsed)
         run = self._watch(place).run(parsed.name)
         if run is not None and (run.job is None or run.job.object["metadata"]["uid"] == parsed.uid):

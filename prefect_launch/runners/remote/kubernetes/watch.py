@@ -1,9 +1,11 @@
 """Watch of a namespace: the jobs that an agent follows there and their pods, by one list and one stream for each kind.
 
-A stream begins at the version of a list. It is resumed from the last version that it told (events and bookmarks), after
-each break, and after a silence that is too long for a living one; where the API has forgotten that version (410), all
-is listed again. Only what is followed is kept, and only what is read of it. An object that was deleted is kept as it
-was last, until its run is forgotten: how its containers ended is known from nowhere else then.
+A stream begins at the version of a list. After each break it is resumed from the last version that it told (events and
+bookmarks). All is listed again after a silence that is too long for a living stream, and where the API has forgotten
+that version (410). A run that is in doubt, such as one that was told to stop, is listed whatever the streams say.
+
+Only what is followed is kept, and only what is read of it. An object that was deleted is kept as it was last, until its
+run is forgotten: how its containers ended is known from nowhere else then.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from prefect_launch.core.backoff import Backoff
 from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.runners.base import Labels, run_name
 from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object, as_json, lines
-from prefect_launch.runners.remote.kubernetes.errors import Answer, ExpiredError, error_of
+from prefect_launch.runners.remote.kubernetes.errors import Answer, ExpiredError, OverloadedError, error_of
 from prefect_launch.runners.remote.kubernetes.objects import BESIDE, RUNS
 
 log = logging.getLogger(__name__)
@@ -30,8 +33,10 @@ _STREAM_SECONDS: Final = 300
 _SILENCE_SECONDS: Final = 100.0
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _MOST_PAUSE_SECONDS: Final = 5.0
-#: A stream that ends at once, each time, is no reason to ask without a pause.
-_LEAST_STREAM_SECONDS: Final = 0.5
+#: A stream that has lasted so long was a success: the next pause is the first one again.
+_LIVING_SECONDS: Final = 10.0
+#: The longest pause that the API may ask for.
+_MOST_ASKED_SECONDS: Final = 60.0
 #: How many items a selector names; beyond that all are listed, and those that nobody follows are left out.
 _SELECTED: Final = 50
 _POD_SPEC: Final = ("nodeName", "terminationGracePeriodSeconds", "restartPolicy")
@@ -174,12 +179,15 @@ class NamespaceWatch:
         self._runs: dict[str, SeenRun] = {}
         self._streams: dict[Resource, _Stream] = {}
 
-    async def look(self, resource: Resource, names: Collection[str]) -> Mapping[str, SeenRun]:
+    async def look(
+        self, resource: Resource, names: Collection[str], doubted: Collection[str] = ()
+    ) -> Mapping[str, SeenRun]:
         """Return runs by their names, and follow them from now on.
 
         Args:
             resource: that they are objects of.
             names: of the runs.
+            doubted: those of them that are asked for again: a stream may be silent because its connection is dead.
 
         Raises:
             LaunchError: when what is known may be out of date, since the API does not answer.
@@ -187,7 +195,7 @@ class NamespaceWatch:
         for name in names:
             self._runs.setdefault(name, SeenRun())
         await asyncio.gather(*(self._stream(one).ready() for one in (PODS, resource)))
-        unknown = [name for name in names if not self._runs[name].is_known]
+        unknown = [name for name in names if name in doubted or not self._runs[name].is_known]
         if unknown:
             await self._fill(resource, unknown)
         return {name: self._runs[name] for name in names if name in self._runs}
@@ -311,29 +319,27 @@ class _Stream:
             await asyncio.wait({self._task})
 
     async def _run(self) -> None:
-        version, pause = "", _FIRST_PAUSE_SECONDS
+        version, pauses = "", Backoff(_FIRST_PAUSE_SECONDS, _MOST_PAUSE_SECONDS)
         while True:
-            begun = self._loop.time()
+            begun, asked_pause = self._loop.time(), 0.0
             try:
                 if not version:
                     found = await self._watch.list_all(self._resource)
                     self._watch.take_list(self._resource, found)
                     version = str(found["metadata"]["resourceVersion"])
                 version = await self._follow(version)
-                pause = _FIRST_PAUSE_SECONDS
-                if self._loop.time() - begun < _LEAST_STREAM_SECONDS:
-                    await asyncio.sleep(_LEAST_STREAM_SECONDS)
             except ExpiredError:
                 version = ""
             except _CutError as error:
                 # It has been a living stream: go on from its last version, without a word.
-                version = error.version or version
-                await asyncio.sleep(_FIRST_PAUSE_SECONDS)
+                version = error.version
             except LaunchError as error:
                 self._problem = error
                 self._told.set()
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _MOST_PAUSE_SECONDS)
+                asked_pause = (isinstance(error, OverloadedError) and error.retry_after) or 0.0
+            if self._problem is None and self._loop.time() - begun >= _LIVING_SECONDS:
+                pauses.reset()
+            await asyncio.sleep(max(pauses.next(), min(asked_pause, _MOST_ASKED_SECONDS)))
 
     async def _follow(self, version: str) -> str:
         """Follow the stream until it ends; return the version to go on from."""
@@ -358,7 +364,9 @@ class _Stream:
             if not is_open:
                 raise
             log.debug("the stream of %s was cut: %s", self._resource.plural, error)
-            raise _CutError(version) from error
+            # After a silence nobody knows what was not told: all is listed again.
+            is_silent = isinstance(error.__cause__, asyncio.TimeoutError)
+            raise _CutError("" if is_silent else version) from error
         return version
 
     def _take(self, event: Object, version: str) -> str:

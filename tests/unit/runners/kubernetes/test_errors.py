@@ -15,6 +15,7 @@ from prefect_launch.runners.remote.kubernetes.errors import (
     LoginError,
     NotReadyError,
     NotThereError,
+    OverloadedError,
     TakenError,
     error_of,
 )
@@ -33,7 +34,7 @@ def answer(code: int, message: str = "", reason: str = "", **more: Any) -> Launc
         (409, "AlreadyExists", TakenError),
         (409, "Conflict", ConflictError),
         (410, "Expired", ExpiredError),
-        (429, "TooManyRequests", UnreachableError),
+        (429, "TooManyRequests", OverloadedError),
         (500, "InternalError", InfrastructureError),
         (503, "ServiceUnavailable", UnreachableError),
     ],

@@ -1,0 +1,90 @@
+"""Streams of changes: what breaks, falls silent or is refused hides no end, and disturbs no other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+
+import anyio
+import pytest
+
+from prefect_launch.errors import UnreachableError
+from prefect_launch.runners.remote.kubernetes import client, watch
+from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
+from tests.support.kubernetes_api import KubernetesApi
+from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, started, until
+
+
+async def test_call_that_fails_leaves_the_streams_over_other_connections_alone(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    await until(lambda: server.asked("watch=true") == 2)
+    server.hang("GET /version")
+    with monkeypatch.context() as hurried:
+        hurried.setattr(client, "_CALL_SECONDS", 0.5)
+        with pytest.raises(UnreachableError, match="does not answer"):
+            await runner.ping()
+    server.wake()
+    await runner.ping()
+    pods.finish(3)
+    with anyio.fail_after(LIMIT_SECONDS):
+        assert (await watching).exit_code == 3
+    assert server.asked("watch=true") == 2
+
+
+async def test_stop_is_seen_though_the_connection_of_the_watch_is_dead(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_SILENCE_SECONDS", 600.0)
+    handle, pods = await started(runner, server, plan_in(tmp_path))
+    pods.run()
+    server.is_mute = True
+    with anyio.fail_after(LIMIT_SECONDS):
+        await runner.stop(handle, 1.0)
+
+
+async def test_silence_that_is_too_long_makes_the_watch_list_again(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "_SILENCE_SECONDS", 0.5)
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    await until(plan.log_path.exists)
+    server.is_mute = True
+    pods.finish(3)
+    with anyio.fail_after(LIMIT_SECONDS):
+        assert (await watching).exit_code == 3
+
+
+async def test_watch_of_an_overloaded_cluster_gets_the_pause_that_it_asks_for(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan = plan_in(tmp_path)
+    server.answer("GET .*/jobs.*watch=true", 429, "TooManyRequests", "slow down", headers={"Retry-After": "2"})
+    handle, pods = await started(runner, server, plan)
+    begun = time.monotonic()
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    await until(lambda: server.asked("GET .*/jobs.*watch=true") == 2)
+    assert time.monotonic() - begun >= 2
+    pods.run()
+    pods.finish(0)
+    with anyio.fail_after(LIMIT_SECONDS):
+        assert (await watching).succeeded
+
+
+async def test_run_that_is_another_ones_by_now_is_not_released(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan = plan_in(tmp_path)
+    handle = await runner.create(plan)
+    said = 'Job.batch "x" is invalid: metadata.uid: Invalid value: "u": field is immutable'
+    server.answer("PATCH .*/jobs", 422, "Invalid", said)
+    await runner.start(handle)
+    assert server.asked("PATCH .*/jobs") == 1
