@@ -291,8 +291,8 @@ async def run_to_end(api: Api, sweep_id: UUID, *, as_json: bool = False) -> int:
     from prefect_launch.cli.sweep_view import read_now
     from prefect_launch.errors import ExecutionError
     from prefect_launch.sweeps.flow import run_sweep
-    from prefect_launch.sweeps.runner import describe_trial
     from prefect_launch.sweeps.scheduler import Outcome
+    from prefect_launch.sweeps.trial_log import describe_trial
 
     def tell(line: str) -> None:
         typer.echo(printable(line), err=as_json)
@@ -398,8 +398,8 @@ def best(
     import yaml
 
     from prefect_launch.cli.sweep_view import read_report
-    from prefect_launch.sweeps.runner import describe_trial
     from prefect_launch.sweeps.trial_items import best_trial
+    from prefect_launch.sweeps.trial_log import describe_trial
 
     found = read_report(connected(), sweep)
     trial = best_trial(found.name, found.config, found.trials)

@@ -197,7 +197,7 @@ class ChangeLines:
 
     def show(self, report: SweepReport) -> None:
         """Print what has changed since the last call."""
-        from prefect_launch.sweeps.runner import describe_trial
+        from prefect_launch.sweeps.trial_log import describe_trial
 
         for trial in report.trials.history.trials:
             if self._trials.get(trial.number) != (now := _now(trial)):

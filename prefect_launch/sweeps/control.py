@@ -21,8 +21,9 @@ from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.history import History, TrialState
 from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess, queued_again
-from prefect_launch.sweeps.runner import LOOK_SECONDS, SweepRunner, check_sweep_request, running_seconds
+from prefect_launch.sweeps.runner import LOOK_SECONDS, SweepRunner, running_seconds
 from prefect_launch.sweeps.scheduler import Control, EndSweep, reason_to_end
+from prefect_launch.sweeps.sweep_check import check_sweep_request
 from prefect_launch.sweeps.sweep_run import config_of, read_sweep
 from prefect_launch.sweeps.trial_reader import read_trials
 

@@ -23,9 +23,10 @@ from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.server.values import SCHEDULER_FLOW
 from prefect_launch.sweeps.config import SweepConfig
-from prefect_launch.sweeps.runner import SweepRunner, check_sweep_request
+from prefect_launch.sweeps.runner import SweepRunner
 from prefect_launch.sweeps.scheduler import EndSweep, Outcome
 from prefect_launch.sweeps.subflow import place_in_flow
+from prefect_launch.sweeps.sweep_check import check_sweep_request
 from prefect_launch.sweeps.sweep_run import sweep_config
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from prefect_launch.queues.session import QUEUE_LABEL, deployment_name, queue_ta
 from prefect_launch.server.values import SCHEDULER_FLOW, SWEEPS_WORK_QUEUE, ItemDraft
 from prefect_launch.sweeps.flow import pinned_parameters, sweep_flow
 from prefect_launch.sweeps.program import ENTITY_LABEL, PROJECT_LABEL
-from prefect_launch.sweeps.runner import check_sweep_request, queue_of
 from prefect_launch.sweeps.subflow import key_of_sweep
+from prefect_launch.sweeps.sweep_check import check_sweep_request
 from prefect_launch.sweeps.sweep_run import sweep_config
+from prefect_launch.sweeps.trial_queue import queue_of
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api

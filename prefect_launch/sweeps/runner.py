@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
-from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from uuid import UUID
@@ -19,9 +18,6 @@ from uuid import UUID
 import anyio
 import anyio.to_thread
 
-from prefect_launch.client.item_check import NamedJob, check_item, resolve_source
-from prefect_launch.client.queued_run import request_cancel
-from prefect_launch.core.metrics import format_number
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import (
@@ -32,15 +28,11 @@ from prefect_launch.errors import (
     ServerUnavailableError,
     SpecError,
 )
-from prefect_launch.jobs.schema import check_inputs
-from prefect_launch.planning.image_pinning import Digests
 from prefect_launch.server.event_stream import follow
-from prefect_launch.server.metrics import METRIC_LABEL
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.board import SweepBoard
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
-from prefect_launch.sweeps.preview import preview_sweep
 from prefect_launch.sweeps.prior_runs import read_prior_runs
 from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess
 from prefect_launch.sweeps.samplers.base import next_params
@@ -55,19 +47,10 @@ from prefect_launch.sweeps.scheduler import (
     StopTrial,
     decide,
 )
-from prefect_launch.sweeps.search_space import extreme_points
 from prefect_launch.sweeps.sweep_run import config_of
-from prefect_launch.sweeps.trial_items import (
-    ENDS,
-    STOP_LABEL,
-    TRIAL_LABEL,
-    StopRecord,
-    SweepTrials,
-    TrialRecord,
-    sweep_tag,
-    trial_key,
-    trial_spec,
-)
+from prefect_launch.sweeps.trial_items import ENDS, SweepTrials, sweep_tag
+from prefect_launch.sweeps.trial_log import TrialLog
+from prefect_launch.sweeps.trial_queue import TrialQueue
 from prefect_launch.sweeps.trial_reader import WHOLE_SECONDS, TrialReader
 from prefect_launch.sweeps.wake import Wake
 
@@ -81,59 +64,11 @@ _logger = logging.getLogger("prefect_launch.sweeps")
 LOOK_SECONDS: Final = 10.0
 #: A server that is away is asked again so often.
 _AWAY_SECONDS: Final = 5.0
-_SHOWN_PARAMS: Final = 8
-#: More values than this of one list are not checked before the sweep begins: that takes a second.
-_CHECKED_POINTS: Final = 10_000
 _OUTCOMES: Final[Mapping[TrialState, Outcome]] = {
     TrialState.FINISHED: Outcome.FINISHED,
     TrialState.FAILED: Outcome.FAILED,
     TrialState.CANCELLED: Outcome.STOPPED,
 }
-
-
-async def check_sweep_request(api: Api, session: Session, config: SweepConfig) -> NamedJob:
-    """Check all of a sweep that can be checked before it begins: queue, job, sampler, trials, prior runs.
-
-    Returns:
-        The job of its trials.
-
-    Raises:
-        LaunchError: as `launch_add` does for a trial, `make_sampler` and `read_prior_runs`.
-    """
-    nobody = UUID(int=0)
-    sampler = make_sampler(config, str(nobody))
-    queue = queue_of(config)
-    named: NamedJob | None = None
-    for number, params in enumerate(preview_sweep(config).samples):
-        spec = trial_spec(config, nobody, TrialRecord(number=number, attempt=1, params=params))
-        named = named or await resolve_source(session, spec)
-        if named.draft is not None:
-            raise SpecError(f"The sweep's trials name the URI {spec.uri!r}. Make a job of it, and name that.")
-        await check_item(api, session, spec, queue, named)
-    if named is None:
-        raise SpecError("The sweep has no point to try.")
-    if named.job is not None and config.method != "custom":
-        await anyio.to_thread.run_sync(_check_extremes, config, named.job.schema)
-    await read_prior_runs(session, config, sampler)
-    return named
-
-
-def _check_extremes(config: SweepConfig, schema: Mapping[str, Any] | None) -> None:
-    """Refuse a sweep that would come to a value which the job's schema refuses, after hours of other trials maybe."""
-    own = config.launch.config.get("overrides") or {}
-    for params in islice(extreme_points(config.parameters), _CHECKED_POINTS if schema else 0):
-        check_inputs(schema, {**(own.get("run_config") or {}), **params})
-
-
-def queue_of(config: SweepConfig) -> str:
-    """Return the queue of a sweep's trials.
-
-    Raises:
-        SpecError: when the sweep names none.
-    """
-    if config.launch.queue is None:
-        raise SpecError("The sweep names no queue. Give --queue, or launch.queue in its file.")
-    return config.launch.queue
 
 
 class SweepRunner:
@@ -178,10 +113,10 @@ class SweepRunner:
         # For speed, and for what is told; nothing of it decides.
         self._seen: datetime | None = None
         self._is_paused = False
-        self._named: NamedJob | None = None
         self._prior: tuple[Trial, ...] | None = None
-        self._shown: dict[int, Trial] | None = None
+        self._trial_log = TrialLog(tell)
         self._reader = TrialReader(session.server, sweep_id, whole_seconds=WHOLE_SECONDS)
+        self._queue = TrialQueue(api, session, sweep_id, config)
 
     def stop(self) -> None:
         """Stop the sweep: its trials are cancelled, then it ends. Call it on the event loop."""
@@ -216,7 +151,8 @@ class SweepRunner:
         except (LaunchError, TypeError) as error:
             self._tell(f"The sweep goes on as before, for its new parameters are refused: {error}")
             return
-        self._config, self._sampler, self._named, self._prior = config, sampler, None, None
+        self._config, self._sampler, self._prior = config, sampler, None
+        self._queue = TrialQueue(self._api, self._session, self._sweep_id, config)
         self._board.follow(config)
         cap = "no limit" if config.run_cap is None else f"{config.run_cap:,}"
         self._tell(f"The sweep has new parameters. Workers: {config.scheduler.num_workers}; trials at most: {cap}.")
@@ -275,7 +211,7 @@ class SweepRunner:
         command = await self._command(sweep) if ended is None else Command.STOP
         trials = await self._reader.trials(self._config)
         self._wake.note_ended({str(one.item.id) for one in trials.items.values() if one.item.is_terminal})
-        self._show(trials)
+        self._trial_log.show(trials, self._config)
         self._board.update(sweep, trials)
         if _can_go_on(sweep) and not self._is_stopping:
             return ended  # Its trials wait meanwhile.
@@ -365,75 +301,15 @@ class SweepRunner:
         return decide(self._config, history, control, lambda so_far: next_params(sampler, so_far) if sampler else None)
 
     async def _act(self, actions: tuple[Action, ...], trials: SweepTrials) -> EndSweep | None:
-        await self._queue([action for action in actions if isinstance(action, QueueTrial)])
+        made = await self._queue.add([action for action in actions if isinstance(action, QueueTrial)])
+        self._reader.note_changed(*(item.id for item in made))
         for action in actions:
             if isinstance(action, StopTrial):
-                await self._cancel(action, trials)
+                if await self._queue.cancel(action, trials):
+                    self._wake.now()
             elif isinstance(action, EndSweep):
                 return action if self._failure is None else EndSweep(Outcome.FAILED, str(self._failure))
         return None
-
-    async def _queue(self, wanted: list[QueueTrial]) -> None:
-        if not wanted:
-            return
-        drafts = []
-        digests = Digests(self._session.digest_cache)
-        for one in wanted:
-            record = TrialRecord(number=one.number, attempt=one.attempt, params=dict(one.params))
-            spec = trial_spec(self._config, self._sweep_id, record)
-            if self._named is None:
-                self._named = await resolve_source(self._session, spec)
-            queue = queue_of(self._config)
-            checked = await check_item(self._api, self._session, spec, queue, self._named, digests)
-            labels = {**checked.draft.labels, TRIAL_LABEL: record.model_dump_json()}
-            if self._config.objective is not None:
-                labels[METRIC_LABEL] = self._config.objective.name
-            key = trial_key(self._sweep_id, record)
-            drafts.append(checked.draft.model_copy(update={"labels": labels, "idempotency_key": key}))
-        made = await self._session.server.create_items(checked.queue.deployment_id, drafts)
-        self._reader.note_changed(*(item.id for item in made))
-
-    async def _cancel(self, action: StopTrial, trials: SweepTrials) -> None:
-        """Cancel a trial's item; the label comes first, so that a cancelled item tells why."""
-        found = trials.items[action.number]
-        if found.stop is None:
-            stop = StopRecord(becomes=action.becomes, reason=action.reason)
-            await self._session.server.label_item(found.item.id, {STOP_LABEL: stop.model_dump_json()})
-        if found.item.state_type is not StateType.CANCELLING:
-            with suppress(ItemGoneError):
-                await request_cancel(self._session, found.item, action.reason)
-            self._wake.now()
-
-    # --- what is told ---
-
-    def _show(self, trials: SweepTrials) -> None:
-        now = {trial.number: replace(trial, steps=()) for trial in trials.history.trials}
-        if self._shown is None and now:
-            counted = ", ".join(f"{count} {state.value}" for state, count in trials.counts.items())
-            self._tell(f"The sweep has {len(now)} trials: {counted}.")
-        elif self._shown is not None:
-            for number, trial in now.items():
-                was = self._shown.get(number)
-                if was is None or (was.state, was.tries) != (trial.state, trial.tries):
-                    self._tell(describe_trial(trial, self._config))
-        self._shown = now
-
-
-def describe_trial(trial: Trial, config: SweepConfig) -> str:
-    """Return one line about a trial."""
-    again = f" (try {trial.tries})" if trial.tries > 1 else ""
-    metric = config.objective
-    ended = not trial.state.is_open and trial.value is not None and metric is not None
-    value = f", {metric.name} {format_number(trial.value)}" if ended and metric and trial.value is not None else ""
-    if trial.state is TrialState.FAILED:
-        return f"trial {trial.number}{again} failed: {trial.cause}"
-    return f"trial {trial.number}{again} {trial.state.value}{value}: {params_in_words(trial.params)}"
-
-
-def params_in_words(params: Mapping[str, Any]) -> str:
-    """Return the first parameters of a trial in one line."""
-    shown = [f"{name}={format_number(value) if isinstance(value, float) else value}" for name, value in params.items()]
-    return ", ".join(shown[:_SHOWN_PARAMS]) + (", …" if len(shown) > _SHOWN_PARAMS else "")
 
 
 def _end_elsewhere(sweep: Item | None) -> EndSweep | None:

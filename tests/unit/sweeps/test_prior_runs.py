@@ -19,10 +19,10 @@ from prefect_launch.server.metrics import write_metrics
 from prefect_launch.server.values import State
 from prefect_launch.sweeps.control import ResumedBy, resume_sweep
 from prefect_launch.sweeps.history import History
-from prefect_launch.sweeps.runner import check_sweep_request
 from prefect_launch.sweeps.samplers.base import Sampler
 from prefect_launch.sweeps.samplers.registry import SAMPLERS
 from prefect_launch.sweeps.scheduler import Outcome
+from prefect_launch.sweeps.sweep_check import check_sweep_request
 from prefect_launch.sweeps.sweep_run import sweep_config
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import GRID, Sweep, fails, opened

@@ -16,8 +16,9 @@ from prefect_launch.server.values import State
 from prefect_launch.sweeps.config import SweepConfig, parse_sweep
 from prefect_launch.sweeps.control import stop_sweep
 from prefect_launch.sweeps.history import TrialState
-from prefect_launch.sweeps.runner import SweepRunner, check_sweep_request
+from prefect_launch.sweeps.runner import SweepRunner
 from prefect_launch.sweeps.scheduler import Outcome
+from prefect_launch.sweeps.sweep_check import check_sweep_request
 from prefect_launch.sweeps.sweep_run import config_of, find_sweep, read_sweep, sweep_config
 from prefect_launch.sweeps.trial_items import SweepTrials, TrialItem, trial_spec
 from prefect_launch.sweeps.trial_reader import TrialReader, read_trials

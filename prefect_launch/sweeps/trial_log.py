@@ -1,0 +1,61 @@
+"""Trial log of a sweep: one line for each trial that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from prefect_launch.core.metrics import format_number
+from prefect_launch.sweeps.config import SweepConfig
+from prefect_launch.sweeps.history import Trial, TrialState
+from prefect_launch.sweeps.trial_items import SweepTrials
+
+_SHOWN_PARAMS: Final = 8
+
+
+class TrialLog:
+    """Tells of the trials of one sweep.
+
+    Args:
+        tell: is told one line at a time.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._shown: dict[int, Trial] | None = None
+
+    def show(self, trials: SweepTrials, config: SweepConfig) -> None:
+        """Tell of each trial that is new or in another state than at the last call.
+
+        Args:
+            trials: all trials of the sweep.
+            config: the sweep's configuration.
+        """
+        now = {trial.number: replace(trial, steps=()) for trial in trials.history.trials}
+        if self._shown is None and now:
+            counted = ", ".join(f"{count} {state.value}" for state, count in trials.counts.items())
+            self._tell(f"The sweep has {len(now)} trials: {counted}.")
+        elif self._shown is not None:
+            for number, trial in now.items():
+                was = self._shown.get(number)
+                if was is None or (was.state, was.tries) != (trial.state, trial.tries):
+                    self._tell(describe_trial(trial, config))
+        self._shown = now
+
+
+def describe_trial(trial: Trial, config: SweepConfig) -> str:
+    """Return one line about a trial."""
+    again = f" (try {trial.tries})" if trial.tries > 1 else ""
+    metric = config.objective
+    ended = not trial.state.is_open and trial.value is not None and metric is not None
+    value = f", {metric.name} {format_number(trial.value)}" if ended and metric and trial.value is not None else ""
+    if trial.state is TrialState.FAILED:
+        return f"trial {trial.number}{again} failed: {trial.cause}"
+    return f"trial {trial.number}{again} {trial.state.value}{value}: {params_in_words(trial.params)}"
+
+
+def params_in_words(params: Mapping[str, Any]) -> str:
+    """Return the first parameters of a trial in one line."""
+    shown = [f"{name}={format_number(value) if isinstance(value, float) else value}" for name, value in params.items()]
+    return ", ".join(shown[:_SHOWN_PARAMS]) + (", …" if len(shown) > _SHOWN_PARAMS else "")
