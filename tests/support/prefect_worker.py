@@ -21,7 +21,7 @@ from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 
@@ -33,6 +33,8 @@ from tests.support.processes import ChildProcess
 
 _LOOK_SECONDS = 0.02
 _END_SECONDS = 30.0
+#: One heartbeat is enough for a test.
+_BEAT_SECONDS = 3600
 
 
 def view_of(server: InMemoryServer) -> InMemoryServer:
@@ -191,6 +193,7 @@ class InMemoryWorker:
 
     def __init__(self, server: InMemoryServer, pool: str, api_url: str, folder: Path, python: str) -> None:
         self._server, self._pool, self._api_url, self._folder = server, pool, api_url, folder
+        self.name = f"worker-{uuid4().hex[:8]}"
         (folder / "bin").mkdir(parents=True)
         (folder / "bin" / "python3").symlink_to(python)
         self.processes: dict[UUID, subprocess.Popen[bytes]] = {}
@@ -212,6 +215,7 @@ class InMemoryWorker:
 
     async def _run(self) -> None:
         waiting: dict[UUID, subprocess.Popen[bytes]] = {}
+        await self._server.beat_worker(self._pool, self.name, _BEAT_SECONDS)
         while not self._ended.is_set():
             soon = datetime.now(timezone.utc) + timedelta(seconds=10)
             for run in await self._server.poll(self._pool, limit=10, before=soon):
@@ -224,8 +228,10 @@ class InMemoryWorker:
                     del waiting[run_id]
                     await self._end(run_id, process.returncode)
             await asyncio.sleep(_LOOK_SECONDS)
+        await self._server.delete_worker(self._pool, self.name)
 
     async def _start(self, run: Item) -> subprocess.Popen[bytes]:
+        await self._server.label_item(run.id, {"prefect.worker.name": self.name})
         await self._server.propose(run.id, State(type=StateType.PENDING, name="Submitting"))
         variables = {
             "PATH": f"{self._folder / 'bin'}{os.pathsep}{os.environ['PATH']}",

@@ -27,7 +27,7 @@ _TEXTS: Final = ("image", "python", "work-pool", "work-queue")
 _COMMAND: Final = "command"
 _IMAGE: Final = "image"
 #: A pool's type whose worker starts processes on its own machine.
-_PROCESS: Final = "process"
+PROCESS_TYPE: Final = "process"
 #: What a worker fills in by itself.
 _TEMPLATE: Final = re.compile(r"\{\{")
 
@@ -163,7 +163,7 @@ def job_variables(plan: RunPlan, target: Target, pool: Pool) -> dict[str, Any]:
     made = _with_references(dict(target.job_variables), plan.secret_marks)
     image = plan.resolved_image or plan.image or target.image
     if image is not None:
-        if pool.type == _PROCESS or (known and _IMAGE not in known):
+        if pool.type == PROCESS_TYPE or (known and _IMAGE not in known):
             raise SpecError(
                 f"The job names the image {image!r}, and the work pool {pool.name!r}, of the type {pool.type!r}, runs"
                 " none: its template has no job variable 'image'. Use a work pool of containers."

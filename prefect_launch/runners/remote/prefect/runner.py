@@ -32,8 +32,8 @@ from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.remote.base import JobChange, LogPart, RemoteJob, RemoteRunner
 from prefect_launch.runners.remote.prefect import options as prefect_options
 from prefect_launch.runners.remote.prefect.command import PLAN_KEY
-from prefect_launch.runners.remote.prefect.heartbeats import LOST_SECONDS, Heartbeats
 from prefect_launch.runners.remote.prefect.logs import read_job_log, read_workers_log
+from prefect_launch.runners.remote.prefect.lost import LOST_SECONDS, NOBODY, LostRuns
 from prefect_launch.runners.remote.prefect.payload import delete_payload, fetch_outputs, put_payload
 from prefect_launch.runners.remote.prefect.status import HELD, end_of, is_held, job_of
 from prefect_launch.runners.remote.prefect.waiting import WaitReasons
@@ -49,8 +49,6 @@ _DESCRIPTION: Final = (
     " which. Deleting it cancels those that wait."
 )
 _TAGGED: Final = {Labels.ITEM: "item", Labels.AGENT: "agent"}
-#: The input that whoever may start, or rule out, a run takes first.
-_NOBODY: Final = "nobody: it was asked to end before it was started"
 #: How often a wrapper looks first whether it is to end.
 _LOOK_SECONDS: Final = 2.0
 
@@ -93,7 +91,7 @@ class PrefectRunner(RemoteRunner):
     ) -> None:
         super().__init__(home)
         self._connect = connect or self._connect_as_agent
-        self._look_seconds, self._heartbeats = look_seconds, Heartbeats(lost_seconds)
+        self._look_seconds, self._lost = look_seconds, LostRuns(lost_seconds)
         self._connection: _Connection | None = None
 
     @classmethod
@@ -171,12 +169,7 @@ class PrefectRunner(RemoteRunner):
             for start in range(0, len(ids), PAGE):
                 children += await connection.server.list_items(flow=FLOW, ids=ids[start : start + PAGE])
             reasons = await connection.reasons.of(children)
-            for child in self._heartbeats.lost([one for one in children if one.state_type is StateType.RUNNING]):
-                message = "Nothing was heard of its job for long: what ran it is lost."
-                with contextlib.suppress(ItemGoneError):
-                    await connection.server.propose(
-                        child.id, State(type=StateType.CRASHED, name="Crashed", message=message)
-                    )
+            await self._lost.end(connection.server, connection.reasons, children)
             return {str(child.id): job_of(child, reasons.get(str(child.id), "")) for child in children}
 
     async def changes(self) -> AsyncIterator[JobChange]:
@@ -230,7 +223,7 @@ class PrefectRunner(RemoteRunner):
                 return
             data = {"grace_seconds": grace_seconds}
             await server.propose(child.id, State(type=StateType.CANCELLING, name="Cancelling", data=data))
-            if child.start_time is None and await server.put_input(child.id, START_KEY, _NOBODY):
+            if child.start_time is None and await server.put_input(child.id, START_KEY, NOBODY):
                 # Whatever its worker starts from now on, starts no job.
                 await server.propose(child.id, cancelled)
 

@@ -8,11 +8,10 @@ import pytest
 
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import RunState
-from prefect_launch.runners.remote.prefect.heartbeats import Heartbeats
 from prefect_launch.runners.remote.prefect.runner import PrefectRunner
-from prefect_launch.runners.remote.prefect.wrapper import HEARTBEAT_LABEL, START_KEY
+from prefect_launch.runners.remote.prefect.wrapper import START_KEY
 from prefect_launch.server.values import State
-from tests.unit.runners.prefect.test_wrapper import LIMIT_SECONDS, child_of, logged, run_again, start, until, watch
+from tests.unit.runners.prefect.test_wrapper import LIMIT_SECONDS, child_of, logged, run_again, start, watch
 from tests.unit.runners.prefect.world import POOL, PrefectWorld
 
 
@@ -78,37 +77,9 @@ async def test_worker_that_cannot_start_a_run_is_quoted_in_the_end_and_in_the_lo
     assert f"in the work pool {POOL!r} is Crashed: Process exited with status code: 1." in end.describe()
 
 
-async def test_child_that_is_silent_for_too_long_is_lost_and_its_job_ended(world: PrefectWorld) -> None:
-    runner, plan = world.runner(lost_seconds=0.3), world.plan("echo begun; sleep 60", stop_seconds=1.0)
-    handle = await start(runner, plan)
-    end = await watch(runner, handle, plan)
-    assert "what ran it is lost" in end.describe()
-    process = world.worker.processes[child_of(handle)]
-    await until(lambda: process.poll() is not None)
-
-
-async def test_only_time_in_which_the_server_was_asked_counts_as_silence(world: PrefectWorld) -> None:
-    handle = await world.runner().create(world.plan("exit 0"))
-    child = await world.server.read_item(child_of(handle))
-    assert child is not None
-    now = [1000.0]
-    beats = Heartbeats(60.0, lambda: now[0])
-    for _ in range(4):
-        assert beats.lost([child]) == []
-        now[0] += 10.0
-    now[0] += 3600.0  # The server was away.
-    assert beats.lost([child]) == []
-    beaten = child.model_copy(update={"labels": {**child.labels, HEARTBEAT_LABEL: "2"}})
-    assert beats.lost([beaten]) == []
-    for _ in range(5):
-        now[0] += 10.0
-        assert beats.lost([beaten]) == []
-    now[0] += 10.0
-    assert beats.lost([beaten]) == [beaten]
-
-
 async def test_diagnosis_tells_of_the_pool_and_whether_a_worker_serves_it(world: PrefectWorld) -> None:
     runner = world.runner()
+    world.worker.close()
     found = await runner.diagnose({"work-pool": POOL})
     assert [(one.name, one.is_ok) for one in found] == [
         ("reachable", True),

@@ -109,7 +109,8 @@ def sent(server: PrefectApi, run: UUID, *pieces: bytes) -> tuple[wrapper.Log, by
     for piece in pieces:
         log.add(False, piece)
     log.finish()
-    return log, *(read_back(server.server._store.logs.get(run, []), stream) for stream in wrapper.STREAMS)
+    output, errors = (read_back(server.server._store.logs.get(run, []), stream) for stream in wrapper.STREAMS)
+    return log, output, errors
 
 
 def read_back(records: list[LogRecord], stream: str) -> bytes:
