@@ -30,8 +30,8 @@ from prefect_launch.runners.remote.kubernetes.objects import (
     DOCKER_CONFIG_KEY,
     OUTPUTS_PATH,
     docker_config_secret,
-    one_container_job,
 )
+from prefect_launch.runners.remote.kubernetes.options import one_container_job
 
 #: Written before the name of whoever waits for a build, in its Job's annotations. No label of a run begins so.
 WAITERS: Final = "builds.prefect-launch/"

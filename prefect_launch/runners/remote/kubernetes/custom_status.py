@@ -42,7 +42,9 @@ _MEANINGS: Final[Mapping[str, CustomState]] = {
     ),
     **dict.fromkeys(("terminating", "aborting", "stopping", "deleting"), CustomState.STOPPING),
     **dict.fromkeys(("running", "active", "completing", "ready"), CustomState.RUNNING),
-    **dict.fromkeys(("created", "pending", "starting", "queued", "suspended", "waiting"), CustomState.STARTING),
+    **dict.fromkeys(
+        ("created", "pending", "starting", "restarting", "queued", "suspended", "waiting"), CustomState.STARTING
+    ),
 }
 _ORDER: Final = tuple(CustomState)
 _TIMEOUT: Final = ("deadlineexceeded", "timeout", "timedout")

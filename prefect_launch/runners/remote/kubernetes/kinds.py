@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from itertools import zip_longest
 from math import prod
 from typing import Any, Final, Literal
@@ -29,6 +30,7 @@ class PodTemplatePath(BaseModel):
         template: the path of the pod template (an object with `spec`, and perhaps `metadata`).
         counts: paths of numbers that are multiplied to the number of its pods: fields beside it, or above it.
         runs_job: whether its containers run the job's own command; not the pods of a cluster that the job runs on.
+        is_helper: whether its containers are the operator's own, and get nothing of the job's.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +38,7 @@ class PodTemplatePath(BaseModel):
     template: str
     counts: tuple[str, ...] = ()
     runs_job: bool = True
+    is_helper: bool = False
 
     @field_validator("template", "counts")
     @classmethod
@@ -56,6 +59,7 @@ class ObjectKind(BaseModel):
         pods: where it has its pod templates.
         container: the name that the container of the job must have; empty: any.
         suspend: the path of the field that holds it back while true; empty: it cannot be held that way.
+        ttl: the path of the number of seconds that it stays once it has ended; empty: it has none.
         entry_point: the path of a field that takes the job's command as one text for a shell; empty: its containers
             take the command.
         phases: paths of its phase, one word; where there are several, one that says failed counts before the others.
@@ -63,6 +67,8 @@ class ObjectKind(BaseModel):
         message: path of a message for people; empty: it has none.
         counts: path of a list of objects with counts of pods, `active`, `ready`; empty: it has none.
         states: words of its phases or conditions that mean something else than they do elsewhere, with their meaning.
+        defaults: values by their paths, for fields that its owner has not set: who retries a run is its queue.
+        required: values by their paths, without which its operator does not take it while it is held back.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,14 +79,17 @@ class ObjectKind(BaseModel):
     pods: tuple[PodTemplatePath, ...] = Field(default=(PodTemplatePath(template="spec.template"),), min_length=1)
     container: str = ""
     suspend: str = ""
+    ttl: str = ""
     entry_point: str = ""
     phases: tuple[str, ...] = ("status.phase",)
     conditions: str = "status.conditions"
     message: str = "status.message"
     counts: str = ""
     states: dict[str, Literal["finished", "failed", "stopping", "running", "starting"]] = Field(default_factory=dict)
+    defaults: dict[str, Any] = Field(default_factory=dict)
+    required: dict[str, Any] = Field(default_factory=dict)
 
-    @field_validator("suspend", "entry_point", "phases", "conditions", "message", "counts")
+    @field_validator("suspend", "ttl", "entry_point", "phases", "conditions", "message", "counts")
     @classmethod
     def _is_path(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for one in (value,) if isinstance(value, str) else value:
@@ -100,8 +109,15 @@ JOB: Final = ObjectKind(
     group="batch",
     pods=(PodTemplatePath(template="spec.template", counts=("spec.parallelism",)),),
     suspend="spec.suspend",
+    ttl="spec.ttlSecondsAfterFinished",
+    defaults={"spec.backoffLimit": 0},
 )
 
+#: For how long the pods of a RayJob stay that has ended, in seconds: their logs are still to be read.
+_RAY_SECONDS: Final = 600
+#: The pod from which a RayJob's command is submitted; its log is the command's.
+RAY_SUBMITTER: Final = "spec.submitterPodTemplate"
+RAY_HEAD: Final = "spec.rayClusterSpec.headGroupSpec.template"
 _RAY_WORKERS: Final = "spec.rayClusterSpec.workerGroupSpecs.*"
 #: Custom resources that are known without a description.
 CUSTOM_KINDS: Final = (
@@ -115,25 +131,51 @@ CUSTOM_KINDS: Final = (
         ),
         container="pytorch",
         suspend="spec.runPolicy.suspend",
+        ttl="spec.runPolicy.ttlSecondsAfterFinished",
+        defaults={"spec.pytorchReplicaSpecs.*.restartPolicy": "Never"},
+    ),
+    ObjectKind(
+        kind="MPIJob",
+        group="kubeflow.org",
+        pods=(
+            PodTemplatePath(template="spec.mpiReplicaSpecs.Launcher.template"),
+            # They run a server that the launcher starts processes by.
+            PodTemplatePath(
+                template="spec.mpiReplicaSpecs.Worker.template",
+                counts=("spec.mpiReplicaSpecs.Worker.replicas",),
+                runs_job=False,
+            ),
+        ),
+        suspend="spec.runPolicy.suspend",
+        ttl="spec.runPolicy.ttlSecondsAfterFinished",
+        defaults={"spec.mpiReplicaSpecs.*.restartPolicy": "Never", "spec.runPolicy.backoffLimit": 0},
     ),
     ObjectKind(
         kind="RayJob",
         group="ray.io",
         pods=(
-            PodTemplatePath(template="spec.rayClusterSpec.headGroupSpec.template", runs_job=False),
+            PodTemplatePath(template=RAY_HEAD, runs_job=False),
             PodTemplatePath(template=f"{_RAY_WORKERS}.template", counts=(f"{_RAY_WORKERS}.replicas",), runs_job=False),
+            PodTemplatePath(template=RAY_SUBMITTER, runs_job=False, is_helper=True),
         ),
         suspend="spec.suspend",
+        ttl="spec.ttlSecondsAfterFinished",
         entry_point="spec.entrypoint",
         phases=("status.jobStatus", "status.jobDeploymentStatus"),
         # Of the cluster that it runs on: ready, provisioned.
         conditions="",
-        states={"initializing": "starting", "waiting": "starting", "retrying": "starting", "suspended": "starting"},
+        states={
+            **dict.fromkeys(("initializing", "waiting", "retrying", "suspending", "suspended"), "starting"),
+            "validationfailed": "failed",
+        },
+        defaults={"spec.ttlSecondsAfterFinished": _RAY_SECONDS},
+        required={"spec.shutdownAfterJobFinishes": True},
     ),
     ObjectKind(
         kind="Job",
         group="batch.volcano.sh",
         pods=(PodTemplatePath(template="spec.tasks.*.template", counts=("spec.tasks.*.replicas",)),),
+        ttl="spec.ttlSecondsAfterFinished",
         phases=("status.state.phase",),
         message="status.state.message",
         # Entries without a type, each the phase as it was then.
@@ -150,8 +192,10 @@ CUSTOM_KINDS: Final = (
             ),
         ),
         suspend="spec.suspend",
+        ttl="spec.ttlSecondsAfterFinished",
         phases=("status.terminalState",),
         counts="status.replicatedJobsStatus",
+        defaults={"spec.replicatedJobs.*.template.spec.backoffLimit": 0},
         states={"startuppolicycompleted": "running", "startuppolicyinprogress": "starting"},
     ),
 )
@@ -250,6 +294,14 @@ def place(value: dict[str, Any], path: str, item: Any) -> None:
     for name in folders:
         value = value.setdefault(name, {})
     value[last] = item
+
+
+def set_default(value: dict[str, Any], path: str, item: Any) -> None:
+    """Put an item at a path in an object where nothing is; the mappings on the way are made below the last `*`."""
+    above, star, below = path.rpartition("*.")
+    for _, found in find(value, f"{above}*") if star else [((), value)]:
+        if isinstance(found, dict) and first(found, below) is None:
+            place(found, below, deepcopy(item))
 
 
 def _inside(value: Any, name: str) -> Iterator[tuple[str | int, Any]]:

@@ -7,7 +7,9 @@ from typing import Any, Final
 
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.remote.kubernetes.fields import check_fields, join, shown
+from prefect_launch.runners.remote.kubernetes.kind_rules import check_kind
 from prefect_launch.runners.remote.kubernetes.kinds import JOB, Keys, ObjectKind, find, written
+from prefect_launch.runners.remote.kubernetes.pod_counts import check_counts
 from prefect_launch.runners.remote.kubernetes.rules import check_metadata, check_name, check_object_name, check_pod
 from prefect_launch.spec.code_options import parse_image
 
@@ -77,6 +79,8 @@ def check_manifest(manifest: Mapping[str, Any], kind: ObjectKind, *, allowed: Co
         spec = {**manifest["spec"], "template": with_names(_mapping(templates[0][2], f"{_PATH}.spec.template"))}
         check_fields(spec, "V1JobSpec", f"{_PATH}.spec", allowed=allowed)
         _check_counts(spec)
+    check_kind(manifest, kind, _PATH)
+    check_counts(manifest, kind, _PATH)
     for keys, number, template in templates:
         path = f"{_PATH}.{written(keys)}"
         _check_template(template, path, allowed=allowed, runs_job=kind.pods[number].runs_job, custom=kind is not JOB)
@@ -140,6 +144,7 @@ def check_service(manifest: Any, path: str) -> None:
     known = _SERVICE_TYPES.get((group, found["kind"]))
     if known:
         check_fields(found, known, f"{path} ({found['kind']} {name})")
+    check_counts(found, None, path)
 
 
 def _mapping(value: Any, path: str) -> dict[str, Any]:

@@ -23,9 +23,11 @@ from prefect_launch.runners.remote.kubernetes.code import add_code, code_config_
 from prefect_launch.runners.remote.kubernetes.environment import OUTPUT_DIR, SecretValues, job_variables, literal
 from prefect_launch.runners.remote.kubernetes.fields import unshared
 from prefect_launch.runners.remote.kubernetes.images import check_container_images
+from prefect_launch.runners.remote.kubernetes.kind_rules import complete_helpers, with_defaults
 from prefect_launch.runners.remote.kubernetes.kinds import (
     JOB,
     ObjectKind,
+    PodTemplatePath,
     first,
     place,
     written,
@@ -114,12 +116,13 @@ def build_objects(
     manifest = unshared(options.manifest) if options.manifest is not None else one_container_job()
     secrets = SecretValues(f"{plan.name}-env", plan.mask)
     pull_secret = f"{plan.name}-pull" if pull_auths else None
+    with_defaults(manifest, kind)
     _name_templates(manifest, kind)
     has_job = False
     for keys, number, template in pod_templates(manifest, kind):
-        runs_job = kind.pods[number].runs_job
-        has_job = _complete_pod(template, plan, options, secrets, pull_secret, runs_job=runs_job) or has_job
+        has_job = _complete_pod(template, plan, options, secrets, pull_secret, kind.pods[number]) or has_job
         check_container_images(template["spec"], f"{written(keys)}.spec", options.node_registries)
+    complete_helpers(manifest, kind)
     if kind.entry_point:
         _set_entry_point(manifest, plan, kind)
     elif not has_job:
@@ -128,8 +131,8 @@ def build_objects(
             f" in. Name its container so, or name the container in the option main_container."
         )
     manifest["metadata"] = _metadata(manifest.get("metadata") or {}, plan, options)
-    if kind == JOB:
-        _complete_job(manifest["spec"], options)
+    if kind.ttl and options.ttl is not None:
+        place(manifest, kind.ttl, options.ttl)
     _hold(manifest, kind, hold)
     services = tuple(_service(one, plan, options) for one in options.additional_services)
     secrets.check_none_left(manifest, "resource_args.kubernetes")
@@ -272,12 +275,6 @@ def _name_templates(manifest: dict[str, Any], kind: ObjectKind) -> None:
         template.update(with_names(template))
 
 
-def _complete_job(spec: dict[str, Any], options: KubernetesOptions) -> None:
-    spec.setdefault("backoffLimit", 0)
-    if options.ttl is not None:
-        spec["ttlSecondsAfterFinished"] = options.ttl
-
-
 def _metadata(given: Mapping[str, Any], plan: RunPlan, options: KubernetesOptions) -> dict[str, Any]:
     wanted = {Labels.WANTED_NAME: given["name"]} if given.get("name") else {}
     patience = {} if options.image_pull_timeout is None else {PULL_TIMEOUT: f"{options.image_pull_timeout:g}"}
@@ -316,8 +313,7 @@ def _complete_pod(
     options: KubernetesOptions,
     secrets: SecretValues,
     pull_secret: str | None,
-    *,
-    runs_job: bool,
+    of: PodTemplatePath,
 ) -> bool:
     """Complete a pod template; whether one of its containers runs the job."""
     labels, annotations = split_labels(plan.labels)
@@ -325,18 +321,17 @@ def _complete_pod(
     metadata["labels"] = {**(metadata.get("labels") or {}), **options.labels, **labels}
     metadata["annotations"] = {**(metadata.get("annotations") or {}), **options.annotations, **annotations}
     pod = template["spec"]
-    if runs_job and not options.kind.container and not options.kind.entry_point:
+    takes_command = of.runs_job and not options.kind.entry_point
+    if takes_command and not options.kind.container:
         pod.setdefault("restartPolicy", "Never")
     if plan.stop_seconds is not None:
         pod.setdefault("terminationGracePeriodSeconds", int(plan.stop_seconds))
     _place_pod(pod, options, pull_secret)
     for _, container in _containers(pod):
         secrets.take_out(container)
-    ours = list(job_containers(pod, options, runs_job=runs_job))
+    ours = list(job_containers(pod, options, of))
     for container in ours:
-        _complete_container(
-            pod, container, plan, options, secrets, takes_command=runs_job and not options.kind.entry_point
-        )
+        _complete_container(pod, container, plan, options, secrets, takes_command=takes_command)
     return bool(ours)
 
 

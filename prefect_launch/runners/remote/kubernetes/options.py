@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.core.units import parse_duration
 from prefect_launch.errors import SpecError, unknown_name
 from prefect_launch.runners.remote.kubernetes.fields import check_fields, shown, walk
-from prefect_launch.runners.remote.kubernetes.kinds import ObjectKind, kind_of
+from prefect_launch.runners.remote.kubernetes.kinds import ObjectKind, PodTemplatePath, kind_of
 from prefect_launch.runners.remote.kubernetes.manifest_checks import (
     check_manifest,
     check_service,
@@ -413,9 +413,7 @@ def own_image(options: Mapping[str, Any]) -> str | None:
         named = [
             container.get("image")
             for _, number, template in pod_templates(read.manifest, read.kind)
-            for container in job_containers(
-                with_names(template)["spec"], read, runs_job=read.kind.pods[number].runs_job
-            )
+            for container in job_containers(with_names(template)["spec"], read, read.kind.pods[number])
         ]
         image = next((one for one in named if one), None)
     else:
@@ -423,16 +421,20 @@ def own_image(options: Mapping[str, Any]) -> str | None:
     return None if image is None or "${" in image else image
 
 
-def job_containers(pod: Mapping[str, Any], options: KubernetesOptions, *, runs_job: bool) -> Iterator[dict[str, Any]]:
+def job_containers(
+    pod: Mapping[str, Any], options: KubernetesOptions, place: PodTemplatePath
+) -> Iterator[dict[str, Any]]:
     """Yield the containers that run the job: the one that is named, or else the first, and all that have no image.
 
     Args:
         pod: its spec, whose containers have names.
         options: of the run.
-        runs_job: whether the pod's containers run the job's command.
+        place: of the pod's template.
     """
+    if place.is_helper:
+        return
     containers: list[dict[str, Any]] = pod.get("containers") or []
-    wanted = options.main_container or (options.kind.container if runs_job else "")
+    wanted = options.main_container or (options.kind.container if place.runs_job else "")
     main = next((one for one in containers if one["name"] == wanted), None) if wanted else containers[0]
     yield from (one for one in containers if one is main or not one.get("image"))
 

@@ -48,7 +48,7 @@ def _set(options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         pod = with_names(template)["spec"]
         path = f"{written(keys)}.spec"
         yield from _resources(pod.get("resources"), f"{path}.resources", gpu_resource)
-        for container in job_containers(pod, read, runs_job=kind.pods[number].runs_job):
+        for container in job_containers(pod, read, kind.pods[number]):
             where = f"{path}.containers[{pod['containers'].index(container)}]"
             yield from _resources(container.get("resources"), f"{where}.resources", gpu_resource)
             for variable in container.get("env") or ():

@@ -50,7 +50,7 @@ def check_placing(options: Mapping[str, Any]) -> None:
     manifest = deepcopy(read.manifest) if read.manifest is not None else one_container_job()
     for _, number, template in pod_templates(manifest, read.kind):
         pod = with_names(template)["spec"]
-        for container in job_containers(pod, read, runs_job=read.kind.pods[number].runs_job):
+        for container in job_containers(pod, read, read.kind.pods[number]):
             place_short_options(pod, container, read)
 
 

@@ -61,7 +61,7 @@ def is_short_of_pods(made: Mapping[str, Any], kind: ObjectKind, pods: Sequence[P
     """Whether an object that is not held has fewer pods than it is to have: a quota may be used up, say."""
     at_work = sum(not has_ended(pod) for pod in pods)
     if kind != JOB:
-        templates = [(one, keys) for one in kind.pods for keys, _ in find(made, one.template)]
+        templates = [(one, keys) for one in kind.pods if not one.is_helper for keys, _ in find(made, one.template)]
         return at_work < sum(pod_count(made, one, keys) for one, keys in templates)
     spec, status = made.get("spec") or {}, made.get("status") or {}
     completions, parallelism = spec.get("completions"), spec.get("parallelism")

@@ -11,7 +11,7 @@ from prefect_launch.runners.remote.kubernetes.custom_status import CustomState, 
 from prefect_launch.runners.remote.kubernetes.kinds import CUSTOM_KINDS, ObjectKind, kind_of
 from prefect_launch.runners.remote.kubernetes.pods import Waiting
 
-PYTORCH, RAY, VOLCANO, JOB_SET = CUSTOM_KINDS
+PYTORCH, MPI, RAY, VOLCANO, JOB_SET = CUSTOM_KINDS
 
 
 def conditions(*kinds: str, off: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -36,6 +36,11 @@ def conditions(*kinds: str, off: tuple[str, ...] = ()) -> dict[str, Any]:
         (RAY, {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, CustomState.FINISHED),
         (RAY, {"jobDeploymentStatus": "Complete", "jobStatus": "FAILED"}, CustomState.FAILED),
         (RAY, {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}, CustomState.FAILED),
+        (RAY, {"jobDeploymentStatus": "ValidationFailed", "message": "too long"}, CustomState.FAILED),
+        (RAY, {"jobDeploymentStatus": "Suspending"}, CustomState.STARTING),
+        (PYTORCH, conditions("Created", "Restarting", off=("Running",)), CustomState.STARTING),
+        (MPI, conditions("Created", "Running"), CustomState.RUNNING),
+        (MPI, conditions("Created", "Succeeded", off=("Running",)), CustomState.FINISHED),
         (VOLCANO, {"state": {"phase": "Pending"}}, CustomState.STARTING),
         (VOLCANO, {"state": {"phase": "Inqueue"}}, CustomState.STARTING),
         (VOLCANO, {"state": {"phase": "Completing"}}, CustomState.RUNNING),
