@@ -96,6 +96,13 @@ class UnreachableError(InfrastructureError):
     """The Docker Engine cannot be reached: the item returns to its queue."""
 
 
+class NoRoomError(UnreachableError):
+    """The place that a queue's runs go to takes none now, such as a namespace whose quota is used up.
+
+    The resource itself is there: its other queues go on.
+    """
+
+
 class ImagePullError(InfrastructureError):
     """An image could not be pulled from its registry."""
 

@@ -245,7 +245,7 @@ class Loop:
             unreachable
         ):
             self._unreachable_at_start.add(resource)
-            self._agent.context.runner_health.mark_down(resource, "What runs there could not be seen.")
+            self._agent.context.runner_health.mark_unseen(resource, "What runs there could not be seen.")
 
     async def _is_back(self, resource: str) -> None:
         """Recover what the last life of this agent left on a resource that was away at the start of this one."""

@@ -1,5 +1,8 @@
 """Runner health: whether an agent's resources (the Docker Engine) can be reached; none gets items while it cannot.
 
+A resource may have several places, such as the clusters of a kubeconfig: each is asked for itself, and closes the
+queues that lead to it. A queue whose place is full is closed alone, and tried again after a pause.
+
 A ping that was answered counts for a few seconds, so an item costs none of its own. What went away is asked again and
 again, and is taken for back only when the agent has seen what its last life had left there. Without this, an agent
 whose engine is down would empty the queue in seconds, and crash every item.
@@ -10,11 +13,12 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import anyio
 
 from prefect_launch.errors import LaunchError, UnreachableError
+from prefect_launch.queues.agent_status import problem_of
 from prefect_launch.runners.base import Runner
 
 if TYPE_CHECKING:
@@ -34,6 +38,22 @@ _PAUSE_MAX_SECONDS: Final = 60.0
 _CHECK_SECONDS: Final = 0.2
 
 
+class Part(NamedTuple):
+    """What is asked, and closed, as one.
+
+    Attributes:
+        resource: its name.
+        place: as `Runner.place_of` gives it; empty: the resource's own, whose loss closes all of it where it is not
+            known what runs there.
+    """
+
+    resource: str
+    place: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.resource} ({self.place})" if self.place else self.resource
+
+
 class RunnerHealth:
     """What one agent can reach.
 
@@ -45,52 +65,83 @@ class RunnerHealth:
     def __init__(self, session: Session, runner: Callable[[str], Runner]) -> None:
         self._session = session
         self._runner = runner
-        self._answered: dict[str, float] = {}
-        self._unreachable: dict[str, str] = {}
-        self._due: dict[str, float] = {}
-        self._losses: dict[str, int] = {}
+        self._answered: dict[Part, float] = {}
+        self._unreachable: dict[Part, str] = {}
+        self._unseen: set[str] = set()
+        self._full: dict[str, str] = {}
+        self._closed: dict[str, str] = {}
+        self._due: dict[Part | str, float] = {}
+        self._losses: dict[Part | str, int] = {}
 
     @property
     def unreachable(self) -> dict[str, str]:
-        """Why, by the name of each resource that cannot be reached."""
-        return dict(self._unreachable)
+        """Why, by the name of each resource that cannot be reached, and of each queue whose own place takes none."""
+        resources = {part.resource: why for part, why in self._unreachable.items() if not part.place}
+        return {**resources, **{problem_of(queue): why for queue, why in {**self._closed, **self._full}.items()}}
 
     def describe(self) -> str:
         """Say what cannot be reached, for people; an empty text when all can."""
-        return "; ".join(f"takes no items of {name}: {why}" for name, why in sorted(self._unreachable.items()))
+        return "; ".join(f"takes no items of {name}: {why}" for name, why in sorted(self.unreachable.items()))
 
     async def is_open(self, queue: str) -> bool:
         """Whether items of a queue may be claimed."""
-        resource = (await self._session.queue(queue)).config.resource
-        if resource in self._unreachable:
+        if queue in self._full:
+            if time.monotonic() < self._due[queue]:
+                return False
+            del self._full[queue]
+        config = (await self._session.queue(queue)).config
+        part = Part(config.resource, self._runner(config.resource).place_of(config.resource_args))
+        if config.resource in self._unseen:
             return False
-        if time.monotonic() - self._answered.get(resource, float("-inf")) < ANSWER_SECONDS:
-            return True
-        why = await self._ping(resource)
-        if why is not None:
-            self.mark_down(resource, why)
-        return why is None
+        if part not in self._unreachable and not self._has_answered(part):
+            why = await self._ping(part)
+            if why is not None:
+                self.mark_down(part, why)
+        if part.place and part in self._unreachable:
+            self._closed[queue] = self._unreachable[part]
+        else:
+            self._closed.pop(queue, None)
+        return part not in self._unreachable
 
-    def mark_down(self, resource: str, why: str) -> None:
+    def mark_unseen(self, resource: str, why: str) -> None:
+        """Note that what runs on a resource could not be seen: none of its queues gets items until it was."""
+        self._unseen.add(resource)
+        self.mark_down(Part(resource), why)
+
+    def mark_down(self, part: Part, why: str) -> None:
         """Note that a resource cannot be reached; one that comes and goes is asked more and more seldom."""
-        self._answered.pop(resource, None)
-        if resource not in self._unreachable:
-            log.warning("away %s: its items stay in the queue. %s", resource, why)
-            losses = self._losses[resource] = self._losses.get(resource, 0) + 1
-            self._due[resource] = time.monotonic() + self._pause(losses)
-        self._unreachable[resource] = why
+        self._answered.pop(part, None)
+        if part not in self._unreachable:
+            log.warning("away %s: its items stay in the queue. %s", part, why)
+            self._set_due(part)
+        self._unreachable[part] = why
 
-    def mark_up(self, resource: str) -> None:
-        """Note that a run was started there: it is well again."""
-        self._losses.pop(resource, None)
+    def mark_full(self, queue: str, why: str) -> None:
+        """Note that a queue's place takes no more runs: it is tried again after a pause, which grows."""
+        if queue not in self._full:
+            log.warning("full %s: its items stay in it. %s", queue, why)
+            self._set_due(queue)
+        self._full[queue] = why
+
+    def mark_up(self, part: Part, queue: str) -> None:
+        """Note that a run of a queue was started there: it is well again."""
+        self._losses.pop(part, None)
+        self._losses.pop(queue, None)
+
+    def _set_due(self, what: Part | str) -> None:
+        losses = self._losses[what] = self._losses.get(what, 0) + 1
+        self._due[what] = time.monotonic() + self._pause(losses)
+
+    def _has_answered(self, part: Part) -> bool:
+        return time.monotonic() - self._answered.get(part, float("-inf")) < ANSWER_SECONDS
 
     async def retry_until_reachable(
-        self, resource: str, call: Callable[[], Awaitable[T]], is_moot: Callable[[], bool]
+        self, part: Part, call: Callable[[], Awaitable[T]], is_moot: Callable[[], bool]
     ) -> T:
         """Make a call again each time that the resource comes back, until it is answered.
 
         Args:
-            resource: where it goes.
+            part: where it goes.
             call: may be made several times.
             is_moot: whether it need not be made any more.
 
@@ -101,8 +152,8 @@ class RunnerHealth:
             try:
                 return await call()
             except UnreachableError as error:
-                self.mark_down(resource, str(error))
-                await self._until_it_answers(resource)
+                self.mark_down(part, str(error))
+                await self._until_it_answers(part)
                 if is_moot():
                     raise
 
@@ -114,34 +165,35 @@ class RunnerHealth:
         """
         while True:
             await anyio.sleep(_CHECK_SECONDS)
-            for resource in [name for name in self._unreachable if time.monotonic() >= self._due[name]]:
-                self._due[resource] = time.monotonic() + self._pause(self._losses.get(resource, 1))
-                if await self._ping(resource) is None:
-                    await self._welcome(resource, is_back)
+            for part in [one for one in self._unreachable if time.monotonic() >= self._due[one]]:
+                self._due[part] = time.monotonic() + self._pause(self._losses.get(part, 1))
+                if await self._ping(part) is None:
+                    await self._welcome(part, is_back)
 
-    async def _welcome(self, resource: str, is_back: Callable[[str], Awaitable[None]]) -> None:
+    async def _welcome(self, part: Part, is_back: Callable[[str], Awaitable[None]]) -> None:
         try:
-            await is_back(resource)
+            await is_back(part.resource)
         except LaunchError as error:
-            log.warning("still-away %s: %s", resource, error)
+            log.warning("still-away %s: %s", part, error)
             return
-        self._answered[resource] = time.monotonic()
-        del self._unreachable[resource]
-        log.info("back %s: its items are taken again", resource)
+        self._answered[part] = time.monotonic()
+        del self._unreachable[part]
+        self._unseen.discard(part.resource)
+        log.info("back %s: its items are taken again", part)
 
-    async def _until_it_answers(self, resource: str) -> None:
+    async def _until_it_answers(self, part: Part) -> None:
         while True:
             await anyio.sleep(_PAUSE_SECONDS)
-            if await self._ping(resource) is None:
+            if await self._ping(part) is None:
                 return
 
-    async def _ping(self, resource: str) -> str | None:
+    async def _ping(self, part: Part) -> str | None:
         """Return why a resource does not answer; `None` when it does."""
         why: str | None = f"It has not answered a ping within {_PING_SECONDS:g} s."
         with anyio.move_on_after(_PING_SECONDS):
             try:
-                await self._runner(resource).ping()
-                self._answered[resource] = time.monotonic()
+                await self._runner(part.resource).ping_place(part.place)
+                self._answered[part] = time.monotonic()
                 why = None
             except LaunchError as error:
                 why = str(error)

@@ -81,7 +81,7 @@ class AgentStatus(BaseModel):
         waits: why items wait for its devices, by their ids; when that is much, the first of it.
         devices: who holds each of its GPUs; an empty text for none.
         capacity: what it can give at most to one item, as its devices' `Capacity`; `None`: unknown.
-        problems: why it takes no items of a resource, by the resource.
+        problems: why it takes no items of a resource, by the resource, or of a queue, by what `problem_of` gives.
         secure_mode: whether it lets a submitter give inputs and nothing else.
         pushes_images: whether it pushes the images that it builds of code to a registry; `None`: unknown.
     """
@@ -214,6 +214,11 @@ async def read_drain_request(server: Server, name: str) -> DrainRequest | None:
     except ValidationError:
         return None
     return request if request.agent == name else None
+
+
+def problem_of(queue: str) -> str:
+    """Return what the problem of a queue's own place stands under in an agent's `problems`."""
+    return f"queue {queue}"
 
 
 def drain_variable(name: str) -> str:

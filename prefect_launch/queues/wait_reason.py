@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.core.units import utc_minute, utc_time
 from prefect_launch.jobs.index import PATH_TAG
-from prefect_launch.queues.agent_status import AgentInfo, online_agents
+from prefect_launch.queues.agent_status import AgentInfo, online_agents, problem_of
 from prefect_launch.queues.sweep_status import read_sweep_status, sweep_of
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import JOB_FLOW, PAGE, Item, ItemFilter, PriorityQueue
@@ -184,7 +184,11 @@ def _no_agent(facts: WaitFacts) -> _Reason | None:
 
 def _away(facts: WaitFacts) -> _Reason | None:
     """The agents are there, and what they would run it in is not."""
-    each = {agent.name: agent.problems.get(facts.queue.resource, "") for agent in facts.queue.accepting_agents}
+    names = (facts.queue.resource, problem_of(facts.queue.queue))
+    each = {
+        agent.name: next((why for name in names if (why := agent.problems.get(name))), "")
+        for agent in facts.queue.accepting_agents
+    }
     if not facts.queue.resource or not all(each.values()):
         return None
     text = " ".join(f"{name}: {why}" for name, why in each.items())

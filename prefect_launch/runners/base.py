@@ -481,6 +481,22 @@ class Runner(ABC):
             UnreachableError: when it cannot.
         """
 
+    def place_of(self, options: Mapping[str, Any]) -> str:
+        """Return the place that a queue's runs go to, of the several that a resource may have; empty: its own.
+
+        Args:
+            options: of the queue, or of a run.
+        """
+        return ""
+
+    async def ping_place(self, place: str) -> None:
+        """Check that a place can be reached, as `ping` does.
+
+        Args:
+            place: as `place_of` gives it.
+        """
+        await self.ping()
+
     async def diagnose(self, options: Mapping[str, Any]) -> list[Finding]:
         """Look at what a run needs here, for `prefect-launch agent check`; nothing is made, and no run is started.
 

@@ -16,6 +16,7 @@ from prefect_launch.agent.item.ownership import Ownership
 from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available, transition
 from prefect_launch.agent.log_notes import write_log_note
+from prefect_launch.agent.runner_health import Part
 from prefect_launch.core.racing import racing
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import InternalError, LaunchError, OperatorError
@@ -119,6 +120,16 @@ class Attempt:
         """Say what the hooks hold for the run, such as its GPUs; an empty text for nothing."""
         return ", ".join(filter(None, (hook.holds() for hook in self.hooks)))
 
+    @property
+    def part(self) -> Part:
+        """The place that its run goes to.
+
+        Raises:
+            InternalError: before the item is planned.
+        """
+        options = self.facts.plan.options if self.facts.plan is not None else {}
+        return Part(self.context.resource_of(self.runner), self.runner.place_of(options))
+
     async def take_name(self, name: str | None) -> None:
         """Name the item as its submitter did; one that Prefect made from a job's form has a name of Prefect's own."""
         if name and name != self.item.name:
@@ -151,7 +162,7 @@ class Attempt:
     async def retry_until_reachable(self, call: Callable[[], Awaitable[T]], *, until_stopped: bool = True) -> T:
         """Make a call about what was created: it may have come through though no answer did, so it is made again."""
         return await self.context.runner_health.retry_until_reachable(
-            self.context.resource_of(self.runner), call, lambda: until_stopped and self.running.stop.is_set()
+            self.part, call, lambda: until_stopped and self.running.stop.is_set()
         )
 
     async def unless_stopped(self, work: Awaitable[T], *, or_preempted: bool = False) -> T:

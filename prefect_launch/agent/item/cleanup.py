@@ -19,7 +19,7 @@ from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import log_lost
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import ItemGoneError, LaunchError, UnreachableError
+from prefect_launch.errors import ItemGoneError, LaunchError, NoRoomError, UnreachableError
 
 if TYPE_CHECKING:
     from prefect_launch.runners.base import ExitStatus
@@ -66,10 +66,11 @@ class AttemptCleanup:
 
     async def requeue(self, error: UnreachableError) -> Outcome:
         """Put an item back into its queue that does not come to run: what it was to run in is away."""
-        if self._attempt.known_runner is not None:
-            self._context.runner_health.mark_down(
-                self._context.resource_of(self._attempt.runner), self._running.masked(str(error))
-            )
+        health, why = self._context.runner_health, self._running.masked(str(error))
+        if isinstance(error, NoRoomError):
+            health.mark_full(self._running.queue, why)
+        elif self._attempt.known_runner is not None:
+            health.mark_down(self._attempt.part, why)
         return await self.abort(Outcome(state=ItemState.QUEUED, message=str(error)))
 
     async def fail_unwatchable(self, outcome: Outcome) -> Outcome:

@@ -155,7 +155,7 @@ class ItemLifecycle:
         attempt.record(image=image)
         await self._start_run()
         resource = self._context.resource_of(attempt.runner)
-        self._context.runner_health.mark_up(resource)
+        self._context.runner_health.mark_up(attempt.part, self._running.queue)
         await until_running(attempt)
         what = ", ".join(filter(None, (f"{resource} {Path(handle).name[:12]}", attempt.holds())))
         message = f"Runs on {self._context.config.name} ({what})."

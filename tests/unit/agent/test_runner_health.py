@@ -8,10 +8,11 @@ import logging
 import pytest
 
 from prefect_launch.core.states import StateType
-from prefect_launch.errors import InfrastructureError, UnreachableError
+from prefect_launch.errors import InfrastructureError, NoRoomError, UnreachableError
 from prefect_launch.queues.agent_status import agents
-from prefect_launch.testing import Script
-from tests.support.bench import Bench, eventually
+from prefect_launch.runners.base import Labels
+from prefect_launch.testing import InMemoryRunner, Script
+from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,57 @@ async def test_answer_to_the_start_that_is_lost_starts_the_job_once(bench: Bench
     await agent.loop(until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
     assert bench.machine.started == lost
+
+
+OTHER = "other"
+
+
+async def test_place_that_is_full_closes_its_own_queue_and_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("prefect_launch.agent.runner_health._PAUSE_SECONDS", 0.5)
+    bench.api.create_run_queue(OTHER, RESOURCE)
+    full = Script(create_error=NoRoomError("The namespace is full: exceeded quota."))
+    is_full = asyncio.Event()
+    is_full.set()
+    bench.machine.script = lambda plan: (
+        full if plan.labels[Labels.QUEUE] == QUEUE and is_full.is_set() else Script(seconds=0)
+    )
+    (item,) = await bench.add()
+    async with bench.running(bench.agent(queues=[QUEUE, OTHER])) as agent:
+        seen = await eventually(lambda: problems(bench), bool)
+        assert seen == (f"queue {QUEUE}: The namespace is full: exceeded quota.",)
+        assert f"takes no items of queue {QUEUE}: " in agent.context.runner_health.describe()
+        (other,) = await bench.add(queue=OTHER)
+        await bench.until(other, StateType.COMPLETED)
+        is_full.clear()
+        await bench.until(item, StateType.COMPLETED)
+        await eventually(lambda: problems(bench), lambda seen: not seen)
+    assert "Crashed" not in await bench.states(item)
+
+
+async def test_cluster_that_is_away_closes_the_queues_that_lead_to_it_and_no_other(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = {"far"}
+
+    async def ping_place(runner: InMemoryRunner, place: str) -> None:
+        if place in away:
+            raise UnreachableError(f"The cluster {place} does not answer.")
+
+    monkeypatch.setattr(InMemoryRunner, "place_of", lambda runner, options: options.get("hostname", ""))
+    monkeypatch.setattr(InMemoryRunner, "ping_place", ping_place)
+    bench.api.create_run_queue(OTHER, RESOURCE, config={"hostname": "far"})
+    (far,) = await bench.add(queue=OTHER)
+    async with bench.running(bench.agent(queues=[QUEUE, OTHER])):
+        seen = await eventually(lambda: problems(bench), bool)
+        assert seen == (f"queue {OTHER}: The cluster far does not answer.",)
+        (near,) = await bench.add()
+        await bench.until(near, StateType.COMPLETED)
+        assert await bench.states(far) == ["Queued"]
+        away.clear()
+        await bench.until(far, StateType.COMPLETED)
+        await eventually(lambda: problems(bench), lambda seen: not seen)
 
 
 async def test_engine_that_fails_without_being_away_crashes_the_item_as_before(bench: Bench) -> None:

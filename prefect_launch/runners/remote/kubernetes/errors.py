@@ -16,6 +16,7 @@ from prefect_launch.errors import (
     AgentConfigError,
     InfrastructureError,
     LaunchError,
+    NoRoomError,
     SpecError,
     UnreachableError,
     clause,
@@ -158,7 +159,7 @@ def _refused(answer: Answer, what: str) -> LaunchError:
 
 def _forbidden(said: str, what: str, host: str) -> LaunchError:
     if _QUOTA in said:
-        return UnreachableError(f"The cluster at {host} did not {what}, since the namespace is full: {said}.")
+        return NoRoomError(f"The cluster at {host} did not {what}, since the namespace is full: {said}.")
     if missing := _NO_RIGHT.search(said):
         verb, resource = missing.groups()
         return AgentConfigError(

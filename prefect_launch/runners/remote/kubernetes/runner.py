@@ -210,7 +210,13 @@ class KubernetesRunner(RemoteRunner):
         return preview_objects(plan)
 
     async def ping(self) -> None:
-        await self._cluster("").client.version()
+        await self.ping_place("")
+
+    def place_of(self, options: Mapping[str, Any]) -> str:
+        return _plain(normalise_options(options).get("context")) or ""
+
+    async def ping_place(self, place: str) -> None:
+        await self._cluster(place).client.version()
 
     async def diagnose(self, options: Mapping[str, Any]) -> list[Finding]:
         written = normalise_options(options)

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import anyio
 import pytest
+import yaml
 
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.runners.base import Found, Labels, RunPlan, RunState
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from tests.support.kubernetes_api import KubernetesApi
 from tests.support.kubernetes_pods import JobPods
+from tests.support.ports import free_port
 from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, until
 
 ALWAYS = 10**9
@@ -89,6 +91,22 @@ async def test_run_that_cannot_be_seen_is_followed_to_its_end_once_it_can_be_and
     forbid(server, "team-a")
     assert plans["team-a"].item_id not in by_item(await again.find({}))
     await again.aclose()
+
+
+async def test_context_that_a_queue_names_is_asked_for_itself(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    config = yaml.safe_load(kubeconfig.read_text())
+    config["clusters"].append({"name": "away", "cluster": {"server": f"http://127.0.0.1:{free_port()}"}})
+    config["contexts"].append({"name": "away", "context": {"cluster": "away", "user": "user"}})
+    kubeconfig.write_text(yaml.safe_dump({**config, "current-context": "away"}))
+    with pytest.raises(UnreachableError, match="does not answer"):
+        await runner.ping()
+    await runner.ping_place(runner.place_of({"context": "scripted"}))
+    with pytest.raises(LaunchError, match="has no context 'gone'"):
+        await runner.ping_place(runner.place_of({"context": "gone"}))
+    assert runner.place_of({"context": "{{cluster}}", "namespace": "a"}) == ""
 
 
 async def test_cluster_that_does_not_answer_at_all_is_told(

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from prefect_launch.errors import AgentConfigError, UnreachableError
+from prefect_launch.errors import AgentConfigError, NoRoomError, UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote.kubernetes import client
 from prefect_launch.runners.remote.kubernetes.errors import LoginError
@@ -161,7 +161,7 @@ async def test_missing_right_is_told_to_the_operator_and_a_full_quota_makes_the_
     with pytest.raises(AgentConfigError, match="a Role with the verb 'create' on 'jobs'"):
         await bench.runner.create(bench.plan())
     bench.api.answer("POST .*/jobs", 403, "Forbidden", 'jobs.batch "x" is forbidden: exceeded quota: few')
-    with pytest.raises(UnreachableError, match="exceeded quota: few"):
+    with pytest.raises(NoRoomError, match="exceeded quota: few"):
         await bench.runner.create(bench.plan())
 
 
