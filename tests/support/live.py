@@ -25,6 +25,7 @@ from prefect_launch.agent.item.ownership import items_in_work
 from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.client.api import Api
 from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.inputs.metrics import MARK
 from prefect_launch.queues.run_queue import RunQueue
 from prefect_launch.queues.session import Session
 from prefect_launch.server.client import _tls
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun, Log
 
 START = "from prefect_launch.cli import main; main()"
+#: What a shell job says to report a loss of 0.5, as `log_metrics(step=3, loss=0.5)` does.
+REPORT_LOSS = f"""echo '{MARK}{{"step": 3, "loss": 0.5}}'; """
 #: For a hang: a busy machine may take most of it.
 DEADLINE_SECONDS = 120.0
 LOG_PAGE = 200

@@ -92,6 +92,11 @@ def _install(folder: Path) -> None:
             raise RayMissingError(f"Ray cannot be installed: {done.stderr[-2_000:]}")
 
 
+#: Ray gives its own node 30 s to start, whatever it is told: a machine that is too busy for that starts it again.
+_TOO_BUSY = "timed out during startup"
+_STARTS = 4
+
+
 class RayHead:
     """A head, started on construction.
 
@@ -155,6 +160,15 @@ class RayHead:
             time.sleep(0.2)
 
     def _start(self) -> ChildProcess:
+        for _ in range(_STARTS - 1):
+            try:
+                return self._start_once()
+            except RuntimeError as error:  # with the head's last words
+                if _TOO_BUSY not in str(error):
+                    raise
+        return self._start_once()
+
+    def _start_once(self) -> ChildProcess:
         (self._folder / "api.sock").unlink(missing_ok=True)
         environment = {
             **os.environ,

@@ -22,7 +22,7 @@ from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract, run
 from tests.support.kubernetes_cluster import KubernetesCluster, wait_until
 from tests.support.kubernetes_relay import KubernetesRelay, kubernetes_relay
-from tests.support.live import Site, until
+from tests.support.live import REPORT_LOSS, Site, until
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
@@ -322,7 +322,7 @@ def test_item_goes_through_a_cluster_and_survives_the_death_of_its_agent(
     prefect_server: PrefectServerProcess, world: KubernetesWorld, tmp_path: Path, unique: str
 ) -> None:
     site = Site(prefect_server.api_url, tmp_path, unique, resource="kubernetes")
-    script = "echo before; sleep 12; echo '{\"loss\": 0.5}' > $LAUNCH_OUTPUT_DIR/outputs.json; echo after"
+    script = REPORT_LOSS + "echo before; sleep 12; echo '{\"loss\": 0.5}' > $LAUNCH_OUTPUT_DIR/outputs.json; echo after"
     (item,) = site.add(
         {"docker": {"docker_image": world.cluster.shell_image}, "overrides": {"entry_point": ["sh", "-c", script]}}
     )
@@ -333,6 +333,7 @@ def test_item_goes_through_a_cluster_and_survives_the_death_of_its_agent(
     until(lambda: item.item.state_type is StateType.COMPLETED)
     second.stop()
     assert site.log(item).splitlines() == ["before", "after"]
+    assert item.metrics().series["loss"].kept == {3: 0.5}
     assert site.states(item)[-1] == "Completed"
     assert site.states(item).count("Running") == 1
     wait_until(lambda: not world.cluster.get("jobs", "-n", world.namespace)["items"], "the end of the Job")

@@ -15,7 +15,7 @@ from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.masking import MASK
 from prefect_launch.runners.remote.prefect.runner import FLOW
 from prefect_launch.server.secrets import reference_to
-from tests.support.live import Site, until
+from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.prefect_worker import PrefectWorkerProcess
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def test_items_end_as_their_jobs_in_another_work_pool_did(
     config = {"work_pool": processes.pool, "env": {"TOKEN": reference_to(secret)}}
     site = Site(prefect_server.api_url, tmp_path, unique, resource="prefect", config=config)
     site.job(
-        'echo "hello $TOKEN"; echo oops >&2; python3 -c "import prefect_launch.inputs";'
+        REPORT_LOSS + 'echo "hello $TOKEN"; echo oops >&2; python3 -c "import prefect_launch.inputs";'
         ' printf \'{"accuracy": 0.9}\' > "$LAUNCH_OUTPUT_DIR/outputs.json"; exit ${CODE:-0}'
     )
     done, failed, killed = site.add(
@@ -83,7 +83,7 @@ def test_items_end_as_their_jobs_in_another_work_pool_did(
 
     assert state_of(site, done) == "Completed"
     assert site.log(done).splitlines() == [f"hello {MASK}", "oops"]
-    assert done.outputs() == {"accuracy": 0.9}
+    assert (done.outputs(), done.metrics().value("loss")) == ({"accuracy": 0.9}, 0.5)
     assert (state_of(site, failed), "with exit code 3" in site.api.queued_run(failed.id).item.message) == (
         "Failed",
         True,

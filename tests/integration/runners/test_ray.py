@@ -16,7 +16,7 @@ from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.ray.client import RayClient
 from prefect_launch.runners.remote.ray.runner import RayRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
-from tests.support.live import Site, until
+from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.ray import GATE, RayHead
 
 if TYPE_CHECKING:
@@ -133,13 +133,13 @@ def test_code_runs_to_completed_with_its_log_and_outputs(site: Site) -> None:
     script = (
         'echo "hello $WANDB_NAME"; touch mine; ls; printf \'{"accuracy": 0.9}\' > "$LAUNCH_OUTPUT_DIR/outputs.json"'
     )
-    site.job(script)
+    site.job(REPORT_LOSS + script)
     first, second = site.add({"name": "one"}, {"name": "two"})
     site.work_off()
     for run, name in ((first, "one"), (second, "two")):
         assert site.states(run)[-2:] == ["Running", "Completed"]
         assert site.log(run).splitlines() == [f"hello {name}", "mine", "run.sh"]
-        assert run.outputs() == {"accuracy": 0.9}
+        assert (run.outputs(), run.metrics().value("loss")) == ({"accuracy": 0.9}, 0.5)
 
 
 LINES = 100

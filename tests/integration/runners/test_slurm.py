@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from prefect_launch.runners.remote.base import RunHandle
 from prefect_launch.runners.remote.slurm import script
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
-from tests.support.live import Site, until
+from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.prefect_server import PrefectServerProcess
 from tests.support.slurm import SlurmCluster, lossy_programs
 
@@ -288,15 +287,14 @@ def test_item_of_a_slurm_queue_runs_with_its_log_and_outputs(
     prefect_server: PrefectServerProcess, slurm_cluster: SlurmCluster, tmp_path: Path
 ) -> None:
     place = site(prefect_server, tmp_path)
-    place.job(JOB)
+    place.job(REPORT_LOSS + JOB)
     [run] = place.add(overrides={"run_config": {"lr": 0.5}})
     place.work_off()
     assert place.states(run)[-1] == "Completed"
     log = place.log(run).splitlines()
     assert {"one", "two"} <= set(log)
     assert any('{"lr": 0.5}' in line and f"launch-{run.id}-1" in line for line in log)
-    (artifact,) = place.artifacts(run)
-    assert json.loads(artifact.data) == [{"output": "accuracy", "value": 0.9}]
+    assert (run.outputs(), run.metrics().value("loss")) == ({"accuracy": 0.9}, 0.5)
 
 
 LONG = 'echo on; while [ ! -e "$GO" ]; do sleep 0.1; done; echo off'
