@@ -109,6 +109,26 @@ async def test_version_that_the_cluster_has_forgotten_makes_the_watch_list_again
     assert bench.api.asked(r"GET /apis/batch/v1/namespaces/default/jobs\?labelSelector=[^&]*&limit") > lists
 
 
+async def test_job_whose_end_is_told_before_its_pods_are_keeps_its_log_and_its_outputs(bench: Bench) -> None:
+    plan = bench.plan()
+    handle = await bench.runner.create(plan)
+    await bench.runner.start(handle)
+    watching = asyncio.create_task(bench.runner.watch(handle, plan))
+    while not bench.api.asked(r"/pods\?watch=true"):
+        await asyncio.sleep(0.02)
+    bench.api.hang(r"/pods\?watch=true")
+    bench.api.cut()
+    pods = JobPods(bench.api, "default", plan.name)
+    pod = pods.create()
+    bench.api.log("default", pod, container_of(pods), "all of it")
+    pods.finish(0, message='{"acc": 0.5}')
+    end = await asyncio.wait_for(watching, LIMIT_SECONDS)
+    assert (end.exit_code, end.warnings) == (0, ())
+    assert plan.log_path.read_bytes() == b"all of it\n"
+    assert (plan.output_dir / "outputs.json").read_text() == '{"acc": 0.5}'
+    bench.api.wake()
+
+
 async def test_jobs_of_one_namespace_share_one_watch(bench: Bench) -> None:
     plans = [bench.plan() for _ in range(5)]
     started = [await bench.running(plan) for plan in plans]
