@@ -140,7 +140,8 @@ def _options(name: str, settings: ClusterSettings, files: BuildFiles) -> dict[st
     container = pod["containers"][0]
     pod["volumes"] = [*pod.get("volumes", ()), *_volumes(name, settings, files)]
     container["volumeMounts"] = [*container.get("volumeMounts", ()), *_mounts(settings, files)]
-    container["env"] = [*container.get("env", ()), {"name": "DOCKER_CONFIG", "value": _CONFIG_DIR}]
+    if settings.push_secret or files.auths:
+        container["env"] = [*container.get("env", ()), {"name": "DOCKER_CONFIG", "value": _CONFIG_DIR}]
     if len(files.parts) > 1:
         pod["initContainers"] = [*pod.get("initContainers", ()), _joiner(settings)]
     if options["service-account"] is None:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +37,7 @@ from prefect_launch.errors import (
     clause,
 )
 from prefect_launch.registries.base import TOKEN_USER, Credentials, Registry, is_digest, parse_reference
-from prefect_launch.runners.base import ExitStatus, Finding, RunPlan
+from prefect_launch.runners.base import ExitStatus, Finding, Labels, RunPlan
 from prefect_launch.runners.remote.jobs import RemoteState, RunHandle
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner, auth_key
 
@@ -219,40 +219,50 @@ class _ClusterBuild:
             _LostBuildError: when it may be begun again.
             LaunchError: when it has failed, or cannot be begun.
         """
-        handle = await self._join(log)
-        try:
-            await self._runner.start(str(handle))
-            await self._wait_started(handle, log)
-            output = _Output(log)
-            await self._copy_log(handle, output)
-            end = await self._end_of(handle)
-            if end.succeeded:
-                return self._runner.last_message(handle.job).strip()
-            raise self._error_of(end, output)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._leave(handle)
-
-    async def _join(self, log: LineSink) -> RunHandle:
-        """Make the Job, or find the one that is there, and mark that somebody waits for it."""
         for _ in range(_TRIES):
-            handle = RunHandle.parse(await self._create())
-            marks = await self._runner.annotate(handle.job, {self._mark: self._holder})
-            job = await self._runner.poll_one(handle.job)
-            if marks is not None and job is not None and job.status.state is not RemoteState.ENDED:
-                if others := [who for key, who in marks.items() if key.startswith(WAITERS) and key != self._mark]:
-                    log(f"{others[0]} builds this image already; its log follows.\n")
-                return handle
-            # It had ended before: what it pushed was looked for, and is not there.
-            await self._runner.remove(str(handle))
+            handle = await self._create()
+            try:
+                if await self._join(handle, log):
+                    return await self._follow(handle, log)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._leave(handle)
         raise _LostBuildError("its Job was removed each time that it was joined")
 
-    async def _create(self) -> str:
+    async def _create(self) -> RunHandle:
+        """Make the Job, or find the one that is there."""
         try:
-            return await self._runner.create(self._plan)
-        except SpecError as error:
-            said = clause(str(error).replace("resource_args.kubernetes", "builder.kubernetes"))
-            raise AgentConfigError(f"The build cannot be made in the cluster: {said}.") from error
+            return RunHandle.parse(await self._runner.create(self._plan))
+        except BaseException as error:
+            with anyio.CancelScope(shield=True), suppress(LaunchError):
+                for found in await self._runner.find({Labels.ITEM: self._plan.item_id}):
+                    await self._leave(RunHandle.parse(found.handle))
+            if isinstance(error, SpecError):
+                said = clause(str(error).replace("resource_args.kubernetes", "builder.kubernetes"))
+                raise AgentConfigError(f"The build cannot be made in the cluster: {said}.") from error
+            raise
+
+    async def _join(self, handle: RunHandle, log: LineSink) -> bool:
+        """Mark that somebody waits for the Job; false when it had ended or is gone, so that there is none any more."""
+        marks = await self._runner.annotate(handle.job, {self._mark: self._holder})
+        job = await self._runner.poll_one(handle.job)
+        if marks is None or job is None or job.status.state is RemoteState.ENDED:
+            # It had ended before: what it pushed was looked for, and is not there.
+            await self._runner.remove(str(handle))
+            return False
+        if others := [who for key, who in marks.items() if key.startswith(WAITERS) and key != self._mark]:
+            log(f"{others[0]} builds this image already; its log follows.\n")
+        return True
+
+    async def _follow(self, handle: RunHandle, log: LineSink) -> str:
+        await self._runner.start(str(handle))
+        await self._wait_started(handle, log)
+        output = _Output(log)
+        await self._copy_log(handle, output)
+        end = await self._end_of(handle)
+        if not end.succeeded:
+            raise self._error_of(end, output)
+        return self._runner.last_message(handle.job).strip()
 
     async def _wait_started(self, handle: RunHandle, log: LineSink) -> None:
         async def on_wait(reason: str) -> None:

@@ -24,6 +24,8 @@ from tests.support.kubernetes_store import ApiError, Kind, Object, Store, now
 from tests.support.ports import free_port
 
 START_SECONDS = 30.0
+#: As of a real one.
+MAX_BODY_BYTES = 3 * 1024 * 1024
 _PATH = re.compile(
     r"/(?P<group>api/v1|apis/[^/]+/[^/]+)(?:/namespaces/(?P<namespace>[^/]+))?/(?P<plural>[^/]+)"
     r"(?:/(?P<name>[^/]+)(?:/(?P<part>[^/]+))?)?"
@@ -188,7 +190,7 @@ class KubernetesApi:
         self._loop.call_soon_threadsafe(self._stopping.set)
 
     async def _serve(self, started: threading.Event) -> None:
-        app = web.Application()
+        app = web.Application(client_max_size=MAX_BODY_BYTES)
         app.router.add_route("*", "/{path:.*}", self._handle)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()

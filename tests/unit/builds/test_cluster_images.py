@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import random
 import tarfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -15,8 +16,16 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_launch.builds.build_engine import PushRefusedError
 from prefect_launch.builds.image_builder import ImageBuilder
-from prefect_launch.errors import LaunchError
+from prefect_launch.errors import (
+    AgentConfigError,
+    BuildError,
+    ImagePullError,
+    InfrastructureError,
+    LaunchError,
+    RegistryError,
+)
 from prefect_launch.registries.base import Credentials
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.settings.agent_config import parse_agent_config
@@ -50,6 +59,7 @@ class Bench:
         self.registry = Registry({BASE: BASE_DIGEST})
         self.api.write_kubeconfig(folder / "kubeconfig")
         self.made: list[ImageBuilder] = []
+        self.seen: list[Object] = []
 
     def builder(self, holder: str = "agent one", **settings: Any) -> ImageBuilder:
         given = {"type": "kubernetes", "destination": DESTINATION, "pip_config": "none", **settings}
@@ -77,7 +87,9 @@ class Bench:
 
     @property
     def jobs(self) -> list[Object]:
-        return self.api.store.list(JOBS, "default")
+        found = self.api.store.list(JOBS, "default")
+        self.seen += found
+        return found
 
     async def job(self, *, but: str = "") -> JobPods:
         """Return the one Job of a build once it has been released; not that with a uid."""
@@ -109,6 +121,14 @@ class Bench:
     def waiters(self) -> list[str]:
         found = [one["metadata"].get("annotations", {}) for one in self.jobs]
         return sorted(who for one in found for key, who in one.items() if key.startswith("builds.prefect-launch/"))
+
+
+async def kill(building: asyncio.Task[Any], bench: Bench) -> None:
+    """End a build as `kill -9` of its agent does: nothing that it still says reaches the cluster."""
+    bench.api.answer("PATCH .*/jobs/", 401, "Unauthorized", "Unauthorized")
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
 
 
 def args_of(pods: JobPods) -> list[str]:
@@ -191,3 +211,268 @@ async def test_credentials_are_in_a_secret_and_in_no_manifest_log_or_message(ben
     with pytest.raises(LaunchError) as raised:
         await asyncio.wait_for(building, LIMIT_SECONDS)
     assert PASSWORD not in "".join([str(raised.value), *log])
+
+
+async def test_image_that_two_agents_want_is_built_by_one_job_and_both_show_its_log(bench: Bench) -> None:
+    logs: list[list[str]] = [[], []]
+    first = asyncio.create_task(bench.builder("agent one").ensure_image(bench.plan(), logs[0].append))
+    pods = await bench.running("INFO[0001] RUN make", "half")
+    second = asyncio.create_task(bench.builder("agent two").ensure_image(bench.plan(), logs[1].append))
+    await until(lambda: bench.waiters() == ["agent one", "agent two"])
+    await until(lambda: "half" in "".join(logs[1]))
+    bench.end(pods)
+    images = {(await asyncio.wait_for(one, LIMIT_SECONDS)).image for one in (first, second)}
+    assert images == {f"{DESTINATION}@{DIGEST}"}
+    assert "agent one builds this image already; its log follows." in "".join(logs[1])
+    assert len({one["metadata"]["uid"] for one in bench.seen}) == 1
+    await until(lambda: not bench.jobs)
+
+
+async def test_agent_that_was_killed_finds_its_build_again_and_shows_its_whole_log(bench: Bench) -> None:
+    plan = bench.plan()
+    killed = asyncio.create_task(bench.builder("agent one").ensure_image(plan, lambda text: None))
+    pods = await bench.running("first")
+    await until(lambda: bench.waiters() == ["agent one"])
+    await kill(killed, bench)
+    log: list[str] = []
+    again = asyncio.create_task(bench.builder("agent one").ensure_image(plan, log.append))
+    await until(lambda: "first" in "".join(log))
+    bench.api.log("default", pods.pods[0]["metadata"]["name"], "build", "second")
+    bench.end(pods)
+    assert (await asyncio.wait_for(again, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+    assert "first\nsecond\n" in "".join(log)
+    assert len({one["metadata"]["uid"] for one in bench.seen}) == 1
+    await until(lambda: not bench.jobs)
+
+
+async def test_build_that_was_not_released_when_its_agent_was_killed_is_released_by_the_next(bench: Bench) -> None:
+    plan = bench.plan()
+    bench.api.hang("PATCH .*builds.prefect-launch")
+    killed = asyncio.create_task(bench.builder().ensure_image(plan, lambda text: None))
+    await until(lambda: bench.jobs)
+    await kill(killed, bench)
+    bench.api.wake()
+    again = asyncio.create_task(bench.builder().ensure_image(plan, lambda text: None))
+    bench.end(await bench.running())
+    assert (await asyncio.wait_for(again, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+
+
+async def test_build_that_is_cancelled_is_stopped_and_nothing_is_left_of_it(bench: Bench) -> None:
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    await bench.running("working")
+    await until(lambda: bench.waiters() == ["agent one"])
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+    assert bench.jobs == []
+
+
+async def test_build_that_somebody_else_waits_for_goes_on_when_one_item_is_cancelled(bench: Bench) -> None:
+    first = asyncio.create_task(bench.builder("agent one").ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running()
+    second = asyncio.create_task(bench.builder("agent two").ensure_image(bench.plan(), lambda text: None))
+    await until(lambda: bench.waiters() == ["agent one", "agent two"])
+    first.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(first, LIMIT_SECONDS)
+    assert bench.waiters() == ["agent two"]
+    bench.end(pods)
+    assert (await asyncio.wait_for(second, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+
+
+async def test_build_whose_node_was_taken_away_begins_again(bench: Bench) -> None:
+    log: list[str] = []
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), log.append))
+    pods = await bench.running()
+    gone = pods.job["metadata"]["uid"]
+    pods.evict()
+    pods.fail("BackoffLimitExceeded", "Job has reached the specified backoff limit")
+    bench.end(await bench.running(but=gone))
+    assert (await asyncio.wait_for(building, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+    assert "The build was lost: Evicted: The node was low on resource: memory. It begins again." in "".join(log)
+
+
+async def test_build_that_was_removed_by_hand_begins_again_and_not_for_ever(bench: Bench) -> None:
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    gone = ""
+    for _ in range(3):
+        pods = await bench.running(but=gone)
+        gone = pods.job["metadata"]["uid"]
+        bench.api.store.delete(JOBS, "default", pods.job["metadata"]["name"])
+    with pytest.raises(InfrastructureError, match=r"was lost 3 times, last since somebody else deleted the Job"):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_build_that_fails_says_its_step_and_its_last_lines(bench: Bench) -> None:
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running(
+        "\x1b[36mINFO\x1b[0m[0001] COPY . .",
+        "\x1b[36mINFO\x1b[0m[0002] RUN make",
+        "no rule to make target",
+        "error building image: error building stage: failed to execute command: exit status 2",
+    )
+    bench.end(pods, 1)
+    with pytest.raises(BuildError) as raised:
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+    assert "the step 'RUN make' failed: error building image" in str(raised.value)
+    assert "\n  no rule to make target" in str(raised.value)
+    assert "Correct the Dockerfile" in str(raised.value)
+    assert bench.jobs == []
+
+
+async def test_build_that_failed_before_is_tried_anew(bench: Bench) -> None:
+    first = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running()
+    await until(lambda: bench.waiters() == ["agent one"])
+    gone = pods.job["metadata"]["uid"]
+    await kill(first, bench)
+    bench.end(pods, 1)
+    again = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    bench.end(await bench.running(but=gone))
+    assert (await asyncio.wait_for(again, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+
+
+async def test_push_that_the_registry_denies_is_told_with_who_asked(bench: Bench) -> None:
+    building = asyncio.create_task(
+        bench.builder(kubernetes={"push_secret": "wrong"}).ensure_image(bench.plan(), lambda text: None)
+    )
+    said = (
+        "error checking push permissions -- make sure you entered the correct tag name, and that you are authenticated"
+        ' correctly: checking push permission for "registry.example.com/team/built": UNAUTHORIZED: authentication'
+    )
+    pods = await bench.running(said)
+    bench.end(pods, 1)
+    with pytest.raises(PushRefusedError, match=r"does not let the build push .*as the Secret 'wrong' says"):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_secret_of_the_owner_is_mounted_and_none_is_made(bench: Bench) -> None:
+    settings = {"push_secret": "registry-push", "service_account": "builder"}
+    building = asyncio.create_task(bench.builder(kubernetes=settings).ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running()
+    pod = pods.job["spec"]["template"]["spec"]
+    assert "registry-push" in [one.get("secret", {}).get("secretName") for one in pod["volumes"]]
+    assert pod["serviceAccountName"] == "builder"
+    assert bench.api.store.list(SECRETS, "default") == []
+    bench.end(pods)
+    await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_build_runs_where_and_with_what_the_operator_says(bench: Bench) -> None:
+    settings = {
+        **{"cpus": 2, "memory": "4g", "node_selector": {"pool": "builds"}, "tolerations": ["gpu=yes:NoSchedule"]},
+        **{"timeout": "10min", "image": "registry.example.com/kaniko:9", "args": ["--cache=true"]},
+        "spec": {"template": {"spec": {"hostNetwork": True, "containers": [{"name": "build"}]}}},
+    }
+    building = asyncio.create_task(bench.builder(kubernetes=settings).ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running()
+    spec = pods.job["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    assert spec["activeDeadlineSeconds"] == 600
+    assert (pod["nodeSelector"], pod["hostNetwork"]) == ({"pool": "builds"}, True)
+    assert pod["automountServiceAccountToken"] is False
+    assert container["resources"]["limits"] == {"cpu": "2", "memory": "4Gi"}
+    assert container["image"] == "registry.example.com/kaniko:9"
+    assert container["args"][-1] == "--cache=true"
+    bench.end(pods)
+    await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_build_that_takes_too_long_says_which_limit_it_met(bench: Bench) -> None:
+    settings = {"timeout": "10min"}
+    log: list[str] = []
+    building = asyncio.create_task(bench.builder(kubernetes=settings).ensure_image(bench.plan(), log.append))
+    pods = await bench.running("INFO[0001] RUN sleep 1000")
+    await until(lambda: "sleep" in "".join(log))
+    pods.fail("DeadlineExceeded", "Job was active longer than specified deadline")
+    with pytest.raises(
+        BuildError, match=r"'RUN sleep 1000' failed: it took longer than builder.kubernetes.timeout, 10"
+    ):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_build_that_runs_out_of_memory_says_what_to_raise(bench: Bench) -> None:
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running("INFO[0001] RUN make")
+    bench.end(pods, 137, reason="OOMKilled")
+    with pytest.raises(InfrastructureError, match=r"out of memory in the step 'RUN make'.*builder.kubernetes.memory"):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_large_context_is_cut_and_put_together_again_in_the_pod(bench: Bench) -> None:
+    noise = base64.b64encode(random.Random(1).randbytes(2_500_000)).decode()
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(noise=noise), lambda text: None))
+    pods = await bench.job()
+    maps = bench.api.store.list(CONFIG_MAPS, "default")
+    parts = {key: base64.b64decode(value) for one in maps for key, value in one["binaryData"].items()}
+    assert len(parts) == 3
+    with tarfile.open(fileobj=io.BytesIO(b"".join(parts[key] for key in sorted(parts)))) as archive:
+        assert archive.getnames() == ["Dockerfile", "main.py", "noise"]
+    (joiner,) = pods.job["spec"]["template"]["spec"]["initContainers"]
+    assert joiner["image"] == "busybox:1.37"
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_generated_dockerfile_names_its_base_by_the_digest_that_the_tag_was_made_of(bench: Bench) -> None:
+    builder = bench.builder(base_image=BASE)
+    plan = bench.plan().model_copy(update={"build_request": BuildRequest(entry_point=("python", "main.py"))})
+    building = asyncio.create_task(builder.ensure_image(plan, lambda text: None))
+    pods = await bench.running()
+    (carried,) = bench.api.store.list(CONFIG_MAPS, "default")
+    with tarfile.open(fileobj=io.BytesIO(base64.b64decode(carried["binaryData"]["context.tar.gz"]))) as archive:
+        file = archive.extractfile("Dockerfile.launch")
+        assert file is not None
+        text = file.read().decode()
+    assert text.startswith(f"FROM registry.example.com/base@{BASE_DIGEST}\n")
+    assert "--mount" not in text
+    bench.end(pods)
+    await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_base_image_that_its_registry_does_not_have_is_told_before_anything_is_made(bench: Bench) -> None:
+    bench.registry.digests.clear()
+    with pytest.raises(ImagePullError, match=r"base image 'registry.example.com/base:1' is not in its registry"):
+        await bench.builder().ensure_image(bench.plan(), lambda text: None)
+    assert bench.api.requests == []
+
+
+async def test_right_that_is_missing_is_named_and_nothing_is_left(bench: Bench) -> None:
+    said = 'jobs.batch is forbidden: User "agent" cannot create resource "jobs" in API group "batch"'
+    bench.api.answer("POST .*/jobs", 403, "Forbidden", said)
+    with pytest.raises(AgentConfigError, match=r"Role with the verb 'create' on 'jobs'"):
+        await bench.builder().ensure_image(bench.plan(), lambda text: None)
+    assert bench.jobs == []
+
+
+async def test_build_image_that_cannot_be_pulled_is_the_operators_matter(bench: Bench) -> None:
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.job()
+    pods.create()
+    pods.wait("InvalidImageName", "couldn't parse image reference")
+    with pytest.raises(AgentConfigError, match=r"cannot start: .*InvalidImageName.* Correct builder.kubernetes"):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+    assert bench.jobs == []
+
+
+async def test_wait_of_a_build_for_room_in_the_cluster_is_in_its_log(bench: Bench) -> None:
+    log: list[str] = []
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), log.append))
+    pods = await bench.job()
+    pods.create()
+    pods.cannot_be_scheduled("0/3 nodes are available: 3 Insufficient cpu.")
+    await until(lambda: "The build waits in the cluster: Unschedulable: 0/3 nodes are available" in "".join(log))
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_image_that_the_registry_does_not_have_after_its_build_is_told(bench: Bench) -> None:
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running()
+    bench.end(pods)
+    bench.registry.digests.clear()
+    with pytest.raises(RegistryError, match=rf"was pushed as {DIGEST}, but its registry has nothing under that name"):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
