@@ -19,8 +19,8 @@ from prefect_launch.errors import AgentConfigError, LaunchError, QueueError, Spe
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object
 from prefect_launch.runners.remote.kubernetes.errors import NotThereError, TakenError
-from prefect_launch.runners.remote.kubernetes.judge import note_kind
-from prefect_launch.runners.remote.kubernetes.objects import RunObjects, labels_of, with_owner
+from prefect_launch.runners.remote.kubernetes.judge import kind_in, note_kind
+from prefect_launch.runners.remote.kubernetes.objects import RunObjects, is_held, labels_of, with_owner
 from prefect_launch.runners.remote.kubernetes.options import ServiceSpec
 from prefect_launch.runners.remote.kubernetes.watch import JOBS, Resource
 
@@ -122,11 +122,18 @@ async def _undo(client: KubernetesClient, path: str, manifest: Object) -> None:
     try:
         with anyio.move_on_after(_UNDO_SECONDS):
             there = await client.find(path, what=f"read {name}")
-            if there is not None and labels_of(there).get(Labels.CLAIM) == claim:
+            is_ours = there is not None and labels_of(there).get(Labels.CLAIM) == claim
+            if there is not None and is_ours and not _was_released(there):
                 body = {"propagationPolicy": "Foreground", "preconditions": {"uid": there["metadata"]["uid"]}}
                 await client.delete(path, body, what=f"remove {name}, which could not be made whole")
     except LaunchError as error:
         log.warning("%s may be there, not whole, and cannot be removed now: %s", name, error)
+
+
+def _was_released(there: Object) -> bool:
+    """Whether an object was made before by somebody else, who has released it."""
+    kind = kind_in(there)
+    return bool(kind.suspend) and not is_incomplete(there) and not is_held(there, kind)
 
 
 async def _complete(

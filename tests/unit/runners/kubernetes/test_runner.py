@@ -114,7 +114,7 @@ async def test_job_whose_end_is_told_before_its_pods_are_keeps_its_log_and_its_o
     handle = await bench.runner.create(plan)
     await bench.runner.start(handle)
     watching = asyncio.create_task(bench.runner.watch(handle, plan))
-    while not bench.api.asked(r"/pods\?watch=true"):
+    while not bench.api.asked(r"/pods\?watch=true"):  # noqa: ASYNC110 - the server is in another thread
         await asyncio.sleep(0.02)
     bench.api.hang(r"/pods\?watch=true")
     bench.api.cut()
