@@ -12,7 +12,7 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +37,7 @@ from prefect_launch.errors import (
     clause,
 )
 from prefect_launch.registries.base import TOKEN_USER, Credentials, Registry, is_digest, parse_reference
-from prefect_launch.runners.base import ExitStatus, Finding, Labels, RunPlan
+from prefect_launch.runners.base import ExitStatus, Finding, RunPlan
 from prefect_launch.runners.remote.jobs import RemoteState, RunHandle
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner, auth_key
 
@@ -233,14 +233,9 @@ class _ClusterBuild:
         """Make the Job, or find the one that is there."""
         try:
             return RunHandle.parse(await self._runner.create(self._plan))
-        except BaseException as error:
-            with anyio.CancelScope(shield=True), suppress(LaunchError):
-                for found in await self._runner.find({Labels.ITEM: self._plan.item_id}):
-                    await self._leave(RunHandle.parse(found.handle))
-            if isinstance(error, SpecError):
-                said = clause(str(error).replace("resource_args.kubernetes", "builder.kubernetes"))
-                raise AgentConfigError(f"The build cannot be made in the cluster: {said}.") from error
-            raise
+        except SpecError as error:
+            said = clause(str(error).replace("resource_args.kubernetes", "builder.kubernetes"))
+            raise AgentConfigError(f"The build cannot be made in the cluster: {said}.") from error
 
     async def _join(self, handle: RunHandle, log: LineSink) -> bool:
         """Mark that somebody waits for the Job; false when it had ended or is gone, so that there is none any more."""

@@ -247,14 +247,41 @@ async def test_agent_that_was_killed_finds_its_build_again_and_shows_its_whole_l
 
 async def test_build_that_was_not_released_when_its_agent_was_killed_is_released_by_the_next(bench: Bench) -> None:
     plan = bench.plan()
-    bench.api.hang("PATCH .*builds.prefect-launch")
+    bench.api.hang("PATCH .*/jobs/")
     killed = asyncio.create_task(bench.builder().ensure_image(plan, lambda text: None))
-    await until(lambda: bench.jobs)
-    await kill(killed, bench)
+    await until(lambda: bench.api.asked("PATCH .*/jobs/"))
+    bench.api.answer("DELETE .*/jobs/", 401, "Unauthorized", "Unauthorized")
+    killed.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(killed, LIMIT_SECONDS)
     bench.api.wake()
+    assert JobPods(bench.api, "default", bench.jobs[0]["metadata"]["name"]).is_held()
     again = asyncio.create_task(bench.builder().ensure_image(plan, lambda text: None))
     bench.end(await bench.running())
     assert (await asyncio.wait_for(again, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+    await until(lambda: not bench.jobs)
+
+
+async def test_build_that_is_cancelled_while_its_job_is_made_leaves_nothing(bench: Bench) -> None:
+    bench.api.hang("PATCH .*/jobs/")
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    await until(lambda: bench.api.asked("PATCH .*/jobs/"))
+    building.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+    assert bench.jobs == []
+    bench.api.wake()
+
+
+async def test_build_that_runs_is_left_alone_by_an_agent_that_cannot_join_it(bench: Bench) -> None:
+    first = asyncio.create_task(bench.builder("agent one").ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running()
+    bench.api.answer("POST .*/jobs", 500, "InternalError", "etcdserver: no leader", times=3)
+    with pytest.raises(InfrastructureError, match="no leader"):
+        await bench.builder("agent two").ensure_image(bench.plan(), lambda text: None)
+    bench.end(pods)
+    assert (await asyncio.wait_for(first, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+    assert len({one["metadata"]["uid"] for one in bench.seen}) == 1
 
 
 async def test_build_that_is_cancelled_is_stopped_and_nothing_is_left_of_it(bench: Bench) -> None:
