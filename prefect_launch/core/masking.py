@@ -3,6 +3,8 @@
 A value is found line by line, as it is and as JSON, URLs, Python's `repr` and base64 write it; other encodings are
 not. Values, and lines of them, of fewer than 4 characters are not masked: they occur in any text. Of a
 value that is a JSON object, such as a key file, the texts of 8 characters and more are masked one by one, too.
+
+Loading it needs the standard library of Python 3.8 alone: the wrapper of jobs in other work pools takes it along.
 """
 
 from __future__ import annotations
@@ -15,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, quote_plus
-
-from prefect_launch.errors import InternalError, LaunchError
 
 #: Replaces a secret.
 MASK: Final = "********"
@@ -78,6 +78,15 @@ class Mask:
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         return MASK if is_number and self.text(repr(value)) != repr(value) else value
 
+    def sure(self, data: bytes) -> int:
+        """Return how many bytes of a text that goes on can be masked already: what follows may be half a secret."""
+        if not self:
+            return len(data)
+        end, blanked = max(0, len(data) - self._longest + 1), self.blank(data)
+        while end and blanked[end - 1 : end + 1] == _BLANK * 2:
+            end -= 1
+        return end
+
     def blank(self, data: bytes) -> bytes:
         """Return bytes of the same length in which each byte of a secret is a blank, which `shown` makes a mask of."""
         if not self:
@@ -123,6 +132,8 @@ class Mask:
         Raises:
             InternalError: in the place of any other error than a `LaunchError` that holds a secret.
         """
+        from prefect_launch.errors import InternalError, LaunchError
+
         try:
             yield
         except LaunchError as error:

@@ -182,3 +182,13 @@ def test_secret_in_an_error_that_nobody_foresaw_is_hidden_with_its_cause() -> No
     assert SECRET not in "".join(traceback.format_exception(raised.value))
     with pytest.raises(KeyError), Mask([SECRET]).in_errors():
         raise KeyError("nothing of it")
+
+
+@pytest.mark.parametrize("secret", [SECRET, "ababab", "one line\nanother line"])
+def test_text_that_goes_on_is_masked_as_a_whole_is_wherever_it_is_cut(secret: str) -> None:
+    mask, whole = Mask([secret]), f"x {secret} yy {quote(secret)}{secret} z".encode()
+    for at in range(len(whole) + 1):
+        cut = mask.sure(whole[:at])
+        assert cut <= at
+        assert mask.data(whole[:cut]) + mask.data(whole[cut:]) == mask.data(whole)
+    assert Mask().sure(whole) == len(whole)

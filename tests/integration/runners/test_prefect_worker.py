@@ -95,8 +95,10 @@ def test_items_end_as_their_jobs_in_another_work_pool_did(
     assert child["parameters"]["launch_item"].endswith(f"/runs/flow-run/{done.id}")
     [link] = [artifact for artifact in site.artifacts(done) if artifact.key == "launch-elsewhere"]
     assert f"/runs/flow-run/{child['id']}" in link.data
-    # Of the child's own page, the value is in its log alone, as the job wrote it there.
-    assert value not in json.dumps(child)
+    wanted = {"logs": {"flow_run_id": {"any_": [child["id"]]}}}
+    logged = httpx.post(f"{site.api_url}/logs/filter", json=wanted, timeout=60).text
+    assert f"hello {MASK}" in logged
+    assert value not in json.dumps(child) + logged
     assert child_of(site, failed)["state_name"] == "Failed"
 
 

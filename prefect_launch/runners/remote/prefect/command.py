@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+from prefect_launch.core import masking
+
 #: The input that holds the run's plan.
 PLAN_KEY: Final = "launch-plan"
 #: The interpreter, where the queue's owner names no other.
@@ -69,7 +71,8 @@ def child_command(python: str = PYTHON) -> str:
 def program() -> list[tuple[str, str]]:
     """Return the wrapper's modules with their sources, in the order in which they are loaded."""
     folder = Path(__file__).parent
-    return [(name, (folder / f"{name}.py").read_text(encoding="utf-8")) for name in ("wrapper_api", "wrapper")]
+    files = (Path(masking.__file__), folder / "wrapper_api.py", folder / "wrapper.py")
+    return [(file.stem, file.read_text(encoding="utf-8")) for file in files]
 
 
 def plan_text(plan: dict[str, Any]) -> str:

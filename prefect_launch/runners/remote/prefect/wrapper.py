@@ -27,8 +27,10 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 if __package__:
+    from prefect_launch.core.masking import Mask
     from prefect_launch.runners.remote.prefect.wrapper_api import Api, GoneError, RefusedError
 else:  # where a worker has started it, without this package
+    from masking import Mask  # type: ignore[import-not-found,no-redef]
     from wrapper_api import Api, GoneError, RefusedError  # type: ignore[import-not-found,no-redef]
 
 if TYPE_CHECKING:
@@ -77,14 +79,15 @@ class Log:
 
     Args:
         api: the server.
+        mask: hides the secrets that the job was given, also where a line is cut.
 
     Attributes:
         lost_bytes: of the output, which the server has not taken.
         lost_why: why the last of them.
     """
 
-    def __init__(self, api: Api) -> None:
-        self._api = api
+    def __init__(self, api: Api, mask: Mask | None = None) -> None:
+        self._api, self._mask = api, mask or Mask()
         self._pieces: list[tuple[bool, bytearray]] = []
         self._pending_bytes = self._discarded_bytes = 0
         self._open_since = self._progress_at = 0.0
@@ -152,9 +155,12 @@ class Log:
                     if not self._is_final:
                         self._changed.wait(_SEND_SECONDS)
                     is_final, pieces = self._is_final, self._take()
-                records = [record for is_error, piece in pieces for record in records_of(is_error, piece)]
+                shown = ((is_error, self._mask.data(piece)) for is_error, piece in pieces)
+                records = [record for is_error, piece in shown for record in records_of(is_error, piece)]
+                hidden = sum(len(piece) for _, piece in pieces) - sum(map(bytes_of, records))
                 for batch in batches_of(records):
                     self._send(batch)
+                self._count(hidden)
         except Exception as error:  # noqa: BLE001 - such as a flow run that is gone: the job comes to its end without a log
             with self._changed:
                 self._is_closed = True
@@ -188,10 +194,12 @@ class Log:
     def _take(self) -> list[tuple[bool, bytes]]:
         """Take what can be sent now: whole lines, unless the last one has been open for long."""
         taken, self._pieces = [(is_error, bytes(piece)) for is_error, piece in self._pieces], []
-        if not taken or self._is_final or time.monotonic() - self._open_since > _OPEN_LINE_SECONDS:
+        if not taken or self._is_final:
             return taken
         is_error, last = taken.pop()
         cut = last.rfind(b"\n") + 1
+        if time.monotonic() - self._open_since > _OPEN_LINE_SECONDS:
+            cut = max(cut, self._mask.sure(last))
         if last[cut:]:
             self._pieces = [(is_error, bytearray(last[cut:]))]
         return [*taken, (is_error, last[:cut])] if cut else taken
@@ -512,7 +520,7 @@ def main(plan: Json, api: Api) -> int:
         try:
             if plan["code"]:
                 unpack(b"".join(chunks(api, plan["code_key"], plan["code"])), os.path.join(folder, "code"))
-            env = job_environment(plan, output, api.secret)
+            env, mask = job_environment(plan, output, api.secret)
             add_library(env, folder)
         except NotStartedError as error:
             return api.finish("FAILED", {"exit_code": None, "error": str(error)})
@@ -525,7 +533,7 @@ def main(plan: Json, api: Api) -> int:
         if stops:
             job.stop(stops[-1])
         api.limit_patience(None)
-        log, watch = Log(api), Watch(api, plan, stop)
+        log, watch = Log(api, mask), Watch(api, plan, stop)
         watch.start()
         job.follow(log)
         watch.finish()
@@ -547,8 +555,12 @@ class NotStartedError(Exception):
     """Why a job cannot be started, in words."""
 
 
-def job_environment(plan: Json, output: str, secret: Callable[[str], str | None]) -> dict[str, str]:
-    """Return the variables of the job: those of its infrastructure but Prefect's own, and those of its plan."""
+def job_environment(plan: Json, output: str, secret: Callable[[str], str | None]) -> tuple[dict[str, str], Mask]:
+    """Return the variables of the job: those of its infrastructure but Prefect's own, and those of its plan.
+
+    With it comes what hides the secrets in them.
+    """
+    values = []
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     env = {"WANDB_DIR": output, **inherited, **plan["env"]}
     for name, parts in plan["secret_env"].items():
@@ -560,10 +572,11 @@ def job_environment(plan: Json, output: str, secret: Callable[[str], str | None]
                     f"There is no Secret block {part['secret']!r} on the Prefect server. Make it, and put the item back"
                     " into its queue."
                 )
+            values += [] if "text" in part else [text]
             texts.append(text)
         env[name] = "".join(texts)
     env[plan["output_variable"]] = output
-    return env
+    return env, Mask(values)
 
 
 def add_library(env: dict[str, str], folder: str) -> None:

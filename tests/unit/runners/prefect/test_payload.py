@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 
@@ -87,6 +88,22 @@ async def test_value_of_a_secret_reaches_the_job_and_is_nowhere_on_the_server(wo
     stored = world.server._store.items[child_of(handle)]
     assert "s3cret-value" not in repr(stored)
     assert "token" in stored.inputs["launch-plan"]
+
+
+async def test_value_of_a_secret_that_the_job_writes_is_masked_before_it_comes_to_the_server(
+    world: PrefectWorld,
+) -> None:
+    world.api.secrets["token"] = "s3cret-value"
+    options = {"work-pool": POOL, "env": {"AUTH": "Bearer a-mark!"}}
+    script = 'echo "$AUTH"; echo "failed: $AUTH" >&2; printf "%s" "$AUTH" | base64'
+    plan = world.plan(script, options=options, secret_marks={"a-mark": "token"}, secrets=("token",))
+    handle, end = await run(world.runner(), plan)
+    assert end.succeeded
+    seen = "\n".join(record.message for record in world.server._store.logs[child_of(handle)])
+    assert "s3cret" not in seen
+    assert "value" not in seen
+    assert seen.count("********") == 3
+    assert base64.b64encode(b"Bearer s3cret-value!").decode()[14:20] not in seen
 
 
 def _cksum(data: bytes) -> int:

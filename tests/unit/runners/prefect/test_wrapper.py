@@ -15,10 +15,12 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
+from prefect_launch.core import masking
+from prefect_launch.core.masking import MASK, Mask
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import ExitStatus, RunPlan
 from prefect_launch.runners.remote.base import RunHandle
@@ -137,6 +139,22 @@ def test_any_bytes_are_read_back_from_their_records_as_they_were() -> None:
         assert found == output
 
 
+async def test_secret_that_is_written_in_two_parts_is_masked(
+    world: PrefectWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wrapper, "_OPEN_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(wrapper, "_SEND_SECONDS", 0.01)
+    run = uuid4()
+    api = wrapper_api.Api({"PREFECT_API_URL": world.api.url, "PREFECT__FLOW_RUN_ID": str(run)})
+    log, records = wrapper.Log(api, Mask(["s3cret-value"])), world.server._store.logs
+    log.add(False, b"x" * 200 + b"s3cret-")
+    await until(lambda: records.get(run))
+    log.add(False, b"value, and on\n")
+    await asyncio.to_thread(log.finish)
+    found = b"".join(logs._content(record, wrapper.STREAMS[0]) for record in records[run])
+    assert found == b"x" * 200 + MASK.encode() + b", and on\n"
+
+
 # --- starts and stops ---
 
 
@@ -220,14 +238,22 @@ def _is_there(group: int) -> bool:
 # --- where it runs ---
 
 
-@pytest.mark.parametrize("module", [wrapper, wrapper_api])
+@pytest.mark.parametrize("module", [masking, wrapper, wrapper_api])
 def test_wrapper_needs_the_standard_library_of_an_old_python_alone(module: Any) -> None:
     source = Path(module.__file__).read_text(encoding="utf-8")
     tree = ast.parse(source, feature_version=(3, 8))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    # What a function imports, it needs when it is called; the wrapper calls none of those.
+    nodes = [node for outer in tree.body if not isinstance(outer, ast.ClassDef) for node in ast.walk(outer)]
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     foreign = {name for name in imported if name.partition(".")[0] not in {*sys.stdlib_module_names, "__future__"}}
-    assert foreign <= {"prefect_launch.runners.remote.prefect.wrapper_api", "wrapper_api"}
+    beside = {
+        "masking",
+        "prefect_launch.core.masking",
+        "prefect_launch.runners.remote.prefect.wrapper_api",
+        "wrapper_api",
+    }
+    assert foreign <= beside
 
 
 async def test_job_sees_nothing_of_the_server_s_address_and_key(world: PrefectWorld) -> None:
