@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from prefect_launch.client.api import Api, default_api
 from prefect_launch.client.item_check import draft_item, resolve_source, same_item
 from prefect_launch.client.launch_add import launch_add, read_request
+from prefect_launch.core.masking import without_users
 from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.core.states import StateType
 from prefect_launch.core.units import format_duration
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 
 
 _ENV: Final = "env"
+#: Mappings whose values are nobody's business, at any depth.
+_SECRETIVE: Final = frozenset({_ENV, "env-vars", "headers"})
 _HIDDEN: Final = "***"
 
 
@@ -85,15 +88,25 @@ def masked(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _masked_inside(value: Any) -> Any:
-    """Return nested data in which a container's `env`, a list of names and values, has the names alone."""
+    """Return nested data in which variables and headers have their names alone, and addresses no users."""
     if isinstance(value, Mapping):
-        return {
-            key: [one.get("name") if isinstance(one, Mapping) else one for one in item]
-            if key == _ENV and isinstance(item, (list, tuple))
-            else _masked_inside(item)
-            for key, item in value.items()
-        }
+        return {key: _named(item) if _is_secretive(key, item) else _masked_inside(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return without_users(value)
     return [_masked_inside(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _is_secretive(key: object, value: Any) -> bool:
+    """Whether a mapping, or a list of names and values, holds values that nobody should see."""
+    if isinstance(value, (list, tuple)):
+        return key == _ENV
+    return isinstance(value, Mapping) and str(key).lower().replace("_", "-") in _SECRETIVE
+
+
+def _named(values: Any) -> list[Any]:
+    if isinstance(values, Mapping):
+        return sorted(map(str, values))
+    return [one.get("name") if isinstance(one, Mapping) else one for one in values]
 
 
 def masked_parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ _LINE_END: Final = re.compile(r"[\r\n]+")
 _BLANK: Final = b"\xc1"
 _NO_BLANK: Final = b"\xc0"
 _BLANKS: Final = re.compile(rb"\xc1+")
+_USERS: Final = re.compile(r"(?<=://)[^@/\s]*@")
 _COPY_BYTES: Final = 1 << 20
 #: A longer form is looked for alone: among others, it would be compared anew at each place that begins like it.
 _MOST_BYTES_TOGETHER: Final = 128
@@ -153,6 +154,11 @@ class Mask:
         while match is not None:
             yield match.span()
             match = match.re.search(data, match.start() + 1)  # The next may begin inside of this one.
+
+
+def without_users(text: str) -> str:
+    """Return a text with `***` for the user, and the password, of each address in it."""
+    return _USERS.sub("***@", text)
 
 
 def _runs(data: bytes, form: bytes, period: int) -> Iterator[tuple[int, int]]:

@@ -22,11 +22,11 @@ from typing import Final
 
 import anyio
 
-from prefect_launch.core.masking import Mask
+from prefect_launch.core.masking import Mask, without_users
 from prefect_launch.core.subprocesses import run_command
 from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, OperatorError, SourceError
 from prefect_launch.server.secrets import ReadSecret, read_secret
-from prefect_launch.sources.remote import ALLOWED_PROTOCOLS, GitCredential, GitSettings, split_remote, without_users
+from prefect_launch.sources.remote import ALLOWED_PROTOCOLS, GitCredential, GitSettings, split_remote
 
 #: Time limit of a call that asks only for names.
 ASK_TIMEOUT_SECONDS: Final = 60.0

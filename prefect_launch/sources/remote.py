@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from prefect_launch.core.masking import without_users
 from prefect_launch.core.units import parse_duration
 from prefect_launch.core.validation import reason
 from prefect_launch.errors import AgentConfigError, SourceError, SpecError
@@ -94,11 +95,6 @@ def _has_credentials(remote: str) -> bool:
         return False
     parts = urlsplit(remote)
     return bool(parts.password) or (parts.scheme == "https" and "@" in parts.netloc)
-
-
-def without_users(text: str) -> str:
-    """Return a text with `***` for the user, and the password, of each address in it."""
-    return re.sub(r"(?<=://)[^@/\s]*@", "***@", text)
 
 
 def reject_web_pages(uri: str) -> None:

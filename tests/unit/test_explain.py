@@ -281,3 +281,13 @@ def test_variables_of_a_manifests_containers_are_told_by_their_names() -> None:
     told = masked(options)
 
     assert told["spec"]["template"]["spec"]["containers"] == [{**container, "env": ["MODE"]}]
+
+
+def test_passwords_in_a_runtime_environment_are_not_told() -> None:
+    index = "--index-url https://user:hunter22@host/pypi"
+    options = {"runtime-env": {"pip": [index], "env_vars": {"A": "hunter22"}, "config": {"headers": {"X": "hunter22"}}}}
+    assert masked(options)["runtime-env"] == {
+        "pip": ["--index-url https://***@host/pypi"],
+        "env_vars": ["A"],
+        "config": {"headers": ["X"]},
+    }

@@ -25,6 +25,7 @@ from urllib.parse import quote
 import anyio
 import httpx
 
+from prefect_launch.core.masking import without_users
 from prefect_launch.errors import AgentConfigError, UnreachableError
 
 ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
@@ -129,7 +130,7 @@ class RayAnswer:
     def reason(self) -> str:
         """Its last line, which in a traceback is the error."""
         lines = [line.strip() for line in self.text.strip().splitlines() if line.strip(" .")]
-        return (lines[-1] if lines else f"HTTP {self.status}")[:_SHOWN_CHARS]
+        return without_users(lines[-1] if lines else f"HTTP {self.status}")[:_SHOWN_CHARS]
 
     def json(self) -> Any:
         """Return the body as JSON.

@@ -15,7 +15,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
+from prefect_launch.core.masking import without_users
 from prefect_launch.core.units import format_size, parse_size
+from prefect_launch.core.validation import texts_in
 from prefect_launch.errors import QueueError, SpecError, UnsafeSpecError
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners import option_values as values
@@ -159,7 +161,9 @@ def _read(name: str, value: object) -> Any:
     try:
         return _READERS[_LONG_NAMES.get(name, name)](value)
     except ValueError as error:
-        raise SpecError(f"Invalid resource_args.ray option {name!r}: {value!r}: {error}.") from None
+        # A runtime environment may hold passwords: of it, its keys are shown.
+        shown = f"the keys {', '.join(map(str, value))}" if isinstance(value, Mapping) else without_users(repr(value))
+        raise SpecError(f"Invalid resource_args.ray option {name!r}: {shown}: {error}.") from None
 
 
 def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -293,6 +297,8 @@ def check_plan(plan: RunPlan) -> None:
 def _check_secrets(plan: RunPlan) -> None:
     env = {**plan.options.get("env", {}), **plan.env}
     shown = sorted(name for name, value in env.items() if plan.mask.text(value) != value)
+    runtime_env = read_options(plan.options).get("runtime-env", {})
+    shown += ["its runtime_env"] if any(plan.mask.text(text) != text for text in texts_in(runtime_env)) else []
     shown += ["its arguments"] if any(plan.mask.text(word) != word for word in (*plan.command, *plan.args)) else []
     if shown:
         raise QueueError(

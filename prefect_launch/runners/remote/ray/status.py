@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.core.masking import without_users
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
 from prefect_launch.runners.base import ExitStatus, Labels, signal_of
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus, RunHandle
@@ -152,7 +153,8 @@ def _refusal(details: Mapping[str, Any]) -> LaunchError | None:
 
 
 def _message(details: Mapping[str, Any]) -> str:
-    text = _COLOUR.sub("", str(details.get("message") or ""))
+    # What pip could not fetch is named with the password of its index.
+    text = without_users(_COLOUR.sub("", str(details.get("message") or "")))
     # Of a traceback, only its error: the frames are Ray's own.
     text = _FRAME.sub("", text).replace("Traceback (most recent call last):\n", "").strip()
     if len(text) > _SHOWN_CHARS:

@@ -16,6 +16,7 @@ from prefect_launch.errors import InfrastructureError, LaunchError, QueueError, 
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.ray import cluster
+from prefect_launch.runners.remote.ray.runner import RayRunner
 from tests.unit.runners.ray.api import NODE, Fault, RayApi, plan_in, submitted
 
 
@@ -402,6 +403,33 @@ async def test_secret_is_refused_until_the_queues_owner_lets_ray_show_it(tmp_pat
     runner.check(plan.model_copy(update={"options": {"secrets": True}}))
     with pytest.raises(QueueError, match="its arguments"):
         runner.check(plan.model_copy(update={"env": {}, "args": ("--token=hunter22",)}))
+
+
+async def test_secret_in_a_runtime_environment_is_refused_too(tmp_path: Path) -> None:
+    index = "--index-url https://user:hunter22@host/pypi"
+    plan = plan_in(tmp_path, options={"runtime-env": {"pip": [index]}}, mask=Mask(["hunter22"]))
+    with pytest.raises(QueueError, match=r"\(its runtime_env\)"):
+        RayApi().runner(tmp_path).check(plan)
+
+
+async def test_password_of_an_index_is_not_told_by_the_error_of_a_runtime_environment(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    message = "ERROR: Could not fetch https://user:hunter22@host/pypi/torch"
+    api.end(plan.name, "FAILED", error_type="RUNTIME_ENV_SETUP_FAILURE", message=message)
+    with pytest.raises(SpecError) as raised:
+        await runner.wait_running(handle, lambda reason: asyncio.sleep(0))
+    assert "https://***@host/pypi/torch" in str(raised.value)
+    await runner.aclose()
+
+
+def test_refused_runtime_environment_is_told_without_its_values() -> None:
+    options = {"runtime-env": {"env_vars": {"TOKEN": "hunter22"}, "pip": ["https://user:hunter22@host/x.whl"]}}
+    with pytest.raises(SpecError) as raised:
+        RayRunner.check_options(options)
+    assert "the keys env_vars, pip" in str(raised.value)
+    assert "hunter22" not in str(raised.value)
 
 
 async def test_labels_of_an_older_claim_are_those_of_another_run(tmp_path: Path) -> None:
