@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from benchmarks.figures import Figure, print_table
@@ -15,6 +15,8 @@ NAMES = (
     *("imports", "start", "dispatch", "throughput", "agents", "cancel", "restart", "memory", "enqueue", "builds"),
     *("sweep", "metrics", "clusters"),
 )
+#: What `clusters` consists of; each can be measured by itself.
+CLUSTERS = tuple(f"clusters-{name}" for name in ("memory", "kubernetes", "slurm", "ray", "prefect"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,16 +24,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure prefect-launch beside its floors."
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(NAMES)}; by default all")
+    parser.add_argument(
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"what to measure: {', '.join(NAMES)}; by default all; one part of clusters: {', '.join(CLUSTERS)}",
+    )
     parser.add_argument("--quick", action="store_true", help="a few rounds, to see that the benchmarks work")
     given = parser.parse_args(arguments)
-    unknown = sorted(set(given.names) - set(NAMES))
+    unknown = sorted(set(given.names) - {*NAMES, *CLUSTERS})
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]!r}; there are {', '.join(NAMES)}")
     print(machine(), flush=True)
     figures: list[Figure] = []
     with open_place(quick=given.quick) as place:
-        for name in given.names or NAMES:
+        for name in _parts(given.names or NAMES, quick=given.quick):
             print(f"measuring {name} …", flush=True)
             measured = _measure(name, place)
             figures += measured
@@ -40,12 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print_table(figures)
 
 
+def _parts(names: Sequence[str], *, quick: bool) -> Iterator[str]:
+    """Put the parts of `clusters` in its place: of them, the real engines are left out when it is to be quick."""
+    for name in names:
+        yield from CLUSTERS[: 1 if quick else None] if name == "clusters" else (name,)
+
+
 def _measure(name: str, place: Place) -> list[Figure]:
     if name == "imports":
         from benchmarks import bench_imports
 
         return bench_imports.measure(place.rounds(15))
     # Imported late: Prefect reads its settings when it is first imported.
+    if name.startswith("clusters-"):
+        from benchmarks import bench_clusters
+
+        return bench_clusters.measure(place, name.removeprefix("clusters-"))
     figures: list[Figure] = import_module(f"benchmarks.bench_{name}").measure(place)
     return figures
 

@@ -78,7 +78,8 @@ async def send_heartbeats(server: Server, presence: Presence, items: Callable[[]
 
 #: The shortest time between two notices.
 WRITE_SECONDS: Final = 4.0
-_CHECK_SECONDS: Final = 0.25
+#: Not at once: what it says is no hurry, and while an item starts the server has better to do.
+_CHECK_SECONDS: Final = 1.0
 #: What the server gets to take the last words of an agent that leaves.
 LAST_WORDS_SECONDS: Final = 5.0
 

@@ -142,12 +142,15 @@ class SlurmRunner(RemoteRunner):
     # --- the system ---
 
     async def submit(self, plan: RunPlan) -> RemoteJob:
-        known = await self._existing(plan.name)
+        asked = slurm_options.sbatch_arguments(plan.options)
+        known, refused = await asyncio.gather(self._existing(plan.name), self._refusal(plan, asked))
         if known is not None:
             return known
+        if refused is not None:
+            raise refused
         venv = await self._venv(plan)
         await anyio.to_thread.run_sync(self._write, plan, venv)
-        number = await self._sbatch(plan)
+        number = await self._sbatch(plan, asked)
         # Slurm takes any number of jobs of one name: another agent, or an answer that was lost, may have made one.
         found = await self._existing(plan.name)
         if found is None:
@@ -174,12 +177,9 @@ class SlurmRunner(RemoteRunner):
         await anyio.to_thread.run_sync(self._records.add, first)
         return await self._recorded(first)
 
-    async def _sbatch(self, plan: RunPlan) -> str:
+    async def _sbatch(self, plan: RunPlan, asked: list[str]) -> str:
         """Submit a job, held; return its number."""
-        path = str(plan.run_dir.absolute() / script.FOLDER / script.SCRIPT)
-        asked = slurm_options.sbatch_arguments(plan.options)
         try:
-            await self._test(plan, asked, path)
             printed = await run_slurm(
                 "sbatch",
                 "--parsable",
@@ -191,26 +191,24 @@ class SlurmRunner(RemoteRunner):
                 "--output=/dev/null",
                 "--error=/dev/null",
                 *asked,
-                path,
+                str(plan.run_dir.absolute() / script.FOLDER / script.SCRIPT),
                 env=inherited_variables(),
             )
         except CommandFailedError as error:
             await anyio.to_thread.run_sync(folder.drop_copied, plan.run_dir)
-            raise SpecError(
-                f"Slurm refuses the job: {error}. It was asked for {' '.join(asked)}."
-                " Correct the options (resource_args.slurm) of the item or of its queue; sinfo shows what there is."
-            ) from None
+            raise _refused(error, asked) from None
         return printed.strip().partition(";")[0]
 
-    async def _test(self, plan: RunPlan, asked: list[str], path: str) -> None:
-        """Let Slurm refuse what no node could ever run: it accepts any job that is submitted held."""
+    async def _refusal(self, plan: RunPlan, asked: list[str]) -> SpecError | None:
+        """Return why no node could ever run a job: Slurm accepts any that is submitted held."""
         try:
-            await run_slurm("sbatch", "--test-only", *asked, path, env=inherited_variables())
+            await run_slurm("sbatch", "--test-only", *asked, "--wrap=true", env=inherited_variables())
         except CommandFailedError as error:
             if "node configuration is not available" not in str(error):
-                raise
+                return _refused(error, asked)
             if lacking := await shortage(plan.options):
-                raise CommandFailedError(f"{error}: {lacking}") from None
+                return _refused(CommandFailedError(f"{error}: {lacking}"), asked)
+        return None
 
     def _write(self, plan: RunPlan, venv: Venv | None) -> None:
         plan.output_dir.mkdir(exist_ok=True)
@@ -338,6 +336,13 @@ async def _scancel(record: JobRecord, *options: str) -> None:
     except CommandFailedError as error:
         if not _HAS_ENDED.search(str(error)):
             raise
+
+
+def _refused(error: CommandFailedError, asked: list[str]) -> SpecError:
+    return SpecError(
+        f"Slurm refuses the job: {error}. It was asked for {' '.join(asked)}."
+        " Correct the options (resource_args.slurm) of the item or of its queue; sinfo shows what there is."
+    )
 
 
 def _in_code(plan: RunPlan) -> RunPlan:
