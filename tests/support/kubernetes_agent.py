@@ -65,6 +65,15 @@ class AgentInCluster:
         )
         self.cluster.kubectl("apply", "-f", "-", stdin=self.cluster.kubectl("kustomize", str(self._folder)))
 
+    def replace(self) -> None:
+        """Let another pod take its place, as a new version of its image does."""
+        self.cluster.kubectl("rollout", "restart", "-n", self.namespace, f"deployment/{NAME}")
+
+    def pods(self) -> list[str]:
+        """Names of its pods, those on their way out included."""
+        pods = self.cluster.get("pods", "-n", self.namespace, "-l", f"app={NAME}")["items"]
+        return [pod["metadata"]["name"] for pod in pods]
+
     def pod(self) -> str:
         """Name of its pod that is not on its way out; empty while there is none."""
         pods = self.cluster.get("pods", "-n", self.namespace, "-l", f"app={NAME}")["items"]

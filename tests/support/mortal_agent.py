@@ -8,6 +8,7 @@ through a `Door`, which counts the calls by name; the agent dies at the one that
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import itertools
 import json
@@ -26,13 +27,20 @@ from typing import Any, cast
 
 from pydantic import PrivateAttr
 
+from prefect_launch.agent import context
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.client.api import Api
+from prefect_launch.core.subprocesses import run_command
 from prefect_launch.queues.session import Session
 from prefect_launch.runners.base import Labels, Runner
 from prefect_launch.runners.docker.client import DockerEngine
 from prefect_launch.runners.docker.runner import LocalContainerRunner
 from prefect_launch.runners.process.runner import LocalProcessRunner
+from prefect_launch.runners.registry import make_runner
+from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.kubernetes.client import KubernetesClient
+from prefect_launch.runners.remote.ray.client import RayClient
+from prefect_launch.runners.remote.slurm import commands
 
 #: The calls that are made for an item between its claim and its end; all others are made beside it.
 ON_THE_WAY = frozenset(
@@ -59,6 +67,17 @@ class Tally:
         self._counts: Counter[str] = Counter()
         self.calls: list[str] = []
 
+    def counted(self, name: str, call: Any) -> Any:
+        """Return a call outside that counts itself, before and after it."""
+
+        async def counted(*arguments: Any, **options: Any) -> Any:
+            self.step(f"before {name}")
+            answer = await call(*arguments, **options)
+            self.step(f"after {name}")
+            return answer
+
+        return counted
+
     def step(self, where: str) -> None:
         """Count a call; it may be the last."""
         self._counts[where] += 1
@@ -84,13 +103,13 @@ class Door:
         if name not in ON_THE_WAY or not inspect.iscoroutinefunction(found):
             return found
 
-        async def call(*arguments: Any, **options: Any) -> Any:
-            self._tally.step(f"before {name}")
-            answer = await found(*arguments, **options)
-            self._tally.step(f"after {name}")
-            return answer
+        return self._tally.counted(name, found)
 
-        return call
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("_behind", "_tally"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._behind, name, value)
 
 
 class MortalApi(Api):
@@ -219,12 +238,47 @@ def _runner(resource: str, home: Path, tally: Tally) -> Runner:
     return LocalContainerRunner(home, cast("Any", Door(DockerEngine(event_labels=(Labels.ITEM,)), tally)))
 
 
+#: What a runner asks of an engine elsewhere.
+_ELSEWHERE = ("submit", "release", "fetch_outputs", "delete")
+
+
+def _count_elsewhere(tally: Tally) -> None:
+    """Count the calls of runners whose work is elsewhere, and those to their engines by which something changes."""
+
+    def make(*arguments: Any) -> Any:
+        runner = make_runner(*arguments)
+        if isinstance(runner, RemoteRunner):
+            for name in _ELSEWHERE:
+                setattr(runner, name, tally.counted(name, getattr(runner, name)))
+        return Door(runner, tally)
+
+    async def command(words: list[str], **options: Any) -> Any:
+        call = functools.partial(run_command, words, **options)
+        return await (call() if words[0] == "squeue" else tally.counted(words[0], call)())
+
+    async def request(client: RayClient, method: str, path: str, **options: Any) -> Any:
+        call = functools.partial(ray_call, client, method, path, **options)
+        return await (call() if method == "GET" else tally.counted(f"ray-{method}", call)())
+
+    def kubernetes(name: str) -> Any:
+        return tally.counted(f"kubernetes-{name}", getattr(KubernetesClient, name))
+
+    ray_call = RayClient.call
+    changed: Any = (context, commands, RayClient, KubernetesClient)
+    changed[0].make_runner, changed[1].run_command, changed[2].call = make, command, request
+    for name in ("create", "patch", "delete"):
+        setattr(KubernetesClient, name, kubernetes(name))
+
+
 async def _work(resource: str, settings: dict[str, Any], tally: Tally) -> None:
     api = MortalApi(url=settings.pop("api_url"), entity="acme", project="tests")
     api._tally = tally
-    runner = Door(_runner(resource, Path(settings["home"]), tally), tally)
-    agent = LaunchAgent(api, settings, runners={resource: cast("Runner", runner)})
-    await agent.loop(until_empty=True)
+    runners = {}
+    if resource in (LocalProcessRunner.name, LocalContainerRunner.name):
+        runners[resource] = cast("Runner", Door(_runner(resource, Path(settings["home"]), tally), tally))
+    else:
+        _count_elsewhere(tally)
+    await LaunchAgent(api, settings, runners=runners).loop(until_empty=True)
 
 
 if __name__ == "__main__":

@@ -13,19 +13,27 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OUTPUTS_FILE
-from prefect_launch.core.states import StateType
 from prefect_launch.errors import QueueError, UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract, run
+from tests.support.engine_cases import (
+    EnginePlace,
+    each_death_leaves_one_run,
+    each_job_runs_once,
+    message_of_a_job_that_is_deleted_by_hand,
+    nothing_is_lost_while_it_is_away,
+    silent_job_is_stopped,
+)
 from tests.support.kubernetes_cluster import KubernetesCluster, wait_until
 from tests.support.kubernetes_relay import KubernetesRelay, kubernetes_relay
-from tests.support.live import REPORT_LOSS, Site, until
 
 if TYPE_CHECKING:
     from tests.support.prefect_server import PrefectServerProcess
+    from tests.support.processes import ChildProcess
 from tests.support.training_operator import TrainingOperator
 
 pytestmark = pytest.mark.engine
@@ -318,25 +326,65 @@ async def test_certificate_that_is_not_trusted_is_told_with_what_to_do(
 # --- an agent ---
 
 
-def test_item_goes_through_a_cluster_and_survives_the_death_of_its_agent(
-    prefect_server: PrefectServerProcess, world: KubernetesWorld, tmp_path: Path, unique: str
+@pytest.fixture
+def engine_place(
+    prefect_server: PrefectServerProcess,
+    kubernetes_cluster: KubernetesCluster,
+    namespace: str,
+    tmp_path: Path,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> EnginePlace:
+    if kubernetes_cluster.node is None:
+        pytest.skip("the cluster is the caller's: its pods do not see a folder of this machine")
+    monkeypatch.setenv("KUBECONFIG", str(kubernetes_cluster.kubeconfig))
+    config = {
+        "namespace": namespace,
+        "volumes": f"{tmp_path}:{tmp_path}",
+        "env": {"FOLDER": str(tmp_path), "COUNT": str(tmp_path)},
+    }
+    image = kubernetes_cluster.shell_image
+    return EnginePlace(prefect_server, tmp_path, unique, "kubernetes", config, image)
+
+
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("count", [20, pytest.param(200, marks=pytest.mark.soak)])
+def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: int) -> None:
+    each_job_runs_once(engine_place, count)
+
+
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"])
+def test_agent_killed_at_any_step_runs_the_item_once(
+    engine_place: EnginePlace, tmp_path_factory: pytest.TempPathFactory, every: bool
 ) -> None:
-    site = Site(prefect_server.api_url, tmp_path, unique, resource="kubernetes")
-    script = REPORT_LOSS + "echo before; sleep 12; echo '{\"loss\": 0.5}' > $LAUNCH_OUTPUT_DIR/outputs.json; echo after"
-    (item,) = site.add(
-        {"docker": {"docker_image": world.cluster.shell_image}, "overrides": {"entry_point": ["sh", "-c", script]}}
-    )
-    first = site.agent_process()
-    until(lambda: "before" in site.log(item))
-    first.kill()
-    second = site.agent_process()
-    until(lambda: item.item.state_type is StateType.COMPLETED)
-    second.stop()
-    assert site.log(item).splitlines() == ["before", "after"]
-    assert item.metrics().series["loss"].kept == {3: 0.5}
-    assert site.states(item)[-1] == "Completed"
-    assert site.states(item).count("Running") == 1
-    wait_until(lambda: not world.cluster.get("jobs", "-n", world.namespace)["items"], "the end of the Job")
+    each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every)
+
+
+@pytest.mark.parametrize("seconds", [10.0, pytest.param(60.0, marks=pytest.mark.soak)])
+def test_nothing_is_lost_while_the_api_server_is_away(
+    engine_place: EnginePlace, kubernetes_cluster: KubernetesCluster, agents: list[ChildProcess], seconds: float
+) -> None:
+    assert kubernetes_cluster.node is not None
+    away, back = kubernetes_cluster.node.kill_api_server, kubernetes_cluster.node.start_api_server
+    nothing_is_lost_while_it_is_away(engine_place, agents, away, back, seconds)
+
+
+@pytest.mark.soak  # The contract of runners has it too.
+def test_silent_item_is_stopped(engine_place: EnginePlace) -> None:
+    silent_job_is_stopped(engine_place)
+
+
+@pytest.mark.soak  # That the runner says so is tested above.
+def test_item_whose_job_is_deleted_by_hand_says_so(
+    engine_place: EnginePlace, kubernetes_cluster: KubernetesCluster
+) -> None:
+    def delete(run: QueuedRun) -> None:
+        kubernetes_cluster.kubectl(
+            "delete", "job", f"launch-{run.id}-1", "--wait=false", "-n", engine_place.config["namespace"]
+        )
+
+    assert "somebody else deleted the Job" in message_of_a_job_that_is_deleted_by_hand(engine_place, delete)
 
 
 async def _reasons(runner: KubernetesRunner, plan: RunPlan) -> list[str]:

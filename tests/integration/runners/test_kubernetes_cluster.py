@@ -116,3 +116,29 @@ def test_agent_in_a_pod_runs_and_stops_jobs_with_no_right_beyond_the_examples_ro
     assert {right for right, codes in used.items() if codes & {401, 403}} == set()
     asked = {right for right in used if not right.resource.startswith("selfsubject")}
     assert asked <= granted()
+
+
+def test_run_goes_on_while_its_agents_pod_is_replaced_and_the_next_one_adopts_it(
+    agent: AgentInCluster,
+    agent_image: str,
+    way: Relay,
+    prefect_server: PrefectServerProcess,
+    tmp_path: Path,
+    unique: str,
+) -> None:
+    config = {"volumes": f"{tmp_path}:{tmp_path}", "env": {"FOLDER": str(tmp_path)}}
+    site = Site(prefect_server.api_url, tmp_path, unique.lower(), resource="kubernetes", config=config)
+    script = 'echo begun; while [ ! -e "$FOLDER/go" ]; do sleep 0.1; done; echo done; exit 4'
+    (run,) = site.add(container(agent.cluster.shell_image, script), retries=0)
+    agent.apply(image=agent_image, api_url=way.api_url, queue=site.name, PREFECT_API_KEY="")
+    until(lambda: "begun" in site.log(run), START_SECONDS)
+
+    first = agent.pod()
+    agent.replace()
+    until(lambda: agent.pods() and first not in agent.pods(), START_SECONDS)
+    (tmp_path / "go").touch()
+    until(lambda: run.item.is_terminal, START_SECONDS)
+
+    assert "exit code 4" in run.message, agent.log()
+    assert (site.flow_run(run).run_count, site.states(run).count("Running")) == (1, 1)
+    assert site.log(run).splitlines() == ["begun", "done"]

@@ -15,7 +15,18 @@ from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.masking import MASK
 from prefect_launch.runners.remote.prefect.runner import FLOW
 from prefect_launch.server.secrets import reference_to
+<<<<<<< HEAD
 from tests.support.live import REPORT_LOSS, Site, until
+=======
+from tests.support.engine_cases import (
+    EnginePlace,
+    each_death_leaves_one_run,
+    each_job_runs_once,
+    nothing_is_lost_while_it_is_away,
+    silent_job_is_stopped,
+)
+from tests.support.live import Site, until
+>>>>>>> 94cffef (Put every real engine through the same cases: many at once, an agent killed at each step, the engine away, a silent job, one deleted by hand)
 from tests.support.prefect_worker import PrefectWorkerProcess
 
 if TYPE_CHECKING:
@@ -126,17 +137,37 @@ def test_item_is_told_when_its_child_is_cancelled_in_the_ui(elsewhere: Site, age
     assert "exit code 5" in str(site.flow_run(run).state and site.flow_run(run).state.message)  # type: ignore[union-attr]
 
 
-def test_agent_that_is_killed_is_followed_by_one_that_goes_on(elsewhere: Site, agents: list[ChildProcess]) -> None:
-    site = elsewhere
-    site.job('echo "one"; i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo "line $i"; sleep 0.1; done')
-    [run] = site.add()
-    agents.append(site.agent_process())
-    until(lambda: logged_by(site, run, "line 1"))
-    agents[0].kill()
-    agents.append(site.agent_process())
-    until(lambda: state_of(site, run) == "Completed")
-    assert site.log(run).splitlines() == ["one", *(f"line {number}" for number in range(1, 61))]
-    assert site.states(run).count("Running") == 1
+@pytest.fixture
+def engine_place(
+    prefect_server: PrefectServerProcess, processes: PrefectWorkerProcess, tmp_path: Path, unique: str
+) -> EnginePlace:
+    config = {"work_pool": processes.pool, "env": {"FOLDER": str(tmp_path), "COUNT": str(tmp_path)}}
+    return EnginePlace(prefect_server, tmp_path, unique, "prefect", config)
+
+
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("count", [15, pytest.param(200, marks=pytest.mark.soak)])
+def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: int) -> None:
+    each_job_runs_once(engine_place, count, at_once=16)
+
+
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"])
+def test_agent_killed_at_any_step_runs_the_item_once(
+    engine_place: EnginePlace, tmp_path_factory: pytest.TempPathFactory, every: bool
+) -> None:
+    each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every)
+
+
+@pytest.mark.parametrize("seconds", [10.0, pytest.param(60.0, marks=pytest.mark.soak)])
+def test_nothing_is_lost_while_the_worker_is_away(
+    engine_place: EnginePlace, processes: PrefectWorkerProcess, agents: list[ChildProcess], seconds: float
+) -> None:
+    nothing_is_lost_while_it_is_away(engine_place, agents, processes.kill, processes.start, seconds)
+
+
+def test_silent_item_is_stopped(engine_place: EnginePlace) -> None:
+    silent_job_is_stopped(engine_place)
 
 
 def test_item_waits_for_a_worker_and_says_so_and_outlives_one_that_is_killed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,19 @@ from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.ray.client import RayClient
 from prefect_launch.runners.remote.ray.runner import RayRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
+<<<<<<< HEAD
 from tests.support.live import REPORT_LOSS, Site, until
+=======
+from tests.support.engine_cases import (
+    EnginePlace,
+    each_death_leaves_one_run,
+    each_job_runs_once,
+    message_of_a_job_that_is_deleted_by_hand,
+    nothing_is_lost_while_it_is_away,
+    silent_job_is_stopped,
+)
+from tests.support.live import Site, until
+>>>>>>> 94cffef (Put every real engine through the same cases: many at once, an agent killed at each step, the engine away, a silent job, one deleted by hand)
 from tests.support.ray import GATE, RayHead
 
 if TYPE_CHECKING:
@@ -142,46 +153,45 @@ def test_code_runs_to_completed_with_its_log_and_outputs(site: Site) -> None:
         assert (run.outputs(), run.metrics().value("loss")) == ({"accuracy": 0.9}, 0.5)
 
 
-LINES = 100
-#: Ten seconds of lines, then outputs and an end of its own.
-COUNTING = (
-    f"n=0; while [ $n -lt {LINES} ]; do n=$((n+1)); echo line $n; sleep 0.1; done;"
-    """ echo '{"lines": 100}' > "$LAUNCH_OUTPUT_DIR/outputs.json"; exit 4"""
-)
+@pytest.fixture
+def engine_place(prefect_server: PrefectServerProcess, ray_head: RayHead, tmp_path: Path, unique: str) -> EnginePlace:
+    # So many jobs at a time as there is room for: each has a process of Ray's beside its own.
+    config = {"cpus": 0.25, "env": {"FOLDER": str(tmp_path), "COUNT": str(tmp_path)}}
+    return EnginePlace(prefect_server, tmp_path, unique, "ray", config)
 
 
-def check_counted(site: Site, run: QueuedRun) -> None:
-    """The one attempt came to its end, and all of it was told, once."""
-    assert "exit code 4" in run.message
-    assert site.flow_run(run).run_count == 1
-    assert site.log(run).splitlines() == [f"line {number}" for number in range(1, LINES + 1)]
-    assert run.outputs() == {"lines": LINES}
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("count", [15, pytest.param(200, marks=pytest.mark.soak)])
+def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: int) -> None:
+    each_job_runs_once(engine_place, count)
 
 
-def test_job_of_a_killed_agent_is_followed_to_its_end_by_the_next_one(site: Site, agents: list[ChildProcess]) -> None:
-    site.job(COUNTING)
-    (run,) = site.add(retries=0)
-    agents.append(site.agent_process())
-    until(lambda: "line 5" in site.log(run))
-    agents[0].kill()
-    site.work_off()
-    check_counted(site, run)
-
-
-def test_head_that_is_away_for_half_a_minute_loses_nothing(
-    site: Site, ray_head: RayHead, agents: list[ChildProcess]
+@pytest.mark.timeout(1_800)
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"])
+def test_agent_killed_at_any_step_runs_the_item_once(
+    engine_place: EnginePlace, tmp_path_factory: pytest.TempPathFactory, every: bool
 ) -> None:
-    site.job(COUNTING)
-    (run,) = site.add(retries=0)
-    agents.append(site.agent_process())
-    until(lambda: "line 5" in site.log(run))
-    ray_head.relay.cut()
-    try:
-        time.sleep(AWAY_SECONDS)
-    finally:
-        ray_head.relay.mend()
-    until(lambda: run.item.is_terminal)
-    check_counted(site, run)
+    each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every)
+
+
+@pytest.mark.parametrize("seconds", [AWAY_SECONDS, pytest.param(60.0, marks=pytest.mark.soak)])
+def test_nothing_is_lost_while_the_head_is_away(
+    engine_place: EnginePlace, ray_head: RayHead, agents: list[ChildProcess], seconds: float
+) -> None:
+    nothing_is_lost_while_it_is_away(engine_place, agents, ray_head.relay.cut, ray_head.relay.mend, seconds)
+
+
+@pytest.mark.soak  # The contract of runners has it too.
+def test_silent_item_is_stopped(engine_place: EnginePlace) -> None:
+    silent_job_is_stopped(engine_place)
+
+
+def test_item_whose_job_is_stopped_by_hand_says_so(engine_place: EnginePlace, ray_head: RayHead) -> None:
+    def stop(run: QueuedRun) -> None:
+        with ray_head.client() as client:
+            client.post(f"/api/jobs/launch-{run.id}-1/stop").raise_for_status()
+
+    assert "stopped" in message_of_a_job_that_is_deleted_by_hand(engine_place, stop)
 
 
 def test_asked_for_stop_ends_the_job_and_says_so(site: Site, agents: list[ChildProcess]) -> None:
