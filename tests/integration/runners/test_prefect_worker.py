@@ -15,9 +15,6 @@ from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.masking import MASK
 from prefect_launch.runners.remote.prefect.runner import FLOW
 from prefect_launch.server.secrets import reference_to
-<<<<<<< HEAD
-from tests.support.live import REPORT_LOSS, Site, until
-=======
 from tests.support.engine_cases import (
     EnginePlace,
     each_death_leaves_one_run,
@@ -25,8 +22,7 @@ from tests.support.engine_cases import (
     nothing_is_lost_while_it_is_away,
     silent_job_is_stopped,
 )
-from tests.support.live import Site, until
->>>>>>> 94cffef (Put every real engine through the same cases: many at once, an agent killed at each step, the engine away, a silent job, one deleted by hand)
+from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.prefect_worker import PrefectWorkerProcess
 
 if TYPE_CHECKING:
@@ -146,7 +142,7 @@ def engine_place(
 
 
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("count", [15, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [10, pytest.param(200, marks=pytest.mark.soak)])
 def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: int) -> None:
     each_job_runs_once(engine_place, count, at_once=16)
 

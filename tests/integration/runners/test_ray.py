@@ -15,9 +15,6 @@ from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.ray.client import RayClient
 from prefect_launch.runners.remote.ray.runner import RayRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract
-<<<<<<< HEAD
-from tests.support.live import REPORT_LOSS, Site, until
-=======
 from tests.support.engine_cases import (
     EnginePlace,
     each_death_leaves_one_run,
@@ -26,8 +23,7 @@ from tests.support.engine_cases import (
     nothing_is_lost_while_it_is_away,
     silent_job_is_stopped,
 )
-from tests.support.live import Site, until
->>>>>>> 94cffef (Put every real engine through the same cases: many at once, an agent killed at each step, the engine away, a silent job, one deleted by hand)
+from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.ray import GATE, RayHead
 
 if TYPE_CHECKING:
@@ -161,7 +157,7 @@ def engine_place(prefect_server: PrefectServerProcess, ray_head: RayHead, tmp_pa
 
 
 @pytest.mark.timeout(1_800)
-@pytest.mark.parametrize("count", [15, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("count", [8, pytest.param(200, marks=pytest.mark.soak)])
 def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: int) -> None:
     each_job_runs_once(engine_place, count)
 
@@ -191,7 +187,7 @@ def test_item_whose_job_is_stopped_by_hand_says_so(engine_place: EnginePlace, ra
         with ray_head.client() as client:
             client.post(f"/api/jobs/launch-{run.id}-1/stop").raise_for_status()
 
-    assert "stopped" in message_of_a_job_that_is_deleted_by_hand(engine_place, stop)
+    assert message_of_a_job_that_is_deleted_by_hand(engine_place, stop).startswith("Stopped after")
 
 
 def test_asked_for_stop_ends_the_job_and_says_so(site: Site, agents: list[ChildProcess]) -> None:
