@@ -319,17 +319,30 @@ def _is_distrust(error: BaseException) -> bool:
     return isinstance(error, (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError))
 
 
-async def lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[Sequence[bytes]]:
-    """Yield the lines of a stream as they come, all that came at once together; the last one may have no end."""
+async def lines(pieces: AsyncIterator[bytes], most_bytes: int | None = None) -> AsyncIterator[Sequence[bytes]]:
+    """Yield the lines of a stream as they come, all that came at once together; the last one may have no end.
+
+    Args:
+        pieces: of the stream.
+        most_bytes: a longer line comes in parts, of about so many bytes each: what follows a part without an end goes
+            on with it. None: each line comes whole.
+    """
     rest: list[bytes] = []  # Joined once: a line may come in thousands of pieces.
+    size = 0
     async for piece in pieces:
         *whole, last = piece.split(b"\n")
+        found = [line + b"\n" for line in whole]
         if whole:
-            whole[0] = b"".join([*rest, whole[0]])
-            rest = []
-            yield [line + b"\n" for line in whole]
+            found[0] = b"".join([*rest, found[0]])
+            rest, size = [], 0
         if last:
             rest.append(last)
+            size += len(last)
+        if most_bytes is not None and size >= most_bytes:
+            found.append(b"".join(rest))
+            rest, size = [], 0
+        if found:
+            yield found
     if rest:
         yield [b"".join(rest)]
 

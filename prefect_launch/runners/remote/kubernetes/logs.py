@@ -1,25 +1,22 @@
 """Log of a Kubernetes run: every container of every pod, followed, and read on from a position after a break.
 
-The kubelet keeps a log of each container, whose order never changes, and reads it from a whole second on. So a position
-says how many lines from its second on are kept, and the last of their stamps: those are skipped. Where the kubelet has
-rotated some of them away meanwhile, a line in the log says so. A run of one container has its lines as they are; where
-there are several, each line begins with its pod and container.
+A position has a mark for each container (`log_marks`). A run of one container has its lines as they are; where there
+are several, each line begins with its pod and container.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing
-from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
 from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.remote.jobs import LogPart
 from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object, lines
 from prefect_launch.runners.remote.kubernetes.errors import NotReadyError, NotThereError
+from prefect_launch.runners.remote.kubernetes.log_marks import END, LogMark
 from prefect_launch.runners.remote.kubernetes.watch import PODS, SeenRun
 
 #: A stream of a silent job is opened anew after this time: nothing else tells that a connection is dead.
@@ -28,15 +25,10 @@ _SILENCE_SECONDS: Final = 300.0
 _END_SECONDS: Final = 5.0
 #: The pause before a stream is opened anew that ended while its container runs.
 _AGAIN_SECONDS: Final = 0.2
-#: Seconds that are counted apart: lines of the two streams may stand in the log a little out of order.
-_WINDOW: Final = 3
 #: How many pieces wait to be written before the streams are read no further, and how many are written at a time.
 _WAITING: Final = 32
-#: The runtime cuts longer lines into pieces of this size.
-_PIECE_BYTES: Final = 16 * 1024
-_STAMP: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)$")
-_INNER_STAMP: Final = re.compile(rb"\A\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d) ")
-_LOST: Final = b"[prefect-launch] the node has rotated this log: lines between %s and %s may be lost\n"
+#: A line that is longer comes in parts: a progress bar, or binary data, may have no end of a line for hours.
+_PART_BYTES: Final = 64 * 1024
 
 
 class Container(NamedTuple):
@@ -62,68 +54,6 @@ class Container(NamedTuple):
     def key(self) -> str:
         """Names it in a position."""
         return f"{self.uid}/{self.name}/{self.restarts}"
-
-
-class LogMark:
-    """How far the log of one container is kept.
-
-    Args:
-        kept: the `value` of the mark to go on from; None for the beginning.
-    """
-
-    def __init__(self, kept: Mapping[str, Any] | None = None) -> None:
-        kept = kept or {}
-        self._counts: dict[str, int] = dict(kept.get("counts") or {})
-        self._last: str = kept.get("last") or ""
-        self._open: int | None = kept.get("open")
-        self._skip, self._skip_until = 0, ""
-
-    @property
-    def value(self) -> dict[str, Any]:
-        """The mark as JSON holds it."""
-        return {"counts": self._counts, "last": self._last, "open": self._open}
-
-    @property
-    def since(self) -> str:
-        """The second to read from, as the API takes it; empty for the beginning."""
-        first = min(self._counts, default="")
-        return f"{first}Z" if first else ""
-
-    def rewind(self) -> None:
-        """Begin to read from `since` on: what is kept comes again."""
-        self._skip, self._skip_until = sum(self._counts.values()), self._last
-
-    def take(self, line: bytes) -> bytes:
-        """Take a line as the kubelet gives it; return what is new of it, without its stamp."""
-        stamp, blank, content = line.partition(b" ")
-        order = in_order(stamp.decode("ascii", "replace")) if blank else ""
-        if not order:
-            return b"" if self._skip else line
-        content = _whole(content)
-        lost = b""
-        if self._skip:
-            if order <= self._skip_until:
-                self._skip -= 1
-                return self._rest(content) if not self._skip else b""
-            # Kept lines are all up to that stamp, so this one is new, and some of them are there no more.
-            lost = _LOST % (self._skip_until.encode(), order.encode())
-            self._skip = 0
-        second = order[:19]
-        if second >= min(self._counts, default=""):
-            self._counts[second] = self._counts.get(second, 0) + 1
-            if len(self._counts) > _WINDOW:
-                del self._counts[min(self._counts)]
-        self._last = max(self._last, order)
-        self._open = None if content.endswith(b"\n") else len(content)
-        return lost + content
-
-    def _rest(self, content: bytes) -> bytes:
-        """Return what was written of the last line that is kept after its stream was cut."""
-        if self._open is None or len(content) <= self._open:
-            return b""
-        rest = content[self._open :]
-        self._open = None if content.endswith(b"\n") else len(content)
-        return rest
 
 
 class RunLog:
@@ -198,9 +128,9 @@ class RunLog:
         content = bytearray()
         for container, found in pieces:
             mark = self._marks[container.key]
-            for line in found:
-                if new := mark.take(line):
-                    content += container.prefix + new
+            for piece in found:
+                if new := mark.take(piece):
+                    content += (container.prefix if content[-1:] in (b"", b"\n") else b"") + new
             if container.prefix and content and not content.endswith(b"\n"):
                 # The line of another container follows.
                 content += b"\n"
@@ -242,7 +172,7 @@ class RunLog:
         what = f"read the log of the pod {container.pod}"
         async with (
             self._client.stream(path, query, idle_seconds=_SILENCE_SECONDS, what=what) as pieces,
-            aclosing(_joined(lines(pieces))) as batches,
+            aclosing(_joined(lines(pieces, _PART_BYTES))) as batches,
         ):
             while True:
                 next_batch = asyncio.ensure_future(anext(batches, None))
@@ -261,6 +191,8 @@ class RunLog:
                         next_batch.cancel()
                         await asyncio.wait({next_batch})
                 if batch is None:
+                    if not follow:
+                        await self._pieces.put((container, [END]))
                     return
                 await self._pieces.put((container, batch))
 
@@ -304,28 +236,3 @@ def containers_of(pods: Collection[Object], *, is_one: bool) -> list[Container]:
                     )
                 )
     return found
-
-
-def in_order(stamp: str) -> str:
-    """Return a stamp of the kubelet as text whose order is that of time, in UTC; empty for what is no stamp.
-
-    The kubelet leaves out the zeros at a stamp's end, and writes it in the zone of its node.
-    """
-    found = _STAMP.match(stamp)
-    if found is None:
-        return ""
-    second, fraction, zone = found.groups()
-    if zone != "Z":
-        second = datetime.fromisoformat(f"{second}{zone}").astimezone(timezone.utc).isoformat()[:19]
-    return f"{second}.{(fraction or ''):0<9}"
-
-
-def _whole(content: bytes) -> bytes:
-    """Take the stamps out of a long line: older kubelets put one before each piece that the runtime cuts it into."""
-    if len(content) <= _PIECE_BYTES:
-        return content
-    pieces, rest = [], content
-    while len(rest) > _PIECE_BYTES:
-        pieces.append(rest[:_PIECE_BYTES])
-        rest = _INNER_STAMP.sub(b"", rest[_PIECE_BYTES:], count=1)
-    return b"".join([*pieces, rest])

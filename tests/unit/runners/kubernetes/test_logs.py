@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from prefect_launch.runners.remote.kubernetes.logs import LogMark, containers_of, in_order
+from collections.abc import AsyncIterator
+
+import pytest
+
+from prefect_launch.runners.remote.kubernetes.client import lines
+from prefect_launch.runners.remote.kubernetes.log_marks import END, LogMark, in_order
+from prefect_launch.runners.remote.kubernetes.logs import containers_of
 
 
 def _line(second: int, fraction: str, text: str) -> bytes:
@@ -53,6 +59,45 @@ def test_stamps_inside_a_long_line_are_taken_out() -> None:
     piece = b"x" * 16384
     stamp = b"2026-11-27T10:00:01.5Z "
     assert LogMark().take(stamp + piece + stamp + piece + stamp + b"end\n") == piece + piece + b"end\n"
+
+
+PIECE = 16384
+INNER = b"2026-11-27T10:00:01.5Z "
+LONG = b"a" * PIECE + b"b" * PIECE + b"c" * 100
+STAMPED = INNER + b"a" * PIECE + INNER + b"b" * PIECE + INNER + b"c" * 100
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, PIECE - 1, PIECE, PIECE + 1, 3 * PIECE])
+@pytest.mark.parametrize("written", [STAMPED, INNER + LONG])
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_long_line_that_comes_in_parts_is_whole(size: int, written: bytes, end: bytes) -> None:
+    first, rest = written[:40], written[40:] + end
+    mark = LogMark()
+    parts = [first, *(rest[at : at + size] for at in range(0, len(rest), size)), END]
+    assert b"".join(map(mark.take, parts)) == LONG + end
+
+
+@pytest.mark.parametrize("cut", [41, PIECE, PIECE + 30, 2 * PIECE + 60, len(STAMPED) - 1])
+def test_long_line_that_was_cut_off_between_its_parts_is_completed(cut: int) -> None:
+    mark = LogMark()
+    kept = mark.take(LINES[0]) + mark.take(STAMPED[:40]) + mark.take(STAMPED[40:cut])
+    again = LogMark(mark.value)
+    again.rewind()
+    pieces = [LINES[0], STAMPED[:1000], STAMPED[1000:], b"more\n", LINES[2], END]
+    assert kept + b"".join(map(again.take, pieces)) == b"a\n" + LONG + b"more\nc\n"
+
+
+async def test_line_without_an_end_is_handed_on_in_parts() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"one\ntwo"
+        for _ in range(1000):
+            yield b"x" * 1000
+        yield b"\nthree"
+
+    found = [line async for batch in lines(pieces(), 10_000) for line in batch]
+    assert max(map(len, found)) < 12_000
+    assert b"".join(found) == b"one\ntwo" + b"x" * 1_000_000 + b"\nthree"
+    assert [line async for batch in lines(pieces()) for line in batch][1] == b"two" + b"x" * 1_000_000 + b"\n"
 
 
 def test_stamps_are_in_the_order_of_time_whatever_their_zone_and_length() -> None:
