@@ -117,6 +117,7 @@ def _unpacker(container: Mapping[str, Any]) -> dict[str, Any]:
         "name": _CODE_VOLUME,
         **own,
         "command": ["/bin/sh", "-c", _UNPACK],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "workingDir": "/",
         **({"resources": shared} if any(shared.values()) else {}),
         "volumeMounts": [

@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import posixpath
 import shlex
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
-from enum import Enum
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from prefect_launch.errors import SpecError
-from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.runners.base import TAKEOVER_SECONDS, Labels, RunPlan
 from prefect_launch.runners.remote.kubernetes.code import add_code, code_config_map, preview_code
 from prefect_launch.runners.remote.kubernetes.environment import OUTPUT_DIR, SecretValues, job_variables, literal
 from prefect_launch.runners.remote.kubernetes.fields import unshared
+from prefect_launch.runners.remote.kubernetes.holding import HOLD, QUEUE_LABEL, Hold, hold_back
 from prefect_launch.runners.remote.kubernetes.images import check_container_images
 from prefect_launch.runners.remote.kubernetes.kind_rules import complete_helpers, with_defaults
 from prefect_launch.runners.remote.kubernetes.kinds import (
-    JOB,
     ObjectKind,
     PodTemplatePath,
     first,
@@ -43,8 +43,6 @@ from prefect_launch.runners.remote.kubernetes.options import (
 from prefect_launch.runners.remote.kubernetes.rules import is_label_value
 from prefect_launch.runners.remote.kubernetes.short_options import place_short_options
 
-#: How the object is held until its run is recorded: `suspend`, or `parallelism=N` with the number that it gets.
-HOLD: Final = "prefect-launch.hold"
 #: How long a container of the run may fail to get its image, in seconds.
 PULL_TIMEOUT: Final = "prefect-launch.image-pull-timeout"
 #: Label of what goes with a run and is not the run: its Secret, its code, its services.
@@ -62,13 +60,6 @@ _NOT_KEPT: Final = frozenset({"name", "generateName", "namespace", "uid", "resou
 _HIDDEN: Final = "***"
 #: Stands for an image that is still to be built.
 _TO_BE_BUILT: Final = "to-be-built"
-
-
-class Hold(str, Enum):
-    """How a batch Job is held: `SUSPEND` from Kubernetes 1.21 on, `PARALLELISM` (0 pods) on every server."""
-
-    SUSPEND = "suspend"
-    PARALLELISM = "parallelism"
 
 
 class RunObjects(BaseModel):
@@ -99,6 +90,7 @@ def build_objects(
     hold: Hold = Hold.SUSPEND,
     code: bytes | None = None,
     pull_auths: Mapping[str, Mapping[str, str]] | None = None,
+    stop_seconds: float = TAKEOVER_SECONDS,
 ) -> RunObjects:
     """Return the objects of a run.
 
@@ -107,10 +99,13 @@ def build_objects(
         hold: how the server can hold a batch Job.
         code: as `pack_code` returns it.
         pull_auths: credentials for registries by host, each `{"username": …, "password": …}`; none: no pull secret.
+        stop_seconds: what a container gets between TERM and KILL, where the plan does not say it.
 
     Raises:
         SpecError: when the options are wrong, do not fit the job, or show a secret.
     """
+    if plan.stop_seconds is None:
+        plan = plan.model_copy(update={"stop_seconds": stop_seconds})
     options = read_options(plan.options)
     kind = options.kind
     manifest = unshared(options.manifest) if options.manifest is not None else one_container_job()
@@ -133,7 +128,7 @@ def build_objects(
     manifest["metadata"] = _metadata(manifest.get("metadata") or {}, plan, options)
     if kind.ttl and options.ttl is not None:
         place(manifest, kind.ttl, options.ttl)
-    _hold(manifest, kind, hold)
+    hold_back(manifest, kind, hold)
     services = tuple(_service(one, plan, options) for one in options.additional_services)
     secrets.check_none_left(manifest, "resource_args.kubernetes")
     for service in services:
@@ -210,46 +205,6 @@ def selector_of(labels: Mapping[str, str]) -> str:
 _OWN_PREFIX: Final = Labels.ITEM.partition(".")[0] + "."
 
 
-# --- holding ---
-
-
-def release_patch(manifest: Mapping[str, Any], kind: ObjectKind) -> dict[str, Any] | None:
-    """Return the merge patch that releases an object; None for one that is not held by us (any more)."""
-    held = _hold_of(manifest)
-    # Without its mark: who suspends the object later does not make it one that was never started.
-    patch: dict[str, Any] = {"metadata": {"annotations": {HOLD: None}}}
-    if held == Hold.SUSPEND.value and first(manifest, kind.suspend) is True:
-        place(patch, kind.suspend, False)
-        return patch
-    if held.startswith(f"{Hold.PARALLELISM.value}=") and first(manifest, "spec.parallelism") == 0:
-        place(patch, "spec.parallelism", int(held.partition("=")[2]))
-        return patch
-    return None
-
-
-def is_held(manifest: Mapping[str, Any], kind: ObjectKind) -> bool:
-    """Whether an object waits for its release by us."""
-    return release_patch(manifest, kind) is not None
-
-
-def _hold_of(manifest: Mapping[str, Any]) -> str:
-    annotations = (manifest.get("metadata") or {}).get("annotations") or {}
-    return str(annotations.get(HOLD, ""))
-
-
-def _hold(manifest: dict[str, Any], kind: ObjectKind, hold: Hold) -> None:
-    if kind.suspend and first(manifest, kind.suspend) is True:
-        return  # The cluster's own queueing, such as Kueue, is to start it.
-    annotations = manifest["metadata"]["annotations"]
-    if kind == JOB and hold is Hold.PARALLELISM:
-        parallelism = first(manifest, "spec.parallelism")
-        annotations[HOLD] = f"{hold.value}={1 if parallelism is None else parallelism}"
-        place(manifest, "spec.parallelism", 0)
-    elif kind.suspend:
-        annotations[HOLD] = Hold.SUSPEND.value
-        place(manifest, kind.suspend, True)
-
-
 def with_owner(made: Mapping[str, Any], owner: Mapping[str, Any]) -> dict[str, Any]:
     """Return an object that goes when its owner goes.
 
@@ -318,17 +273,21 @@ def _complete_pod(
     """Complete a pod template; whether one of its containers runs the job."""
     labels, annotations = split_labels(plan.labels)
     metadata = template.setdefault("metadata", {})
-    metadata["labels"] = {**(metadata.get("labels") or {}), **options.labels, **labels}
+    shared = {key: value for key, value in options.labels.items() if key != QUEUE_LABEL}
+    metadata["labels"] = {**(metadata.get("labels") or {}), **shared, **labels}
     metadata["annotations"] = {**(metadata.get("annotations") or {}), **options.annotations, **annotations}
     pod = template["spec"]
     takes_command = of.runs_job and not options.kind.entry_point
     if takes_command and not options.kind.container:
         pod.setdefault("restartPolicy", "Never")
-    if plan.stop_seconds is not None:
-        pod.setdefault("terminationGracePeriodSeconds", int(plan.stop_seconds))
+    # In whole seconds; with 0, whoever deletes a pod would not see its container end.
+    pod.setdefault("terminationGracePeriodSeconds", max(1, math.ceil(plan.stop_seconds or 0)))
     _place_pod(pod, options, pull_secret)
-    for _, container in _containers(pod):
+    for field, container in _containers(pod):
         secrets.take_out(container)
+        if field == "initContainers":
+            # Not for the job's own: the last lines of a log could be taken for its outputs.
+            container.setdefault("terminationMessagePolicy", "FallbackToLogsOnError")
     ours = list(job_containers(pod, options, of))
     for container in ours:
         _complete_container(pod, container, plan, options, secrets, takes_command=takes_command)

@@ -37,6 +37,7 @@ from prefect_launch.runners.remote.kubernetes.errors import ConflictError, NotTh
 from prefect_launch.runners.remote.kubernetes.events import RunEvents
 from prefect_launch.runners.remote.kubernetes.fill_rules import fill_rule
 from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle, NotedRun, Place, RunNotes
+from prefect_launch.runners.remote.kubernetes.holding import Hold, release_patch
 from prefect_launch.runners.remote.kubernetes.judge import (
     has_object_ended,
     is_leaving,
@@ -48,12 +49,10 @@ from prefect_launch.runners.remote.kubernetes.judge import (
 from prefect_launch.runners.remote.kubernetes.kinds import JOB
 from prefect_launch.runners.remote.kubernetes.logs import Container, RunLog, containers_of
 from prefect_launch.runners.remote.kubernetes.objects import (
-    Hold,
     build_objects,
     check_plan,
     labels_of,
     preview_objects,
-    release_patch,
     selector_of,
 )
 from prefect_launch.runners.remote.kubernetes.options import (
@@ -62,6 +61,7 @@ from prefect_launch.runners.remote.kubernetes.options import (
     check_options,
     check_submitter_options,
     check_together,
+    one_container_job,
     own_image,
     read_options,
 )
@@ -238,15 +238,14 @@ class KubernetesRunner(RemoteRunner):
     async def submit(self, plan: RunPlan) -> RemoteJob:
         options = read_options(plan.options)
         cluster = self._cluster(options.context or "")
+        hold = await cluster.hold()
+        namespace = options.namespace or await cluster.client.namespace()
+        manifest = options.manifest or one_container_job()
+        resource = await cluster.kinds.resource(manifest["apiVersion"], manifest["kind"])
+        pull_auths = await self._pull_auths(plan, options.image_pull_secret)
+        # Last, for it takes the longest: nothing that the cluster, or the plan itself, is refused for comes after it.
         code = await anyio.to_thread.run_sync(pack_code, plan)
-        made = build_objects(
-            plan,
-            hold=await cluster.hold(),
-            code=code,
-            pull_auths=await self._pull_auths(plan, options.image_pull_secret),
-        )
-        namespace = made.namespace or await cluster.client.namespace()
-        resource = await cluster.kinds.resource(made.manifest["apiVersion"], made.manifest["kind"])
+        made = build_objects(plan, hold=hold, code=code, pull_auths=pull_auths, stop_seconds=self.stop_seconds)
         place = Place(cluster.context, namespace, resource)
         await anyio.to_thread.run_sync(self._notes.add_place, place)
         job = await create_run(cluster.client, cluster.kinds, made, namespace, resource)
@@ -265,7 +264,7 @@ class KubernetesRunner(RemoteRunner):
             return
         patch = release_patch(job, kind_in(job))
         if patch is not None:
-            patch = {**patch, "metadata": {"uid": parsed.uid}}
+            patch = {**patch, "metadata": {**patch["metadata"], "uid": parsed.uid}}
             try:
                 released = await cluster.client.patch(path, patch, what=f"release {parsed.name}")
             except (NotThereError, ConflictError):

@@ -13,8 +13,9 @@ from typing import Any
 from prefect_launch.runners.base import ExitStatus
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.kubernetes.custom_status import custom_status
+from prefect_launch.runners.remote.kubernetes.holding import is_held
 from prefect_launch.runners.remote.kubernetes.kinds import JOB, ObjectKind, find, pod_count
-from prefect_launch.runners.remote.kubernetes.objects import PULL_TIMEOUT, is_held
+from prefect_launch.runners.remote.kubernetes.objects import PULL_TIMEOUT
 from prefect_launch.runners.remote.kubernetes.pods import (
     PULL_SECONDS,
     Pod,

@@ -14,18 +14,17 @@ import pytest
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.kubernetes.code import pack_code
-from prefect_launch.runners.remote.kubernetes.manifest_checks import check_manifest
+from prefect_launch.runners.remote.kubernetes.holding import HOLD, QUEUE_LABEL, Hold, is_held, release_patch
+from prefect_launch.runners.remote.kubernetes.kinds import first
+from prefect_launch.runners.remote.kubernetes.manifest_checks import check_manifest, pod_templates
 from prefect_launch.runners.remote.kubernetes.objects import (
     BESIDE,
-    HOLD,
+    OUTPUTS_PATH,
     RUNS,
-    Hold,
     build_objects,
     check_plan,
-    is_held,
     labels_of,
     preview_objects,
-    release_patch,
     selector_of,
     with_owner,
 )
@@ -200,6 +199,63 @@ def test_job_that_the_clusters_own_queueing_starts_is_not_released_by_us() -> No
 
     assert made.manifest["spec"]["suspend"] is True
     assert release_patch(made.manifest, made.kind) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"labels": {QUEUE_LABEL: "team-a"}},
+        {**job_options(), "metadata": {"labels": {QUEUE_LABEL: "team-a"}}},
+        {**job_options(suspend=True), "metadata": {"labels": {QUEUE_LABEL: "team-a"}}},
+        {
+            "apiVersion": "kubeflow.org/v1",
+            "kind": "PyTorchJob",
+            "metadata": {"labels": {QUEUE_LABEL: "team-a"}},
+            "spec": {"pytorchReplicaSpecs": {"Worker": {"template": pod_manifest(name="pytorch")}}},
+        },
+    ],
+)
+def test_job_of_a_queue_of_kueue_comes_into_it_at_its_release_and_is_resumed_by_kueue(options: dict[str, Any]) -> None:
+    made = build_objects(make_plan(options))
+    manifest = made.manifest
+
+    assert first(manifest, made.kind.suspend) is True
+    assert manifest["metadata"]["labels"][QUEUE_LABEL] == "prefect-launch-held"
+    assert is_held(manifest, made.kind)
+    assert release_patch(manifest, made.kind) == {
+        "metadata": {"annotations": {HOLD: None}, "labels": {QUEUE_LABEL: "team-a"}}
+    }
+    manifest["metadata"]["labels"][QUEUE_LABEL] = "team-a"
+    assert not is_held(manifest, made.kind)
+    _, _, template = pod_templates(manifest, made.kind)[0]
+    assert QUEUE_LABEL not in template["metadata"]["labels"]
+
+
+@pytest.mark.parametrize(
+    ("of_plan", "of_runner", "seconds"), [(None, 25.5, 26), (7.2, 25.5, 8), (0.0, 25.5, 1), (90.0, 10.0, 90)]
+)
+def test_pod_is_given_the_items_time_to_end_in_or_else_the_runners(
+    of_plan: float | None, of_runner: float, seconds: int
+) -> None:
+    made = build_objects(make_plan(stop_seconds=of_plan), stop_seconds=of_runner)
+    own = {"spec": {**pod_manifest()["spec"], "terminationGracePeriodSeconds": 5}}
+
+    assert pod_of(made.manifest)["terminationGracePeriodSeconds"] == seconds
+    kept = build_objects(make_plan(job_options(own), stop_seconds=of_plan), stop_seconds=of_runner)
+    assert pod_of(kept.manifest)["terminationGracePeriodSeconds"] == 5
+
+
+def test_init_container_that_fails_leaves_the_end_of_its_log_and_the_job_its_outputs_alone() -> None:
+    pod = pod_manifest()
+    own = {"name": "own", "image": "b", "terminationMessagePolicy": "File"}
+    pod["spec"]["initContainers"] = [{"name": "fetch", "image": "b"}, own]
+
+    made = build_objects(make_plan(job_options(pod)))
+
+    policies = [one.get("terminationMessagePolicy") for one in pod_of(made.manifest)["initContainers"]]
+    assert policies == ["FallbackToLogsOnError", "File"]
+    assert "terminationMessagePolicy" not in container_of(made.manifest)
+    assert container_of(made.manifest)["terminationMessagePath"] == OUTPUTS_PATH
 
 
 def test_objects_beside_the_job_go_with_it() -> None:

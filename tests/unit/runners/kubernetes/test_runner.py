@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from prefect_launch.errors import AgentConfigError, NoRoomError, UnreachableError
+from prefect_launch.errors import AgentConfigError, LaunchError, NoRoomError, QueueError, SpecError, UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote.kubernetes import client
 from prefect_launch.runners.remote.kubernetes.errors import LoginError
+from prefect_launch.runners.remote.kubernetes.holding import HOLD, QUEUE_LABEL
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from tests.support.kubernetes_api import KubernetesApi, scripted_api
 from tests.support.kubernetes_pods import JOBS, JobPods
+from tests.unit.runners.kubernetes.plans import pod_manifest
 
 LIMIT_SECONDS = 60.0
 
@@ -231,3 +235,63 @@ async def test_diagnosis_names_the_rights_that_are_missing(bench: Bench) -> None
         False,
         "Give the agent's account a Role in default with: watch pods, get pods/log.",
     )
+
+
+# --- what is made, and when ---
+
+
+async def test_release_takes_the_mark_of_the_hold_away(bench: Bench) -> None:
+    plan = bench.plan()
+    handle = await bench.runner.create(plan)
+    job = JobPods(bench.api, "default", plan.name)
+    assert job.is_held()
+    assert HOLD in job.job["metadata"]["annotations"]
+
+    await bench.runner.start(handle)
+
+    assert not job.is_held()
+    assert HOLD not in job.job["metadata"]["annotations"]
+
+
+async def test_job_of_a_queue_of_kueue_is_left_suspended_to_kueue_in_its_queue(bench: Bench) -> None:
+    plan = bench.plan().model_copy(update={"options": {"labels": {QUEUE_LABEL: "team-a"}}})
+    handle = await bench.runner.create(plan)
+    job = JobPods(bench.api, "default", plan.name)
+    assert job.job["metadata"]["labels"][QUEUE_LABEL] != "team-a"
+
+    await bench.runner.start(handle)
+
+    assert job.job["metadata"]["labels"][QUEUE_LABEL] == "team-a"
+    assert job.job["spec"]["suspend"] is True
+
+
+async def test_pod_that_somebody_else_deletes_gets_what_the_agent_gives_its_jobs_to_end_in(bench: Bench) -> None:
+    bench.runner.stop_seconds = 75.0
+    plan = bench.plan()
+
+    await bench.runner.create(plan)
+
+    job = JobPods(bench.api, "default", plan.name).job
+    assert job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 75
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"cpus": "many"}, SpecError),
+        ({"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": {"entrypoint": "x"}}, LaunchError),
+        ({"apiVersion": "none.io/v1", "kind": "Job", "custom": {}, "spec": {"template": pod_manifest()}}, QueueError),
+    ],
+)
+async def test_code_of_a_run_that_cannot_be_made_is_not_packed(
+    bench: Bench, options: dict[str, Any], error: type[Exception]
+) -> None:
+    code = bench.folder / "code"
+    code.mkdir()
+    (code / "data.bin").write_bytes(random.Random(0).randbytes(1_200_000))  # Packing it would be refused.
+    plan = bench.plan().model_copy(update={"options": options, "code_dir": code})
+
+    with pytest.raises(error) as refused:
+        await bench.runner.create(plan)
+
+    assert "ConfigMap" not in str(refused.value)

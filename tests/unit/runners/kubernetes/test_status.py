@@ -12,8 +12,9 @@ from prefect_launch.core.states import ItemState
 from prefect_launch.errors import ImagePullError, SpecError
 from prefect_launch.runners.base import ExitStatus
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
+from prefect_launch.runners.remote.kubernetes.holding import HOLD
 from prefect_launch.runners.remote.kubernetes.kinds import JOB
-from prefect_launch.runners.remote.kubernetes.objects import HOLD, PULL_TIMEOUT
+from prefect_launch.runners.remote.kubernetes.objects import PULL_TIMEOUT
 from prefect_launch.runners.remote.kubernetes.pods import cut_warning, is_cut, outputs_message
 from prefect_launch.runners.remote.kubernetes.status import is_short_of_pods, run_status
 from prefect_launch.spec.scheduling import Cause
