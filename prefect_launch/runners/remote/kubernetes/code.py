@@ -7,10 +7,8 @@ built of it; the base image needs a shell, and `tar` or Python to unpack.
 from __future__ import annotations
 
 import base64
-import gzip
 import io
 import posixpath
-import tarfile
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
@@ -20,6 +18,7 @@ from prefect_launch.core.units import format_size
 from prefect_launch.errors import SpecError
 from prefect_launch.inputs.config_files import merge_into_file, normal_path
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.remote.code import write_tar
 
 #: Where the code is in its container, as in images that are built of it.
 CODE_DIR: Final = "/workspace"
@@ -54,13 +53,8 @@ def pack_code(plan: RunPlan) -> bytes | None:
     for name, values in plan.file_overrides.items():
         merge_into_file(plan.code_dir / (plan.build_context or "") / normal_path(name), values)
     packed = io.BytesIO()
-    # Without times, the same code gives the same bytes.
-    with (
-        gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped,
-        tarfile.open(fileobj=zipped, mode="w|") as archive,
-    ):
-        for path in sorted(plan.code_dir.rglob("*")):
-            archive.add(path, path.relative_to(plan.code_dir).as_posix(), recursive=False, filter=_open)
+    # Whatever user the container runs as may read and change a file.
+    write_tar(plan.code_dir, packed, mode_bits=0o666)
     if packed.tell() > MAX_CODE_BYTES:
         raise SpecError(
             f"The job's code has {format_size(packed.tell())} when it is packed, and Kubernetes carries at most"
@@ -68,16 +62,6 @@ def pack_code(plan: RunPlan) -> bytes | None:
             " create the job without a base image, so that an image is built of it."
         )
     return packed.getvalue()
-
-
-def _open(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    """Let whatever user the container runs as read and change a file."""
-    if not (member.isfile() or member.isdir() or member.issym()):
-        return None
-    member.uid = member.gid = member.mtime = 0
-    member.uname = member.gname = ""
-    member.mode |= 0o777 if member.isdir() else 0o666
-    return member
 
 
 def code_config_map(plan: RunPlan, code: bytes) -> dict[str, Any]:

@@ -20,14 +20,14 @@ from uuid import UUID
 
 import anyio
 
-from prefect_launch.core.filesystem import fail, make_folders, walk
+from prefect_launch.core.filesystem import make_folders
 from prefect_launch.core.output_limits import LeftOut, OutputLimits, Selection
 from prefect_launch.core.units import format_size
 from prefect_launch.errors import InfrastructureError, SpecError
-from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE, OUTPUTS_FILE
 from prefect_launch.inputs.vendoring import vendored_files
 from prefect_launch.runners.base import RunPlan, with_default_variables
+from prefect_launch.runners.remote.code import merge_overrides, write_tar
 from prefect_launch.runners.remote.prefect.command import PLAN_KEY, plan_text
 from prefect_launch.runners.remote.prefect.wrapper import CODE_KEY, OUTPUTS_KEY
 
@@ -133,21 +133,10 @@ def pack_code(plan: RunPlan) -> bytes:
         SpecError: when it is too large.
     """
     assert plan.code_dir is not None
-    folder = (plan.project_dir or plan.code_dir) / (plan.working_dir or "")
-    for path, values in plan.file_overrides.items():
-        merge_into_file(find_config_file(path, folder), values)
+    merge_overrides(plan)
+    library = {f".{name}": text.encode() for name, text in vendored_files().items() if not name.endswith(".pth")}
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for parent, folders, names in walk(plan.code_dir, onerror=fail):
-            folders[:] = sorted(name for name in folders if name != ".git")
-            for name in sorted([*folders, *names]):
-                file = Path(parent) / name
-                tar.add(file, arcname=file.relative_to(plan.code_dir).as_posix(), recursive=False, filter=_plain)
-        for name, source in vendored_files().items():
-            if not name.endswith(".pth"):
-                member = tarfile.TarInfo(f".{name}")
-                member.size = len(source.encode())
-                tar.addfile(member, io.BytesIO(source.encode()))
+    write_tar(plan.code_dir, packed, extra=library)
     if packed.tell() > MAX_CODE_BYTES:
         raise SpecError(
             f"The job's code packs to {format_size(packed.tell())}, and over the Prefect server an item for another"
@@ -155,14 +144,6 @@ def pack_code(plan: RunPlan) -> bytes:
             " it (.launchignore)."
         )
     return packed.getvalue()
-
-
-def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    if not (member.isreg() or member.isdir() or member.issym()):
-        return None
-    member.uid = member.gid = 0
-    member.uname = member.gname = ""
-    return member
 
 
 # --- outputs ---

@@ -6,32 +6,27 @@ The archive's name is a hash of its content, so the same code is sent once. Ray 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import stat
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import anyio
 
-from prefect_launch.core.filesystem import fail, walk
+from prefect_launch.core.filesystem import temporary_folder_async
 from prefect_launch.core.units import format_size
 from prefect_launch.environments.requirements import Requirements, read_requirements
 from prefect_launch.errors import InfrastructureError, SpecError, UnreachableError
-from prefect_launch.inputs.config_files import find_config_file, merge_into_file
 from prefect_launch.inputs.vendoring import vendored_files
-from prefect_launch.jobs.archive import NEVER_TAKEN
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.remote.code import code_entries, merge_overrides, write_zip
 from prefect_launch.runners.remote.ray.client import RayClient
 from prefect_launch.runners.remote.ray.options import INPUTS_FOLDER
 
 #: What the Jobs API takes (its own limit).
 MAX_PACKAGE_BYTES: Final = 100 * 1024**2
 _INPUTS_PREFIX: Final = "_prefect_launch_inputs/"
-#: The first moment that a zip archive can tell.
-_MOMENT: Final = (1980, 1, 1, 0, 0, 0)
+_PIECE_BYTES: Final = 1024**2
 
 
 async def upload_code(client: RayClient, plan: RunPlan) -> str:
@@ -42,64 +37,56 @@ async def upload_code(client: RayClient, plan: RunPlan) -> str:
         UnreachableError: when the cluster does not answer.
         InfrastructureError: when it refuses the package.
     """
-    content = await anyio.to_thread.run_sync(_packed, plan)
-    name = f"_ray_pkg_{hashlib.sha256(content).hexdigest()[:32]}.zip"
-    path = f"/api/packages/gcs/{name}"
-    # Asked each time: it also keeps the package from being removed for the next ten minutes.
-    there = await client.call("GET", path)
-    if there.is_missing:
-        sent = await client.call("PUT", path, content=content)
-        if sent.status != 200:
-            raise InfrastructureError(
-                f"The Ray cluster does not take the job's code ({format_size(len(content))}): {sent.reason}."
-            )
-    elif there.status != 200:
-        raise UnreachableError(f"The Ray cluster's store does not answer: {there.reason}. Look at its head.")
-    return f"gcs://{name}"
+    async with temporary_folder_async(prefix=".package-", parent=plan.run_dir) as folder:
+        file = folder / "code.zip"
+        name = f"_ray_pkg_{(await anyio.to_thread.run_sync(_pack, plan, file))[:32]}.zip"
+        path = f"/api/packages/gcs/{name}"
+        # Asked each time: it also keeps the package from being removed for the next ten minutes.
+        there = await client.call("GET", path)
+        if there.is_missing:
+            sent = await client.call("PUT", path, file=file)
+            if sent.status != 200:
+                size = format_size((await anyio.Path(file).stat()).st_size)
+                raise InfrastructureError(f"The Ray cluster does not take the job's code ({size}): {sent.reason}.")
+        elif there.status != 200:
+            raise UnreachableError(f"The Ray cluster's store does not answer: {there.reason}. Look at its head.")
+        return f"gcs://{name}"
 
 
-def _packed(plan: RunPlan) -> bytes:
+def _pack(plan: RunPlan, file: Path) -> str:
+    """Write a run's code to a file, and return the hash of what it holds."""
     assert plan.code_dir is not None
-    folder = (plan.project_dir or plan.code_dir) / (plan.working_dir or "")
-    for path, values in plan.file_overrides.items():
-        merge_into_file(find_config_file(path, folder), values)
-    packed = io.BytesIO()
-    uses_inputs = False
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, file in _files(plan.code_dir):
-            content = file.read_bytes()
-            uses_inputs = uses_inputs or (name.endswith((".py", ".ipynb")) and b"prefect_launch" in content)
-            _add(archive, name, content, 0o755 if file.stat().st_mode & stat.S_IXUSR else 0o644)
-        if uses_inputs:
-            for name, text in sorted(vendored_files().items()):
-                if name.startswith(_INPUTS_PREFIX):
-                    _add(archive, f"{INPUTS_FOLDER}/{name.removeprefix(_INPUTS_PREFIX)}", text.encode(), 0o644)
-        if not archive.namelist():
-            _add(archive, ".empty", b"", 0o644)  # Ray takes no empty package.
-    if packed.tell() > MAX_PACKAGE_BYTES:
-        raise SpecError(
-            f"The job's code has {format_size(packed.tell())}, packed; Ray takes {format_size(MAX_PACKAGE_BYTES)}."
-            " Leave data out by a .launchignore, and let the job read it from a shared folder or a bucket."
-        )
-    return packed.getvalue()
+    merge_overrides(plan)
+    extra = _inputs() if _uses_inputs(plan.code_dir) else {}
+    if not extra and next(code_entries(plan.code_dir), None) is None:
+        extra = {".empty": b""}  # Ray takes no empty package.
+    with file.open("wb+") as target:
+        write_zip(plan.code_dir, target, extra=extra)
+        size = target.seek(0, os.SEEK_END)
+        if size > MAX_PACKAGE_BYTES:
+            raise SpecError(
+                f"The job's code has {format_size(size)}, packed; Ray takes {format_size(MAX_PACKAGE_BYTES)}."
+                " Leave data out by a .launchignore, and let the job read it from a shared folder or a bucket."
+            )
+        target.seek(0)
+        found = hashlib.sha256()
+        while piece := target.read(_PIECE_BYTES):
+            found.update(piece)
+        return found.hexdigest()
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """List files by their names in the archive, sorted; a link is followed, since an archive for Ray holds none."""
-    for parent, folders, names in walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if name not in NEVER_TAKEN)
-        for name in sorted(names):
-            file = Path(parent, name)
-            inside = Path(os.path.realpath(file)).is_relative_to(folder.resolve())
-            if file.is_file() and inside:
-                yield file.relative_to(folder).as_posix(), file
+def _uses_inputs(folder: Path) -> bool:
+    programs = (path for name, path in code_entries(folder) if name.endswith((".py", ".ipynb")) and path.is_file())
+    return any(b"prefect_launch" in path.read_bytes() for path in programs)
 
 
-def _add(archive: zipfile.ZipFile, name: str, content: bytes, mode: int) -> None:
-    member = zipfile.ZipInfo(name, _MOMENT)
-    member.compress_type = zipfile.ZIP_DEFLATED
-    member.external_attr = (stat.S_IFREG | mode) << 16
-    archive.writestr(member, content)
+def _inputs() -> dict[str, bytes]:
+    """Return the library for a job's inputs, by its names in the package."""
+    return {
+        f"{INPUTS_FOLDER}/{name.removeprefix(_INPUTS_PREFIX)}": text.encode()
+        for name, text in vendored_files().items()
+        if name.startswith(_INPUTS_PREFIX)
+    }
 
 
 # --- requirements ---

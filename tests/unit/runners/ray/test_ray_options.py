@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,27 @@ async def test_code_that_uses_our_inputs_brings_them_along(tmp_path: Path) -> No
     [content] = api.packages.values()
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         assert ".prefect-launch-inputs/prefect_launch/inputs/__init__.py" in archive.namelist()
+
+
+async def test_large_code_is_sent_in_pieces_and_whole_again_when_a_busy_head_asks_for_that(tmp_path: Path) -> None:
+    api, sent = RayApi(), list[httpx.Request]()
+
+    def busy(request: httpx.Request) -> httpx.Response | None:
+        if request.method == "PUT":
+            sent.append(request)
+        is_first = request.method == "PUT" and len(sent) == 1
+        return httpx.Response(429, headers={"retry-after": "0"}) if is_first else None
+
+    api.proxy = busy
+    code = code_in(tmp_path / "a")
+    (code / "weights").write_bytes(os.urandom(3 * 1024**2))
+    await submitted(api.runner(tmp_path), plan_in(tmp_path, code_dir=code))
+    [content] = api.packages.values()
+    assert [int(request.headers["content-length"]) for request in sent] == [len(content)] * 2
+    assert not any("transfer-encoding" in request.headers for request in sent)
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert archive.read("weights") == (code / "weights").read_bytes()
+    assert [one.name for one in (tmp_path / "runs").rglob("*") if one.is_file()] == []
 
 
 async def test_code_larger_than_ray_takes_is_refused_with_its_size(
