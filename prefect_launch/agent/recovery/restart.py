@@ -13,9 +13,12 @@ have been, and nothing runs twice. What was not started yet is not adopted.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 from uuid import UUID
 
 import anyio
@@ -26,6 +29,7 @@ from prefect_launch.agent.item.failure_report import Facts
 from prefect_launch.agent.item.finish import end_item
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.ownership import (
+    Identity,
     created_by_us,
     holder_of,
     identity_of,
@@ -39,10 +43,14 @@ from prefect_launch.core.states import ACTIVE, ItemState, StateType
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.queues.presence import Holder
 from prefect_launch.runners.base import Found, Labels, Phase, Runner, RunPlan, RunState
-from prefect_launch.server.values import Item
+from prefect_launch.server.protocol import Server
+from prefect_launch.server.values import PAGE, Item, State
 from prefect_launch.spec.scheduling import Cause
 
 log = logging.getLogger(__name__)
+
+#: So many items are read at a time.
+_READS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -96,9 +104,42 @@ async def find_own_runs(context: AgentContext, holder: Holder, resources: Collec
             log.debug("cannot search %s for runs: %s", resource, error)
             found_runs.unreachable.add(resource)
             continue
-        for one in found:
-            await _adopt(context, holder, runner, one, found_runs)
+        for one in await _read_items(context.session.server, found):
+            _adopt(context, holder, runner, one, found_runs)
     return found_runs
+
+
+class _ItemOfRun(NamedTuple):
+    """A run, and its item as the server shows it."""
+
+    found: Found
+    identity: Identity
+    item: Item | None
+    history: list[State]
+
+
+async def _read_items(server: Server, found: Sequence[Found]) -> list[_ItemOfRun]:
+    """Read the items of runs, a page of them at once, and the states of each; what is none of ours is left out."""
+    runs: dict[int, tuple[Found, Identity]] = {}
+    for number, one in enumerate(found):
+        identity = identity_of(one)
+        if identity is not None:
+            runs[number] = one, identity
+        else:
+            log.warning("ignoring %s: its name and labels are not such as an agent gives", one.handle)
+    ids = list({identity.item_id for _, identity in runs.values()})
+    items: dict[UUID, Item] = {}
+    for start in range(0, len(ids), PAGE):
+        with suppress(LaunchError):  # What cannot be listed is read by itself.
+            items |= {item.id: item for item in await server.list_items(ids=ids[start : start + PAGE])}
+    turns = asyncio.Semaphore(_READS)
+
+    async def read(one: Found, identity: Identity) -> _ItemOfRun:
+        async with turns:
+            item = items.get(identity.item_id) or await server.read_item(identity.item_id)
+            return _ItemOfRun(one, identity, item, await server.read_states(identity.item_id))
+
+    return list(await asyncio.gather(*(read(*run) for run in runs.values())))
 
 
 async def remove_stale_runs(context: AgentContext, stale: Collection[tuple[Runner, Found]]) -> None:
@@ -108,13 +149,8 @@ async def remove_stale_runs(context: AgentContext, stale: Collection[tuple[Runne
             group.start_soon(_clear, context, runner, found)
 
 
-async def _adopt(context: AgentContext, holder: Holder, runner: Runner, found: Found, found_runs: FoundRuns) -> None:
-    identity = identity_of(found)
-    if identity is None:
-        log.warning("ignoring %s: its name and labels are not such as an agent gives", found.handle)
-        return
-    server = context.session.server
-    item, history = await server.read_item(identity.item_id), await server.read_states(identity.item_id)
+def _adopt(context: AgentContext, holder: Holder, runner: Runner, one: _ItemOfRun, found_runs: FoundRuns) -> None:
+    found, identity, item, history = one
     plan = plan_of(context.config.machine, identity)
     if not created_by_us(identity, plan, history):
         log.warning("ignoring %s: it has our labels, but no agent of this home has created it", found.handle)

@@ -105,10 +105,11 @@ async def test_restarted_agent_finds_many_running_jobs_by_few_calls_and_follows_
     async with bench.running(max_jobs=MANY, poll_seconds=1.0):
         await until_all(bench, items, "Running")
         assert threading.active_count() - threads < MANY / 2  # The pool of the event loop, however many jobs run.
-    before = Counter(bench.cluster.calls)
+    before, reads = Counter(bench.cluster.calls), bench.api.server.calls["read_item"]
     async with bench.running(max_jobs=MANY, poll_seconds=1.0) as agent:
         await eventually(lambda: _in_work(agent), lambda count: count == MANY)
         calls = bench.cluster.calls - before
+        assert bench.api.server.calls["read_item"] == reads
         assert (calls["submit"], calls["cancel"], calls["delete"]) == (0, 0, 0)
         assert calls["list"] <= 4
         for job in list(bench.cluster.jobs.values()):
