@@ -12,9 +12,9 @@ import pytest
 
 from prefect_launch import ExecutionError, alaunch
 from prefect_launch.errors import ImagePullError
-from prefect_launch.runners.registry import RUNNERS
 from prefect_launch.runners.remote.base import RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
+from tests.support.cluster_bench import registered_runner
 from tests.support.live import Site
 
 if TYPE_CHECKING:
@@ -49,19 +49,12 @@ class SharedClusterRunner(InMemoryRemoteRunner):
 
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemoryCluster]:
-    package = tmp_path / "package"
-    metadata = package / "shared_cluster-1.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: shared-cluster\nVersion: 1\n")
     point = "tests.integration.test_launch_elsewhere:SharedClusterRunner"
-    (metadata / "entry_points.txt").write_text(f"[prefect_launch.runners]\n{RESOURCE} = {point}\n")
-    monkeypatch.syspath_prepend(str(package))
-    monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "home"))
-    RUNNERS.read_again()
-    cluster = InMemoryCluster()
-    monkeypatch.setattr(SharedClusterRunner, "cluster", cluster)
-    yield cluster
-    RUNNERS.read_again()
+    with registered_runner(tmp_path, monkeypatch, RESOURCE, point):
+        monkeypatch.setenv("PREFECT_LAUNCH_HOME", str(tmp_path / "home"))
+        cluster = InMemoryCluster()
+        monkeypatch.setattr(SharedClusterRunner, "cluster", cluster)
+        yield cluster
 
 
 @pytest.fixture

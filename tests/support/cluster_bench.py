@@ -80,15 +80,20 @@ class ClusterBench:
         return [line for record in records for line in record.message.splitlines()]
 
 
+#: The in-memory runner as an entry point names it.
+_IN_MEMORY = "prefect_launch.testing.remote_runner:InMemoryRemoteRunner"
+
+
 @contextmanager
-def registered_runner(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Install a package that brings the runner, for as long as the block lasts."""
+def registered_runner(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, resource: str = RESOURCE, point: str = _IN_MEMORY
+) -> Iterator[None]:
+    """Install a package that brings a runner, for as long as the block lasts."""
     package = folder / "package"
     metadata = package / "in_memory_cluster-1.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: in-memory-cluster\nVersion: 1\n")
-    point = "prefect_launch.testing.remote_runner:InMemoryRemoteRunner"
-    (metadata / "entry_points.txt").write_text(f"[prefect_launch.runners]\n{RESOURCE} = {point}\n")
+    (metadata / "entry_points.txt").write_text(f"[prefect_launch.runners]\n{resource} = {point}\n")
     monkeypatch.syspath_prepend(str(package))
     RUNNERS.read_again()
     yield

@@ -20,10 +20,10 @@ from prefect_launch.core.states import TERMINAL
 from prefect_launch.errors import AgentConfigError, SpecError
 from prefect_launch.jobs.model import Job
 from prefect_launch.runners.base import RunPlan
-from prefect_launch.runners.registry import RUNNERS
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryApi, InMemoryCluster, InMemoryRemoteRunner
 from tests.support.bench import eventually
+from tests.support.cluster_bench import registered_runner
 
 RESOURCE, QUEUE = "in-memory-pods", "pods"
 DESTINATION = "registry.example:5000/team/train"
@@ -92,16 +92,8 @@ class Bench:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    package = tmp_path / "package"
-    metadata = package / "in_memory_pods-1.dist-info"
-    metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: in-memory-pods\nVersion: 1\n")
-    point = "tests.unit.agent.test_images_elsewhere:InMemoryPods"
-    (metadata / "entry_points.txt").write_text(f"[prefect_launch.runners]\n{RESOURCE} = {point}\n")
-    monkeypatch.syspath_prepend(str(package))
-    RUNNERS.read_again()
-    yield Bench(tmp_path)
-    RUNNERS.read_again()
+    with registered_runner(tmp_path, monkeypatch, RESOURCE, "tests.unit.agent.test_images_elsewhere:InMemoryPods"):
+        yield Bench(tmp_path)
 
 
 async def test_image_that_would_stay_on_the_agents_engine_is_refused_before_anything_is_submitted(
