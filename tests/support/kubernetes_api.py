@@ -78,7 +78,7 @@ class KubernetesApi:
         logs: Lines by namespace, pod and container.
         denied: What SelfSubjectAccessReview refuses, as "verb resource" or "verb resource/subresource".
         custom: Custom resources by plural: group/version and kind.
-        is_mute: Whether watches tell nothing, their connections open, as when a firewall has forgotten them.
+        mute: The plurals whose watches tell nothing, their connections open, as when a firewall has forgotten them.
         requests: What was asked, as "METHOD path?query", oldest first.
     """
 
@@ -89,7 +89,7 @@ class KubernetesApi:
     logs: dict[tuple[str, str, str], list[Line]] = field(default_factory=dict)
     denied: set[str] = field(default_factory=set)
     custom: dict[str, tuple[str, str]] = field(default_factory=dict)
-    is_mute: bool = False
+    mute: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -282,7 +282,7 @@ class KubernetesApi:
             if self._cuts > cuts:
                 _break(request)
                 return response
-            if self.is_mute:
+            if kind[1] in self.mute:
                 await asyncio.sleep(_POLL)
                 continue
             for change in store.changes(kind, namespace, *selectors, after):

@@ -130,7 +130,7 @@ class RunLog:
             mark = self._marks[container.key]
             for piece in found:
                 if new := mark.take(piece):
-                    content += (container.prefix if content[-1:] in (b"", b"\n") else b"") + new
+                    content += (container.prefix if not content or content.endswith(b"\n") else b"") + new
             if container.prefix and content and not content.endswith(b"\n"):
                 # The line of another container follows.
                 content += b"\n"

@@ -522,9 +522,10 @@ class KubernetesRunner(RemoteRunner):
         status = judge(run, is_stopped=is_stopped) or RemoteStatus(state=RemoteState.PENDING)
         if not run.job.is_gone and has_object_ended(run):
             at_work = pods_at_work(run)
-            is_unclear = at_work or not run.pods or status.exit is None or status.exit.exit_code is None
-            if run.asked_at < run.job.version and is_unclear:
-                # The end of its object may be told before that of its pods, or before there are any.
+            is_clear = run.pods and not at_work and status.exit is not None and status.exit.succeeded
+            if run.asked_at < run.job.version and not is_clear:
+                # The end of its object may be told before that of its pods, before why they have failed, or before
+                # there are any.
                 asked_at = run.job.version
                 run = await self._watch(handle.place).refresh(handle.place.resource, handle.name)
                 if run.job is None:

@@ -11,7 +11,9 @@ import pytest
 
 from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.remote.kubernetes import client, watch
+from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
+from prefect_launch.runners.remote.kubernetes.watch import SeenRun
 from tests.support.kubernetes_api import KubernetesApi
 from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, started, until
 
@@ -43,7 +45,7 @@ async def test_stop_is_seen_though_the_connection_of_the_watch_is_dead(
     monkeypatch.setattr(watch, "_SILENCE_SECONDS", 600.0)
     handle, pods = await started(runner, server, plan_in(tmp_path))
     pods.run()
-    server.is_mute = True
+    server.mute = {"jobs", "pods"}
     with anyio.fail_after(LIMIT_SECONDS):
         await runner.stop(handle, 1.0)
 
@@ -57,7 +59,7 @@ async def test_silence_that_is_too_long_makes_the_watch_list_again(
     pods.run()
     watching = asyncio.create_task(runner.watch(handle, plan))
     await until(plan.log_path.exists)
-    server.is_mute = True
+    server.mute = {"jobs", "pods"}
     pods.finish(3)
     with anyio.fail_after(LIMIT_SECONDS):
         assert (await watching).exit_code == 3
@@ -88,3 +90,24 @@ async def test_run_that_is_another_ones_by_now_is_not_released(
     server.answer("PATCH .*/jobs", 422, "Invalid", said)
     await runner.start(handle)
     assert server.asked("PATCH .*/jobs") == 1
+
+
+async def test_cause_of_an_end_is_asked_for_where_the_pods_stream_is_behind_that_of_the_job(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    watching = asyncio.create_task(runner.watch(handle, plan))
+    await until(plan.log_path.exists)
+    pods.end_pod(143)
+    await until(lambda: bool((run := runner._run(KubernetesHandle.parse(handle.split("@")[0]))) and _has_failed(run)))
+    server.mute = {"pods"}
+    pods.disrupt("PreemptionByScheduler")
+    pods.fail("BackoffLimitExceeded")
+    with anyio.fail_after(LIMIT_SECONDS):
+        assert (await watching).preempted
+
+
+def _has_failed(run: SeenRun) -> bool:
+    return any(pod["status"].get("phase") == "Failed" for pod in run.live_pods)
