@@ -191,6 +191,8 @@ def merged_options(
         check_limits(whole, config, runner.quantities, runner.amounts(merged))
     if not waiting:
         runner.check_together(whole)
+    if image := macros.get("image_uri"):
+        runner.check_image(image, whole)
     return merged
 
 

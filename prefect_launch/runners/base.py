@@ -445,6 +445,18 @@ class Runner(ABC):
         """
         return None
 
+    @classmethod  # noqa: B027 - most resources take any image
+    def check_image(cls, image: str, options: Mapping[str, Any]) -> None:
+        """Refuse an item's image that the resource cannot get.
+
+        Args:
+            image: that the item names.
+            options: all that a run has; perhaps not all filled in yet.
+
+        Raises:
+            SpecError: with the next step.
+        """
+
     @classmethod
     def preview(cls, plan: RunPlan) -> dict[str, Any]:
         """Return what `create` would make, without looking at the machine; variables and their values as `env`."""

@@ -40,7 +40,7 @@ from prefect_launch.runners.remote.kubernetes.options import (
     one_container_job,
     read_options,
 )
-from prefect_launch.runners.remote.kubernetes.rules import is_label_value
+from prefect_launch.runners.remote.kubernetes.rules import OWN_PREFIX, is_label_value
 from prefect_launch.runners.remote.kubernetes.short_options import place_short_options
 
 #: How long a container of the run may fail to get its image, in seconds.
@@ -192,7 +192,7 @@ def labels_of(manifest: Mapping[str, Any]) -> dict[str, str]:
     return {
         key: value
         for key, value in both.items()
-        if key.startswith(_OWN_PREFIX) and key not in (HOLD, PULL_TIMEOUT, Labels.WANTED_NAME)
+        if key.startswith(OWN_PREFIX) and key not in (HOLD, PULL_TIMEOUT, Labels.WANTED_NAME)
     }
 
 
@@ -200,9 +200,6 @@ def selector_of(labels: Mapping[str, str]) -> str:
     """Return the label selector of the objects that may have these labels of a run; `labels_of` says which do."""
     legal, _ = split_labels(labels)
     return ",".join([RUNS, *(f"{key}={value}" for key, value in sorted(legal.items()))])
-
-
-_OWN_PREFIX: Final = Labels.ITEM.partition(".")[0] + "."
 
 
 def with_owner(made: Mapping[str, Any], owner: Mapping[str, Any]) -> dict[str, Any]:

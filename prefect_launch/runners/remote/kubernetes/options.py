@@ -138,10 +138,10 @@ def _object_name(option: str) -> Callable[[object], str]:
     return lambda value: check_object_name(f"{_PATH}.{option}", value)
 
 
-def _labels(option: str) -> Callable[[object], dict[str, str]]:
+def _labels(option: str, *, are_own: bool) -> Callable[[object], dict[str, str]]:
     def read(value: object) -> dict[str, str]:
         labels = _mapping(value)
-        check_labels(f"{_PATH}.{option}", labels)
+        check_labels(f"{_PATH}.{option}", labels, are_own=are_own)
         return labels
 
     return read
@@ -266,12 +266,12 @@ _OWNER: Final[Mapping[str, Callable[[object], Any]]] = {
     "image-pull-secret": _pull_secrets,
     "image-pull-timeout": _ttl,
     "kind": _text,
-    "labels": _labels("labels"),
+    "labels": _labels("labels", are_own=True),
     "main-container": _name("main-container"),
     "metadata": _mapping,
     "namespace": _name("namespace"),
     "node-registries": _names,
-    "node-selector": _labels("node-selector"),
+    "node-selector": _labels("node-selector", are_own=False),
     "priority-class": _object_name("priority-class"),
     "service-account": _object_name("service-account"),
     "spec": _mapping,

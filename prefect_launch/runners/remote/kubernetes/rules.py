@@ -7,13 +7,16 @@ cluster (a namespace, a quota, an admission rule) only the server can say.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from prefect_launch.errors import SpecError
+from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.kubernetes.fields import join, shown
 from prefect_launch.runners.remote.kubernetes.quantities import parse_quantity
 
+#: Of the keys by which agents know their runs (`Labels`).
+OWN_PREFIX: Final = Labels.ITEM.partition(".")[0] + "."
 _MAX_NAME: Final = 63
 _MAX_LONG_NAME: Final = 253
 _DNS_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", re.ASCII)
@@ -70,18 +73,18 @@ def check_label_key(path: str, key: Any) -> None:
         )
 
 
-def check_labels(path: str, labels: Any) -> None:
+def check_labels(path: str, labels: Any, *, are_own: bool = True) -> None:
     """Refuse labels whose keys or values are out of the alphabet.
+
+    Args:
+        path: of the labels.
+        labels: to check.
+        are_own: whether they are an object's own, which none of prefect-launch's may be among.
 
     Raises:
         SpecError: naming the label.
     """
-    if not isinstance(labels, Mapping):
-        raise SpecError(f"{path} is {shown(labels)}; it must be a mapping of names to texts.")
-    for key, value in labels.items():
-        check_label_key(path, key)
-        if not isinstance(value, str):
-            raise SpecError(f"{join(path, key)} is {shown(value)}: it must be text. Put it in quotes.")
+    for key, value in _texts_of(path, labels, are_own=are_own):
         if not is_label_value(value):
             raise SpecError(
                 f"{join(path, key)} is {shown(value)}; a label's value must be at most 63 letters, digits, '-', '_' and"
@@ -95,12 +98,23 @@ def check_annotations(path: str, annotations: Any) -> None:
     Raises:
         SpecError: naming the annotation.
     """
-    if not isinstance(annotations, Mapping):
-        raise SpecError(f"{path} is {shown(annotations)}; it must be a mapping of names to texts.")
-    for key, value in annotations.items():
+    for _ in _texts_of(path, annotations):
+        pass
+
+
+def _texts_of(path: str, given: Any, *, are_own: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield labels or annotations, each checked as far as both are held to the same."""
+    if not isinstance(given, Mapping):
+        raise SpecError(f"{path} is {shown(given)}; it must be a mapping of names to texts.")
+    for key, value in given.items():
         check_label_key(path, key)
+        if are_own and key.startswith(OWN_PREFIX):
+            raise SpecError(
+                f"{path} has the key {key!r}; those with {OWN_PREFIX!r} say whose run an object is. Choose another."
+            )
         if not isinstance(value, str):
             raise SpecError(f"{join(path, key)} is {shown(value)}: it must be text. Put it in quotes.")
+        yield key, value
 
 
 def check_metadata(path: str, metadata: Mapping[str, Any]) -> None:

@@ -76,7 +76,7 @@ from prefect_launch.runners.remote.kubernetes.pods import (
 from prefect_launch.runners.remote.kubernetes.problems import PlaceProblems
 from prefect_launch.runners.remote.kubernetes.quantities import QUANTITIES
 from prefect_launch.runners.remote.kubernetes.set_inside import set_inside
-from prefect_launch.runners.remote.kubernetes.short_options import check_placing
+from prefect_launch.runners.remote.kubernetes.short_options import check_job_image, check_placing
 from prefect_launch.runners.remote.kubernetes.status import is_short_of_pods
 from prefect_launch.runners.remote.kubernetes.submission import Kinds, create_run, is_incomplete
 from prefect_launch.runners.remote.kubernetes.watch import (
@@ -201,6 +201,10 @@ class KubernetesRunner(RemoteRunner):
     @classmethod
     def own_image(cls, options: Mapping[str, Any]) -> str | None:
         return own_image(options)
+
+    @classmethod
+    def check_image(cls, image: str, options: Mapping[str, Any]) -> None:
+        check_job_image(image, options)
 
     def check(self, plan: RunPlan) -> None:
         check_plan(plan)

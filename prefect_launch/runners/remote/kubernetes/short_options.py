@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Final
 
+from prefect_launch.errors import LaunchError
 from prefect_launch.runners.remote.kubernetes.environment import OUTPUT_DIR
+from prefect_launch.runners.remote.kubernetes.images import check_container_images, check_image_reachable
+from prefect_launch.runners.remote.kubernetes.kinds import written
 from prefect_launch.runners.remote.kubernetes.manifest_checks import pod_templates, with_names
 from prefect_launch.runners.remote.kubernetes.options import (
     KubernetesOptions,
@@ -14,9 +17,11 @@ from prefect_launch.runners.remote.kubernetes.options import (
     one_container_job,
     read_options,
 )
+from prefect_launch.runners.remote.kubernetes.pod_counts import pods_in
 from prefect_launch.runners.remote.kubernetes.quantities import written_bytes, written_cpus
 from prefect_launch.runners.remote.kubernetes.volumes import mount_volume
 
+_PATH: Final = "resource_args.kubernetes"
 _OUTPUT_VOLUME: Final = "launch-outputs"
 _SHM_VOLUME: Final = "launch-shm"
 
@@ -38,20 +43,55 @@ def place_short_options(pod: dict[str, Any], container: dict[str, Any], options:
 
 
 def check_placing(options: Mapping[str, Any]) -> None:
-    """Refuse short options that do not go into the manifest beside them.
+    """Refuse short options that do not go into the manifest beside them, and images that nodes cannot pull.
 
     Args:
         options: all that a run has, checked.
 
     Raises:
-        SpecError: as `place_short_options`.
+        SpecError: as `place_short_options` and `check_image_reachable`.
     """
     read = read_options(options)
+    _check_images(read)
     manifest = deepcopy(read.manifest) if read.manifest is not None else one_container_job()
     for _, number, template in pod_templates(manifest, read.kind):
         pod = with_names(template)["spec"]
         for container in job_containers(pod, read, read.kind.pods[number]):
             place_short_options(pod, container, read)
+
+
+def check_job_image(image: str, options: Mapping[str, Any]) -> None:
+    """Refuse an item's image that the nodes cannot pull.
+
+    Args:
+        image: that the item names.
+        options: all that a run has, as far as they are known.
+
+    Raises:
+        SpecError: with the next step.
+    """
+    try:
+        read = read_options(options)
+    except LaunchError:  # Told elsewhere, or not filled in yet.
+        return
+    for pods in pods_in(read.manifest or one_container_job(), read.kind):
+        pod = with_names({"spec": pods.spec})["spec"]
+        for container in job_containers(pod, read, pods.place) if pods.place else ():
+            check_container_images({"containers": [{**container, "image": image}]}, "the job", read.node_registries)
+
+
+def _check_images(options: KubernetesOptions) -> None:
+    if options.image is not None and "${" not in options.image:
+        check_image_reachable(options.image, f"{_PATH}.image", options.node_registries)
+    found = [(_PATH, pods) for pods in pods_in(options.manifest or {}, options.kind)]
+    for index, service in enumerate(options.additional_services):
+        found += [(f"{_PATH}.additional-services[{index}]", pods) for pods in pods_in(service.manifest)]
+    for path, pods in found:
+        named = {
+            field: [one for one in pods.spec.get(field) or () if "${" not in str(one.get("image"))]
+            for field in ("initContainers", "containers")
+        }
+        check_container_images(named, f"{path}.{written(pods.keys)}", options.node_registries)
 
 
 def set_resources(container: dict[str, Any], options: KubernetesOptions) -> None:

@@ -14,9 +14,10 @@ import pytest
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.kubernetes.code import pack_code
+from prefect_launch.runners.remote.kubernetes.fields import check_fields
 from prefect_launch.runners.remote.kubernetes.holding import HOLD, QUEUE_LABEL, Hold, is_held, release_patch
 from prefect_launch.runners.remote.kubernetes.kinds import first
-from prefect_launch.runners.remote.kubernetes.manifest_checks import check_manifest, pod_templates
+from prefect_launch.runners.remote.kubernetes.manifest_checks import pod_templates
 from prefect_launch.runners.remote.kubernetes.objects import (
     BESIDE,
     OUTPUTS_PATH,
@@ -28,6 +29,7 @@ from prefect_launch.runners.remote.kubernetes.objects import (
     selector_of,
     with_owner,
 )
+from prefect_launch.runners.remote.kubernetes.rules import check_pod
 from prefect_launch.runners.remote.kubernetes.watch import run_of
 from prefect_launch.spec.code_options import BuildRequest
 from tests.unit.runners.kubernetes.plans import ITEM, LABELS, NAME, SECRET, job_options, make_plan, pod_manifest
@@ -58,7 +60,9 @@ def env_of(container: dict[str, Any]) -> dict[str, Any]:
 def test_made_manifest_has_only_fields_of_the_api(options: dict[str, Any]) -> None:
     made = build_objects(make_plan(options, command=("python", "train.py"), args=("--lr", "1"), env={"A": "1"}))
 
-    check_manifest(made.manifest | {"spec": {**made.manifest["spec"]}}, made.kind)
+    check_fields(made.manifest["metadata"], "V1ObjectMeta", "metadata")
+    check_fields(made.manifest["spec"], "V1JobSpec", "spec")
+    check_pod("pod", pod_of(made.manifest), in_job=True)
     assert made.manifest["metadata"]["name"] == NAME
     assert len(NAME) <= 63
 
