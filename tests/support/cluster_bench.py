@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import anyio.to_thread
 import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.loop import Loop
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.errors import ServerUnavailableError
+from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.registry import RUNNERS
+from prefect_launch.runners.remote.jobs import RemoteJob
 from prefect_launch.server.values import Item
 from prefect_launch.testing import InMemoryApi, InMemoryCluster, InMemoryRemoteRunner
-from prefect_launch.testing.remote_runner import InMemoryUnholdingRunner
 from tests.support.bench import eventually
 
 QUEUE, RESOURCE = "cluster", "in-memory-cluster"
@@ -34,16 +36,17 @@ class ClusterBench:
         self.api.create_run_queue(QUEUE, RESOURCE, config={"node": "big"})
         self.cluster = InMemoryCluster()
 
-    def agent(self, *, can_hold: bool = True, **config: Any) -> LaunchAgent:
+    def agent(self, *, kind: type[InMemoryRemoteRunner] = InMemoryRemoteRunner, **config: Any) -> LaunchAgent:
         """Make an agent, or its next life."""
-        kind = InMemoryRemoteRunner if can_hold else InMemoryUnholdingRunner
         settings = {"name": "box", "queues": [QUEUE], "home": self.folder, "poll_seconds": 0.05, **config}
         return LaunchAgent(self.api, settings, runners={RESOURCE: kind(self.folder, self.cluster)})
 
     @asynccontextmanager
-    async def running(self, *, can_hold: bool = True, **config: Any) -> AsyncIterator[LaunchAgent]:
+    async def running(
+        self, *, kind: type[InMemoryRemoteRunner] = InMemoryRemoteRunner, **config: Any
+    ) -> AsyncIterator[LaunchAgent]:
         """Run an agent beside the test; it leaves at the end, and what is in the cluster stays there."""
-        agent = self.agent(can_hold=can_hold, **config)
+        agent = self.agent(kind=kind, **config)
         loop = asyncio.create_task(agent.loop())
         try:
             yield agent
@@ -104,26 +107,38 @@ def registered_runner(
 
 #: Calls that an agent makes beside its work on the item.
 _BESIDE = ("beat_", "list_queues", "read_pool", "find_deployment", "watch_", "delete_worker", "count_items", "ping")
-_in_this_life: ContextVar[bool] = ContextVar("in_this_life", default=False)
+#: The life that a task belongs to; None: whoever makes a call goes on living.
+_this_life: ContextVar[Life | None] = ContextVar("this_life", default=None)
 
 
 class Life:
-    """One life of an agent, which hangs for ever at its n-th call to server or cluster, as a killed one does."""
+    """One life of an agent, which hangs for ever at its n-th step, as a killed one does.
 
-    def __init__(self, bench: ClusterBench, dies_at: int | None, *, can_hold: bool = True, max_jobs: int = 1) -> None:
+    A step is what is outside of its memory: the beginning and the end of a call to the server or to the cluster, and
+    of work on its files.
+    """
+
+    def __init__(
+        self,
+        bench: ClusterBench,
+        dies_at: int | None,
+        *,
+        kind: type[InMemoryRemoteRunner] = InMemoryRemoteRunner,
+        max_jobs: int = 1,
+    ) -> None:
         self._bench = bench
         self._max_jobs = max_jobs
-        self._can_hold = can_hold
+        self._kind = kind
         self._dies_at = dies_at
         self.calls: list[str] = []
         self.died = asyncio.Event()
         self._buried = asyncio.Event()
-        bench.api.server.before_call = self.step
-        bench.api.server.after_call = self.step
+        bench.api.server.before_call = self._server_step
+        bench.api.server.after_call = self._server_step
 
     async def live(self) -> None:
         """Run an agent until its queue is empty, or it dies."""
-        _in_this_life.set(True)
+        _this_life.set(self)
         settings = {
             "name": "box",
             "queues": [QUEUE],
@@ -131,16 +146,13 @@ class Life:
             "poll_seconds": 0.05,
             "max_jobs": self._max_jobs,
         }
-        runner = DyingRunner(self._bench.folder, self._bench.cluster, self)
-        runner.can_hold = self._can_hold  # type: ignore[misc]
+        runner = _dying(self._kind)(self._bench.folder, self._bench.cluster)
         agent = LaunchAgent(self._bench.api, settings, runners={RESOURCE: runner})
         async with agent.connected():  # No lock: a process that dies lets go of it.
             await Loop(agent, until_empty=True, max_runtime_seconds=None).run()
 
     async def step(self, call: str) -> None:
-        """Make one call outside, or die at it."""
-        if not _in_this_life.get():
-            return
+        """Make one step, or die at it."""
         if not call.startswith(_BESIDE):
             self.calls.append(call)
             if len(self.calls) == self._dies_at:
@@ -151,22 +163,66 @@ class Life:
 
     async def bury(self, task: asyncio.Task[None]) -> None:
         """Clear away a dead agent's tasks; none of its calls takes effect any more."""
+        self.died.set()
         task.cancel()
         self._buried.set()
         await asyncio.wait({task})
+        self._bench.api.server.before_call = self._bench.api.server.after_call = None
+
+    async def _server_step(self, call: str) -> None:
+        if _this_life.get() is self:
+            await self.step(call)
 
 
-class DyingRunner(InMemoryRemoteRunner):
-    """A runner of an agent that dies at a call."""
+async def _step(call: str) -> None:
+    life = _this_life.get()
+    if life is not None:
+        await life.step(call)
 
-    def __init__(self, home: Path, cluster: InMemoryCluster, life: Life) -> None:
-        super().__init__(home, cluster)
-        self._life = life
 
-    async def stop(self, handle: str, grace_seconds: float) -> None:
-        await self._life.step("stop")  # What the dead would note on this machine is not noted.
-        await super().stop(handle, grace_seconds)
+def _dying(kind: type[InMemoryRemoteRunner]) -> type[InMemoryRemoteRunner]:
+    """Return a runner of an agent that may die before each of its calls, and after those that change something."""
 
-    async def _call(self, name: str) -> InMemoryCluster:
-        await self._life.step(name)
-        return await super()._call(name)
+    class Dying(kind):  # type: ignore[misc, valid-type]
+        async def submit(self, plan: RunPlan) -> RemoteJob:
+            job: RemoteJob = await super().submit(plan)
+            await _step("submitted")
+            return job
+
+        async def release(self, handle: str) -> None:
+            await super().release(handle)
+            await _step("released")
+
+        async def cancel(self, handle: str, grace_seconds: float) -> None:
+            await super().cancel(handle, grace_seconds)
+            await _step("cancelled")
+
+        async def delete(self, handle: str) -> None:
+            await super().delete(handle)
+            await _step("deleted")
+
+        async def _call(self, name: str) -> InMemoryCluster:
+            await _step(name)
+            cluster: InMemoryCluster = await super()._call(name)
+            return cluster
+
+    return Dying
+
+
+@contextmanager
+def files_that_are_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Count work on files, which is done in threads, as steps of a life too."""
+    run_sync, to_thread = anyio.to_thread.run_sync, asyncio.to_thread
+
+    async def stepping_run_sync(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        await _step("files")
+        return await run_sync(work, *arguments, **options)
+
+    async def stepping_to_thread(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        await _step("files")
+        return await to_thread(work, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(anyio.to_thread, "run_sync", stepping_run_sync)
+        patch.setattr(asyncio, "to_thread", stepping_to_thread)
+        yield

@@ -17,7 +17,7 @@ from prefect_launch.agent.item.ownership import check_ownership
 from prefect_launch.core.states import ItemState
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import Script
-from prefect_launch.testing.remote_runner import InMemoryRemoteRunner
+from prefect_launch.testing.remote_runner import InMemoryRemoteRunner, InMemoryUnholdingRunner
 from tests.support.bench import eventually
 from tests.support.cluster_bench import QUEUE, ClusterBench, Life, registered_runner
 
@@ -72,25 +72,23 @@ async def test_each_of_many_jobs_at_once_runs_exactly_once_though_answers_are_lo
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("can_hold", [True, False])
+@pytest.mark.parametrize("kind", [InMemoryRemoteRunner, InMemoryUnholdingRunner])
 async def test_jobs_run_exactly_once_over_agents_that_are_killed_at_random_and_a_cluster_that_is_away(
-    bench: ClusterBench, seed: int, can_hold: bool
+    bench: ClusterBench, seed: int, kind: type[InMemoryRemoteRunner]
 ) -> None:
     chance = random.Random(seed)
     bench.cluster.nodes = 10
     bench.cluster.script = lambda plan: Script(seconds=0.1, log=(b"one\n",), late_log=(b"two\n",))
     items = await bench.add(30)
     for _ in range(6):
-        life = Life(bench, chance.randint(20, 300), can_hold=can_hold, max_jobs=20)
+        life = Life(bench, chance.randint(20, 300), kind=kind, max_jobs=20)
         living = asyncio.create_task(life.live())
         dying = asyncio.create_task(life.died.wait())
         await asyncio.wait({living, dying}, timeout=chance.uniform(0.5, 3.0), return_when=asyncio.FIRST_COMPLETED)
         bench.cluster.reachable = chance.random() < 0.7
-        life.died.set()
         await life.bury(living)
         dying.cancel()
-    bench.api.server.before_call = bench.api.server.after_call = None
-    async with bench.running(can_hold=can_hold, max_jobs=20):
+    async with bench.running(kind=kind, max_jobs=20):
         bench.cluster.reachable = True
         await until_all(bench, items, "Completed")
     await assert_each_ran_once(bench, items)

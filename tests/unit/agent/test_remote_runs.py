@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from prefect_launch.queues.wait_reason import WaitCause, why_waiting
 from prefect_launch.runners.remote import base
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryRemoteRunner, Script
+from prefect_launch.testing.remote_runner import InMemoryTellingRunner, InMemoryUnholdingRunner
 from tests.support.bench import eventually
-from tests.support.cluster_bench import QUEUE, RESOURCE, ClusterBench, Life, registered_runner
+from tests.support.cluster_bench import QUEUE, RESOURCE, ClusterBench, Life, files_that_are_steps, registered_runner
 
 
 @pytest.fixture
@@ -210,28 +211,57 @@ async def test_options_of_the_submitter_are_checked_apart_from_those_of_the_owne
 # --- an agent that is killed ---
 
 
-async def _live(bench: ClusterBench, dies_at: int | None, *, can_hold: bool) -> list[str]:
-    """Let an agent die at a call, and the next one finish; return the calls that the first one made."""
+KINDS = [InMemoryRemoteRunner, InMemoryUnholdingRunner, InMemoryTellingRunner]
+
+
+async def _live(bench: ClusterBench, dies_at: int | None, kind: type[InMemoryRemoteRunner]) -> list[str]:
+    """Let an agent die at a step, and the next one finish; return the steps that the first one made."""
     bench.cluster.script = lambda plan: Script(seconds=0.05, log=(b"one\n",), late_log=(b"two\n",))
     bench.cluster.nodes = 0
     (item,) = await bench.add()
-    life = Life(bench, dies_at, can_hold=can_hold)
+    life = Life(bench, dies_at, kind=kind)
     first = asyncio.create_task(life.live())
     dying = asyncio.create_task(life.died.wait())
     seen = asyncio.create_task(bench.until(item, "Submitted"))
-    await asyncio.wait({first, dying, seen}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({first, dying, seen}, return_when=asyncio.FIRST_COMPLETED)
     bench.cluster.resize(1)
-    await asyncio.wait({first, dying}, timeout=10, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({first, dying}, return_when=asyncio.FIRST_COMPLETED)
     await life.bury(first)
     for task in (dying, seen):
         task.cancel()
-    bench.api.server.before_call = bench.api.server.after_call = None
-    async with bench.running(can_hold=can_hold):
+    told = f"it died at the last of {life.calls}"
+    async with bench.running(kind=kind):
         ended = await bench.until(item, "Completed")
-    assert (bench.cluster.started, ended.run_count) == ([f"launch-{item.id}-1"], 1), life.calls
-    assert await bench.log(item) == ["one", "two"], life.calls
-    assert bench.cluster.jobs == {}, life.calls
+    assert (bench.cluster.started, ended.run_count) == ([f"launch-{item.id}-1"], 1), told
+    assert await bench.log(item) == ["one", "two"], told
+    assert bench.cluster.jobs == {}, told
     return life.calls
+
+
+async def _stop(bench: ClusterBench, dies_at: int | None, kind: type[InMemoryRemoteRunner]) -> list[str]:
+    """Let an agent die at a step of a run that is cancelled, and the next one finish; return the first one's steps."""
+    bench.cluster.script = lambda plan: Script(seconds=600)
+    (item,) = await bench.add()
+    life = Life(bench, dies_at, kind=kind)
+    first = asyncio.create_task(life.live())
+    dying = asyncio.create_task(life.died.wait())
+    seen = asyncio.create_task(bench.until(item, "Running"))
+    await asyncio.wait({first, dying, seen}, return_when=asyncio.FIRST_COMPLETED)
+    await bench.api.server.propose(item.id, State.of(ItemState.CANCELLING), force=True)
+    await asyncio.wait({first, dying}, return_when=asyncio.FIRST_COMPLETED)
+    await life.bury(first)
+    for task in (dying, seen):
+        task.cancel()
+    told = f"it died at the last of {life.calls}"
+    async with bench.running(kind=kind):
+        await bench.until(item, "Cancelled")
+        await eventually(lambda: _jobs(bench), lambda jobs: jobs == 0)
+    assert bench.cluster.started in ([], [f"launch-{item.id}-1"]), told
+    return life.calls
+
+
+async def _jobs(bench: ClusterBench) -> int:
+    return len(bench.cluster.jobs)
 
 
 async def test_agent_that_is_killed_while_the_item_waits_finds_it_again(bench: ClusterBench) -> None:
@@ -254,10 +284,21 @@ async def test_agent_that_is_killed_while_the_item_waits_finds_it_again(bench: C
     assert await bench.log(item) == ["one", "two"]
 
 
-@pytest.mark.parametrize("can_hold", [True, False])
-async def test_agent_that_is_killed_at_any_call_runs_the_item_once_and_loses_no_line(
-    bench: ClusterBench, tmp_path: Path, can_hold: bool
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("lives", [_live, _stop])
+async def test_agent_that_is_killed_at_any_step_between_claim_and_end_loses_and_doubles_nothing(
+    tmp_path: Path,
+    bench: ClusterBench,
+    monkeypatch: pytest.MonkeyPatch,
+    lives: Callable[[ClusterBench, int | None, type[InMemoryRemoteRunner]], Awaitable[list[str]]],
+    kind: type[InMemoryRemoteRunner],
 ) -> None:
-    calls = await _live(bench, None, can_hold=can_hold)
-    for number in range(calls.index("submit") + 1, len(calls) + 1):  # Those before it are as with any runner.
-        await _live(ClusterBench(tmp_path / str(number)), number, can_hold=can_hold)
+    with files_that_are_steps(monkeypatch):
+        steps = await lives(bench, None, kind)
+        numbers = iter(range(steps.index("propose") + 1, len(steps) + 1))
+
+        async def some() -> None:
+            for number in numbers:
+                await lives(ClusterBench(tmp_path / str(number)), number, kind)
+
+        await asyncio.gather(*(some() for _ in range(8)))  # Most of each life is waiting.
