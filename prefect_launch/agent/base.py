@@ -21,6 +21,7 @@ from prefect_launch.agent.devices.gpus import GpuProbe
 from prefect_launch.agent.item.finish import fail_with_agent_error
 from prefect_launch.agent.item.ownership import home_id
 from prefect_launch.agent.item.running_items import RunningItems
+from prefect_launch.agent.open_files import raise_open_files_limit
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.agent.polling.queue_poller import QueuePoller
 from prefect_launch.agent.polling.sweep_gate import SweepGate
@@ -207,6 +208,7 @@ class BaseAgent(ABC):
             raise AgentConfigError(
                 "To launch an agent please specify a queue or a list of queues (queues: […], or -q QUEUE)."
             )
+        raise_open_files_limit(self.config)
         async with self.api.open() as session:
             self._context = AgentContext(self.config, session, dict(self._runners), gpu_probe=self._gpu_probe)
             self._context.slot_freed = self._slot_freed

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.agent.open_files import open_files_missing
 from prefect_launch.core.file_lock import locked_if_free
 from prefect_launch.core.units import format_size
 from prefect_launch.errors import LaunchError
@@ -81,6 +82,11 @@ async def check_agent(
     except LaunchError as error:
         add("server", _bad("reachable", str(error)))
     add("home", *await anyio.to_thread.run_sync(_home, config.home))
+    missing = open_files_missing(config)
+    add(
+        "machine",
+        _bad("open files", missing) if missing else _good("open files", f"enough for {config.max_jobs:g} jobs"),
+    )
     if config.builder.type == "kubernetes":
         add("builder", *await _builder(config))
     if config.builder.destination is not None:

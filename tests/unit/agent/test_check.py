@@ -81,6 +81,7 @@ async def test_check_of_an_agent_that_has_all_it_needs_finds_nothing_missing(ben
         ("queue cpu", "queue"),
         ("queue cpu", "uv"),
         ("home", "writable"),
+        ("machine", "open files"),
         ("registry", "login"),
     ]
     assert found["registry", "login"].detail == f"{DESTINATION}, as robot"
