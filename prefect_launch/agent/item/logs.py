@@ -29,6 +29,7 @@ import anyio
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.metric_lines import LINE_END, blank_metrics, from_first_whole_line, without_blanks
+from prefect_launch.core.pace import Pace
 from prefect_launch.core.supervision import restarted
 from prefect_launch.runners.log_streams import parts as stream_parts
 from prefect_launch.server.protocol import Server
@@ -45,6 +46,8 @@ SHARE_BYTES: Final = 2_000_000
 #: What it gets of the end when the log was longer.
 TAIL_BYTES: Final = RECORD_CHARS
 READ_SECONDS: Final = 0.5
+#: The reads of all log files of this process, a second at most.
+_PACE: Final = Pace(100.0)
 #: The most changes of the stream that are sent at a time as they came: each is a record.
 MOST_PARTS: Final = 40
 #: A traceback of Python's, one of an exception group, and what they were caused by.
@@ -163,10 +166,11 @@ class LogShipper:
 
     async def _follow(self) -> None:
         await self._settle()
-        while not self._ended.is_set():
-            await self._send_new(whole_lines=True)
-            with anyio.move_on_after(READ_SECONDS):
-                await self._ended.wait()
+        with _PACE:
+            while not self._ended.is_set():
+                await self._send_new(whole_lines=True)
+                with anyio.move_on_after(_PACE.pause(READ_SECONDS)):
+                    await self._ended.wait()
 
     async def last_lines(self, count: int) -> list[str]:
         """Return the last lines of the file."""

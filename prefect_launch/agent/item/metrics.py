@@ -28,6 +28,7 @@ from prefect_launch.agent.item.wandb_summary import read_wandb_summary
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.metric_lines import MARK_BYTES, without_metrics
 from prefect_launch.core.metrics import MAX_METRICS, MAX_POINTS, Metrics, numbers_in, parse_line
+from prefect_launch.core.pace import Pace
 from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import LaunchError, ServerFailedError, ServerUnavailableError
 from prefect_launch.inputs.metrics import MARK, MAX_LINE_BYTES, METRICS_FILE
@@ -40,6 +41,8 @@ from prefect_launch.spec.metric_pattern import MetricPattern
 log = logging.getLogger(__name__)
 
 READ_SECONDS: Final = 1.0
+#: The reads of the metrics of all runs of this process, a second at most.
+_PACE: Final = Pace(100.0)
 #: From one write about an item to the next. It grows with the run, for each costs the server 25 ms and more: a metric
 #: that is watched for an hour need not be as fresh as one that is watched for a minute.
 MIN_WRITE_SECONDS: Final = 2.0
@@ -315,12 +318,13 @@ class MetricsCollector:
 
     async def _follow(self) -> None:
         await self._begin()
-        while True:
-            await self._read()
-            with suppress(ServerUnavailableError, ServerFailedError):  # it is tried again after the next read
-                await self._note_faults()
-                await self._write_when_due()
-            await anyio.sleep(READ_SECONDS)
+        with _PACE:
+            while True:
+                await self._read()
+                with suppress(ServerUnavailableError, ServerFailedError):  # it is tried again after the next read
+                    await self._note_faults()
+                    await self._write_when_due()
+                await anyio.sleep(_PACE.pause(READ_SECONDS))
 
     async def _begin(self) -> None:
         if self._has_begun:

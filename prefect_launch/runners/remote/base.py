@@ -32,6 +32,7 @@ from typing import ClassVar, Final
 import anyio
 
 from prefect_launch.core.output_limits import LeftOut
+from prefect_launch.core.pace import Pace
 from prefect_launch.errors import InfrastructureError, LaunchError
 from prefect_launch.runners.base import (
     TAKEOVER_SECONDS,
@@ -45,13 +46,15 @@ from prefect_launch.runners.base import (
 )
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, RemoteState, RemoteStatus, RunHandle
-from prefect_launch.runners.remote.log_copy import LogCopy, LogPace
+from prefect_launch.runners.remote.log_copy import LogCopy
 from prefect_launch.runners.remote.poller import JoinedReads, StatusPoller
 
 __all__ = ["JobChange", "LogPart", "RemoteJob", "RemoteRunner", "RemoteState", "RemoteStatus", "RunHandle"]
 
 #: What the rest of an ended run's log may take; after that the log counts as not complete, and the run is kept.
 _LOG_END_SECONDS: Final = 60.0
+#: How many logs are read a second, at most.
+_LOG_READS_A_SECOND: Final = 50.0
 #: The pause before a run that a poll does not show is looked for again.
 _LOOK_AGAIN_SECONDS: Final = 0.1
 #: How long a job waits without a reason before the wait is reported.
@@ -101,7 +104,7 @@ class RemoteRunner(Runner):
         super().__init__(home)
         self._not_submitted: dict[str, RunPlan] = {}
         self._reads = JoinedReads(self._poll_runs)
-        self._log_pace = LogPace(self.log_seconds)
+        self._log_pace = Pace(_LOG_READS_A_SECOND)
         self._poller = StatusPoller(
             self.name,
             self._poll_runs,
@@ -246,7 +249,9 @@ class RemoteRunner(Runner):
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         await anyio.Path(plan.log_path).touch(mode=0o600)
-        copy = LogCopy(plan.log_path, partial(self.read_logs, RunHandle.parse(handle).job), self._log_pace)
+        copy = LogCopy(
+            plan.log_path, partial(self.read_logs, RunHandle.parse(handle).job), self._log_pace, self.log_seconds
+        )
         copying = asyncio.create_task(copy.run())
         try:
             status = await self._end_of(handle)
@@ -288,7 +293,7 @@ class RemoteRunner(Runner):
             await anyio.to_thread.run_sync(self._note_stop, handle)
         status = await self._find_status(handle)  # Raises when nobody answers.
         is_cancelled, limit = False, grace_seconds + self.lag_seconds + self.stop_margin_seconds
-        with anyio.move_on_after(limit), self._poller.follow(handle) as feed:
+        with anyio.move_on_after(limit), self._poller.follow(handle, tells_all=True) as feed:
             while status is not None and status.state is not RemoteState.ENDED:
                 if not is_cancelled:
                     await anyio.to_thread.run_sync(self._note_stop, handle)

@@ -10,38 +10,13 @@ from typing import Final
 
 import anyio
 
+from prefect_launch.core.pace import Pace
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.log_streams import CopiedLog
 from prefect_launch.runners.remote.jobs import LogPart
 
 #: In a run's folder: how far its log was read.
 _POSITION_FILE: Final = "remote-log.json"
-#: How many logs are read a second, at most: with more jobs, each log is read less often.
-_READS_A_SECOND: Final = 50.0
-
-
-class LogPace:
-    """The pause between two reads of one log, from how many logs are followed.
-
-    Args:
-        seconds: the shortest pause.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._followed = 0
-
-    def __enter__(self) -> LogPace:
-        self._followed += 1
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._followed -= 1
-
-    @property
-    def seconds(self) -> float:
-        """The pause now, in seconds."""
-        return max(self._seconds, self._followed / _READS_A_SECOND)
 
 
 class LogCopy:
@@ -50,17 +25,21 @@ class LogCopy:
     Args:
         path: where to; the position up to which the log was read is kept beside it.
         read: reads the job's log from a position on.
-        pace: says how often.
+        pace: of all logs that are copied.
+        seconds: the pause between two reads, while few are.
 
     Attributes:
         ended: set it when the job has ended: one more whole pass is made then.
         problems: what failed in the last pass; empty for a log that is whole so far.
     """
 
-    def __init__(self, path: Path, read: Callable[[str | None], AsyncIterator[LogPart]], pace: LogPace) -> None:
+    def __init__(
+        self, path: Path, read: Callable[[str | None], AsyncIterator[LogPart]], pace: Pace, seconds: float
+    ) -> None:
         self._path = path
         self._read = read
         self._pace = pace
+        self._seconds = seconds
         self._position: str | None = None
         self._is_known = False
         self.ended = asyncio.Event()
@@ -80,9 +59,9 @@ class LogCopy:
                     self._is_known = False
                     self.problems[:] = [f"the log could not be copied: {error}"]
                 if is_last:
-                    await asyncio.sleep(self._pace.seconds)
+                    await asyncio.sleep(self._pace.pause(self._seconds))
                 else:
-                    with anyio.move_on_after(self._pace.seconds):
+                    with anyio.move_on_after(self._pace.pause(self._seconds)):
                         await self.ended.wait()
 
     async def _copy_new(self) -> None:

@@ -34,10 +34,13 @@ class StatusFeed:
 
     Args:
         lag_seconds: how long polls may leave out a job that is there.
+        tells_all: whether `next` returns after every poll; else not after one that shows a job running as before, so
+            that a poll of hundreds wakes only those who have something to do.
     """
 
-    def __init__(self, lag_seconds: float) -> None:
+    def __init__(self, lag_seconds: float, *, tells_all: bool = False) -> None:
         self._lag_seconds = lag_seconds
+        self._tells_all = tells_all
         self._changed = asyncio.Event()
         self._latest: RemoteStatus | None = None
         self._missed_at: float | None = None
@@ -65,7 +68,8 @@ class StatusFeed:
             return False
         changed = status != self._latest
         self._latest = status
-        self._changed.set()
+        if changed or self._tells_all or status is None or status.state is not RemoteState.RUNNING or status.reason:
+            self._changed.set()
         return changed
 
     def tell(self, status: RemoteStatus) -> bool:
@@ -110,9 +114,14 @@ class StatusPoller:
         self._wake = asyncio.Event()
 
     @contextmanager
-    def follow(self, handle: str) -> Iterator[StatusFeed]:
-        """Follow a job for as long as the context lasts; enter it in a running event loop."""
-        feed = StatusFeed(self._lag_seconds)
+    def follow(self, handle: str, *, tells_all: bool = False) -> Iterator[StatusFeed]:
+        """Follow a job for as long as the context lasts; enter it in a running event loop.
+
+        Args:
+            handle: of its run.
+            tells_all: whether to hear of every poll, as `StatusFeed` says.
+        """
+        feed = StatusFeed(self._lag_seconds, tells_all=tells_all)
         self._feeds.setdefault(handle, []).append(feed)
         loop = asyncio.get_running_loop()
         if self._task is None or self._task.done() or self._task.get_loop() is not loop:

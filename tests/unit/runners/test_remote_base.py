@@ -13,6 +13,7 @@ from prefect_launch.errors import ImagePullError, InfrastructureError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote import base
 from prefect_launch.runners.remote.base import JobChange, RemoteJob, RemoteState, RemoteStatus
+from prefect_launch.runners.remote.poller import StatusFeed
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
 from prefect_launch.testing.remote_runner import InMemoryTellingRunner
 
@@ -204,3 +205,29 @@ async def test_run_that_is_not_whole_is_found_so(tmp_path: Path) -> None:
     runner, plan = Half(tmp_path), plan_in(tmp_path)
     await runner.create(plan)
     assert [found.is_complete for found in await runner.find({})] == [False]
+
+
+@pytest.mark.parametrize(
+    ("status", "wakes"),
+    [
+        (RemoteStatus(state=RemoteState.RUNNING), False),
+        (RemoteStatus(state=RemoteState.RUNNING, reason="1 of 2 pods waits"), True),
+        (RemoteStatus(state=RemoteState.PENDING, reason="no node is free"), True),
+        (RemoteStatus(state=RemoteState.ENDED), True),
+        (None, True),
+    ],
+)
+async def test_poll_that_shows_a_job_running_as_before_wakes_nobody_who_follows_it(
+    status: RemoteStatus | None, wakes: bool
+) -> None:
+    quiet, eager = StatusFeed(0.0), StatusFeed(0.0, tells_all=True)
+    for feed, is_told in ((quiet, wakes), (eager, True)):
+        for _ in range(2):  # The first poll that does not show a job is not yet believed.
+            feed.put(status)
+        assert await feed.next() == status
+        feed.put(status)
+        waiting = asyncio.create_task(feed.next())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert waiting.done() is is_told
+        waiting.cancel()
