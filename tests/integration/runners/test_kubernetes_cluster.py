@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +17,16 @@ from prefect.blocks.system import Secret
 from prefect_launch.core.states import StateType
 from tests.contract.kubernetes_api_contract import SECONDS, KubernetesApiContract
 from tests.support.agent_image import ensure_agent_image
+from tests.support.build_image import ensure_build_image
+from tests.support.builds import BuildSite
+from tests.support.docker_registry import PASSWORD, USER, DockerRegistry
+from tests.support.images import SHELL_IMAGE
 from tests.support.kubernetes_agent import AgentInCluster, granted
 from tests.support.live import Site, until
 from tests.support.relay import Relay, relay_to
 
 if TYPE_CHECKING:
+    from prefect_launch.client.queued_run import QueuedRun
     from tests.support.kubernetes_cluster import KubernetesCluster
     from tests.support.kubernetes_node import KubernetesNode
     from tests.support.prefect_server import PrefectServerProcess
@@ -142,3 +150,90 @@ def test_run_goes_on_while_its_agents_pod_is_replaced_and_the_next_one_adopts_it
     assert "exit code 4" in run.message, agent.log()
     assert (site.flow_run(run).run_count, site.states(run).count("Running")) == (1, 1)
     assert site.log(run).splitlines() == ["begun", "done"]
+
+
+class ClusterBuilds:
+    """A queue of code, and what builds its images in the cluster and pushes them to a registry with a password.
+
+    Pods and nodes reach the registry as this machine does: builds are in the node's own network.
+    """
+
+    def __init__(self, node: KubernetesNode, registry: DockerRegistry, namespace: str, site: BuildSite) -> None:
+        self.registry, self.namespace, self.site = registry, namespace, site
+        self.base = f"{registry.host}/base:1"
+        login = {"username": USER, "password": PASSWORD}
+        with node.client() as client:
+            self.image = ensure_build_image(client)
+            client.images.get(SHELL_IMAGE).tag(self.base)
+            assert "errorDetail" not in client.images.push(self.base, auth_config=login)
+
+    def job(self, *steps: str) -> str:
+        dockerfile = "\n".join([f"FROM {self.base}", "COPY . /workspace", "WORKDIR /workspace", *steps])
+        files = {"Dockerfile.wandb": dockerfile, "main.sh": "cat made\n"}
+        return self.site.code_job(files, entrypoint="sh main.sh")
+
+    def run(self, job: str) -> QueuedRun:
+        """Queue a job, and let an agent work the queue off."""
+        (run,) = self.site.add(job=job)
+        pod = {"hostNetwork": True, "containers": [{"name": "build", "imagePullPolicy": "Never"}]}
+        builder = {
+            **{"type": "kubernetes", "destination": f"{self.registry.host}/team/built", "pip_config": "none"},
+            "kubernetes": {"image": self.image, "namespace": self.namespace, "spec": {"template": {"spec": pod}}},
+        }
+        self.site.work_off(builder=builder)
+        return run
+
+
+@pytest.fixture
+def builds(
+    node: KubernetesNode,
+    kubernetes_cluster: KubernetesCluster,
+    prefect_server: PrefectServerProcess,
+    tmp_path: Path,
+    unique: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[ClusterBuilds]:
+    """Builds in the cluster, by an agent that reaches no Docker Engine."""
+    registry = DockerRegistry(tmp_path / "registry", has_password=True)
+    login = tmp_path / "docker"
+    login.mkdir()
+    auth = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+    (login / "config.json").write_text(json.dumps({"auths": {registry.host: {"auth": auth}}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(login))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
+    monkeypatch.setenv("KUBECONFIG", str(kubernetes_cluster.kubeconfig))
+    namespace = kubernetes_cluster.create_namespace()
+    config = {"namespace": namespace, "node-registries": [registry.host]}
+    site = BuildSite(prefect_server.api_url, tmp_path, unique.lower(), resource="kubernetes", config=config)
+    yield ClusterBuilds(node, registry, namespace, site)
+    kubernetes_cluster.remove_namespace(namespace)
+    registry.stop()
+
+
+def test_code_of_an_item_is_built_in_the_cluster_pushed_and_run_by_its_digest(
+    builds: ClusterBuilds, node: KubernetesNode, kubernetes_cluster: KubernetesCluster
+) -> None:
+    job = builds.job("RUN echo made in the cluster > made && echo step is done")
+    first = builds.run(job)
+    assert first.item.state_name == "Completed", first.message
+    assert "Building" in builds.site.states(first)
+    assert builds.site.log(first) == "made in the cluster"
+    assert "step is done" in builds.site.notes(first)
+    pushed = re.search(rf"Pushed ({builds.registry.host}/team/built@sha256:\w+)", builds.site.notes(first))
+    assert pushed is not None
+    with node.client() as client:
+        assert pushed[1] in client.images.get(pushed[1]).attrs["RepoDigests"]
+
+    second = builds.run(job)
+    assert second.item.state_name == "Completed", second.message
+    assert "Building" not in builds.site.states(second)
+    for kind in ("jobs", "configmaps", "secrets"):
+        names = [each["metadata"]["name"] for each in kubernetes_cluster.get(kind, "-n", builds.namespace)["items"]]
+        assert [name for name in names if name.startswith("launch-")] == []
+
+
+def test_build_in_the_cluster_that_fails_is_told_with_its_step_and_last_lines(builds: ClusterBuilds) -> None:
+    run = builds.run(builds.job("RUN echo about to fail; false"))
+    assert run.item.state_name == "Failed"
+    assert "RUN echo about to fail; false" in run.message
+    assert "about to fail" in builds.site.notes(run)
