@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_launch.agent.check import check_agent
 from prefect_launch.builds.build_engine import PushRefusedError
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.errors import (
@@ -27,10 +28,10 @@ from prefect_launch.errors import (
     RegistryError,
 )
 from prefect_launch.registries.base import Credentials
-from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.base import Finding, RunPlan
 from prefect_launch.settings.agent_config import parse_agent_config
 from prefect_launch.spec.code_options import BuildRequest
-from prefect_launch.testing.api import InMemoryRegistry
+from prefect_launch.testing.api import InMemoryApi, InMemoryRegistry
 from tests.support.kubernetes_api import KubernetesApi, scripted_api
 from tests.support.kubernetes_pods import JOBS, JobPods
 from tests.support.kubernetes_store import Object
@@ -58,6 +59,7 @@ class Bench:
         self.api, self.folder = api, folder
         self.registry = Registry({BASE: BASE_DIGEST})
         self.api.write_kubeconfig(folder / "kubeconfig")
+        self.api.store.create(("api/v1", "namespaces"), "", {"kind": "Namespace", "metadata": {"name": "default"}})
         self.made: list[ImageBuilder] = []
         self.seen: list[Object] = []
 
@@ -503,3 +505,32 @@ async def test_image_that_the_registry_does_not_have_after_its_build_is_told(ben
     bench.registry.digests.clear()
     with pytest.raises(RegistryError, match=rf"was pushed as {DIGEST}, but its registry has nothing under that name"):
         await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def checks(bench: Bench, **settings: Any) -> dict[tuple[str, str], Finding]:
+    given = {"type": "kubernetes", "destination": DESTINATION, "kubernetes": settings}
+    config = parse_agent_config({"name": "box", "home": bench.folder / "home", "builder": given})
+    found = await check_agent(InMemoryApi(), config, registry=bench.registry)
+    return {(one.where, one.finding.name): one.finding for one in found}
+
+
+async def test_check_of_an_agent_tells_of_the_cluster_that_builds_and_of_its_registry(bench: Bench) -> None:
+    found = await checks(bench)
+    assert found["builder", "Kubernetes"].is_ok
+    assert found["builder", "rights"].is_ok
+    assert found["registry", "login"].is_ok
+
+
+async def test_check_of_an_agent_names_the_secret_of_its_builds_that_is_not_there(bench: Bench) -> None:
+    found = await checks(bench, push_secret="registry-push")
+    assert "has no Secret 'registry-push'" in found["builder", "Secret registry-push"].detail
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "registry-push"}}
+    bench.api.store.create(SECRETS, "default", secret)
+    assert (await checks(bench, push_secret="registry-push"))["builder", "Secret registry-push"].is_ok
+
+
+async def test_check_of_an_agent_tells_that_no_cluster_is_known_to_build_in(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(bench.folder / "none"))
+    assert "knows no Kubernetes cluster" in (await checks(bench))["builder", "Kubernetes"].detail
