@@ -196,7 +196,7 @@ class RunnerContract:
         assert (end.succeeded, end.stopped) == (False, True)
 
     async def test_new_runner_finds_a_run_by_its_labels_and_watches_it(self, world: World) -> None:
-        plan = world.plan(self._short(SLEEP_SHORTLY))
+        plan = world.plan(self._short(SLEEP_SHORTLY, world))
         first = world.runner()
         handle = await self._running(first, plan)
         await first.aclose()
@@ -205,6 +205,7 @@ class RunnerContract:
         assert (found.handle, found.state) == (handle, RunState.RUNNING)
         assert found.run_dir in (None, plan.run_dir)
         assert found.labels.items() >= plan.labels.items()
+        self._go_on(world)
         end = await second.watch(found.handle, plan)
         assert end.exit_code == 4
         assert plan.log_path.read_bytes() == b"awake\n"
@@ -212,17 +213,18 @@ class RunnerContract:
         assert await second.find({Labels.ITEM: "another"}) == []
 
     async def test_watch_that_was_cut_off_goes_on_with_no_gap_and_no_repeat(self, world: World) -> None:
-        plan = world.plan(self._short(SLEEP_SHORTLY))
+        plan = world.plan(self._short(SLEEP_SHORTLY, world))
         first = world.runner()
         handle = await self._start(first, plan)
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(first.watch(handle, plan), 0.3)
         await first.aclose()
+        self._go_on(world)
         assert (await world.runner().watch(handle, plan)).exit_code == 4
         assert plan.log_path.read_bytes() == b"awake\n"
 
     async def test_log_that_another_watch_had_begun_goes_on_where_that_was_cut_off(self, world: World) -> None:
-        plan = world.plan(self._short(TWO_PARTS))
+        plan = world.plan(self._short(TWO_PARTS, world))
         first = world.runner()
         handle = await self._start(first, plan)
         watching: asyncio.Task[Any] = asyncio.create_task(first.watch(handle, plan))
@@ -230,6 +232,7 @@ class RunnerContract:
         watching.cancel()
         await asyncio.wait({watching})
         await first.aclose()
+        self._go_on(world)
         assert (await world.runner().watch(handle, plan)).succeeded
         assert plan.log_path.read_bytes() == b"before\nafter\n"
 
@@ -259,10 +262,11 @@ class RunnerContract:
         late = await lost.create(old)
         if started:
             await lost.start(late)
-        new = _claimed(old, "new", command=world.plan(self._short(SLEEP_SHORTLY)).command)
+        new = _claimed(old, "new", command=world.plan(self._short(SLEEP_SHORTLY, world)).command)
         handle = await self._start(runner, new)
         [found] = await runner.find({Labels.ITEM: old.item_id})
         assert (found.handle, found.labels[Labels.CLAIM]) == (handle, "new")
+        self._go_on(world)
         assert (await runner.watch(handle, new)).exit_code == 4
         assert new.log_path.read_bytes() == b"awake\n"
 
@@ -321,8 +325,15 @@ class RunnerContract:
         assert (end.stopped, end.succeeded) == (True, False)
         return end
 
-    def _short(self, script: str) -> str:
-        return script.replace("sleep 1;", f"sleep {self.short_seconds};")
+    def _short(self, script: str, world: World) -> str:
+        return script.replace("sleep 1;", self._pause(world))
+
+    def _pause(self, world: World) -> str:
+        """Return the command by which a job waits until `_go_on` is called; by default it sleeps for long enough."""
+        return f"sleep {self.short_seconds};"
+
+    def _go_on(self, world: World) -> None:
+        """Let the jobs that wait go on; those that sleep do so by themselves."""
 
     @staticmethod
     def _log(runner: Runner, plan: RunPlan) -> bytes:
@@ -355,7 +366,7 @@ class RemoteRunnerContract(RunnerContract):
         assert (await runner.watch(handle, plan)).succeeded
 
     async def test_run_that_runs_at_once_does_not_wait(self, world: RemoteWorld) -> None:
-        runner, plan, reasons = world.runner(), world.plan(self._short(SLEEP_SHORTLY)), asyncio.Queue[str]()
+        runner, plan, reasons = world.runner(), world.plan(self._short(SLEEP_SHORTLY, world)), asyncio.Queue[str]()
         handle = await self._start(runner, plan)
         await asyncio.wait_for(runner.wait_running(handle, reasons.put), self.limit_seconds)
         assert reasons.empty() or not self.starts_at_once
@@ -387,10 +398,13 @@ class RemoteRunnerContract(RunnerContract):
         assert plan.log_path.read_bytes().count(b"one") == 1
 
     async def test_watch_goes_on_when_answers_are_lost(self, world: RemoteWorld) -> None:
-        runner, plan = world.runner(), world.plan(self._short(TWO_PARTS))
+        runner, plan = world.runner(), world.plan(self._short(TWO_PARTS, world))
         handle = await self._start(runner, plan)
         world.lose_answers(5)
-        end = await runner.watch(handle, plan)
+        watching: asyncio.Task[Any] = asyncio.create_task(runner.watch(handle, plan))
+        await self._until_logged(plan, b"before\n")
+        self._go_on(world)
+        end = await watching
         assert (end.exit_code, end.log_complete) == (0, True)
         assert plan.log_path.read_bytes() == b"before\nafter\n"
 
@@ -408,7 +422,8 @@ class RemoteRunnerContract(RunnerContract):
         runner = self._remote(world.runner())
         await runner.stop(handle, 1.0)
         await runner.delete(RunHandle.parse(handle).job)  # By hand, so that the runner does not hear of it.
-        new = _claimed(old, "new", command=world.plan(self._short(SLEEP_SHORTLY)).command)
+        new = _claimed(old, "new", command=world.plan(self._short(SLEEP_SHORTLY, world)).command)
+        self._go_on(world)
         end = await run(world.runner(), new)
         assert (end.exit_code, end.stopped) == (4, False)
 
@@ -416,7 +431,7 @@ class RemoteRunnerContract(RunnerContract):
         lost, runner = world.runner(), world.runner()
         old = _claimed(world.plan(SLEEP), "lost")
         late = await self._start(lost, old)
-        new = _claimed(old, "new", command=world.plan(self._short(TWO_PARTS)).command)
+        new = _claimed(old, "new", command=world.plan(self._short(TWO_PARTS, world)).command)
         handle = await self._start(runner, new)
         await lost.stop(late, 0.0)
         await lost.remove(late)
@@ -424,6 +439,7 @@ class RemoteRunnerContract(RunnerContract):
         [found] = await runner.find({Labels.ITEM: old.item_id})
         assert (found.handle, found.labels[Labels.CLAIM]) == (handle, "new")
         assert (await lost.watch(late, old)).exit_code is None
+        self._go_on(world)
         end = await runner.watch(handle, new)
         assert (end.exit_code, end.stopped) == (0, False)
         assert new.log_path.read_bytes() == b"before\nafter\n"

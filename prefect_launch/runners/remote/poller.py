@@ -181,7 +181,7 @@ class StatusPoller:
                 pause = self._least_seconds
             is_sure = self._is_told and not any(feed.is_in_doubt for feeds in followed.values() for feed in feeds)
             took = time.monotonic() - began
-            await asyncio.sleep(min(max(self._least_seconds, took), self._most_seconds))
+            await asyncio.sleep(max(self._least_seconds, min(took, _LONGEST_PAUSE_SECONDS)))
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._most_seconds if is_sure else pause)
             pause = min(pause * 2, self._most_seconds)

@@ -30,9 +30,14 @@ from prefect_launch.server.values import LogRecord, State
 from tests.unit.runners.prefect.world import PrefectWorld
 
 LIMIT_SECONDS = 60.0
-#: Writes a line every 50 ms, to both streams by turns.
-COUNT = 'i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo "line $i"; echo "error $i" >&2; sleep 0.05; done'
+#: Writes to both streams by turns.
+COUNT = 'i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo "line $i"; echo "error $i" >&2; done'
 SLEEP = 'echo begun; trap "echo ended; exit 5" TERM; sleep 60'
+
+
+def wait_for(world: PrefectWorld, gate: str) -> str:
+    """Return the command by which a job waits until there is a file of this name in the world's folder."""
+    return f"until [ -e {world.folder / gate} ]; do sleep 0.02; done;"
 
 
 async def start(runner: PrefectRunner, plan: RunPlan) -> str:
@@ -79,11 +84,15 @@ async def run_again(world: PrefectWorld, handle: str) -> subprocess.CompletedPro
 
 
 async def test_log_has_no_gap_and_no_repeat_when_the_server_is_away_meanwhile(world: PrefectWorld) -> None:
-    runner, plan = world.runner(), world.plan(COUNT)
+    runner, plan = (
+        world.runner(),
+        world.plan(f"echo first; {wait_for(world, 'go')} {COUNT}; touch {world.folder}/written"),
+    )
     handle = await start(runner, plan)
     await until(lambda: logged(world, handle))
     world.api.is_away = True
-    await asyncio.sleep(2.5)  # As long as the job writes.
+    (world.folder / "go").touch()
+    await until((world.folder / "written").exists)
     world.api.is_away = False
     assert (await watch(runner, handle, plan)).exit_code == 0
     lines = plan.log_path.read_text().splitlines()
@@ -93,9 +102,12 @@ async def test_log_has_no_gap_and_no_repeat_when_the_server_is_away_meanwhile(wo
 
 async def test_records_whose_answers_were_lost_are_not_sent_again(world: PrefectWorld) -> None:
     world.api.lost_path, world.api.lose_answers = "/logs/", 2
-    runner, plan = world.runner(), world.plan("echo one; sleep 3; echo two")
+    runner, plan = world.runner(), world.plan(f"echo one; {wait_for(world, 'go')} echo two")
     handle = await start(runner, plan)
+    await until(lambda: world.api.lose_answers == 1)
+    (world.folder / "go").touch()
     assert (await watch(runner, handle, plan)).exit_code == 0
+    assert world.api.lose_answers == 0
     assert [record.message for record in logged(world, handle)] == ["one", "two"]
     assert plan.log_path.read_text() == "one\ntwo\n"
 
@@ -201,15 +213,12 @@ async def test_job_ends_when_its_flow_run_is_deleted(world: PrefectWorld) -> Non
     await until(lambda: process.poll() is not None)
 
 
-async def test_what_a_job_leaves_running_is_ended_with_it(world: PrefectWorld, tmp_path: Path) -> None:
-    beats = tmp_path / "beats"
-    runner, plan = world.runner(), world.plan(f"while true; do date >> {beats}; sleep 0.05; done & sleep 1; echo left")
+async def test_what_a_job_leaves_running_is_ended_with_it(world: PrefectWorld) -> None:
+    runner, plan = world.runner(), world.plan("sleep 600 & echo $!")
     handle = await start(runner, plan)
     assert (await watch(runner, handle, plan)).succeeded
-    size = beats.stat().st_size
-    await asyncio.sleep(0.5)
-    assert beats.stat().st_size == size
-    assert plan.log_path.read_text() == "left\n"
+    process = int(plan.log_path.read_text())
+    await until(lambda: not _has_process(process))
 
 
 async def test_run_whose_wrapper_is_killed_with_its_machine_is_told_as_its_worker_tells_it_and_ends(
@@ -224,15 +233,15 @@ async def test_run_whose_wrapper_is_killed_with_its_machine_is_told_as_its_worke
     assert (end.exit_code, end.stopped, end.succeeded) == (None, False, False)
     assert "is Crashed: Process exited with status code: -9." in end.describe()
     assert plan.log_path.read_text() == f"begun {group}\n"
-    await until(lambda: not _is_there(group))
+    await until(lambda: not _has_process(group))
 
 
-def _is_there(group: int) -> bool:
+def _has_process(pid: int) -> bool:
+    """Whether a process runs; one that has ended may wait for its parent."""
     try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return True
 
 
 # --- where it runs ---
