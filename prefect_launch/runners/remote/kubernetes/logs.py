@@ -26,7 +26,7 @@ _END_SECONDS: Final = 5.0
 #: The pause before a stream is opened anew that ended while its container runs.
 _AGAIN_SECONDS: Final = 0.2
 #: How many pieces wait to be written before the streams are read no further, and how many are written at a time.
-_WAITING: Final = 32
+_WAITING: Final = 8
 #: A line that is longer comes in parts: a progress bar, or binary data, may have no end of a line for hours.
 _PART_BYTES: Final = 64 * 1024
 

@@ -322,9 +322,15 @@ class KubernetesRunner(RemoteRunner):
             self._has_changed.clear()
             changed, self._changed = self._changed, {}
             for handle in changed:
-                run = self._watch(handle.place).run(handle.name)
-                job = None if run is None else await self._seen_or_none(handle, run)
-                yield JobChange(str(handle), job)
+                yield JobChange(str(handle), await self._changed_job(handle))
+
+    async def _changed_job(self, handle: KubernetesHandle) -> RemoteJob | None:
+        """Return a run that has changed; None where it is gone, or cannot be seen now: a poll says which."""
+        run = self._watch(handle.place).run(handle.name)
+        try:
+            return None if run is None else await self._seen_or_none(handle, run)
+        except LaunchError:
+            return None
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         noted = await anyio.to_thread.run_sync(self._notes.places)

@@ -202,9 +202,9 @@ class NamespaceWatch:
 
     async def refresh(self, resource: Resource, name: str) -> SeenRun:
         """Return a run as the API shows it now."""
-        self._runs.setdefault(name, SeenRun())
+        run = self._runs.setdefault(name, SeenRun())
         await self._fill(resource, [name])
-        return self._runs[name]
+        return run  # It may be forgotten by now.
 
     def put(self, resource: Resource, job: Object) -> None:
         """Follow the run of a job that the API has just shown, and take it as it is there."""

@@ -10,10 +10,11 @@ import anyio
 import pytest
 
 from prefect_launch.errors import UnreachableError
+from prefect_launch.runners.remote.jobs import JobChange, RunHandle
 from prefect_launch.runners.remote.kubernetes import client, watch
 from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
-from prefect_launch.runners.remote.kubernetes.watch import SeenRun
+from prefect_launch.runners.remote.kubernetes.watch import JOBS, SeenRun
 from tests.support.kubernetes_api import KubernetesApi
 from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, started, until
 
@@ -111,3 +112,26 @@ async def test_cause_of_an_end_is_asked_for_where_the_pods_stream_is_behind_that
 
 def _has_failed(run: SeenRun) -> bool:
     return any(pod["status"].get("phase") == "Failed" for pod in run.live_pods)
+
+
+async def test_change_of_a_run_that_cannot_be_asked_for_or_is_removed_meanwhile_breaks_no_other(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    changes = runner.changes()
+    with anyio.fail_after(LIMIT_SECONDS):
+        assert await anext(changes) == JobChange()
+        job = RunHandle.parse(handle).job
+        assert await runner.poll([job])
+        said = 'jobs.batch is forbidden: User "agent" cannot list resource "jobs"'
+        server.answer("GET .*/jobs[?].*limit", 403, "Forbidden", said, times=1000)
+        pods.fail("BackoffLimitExceeded")
+        while (change := await anext(changes)) != JobChange(job):
+            assert change.handle == job
+        server.heal()
+        watched = runner._watch(KubernetesHandle.parse(job).place)
+        seeing = asyncio.create_task(watched.refresh(JOBS, plan.name))
+        await asyncio.sleep(0)
+        watched.forget(plan.name)
+        assert (await seeing).job is not None
