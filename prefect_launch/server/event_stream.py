@@ -6,8 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-import anyio
-
+from prefect_launch.core.backoff import Backoff
 from prefect_launch.errors import LaunchError
 
 log = logging.getLogger(__name__)
@@ -23,14 +22,13 @@ async def follow(connect: Callable[[], AsyncIterator[str]], on_event: Callable[[
         connect: opens the stream, such as `Server.watch_items`.
         on_event: is called with each event, on the event loop.
     """
-    pause = _RECONNECT_FIRST_SECONDS
+    pauses = Backoff(_RECONNECT_FIRST_SECONDS, _RECONNECT_MAX_SECONDS)
     while True:
         stream = connect()
         while (event := await _next(stream)) is not None:
-            pause = _RECONNECT_FIRST_SECONDS
+            pauses.reset()
             on_event(event)
-        await anyio.sleep(pause)
-        pause = min(pause * 2, _RECONNECT_MAX_SECONDS)
+        await pauses.sleep()
 
 
 async def _next(stream: AsyncIterator[str]) -> str | None:

@@ -8,8 +8,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4, uuid5
 
-import anyio
-
+from prefect_launch.core.backoff import Backoff
 from prefect_launch.core.states import ItemState, StateType, is_allowed
 from prefect_launch.core.validation import clean_json
 from prefect_launch.errors import InternalError, LaunchError, ServerFailedError, ServerUnavailableError
@@ -43,7 +42,7 @@ async def retry_until_available(
     Raises:
         ServerFailedError: when the server is there, and fails over the call again and again.
     """
-    pause = pause_seconds
+    pauses = Backoff(pause_seconds, _RETRY_MAX_SECONDS)
     tries = failures = 0
     while True:
         try:
@@ -55,8 +54,7 @@ async def retry_until_available(
             if not tries:
                 log.warning("waiting for the server to %s: %s", what, error)
             tries += 1
-            await anyio.sleep(pause)
-            pause = min(pause * 2, _RETRY_MAX_SECONDS)
+            await pauses.sleep()
 
 
 def transition_id_for(item: Item, step: str) -> UUID:

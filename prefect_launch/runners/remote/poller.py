@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from prefect_launch.core.backoff import Backoff
 from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.remote.jobs import JobChange, RemoteState, RemoteStatus, RunHandle
@@ -203,14 +204,15 @@ class StatusPoller:
     async def _listen(self) -> None:
         """Take what the system tells, over connections that break."""
         assert self._changes is not None
-        pause, is_away = _FIRST_PAUSE_SECONDS, False
+        pauses, is_away = Backoff(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS), False
         while True:
             try:
                 async for change in self._changes():
                     if not self._is_told:
                         # What changed until now was not told.
                         self.wake()
-                    self._is_told, is_away, pause = True, False, _FIRST_PAUSE_SECONDS
+                    self._is_told, is_away = True, False
+                    pauses.reset()
                     self._take(change)
             except LaunchError as error:
                 if not is_away:
@@ -219,8 +221,7 @@ class StatusPoller:
             finally:
                 self._is_told = False
                 self.wake()
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            await pauses.sleep()
 
     def _take(self, change: JobChange) -> None:
         if change.job is not None:
