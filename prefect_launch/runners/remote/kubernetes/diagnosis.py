@@ -21,8 +21,10 @@ _OTHERS: Final = (
     ("delete", "pods", ""),
     ("get", "pods", "log"),
     *((verb, name, "") for name in ("secrets", "configmaps") for verb in ("create", "get", "delete")),
-    ("list", "events", ""),
 )
+
+#: Without it, only the reason of a wait may stay unknown.
+_OPTIONAL: Final = ("list", "", "events", "")
 
 
 async def diagnose_cluster(
@@ -49,12 +51,15 @@ async def diagnose_cluster(
     rights += [(verb, "", name, part) for verb, name, part in _OTHERS]
     try:
         missing = await _missing(client, chosen, rights)
+        not_told = await _missing(client, chosen, [_OPTIONAL])
     except LaunchError as error:
         return [*found, Finding(name="rights", is_ok=False, detail=str(error))]
     if missing:
         step = f"Give the agent's account a Role in {chosen} with: {', '.join(missing)}."
         return [*found, Finding(name="rights", is_ok=False, detail=step)]
-    found.append(Finding(name="rights", is_ok=True, detail=f"on {resource.plural}, pods, their logs, secrets"))
+    without = f"; without {not_told[0]}, why a job waits may not be told" if not_told else ""
+    detail = f"on {resource.plural}, pods, their logs, secrets{without}"
+    found.append(Finding(name="rights", is_ok=True, detail=detail))
     return [*found, *[await _secret(client, chosen, name) for name in secrets]]
 
 

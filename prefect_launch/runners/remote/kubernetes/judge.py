@@ -93,7 +93,12 @@ def judge(run: SeenRun, *, is_stopped: bool = False, events: Sequence[Mapping[st
 
 
 def _end_of_deleted(job: Object, kind: ObjectKind, pods: Sequence[Object], is_stopped: bool) -> ExitStatus:
-    why = f"somebody else deleted the {kind.kind} {job['metadata']['name']!r} from the cluster, not this agent"
+    at = job["metadata"].get("deletionTimestamp")
+    when = f" at {at}" if at else ""
+    why = (
+        f"somebody else deleted the {kind.kind} {job['metadata']['name']!r} from the cluster{when}, not this agent; who"
+        " it was, only the cluster's audit log says"
+    )
     all_well = bool(pods) and all((pod["status"] or {}).get("phase") == "Succeeded" for pod in pods)
     end = success_of(pods) if all_well else failure_of(pods, default=why)
     if is_stopped:

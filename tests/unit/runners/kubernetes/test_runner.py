@@ -228,13 +228,17 @@ async def test_context_that_is_not_in_the_kubeconfig_is_told_with_those_that_are
 async def test_diagnosis_names_the_rights_that_are_missing(bench: Bench) -> None:
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}
     bench.api.store.create(("api/v1", "namespaces"), "", namespace)
-    bench.api.denied = {"watch pods", "get pods/log"}
+    bench.api.denied = {"watch pods", "get pods/log", "list events"}
     [reached, rights] = await bench.runner.diagnose({"namespace": "{{namespace}}"})
     assert (reached.is_ok, reached.detail) == (True, "version 1.34, namespace default")
     assert (rights.is_ok, rights.detail) == (
         False,
         "Give the agent's account a Role in default with: watch pods, get pods/log.",
     )
+    bench.api.denied = {"list events"}
+    [_, rights] = await bench.runner.diagnose({"namespace": "{{namespace}}"})
+    assert rights.is_ok
+    assert "without list events, why a job waits may not be told" in rights.detail
 
 
 # --- what is made, and when ---
