@@ -18,6 +18,7 @@ from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.errors import QueueError, UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
+from prefect_launch.runners.remote.kubernetes.holding import HOLD
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract, run
 from tests.support.engine_cases import (
@@ -162,6 +163,27 @@ async def test_named_results_of_a_failed_job_come_back(world: KubernetesWorld) -
     plan = world.plan('echo \'{"loss": 0.5}\' > "$LAUNCH_OUTPUT_DIR/outputs.json"; exit 3')
     assert (await run(world.runner(), plan)).exit_code == 3
     assert json.loads((plan.output_dir / OUTPUTS_FILE).read_text(encoding="utf-8")) == {"loss": 0.5}
+
+
+async def test_init_container_that_fails_says_the_end_of_its_log(world: KubernetesWorld) -> None:
+    fetch = {
+        "name": "fetch",
+        "image": world.cluster.shell_image,
+        "command": ["sh", "-c", 'echo \'{"no": "data"}\'; exit 4'],
+    }
+    template = {"spec": {"initContainers": [fetch], "containers": [{"name": "main"}]}}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": template}}
+    plan = world.plan("true", options=job, stop_seconds=33.5)
+    runner = world.runner()
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    end = await runner.watch(handle, plan)
+    assert end.exit_code == 4
+    assert '{"no": "data"}' in str(end.error)
+    assert not (plan.output_dir / OUTPUTS_FILE).exists()
+    made = world.owned("jobs", plan)[0]
+    assert made["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 34
+    assert HOLD not in made["metadata"]["annotations"]
 
 
 async def test_secret_is_in_no_manifest_and_goes_with_its_run(world: KubernetesWorld) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.remote.kubernetes.environment import OUTPUT_DIR
+from prefect_launch.runners.remote.kubernetes.fields import unshared
 from prefect_launch.runners.remote.kubernetes.images import check_container_images, check_image_reachable
 from prefect_launch.runners.remote.kubernetes.kinds import written
 from prefect_launch.runners.remote.kubernetes.manifest_checks import pod_templates, with_names
@@ -53,7 +54,7 @@ def check_placing(options: Mapping[str, Any]) -> None:
     """
     read = read_options(options)
     _check_images(read)
-    manifest = deepcopy(read.manifest) if read.manifest is not None else one_container_job()
+    manifest = unshared(read.manifest) if read.manifest is not None else one_container_job()
     for _, number, template in pod_templates(manifest, read.kind):
         pod = with_names(template)["spec"]
         for container in job_containers(pod, read, read.kind.pods[number]):

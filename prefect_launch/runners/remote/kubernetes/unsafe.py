@@ -19,7 +19,7 @@ _Rule = Callable[[Any], bool]
 _NOT_AT_ALL: Final = (
     *("securityContext", "hostPath", "serviceAccountToken"),
     *("secretKeyRef", "secretRef", "secretName", "imagePullSecrets", "nodePublishSecretRef"),
-    *("externalIPs", "ownerReferences"),
+    *("externalIPs", "ownerReferences", "finalizers"),
 )
 _NOT_TRUE: Final = (
     *("hostPID", "hostIPC", "hostNetwork", "shareProcessNamespace", "hostUsers", "automountServiceAccountToken"),

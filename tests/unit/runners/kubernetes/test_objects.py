@@ -30,6 +30,7 @@ from prefect_launch.runners.remote.kubernetes.objects import (
     with_owner,
 )
 from prefect_launch.runners.remote.kubernetes.rules import check_pod
+from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from prefect_launch.runners.remote.kubernetes.watch import run_of
 from prefect_launch.spec.code_options import BuildRequest
 from tests.unit.runners.kubernetes.plans import ITEM, LABELS, NAME, SECRET, job_options, make_plan, pod_manifest
@@ -374,12 +375,17 @@ def test_every_training_container_of_a_pytorch_job_runs_the_command() -> None:
 
 def test_template_that_an_alias_of_yaml_repeats_is_completed_once_for_each_place() -> None:
     template = pod_manifest(name="pytorch")
+    template["spec"]["volumes"] = [{"name": "data", "emptyDir": {}}]
+    template["spec"]["containers"][0]["volumeMounts"] = [{"name": "data", "mountPath": "/data"}]
     spec = {"pytorchReplicaSpecs": {name: {"replicas": 1, "template": template} for name in ("Master", "Worker")}}
+    options = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": spec, "shm_size": "1g"}
 
-    made = build_objects(make_plan({"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "spec": spec}))
+    KubernetesRunner.check_together(KubernetesRunner.check_options(options))
+    made = build_objects(make_plan(options))
 
     for role in made.manifest["spec"]["pytorchReplicaSpecs"].values():
-        assert len(role["template"]["spec"]["containers"][0]["volumeMounts"]) == 1
+        mounts = role["template"]["spec"]["containers"][0]["volumeMounts"]
+        assert [one["mountPath"] for one in mounts] == ["/data", "/dev/shm", "/launch/outputs"]
 
 
 def test_ray_job_takes_the_command_as_its_entry_point() -> None:

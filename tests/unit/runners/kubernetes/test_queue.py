@@ -286,6 +286,7 @@ def test_how_much_a_job_gets_its_variables_and_labels_are_free() -> None:
     [
         ("metadata", {"metadata": {"namespace": "kube-system"}}, "metadata.namespace"),
         ("metadata", {"metadata": {"ownerReferences": []}}, "metadata.ownerReferences"),
+        ("metadata", {"metadata": {"finalizers": ["a.io/b"]}}, "metadata.finalizers"),
         ("spec", {"spec": {"template": pod_with(priorityClassName="urgent")}}, "priorityClassName"),
         ("spec", {"spec": {"template": pod_with(volumes=[{"name": "a", "secret": {"secretName": "b"}}])}}, "secret"),
         ("spec", {"spec": {"template": pod_manifest(envFrom=[{"secretRef": {"name": "x"}}])}}, "secretRef"),
