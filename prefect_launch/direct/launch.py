@@ -39,7 +39,7 @@ from prefect_launch.direct.ending import (
     show_failure,
     with_retries,
 )
-from prefect_launch.errors import ExecutionError, LaunchError
+from prefect_launch.errors import LaunchError
 from prefect_launch.planning.plan import Request, default_resource, local_config, make_plan, preview_plan
 from prefect_launch.queues.session import Session
 from prefect_launch.registries.client import RemoteRegistries
@@ -145,9 +145,9 @@ async def _follow(
 
     try:
         end, timed_out = await _ended(run, plan)
-    except asyncio.CancelledError:
-        # The caller is interrupted, or out of time: remove all of the run.
-        with anyio.CancelScope(shield=True), suppress(ExecutionError):
+    except (asyncio.CancelledError, LaunchError):
+        # The caller is interrupted, or out of time, or a part of the run can never start: remove all of it.
+        with anyio.CancelScope(shield=True), suppress(LaunchError):
             await run.cancel()
             if run.exit is not None:
                 await close(run.exit)

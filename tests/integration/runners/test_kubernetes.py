@@ -252,6 +252,31 @@ async def test_job_of_two_pods_ends_once_and_its_log_names_them(world: Kubernete
     assert all(line == f"[{line.split()[-1]} main] I am {line.split()[-1]}" for line in lines)
 
 
+async def test_job_that_has_failed_ends_once_the_pod_beside_the_failed_one_has(
+    world: KubernetesWorld, tmp_path: Path
+) -> None:
+    if world.cluster.node is None:
+        pytest.skip("needs a folder that its node shares with this machine")
+    folder = tmp_path / "shared"
+    container = {"name": "main", "volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
+    volume = {"name": "shared", "hostPath": {"path": str(folder), "type": "DirectoryOrCreate"}}
+    pod = {"containers": [container], "volumes": [volume], "terminationGracePeriodSeconds": 4}
+    spec = {"completions": 2, "parallelism": 2, "template": {"spec": pod}}
+    fails = "while [ ! -e /shared/second ]; do sleep 0.1; done; exit 5"
+    goes_on = "trap '' TERM; touch /shared/second; while true; do date +%s > /shared/alive; sleep 0.1; done"
+    script = f"if mkdir /shared/first; then {fails}; else {goes_on}; fi"
+    plan = world.plan(script, options={"apiVersion": "batch/v1", "kind": "Job", "spec": spec})
+    runner = world.runner()
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    assert (await asyncio.wait_for(runner.watch(handle, plan), LIMIT_SECONDS)).exit_code == 5
+    (folder / "alive").unlink()
+    await asyncio.sleep(1)
+    assert not (folder / "alive").exists()
+    await runner.remove(handle)
+    assert world.owned("pods", plan) == []
+
+
 async def test_additional_service_is_waited_for_and_goes_with_the_run(world: KubernetesWorld) -> None:
     name = f"database-{uuid4().hex[:6]}"
     container = {"name": "main", "image": world.cluster.shell_image, "command": ["sleep", "600"]}

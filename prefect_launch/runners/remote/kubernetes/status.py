@@ -53,9 +53,12 @@ def run_status(
         return RemoteStatus(state=RemoteState.HELD)
     waiting = waiting_of(pods, moment, _pull_seconds(made))
     judged = job_status(made, pods, waiting) if kind == JOB else custom_status(made, kind, pods, waiting)
-    if judged.state in (RemoteState.PENDING, RemoteState.RUNNING) and not judged.reason:
-        return judged.model_copy(update={"reason": _warning(events)})
-    return judged
+    if judged.reason or judged.state not in (RemoteState.PENDING, RemoteState.RUNNING):
+        return judged
+    warning = _warning(events)
+    # Of one that runs, an operator may warn of other things than of a pod that cannot be made or started.
+    is_of_wait = judged.state is RemoteState.PENDING or warning.startswith("Failed")
+    return judged.model_copy(update={"reason": warning if is_of_wait else ""})
 
 
 def is_short_of_pods(made: Mapping[str, Any], kind: ObjectKind, pods: Sequence[Pod]) -> bool:

@@ -199,6 +199,8 @@ def test_quota_that_keeps_later_pods_away_is_told() -> None:
 
     assert is_short_of_pods(made, JOB, [runs])
     assert judge(made, runs, events=[event]).reason == 'FailedCreate: pods "x" is forbidden: exceeded quota: q'
+    other = {"type": "Warning", "reason": "RestartedWorker", "message": "worker 1"}
+    assert judge(made, runs, events=[other]).reason == ""
     made["status"]["succeeded"] = 1
     assert not is_short_of_pods(made, JOB, [runs])
 
