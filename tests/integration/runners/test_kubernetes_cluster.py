@@ -126,6 +126,7 @@ def test_agent_in_a_pod_runs_and_stops_jobs_with_no_right_beyond_the_examples_ro
     assert asked <= granted()
 
 
+@pytest.mark.timeout(900)
 def test_run_goes_on_while_its_agents_pod_is_replaced_and_the_next_one_adopts_it(
     agent: AgentInCluster,
     agent_image: str,
