@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from uuid import uuid4
 from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
 from tests.support.live import REPORT_LOSS, Site, until
-from tests.support.mortal_agent import Lives
+from tests.support.mortal_agent import Life, Lives
 from tests.support.stage import Stage, die_at
 
 if TYPE_CHECKING:
@@ -85,13 +85,14 @@ def each_job_runs_once(place: EnginePlace, count: int, *, at_once: int | None = 
     assert ends == {(StateType.COMPLETED, 1): count}
 
 
-def each_death_leaves_one_run(place: EnginePlace, folder: Path, *, every: bool) -> None:
+def each_death_leaves_one_run(place: EnginePlace, folder: Path, *, every: bool, more: Sequence[str] = ()) -> None:
     """Kill an agent at steps between its claim and the item's end; the next one goes on, and the job runs once.
 
     Args:
         place: of the engine.
         folder: for the agents' logs.
         every: take every step that a life without a death shows, and not only those of `PLACES`.
+        more: steps beside those of `PLACES`.
     """
     lives = Lives(folder)
     try:
@@ -105,16 +106,24 @@ def each_death_leaves_one_run(place: EnginePlace, folder: Path, *, every: bool) 
             config=place.config,
             wanted=WANTED,
         )
-        other = stage.site("unharmed")
-        run = stage.add(other)
-        unharmed = stage.live(other)
-        assert unharmed.status == 0, unharmed.log
-        seen = stage.see(other, run)
-        assert {key: seen[key] for key in WANTED} == stage.wanted, unharmed.log
-        assert set(unharmed.calls) >= {step for step in PLACES if "propose" not in step}, unharmed.calls
-        die_at(stage, unharmed.calls if every else PLACES)
+        unharmed = live_unharmed(stage, "unharmed")
+        if every:
+            # Once more: now its environment is there.
+            stage.may_miss, unharmed = True, live_unharmed(stage, "unharmed-too")
+        die_at(stage, unharmed.calls if every else [*PLACES, *more])
     finally:
         lives.close()
+
+
+def live_unharmed(stage: Stage, name: str) -> Life:
+    """Let an agent live that does not die; its item ends as it should."""
+    site = stage.site(name)
+    run = stage.add(site)
+    life = stage.live(site)
+    assert life.status == 0, life.log
+    seen = stage.see(site, run)
+    assert {key: seen[key] for key in stage.wanted} == stage.wanted, life.log
+    return life
 
 
 def nothing_is_lost_while_it_is_away(

@@ -254,7 +254,8 @@ def _count_elsewhere(tally: Tally) -> None:
 
     async def command(words: list[str], **options: Any) -> Any:
         call = functools.partial(run_command, words, **options)
-        return await (call() if words[0] == "squeue" else tally.counted(words[0], call)())
+        changes = words[:2] == ["sbatch", "--parsable"] or words[:2] == ["scontrol", "release"]
+        return await (tally.counted(words[0], call)() if changes else call())
 
     async def request(client: RayClient, method: str, path: str, **options: Any) -> Any:
         call = functools.partial(ray_call, client, method, path, **options)

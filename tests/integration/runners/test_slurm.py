@@ -182,6 +182,18 @@ async def test_two_jobs_of_one_name_become_one_that_runs_once(world: SlurmWorld)
     assert shown == ""
 
 
+async def test_job_that_its_agent_did_not_come_to_record_runs_once_and_is_followed(world: SlurmWorld) -> None:
+    runner, plan = world.runner(), world.plan("echo ran; exit 4")
+    await runner.prepare(plan)
+    handle = await runner.create(plan)
+    runner._records.remove(number(handle))  # As if it had died right after its sbatch.
+    other = world.runner()
+    [found] = await other.find({Labels.ITEM: plan.item_id})
+    await other.start(found.handle)
+    assert (await other.watch(found.handle, plan)).exit_code == 4
+    assert plan.log_path.read_text() == "ran\n"
+
+
 async def test_job_that_is_queued_again_by_hand_does_not_run_again(world: SlurmWorld) -> None:
     runner, plan = world.runner(), world.plan("echo ran; exit 4")
     handle = await started(runner, plan)
@@ -325,7 +337,9 @@ def test_each_of_many_items_at_once_runs_once(engine_place: EnginePlace, count: 
 def test_agent_killed_at_any_step_runs_the_item_once(
     engine_place: EnginePlace, tmp_path_factory: pytest.TempPathFactory, every: bool
 ) -> None:
-    each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every)
+    # Slurm has the job then, and the agent's home does not know it.
+    more = ["after sbatch 1"]
+    each_death_leaves_one_run(engine_place, tmp_path_factory.mktemp("lives"), every=every, more=more)
 
 
 @pytest.mark.parametrize("seconds", [20.0, pytest.param(60.0, marks=pytest.mark.soak)])

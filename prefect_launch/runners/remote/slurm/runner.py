@@ -232,6 +232,12 @@ class SlurmRunner(RemoteRunner):
         folder.write(plan.run_dir, files)
 
     async def release(self, handle: str) -> None:
+        if await anyio.to_thread.run_sync(self._records.get, handle) is None:
+            # The agent that submitted it died before it came to record it; without a record its end would be unseen.
+            job = (await jobs.jobs_by_id([handle])).get(handle)
+            record = _record_of(job)
+            if job is not None and record is not None and not job.has_ended:
+                await anyio.to_thread.run_sync(self._records.add, record)
         try:
             await run_slurm("scontrol", "release", handle)
         except CommandFailedError as error:
