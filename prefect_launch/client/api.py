@@ -22,7 +22,7 @@ from prefect_launch.core.names import ENTITY_VARIABLES, PROJECT_VARIABLES, UNNAM
 from prefect_launch.core.signature import made_of_arguments
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InvalidNameError, NotFoundError, QueueError
-from prefect_launch.queues.options import QueueOptions, make_config
+from prefect_launch.queues.options import QueueOptions, make_config, whole_options
 from prefect_launch.server.http import DEFAULT_PATIENCE_SECONDS
 from prefect_launch.server.paging import all_items
 from prefect_launch.server.values import PAGE, ItemFilter
@@ -313,13 +313,18 @@ class Api(BaseModel):
             LaunchError: as `create_run_queue`.
         """
         from prefect_launch.queues.run_queue import RunQueue, check_concurrency, check_queue_name, create_queue
+        from prefect_launch.runners.registry import runner_class
 
         name = check_queue_name(options.name)
         concurrency = check_concurrency(options.concurrency)
         owner = check_name("entity", options.entity or self.entity)
         made = make_config(dataclasses.replace(options, entity=owner))
-        pool = self.call(lambda session: create_queue(session, name, made, concurrency=concurrency, replace=replace))
-        return RunQueue(self, pool)
+
+        async def write(session: Session) -> Any:
+            await runner_class(made.resource).check_on_server(whole_options(made), session.server)
+            return await create_queue(session, name, made, concurrency=concurrency, replace=replace)
+
+        return RunQueue(self, self.call(write))
 
     def run_queue(self, name: str) -> RunQueue:
         """Return the queue of that name.

@@ -128,9 +128,14 @@ def _mode(given: str | None) -> str:
     return given or "V0"
 
 
+def whole_options(config: QueueConfig) -> dict[str, Any]:
+    """Return a queue's own options that are all there: no variable, macro or secret is filled in later."""
+    return {name: value for name, value in config.resource_args.items() if not placeholders(value) and is_whole(value)}
+
+
 def _check_values(config: QueueConfig, runner: type[Runner]) -> None:
-    """Check the values of a queue's own options that are all there: no variable, macro or secret is filled in later."""
-    whole = {name: value for name, value in config.resource_args.items() if not placeholders(value) and is_whole(value)}
+    """Check the values of a queue's own options that are all there."""
+    whole = whole_options(config)
     try:
         checked = runner.check_options(whole)
         if whole.keys() == config.resource_args.keys():

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -34,6 +34,9 @@ from prefect_launch.runners.option_values import Amount, Quantity, visible_gpus
 from prefect_launch.spec.code_options import BuildRequest
 from prefect_launch.spec.metric_pattern import MetricPattern
 from prefect_launch.spec.option_names import normalise_options
+
+if TYPE_CHECKING:
+    from prefect_launch.server.protocol import Server
 
 _SIGNALS: Final = frozenset(int(one) for one in signal.Signals)
 
@@ -455,6 +458,18 @@ class Runner(ABC):
 
         Raises:
             SpecError: with the next step.
+        """
+
+    @classmethod  # noqa: B027 - the options of most name nothing there
+    async def check_on_server(cls, options: Mapping[str, Any], server: Server) -> None:
+        """Check what a queue's own options name on the Prefect server, when the queue is written; by default nothing.
+
+        Args:
+            options: those of the queue that are whole: no variable, macro or secret is filled in later.
+            server: the Prefect server.
+
+        Raises:
+            LaunchError: naming what is not there.
         """
 
     @classmethod

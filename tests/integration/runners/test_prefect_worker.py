@@ -13,6 +13,7 @@ import pytest
 
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.masking import MASK
+from prefect_launch.errors import QueueError
 from prefect_launch.runners.remote.prefect.runner import FLOW
 from prefect_launch.server.secrets import reference_to
 from tests.support.engine_cases import (
@@ -185,25 +186,18 @@ def test_item_waits_for_a_worker_and_says_so_and_outlives_one_that_is_killed(
     assert (state_of(site, run), site.log(run).splitlines()) == ("Completed", ["begun", "ended"])
 
 
-def test_wrong_pools_are_refused_with_what_to_do(
-    prefect_server: PrefectServerProcess, tmp_path: Path, unique: str
+def test_queue_of_a_wrong_pool_is_refused_with_what_to_do(
+    prefect_server: PrefectServerProcess, processes: PrefectWorkerProcess, tmp_path: Path, unique: str
 ) -> None:
-    for pool, word in (("no-such-pool", "There is no work pool"), (f"{unique}-loop", "is a queue of prefect-launch")):
-        site = Site(
-            prefect_server.api_url,
-            tmp_path / pool,
-            f"{unique}-to-{pool[-4:]}",
-            resource="prefect",
-            config={"work_pool": pool},
-        )
-        if "loop" in pool:
-            site.api.create_run_queue(pool, "local-process")
-        site.job("echo never")
-        [run] = site.add()
-        site.work_off()
-        found = site.flow_run(run).state
-        assert found is not None
-        assert word in str(found.message)
+    def site(name: str, pool: str) -> Site:
+        config = {"work_pool": pool}
+        return Site(prefect_server.api_url, tmp_path / name, f"{unique}-{name}", resource="prefect", config=config)
+
+    with pytest.raises(QueueError, match="There is no work pool 'no-such-pool'"):
+        site("none", "no-such-pool")
+    right = site("right", processes.pool)
+    with pytest.raises(QueueError, match="is a queue of prefect-launch itself"):
+        site("loop", right.name)
 
 
 def test_containers_of_a_work_pool_run_images_and_say_when_one_has_no_python(

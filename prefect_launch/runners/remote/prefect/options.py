@@ -26,6 +26,8 @@ OPTIONS: Final = SUBMITTER_OPTIONS | {"image", "job-variables", "python", "work-
 _TEXTS: Final = ("image", "python", "work-pool", "work-queue")
 _COMMAND: Final = "command"
 _IMAGE: Final = "image"
+#: What a worker of Azure puts before the command, by default a program of Prefect's own images.
+_ENTRYPOINT: Final = "entrypoint"
 #: A pool's type whose worker starts processes on its own machine.
 PROCESS_TYPE: Final = "process"
 #: What a worker fills in by itself.
@@ -172,6 +174,17 @@ def job_variables(plan: RunPlan, target: Target, pool: Pool) -> dict[str, Any]:
     for name in made if known else ():
         if name not in known:
             raise unknown_name("job variable", name, known, where=f" in the template of the work pool {pool.name!r}")
+    if _ENTRYPOINT in known:
+        made.setdefault(_ENTRYPOINT, None)
+    template = pool.base_job_template.get("variables") or {}
+    lacking = [name for name in template.get("required") or () if "default" not in known.get(name, {})]
+    lacking = [name for name in lacking if name not in made and name not in (_COMMAND, "name")]
+    if lacking:
+        raise QueueError(
+            f"The work pool {pool.name!r}, of the type {pool.type!r}, needs the job variable {lacking[0]!r}, which"
+            f" nothing sets. Set {'image' if lacking[0] == _IMAGE else 'job_variables'} in the queue's config, or a"
+            " default in the pool's template."
+        )
     if "name" in known:
         made.setdefault("name", plan.name)
     if "labels" in known and isinstance(made.get("labels", {}), dict):

@@ -108,6 +108,13 @@ class PrefectRunner(RemoteRunner):
     def check_together(cls, options: Mapping[str, Any]) -> None:
         prefect_options.read_target(options)
 
+    @classmethod
+    async def check_on_server(cls, options: Mapping[str, Any], server: Server) -> None:
+        if isinstance(options.get("work-pool"), str):
+            pool = prefect_options.check_pool(options["work-pool"], await server.read_pool(options["work-pool"]))
+            target = prefect_options.read_target(options)
+            prefect_options.check_work_queue(target, await server.list_queues(pool.name))
+
     def check(self, plan: RunPlan) -> None:
         prefect_options.read_target(plan.options)
         if not plan.command:

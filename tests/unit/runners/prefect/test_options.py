@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +15,7 @@ from prefect_launch.runners.remote.prefect import options
 from prefect_launch.runners.remote.prefect.command import child_command
 from prefect_launch.runners.remote.prefect.runner import PrefectRunner
 from prefect_launch.server.values import Pool, PriorityQueue
-from tests.unit.runners.prefect.world import PrefectWorld
+from tests.unit.runners.prefect.world import POOL, PrefectWorld
 
 CONTAINERS = {
     "job_configuration": {"image": "{{ image }}"},
@@ -111,3 +113,44 @@ def test_job_without_an_entry_point_is_refused(world: PrefectWorld) -> None:
     plan: RunPlan = world.plan("exit 0", command=())
     with pytest.raises(SpecError, match="must have an entry point"):
         world.runner().check(plan)
+
+
+TEMPLATES = json.loads(Path(__file__).with_name("templates.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("kind", sorted(TEMPLATES))
+def test_each_type_of_worker_takes_what_it_is_told(world: PrefectWorld, kind: str) -> None:
+    """The templates are those of the workers that Prefect 3.8 has, read from their packages."""
+    template = TEMPLATES[kind]
+    names = {"properties": {name: {} for name in template["variables"]}, "required": template["required"]}
+    pool = pool_of(kind, {"variables": names})
+    labels = {Labels.ITEM: "an-item", Labels.ATTEMPT: "1"}
+    image = {} if kind == "process" else {"image": "train:1"}
+    owners = {name: "x" for name in template["required"] if name != "image"}
+    made = variables(world, pool, {**image, "job-variables": owners}, labels=labels)
+    assert made.keys() <= set(template["variables"])
+    assert (made["command"], made.get("image")) == (child_command(), image.get("image"))
+    assert made["labels"] == labels
+    # Azure's worker would put a program of Prefect's own images before the command.
+    assert made.get("entrypoint", "") is (None if kind == "azure-container-instance" else "")
+
+
+def test_job_variable_that_a_worker_needs_and_nobody_sets_is_named(world: PrefectWorld) -> None:
+    template = TEMPLATES["vertex-ai"]
+    names = {"properties": {name: {} for name in template["variables"]}, "required": template["required"]}
+    with pytest.raises(QueueError, match=r"needs the job variable 'region'.*Set job_variables"):
+        variables(world, pool_of("vertex-ai", {"variables": names}), {"image": "train:1"})
+    names["properties"]["region"] = {"default": "europe-west4"}
+    with pytest.raises(QueueError, match=r"needs the job variable 'image'.*Set image"):
+        variables(world, pool_of("vertex-ai", {"variables": names}), {})
+
+
+async def test_queue_of_a_work_pool_or_work_queue_that_is_not_there_is_refused(world: PrefectWorld) -> None:
+    for given, words in (
+        ({"work-pool": "no-such"}, "There is no work pool 'no-such'"),
+        ({"work-pool": POOL, "work-queue": "defalt"}, "default"),
+    ):
+        with pytest.raises(LaunchError, match=words):
+            await PrefectRunner.check_on_server(given, world.server)
+    await PrefectRunner.check_on_server({"work-pool": POOL}, world.server)
+    await PrefectRunner.check_on_server({}, world.server)  # A template variable will name it.
