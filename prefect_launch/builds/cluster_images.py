@@ -219,15 +219,14 @@ class _ClusterBuild:
             _LostBuildError: when it may be begun again.
             LaunchError: when it has failed, or cannot be begun.
         """
-        for _ in range(_TRIES):
-            handle = await self._create()
-            try:
-                if await self._join(handle, log):
-                    return await self._follow(handle, log)
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._leave(handle)
-        raise _LostBuildError("its Job was removed each time that it was joined")
+        handle = await self._create()
+        try:
+            if not await self._join(handle, log):
+                raise _LostBuildError("an earlier build of this image had ended")
+            return await self._follow(handle, log)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._leave(handle)
 
     async def _create(self) -> RunHandle:
         """Make the Job, or find the one that is there."""
@@ -238,11 +237,11 @@ class _ClusterBuild:
             raise AgentConfigError(f"The build cannot be made in the cluster: {said}.") from error
 
     async def _join(self, handle: RunHandle, log: LineSink) -> bool:
-        """Mark that somebody waits for the Job; false when it had ended or is gone, so that there is none any more."""
+        """Mark that somebody waits for the Job; false when it has ended or is gone, and there is none any more."""
         marks = await self._runner.annotate(handle.job, {self._mark: self._holder})
         job = await self._runner.poll_one(handle.job)
         if marks is None or job is None or job.status.state is RemoteState.ENDED:
-            # It had ended before: what it pushed was looked for, and is not there.
+            # Whether it has just pushed the image, the registry says.
             await self._runner.remove(str(handle))
             return False
         if others := [who for key, who in marks.items() if key.startswith(WAITERS) and key != self._mark]:

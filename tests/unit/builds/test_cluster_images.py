@@ -309,6 +309,22 @@ async def test_build_that_somebody_else_waits_for_goes_on_when_one_item_is_cance
     assert (await asyncio.wait_for(second, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
 
 
+async def test_build_that_ends_well_as_somebody_joins_it_is_not_made_again(bench: Bench) -> None:
+    first = asyncio.create_task(bench.builder("agent one").ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running()
+    await until(lambda: bench.waiters() == ["agent one"])
+    await kill(first, bench)
+    bench.api.hang("PATCH .*/jobs/")
+    second = asyncio.create_task(bench.builder("agent two").ensure_image(bench.plan(), lambda text: None))
+    patches = bench.api.asked("PATCH .*/jobs/")
+    await until(lambda: bench.api.asked("PATCH .*/jobs/") > patches)
+    bench.end(pods)
+    bench.api.wake()
+    assert (await asyncio.wait_for(second, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+    assert bench.jobs == []
+    assert len({one["metadata"]["uid"] for one in bench.seen}) == 1
+
+
 async def test_build_whose_node_was_taken_away_begins_again(bench: Bench) -> None:
     log: list[str] = []
     building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), log.append))
