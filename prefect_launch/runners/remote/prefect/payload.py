@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 import posixpath
 import re
 import tarfile
@@ -199,7 +200,11 @@ def _unpack(packed: bytes, target: Path, selection: Selection) -> None:
 
 
 async def delete_payload(server: Server, child: UUID, end: Mapping[str, Any]) -> None:
-    """Delete what the server still holds for an ended run: its plan and outputs."""
-    await server.delete_input(child, PLAN_KEY)
+    """Delete what the server still holds for an ended run: outputs, code that nobody has fetched, and its plan."""
     for number in range(int(end.get("outputs") or 0)):
         await server.delete_input(child, f"{OUTPUTS_KEY}-{number}")
+    text = await server.read_input(child, PLAN_KEY)
+    plan = json.loads(text) if text is not None else {}
+    for number in range(plan.get("code", 0)):
+        await server.delete_input(child, f"{plan['code_key']}-{number}")
+    await server.delete_input(child, PLAN_KEY)  # The last: it says what else there is.

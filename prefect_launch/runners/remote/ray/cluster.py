@@ -124,11 +124,14 @@ class RayCluster:
         Args:
             is_wanted: whether a job is, from what the API says of it. It is called in another thread.
         """
+        return [await self._job_of(one) for one in await self._list(is_wanted)]
+
+    async def _list(self, is_wanted: Callable[[Mapping[str, Any]], bool]) -> list[Mapping[str, Any]]:
         began = time.monotonic()
         answer = self._client.checked(await self._client.call("GET", _JOBS))
         found = await asyncio.to_thread(lambda: [one for one in _listed(answer) if is_wanted(one)])
         self._list_seconds = time.monotonic() - began
-        return [await self._read(one) for one in found]
+        return found
 
     async def some_jobs(self, handles: Collection[str]) -> list[RemoteJob]:
         """Return those of some jobs that there are.
@@ -136,7 +139,7 @@ class RayCluster:
         Ray lists whatever it has ever had: where that takes longer, they are asked for one by one.
         """
         if len(handles) > _FEW and len(handles) * self._one_seconds >= self._list_seconds:
-            return await self.jobs(lambda one: one["submission_id"] in handles)
+            return [await self._read(one) for one in await self._list(lambda one: one["submission_id"] in handles)]
         began, turns = time.monotonic(), asyncio.Semaphore(_FEW)
 
         async def find(handle: str) -> RemoteJob | None:
@@ -161,10 +164,14 @@ class RayCluster:
         details = await self._client.get(job_path(handle))
         return None if details is None else _object(details, "submission_id", "status")
 
-    async def _read(self, details: Mapping[str, Any]) -> RemoteJob:
+    async def _job_of(self, details: Mapping[str, Any]) -> RemoteJob:
         asked = asked_of(details) if details.get("status") == "PENDING" else {}
         nodes = await self.nodes() if asked else None
-        job = read_job(details, nodes.reason(asked) if nodes is not None else "")
+        return read_job(details, nodes.reason(asked) if nodes is not None else "")
+
+    async def _read(self, details: Mapping[str, Any]) -> RemoteJob:
+        """Return a job that is followed, and keep what is to be known of it."""
+        job = await self._job_of(details)
         known = self._known.setdefault(job.handle, _Known(""))
         known.mark = str(RunHandle.of(job))
         known.place = str(details.get("driver_node_id") or "") or known.place

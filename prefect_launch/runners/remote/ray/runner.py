@@ -18,7 +18,7 @@ import anyio
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
-from prefect_launch.runners.base import ExitStatus, Finding, RunPlan, nothing
+from prefect_launch.runners.base import ExitStatus, Finding, Labels, RunPlan, nothing
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
@@ -192,8 +192,11 @@ class RayRunner(RemoteRunner):
         return {job.handle: job for job in await self._cluster.some_jobs(handles)}
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
-        wanted = labels.items()
-        return await self._cluster.jobs(lambda one: wanted <= labels_of(one).items())
+        def is_wanted(details: Mapping[str, Any]) -> bool:
+            found = labels_of(details)
+            return Labels.ITEM in found and labels.items() <= found.items()
+
+        return await self._cluster.jobs(is_wanted)
 
     async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
         async for content, position in self._cluster.log_from(handle, int(after or 0)):

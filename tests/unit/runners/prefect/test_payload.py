@@ -59,6 +59,19 @@ async def test_code_runs_in_its_folder_with_the_values_of_its_run(world: Prefect
     assert not [key for key in left if key.startswith(wrapper.CODE_KEY)]  # The database has it no longer than needed.
 
 
+async def test_nothing_of_a_run_that_never_started_is_left_on_the_server(world: PrefectWorld, tmp_path: Path) -> None:
+    world.fill()
+    runner, plan = world.runner(), world.plan("exit 0", code_dir=code_in(tmp_path))
+    handle = await runner.create(plan)
+    await runner.create(plan)  # Handed over again, it is the same.
+    inputs = world.server._store.items[child_of(handle)].inputs
+    assert len([key for key in inputs if key.startswith(wrapper.CODE_KEY)]) == 1
+    await runner.start(handle)
+    await runner.stop(handle, 1.0)
+    await runner.remove(handle)
+    assert set(inputs) <= {wrapper.START_KEY}  # Which keeps a late wrapper from starting it.
+
+
 def test_code_that_is_too_large_is_refused(
     world: PrefectWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,6 +168,24 @@ async def test_one_call_tells_of_all_jobs_and_few_jobs_are_asked_for_one_by_one(
     assert (len(jobs), api.calls) == (20, ["GET /api/jobs/"])
 
 
+async def test_nothing_is_kept_of_jobs_of_others_and_of_jobs_that_were_removed(tmp_path: Path) -> None:
+    api = RayApi()
+    runner = api.runner(tmp_path)
+    for number in range(200):
+        body = {"submission_id": f"old-{number}", "entrypoint": "x", "metadata": {"a": "b"}, "driver_node_id": NODE}
+        api.jobs[f"old-{number}"] = {**body, "status": "SUCCEEDED"}
+    plan = plan_in(tmp_path)
+    handle = await submitted(runner, plan)
+    api.end(plan.name, driver_node_id=NODE)
+    assert [one.handle for one in await runner.find({})] == [handle]
+    await runner.watch(handle, plan)
+    await runner.remove(handle)
+    assert not runner._cluster._known
+    assert not runner._unanswered
+    assert not [one for one in (tmp_path / "remote").rglob("*") if one.is_file()]
+    await runner.aclose()
+
+
 # --- logs and ends ---
 
 
