@@ -196,13 +196,22 @@ async def test_job_that_its_agent_did_not_come_to_record_runs_once_and_is_follow
 
 async def test_job_that_is_queued_again_by_hand_does_not_run_again(world: SlurmWorld) -> None:
     runner, plan = world.runner(), world.plan("echo ran; exit 4")
-    handle = await started(runner, plan)
+    await runner.prepare(plan)
+    handle = await runner.create(plan)
+    job = number(handle)
+    world.cluster.command("scontrol", "update", f"jobid={job}", "requeue=1")  # Slurm refuses it otherwise.
+    await runner.start(handle)
     assert (await runner.watch(handle, plan)).exit_code == 4
-    world.cluster.command("scontrol", "update", f"jobid={number(handle)}", "requeue=1", check=False)
-    world.cluster.command("scontrol", "requeue", number(handle), check=False)
+    world.cluster.command("scontrol", "requeue", job)
+    world.cluster.command("scontrol", "update", f"jobid={job}", "starttime=now")  # It would wait for two minutes.
+    await wait_until(lambda: _has_started_again(world, job))
     assert (await world.runner().watch(handle, plan)).exit_code == 4
-    world.cluster.revive()
     assert (plan.run_dir / script.FOLDER / script.STDOUT).read_text() == "ran\n"
+
+
+def _has_started_again(world: SlurmWorld, job: str) -> bool:
+    shown = world.cluster.command("scontrol", "show", "job", job)
+    return "Restarts=1" in shown and f"ExitCode={script.SECOND_START}:0" in shown
 
 
 async def test_job_on_two_nodes_runs_a_task_on_each_and_shows_both_in_its_log(world: SlurmWorld) -> None:

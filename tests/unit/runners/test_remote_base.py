@@ -63,7 +63,7 @@ async def test_job_that_somebody_deletes_is_reported_as_such_and_not_as_a_stop(t
     runner, plan = InMemoryRemoteRunner(tmp_path, cluster), plan_in(tmp_path)
     handle = await started(runner, plan)
     watching = asyncio.create_task(runner.watch(handle, plan))
-    await asyncio.sleep(0.2)
+    await until(lambda: cluster.calls["poll"] > 0)
     cluster.lose(plan.name)
     end = await asyncio.wait_for(watching, 10)
     assert (end.exit_code, end.stopped) == (None, False)
