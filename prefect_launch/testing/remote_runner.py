@@ -20,7 +20,8 @@ from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.errors import InfrastructureError, UnreachableError, UnsafeSpecError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import ExitStatus, RunPlan
-from prefect_launch.runners.remote.base import JobChange, LogPart, RemoteJob, RemoteRunner, RemoteState, RemoteStatus
+from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.testing.script import Err, Script, ScriptedRun
 
 T = TypeVar("T")

@@ -21,7 +21,8 @@ from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, Runner, RunPlan, RunState
 from prefect_launch.runners.log_streams import parts
-from prefect_launch.runners.remote.base import RemoteRunner, RunHandle
+from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.jobs import RunHandle
 
 SUCCEED = "exit 0"
 FAIL = "exit 3"

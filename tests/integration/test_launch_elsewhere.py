@@ -12,7 +12,7 @@ import pytest
 
 from prefect_launch import ExecutionError, alaunch
 from prefect_launch.errors import ImagePullError
-from prefect_launch.runners.remote.base import RemoteJob, RemoteState, RemoteStatus
+from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
 from tests.support.cluster_bench import registered_runner
 from tests.support.live import Site

@@ -49,8 +49,6 @@ from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, Re
 from prefect_launch.runners.remote.log_copy import LogCopy
 from prefect_launch.runners.remote.poller import JoinedReads, StatusPoller
 
-__all__ = ["JobChange", "LogPart", "RemoteJob", "RemoteRunner", "RemoteState", "RemoteStatus", "RunHandle"]
-
 #: What the rest of an ended run's log may take; after that the log counts as not complete, and the run is kept.
 _LOG_END_SECONDS: Final = 60.0
 #: How many logs are read a second, at most.

@@ -15,7 +15,7 @@ import pytest
 from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import Labels, RunPlan
-from prefect_launch.runners.remote.base import RunHandle
+from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.slurm import script
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract

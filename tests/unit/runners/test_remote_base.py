@@ -12,7 +12,7 @@ import pytest
 from prefect_launch.errors import ImagePullError, InfrastructureError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote import base
-from prefect_launch.runners.remote.base import JobChange, RemoteJob, RemoteState, RemoteStatus
+from prefect_launch.runners.remote.jobs import JobChange, RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.runners.remote.poller import StatusFeed
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
 from prefect_launch.testing.remote_runner import InMemoryTellingRunner

@@ -29,7 +29,8 @@ from prefect_launch.errors import (
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.runners.base import Finding, Labels, RunPlan
 from prefect_launch.runners.fill_rule import FillRule, Keys
-from prefect_launch.runners.remote.base import JobChange, LogPart, RemoteJob, RemoteRunner
+from prefect_launch.runners.remote.base import RemoteRunner
+from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob
 from prefect_launch.runners.remote.prefect import options as prefect_options
 from prefect_launch.runners.remote.prefect.command import PLAN_KEY
 from prefect_launch.runners.remote.prefect.logs import read_job_log, read_workers_log

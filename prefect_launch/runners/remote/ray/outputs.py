@@ -6,22 +6,20 @@ agent's home: the folder of its outputs, and which life of the head it was submi
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from prefect_launch.core.filesystem import remove_tree
 from prefect_launch.core.output_limits import OUTPUTS_FILE, LeftOut, Selection
 from prefect_launch.jobs.outputs import copy_outputs
 from prefect_launch.runners.base import RunPlan
+from prefect_launch.runners.remote.job_notes import JobNotes
 from prefect_launch.runners.remote.marked_log import MAX_OUTPUTS_BYTES, MarkedLog
-
-log = logging.getLogger(__name__)
 
 
 class RunNote(BaseModel):
@@ -46,43 +44,25 @@ class RunNotes:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._notes = JobNotes(folder, RunNote)
 
     async def write(self, name: str, note: RunNote) -> None:
         """Write the note of a job."""
-        await anyio.to_thread.run_sync(self._write, name, note)
+        await anyio.to_thread.run_sync(self._notes.write, name, note)
 
     async def read(self, name: str) -> RunNote:
         """Return the note of a job; an empty one when there is none."""
-        return await anyio.to_thread.run_sync(self._read, name)
+        return await anyio.to_thread.run_sync(self._notes.read, name) or RunNote()
 
     async def remove(self, name: str) -> None:
         """Remove the note of a job, and the shared folder of its outputs."""
         await anyio.to_thread.run_sync(self._remove, name)
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.json"
-
-    def _write(self, name: str, note: RunNote) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._path(name).with_suffix(".part")
-        part.write_text(note.model_dump_json(), encoding="utf-8")
-        part.replace(self._path(name))
-
-    def _read(self, name: str) -> RunNote:
-        try:
-            return RunNote.model_validate_json(self._path(name).read_bytes())
-        except FileNotFoundError:
-            return RunNote()
-        except (OSError, ValidationError) as error:
-            log.warning("cannot read %s: %s", self._path(name), error)
-            return RunNote()
-
     def _remove(self, name: str) -> None:
-        folder = self._read(name).output_dir
-        if folder is not None:
-            remove_tree(Path(folder))
-        self._path(name).unlink(missing_ok=True)
+        note = self._notes.read(name)
+        if note is not None and note.output_dir is not None:
+            remove_tree(Path(note.output_dir))
+        self._notes.remove(name)
 
 
 async def keep_outputs(end: MarkedLog, plan: RunPlan, note: RunNote) -> LeftOut:

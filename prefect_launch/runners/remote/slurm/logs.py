@@ -8,7 +8,7 @@ from typing import Final
 
 import anyio
 
-from prefect_launch.runners.remote.base import LogPart
+from prefect_launch.runners.remote.jobs import LogPart
 from prefect_launch.runners.remote.slurm import script
 
 _PIECE_BYTES: Final = 256 * 1024

@@ -13,7 +13,7 @@ from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OutputLimits
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import ExitStatus, RunPlan
-from prefect_launch.runners.remote.base import RunHandle
+from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.prefect import payload, wrapper
 from prefect_launch.runners.remote.prefect.runner import PrefectRunner
 from tests.unit.runners.prefect.test_wrapper import LIMIT_SECONDS, child_of

@@ -23,7 +23,7 @@ from prefect_launch.core import masking
 from prefect_launch.core.masking import MASK, Mask
 from prefect_launch.core.states import StateType
 from prefect_launch.runners.base import ExitStatus, RunPlan
-from prefect_launch.runners.remote.base import RunHandle
+from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.prefect import logs, wrapper, wrapper_api
 from prefect_launch.runners.remote.prefect.runner import PrefectRunner
 from prefect_launch.server.values import LogRecord, State

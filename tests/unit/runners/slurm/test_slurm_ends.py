@@ -11,7 +11,7 @@ import pytest
 
 from prefect_launch.errors import SpecError
 from prefect_launch.runners.base import ExitStatus
-from prefect_launch.runners.remote.base import RemoteState
+from prefect_launch.runners.remote.jobs import RemoteState
 from prefect_launch.runners.remote.slurm import folder, script
 from prefect_launch.runners.remote.slurm.ends import status_of
 from prefect_launch.runners.remote.slurm.jobs import SlurmJob, comment, parse_job
