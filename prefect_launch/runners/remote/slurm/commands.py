@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from prefect_launch.core.subprocesses import run_command
-from prefect_launch.errors import InfrastructureError, UnreachableError
+from prefect_launch.errors import InfrastructureError, NoRoomError, UnreachableError
 
 #: While the controller is away a command of Slurm waits for it; longer than any answer of a busy one takes.
 COMMAND_SECONDS: Final = 30.0
@@ -58,8 +58,9 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
         What it printed.
 
     Raises:
-        UnreachableError: when it is not installed, the controller is away or takes no more for now, or no answer came
-            in time. What was asked for may have been done.
+        UnreachableError: when it is not installed, the controller is away, or no answer came in time. What was asked
+            for may have been done.
+        NoRoomError: when Slurm would take the same request at another time.
         CommandFailedError: when it refused, with its own words.
     """
     environment = {**_without_slurm(os.environ if env is None else env), **_cluster(os.environ)}
@@ -84,7 +85,7 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
     if _AWAY.search(said):
         raise UnreachableError(f"Slurm does not answer {program!r}: {said}. Look at its controller (scontrol ping).")
     if _LATER.search(said):
-        raise UnreachableError(f"Slurm does not do what {program!r} asks for now: {said}. It is tried again.")
+        raise NoRoomError(f"Slurm does not do what {program!r} asks for now: {said}. It is tried again.")
     raise CommandFailedError(said)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.errors import SpecError, UnreachableError
+from prefect_launch.errors import NoRoomError, SpecError, UnreachableError
 from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.runners.remote.slurm import commands, diagnosis, script
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
@@ -81,6 +81,12 @@ async def test_submission_that_slurm_would_take_later_is_not_the_submitters_faul
 ) -> None:
     site.program("sbatch", f'echo "sbatch: error: {words}" >&2; exit 1')
     with pytest.raises(UnreachableError, match=re.escape(words.partition("\n")[0])):
+        await SlurmRunner(tmp_path / "home").create(plan_in(tmp_path))
+
+
+async def test_limit_of_submitted_jobs_holds_up_its_queue_alone(tmp_path: Path, site: Site) -> None:
+    site.program("sbatch", "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1")
+    with pytest.raises(NoRoomError):
         await SlurmRunner(tmp_path / "home").create(plan_in(tmp_path))
 
 
