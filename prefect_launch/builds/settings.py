@@ -24,6 +24,17 @@ _NOT_OF_BUILDS: Final = frozenset(
 )
 
 
+#: Settings of the reference's kaniko builder, and what stands for each here.
+_OF_KANIKO: Final = {
+    "build-context-store": "Leave it out: the context travels in ConfigMaps",
+    "build-job-name": "Leave it out: a build's Job is named after its image",
+    "kaniko-image": "Write it as builder.kubernetes.image",
+    "kaniko-config": "Write the pod's parts as builder.kubernetes.spec",
+    "secret-name": "Name a Secret of the type kubernetes.io/dockerconfigjson as builder.kubernetes.push_secret",
+    "secret-key": "Leave it out: builder.kubernetes.push_secret names a Secret whose type says its key",
+}
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,6 +44,8 @@ class _Part(BaseModel):
         if not isinstance(data, Mapping):
             return data
         for key in data:
+            if step := _OF_KANIKO.get(str(key).replace("_", "-")):
+                raise AgentConfigError(f"The builder setting {key!r} of W&B Launch is none here. {step}.")
             if key not in cls.model_fields:
                 raise AgentConfigError(str(unknown_name("builder setting", key, cls.model_fields)))
         return {key: value for key, value in data.items() if value is not None}

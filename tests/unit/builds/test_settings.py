@@ -33,6 +33,8 @@ def test_noop_of_the_reference_means_no_builder() -> None:
         ({"type": "podman"}, "Unknown builder type 'podman'"),
         ({"type": "kubernetes"}, r"builder\.destination is not set"),
         ({"kubernetes": {"cpus": 2}}, r"builder\.type is 'docker'"),
+        ({"type": "kaniko", "build-context-store": "s3://b/c"}, "the context travels in ConfigMaps"),
+        ({"type": "kaniko", "kaniko-image": "team/kaniko:1"}, r"Write it as builder\.kubernetes\.image"),
         ({"base_imge": "x"}, "Did you mean 'base_image'"),
         ({"context_limit": "much"}, "context_limit"),
         ({"context_limit": True}, "context_limit"),
