@@ -197,7 +197,7 @@ class _Bench:
 
     @contextmanager
     def _queue(self, name: str) -> Iterator[str]:
-        queue = f"{self._engine.name}-{name}"
+        queue = f"clusters-{self._engine.name}-{name}"
         self._place.api.create_run_queue(queue, self._engine.name, config=self._engine.config)
         yield queue
 
