@@ -287,7 +287,9 @@ class PrefectWorker(Engine):
         self._worker.stop()
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        answer = self._client.post(path, json=body)
+        # On SQLite two writers that meet are answered so, and nothing was made.
+        while (answer := self._client.post(path, json=body)).status_code == 503:
+            time.sleep(0.1)
         answer.raise_for_status()
         return answer.json()
 
