@@ -280,7 +280,8 @@ async def test_job_that_has_failed_ends_once_the_pod_beside_the_failed_one_has(
 async def test_additional_service_is_waited_for_and_goes_with_the_run(world: KubernetesWorld) -> None:
     name = f"database-{uuid4().hex[:6]}"
     container = {"name": "main", "image": world.cluster.shell_image, "command": ["sleep", "600"]}
-    service = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {"containers": [container]}}
+    pod = {"containers": [container], "terminationGracePeriodSeconds": 1}
+    service = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": pod}
     runner, plan = world.runner(), world.plan("exit 0", options={"additional_services": [service]})
     handle = await runner.create(plan)
     assert world.cluster.get("pod", name, "-n", world.namespace)["status"]["phase"] == "Running"
