@@ -48,7 +48,7 @@ test-integration: test-ray ## Run the tests on a real server and real engines
 	$(BIN)/python -m pytest tests/acceptance tests/integration -n 3 --dist loadfile --no-loadscope-reorder --durations=10 $(PYTEST)
 
 soak: test-machine $(VENV)/.made-dev ## Run the long cases: hundreds of items, agents killed at random
-	$(BIN)/python -m pytest tests/integration -m soak --durations=10 $(PYTEST)
+	$(BIN)/python -m pytest tests/unit tests/integration -m soak --durations=10 $(PYTEST)
 
 lint: $(VENV)/.made-dev ## Check style, format, and which part imports which
 	$(BIN)/ruff check .

@@ -92,14 +92,18 @@ class TrialReader:
     async def _list(self, others: Collection[UUID]) -> dict[UUID, Item]:
         now, changed = time.monotonic(), self._changed | {one.id for one in self._items.values() if not one.is_terminal}
         self.is_whole = now - self._listed_at >= self._whole_seconds or len(changed) >= PAGE
-        if self.is_whole:
-            self._changed = changed = set()
-            self._items, self._listed_at = {item.id: item async for item in self._all_items()}, now
-        wanted = changed.union(others)
-        found = {item.id: item for item in await self._server.list_items(ids=wanted)} if wanted else {}
+        self._changed = set()  # What is noted from here on may come too late for these requests.
+        try:
+            if self.is_whole:
+                changed = set()
+                self._items, self._listed_at = {item.id: item async for item in self._all_items()}, now
+            wanted = changed.union(others)
+            found = {item.id: item for item in await self._server.list_items(ids=wanted)} if wanted else {}
+        except BaseException:
+            self._changed |= changed
+            raise
         apart = {item_id: found.pop(item_id) for item_id in others if item_id in found}
         self._items = {item_id: item for item_id, item in self._items.items() if item_id not in changed} | found
-        self._changed -= changed
         return apart
 
     async def trials(self, config: SweepConfig) -> SweepTrials:

@@ -112,3 +112,24 @@ async def test_sweep_and_its_open_trials_are_read_in_one_request(job_api: InMemo
     assert found == await server.read_item(sweep.id)
     assert reading.asked == [{one, sweep.id}]
     assert await reading.reader.trials(sweep_config(**sweep.parameters)) == await reading.all()
+
+
+async def test_trial_that_changes_while_all_are_listed_is_not_left_out_and_is_read_again(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep, sweep.agent():
+        await sweep.run()
+    reading, server = Reading(job_api, sweep), job_api.server
+    [one, *_] = [read.item.id for read in (await reading.read()).items.values()]
+    reading.reader.forget()
+    listed = server.list_items
+
+    async def changing(**wanted: Any) -> list[Item]:
+        reading.reader.note_changed(one)
+        return await listed(**wanted)
+
+    server.list_items = changing  # type: ignore[method-assign]
+    await reading.reader.list_with_sweep()
+    server.list_items = listed  # type: ignore[method-assign]
+    assert await reading.reader.trials(sweep_config(**sweep.parameters)) == await reading.all()
+    reading.asked.clear()
+    await reading.reader.list_items()
+    assert reading.asked == [{one}]
