@@ -144,12 +144,7 @@ class ClusterImages(BuildPlace):
         for image in images if self._settings.kubernetes.push_secret is None else ():
             found = await self._remote.credentials_for(image)
             if found is not None:
-                is_token = found.user == TOKEN_USER
-                auths[auth_key(image)] = (
-                    {"identitytoken": found.password}
-                    if is_token
-                    else {"username": found.user, "password": found.password}
-                )
+                auths[auth_key(image)] = _auth_of(found)
         hosts = dict.fromkeys(parse_reference(image).host for image in images)
         return BuildFiles(
             parts=await anyio.to_thread.run_sync(cut_context, target),

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 
 import anyio
 
+from prefect_launch.core.backoff import Backoff
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import AnswerLostError, ItemGoneError, ServerFailedError, ServerUnavailableError, SpecError
 from prefect_launch.server.http import Calls, is_taken, raise_refusal
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 #: lets nobody else write meanwhile: at 25 ms an item, an agent's claim would wait for 2.5 s.
 _BULK: Final = 50
 #: Attempts at items that a busy SQLite server left out of a bulk request.
-_BULK_ATTEMPTS: Final = 24
+_BULK_ATTEMPTS: Final = 28
 #: The first pause between them, which doubles up to the longest: mostly one write of somebody else was in the way.
 _BULK_FIRST_PAUSE_SECONDS: Final = 0.01
 _BULK_PAUSE_SECONDS: Final = 0.2
@@ -65,7 +66,7 @@ class ItemCalls(Calls):
 
     async def _create_batch(self, deployment_id: UUID, drafts: Sequence[ItemDraft]) -> list[UUID]:
         made: dict[int, UUID] = {}
-        pause = _BULK_FIRST_PAUSE_SECONDS
+        pauses = Backoff(_BULK_FIRST_PAUSE_SECONDS, _BULK_PAUSE_SECONDS)
         for _ in range(_BULK_ATTEMPTS):
             left = [index for index in range(len(drafts)) if index not in made]
             if not left:
@@ -80,8 +81,7 @@ class ItemCalls(Calls):
                 elif not any(word in str(result.get("error")).lower() for word in _BUSY_WORDS):
                     raise SpecError(f"The Prefect server refuses item {drafts[index].name!r}: {result.get('error')}")
             if len(made) < len(drafts):
-                await anyio.sleep(pause)
-                pause = min(pause * 2, _BULK_PAUSE_SECONDS)
+                await pauses.sleep()
         if len(made) < len(drafts):
             raise ServerUnavailableError(
                 f"The Prefect server was too busy to take {len(drafts) - len(made)} of {len(drafts)} items."
