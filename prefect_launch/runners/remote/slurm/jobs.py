@@ -152,8 +152,8 @@ async def jobs_by_name(name: str) -> list[SlurmJob]:
 
 
 async def all_jobs() -> list[SlurmJob]:
-    """Return all jobs of this user that prefect-launch submitted, the oldest first."""
-    return [job for job in await _squeue(f"--user={os.geteuid()}") if job.run_dir is not None]
+    """Return all jobs of this user, whoever submitted them, the oldest first."""
+    return await _squeue(f"--user={os.geteuid()}")
 
 
 async def _squeue(*arguments: str) -> list[SlurmJob]:

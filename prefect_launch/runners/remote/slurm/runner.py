@@ -151,24 +151,35 @@ class SlurmRunner(RemoteRunner):
         venv = await self._venv(plan)
         await anyio.to_thread.run_sync(self._write, plan, venv)
         number = await self._sbatch(plan, asked)
+        own = JobRecord(id=number, name=plan.name, labels=plan.labels, run_dir=plan.run_dir.absolute())
         # Slurm takes any number of jobs of one name: another agent, or an answer that was lost, may have made one.
-        found = await self._existing(plan.name)
+        try:
+            found = await self._existing(plan.name, own)
+            if found is None or found.handle != number:  # Another agent of this home has recorded its own meanwhile.
+                await _scancel(own)
+        except LaunchError:
+            await anyio.to_thread.run_sync(self._records.add, own)  # Whoever submits it again finds it, and ends it.
+            raise
         if found is None:
             raise InfrastructureError(
-                f"Slurm accepted the job {plan.name!r}, and does not show it. Look for it there (squeue), and try"
-                " again."
+                f"Slurm accepted the job {plan.name!r} as {number}, and does not show it, so it was cancelled. Look for"
+                " it there (squeue), and try again."
             )
-        if found.handle != number:  # Another agent of this home has recorded its own meanwhile.
-            await _scancel(JobRecord(id=number, name=plan.name, labels=plan.labels, run_dir=plan.run_dir))
         return found
 
-    async def _existing(self, name: str) -> RemoteJob | None:
-        """Return the job of a name, recorded: the oldest, after any other has been cancelled."""
+    async def _existing(self, name: str, own: JobRecord | None = None) -> RemoteJob | None:
+        """Return the job of a name, recorded: the oldest, after any other has been cancelled.
+
+        Args:
+            name: of the job.
+            own: what is known of the one just submitted: a site may write something else into its comment.
+        """
         known = await anyio.to_thread.run_sync(self._records.named, name)
         if known is not None:
             return await self._recorded(known)
         alive = [job for job in await jobs.jobs_by_name(name) if not job.has_ended]
-        mine = [record for job in alive if (record := _record_of(job)) is not None]
+        found = [own if own is not None and job.id == own.id else _record_of(job) for job in alive]
+        mine = [record for record in found if record is not None]
         if not mine:
             return None
         first, *others = mine
@@ -248,8 +259,9 @@ class SlurmRunner(RemoteRunner):
         return await self._statuses.of(handles, await jobs.jobs_by_id(handles))
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
-        shown = {job.id: job for job in await jobs.all_jobs()}
+        listed = await jobs.all_jobs()
         records = {record.id: record for record in await anyio.to_thread.run_sync(self._records.all)}
+        shown = {job.id: job for job in listed if job.run_dir is not None or job.id in records}
         found = await self._statuses.of({*shown, *records}, shown)
         gone = {number: remote_job(record, None) for number, record in records.items()}
         return [job for job in {**gone, **found}.values() if labels.items() <= job.labels.items()]

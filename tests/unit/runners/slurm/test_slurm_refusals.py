@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prefect_launch.errors import NoRoomError, SpecError, UnreachableError
-from prefect_launch.runners.base import Labels, RunPlan
+from prefect_launch.errors import InfrastructureError, NoRoomError, SpecError, UnreachableError
+from prefect_launch.runners.base import Labels, RunPlan, RunState
 from prefect_launch.runners.remote.slurm import commands, diagnosis, script
 from prefect_launch.runners.remote.slurm.runner import SlurmRunner
 from tests.unit.runners.slurm.site import Site
@@ -57,6 +57,43 @@ async def test_secret_of_a_job_is_on_no_command_line(tmp_path: Path, site: Site)
     assert "--hold" in site.called()
     assert "hunter2" not in site.called()
     assert (plan.run_dir / script.FOLDER / script.ENVIRONMENT).stat().st_mode & 0o777 == 0o600
+
+
+async def test_job_whose_comment_the_site_rewrites_is_followed_by_its_number(tmp_path: Path, site: Site) -> None:
+    site.program("sbatch", "echo 12")
+    plan = plan_in(tmp_path)
+    site.prints("squeue", f"12|PENDING|JobHeldUser|0||{plan.name}|the site's own words|")
+    handle = await SlurmRunner(tmp_path / "home").create(plan)
+    assert handle == "12@c"
+    (found,) = await SlurmRunner(tmp_path / "home").find({Labels.ITEM: "i"})
+    assert (found.handle, found.state) == (handle, RunState.CREATED)
+    assert "scancel" not in site.called()
+
+
+async def test_job_that_slurm_accepts_and_does_not_show_is_cancelled(tmp_path: Path, site: Site) -> None:
+    site.program("sbatch", "echo 12")
+    plan = plan_in(tmp_path)
+    with pytest.raises(InfrastructureError, match="as 12, and does not show it"):
+        await SlurmRunner(tmp_path / "home").create(plan)
+    assert f"scancel --name={plan.name} 12\n" in site.called()
+
+
+async def test_job_whose_controller_went_after_it_took_it_is_ended_by_the_next_claim(
+    tmp_path: Path, site: Site
+) -> None:
+    site.program("sbatch", "echo 12")
+    plan = plan_in(tmp_path)
+    away = "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"
+    site.program("squeue", f"grep -q -e --hold {site.calls} || exit 0; {away}")
+    with pytest.raises(UnreachableError):
+        await SlurmRunner(tmp_path / "home").create(plan)
+    lines = site.programs.parent / "squeue.lines"
+    site.prints("squeue", f"12|PENDING|JobHeldUser|0||{plan.name}|the site's own words|")
+    site.program("scancel", f"echo '12|CANCELLED|None|0||{plan.name}|' > {lines}")
+    site.program("sbatch", f"case $* in *--hold*) echo '13|PENDING||0||{plan.name}|' > {lines};; esac; echo 13")
+    again = plan.model_copy(update={"labels": {**plan.labels, Labels.CLAIM: "d"}})
+    assert await SlurmRunner(tmp_path / "home").create(again) == "13@d"
+    assert f"scancel --name={plan.name} --state=PENDING 12\n" in site.called()
 
 
 @pytest.mark.parametrize(
