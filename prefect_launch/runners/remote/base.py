@@ -183,6 +183,14 @@ class RemoteRunner(Runner):
             ends.
         """
 
+    def read_run_log(self, handle: str, plan: RunPlan, after: str | None) -> AsyncIterator[LogPart]:
+        """Read a run's log as `read_logs` does; by default that of the job that has its handle."""
+        return self.read_logs(RunHandle.parse(handle).job, after)
+
+    async def left_end(self, plan: RunPlan) -> RemoteStatus | None:
+        """Return how a run that is gone has ended, where it has written that down itself; by default it has not."""
+        return None
+
     @abstractmethod
     async def cancel(self, handle: str, grace_seconds: float) -> None:
         """Ask for a job's end: TERM, then KILL after the grace. It may return before the job ends."""
@@ -247,12 +255,10 @@ class RemoteRunner(Runner):
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         await anyio.Path(plan.log_path).touch(mode=0o600)
-        copy = LogCopy(
-            plan.log_path, partial(self.read_logs, RunHandle.parse(handle).job), self._log_pace, self.log_seconds
-        )
+        copy = LogCopy(plan.log_path, partial(self.read_run_log, handle, plan), self._log_pace, self.log_seconds)
         copying = asyncio.create_task(copy.run())
         try:
-            status = await self._end_of(handle)
+            status = await self._end_of(handle) or await self.left_end(plan)
             ended()
             copy.ended.set()
             if status is not None:

@@ -55,6 +55,13 @@ class JobNotes(Generic[Note]):
             return []
         return [name[: -len(".json")] for name in names if name.endswith(".json") and not name.startswith(".")]
 
+    def written_at(self, key: str) -> float:
+        """Return when a note was written, in seconds since the epoch; 0 when there is none."""
+        try:
+            return self._path(key).stat().st_mtime
+        except OSError:
+            return 0.0
+
     def remove(self, key: str) -> None:
         """Remove the note of a key, if there is one."""
         self._path(key).unlink(missing_ok=True)

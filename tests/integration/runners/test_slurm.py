@@ -185,8 +185,10 @@ async def test_two_jobs_of_one_name_become_one_that_runs_once(world: SlurmWorld)
 async def test_job_that_its_agent_did_not_come_to_record_runs_once_and_is_followed(world: SlurmWorld) -> None:
     runner, plan = world.runner(), world.plan("echo ran; exit 4")
     await runner.prepare(plan)
-    handle = await runner.create(plan)
-    runner._records.remove(number(handle))  # As if it had died right after its sbatch.
+    await runner.create(plan)
+    record = runner._records.named(plan.name)
+    assert record is not None
+    runner._records.remove(record)  # As if it had died right after its sbatch.
     other = world.runner()
     [found] = await other.find({Labels.ITEM: plan.item_id})
     await other.start(found.handle)

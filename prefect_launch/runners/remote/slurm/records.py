@@ -53,34 +53,38 @@ class JobRecords:
         self._notes = JobNotes(folder, JobRecord)
 
     def add(self, record: JobRecord) -> None:
-        """Keep a record; it takes the place of that of an older job of its number."""
-        self.remove(record.id)
-        self._notes.write(f"{record.id}.{record.name}", record)
+        """Keep a record; one of an older job that had its number, under another name, is hidden and not lost."""
+        self._notes.write(_key(record), record)
 
     def get(self, number: str) -> JobRecord | None:
-        """Return the record of a job; None when there is none that can be read."""
+        """Return the record of a job, the newest of its number; None when there is none that can be read."""
         return self.of([number]).get(number)
 
     def of(self, numbers: Collection[str]) -> dict[str, JobRecord]:
-        """Return the records of these jobs, as far as there are any."""
-        wanted = set(numbers)
-        return self._read(key for key in self._notes.names() if key.partition(".")[0] in wanted)
+        """Return the records of these jobs, as far as there are any, the newest of each number."""
+        wanted, found = set(numbers), dict[str, JobRecord]()
+        for record in self._read(key for key in self._notes.names() if key.partition(".")[0] in wanted):
+            other = found.get(record.id)
+            if other is None or self._notes.written_at(_key(other)) < self._notes.written_at(_key(record)):
+                found[record.id] = record
+        return found
 
     def named(self, name: str) -> JobRecord | None:
         """Return the record of the job of a name, the oldest of several; None when there is none."""
         found = self._read(key for key in self._notes.names() if key.partition(".")[2] == name)
-        return min(found.values(), key=lambda record: int(record.id), default=None)
+        return min(found, key=lambda record: int(record.id), default=None)
 
     def all(self) -> list[JobRecord]:
-        """Return all records, in no order."""
-        return list(self._read(self._notes.names()).values())
+        """Return all records, also several of one number, in no order."""
+        return self._read(self._notes.names())
 
-    def remove(self, number: str) -> None:
-        """Remove the record of a job, if there is one."""
-        for key in self._notes.names():
-            if key.partition(".")[0] == number:
-                self._notes.remove(key)
+    def remove(self, record: JobRecord) -> None:
+        """Remove a record, if it is there; one of another name that has its number stays."""
+        self._notes.remove(_key(record))
 
-    def _read(self, keys: Iterable[str]) -> dict[str, JobRecord]:
-        found = (self._notes.read(key) for key in keys)
-        return {record.id: record for record in found if record is not None}
+    def _read(self, keys: Iterable[str]) -> list[JobRecord]:
+        return [record for key in keys if (record := self._notes.read(key)) is not None]
+
+
+def _key(record: JobRecord) -> str:
+    return f"{record.id}.{record.name}"

@@ -33,11 +33,12 @@ from prefect_launch.runners.code_job import (
 )
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
-from prefect_launch.runners.remote.jobs import LogPart, RemoteJob
+from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RemoteStatus
 from prefect_launch.runners.remote.slurm import diagnosis, folder, jobs, script
 from prefect_launch.runners.remote.slurm import options as slurm_options
 from prefect_launch.runners.remote.slurm.commands import CommandFailedError, run_slurm
 from prefect_launch.runners.remote.slurm.containers import check_image, command_of, variables_of_image
+from prefect_launch.runners.remote.slurm.ends import status_of
 from prefect_launch.runners.remote.slurm.jobs import SlurmJob
 from prefect_launch.runners.remote.slurm.logs import read_streams
 from prefect_launch.runners.remote.slurm.nodes import shortage
@@ -260,21 +261,31 @@ class SlurmRunner(RemoteRunner):
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         listed = await jobs.all_jobs()
-        records = {record.id: record for record in await anyio.to_thread.run_sync(self._records.all)}
-        shown = {job.id: job for job in listed if job.run_dir is not None or job.id in records}
-        found = await self._statuses.of({*shown, *records}, shown)
-        gone = {number: remote_job(record, None) for number, record in records.items()}
-        return [job for job in {**gone, **found}.values() if labels.items() <= job.labels.items()]
+        records = await anyio.to_thread.run_sync(self._records.all)
+        recorded = {record.id for record in records}
+        shown = {job.id: job for job in listed if job.run_dir is not None or job.id in recorded}
+        found = await self._statuses.of({*shown, *recorded}, shown)
+        unseen = [record for record in records if not _is_of(record, found.get(record.id))]
+        all_jobs = [*found.values(), *await anyio.to_thread.run_sync(lambda: [_by_its_files(one) for one in unseen])]
+        return [job for job in all_jobs if labels.items() <= job.labels.items()]
 
     async def _recorded(self, record: JobRecord) -> RemoteJob:
-        found = await self._statuses.of([record.id], await jobs.jobs_by_id([record.id]))
-        return found.get(record.id) or remote_job(record, None)
+        found = (await self._statuses.of([record.id], await jobs.jobs_by_id([record.id]))).get(record.id)
+        if found is not None and _is_of(record, found):
+            return found
+        return await anyio.to_thread.run_sync(_by_its_files, record)
+
+    async def left_end(self, plan: RunPlan) -> RemoteStatus | None:
+        return status_of(None, await anyio.to_thread.run_sync(folder.look, plan.run_dir))
 
     async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
         record = await anyio.to_thread.run_sync(self._records.get, handle)
         if record is not None:
             async for part in read_streams(record.run_dir / script.FOLDER, after):
                 yield part
+
+    def read_run_log(self, handle: str, plan: RunPlan, after: str | None) -> AsyncIterator[LogPart]:
+        return read_streams(plan.run_dir / script.FOLDER, after)  # Its number may be another job's by now.
 
     async def cancel(self, handle: str, grace_seconds: float) -> None:
         found = await self._identity(handle)
@@ -313,7 +324,7 @@ class SlurmRunner(RemoteRunner):
             await asyncio.sleep(0.2)
             job = await _shown(found)
         await anyio.to_thread.run_sync(folder.drop_copied, found.run_dir)
-        await anyio.to_thread.run_sync(self._records.remove, handle)
+        await anyio.to_thread.run_sync(self._records.remove, found)
         self._statuses.forget(handle)
 
     async def _identity(self, handle: str) -> JobRecord | None:
@@ -334,6 +345,15 @@ def _record_of(job: SlurmJob | None) -> JobRecord | None:
     if job is None or job.run_dir is None:
         return None
     return JobRecord(id=job.id, name=job.name, labels=job.labels, run_dir=job.run_dir)
+
+
+def _is_of(record: JobRecord, job: RemoteJob | None) -> bool:
+    return job is not None and (job.name, job.labels) == (record.name, record.labels)
+
+
+def _by_its_files(record: JobRecord) -> RemoteJob:
+    """Return a job that Slurm does not show, or that a newer one of its number hides, as its files tell of it."""
+    return remote_job(record, status_of(None, folder.look(record.run_dir)))
 
 
 async def _shown(record: JobRecord) -> SlurmJob | None:

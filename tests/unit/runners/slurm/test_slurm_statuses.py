@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from prefect_launch.errors import UnreachableError
-from prefect_launch.runners.base import ExitStatus
+from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState
 from prefect_launch.runners.remote.slurm import accounting, folder, script, statuses
 from prefect_launch.runners.remote.slurm import runner as slurm_runner
@@ -265,8 +265,35 @@ def test_record_of_a_name_is_found_among_many_without_reading_them(tmp_path: Pat
     assert found is not None
     assert found.id == "12"
     assert records.get("1") is None
-    records.add(JobRecord(id="12", name="launch-other-1", labels={}, run_dir=tmp_path))
-    assert records.named(name(12)) is None
     assert len(records.all()) == 18
-    records.remove("12")
+    records.remove(found)
     assert records.get("12") is None
+
+
+async def test_job_whose_number_was_given_again_is_told_by_the_exit_that_it_left(
+    made: Jobs, site: Site, tmp_path: Path
+) -> None:
+    made.add(7, exit_code=0)
+    (older,) = made.records.all()
+    (older.run_dir / script.FOLDER / script.STDOUT).write_text("mine\n")
+    os.utime(next((tmp_path / "home" / "slurm" / "jobs").iterdir()), (1, 1))
+    run_dir = tmp_path / "runs" / "newer"
+    run_dir.mkdir()
+    folder.write(run_dir, {script.STDOUT: "another's\n"})
+    newer = JobRecord(id="7", name="launch-newer-1", labels={**labels(8), Labels.CLAIM: "d"}, run_dir=run_dir)
+    made.records.add(newer)
+    about = f"{newer.name}|{comment(newer.labels, run_dir)}|"
+    site.prints("squeue", f"7|RUNNING|None|0|node1|{about}")
+    assert made.records.get("7") == newer
+
+    states = {job.name: job.status.state for job in await made.runner.list_jobs({})}
+    assert states == {older.name: RemoteState.ENDED, newer.name: RemoteState.RUNNING}
+    plan = RunPlan(item_id="7", run_id="r", run_dir=older.run_dir, image="ubuntu", command=("true",))
+    end = await made.runner.watch("7@c", plan)
+    assert end.succeeded, end
+    assert plan.log_path.read_text() == "mine\n"
+
+    site.prints("squeue", f"7|CANCELLED|None|0|node1|{about}")
+    await made.runner.delete("7")
+    assert made.records.all() == [older]
+    assert (await made.end(7)).succeeded
