@@ -91,6 +91,9 @@ class JobStatuses:
         return found
 
     async def _look(self, numbers: Collection[str], shown: Mapping[str, SlurmJob]) -> dict[str, _Look]:
+        # Those of jobs that nobody follows any more grow old, and go.
+        oldest = time.monotonic() - _LOOK_SECONDS
+        self._looks = {number: look for number, look in self._looks.items() if look.at >= oldest}
         looks = {number: look for number in numbers if (look := self._looks.get(number)) is not None}
         stale = [
             number for number in numbers if number not in looks or not looks[number].still_holds(shown.get(number))

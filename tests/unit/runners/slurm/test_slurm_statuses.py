@@ -201,6 +201,19 @@ async def test_poll_reads_the_files_of_those_jobs_only_that_changed(
     assert len(looked) == 50
 
 
+async def test_jobs_that_nobody_follows_any_more_are_not_remembered(
+    made: Jobs, site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (7, 8):
+        made.add(number)
+    site.prints("squeue", made.shown(7, "RUNNING"), made.shown(8, "RUNNING"))
+    await made.look(7, 8)
+    assert set(made.runner._statuses._looks) == {"7", "8"}
+    monkeypatch.setattr(statuses, "_LOOK_SECONDS", -1.0)
+    await made.look(8)
+    assert set(made.runner._statuses._looks) == {"8"}
+
+
 async def test_number_that_a_controller_gave_again_is_another_job(made: Jobs, site: Site) -> None:
     made.add(7)
     site.prints("squeue", made.shown(7, "RUNNING", claim="another"))
