@@ -305,6 +305,9 @@ class SlurmRunner(RemoteRunner):
         while True:
             try:
                 return await _scancel(job)
+            except CommandFailedError as error:
+                log.error("job %s of slurm, told to end, may still run: Slurm refuses to end it: %s", job.id, error)
+                return None
             except LaunchError as error:
                 log.warning("job %s of slurm, told to end, could not be cancelled yet: %s", job.id, error)
             await asyncio.sleep(_KILL_AGAIN_SECONDS)

@@ -268,6 +268,24 @@ async def test_kill_after_the_grace_is_tried_until_slurm_takes_it(
     await made.runner.aclose()
 
 
+async def test_kill_that_slurm_refuses_is_told_and_not_tried_again(
+    made: Jobs, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(slurm_runner, "_SCRIPT_SECONDS", 0.0)
+    monkeypatch.setattr(slurm_runner, "_KILL_AGAIN_SECONDS", 0.01)
+    made.add(7)
+    site.program(
+        "scancel",
+        'case "$*" in *--state*|*--signal*) exit 0;; esac\n'
+        'echo "scancel: error: Kill job error on job id 7: Access/permission denied" >&2; exit 1',
+    )
+    await made.runner.cancel("7", 0.0)
+    await until(lambda: not made.runner._kills)
+    assert "Access/permission denied" in caplog.text
+    assert site.called().count("scancel ") == 3
+    await made.runner.aclose()
+
+
 def test_record_of_a_name_is_found_among_many_without_reading_them(tmp_path: Path) -> None:
     records = JobRecords(tmp_path)
     for number in range(1, 20):
