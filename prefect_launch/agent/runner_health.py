@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import anyio
 
-from prefect_launch.errors import LaunchError, UnreachableError
+from prefect_launch.errors import LaunchError, NoRoomError, UnreachableError
 from prefect_launch.queues.agent_status import problem_of
 from prefect_launch.runners.base import Runner
 
@@ -72,6 +73,8 @@ class RunnerHealth:
         self._closed: dict[str, str] = {}
         self._due: dict[Part | str, float] = {}
         self._losses: dict[Part | str, int] = {}
+        self._pinging: defaultdict[Part, anyio.Lock] = defaultdict(anyio.Lock)
+        self._outcomes: dict[Part, tuple[float, str | None]] = {}
 
     @property
     def unreachable(self) -> dict[str, str]:
@@ -140,6 +143,8 @@ class RunnerHealth:
     ) -> T:
         """Make a call again each time that the resource comes back, until it is answered.
 
+        One that is told that there is no room is made again after a pause, which grows: the resource is there.
+
         Args:
             part: where it goes.
             call: may be made several times.
@@ -148,9 +153,17 @@ class RunnerHealth:
         Raises:
             UnreachableError: when the resource is back, and the call is moot.
         """
+        refusals = 0
         while True:
             try:
                 return await call()
+            except NoRoomError:
+                refusals += 1
+                with anyio.move_on_after(self._pause(refusals)):
+                    while not is_moot():  # noqa: ASYNC110 - whether it is moot may come from anywhere
+                        await anyio.sleep(_PAUSE_SECONDS)
+                if is_moot():
+                    raise
             except UnreachableError as error:
                 self.mark_down(part, str(error))
                 await self._until_it_answers(part)
@@ -183,12 +196,27 @@ class RunnerHealth:
 
     async def _until_it_answers(self, part: Part) -> None:
         while True:
+            since = time.monotonic()
             await anyio.sleep(_PAUSE_SECONDS)
-            if await self._ping(part) is None:
+            if await self._ping(part, since) is None:
                 return
 
-    async def _ping(self, part: Part) -> str | None:
-        """Return why a resource does not answer; `None` when it does."""
+    async def _ping(self, part: Part, since: float | None = None) -> str | None:
+        """Return why a resource does not answer; `None` when it does.
+
+        Args:
+            part: is asked once at a time: who comes meanwhile waits for the outcome.
+            since: from when on the outcome of another's ping does, by the monotonic clock; by default from now on.
+        """
+        since = time.monotonic() if since is None else since
+        async with self._pinging[part]:
+            at, why = self._outcomes.get(part, (float("-inf"), None))
+            if at < since:
+                why = await self._ask(part)
+                self._outcomes[part] = time.monotonic(), why
+        return why
+
+    async def _ask(self, part: Part) -> str | None:
         why: str | None = f"It has not answered a ping within {_PING_SECONDS:g} s."
         with anyio.move_on_after(_PING_SECONDS):
             try:

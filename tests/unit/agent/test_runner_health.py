@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from prefect_launch.agent.runner_health import Part
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InfrastructureError, NoRoomError, UnreachableError
 from prefect_launch.queues.agent_status import agents
@@ -162,6 +163,66 @@ async def test_runs_of_the_last_life_are_taken_up_when_the_engine_that_was_away_
         await bench.until(other, StateType.COMPLETED)
     assert (await bench.states(item)).count("Running") == 1
     assert len(bench.machine.started) == 2
+
+
+async def test_start_for_which_there_is_no_room_is_made_again_and_closes_nothing(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = bench.agent()
+    runner = agent._runners[RESOURCE]
+    start, refused = runner.start, list[str]()
+
+    async def start_later(handle: str) -> None:
+        if len(refused) < 2:
+            refused.append(handle)
+            raise NoRoomError("The namespace is full: exceeded quota.")
+        await start(handle)
+
+    runner.start = start_later  # type: ignore[method-assign]
+    (item,) = await bench.add()
+    await agent.loop(until_empty=True)
+    assert (await bench.read(item.id)).state_type is StateType.COMPLETED
+    assert len(refused) == 2
+    assert "away" not in caplog.text
+
+
+async def test_start_for_which_there_is_no_room_is_given_up_when_it_is_moot(bench: Bench) -> None:
+    async def call() -> None:
+        raise NoRoomError("The namespace is full: exceeded quota.")
+
+    async with bench.agent().connected() as agent:
+        with pytest.raises(NoRoomError):
+            await agent.context.runner_health.retry_until_reachable(Part(RESOURCE), call, lambda: True)
+
+
+async def test_calls_that_wait_for_one_engine_share_its_pings(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    pings, at_once = list[int](), 0
+
+    async def ping_place(runner: InMemoryRunner, place: str) -> None:
+        nonlocal at_once
+        at_once += 1
+        pings.append(at_once)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        if not bench.machine.reachable:
+            raise UnreachableError("The engine does not answer.")
+
+    async def call() -> None:
+        if not bench.machine.reachable:
+            raise UnreachableError("The engine does not answer.")
+
+    monkeypatch.setattr(InMemoryRunner, "ping_place", ping_place)
+    async with bench.agent().connected() as agent:
+        health = agent.context.runner_health
+        bench.machine.reachable = False
+        waiting = [
+            asyncio.create_task(health.retry_until_reachable(Part(RESOURCE), call, lambda: False)) for _ in range(100)
+        ]
+        await eventually(lambda: asyncio.sleep(0, len(pings)), lambda count: count > 2)
+        bench.machine.reachable = True
+        await asyncio.wait_for(asyncio.gather(*waiting), 60)
+    assert max(pings) == 1
+    assert len(pings) < 50
 
 
 async def test_engine_that_comes_and_goes_is_asked_more_and_more_seldom(bench: Bench) -> None:
