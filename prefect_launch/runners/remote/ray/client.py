@@ -46,6 +46,8 @@ _MAYBE_DONE: Final = frozenset({502, 503, 504})
 _SHOWN_CHARS: Final = 300
 #: What Ray says of a job or package that there is not, and nobody else of anything.
 _MISSING: Final = re.compile(r"(Job|Package) \S+ does not exist\s*")
+#: The user and password of an address, which may lack its scheme, and whose password may hold anything.
+_USER: Final = re.compile(r"^(\w+://)?.*@")
 _PIECE_BYTES: Final = 256 * 1024
 
 
@@ -57,12 +59,17 @@ def ray_address(environment: Mapping[str, str]) -> str:
     """
     address = environment.get(ADDRESS_VARIABLE, "").strip().rstrip("/")
     if not address.startswith(("http://", "https://")):
-        seen = f"{ADDRESS_VARIABLE} is {address!r}" if address else f"{ADDRESS_VARIABLE} is not set"
+        seen = f"{ADDRESS_VARIABLE} is {_shown(address)!r}" if address else f"{ADDRESS_VARIABLE} is not set"
         raise AgentConfigError(
             f"The agent does not know its Ray cluster: {seen}. Set it to the address of the cluster's dashboard, such"
             " as http://ray-head:8265, in the agent's environment."
         )
     return address
+
+
+def _shown(address: str) -> str:
+    """Return an address as it may be told: with `***` for its user and password."""
+    return _USER.sub(r"\1***@", address)
 
 
 def ray_headers(environment: Mapping[str, str]) -> dict[str, str]:
@@ -229,8 +236,8 @@ class RayClient:
 
     @property
     def address(self) -> str:
-        """Where the cluster is."""
-        return ray_address(self._environment())
+        """Where the cluster is, as it may be told: without the user and password that its address may have."""
+        return _shown(ray_address(self._environment()))
 
     @asynccontextmanager
     async def _asked(self, method: str, path: str, **options: Any) -> AsyncIterator[httpx.Response]:
@@ -281,7 +288,7 @@ class RayClient:
         """Return the client of this event loop."""
         loop = asyncio.get_running_loop()
         if self._http is None or self._loop is not loop:
-            address = self.address
+            address = ray_address(self._environment())
             # Loading the machine's certificates takes 20 ms.
             verify = await asyncio.to_thread(ssl.create_default_context) if address.startswith("https") else False
             self._loop, self._http = (

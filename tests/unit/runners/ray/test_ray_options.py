@@ -199,6 +199,37 @@ async def test_address_that_is_no_dashboards_is_told_with_what_to_set(tmp_path: 
     assert "http://ray-head:8265" in str(raised.value)
 
 
+@pytest.mark.parametrize("address", ["ray://me:hunter2@head:10001", "me:hunter2@head:8265"])
+async def test_address_that_is_no_dashboards_is_told_without_its_password(tmp_path: Path, address: str) -> None:
+    with pytest.raises(AgentConfigError, match=r"\*\*\*@head") as raised:
+        await RayApi().runner(tmp_path, RAY_ADDRESS=address).ping()
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize("status", [None, 400, 401, 502])
+async def test_cluster_that_gives_nothing_is_told_without_the_password_of_its_address(status: int | None) -> None:
+    seen = list[str]()
+
+    def refuse(request: httpx.Request) -> httpx.Response:
+        seen.append(request.headers["authorization"])
+        if status is None:
+            raise httpx.ReadError("away", request=request)
+        return httpx.Response(status)
+
+    client = RayClient(lambda: {"RAY_ADDRESS": "http://me:hunter2@head:8265"}, httpx.MockTransport(refuse))
+    with pytest.raises(UnreachableError, match="at http://\\*\\*\\*@head:8265") as raised:
+        await client.get("/api/version")
+    with pytest.raises(UnreachableError, match="at http://\\*\\*\\*@head:8265") as streamed:
+        _ = [piece async for piece in client.stream("/api/v0/logs/file")]
+    assert "hunter2" not in str(raised.value) + str(streamed.value)
+    assert seen == ["Basic bWU6aHVudGVyMg=="] * 2
+
+
+async def test_cluster_is_described_without_the_password_of_its_address(tmp_path: Path) -> None:
+    runner = RayApi().runner(tmp_path, RAY_ADDRESS="http://me:hunter2@head:8265")
+    assert [one.detail for one in await runner.diagnose({})][-1].startswith("Ray 2.60.0 at http://***@head:8265, ")
+
+
 def test_token_is_found_where_ray_finds_it(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("from-file\n")
     path = str(tmp_path / "token")
