@@ -198,8 +198,8 @@ class ItemLifecycle:
         if end.stopped:
             await self._cleanup.complete_facts()
         decided = [one for hook in attempt.hooks if (one := await hook.outcome())]
-        if end.stopped and not decided:
-            attempt.ownership.invalidate()  # Somebody else has stopped it, perhaps as a run of an older claim.
+        if (end.stopped or end.error) and not decided:
+            attempt.ownership.invalidate()  # Perhaps somebody else has stopped it, as a run of an older claim.
         outcome = (decided[0] if decided else outcome_of_exit(end)).with_notes(attempt.warnings)
         ended = await self._cleanup.end(outcome, StateType.RUNNING)
         await self._cleanup.remove(end)

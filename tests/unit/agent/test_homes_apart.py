@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+
+import pytest
 
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.context import AgentContext
@@ -14,7 +16,7 @@ from prefect_launch.agent.item.previous_attempts import stop_all_attempts, stop_
 from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.core.states import TERMINAL, ItemState, StateType
 from prefect_launch.errors import InfrastructureError
-from prefect_launch.runners.base import Found, Labels, RunPlan, RunState
+from prefect_launch.runners.base import ExitStatus, Found, Labels, RunPlan, RunState, nothing
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually, holder_called
@@ -33,9 +35,23 @@ class OfOneHome(InMemoryRunner):
         return [one for one in found if one.state is not RunState.EXITED]
 
 
-def agent_of(bench: Bench, home: Path, name: str) -> LaunchAgent:
+class OfACluster(OfOneHome):
+    """A runner that tells what another has stopped as lost, and late: the next attempt runs by then."""
+
+    async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
+        end = await super().watch(handle, plan, ended=ended)
+        if not end.stopped:
+            return end
+        await eventually(self._started, lambda started: len(started) == 2)
+        return end.model_copy(update={"stopped": False, "error": "somebody stopped it"})
+
+    async def _started(self) -> list[str]:
+        return self.machine.started
+
+
+def agent_of(bench: Bench, home: Path, name: str, kind: type[OfOneHome] = OfOneHome) -> LaunchAgent:
     settings = {"name": name, "queues": [QUEUE], "home": home, "poll_seconds": 0.05}
-    return LaunchAgent(bench.api, settings, runners={RESOURCE: OfOneHome(home, bench.machine)})
+    return LaunchAgent(bench.api, settings, runners={RESOURCE: kind(home, bench.machine)})
 
 
 async def claimed_again(bench: Bench) -> tuple[Item, list[str]]:
@@ -102,12 +118,13 @@ async def test_run_under_a_claim_that_its_item_does_not_know_is_left_alone(bench
     assert bench.machine.running == [f"launch-{item.id}-1"]
 
 
+@pytest.mark.parametrize("kind", [OfOneHome, OfACluster])
 async def test_agent_whose_run_another_has_stopped_asks_whose_the_item_is_before_it_writes_its_end(
-    bench: Bench,
+    bench: Bench, kind: type[OfOneHome]
 ) -> None:
     bench.plays(Script(seconds=60), Script(seconds=0.5))
     (item,) = await bench.add()
-    async with bench.running(agent_of(bench, bench.folder / "box", "box")):
+    async with bench.running(agent_of(bench, bench.folder / "box", "box", kind)):
         await bench.until(item, StateType.RUNNING)
         await bench.server.propose(item.id, State.of(ItemState.QUEUED, "Put back by hand."), force=True)
         async with bench.running(agent_of(bench, bench.folder / "other", "other")):
@@ -115,6 +132,7 @@ async def test_agent_whose_run_another_has_stopped_asks_whose_the_item_is_before
     found = await bench.read(item.id)
     assert (found.state_type, found.run_count) == (StateType.COMPLETED, 2)
     assert bench.machine.started == [f"launch-{item.id}-1", f"launch-{item.id}-2"]
+    assert "AwaitingRetry" not in [state.name for state in await bench.server.read_states(item.id)]
 
 
 async def test_agent_that_was_cut_off_while_it_prepared_makes_nothing_of_an_item_that_is_anothers_by_now(
