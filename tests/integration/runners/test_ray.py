@@ -187,7 +187,7 @@ def test_item_whose_job_is_stopped_by_hand_says_so(engine_place: EnginePlace, ra
         with ray_head.client() as client:
             client.post(f"/api/jobs/launch-{run.id}-1/stop").raise_for_status()
 
-    assert message_of_a_job_that_is_deleted_by_hand(engine_place, stop).startswith("Stopped after")
+    assert "somebody stopped it in Ray" in message_of_a_job_that_is_deleted_by_hand(engine_place, stop)
 
 
 def test_asked_for_stop_ends_the_job_and_says_so(site: Site, agents: list[ChildProcess]) -> None:

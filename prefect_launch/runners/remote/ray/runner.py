@@ -28,7 +28,13 @@ from prefect_launch.runners.remote.ray.client import NotReachedError, RayAnswer,
 from prefect_launch.runners.remote.ray.cluster import RayCluster
 from prefect_launch.runners.remote.ray.outputs import RunNote, RunNotes, keep_outputs
 from prefect_launch.runners.remote.ray.packages import pip_packages, upload_code
-from prefect_launch.runners.remote.ray.status import NEVER_STARTED, labels_of, read_job, stopped_exit
+from prefect_launch.runners.remote.ray.status import (
+    NEVER_STARTED,
+    STOPPED_BY_OTHERS,
+    labels_of,
+    read_job,
+    stopped_exit,
+)
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +118,8 @@ class RayRunner(RemoteRunner):
 
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         end = await super().watch(handle, plan, ended=ended)
+        if end.stopped and end.error == STOPPED_BY_OTHERS:
+            end = end.model_copy(update={"error": None})
         if end.exit_code is None:
             with anyio.move_on_after(_TOLD_SECONDS):
                 while True:
@@ -124,7 +132,7 @@ class RayRunner(RemoteRunner):
 
     async def _told(self, end: ExitStatus, job: str) -> ExitStatus:
         """Say more of an end without an exit code."""
-        if end.stopped:
+        if end.stopped or end.error == STOPPED_BY_OTHERS:
             if end.error == NEVER_STARTED:
                 return end
             return stopped_exit(end, await self._cluster.end_of_log(job), has_run=await self._cluster.has_run(job))

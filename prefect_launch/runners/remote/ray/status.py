@@ -44,6 +44,8 @@ _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _FRAME: Final = re.compile(r"^ *File \"[^\n]*\", line \d+[^\n]*\n(?: {4,}[^\n]*\n)?(?:[ ^~]+\n)?", re.MULTILINE)
 _SIGKILL: Final = 137
 NEVER_STARTED: Final = "stopped before it was started"
+#: Ray does not say who stopped a job: so it is, unless this agent has noted that it asked for it.
+STOPPED_BY_OTHERS: Final = "STOPPED: somebody stopped it in Ray, and not this agent"
 
 
 class Nodes(BaseModel):
@@ -166,7 +168,6 @@ def _exit_of(details: Mapping[str, Any]) -> ExitStatus:
     """Say how an ended job ended. Ray gives a signal as a negative exit code."""
     status, code = details["status"], details.get("driver_exit_code")
     kind = details.get("error_type")
-    stopped = status == "STOPPED"
     if PLACEHOLDER_LABEL in labels_of(details):
         return ExitStatus(exit_code=None, stopped=True, error=NEVER_STARTED)
     times = {name: _moment(details.get(key)) for name, key in (("started_at", "start_time"), ("ended_at", "end_time"))}
@@ -176,8 +177,10 @@ def _exit_of(details: Mapping[str, Any]) -> ExitStatus:
         return ExitStatus(exit_code=0, **times)
     if status == "FAILED" and (kind == _COMMAND_FAILED or (kind is None and code is not None)):
         return _failed(details, code, times)
-    error = None if stopped else f"Ray lost the job ({kind}): {_message(details) or 'it gives no reason.'}".rstrip(".")
-    return ExitStatus(exit_code=code, stopped=stopped, error=error, **times)
+    if status == "STOPPED":
+        return ExitStatus(exit_code=None, error=STOPPED_BY_OTHERS, **times)
+    error = f"Ray lost the job ({kind}): {_message(details) or 'it gives no reason.'}".rstrip(".")
+    return ExitStatus(exit_code=code, error=error, **times)
 
 
 def _failed(details: Mapping[str, Any], code: int | None, times: Mapping[str, Any]) -> ExitStatus:
@@ -201,15 +204,16 @@ def stopped_exit(end: ExitStatus, marks: MarkedLog, *, has_run: bool) -> ExitSta
     """Return the end of a job that was stopped with its exit code, which Ray does not tell and its log does.
 
     Args:
-        end: as Ray tells it.
+        end: as Ray tells it, and whether this agent has stopped it.
         marks: of the end of its log.
         has_run: whether it has had a process.
     """
     if not has_run:
-        return end.model_copy(update={"error": NEVER_STARTED})
+        return end.model_copy(update={"error": NEVER_STARTED}) if end.stopped else end
     # A job that ended in its grace has a mark of its end. One that was killed after it has none.
     code = marks.exit_code if marks.exit_code is not None else _SIGKILL
-    return end.model_copy(update={"exit_code": code, "signal": signal_of(code), "error": None})
+    error = None if end.stopped else end.error
+    return end.model_copy(update={"exit_code": code, "signal": signal_of(code), "error": error})
 
 
 def _moment(milliseconds: Any) -> datetime | None:

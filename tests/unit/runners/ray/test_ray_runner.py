@@ -11,12 +11,15 @@ from typing import Any
 import httpx
 import pytest
 
+from prefect_launch.agent.item.outcome import outcome_of_exit
 from prefect_launch.core.masking import Mask
 from prefect_launch.errors import InfrastructureError, LaunchError, QueueError, SpecError, UnreachableError
 from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.ray import cluster
 from prefect_launch.runners.remote.ray.runner import RayRunner
+from prefect_launch.runners.remote.ray.status import STOPPED_BY_OTHERS
+from prefect_launch.spec.scheduling import Cause
 from tests.unit.runners.ray.api import NODE, Fault, RayApi, plan_in, submitted
 
 
@@ -270,8 +273,16 @@ async def test_log_of_two_hundred_thousand_lines_is_read_whole(tmp_path: Path) -
             None,
             {"exit_code": None, "error": "Ray lost the job (JOB_SUPERVISOR_ACTOR_DIED): The node died"},
         ),
-        ({"status": "STOPPED"}, "143", {"exit_code": 143, "signal": "SIGTERM", "stopped": True, "error": None}),
-        ({"status": "STOPPED"}, None, {"exit_code": 137, "signal": "SIGKILL", "stopped": True, "error": None}),
+        (
+            {"status": "STOPPED"},
+            "143",
+            {"exit_code": 143, "signal": "SIGTERM", "stopped": False, "error": STOPPED_BY_OTHERS},
+        ),
+        (
+            {"status": "STOPPED"},
+            None,
+            {"exit_code": 137, "signal": "SIGKILL", "stopped": False, "error": STOPPED_BY_OTHERS},
+        ),
     ],
 )
 async def test_end_is_told_as_a_shell_tells_it(
@@ -287,6 +298,36 @@ async def test_end_is_told_as_a_shell_tells_it(
     assert {name: getattr(end, name) for name in expected} == expected
     assert end.duration_seconds == 2.0
     assert any("out of memory" in one for one in end.warnings) is (ended.get("driver_exit_code") == -9)
+    await runner.aclose()
+
+
+@pytest.mark.parametrize(("log", "code"), [("143", 143), (None, 137)])
+async def test_stop_that_an_earlier_life_of_the_agent_asked_for_is_its_own(
+    tmp_path: Path, log: str | None, code: int
+) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    api.jobs[plan.name] |= {"status": "RUNNING", "driver_node_id": NODE}
+    whole = marked(plan.name, b"x\n", end=log or "")
+    api.logs[plan.name] = whole if log else whole[: whole.rindex(b"\x1e")]
+    await runner.stop(handle, 1.0)
+    await runner.aclose()
+    successor = api.runner(tmp_path)
+    end = await successor.watch(handle, plan)
+    assert (end.stopped, end.exit_code, end.error) == (True, code, None)
+    await successor.aclose()
+
+
+async def test_job_that_somebody_stops_in_ray_is_told_as_that_and_lost(tmp_path: Path) -> None:
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner = api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+    api.end(plan.name, "STOPPED", message="Job was intentionally stopped.")  # Before it had a process.
+    end = await runner.watch(handle, plan)
+    outcome = outcome_of_exit(end)
+    assert (end.exit_code, outcome.state.name, outcome.cause) == (None, "CRASHED", Cause.LOST)
+    assert outcome.message == "[run] STOPPED: somebody stopped it in Ray, and not this agent"
     await runner.aclose()
 
 
