@@ -231,7 +231,11 @@ class PrefectRunner(RemoteRunner):
                 return
             data = {"grace_seconds": grace_seconds}
             await server.propose(child.id, State(type=StateType.CANCELLING, name="Cancelling", data=data))
-            if child.start_time is None and await server.put_input(child.id, START_KEY, NOBODY):
+            if child.start_time is None and (
+                await server.put_input(child.id, START_KEY, NOBODY)
+                # An earlier call may have put it there, and come no further.
+                or await server.read_input(child.id, START_KEY) == NOBODY
+            ):
                 # Whatever its worker starts from now on, starts no job.
                 await server.propose(child.id, cancelled)
 

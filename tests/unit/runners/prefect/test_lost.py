@@ -56,6 +56,21 @@ async def test_run_that_is_cancelled_before_its_start_and_that_no_worker_ends_is
     assert "was cancelled: It was cancelled before it had started, and no worker has ended it." in end.describe()
 
 
+@pytest.mark.parametrize(
+    ("held", "becomes"), [(NOBODY, StateType.CANCELLED), ("a wrapper that has begun", StateType.CANCELLING)]
+)
+async def test_cancel_that_was_cut_off_before_its_end_is_made_good_by_the_next(
+    world: PrefectWorld, held: str, becomes: StateType
+) -> None:
+    runner, plan = world.runner(), world.plan("echo never")
+    child = child_of(await taken(world, runner, plan))
+    await world.server.put_input(child, START_KEY, held)
+    await runner.cancel(str(child), 1.0)
+    found = await world.server.read_item(child)
+    assert found is not None
+    assert found.state_type is becomes
+
+
 async def test_infrastructure_that_fails_before_the_start_is_told_in_its_workers_words(world: PrefectWorld) -> None:
     runner, plan = world.runner(), world.plan("echo never")
     handle = await taken(world, runner, plan)
