@@ -187,8 +187,8 @@ class PrefectRunner(RemoteRunner):
             async for child in server.watch_items(tag, state_types=_CHANGES):
                 yield JobChange(child or None)
                 if child:
-                    await asyncio.sleep(_COMMIT_SECONDS)
-                    yield JobChange(child)
+                    # All that change within a poll share the next: a pause here would hold up those behind.
+                    asyncio.get_running_loop().call_later(_COMMIT_SECONDS, self._poller.wake)
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         with _unreachable():
