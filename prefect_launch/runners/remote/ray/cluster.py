@@ -20,6 +20,7 @@ from prefect_launch.errors import InfrastructureError, LaunchError
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RunHandle
 from prefect_launch.runners.remote.marked_log import MarkedLog
 from prefect_launch.runners.remote.ray.client import RayAnswer, RayClient, job_path, no_dashboard
+from prefect_launch.runners.remote.ray.options import ENDS_LABEL
 from prefect_launch.runners.remote.ray.status import Nodes, asked_of, read_job, read_nodes
 
 log = logging.getLogger(__name__)
@@ -237,14 +238,18 @@ class RayCluster:
         command = (
             f"exec $(command -v python || command -v python3) -c {shlex.quote(_KILL_PROGRAM)} {shlex.quote(handle)}"
         )
-        await self.submit({"submission_id": killer, "entrypoint": command})
+        await self.submit({"submission_id": killer, "entrypoint": command, "metadata": {ENDS_LABEL: handle}})
         job = await self.find(killer)
         while job is not None and job.status.state is not RemoteState.ENDED:
             await asyncio.sleep(_LOOK_SECONDS)
             job = await self.find(killer)
         if job is not None and job.status.exit is not None and not job.status.exit.succeeded:
             log.warning("the waiting job %s could not be killed: %s", handle, job.status.exit.describe())
-        removing = asyncio.create_task(self._remove_killer(killer))
+        self.remove_killer(killer)
+
+    def remove_killer(self, handle: str) -> None:
+        """Remove, beside all else, an ended job that has killed another one."""
+        removing = asyncio.create_task(self._remove_killer(handle))
         self._removing.add(removing)
         removing.add_done_callback(self._removing.discard)
 

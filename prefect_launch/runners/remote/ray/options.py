@@ -49,6 +49,8 @@ _NAMED_RESOURCES: Final = {"CPU": "cpus", "GPU": "gpus", "memory": "memory", "ob
 ASKS_LABEL: Final = "prefect-launch.asks"
 #: Marks a job that only takes an id.
 PLACEHOLDER_LABEL: Final = "prefect-launch.placeholder"
+#: Of a job that ends another one which waits: the other one's id.
+ENDS_LABEL: Final = "prefect-launch.ends"
 #: A shell's command line, and so the API's entry point, may not be longer (MAX_ARG_STRLEN).
 _MAX_ENTRYPOINT_BYTES: Final = 128 * 1024 - 1
 #: In a code package: a copy of `prefect_launch.inputs`, which comes behind all else on Python's path.

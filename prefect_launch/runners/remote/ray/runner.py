@@ -22,7 +22,7 @@ from prefect_launch.runners.base import ExitStatus, Finding, Labels, RunPlan, no
 from prefect_launch.runners.fill_rule import FillRule, Keys
 from prefect_launch.runners.option_values import Quantity
 from prefect_launch.runners.remote.base import RemoteRunner
-from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RunHandle
+from prefect_launch.runners.remote.jobs import LogPart, RemoteJob, RemoteState, RunHandle
 from prefect_launch.runners.remote.ray import options as ray_options
 from prefect_launch.runners.remote.ray.client import NotReachedError, RayAnswer, RayClient
 from prefect_launch.runners.remote.ray.cluster import RayCluster
@@ -202,9 +202,13 @@ class RayRunner(RemoteRunner):
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         def is_wanted(details: Mapping[str, Any]) -> bool:
             found = labels_of(details)
-            return Labels.ITEM in found and labels.items() <= found.items()
+            return ray_options.ENDS_LABEL in found or (Labels.ITEM in found and labels.items() <= found.items())
 
-        return await self._cluster.jobs(is_wanted)
+        jobs = await self._cluster.jobs(is_wanted)
+        for job in jobs:
+            if ray_options.ENDS_LABEL in job.labels and job.status.state is RemoteState.ENDED:
+                self._cluster.remove_killer(job.handle)  # Its agent may have died before it did.
+        return [job for job in jobs if ray_options.ENDS_LABEL not in job.labels]
 
     async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
         async for content, position in self._cluster.log_from(handle, int(after or 0)):

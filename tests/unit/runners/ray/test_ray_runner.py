@@ -394,7 +394,7 @@ async def test_job_that_waits_is_stopped_by_killing_its_supervisor(
             return None
         body = json.loads(request.content)
         assert "ray.kill" in body["entrypoint"]
-        api.jobs[body["submission_id"]] = {**body, "status": "SUCCEEDED", "metadata": {}}
+        api.jobs[body["submission_id"]] = {**body, "status": "SUCCEEDED"}
         api.end(plan.name, "FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED", message="killed")
         return httpx.Response(200, json={})
 
@@ -407,6 +407,37 @@ async def test_job_that_waits_is_stopped_by_killing_its_supervisor(
         assert time.monotonic() < until
         await asyncio.sleep(0.01)
     await runner.aclose()
+
+
+async def test_ended_job_that_killed_another_is_removed_by_the_successor_of_its_agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_START_SECONDS", 0.0)
+    api, plan = RayApi(), plan_in(tmp_path)
+    runner, successor = api.runner(tmp_path), api.runner(tmp_path)
+    handle = await submitted(runner, plan)
+
+    def is_killer(name: str) -> bool:
+        return name.startswith(f"{plan.name}-stop-")
+
+    stopping = asyncio.create_task(runner.stop(handle, 0.0))
+    until = time.monotonic() + 30
+    while not any(map(is_killer, api.jobs)):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+    stopping.cancel()  # As by kill -9.
+    await asyncio.wait({stopping})
+    killer = next(filter(is_killer, api.jobs))
+    assert [one.handle for one in await successor.find({})] == [handle]
+    assert killer in api.jobs  # It has not ended.
+    api.end(killer)
+    while killer in api.jobs:
+        assert time.monotonic() < until
+        assert [one.handle for one in await successor.find({Labels.ITEM: plan.item_id})] == [handle]
+        await asyncio.sleep(0.01)
+    assert list(api.jobs) == [plan.name]
+    await runner.aclose()
+    await successor.aclose()
 
 
 async def test_error_of_a_runtime_environment_is_told_without_rays_own_frames(tmp_path: Path) -> None:
