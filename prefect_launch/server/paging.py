@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 async def all_items(
     server: Server, *, page: int = PAGE, by_id: bool = True, **wanted: Unpack[ItemFilter]
 ) -> AsyncIterator[Item]:
-    """Yield every item that fits, each once, also while others are queued.
+    """Yield every item that fits, each once, also while others are queued, or come to fit no more.
 
     Args:
         server: the Prefect server.
@@ -30,13 +30,20 @@ async def all_items(
         ServerUnavailableError: when the server does not answer.
     """
     seen: set[UUID] = set()
+    # By ids, a page begins with the last item of the one before: it shows whether what came before is still there.
+    overlap = int(by_id and page > 1)
+    lowest: UUID | None = None
     offset = 0
     while True:
         found = await server.list_items(limit=page, offset=offset, by_id=by_id, **wanted)
+        if overlap and offset and lowest is not None and (not found or found[0].id < lowest):
+            offset = max(0, offset - page // 2 - 1)  # What follows has moved up meanwhile.
+            continue
         for item in found:
             if item.id not in seen:
                 seen.add(item.id)
                 yield item
-        offset += len(found)
         if len(found) < page:
             return
+        lowest = found[-1].id
+        offset += len(found) - overlap

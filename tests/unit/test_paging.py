@@ -18,7 +18,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
-@pytest.mark.parametrize(("page", "requests"), [(2, 3), (5, 2), (6, 1)])
+@pytest.mark.parametrize(("page", "requests"), [(2, 5), (4, 2), (5, 2), (6, 1)])
 async def test_all_items_are_listed_page_by_page(bench: Bench, page: int, requests: int) -> None:
     added = await bench.add(count=5)
     found = [item.id async for item in all_items(bench.server, page=page, pool=QUEUE)]
@@ -47,3 +47,26 @@ async def test_item_that_is_queued_between_two_pages_repeats_no_other(bench: Ben
             await bench.add()
     assert len(found) == len(set(found))
     assert {item.id for item in added} <= set(found)
+
+
+@pytest.mark.parametrize("leaving", [1, 3, 4, 7])
+async def test_items_that_leave_the_list_between_two_pages_hide_no_other(bench: Bench, leaving: int) -> None:
+    added = sorted((item.id for item in await bench.add(count=11)), reverse=True)
+    found = []
+    async for item in all_items(bench.server, page=4, pool=QUEUE):
+        found.append(item.id)
+        if len(found) == 4:
+            for gone in added[:leaving]:
+                await bench.server.delete_item(gone)
+    assert found == [item_id for item_id in added if item_id in added[leaving:] or item_id in added[:4]]
+
+
+async def test_list_that_all_items_leave_comes_to_an_end(bench: Bench) -> None:
+    added = await bench.add(count=6)
+    found = []
+    async for item in all_items(bench.server, page=3, pool=QUEUE):
+        found.append(item.id)
+        if len(found) == 3:
+            for gone in added:
+                await bench.server.delete_item(gone.id)
+    assert len(found) == 3

@@ -93,6 +93,7 @@ class AttemptCleanup:
         if outcome.state is not ItemState.COMPLETED:
             await self.complete_facts()
         outcome = self._for_users(outcome)
+        self._running.is_ending = True
         try:
             ended = await end_item(self._context.session, self._running.item, outcome, current, self._attempt.facts)
         except ItemGoneError:

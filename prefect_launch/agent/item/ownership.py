@@ -99,23 +99,26 @@ async def check_ownership(server: Server, entries: Sequence[RunningItem]) -> Non
     Raises:
         LaunchError: when the server fails.
     """
-    checked_at, states = now(), dict[UUID, State | None]()
+    asked_at, states = now(), dict[UUID, State | None]()
     for start in range(0, len(entries), PAGE):
         ids = [running_item.id for running_item in entries[start : start + PAGE]]
         with suppress(LaunchError):  # Of what cannot be listed, the states are read.
             states |= {item.id: item.state for item in await server.list_items(ids=ids)}
+    moved = []
     for running_item in entries:
-        if running_item.stop.is_set():
-            continue
         state = states.get(running_item.id)
-        if state is not None and state == running_item.held_in:
-            running_item.held_at = checked_at
+        if state is None or state != running_item.held_in:
+            moved.append(running_item)
+        elif not running_item.stop.is_set():
+            running_item.held_at = asked_at  # Not later: it may be lost since.
+    for running_item in moved:
+        if running_item.stop.is_set() or running_item.is_ending:
             continue
-        checked_at = now()
+        asked_at = now()
         if await owns_item(server, running_item.id, running_item.claim):
-            running_item.held_at, running_item.held_in = checked_at, state
+            running_item.held_at, running_item.held_in = asked_at, states.get(running_item.id)
             continue
-        if running_item.ended.is_set():
+        if running_item.is_ending or running_item.ended.is_set():
             continue
         running_item.held_at = float("-inf")
         await log_lost(server, running_item.id, "stopping its run here")

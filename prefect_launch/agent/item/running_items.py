@@ -49,6 +49,7 @@ class RunningItem:
         held_in: the state that it was in then; an item that is still in it is still held.
         waits_in: the runner of the cluster that its run waits in to be started; None: it does not.
         has_run: whether its run has ended: what is left is to keep its outputs, which needs no slot.
+        is_ending: whether its end is written, or about to be: nothing runs for it here any more.
         goes_back: whether it has gone back into its queue, for another attempt.
         plan: of its attempt, once it is known; it masks the attempt's secrets in what is reported of the item.
         ended: is set when its work here is over, whatever came of it.
@@ -67,6 +68,7 @@ class RunningItem:
     held_in: State | None = None
     waits_in: Runner | None = None
     has_run: bool = False
+    is_ending: bool = False
     goes_back: bool = False
     plan: RunPlan | None = None
     ended: asyncio.Event = field(default_factory=asyncio.Event)

@@ -39,6 +39,7 @@ from prefect_launch.runners.remote.prefect.payload import delete_payload, fetch_
 from prefect_launch.runners.remote.prefect.status import HELD, end_of, is_held, job_of
 from prefect_launch.runners.remote.prefect.waiting import WaitReasons
 from prefect_launch.runners.remote.prefect.wrapper import START_KEY
+from prefect_launch.server.paging import all_items
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import PAGE, Item, ItemDraft, State
 
@@ -194,14 +195,8 @@ class PrefectRunner(RemoteRunner):
         with _unreachable():
             server = (await self._server()).server
             tags = [LIVE_TAG, *_tags(labels)]
-            children: list[Item] = []
-            while True:
-                page = await server.list_items(flow=FLOW, tags=tags, offset=len(children), by_id=True)
-                children += page
-                if len(page) < PAGE:
-                    break
             jobs = []
-            for child in children:
+            async for child in all_items(server, flow=FLOW, tags=tags):
                 if all(str(child.labels.get(key)) == value for key, value in labels.items()):
                     # What is held has its plan last.
                     whole = not is_held(child) or await server.read_input(child.id, PLAN_KEY) is not None
