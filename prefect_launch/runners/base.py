@@ -11,7 +11,6 @@ is to know about one attempt at one item, and it must keep these promises:
 
 from __future__ import annotations
 
-import os
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,6 +18,7 @@ from datetime import datetime
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,7 +61,7 @@ CLAIM_CHARS: Final = 8
 
 def note_claim(run_dir: Path, claim: str) -> None:
     """Write the claim that an attempt is planned under to the claim file, atomically."""
-    part = run_dir / f"claim.{os.getpid()}.part"
+    part = run_dir / f"claim.{uuid4().hex}.part"
     part.write_text(claim, encoding="utf-8")
     part.replace(run_dir.parent / CLAIM_FILE)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 from prefect_launch.inputs.outputs import OUTPUT_DIR_VARIABLE
 from prefect_launch.runners.base import ExitStatus, RunState, signal_of
@@ -48,8 +49,7 @@ class RunFolder:
 
     def write(self, name: str, value: dict[str, Any]) -> None:
         """Write a file (readable by its owner only), whole or not at all."""
-        temporary = self.path / f".{name}.{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
+        temporary = self.path / f".{name}.{uuid4().hex}.tmp"
         with open(temporary, "w", encoding="utf-8", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             json.dump(value, file)
         temporary.replace(self.path / name)

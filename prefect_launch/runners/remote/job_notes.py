@@ -10,6 +10,7 @@ import logging
 import os
 from pathlib import Path
 from typing import Generic, TypeVar
+from uuid import uuid4
 
 from pydantic import BaseModel, ValidationError
 
@@ -33,7 +34,7 @@ class JobNotes(Generic[Note]):
     def write(self, key: str, note: Note) -> None:
         """Keep a note under a key, which must do as the name of a file."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        part = self._folder / f".{key}.{os.getpid()}.part"
+        part = self._folder / f".{uuid4().hex}.part"  # Several may write one note at once, in one process too.
         part.write_text(note.model_dump_json(), encoding="utf-8")
         part.replace(self._path(key))
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 
 from prefect_launch.client.launch_add import alaunch_add_many
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.errors import UnsafeSpecError
+from prefect_launch.errors import InfrastructureError, UnsafeSpecError
 from prefect_launch.queues.agent_status import queue_activity
 from prefect_launch.queues.session import Session
 from prefect_launch.queues.wait_reason import WaitCause, why_waiting
+from prefect_launch.runners.base import Labels
 from prefect_launch.runners.remote import base
 from prefect_launch.server.values import Item, State
 from prefect_launch.testing import InMemoryRemoteRunner, Script
@@ -284,8 +286,38 @@ async def test_agent_that_is_killed_while_the_item_waits_finds_it_again(bench: C
     assert await bench.log(item) == ["one", "two"]
 
 
-# Now and then one of its many lives never comes to its end; until it is known why, it is no part of each run.
-@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("is_heard", "state", "told"),
+    [
+        (False, "Completed", "Finished"),
+        (True, "Crashed", "[run] An agent that is gone has stopped it"),
+    ],
+)
+async def test_run_that_an_agent_was_about_to_stop_when_it_died_is_no_cancelled_one(
+    bench: ClusterBench, monkeypatch: pytest.MonkeyPatch, is_heard: bool, state: str, told: str
+) -> None:
+    monkeypatch.setattr(InMemoryRemoteRunner, "stop_margin_seconds", 0.0)
+    bench.cluster.script = lambda plan: Script(seconds=600)
+    (item,) = await bench.add(retries={"max": 0})
+    life = Life(bench, None)
+    first = asyncio.create_task(life.live())
+    await bench.until(item, "Running")
+    life.died.set()
+    await life.bury(first)
+    bench.cluster.is_deaf = not is_heard
+    runner = InMemoryRemoteRunner(bench.folder, bench.cluster)
+    [found] = await runner.find({Labels.ITEM: str(item.id)})
+    with nullcontext() if is_heard else pytest.raises(InfrastructureError, match="is not known to have stopped"):
+        await runner.stop(found.handle, 0.0)
+    await runner.aclose()
+    for job in bench.cluster.jobs.values():
+        job.finish()
+    async with bench.running():
+        ended = await bench.until(item, state)
+    assert ended.state is not None
+    assert (ended.state.message or "").startswith(told)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lives", [_live, _stop])
 async def test_agent_that_is_killed_at_any_step_between_claim_and_end_loses_and_doubles_nothing(

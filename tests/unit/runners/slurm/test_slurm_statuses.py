@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -299,6 +300,14 @@ def test_record_of_a_name_is_found_among_many_without_reading_them(tmp_path: Pat
     assert len(records.all()) == 18
     records.remove(found)
     assert records.get("12") is None
+
+
+def test_record_that_several_write_at_once_is_whole_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    records, record = JobRecords(tmp_path), JobRecord(id="1", name=name(1), labels={}, run_dir=tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: records.add(record), range(400)))
+    assert records.all() == [record]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 async def test_job_whose_number_was_given_again_is_told_by_the_exit_that_it_left(
