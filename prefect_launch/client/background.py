@@ -200,8 +200,9 @@ class FollowedRun(Followed, AbstractRun):
             LaunchError: when it could not be watched, or a further attempt could not be started.
         """
         try:
-            await asyncio.wait_for(_one_of(self.end), timeout)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(timeout):
+                await _one_of(self.end)
+        except TimeoutError:
             raise TimeoutError(
                 f"The run {self.id!r} has not ended within {timeout} s; it goes on. Wait again, or cancel it."
             ) from None

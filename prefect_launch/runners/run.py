@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Literal
 
+import anyio
+
 from prefect_launch.core.event_loop import run_sync
 from prefect_launch.runners.base import ExitStatus, Runner, RunPlan, RunState
 
@@ -165,10 +167,10 @@ class RunnerRun(AbstractRun):
         return None if text is None else await asyncio.to_thread(self._plan.mask.text, text)
 
     async def wait(self, timeout: float | None = None) -> bool:
-        # asyncio.wait_for raises its own TimeoutError on Python 3.10, which is no builtin TimeoutError.
         try:
-            return (await asyncio.wait_for(self._ended(), timeout)).succeeded
-        except asyncio.TimeoutError:
+            with anyio.fail_after(timeout):
+                return (await self._ended()).succeeded
+        except TimeoutError:
             raise TimeoutError(
                 f"The run {self.id!r} has not ended within {timeout} s; it goes on. Wait again, or cancel it."
             ) from None

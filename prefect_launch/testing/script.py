@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+
+import anyio
 
 from prefect_launch.core.states import ItemState
 from prefect_launch.errors import LaunchError
@@ -93,8 +94,8 @@ class ScriptedProcess:
         script = self._script
         for piece in script.log:
             self._write(piece)
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._stopped.wait(), script.seconds if script.seconds > 0 else 0.001)
+        with anyio.move_on_after(max(script.seconds, 0.001)):
+            await self._stopped.wait()
         if self._killed_with is None:
             for piece in script.late_log:
                 self._write(piece)

@@ -72,9 +72,8 @@ class Waiter:
     async def wait(self, timeout: float | None = None) -> None:
         """Return when something may have happened since the last call, or the time has passed."""
         try:
-            await asyncio.wait_for(self._woken.wait(), timeout)
-        except asyncio.TimeoutError:
-            return
+            with anyio.move_on_after(timeout):
+                await self._woken.wait()
         finally:
             self._woken.clear()
 

@@ -167,8 +167,9 @@ class LocalProcessRunner(Runner):
         if pid is None:
             return
         try:
-            await asyncio.wait_for(self._gone(folder), grace_seconds + _STOP_MARGIN_SECONDS)
-        except asyncio.TimeoutError:
+            with anyio.fail_after(grace_seconds + _STOP_MARGIN_SECONDS):
+                await self._gone(folder)
+        except TimeoutError:
             raise InfrastructureError(
                 f"The processes of {handle!r} do not end, {grace_seconds + _STOP_MARGIN_SECONDS:g} s after they were"
                 f" told to (supervisor: process {pid}). They hang in the kernel;"

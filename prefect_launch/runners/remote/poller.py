@@ -10,8 +10,10 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
+
+import anyio
 
 from prefect_launch.core.backoff import Backoff
 from prefect_launch.core.supervision import restarted
@@ -183,8 +185,8 @@ class StatusPoller:
             is_sure = self._is_told and not any(feed.is_in_doubt for feeds in followed.values() for feed in feeds)
             took = time.monotonic() - began
             await asyncio.sleep(max(self._least_seconds, min(took, _LONGEST_PAUSE_SECONDS)))
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._most_seconds if is_sure else pause)
+            with anyio.move_on_after(self._most_seconds if is_sure else pause):
+                await self._wake.wait()
             pause = min(pause * 2, self._most_seconds)
 
     async def _poll_parts(self, handles: Collection[str]) -> Mapping[str, RemoteStatus | LaunchError]:

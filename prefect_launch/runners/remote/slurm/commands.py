@@ -7,11 +7,12 @@ submitted is decided by the queue and the plan alone.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 from collections.abc import Mapping
 from typing import Final
+
+import anyio
 
 from prefect_launch.core.subprocesses import run_command
 from prefect_launch.errors import InfrastructureError, NoRoomError, UnreachableError
@@ -65,13 +66,14 @@ async def run_slurm(program: str, *arguments: str, env: Mapping[str, str] | None
     """
     environment = {**_without_slurm(os.environ if env is None else env), **_cluster(os.environ)}
     try:
-        done = await asyncio.wait_for(run_command([program, *arguments], env=environment), COMMAND_SECONDS)
+        with anyio.fail_after(COMMAND_SECONDS):
+            done = await run_command([program, *arguments], env=environment)
     except FileNotFoundError:
         raise UnreachableError(
             f"The program {program!r} of Slurm is not on this machine's PATH. Run the agent on a login node, or install"
             " Slurm's client programs (Debian: slurm-client)."
         ) from None
-    except asyncio.TimeoutError:
+    except TimeoutError:
         raise UnreachableError(
             f"Slurm did not answer {program!r} within {COMMAND_SECONDS:g} s. Look at its controller (scontrol ping)."
         ) from None
