@@ -7,6 +7,7 @@ import os
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from prefect_launch.runners.remote.slurm import script
 
@@ -65,8 +66,7 @@ def write(run_dir: Path, files: dict[str, str]) -> None:
     folder = run_dir / script.FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     for name, content in files.items():
-        part = folder / f".{name}.part"
-        part.unlink(missing_ok=True)
+        part = folder / f".{uuid4().hex}.part"  # Two agents may submit one job at once.
         with open(part, "wb", opener=lambda path, flags: os.open(path, flags | os.O_EXCL, 0o600)) as file:
             file.write(os.fsencode(content))
         part.replace(folder / name)
@@ -80,8 +80,10 @@ def ask_to_stop(run_dir: Path, grace_seconds: float) -> None:
 
 def drop_copied(run_dir: Path) -> None:
     """Remove what is copied elsewhere by now, and what is secret."""
-    for name in (script.STDOUT, script.STDERR, script.ENVIRONMENT):
-        (run_dir / script.FOLDER / name).unlink(missing_ok=True)
+    folder = run_dir / script.FOLDER
+    left = folder.glob(".*.part")  # By an agent that was killed as it wrote.
+    for path in (folder / script.STDOUT, folder / script.STDERR, folder / script.ENVIRONMENT, *left):
+        path.unlink(missing_ok=True)
 
 
 def _text(path: Path) -> str:

@@ -310,6 +310,17 @@ def test_record_that_several_write_at_once_is_whole_and_leaves_nothing_beside_it
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_files_of_a_job_that_several_write_at_once_are_whole_and_none_is_left(tmp_path: Path) -> None:
+    secret = {script.ENVIRONMENT: "TOKEN=secret"}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: folder.write(tmp_path, secret), range(400)))
+    (written,) = (tmp_path / script.FOLDER).iterdir()
+    assert written.read_text() == "TOKEN=secret"
+    written.rename(written.with_name(".cut-off.part"))
+    folder.drop_copied(tmp_path)
+    assert list((tmp_path / script.FOLDER).iterdir()) == []
+
+
 async def test_job_whose_number_was_given_again_is_told_by_the_exit_that_it_left(
     made: Jobs, site: Site, tmp_path: Path
 ) -> None:
