@@ -88,10 +88,19 @@ class History:
         """The trials that wait or run."""
         return tuple(trial for trial in self.trials if trial.state.is_open)
 
-    def without_gaps(self) -> History:
-        """Return the history with a cancelled trial for each number that is missing below the highest."""
+    @property
+    def made(self) -> int:
+        """How many numbers are known to be used up: those up to the highest one."""
+        return max((trial.number for trial in self.trials), default=-1) + 1
+
+    def without_gaps(self, made: int = 0) -> History:
+        """Return the history with a cancelled trial for each number that is missing below the highest.
+
+        Args:
+            made: how many trials were made, as is known from elsewhere: the highest ones may be missing as well.
+        """
         used = {trial.number for trial in self.trials}
-        missing = [number for number in range(max(used, default=-1)) if number not in used]
+        missing = [number for number in range(max(made, self.made)) if number not in used]
         gone = tuple(Trial(number, {}, TrialState.CANCELLED) for number in missing)
         return replace(self, trials=(*self.trials, *gone)) if gone else self
 

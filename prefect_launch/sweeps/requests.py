@@ -94,6 +94,19 @@ class RetryRequest(_Label):
         )
 
 
+class TrialCount(_Label):
+    """How many trials of a sweep were made: a number below it is used up, also when its item was deleted."""
+
+    label = "prefect-launch.sweep-trials"
+
+    made: int = Field(default=0, ge=0)
+
+    @classmethod
+    def of(cls, sweep: Item | None) -> Self:
+        """Read it; 0 when there is none."""
+        return (cls.read(sweep) if sweep is not None else None) or cls()
+
+
 class SchedulerProcess(_Label):
     """The process that runs a sweep, and the state of the sweep that it has seen last."""
 

@@ -34,7 +34,7 @@ from prefect_launch.sweeps.board import SweepBoard
 from prefect_launch.sweeps.config import SweepConfig
 from prefect_launch.sweeps.history import History, Trial, TrialState
 from prefect_launch.sweeps.prior_runs import read_prior_runs
-from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess
+from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess, TrialCount
 from prefect_launch.sweeps.samplers.base import next_params
 from prefect_launch.sweeps.samplers.registry import make_sampler
 from prefect_launch.sweeps.scheduler import (
@@ -110,6 +110,8 @@ class SweepRunner:
         self._wake = Wake(look_seconds)
         #: The sweep's parameters that `config` was made of.
         self._parameters: Mapping[str, Any] | None = None
+        #: What the sweep's label says, and the newest list of items was asked for after that.
+        self._made = 0
         # For speed, and for what is told; nothing of it decides.
         self._seen: datetime | None = None
         self._is_paused = False
@@ -203,8 +205,25 @@ class SweepRunner:
 
     # --- one look, and what follows from it ---
 
-    async def _step(self) -> EndSweep | None:
+    async def _list(self) -> Item | None:
         sweep = await self._reader.list_with_sweep()
+        while (made := TrialCount.of(sweep).made) > self._made:
+            # What another scheduler has made since the items were listed is missing there, and was not deleted.
+            self._made = made
+            self._reader.forget()
+            sweep = await self._reader.list_with_sweep()
+        return sweep
+
+    async def _note_made(self, made: int) -> None:
+        """Keep how many trials were made, for the time when the item of the last one is deleted."""
+        if made <= self._made or self._config.method == "grid":
+            return
+        with suppress(ItemGoneError):
+            await self._session.server.label_item(self._sweep_id, TrialCount(made=made).labels)
+        self._made = made
+
+    async def _step(self) -> EndSweep | None:
+        sweep = await self._list()
         if sweep is not None:
             self._follow_parameters(sweep)
         ended = _end_elsewhere(sweep)
@@ -219,8 +238,9 @@ class SweepRunner:
             return EndSweep(Outcome.PAUSED, "The sweep was resumed meanwhile.")
         retries = RetryRequest.of(sweep).tries
         elapsed = running_seconds(sweep, datetime.now(timezone.utc)) if sweep is not None else 0.0
-        control = Control(command=command, elapsed_seconds=elapsed, retries=retries)
         try:
+            await self._note_made(trials.history.made)
+            control = Control(command=command, elapsed_seconds=elapsed, retries=retries, made=self._made)
             history = await self._with_prior_runs(trials.history)
             actions = await anyio.to_thread.run_sync(self._decide, history, control)
             if not self._reader.is_whole and any(isinstance(action, EndSweep) for action in actions):
@@ -301,8 +321,10 @@ class SweepRunner:
         return decide(self._config, history, control, lambda so_far: next_params(sampler, so_far) if sampler else None)
 
     async def _act(self, actions: tuple[Action, ...], trials: SweepTrials) -> EndSweep | None:
-        made = await self._queue.add([action for action in actions if isinstance(action, QueueTrial)])
+        queued = [action for action in actions if isinstance(action, QueueTrial)]
+        made = await self._queue.add(queued)
         self._reader.note_changed(*(item.id for item in made))
+        await self._note_made(max((action.number for action in queued), default=-1) + 1)
         for action in actions:
             if isinstance(action, StopTrial):
                 if await self._queue.cancel(action, trials):

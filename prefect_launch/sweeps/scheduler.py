@@ -47,6 +47,7 @@ class Control:
         num_workers: trials at a time; wins over the configuration.
         run_cap: the most trials; wins over the configuration.
         retries: numbers of trials that a person wants to run again, with the try that is wanted: 2 is the first retry.
+        made: how many trials were made so far, those included whose items were deleted since.
     """
 
     command: Command = Command.RUN
@@ -54,6 +55,7 @@ class Control:
     num_workers: int | None = None
     run_cap: int | None = None
     retries: Mapping[int, int] = field(default_factory=dict)
+    made: int = 0
 
 
 class Outcome(str, Enum):
@@ -123,7 +125,7 @@ def decide(config: SweepConfig, history: History, control: Control, ask: Ask) ->
     """
     if config.method != "grid":
         # A deleted item of a grid leaves a point to try; elsewhere its number is used up.
-        history = history.without_gaps()
+        history = history.without_gaps(control.made)
     if end := reason_to_end(config, history, control):
         stopped = tuple(StopTrial(trial.number, TrialState.CANCELLED, end.message) for trial in history.open)
         return stopped or (end,)

@@ -269,6 +269,41 @@ async def test_resumed_sweep_goes_on_to_its_new_cap_and_runs_nothing_again(job_a
         assert await sweep.numbers() == [(k, 1) for k in range(5)]
 
 
+@pytest.mark.parametrize("deleted", [{2}, {1, 2}, {0, 1, 2}])
+async def test_number_of_a_deleted_trial_is_used_up_for_another_scheduler_too(
+    job_api: InMemoryApi, deleted: set[int]
+) -> None:
+    async with opened(job_api, method="random", run_cap=3) as sweep, sweep.agent():
+        await sweep.run()
+        for item in await sweep.items():
+            read = TrialItem.of(item)
+            if read is not None and read.record.number in deleted:
+                await job_api.server.delete_item(item.id)
+        assert (await sweep.run(run_cap=5)).outcome is Outcome.FINISHED
+        kept = [k for k in range(5) if k not in deleted]
+        assert await sweep.numbers() == [(k, 1) for k in kept]
+
+
+async def test_number_of_a_trial_that_is_deleted_while_its_scheduler_runs_is_used_up(job_api: InMemoryApi) -> None:
+    async with opened(job_api, method="random", run_cap=3) as sweep:
+        running = asyncio.create_task(sweep.run())
+        await sweep.until_told("trial 1 waiting")
+        (last,) = [item for item in await sweep.items() if (read := TrialItem.of(item)) and read.record.number == 1]
+        await job_api.server.delete_item(last.id)
+        async with sweep.agent():
+            await running
+        assert await sweep.numbers() == [(0, 1), (2, 1)]
+
+
+async def test_deleted_trial_of_a_grid_is_tried_again(job_api: InMemoryApi) -> None:
+    async with opened(job_api) as sweep, sweep.agent():
+        await sweep.run()
+        (last,) = [item for item in await sweep.items() if (read := TrialItem.of(item)) and read.record.number == 3]
+        await job_api.server.delete_item(last.id)
+        await sweep.run()
+        assert await sweep.numbers() == [(k, 1) for k in range(4)]
+
+
 async def test_sampler_or_job_that_refuses_a_trial_fails_the_sweep_and_stops_its_other_trials(
     job_api: InMemoryApi,
 ) -> None:
