@@ -229,7 +229,7 @@ class SweepRunner:
         ended = _end_elsewhere(sweep)
         command = await self._command(sweep) if ended is None else Command.STOP
         trials = await self._reader.trials(self._config)
-        self._wake.note_ended({str(one.item.id) for one in trials.items.values() if one.item.is_terminal})
+        self._wake.note_ended({str(item_id) for item_id in self._reader.ended})
         self._trial_log.show(trials, self._config)
         self._board.update(sweep, trials)
         if _can_go_on(sweep) and not self._is_stopping:

@@ -65,6 +65,11 @@ class TrialReader:
         self.is_whole = False
         """Whether the last list was of all items."""
 
+    @property
+    def ended(self) -> frozenset[UUID]:
+        """Ids of the listed items that have ended: also earlier tries, and items of the tag that are no trials."""
+        return frozenset(item.id for item in self._items.values() if item.is_terminal)
+
     def note_changed(self, *item_ids: UUID) -> None:
         """Note items that have changed, or are new: the next list has them."""
         self._changed.update(item_ids)

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 from uuid import UUID
 
+from prefect_launch import alaunch_add
 from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.states import ItemState
 from prefect_launch.server.metrics import write_metrics
@@ -133,3 +134,18 @@ async def test_trial_that_changes_while_all_are_listed_is_not_left_out_and_is_re
     reading.asked.clear()
     await reading.reader.list_items()
     assert reading.asked == [{one}]
+
+
+async def test_items_that_have_ended_are_known_also_when_they_are_no_trial(job_api: InMemoryApi) -> None:
+    async with opened(job_api, run_cap=1) as sweep, sweep.agent():
+        await sweep.run()
+    await alaunch_add(
+        job="train", queue_name="cpu", sweep_id=str(sweep.id), config={"overrides": {"run_config": {"lr": 1}}}
+    )
+    reader = TrialReader(job_api.server, sweep.id)
+    await reader.list_items()
+    (other,) = {item.id for item in await sweep.items()} - reader.ended
+    await job_api.server.propose(other, State.of(ItemState.COMPLETED), force=True)
+    await reader.list_items()
+    assert other in reader.ended, "a scheduler looks again and again for an end that it does not see"
+    assert len(reader.ended) == 2
