@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 #: How much of a wrong name a message shows: no valid name is longer.
 _SHOWN_CHARS = 128
@@ -18,6 +19,7 @@ _ALIKE = 0.6
 _LONGER = 1.5
 #: So many letters are a beginning that says what was meant.
 _BEGINNING = 3
+_Error = TypeVar("_Error", bound="LaunchError")
 
 
 class LaunchError(Exception):
@@ -172,6 +174,17 @@ class ItemGoneError(InternalError):
 def clause(error: object) -> str:
     """Return the text of another program's error without its full stop, to use inside a sentence."""
     return str(error).strip().removesuffix(".")
+
+
+def retold(error: _Error, text: str) -> _Error:
+    """Return the same error with another text: its type, and what else it holds, stay.
+
+    Args:
+        error: any error of prefect-launch, whatever its constructor takes.
+        text: what it says from now on.
+    """
+    error.args = (text,)
+    return error
 
 
 def nearest_name(value: object, known: Iterable[str]) -> str | None:

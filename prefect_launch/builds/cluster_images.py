@@ -35,6 +35,7 @@ from prefect_launch.errors import (
     SpecError,
     UnreachableError,
     clause,
+    retold,
 )
 from prefect_launch.registries.base import TOKEN_USER, Credentials, Registry, is_digest, parse_reference
 from prefect_launch.runners.base import ExitStatus, Finding, RunPlan
@@ -112,7 +113,7 @@ class ClusterImages(BuildPlace):
                 one = _ClusterBuild(runner, plan, f"{WAITERS}{item}", self._holder, self._settings.kubernetes)
                 await self._until_built(one, target, lambda text: log(access.mask.text(text)))
             except (BuildError, InfrastructureError) as error:  # It has the last lines of the log.
-                raise type(error)(access.mask.text(str(error))) from None
+                raise retold(error, access.mask.text(str(error))) from None
             finally:
                 with anyio.CancelScope(shield=True):
                     await runner.aclose()

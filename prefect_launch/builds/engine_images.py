@@ -29,6 +29,7 @@ from prefect_launch.errors import (
     InfrastructureError,
     LaunchError,
     RegistryError,
+    retold,
 )
 from prefect_launch.registries.base import Registry, parse_reference
 
@@ -120,7 +121,7 @@ class EngineImages(BuildPlace):
         try:
             built = await builder.build(target, access, lambda text: log(access.mask.text(text)))
         except (BuildError, InfrastructureError) as error:  # It has the last lines of the log.
-            raise type(error)(access.mask.text(str(error))) from None
+            raise retold(error, access.mask.text(str(error))) from None
         await self._engine.tag(built, target.image)
         log(f"Built {target.image}.\n")
 

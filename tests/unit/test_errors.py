@@ -1,10 +1,11 @@
-"""Errors for names that do not exist."""
+"""Errors for names that do not exist, and errors that are told in other words."""
 
 from __future__ import annotations
 
 import pytest
 
-from prefect_launch.errors import nearest_name, unknown_name
+from prefect_launch.errors import LaunchError, nearest_name, retold, unknown_name
+from prefect_launch.runners.remote.kubernetes.errors import OverloadedError
 from prefect_launch.spec.launch_spec import LaunchSpec
 
 
@@ -41,3 +42,13 @@ def test_name_that_a_slip_makes_wrong_is_reported_with_the_right_one(seen: str, 
 def test_name_that_is_like_no_other_is_reported_without_a_suggestion(seen: str, known: list[str]) -> None:
     assert nearest_name(seen, known) is None
     assert "Did you mean" not in str(unknown_name("option", seen, known))
+
+
+def test_error_that_is_retold_keeps_its_kind_and_all_that_it_holds() -> None:
+    error = OverloadedError("ask later, s3cret", 2.5)
+    with pytest.raises(LaunchError) as told:
+        raise retold(error, "ask later, ***")
+    assert type(told.value) is OverloadedError
+    assert told.value.retry_after == 2.5
+    assert str(told.value) == "ask later, ***"
+    assert "s3cret" not in repr(told.value)
