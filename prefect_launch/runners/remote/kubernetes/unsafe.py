@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 from prefect_launch.errors import UnsafeSpecError
-from prefect_launch.runners.remote.kubernetes.fields import shown, walk
+from prefect_launch.runners.remote.kubernetes.fields import field_table, shown, walk
 
 _Rule = Callable[[Any], bool]
 
@@ -26,6 +27,11 @@ _NOT_TRUE: Final = (
     # An account is a name: any but the empty one.
     *("hostPort", "serviceAccountName", "serviceAccount", "namespace", "nodePort"),
     *("priorityClassName", "priority", "nodeName", "runtimeClassName"),
+)
+#: What a volume of a submitter may be made of; every other source that the API knows reaches a network or a host.
+_VOLUME_SOURCES: Final = (
+    *("configMap", "downwardAPI", "emptyDir", "ephemeral"),
+    *("image", "persistentVolumeClaim", "projected", "secret"),
 )
 _PROFILE_ANNOTATIONS: Final = (
     "container.apparmor.security.beta.kubernetes.io",
@@ -48,7 +54,7 @@ def check_safe(value: Any, path: str) -> None:
     """
     for entry in walk(value, path):
         rule = _rule_of(entry.key)
-        if rule is not None and rule(entry.value):
+        if (rule is not None and rule(entry.value)) or _is_foreign_volume(entry.key, entry.value):
             raise unsafe(entry.key, entry.path, entry.value)
 
 
@@ -79,6 +85,18 @@ _RULES: Final[Mapping[str, _Rule]] = {
     # A volume's source; a label may be called so.
     "secret": lambda value: isinstance(value, Mapping),
 }
+
+
+def _is_foreign_volume(key: str, value: Any) -> bool:
+    """Whether an entry is the source of a volume that is not made in the cluster for the job, such as `nfs`."""
+    # A label or a variable may be called so: a source is a mapping.
+    return isinstance(value, Mapping) and _plain(key) in _foreign_volumes()
+
+
+@lru_cache(maxsize=1)
+def _foreign_volumes() -> frozenset[str]:
+    known = {_plain(name) for name in field_table()["V1Volume"] if name != "name"}
+    return frozenset(known.difference(map(_plain, _VOLUME_SOURCES)))
 
 
 def _rule_of(key: str) -> _Rule | None:

@@ -121,6 +121,32 @@ def test_pod_field_that_reaches_out_of_its_pod_is_refused_to_submitters_alone(pa
 
 
 @pytest.mark.parametrize(
+    "source",
+    [
+        {"nfs": {"server": "10.0.0.1", "path": "/"}},
+        {"iscsi": {"targetPortal": "10.0.0.1", "iqn": "iqn.2001-04.com.example:a", "lun": 0}},
+        {"csi": {"driver": "host.example.com"}},
+        {"flexVolume": {"driver": "example/host"}},
+        {"cephfs": {"monitors": ["10.0.0.1"]}},
+        {"fc": {"lun": 0}},
+        {"gitRepo": {"repository": "https://example.com/a.git"}},
+    ],
+)
+def test_volume_from_a_network_or_a_host_is_refused_to_submitters_in_both_forms(source: dict[str, Any]) -> None:
+    pod = {**pod_manifest()["spec"], "volumes": [{"name": "a", **source}]}
+
+    for given in (job_options({"spec": pod}), {"volumes": [{**source, "mountPath": "/data"}]}):
+        options = check_options(given)
+        with pytest.raises(UnsafeSpecError, match=next(iter(source))):
+            check_submitter_options(options)
+
+
+def test_volume_that_is_made_for_the_job_is_free_to_submitters() -> None:
+    for source in ({"emptyDir": {}}, {"configMap": {"name": "a"}}, {"downwardAPI": {"items": []}}):
+        check_submitter_options(check_options({"volumes": [{**source, "mountPath": "/data"}]}))
+
+
+@pytest.mark.parametrize(
     "volume",
     [
         "/etc:/host:ro",
