@@ -88,7 +88,7 @@ def _specs(value: Any, keys: Keys = ()) -> Iterator[tuple[Keys, Mapping[str, Any
         containers = value.get("containers")
         if isinstance(containers, (list, tuple)) and all(isinstance(one, Mapping) for one in containers):
             yield keys, value
-            return
+        # On, all the same: a list called so above other pods, as in a resource of its own kind, must not hide them.
         for key, item in value.items():
             yield from _specs(item, (*keys, key))
     elif isinstance(value, (list, tuple)):

@@ -10,6 +10,7 @@ from prefect_launch.errors import SpecError
 from prefect_launch.runners.option_values import UNLIMITED
 from prefect_launch.runners.remote.kubernetes.amounts import amounts_of
 from prefect_launch.runners.remote.kubernetes.options import check_options, check_together, own_image
+from prefect_launch.runners.remote.kubernetes.pod_counts import pods_in
 from prefect_launch.runners.remote.kubernetes.quantities import parse_quantity, written_bytes, written_cpus
 from tests.unit.runners.kubernetes.plans import job_options, pod_manifest
 
@@ -220,3 +221,13 @@ def test_amounts_are_written_as_kubernetes_takes_them() -> None:
 )
 def test_image_of_the_queue_is_for_jobs_that_name_none(options: dict[str, Any], image: str | None) -> None:
     assert own_image(options) == image
+
+
+@pytest.mark.parametrize("decoy", [[], [{}]])
+def test_list_of_containers_above_pods_hides_none_of_them(decoy: list[dict[str, Any]]) -> None:
+    worker = {"containers": [{"name": "w", "resources": {"limits": {"nvidia.com/gpu": 8}}}]}
+    cluster = {"containers": decoy, "workers": [{"replicas": 2, "template": {"spec": worker}}]}
+
+    found = [(pods.spec, pods.number) for pods in pods_in({"kind": "Any", "spec": cluster})]
+
+    assert (worker, 2) in found
