@@ -248,7 +248,7 @@ class _ClusterBuild:
         await self._runner.start(str(handle))
         await self._wait_started(handle, log)
         output = _Output(log)
-        await self._copy_log(handle, output)
+        await self._copy_log(handle, output, log)
         end = await self._end_of(handle)
         if not end.succeeded:
             raise self._error_of(end, output)
@@ -266,23 +266,33 @@ class _ClusterBuild:
                 " push_secret, or what its spec names."
             ) from error
 
-    async def _copy_log(self, handle: RunHandle, output: BuildOutput) -> None:
-        """Log what the build says until it has ended; a cluster that is away is asked until it is back."""
-        position, is_away = None, False
+    async def _copy_log(self, handle: RunHandle, output: BuildOutput, log: LineSink) -> None:
+        """Log what the build says until it has ended; ask again after an error, which ends no build."""
+        position, has_ended, is_told = None, False, False
         while True:
             try:
                 async with aclosing(self._runner.read_logs(handle.job, position)) as parts:  # type: ignore[type-var]
                     async for part in parts:
                         output.take(_COLOURS.sub("", part.content.decode("utf-8", "replace")))
-                        position, is_away = part.position, False
+                        position, is_told = part.position, False
                 return
-            except UnreachableError as error:
-                if not is_away:
-                    _logger.warning(
-                        "the log of the build %s is not to be had; asking again: %s", self._plan.name, error
-                    )
-                is_away = True
+            except LaunchError as error:
+                if not is_told:
+                    _logger.warning("the log of the build %s cannot be read: %s", self._plan.name, error)
+                    log(f"The log of the build cannot be read now: {clause(error)}. The build goes on.\n")
+                is_told = True
+                if not isinstance(error, UnreachableError):
+                    if has_ended:
+                        return  # It was asked once more after the end.
+                    has_ended = await self._has_ended(handle)
                 await asyncio.sleep(_AWAY_SECONDS)
+
+    async def _has_ended(self, handle: RunHandle) -> bool:
+        try:
+            job = await self._runner.poll_one(handle.job)
+        except UnreachableError:
+            return False
+        return job is None or job.status.state is RemoteState.ENDED
 
     async def _end_of(self, handle: RunHandle) -> ExitStatus:
         while True:

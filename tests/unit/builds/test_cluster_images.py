@@ -365,6 +365,18 @@ async def test_build_that_fails_says_its_step_and_its_last_lines(bench: Bench) -
     assert bench.jobs == []
 
 
+async def test_build_whose_log_may_not_be_read_ends_as_its_job_does(bench: Bench) -> None:
+    bench.api.answer("GET .*/log", 403, "Forbidden", "may not get pods/log", times=10_000)
+    log: list[str] = []
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), log.append))
+    pods = await bench.running("INFO[0001] RUN make")
+    await until(lambda: building.done() or any("cannot be read" in line for line in log))
+    bench.end(pods)
+    assert (await asyncio.wait_for(building, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+    assert len([line for line in log if "cannot be read" in line and "may not get pods/log" in line]) == 1
+    assert bench.jobs == []
+
+
 async def test_build_that_failed_before_is_tried_anew(bench: Bench) -> None:
     first = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
     pods = await bench.running()
