@@ -142,7 +142,8 @@ def test_volume_from_a_network_or_a_host_is_refused_to_submitters_in_both_forms(
 
 
 def test_volume_that_is_made_for_the_job_is_free_to_submitters() -> None:
-    for source in ({"emptyDir": {}}, {"configMap": {"name": "a"}}, {"downwardAPI": {"items": []}}):
+    sources: list[dict[str, Any]] = [{"emptyDir": {}}, {"configMap": {"name": "a"}}, {"downwardAPI": {"items": []}}]
+    for source in sources:
         check_submitter_options(check_options({"volumes": [{**source, "mountPath": "/data"}]}))
 
 
