@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from enum import Enum
 
+#: Key in the data of a failed item's state: the last line of its log, if the job itself is at fault.
+LAST_LINE = "last_line"
+
 
 class StateType(str, Enum):
     """Prefect's own state types."""

@@ -16,17 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_launch.core.metrics import Metrics
 from prefect_launch.core.names import short_id
-from prefect_launch.core.states import StateType
+from prefect_launch.core.states import LAST_LINE, StateType
 from prefect_launch.errors import NotFoundError, SpecError, nearest_name
 from prefect_launch.server.values import Item
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.sweeps.config import SOURCES, Metric, SweepConfig
+from prefect_launch.sweeps.failures import LAST_LINE_LABEL
 from prefect_launch.sweeps.history import History, Trial, TrialState
 
 #: Label of a trial's item: its `TrialRecord`, as JSON.
 TRIAL_LABEL: Final = "prefect-launch.trial"
 #: Label of an item that the sweep has cancelled: its `StopRecord`, as JSON.
 STOP_LABEL: Final = "prefect-launch.trial-stop"
+_LINE_CHARS: Final = 200
 #: What a run has become, by the state that its item has ended in.
 ENDS: Final[Mapping[StateType, TrialState]] = {
     StateType.COMPLETED: TrialState.FINISHED,
@@ -158,7 +160,7 @@ class TrialItem:
             if state is TrialState.FINISHED and value is None:
                 state, cause = TrialState.FAILED, _not_reported(objective.name, metrics.names)
         if state is TrialState.FAILED:
-            cause = cause or self.item.message or "No reason was given."
+            cause = cause or _cause_of(self.item)
         return Trial(self.record.number, self.record.params, state, value, steps, self.record.attempt, cause)
 
     def _state(self) -> TrialState:
@@ -176,6 +178,14 @@ def _params(item: Item, record: TrialRecord) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         return record.params
     return {name: given.get(name, value) for name, value in record.params.items()}
+
+
+def _cause_of(item: Item) -> str:
+    """Return why an item failed: its message, with the last line of its log where the agent has kept that."""
+    message = item.message or "No reason was given."
+    data = item.state.data if item.state else None
+    line = data.get(LAST_LINE) if isinstance(data, Mapping) else None
+    return f"{message}{LAST_LINE_LABEL}{line[:_LINE_CHARS]}" if isinstance(line, str) and line else message
 
 
 def _not_reported(name: str, seen: Collection[str]) -> str:

@@ -24,7 +24,7 @@ from prefect_launch.agent.item.failure_report import Facts, build_report, publis
 from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.running_items import RunningItem
 from prefect_launch.agent.item.transitions import retry_until_available, transition
-from prefect_launch.core.states import TERMINAL, ItemState, StateType
+from prefect_launch.core.states import LAST_LINE, TERMINAL, ItemState, StateType
 from prefect_launch.core.units import utc_time
 from prefect_launch.core.validation import clean_json, json_fault
 from prefect_launch.errors import LaunchError
@@ -94,6 +94,10 @@ async def end_item(
         report = build_report(item, outcome, facts, comes_back=retry.describe() if retry else None)
         await publish_report(session.server, item, report, once=_claim(item, facts))
     if retry is None:
+        if outcome.cause is Cause.FAILED and facts.last_lines:
+            # Exit codes are few: who groups failed items, as a sweep does, tells two errors apart by this.
+            data = {**(outcome.data or {}), LAST_LINE: facts.last_lines[-1]}
+            outcome = outcome.model_copy(update={"data": data})
         ended = await _set_end(session, item, outcome, current, transition_id)
         await repair_item(session.server, item)
         return ended

@@ -9,7 +9,7 @@ import pytest
 
 from prefect_launch.agent.item.failure_report import Facts, build_report, read_last_lines
 from prefect_launch.agent.item.outcome import ADVICE, Category, diagnose, outcome_of_error, outcome_of_exit
-from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.states import LAST_LINE, ItemState, StateType
 from prefect_launch.errors import AgentConfigError, ImagePullError, InfrastructureError, QueueError, SpecError
 from prefect_launch.runners.base import ExitStatus, Phase, RunPlan
 from prefect_launch.testing import Script
@@ -134,6 +134,25 @@ async def test_item_that_does_not_complete_gets_its_page(bench: Bench, script: S
     (artifact,) = await bench.server.list_artifacts(item.id)
     assert (artifact["key"], artifact["type"]) == ("failure-report-mine-1", "markdown")
     assert words in artifact["data"]
+
+
+@pytest.mark.parametrize(
+    ("script", "kept"),
+    [
+        (Script(exit_code=3, log=(b"Traceback\n", b"KeyError: 'lr'\n")), "KeyError: 'lr'"),
+        (Script(exit_code=3), None),
+        (Script(oom_killed=True, log=(b"step 7\n",)), None),
+    ],
+)
+async def test_state_keeps_the_last_line_of_a_job_that_is_itself_at_fault(
+    bench: Bench, script: Script, kept: str | None
+) -> None:
+    bench.plays(script)
+    (item,) = await bench.add()
+    await bench.agent().loop(until_empty=True)
+    state = (await bench.read(item.id)).state
+    assert state is not None
+    assert state.data.get(LAST_LINE) == kept
 
 
 async def test_item_that_completes_gets_none(bench: Bench) -> None:

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 
 from prefect_launch.core.metrics import Metrics
-from prefect_launch.core.states import ItemState, StateType
+from prefect_launch.core.states import LAST_LINE, ItemState, StateType
 from prefect_launch.errors import InputError, NotFoundError, SpecError
 from prefect_launch.server.metrics import METRIC_LABEL, write_metrics
 from prefect_launch.server.values import State
@@ -164,6 +164,24 @@ async def test_sweep_whose_first_five_trials_all_fail_fails_with_the_cause(job_a
         assert "the commonest cause" in end.message
         assert "exit code 3" in end.message
         assert 5 <= len(await sweep.numbers()) <= 7
+
+
+async def test_two_errors_with_one_exit_code_are_two_causes(job_api: InMemoryApi) -> None:
+    lines = ["KeyError: 'lr'", "ValueError: 17 of 20 rows", "ValueError: 3 of 20 rows", "ValueError: 9 of 20 rows"]
+    async with opened(job_api, max_failures=4, workers=4) as sweep:
+        running = asyncio.create_task(sweep.run())
+        await sweep.until_told("trial 3 waiting")
+        for item in await sweep.items():
+            read = TrialItem.of(item)
+            assert read is not None
+            message = "[run] The job ended with exit code 1."
+            state = ItemState.FAILED
+            data = {"exit_code": 1, LAST_LINE: lines[read.record.number]}
+            ended = State(type=state.type, name=state.label, message=message, data=data)
+            await job_api.server.propose(item.id, ended, force=True)
+        end = await asyncio.wait_for(running, PATIENCE_SECONDS)
+        cause = "[run] The job ended with exit code 1. Last line: ValueError: 17 of 20 rows"
+        assert end.message == f"4 trials failed; the commonest cause (3): {cause}"
 
 
 async def test_trial_without_the_metric_fails_and_names_what_was_seen(job_api: InMemoryApi) -> None:
