@@ -423,7 +423,10 @@ def pause(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Pause a sweep: no new trial starts until 'sweep resume'; without --now, what runs goes on to its end."""
+    """Pause a sweep: no new trial starts until 'sweep resume'; without --now, what runs goes on to its end.
+
+    A trial that waits in the queue may still start within the next 10 s.
+    """
     import asyncio
 
     from prefect_launch.sweeps.control import pause_sweep
@@ -475,7 +478,8 @@ def retry(
 ) -> None:
     """Run trials of a sweep again that failed, under the same numbers and with the same parameters.
 
-    They count as no new trials. Those of a paused sweep run when it is resumed; a sweep that has ended goes on.
+    They count as no new trials. Those of a paused sweep run when it is resumed; a sweep that has ended goes on, and so
+    does one whose process has died.
     """
     import asyncio
 

@@ -141,7 +141,7 @@ async def resume_sweep(
         await check_sweep_request(api, session, config if "prior_runs" in wanted else config.without_prior_runs())
         await session.server.replace_parameters(sweep_id, parameters)
         if sweep.deployment_id is not None:
-            return await _put_back(session, sweep)
+            return await _put_back(session, sweep, answer_seconds)
         if await _answers(session, sweep, answer_seconds):
             return ResumedBy.PROCESS
         pending = State.of(ItemState.CLAIMED, "The sweep is resumed.")
@@ -149,9 +149,9 @@ async def resume_sweep(
         return ResumedBy.CALLER
 
 
-async def _put_back(session: Session, sweep: Item) -> ResumedBy:
+async def _put_back(session: Session, sweep: Item, seconds: float) -> ResumedBy:
     """Put a run of a deployment back into its queue, unless it runs or waits there."""
-    if sweep.state_type is StateType.RUNNING:
+    if sweep.state_type is StateType.RUNNING and await _goes_on(session, sweep, seconds):
         return ResumedBy.PROCESS
     if sweep.state_type not in (StateType.SCHEDULED, StateType.PENDING):
         # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
@@ -160,6 +160,33 @@ async def _put_back(session: Session, sweep: Item) -> ResumedBy:
         if not verdict.accepted:
             await session.server.propose(sweep.id, queued_again(), force=True)
     return ResumedBy.QUEUE
+
+
+async def _goes_on(session: Session, sweep: Item, seconds: float) -> bool:
+    """Whether the scheduler of a sweep reads what was written before this call.
+
+    One that decided to end before that does not: none of its trials is open, and the sweep ends within its next look.
+
+    Args:
+        session: to the server.
+        sweep: as it was read after the write.
+        seconds: within which a scheduler looks.
+    """
+    if sweep.is_terminal:
+        return False
+    if sweep.state_type is not StateType.RUNNING:
+        return True
+    process = SchedulerProcess.read(sweep)
+    if process is not None and process.has_died:
+        return False
+    with anyio.move_on_after(seconds):
+        while not (await read_trials(session.server, sweep.id, config_of(sweep))).history.open:
+            now = await session.server.read_item(sweep.id)
+            if now is None or now.is_terminal:
+                return False
+            await anyio.sleep(_ANSWER_POLL_SECONDS)
+        return True
+    return sweep.deployment_id is not None  # An agent sees to its process.
 
 
 async def _answers(session: Session, sweep: Item, seconds: float) -> bool:
@@ -192,7 +219,7 @@ class Retried:
 
     Attributes:
         numbers: of the trials that run again.
-        resumed_by: who goes on with the sweep, when it had ended; else `None`.
+        resumed_by: who goes on with the sweep, when it had ended or its process had died; else `None`.
     """
 
     numbers: tuple[int, ...]
@@ -205,7 +232,7 @@ async def retry_trials(
     """Let trials of a sweep run again: the same number and parameters, the next try.
 
     They go before new trials, and count as none. Those of a paused sweep run when it is resumed; a sweep that has ended
-    goes on. What was asked for already is not asked for twice.
+    goes on, and so does one whose process has died. What was asked for already is not asked for twice.
 
     Args:
         api: the Prefect server.
@@ -229,9 +256,11 @@ async def retry_trials(
         if end is not None:
             raise LaunchError(f"The sweep {sweep_id} would end before a trial of it runs again: {end.message}")
         retried = tuple(sorted(number for number, tries in wanted.tries.items() if _is_due(history, number, tries)))
-        await _write(session, sweep_id, wanted)
-    resumed_by = await resume_sweep(api, sweep_id, {}, answer_seconds=answer_seconds) if sweep.is_terminal else None
-    return Retried(retried, resumed_by)
+        sweep = await _write(session, sweep_id, wanted)
+        if await _goes_on(session, sweep, answer_seconds):
+            return Retried(retried)
+    resumed_by = await resume_sweep(api, sweep_id, {}, answer_seconds=answer_seconds)
+    return Retried(retried, None if resumed_by is ResumedBy.PROCESS else resumed_by)
 
 
 _AGAIN: Final = frozenset({TrialState.FAILED, TrialState.CANCELLED})
@@ -271,14 +300,15 @@ def _is_due(history: History, number: int, tries: int) -> bool:
     return trial is not None and (trial.tries < tries or (trial.tries == tries and trial.state.is_open))
 
 
-async def _write(session: Session, sweep_id: UUID, wanted: RetryRequest) -> None:
-    """Write the request, and see that it stands beside those which others write at the same time."""
+async def _write(session: Session, sweep_id: UUID, wanted: RetryRequest) -> Item:
+    """Write the request, and see that it stands beside those of others; return the sweep as it is read after that."""
     for _ in range(_TRIES):
         sweep = await read_sweep(session, sweep_id)
         there = RetryRequest.of(sweep)
         if there.with_tries(wanted.tries) == there:
-            return
+            return sweep
         await session.server.label_item(sweep_id, there.with_tries(wanted.tries).labels)
+    raise LaunchError(f"Others change the sweep {sweep_id} again and again. Ask for the trials once more.")
 
 
 # --- stop ---

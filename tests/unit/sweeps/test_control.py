@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
@@ -432,6 +433,52 @@ async def test_failed_trial_of_a_paused_sweep_runs_again_once_it_is_resumed(job_
             assert await resume_sweep(job_api, sweep.id, {}, answer_seconds=PATIENCE_SECONDS) is ResumedBy.PROCESS
             assert (await ended(life)).message == "All 3 trials have ended."
         assert await sweep.numbers() == [(0, 1), (0, 2), (1, 1), (2, 1)]
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+@pytest.mark.parametrize("what", ["retry", "cap"])
+@pytest.mark.parametrize("lasts", [0.0, 0.5])
+async def test_request_that_comes_after_the_last_look_of_a_sweep_that_ends_lets_it_go_on(
+    job_api: InMemoryApi, what: str, deployed: bool, lasts: float
+) -> None:
+    async with opened(job_api, run_cap=2, deployed=deployed) as sweep, sweep.agent(Fickle(r0_1=1)):
+        await sweep.run()  # It has decided to end, and the state of that is still to come.
+
+        async def end() -> None:
+            await asyncio.sleep(lasts)
+            await sweep.enter(ItemState.COMPLETED)
+
+        async def ends_it(call: str) -> None:
+            if call in ("label_item", "replace_parameters"):
+                job_api.server.after_call = None
+                ending.append(asyncio.create_task(end()))
+                await asyncio.sleep(0)
+
+        ending: list[asyncio.Task[None]] = []
+        job_api.server.after_call = ends_it
+        if what == "retry":
+            by = (await retry_trials(job_api, sweep.id)).resumed_by
+        else:
+            by = await resume_sweep(job_api, sweep.id, {"run_cap": 3})
+        assert by is (ResumedBy.QUEUE if deployed else ResumedBy.CALLER)
+        assert len(ending) == 1
+        await ending[0]
+        assert not (await read_sweep(sweep.session, sweep.id)).is_terminal
+
+
+async def test_retry_of_a_sweep_whose_process_has_died_is_for_the_caller_to_run(job_api: InMemoryApi) -> None:
+    async with opened(job_api, run_cap=3, workers=1) as sweep:
+        life = asyncio.create_task(sweep.scheduler().run())
+        async with sweep.agent(Fickle(r0_1=1)):
+            await sweep.until_told("trial 0 failed")
+        life.cancel()
+        with suppress(asyncio.CancelledError):
+            await life
+        gone = await asyncio.create_subprocess_exec("true")
+        await gone.wait()
+        process = SchedulerProcess(host=socket.gethostname(), pid=gone.pid, seen=None)
+        await job_api.server.label_item(sweep.id, process.labels)
+        assert await retry_trials(job_api, sweep.id) == Retried((0,), ResumedBy.CALLER)
 
 
 async def test_failures_that_run_again_are_no_reason_to_end(job_api: InMemoryApi) -> None:
