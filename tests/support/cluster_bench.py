@@ -16,7 +16,6 @@ import pytest
 from prefect_launch.agent.agent import LaunchAgent
 from prefect_launch.agent.loop import Loop
 from prefect_launch.client.launch_add import alaunch_add_many
-from prefect_launch.errors import ServerUnavailableError
 from prefect_launch.runners.base import RunPlan
 from prefect_launch.runners.registry import RUNNERS
 from prefect_launch.runners.remote.jobs import RemoteJob
@@ -159,7 +158,7 @@ class Life:
                 self.died.set()
         if self.died.is_set():
             await self._buried.wait()
-            raise ServerUnavailableError("it is dead")
+            raise asyncio.CancelledError  # An error would take the place of the one that clears its tasks away.
 
     async def bury(self, task: asyncio.Task[None]) -> None:
         """Clear away a dead agent's tasks; none of its calls takes effect any more."""
