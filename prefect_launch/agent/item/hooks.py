@@ -20,7 +20,7 @@ from prefect_launch.agent.item.attempt import Attempt, Hook
 from prefect_launch.agent.item.failure_report import is_other_image
 from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.metrics import CollectMetrics
-from prefect_launch.agent.item.outcome import Outcome, outcome_of_exit
+from prefect_launch.agent.item.outcome import Outcome
 from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_outputs, publish_outputs
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.log_notes import write_log_note
@@ -206,11 +206,7 @@ class Stopping(Hook):
             text = f"The job timed out after {format_duration(limit)}, its time limit; {end.describe()}."
             message = f"[{Phase.RUN.value}] {text}"
             return Outcome(state=ItemState.FAILED, message=message, data=data, cause=Cause.TIMEOUT)
-        # An agent that is gone was about to stop it: to put its item back, say. Nobody has asked the item to stop.
-        if end.succeeded:
-            return outcome_of_exit(end.model_copy(update={"stopped": False}))
-        message = f"[{Phase.RUN.value}] An agent that is gone has stopped it{lasted}; {end.describe()}."
-        return Outcome(state=ItemState.CRASHED, message=message, data=data, cause=Cause.LOST)
+        return None
 
     async def _remove(self) -> str:
         try:

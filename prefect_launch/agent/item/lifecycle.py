@@ -200,6 +200,8 @@ class ItemLifecycle:
         decided = [one for hook in attempt.hooks if (one := await hook.outcome())]
         if (end.stopped or end.error) and not decided:
             attempt.ownership.invalidate()  # Perhaps somebody else has stopped it, as a run of an older claim.
+            if end.succeeded:  # Or an agent that died was about to, and it came to its end before.
+                end = end.model_copy(update={"stopped": False})
         outcome = (decided[0] if decided else outcome_of_exit(end)).with_notes(attempt.warnings)
         ended = await self._cleanup.end(outcome, StateType.RUNNING)
         await self._cleanup.remove(end)
