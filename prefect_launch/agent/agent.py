@@ -54,6 +54,7 @@ class LaunchAgent(BaseAgent):
             queue: its queue.
             file_saver: folder that gets an `error.log` when the agent itself fails over the item.
         """
+        self.context.runner_health.note_claim(queue)
         running_item = RunningItem(item=job, queue=queue, is_scheduler=is_scheduler(job), file_saver=file_saver)
         self.running_items.begin(
             running_item, lambda: self.task_run_job(options_of(job), job, {}, self.api, running_item)

@@ -1,7 +1,7 @@
 """Runner health: whether an agent's resources (the Docker Engine) can be reached; none gets items while it cannot.
 
 A resource may have several places, such as the clusters of a kubeconfig: each is asked for itself, and closes the
-queues that lead to it. A queue whose place is full is closed alone, and tried again after a pause.
+queues that lead to it. A queue whose place is full is closed alone, and tried again with one item after each pause.
 
 A ping that was answered counts for a few seconds, so an item costs none of its own. What went away is asked again and
 again, and is taken for back only when the agent has seen what its last life had left there. Without this, an agent
@@ -14,6 +14,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import anyio
@@ -55,6 +56,23 @@ class Part(NamedTuple):
         return f"{self.resource} ({self.place})" if self.place else self.resource
 
 
+@dataclass
+class _Full:
+    """A queue whose place takes no more runs.
+
+    Attributes:
+        why: as it was told last.
+        due: when an item of it may be claimed again, by the monotonic clock.
+        refusals: how many there were in a row, of one item each after the first.
+        is_tried: whether an item was claimed since the last refusal, to see whether there is room again.
+    """
+
+    why: str
+    due: float
+    refusals: int = 1
+    is_tried: bool = False
+
+
 class RunnerHealth:
     """What one agent can reach.
 
@@ -69,10 +87,10 @@ class RunnerHealth:
         self._answered: dict[Part, float] = {}
         self._unreachable: dict[Part, str] = {}
         self._unseen: set[str] = set()
-        self._full: dict[str, str] = {}
+        self._full: dict[str, _Full] = {}
         self._closed: dict[str, str] = {}
-        self._due: dict[Part | str, float] = {}
-        self._losses: dict[Part | str, int] = {}
+        self._due: dict[Part, float] = {}
+        self._losses: dict[Part, int] = {}
         self._pinging: defaultdict[Part, anyio.Lock] = defaultdict(anyio.Lock)
         self._outcomes: dict[Part, tuple[float, str | None]] = {}
 
@@ -80,7 +98,8 @@ class RunnerHealth:
     def unreachable(self) -> dict[str, str]:
         """Why, by the name of each resource that cannot be reached, and of each queue whose own place takes none."""
         resources = {part.resource: why for part, why in self._unreachable.items() if not part.place}
-        return {**resources, **{problem_of(queue): why for queue, why in {**self._closed, **self._full}.items()}}
+        full = {queue: one.why for queue, one in self._full.items() if time.monotonic() < one.due}
+        return {**resources, **{problem_of(queue): why for queue, why in {**self._closed, **full}.items()}}
 
     def describe(self) -> str:
         """Say what cannot be reached, for people; an empty text when all can."""
@@ -88,10 +107,8 @@ class RunnerHealth:
 
     async def is_open(self, queue: str) -> bool:
         """Whether items of a queue may be claimed."""
-        if queue in self._full:
-            if time.monotonic() < self._due[queue]:
-                return False
-            del self._full[queue]
+        if queue in self._full and time.monotonic() < self._full[queue].due:
+            return False
         config = (await self._session.queue(queue)).config
         part = Part(config.resource, self._runner(config.resource).place_of(config.resource_args))
         if config.resource in self._unseen:
@@ -116,24 +133,30 @@ class RunnerHealth:
         self._answered.pop(part, None)
         if part not in self._unreachable:
             log.warning("away %s: its items stay in the queue. %s", part, why)
-            self._set_due(part)
+            losses = self._losses[part] = self._losses.get(part, 0) + 1
+            self._due[part] = time.monotonic() + self._pause(losses)
         self._unreachable[part] = why
 
     def mark_full(self, queue: str, why: str) -> None:
-        """Note that a queue's place takes no more runs: it is tried again after a pause, which grows."""
-        if queue not in self._full:
+        """Note that a queue's place takes no more runs: one item tries again after a pause, which grows."""
+        full = self._full.get(queue)
+        if full is None:
             log.warning("full %s: its items stay in it. %s", queue, why)
-            self._set_due(queue)
-        self._full[queue] = why
+            self._full[queue] = _Full(why, time.monotonic() + self._pause(1))
+        elif full.is_tried:
+            refusals = full.refusals + 1
+            self._full[queue] = _Full(why, time.monotonic() + self._pause(refusals), refusals)
+
+    def note_claim(self, queue: str) -> None:
+        """Note that an item of a queue was claimed: of a full one, no other is until a run was started or refused."""
+        full = self._full.get(queue)
+        if full is not None:
+            full.is_tried, full.due = True, time.monotonic() + self._pause(full.refusals)
 
     def mark_up(self, part: Part, queue: str) -> None:
         """Note that a run of a queue was started there: it is well again."""
         self._losses.pop(part, None)
-        self._losses.pop(queue, None)
-
-    def _set_due(self, what: Part | str) -> None:
-        losses = self._losses[what] = self._losses.get(what, 0) + 1
-        self._due[what] = time.monotonic() + self._pause(losses)
+        self._full.pop(queue, None)
 
     def _has_answered(self, part: Part) -> bool:
         return time.monotonic() - self._answered.get(part, float("-inf")) < ANSWER_SECONDS

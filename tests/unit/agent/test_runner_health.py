@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from itertools import pairwise
 
 import pytest
 
@@ -11,7 +13,7 @@ from prefect_launch.agent.runner_health import Part
 from prefect_launch.core.states import StateType
 from prefect_launch.errors import InfrastructureError, NoRoomError, UnreachableError
 from prefect_launch.queues.agent_status import agents
-from prefect_launch.runners.base import Labels
+from prefect_launch.runners.base import Labels, RunPlan
 from prefect_launch.testing import InMemoryRunner, Script
 from tests.support.bench import QUEUE, RESOURCE, Bench, eventually
 
@@ -113,6 +115,40 @@ async def test_place_that_is_full_closes_its_own_queue_and_no_other(
         await bench.until(item, StateType.COMPLETED)
         await eventually(lambda: problems(bench), lambda seen: not seen)
     assert "Crashed" not in await bench.states(item)
+
+
+async def test_place_that_is_full_is_tried_with_one_item_at_a_time_until_it_has_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause, slots, tried = 0.2, 4, list[float]()
+    monkeypatch.setattr("prefect_launch.agent.runner_health._PAUSE_SECONDS", pause)
+    monkeypatch.setattr("prefect_launch.agent.runner_health._PAUSE_MAX_SECONDS", pause)
+    is_full = True
+
+    create = InMemoryRunner.create
+
+    async def create_where_there_is_room(runner: InMemoryRunner, plan: RunPlan) -> str:
+        tried.append(time.monotonic())
+        if is_full:
+            raise NoRoomError("The namespace is full: exceeded quota.")
+        return await create(runner, plan)
+
+    monkeypatch.setattr(InMemoryRunner, "create", create_where_there_is_room)
+
+    async def tries() -> int:
+        return len(tried)
+
+    items = await bench.add(slots * 2)
+    async with bench.running(bench.agent(max_jobs=slots)):
+        # So many may have been claimed before the first refusal; of all others each waits for its own pause.
+        await eventually(tries, lambda count: count >= slots + 4)
+        later = tried[slots:]
+        is_full = False
+        for item in items:
+            await bench.until(item, StateType.COMPLETED)
+    assert min(after - before for before, after in pairwise(later)) >= pause
+    for item in items:
+        assert "Crashed" not in await bench.states(item)
 
 
 async def test_cluster_that_is_away_closes_the_queues_that_lead_to_it_and_no_other(
