@@ -137,9 +137,8 @@ class Store:
         found = self.get(kind, namespace, name)
         its_uid = found["metadata"]["uid"]
         if uid and uid != its_uid:
-            raise ApiError(
-                409, "Conflict", f"Precondition failed: UID in precondition: {uid}, UID in object: {its_uid}"
-            )
+            said = f"the UID in the precondition ({uid}) does not match the UID in record ({its_uid})"
+            raise ApiError(409, "Conflict", f'Operation cannot be fulfilled on {kind[1]} "{name}": {said}')
         for (other_kind, other_namespace, other_name), other in list(self._objects.items()):
             if not keeps_owned and any(
                 owner["uid"] == its_uid for owner in other["metadata"].get("ownerReferences", ())

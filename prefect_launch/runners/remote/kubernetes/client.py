@@ -1,8 +1,8 @@
 """Kubernetes API client: `KubernetesClient`, over kubernetes_asyncio's login and connections.
 
 Bodies are mappings and answers are read as JSON: the package's models refuse objects that a newer or custom API gives.
-Every request may be made twice, so one whose answer was lost, or that an overloaded server refused, is made again. A
-token that the API does not know any more is read again from where it came from.
+Every request may be made twice, so one whose answer was lost, that an overloaded server refused, or that has raced with
+another's is made again. A token that the API does not know any more is read again from where it came from.
 """
 
 from __future__ import annotations

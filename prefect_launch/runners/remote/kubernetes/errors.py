@@ -17,6 +17,7 @@ from prefect_launch.errors import (
     InfrastructureError,
     LaunchError,
     NoRoomError,
+    QueueError,
     SpecError,
     UnreachableError,
     clause,
@@ -26,9 +27,11 @@ from prefect_launch.errors import (
 _SHOWN_CHARS: Final = 300
 #: How the API says that a right is missing; whatever else it forbids comes from a rule of the namespace.
 _NO_RIGHT: Final = re.compile(r'cannot (\w+) resource "([^"]+)"')
-#: How it refuses a patch of an object that has another uid than the patch names.
-_ANOTHER_UID: Final = re.compile(r"metadata\.uid: .*field is immutable")
+#: How it refuses a patch, or a deletion, of an object that has another uid than the request names.
+_ANOTHER_UID: Final = re.compile(r"metadata\.uid: .*field is immutable|UID in (the )?precondition")
 _QUOTA: Final = "exceeded quota"
+#: The cause that it gives where a namespace takes nothing new, since it is being deleted.
+_LEAVING: Final = "NamespaceTerminating"
 
 
 class TakenError(InfrastructureError):
@@ -36,7 +39,7 @@ class TakenError(InfrastructureError):
 
 
 class ConflictError(InfrastructureError):
-    """The object is another one than that which was meant, or was changed meanwhile."""
+    """The object is another one than that which was meant: it has another uid."""
 
 
 class ExpiredError(InfrastructureError):
@@ -76,6 +79,7 @@ class Answer(NamedTuple):
         message: in the API's words.
         reason: one word, such as `AlreadyExists`.
         causes: each wrong field with what is wrong with it.
+        cause_reasons: one word for each cause, such as `NamespaceTerminating`.
         retry_after: how long the API asks to wait, in seconds.
     """
 
@@ -83,6 +87,7 @@ class Answer(NamedTuple):
     message: str
     reason: str = ""
     causes: tuple[str, ...] = ()
+    cause_reasons: tuple[str, ...] = ()
     retry_after: float | None = None
 
     @classmethod
@@ -96,18 +101,30 @@ class Answer(NamedTuple):
             text = " ".join(body[: 4 * _SHOWN_CHARS].decode("utf-8", "replace").split())
             status = {"message": text[:_SHOWN_CHARS]}
         details = status.get("details") or {}
+        causes = details.get("causes") or ()
         return cls(
             code=int(status.get("code") or code),
             message=str(status.get("message") or f"HTTP status {code}"),
             reason=str(status.get("reason") or ""),
-            causes=tuple(_cause(cause) for cause in details.get("causes") or ()),
+            causes=tuple(_cause(cause) for cause in causes),
+            cause_reasons=tuple(str(cause.get("reason") or "") for cause in causes),
             retry_after=_seconds(headers.get("Retry-After"), details.get("retryAfterSeconds")),
         )
 
     @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed in a moment."""
-        return self.code == 429 or self.code >= 500
+        return self.code == 429 or self.code >= 500 or self.is_race
+
+    @property
+    def is_race(self) -> bool:
+        """Whether somebody else has changed the same object, or the quota that counts it, at the same moment."""
+        return self.code == 409 and self.reason != "AlreadyExists" and not self.is_of_another
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether another object has the name now than the one with the uid that the request names."""
+        return any(_ANOTHER_UID.search(one) for one in (*self.causes, self.message))
 
 
 def error_of(answer: Answer, what: str, host: str) -> LaunchError:
@@ -119,6 +136,13 @@ def error_of(answer: Answer, what: str, host: str) -> LaunchError:
         host: that was asked.
     """
     said = clause(answer.message)
+    if answer.code in (409, 422) and answer.is_of_another:
+        return ConflictError(f"The cluster at {host} did not {what}, since another object has that name now: {said}.")
+    if answer.is_race:
+        return NoRoomError(
+            f"The cluster at {host} did not {what}, since others change the same object again and again: {said}. It is"
+            " asked again later."
+        )
     if answer.code in (400, 422):
         return _refused(answer, what)
     if answer.code == 401:
@@ -127,12 +151,11 @@ def error_of(answer: Answer, what: str, host: str) -> LaunchError:
             " wrong. Renew it in the kubeconfig: it is read again at the next try."
         )
     if answer.code == 403:
-        return _forbidden(said, what, host)
+        return _forbidden(answer, what, host)
     if answer.code == 404:
         return NotThereError(f"The cluster at {host} cannot {what}: {said}.")
     if answer.code == 409:
-        kind = TakenError if answer.reason == "AlreadyExists" else ConflictError
-        return kind(f"The cluster at {host} did not {what}: {said}.")
+        return TakenError(f"The cluster at {host} did not {what}: {said}.")
     if answer.code == 410:
         return ExpiredError(f"The cluster at {host} has forgotten that version: {said}.")
     if answer.code == 429:
@@ -150,14 +173,18 @@ def error_of(answer: Answer, what: str, host: str) -> LaunchError:
 def _refused(answer: Answer, what: str) -> LaunchError:
     if answer.reason == "BadRequest" and "waiting to start" in answer.message:
         return NotReadyError(clause(answer.message))
-    if any(_ANOTHER_UID.search(one) for one in (*answer.causes, answer.message)):
-        return ConflictError(f"The cluster did not {what}, since another object has that name now.")
     # The message of a status with causes repeats them, in the words of a program.
     said = "; ".join(answer.causes) or clause(answer.message)
     return SpecError(f"The cluster did not {what}: {said}. Correct resource_args.kubernetes.")
 
 
-def _forbidden(said: str, what: str, host: str) -> LaunchError:
+def _forbidden(answer: Answer, what: str, host: str) -> LaunchError:
+    said = clause(answer.message)
+    if _LEAVING in answer.cause_reasons:
+        return QueueError(
+            f"The cluster at {host} did not {what}, since the namespace is being deleted: {said}. Name another"
+            " namespace in the queue's config, or create this one again once it is gone."
+        )
     if _QUOTA in said:
         return NoRoomError(f"The cluster at {host} did not {what}, since the namespace is full: {said}.")
     if missing := _NO_RIGHT.search(said):

@@ -5,13 +5,14 @@ Pure functions over pods as the API server returns them (dictionaries).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple
 
 from prefect_launch.core.output_limits import OUTPUTS_FILE
-from prefect_launch.errors import ImagePullError, LaunchError, SpecError
+from prefect_launch.errors import ImagePullError, InfrastructureError, LaunchError, SpecError
 from prefect_launch.runners.base import ExitStatus, signal_of
 
 Pod = Mapping[str, Any]
@@ -43,8 +44,10 @@ _TAKEN_AWAY: Final = frozenset(
 _OWN_LIMIT: Final = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
 #: The reason of a pod that has reached the `activeDeadlineSeconds` of its own.
 _POD_DEADLINE: Final = "DeadlineExceeded"
-#: The kubelet cuts a container's last message off here.
-MAX_MESSAGE_BYTES: Final = 4096
+#: So much the kubelet hands over of a container's last message, and of those of all containers of a pod: each of them
+#: has an equal part. It reads the end of a longer file.
+_MAX_MESSAGE_BYTES: Final = 4096
+_MAX_POD_MESSAGE_BYTES: Final = 12_288
 _OOM: Final = "OOMKilled"
 _NO_PROGRAM: Final = ("executable file not found", "no such file or directory")
 
@@ -193,24 +196,47 @@ def _precedence(end: ContainerEnd) -> tuple[bool, datetime, bool]:
 def outputs_message(pods: Iterable[Pod]) -> str | None:
     """Return the content of `outputs.json`, as the last container that wrote one left it; None where none did.
 
-    The kubelet keeps the first 4,096 bytes of it.
+    Raises:
+        InfrastructureError: when the kubelet has not handed over all of it.
     """
-    ends = (end for pod in pods for end in ends_of(pod) if not (end.is_init or end.is_sidecar))
-    found = [end for end in ends if end.message.lstrip().startswith("{")]
-    return max(found, key=lambda end: end.ended_at or _LATE).message if found else None
+    ends = ((end, pod) for pod in pods for end in ends_of(pod) if not (end.is_init or end.is_sidecar))
+    messages = (_Message(end, _message_bytes(pod)) for end, pod in ends)
+    found = [one for one in messages if one.end.message.lstrip().startswith("{") or one.is_full]
+    if not found:
+        return None
+    last = max(found, key=lambda one: one.end.ended_at or _LATE)
+    if last.is_full and not _is_json(last.end.message):
+        raise InfrastructureError(
+            f"{OUTPUTS_FILE} has more than the {last.most_bytes:,} bytes that Kubernetes hands over of it from a"
+            " container of such a pod, so it is not kept. Write larger results to a volume or a bucket that the"
+            " queue's owner names."
+        )
+    return last.end.message
 
 
-def is_cut(message: str) -> bool:
-    """Whether the kubelet may have cut a message off."""
-    return len(message.encode()) >= MAX_MESSAGE_BYTES
+class _Message(NamedTuple):
+    end: ContainerEnd
+    most_bytes: int
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the kubelet may have cut it off."""
+        return len(self.end.message.encode()) >= self.most_bytes
 
 
-def cut_warning() -> str:
-    """Say that the named results are not whole."""
-    return (
-        f"{OUTPUTS_FILE} has more than the {MAX_MESSAGE_BYTES:,} bytes that Kubernetes hands over of it, so it is not"
-        " kept. Write larger results to a volume or a bucket that the queue's owner names."
-    )
+def _message_bytes(pod: Pod) -> int:
+    """Return how much the kubelet hands over of the last message of one of a pod's containers."""
+    spec = pod.get("spec") or {}
+    count = sum(len(spec.get(field) or ()) for field in ("initContainers", "containers"))
+    return min(_MAX_MESSAGE_BYTES, _MAX_POD_MESSAGE_BYTES // max(1, count))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 # --- why it waits ---

@@ -66,10 +66,8 @@ from prefect_launch.runners.remote.kubernetes.options import (
     read_options,
 )
 from prefect_launch.runners.remote.kubernetes.pods import (
-    cut_warning,
     ends_of,
     has_started,
-    is_cut,
     name_of,
     outputs_message,
 )
@@ -434,8 +432,6 @@ class KubernetesRunner(RemoteRunner):
         run = self._run(KubernetesHandle.parse(handle))
         if run.job is not None:
             message = outputs_message(pods_of_claim(run.job.object, run.all_pods))
-            if message is not None and is_cut(message):
-                raise InfrastructureError(cut_warning())
             if message is not None:
                 path = anyio.Path(plan.output_dir / OUTPUTS_FILE)
                 await path.write_text(message, encoding="utf-8")

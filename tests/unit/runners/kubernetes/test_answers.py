@@ -10,10 +10,10 @@ from typing import Any
 import anyio
 import pytest
 
-from prefect_launch.errors import AgentConfigError, LaunchError, SpecError, UnreachableError
+from prefect_launch.errors import AgentConfigError, LaunchError, NoRoomError, SpecError, UnreachableError
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from tests.support.kubernetes_api import KubernetesApi
-from tests.support.kubernetes_pods import JobPods
+from tests.support.kubernetes_pods import JOBS, JobPods
 from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, end_of, plan_in, started
 
 Happening = Callable[[JobPods], None]
@@ -95,6 +95,43 @@ async def test_overloaded_server_is_asked_again_and_a_lost_answer_makes_no_secon
     await runner.create(plan)
     assert server.asked("POST .*/jobs") == 3
     assert [job["metadata"]["name"] for job in server.store.list(("apis/batch/v1", "jobs"))] == [plan.name]
+
+
+RACES = {
+    "quota": 'Operation cannot be fulfilled on resourcequotas "small": the object has been modified; please apply your'
+    " changes to the latest version and try again",
+    "object": 'Operation cannot be fulfilled on jobs.batch "x": the object has been modified; please apply your changes'
+    " to the latest version and try again",
+}
+
+
+@pytest.mark.parametrize("of", RACES)
+async def test_request_that_has_raced_with_anothers_is_made_again(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, of: str
+) -> None:
+    for method in ("POST", "PATCH"):
+        server.answer(f"{method} .*/jobs", 409, "Conflict", RACES[of], times=2)
+    plan = plan_in(tmp_path)
+    handle = await runner.create(plan)
+    await runner.start(handle)
+    assert not JobPods(server, "default", plan.name).is_held()
+    server.answer("DELETE .*/jobs", 409, "Conflict", RACES[of], times=2)
+    await runner.stop(handle, 1.0)
+    assert server.store.list(JOBS) == []
+
+
+async def test_job_that_races_again_and_again_waits_in_its_queue_and_stays_to_be_released(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    handle = await runner.create(plan_in(tmp_path))
+    server.answer("(POST|PATCH) .*/jobs", 409, "Conflict", RACES["object"], times=6)
+    with pytest.raises(NoRoomError, match="asked again later"):
+        await runner.start(handle)
+    with pytest.raises(NoRoomError, match="asked again later"):
+        await runner.create(plan_in(tmp_path))
+    await runner.start(handle)
+    [job] = server.store.list(JOBS)
+    assert job["spec"]["suspend"] is False
 
 
 REFUSALS: dict[str, tuple[int, str, str, type[LaunchError], str]] = {

@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from prefect_launch.errors import AgentConfigError, InfrastructureError, LaunchError, SpecError, UnreachableError
+from prefect_launch.errors import (
+    AgentConfigError,
+    InfrastructureError,
+    LaunchError,
+    NoRoomError,
+    QueueError,
+    SpecError,
+    UnreachableError,
+)
 from prefect_launch.runners.remote.kubernetes.errors import (
     Answer,
     ConflictError,
@@ -32,7 +40,7 @@ def answer(code: int, message: str = "", reason: str = "", **more: Any) -> Launc
         (401, "Unauthorized", LoginError),
         (404, "NotFound", NotThereError),
         (409, "AlreadyExists", TakenError),
-        (409, "Conflict", ConflictError),
+        (409, "Conflict", NoRoomError),
         (410, "Expired", ExpiredError),
         (429, "TooManyRequests", OverloadedError),
         (500, "InternalError", InfrastructureError),
@@ -44,6 +52,26 @@ def test_answer_is_the_error_of_who_must_act(code: int, reason: str, kind: type[
     assert type(error) is kind
     assert "said the API" in str(error)
     assert "https://cluster" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (409, "the UID in the precondition (u1) does not match the UID in record (u2). The object might"),
+        (409, "Precondition failed: UID in precondition: u1, UID in object meta: "),
+        (422, 'Job.batch "x" is invalid: metadata.uid: Invalid value: "u1": field is immutable'),
+    ],
+)
+def test_request_for_an_object_whose_name_another_has_now_is_told_from_one_that_has_raced(code: int, said: str) -> None:
+    assert type(answer(code, said, "Invalid" if code == 422 else "Conflict")) is ConflictError
+
+
+def test_namespace_that_is_being_deleted_is_the_matter_of_the_queues_owner() -> None:
+    said = 'jobs.batch "x" is forbidden: unable to create new content in namespace team because it is being terminated'
+    cause = {"reason": "NamespaceTerminating", "message": "namespace team is being terminated", "field": "metadata.x"}
+    error = answer(403, said, "Forbidden", details={"causes": [cause]})
+    assert isinstance(error, QueueError)
+    assert "Name another namespace in the queue's config, or create this one again" in str(error)
 
 
 def test_all_causes_of_a_refused_manifest_are_told_in_words() -> None:

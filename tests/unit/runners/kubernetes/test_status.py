@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -9,13 +10,13 @@ import pytest
 
 from prefect_launch.agent.item.outcome import cause_of, outcome_of_exit
 from prefect_launch.core.states import ItemState
-from prefect_launch.errors import ImagePullError, SpecError
+from prefect_launch.errors import ImagePullError, InfrastructureError, SpecError
 from prefect_launch.runners.base import ExitStatus
 from prefect_launch.runners.remote.jobs import RemoteState, RemoteStatus
 from prefect_launch.runners.remote.kubernetes.holding import HOLD
 from prefect_launch.runners.remote.kubernetes.kinds import JOB
 from prefect_launch.runners.remote.kubernetes.objects import PULL_TIMEOUT
-from prefect_launch.runners.remote.kubernetes.pods import cut_warning, is_cut, outputs_message
+from prefect_launch.runners.remote.kubernetes.pods import outputs_message
 from prefect_launch.runners.remote.kubernetes.status import is_short_of_pods, run_status
 from prefect_launch.spec.scheduling import Cause
 
@@ -376,7 +377,21 @@ def test_named_results_are_the_last_message_of_the_job() -> None:
     assert outputs_message([pod("Failed", terminated(1, message="no json"))]) is None
 
 
-def test_message_that_the_kubelet_has_cut_off_is_known() -> None:
-    assert is_cut("x" * 4096)
-    assert not is_cut("x" * 4095)
-    assert "4,096 bytes" in cut_warning()
+def handed_over(text: str, containers: int) -> dict[str, Any]:
+    """Return a pod whose container wrote a text, as the kubelet hands it over."""
+    whole = text.encode()[-4096:]
+    states = [terminated(0, "Completed", whole[: 12_288 // containers].decode())]
+    spec = {"containers": [{"name": f"c{i}"} for i in range(containers - 1)], "initContainers": [{"name": "i0"}]}
+    return {**pod("Succeeded", *states), "spec": spec}
+
+
+@pytest.mark.parametrize(("containers", "most"), [(2, 4096), (3, 4096), (4, 3072), (12, 1024)])
+def test_named_results_that_the_kubelet_has_cut_off_are_told_with_what_it_hands_over(
+    containers: int, most: int
+) -> None:
+    fits, cut = (json.dumps({"a": "x" * length}) for length in (most - 9, most - 8))
+
+    assert len(fits) == most
+    assert outputs_message([handed_over(fits, containers)]) == fits
+    with pytest.raises(InfrastructureError, match=f"more than the {most:,} bytes"):
+        outputs_message([handed_over(cut, containers)])
