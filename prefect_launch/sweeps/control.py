@@ -20,9 +20,9 @@ from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError, NotFoundError
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.history import History, TrialState
-from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess, queued_again
+from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess, TrialCount, queued_again
 from prefect_launch.sweeps.runner import LOOK_SECONDS, SweepRunner, running_seconds
-from prefect_launch.sweeps.scheduler import Control, EndSweep, reason_to_end
+from prefect_launch.sweeps.scheduler import Command, Control, EndSweep, decide, reason_to_end
 from prefect_launch.sweeps.sweep_check import check_sweep_request
 from prefect_launch.sweeps.sweep_run import config_of, read_sweep
 from prefect_launch.sweeps.trial_reader import read_trials
@@ -131,27 +131,29 @@ async def resume_sweep(
         LaunchError: when the sweep cannot go on with these, or is being stopped; then it stays as it is.
     """
     async with api.open() as session:
-        sweep = await read_sweep(session, sweep_id)
-        _check_not_stopping(sweep)
+        before = await read_sweep(session, sweep_id)
+        _check_not_stopping(before)
         wanted = {name: value for name, value in given.items() if value is not None}
         if "job" in wanted or "docker_image" in wanted:
             wanted = {"job": None, "docker_image": None, **wanted}
-        parameters = {**sweep.parameters, **wanted}
-        config = config_of(sweep.model_copy(update={"parameters": parameters}))
+        parameters = {**before.parameters, **wanted}
+        config = config_of(before.model_copy(update={"parameters": parameters}))
         await check_sweep_request(api, session, config if "prior_runs" in wanted else config.without_prior_runs())
         await session.server.replace_parameters(sweep_id, parameters)
-        if sweep.deployment_id is not None:
-            return await _put_back(session, sweep, answer_seconds)
-        if await _answers(session, sweep, answer_seconds):
+        if before.deployment_id is not None:
+            return await _put_back(session, before, answer_seconds)
+        if await _answers(session, sweep_id, answer_seconds):
             return ResumedBy.PROCESS
         pending = State.of(ItemState.CLAIMED, "The sweep is resumed.")
         await session.server.propose(sweep_id, pending, force=True)
         return ResumedBy.CALLER
 
 
-async def _put_back(session: Session, sweep: Item, seconds: float) -> ResumedBy:
+async def _put_back(session: Session, before: Item, seconds: float) -> ResumedBy:
     """Put a run of a deployment back into its queue, unless it runs or waits there."""
-    if sweep.state_type is StateType.RUNNING and await _goes_on(session, sweep, seconds):
+    goes_on = await _goes_on(session, before, seconds)
+    sweep = await read_sweep(session, before.id)
+    if goes_on and sweep.state_type is StateType.RUNNING:
         return ResumedBy.PROCESS
     if sweep.state_type not in (StateType.SCHEDULED, StateType.PENDING):
         # With a run on record, the server would wait for an agent to end it when the item is cancelled in the queue.
@@ -162,35 +164,51 @@ async def _put_back(session: Session, sweep: Item, seconds: float) -> ResumedBy:
     return ResumedBy.QUEUE
 
 
-async def _goes_on(session: Session, sweep: Item, seconds: float) -> bool:
-    """Whether the scheduler of a sweep reads what was written before this call.
+async def _goes_on(session: Session, before: Item, seconds: float) -> bool:
+    """Whether the scheduler of a sweep reads what was written before this call: now, or when the sweep is resumed.
 
     One that decided to end before that does not: none of its trials is open, and the sweep ends within its next look.
 
     Args:
         session: to the server.
-        sweep: as it was read after the write.
+        before: the sweep as it was read before the write.
         seconds: within which a scheduler looks.
+
+    Raises:
+        LaunchError: when it is being stopped, or nothing tells within that time and an agent sees to the scheduler.
     """
-    if sweep.is_terminal:
-        return False
-    if sweep.state_type is not StateType.RUNNING:
-        return True
-    process = SchedulerProcess.read(sweep)
-    if process is not None and process.has_died:
-        return False
+    is_paused = False
     with anyio.move_on_after(seconds):
-        while not (await read_trials(session.server, sweep.id, config_of(sweep))).history.open:
-            now = await session.server.read_item(sweep.id)
-            if now is None or now.is_terminal:
+        while True:
+            sweep = await read_sweep(session, before.id)
+            _check_not_stopping(sweep)
+            process, is_paused = SchedulerProcess.read(sweep), sweep.state_type is StateType.PAUSED
+            if sweep.state_type is StateType.RUNNING and process is not None and process.has_died:
                 return False
+            if sweep.state_type not in (StateType.RUNNING, StateType.PAUSED):
+                return not sweep.is_terminal
+            history = (await read_trials(session.server, before.id, config_of(before))).history
+            if history.open or (is_paused and not _ends_paused(before, history)):
+                return True
             await anyio.sleep(_ANSWER_POLL_SECONDS)
-        return True
-    return sweep.deployment_id is not None  # An agent sees to its process.
+    if not is_paused and before.deployment_id is not None:
+        raise LaunchError(
+            f"The scheduler of the sweep {before.id} has not acted on this request within {seconds:g} s. It stays on"
+            f" record. If the sweep ends first, which 'prefect-launch sweep show {before.id}' tells, ask once more."
+        )
+    return is_paused
 
 
-async def _answers(session: Session, sweep: Item, seconds: float) -> bool:
+def _ends_paused(sweep: Item, history: History) -> bool:
+    """Whether a scheduler ends a sweep that is paused, none of whose trials is open."""
+    elapsed = running_seconds(sweep, datetime.now(timezone.utc))
+    drained = Control(Command.DRAIN, elapsed, retries=RetryRequest.of(sweep).tries, made=TrialCount.of(sweep).made)
+    return bool(decide(config_of(sweep), history, drained, lambda _: None))
+
+
+async def _answers(session: Session, sweep_id: UUID, seconds: float) -> bool:
     """Let a sweep be Running, and wait until its process says that it has seen it; whether it does."""
+    sweep = await read_sweep(session, sweep_id)
     process = SchedulerProcess.read(sweep)
     if sweep.state_type not in (StateType.PAUSED, StateType.RUNNING) or process is None or process.has_died:
         return False
@@ -256,7 +274,7 @@ async def retry_trials(
         if end is not None:
             raise LaunchError(f"The sweep {sweep_id} would end before a trial of it runs again: {end.message}")
         retried = tuple(sorted(number for number, tries in wanted.tries.items() if _is_due(history, number, tries)))
-        sweep = await _write(session, sweep_id, wanted)
+        await _write(session, sweep_id, wanted)
         if await _goes_on(session, sweep, answer_seconds):
             return Retried(retried)
     resumed_by = await resume_sweep(api, sweep_id, {}, answer_seconds=answer_seconds)
@@ -300,13 +318,12 @@ def _is_due(history: History, number: int, tries: int) -> bool:
     return trial is not None and (trial.tries < tries or (trial.tries == tries and trial.state.is_open))
 
 
-async def _write(session: Session, sweep_id: UUID, wanted: RetryRequest) -> Item:
-    """Write the request, and see that it stands beside those of others; return the sweep as it is read after that."""
+async def _write(session: Session, sweep_id: UUID, wanted: RetryRequest) -> None:
+    """Write the request, and see that it stands beside those of others."""
     for _ in range(_TRIES):
-        sweep = await read_sweep(session, sweep_id)
-        there = RetryRequest.of(sweep)
+        there = RetryRequest.of(await read_sweep(session, sweep_id))
         if there.with_tries(wanted.tries) == there:
-            return sweep
+            return
         await session.server.label_item(sweep_id, there.with_tries(wanted.tries).labels)
     raise LaunchError(f"Others change the sweep {sweep_id} again and again. Ask for the trials once more.")
 

@@ -108,7 +108,7 @@ class SweepRunner:
         self._is_stopping = False
         self._failure: LaunchError | None = None
         self._wake = Wake(look_seconds)
-        #: The sweep's parameters that `config` was made of.
+        #: The sweep's parameters as they were read last: they may have changed while this process was started.
         self._parameters: Mapping[str, Any] | None = None
         #: What the sweep's label says, and the newest list of items was asked for after that.
         self._made = 0
@@ -144,11 +144,13 @@ class SweepRunner:
 
     def _follow_parameters(self, sweep: Item) -> None:
         """Go on with the sweep's parameters when they have changed: a person has resumed it with others."""
-        before, self._parameters = self._parameters, sweep.parameters
-        if before is None or before == sweep.parameters or self._only_stops:
+        if sweep.parameters == self._parameters or self._only_stops:
             return
+        self._parameters = sweep.parameters
         try:
             config = config_of(sweep)
+            if config == self._config:
+                return
             sampler = make_sampler(config, str(self._sweep_id))
         except (LaunchError, TypeError) as error:
             self._tell(f"The sweep goes on as before, for its new parameters are refused: {error}")

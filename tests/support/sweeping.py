@@ -63,7 +63,9 @@ class Sweep:
         return SweepRunner(self.api, self.session, self.id, config, tell=self.told.append, look_seconds=0.01)
 
     async def run(self, **given: Any) -> EndSweep:
-        """Run a scheduler to the end of the sweep."""
+        """Run a scheduler to the end of the sweep, with options that become the sweep's own."""
+        if given:
+            await self.api.server.replace_parameters(self.id, {**self.parameters, **given})
         return await asyncio.wait_for(self.scheduler(**given).run(), PATIENCE_SECONDS)
 
     async def until_told(self, words: str) -> None:

@@ -437,12 +437,14 @@ async def test_failed_trial_of_a_paused_sweep_runs_again_once_it_is_resumed(job_
 
 @pytest.mark.parametrize("deployed", [False, True])
 @pytest.mark.parametrize("what", ["retry", "cap"])
-@pytest.mark.parametrize("lasts", [0.0, 0.5])
+@pytest.mark.parametrize(("lasts", "drains"), [(0.0, False), (0.5, False), (0.5, True)])
 async def test_request_that_comes_after_the_last_look_of_a_sweep_that_ends_lets_it_go_on(
-    job_api: InMemoryApi, what: str, deployed: bool, lasts: float
+    job_api: InMemoryApi, what: str, deployed: bool, lasts: float, drains: bool
 ) -> None:
     async with opened(job_api, run_cap=2, deployed=deployed) as sweep, sweep.agent(Fickle(r0_1=1)):
         await sweep.run()  # It has decided to end, and the state of that is still to come.
+        if drains:
+            await job_api.server.propose(sweep.id, paused(pause_reschedule=deployed), force=True)
 
         async def end() -> None:
             await asyncio.sleep(lasts)
@@ -464,6 +466,55 @@ async def test_request_that_comes_after_the_last_look_of_a_sweep_that_ends_lets_
         assert len(ending) == 1
         await ending[0]
         assert not (await read_sweep(sweep.session, sweep.id)).is_terminal
+
+
+async def test_request_to_a_paused_sweep_is_not_waited_for_when_the_sweep_does_not_end_while_it_is_paused(
+    job_api: InMemoryApi,
+) -> None:
+    async with opened(job_api, run_cap=3) as sweep:
+        async with running(sweep), sweep.agent(Fickle(r0_1=1)):
+            await pause_sweep(job_api, sweep.id)
+            await eventually(lambda: open_items(sweep), lambda items: not items)
+        retried = retry_trials(job_api, sweep.id, answer_seconds=10 * PATIENCE_SECONDS)
+        assert await asyncio.wait_for(retried, PATIENCE_SECONDS) == Retried((0,))
+
+
+@pytest.mark.parametrize("what", ["retry", "cap"])
+async def test_request_that_the_scheduler_on_an_agent_does_not_take_up_is_told_and_stays_on_record(
+    job_api: InMemoryApi, what: str
+) -> None:
+    async with opened(job_api, run_cap=2, deployed=True) as sweep, sweep.agent(Fickle(r0_1=1)):
+        await sweep.run()
+        requests: dict[str, Coroutine[Any, Any, Any]] = {
+            "retry": retry_trials(job_api, sweep.id, answer_seconds=0.05),
+            "cap": resume_sweep(job_api, sweep.id, {"run_cap": 3}, answer_seconds=0.05),
+        }
+        with pytest.raises(LaunchError, match=r"has not acted on this request within 0\.05 s"):
+            await requests.pop(what)
+        requests.popitem()[1].close()
+        assert (await sweep.run()).outcome is Outcome.FINISHED
+        assert (await sweep.numbers())[-1] == ((1, 1) if what == "retry" else (2, 1))
+
+
+async def test_retry_of_a_sweep_that_is_stopped_meanwhile_is_refused(job_api: InMemoryApi) -> None:
+    async with opened(job_api, run_cap=2) as sweep, sweep.agent(Fickle(r0_1=1)):
+        await sweep.run()
+
+        async def stops_it(call: str) -> None:
+            if call == "label_item":
+                job_api.server.after_call = None
+                await sweep.enter(ItemState.CANCELLING)
+
+        job_api.server.after_call = stops_it
+        with pytest.raises(LaunchError, match="is being stopped"):
+            await retry_trials(job_api, sweep.id)
+
+
+async def test_cap_that_is_raised_while_the_process_of_the_sweep_is_started_counts(job_api: InMemoryApi) -> None:
+    async with opened(job_api, run_cap=2) as sweep, sweep.agent():
+        scheduler = sweep.scheduler()
+        await job_api.server.replace_parameters(sweep.id, {**sweep.parameters, "run_cap": 3})
+        assert (await asyncio.wait_for(scheduler.run(), PATIENCE_SECONDS)).message == "All 3 trials have ended."
 
 
 async def test_retry_of_a_sweep_whose_process_has_died_is_for_the_caller_to_run(job_api: InMemoryApi) -> None:
