@@ -315,6 +315,7 @@ async def run_to_end(api: Api, sweep_id: UUID, *, as_json: bool = False) -> int:
 @app.command("list", epilog=examples("prefect-launch sweep list"))
 def list_(json: JsonOption = False) -> None:
     """List the newest sweeps."""
+    from prefect_launch.sweeps.requests import message_of
     from prefect_launch.sweeps.sweep_run import list_sweeps
 
     sweeps = connected().call(list_sweeps)
@@ -322,7 +323,7 @@ def list_(json: JsonOption = False) -> None:
         print_json([{"id": str(sweep.id), "name": sweep.name, "state": state_of(sweep)} for sweep in sweeps])
         return
     short = short_ids([str(sweep.id) for sweep in sweeps])
-    rows = [(short[str(sweep.id)], sweep.name, state_of(sweep), ago(sweep.created), sweep.message) for sweep in sweeps]
+    rows = [(short[str(one.id)], one.name, state_of(one), ago(one.created), message_of(one)) for one in sweeps]
     columns = (Column("ID"), Column("NAME", gives_way=True), Column("STATE"), Column("AGE", right=True))
     print_table((*columns, Column("MESSAGE", gives_way=True)), rows, empty="There is no sweep yet.")
 

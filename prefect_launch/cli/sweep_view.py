@@ -63,6 +63,7 @@ async def read_now(session: Session, sweep_id: UUID, reader: TrialReader | None 
         Its report, and whether it has ended.
     """
     from prefect_launch.sweeps.report import SweepReport
+    from prefect_launch.sweeps.requests import message_of
     from prefect_launch.sweeps.sweep_run import config_of, read_sweep
     from prefect_launch.sweeps.trial_reader import TrialReader
 
@@ -71,7 +72,7 @@ async def read_now(session: Session, sweep_id: UUID, reader: TrialReader | None 
     reader = reader or TrialReader(session.server, sweep_id)
     await reader.list_items()
     trials = await reader.trials(config)
-    return SweepReport(sweep.name, sweep_id, state_of(sweep), sweep.message, config, trials), sweep.is_terminal
+    return SweepReport(sweep.name, sweep_id, state_of(sweep), message_of(sweep), config, trials), sweep.is_terminal
 
 
 # --- once ---
@@ -192,7 +193,7 @@ class ChangeLines:
     """Prints a line for each change of a sweep or of one of its trials."""
 
     def __init__(self) -> None:
-        self._state: str | None = None
+        self._state: tuple[str, str] | None = None
         self._trials: dict[int, tuple[object, int]] = {}
 
     def show(self, report: SweepReport) -> None:
@@ -203,8 +204,8 @@ class ChangeLines:
             if self._trials.get(trial.number) != (now := _now(trial)):
                 self._trials[trial.number] = now
                 _say(describe_trial(trial, report.config))
-        if report.state != self._state:
-            self._state = report.state
+        if (state := (report.state, report.message)) != self._state:
+            self._state = state
             _say(f"sweep {report.name} {report.state}{f': {report.message}' if report.message else ''}")
             if report.state == "completed" and report.best is not None:
                 _say(f"best: {describe_trial(report.best, report.config)}")

@@ -346,6 +346,7 @@ async def stop_sweep(api: Api, sweep_id: UUID, tell: Callable[[str], None]) -> E
         end = await runner.run()
         cancelled = State.of(ItemState.CANCELLED, end.message)
         sweep = await read_sweep(session, sweep_id)
-        if not sweep.is_terminal:
+        # What no process had, the server has cancelled by itself and without a word.
+        if not sweep.is_terminal or (sweep.state_type is StateType.CANCELLED and not sweep.message):
             await session.server.propose(sweep_id, cancelled)
         return end

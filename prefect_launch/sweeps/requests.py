@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
+from prefect_launch.core.names import short_id
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.server.values import Item, State
 
@@ -135,7 +136,15 @@ class SchedulerProcess(_Label):
         return False
 
 
-#: The state of a sweep that goes back into its queue; an agent or a worker takes it.
+def message_of(sweep: Item) -> str:
+    """Return the message of a sweep's state; of one that runs no more, as its process has died, what to do about it."""
+    process, began = SchedulerProcess.read(sweep), sweep.state.timestamp if sweep.state else None
+    # One that another process goes on with has become Running since.
+    if sweep.state_type is StateType.RUNNING and process and process.seen == began and process.has_died:
+        return f"Its process is gone. 'prefect-launch sweep resume {short_id(sweep.id)}' goes on with it."
+    return sweep.message
+
+
 def queued_again() -> State:
     """Return the state of a sweep that goes back into its queue."""
     return State.of(ItemState.QUEUED, "The sweep is resumed, and waits for a process to run it.")

@@ -216,8 +216,11 @@ class MoveContract:
         assert verdict.status is Answer.REJECT
         assert verdict.reason == "Scheduled flow run has no infrastructure to terminate."
         assert verdict.state is not None
-        assert verdict.state.type is StateType.CANCELLED
+        assert (verdict.state.type, verdict.state.message) == (StateType.CANCELLED, None)
         assert (await place.read(item)).is_terminal
+        # Who has stopped it says so afterwards.
+        said = await place.server.propose(item.id, State.of(ItemState.CANCELLED, "Cancelled by somebody."))
+        assert (said.status, (await place.read(item)).message) == (Answer.ACCEPT, "Cancelled by somebody.")
 
     @pytest.mark.parametrize("state", [ItemState.CLAIMED, ItemState.RUNNING])
     async def test_item_in_work_asked_to_stop_is_stopping(self, place: Place, state: ItemState) -> None:
@@ -335,7 +338,8 @@ class MoveContract:
         assert (await place.move(blocked, ItemState.CANCELLING)).accepted
         verdict = await place.move(suspended, ItemState.CANCELLING)
         assert verdict.reason == "Suspended flow run has no infrastructure to terminate."
-        assert (await place.read(suspended)).state_type is StateType.CANCELLED
+        read = await place.read(suspended)
+        assert (read.state_type, read.message) == (StateType.CANCELLED, "")
 
     async def test_item_whose_pause_has_timed_out_fails_when_it_is_resumed_and_can_be_asked_to_stop(
         self, place: Place

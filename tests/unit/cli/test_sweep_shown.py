@@ -12,6 +12,9 @@ from typer.testing import CliRunner, Result
 
 from prefect_launch.cli.main import app
 from prefect_launch.core.states import ItemState
+from prefect_launch.server.values import State
+from prefect_launch.sweeps.requests import SchedulerProcess
+from prefect_launch.sweeps.sweep_run import find_sweep, read_sweep
 from prefect_launch.testing import InMemoryApi
 from tests.support.sweeping import fails, loss, opened
 
@@ -70,6 +73,33 @@ def test_sweeps_are_listed_and_an_unknown_one_is_reported_with_those_that_are_th
     assert (listed["name"], listed["state"]) == ("mine", "completed")
     assert "mine" in sweep("list").stdout
     assert "(mine)" in str(sweep("show", "nothing-of-that").exception)
+
+
+def test_sweep_whose_process_has_died_is_shown_with_the_command_that_goes_on_with_it(job_api: InMemoryApi) -> None:
+    async def die() -> str:
+        async with opened(job_api, name="mine") as made:
+            await made.die_once_it_has_queued()
+            gone = await asyncio.create_subprocess_exec("true")
+            await gone.wait()
+            process = SchedulerProcess.here(await read_sweep(made.session, made.id))
+            assert "gone" not in sweep_says(), "it lives"
+            await job_api.server.label_item(made.id, process.model_copy(update={"pid": gone.pid}).labels)
+            return str(made.id)
+
+    def sweep_says() -> str:
+        return str(json.loads(sweep("show", "mine", "--json").stdout)["message"])
+
+    hint = f"Its process is gone. 'prefect-launch sweep resume {asyncio.run(die())[-8:]}' goes on with it."
+    assert sweep_says() == hint
+    assert hint in sweep("show", "mine").stdout
+    assert hint in sweep("list").stdout
+
+    async def resumed() -> None:
+        async with job_api.open() as session:
+            await session.server.propose((await find_sweep(session, "mine")).id, State.of(ItemState.RUNNING))
+
+    asyncio.run(resumed())
+    assert "gone" not in sweep_says(), "the next process has not looked yet"
 
 
 def test_run_takes_a_file_or_a_sweep_to_resume_and_not_both() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -350,6 +350,20 @@ async def test_trials_of_a_crashed_sweep_wait_and_can_be_stopped(job_api: InMemo
             await stop_sweep(job_api, sweep.id, sweep.told.append)
 
 
+@pytest.mark.parametrize("waits", ["queued", "suspended"])
+async def test_sweep_that_no_process_has_says_that_it_was_stopped(job_api: InMemoryApi, waits: str) -> None:
+    async with opened(job_api, deployed=True) as sweep:
+        if waits == "queued":
+            await sweep.enter(ItemState.QUEUED)
+        else:
+            async with running(sweep):
+                await pause_sweep(job_api, sweep.id)
+        await asyncio.wait_for(stop_sweep(job_api, sweep.id, sweep.told.append), PATIENCE_SECONDS)
+        found = await read_sweep(sweep.session, sweep.id)
+        assert (found.state_name, found.message) == ("Cancelled", "The sweep was stopped.")
+        assert await open_items(sweep) == []
+
+
 async def test_time_limit_leaves_out_pauses_and_the_time_between_an_end_and_a_resume(job_api: InMemoryApi) -> None:
     async with opened(job_api) as sweep:
         later = datetime.now(timezone.utc) + timedelta(hours=1)
@@ -485,13 +499,12 @@ async def test_request_that_the_scheduler_on_an_agent_does_not_take_up_is_told_a
 ) -> None:
     async with opened(job_api, run_cap=2, deployed=True) as sweep, sweep.agent(Fickle(r0_1=1)):
         await sweep.run()
-        requests: dict[str, Coroutine[Any, Any, Any]] = {
-            "retry": retry_trials(job_api, sweep.id, answer_seconds=0.05),
-            "cap": resume_sweep(job_api, sweep.id, {"run_cap": 3}, answer_seconds=0.05),
-        }
+        request: Callable[[], Coroutine[Any, Any, Any]] = {
+            "retry": lambda: retry_trials(job_api, sweep.id, answer_seconds=0.05),
+            "cap": lambda: resume_sweep(job_api, sweep.id, {"run_cap": 3}, answer_seconds=0.05),
+        }[what]
         with pytest.raises(LaunchError, match=r"has not acted on this request within 0\.05 s"):
-            await requests.pop(what)
-        requests.popitem()[1].close()
+            await request()
         assert (await sweep.run()).outcome is Outcome.FINISHED
         assert (await sweep.numbers())[-1] == ((1, 1) if what == "retry" else (2, 1))
 
