@@ -103,12 +103,15 @@ class AgentContext:
         return self.runners[resource]
 
     async def runner_of(self, queue: str, item: Item) -> Runner:
-        """Return the runner of an item of a queue.
+        """Return the runner of an item of a queue, which finds what an earlier agent has made for it.
 
         Raises:
             LaunchError: when the queue cannot be read.
         """
-        return self.runner(resource_of_item(item, (await self.session.queue(queue)).config))
+        runner = self.runner(resource_of_item(item, (await self.session.queue(queue)).config))
+        if item.infrastructure_pid:
+            await runner.seek(item.infrastructure_pid)
+        return runner
 
     def environment(self) -> dict[str, str]:
         """Return the environment of the agent's own programs: its own, with the server that it is connected to."""

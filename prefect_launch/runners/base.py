@@ -604,6 +604,13 @@ class Runner(ABC):
     async def find(self, labels: Mapping[str, str]) -> list[Found]:
         """List what exists with all these labels, running or not: on this machine, or in the cluster."""
 
+    async def seek(self, where: str | RunPlan) -> None:  # noqa: B027 - most resources have one place
+        """Find runs also where this one is, from now on: a new home does not know where others have made theirs.
+
+        Args:
+            where: the handle of a run, as an item has it (one of another resource does no harm), or a plan.
+        """
+
     async def find_beside(self, item_id: str) -> list[Found]:
         """List what has not ended of an item, also under agents of other homes; none where `find` sees these too."""
         return []

@@ -34,6 +34,7 @@ async def stop_previous_attempts(context: AgentContext, runner: Runner, plan: Ru
         LaunchError: when one cannot be stopped: then the next must not be made.
     """
     if plan.attempt > 1:
+        await runner.seek(plan)
         for found in await runner.find({Labels.ITEM: plan.item_id}):
             if found.state is not RunState.EXITED and await _is_older(context, found, plan):
                 await _stop(runner, found, plan)

@@ -49,6 +49,18 @@ class OfACluster(OfOneHome):
         return self.machine.started
 
 
+class OfManyPlaces(InMemoryRunner):
+    """A runner that finds runs where it was told to seek them."""
+
+    seeks = False
+
+    async def seek(self, where: str | RunPlan) -> None:
+        self.seeks = True
+
+    async def find(self, labels: Mapping[str, str]) -> list[Found]:
+        return await super().find(labels) if self.seeks else []
+
+
 def agent_of(bench: Bench, home: Path, name: str, kind: type[OfOneHome] = OfOneHome) -> LaunchAgent:
     settings = {"name": name, "queues": [QUEUE], "home": home, "poll_seconds": 0.05}
     return LaunchAgent(bench.api, settings, runners={RESOURCE: kind(home, bench.machine)})
@@ -92,6 +104,26 @@ async def test_older_attempt_of_another_home_is_stopped_first_and_stays_there(be
     found = await bench.read(item.id)
     assert (found.state_type, found.run_count, at_start) == (StateType.COMPLETED, 2, [[]])
     assert list(bench.machine.runs) == [f"launch-{item.id}-1"]  # Its agent has its log and its outputs.
+
+
+async def test_older_attempt_is_stopped_where_the_next_goes_by_an_agent_whose_home_knows_nothing_of_it(
+    bench: Bench,
+) -> None:
+    await left_running(bench, retries={"delay": 0})
+    async with watching(bench) as watcher:
+        await watcher.checks(seconds=105)
+    at_start: list[list[str]] = []
+
+    class Seeing(OfManyPlaces):
+        async def start(self, handle: str) -> None:
+            at_start.append(self.machine.running)
+            await super().start(handle)
+
+    home = bench.folder / "another-home"
+    settings = {"name": "other", "queues": [QUEUE], "home": home, "poll_seconds": 0.05}
+    agent = LaunchAgent(bench.api, settings, runners={RESOURCE: Seeing(home, bench.machine)})
+    await asyncio.wait_for(agent.loop(until_empty=True), 60)
+    assert at_start == [[]]
 
 
 async def test_older_claim_of_the_same_attempt_is_stopped(bench: Bench) -> None:
@@ -162,10 +194,13 @@ async def test_agent_that_was_cut_off_while_it_prepared_makes_nothing_of_an_item
     assert (await bench.read(item.id)).state_type is StateType.PENDING
 
 
-async def test_item_that_was_being_stopped_by_a_lost_agent_is_stopped_by_one_that_reaches_it(bench: Bench) -> None:
+@pytest.mark.parametrize("kind", [OfOneHome, OfManyPlaces])
+async def test_item_that_was_being_stopped_by_a_lost_agent_is_stopped_by_one_that_reaches_it(
+    bench: Bench, kind: type[InMemoryRunner]
+) -> None:
     item = await left_running(bench)
     await bench.move(item, ItemState.CANCELLING)
-    await look_as_other(bench, OfOneHome(bench.folder / "other", bench.machine))
+    await look_as_other(bench, kind(bench.folder / "other", bench.machine))
     found = await bench.read(item.id)
     assert found.state_type is StateType.CANCELLED
     assert "is gone" in found.message

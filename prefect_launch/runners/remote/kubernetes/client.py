@@ -63,7 +63,7 @@ class KubernetesClient:
     """A connection to one cluster; it is made at the first call.
 
     Args:
-        context: of the kubeconfig; empty: its current one, or the pod's own cluster.
+        context: as `load_login` takes it.
     """
 
     def __init__(self, context: str = "") -> None:
@@ -73,6 +73,10 @@ class KubernetesClient:
         self._rest: Any = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loading = asyncio.Lock()
+
+    async def context(self) -> str:
+        """Return the name of its context, also where that is the current one, as `load_login` takes it."""
+        return (await self._connected()).context
 
     async def namespace(self) -> str:
         """Return the namespace of the login."""

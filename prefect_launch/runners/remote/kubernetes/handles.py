@@ -20,7 +20,7 @@ class Place(NamedTuple):
     """Where runs are.
 
     Attributes:
-        context: of the kubeconfig; empty: the agent's own.
+        context: of the kubeconfig, or of the pod: by its name, since another may be the current one tomorrow.
         namespace: in it.
         resource: that they are objects of.
     """
@@ -45,14 +45,17 @@ class KubernetesHandle(NamedTuple):
 
     def __str__(self) -> str:
         place = self.place
-        context = [quote(place.context, safe="")] if place.context else []
-        return "/".join([*context, place.namespace, str(place.resource), self.uid, self.name])
+        return "/".join([quote(place.context, safe=""), place.namespace, str(place.resource), self.uid, self.name])
 
     @classmethod
     def parse(cls, text: str) -> KubernetesHandle:
-        """Read what `str` gives."""
-        *context, namespace, resource, uid, name = text.split("/")
-        return cls(Place(unquote("".join(context)), namespace, Resource.parse(resource)), uid, name)
+        """Read what `str` gives.
+
+        Raises:
+            ValueError: for another text.
+        """
+        context, namespace, resource, uid, name = text.split("/")
+        return cls(Place(unquote(context), namespace, Resource.parse(resource)), uid, name)
 
 
 class NotedRun(NamedTuple):

@@ -15,6 +15,8 @@ import anyio
 
 from prefect_launch.errors import AgentConfigError, clause
 
+#: Stands for the pod's own cluster where a context is named: as in no kubeconfig that `kubectl` writes.
+POD_CONTEXT: Final = "(this pod)"
 _IN_POD: Final = "KUBERNETES_SERVICE_HOST"
 _POD_NAMESPACE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 #: What an exec plugin, which may ask a cloud, gets to answer.
@@ -26,12 +28,14 @@ class Login(NamedTuple):
 
     Attributes:
         configuration: the client package's: address, certificates, token.
+        context: its name in the kubeconfig, or `POD_CONTEXT`.
         namespace: that jobs are in whose queue names none.
         origin: where it was read, for messages.
         connection: what connections are made with; another one needs new connections.
     """
 
     configuration: Any
+    context: str
     namespace: str
     origin: str
     connection: tuple[object, ...]
@@ -56,7 +60,7 @@ async def load_login(context: str = "") -> Login:
     """Read the login of this machine or pod.
 
     Args:
-        context: of the kubeconfig; empty: its current one.
+        context: of the kubeconfig, or `POD_CONTEXT`; empty: the current one, or the pod's own cluster.
 
     Raises:
         AgentConfigError: when there is none, or it cannot be read; it says what to do.
@@ -81,6 +85,8 @@ def _load(context: str) -> Login:
     configuration = Configuration()
     # Each log that is followed is a connection of its own: the package's 100 would be all taken by logs.
     configuration.connection_pool_maxsize = 0
+    if context == POD_CONTEXT:
+        return _from_pod(configuration)
     paths = os.environ.get("KUBECONFIG") or str(Path.home() / ".kube" / "config")
     files = [path for path in paths.split(os.pathsep) if path and Path(path).exists()]
     if files:
@@ -124,7 +130,7 @@ def _from_files(configuration: Any, files: str, context: str) -> Login:
             " jobs."
         ) from error
     namespace = str(named[chosen].get("namespace") or "default")
-    return Login(configuration, namespace, f"context {chosen} of {files}", _connection(configuration))
+    return Login(configuration, chosen, namespace, f"context {chosen} of {files}", _connection(configuration))
 
 
 def _from_pod(configuration: Any) -> Login:
@@ -135,10 +141,11 @@ def _from_pod(configuration: Any) -> Login:
         namespace = _POD_NAMESPACE.read_text(encoding="utf-8").strip()
     except (ConfigException, OSError) as error:
         raise AgentConfigError(
-            f"This agent runs in a pod, and its service account cannot be read: {clause(error)}. Let the pod mount its"
+            f"The service account of this agent's pod cannot be read: {clause(error)}. Run it in a pod that mounts its"
             " token (automountServiceAccountToken)."
         ) from error
-    return Login(configuration, namespace or "default", "service account of this pod", _connection(configuration))
+    origin = "service account of this pod"
+    return Login(configuration, POD_CONTEXT, namespace or "default", origin, _connection(configuration))
 
 
 def _connection(configuration: Any) -> tuple[object, ...]:

@@ -13,6 +13,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -58,6 +59,7 @@ from prefect_launch.runners.remote.kubernetes.objects import (
 from prefect_launch.runners.remote.kubernetes.options import (
     OPTIONS,
     SUBMITTER_OPTIONS,
+    KubernetesOptions,
     check_options,
     check_submitter_options,
     check_together,
@@ -73,6 +75,7 @@ from prefect_launch.runners.remote.kubernetes.pods import (
 )
 from prefect_launch.runners.remote.kubernetes.problems import PlaceProblems
 from prefect_launch.runners.remote.kubernetes.quantities import QUANTITIES
+from prefect_launch.runners.remote.kubernetes.rules import check_name, check_object_name
 from prefect_launch.runners.remote.kubernetes.set_inside import set_inside
 from prefect_launch.runners.remote.kubernetes.short_options import check_job_image, check_placing
 from prefect_launch.runners.remote.kubernetes.status import is_short_of_pods
@@ -105,7 +108,7 @@ class Cluster:
     """What a runner has of one cluster: the connection, and a watch of each namespace.
 
     Args:
-        context: of the kubeconfig; empty: the agent's own.
+        context: as `load_login` takes it.
     """
 
     def __init__(self, context: str) -> None:
@@ -239,21 +242,18 @@ class KubernetesRunner(RemoteRunner):
 
     async def submit(self, plan: RunPlan) -> RemoteJob:
         options = read_options(plan.options)
-        cluster = self._cluster(options.context or "")
+        place = await self._place(options)
+        cluster = self._cluster(place.context)
         hold = await cluster.hold()
-        namespace = options.namespace or await cluster.client.namespace()
-        manifest = options.manifest or one_container_job()
-        resource = await cluster.kinds.resource(manifest["apiVersion"], manifest["kind"])
         pull_auths = await self._pull_auths(plan, options.image_pull_secret)
         # Last, for it takes the longest: nothing that the cluster, or the plan itself, is refused for comes after it.
         code = await anyio.to_thread.run_sync(pack_code, plan)
         made = build_objects(plan, hold=hold, code=code, pull_auths=pull_auths, stop_seconds=self.stop_seconds)
-        place = Place(cluster.context, namespace, resource)
         await anyio.to_thread.run_sync(self._notes.add_place, place)
-        job = await create_run(cluster.client, cluster.kinds, made, namespace, resource)
+        job = await create_run(cluster.client, cluster.kinds, made, place.namespace, place.resource)
         handle = KubernetesHandle(place, job["metadata"]["uid"], plan.name)
         await anyio.to_thread.run_sync(self._notes.add_run, NotedRun(handle, labels_of(job)))
-        self._watch(place).put(resource, job)
+        self._watch(place).put(place.resource, job)
         return await self._seen(handle, self._run(handle))
 
     async def release(self, handle: str) -> None:
@@ -330,6 +330,17 @@ class KubernetesRunner(RemoteRunner):
         except LaunchError:
             return None
 
+    async def seek(self, where: str | RunPlan) -> None:
+        with suppress(ValueError, LaunchError):
+            if isinstance(where, RunPlan):
+                place = await self._place(read_options(where.options))
+            else:
+                place = KubernetesHandle.parse(RunHandle.parse(where).job).place
+                check_name("namespace", place.namespace)
+                check_object_name("resource", str(place.resource))
+                await self._cluster(place.context).client.namespace()  # An agent elsewhere may have other contexts.
+            await anyio.to_thread.run_sync(self._notes.add_place, place)
+
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         noted = await anyio.to_thread.run_sync(self._notes.places)
         places = await self._places(noted)
@@ -359,7 +370,8 @@ class KubernetesRunner(RemoteRunner):
     async def _places(self, noted: Collection[Place]) -> list[Place]:
         """Return where runs of this home can be: where it has made some, and where its login leads."""
         try:
-            own = Place("", await self._cluster("").client.namespace())
+            cluster = await self._named_cluster("")
+            own = Place(cluster.context, await cluster.client.namespace())
         except AgentConfigError:
             # There may be no such login where queues name theirs.
             if not noted:
@@ -473,6 +485,18 @@ class KubernetesRunner(RemoteRunner):
         if context not in self._clusters:
             self._clusters[context] = Cluster(context)
         return self._clusters[context]
+
+    async def _place(self, options: KubernetesOptions) -> Place:
+        """Return where a run with these options goes."""
+        cluster = await self._named_cluster(options.context or "")
+        namespace = options.namespace or await cluster.client.namespace()
+        manifest = options.manifest or one_container_job()
+        resource = await cluster.kinds.resource(manifest["apiVersion"], manifest["kind"])
+        return Place(cluster.context, namespace, resource)
+
+    async def _named_cluster(self, context: str) -> Cluster:
+        """Return the cluster of a context by the name that it has now, where the current one is meant."""
+        return self._cluster(context or await self._cluster("").client.context())
 
     def _watch(self, place: Place) -> NamespaceWatch:
         return self._cluster(place.context).watch(place.namespace, partial(self._note_change, place))

@@ -59,6 +59,9 @@ async def test_agent_in_a_pod_takes_the_account_and_namespace_of_its_pod(
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
     found = await login.load_login()
     assert (found.host, found.namespace, found.authorization) == ("https://10.0.0.1:443", "ml", "Bearer of the pod")
+    # Its runs name its cluster, whatever kubeconfig an agent of its home has later.
+    (tmp_path / "none").write_text("clusters: []")
+    assert (await login.load_login(found.context)).identity == found.identity
 
 
 async def test_kubeconfig_that_is_no_kubeconfig_is_told_with_its_path(

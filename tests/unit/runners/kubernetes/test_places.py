@@ -14,8 +14,8 @@ import yaml
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.runners.base import Found, Labels, RunPlan, RunState
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
-from tests.support.kubernetes_api import KubernetesApi
-from tests.support.kubernetes_pods import JobPods
+from tests.support.kubernetes_api import KubernetesApi, scripted_api
+from tests.support.kubernetes_pods import JOBS, JobPods
 from tests.support.ports import free_port
 from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, until
 
@@ -138,3 +138,38 @@ async def test_run_of_a_context_that_was_renamed_goes_on(
     with anyio.fail_after(LIMIT_SECONDS):
         assert (await watching).succeeded
     await again.aclose()
+
+
+async def test_run_stays_in_its_cluster_though_another_context_is_the_current_one_when_its_agent_starts_again(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan, later = plan_in(tmp_path), plan_in(tmp_path)
+    handle = await started(runner, plan)
+    with scripted_api() as other:
+        kubeconfig = tmp_path / "kubeconfig"
+        config = yaml.safe_load(kubeconfig.read_text())
+        config["clusters"].append({"name": "other", "cluster": {"server": other.url}})
+        config["contexts"].append({"name": "other", "context": {"cluster": "other", "user": "user"}})
+        kubeconfig.write_text(yaml.safe_dump({**config, "current-context": "other"}))
+        again = KubernetesRunner(tmp_path / "home")
+        await started(again, later)
+        assert [one["metadata"]["name"] for one in other.store.list(JOBS)] == [later.name]
+        assert by_item(await again.find({})).keys() == {plan.item_id, later.item_id}
+        await again.stop(handle, 1.0)
+        assert server.store.list(JOBS) == []
+        await again.aclose()
+
+
+@pytest.mark.parametrize("knows", ["handle", "plan"])
+async def test_agent_with_a_new_home_finds_the_run_of_an_item_in_the_namespace_that_its_handle_or_plan_names(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, knows: str
+) -> None:
+    plan = plan_in(tmp_path, namespace="team-a")
+    handle = await started(runner, plan)
+    fresh = KubernetesRunner(tmp_path / "new-home")
+    for unusable in (handle.replace("scripted", "gone"), handle.replace("team-a", ".."), "of-docker", ""):
+        await fresh.seek(unusable)
+    assert await fresh.find({}) == []
+    await fresh.seek(handle if knows == "handle" else plan)
+    assert [one.handle for one in await fresh.find({})] == [handle]
+    await fresh.aclose()
