@@ -143,6 +143,7 @@ def nothing_is_lost_while_it_is_away(
         (late,) = place.add(site, "echo late")
         (place.folder / "go").touch()
         time.sleep(seconds)  # So long it is away.
+        assert not {"Running", "Completed"} & {*site.states(late)}, "the engine was not away"
     finally:
         come_back()
     for one, lines in ((run, ["on", "off"]), (late, ["late"])):

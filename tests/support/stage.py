@@ -42,6 +42,7 @@ class Stage:
 
     Attributes:
         may_miss: whether a life may come to its end before a step, since how many calls it makes is a matter of time.
+        deaths: how many lives have ended at their step.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Stage:
         self._config = config or {"env": {"COUNT": str(folder)}}
         self.wanted = {key: WANTED[key] for key in wanted or WANTED}
         self.may_miss = False
+        self.deaths = 0
         self.resource = resource
         self._server = server
         self._folder = folder
@@ -101,6 +103,7 @@ class Stage:
         time.sleep(0.15)
         if self.counted(site):
             until(lambda: len(self.counted(site)) > 1)
+        self.deaths += first.status == KILLED
         second = self.live(site)
         seen = self.see(site, run)
         # How many requests a log takes is a matter of time; an agent that made fewer has not come to the step.
@@ -145,3 +148,4 @@ def die_at(stage: Stage, steps: Sequence[str], home: str = "") -> None:
         found = pool.map(lambda number: contexts[number].run(take, number), range(len(steps)))
         wrong = [one for each in found for one in each]
     assert not wrong, "\n\n".join(wrong)
+    assert stage.deaths > len(steps) // 2, "most lives came to their end before their step"
