@@ -75,7 +75,7 @@ class KubernetesNode:
         for process in reversed(self._processes.values()):
             process.kill()
         with self.client() as client:
-            for container in client.containers.list(all=True):
+            for container in client.containers.list(all=True, ignore_removed=True):
                 container.remove(force=True)
         self.engine.stop()
         for mount in mounts_below(self._folder):
