@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from prefect_launch.client.explain import Explanation, aexplain_launch, explain_launch
     from prefect_launch.client.launch_add import alaunch_add, alaunch_add_many, launch_add, launch_add_many
     from prefect_launch.client.queued_run import QueuedRun
+    from prefect_launch.client.run_queue import RunQueue
     from prefect_launch.direct.launch import alaunch, launch
     from prefect_launch.errors import ExecutionError, LaunchError
     from prefect_launch.inputs import load_config, load_wandb_config, manage_config_file, manage_wandb_config
     from prefect_launch.jobs import JobStore
-    from prefect_launch.queues.run_queue import RunQueue
     from prefect_launch.runners.run import AbstractRun
     from prefect_launch.settings.agent_config_block import LaunchAgentConfig
     from prefect_launch.sweeps.sweep import Sweep, asweep, sweep
@@ -35,7 +35,7 @@ _HOMES = {
     "LaunchAgentConfig": "settings.agent_config_block",
     "LaunchError": "errors",
     "QueuedRun": "client.queued_run",
-    "RunQueue": "queues.run_queue",
+    "RunQueue": "client.run_queue",
     "Sweep": "sweeps.sweep",
     "acreate_job": "client.create_job",
     "aexplain_launch": "client.explain",

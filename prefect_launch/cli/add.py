@@ -115,7 +115,7 @@ def explain_add(api: Api, options: LaunchOptions, *, as_json: bool) -> None:
 
 def _arguments(api: Api, options: LaunchOptions) -> dict[str, Any]:
     """Return the options as arguments of `launch_add`."""
-    from prefect_launch.queues.run_queue import DEFAULT_QUEUE
+    from prefect_launch.queues.pool import DEFAULT_QUEUE
 
     return {
         "config": options.launch_config(api),

@@ -13,8 +13,8 @@ from prefect_launch.cli.process import connected
 
 if TYPE_CHECKING:
     from prefect_launch.client.api import Api
+    from prefect_launch.client.run_queue import RunQueue
     from prefect_launch.queues.agent_status import QueueActivity
-    from prefect_launch.queues.run_queue import RunQueue
 
 app = group("Create, show, pause and delete queues.")
 

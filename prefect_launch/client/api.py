@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
 
     from prefect_launch.client.queued_run import QueuedRun
+    from prefect_launch.client.run_queue import RunQueue
     from prefect_launch.jobs.model import Job, JobSummary
     from prefect_launch.jobs.registry import JobRegistry
     from prefect_launch.jobs.store import JobStore
     from prefect_launch.queues.agent_status import AgentInfo, QueueActivity
-    from prefect_launch.queues.run_queue import RunQueue
     from prefect_launch.queues.session import Session
     from prefect_launch.registries.base import Registry
     from prefect_launch.server.protocol import Server
@@ -312,7 +312,8 @@ class Api(BaseModel):
         Raises:
             LaunchError: as `create_run_queue`.
         """
-        from prefect_launch.queues.run_queue import RunQueue, check_concurrency, check_queue_name, create_queue
+        from prefect_launch.client.run_queue import RunQueue
+        from prefect_launch.queues.pool import check_concurrency, check_queue_name, create_queue
         from prefect_launch.runners.registry import runner_class
 
         name = check_queue_name(options.name)
@@ -332,7 +333,7 @@ class Api(BaseModel):
         Raises:
             NotFoundError: when there is none; names the nearest one.
         """
-        from prefect_launch.queues.run_queue import RunQueue
+        from prefect_launch.client.run_queue import RunQueue
 
         async def read(session: Session) -> Any:
             session.forget_queue(name)
@@ -343,7 +344,7 @@ class Api(BaseModel):
 
     def run_queues(self) -> list[RunQueue]:
         """List the queues, by name; work pools of the type that have no launch configuration are left out."""
-        from prefect_launch.queues.run_queue import RunQueue
+        from prefect_launch.client.run_queue import RunQueue
 
         found = []
         for pool in self.call(lambda session: session.server.list_pools()):
@@ -372,7 +373,7 @@ class Api(BaseModel):
         Raises:
             NotFoundError: when there is none of that name.
         """
-        from prefect_launch.queues.run_queue import delete_queue
+        from prefect_launch.queues.pool import delete_queue
 
         return self.call(lambda session: delete_queue(session, name))
 

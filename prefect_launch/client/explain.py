@@ -28,7 +28,7 @@ from prefect_launch.policy.limits import fixed_options, limits_of, time_limit
 from prefect_launch.policy.submitter_options import locked_options
 from prefect_launch.policy.template import QueueConfig
 from prefect_launch.queues.options import QueueOptions, make_config
-from prefect_launch.queues.run_queue import DEFAULT_QUEUE
+from prefect_launch.queues.pool import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session, blocked_reason_of
 from prefect_launch.queues.wait_reason import WaitReason, why_would_wait
 from prefect_launch.runners.base import Labels, Runner, RunPlan

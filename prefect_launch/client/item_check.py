@@ -22,7 +22,7 @@ from prefect_launch.planning.override_checks import check_overrides, overrides_c
 from prefect_launch.planning.plan import build_request, default_resource
 from prefect_launch.planning.refused_fields import locked_parts, refuse_unread
 from prefect_launch.queues.options import QueueOptions, make_config
-from prefect_launch.queues.run_queue import DEFAULT_QUEUE, create_queue
+from prefect_launch.queues.pool import DEFAULT_QUEUE, create_queue
 from prefect_launch.queues.session import QUEUE_LABEL, CachedQueue, Session
 from prefect_launch.runners.registry import runner_class
 from prefect_launch.server.values import Item, ItemDraft, State

@@ -17,7 +17,7 @@ from prefect_launch.core.signature import with_arguments_of
 from prefect_launch.errors import QueueError, SpecError
 from prefect_launch.planning.image_pinning import Digests
 from prefect_launch.planning.refused_fields import refuse_unread_at_queue
-from prefect_launch.queues.run_queue import DEFAULT_QUEUE
+from prefect_launch.queues.pool import DEFAULT_QUEUE
 from prefect_launch.queues.session import CachedQueue, Session
 from prefect_launch.server.values import PAGE, Item, ItemDraft
 from prefect_launch.spec.launch_spec import LaunchSpec, construct_spec, parse_spec

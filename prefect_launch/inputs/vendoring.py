@@ -8,9 +8,9 @@ it asked for.
 from __future__ import annotations
 
 import contextlib
+from importlib.resources import files
 from pathlib import Path
 
-import prefect_launch
 from prefect_launch.inputs.atomic import write_atomically
 
 _FOLDER = "_prefect_launch_inputs"
@@ -34,14 +34,14 @@ def vendor_inputs(site_packages: Path) -> None:
 
 def vendored_files() -> dict[str, str]:
     """Return what is put into an environment, by paths relative to its `site-packages`; the path file comes last."""
-    package = Path(prefect_launch.__file__).parent
+    package = Path(str(files("prefect_launch")))
     sources = [package / "__init__.py", package / "errors.py", *sorted((package / "inputs").glob("*.py"))]
-    files = {
+    texts = {
         f"{_FOLDER}/{source.relative_to(package.parent).as_posix()}": source.read_text(encoding="utf-8")
         for source in sources
     }
     # Relative, so that the environment can be moved. Python puts what a .pth file names behind site-packages.
-    return {**files, _PATH_FILE: f"{_FOLDER}\n"}
+    return {**texts, _PATH_FILE: f"{_FOLDER}\n"}
 
 
 def _write(file: Path, text: str) -> None:

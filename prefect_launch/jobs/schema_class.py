@@ -10,12 +10,12 @@ import importlib
 import json
 import os
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Final
 
 import anyio
 
-import prefect_launch
 from prefect_launch.core.subprocesses import run_command
 from prefect_launch.errors import SpecError
 
@@ -59,7 +59,7 @@ async def read_schema_class(module: str, attribute: str, *, folder: Path) -> obj
 
 async def _environment(folder: Path) -> dict[str, str]:
     here = await anyio.Path.cwd()
-    own = [str(Path(prefect_launch.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    own = [str(Path(str(files("prefect_launch"))).parent), os.environ.get("PYTHONPATH", "")]
     paths = [str(await anyio.Path(folder).resolve()), str(here), *own]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -25,8 +25,8 @@ from prefect_launch.agent.item.ownership import items_in_work
 from prefect_launch.agent.recovery.lost_agents import LostAgentDetector
 from prefect_launch.client.api import Api
 from prefect_launch.client.queued_run import QueuedRun
+from prefect_launch.client.run_queue import RunQueue
 from prefect_launch.inputs.metrics import MARK
-from prefect_launch.queues.run_queue import RunQueue
 from prefect_launch.queues.session import Session
 from prefect_launch.server.client import _tls
 from prefect_launch.server.values import Item, ItemDraft

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from prefect_launch.queues.run_queue import create_queue
+from prefect_launch.queues.pool import create_queue
 from prefect_launch.queues.session import Session
 from prefect_launch.server.values import Pool
 from prefect_launch.testing import InMemoryApi

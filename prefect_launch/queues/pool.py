@@ -1,4 +1,4 @@
-"""Run queues: work pools of type `launch`, with four priorities, a resource and its template variables."""
+"""Work pool of a run queue: created with four priorities and a deployment, updated, and deleted."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ from prefect_launch.server.values import Pool
 from prefect_launch.spec.scheduling import Priority
 
 if TYPE_CHECKING:
-    from prefect_launch.client.api import Api
-    from prefect_launch.client.queued_run import QueuedRun
     from prefect_launch.queues.session import Session
 
 #: The queue that is made on first use; every other one must be made by its owner.
 DEFAULT_QUEUE: Final = "default"
 #: Prefect keeps these names to itself.
 _RESERVED_PREFIX: Final = "prefect"
-#: How the description of a queue begins that nobody has rewritten.
-_DESCRIBED: Final = "Launch queue on"
 
 
 def check_concurrency(limit: object) -> int | None:
@@ -64,7 +60,7 @@ async def create_queue(
     check_queue_name(name)
     server = session.server
     template = config.to_template()
-    text = _description(name, config)
+    text = _description(name, config.resource)
     pool = await server.create_pool(name, base_job_template=template, description=text, concurrency_limit=concurrency)
     if pool is None:
         pool = await _replace(server, name, config, concurrency) if replace else None
@@ -83,9 +79,9 @@ async def create_queue(
     return pool
 
 
-def _description(name: str, config: QueueConfig) -> str:
+def _description(name: str, resource: str) -> str:
     return (
-        f"{_DESCRIBED} {config.resource}. Nothing of it runs before an agent is there: start one on a machine with"
+        f"Launch queue on {resource}. Nothing of it runs before an agent is there: start one on a machine with"
         f" 'prefect-launch agent start -q {name}'."
     )
 
@@ -106,8 +102,8 @@ async def _replace(server: Server, name: str, config: QueueConfig, concurrency: 
                 f" {config.resource}. Make a new queue, or wait until it is empty."
             )
     changes: dict[str, Any] = {"base_job_template": config.to_template()}
-    if pool is not None and (pool.description or "").startswith(_DESCRIBED):  # else somebody has written another
-        changes["description"] = _description(name, config)
+    if pool.description == _description(name, resource):  # else somebody has written another
+        changes["description"] = _description(name, config.resource)
     if concurrency is not None:
         changes["concurrency_limit"] = concurrency
     await server.update_pool(name, **changes)
@@ -130,92 +126,3 @@ async def delete_queue(session: Session, name: str) -> int:
     await session.server.delete_pool(name)
     session.forget_queue(name)
     return waiting
-
-
-class RunQueue:
-    """A run queue.
-
-    Attributes:
-        name: of the queue, and of its work pool.
-        entity: its owner.
-        type: the resource that its items run on.
-        template_variables: JSON schemas by name.
-        prioritization_mode: `V0` or `DISABLED`.
-        limits: the most that an item may ask for, by the option, or `timeout`.
-        submitter_options: options that submitters may set besides the resource's usual ones.
-        submitter_secrets: names of the Secret blocks that submitters may name.
-        pin: whether its items run just the image that their tag meant when they were queued (True), or the one that it
-            means at the start (False); None: the former where it can be had.
-        fail_impossible_after: seconds after which an item fails that asks for more than any agent has; None: it waits.
-        outputs: how much is kept of the outputs of one run; an agent's own limits hold beside them.
-        id: of the work pool.
-    """
-
-    def __init__(self, api: Api, pool: Pool) -> None:
-        config = QueueConfig.from_template(pool.name, pool.base_job_template)
-        self._api = api
-        self._config = config
-        self.name = pool.name
-        self.id = str(pool.id)
-        self.entity = config.entity or api.entity
-        self.type = config.resource
-        self.template_variables = dict(config.template_variables)
-        self.prioritization_mode = config.prioritization_mode
-        self.pin = config.pin
-        self.outputs = config.outputs
-        self.is_paused = pool.is_paused
-        self.concurrency_limit = pool.concurrency_limit
-        self.submitter_options = config.submitter_options
-        self.limits = dict(config.limits)
-        self.submitter_secrets = config.submitter_secrets
-        self.fail_impossible_after = config.fail_impossible_after
-
-    def __repr__(self) -> str:
-        return f"<RunQueue {self.name} ({self.type})>"
-
-    @property
-    def default_resource_config(self) -> dict[str, Any]:
-        """What every item of the queue gets: `{"resource_args": {type: options}}`, and its `limits`,
-        `docker` (if it says `pin`) and the limits of its `outputs`, where it has any."""
-        options: dict[str, Any] = {"resource_args": {self.type: dict(self._config.resource_args)}}
-        outputs = self.outputs.model_dump(exclude_none=True)
-        return {
-            **options,
-            **({"limits": dict(self.limits)} if self.limits else {}),
-            **({} if self.pin is None else {"docker": {"pin": self.pin}}),
-            **({"outputs": outputs} if outputs else {}),
-        }
-
-    @property
-    def url(self) -> str:
-        """The queue's page in the UI."""
-        return f"{self._api.ui_url}/work-pools/work-pool/{self.name}"
-
-    @property
-    def items(self) -> list[QueuedRun]:
-        """All items of the queue, newest first; read anew at each use."""
-        return self._api.items(queue=self.name, limit=None)
-
-    def pause(self) -> None:
-        """Let no further item start; what runs goes on."""
-        self._api.update_run_queue(self.name, is_paused=True)
-        self.is_paused = True
-
-    def resume(self) -> None:
-        """Let items start again."""
-        self._api.update_run_queue(self.name, is_paused=False)
-        self.is_paused = False
-
-    def set_concurrency_limit(self, limit: int | None) -> None:
-        """Set how many items may be in work at a time (at least 1); `None` for no limit.
-
-        Raises:
-            QueueError: for a number below 1.
-        """
-        check_concurrency(limit)
-        self._api.update_run_queue(self.name, concurrency_limit=limit)
-        self.concurrency_limit = limit
-
-    def delete(self) -> int:
-        """Delete the queue with its waiting items; returns how many those were."""
-        return self._api.delete_run_queue(self.name)
