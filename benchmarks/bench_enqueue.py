@@ -104,7 +104,7 @@ def _drafts(api: Api) -> tuple[UUID, Iterator[ItemDraft]]:
 
 async def _in_bulk(session: Session, deployment_id: UUID, bodies: list[dict[str, Any]]) -> None:
     path = f"/deployments/{deployment_id}/create_flow_run/bulk"
-    client = session.server.client  # type: ignore[attr-defined]
+    client: Any = session.server.client  # Its request() knows no bulk endpoint.
     for start in range(0, len(bodies), _BULK_LIMIT):
         left = bodies[start : start + _BULK_LIMIT]
         while left:

@@ -113,8 +113,7 @@ class Api(BaseModel):
             return
         from prefect_launch.jobs.registry import JobRegistry
 
-        client: PrefectClient = server.client  # type: ignore[attr-defined]
-        store = await self._load_store(client)
+        store = await self._load_store(server.client)
         yield JobRegistry(server, store, entity=self.entity, project=self.project)
 
     async def _load_store(self, client: PrefectClient) -> JobStore:
@@ -165,8 +164,7 @@ class Api(BaseModel):
         """Return a function that reads a Secret block of the server by name."""
         from prefect_launch.server.secrets import read_secret
 
-        client: PrefectClient = server.client  # type: ignore[attr-defined]
-        return partial(read_secret, client=client)
+        return partial(read_secret, client=server.client)
 
     def _address(self) -> str | None:
         from prefect.settings import PREFECT_API_URL

@@ -28,6 +28,7 @@ from prefect_launch.server.values import (
 )
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
     from typing_extensions import Unpack
 
     from prefect_launch.core.states import StateType
@@ -38,6 +39,10 @@ class Server(Protocol):
 
     api_url: str
     ui_url: str
+
+    @property
+    def client(self) -> PrefectClient:
+        """Prefect's own client of this server, for functions of Prefect; the in-memory server has none."""
 
     async def about(self) -> ServerAbout:
         """Ask which version of Prefect the server is, and what its clock says."""

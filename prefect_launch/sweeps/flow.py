@@ -152,7 +152,7 @@ async def begin_sweep(api: Api, parameters: Mapping[str, Any]) -> UUID:
     async with api.open() as session:
         named = await check_sweep_request(api, session, config)
         pinned = pinned_parameters(parameters, named)
-        client: Any = session.server.client  # type: ignore[attr-defined]
+        client = session.server.client
         parent, earlier = await place_in_flow(client, parameters)
         if earlier is not None:
             return earlier
@@ -186,7 +186,7 @@ async def run_sweep(
         NotFoundError: when its flow run was deleted; none of its trials waits or runs then.
     """
     async with api.open() as session:
-        client: Any = session.server.client  # type: ignore[attr-defined]
+        client = session.server.client
         flow_run = await client.read_flow_run(sweep_id)
     flow = sweep_flow(tell, started)
     try:

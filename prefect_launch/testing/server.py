@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID, uuid4
 
 from prefect_launch.core.states import StateType
@@ -22,6 +22,9 @@ from prefect_launch.server.values import PAGE, Item, LogRecord, ServerAbout
 from prefect_launch.testing.server_items import InMemoryItems
 from prefect_launch.testing.server_pools import InMemoryPools
 from prefect_launch.testing.server_store import Calls, Hook, Store, Watcher, as_json, call
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
 
 
 class InMemoryTelemetry(Calls):
@@ -186,6 +189,11 @@ class InMemoryServer(InMemoryPools, InMemoryItems, InMemoryTelemetry, InMemoryVa
         self.calls: Counter[str] = Counter()
         self.before_call: Hook | None = None
         self.after_call: Hook | None = None
+
+    @property
+    def client(self) -> PrefectClient:
+        """Raise: there is no Prefect behind it."""
+        raise NotImplementedError("The in-memory server has no client of Prefect: use a Prefect server.")
 
     def down(self) -> None:
         """Go down: every call raises `ServerUnavailableError`, every event stream ends. Nothing is lost."""

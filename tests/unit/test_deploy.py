@@ -43,9 +43,8 @@ def test_description_of_a_queue_tells_how_to_start_an_agent_unless_somebody_wrot
         return pool.description or ""
 
     assert "'prefect-launch agent start -q cpu'" in api.call(lambda session: description())
-    api.call(lambda session: api.server.update_pool("cpu", description="Launch queue on local-process."))
-    api.upsert_run_queue("cpu", "local-process")
-    assert "'prefect-launch agent start -q cpu'" in api.call(lambda session: description())
+    api.upsert_run_queue("cpu", "local-container")
+    assert "on local-container." in api.call(lambda session: description())
     api.call(lambda session: api.server.update_pool("cpu", description="Ask Ada."))
     api.upsert_run_queue("cpu", "local-process")
     assert api.call(lambda session: description()) == "Ask Ada."

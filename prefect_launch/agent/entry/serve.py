@@ -163,7 +163,7 @@ async def serve(
             server = session.server
             for queue in config.queues:
                 await session.queue(queue)
-            client: PrefectClient = server.client  # type: ignore[attr-defined]
+            client = server.client
             deployment = await launch_agent.ato_deployment(
                 name=config.name,
                 interval=timedelta(seconds=interval_seconds),

@@ -6,7 +6,7 @@ The build's log streams into the item's log under the logger `build`; the whole 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from uuid import UUID
 
 import anyio
@@ -20,9 +20,6 @@ from prefect_launch.errors import LaunchError
 from prefect_launch.planning.plan import save_plan
 from prefect_launch.runners.base import Phase, RunPlan
 from prefect_launch.server.protocol import Server
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ import io
 import posixpath
 from collections.abc import Mapping
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, Final
 
 from prefect_launch.core.units import format_size
@@ -114,8 +113,3 @@ def _unpacker(container: Mapping[str, Any]) -> dict[str, Any]:
 def preview_code(plan: RunPlan) -> bytes | None:
     """Return what stands for the packed code where it is not there yet."""
     return None if plan.code_dir is None else b""
-
-
-def code_folder(plan: RunPlan) -> Path | None:
-    """Return the folder whose content is packed."""
-    return plan.code_dir
