@@ -26,7 +26,7 @@ _PAUSE_SECONDS = 0.4
 
 
 def measure(place: Place) -> list[Figure]:
-    """Measure both front doors of the agent."""
+    """Measure both ways to run an agent."""
     return [
         *_measure(place, "dispatch-loop", "agent start", _LOOP_ITEMS, in_flow=False),
         *_measure(place, "dispatch-flow", "flow launch-agent", _FLOW_ITEMS, in_flow=True),

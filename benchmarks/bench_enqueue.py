@@ -1,7 +1,7 @@
 """What `launch_add` and `launch_add_many` cost one caller, beside the bare requests that make the same items.
 
 `launch_add` and its two floors take turns, so that a busy machine and a growing database slow all three. One floor is
-our own door to the server (patient with a busy server by its own rule), the other Prefect's client as anybody uses it.
+our own client (patient with a busy server by its own rule), the other Prefect's client as anybody uses it.
 The floor of `launch_add_many` is the server's bulk endpoint with as many items a request as it takes, every result
 checked, and what a busy server left out sent again.
 """
@@ -60,13 +60,13 @@ def _one_by_one(place: Place) -> list[Figure]:
             for way in ways:
                 way()
         times = [[_milliseconds(way) for way in ways] for _ in range(place.rounds(_ITEMS))]
-    ours, door, anybody = (median(column) for column in zip(*times, strict=True))
-    rate, door_rate, anybodys_rate = (len(column) * 1000 / sum(column) for column in zip(*times, strict=True))
+    ours, ours_alone, anybody = (median(column) for column in zip(*times, strict=True))
+    rate, client_rate, anybodys_rate = (len(column) * 1000 / sum(column) for column in zip(*times, strict=True))
     name = "launch_add, one caller"
     return [
-        Figure(f"{name}, median", ours, "ms", door, "create_item alone", at_most_times(door, 1.3)),
+        Figure(f"{name}, median", ours, "ms", ours_alone, "create_item alone", at_most_times(ours_alone, 1.3)),
         Figure(f"{name}, median", ours, "ms", anybody, "Prefect's client alone", at_most_times(anybody, 1.3)),
-        Figure(name, rate, "calls/s", door_rate, "create_item alone", at_least_times(door_rate, 1 / 1.3)),
+        Figure(name, rate, "calls/s", client_rate, "create_item alone", at_least_times(client_rate, 1 / 1.3)),
         Figure(
             f"{name}", rate, "calls/s", anybodys_rate, "Prefect's client alone", at_least_times(anybodys_rate, 1 / 1.3)
         ),

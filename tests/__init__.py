@@ -1,1 +1,1 @@
-"""The tests: unit (in-memory twins), integration (real server, engine, git) and acceptance (the CLI alone)."""
+"""The tests: unit (in-memory fakes), integration (real server, engine, git) and acceptance (the CLI alone)."""

@@ -23,7 +23,7 @@ from prefect_launch.runners.base import TAKEOVER_SECONDS, ExitStatus, Found, Lab
 from prefect_launch.runners.log_streams import Marks
 from prefect_launch.testing.script import Err, Script, ScriptedRun
 
-_OPTIONS = frozenset({"e", "env", "nice", "secret-door"})
+_OPTIONS = frozenset({"e", "env", "nice", "secret-option"})
 
 
 class _Run(ScriptedRun):
@@ -80,7 +80,7 @@ class InMemoryRunner(Runner):
 
     name: ClassVar[str] = "in-memory"
     sources: ClassVar[frozenset[SourceKind]] = frozenset(SourceKind)
-    submitter_options: ClassVar[frozenset[str]] = _OPTIONS - {"secret-door"}
+    submitter_options: ClassVar[frozenset[str]] = _OPTIONS - {"secret-option"}
     options: ClassVar[frozenset[str]] = _OPTIONS
     uses_this_machine: ClassVar[bool] = True
 

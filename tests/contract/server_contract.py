@@ -1,4 +1,4 @@
-"""What every door to a Prefect server does: the tests that the real server and its in-memory twin pass alike.
+"""Contract of a client of a Prefect server: the tests that the real server and the in-memory one both pass.
 
 A test class derives from `ServerContract` and gives it a fixture `server`.
 """

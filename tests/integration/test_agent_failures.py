@@ -21,9 +21,9 @@ def container(image: str, script: str, **more: Any) -> dict[str, Any]:
     return {"docker": {"docker_image": image}, "overrides": {"entry_point": ["sh", "-c", script]}, **more}
 
 
-def certificate(site: Site, run: QueuedRun) -> str:
+def failure_report(site: Site, run: QueuedRun) -> str:
     pages = [artifact.data for artifact in site.artifacts(run) if artifact.type == "markdown"]
-    assert pages, "no certificate"
+    assert pages, "no failure report"
     return str(pages[-1])
 
 
@@ -66,16 +66,16 @@ def test_rule_that_is_used_up_leaves_the_item_failed(site: Site) -> None:
     site.work_off(poll_seconds=0.3)
     assert site.states(run)[-1] == "Failed"
     assert site.states(run).count("AwaitingRetry") == 1
-    assert "exit code" in certificate(site, run)
+    assert "exit code" in failure_report(site, run)
 
 
 @pytest.mark.engine
-def test_container_out_of_memory_has_a_certificate_with_all_that_is_known(containers: Site, shell_image: str) -> None:
+def test_container_out_of_memory_has_a_failure_report_with_all_known_facts(containers: Site, shell_image: str) -> None:
     eat = "echo eating; dd if=/dev/zero of=/dev/shm/x bs=1M count=64; tail /dev/zero"
     limit = {"local-container": {"memory": "24m"}}
     (run,) = containers.add(container(shell_image, eat, resource_args=limit))
     containers.work_off()
-    page = certificate(containers, run)
+    page = failure_report(containers, run)
     assert run.item.state_type is StateType.CRASHED
     assert "out of memory" in page
     assert "137" in page
@@ -85,22 +85,22 @@ def test_container_out_of_memory_has_a_certificate_with_all_that_is_known(contai
 
 
 @pytest.mark.engine
-def test_image_that_cannot_be_pulled_has_a_certificate_with_the_registrys_reason(containers: Site) -> None:
+def test_image_that_cannot_be_pulled_has_a_failure_report_with_the_registrys_reason(containers: Site) -> None:
     (run,) = containers.add({"docker": {"docker_image": "127.0.0.1:1/no/such:1"}})
     containers.work_off()
-    page = certificate(containers, run)
+    page = failure_report(containers, run)
     assert "image not pulled" in page
     assert "127.0.0.1:1/no/such:1" in page
 
 
-def test_cancelled_item_has_a_certificate_too(site: Site) -> None:
+def test_cancelled_item_has_a_failure_report_too(site: Site) -> None:
     site.job("echo up; exec sleep 300")
     (run,) = site.add()
     with running(site.agent()):
         until(lambda: "up" in site.log(run))
         run.cancel()
         until(lambda: run.item.state_type is StateType.CANCELLED)
-    page = certificate(site, run)
+    page = failure_report(site, run)
     assert "It was asked to stop." in page
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.crash_harness import WANTED, CrashHarness, crash_at
 from tests.support.mortal_agent import Lives
-from tests.support.stage import WANTED, Stage, die_at
 
 #: Calls without which a life was no life at all; which others there are, a life that nothing ends shows.
 AT_LEAST = {
@@ -49,14 +49,18 @@ def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
 
 
 @pytest.fixture
-def stage(request: pytest.FixtureRequest, prefect_server: Any, lives: Lives, tmp_path: Path, unique: str) -> Stage:
+def harness(
+    request: pytest.FixtureRequest, prefect_server: Any, lives: Lives, tmp_path: Path, unique: str
+) -> CrashHarness:
     if request.param == "processes":
-        return Stage(prefect_server, lives, "local-process", tmp_path, unique)
+        return CrashHarness(prefect_server, lives, "local-process", tmp_path, unique)
     config = {"env": {"COUNT": "/count"}, "volume": [f"{tmp_path}:/count"]}
     request.getfixturevalue("engine")
     image = request.getfixturevalue("shell_image")
     with_code = request.param == "code in containers"
-    return Stage(prefect_server, lives, "local-container", tmp_path, unique, image, with_code=with_code, config=config)
+    return CrashHarness(
+        prefect_server, lives, "local-container", tmp_path, unique, image, with_code=with_code, config=config
+    )
 
 
 def differs(step: str, resource: str) -> bool:
@@ -68,30 +72,30 @@ def differs(step: str, resource: str) -> bool:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["what differs", "every"])
-@pytest.mark.parametrize("stage", ["processes", pytest.param("containers", marks=pytest.mark.engine)], indirect=True)
-def test_agent_killed_at_any_step_runs_the_item_once_and_tells_all_of_it(stage: Stage, every: bool) -> None:
-    site = stage.site("unharmed")
-    stage.add(site)
-    stage.live(site)  # The environment is there from here on.
-    other = stage.site("unharmed-too", "")
-    run = stage.add(other)
-    unharmed = stage.live(other)
+@pytest.mark.parametrize("harness", ["processes", pytest.param("containers", marks=pytest.mark.engine)], indirect=True)
+def test_agent_killed_at_any_step_runs_the_item_once_and_tells_all_of_it(harness: CrashHarness, every: bool) -> None:
+    site = harness.site("unharmed")
+    harness.add(site)
+    harness.live(site)  # The environment is there from here on.
+    other = harness.site("unharmed-too", "")
+    run = harness.add(other)
+    unharmed = harness.live(other)
     assert unharmed.status == 0, unharmed.log
-    assert stage.see(other, run) == WANTED
+    assert harness.see(other, run) == WANTED
     assert set(unharmed.calls) >= AT_LEAST
-    steps = [step for step in unharmed.calls if every or differs(step, stage.resource)]
-    assert len(steps) > (15 if stage.resource == "local-process" else 6)
-    die_at(stage, steps)
+    steps = [step for step in unharmed.calls if every or differs(step, harness.resource)]
+    assert len(steps) > (15 if harness.resource == "local-process" else 6)
+    crash_at(harness, steps)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("stage", ["processes"], indirect=True)
-def test_agent_killed_while_it_makes_an_environment_runs_the_item_once(stage: Stage) -> None:
-    die_at(stage, BUILD, home="fresh")
+@pytest.mark.parametrize("harness", ["processes"], indirect=True)
+def test_agent_killed_while_it_makes_an_environment_runs_the_item_once(harness: CrashHarness) -> None:
+    crash_at(harness, BUILD, home="fresh")
 
 
 @pytest.mark.engine
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("stage", ["code in containers"], indirect=True)
-def test_agent_killed_while_it_fills_a_container_runs_the_item_once(stage: Stage) -> None:
-    die_at(stage, FILL)
+@pytest.mark.parametrize("harness", ["code in containers"], indirect=True)
+def test_agent_killed_while_it_fills_a_container_runs_the_item_once(harness: CrashHarness) -> None:
+    crash_at(harness, FILL)

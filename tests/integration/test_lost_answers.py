@@ -32,7 +32,7 @@ def relay(prefect_server: PrefectServerProcess) -> Iterator[Relay]:
 
 @pytest.fixture
 async def server(relay: Relay) -> AsyncIterator[PrefectServer]:
-    """The door, by that way."""
+    """The client, connected through the relay."""
     async with connect(relay.api_url) as server:
         yield server
 

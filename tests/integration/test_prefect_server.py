@@ -1,4 +1,4 @@
-"""The real Prefect server keeps the contract that prefect-launch and its in-memory twin stand on."""
+"""The real Prefect server passes the contract that the in-memory server passes too."""
 
 from __future__ import annotations
 

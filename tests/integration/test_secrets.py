@@ -1,4 +1,4 @@
-"""Secret blocks of a real server: who may name them, from which door, and what is told of their values."""
+"""Secret blocks of a real server: who may name them, where, and what is shown of their values."""
 
 from __future__ import annotations
 

@@ -13,9 +13,9 @@ from uuid import uuid4
 
 from prefect_launch.core.states import StateType
 from tests.support.agent_thread import running
+from tests.support.crash_harness import CrashHarness, crash_at
 from tests.support.live import REPORT_LOSS, Site, until
 from tests.support.mortal_agent import Life, Lives
-from tests.support.stage import Stage, die_at
 
 if TYPE_CHECKING:
     from prefect_launch.client.queued_run import QueuedRun
@@ -96,7 +96,7 @@ def each_death_leaves_one_run(place: EnginePlace, folder: Path, *, every: bool, 
     """
     lives = Lives(folder)
     try:
-        stage = Stage(
+        harness = CrashHarness(
             place.server,
             lives,
             place.resource,
@@ -106,23 +106,23 @@ def each_death_leaves_one_run(place: EnginePlace, folder: Path, *, every: bool, 
             config=place.config,
             wanted=WANTED,
         )
-        unharmed = live_unharmed(stage, "unharmed")
+        unharmed = live_unharmed(harness, "unharmed")
         if every:
             # Once more: now its environment is there.
-            stage.may_miss, unharmed = True, live_unharmed(stage, "unharmed-too")
-        die_at(stage, unharmed.calls if every else [*PLACES, *more])
+            harness.may_miss, unharmed = True, live_unharmed(harness, "unharmed-too")
+        crash_at(harness, unharmed.calls if every else [*PLACES, *more])
     finally:
         lives.close()
 
 
-def live_unharmed(stage: Stage, name: str) -> Life:
+def live_unharmed(harness: CrashHarness, name: str) -> Life:
     """Let an agent live that does not die; its item ends as it should."""
-    site = stage.site(name)
-    run = stage.add(site)
-    life = stage.live(site)
+    site = harness.site(name)
+    run = harness.add(site)
+    life = harness.live(site)
     assert life.status == 0, life.log
-    seen = stage.see(site, run)
-    assert {key: seen[key] for key in stage.wanted} == stage.wanted, life.log
+    seen = harness.see(site, run)
+    assert {key: seen[key] for key in harness.wanted} == harness.wanted, life.log
     return life
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.support.forked_cli import ForkedCli
 from tests.support.prefect_server import warm_prefect
 
-_DOOR = """#!{python} -IS
+_STUB = """#!{python} -IS
 import json, os, socket, sys
 order = [{program!r}, sys.argv[1:], os.getcwd(), dict(os.environ), os.getpid()]
 with socket.socket(socket.AF_UNIX) as way:
@@ -53,9 +53,9 @@ class ForkedPrograms:
 
         address = str(self._scratch / "socket")
         for program in ("prefect-launch", "prefect"):
-            door = self.folder / program
-            door.write_text(_DOOR.format(python=sys.executable, program=program, address=address))
-            door.chmod(0o755)
+            stub = self.folder / program
+            stub.write_text(_STUB.format(python=sys.executable, program=program, address=address))
+            stub.chmod(0o755)
         self._server = socketserver.ThreadingUnixStreamServer(address, Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="forked programs", daemon=True)
         self._thread.start()

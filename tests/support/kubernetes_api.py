@@ -323,9 +323,9 @@ class KubernetesApi:
         return pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
 
     def _review(self, body: Object) -> Object:
-        wish = body["spec"]["resourceAttributes"]
-        part = f"/{wish['subresource']}" if wish.get("subresource") else ""
-        allowed = f"{wish['verb']} {wish['resource']}{part}" not in self.denied
+        attributes = body["spec"]["resourceAttributes"]
+        part = f"/{attributes['subresource']}" if attributes.get("subresource") else ""
+        allowed = f"{attributes['verb']} {attributes['resource']}{part}" not in self.denied
         return {**body, "status": {"allowed": allowed}}
 
     def _resources(self, group_version: str) -> Object:

@@ -148,12 +148,12 @@ class KubernetesCluster:
         Returns:
             The token.
         """
-        wish = {
+        request = {
             **{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest"},
             "spec": {"expirationSeconds": TOKEN_SECONDS},
         }
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
-        answer = self.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(wish))
+        answer = self.kubectl("create", "--raw", path, "-f", "-", stdin=json.dumps(request))
         return str(json.loads(answer)["status"]["token"])
 
     def kubeconfig_of(self, namespace: str, account: str, folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 `Lives` is the tests' side: it starts one process that has everything imported, and that forks one agent for each life.
 What an agent asks of the server, of its runner, of the job store and (while it fills a container) of the engine goes
-through a `Door`, which counts the calls by name; the agent dies at the one that it was told.
+through a `CountingProxy`, which counts the calls by name; the agent dies at the one that it was told.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Tally:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Door:
+class CountingProxy:
     """Something outside, with every call to it counted.
 
     Args:
@@ -113,16 +113,16 @@ class Door:
 
 
 class MortalApi(Api):
-    """An `Api` whose sessions go through doors."""
+    """An `Api` whose sessions count their calls."""
 
     _tally: Tally = PrivateAttr()
 
     @asynccontextmanager
     async def open(self, **options: Any) -> AsyncIterator[Session]:
-        """Open a session behind doors."""
+        """Open a session that counts its calls."""
         async with super().open(**options) as session:
-            session.server = cast("Any", Door(session.server, self._tally))
-            session.jobs = cast("Any", Door(session.jobs, self._tally))
+            session.server = cast("Any", CountingProxy(session.server, self._tally))
+            session.jobs = cast("Any", CountingProxy(session.jobs, self._tally))
             yield session
 
 
@@ -235,7 +235,7 @@ def _live(order: dict[str, Any]) -> None:
 def _runner(resource: str, home: Path, tally: Tally) -> Runner:
     if resource == LocalProcessRunner.name:
         return LocalProcessRunner(home)
-    return LocalContainerRunner(home, cast("Any", Door(DockerEngine(event_labels=(Labels.ITEM,)), tally)))
+    return LocalContainerRunner(home, cast("Any", CountingProxy(DockerEngine(event_labels=(Labels.ITEM,)), tally)))
 
 
 #: What a runner asks of an engine elsewhere.
@@ -250,7 +250,7 @@ def _count_elsewhere(tally: Tally) -> None:
         if isinstance(runner, RemoteRunner):
             for name in _ELSEWHERE:
                 setattr(runner, name, tally.counted(name, getattr(runner, name)))
-        return Door(runner, tally)
+        return CountingProxy(runner, tally)
 
     async def command(words: list[str], **options: Any) -> Any:
         call = functools.partial(run_command, words, **options)
@@ -276,7 +276,7 @@ async def _work(resource: str, settings: dict[str, Any], tally: Tally) -> None:
     api._tally = tally
     runners = {}
     if resource in (LocalProcessRunner.name, LocalContainerRunner.name):
-        runners[resource] = cast("Runner", Door(_runner(resource, Path(settings["home"]), tally), tally))
+        runners[resource] = cast("Runner", CountingProxy(_runner(resource, Path(settings["home"]), tally), tally))
     else:
         _count_elsewhere(tally)
     await LaunchAgent(api, settings, runners=runners).loop(until_empty=True)

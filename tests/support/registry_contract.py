@@ -1,4 +1,4 @@
-"""What every `Registry` promises to who asks it for digests, the real ones and the twin."""
+"""Contract of a `Registry` that is asked for digests: the tests that the real ones and the fake both pass."""
 
 from __future__ import annotations
 

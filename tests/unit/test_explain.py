@@ -25,7 +25,7 @@ CONTAINER = {"memory": "1g", "env": {"TOKEN": "{{ prefect.blocks.secret.my-token
 
 def trace(api: InMemoryApi, folder: Path) -> Any:
     """All that a call could leave behind: on the server, in its job store, and on this machine."""
-    store = api.server._store  # a look behind the twin's door
+    store = api.server._store  # the fake's own records
     on_server = json.dumps(
         [len(store.items), sorted(store.pools), len(store.deployments), store.variables], default=str
     )
@@ -248,7 +248,7 @@ def test_what_launch_add_refuses_is_refused(
     assert str(explained.value) == str(added.value)
 
 
-async def test_async_twin_tells_the_same(job_api: InMemoryApi) -> None:
+async def test_async_variant_explains_the_same(job_api: InMemoryApi) -> None:
     told = await aexplain_launch(docker_image="team/box@sha256:" + "a" * 64, queue_name="gpu", run_id="r")
     assert isinstance(told, Explanation)
     assert told.digest == "sha256:" + "a" * 64

@@ -300,7 +300,7 @@ async def test_what_is_no_full_disk_of_a_build_stays_what_it_is(error: Exception
     assert told.value is error
 
 
-def test_process_that_was_never_started_for_want_of_room_says_so() -> None:
+def test_process_that_a_full_disk_kept_from_starting_says_so() -> None:
     end = ExitStatus(exit_code=None, error="it was never started: no space left on device.")
     assert diagnose(outcome_of_exit(end), end, None, []) is Category.DISK_FULL
 

@@ -1,4 +1,4 @@
-"""The in-memory server keeps the contract of the real one, and does what only a twin can."""
+"""The in-memory server passes the contract of the real one, and does what only a fake can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits of a queue: what its owner fixes is fixed, and nobody asks for more than its maximum, at every door."""
+"""Limits of a queue: what its owner fixes stays fixed, and no request may exceed a maximum, wherever it is made."""
 
 from __future__ import annotations
 

@@ -85,18 +85,18 @@ def planned(api: InMemoryApi, spec: LaunchSpec, home: Path) -> RunPlan:
     return api.call(lambda session: make_plan(request, MachineSettings(home=home), session.jobs, session.read_secret))
 
 
-@pytest.mark.parametrize("door", [launch_add, explain_launch])
+@pytest.mark.parametrize("entry", [launch_add, explain_launch])
 @pytest.mark.parametrize(("queue", "overrides", "error", "words"), REFUSED)
 def test_file_or_folder_that_the_code_lacks_is_refused_and_nothing_is_queued(
     api: InMemoryApi,
-    door: Callable[..., Any],
+    entry: Callable[..., Any],
     queue: str,
     overrides: dict[str, Any],
     error: type[SubmitterError],
     words: str,
 ) -> None:
     with pytest.raises(error, match=words):
-        door(job="project", queue_name=queue, config={"overrides": overrides})
+        entry(job="project", queue_name=queue, config={"overrides": overrides})
     assert items(api) == []
 
 

@@ -98,7 +98,7 @@ def test_other_requests_leave(body: bytes) -> None:
     check_body(body)
 
 
-# --- the doors ---
+# --- everything that takes input ---
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def built(client: docker.DockerClient) -> set[str]:
     return {tag for image in client.images.list("prefect-launch/built") for tag in image.tags}
 
 
-def failed_for_want_of_room(site: BuildSite, run: QueuedRun) -> str:
+def message_of_a_full_disk(site: BuildSite, run: QueuedRun) -> str:
     assert site.states(run) == ["Queued", "Pending", "Building", "Failed"], run.message
     assert run.message.startswith("[build] No space left on device: ")
     (page,) = site.artifacts(run)
@@ -98,7 +98,7 @@ def test_full_disk_of_the_engine_fails_the_item_and_the_next_one_is_built_when_t
         site.work_off(builder={"backend": backend})
     finally:
         filler.unlink()
-    message = failed_for_want_of_room(site, first)
+    message = message_of_a_full_disk(site, first)
     assert f"the disk of the Docker Engine at {small_engine.host} (its data: {small_engine.data}) is full." in message
     assert "Free space there ('docker system df'" in message
     assert large or "the step 'RUN dd if=/dev/urandom" in message
@@ -124,7 +124,7 @@ def test_context_that_finds_no_room_on_the_agents_machine_fails_the_item(
         (first,) = site.add()
         site.work_off(builder={"backend": backend})
         assert list(scratch.iterdir()) == []
-    message = failed_for_want_of_room(site, first)
+    message = message_of_a_full_disk(site, first)
     assert "the disk of the machine that builds is full. Free space there ('prefect-launch agent clean'" in message
     assert f"The build context cannot be written in '{scratch}'" in message
     assert built(client) == before
@@ -144,7 +144,7 @@ def test_log_of_a_build_that_finds_no_room_in_the_agents_home_ends_the_build(
         until(lambda: any(line.endswith("begun") for line in site.notes(run).splitlines()))
         fill(home, leaving=8 * 1024)
         until(lambda: run.item.is_terminal)
-        message = failed_for_want_of_room(site, run)
+        message = message_of_a_full_disk(site, run)
         assert "the disk of the machine that builds is full." in message
         assert "The build's log" in message
         until(lambda: not build_steps(site.name))

@@ -42,8 +42,8 @@ async def started(runner: LocalProcessRunner, plan: RunPlan) -> str:
     return handle
 
 
-def nurseries_of_this_process() -> set[int]:
-    """The ids of the children of this process that are nurseries; other tests' runners may still have theirs."""
+def fork_servers_of_this_process() -> set[int]:
+    """The ids of the children of this process that are fork servers; other tests' runners may still have theirs."""
     found = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -58,14 +58,14 @@ def nurseries_of_this_process() -> set[int]:
     return found
 
 
-async def test_job_goes_on_and_the_next_one_starts_when_the_nursery_is_killed(
+async def test_job_goes_on_and_the_next_one_starts_when_the_fork_server_is_killed(
     runner: LocalProcessRunner, tmp_path: Path
 ) -> None:
     plan = make_plan(tmp_path, "sh", "-c", f"while [ ! -e {tmp_path}/go ]; do sleep {POLL_SECONDS}; done; exit 7")
-    before = nurseries_of_this_process()
+    before = fork_servers_of_this_process()
     handle = await started(runner, plan)
 
-    (own,) = nurseries_of_this_process() - before
+    (own,) = fork_servers_of_this_process() - before
     os.kill(own, signal.SIGKILL)
     (tmp_path / "go").touch()
     end = await runner.watch(handle, plan)

@@ -91,7 +91,7 @@ async def bench(tmp_path: Path, shell_image: str) -> AsyncIterator[Bench]:
     await bench.clear()
 
 
-async def test_container_killed_for_want_of_memory_is_told_so(bench: Bench) -> None:
+async def test_container_killed_out_of_memory_is_reported_as_such(bench: Bench) -> None:
     # It lives on until the engine knows: with cgroups v1 it may never hear of what ends the whole container at once.
     plan = bench.plan(
         "dd if=/dev/zero of=/dev/null bs=200M count=1; code=$?; until [ -e /told ]; do sleep 0.05; done; exit $code",
@@ -109,7 +109,7 @@ async def test_container_killed_for_want_of_memory_is_told_so(bench: Bench) -> N
     assert "out of memory" in end.describe()
 
 
-async def test_container_that_somebody_removes_is_told_so(bench: Bench) -> None:
+async def test_container_that_somebody_removes_is_reported_as_such(bench: Bench) -> None:
     plan = bench.plan("sleep 60")
     handle = await bench.started(plan)
     watching = asyncio.create_task(bench.runner.watch(handle, plan))
@@ -267,7 +267,7 @@ async def test_engine_that_is_not_there_is_named_with_the_next_step(tmp_path: Pa
 
 
 @asynccontextmanager
-async def door(path: Path, engine_socket: str) -> AsyncIterator[None]:
+async def cut_off_at_exit(path: Path, engine_socket: str) -> AsyncIterator[None]:
     """A socket that leads to the engine as long as the context lasts; then all its connections are cut."""
     writers: list[asyncio.StreamWriter] = []
 
@@ -299,10 +299,10 @@ async def door(path: Path, engine_socket: str) -> AsyncIterator[None]:
 
 async def test_engine_that_goes_away_and_comes_back_loses_no_line_and_no_exit(tmp_path: Path, bench: Bench) -> None:
     engine_socket = bench.runner._engine.address.removeprefix("unix://")  # type: ignore[attr-defined]
-    socket = Path(f"/tmp/door-{uuid4().hex[:8]}.sock")
+    socket = Path(f"/tmp/engine-{uuid4().hex[:8]}.sock")
     runner = LocalContainerRunner(tmp_path, DockerEngine(f"unix://{socket}", event_labels=(Labels.ITEM,)))
     plan = bench.plan("i=0; while [ $i -lt 30 ]; do echo $i; i=$((i+1)); sleep 0.1; done; exit 8")
-    async with door(socket, engine_socket):
+    async with cut_off_at_exit(socket, engine_socket):
         handle = await runner.create(plan)
         await runner.start(handle)
         watching = asyncio.create_task(runner.watch(handle, plan))
@@ -311,7 +311,7 @@ async def test_engine_that_goes_away_and_comes_back_loses_no_line_and_no_exit(tm
     with pytest.raises(InfrastructureError):
         await runner.find({})
     assert not watching.done()
-    async with door(socket, engine_socket):
+    async with cut_off_at_exit(socket, engine_socket):
         end = await asyncio.wait_for(watching, 20)
         assert (end.exit_code, end.warnings) == (8, ())
         assert plan.log_path.read_text() == "".join(f"{number}\n" for number in range(30))

@@ -1,4 +1,4 @@
-"""The door to the GPUs, without a driver and with a library that plays one; and the settings of an agent."""
+"""The GPU reader, without a driver and with a library that plays one; and the settings of an agent."""
 
 from __future__ import annotations
 

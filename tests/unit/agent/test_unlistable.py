@@ -19,7 +19,7 @@ HUGE = 2**70
 
 
 async def plant(bench: Bench, *, later: bool = False, **changes: Any) -> Item:
-    """An item with what no door of ours lets through."""
+    """An item with values that our own client refuses."""
     (item,) = await bench.add()
     if later:
         due = datetime.now(timezone.utc) + timedelta(days=3)

@@ -16,7 +16,7 @@ DeepOption = Annotated[bool, typer.Option("--deep/--flat", help="How deep.")]
 
 
 @dataclass(frozen=True)
-class Wish:
+class Options:
     tag: TagOption = None
     size: SizeOption = 3
     deep: DeepOption = False
@@ -32,29 +32,29 @@ def test_command_gets_what_its_users_have_said_as_one_value() -> None:
     got = []
 
     @flattened()
-    def make(path: Annotated[str, typer.Argument()], wish: Wish, loud: bool = False) -> None:
-        got.append((path, wish, loud))
+    def make(path: Annotated[str, typer.Argument()], options: Options, loud: bool = False) -> None:
+        got.append((path, options, loud))
 
     run(make, "here", "-t", "a", "--tag", "b", "--size", "5", "--deep", "--loud")
     run(make, "there")
 
-    assert got == [("here", Wish(tag=["a", "b"], size=5, deep=True), True), ("there", Wish(), False)]
+    assert got == [("here", Options(tag=["a", "b"], size=5, deep=True), True), ("there", Options(), False)]
 
 
 def test_option_that_is_left_out_keeps_its_default_and_is_not_taken(capsys: pytest.CaptureFixture[str]) -> None:
     got = []
 
     @flattened("deep")
-    def make(wish: Wish, loud: bool = False) -> None:
+    def make(options: Options, loud: bool = False) -> None:
         """Make it."""
-        got.append(wish)
+        got.append(options)
 
     run(make, "--size", "1")
     with pytest.raises(Exception, match="No such option"):
         run(make, "--deep")
     run(make, "--help")
 
-    assert got == [Wish(size=1)]
+    assert got == [Options(size=1)]
     told = capsys.readouterr().out
     places = [told.index(words) for words in ("Make it.", "--tag", "--size", "--loud")]
     assert places == sorted(places)

@@ -28,14 +28,14 @@ def _members(content: bytes) -> dict[str, tarfile.TarInfo]:
 
 
 async def test_same_files_give_the_same_bytes_whenever_and_wherever(code: Path, tmp_path: Path) -> None:
-    twin = tmp_path / "elsewhere"
-    twin.mkdir()
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
     for name in ("requirements.txt", "main.py"):
-        (twin / name).write_bytes((code / name).read_bytes())
-        os.utime(twin / name, (1, 1))
-    (twin / "main.py").chmod(0o600)
+        (copy / name).write_bytes((code / name).read_bytes())
+        os.utime(copy / name, (1, 1))
+    (copy / "main.py").chmod(0o600)
 
-    assert (await pack(code)).content == (await pack(twin)).content
+    assert (await pack(code)).content == (await pack(copy)).content
 
 
 async def test_executable_bit_is_kept_and_other_modes_are_not(code: Path) -> None:

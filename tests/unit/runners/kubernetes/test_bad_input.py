@@ -1,4 +1,4 @@
-"""Bad input for `kubernetes` at each door: whoever makes a queue, queues an item or launches one is told at once."""
+"""Bad input for `kubernetes`: it is refused when a queue is made, an item is queued, and a job is launched."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "kind that is not known": ({**job_options(), "kind": "Experiment"}, "is not known"),
 }
-DOORS = pytest.mark.parametrize(("options", "words"), BAD.values(), ids=BAD)
+EACH_BAD_INPUT = pytest.mark.parametrize(("options", "words"), BAD.values(), ids=BAD)
 
 
-@DOORS
+@EACH_BAD_INPUT
 def test_owner_is_told_when_the_queue_is_made(options: dict[str, Any], words: str) -> None:
     with pytest.raises(LaunchError) as refused:
         make_config("kubernetes", options)
@@ -95,7 +95,7 @@ def test_owner_is_told_when_the_queue_is_made(options: dict[str, Any], words: st
     assert words in str(refused.value)
 
 
-@DOORS
+@EACH_BAD_INPUT
 def test_submitter_is_told_before_anything_is_queued(job_api: InMemoryApi, options: dict[str, Any], words: str) -> None:
     allowed = [name for name in options if name != "namspace"]
     job_api.create_run_queue("k8s", type="kubernetes", config={}, submitter_options=allowed)
@@ -114,7 +114,7 @@ def planned(**options: Any) -> RunPlan:
     return asyncio.run(preview_plan(request, MachineSettings(home=Path("/h")), None))
 
 
-@DOORS
+@EACH_BAD_INPUT
 def test_caller_is_told_before_anything_is_launched(options: dict[str, Any], words: str) -> None:
     with pytest.raises(LaunchError) as refused:
         planned(**options)

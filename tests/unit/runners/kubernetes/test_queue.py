@@ -1,4 +1,4 @@
-"""Queues of `kubernetes` at the doors that people use: creating one, queuing an item, a dry run, an agent's plan."""
+"""Queues of `kubernetes` as people use them: creating one, queuing an item, a dry run, an agent's plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A place where agents are killed at a step and the next ones go on, and what is to be seen of the item then."""
+"""Crash harness: it kills agents at a step, lets the next one continue, and compares the end of the item."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ JOB = (
 )
 
 
-class Stage:
-    """A place where agents die and the next ones go on.
+class CrashHarness:
+    """A fault-injection harness: agents die at a step, and the next ones continue.
 
     Args:
         server: the Prefect server.
@@ -96,7 +96,7 @@ class Stage:
         lines = [line.split() for line in self._count.read_text().splitlines()]
         return [word for word, queue in lines if queue == site.name]
 
-    def dies_and_goes_on(self, site: Site, step: str) -> list[str]:
+    def crash_and_recover(self, site: Site, step: str) -> list[str]:
         """Let an agent die at a step and the next one go on; return what is wrong with the end."""
         run = self.add(site)
         first = self.live(site, step)
@@ -138,9 +138,9 @@ WANTED: dict[str, Any] = {
 }
 
 
-def die_at(stage: Stage, steps: Sequence[str], home: str = "") -> None:
+def crash_at(harness: CrashHarness, steps: Sequence[str], home: str = "") -> None:
     def take(number: int) -> list[str]:
-        return stage.dies_and_goes_on(stage.site(str(number), home and f"{home}-{number}"), steps[number])
+        return harness.crash_and_recover(harness.site(str(number), home and f"{home}-{number}"), steps[number])
 
     # Prefect's settings are the context's: a thread has none of its own.
     contexts = [contextvars.copy_context() for _ in steps]
@@ -148,4 +148,4 @@ def die_at(stage: Stage, steps: Sequence[str], home: str = "") -> None:
         found = pool.map(lambda number: contexts[number].run(take, number), range(len(steps)))
         wrong = [one for each in found for one in each]
     assert not wrong, "\n\n".join(wrong)
-    assert stage.deaths > len(steps) // 2, "most lives came to their end before their step"
+    assert harness.deaths > len(steps) // 2, "most lives came to their end before their step"
