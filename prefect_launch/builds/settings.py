@@ -40,7 +40,7 @@ class _Part(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _names_are_known(cls, data: Any) -> Any:
+    def _validate_keys(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
         for key in data:
@@ -58,7 +58,7 @@ class Accelerator(_Part):
 
     @field_validator("base_image")
     @classmethod
-    def _is_image(cls, value: str | None) -> str | None:
+    def _validate_image(cls, value: str | None) -> str | None:
         return None if value is None else _good_image("builder.accelerator.base_image", value)
 
 
@@ -104,7 +104,7 @@ class ClusterSettings(BaseModel):
 
     @field_validator("push_secret")
     @classmethod
-    def _is_name(cls, value: str | None) -> str | None:
+    def _validate_name(cls, value: str | None) -> str | None:
         from prefect_launch.runners.remote.kubernetes.rules import check_object_name
 
         try:
@@ -207,7 +207,7 @@ class BuilderSettings(_Part):
 
     @field_validator("type", mode="before")
     @classmethod
-    def _is_builder(cls, value: Any) -> Any:
+    def _validate_type(cls, value: Any) -> Any:
         name = _SYNONYMS.get(str(value), value)
         if name not in _TYPES:
             raise AgentConfigError(str(unknown_name("builder type", name, _TYPES)))
@@ -215,14 +215,14 @@ class BuilderSettings(_Part):
 
     @field_validator("destination")
     @classmethod
-    def _is_repository(cls, value: str | None) -> str | None:
+    def _validate_destination(cls, value: str | None) -> str | None:
         try:
             return None if value is None else parse_repository(value)
         except SpecError as error:
             raise AgentConfigError(f"builder.destination: {error}") from None
 
     @model_validator(mode="after")
-    def _credentials_are_for_something(self) -> BuilderSettings:
+    def _validate_credentials(self) -> BuilderSettings:
         if self.credentials and not self.destination:
             raise AgentConfigError(
                 f"builder.credentials ({self.credentials!r}) are for the registry of builder.destination, which is not"
@@ -231,7 +231,7 @@ class BuilderSettings(_Part):
         return self
 
     @model_validator(mode="after")
-    def _fits_its_type(self) -> BuilderSettings:
+    def _validate_combination(self) -> BuilderSettings:
         given = self.model_fields_set
         if self.type != "kubernetes":
             if "kubernetes" in given:
@@ -255,7 +255,7 @@ class BuilderSettings(_Part):
 
     @field_validator("base_image", "conda_base_image")
     @classmethod
-    def _is_image(cls, value: str, info: Any) -> str:
+    def _validate_image(cls, value: str, info: Any) -> str:
         return _good_image(f"builder.{info.field_name}", value)
 
     @field_validator("context_limit", mode="before")

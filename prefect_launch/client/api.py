@@ -87,7 +87,7 @@ class Api(BaseModel):
 
     @field_validator("entity", "project")
     @classmethod
-    def _is_name(cls, value: str, info: Any) -> str:
+    def _validate_name(cls, value: str, info: Any) -> str:
         return check_name(info.field_name, value)
 
     # --- connections ---

@@ -177,19 +177,19 @@ class AgentConfig(BaseModel):
 
     @field_validator("queues", mode="before")
     @classmethod
-    def _is_list_of_names(cls, value: Any) -> Any:
+    def _validate_queues(cls, value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise AgentConfigError(f"The agent's 'queues' must be a list of queue names, not {value!r}.")
         return tuple(dict.fromkeys(check_name("queue", name) for name in value))
 
     @field_validator("name")
     @classmethod
-    def _is_name(cls, value: str) -> str:
+    def _validate_name(cls, value: str) -> str:
         return check_name("agent", value, max_chars=63)
 
     @field_validator("entity")
     @classmethod
-    def _is_entity(cls, value: str | None) -> str | None:
+    def _validate_entity(cls, value: str | None) -> str | None:
         return None if value is None else check_name("entity", value)
 
     @field_validator("max_jobs", "max_schedulers", mode="before")

@@ -39,7 +39,7 @@ class LaunchAgentConfig(Block):
     )
 
     @model_validator(mode="after")
-    def _is_good(self) -> LaunchAgentConfig:
+    def _validate_settings(self) -> LaunchAgentConfig:
         self.agent_config()
         return self
 

@@ -145,12 +145,12 @@ class GitCredential(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _name_alone_is_a_token(cls, data: Any) -> Any:
+    def _read_token(cls, data: Any) -> Any:
         return {"token": data} if isinstance(data, str) else data
 
     @field_validator("username")
     @classmethod
-    def _is_one_line(cls, value: str) -> str:
+    def _validate_username(cls, value: str) -> str:
         if not value or not value.isprintable():
             raise ValueError("must be printable text")
         return value
@@ -180,7 +180,7 @@ class GitSettings(BaseModel):
 
     @field_validator("credentials")
     @classmethod
-    def _hosts_are_plain(cls, value: dict[str, GitCredential]) -> dict[str, GitCredential]:
+    def _validate_hosts(cls, value: dict[str, GitCredential]) -> dict[str, GitCredential]:
         for key in value:
             if "://" in key or "@" in key or not key.strip("/"):
                 raise ValueError(f"{key!r} must be a host, host:port or host/path, such as 'github.com/team'")

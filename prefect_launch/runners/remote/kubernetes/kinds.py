@@ -42,7 +42,7 @@ class PodTemplatePath(BaseModel):
 
     @field_validator("template", "counts")
     @classmethod
-    def _is_path(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _validate_path(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for one in (value,) if isinstance(value, str) else value:
             if not _PATH.fullmatch(one):
                 raise ValueError(f"{one!r} is no path: write field names with dots between, such as 'spec.template'")
@@ -91,7 +91,7 @@ class ObjectKind(BaseModel):
 
     @field_validator("suspend", "ttl", "entry_point", "phases", "conditions", "message", "counts")
     @classmethod
-    def _is_path(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _validate_path(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for one in (value,) if isinstance(value, str) else value:
             if not _PATH.fullmatch(one):
                 raise ValueError(f"{one!r} is no path: write field names with dots between, such as 'status.phase'")
