@@ -1,13 +1,11 @@
-"""Plugins: classes by name, brought by installed packages as entry points of a group.
+"""Plugins: classes by name, which installed packages bring as entry points of a group, this package among them.
 
-A class's module is imported on first use. The built-in ones are known without this package's metadata too (a plain
-checkout).
+A class's module is imported on first use.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -24,19 +22,17 @@ class Plugins(Generic[T]):
         group: of the entry points.
         kind: what one of their names is, in the singular, such as "sampler"; for messages.
         base: that each class derives from.
-        built_in: this package's own, each as `module:attribute`.
     """
 
-    def __init__(self, group: str, kind: str, base: type[T], built_in: Mapping[str, str]) -> None:
+    def __init__(self, group: str, kind: str, base: type[T]) -> None:
         self._group = group
         self._kind = kind
         self._base = base
-        self._built_in = built_in
 
     @cached_property
     def _places(self) -> dict[str, str]:
         # Reading what is installed takes 5 ms, which every item would pay several times.
-        return {**self._built_in, **{point.name: point.value for point in entry_points(group=self._group)}}
+        return {point.name: point.value for point in entry_points(group=self._group)}
 
     def read_again(self) -> None:
         """Forget what was installed, so that the next call reads it again."""

@@ -18,14 +18,6 @@ RUNNERS: Final = Plugins(
     "prefect_launch.runners",
     "resource",
     Runner,  # type: ignore[type-abstract]
-    {
-        "local-process": "prefect_launch.runners.process.runner:LocalProcessRunner",
-        "local-container": "prefect_launch.runners.docker.runner:LocalContainerRunner",
-        "kubernetes": "prefect_launch.runners.remote.kubernetes.runner:KubernetesRunner",
-        "ray": "prefect_launch.runners.remote.ray.runner:RayRunner",
-        "prefect": "prefect_launch.runners.remote.prefect.runner:PrefectRunner",
-        "slurm": "prefect_launch.runners.remote.slurm.runner:SlurmRunner",
-    },
 )
 
 

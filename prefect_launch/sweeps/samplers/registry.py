@@ -16,11 +16,6 @@ SAMPLERS: Final = Plugins(
     "prefect_launch.samplers",
     "sampler",
     Sampler,  # type: ignore[type-abstract]
-    {
-        "grid": "prefect_launch.sweeps.samplers.grid_search:GridSampler",
-        "random": "prefect_launch.sweeps.samplers.random_search:RandomSampler",
-        "bayes": "prefect_launch.sweeps.samplers.bayes:BayesSampler",
-    },
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,11 @@ def test_resource_of_a_broken_package_is_named_with_its_class(
     monkeypatch: pytest.MonkeyPatch, place: str, words: str
 ) -> None:
     found = [EntryPoint("moon", place, "prefect_launch.runners")]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: found)
+    monkeypatch.setattr(
+        plugins,
+        "entry_points",
+        lambda group: [*entry_points(group=group), *(one for one in found if one.group == group)],
+    )
     RUNNERS.read_again()
     try:
         with pytest.raises(AgentConfigError, match=f"{place}.*resource 'moon'.*{words}"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 from uuid import UUID
 
@@ -40,7 +40,11 @@ class Copycat(Sampler):
 def copycat(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """That sampler, installed."""
     found = [EntryPoint("copycat", f"{__name__}:Copycat", "prefect_launch.samplers")]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: found)
+    monkeypatch.setattr(
+        plugins,
+        "entry_points",
+        lambda group: [*entry_points(group=group), *(one for one in found if one.group == group)],
+    )
     SAMPLERS.read_again()
     yield
     SAMPLERS.read_again()

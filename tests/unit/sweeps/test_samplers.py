@@ -6,7 +6,7 @@ import math
 import random
 import sys
 from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import pytest
@@ -306,7 +306,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     found = [
         EntryPoint(name, f"{__name__}:{attribute}", "prefect_launch.samplers") for name, attribute in names.items()
     ]
-    monkeypatch.setattr(plugins, "entry_points", lambda group: found)
+    monkeypatch.setattr(
+        plugins,
+        "entry_points",
+        lambda group: [*entry_points(group=group), *(one for one in found if one.group == group)],
+    )
     SAMPLERS.read_again()
     yield
     SAMPLERS.read_again()
