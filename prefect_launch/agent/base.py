@@ -56,7 +56,7 @@ class DrainState:
         stopping: leave now; what runs goes on.
         stops_jobs: when it leaves, what runs is stopped.
         drain_requested: somebody has asked through the server that it drain.
-        ends_shift: a shift that has drained so ends before its time.
+        ends_when_drained: a scheduled run that has drained ends before its time.
     """
 
     def __init__(self, wake: WakeEvent) -> None:
@@ -67,7 +67,7 @@ class DrainState:
         self.stopping = False
         self.stops_jobs = False
         self.drain_requested = False
-        self.ends_shift = False
+        self.ends_when_drained = False
 
     @property
     def draining(self) -> bool:
@@ -79,10 +79,10 @@ class DrainState:
         self._drains_here = True
         self._wake.set()
 
-    def set_drain_request(self, wanted: bool, *, ends_shift: bool = False) -> None:
+    def set_drain_request(self, wanted: bool, *, ends_when_drained: bool = False) -> None:
         """Note what the drain request on the server says now."""
-        if (wanted, ends_shift) != (self.drain_requested, self.ends_shift):
-            self.drain_requested, self.ends_shift = wanted, ends_shift
+        if (wanted, ends_when_drained) != (self.drain_requested, self.ends_when_drained):
+            self.drain_requested, self.ends_when_drained = wanted, ends_when_drained
             self._wake.set()
 
     def leave(self, *, stop_jobs: bool = False) -> None:

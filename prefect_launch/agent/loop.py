@@ -180,8 +180,8 @@ class Loop:
 
     @property
     def _ends_drained(self) -> bool:
-        """Whether it leaves once it has drained: the shift after one that does would come at once, and drain too."""
-        return self._shutdown.ends_shift or self._ends_at == float("inf")
+        """Whether it leaves once it has drained. A scheduled run stays: the next would start at once, and drain too."""
+        return self._shutdown.ends_when_drained or self._ends_at == float("inf")
 
     async def _fill(self) -> None:
         await self._fill_schedulers()

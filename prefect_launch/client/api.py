@@ -400,7 +400,7 @@ class Api(BaseModel):
 
         Raises:
             NotFoundError: when there is no agent of that name.
-            LaunchError: when it is offline, or there is no order to take back.
+            LaunchError: when it is offline, or it has no drain request.
         """
         from prefect_launch.queues.agent_status import drain_agent
 

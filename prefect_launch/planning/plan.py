@@ -66,7 +66,7 @@ async def make_plan(request: Request, machine: MachineSettings, jobs: JobRegistr
         QueueError: when the queue's own options are wrong.
     """
     job = await _resolve(request.spec, jobs)
-    plan = await _sketch(request, machine, job, read_secret)
+    plan = await _build_plan(request, machine, job, read_secret)
     await anyio.to_thread.run_sync(note_resource, machine.home, request.config.resource)
     await anyio.to_thread.run_sync(_make_run_dir, plan.run_dir, plan.labels.get(Labels.CLAIM, ""))
     if job is not None and plan.code_dir is not None:
@@ -90,7 +90,7 @@ async def preview_plan(request: Request, machine: MachineSettings, job: Job | No
     Raises:
         LaunchError: as `make_plan`, but for what only the agent's machine can tell.
     """
-    return await _sketch(request, machine, job, name_secret)
+    return await _build_plan(request, machine, job, name_secret)
 
 
 def plan_agent_program(
@@ -145,7 +145,7 @@ async def _resolve(spec: LaunchSpec, jobs: JobRegistry) -> Job | None:
     return await jobs.resolve(spec.job) if spec.job else None
 
 
-async def _sketch(request: Request, machine: MachineSettings, job: Job | None, read_secret: ReadSecret) -> RunPlan:
+async def _build_plan(request: Request, machine: MachineSettings, job: Job | None, read_secret: ReadSecret) -> RunPlan:
     runner = runner_class(request.config.resource)
     runner.check_source(job.kind if job else SourceKind.IMAGE)
     if job is not None and request.spec.job:

@@ -145,8 +145,8 @@ class DrainRequest(BaseModel):
         agent: its name.
         at: when it was requested.
         instances: the lives of the agent that are to drain. Each takes itself out when it has; the last removes all.
-        for_shifts: each shift of the served agent is to drain. Its service ends the request.
-        ends_shift: a shift ends as soon as it has drained.
+        for_shifts: each scheduled run of the served agent is to drain. Its service ends the request.
+        ends_shift: a scheduled run ends as soon as it has drained.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -162,16 +162,16 @@ class DrainRequest(BaseModel):
         return self.for_shifts if presence.is_shift else presence.holder.instance in self.instances
 
 
-async def drain_shifts(server: Server, name: str) -> None:
-    """Ask the shifts of a served agent to drain, and each to end as soon as it has; writes nothing when that is so."""
+async def drain_scheduled_runs(server: Server, name: str) -> None:
+    """Ask the scheduled runs of a served agent to drain, and to end then; write nothing if they are asked already."""
     request = await read_drain_request(server, name) or DrainRequest(agent=name, at=datetime.now(timezone.utc))
     wanted = request.model_copy(update={"for_shifts": True, "ends_shift": True})
     if wanted != request:
         await _write_drain_request(server, wanted)
 
 
-async def release_shifts(server: Server, name: str) -> bool:
-    """End the drain request for the shifts of a served agent: its service begins, or has seen that they have drained.
+async def release_scheduled_runs(server: Server, name: str) -> bool:
+    """End the drain request for a served agent's runs: its service begins, or has seen that they have drained.
 
     Returns:
         Whether there was one.
@@ -342,8 +342,8 @@ def _agent(name: str, beats: list[tuple[str, Worker]], status: AgentStatus | Non
 async def drain_agent(server: Server, name: str, *, undo: bool = False) -> AgentInfo:
     """Ask an agent to drain, or, with `undo`, to take items again; it hears of it at once, or at its next poll.
 
-    The request is for the lives of the agent that are there now, and for all shifts of a served one until its service
-    ends.
+    The request is for the lives of the agent that are there now, and for all scheduled runs of a served one until
+    its service ends.
 
     Returns:
         The agent, as it was before.
@@ -364,7 +364,7 @@ async def drain_agent(server: Server, name: str, *, undo: bool = False) -> Agent
         raise LaunchError(f"The agent {name!r} is offline: it takes no items. Start it, or leave it as it is.")
     lives = [one for one in presences if one.holder.agent == name and not one.has_left]
     instances = tuple(one.holder.instance for one in lives if not one.is_shift)
-    shifts = any(one.is_shift for one in lives)
-    request = DrainRequest(agent=name, at=datetime.now(timezone.utc), instances=instances, for_shifts=shifts)
+    is_served = any(one.is_shift for one in lives)
+    request = DrainRequest(agent=name, at=datetime.now(timezone.utc), instances=instances, for_shifts=is_served)
     await _write_drain_request(server, request)
     return there[name]

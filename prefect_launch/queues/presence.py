@@ -77,7 +77,7 @@ class Presence(BaseModel):
         beat: grows as long as it lives.
         at: when it beat last, by its own clock; for people.
         has_left: it has left in order, and what it ran goes on for its next life.
-        is_shift: it is a shift of a served agent: it ends when its time is up, and another follows.
+        is_shift: it is a scheduled run of a served agent: it ends when its time is up, and another follows.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

@@ -114,7 +114,7 @@ class ItemCalls(Calls):
     async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
         return int(await self._rest.get("POST", "/flow_runs/count", json=_filters(wanted)))
 
-    async def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
+    async def list_waiting(self, pool: str, queue: str, *, limit: int) -> list[Item]:
         wanted = ItemFilter(pool=pool, queue=queue, state_types=[StateType.SCHEDULED])
         return await self._list("NEXT_SCHEDULED_START_TIME_ASC", wanted, limit=limit)
 

@@ -157,7 +157,7 @@ class Server(Protocol):
     async def count_items(self, **wanted: Unpack[ItemFilter]) -> int:
         """Count items."""
 
-    async def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
+    async def list_waiting(self, pool: str, queue: str, *, limit: int) -> list[Item]:
         """List what waits in one work queue of a pool, first in line first: due or not, paused or not."""
 
     async def poll(

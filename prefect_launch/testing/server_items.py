@@ -175,7 +175,7 @@ class InMemoryItems(Calls):
         return len(self._fitting(wanted))
 
     @call
-    def list_line(self, pool: str, queue: str, *, limit: int) -> list[Item]:
+    def list_waiting(self, pool: str, queue: str, *, limit: int) -> list[Item]:
         _check_page(limit)
         waiting = self._fitting({"pool": pool, "queue": queue, "state_types": [StateType.SCHEDULED]})
         return _sent(sorted(waiting, key=lambda item: item.next_scheduled_start_time or self._store.now())[:limit])

@@ -237,7 +237,7 @@ class ItemContract:
         assert await count(pool=place.pool, state_types=[StateType.SCHEDULED], state_names=["AwaitingRetry"]) == 1
         assert await count(pool=place.pool, state_types=[StateType.PENDING], state_names=["AwaitingRetry"]) == 0
 
-    async def test_line_of_a_work_queue_is_told_first_in_line_first_also_while_the_pool_is_paused(
+    async def test_waiting_items_of_a_work_queue_are_listed_in_order_also_while_the_pool_is_paused(
         self, place: Place
     ) -> None:
         for name in ("first", "second", "third"):
@@ -245,11 +245,15 @@ class ItemContract:
         await place.add("urgent", priority=Priority.HIGH)
         await place.move(await place.add("claimed"), ItemState.CLAIMED)
         await place.server.update_pool(place.pool, is_paused=True)
-        line = place.server.list_line
-        assert [item.name for item in await line(place.pool, "default", limit=200)] == ["first", "second", "third"]
-        assert [item.name for item in await line(place.pool, "default", limit=2)] == ["first", "second"]
-        assert [item.name for item in await line(place.pool, "high", limit=5)] == ["urgent"]
-        assert await line(f"{place.pool}-none", "default", limit=5) == []
+        list_waiting = place.server.list_waiting
+        assert [item.name for item in await list_waiting(place.pool, "default", limit=200)] == [
+            "first",
+            "second",
+            "third",
+        ]
+        assert [item.name for item in await list_waiting(place.pool, "default", limit=2)] == ["first", "second"]
+        assert [item.name for item in await list_waiting(place.pool, "high", limit=5)] == ["urgent"]
+        assert await list_waiting(f"{place.pool}-none", "default", limit=5) == []
 
     async def test_page_over_200_is_refused(self, place: Place) -> None:
         with pytest.raises(SpecError, match="Invalid limit: must be less than or equal to 200"):

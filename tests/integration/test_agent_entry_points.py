@@ -119,7 +119,7 @@ def test_service_that_is_started_again_after_a_kill_and_stopped_at_once_drains_t
         again = serve(site, "again.log")
         until(lambda: catches(signal.SIGTERM, again.pid))
         os.kill(again.pid, signal.SIGTERM)
-        until(lambda: "goes on in the shift" in again.tail(), SHIFT_SECONDS)
+        until(lambda: "continues in the run" in again.tail(), SHIFT_SECONDS)
         assert run.state == "running"
         assert [each["id"] for each in shifts(site, "RUNNING")] == [first["id"]], "its process goes on, and it says so"
         (code,) = (site.folder / "home" / "runs" / run.id).glob("*/code")

@@ -14,7 +14,7 @@ import pytest
 
 from prefect_launch import launch_add
 from prefect_launch.client.api import use_api
-from prefect_launch.queues.agent_status import cancel_drain, drain_shifts, read_statuses
+from prefect_launch.queues.agent_status import cancel_drain, drain_scheduled_runs, read_statuses
 from tests.support.agent_thread import running
 from tests.support.live import Site, until
 from tests.support.relay import relay_to
@@ -94,7 +94,7 @@ def test_all_that_users_and_agents_ask_gets_through_between_the_locks_of_another
             cancelled = add_one(far)
             assert cancelled.cancel() == "Cancelled"
             runs = [add_one(far), *far.add(*[{}] * 3)]
-            far.api.call(lambda session: drain_shifts(session.server, "somebody"))
+            far.api.call(lambda session: drain_scheduled_runs(session.server, "somebody"))
             with running(far.agent(poll_seconds=1, max_jobs=2)):
                 until(lambda: far.api.call(lambda session: read_statuses(session.server)), 60)
                 for run in runs:

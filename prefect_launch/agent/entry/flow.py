@@ -15,7 +15,7 @@ from prefect_launch.client.api import Api
 
 
 def outlive_reader(*descriptors: int) -> None:
-    """Write to nowhere once nobody reads what this process writes, as when the service of a shift was killed.
+    """Write to nowhere once nobody reads what this process writes, as when the service of the agent was killed.
 
     Prefect's console would end the process at its next line.
 
@@ -42,15 +42,15 @@ async def launch_agent(
     until_empty: bool = False,
     max_runtime_seconds: float | None = None,
 ) -> None:
-    """Run an agent for one shift; each item that it runs is a task run `run_job`.
+    """Run an agent for a while; each item that it runs is a task run `run_job`.
 
-    What runs when the shift ends goes on, and the next shift of an agent of this name takes it up.
+    Its jobs continue when the run ends, and the next run of an agent of this name takes them up.
 
     Args:
         config: the agent's settings; see `prefect_launch.settings.agent_config.AgentConfig`.
         api: the server; by default Prefect's own setting.
         until_empty: end when the queues hold nothing and all work is done.
-        max_runtime_seconds: how long the shift lasts; without it, until it is cancelled.
+        max_runtime_seconds: how long the agent runs; without it, until it is cancelled.
 
     Raises:
         AgentConfigError: for a wrong setting.

@@ -1,17 +1,17 @@
-"""Service of an agent as a deployment on a schedule: one run at a time, each a shift, the next one takes over.
+"""Service of an agent as a deployment on a schedule: one run at a time (a shift), and the next one takes over.
 
-A shift ends before the next is due, so that none is ever refused for overlapping; the deployment's limit of one run
-is only the net under that. A shift that crashed is replaced at once. Runs that a stopped service left waiting are
-cleared away: no pile of late or cancelled runs is left in the UI.
+A run ends before the next is due, so the server never refuses one for overlapping. The deployment's limit of one run
+is only a safety net. The service replaces a run that crashed at once. It deletes runs that a stopped service left
+waiting, so that the UI shows no pile of late or cancelled runs.
 
-A service that was killed leaves its shift behind, whose process goes on. The next service on the machine takes that
-shift for the one that is on, until it has ended.
+A service that was killed leaves its run behind, whose process continues. The next service on the machine counts that
+run as the active one until it has ended.
 
-The first signal drains the agent, by a request on the server for all its shifts: the one that is on, or the next one
-when none is, takes up what is the agent's own, takes no more, and ends when that is done. The service makes the
-request, again when somebody takes it back, and ends it when no shift is on and nothing of the agent's is left. A
-request that an earlier service has left is ended at the start, unless a signal has come by then. The second signal
-ends the service at once.
+The first signal drains the agent, by a request on the server for all its scheduled runs. The active run, or the next
+one when there is none, takes up the agent's own items, takes no more, and ends when they have ended. The service makes
+the request again if somebody cancels it, and ends it when no run is active and none of the agent's items is left. At
+its start, it ends a request that an earlier service has left, unless a signal has come by then. The second signal ends
+the service at once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.early_signals import SIGNALS
 from prefect_launch.core.supervision import BackgroundTask, supervised
 from prefect_launch.errors import AgentConfigError, ServerUnavailableError
-from prefect_launch.queues.agent_status import TAG, drain_shifts, release_shifts
+from prefect_launch.queues.agent_status import TAG, drain_scheduled_runs, release_scheduled_runs
 from prefect_launch.queues.presence import Holder, read_presences
 from prefect_launch.queues.session import queue_tag
 from prefect_launch.runners.process.files import environments
@@ -53,11 +53,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_INTERVAL_SECONDS: Final = 600.0
-#: A shift costs the server about ten writes and the machine some seconds of a core.
+#: A run costs the server about ten writes and the machine some seconds of a core.
 MIN_INTERVAL_SECONDS: Final = 60.0
-#: What a shift leaves free before the next one: time to let go, and for the clocks to differ.
+#: Time between the end of a run and the next one: to shut down, and for clocks that differ.
 MARGIN_SECONDS: Final = 10.0
-#: How often the service checks whether a shift is on, and whether one is due.
+#: How often the service checks whether a run is active, and whether one is due.
 CHECK_SECONDS: Final = 2.0
 #: What the service is given to end: Prefect gives a run 30 s.
 STOP_SECONDS: Final = 40.0
@@ -134,7 +134,7 @@ async def serve(
     Args:
         api: the server.
         config: the agent's settings.
-        interval_seconds: from the start of one shift to the start of the next, at least 60 s.
+        interval_seconds: from the start of one run to the start of the next, at least 60 s.
         early: signals that came before this call.
 
     Returns:
@@ -143,7 +143,7 @@ async def serve(
     Raises:
         AgentConfigError: for an interval that is too short, or no queue.
         NotFoundError: when a queue does not exist.
-        BackgroundTaskError: when no shift can be kept on.
+        BackgroundTaskError: when the service fails again and again to keep a run active.
     """
     from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy
     from prefect.states import Cancelled
@@ -183,50 +183,52 @@ async def serve(
             await end_last_request(server, config.name, stop)
             left = await clear_away(client, deployment_id, _no_process())
             for run_id in left:
-                log.info("agent %s goes on in the shift %s, which its last service has left", config.name, run_id)
+                log.info("agent %s continues in the run %s, which its last service has left", config.name, run_id)
             log.info("agent %s served as %s/%s", config.name, launch_agent.name, config.name)
             try:
                 home = await asyncio.to_thread(home_id, config.home)
                 holder = Holder(agent=config.name, instance=uuid4().hex, host=socket.gethostname(), home=home)
                 service = asyncio.create_task(_serve(deployment))
-                shifts = Shifts(client, deployment_id, server, holder, stop, left=left)
-                await until_stopped(service, stop, shifts.keep_one_on)
-                how = "has drained" if stop.has_drained else "is stopped; what runs goes on"
+                runs = ScheduledRuns(client, deployment_id, server, holder, stop, left=left)
+                await until_stopped(service, stop, runs.keep_one_active)
+                how = "has drained" if stop.has_drained else "is stopped; its jobs continue"
                 log.info("agent %s %s", config.name, how)
             finally:
                 await clear_away(client, deployment_id, Cancelled(message="The agent's service was stopped."))
                 if stop.has_drained:
-                    await release_shifts(server, config.name)
+                    await release_scheduled_runs(server, config.name)
     return stop.received[0] if stop.received else None
 
 
 async def end_last_request(server: Server, name: str, stop: Stop) -> None:
     """End the drain request that an earlier service has left, unless this one is to drain, too.
 
-    The shift that is on could take an item between that request and the next.
+    Otherwise the active run could take an item between that request and the next.
 
     Args:
         server: the agent's.
         name: of the agent.
         stop: the signals so far.
     """
-    if not stop.received and await release_shifts(server, name):
+    if not stop.received and await release_scheduled_runs(server, name):
         log.info("agent %s takes items again: the drain request was for its last service", name)
 
 
-async def until_stopped(service: asyncio.Task[None], stop: Stop, shifts: Callable[[], Awaitable[None]]) -> None:
-    """Wait for the end of the service, which signals bring about; keep a shift on meanwhile.
+async def until_stopped(
+    service: asyncio.Task[None], stop: Stop, keep_one_active: Callable[[], Awaitable[None]]
+) -> None:
+    """Wait until signals have ended the service; keep a run active meanwhile.
 
     Args:
         service: serves the deployment.
         stop: set by signals.
-        shifts: sees to it that a shift is on, for ever.
+        keep_one_active: starts a run whenever none is active, and never returns.
 
     Raises:
         BackgroundTaskError: when that fails again and again.
     """
     async with supervised(service.cancel) as supervisor:
-        supervisor.supervise(BackgroundTask("shifts", shifts))
+        supervisor.supervise(BackgroundTask("scheduled runs", keep_one_active))
         stop.end = service.cancel
         with suppress(asyncio.CancelledError):
             await service
@@ -242,7 +244,7 @@ async def _serve(deployment: RunnerDeployment) -> None:
         task = asyncio.current_task()
         assert task is not None
         inner.set_result((asyncio.get_running_loop(), task))
-        # Without prefetching: a shift that is fetched before the last one has ended would be refused by the limit.
+        # Without prefetching: a run that is fetched before the last one has ended would be refused by the limit.
         await aserve(deployment, query_seconds=int(CHECK_SECONDS), prefetch_seconds=0, print_starting_message=False)
 
     def run() -> None:
@@ -259,16 +261,16 @@ async def _serve(deployment: RunnerDeployment) -> None:
         raise
 
 
-class Shifts:
-    """The shifts of one served agent.
+class ScheduledRuns:
+    """The scheduled runs of one served agent.
 
     Args:
         client: of the server.
         deployment_id: the agent's deployment.
         server: the agent's, for its drain requests.
-        holder: the agent, which tells its shifts on this machine from others of its name.
+        holder: the agent: it tells its runs on this machine from those of others of its name.
         stop: set by signals.
-        left: ids of the shifts of an earlier service whose processes go on: nobody else sees how they end.
+        left: ids of the runs of an earlier service whose processes continue: nobody else sees how they end.
     """
 
     def __init__(
@@ -288,8 +290,8 @@ class Shifts:
         self._stop = stop
         self._left = set(left)
 
-    async def keep_one_on(self) -> None:
-        """Start the next shift whenever none is on: at the start, after a crash, and after one that has ended.
+    async def keep_one_active(self) -> None:
+        """Start the next run whenever none is active: at the start, after a crash, and after one that has ended.
 
         Once the agent is to drain and has drained, end the service.
         """
@@ -297,7 +299,7 @@ class Shifts:
             try:
                 await self._check()
             except ServerUnavailableError as error:
-                log.debug("shifts not checked: %s", error)
+                log.debug("scheduled runs not checked: %s", error)
             await self._stop.wake.wait(CHECK_SECONDS)
         self._stop.end()
         await anyio.sleep_forever()
@@ -305,32 +307,32 @@ class Shifts:
     async def _check(self) -> None:
         is_asked = bool(self._stop.received)
         if is_asked:
-            await drain_shifts(self._server, self._holder.agent)
+            await drain_scheduled_runs(self._server, self._holder.agent)
         runs = await _runs(self._client, self._deployment_id, ["SCHEDULED", *_ON])
         waiting = [run for run in runs if _type_of(run) == "SCHEDULED"]
-        if any([await self._is_on(run) for run in runs if _type_of(run) in _ON]):
+        if any([await self._is_active(run) for run in runs if _type_of(run) in _ON]):
             return
         if is_asked and not await self._has_left_work():
             self._stop.has_drained = True
             self._stop.wake.set()
         else:
-            await _next_shift(self._client, self._deployment_id, waiting)
+            await _start_next_run(self._client, self._deployment_id, waiting)
 
-    async def _is_on(self, run: FlowRun) -> bool:
-        """Whether a shift is on; one that an earlier service has left is ended when its process has."""
-        if run.id not in self._left or run.id in await asyncio.to_thread(living_shifts):
+    async def _is_active(self, run: FlowRun) -> bool:
+        """Whether a run is active; end one that an earlier service has left when its process has ended."""
+        if run.id not in self._left or run.id in await asyncio.to_thread(living_runs):
             return True
         self._left.discard(run.id)
         await _end(self._client, run, _no_process())
         return False
 
     async def _has_left_work(self) -> bool:
-        """Whether a shift has left anything in work, or may have: one that has done all takes its presence down."""
+        """Whether a run has left unfinished items, or may have: one that has finished all deletes its presence."""
         return any(one.holder.is_earlier_life_of(self._holder) for one in await read_presences(self._server))
 
 
-async def _next_shift(client: PrefectClient, deployment_id: UUID, waiting: list[FlowRun]) -> None:
-    """Bring the schedule's next run forward, so that there is none left over; make one only before the schedule has."""
+async def _start_next_run(client: PrefectClient, deployment_id: UUID, waiting: list[FlowRun]) -> None:
+    """Start the schedule's next run now, so that none is left over; create one only before the schedule has."""
     from prefect.states import Scheduled
 
     now = datetime.now(timezone.utc)
@@ -359,7 +361,7 @@ async def clear_away(client: PrefectClient, deployment_id: UUID, end: State[Any]
 
     runs = await _runs(client, deployment_id, ["SCHEDULED", *_ON, "CANCELLED"])
     on = [run for run in runs if _type_of(run) in _ON]
-    living = await asyncio.to_thread(living_shifts) if on else set()
+    living = await asyncio.to_thread(living_runs) if on else set()
     for run in on:
         if run.id not in living:
             await _end(client, run, end)
@@ -386,8 +388,8 @@ def _no_process() -> State[Any]:
     return Crashed(message=f"Its process on {socket.gethostname()} was gone when the agent's service looked for it.")
 
 
-def living_shifts() -> set[UUID]:
-    """Return the ids of the flow runs that processes of this machine run, as Prefect's engine tells them its own."""
+def living_runs() -> set[UUID]:
+    """Return the ids of the flow runs that processes of this machine run, from the variables of Prefect's engine."""
     found = set()
     for pid, environment in environments():
         ids = [entry.removeprefix(_RUN_VARIABLE) for entry in environment if entry.startswith(_RUN_VARIABLE)]

@@ -116,9 +116,9 @@ class Attempt:
         """The handle of what was created; empty before."""
         return self.running.handle or ""
 
-    def holds(self) -> str:
+    def describe_held(self) -> str:
         """Say what the hooks hold for the run, such as its GPUs; an empty text for nothing."""
-        return ", ".join(filter(None, (hook.holds() for hook in self.hooks)))
+        return ", ".join(filter(None, (hook.describe_held() for hook in self.hooks)))
 
     @property
     def part(self) -> Part:
@@ -269,7 +269,7 @@ class Hook:
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
 
-    def holds(self) -> str:
+    def describe_held(self) -> str:
         """Say what it holds for the run, in words; an empty text for nothing."""
         return ""
 

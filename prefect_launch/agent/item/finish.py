@@ -226,7 +226,7 @@ async def repair_item(server: Server, item: Item) -> None:
     A schedule that made the item is deactivated, for it would make the next one.
 
     Args:
-        server: the door.
+        server: the client of the server.
         item: as it was read; most have nothing to repair, and cost no request.
     """
     fault = unsendable_part(item)

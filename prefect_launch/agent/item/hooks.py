@@ -128,7 +128,7 @@ class AttachDevices(Hook):
         devices = attempt.context.devices
         attempt.record(plan=await devices.attach_devices(attempt.item.id, attempt.runner, attempt.plan))
 
-    def holds(self) -> str:
+    def describe_held(self) -> str:
         return self.attempt.context.devices.gpus_of(self.attempt.item.id)
 
 
@@ -147,7 +147,7 @@ class Stopping(Hook):
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        held = self.attempt.holds()
+        held = self.attempt.describe_held()
         self._frees = f", {held} free" if held else ""
         stopping = asyncio.create_task(restarted(f"stopping {self._running.id}", self._stop_when_due))
         try:

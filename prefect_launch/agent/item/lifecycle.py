@@ -157,7 +157,7 @@ class ItemLifecycle:
         resource = self._context.resource_of(attempt.runner)
         self._context.runner_health.mark_up(attempt.part, self._running.queue)
         await until_running(attempt)
-        what = ", ".join(filter(None, (f"{resource} {Path(handle).name[:12]}", attempt.holds())))
+        what = ", ".join(filter(None, (f"{resource} {Path(handle).name[:12]}", attempt.describe_held())))
         message = f"Runs on {self._context.config.name} ({what})."
         await attempt.transition(ItemState.RUNNING, message, data={"image": image} if image else None)
         for hook in attempt.hooks:

@@ -140,7 +140,9 @@ class Reporter:
         """Read whether somebody has asked this life of it to drain."""
         request = await read_drain_request(self._server, self._name)
         wanted = request is not None and request.is_for(self._presence)
-        self._agent.shutdown.set_drain_request(wanted, ends_shift=wanted and request is not None and request.ends_shift)
+        self._agent.shutdown.set_drain_request(
+            wanted, ends_when_drained=wanted and request is not None and request.ends_shift
+        )
 
     async def watch_drain_request(self) -> None:
         """Read the drain request again and again, for ever."""

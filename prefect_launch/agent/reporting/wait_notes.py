@@ -89,7 +89,7 @@ class WaitReasonLogger:
         noted: dict[UUID, WaitCause] = {}
         seen: dict[UUID, WaitCause] = {}
         new = []
-        for one in await self._line(facts, in_all):
+        for one in await self._list_waiting(facts, in_all):
             if not _has_waited(one.item, facts.now):
                 continue
             cause = seen[one.item.id] = explain_wait(one).cause
@@ -108,12 +108,12 @@ class WaitReasonLogger:
         """Whether this agent is the first by name of those that report a status."""
         return next((agent.name for agent in queue.agents if agent.host), None) == self._name
 
-    async def _line(self, queue: QueueFacts, in_all: int) -> list[WaitFacts]:
+    async def _list_waiting(self, queue: QueueFacts, in_all: int) -> list[WaitFacts]:
         """Return the first items that wait, each with its place."""
         found: list[WaitFacts] = []
         for priority in queue.priorities:
             left = MOST_ITEMS - len(found)
-            line = await self._server.list_line(queue.queue, priority.name, limit=left) if left > 0 else []
+            waiting = await self._server.list_waiting(queue.queue, priority.name, limit=left) if left > 0 else []
             urgent = len(found)
             found += [
                 WaitFacts(
@@ -124,7 +124,7 @@ class WaitReasonLogger:
                     waiting=in_all,
                     held_by_sweep=await self._held_by_sweep(item),
                 )
-                for earlier, item in enumerate(line)
+                for earlier, item in enumerate(waiting)
             ]
         return found
 

@@ -270,10 +270,10 @@ async def test_service_that_cannot_keep_a_shift_on_leaves_loudly(caplog: pytest.
     async def fails() -> None:
         raise ValueError("a fault in the program")
 
-    with pytest.raises(BackgroundTaskError, match="'shifts' failed 5 times"):
+    with pytest.raises(BackgroundTaskError, match="'scheduled runs' failed 5 times"):
         await asyncio.wait_for(until_stopped(service, Stop(), fails), 60)
     assert service.cancelled()
-    assert caplog.text.count("task-failed shifts") == supervision.MOST_FAILURES
+    assert caplog.text.count("task-failed scheduled runs") == supervision.MOST_FAILURES
 
 
 async def test_item_that_cannot_be_ended_gives_its_slot_back(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,11 +19,11 @@ from prefect_launch.queues.agent_status import (
     RunningItemSummary,
     agents,
     drain_agent,
-    drain_shifts,
+    drain_scheduled_runs,
     post_status,
     read_drain_request,
     read_statuses,
-    release_shifts,
+    release_scheduled_runs,
 )
 from prefect_launch.queues.presence import Presence, write_presence
 from prefect_launch.testing import Script
@@ -140,7 +140,7 @@ async def test_drain_request_for_a_served_agent_is_none_for_another_of_its_name_
     bench: Bench,
 ) -> None:
     (item,) = await bench.add()
-    await drain_shifts(bench.server, "box")
+    await drain_scheduled_runs(bench.server, "box")
     await bench.agent().loop(max_runtime_seconds=60)  # a shift
     assert await bench.states(item) == ["Queued"]
     await bench.agent().loop(until_empty=True)
@@ -155,7 +155,7 @@ async def test_shift_whose_service_was_asked_to_end_takes_up_its_own_drains_and_
     async with bench.running(bench.agent(), max_runtime_seconds=600):
         await bench.until(first, StateType.RUNNING)
     assert (await bench.read(first.id)).state_type is StateType.RUNNING
-    await drain_shifts(bench.server, "box")
+    await drain_scheduled_runs(bench.server, "box")
     shift = bench.agent()
     work = asyncio.create_task(shift.loop(max_runtime_seconds=600))
     await eventually(lambda: asyncio.sleep(0, shift.running_items.held), lambda held: first.id in held)
@@ -163,7 +163,7 @@ async def test_shift_whose_service_was_asked_to_end_takes_up_its_own_drains_and_
     await asyncio.wait_for(work, 60)
     assert (await bench.read(first.id)).state_type is StateType.COMPLETED
     assert await bench.states(second) == ["Queued"]
-    assert await release_shifts(bench.server, "box"), "another shift may be on: the service ends it"
+    assert await release_scheduled_runs(bench.server, "box"), "another shift may be on: the service ends it"
 
 
 async def test_unknown_or_offline_agent_cannot_be_drained(bench: Bench) -> None:

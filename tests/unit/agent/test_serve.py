@@ -18,9 +18,14 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Completed, Crashed, Pending, Running, Scheduled
 
 from prefect_launch.agent.entry import serve
-from prefect_launch.agent.entry.serve import Shifts, Stop, clear_away, end_last_request, living_shifts
+from prefect_launch.agent.entry.serve import ScheduledRuns, Stop, clear_away, end_last_request, living_runs
 from prefect_launch.core.states import StateType
-from prefect_launch.queues.agent_status import drain_agent, drain_shifts, read_drain_request, release_shifts
+from prefect_launch.queues.agent_status import (
+    drain_agent,
+    drain_scheduled_runs,
+    read_drain_request,
+    release_scheduled_runs,
+)
 from prefect_launch.queues.presence import Presence, delete_presence, write_presence
 from tests.support.bench import QUEUE, Bench, eventually, holder_called
 
@@ -74,7 +79,7 @@ class Runs:
 def living(monkeypatch: pytest.MonkeyPatch) -> set[UUID]:
     """The flow runs whose processes live on this machine."""
     found: set[UUID] = set()
-    monkeypatch.setattr(serve, "living_shifts", lambda: set(found))
+    monkeypatch.setattr(serve, "living_runs", lambda: set(found))
     monkeypatch.setattr(serve, "CHECK_SECONDS", 0.02)
     return found
 
@@ -94,8 +99,8 @@ class Service:
         client: Any = self._runs
         await end_last_request(self._bench.server, "box", self.stop)
         left = await clear_away(client, DEPLOYMENT, Crashed(message="gone"))
-        shifts = Shifts(client, DEPLOYMENT, self._bench.server, self._bench.agent().holder, self.stop, left=left)
-        self._task = asyncio.create_task(shifts.keep_one_on())
+        runs = ScheduledRuns(client, DEPLOYMENT, self._bench.server, self._bench.agent().holder, self.stop, left=left)
+        self._task = asyncio.create_task(runs.keep_one_active())
 
     async def __aenter__(self) -> Service:
         await self.start()
@@ -221,7 +226,7 @@ async def test_service_makes_its_drain_request_again_when_somebody_takes_it_back
 
 async def test_drain_request_of_an_earlier_service_does_not_stop_a_new_one(bench: Bench, living: set[UUID]) -> None:
     (item,) = await bench.add()
-    await drain_shifts(bench.server, "box")
+    await drain_scheduled_runs(bench.server, "box")
     async with Service(bench, Runs()):
         await bench.agent().loop(max_runtime_seconds=5, until_empty=True)
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
@@ -230,7 +235,7 @@ async def test_drain_request_of_an_earlier_service_does_not_stop_a_new_one(bench
 async def test_drain_request_of_an_earlier_service_stays_for_one_that_gets_a_signal_before_it_has_begun(
     bench: Bench,
 ) -> None:
-    await drain_shifts(bench.server, "box")
+    await drain_scheduled_runs(bench.server, "box")
     stop = Stop()
     stop.handle(signal.SIGTERM)
     await end_last_request(bench.server, "box", stop)
@@ -241,9 +246,9 @@ async def test_service_that_ends_leaves_the_drain_request_for_another_agent_of_t
     await write_presence(bench.server, Presence.of(holder_called("box", host="other", home="other"), (QUEUE,)))
     await bench.server.beat_worker(QUEUE, "box", 15)
     await bench.api.acall(lambda session: drain_agent(session.server, "box"))
-    await drain_shifts(bench.server, "box")
-    assert await release_shifts(bench.server, "box")
-    assert not await release_shifts(bench.server, "box")
+    await drain_scheduled_runs(bench.server, "box")
+    assert await release_scheduled_runs(bench.server, "box")
+    assert not await release_scheduled_runs(bench.server, "box")
     order = await read_drain_request(bench.server, "box")
     assert order is not None
     assert (len(order.instances), order.for_shifts, order.ends_shift) == (1, False, False)
@@ -263,11 +268,11 @@ def test_process_of_a_shift_is_found_by_its_flow_run_and_what_it_has_started_is_
             started.append(process)
             assert process.stdout is not None
             assert process.stdout.readline() == "up\n"
-        assert living_shifts() & {shift, job} == {shift}
+        assert living_runs() & {shift, job} == {shift}
     finally:
         for process in started:
             process.communicate()
-    assert shift not in living_shifts()
+    assert shift not in living_runs()
 
 
 def test_shift_whose_output_nobody_reads_any_more_goes_on(tmp_path: Path) -> None:
