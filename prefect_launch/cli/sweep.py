@@ -253,8 +253,7 @@ async def resume_and_run(api: Api, sweep: str, given: dict[str, Any], *, as_json
     from prefect_launch.sweeps.control import resume_sweep
     from prefect_launch.sweeps.sweep_run import find_sweep
 
-    async with api.open() as session:
-        found = await find_sweep(session, sweep)
+    found = await api.acall(partial(find_sweep, given=sweep))
     return await _go_on(api, found, await resume_sweep(api, found.id, given), as_json=as_json)
 
 
@@ -434,8 +433,7 @@ def pause(
     from prefect_launch.sweeps.sweep_run import find_sweep
 
     async def work(api: Api) -> Item:
-        async with api.open() as session:
-            found = await find_sweep(session, sweep)
+        found = await api.acall(partial(find_sweep, given=sweep))
         await pause_sweep(api, found.id, now=now, tell=lambda line: typer.echo(printable(line), err=json))
         return found
 
@@ -492,8 +490,7 @@ def retry(
         raise SpecError("Give --failed, or --trial for each trial that is to run again; one of the two.")
 
     async def work(api: Api) -> int:
-        async with api.open() as session:
-            found = await find_sweep(session, sweep)
+        found = await api.acall(partial(find_sweep, given=sweep))
         retried = await retry_trials(api, found.id, trial or None)
         again = ", ".join(map(str, retried.numbers))
         many = len(retried.numbers) > 1
@@ -518,8 +515,7 @@ def stop(sweep: SweepId) -> None:
     from prefect_launch.sweeps.sweep_run import find_sweep
 
     async def work(api: Api) -> None:
-        async with api.open() as session:
-            found = await find_sweep(session, sweep)
+        found = await api.acall(partial(find_sweep, given=sweep))
         await stop_sweep(api, found.id, lambda line: typer.echo(printable(line)))
         typer.echo(f"The sweep {found.name} ({short_id(found.id)}) is stopped.")
 

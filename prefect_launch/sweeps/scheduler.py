@@ -44,16 +44,12 @@ class Control:
     Attributes:
         command: what a person wants of it.
         elapsed_seconds: how long it has run, pauses left out.
-        num_workers: trials at a time; wins over the configuration.
-        run_cap: the most trials; wins over the configuration.
         retries: numbers of trials that a person wants to run again, with the try that is wanted: 2 is the first retry.
         made: how many trials were made so far, those included whose items were deleted since.
     """
 
     command: Command = Command.RUN
     elapsed_seconds: float = 0.0
-    num_workers: int | None = None
-    run_cap: int | None = None
     retries: Mapping[int, int] = field(default_factory=dict)
     made: int = 0
 
@@ -208,14 +204,14 @@ def _early_stops(config: SweepConfig, history: History) -> tuple[StopTrial, ...]
 
 
 def _to_queue(config: SweepConfig, history: History, control: Control, ask: Ask) -> tuple[QueueTrial, ...]:
-    free = (control.num_workers or config.scheduler.num_workers) - len(history.open)
+    free = config.scheduler.num_workers - len(history.open)
     again = [
         QueueTrial(trial.number, trial.tries + 1, trial.params)
         for trial in history.trials
         if not trial.state.is_open and _runs_again(trial, control)
     ]
     queued = again[: max(free, 0)]
-    while len(queued) < free and not _is_capped(config, history, control):
+    while len(queued) < free and not _is_capped(config, history):
         params = ask(history)
         if params is None:
             break
@@ -228,9 +224,8 @@ def _runs_again(trial: Trial, control: Control) -> bool:
     return trial.state is TrialState.HELD or control.retries.get(trial.number, 0) > trial.tries
 
 
-def _is_capped(config: SweepConfig, history: History, control: Control) -> bool:
-    cap = control.run_cap or config.run_cap
-    return cap is not None and len(history.trials) >= cap
+def _is_capped(config: SweepConfig, history: History) -> bool:
+    return config.run_cap is not None and len(history.trials) >= config.run_cap
 
 
 # --- the end of all trials ---
@@ -241,7 +236,7 @@ def _is_complete(config: SweepConfig, history: History, control: Control) -> boo
     if any(_runs_again(trial, control) for trial in history.trials):
         return False
     # A sweep that runs queues nothing only once its points, or its number of trials, are used up.
-    return control.command is Command.RUN or _is_capped(config, history, control)
+    return control.command is Command.RUN or _is_capped(config, history)
 
 
 def _end_of_all(config: SweepConfig, history: History) -> EndSweep:

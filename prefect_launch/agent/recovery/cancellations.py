@@ -23,9 +23,9 @@ from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.core.supervision import restarted
 from prefect_launch.errors import ItemGoneError, LaunchError
+from prefect_launch.queues.sweep_status import sweep_of
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import SCHEDULER_FLOW, Item, State
-from prefect_launch.spec.item_parameters import options_of
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class CancellationWatcher:
 
     async def _stop_trials_of_cancelled_sweeps(self) -> None:
         """Stop the trials here of sweeps that are cancelled: a sweep that nobody schedules then has no one else."""
-        trials = [(sweep, one) for one in self._running_items.entries if (sweep := _sweep_of(one.item)) is not None]
+        trials = [(sweep, one) for one in self._running_items.entries if (sweep := sweep_of(one.item)) is not None]
         sweeps = {sweep for sweep, _ in trials}
         if not sweeps:
             return
@@ -113,14 +113,6 @@ class CancellationWatcher:
                     return
         except LaunchError as error:
             log.debug("%s request to stop not confirmed: %s", running_item.id, error)
-
-
-def _sweep_of(item: Item) -> UUID | None:
-    """Return the sweep that an item is a trial of; an id that is no flow run's is only a label."""
-    try:
-        return UUID(str(options_of(item).get("sweep_id")))
-    except ValueError:
-        return None
 
 
 def _stop(running_item: RunningItem) -> None:

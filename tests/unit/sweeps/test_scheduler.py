@@ -89,14 +89,13 @@ SWEEPS = {
     "time limit": (config(2, timeout=10), Control(elapsed_seconds=10), ask),
     "stopped": (config(2, run_cap=3), Control(Command.STOP), ask),
     "retries": (config(2, run_cap=3), Control(retries={0: 2, 2: 3}), ask),
-    "a resume with other numbers": (config(9, run_cap=9), Control(num_workers=1, run_cap=2), ask),
 }
 
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_small_sweep_holds_its_limits_and_ends_in_every_order_of_events(name: str) -> None:
     sweep, control, sampler = SWEEPS[name]
-    workers, cap = control.num_workers or sweep.scheduler.num_workers, control.run_cap or sweep.run_cap or math.inf
+    workers, cap = sweep.scheduler.num_workers, sweep.run_cap or math.inf
     # A sweep may be stopped, or reach its time, at any moment: with trials in every state.
     late = [trials(RUNNING), trials(FINISHED, WAITING)] if name in ("stopped", "time limit") else []
     todo = [History(), *late]
@@ -173,7 +172,7 @@ def test_cap_counts_numbers_and_no_retries() -> None:
 
     assert end(decide(config(2, run_cap=3), history, Control(), ask)).outcome is Outcome.FINISHED
     assert queued(decide(config(2, run_cap=3), history, Control(retries={0: 4}), ask)) == [(0, 4)]
-    assert queued(decide(config(2, run_cap=3), history, Control(run_cap=4), ask)) == [(3, 1)]
+    assert queued(decide(config(2, run_cap=4), history, Control(), ask)) == [(3, 1)]
 
 
 def test_retry_has_the_same_parameters_goes_first_and_takes_a_place() -> None:
