@@ -234,7 +234,7 @@ class InMemoryTellingRunner(InMemoryRemoteRunner):
     has_unique_handles: ClassVar[bool] = True
     poll_seconds: ClassVar[float] = 60.0
 
-    async def changes(self) -> AsyncIterator[JobChange]:
+    async def changes(self, part: str = "") -> AsyncIterator[JobChange]:
         cluster = await self._call("changes")
         queue: asyncio.Queue[JobChange] = asyncio.Queue()
         cluster.told[id(queue)] = queue

@@ -9,7 +9,7 @@ and delete; the base keeps the promises:
   that of a newer claim: before a job is released, cancelled or deleted, its claim is read again from its labels.
 - What the system has accepted and not started is `RunState.SUBMITTED`, with the system's own reason (`wait_running`).
 - One poller asks for the status of all runs that an agent follows, in one call; a system that tells of changes
-  (`changes`) is polled rarely.
+  (`changes`) is polled rarely. A system may have parts (`part_of`), each with a poller: one that hangs delays no other.
 - `job.log` has no gap and no repeat: the position up to which the log was read stands beside it.
 - A stop is proved: `stop` returns once the run was seen to have ended or to be gone, and raises otherwise. A job is
   gone when no poll has shown it for the system's `lag_seconds`.
@@ -27,7 +27,7 @@ from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, NamedTuple
 
 import anyio
 
@@ -101,16 +101,8 @@ class RemoteRunner(Runner):
     def __init__(self, home: Path) -> None:
         super().__init__(home)
         self._not_submitted: dict[str, RunPlan] = {}
-        self._reads = JoinedReads(self._poll_runs)
+        self._parts: dict[str, _Part] = {}
         self._log_pace = Pace(_LOG_READS_A_SECOND)
-        self._poller = StatusPoller(
-            self.name,
-            self._poll_runs,
-            self.poll_seconds,
-            self.lag_seconds,
-            least_seconds=self.least_poll_seconds,
-            changes=self.changes if self.tells_changes else None,
-        )
 
     @classmethod
     def fill_rule(cls, option: str, keys: Keys, text: str) -> FillRule:
@@ -133,12 +125,16 @@ class RemoteRunner(Runner):
     async def release(self, handle: str) -> None:
         """Let the system start a held job; nothing for a job that is not held, or is gone."""
 
+    def part_of(self, handle: str) -> str:
+        """Name the part of the system that a job is in, which is asked for itself; by default there is one."""
+        return ""
+
     @abstractmethod
     async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob | LaunchError]:
         """Return these jobs by their handles, in as few calls as the system allows; those that are gone are left out.
 
         The labels are those that the job has in the system now: whose job it is, is read from them. In place of a job
-        stands the error why it cannot be seen now, where others can.
+        stands the error why it cannot be seen now, where others can. All are of one part (`part_of`).
         """
 
     async def poll_one(self, handle: str) -> RemoteJob | None:
@@ -152,13 +148,16 @@ class RemoteRunner(Runner):
             raise job
         return job
 
-    async def changes(self) -> AsyncIterator[JobChange]:
-        """Follow the changes of this agent's jobs, from now on; for a system with `tells_changes`.
+    async def changes(self, part: str = "") -> AsyncIterator[JobChange]:
+        """Follow the changes of this agent's jobs in a part of it, from now on; for a system with `tells_changes`.
 
         All jobs are asked for again by `poll` once the first change was yielded, so yield an empty `JobChange` as soon
         as changes will be told, and another whenever some may have been missed. After an end or an error this is
         called again, with a growing pause; meanwhile jobs are polled as if nothing told of them. Changes of jobs that
         are not followed do no harm.
+
+        Args:
+            part: as `part_of` names it.
 
         Yields:
             The changes.
@@ -224,11 +223,11 @@ class RemoteRunner(Runner):
             await self._submit(plan)
             # Only now: a submission whose answer was lost is made again.
             self._not_submitted.pop(handle, None)
-        self._poller.wake()
+        self._part(handle).poller.wake()
 
     async def wait_running(self, handle: str, on_wait: Callable[[str], Awaitable[None]]) -> None:
         reported, due = None, time.monotonic() + _REASON_SECONDS
-        with self._poller.follow(handle) as feed:
+        with self._part(handle).poller.follow(handle) as feed:
             while (status := await feed.next()) is not None and status.state in (RemoteState.HELD, RemoteState.PENDING):
                 now = time.monotonic()
                 # The first reason is reported at once; an unknown one gets a moment to become known.
@@ -242,7 +241,7 @@ class RemoteRunner(Runner):
 
     async def watch_parts(self, handle: str, on_wait: Callable[[str], Awaitable[None]]) -> None:
         reported, due, since = "", 0.0, None
-        with self._poller.follow(handle) as feed:
+        with self._part(handle).poller.follow(handle) as feed:
             while (status := await feed.next()) is not None and status.state is not RemoteState.ENDED:
                 now = time.monotonic()
                 if not (status.state is RemoteState.RUNNING and status.reason):
@@ -297,7 +296,7 @@ class RemoteRunner(Runner):
             await anyio.to_thread.run_sync(self._note_stop, handle)
         status = await self._find_status(handle)  # Raises when nobody answers.
         is_cancelled, limit = False, grace_seconds + self.lag_seconds + self.stop_margin_seconds
-        with anyio.move_on_after(limit), self._poller.follow(handle, tells_all=True) as feed:
+        with anyio.move_on_after(limit), self._part(handle).poller.follow(handle, tells_all=True) as feed:
             while status is not None and status.state is not RemoteState.ENDED:
                 if not is_cancelled:
                     await anyio.to_thread.run_sync(self._note_stop, handle)
@@ -338,9 +337,25 @@ class RemoteRunner(Runner):
             await anyio.to_thread.run_sync(self._stop_note(handle).unlink)
 
     async def aclose(self) -> None:
-        await self._poller.aclose()
+        for part in self._parts.values():
+            await part.poller.aclose()
 
     # --- inside ---
+
+    def _part(self, handle: str) -> _Part:
+        """Return what asks for the part of the system that a run is in."""
+        name = self.part_of(RunHandle.parse(handle).job)
+        if name not in self._parts:
+            poller = StatusPoller(
+                self.name,
+                self._poll_runs,
+                self.poll_seconds,
+                self.lag_seconds,
+                least_seconds=self.least_poll_seconds,
+                changes=partial(self.changes, name) if self.tells_changes else None,
+            )
+            self._parts[name] = _Part(JoinedReads(self._poll_runs), poller)
+        return self._parts[name]
 
     async def _submit(self, plan: RunPlan) -> RemoteJob:
         """Submit a plan; a job of an older claim that has its name is stopped and removed first."""
@@ -377,7 +392,7 @@ class RemoteRunner(Runner):
         """Return a run's status now; None once no poll has shown it for as long as the system may lag."""
         gone_at = time.monotonic() + self.lag_seconds
         while True:
-            status = await self._reads.one(handle)
+            status = await self._part(handle).reads.one(handle)
             if status is not None or time.monotonic() >= gone_at:
                 return status
             await asyncio.sleep(max(_LOOK_AGAIN_SECONDS, self.lag_seconds / 10))
@@ -388,14 +403,14 @@ class RemoteRunner(Runner):
 
     async def _cancel(self, handle: str, grace_seconds: float) -> bool:
         """Cancel a run's job if a poll shows now that it is this run's; whether it does."""
-        is_shown = self.has_unique_handles or await self._reads.one(handle) is not None
+        is_shown = self.has_unique_handles or await self._part(handle).reads.one(handle) is not None
         if is_shown:
             await self.cancel(RunHandle.parse(handle).job, grace_seconds)
-            self._poller.wake()
+            self._part(handle).poller.wake()
         return is_shown
 
     async def _end_of(self, handle: str) -> RemoteStatus | None:
-        with self._poller.follow(handle) as feed:
+        with self._part(handle).poller.follow(handle) as feed:
             while (status := await feed.next()) is not None and status.state is not RemoteState.ENDED:
                 if status.refusal is not None:
                     raise status.refusal
@@ -423,6 +438,18 @@ class RemoteRunner(Runner):
 
     async def _is_stopped(self, handle: str) -> bool:
         return await anyio.to_thread.run_sync(self._stop_note(handle).exists)
+
+
+class _Part(NamedTuple):
+    """What asks for the jobs of one part of a system.
+
+    Attributes:
+        reads: of single runs.
+        poller: of those that are followed.
+    """
+
+    reads: JoinedReads
+    poller: StatusPoller
 
 
 def _state_of(job: RemoteJob) -> RunState:

@@ -126,7 +126,7 @@ async def test_cluster_that_tells_of_changes_is_not_polled_for_them(tmp_path: Pa
 
 async def test_end_that_came_while_the_connection_was_broken_is_not_missed(tmp_path: Path) -> None:
     class Breaking(InMemoryTellingRunner):
-        async def changes(self) -> AsyncIterator[JobChange]:
+        async def changes(self, part: str = "") -> AsyncIterator[JobChange]:
             await self._call("changes")
             yield JobChange()  # The connection ends as soon as it is there.
 
@@ -180,7 +180,7 @@ async def test_job_that_is_followed_while_the_connection_of_the_last_one_closes_
         poll_seconds = 0.1
         is_closing: asyncio.Event
 
-        async def changes(self) -> AsyncIterator[JobChange]:
+        async def changes(self, part: str = "") -> AsyncIterator[JobChange]:
             try:
                 yield JobChange()
                 await asyncio.sleep(60)

@@ -29,6 +29,9 @@ class Place(NamedTuple):
     namespace: str
     resource: Resource = JOBS
 
+    def __str__(self) -> str:
+        return "/".join([quote(self.context, safe=""), self.namespace, str(self.resource)])
+
 
 class KubernetesHandle(NamedTuple):
     """The handle of a run's object.
@@ -44,8 +47,7 @@ class KubernetesHandle(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        place = self.place
-        return "/".join([quote(place.context, safe=""), place.namespace, str(place.resource), self.uid, self.name])
+        return f"{self.place}/{self.uid}/{self.name}"
 
     @classmethod
     def parse(cls, text: str) -> KubernetesHandle:

@@ -166,8 +166,7 @@ class KubernetesRunner(RemoteRunner):
         self._clusters: dict[str, Cluster] = {}
         self._notes = RunNotes(home / "remote" / self.name)
         self._problems = PlaceProblems()
-        self._changed: dict[KubernetesHandle, None] = {}
-        self._has_changed = asyncio.Event()
+        self._changes: defaultdict[str, _Changes] = defaultdict(_Changes)
         self._late: dict[KubernetesHandle, float] = {}
         self._stopping: dict[KubernetesHandle, float] = {}
         self._events = RunEvents(lambda context: self._cluster(context).client)
@@ -273,6 +272,9 @@ class KubernetesRunner(RemoteRunner):
                 return
             self._watch(place).put(place.resource, released)
 
+    def part_of(self, handle: str) -> str:
+        return str(KubernetesHandle.parse(handle).place)
+
     async def poll(self, handles: Collection[str]) -> Mapping[str, RemoteJob | LaunchError]:
         parsed = {handle: KubernetesHandle.parse(handle) for handle in handles}
         of_place: dict[Place, list[KubernetesHandle]] = defaultdict(list)
@@ -312,14 +314,11 @@ class KubernetesRunner(RemoteRunner):
         self._stopping[handle] = now + _DOUBT_SECONDS
         return True
 
-    async def changes(self) -> AsyncIterator[JobChange]:
+    async def changes(self, part: str = "") -> AsyncIterator[JobChange]:
+        changes = self._changes[part] = _Changes()
         yield JobChange()
-        self._has_changed = asyncio.Event()
         while True:
-            await self._has_changed.wait()
-            self._has_changed.clear()
-            changed, self._changed = self._changed, {}
-            for handle in changed:
+            for handle in await changes.next():
                 yield JobChange(str(handle), await self._changed_job(handle))
 
     async def _changed_job(self, handle: KubernetesHandle) -> RemoteJob | None:
@@ -502,9 +501,8 @@ class KubernetesRunner(RemoteRunner):
         return self._cluster(place.context).watch(place.namespace, partial(self._note_change, place))
 
     def _note_change(self, place: Place, name: str, resource: Resource, uid: str) -> None:
-        handle = KubernetesHandle(place._replace(resource=resource), uid, name)
-        self._changed[handle] = None
-        self._has_changed.set()
+        place = place._replace(resource=resource)
+        self._changes[str(place)].add(KubernetesHandle(place, uid, name))
 
     def _run(self, handle: KubernetesHandle) -> SeenRun:
         return self._watch(handle.place).run(handle.name) or SeenRun()
@@ -619,6 +617,26 @@ class KubernetesRunner(RemoteRunner):
         if found is None or found.user == TOKEN_USER:
             return None
         return {auth_key(image): {"username": found.user, "password": found.password}}
+
+
+class _Changes:
+    """The runs of one place that have changed, and are still to be told of."""
+
+    def __init__(self) -> None:
+        self._runs: dict[KubernetesHandle, None] = {}
+        self._has_any = asyncio.Event()
+
+    def add(self, handle: KubernetesHandle) -> None:
+        """Note that a run has changed."""
+        self._runs[handle] = None
+        self._has_any.set()
+
+    async def next(self) -> Collection[KubernetesHandle]:
+        """Return those that have changed since the last call, once there are any."""
+        await self._has_any.wait()
+        self._has_any.clear()
+        runs, self._runs = self._runs, {}
+        return runs
 
 
 def auth_key(image: str) -> str:

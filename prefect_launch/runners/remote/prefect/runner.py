@@ -181,7 +181,7 @@ class PrefectRunner(RemoteRunner):
             await self._lost.end(connection.server, connection.reasons, children)
             return {str(child.id): job_of(child, reasons.get(str(child.id), "")) for child in children}
 
-    async def changes(self) -> AsyncIterator[JobChange]:
+    async def changes(self, part: str = "") -> AsyncIterator[JobChange]:
         with _unreachable():
             server = (await self._server()).server
             tag = LIVE_TAG if self.agent is None else _tags({Labels.AGENT: self.agent})[0]
@@ -189,7 +189,7 @@ class PrefectRunner(RemoteRunner):
                 yield JobChange(child or None)
                 if child:
                     # All that change within a poll share the next: a pause here would hold up those behind.
-                    asyncio.get_running_loop().call_later(_COMMIT_SECONDS, self._poller.wake)
+                    asyncio.get_running_loop().call_later(_COMMIT_SECONDS, self._part(child).poller.wake)
 
     async def list_jobs(self, labels: Mapping[str, str]) -> list[RemoteJob]:
         with _unreachable():

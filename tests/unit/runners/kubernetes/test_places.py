@@ -13,6 +13,7 @@ import yaml
 
 from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.runners.base import Found, Labels, RunPlan, RunState
+from prefect_launch.runners.remote.kubernetes import client
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from tests.support.kubernetes_api import KubernetesApi, scripted_api
 from tests.support.kubernetes_pods import JOBS, JobPods
@@ -90,6 +91,32 @@ async def test_run_that_cannot_be_seen_is_followed_to_its_end_once_it_can_be_and
     await again.remove(handles["team-a"])
     forbid(server, "team-a")
     assert plans["team-a"].item_id not in by_item(await again.find({}))
+    await again.aclose()
+
+
+async def test_place_that_hangs_delays_no_other(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "_CALL_SECONDS", 600.0)
+    plans = {name: plan_in(tmp_path, namespace=name) for name in ("team-a", "team-b")}
+    handles = {name: await started(runner, plan) for name, plan in plans.items()}
+    pods = JobPods(server, "team-b", plans["team-b"].name)
+    pods.create()
+    pods.run()
+    again = KubernetesRunner(tmp_path / "home")
+    server.hang("/namespaces/team-a/")
+    watching = {name: asyncio.create_task(again.watch(handles[name], plans[name])) for name in plans}
+    stopping = asyncio.create_task(again.stop(handles["team-a"], 1.0))
+    await until(lambda: server.asked("GET .*/namespaces/team-a/jobs") > 0)
+    with anyio.fail_after(LIMIT_SECONDS):
+        await again.stop(handles["team-b"], 1.0)
+        assert (await watching["team-b"]).stopped
+    waiting = {watching["team-a"], stopping}
+    assert not any(task.done() for task in waiting)
+    for task in waiting:
+        task.cancel()
+    await asyncio.wait(waiting)
+    server.wake()
     await again.aclose()
 
 

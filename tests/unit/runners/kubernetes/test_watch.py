@@ -119,7 +119,7 @@ async def test_change_of_a_run_that_cannot_be_asked_for_or_is_removed_meanwhile_
 ) -> None:
     plan = plan_in(tmp_path)
     handle, pods = await started(runner, server, plan)
-    changes = runner.changes()
+    changes = runner.changes(runner.part_of(RunHandle.parse(handle).job))
     with anyio.fail_after(LIMIT_SECONDS):
         assert await anext(changes) == JobChange()
         job = RunHandle.parse(handle).job

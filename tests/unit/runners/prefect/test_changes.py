@@ -42,7 +42,7 @@ async def test_change_is_looked_at_again_once_the_server_has_committed_it(
     world.fill()
     runner, looked = world.runner(), asyncio.Event()
     child = child_of(await start(runner, world.plan("echo never")))
-    monkeypatch.setattr(runner._poller, "wake", looked.set)
+    monkeypatch.setattr(runner._part(str(child)).poller, "wake", looked.set)
     async with aclosing(changes_of(runner)) as changes:
         await anext(changes)
         await world.server.propose(child, State(type=StateType.PENDING, name="Submitting"))
