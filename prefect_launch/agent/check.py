@@ -120,7 +120,7 @@ async def _queue(session: Session, name: str, config: AgentConfig, runners: Mapp
         queue = QueueConfig.from_template(name, pool.base_job_template)
     except LaunchError as error:
         return [_bad("queue", str(error))]
-    found = [_bad("queue", f"It is paused: 'prefect-launch queue resume {name}' lets it go on.")]
+    found = [_bad("queue", f"It is paused: 'prefect-launch queue resume {name}' resumes it.")]
     if not pool.is_paused:
         found = [_good("queue", f"resource {queue.resource}")]
     try:

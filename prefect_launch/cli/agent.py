@@ -63,14 +63,14 @@ def start(
         typer.Option("--until-empty", metavar="", help="Exit with 0 when the queues are empty and the items are done."),
     ] = False,
     stop_jobs: Annotated[
-        bool, typer.Option("--stop-jobs", metavar="", help="The second signal stops the jobs. Default: they go on.")
+        bool, typer.Option("--stop-jobs", metavar="", help="The second signal stops the jobs. Default: they continue.")
     ] = False,
     verbose: VerboseOption = False,
 ) -> None:
     """Run an agent in the foreground, until Ctrl-C (exit code 130) or SIGTERM (143).
 
     The first signal drains the agent: it takes no more items, and exits when its jobs are done. The second signal ends
-    it at once: its jobs go on, and the next agent of its name on this machine takes them up. Each change prints one
+    it at once: its jobs continue, and the next agent of its name on this machine adopts them. Each change prints one
     line: time, item, what happened.
     """
     import asyncio
@@ -171,8 +171,8 @@ def check(
 ) -> None:
     """Check what an agent needs here, before its first job fails; exit code 1 when something is missing.
 
-    It looks at the server and its clock, the home folder, the registry of built images, the queues, and for each queue
-    at what its resource needs: an engine that answers, rights in a cluster, tools. Nothing is started.
+    It checks the server and its clock, the home folder, the registry of built images, the queues, and what the resource
+    of each queue needs: an engine that answers, rights in a cluster, tools. It starts nothing.
     """
     import asyncio
 

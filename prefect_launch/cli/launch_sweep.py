@@ -34,8 +34,8 @@ def launch_sweep(
         typer.Option(
             *("-r", "--resume_id", "--resume-id"),
             metavar="SWEEP",
-            help="Go on with this sweep, as 'sweep resume' does; options win, and what the file sets of launch.queue,"
-            " job, image_uri, num_workers and run_cap.",
+            help="Continue this sweep, as 'sweep resume' does. Options win, and so do launch.queue, job, image_uri,"
+            " num_workers and run_cap of the file.",
         ),
     ] = None,
     prior_run: Annotated[
@@ -57,7 +57,7 @@ def launch_sweep(
         wanted = {**(_of_file(api, file, resume_id) if file is not None else {}), **given}
         raise typer.Exit(asyncio.run(resume_and_run(api, resume_id, wanted, as_json=json)))
     if file is None:
-        raise SpecError("Give a sweep file, or --resume_id with the sweep that is to go on, or both.")
+        raise SpecError("Give a sweep file, or --resume_id with the sweep to continue, or both.")
     create_sweep(api, file, given, as_json=json)
 
 

@@ -106,8 +106,8 @@ def create(
         typer.Option(
             "--pin/--no-pin",
             metavar="",
-            help="Items run just the image that their tag means when they are added, or when they start. Default: the"
-            " former where it can be had.",
+            help="Pin an image to the digest that its tag has when the item is added, or use the tag when it starts."
+            " Default: pin it if the registry answers.",
         ),
     ] = None,
     fail_impossible_after: Annotated[
@@ -214,7 +214,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
 
 @app.command()
 def pause(name: QueueName) -> None:
-    """Pause a queue: no further item starts; running items go on."""
+    """Pause a queue: no further item starts; running items continue."""
     connected().run_queue(name).pause()
     typer.echo(f"The queue {name} is paused. Resume it with: prefect-launch queue resume {name}")
 
@@ -233,7 +233,7 @@ def delete(
         bool, typer.Option("-y", "--yes", metavar="", help="Delete the waiting items without asking.")
     ] = False,
 ) -> None:
-    """Delete a queue with its waiting items and deployments; running items go on."""
+    """Delete a queue with its waiting items and deployments; running items continue."""
     from prefect_launch.errors import QueueError
 
     api = connected()
@@ -242,7 +242,7 @@ def delete(
     if waiting and not yes:
         if not sys.stdin.isatty():
             raise QueueError(
-                f"The queue {name!r} has {_items(waiting)} waiting, which would be deleted with it. Say so with --yes."
+                f"The queue {name!r} has {_items(waiting)} waiting, which would be deleted with it. Confirm with --yes."
             )
         typer.confirm(f"Delete the queue {name} with {_items(waiting)} that wait?", abort=True)
     deleted = queue.delete()

@@ -176,7 +176,7 @@ def run_(
         typer.Option(
             "--resume",
             metavar="SWEEP",
-            help="Go on with this sweep, as 'sweep resume' does; options win over its own.",
+            help="Continue this sweep, as 'sweep resume' does; options win over its own.",
         ),
     ] = None,
     json: JsonOption = False,
@@ -190,7 +190,7 @@ def run_(
     from prefect_launch.errors import SpecError
 
     if (file is None) == (resume is None):
-        raise SpecError("Give a sweep file, or --resume with the sweep that is to go on; one of the two.")
+        raise SpecError("Give a sweep file, or --resume with the sweep to continue; one of the two.")
     api = connected()
     source = {"queue": queue, "job": job, "docker_image": docker_image, "project": project, "entity": entity}
     given = parameters_of(api, prior_run, **source, num_workers=num_workers, run_cap=run_cap)
@@ -239,7 +239,7 @@ async def _run(api: Api, file: str | None, resume: str | None, given: dict[str, 
 
 
 async def resume_and_run(api: Api, sweep: str, given: dict[str, Any], *, as_json: bool) -> int:
-    """Let a sweep go on, and run it from here when nobody else does.
+    """Resume a sweep, and run it from here when no other process does.
 
     Args:
         api: the Prefect server.
@@ -258,7 +258,7 @@ async def resume_and_run(api: Api, sweep: str, given: dict[str, Any], *, as_json
 
 
 async def _go_on(api: Api, sweep: Item, by: ResumedBy, *, as_json: bool, **more: Any) -> int:
-    """Tell who goes on with a sweep, and run it from here when nobody else does; return the exit code."""
+    """Print which process continues a sweep, and run it from here when none does; return the exit code."""
     from prefect_launch.sweeps.control import ResumedBy
 
     if by is ResumedBy.CALLER:
@@ -266,15 +266,15 @@ async def _go_on(api: Api, sweep: Item, by: ResumedBy, *, as_json: bool, **more:
     if as_json:
         print_json({"id": str(sweep.id), "resumed_by": by.value, **more})
     elif by is ResumedBy.PROCESS:
-        typer.echo(f"The sweep {sweep.name} ({short_id(sweep.id)}) goes on in the process that has it.")
+        typer.echo(f"The sweep {sweep.name} ({short_id(sweep.id)}) continues in the process that runs it.")
     else:
         where = f"the queue {sweep.work_pool_name}" if sweep.work_pool_name else "its deployment"
-        typer.echo(f"The sweep {sweep.name} ({short_id(sweep.id)}) waits to go on, as a run of {where}.")
+        typer.echo(f"The sweep {sweep.name} ({short_id(sweep.id)}) waits to continue, as a run of {where}.")
     return 0
 
 
 async def run_to_end(api: Api, sweep_id: UUID, *, as_json: bool = False) -> int:
-    """Run a sweep that was begun or resumed, and print what becomes of its trials, and the best one.
+    """Run a sweep that was begun or resumed, and print how each of its trials ends, and the best one.
 
     Args:
         api: the Prefect server.
@@ -423,7 +423,7 @@ def pause(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Pause a sweep: no new trial starts until 'sweep resume'; without --now, what runs goes on to its end.
+    """Pause a sweep: no new trial starts until 'sweep resume'; without --now, running trials finish.
 
     A trial that waits in the queue may still start within the next 10 s.
     """
@@ -441,7 +441,7 @@ def pause(
     if json:
         print_json({"id": str(found.id), "state": "paused", "now": now})
     else:
-        again = f"'prefect-launch sweep resume {short_id(found.id)}' lets it go on."
+        again = f"'prefect-launch sweep resume {short_id(found.id)}' continues it."
         typer.echo(f"The sweep {found.name} ({short_id(found.id)}) is paused. {again}")
 
 
@@ -449,10 +449,10 @@ def pause(
     epilog=examples("prefect-launch sweep resume 1f2e3d4c", "prefect-launch sweep resume 1f2e3d4c --run-cap 40"),
 )
 def resume(sweep: SweepId, num_workers: NumWorkers = None, run_cap: RunCap = None, json: JsonOption = False) -> None:
-    """Let a sweep go on that is paused, or has ended, or whose process has died; options win over its own.
+    """Continue a sweep that is paused, or has ended, or whose process has died; options win over its own.
 
-    It goes on in its process if that lives, or as an item of its queue. Otherwise it is run from here, as 'sweep run'
-    does.
+    It continues in its process if that runs, or as an item of its queue. Otherwise it runs from here, as with
+    'sweep run'.
     """
     import asyncio
 
@@ -475,10 +475,10 @@ def retry(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Run trials of a sweep again that failed, under the same numbers and with the same parameters.
+    """Run failed trials of a sweep again, under the same numbers and with the same parameters.
 
-    They count as no new trials. Those of a paused sweep run when it is resumed; a sweep that has ended goes on, and so
-    does one whose process has died.
+    They do not count as new trials. Trials of a paused sweep run when it is resumed. A sweep that has ended continues,
+    and so does one whose process has died.
     """
     import asyncio
 
@@ -487,7 +487,7 @@ def retry(
     from prefect_launch.sweeps.sweep_run import find_sweep
 
     if failed and trial:
-        raise SpecError("Give --failed, or --trial for each trial that is to run again; one of the two.")
+        raise SpecError("Give --failed, or --trial for each trial to run again; one of the two.")
 
     async def work(api: Api) -> int:
         found = await api.acall(partial(find_sweep, given=sweep))

@@ -25,10 +25,10 @@ class RunQueue:
         limits: the most that an item may ask for, by the option, or `timeout`.
         submitter_options: options that submitters may set besides the resource's usual ones.
         submitter_secrets: names of the Secret blocks that submitters may name.
-        pin: whether its items run just the image that their tag meant when they were queued (True), or the one that it
-            means at the start (False); None: the former where it can be had.
+        pin: True: an item runs only the image that its tag meant when it was queued. False: the one of its tag at the
+            start. None: as with True if the registry answers at the enqueue, else as with False.
         fail_impossible_after: seconds after which an item fails that asks for more than any agent has; None: it waits.
-        outputs: how much is kept of the outputs of one run; an agent's own limits hold beside them.
+        outputs: how much is kept of the outputs of one run; an agent's own limits apply as well.
         id: of the work pool.
     """
 

@@ -77,8 +77,8 @@ class QueueConfig(BaseModel):
     outputs: OutputLimits = Field(default=OutputLimits(), description="How much is kept of the outputs of one run.")
     pin: bool | None = Field(
         default=None,
-        description="Items run just the image that their tag means when they are queued, or when they start; None: the"
-        " former where it can be had.",
+        description="Items run only the image that their tag means when they are queued (True), or when they start"
+        " (False); None: as with True if the registry answers.",
     )
     fail_impossible_after: float | None = Field(
         default=None,

@@ -148,7 +148,7 @@ def blocked_reason_of(pool: Pool) -> str:
     """
     now = utc_time(datetime.now(timezone.utc))
     if pool.is_paused:
-        return f"The queue was paused at {now}: 'prefect-launch queue resume {pool.name}' lets it go on."
+        return f"The queue was paused at {now}: 'prefect-launch queue resume {pool.name}' resumes it."
     if pool.status == _NOT_READY:
         return f"No agent was online for the queue at {now}: 'prefect-launch agent start -q {pool.name}' starts one."
     return ""

@@ -59,7 +59,7 @@ async def read_sweep_status(server: Server, sweep_id: UUID) -> SweepStatus:
         )
     is_ours = sweep.flow == SCHEDULER_FLOW
     name = f"{sweep.name} ({short_id(sweep_id)})"
-    resume = f"'prefect-launch sweep resume {short_id(sweep_id)}' lets it go on"
+    resume = f"'prefect-launch sweep resume {short_id(sweep_id)}' resumes it"
     if sweep.state_type is StateType.PAUSED:
         return SweepStatus(held=f"Its sweep {name} is paused. {resume if is_ours else 'Resume it on its page'}.")
     if is_ours and sweep.state_type is StateType.CRASHED:

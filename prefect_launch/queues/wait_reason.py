@@ -148,7 +148,7 @@ _Reason = tuple[WaitCause, str]
 def _paused(facts: WaitFacts) -> _Reason | None:
     queue, name = facts.queue, facts.item.work_queue_name
     if queue.is_paused:
-        text = f"The queue {queue.queue!r} is paused. 'prefect-launch queue resume {queue.queue}' lets it go on."
+        text = f"The queue {queue.queue!r} is paused. 'prefect-launch queue resume {queue.queue}' resumes it."
     elif any(one.name == name and one.is_paused for one in queue.priorities):
         text = f"The work queue {name!r} of the queue {queue.queue!r} is paused. Resume it on the work pool's page."
     else:

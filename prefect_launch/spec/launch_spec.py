@@ -57,8 +57,8 @@ class DockerSource(_Part):
     user_id: int | None = Field(default=None, ge=0, lt=2**31, description="User id of generated images.")
     pin: Annotated[bool | None, Option(("--pin/--no-pin",))] = Field(
         default=None,
-        description="Run only the image that its tag means now, or then. Default: as the queue says, or else the image"
-        " of now where it is available.",
+        description="Pin the image to the digest that its tag has now, or use the tag at the start. Default: as the"
+        " queue says, or else pin it if the registry answers.",
     )
     digest: Annotated[str | None, _OF_PIN] = Field(
         default=None,

@@ -97,7 +97,7 @@ async def _pause(session: Session, sweep: Item, request: PauseRequest) -> bool:
 
 def _check_not_over(sweep: Item, what: str) -> None:
     if sweep.is_terminal:
-        again = f" 'prefect-launch sweep resume {sweep.id}' lets it go on."
+        again = f" 'prefect-launch sweep resume {sweep.id}' resumes it."
         raise LaunchError(f"The sweep {sweep.id} has ended already, as {sweep.state_name}: nothing to {what}.{again}")
     _check_not_stopping(sweep)
 

@@ -56,7 +56,7 @@ def why(
 def test_paused_queue_is_the_reason_before_any_other() -> None:
     told = why(is_paused=True, agents=(), limit=1, in_work=(at_work(1),), ahead_by_time=2)
     assert told.cause is WaitCause.PAUSED
-    assert told.reason == "The queue 'gpu' is paused. 'prefect-launch queue resume gpu' lets it go on."
+    assert told.reason == "The queue 'gpu' is paused. 'prefect-launch queue resume gpu' resumes it."
     assert (told.position, told.waiting) == ("3rd of 3", 3)
 
 

@@ -52,10 +52,10 @@ async def test_item_of_a_crashed_sweep_waits_for_the_sweep_to_be_resumed_or_stop
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (PAUSED, "Its sweep sweep ({id}) is paused. 'prefect-launch sweep resume {id}' lets it go on."),
+        (PAUSED, "Its sweep sweep ({id}) is paused. 'prefect-launch sweep resume {id}' resumes it."),
         (
             State.of(ItemState.CRASHED),
-            "The process of its sweep sweep ({id}) is gone. 'prefect-launch sweep resume {id}' lets it go on, and"
+            "The process of its sweep sweep ({id}) is gone. 'prefect-launch sweep resume {id}' resumes it, and"
             " 'prefect-launch sweep stop {id}' cancels its trials.",
         ),
     ],

@@ -82,7 +82,7 @@ def test_resumed_sweep_goes_on_with_what_the_file_and_the_options_give(
     again.write_text(json.dumps({**CONFIG, "run_cap": 7, "scheduler": {"num_workers": 5}}))
     resumed = launch_sweep(str(again), "--resume_id", run.id[-8:], "-p", "other")
     assert resumed.exit_code == 0, str(resumed.exception)
-    assert "waits to go on, as a run of the queue cpu" in resumed.stdout
+    assert "waits to continue, as a run of the queue cpu" in resumed.stdout
     (item,) = [run.item for run in sweeps(job_api)]
     assert item.state_type is StateType.SCHEDULED
     given = {name: item.parameters[name] for name in ("num_workers", "run_cap", "project", "config")}

@@ -125,7 +125,7 @@ class SlurmJob(BaseModel):
         if self.never_starts:
             return f"{self.reason}: {_NEVER[self.reason]}, so it will never start as it is. Correct resource_args.slurm"
         if self.is_held:
-            return f"{self.reason}: 'scontrol release {self.id}' lets it go on"
+            return f"{self.reason}: 'scontrol release {self.id}' releases it"
         return self.reason if self.reason not in ("", "None") else ("" if self.state == "PENDING" else self.state)
 
 
