@@ -319,15 +319,18 @@ async def _push(engine: BuildEngine, registry: Registry, name: str, log: LineSin
 
 
 async def check_pushed(name: str, registry: Registry, pushed: str | None) -> str:
-    """Return an image by its digest, if its registry has under the name what was pushed.
+    """Return an image by its digest, if its registry has what was pushed.
+
+    Its tag may be another build's by now, of the same code: the digest is what counts, where it is known.
 
     Raises:
-        RegistryError: when it has another one there, or none.
+        RegistryError: when it has not.
     """
-    there = await registry.digest_of(name)
+    wanted = name if pushed is None else parse_reference(name).at(pushed)
+    there = await registry.digest_of(wanted)
     if there is None or (pushed is not None and there != pushed):
         raise RegistryError(
             f"The image {name!r} was pushed as {pushed or 'an unknown digest'}, but its registry has"
-            f" {there or 'nothing'} under that name."
+            f" {there or 'nothing'} under the name {wanted!r}."
         )
     return parse_reference(name).at(there)

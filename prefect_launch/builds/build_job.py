@@ -70,17 +70,24 @@ def cut_context(target: ImageBuild) -> list[bytes]:
     Raises:
         SourceError: when it is too large for them.
     """
-    packed = io.BytesIO()
+    packed = _Packed()
     with gzip.GzipFile(fileobj=packed, mode="wb", mtime=0) as zipped:
         _with_dockerfile(target).write(zipped)  # type: ignore[arg-type]
     whole = packed.getvalue()
-    if len(whole) > _MAX_PARTS * MAX_CODE_BYTES:
-        raise SourceError(
-            f"The build context has {format_size(len(whole))} when it is packed, and at most"
-            f" {format_size(_MAX_PARTS * MAX_CODE_BYTES)} of it are carried into a cluster. Leave data out with"
-            " .dockerignore or .launchignore, or build on a machine with a Docker Engine (builder.type: docker)."
-        )
     return [whole[start : start + MAX_CODE_BYTES] for start in range(0, len(whole), MAX_CODE_BYTES)]
+
+
+class _Packed(io.BytesIO):
+    """A packed context in memory, no larger than what is carried."""
+
+    def write(self, piece: Any) -> int:
+        if self.tell() + memoryview(piece).nbytes > _MAX_PARTS * MAX_CODE_BYTES:
+            raise SourceError(
+                f"The build context has more than {format_size(_MAX_PARTS * MAX_CODE_BYTES)} when it is packed, which"
+                " is the most that is carried into a cluster. Leave data out with .dockerignore or .launchignore, or"
+                " build on a machine with a Docker Engine (builder.type: docker)."
+            )
+        return super().write(piece)
 
 
 def _with_dockerfile(target: ImageBuild) -> BuildContext:
@@ -94,7 +101,12 @@ def _with_dockerfile(target: ImageBuild) -> BuildContext:
 
 
 def build_plan(
-    target: ImageBuild, destination: str, settings: ClusterSettings, files: BuildFiles, run_dir: Path
+    target: ImageBuild,
+    destination: str,
+    settings: ClusterSettings,
+    files: BuildFiles,
+    run_dir: Path,
+    mark: tuple[str, str],
 ) -> RunPlan:
     """Return the plan of the run that builds an image.
 
@@ -104,6 +116,7 @@ def build_plan(
         settings: of builds in the cluster.
         files: what goes into the pod.
         run_dir: a folder.
+        mark: the annotation that says who waits, which the Job has from the start.
     """
     item = f"build-{target.tag}"
     labels = {Labels.ITEM: item, Labels.ATTEMPT: "1", ImageLabels.TAG: target.tag}
@@ -114,7 +127,7 @@ def build_plan(
         args=(*_flags(target, destination, files), *settings.args),
         labels=labels,
     )
-    return plan.model_copy(update={"options": _options(plan.name, settings, files)})
+    return plan.model_copy(update={"options": _options(plan.name, settings, files, mark)})
 
 
 def _flags(target: ImageBuild, destination: str, files: BuildFiles) -> list[str]:
@@ -130,7 +143,7 @@ def _flags(target: ImageBuild, destination: str, files: BuildFiles) -> list[str]
     return flags + ([f"--custom-platform={target.platform}"] if target.platform else [])
 
 
-def _options(name: str, settings: ClusterSettings, files: BuildFiles) -> dict[str, Any]:
+def _options(name: str, settings: ClusterSettings, files: BuildFiles, mark: tuple[str, str]) -> dict[str, Any]:
     """Return the options of the run: the owner's, and what every build has."""
     options = {"service-account": None, **deepcopy(settings.options)}
     spec = {**one_container_job()["spec"], **options.pop("spec", {})}
@@ -154,6 +167,7 @@ def _options(name: str, settings: ClusterSettings, files: BuildFiles) -> dict[st
         "apiversion": "batch/v1",
         "kind": "Job",
         "spec": spec,
+        "annotations": {**options.get("annotations", {}), mark[0]: mark[1]},
         "image": settings.image,
         "ttl": _TTL_SECONDS,
         "wait-for-ready": False,

@@ -141,8 +141,11 @@ class BuildPlace(ABC):
         """Return the name that runs use of an image that was built before; None when there is none."""
 
     @abstractmethod
-    async def build(self, target: ImageBuild, item: str, log: LineSink) -> None:
+    async def build(self, target: ImageBuild, item: str, log: LineSink) -> str | None:
         """Return when the image is there: built by this call, or by whoever builds it already. Cancelling leaves it.
+
+        Returns:
+            The name that runs use, of what was built; None when somebody has removed it since.
 
         Raises:
             BuildError: when a step of the build fails, here or there.

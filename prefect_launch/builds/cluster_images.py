@@ -3,7 +3,8 @@
 The Job's name comes from the image's tag: an agent that wants an image which is being built joins the Job that does,
 and so does one that comes back after it was killed. Whoever waits has a mark among the Job's annotations. The last one
 to leave removes the Job, and stops the build if it still runs. A Job that had ended before somebody came is not asked:
-it is removed, and the image built anew.
+it is removed, and the image built anew. Where all who waited have died, the cluster ends a build by its deadline, also
+one that is held, and removes its Job.
 """
 
 from __future__ import annotations
@@ -11,24 +12,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+import time
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import anyio
 
 from prefect_launch.builds.build_engine import PushRefusedError, check_pushed
 from prefect_launch.builds.build_job import WAITERS, BuildFiles, build_plan, cut_context
 from prefect_launch.builds.builder import BuildOutput, BuildPlace, ImageBuild, LineSink, failure
+from prefect_launch.builds.full_disks import explaining_full_disks
 from prefect_launch.builds.settings import BuilderSettings, ClusterSettings
-from prefect_launch.core.filesystem import is_own_disk_full
+from prefect_launch.core.backoff import Backoff
+from prefect_launch.core.masking import Mask
 from prefect_launch.core.units import format_duration
 from prefect_launch.environments.pip_config import PipAccess, read_pip_access
 from prefect_launch.errors import (
     AgentConfigError,
-    BuildDiskError,
-    BuildError,
     ImagePullError,
     InfrastructureError,
     LaunchError,
@@ -39,7 +41,8 @@ from prefect_launch.errors import (
 )
 from prefect_launch.registries.base import TOKEN_USER, Credentials, Registry, is_digest, parse_reference
 from prefect_launch.runners.base import ExitStatus, Finding, RunPlan
-from prefect_launch.runners.remote.jobs import RemoteState, RunHandle
+from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RunHandle
+from prefect_launch.runners.remote.kubernetes.holding import Hold
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner, auth_key
 
 _logger = logging.getLogger(__name__)
@@ -49,8 +52,12 @@ _TRIES: Final = 3
 #: In a home: what the runner of builds notes, apart from that of jobs.
 _HOME: Final = "builds"
 _STOP_SECONDS: Final = 10.0
-#: The pause before a cluster that does not answer is asked again for a build's log.
+#: The pause before a cluster that does not answer is asked again.
 _AWAY_SECONDS: Final = 2.0
+#: How long a cluster may refuse to show a build that goes on.
+_REFUSED_SECONDS: Final = 600.0
+#: How long those who waited for a build that has ended have to see how.
+_SEEN_SECONDS: Final = 60.0
 _NOT_TO_BE_RUN: Final = (126, 127)
 _COLOURS: Final = re.compile(r"\x1b\[[0-9;]*m")
 #: How kaniko, and buildah, say which step begins.
@@ -68,6 +75,12 @@ _REFUSED: Final = re.compile(
 )
 
 
+class _BuildRunner(KubernetesRunner):
+    """Runs builds. One that is never released has its deadline all the same, which a suspended Job has not."""
+
+    hold: ClassVar[Hold | None] = Hold.PARALLELISM
+
+
 class ClusterImages(BuildPlace):
     """The images of a registry that a cluster builds.
 
@@ -80,7 +93,7 @@ class ClusterImages(BuildPlace):
 
     def __init__(self, settings: BuilderSettings, home: Path, holder: str, remote: Registry) -> None:
         self._settings = settings
-        self._home = home / _HOME
+        self._runner = _BuildRunner(home / _HOME)
         self._holder = holder
         self._remote = remote
 
@@ -101,40 +114,30 @@ class ClusterImages(BuildPlace):
         digest = await self._remote.digest_of(name)
         return None if digest is None else parse_reference(name).at(digest)
 
-    async def build(self, target: ImageBuild, item: str, log: LineSink) -> None:
-        if await self.find(target) is not None:
-            return
+    async def build(self, target: ImageBuild, item: str, log: LineSink) -> str | None:
+        if (found := await self.find(target)) is not None:
+            return found
         access = await anyio.to_thread.run_sync(lambda: read_pip_access(self._settings.pip_config, folders=False))
         async with anyio.TemporaryDirectory(prefix="launch-build-") as scratch:
             files = await self._files(target, access)
-            plan = build_plan(target, self._name_of(target), self._settings.kubernetes, files, Path(scratch))
-            runner = KubernetesRunner(self._home)
-            try:
-                one = _ClusterBuild(runner, plan, f"{WAITERS}{item}", self._holder, self._settings.kubernetes)
-                await self._until_built(one, target, lambda text: log(access.mask.text(text)))
-            except (BuildError, InfrastructureError) as error:  # It has the last lines of the log.
-                raise retold(error, access.mask.text(str(error))) from None
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await runner.aclose()
+            mark = (f"{WAITERS}{item}", self._holder)
+            plan = build_plan(target, self._name_of(target), self._settings.kubernetes, files, Path(scratch), mark)
+            one = _ClusterBuild(self._runner, plan, mark, self._settings.kubernetes)
+            logins = _mask_of(files.auths)
 
-    @asynccontextmanager
-    async def _explaining(self) -> AsyncIterator[None]:
-        try:
-            yield
-        except (LaunchError, OSError) as error:
-            if isinstance(error, BuildDiskError) or not is_own_disk_full(error):
-                raise
-            raise BuildDiskError(
-                "No space left on device: the disk of the agent's machine is full. Free space there ('prefect-launch"
-                f" agent clean' does), then try again. What failed: {error}"
-            ) from error
+            def masked(text: str) -> str:
+                return logins.text(access.mask.text(text))
+
+            try:
+                return await self._until_built(one, target, lambda text: log(masked(text)))
+            except LaunchError as error:  # It has the last lines of the log.
+                raise retold(error, masked(str(error))) from None
 
     def explaining_full_disks(self) -> AbstractAsyncContextManager[None]:
-        return self._explaining()
+        return explaining_full_disks()
 
     async def aclose(self) -> None:
-        """Nothing is open between two builds."""
+        await self._runner.aclose()
 
     def _name_of(self, target: ImageBuild) -> str:
         return f"{self._settings.destination}:{target.tag}"
@@ -154,8 +157,8 @@ class ClusterImages(BuildPlace):
             insecure=[host for host in hosts if self._remote.is_insecure(host)],
         )
 
-    async def _until_built(self, one: _ClusterBuild, target: ImageBuild, log: LineSink) -> None:
-        """Build until the image is there, as long as it is the cluster that fails, and not the build."""
+    async def _until_built(self, one: _ClusterBuild, target: ImageBuild, log: LineSink) -> str:
+        """Build until the image is there, as long as it is the cluster that fails, and not the build; return it."""
         where = f" on {target.base}" if target.base else ""
         log(f"Building {self._name_of(target)} with {self._settings.kubernetes.image} in the cluster{where}.\n")
         lost = ""
@@ -164,14 +167,15 @@ class ClusterImages(BuildPlace):
                 digest = await one.run(log)
             except _LostBuildError as error:
                 lost = str(error)
-                if await self.find(target) is not None:
-                    return  # Whoever removed its Job has seen its end before us.
+                if (found := await self.find(target)) is not None:
+                    return found  # Whoever removed its Job has seen its end before us.
                 if left:
                     log(f"The build was lost: {clause(lost)}. It begins again.\n")
                 continue
             pushed = digest if is_digest(digest) else None
-            log(f"Pushed {await check_pushed(self._name_of(target), self._remote, pushed)}.\n")
-            return
+            built = await check_pushed(self._name_of(target), self._remote, pushed)
+            log(f"Pushed {built}.\n")
+            return built
         raise InfrastructureError(
             f"The build in the cluster was lost {_TRIES} times, last since {clause(lost)}. Look at the cluster's nodes"
             " and at who removes Jobs, then try again."
@@ -184,6 +188,12 @@ def _auth_of(found: Credentials) -> dict[str, str]:
     return {"username": found.user, "password": found.password}
 
 
+def _mask_of(auths: Mapping[str, Mapping[str, str]]) -> Mask:
+    """Return the mask of logins, and of the form that Docker's config file has them in."""
+    secrets = [one[name] for one in auths.values() for name in ("identitytoken", "password") if name in one]
+    return Mask([*secrets, *(f"{one.get('username', '')}:{one.get('password', '')}" for one in auths.values())])
+
+
 class _LostBuildError(LaunchError):
     """A build is gone through no fault of its own: it may be begun again."""
 
@@ -194,18 +204,16 @@ class _ClusterBuild:
     Args:
         runner: of the cluster.
         plan: of the Job.
-        mark: the annotation that says that its item waits.
-        holder: the value of that.
+        mark: the annotation that says that its item waits, and who waits.
         settings: of builds in the cluster.
     """
 
     def __init__(
-        self, runner: KubernetesRunner, plan: RunPlan, mark: str, holder: str, settings: ClusterSettings
+        self, runner: KubernetesRunner, plan: RunPlan, mark: tuple[str, str], settings: ClusterSettings
     ) -> None:
         self._runner = runner
         self._plan = plan
-        self._mark = mark
-        self._holder = holder
+        self._mark, self._holder = mark
         self._settings = settings
 
     async def run(self, log: LineSink) -> str:
@@ -234,22 +242,38 @@ class _ClusterBuild:
 
     async def _join(self, handle: RunHandle, log: LineSink) -> bool:
         """Mark that somebody waits for the Job; false when it has ended or is gone, and there is none any more."""
-        marks = await self._runner.annotate(handle.job, {self._mark: self._holder})
+        others = await self._mark_as(handle, self._holder)
         job = await self._runner.poll_one(handle.job)
-        if marks is None or job is None or job.status.state is RemoteState.ENDED:
+        if others is None or job is None or job.status.state is RemoteState.ENDED:
             # Whether it has just pushed the image, the registry says.
-            await self._runner.remove(str(handle))
+            await self._clear(handle, job)
             return False
-        if others := [who for key, who in marks.items() if key.startswith(WAITERS) and key != self._mark]:
+        if others:
             log(f"{others[0]} builds this image already; its log follows.\n")
         return True
+
+    async def _mark_as(self, handle: RunHandle, holder: str | None) -> list[str] | None:
+        """Set this mark, or take it back; return who else waits, None when the Job is gone."""
+        marks = await self._runner.annotate(handle.job, {self._mark: holder})
+        if marks is None:
+            return None
+        return [who for key, who in marks.items() if key.startswith(WAITERS) and key != self._mark]
+
+    async def _clear(self, handle: RunHandle, job: RemoteJob | None) -> None:
+        """Remove a Job that has ended: one that has failed once all who waited for it have left, or have died."""
+        has_failed = job is not None and not (job.status.exit and job.status.exit.succeeded)
+        pauses = Backoff(0.1, _AWAY_SECONDS)
+        with anyio.move_on_after(_SEEN_SECONDS):
+            while has_failed and await self._mark_as(handle, None):
+                await pauses.sleep()
+        await self._runner.remove(str(handle))
 
     async def _follow(self, handle: RunHandle, log: LineSink) -> str:
         await self._runner.start(str(handle))
         await self._wait_started(handle, log)
         output = _Output(log)
         await self._copy_log(handle, output, log)
-        end = await self._end_of(handle)
+        end = await self._end_of(handle, log)
         if not end.succeeded:
             raise self._error_of(end, output)
         return self._runner.last_message(handle.job).strip()
@@ -284,23 +308,29 @@ class _ClusterBuild:
                 if not isinstance(error, UnreachableError):
                     if has_ended:
                         return  # It was asked once more after the end.
-                    has_ended = await self._has_ended(handle)
+                    job = await self._look(handle, log)
+                    has_ended = job is None or job.status.state is RemoteState.ENDED
                 await asyncio.sleep(_AWAY_SECONDS)
 
-    async def _has_ended(self, handle: RunHandle) -> bool:
-        try:
-            job = await self._runner.poll_one(handle.job)
-        except UnreachableError:
-            return False
-        return job is None or job.status.state is RemoteState.ENDED
-
-    async def _end_of(self, handle: RunHandle) -> ExitStatus:
+    async def _look(self, handle: RunHandle, log: LineSink) -> RemoteJob | None:
+        """Return the Job as it is; ask again while the cluster does not answer, and for a while when it refuses."""
+        due = 0.0
         while True:
             try:
-                job = await self._runner.poll_one(handle.job)
+                return await self._runner.poll_one(handle.job)
             except UnreachableError:
-                await asyncio.sleep(_AWAY_SECONDS)
-                continue
+                pass
+            except LaunchError as error:
+                if not due:
+                    due = time.monotonic() + _REFUSED_SECONDS
+                    log(f"The build cannot be seen now: {clause(error)}. It goes on, and is asked for again.\n")
+                elif time.monotonic() >= due:
+                    raise
+            await asyncio.sleep(_AWAY_SECONDS)
+
+    async def _end_of(self, handle: RunHandle, log: LineSink) -> ExitStatus:
+        while True:
+            job = await self._look(handle, log)
             if job is None:
                 raise _LostBuildError("its Job is gone")
             if job.status.state is RemoteState.ENDED and job.status.exit is not None:
@@ -337,8 +367,7 @@ class _ClusterBuild:
     async def _leave(self, handle: RunHandle) -> None:
         """Take back the mark; who is the last removes the Job, and stops what still runs."""
         try:
-            marks = await self._runner.annotate(handle.job, {self._mark: None})
-            if marks is not None and not any(key.startswith(WAITERS) for key in marks):
+            if await self._mark_as(handle, None) == []:
                 await self._runner.stop(str(handle), _STOP_SECONDS)
                 await self._runner.remove(str(handle))
         except LaunchError as error:

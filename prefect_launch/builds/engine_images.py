@@ -5,8 +5,8 @@ Without a destination an image stays on its engine, under a name of its own. Pro
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -18,31 +18,15 @@ from prefect_launch.builds.build_engine import BuildEngine, LocalImages, push_im
 from prefect_launch.builds.builder import Builder, BuildPlace, ImageBuild, LineSink
 from prefect_launch.builds.buildkit_builder import BuildkitBuilder, docker_programs, output_of
 from prefect_launch.builds.engine_builder import EngineBuilder
+from prefect_launch.builds.full_disks import explaining_full_disks
 from prefect_launch.builds.image_records import BuildLease, ImageUsage
 from prefect_launch.builds.settings import BuilderSettings
-from prefect_launch.core.filesystem import is_disk_full, is_own_disk_full
 from prefect_launch.environments.pip_config import PipAccess, read_pip_access
-from prefect_launch.errors import (
-    AgentConfigError,
-    BuildDiskError,
-    BuildError,
-    InfrastructureError,
-    LaunchError,
-    RegistryError,
-    retold,
-)
+from prefect_launch.errors import AgentConfigError, BuildError, InfrastructureError, retold
 from prefect_launch.registries.base import Registry, parse_reference
 
 #: The first version of the `docker` command that reaches BuildKit through buildx alone.
 _NEEDS_BUILDX: Final = 23
-_ENGINE_STEP: Final = (
-    "Free space there ('docker system df' tells what takes it; 'docker builder prune' removes what builds have left,"
-    " 'prefect-launch agent clean --keep-images SIZE' images that were built for code), then try again"
-)
-_OWN_STEP: Final = (
-    "Free space there ('prefect-launch agent clean' removes what agents need not keep; TMPDIR is where build contexts"
-    " are written), then try again"
-)
 _Probe = Callable[[BuildEngine, BuilderSettings], Awaitable["Builder | None"]]
 
 
@@ -86,13 +70,14 @@ class EngineImages(BuildPlace):
             return None
         return target.image if pushed is None else parse_reference(pushed).at(digest)
 
-    async def build(self, target: ImageBuild, item: str, log: LineSink) -> None:
+    async def build(self, target: ImageBuild, item: str, log: LineSink) -> str | None:
         async def is_built() -> bool:
             return await self.find(target) is not None
 
         lease = BuildLease(self._home, self._pushed_name(target) or f"{target.image} on {self._engine.address}")
         build = partial(self._build_and_publish, target)
         await lease.build_once(self._holder, UUID(item), log, is_built=is_built, build=build)
+        return await self.find(target)
 
     async def note_use(self, target: ImageBuild, image: str) -> None:
         await anyio.to_thread.run_sync(self._usage.record, target.tag, (target.image, image))
@@ -178,32 +163,3 @@ async def choose_builder(engine: BuildEngine, settings: BuilderSettings, *, with
     raise AgentConfigError(
         f"builder.backend is {settings.backend!r}, which is not on this machine. Install it, or set 'auto'."
     )
-
-
-@asynccontextmanager
-async def explaining_full_disks(engine: BuildEngine) -> AsyncIterator[None]:
-    """Raise a `BuildDiskError` that says whose disk is full in place of an error that a full disk causes in the block.
-
-    This machine writes the build context and the build's log; the Docker Engine, which may be on another machine,
-    writes all else. A program in a build step that only says "I/O error" is not taken for a full disk.
-    """
-    try:
-        yield
-    except (BuildDiskError, RegistryError):  # A registry has a disk of its own.
-        raise
-    except (LaunchError, OSError) as error:
-        if is_own_disk_full(error):
-            where, step = "the disk of the machine that builds is full", _OWN_STEP
-        elif is_disk_full(error):
-            where, step = f"the disk of {await _described(engine)} is full", _ENGINE_STEP
-        else:
-            raise
-        raise BuildDiskError(f"No space left on device: {where}. {step}. What failed: {error}") from error
-
-
-async def _described(engine: BuildEngine) -> str:
-    """Return the engine's address, with its data folder when the engine answers."""
-    try:
-        return f"the Docker Engine at {engine.address} (its data: {await engine.data_folder()})"
-    except InfrastructureError:
-        return f"the Docker Engine at {engine.address}"

@@ -106,8 +106,7 @@ class ImageBuilder:
             source = await self._source(plan)
             digests = {base: await self._place.fetch_base(base, log) for base in source.bases}
             target = await anyio.to_thread.run_sync(self._compose, source, digests)
-            await self._place.build(target, plan.item_id, log)
-            image = await self._place.find(target)
+            image = await self._place.build(target, plan.item_id, log)
             if image is None:
                 raise InfrastructureError(
                     f"The image {target.image} was there a moment ago and is gone: somebody has removed it. Try again."

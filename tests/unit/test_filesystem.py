@@ -17,7 +17,7 @@ from prefect_launch.agent.item.logs import LogShipper
 from prefect_launch.agent.item.outcome import Category, diagnose, outcome_of_error, outcome_of_exit
 from prefect_launch.builds.build_engine import BuildEngine
 from prefect_launch.builds.context import read_context
-from prefect_launch.builds.engine_images import explaining_full_disks
+from prefect_launch.builds.full_disks import explaining_full_disks
 from prefect_launch.core.disk_cache import size_of
 from prefect_launch.core.filesystem import (
     CopyStoppedError,

@@ -238,3 +238,16 @@ def test_build_in_the_cluster_that_fails_is_told_with_its_step_and_last_lines(bu
     assert run.item.state_name == "Failed"
     assert "RUN echo about to fail; false" in run.message
     assert "about to fail" in builds.site.notes(run)
+
+
+def test_job_that_is_held_without_pods_ends_by_its_deadline_and_goes(
+    builds: ClusterBuilds, kubernetes_cluster: KubernetesCluster
+) -> None:
+    container = {"name": "build", "image": builds.image}
+    spec = {
+        **{"parallelism": 0, "activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 1, "backoffLimit": 0},
+        "template": {"spec": {"restartPolicy": "Never", "containers": [container]}},
+    }
+    metadata = {"name": "held", "namespace": builds.namespace}
+    kubernetes_cluster.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
+    until(lambda: not kubernetes_cluster.get("jobs", "-n", builds.namespace)["items"], START_SECONDS)

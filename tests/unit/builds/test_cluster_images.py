@@ -17,7 +17,11 @@ from uuid import uuid4
 import pytest
 
 from prefect_launch.agent.check import check_agent
+from prefect_launch.builds import cluster_images
 from prefect_launch.builds.build_engine import PushRefusedError
+from prefect_launch.builds.build_job import WAITERS, cut_context
+from prefect_launch.builds.builder import ImageBuild
+from prefect_launch.builds.context import BuildContext, Entry
 from prefect_launch.builds.image_builder import ImageBuilder
 from prefect_launch.errors import (
     AgentConfigError,
@@ -26,6 +30,7 @@ from prefect_launch.errors import (
     InfrastructureError,
     LaunchError,
     RegistryError,
+    SourceError,
 )
 from prefect_launch.registries.base import Credentials
 from prefect_launch.runners.base import Finding, RunPlan
@@ -115,14 +120,23 @@ class Bench:
         """Let the build end; one that succeeds has pushed its image."""
         if code == 0:
             (destination,) = [one for one in args_of(pods) if one.startswith("--destination=")]
-            self.registry.digests[destination.partition("=")[2]] = DIGEST
+            self.push(destination.partition("=")[2], message.strip())
         for pod in pods.pods:
             self.api.end_log("default", pod["metadata"]["name"], "build")
         pods.finish(code, message="" if code else message, **more)
 
+    def push(self, name: str, digest: str) -> None:
+        """Have an image under its tag, and by its digest for ever."""
+        self.registry.digests |= {name: digest, f"{DESTINATION}@{digest}": digest}
+
+    def mark(self, pods: JobPods, waiter: str, holder: str | None) -> None:
+        """Let somebody else wait for a build, or leave it."""
+        change = {"metadata": {"annotations": {f"{WAITERS}{waiter}": holder}}}
+        self.api.store.patch(JOBS, "default", pods.job["metadata"]["name"], change)
+
     def waiters(self) -> list[str]:
         found = [one["metadata"].get("annotations", {}) for one in self.jobs]
-        return sorted(who for one in found for key, who in one.items() if key.startswith("builds.prefect-launch/"))
+        return sorted(who for one in found for key, who in one.items() if key.startswith(WAITERS))
 
 
 async def kill(building: asyncio.Task[Any], bench: Bench) -> None:
@@ -202,8 +216,9 @@ async def test_context_reaches_the_pod_in_a_config_map_that_goes_with_the_job(be
 
 async def test_credentials_are_in_a_secret_and_in_no_manifest_log_or_message(bench: Bench) -> None:
     log: list[str] = []
+    auth = base64.b64encode(f"pusher:{PASSWORD}".encode()).decode()
     building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), log.append))
-    pods = await bench.running()
+    pods = await bench.running("RUN cat config.json", f"password: {PASSWORD}", f"auth: {auth}")
     (secret,) = bench.api.store.list(SECRETS, "default")
     config = json.loads(base64.b64decode(secret["data"][".dockerconfigjson"]))
     assert config["auths"]["registry.example.com"]["password"] == PASSWORD
@@ -212,7 +227,10 @@ async def test_credentials_are_in_a_secret_and_in_no_manifest_log_or_message(ben
     bench.end(pods, 1)
     with pytest.raises(LaunchError) as raised:
         await asyncio.wait_for(building, LIMIT_SECONDS)
-    assert PASSWORD not in "".join([str(raised.value), *log])
+    told = "".join([str(raised.value), *log])
+    assert "auth: ********" in told
+    assert PASSWORD not in told
+    assert auth not in told
 
 
 async def test_image_that_two_agents_want_is_built_by_one_job_and_both_show_its_log(bench: Bench) -> None:
@@ -262,6 +280,31 @@ async def test_build_that_was_not_released_when_its_agent_was_killed_is_released
     bench.end(await bench.running())
     assert (await asyncio.wait_for(again, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
     await until(lambda: not bench.jobs)
+
+
+async def test_build_that_nobody_releases_has_its_deadline_and_goes_after_it(bench: Bench) -> None:
+    bench.api.hang("PATCH .*/jobs/")
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    await until(lambda: bench.api.asked("PATCH .*/jobs/"))
+    spec = bench.jobs[0]["spec"]
+    assert (spec["parallelism"], spec.get("suspend")) == (0, None)  # The deadline of a suspended Job does not run.
+    assert (spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"]) == (3600, 300)
+    bench.api.wake()
+    bench.end(await bench.running())
+    await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_build_that_is_just_made_is_left_alone_by_an_agent_that_cannot_make_it(bench: Bench) -> None:
+    bench.api.hang("PATCH .*/jobs/")
+    first = asyncio.create_task(bench.builder("agent one").ensure_image(bench.plan(), lambda text: None))
+    await until(lambda: bench.api.asked("PATCH .*/jobs/"))
+    bench.api.answer("POST .*/jobs", 500, "InternalError", "etcdserver: no leader", times=3)
+    with pytest.raises(InfrastructureError, match="no leader"):
+        await bench.builder("agent two").ensure_image(bench.plan(), lambda text: None)
+    bench.api.wake()
+    bench.end(await bench.running())
+    assert (await asyncio.wait_for(first, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+    assert len({one["metadata"]["uid"] for one in bench.seen}) == 1
 
 
 async def test_build_that_is_cancelled_while_its_job_is_made_leaves_nothing(bench: Bench) -> None:
@@ -377,7 +420,51 @@ async def test_build_whose_log_may_not_be_read_ends_as_its_job_does(bench: Bench
     assert bench.jobs == []
 
 
-async def test_build_that_failed_before_is_tried_anew(bench: Bench) -> None:
+async def test_build_that_may_not_be_seen_for_a_while_ends_as_its_job_does(bench: Bench) -> None:
+    log: list[str] = []
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), log.append))
+    pods = await bench.running("INFO[0001] RUN make")
+    await until(lambda: "RUN make" in "".join(log))
+    bench.api.answer("GET .*/pods", 403, "Forbidden", "may not list pods", times=10_000)
+    bench.api.cut()
+    await until(lambda: building.done() or "cannot be seen now" in "".join(log))
+    bench.api.heal()
+    bench.end(pods)
+    assert (await asyncio.wait_for(building, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+    assert "may not list pods" in "".join(log)
+    assert "".join(log).count("cannot be seen now") == 1
+
+
+async def test_build_that_may_not_be_seen_for_long_is_given_up(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_images, "_REFUSED_SECONDS", 0.1)
+    log: list[str] = []
+    building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), log.append))
+    await bench.running("INFO[0001] RUN make")
+    await until(lambda: "RUN make" in "".join(log))
+    bench.api.answer("GET .*/pods", 403, "Forbidden", "may not list pods", times=10_000)
+    bench.api.cut()
+    with pytest.raises(LaunchError, match="may not list pods"):
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+
+
+async def test_build_that_has_ended_is_removed_once_those_who_waited_for_it_have_left(bench: Bench) -> None:
+    first = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    pods = await bench.running()
+    gone = pods.job["metadata"]["uid"]
+    await kill(first, bench)
+    bench.end(pods, 1)
+    (dead,) = [key for key in pods.job["metadata"]["annotations"] if key.startswith(WAITERS)]
+    patches = bench.api.asked("PATCH .*/jobs/")
+    again = asyncio.create_task(bench.builder("agent two").ensure_image(bench.plan(), lambda text: None))
+    await until(lambda: bench.api.asked("PATCH .*/jobs/") > patches + 3)
+    assert [one["metadata"]["uid"] for one in bench.jobs] == [gone]
+    bench.mark(pods, dead.removeprefix(WAITERS), None)
+    bench.end(await bench.running(but=gone))
+    assert (await asyncio.wait_for(again, LIMIT_SECONDS)).image == f"{DESTINATION}@{DIGEST}"
+
+
+async def test_build_that_failed_before_is_tried_anew(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_images, "_SEEN_SECONDS", 0.5)  # The one who was killed never leaves.
     first = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
     pods = await bench.running()
     await until(lambda: bench.waiters() == ["agent one"])
@@ -526,12 +613,52 @@ async def test_wait_of_a_build_for_room_in_the_cluster_is_in_its_log(bench: Benc
         await asyncio.wait_for(building, LIMIT_SECONDS)
 
 
+async def test_digest_of_a_build_counts_and_not_what_another_cluster_has_pushed_under_the_tag(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = f"sha256:{'e' * 64}"
+    here = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
+    mine = await bench.running()
+    with scripted_api() as api:
+        (tmp_path / "there").mkdir()
+        other = Bench(api, tmp_path / "there")
+        other.registry = bench.registry
+        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "there" / "kubeconfig"))
+        there = asyncio.create_task(other.builder("agent two").ensure_image(other.plan(), lambda text: None))
+        theirs = await other.running()
+        assert theirs.job["metadata"]["name"] == mine.job["metadata"]["name"]
+        other.end(theirs, message=others)
+        bench.end(mine, message=f"{DIGEST}\n")
+        (tag,) = [one.partition("=")[2] for one in args_of(mine) if one.startswith("--destination=")]
+        bench.push(tag, others)
+        images = [(await asyncio.wait_for(one, LIMIT_SECONDS)).image for one in (here, there)]
+        await other.made[0].aclose()
+    assert images == [f"{DESTINATION}@{DIGEST}", f"{DESTINATION}@{others}"]
+
+
+async def test_builds_of_an_agent_share_one_watch_of_the_cluster(bench: Bench) -> None:
+    builder = bench.builder()
+    for number in range(2):
+        building = asyncio.create_task(builder.ensure_image(bench.plan(number=f"{number}"), lambda text: None))
+        bench.end(await bench.running())
+        await asyncio.wait_for(building, LIMIT_SECONDS)
+    assert bench.api.asked("GET .*/jobs.*watch=true") == 1
+
+
+def test_context_that_is_too_large_is_refused_before_all_of_it_is_packed(tmp_path: Path) -> None:
+    noise = tmp_path / "noise"
+    noise.write_bytes(random.Random(1).randbytes(34 * 1024**2))
+    entries = (Entry("noise", source=noise, size=noise.stat().st_size), Entry("rest", source=tmp_path / "not read"))
+    with pytest.raises(SourceError, match=r"context has more than .* when it is packed"):
+        cut_context(ImageBuild(BuildContext(entries), dockerfile="Dockerfile"))
+
+
 async def test_image_that_the_registry_does_not_have_after_its_build_is_told(bench: Bench) -> None:
     building = asyncio.create_task(bench.builder().ensure_image(bench.plan(), lambda text: None))
     pods = await bench.running()
     bench.end(pods)
     bench.registry.digests.clear()
-    with pytest.raises(RegistryError, match=rf"was pushed as {DIGEST}, but its registry has nothing under that name"):
+    with pytest.raises(RegistryError, match=rf"was pushed as {DIGEST}, but its registry has nothing under the name"):
         await asyncio.wait_for(building, LIMIT_SECONDS)
 
 

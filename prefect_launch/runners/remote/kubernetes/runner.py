@@ -160,6 +160,8 @@ class KubernetesRunner(RemoteRunner):
     tells_changes: ClassVar[bool] = True
     #: What the watch does not show is asked for: the API server is never behind itself.
     lag_seconds: ClassVar[float] = 0.0
+    #: How Jobs are held; None: as the server can best.
+    hold: ClassVar[Hold | None] = None
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -243,7 +245,7 @@ class KubernetesRunner(RemoteRunner):
         options = read_options(plan.options)
         place = await self._place(options)
         cluster = self._cluster(place.context)
-        hold = await cluster.hold()
+        hold = self.hold or await cluster.hold()
         pull_auths = await self._pull_auths(plan, options.image_pull_secret)
         # Last, for it takes the longest: nothing that the cluster, or the plan itself, is refused for comes after it.
         code = await anyio.to_thread.run_sync(pack_code, plan)

@@ -119,16 +119,22 @@ async def create_run(
 
 async def _undo(client: KubernetesClient, path: str, manifest: Object) -> None:
     """Remove the object of a submission that has failed, and all that it owns; what stays is found as incomplete."""
-    name, claim = manifest["metadata"]["name"], labels_of(manifest).get(Labels.CLAIM)
+    name = manifest["metadata"]["name"]
     try:
         with anyio.move_on_after(_UNDO_SECONDS):
             there = await client.find(path, what=f"read {name}")
-            is_ours = there is not None and labels_of(there).get(Labels.CLAIM) == claim
-            if there is not None and is_ours and not _was_released(there):
+            if there is not None and _is_made_of(there, manifest) and not _was_released(there):
                 body = {"propagationPolicy": "Foreground", "preconditions": {"uid": there["metadata"]["uid"]}}
                 await client.delete(path, body, what=f"remove {name}, which could not be made whole")
     except LaunchError as error:
         log.warning("%s may be there, not whole, and cannot be removed now: %s", name, error)
+
+
+def _is_made_of(there: Object, manifest: Object) -> bool:
+    """Whether an object is of this claim, and of this maker: another one's has other annotations."""
+    written = {key: value for key, value in manifest["metadata"]["annotations"].items() if key != INCOMPLETE}
+    is_written = written.items() <= (there["metadata"].get("annotations") or {}).items()
+    return is_written and labels_of(there).get(Labels.CLAIM) == labels_of(manifest).get(Labels.CLAIM)
 
 
 def _was_released(there: Object) -> bool:
