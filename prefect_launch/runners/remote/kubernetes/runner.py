@@ -86,6 +86,7 @@ from prefect_launch.runners.remote.kubernetes.watch import (
     Resource,
     Seen,
     SeenRun,
+    object_left_by,
     run_of,
     trimmed,
 )
@@ -425,6 +426,10 @@ class KubernetesRunner(RemoteRunner):
         if _job_of(self._run(parsed), parsed.uid) is None:
             await self._watch(place).refresh(place.resource, parsed.name)  # Whose pods are its own, it says itself.
         await self._delete_object(parsed)
+        left_run = await self._watch(place).refresh(place.resource, parsed.name)
+        if left_run.live_job is None and (job := _job_of(left_run, parsed.uid)) is not None:
+            # Nobody else removes what was left by an object that was gone before.
+            await asyncio.gather(*(self._delete_pod(place, pod) for pod in pods_of_claim(job, left_run.live_pods)))
         due = time.monotonic() + _GONE_SECONDS
         pauses = Backoff(0.1, 2.0)
         while left := await self._left_of(parsed):
@@ -516,20 +521,20 @@ class KubernetesRunner(RemoteRunner):
         resource = place.resource
         what = f"list the {resource.plural} of the namespace {place.namespace}"
         jobs = await client.list(resource.path(place.namespace), query, what=what)
-        if not jobs["items"]:
-            return []
+        pods = await client.list(PODS.path(place.namespace), query, what="list their pods")
+        objects = {job["metadata"]["name"]: Seen(trimmed(resource, job)) for job in jobs["items"]}
         of_run: dict[str, list[Object]] = defaultdict(list)
-        for pod in (await client.list(PODS.path(place.namespace), query, what="list their pods"))["items"]:
-            of_run[run_of(pod)].append(pod)
+        for pod in pods["items"]:
+            of_run[run_of(pod)].append(trimmed(PODS, pod))
+        for name in of_run.keys() - objects.keys():
+            if (left := object_left_by(resource, of_run[name])) is not None:
+                objects[name] = Seen(left, is_gone=True)
         found = []
-        for job in jobs["items"]:
-            if not labels.items() <= labels_of(job).items():
-                continue
-            seen = Seen(trimmed(resource, job))
-            run = SeenRun(job=seen, asked_at=seen.version)  # Its pods were listed after it.
-            run.pods = {pod["metadata"]["name"]: Seen(trimmed(PODS, pod)) for pod in of_run[run_of(job)]}
-            metadata = job["metadata"]
-            found.append(await self._seen(KubernetesHandle(place, metadata["uid"], metadata["name"]), run))
+        for name, seen in objects.items():
+            if labels.items() <= labels_of(seen.object).items():
+                run = SeenRun(job=seen, asked_at=seen.version)  # Its pods were listed after it.
+                run.pods = {name_of(pod): Seen(pod) for pod in of_run[name]}
+                found.append(await self._seen(KubernetesHandle(place, seen.object["metadata"]["uid"], name), run))
         return found
 
     async def _seen_or_none(self, handle: KubernetesHandle, run: SeenRun, *, is_ours: bool = False) -> RemoteJob | None:

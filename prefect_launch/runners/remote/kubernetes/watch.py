@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -23,6 +23,7 @@ from prefect_launch.errors import LaunchError, UnreachableError
 from prefect_launch.runners.base import Labels, run_name
 from prefect_launch.runners.remote.kubernetes.client import KubernetesClient, Object, as_json, lines
 from prefect_launch.runners.remote.kubernetes.errors import Answer, ExpiredError, OverloadedError, error_of
+from prefect_launch.runners.remote.kubernetes.kinds import CUSTOM_KINDS, JOB
 from prefect_launch.runners.remote.kubernetes.objects import BESIDE, RUNS
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,13 @@ class Resource(NamedTuple):
 
     def __str__(self) -> str:
         return ".".join(filter(None, self))
+
+    @classmethod
+    def of_kind(cls, made: Mapping[str, Any]) -> Resource | None:
+        """Return what an object, or a reference to it, is of; None where that needs a description of its kind."""
+        group, _, version = str(made.get("apiVersion")).rpartition("/")
+        known = (one for one in (JOB, *CUSTOM_KINDS) if (one.group, one.kind) == (group, made.get("kind")))
+        return next((cls(one.resource, version, group) for one in known), None)
 
     @classmethod
     def parse(cls, text: str) -> Resource:
@@ -246,8 +254,10 @@ class NamespaceWatch:
             found = await self._list(one, selector)
             self.take_list(one, found, names)
         for name in names:
-            if name in self._runs:
-                self._runs[name].is_known = self._runs[name].exists
+            if (run := self._runs.get(name)) is not None:
+                if run.job is None and (left := object_left_by(resource, run.live_pods)) is not None:
+                    run.job = Seen(left, is_gone=True)
+                run.is_known = run.exists
 
     async def _list(self, resource: Resource, selector: str) -> Object:
         path = resource.path(self._namespace)
@@ -392,6 +402,26 @@ def run_of(found: Mapping[str, Any]) -> str:
     labels = (found.get("metadata") or {}).get("labels") or {}
     item, attempt = labels.get(Labels.ITEM), labels.get(Labels.ATTEMPT)
     return run_name(item, attempt) if item and attempt and BESIDE not in labels else ""
+
+
+def object_left_by(resource: Resource, pods: Sequence[Object]) -> Object | None:
+    """Return what its pods tell of a run's object that is gone; None where they do not tell that it was of a kind.
+
+    Whoever deletes an object may leave its pods, and a node that is away keeps those that it has: they may still run.
+    """
+    for pod in pods:
+        metadata = pod["metadata"]
+        labels, name = metadata.get("labels") or {}, run_of(pod)
+        owners = [*(metadata.get("ownerReferences") or ())]
+        if labels.get("job-name") == name:
+            # Pods that were left on purpose have no owner any more.
+            owners.append({"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": labels.get("controller-uid")})
+        for owner in owners:
+            if owner.get("name") == name and owner.get("uid") and Resource.of_kind(owner) == resource:
+                named = {"name": name, "namespace": metadata.get("namespace"), "uid": owner["uid"]}
+                told = {key: metadata.get(key) or {} for key in ("labels", "annotations")}
+                return trimmed(resource, {**owner, "metadata": {**named, **told}})
+    return None
 
 
 def trimmed(resource: Resource, found: Mapping[str, Any]) -> Object:

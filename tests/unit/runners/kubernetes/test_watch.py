@@ -10,11 +10,13 @@ import anyio
 import pytest
 
 from prefect_launch.errors import UnreachableError
+from prefect_launch.runners.base import Labels, RunState
 from prefect_launch.runners.remote.jobs import JobChange, RunHandle
 from prefect_launch.runners.remote.kubernetes import client, watch
 from prefect_launch.runners.remote.kubernetes.handles import KubernetesHandle
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from prefect_launch.runners.remote.kubernetes.watch import JOBS, SeenRun
+from tests.support import kubernetes_pods as pods_support
 from tests.support.kubernetes_api import KubernetesApi
 from tests.unit.runners.kubernetes.scripted import LIMIT_SECONDS, plan_in, started, until
 
@@ -135,3 +137,48 @@ async def test_change_of_a_run_that_cannot_be_asked_for_or_is_removed_meanwhile_
         await asyncio.sleep(0)
         watched.forget(plan.name)
         assert (await seeing).job is not None
+
+
+@pytest.mark.parametrize("keeps_owner", [True, False])
+async def test_pods_that_run_on_without_their_job_are_found_and_stopped_by_an_agent_that_starts_again(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, keeps_owner: bool
+) -> None:
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    [pod] = pods.pods
+    server.store.delete(pods_support.JOBS, "default", plan.name, keeps_owned=True)
+    if not keeps_owner:  # As with --cascade=orphan.
+        server.store.patch(
+            pods_support.PODS, "default", pod["metadata"]["name"], {"metadata": {"ownerReferences": None}}
+        )
+    again = KubernetesRunner(tmp_path / "home")
+    [found] = await again.find({Labels.ITEM: plan.item_id})
+    assert (found.handle, found.state) == (handle, RunState.RUNNING)
+    watching = asyncio.create_task(again.watch(handle, plan))
+    await until(plan.log_path.exists)
+    await again.find({})
+    assert not watching.done()
+    with anyio.fail_after(LIMIT_SECONDS):
+        await again.stop(handle, 1.0)
+        assert (await watching).stopped
+    assert server.store.list(pods_support.PODS) == []
+    await again.aclose()
+
+
+async def test_pods_that_have_ended_without_their_job_tell_their_end_and_are_removed(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path
+) -> None:
+    plan = plan_in(tmp_path)
+    handle, pods = await started(runner, server, plan)
+    pods.run()
+    pods.end_pod(3)
+    server.store.delete(pods_support.JOBS, "default", plan.name, keeps_owned=True)
+    again = KubernetesRunner(tmp_path / "home")
+    with anyio.fail_after(LIMIT_SECONDS):
+        end = await again.watch(handle, plan)
+        await again.remove(handle)
+    assert end.exit_code == 3
+    assert "somebody else deleted the Job" in str(end.error)
+    assert server.store.list(pods_support.PODS) == []
+    await again.aclose()
