@@ -101,7 +101,7 @@ class UnreachableError(InfrastructureError):
 class NoRoomError(UnreachableError):
     """The place that a queue's runs go to takes none now, such as a namespace whose quota is used up.
 
-    The resource itself is there: its other queues go on.
+    The resource itself is reachable: its other queues continue.
     """
 
 

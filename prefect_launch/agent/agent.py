@@ -121,7 +121,7 @@ class LaunchAgent(BaseAgent):
     async def loop(self, *, until_empty: bool = False, max_runtime_seconds: float | None = None) -> None:
         """Claim items and run them, until a stop is requested.
 
-        What runs when the loop ends goes on, and the next agent of this name takes it up.
+        Runs continue when the loop ends, and the next agent of this name adopts them.
 
         Args:
             until_empty: end when the queues hold nothing and all work is done.
@@ -139,5 +139,5 @@ class LaunchAgent(BaseAgent):
             await Loop(self, until_empty=until_empty, max_runtime_seconds=max_runtime_seconds).run()
 
     def stop(self) -> None:
-        """Ask the loop to end; what runs goes on."""
+        """Ask the loop to end; its runs continue."""
         self.shutdown.leave()

@@ -53,7 +53,7 @@ class DrainState:
     Attributes:
         has_begun: whether its server has answered, so that it sees what its last life left in work.
         at_work: whether its loop has begun to take items.
-        stopping: leave now; what runs goes on.
+        stopping: leave now; its runs continue.
         stops_jobs: when it leaves, what runs is stopped.
         drain_requested: somebody has asked through the server that it drain.
         ends_when_drained: a scheduled run that has drained ends before its time.
@@ -89,7 +89,7 @@ class DrainState:
         """Leave now.
 
         Args:
-            stop_jobs: stop what runs; without it, it goes on.
+            stop_jobs: stop the runs; otherwise they continue.
         """
         self.stopping = True
         self.stops_jobs = stop_jobs

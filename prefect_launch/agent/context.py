@@ -134,7 +134,7 @@ class AgentContext:
         return next((name for name, one in self.runners.items() if one is runner), runner.name)
 
     async def aclose(self) -> None:
-        """Let go of the runners' connections; what runs goes on."""
+        """Close the runners' connections; the runs continue."""
         for runner in self.runners.values():
             await runner.aclose()
         if "images" in vars(self):

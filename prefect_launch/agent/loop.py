@@ -83,7 +83,7 @@ class Loop:
         self._unseen: set[str] = set()  # Items that an event has told of and no poll has shown.
 
     async def run(self) -> None:
-        """Run until a stop is requested, until empty, or until the time is up; what runs then goes on."""
+        """Run until a stop is requested, until empty, or until the time is up; its runs continue."""
         pool_ids = await retry_until_available("show the queues", self._pool_ids)
         self._shutdown.has_begun = True
         try:
@@ -167,7 +167,7 @@ class Loop:
             except ServerUnavailableError as error:
                 log.warning("server-away %s", error)
             except LaunchError as error:
-                # Whatever the server made of one request, the agent's other work goes on.
+                # Whatever the server made of one request, the agent continues with its other work.
                 log.error("failed %s: %s", type(error).__name__, error)
             left = max(self._ends_at - time.monotonic(), 0.0)
             await self._agent.wake.wait(min(self._config.poll_seconds, left, self._poller.seconds_until_due()))

@@ -1,10 +1,10 @@
 """Docker Engine calls of image builds: build, steps in containers, commit, tag; and the push of an image to a registry.
 
-They add to the calls of `DockerEngine`. A call that streams ends when its caller is cancelled: the engine goes on with
-a build or a push for as long as its stream is open.
+They add to the calls of `DockerEngine`. A call that streams ends when its caller is cancelled: the engine continues
+with a build or a push for as long as its stream is open.
 
-A registry takes an image's layers first and its manifest last: until the manifest is there, nothing has the name. So a
-push that breaks off leaves the name as it was, and the next push goes on with the layers that are there.
+A registry takes an image's layers first and its manifest last, and only the manifest has the name. So a push
+that breaks off leaves the name as it was, and the next push continues with the layers that the registry has.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ async def push_image(
             if pause is None:
                 raise RegistryError(
                     f"{error} It was tried {len(pauses) + 1} times. Look at the registry, its disk and its log; the"
-                    " next try goes on with the layers that are there."
+                    " next try continues with the layers that the registry has."
                 ) from error
             log(f"{error} Trying again in {pause:g} s.\n")
             await asyncio.sleep(pause)

@@ -303,7 +303,7 @@ class _ClusterBuild:
             except LaunchError as error:
                 if not is_told:
                     _logger.warning("the log of the build %s cannot be read: %s", self._plan.name, error)
-                    log(f"The log of the build cannot be read now: {clause(error)}. The build goes on.\n")
+                    log(f"The log of the build cannot be read now: {clause(error)}. The build continues.\n")
                 is_told = True
                 if not isinstance(error, UnreachableError):
                     if has_ended:

@@ -130,7 +130,7 @@ def _wait(run: QueuedRun, *, log_to_error: bool) -> None:
     try:
         tail.until_end()
     except KeyboardInterrupt:
-        typer.echo(f"It goes on. Follow it with: prefect-launch item logs {short_id(run.id)} -f", err=True)
+        typer.echo(f"It continues. Follow it with: prefect-launch item logs {short_id(run.id)} -f", err=True)
         raise
     item = run.wait_until_finished()
     typer.echo(f"{_named(run)} {state_of(item)} after {lasted(duration_of(item))}.", err=True)

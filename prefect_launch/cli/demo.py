@@ -359,7 +359,7 @@ async def _run_sweep(api: Api, file: Path, job: str) -> tuple[UUID, int]:
     try:
         await asyncio.wait({working, running}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
-            await working  # tells why it cannot go on
+            await working  # raises the reason why it cannot continue
         return sweep_id, await running
     finally:
         agent.stop()

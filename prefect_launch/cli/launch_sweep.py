@@ -62,7 +62,7 @@ def launch_sweep(
 
 
 def _of_file(api: Api, file: str, sweep: str) -> dict[str, Any]:
-    """Return what a file gives to a sweep that goes on: where and how its trials run, not what they try.
+    """Return what a file gives to a resumed sweep: where and how its trials run, not what they try.
 
     Raises:
         SpecError: when the file tries something else.
@@ -77,8 +77,8 @@ def _of_file(api: Api, file: str, sweep: str) -> dict[str, Any]:
     for name in ("method", "parameters", "metric", "sampler", "seed"):
         if getattr(config, name) != getattr(own, name):
             raise SpecError(
-                f"The sweep {sweep!r} goes on with its own {name}, and the {name} of {file!r} differ from that. Begin a"
-                " new sweep for them, or leave the file out."
+                f"The sweep {sweep!r} continues with its own {name}, and the {name} of {file!r} differ from that. Begin"
+                " a new sweep for them, or leave the file out."
             )
     workers = config.scheduler.num_workers if "num_workers" in config.scheduler.model_fields_set else None
     job = config.job or config.launch.config.get("job")

@@ -30,7 +30,7 @@ _COLUMNS = (
     Column("RESOURCE", gives_way=True),
     Column("STATE"),
     Column("WAITING", right=True),
-    Column("IN WORK", right=True),
+    Column("ACTIVE", right=True),
     Column("LIMIT", right=True),
     Column("AGENTS", right=True),
 )
@@ -197,7 +197,7 @@ def show(name: QueueName, json: JsonOption = False) -> None:
             ("priorities", "critical, high, medium, low" if queue.prioritization_mode == "V0" else "none"),
             ("limit", queue.concurrency_limit or "none"),
             ("waiting", activity.waiting),
-            ("in work", _in_work(queue, activity)),
+            ("active", _active(queue, activity)),
             ("agents", ", ".join(activity.agents) or "none online"),
             ("config", queue.default_resource_config["resource_args"][queue.type]),
             ("images", _PINS[queue.pin]),
@@ -256,7 +256,7 @@ def _impossible(seconds: float | None) -> str:
     return "items wait" if seconds is None else f"items fail after {format_duration(seconds)}"
 
 
-def _in_work(queue: RunQueue, activity: QueueActivity) -> str:
+def _active(queue: RunQueue, activity: QueueActivity) -> str:
     waits = f", of which {activity.submitted} wait in {queue.type} to be started" if activity.submitted else ""
     return f"{activity.active}{waits}"
 

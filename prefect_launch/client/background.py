@@ -196,7 +196,7 @@ class FollowedRun(Followed, AbstractRun):
         """Wait until it has ended, its outputs are kept and its flow run has its final state.
 
         Raises:
-            TimeoutError: when it has not ended in time; it goes on.
+            TimeoutError: when it has not ended in time; it continues.
             LaunchError: when it could not be watched, or a further attempt could not be started.
         """
         try:
@@ -204,7 +204,7 @@ class FollowedRun(Followed, AbstractRun):
                 await _one_of(self.end)
         except TimeoutError:
             raise TimeoutError(
-                f"The run {self.id!r} has not ended within {timeout} s; it goes on. Wait again, or cancel it."
+                f"The run {self.id!r} has not ended within {timeout} s; it continues. Wait again, or cancel it."
             ) from None
         try:
             self.end.result()
@@ -405,7 +405,7 @@ class Follower:
             self._exit_call = calls[-1]
 
     def _at_exit(self) -> None:
-        """Wait for the runs that go on; an interrupt ends them, whether it ended the program or comes now."""
+        """Wait for the runs that still run; an interrupt ends them, whether it ended the program or comes now."""
         if not self.alive:
             return
         seen = len(self._signals)

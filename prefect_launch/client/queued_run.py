@@ -159,7 +159,7 @@ class QueuedRun(ItemHandle):
 
         Raises:
             ExecutionError: when it failed, crashed or was cancelled; with the exit code and the last lines of its log.
-            TimeoutError: when it has not ended in time; it goes on.
+            TimeoutError: when it has not ended in time; it continues.
         """
         return self._wait(lambda item: item.state_type is StateType.COMPLETED, "finish", timeout)
 

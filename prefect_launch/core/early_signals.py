@@ -12,14 +12,14 @@ from typing import Final
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 #: What a shell adds to a signal's number.
 SIGNALLED: Final = 128
-_LEAVING: Final = "Leaving before the agent has started; what it has left in work, if anything, is for its next start."
+_LEAVING: Final = "Leaving before the agent has started; its next start adopts its unfinished items, if any."
 
 
 @contextmanager
 def early_signals(notify: Callable[[str], None]) -> Iterator[list[signal.Signals]]:
     """Note the first signal inside the block, instead of dying of it; the second ends the process.
 
-    Whoever sets handlers of its own inside the block first sets them, then acts on what was noted. For the main thread.
+    Code that sets its own handlers inside the block first sets them, then acts on the noted signals. Main thread only.
 
     Args:
         notify: is called with a sentence for people when a second signal ends the process.
@@ -50,9 +50,7 @@ def early_signals(notify: Callable[[str], None]) -> Iterator[list[signal.Signals
         yield received
     except SystemExit:
         if len(received) > 1:
-            notify(
-                "Leaving before the agent has started; what it has left in work, if anything, is for its next start."
-            )
+            notify(_LEAVING)
         raise
     finally:
         give_back()

@@ -1,6 +1,6 @@
 """Asynchronous subprocesses that end with the task that waits for them.
 
-Cancelling the task kills the program and all that it has started: git and uv start others, which would go on waiting
+Cancelling the task kills the program and all that it has started: git and uv start others, which would keep waiting
 for a host that does not answer. (`anyio.run_process` would wait for it to end by itself when its task is
 cancelled the way asyncio does it.)
 """

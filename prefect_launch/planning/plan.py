@@ -227,7 +227,7 @@ async def with_mask(plan: RunPlan, machine: MachineSettings, read_secret: ReadSe
             held[name] = await read_secret(name)
         except ServerUnavailableError:
             raise
-        except Exception as error:  # noqa: BLE001 - a run that goes on is not given up over its log
+        except Exception as error:  # noqa: BLE001 - a run that still runs is not given up because of its log
             log.warning("the secret %s of %s cannot be read: %s", name, plan.item_id, error)
             gone.append(name)
     return plan.model_copy(update={"mask": _mask(machine, held)}), gone

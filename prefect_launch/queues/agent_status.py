@@ -73,7 +73,7 @@ class AgentStatus(BaseModel):
         host: its machine; `None`: unknown.
         queues: that it takes items of.
         slots: how many jobs it runs at a time; `None`: no limit, or unknown.
-        state: polling, running, draining, or offline: it has left, and what it ran goes on.
+        state: polling, running, draining, or offline: it has left, and its runs continue.
         running: what it has in work; when that is much, the first of it.
         in_work: how many jobs it has in work.
         schedulers: how many schedulers of sweeps it has in work, which take none of its slots.

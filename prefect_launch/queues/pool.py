@@ -111,7 +111,7 @@ async def _replace(server: Server, name: str, config: QueueConfig, concurrency: 
 
 
 async def delete_queue(session: Session, name: str) -> int:
-    """Delete a queue with its deployments and waiting items; what runs goes on.
+    """Delete a queue with its deployments and waiting items; running items continue.
 
     Returns:
         How many waiting items went with it.

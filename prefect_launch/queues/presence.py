@@ -76,7 +76,7 @@ class Presence(BaseModel):
         queues: that it takes items of.
         beat: grows as long as it lives.
         at: when it beat last, by its own clock; for people.
-        has_left: it has left in order, and what it ran goes on for its next life.
+        has_left: it has left in order; its runs continue, for its next life.
         is_shift: it is a scheduled run of a served agent: it ends when its time is up, and another follows.
     """
 

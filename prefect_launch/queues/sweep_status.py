@@ -1,4 +1,4 @@
-"""Sweep of a waiting item: whether the item may start now, must wait until the sweep goes on, or is refused.
+"""Sweep of a waiting item: whether the item may start now, must wait until the sweep continues, or is refused.
 
 A sweep is a flow run, and its id is the item's `sweep_id`. An id that is no UUID is only a label.
 """
@@ -19,7 +19,7 @@ from prefect_launch.spec.item_parameters import options_of
 
 #: One read of a sweep serves all its items for so long.
 KNOWN_SECONDS: Final = 10.0
-#: A new item of a sweep that waits is a sign that it goes on: then it is read again, after this time.
+#: A new item of a sweep that waits is a sign that it continues: then it is read again, after this time.
 _SOON_SECONDS: Final = 1.0
 
 
@@ -97,7 +97,7 @@ class SweepStatuses:
 
         Args:
             sweep_id: its id.
-            item_id: the item that it is asked for. A new item of a sweep that waits is a sign that it goes on.
+            item_id: the item that it is asked for. A new item of a sweep that waits is a sign that it continues.
 
         Raises:
             ServerUnavailableError: when the server does not answer.

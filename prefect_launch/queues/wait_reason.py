@@ -66,7 +66,7 @@ class QueueFacts(BaseModel):
         return next((one.concurrency_limit for one in self.priorities if one.name == work_queue), None)
 
     def counted(self, work_queue: str | None = None) -> int:
-        """Count the items in work, as the limits of the queue, or of one priority, do."""
+        """Count the active items, as the limits of the queue, or of one priority, do."""
         counted = [item for item in self.in_work if item.state_type in _COUNTED]
         return sum(work_queue is None or item.work_queue_name == work_queue for item in counted)
 
@@ -199,11 +199,11 @@ def _limit(facts: WaitFacts) -> _Reason | None:
     queue, name = facts.queue, facts.item.work_queue_name
     active = queue.counted()
     if queue.limit is not None and active >= queue.limit:
-        text = f"The queue's limit is reached: {active} of {queue.limit} in work."
+        text = f"The queue's limit is reached: {active} of {queue.limit} active."
         return WaitCause.LIMIT, f"{text}{_ahead(facts)}"
     limit = queue.limit_of(name)
     if limit is not None and queue.counted(name) >= limit:
-        text = f"The limit of its priority (work queue {name!r}) is reached: {queue.counted(name)} of {limit} in work."
+        text = f"The limit of its priority (work queue {name!r}) is reached: {queue.counted(name)} of {limit} active."
         return WaitCause.LIMIT, f"{text}{_ahead(facts)}"
     return None
 
@@ -215,7 +215,7 @@ def _scheduler(facts: WaitFacts) -> _Reason | None:
     queue, taking = facts.queue, facts.queue.accepting_agents
     active = sum(item.state_type in _COUNTED for item in queue.in_work if is_scheduler(item))
     if queue.limit is not None and active + 1 >= queue.limit:
-        text = f"The queue's limit is {queue.limit} items in work, and {active} of them are schedulers of sweeps"
+        text = f"The queue's limit is {queue.limit} active items, and {active} of them are schedulers of sweeps"
         return WaitCause.LIMIT, f"{text}: one more would leave no place for their trials."
     if all(agent.max_schedulers is not None and agent.schedulers >= agent.max_schedulers for agent in taking):
         shares = ", ".join(f"{agent.name} {agent.schedulers} of {agent.max_schedulers}" for agent in taking)

@@ -624,4 +624,4 @@ class Runner(ABC):
         """Remove what was created, once its log and outputs are safe. Removing what is gone does nothing."""
 
     async def aclose(self) -> None:  # noqa: B027 - most resources hold nothing
-        """Let go of connections and threads; what runs goes on."""
+        """Close connections and threads; the runs continue."""

@@ -130,7 +130,7 @@ class CopiedLog:
 class LogWriter:
     """Writes what comes through the pipes of a job's two streams to its log, in a thread of its own.
 
-    Where the disk is full, the job goes on: what cannot be written is lost, and the log says how much.
+    When the disk is full, the job continues: what cannot be written is lost, and the log says how much.
 
     Args:
         log: path of the log, which may be there already.

@@ -81,7 +81,7 @@ class AbstractRun(ABC):
         """Wait until the run has ended.
 
         Args:
-            timeout: at most this many seconds; None waits as long as it takes. The run goes on when it passes.
+            timeout: at most this many seconds; None waits as long as it takes. The run continues when it passes.
 
         Returns:
             Whether it succeeded.
@@ -172,7 +172,7 @@ class RunnerRun(AbstractRun):
                 return (await self._ended()).succeeded
         except TimeoutError:
             raise TimeoutError(
-                f"The run {self.id!r} has not ended within {timeout} s; it goes on. Wait again, or cancel it."
+                f"The run {self.id!r} has not ended within {timeout} s; it continues. Wait again, or cancel it."
             ) from None
 
     async def cancel(self) -> None:

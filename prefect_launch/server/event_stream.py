@@ -37,6 +37,6 @@ async def _next(stream: AsyncIterator[str]) -> str | None:
         return await anext(stream, None)
     except (OSError, LaunchError) as error:
         log.debug("event stream ended: %s", error)
-    except Exception as error:  # noqa: BLE001 - whatever a WebSocket raises: polling goes on without events
+    except Exception as error:  # noqa: BLE001 - whatever a WebSocket raises: polling continues without events
         log.debug("event stream broke: %r", error)
     return None

@@ -34,7 +34,7 @@ CONNECT_TIMEOUT_SECONDS: Final = 3.0
 #: A server that is well says so in milliseconds; a busy one was seen to take a second.
 HEALTH_TIMEOUT_SECONDS: Final = 5.0
 #: A SQLite server under many writes was seen to answer nothing at all for 60 s, which is its own limit for a lock in
-#: the database, and then to go on as if nothing had been: this must be longer.
+#: the database, and then to continue as if nothing had happened: this must be longer.
 READ_TIMEOUT_SECONDS: Final = 75.0
 
 #: After so long without an answer the log says so: longer than a server is tried that cannot be reached, of which the

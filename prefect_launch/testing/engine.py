@@ -1,7 +1,7 @@
 """In-memory Docker Engine: the fake of `DockerEngine`, for tests of what is built on an engine.
 
 Containers are scripts. Several `InMemoryEngine` share one `InMemoryDocker`, as several clients share one engine. While
-its `reachable` is False every call fails as if the engine were down, and its containers go on.
+its `reachable` is False every call fails as if the engine were down, and its containers continue.
 """
 
 from __future__ import annotations

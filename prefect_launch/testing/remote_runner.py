@@ -60,7 +60,7 @@ class InMemoryCluster:
         started: the names of the jobs that were started, in order.
         calls: how often each call was made.
         part_reason: why a part of each running job waits; empty: none does.
-        reachable: set it to False, and every call fails as when the cluster is away; what runs goes on.
+        reachable: set it to False, and every call fails as when the cluster is away; the runs continue.
         lost_answers: so many of the next calls do their work, and their answers are lost.
         is_deaf: whether a request to cancel is accepted and not acted on.
         lag_seconds: how long polls leave out a job that was submitted.

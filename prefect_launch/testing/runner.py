@@ -42,7 +42,7 @@ class InMemoryMachine:
         script: says what the job of a plan does; by default every job ends with 0 at once.
 
     Attributes:
-        reachable: set it to False, and every call of a runner fails as when an engine is down; what runs goes on.
+        reachable: set it to False, and every call of a runner fails as when an engine is down; the runs continue.
         runs: what exists, by handle.
         prepared, started, removed: the handles (names) of the runs that went through this, in order.
     """

@@ -334,7 +334,7 @@ class RunnerContract:
         return f"sleep {self.short_seconds};"
 
     def _go_on(self, world: World) -> None:
-        """Let the jobs that wait go on; those that sleep do so by themselves."""
+        """Let the jobs that wait continue; those that sleep do so by themselves."""
 
     @staticmethod
     def _log(runner: Runner, plan: RunPlan) -> bytes:

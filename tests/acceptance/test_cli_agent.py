@@ -81,7 +81,7 @@ def test_agent_that_is_interrupted_twice_leaves_and_the_next_one_goes_on(
     online = {agent["name"]: agent for agent in json.loads(launch_cli("agent", "list", "--json").stdout)}
 
     os.kill(first.pid, signal.SIGINT)
-    first.wait_until(lambda: "Draining: no more items are taken; 1 in work" in first.tail(), READY_SECONDS)
+    first.wait_until(lambda: "Draining: the agent takes no more items; 1 active" in first.tail(), READY_SECONDS)
     code = end(first, signal.SIGINT)
     (tmp_path / "end").touch()
     second = start_agent(name)
@@ -90,7 +90,7 @@ def test_agent_that_is_interrupted_twice_leaves_and_the_next_one_goes_on(
 
     assert (online[name]["online"], online[name]["queues"]) == (True, [queue])
     assert (code, left) == (130, 143)
-    assert f"Leaving; 1 go on: {item}" in first.tail()
+    assert f"Leaving; 1 continue: {item}" in first.tail()
     assert "Traceback" not in first.tail()
     assert launch_cli("item", "logs", item).stdout == "begun\ndone\n"
     assert name not in launch_cli("agent", "list").stdout

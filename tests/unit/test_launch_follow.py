@@ -72,7 +72,7 @@ async def test_run_is_handed_over_when_it_has_started_and_ends_when_all_is_told(
 
     run = await follower().begin(work)
     assert await run.get_status() == "running"
-    with pytest.raises(TimeoutError, match=r"has not ended within 0\.5 s; it goes on"):
+    with pytest.raises(TimeoutError, match=r"has not ended within 0\.5 s; it continues"):
         await run.wait(timeout=0.5)
     assert await run.get_status() == "running"
     assert (await run.get_status()).messages == ["this attempt is finished"]

@@ -118,10 +118,10 @@ def test_queue_whose_agents_all_drain_says_so() -> None:
 def test_limit_of_the_queue_and_of_its_priority_are_told_apart() -> None:
     told = why(limit=2, in_work=(at_work(1), at_work(2)), ahead_by_priority=1)
     assert (told.cause, told.place) == (WaitCause.LIMIT, 2)
-    assert told.reason == "The queue's limit is reached: 2 of 2 in work. It is behind 1 of higher priority."
+    assert told.reason == "The queue's limit is reached: 2 of 2 active. It is behind 1 of higher priority."
     queues = (PriorityQueue(id=uuid4(), name="default", concurrency_limit=1),)
     told = why(priorities=queues, in_work=(at_work(1), at_work(1, "high")))
-    assert told.reason == "The limit of its priority (work queue 'default') is reached: 1 of 1 in work."
+    assert told.reason == "The limit of its priority (work queue 'default') is reached: 1 of 1 active."
     told = why(priorities=queues, in_work=(at_work(1, "high"),))
     assert told.cause is WaitCause.TURN
 

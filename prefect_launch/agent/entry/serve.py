@@ -112,7 +112,7 @@ class Stop:
         if len(self.received) == 1:
             log.info("draining: what is this agent's own is taken up and finished; once more to leave at once")
         else:
-            log.info("leaving: what runs goes on")
+            log.info("leaving: the runs continue")
             self._forget()
             self.end()
 

@@ -1,8 +1,8 @@
 """Start of an agent from plain Python, and its loop under signals.
 
-The first signal drains the agent, the second ends it at once, a third kills it. What runs when the agent ends goes on,
-unless the agent is told to stop its jobs. An agent that has just started first takes up what its last life left in
-work, and then drains: until it has looked, it does not know whether anything is in work.
+The first signal drains the agent, the second ends it at once, a third kills it. Running jobs continue when the agent
+ends, unless it was started to stop them. An agent that has just started first adopts the items that its last life has
+left unfinished, and then drains: until it has checked, it does not know whether there are any.
 """
 
 from __future__ import annotations
@@ -96,28 +96,28 @@ class Signals:
         if len(self._received) == 1:
             agent.shutdown.drain()
             if not agent.shutdown.at_work:
-                what = "what this agent has left in work is taken up first. Once more to leave at once"
+                what = "it adopts its unfinished items first. Signal again to leave at once"
                 asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._leave_unless_begun)
             else:
-                what = f"{count} in work: {ids}. Once more to leave at once" if count else "nothing is in work"
-            self._notify(f"Draining: no more items are taken; {what}.")
+                what = f"{count} active: {ids}. Signal again to leave at once" if count else "nothing is active"
+            self._notify(f"Draining: the agent takes no more items; {what}.")
             return
         self._forget()
         agent.shutdown.leave(stop_jobs=self._stop_jobs)
         if not agent.shutdown.at_work:
-            self._notify("Leaving; what this agent has left in work, if anything, is for its next start.")
+            self._notify("Leaving; its next start adopts its unfinished items, if any.")
             self._cancel()
             return
-        what = f"{count} {'are stopped' if self._stop_jobs else 'go on'}: {ids}" if count else "nothing is in work"
+        what = f"{count} {'are stopped' if self._stop_jobs else 'continue'}: {ids}" if count else "nothing is active"
         self._notify(f"Leaving; {what}.")
         if self._stop_jobs:
             return
         asyncio.get_running_loop().call_later(LEAVE_SECONDS, self._cancel)
 
     def _leave_unless_begun(self) -> None:
-        """End an agent that waits for its server: whether it has left anything in work cannot be seen."""
+        """End an agent that waits for its server: it cannot see whether it has unfinished items."""
         if not self._agent.shutdown.has_begun and self._work is not None and not self._work.done():
-            self._notify("Leaving; the server does not answer: what this agent has left in work is for its next start.")
+            self._notify("Leaving; the server does not answer. Its next start adopts its unfinished items, if any.")
             self._cancel()
 
     def _cancel(self) -> None:

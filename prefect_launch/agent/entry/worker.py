@@ -117,7 +117,7 @@ class LaunchWorker(BaseWorker[LaunchJobConfiguration, LaunchVariables, LaunchWor
                 would show a traceback, gets an error too.
 
         Raises:
-            LaunchError: when the agent cannot be started, or cannot go on.
+            LaunchError: when the agent cannot be started, or cannot continue.
             SystemExit: in its place, when the caller gave a printer of its own.
         """
         try:

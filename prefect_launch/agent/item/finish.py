@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A scheduler can be started again anywhere and at any time, and its trials go on meanwhile: for 7 hours, first after
-#: 10 s, at last every 20 min.
+#: A scheduler can be started again anywhere and at any time, and its trials continue meanwhile: for 7 hours, first
+#: after 10 s, at last every 20 min.
 SCHEDULER_RETRIES: Final = Retries(max=100, on=tuple(Cause), delay=10, backoff=1.05)
 
 

@@ -2,7 +2,7 @@
 
 A scheduler is a program of prefect-launch's own (`python -m prefect_launch.sweeps ID`): it runs beside the agent, in
 the agent's Python and with the agent's environment, on any queue, and takes no device and no slot of a job. It leaves a
-file that says how its sweep ended; without that file, the sweep goes on under another scheduler.
+file that says how its sweep ended; without that file, another scheduler continues the sweep.
 """
 
 from __future__ import annotations
@@ -104,10 +104,10 @@ class ReadSweepEnd(Hook):
             message = "Stopped: its scheduler ended before it had seen all trials end; their agents stop them."
             return Outcome(state=ItemState.CANCELLED, message=message)
         if attempt.running.preempt.is_set():
-            message = "Its agent drains, or stops its jobs: another one goes on with the sweep."
+            message = "Its agent drains, or stops its jobs: another agent continues the sweep."
             return Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {message}", cause=Cause.PREEMPTED)
         why = ended.message if ended else f"The sweep's scheduler: {end.describe()}."
-        message = f"{why} Another one goes on with the sweep."
+        message = f"{why} Another agent continues the sweep."
         return Outcome(state=ItemState.CRASHED, message=f"[{Phase.RUN.value}] {message}", cause=Cause.LOST)
 
 

@@ -170,7 +170,7 @@ class ItemLifecycle:
         await self._attempt.transition(ItemState.RUNNING, f"Found again by {self._context.config.name}.")
 
     async def _watch(self) -> Outcome:
-        """Follow the run to its end. Crash: it goes on; the next agent of the name or home follows it from here."""
+        """Follow the run to its end. Crash: it continues; the next agent of the name or home follows it from here."""
         attempt = self._attempt
         async with attempt.ownership.reporting(attempt.plan.run_dir, self._context.config.name) as is_ours:
             if not is_ours:

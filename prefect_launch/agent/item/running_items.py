@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def now() -> float:
-    """Return seconds on a clock that nobody sets, and that goes on while the machine sleeps, where there is one."""
+    """Return seconds on a monotonic clock that also counts while the machine sleeps, if it has one."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()
 
 
@@ -215,7 +215,7 @@ class RunningItems:
                 one.cancel()
 
     async def leave(self) -> None:
-        """Let go of everything: what runs goes on, and the next agent of this name takes it up."""
+        """Stop following everything: the runs continue, and the next agent of this name adopts them."""
         self._leaving.set()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -226,7 +226,7 @@ class RunningItems:
             return task.result() if task.done() else None
 
 
-#: Runs an item; `None` when it goes on under the next agent of the name.
+#: Runs an item; `None` when the next agent of the name continues it.
 TaskWork = Callable[[], Awaitable["Outcome | None"]]
 
 
@@ -259,7 +259,7 @@ def _run_job() -> Any:
     async def run_job(work: TaskWork) -> Any:
         outcome = await work()
         if outcome is None:
-            return Completed(message="Goes on under the next run of this agent.", name="HandedOver")
+            return Completed(message="Continues under the next run of this agent.", name="HandedOver")
         return ends.get(outcome.state, Completed)(message=outcome.message)
 
     return run_job

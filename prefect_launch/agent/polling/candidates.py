@@ -11,7 +11,7 @@ all that is due.
 A poll shows 200 items at most, and none of those may be for this agent. Then it reads on, page after page, in the
 server's own order and inside its limits: the next page begins where the last item of the one before is due, in the same
 work queue; then come those of less priority. That is expensive for the server, so one scan is a few pages, and the next
-scan, after a pause, goes on from there. The front is always asked first.
+scan, after a pause, continues from there. The front is always asked first.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class QueuePager:
         self._scanned_at = float("-inf")
         self._next_at = float("-inf")
         self._has_changed = False
-        #: What the round that goes on has shown, and what the one before it has.
+        #: What the current round has shown, and what the one before it has.
         self._shown: set[UUID] = set()
         self._shown_before: set[UUID] = set()
 

@@ -74,7 +74,7 @@ class FoundRuns:
     """What an agent finds at its start.
 
     Attributes:
-        runs: those that go on.
+        runs: those that continue.
         stale: runs of ended items, older attempts or older claims; they are to be removed.
         unreachable: the resources that could not be searched.
     """
@@ -85,7 +85,7 @@ class FoundRuns:
 
 
 async def find_own_runs(context: AgentContext, holder: Holder, resources: Collection[str] | None = None) -> FoundRuns:
-    """Find the runs of this agent's name on this machine: those that go on, and those that are stale.
+    """Find the runs of this agent's name on this machine: those that continue, and those that are stale.
 
     Args:
         context: the agent's.

@@ -166,7 +166,7 @@ class Reporter:
         asyncio.get_running_loop().call_later(SECOND_POLL_SECONDS, self._changed.set)
 
     async def leave(self, left: AgentStatus) -> None:
-        """Delete its status and its presence; when items go on without it, both say so.
+        """Delete its status and its presence; when items continue without it, both say so.
 
         Args:
             left: how it was, just before it let go of what runs.

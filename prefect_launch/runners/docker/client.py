@@ -274,7 +274,7 @@ def open_log(client: Any, container_id: str, since: int, *, follow: bool) -> Can
         client: the package's.
         container_id: of the container.
         since: seconds since 1970; 0 is the whole log.
-        follow: go on until the container ends.
+        follow: continue until the container ends.
     """
     wanted = {"stdout": 1, "stderr": 1, "timestamps": 1, "follow": int(follow), "tail": "all", "since": since}
     address = client._url("/containers/{0}/logs", container_id)
@@ -445,7 +445,7 @@ class DockerEngine(Engine):
                 try:
                     container = await self.container(container_id)
                 except InfrastructureError:
-                    pause = _OUTAGE_POLL_SECONDS  # The engine is away; the container may well go on.
+                    pause = _OUTAGE_POLL_SECONDS  # The engine is away; the container may well run on.
                 else:
                     if container is None:
                         return None

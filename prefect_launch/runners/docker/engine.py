@@ -194,9 +194,9 @@ class Engine(ABC):
 
         Args:
             since: seconds since 1970, pieces of that second included; 0 is the whole log.
-            follow: go on until the container ends.
+            follow: continue until the container ends.
         """
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Let go of connections and threads. Containers go on."""
+        """Close connections and threads. Containers continue."""

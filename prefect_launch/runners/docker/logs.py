@@ -23,7 +23,7 @@ from prefect_launch.runners.log_streams import CopiedLog
 
 log = logging.getLogger(__name__)
 
-#: Between two looks at a log whose stream ended while its container goes on (the engine restarted).
+#: Between two reads of a log whose stream ended while its container continues (the engine restarted).
 _REOPEN_SECONDS = 0.5
 #: Between two tries to write on a disk that is full. The engine keeps the log meanwhile.
 _FULL_SECONDS = 2.0
@@ -40,7 +40,7 @@ class LogPosition:
     """How far a log has been copied: the pieces of its last seconds.
 
     Args:
-        kept: the `value` of the position to go on from; None for the beginning of the log.
+        kept: the `value` of the position to continue from; None for the beginning of the log.
     """
 
     def __init__(self, kept: Mapping[str, Any] | None = None) -> None:
@@ -145,7 +145,7 @@ class LogCopier:
             self._done.set()
 
     def _copy(self, *, follow: bool) -> bool:
-        """Go on from what is safe on the disk; return whether all that came could be written."""
+        """Continue from what is safe on the disk; return whether everything could be written."""
         try:
             path = self._log_path
             with closing(CopiedLog(str(path), str(path.with_name("log-position.json")))) as copied:

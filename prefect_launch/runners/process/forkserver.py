@@ -3,7 +3,7 @@
 A Python interpreter takes 30 ms of a core to start and to import what a supervisor needs; a fork of one that has done
 so takes 2, and shares its memory. `ForkServer` is the agent's side. The process is this file as a script
 (`python -I -S forkserver.py SOCKET_FD`), with the standard library only; it only forks, knows nothing of the
-runs, and ends with the agent. The supervisors go on.
+runs, and ends with the agent. The supervisors continue.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class ForkServer:
             try:
                 socket.send_fds(self._channel, [os.fsencode(run_dir)], [ready_fd, *more])
                 return
-            except ConnectionError:  # Somebody has ended it: what it had forked goes on, and another one is made.
+            except ConnectionError:  # Somebody has killed it: what it had forked continues, and another one is made.
                 self.close()
         self._channel = self._open()
         socket.send_fds(self._channel, [os.fsencode(run_dir)], [ready_fd, *more])
 
     def close(self) -> None:
-        """End the process; the supervisors that it forked go on."""
+        """End the process; the supervisors that it forked continue."""
         if self._channel is not None:
             self._channel.close()
         if self._process is not None:

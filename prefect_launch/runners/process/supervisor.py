@@ -163,7 +163,7 @@ def become_job(process: Json, environment: Json, streams: tuple[int, int], go: i
     command = process["command"]
     try:
         os.setsid()
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Should we be killed, the job must not go on unwatched.
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # Should we be killed, the job must not run on unwatched.
         nothing = os.open(os.devnull, os.O_RDONLY)
         for target, source in ((0, nothing), (1, streams[0]), (2, streams[1])):
             os.dup2(source, target)

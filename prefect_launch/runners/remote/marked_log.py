@@ -87,7 +87,7 @@ class MarkedLog:
         position: how much of the log was read before, in bytes; 0: nothing, so what precedes ``begin`` is left out.
 
     Attributes:
-        position: up to where the log is read now. From there on, the next reader goes on.
+        position: up to where the log is read now. The next reader continues from there.
         has_begun: whether the job has begun; always so with a position.
         outputs: its `outputs.json`; None while there is none, or it is not readable.
         outputs_bytes: how many bytes it has when it is beyond the limit, else None.

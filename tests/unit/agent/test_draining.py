@@ -189,7 +189,7 @@ async def test_first_signal_drains_the_agent(bench: Bench) -> None:
     signals.handle(signal.SIGTERM)
     assert await asyncio.wait_for(work, 60) is signal.SIGTERM
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
-    assert told[0].startswith("Draining: no more items are taken; 1 in work: ")
+    assert told[0].startswith("Draining: the agent takes no more items; 1 active: ")
 
 
 async def test_second_signal_lets_the_agent_leave_and_its_jobs_go_on(bench: Bench) -> None:
@@ -200,7 +200,7 @@ async def test_second_signal_lets_the_agent_leave_and_its_jobs_go_on(bench: Benc
     signals.handle(signal.SIGINT)
     signals.handle(signal.SIGINT)
     assert await asyncio.wait_for(work, 50) is signal.SIGINT
-    assert told[1] == f"Leaving; 1 go on: {item.id}."
+    assert told[1] == f"Leaving; 1 continue: {item.id}."
     assert (await bench.read(item.id)).state_type is StateType.RUNNING
     left = await _agent(bench)
     assert (left.state, [one.id for one in left.running]) == ("offline", [str(item.id)])
@@ -231,8 +231,8 @@ async def test_signal_ends_an_agent_that_waits_for_its_server(bench: Bench, monk
     await asyncio.sleep(0.2)
     signals.handle(signal.SIGTERM)
     assert await asyncio.wait_for(work, 60) is signal.SIGTERM
-    assert "nothing is in work" not in " ".join(told)
-    assert told[-1] == "Leaving; the server does not answer: what this agent has left in work is for its next start."
+    assert "nothing is active" not in " ".join(told)
+    assert told[-1] == "Leaving; the server does not answer. Its next start adopts its unfinished items, if any."
 
 
 @pytest.mark.parametrize("method", ["read_pool", "read_states", "list_items", "list_queues"])
@@ -259,8 +259,7 @@ async def test_signal_right_after_the_start_lets_the_agent_end_what_its_last_lif
     assert (await bench.read(item.id)).state_type is StateType.COMPLETED
     assert await bench.states(waiting) == ["Queued"]
     assert told == [
-        "Draining: no more items are taken; what this agent has left in work is taken up first. Once more to leave at"
-        " once."
+        "Draining: the agent takes no more items; it adopts its unfinished items first. Signal again to leave at once."
     ]
 
 
@@ -274,7 +273,7 @@ async def test_second_signal_right_after_the_start_ends_the_agent_and_claims_no_
 
     bench.server.before_call = signals_twice
     assert await asyncio.wait_for(work, 60) is signal.SIGTERM
-    assert told[-1] == "Leaving; what this agent has left in work, if anything, is for its next start."
+    assert told[-1] == "Leaving; its next start adopts its unfinished items, if any."
 
 
 async def _drain(bench: Bench, name: str = "box") -> None:

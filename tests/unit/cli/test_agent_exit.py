@@ -70,7 +70,7 @@ def test_signal_that_comes_while_the_agent_still_loads_drains_it(
         code = run(["agent", "start", "-q", QUEUE, "--name", "box", "-c", str(tmp_path / "agent.yaml")])
     told = capsys.readouterr().err
     assert code == 128 + number
-    assert "Draining: no more items are taken; what this agent has left in work is taken up first." in told
+    assert "Draining: the agent takes no more items; it adopts its unfinished items first." in told
     assert "agent box left" in told  # Its loop has run: it has looked for what its last life left.
     assert asyncio.run(bench.states(waiting)) == ["Queued"]
 
@@ -84,6 +84,6 @@ def test_second_signal_while_the_agent_still_loads_ends_it_at_once(
         run(["agent", "start", "-q", QUEUE, "--name", "box", "-c", str(tmp_path / "agent.yaml")])
     assert ended.value.code == 128 + signal.SIGTERM
     assert capsys.readouterr().err.strip() == (
-        "Leaving before the agent has started; what it has left in work, if anything, is for its next start."
+        "Leaving before the agent has started; its next start adopts its unfinished items, if any."
     )
     assert not bench.server.calls["read_pool"]

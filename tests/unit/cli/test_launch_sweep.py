@@ -97,7 +97,7 @@ def test_sweep_is_not_resumed_with_a_file_that_tries_something_else(
     other = tmp_path / "other.yaml"
     other.write_text(json.dumps({**CONFIG, "parameters": {"lr": {"values": [0.5]}}}))
     refused = launch_sweep(str(other), "-r", run.id)
-    assert "goes on with its own parameters" in str(refused.exception)
+    assert "continues with its own parameters" in str(refused.exception)
     assert sweeps(job_api)[0].item.parameters == run.item.parameters
 
 
