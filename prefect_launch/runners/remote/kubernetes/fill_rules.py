@@ -22,8 +22,9 @@ _NUMBERS: Final = frozenset(
         *("terminationGracePeriodSeconds", "sizeLimit", "slotsPerWorker", "nprocPerNode", "nprocPerReplica"),
     }
 )
-#: Mappings whose keys the owner writes. A key with a domain tells a controller of the cluster what to do.
-_LABELS: Final = frozenset({"labels", "annotations", "selector", "matchLabels"})
+#: Mappings whose keys the owner writes. A key with a domain tells a controller of the cluster what to do. A selector is
+#: none of them: it takes hold of whatever has its labels, also of pods of others.
+_LABELS: Final = frozenset({"labels", "annotations"})
 #: Content of an additional service that is data.
 _DATA: Final = frozenset({"data", "stringData"})
 _PATHS: Final = frozenset({"mountPath", "subPath", "workingDir"})

@@ -183,6 +183,23 @@ OWNERS_PLACES: list[tuple[str, dict[str, Any]]] = [
         },
     ),
     (
+        "additional-services[0].config.spec.selector.app",
+        {"additional_services": [{"config": {**SERVICE, "kind": "Service", "spec": {"selector": {"app": "{{v}}"}}}}]},
+    ),
+    (
+        "spec.template.spec.topologySpreadConstraints[0].labelSelector.matchLabels.app",
+        job_options(
+            pod_with(
+                topologySpreadConstraints=[
+                    {
+                        **{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"},
+                        "labelSelector": {"matchLabels": {"app": "{{v}}"}},
+                    }
+                ]
+            )
+        ),
+    ),
+    (
         "additional-services[0].config.spec.serviceAccountName",
         {"additional_services": [{"config": {**SERVICE, **pod_with(serviceAccountName="{{v}}")}}]},
     ),
