@@ -2,11 +2,14 @@
 
 A batch Job, or a custom resource that knows it, is suspended. One that names a queue of Kueue is suspended for Kueue,
 which resumes it when the queue has room: it is held in a queue that does not exist, and released into its own.
+
+A kind that cannot be held is made at once. Where its pods must not run before something else is there, they mount a
+ConfigMap that is made last.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, Final
 
@@ -19,6 +22,8 @@ HOLD: Final = "prefect-launch.hold"
 QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
 _NO_QUEUE: Final = "prefect-launch-held"
 _BY_QUEUE: Final = "queue-name="
+_GATE_VOLUME: Final = "launch-ready"
+_GATE_DIR: Final = "/launch/ready"
 
 
 class Hold(str, Enum):
@@ -50,6 +55,24 @@ def hold_back(manifest: dict[str, Any], kind: ObjectKind, hold: Hold) -> None:
     elif kind.suspend:
         annotations[HOLD] = Hold.SUSPEND.value
         place(manifest, kind.suspend, True)
+
+
+def hold_pods(pods: Iterable[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Let pods wait for a ConfigMap, and return it.
+
+    The kubelet starts no container of a pod, nor an init container, before all its volumes are mounted.
+
+    Args:
+        pods: the specs of the pods; they are changed.
+        name: of the ConfigMap.
+    """
+    for pod in pods:
+        volume = {"name": _GATE_VOLUME, "configMap": {"name": name}}
+        pod["volumes"] = [*(pod.get("volumes") or ()), volume]
+        container = pod["containers"][0]
+        mount = {"name": _GATE_VOLUME, "mountPath": _GATE_DIR, "readOnly": True}
+        container["volumeMounts"] = [*(container.get("volumeMounts") or ()), mount]
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
 
 
 def release_patch(manifest: Mapping[str, Any], kind: ObjectKind) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from prefect_launch.runners.base import TAKEOVER_SECONDS, Labels, RunPlan
 from prefect_launch.runners.remote.kubernetes.code import add_code, code_config_map, preview_code
 from prefect_launch.runners.remote.kubernetes.environment import OUTPUT_DIR, SecretValues, job_variables, literal
 from prefect_launch.runners.remote.kubernetes.fields import unshared
-from prefect_launch.runners.remote.kubernetes.holding import HOLD, QUEUE_LABEL, Hold, hold_back
+from prefect_launch.runners.remote.kubernetes.holding import HOLD, QUEUE_LABEL, Hold, hold_back, hold_pods, is_held
 from prefect_launch.runners.remote.kubernetes.images import check_container_images
 from prefect_launch.runners.remote.kubernetes.kind_rules import complete_helpers, with_defaults
 from prefect_launch.runners.remote.kubernetes.kinds import (
@@ -72,6 +72,7 @@ class RunObjects(BaseModel):
         context: of the kubeconfig; None: the current one.
         owned: objects that are made once the run's object is there, and go with it (`with_owner`): Secret, ConfigMap.
         services: additional services, which go with it too.
+        last: what its pods wait for, where it cannot be held until its services are ready.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -82,6 +83,7 @@ class RunObjects(BaseModel):
     context: str | None = None
     owned: tuple[dict[str, Any], ...] = Field(default=(), repr=False)
     services: tuple[ServiceSpec, ...] = ()
+    last: tuple[dict[str, Any], ...] = ()
 
 
 def build_objects(
@@ -130,6 +132,10 @@ def build_objects(
         place(manifest, kind.ttl, options.ttl)
     hold_back(manifest, kind, hold)
     services = tuple(_service(one, plan, options) for one in options.additional_services)
+    last = []
+    if any(one.wait_for_ready for one in services) and not is_held(manifest, kind):
+        pods = (template["spec"] for _, _, template in pod_templates(manifest, kind))
+        last = [_labelled(hold_pods(pods, f"{plan.name}-ready"), plan, options)]
     secrets.check_none_left(manifest, "resource_args.kubernetes")
     for service in services:
         secrets.check_none_left(service.manifest, "An additional service")
@@ -145,6 +151,7 @@ def build_objects(
         context=options.context,
         owned=tuple(_labelled(one, plan, options) for one in owned if one is not None),
         services=services,
+        last=tuple(last),
     )
 
 
@@ -172,7 +179,8 @@ def preview_objects(plan: RunPlan) -> dict[str, Any]:
             for variable in container.get("env", ()):
                 if "value" in variable:
                     variable["value"] = _HIDDEN
-    beside = [f"{one['kind']} {one['metadata']['name']}" for one in (*made.owned, *(s.manifest for s in made.services))]
+    others = (*made.owned, *(service.manifest for service in made.services), *made.last)
+    beside = [f"{one['kind']} {one['metadata']['name']}" for one in others]
     return {"manifest": manifest, "namespace": made.namespace or "the agent's", "beside": beside}
 
 

@@ -154,6 +154,8 @@ async def _complete(
     for service in made.services:
         if service.wait_for_ready:
             await _wait_ready(client, kinds, namespace, service)
+    for one in made.last:
+        await _create_owned(client, kinds, namespace, with_owner(one, job))
     name = job["metadata"]["name"]
     patch = {"metadata": {"uid": job["metadata"]["uid"], "annotations": {INCOMPLETE: None}}}
     return await client.patch(resource.path(namespace, name), patch, what=f"complete {name}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -46,15 +47,41 @@ async def test_secret_that_is_refused_leaves_nothing_behind_of_a_kind_that_canno
     server.custom["jobs"] = ("batch.volcano.sh/v1alpha1", "Job")
     said = 'secrets is forbidden: User "agent" cannot create resource "secrets" in API group ""'
     server.answer("POST .*/secrets", 403, "Forbidden", said)
-    tasks = [{"name": "worker", "replicas": 1, "template": {"spec": {"containers": [{"name": "main"}]}}}]
-    options: dict[str, Any] = {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": {"tasks": tasks}}
-    plan = plan_in(tmp_path, **options).model_copy(
+    plan = plan_in(tmp_path, **volcano()).model_copy(
         update={"env": {"TOKEN": "a-secret-token"}, "mask": Mask(["a-secret-token"])}
     )
     with pytest.raises(LaunchError, match="'create' on 'secrets'"):
         await runner.create(plan)
     assert server.asked("POST .*/batch.volcano.sh/.*/jobs") == 1
     assert everything(server) == []
+
+
+@pytest.mark.parametrize("waits", [True, False])
+async def test_pods_of_a_kind_that_cannot_be_held_wait_for_the_services_that_are_to_be_ready(
+    server: KubernetesApi, runner: KubernetesRunner, tmp_path: Path, waits: bool
+) -> None:
+    server.custom["jobs"] = ("batch.volcano.sh/v1alpha1", "Job")
+    services = [{"config": POD, "wait_timeout": 600, "wait_for_ready": waits}]
+    plan = plan_in(tmp_path, **volcano(), additional_services=services)
+    creating = asyncio.create_task(runner.create(plan))
+    if waits:
+        await until(lambda: server.asked("GET .*/pods/redis") > 0)
+        assert server.store.list(("api/v1", "configmaps")) == []
+        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+        server.store.patch(("api/v1", "pods"), "default", "redis", {"status": ready})
+    with anyio.fail_after(LIMIT_SECONDS):
+        await creating
+    [job] = server.store.list(VOLCANO)
+    pod = job["spec"]["tasks"][0]["template"]["spec"]
+    mounted = [one["configMap"]["name"] for one in pod.get("volumes") or () if "configMap" in one]
+    made = server.store.list(("api/v1", "configmaps"))
+    assert mounted == [one["metadata"]["name"] for one in made] == ([f"{plan.name}-ready"] if waits else [])
+    assert all(one["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"] for one in made)
+
+
+def volcano() -> dict[str, Any]:
+    tasks = [{"name": "worker", "replicas": 1, "template": {"spec": {"containers": [{"name": "main"}]}}}]
+    return {"apiVersion": "batch.volcano.sh/v1alpha1", "kind": "Job", "spec": {"tasks": tasks}}
 
 
 async def test_submission_that_is_given_up_leaves_nothing_behind(
