@@ -18,6 +18,7 @@ import anyio
 
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError, NotFoundError
+from prefect_launch.queues.session import QUEUE_LABEL
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.history import History, TrialState
 from prefect_launch.sweeps.requests import PauseRequest, RetryRequest, SchedulerProcess, TrialCount, queued_again
@@ -200,7 +201,9 @@ async def _goes_on(session: Session, before: Item, seconds: float) -> bool:
 
 
 def _ends_paused(sweep: Item, history: History) -> bool:
-    """Whether a scheduler ends a sweep that is paused, none of whose trials is open."""
+    """Whether a scheduler ends a sweep that is paused, none of whose trials is open; an agent writes no such end."""
+    if QUEUE_LABEL in sweep.labels:
+        return False
     elapsed = running_seconds(sweep, datetime.now(timezone.utc))
     drained = Control(Command.DRAIN, elapsed, retries=RetryRequest.of(sweep).tries, made=TrialCount.of(sweep).made)
     return bool(decide(config_of(sweep), history, drained, lambda _: None))

@@ -13,6 +13,7 @@ import pytest
 
 from prefect_launch.core.states import ItemState, StateType
 from prefect_launch.errors import LaunchError, NotFoundError, SpecError
+from prefect_launch.queues.session import QUEUE_LABEL
 from prefect_launch.server.values import Item, State
 from prefect_launch.sweeps.control import ResumedBy, Retried, pause_sweep, resume_sweep, retry_trials, stop_sweep
 from prefect_launch.sweeps.requests import RetryRequest, SchedulerProcess
@@ -482,10 +483,13 @@ async def test_request_that_comes_after_the_last_look_of_a_sweep_that_ends_lets_
         assert not (await read_sweep(sweep.session, sweep.id)).is_terminal
 
 
+@pytest.mark.parametrize("on_agent", [False, True])
 async def test_request_to_a_paused_sweep_is_not_waited_for_when_the_sweep_does_not_end_while_it_is_paused(
-    job_api: InMemoryApi,
+    job_api: InMemoryApi, on_agent: bool
 ) -> None:
-    async with opened(job_api, run_cap=3) as sweep:
+    async with opened(job_api, run_cap=2 if on_agent else 3, deployed=on_agent) as sweep:
+        if on_agent:
+            await job_api.server.label_item(sweep.id, {QUEUE_LABEL: "cpu"})
         async with running(sweep), sweep.agent(Fickle(r0_1=1)):
             await pause_sweep(job_api, sweep.id)
             await eventually(lambda: open_items(sweep), lambda items: not items)
