@@ -7,7 +7,7 @@ one, and whether that is killed meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from enum import Enum
@@ -50,6 +50,18 @@ class ResumedBy(str, Enum):
     QUEUE = "queue"
     #: Nobody yet: the caller, by `run_sweep`.
     CALLER = "caller"
+
+
+async def _write(
+    session: Session, sweep_id: UUID, stands: Callable[[Item], bool], write: Callable[[Item], Awaitable[None]]
+) -> None:
+    """Write a request to a sweep, and see that it stands there beside those of others."""
+    for _ in range(_TRIES):
+        sweep = await read_sweep(session, sweep_id)
+        if stands(sweep):
+            return
+        await write(sweep)
+    raise LaunchError(f"Others change the sweep {sweep_id} again and again. Ask once more.")
 
 
 # --- pause ---
@@ -129,7 +141,8 @@ async def resume_sweep(
         Who goes on with it.
 
     Raises:
-        LaunchError: when the sweep cannot go on with these, or is being stopped; then it stays as it is.
+        LaunchError: when the sweep cannot go on with these, or is being stopped; then it stays as it is. Also when its
+            scheduler on an agent does not act on it in time; then it stays on record.
     """
     async with api.open() as session:
         before = await read_sweep(session, sweep_id)
@@ -137,10 +150,9 @@ async def resume_sweep(
         wanted = {name: value for name, value in given.items() if value is not None}
         if "job" in wanted or "docker_image" in wanted:
             wanted = {"job": None, "docker_image": None, **wanted}
-        parameters = {**before.parameters, **wanted}
-        config = config_of(before.model_copy(update={"parameters": parameters}))
+        config = config_of(before.model_copy(update={"parameters": {**before.parameters, **wanted}}))
         await check_sweep_request(api, session, config if "prior_runs" in wanted else config.without_prior_runs())
-        await session.server.replace_parameters(sweep_id, parameters)
+        await _write_parameters(session, sweep_id, wanted)
         if before.deployment_id is not None:
             return await _put_back(session, before, answer_seconds)
         if await _answers(session, sweep_id, answer_seconds):
@@ -148,6 +160,13 @@ async def resume_sweep(
         pending = State.of(ItemState.CLAIMED, "The sweep is resumed.")
         await session.server.propose(sweep_id, pending, force=True)
         return ResumedBy.CALLER
+
+
+async def _write_parameters(session: Session, sweep_id: UUID, wanted: Mapping[str, Any]) -> None:
+    async def write(sweep: Item) -> None:
+        await session.server.replace_parameters(sweep_id, {**sweep.parameters, **wanted})
+
+    await _write(session, sweep_id, lambda sweep: {**sweep.parameters, **wanted} == sweep.parameters, write)
 
 
 async def _put_back(session: Session, before: Item, seconds: float) -> ResumedBy:
@@ -263,7 +282,8 @@ async def retry_trials(
 
     Raises:
         NotFoundError: when the sweep has no such trial.
-        LaunchError: when one of them has neither failed nor was cancelled, or the sweep would end before they run.
+        LaunchError: when one of them has neither failed nor was cancelled, or the sweep would end before they run, or
+            is being stopped. Also when its scheduler on an agent does not act on it in time; then it stays on record.
     """
     async with api.open() as session:
         sweep = await read_sweep(session, sweep_id)
@@ -277,7 +297,7 @@ async def retry_trials(
         if end is not None:
             raise LaunchError(f"The sweep {sweep_id} would end before a trial of it runs again: {end.message}")
         retried = tuple(sorted(number for number, tries in wanted.tries.items() if _is_due(history, number, tries)))
-        await _write(session, sweep_id, wanted)
+        await _write_retries(session, sweep_id, wanted)
         if await _goes_on(session, sweep, answer_seconds):
             return Retried(retried)
     resumed_by = await resume_sweep(api, sweep_id, {}, answer_seconds=answer_seconds)
@@ -321,14 +341,14 @@ def _is_due(history: History, number: int, tries: int) -> bool:
     return trial is not None and (trial.tries < tries or (trial.tries == tries and trial.state.is_open))
 
 
-async def _write(session: Session, sweep_id: UUID, wanted: RetryRequest) -> None:
-    """Write the request, and see that it stands beside those of others."""
-    for _ in range(_TRIES):
-        there = RetryRequest.of(await read_sweep(session, sweep_id))
-        if there.with_tries(wanted.tries) == there:
-            return
-        await session.server.label_item(sweep_id, there.with_tries(wanted.tries).labels)
-    raise LaunchError(f"Others change the sweep {sweep_id} again and again. Ask for the trials once more.")
+async def _write_retries(session: Session, sweep_id: UUID, wanted: RetryRequest) -> None:
+    def with_others(sweep: Item) -> RetryRequest:
+        return RetryRequest.of(sweep).with_tries(wanted.tries)
+
+    async def write(sweep: Item) -> None:
+        await session.server.label_item(sweep_id, with_others(sweep).labels)
+
+    await _write(session, sweep_id, lambda sweep: with_others(sweep) == RetryRequest.of(sweep), write)
 
 
 # --- stop ---

@@ -328,7 +328,8 @@ class Sweep(ItemHandle):
             run_cap: the most trials from now on, those that it has had included.
 
         Raises:
-            LaunchError: when it cannot go on with these, or is being stopped; then it stays as it is.
+            LaunchError: when it cannot go on with these, or is being stopped; then it stays as it is. Also when its
+                scheduler on an agent does not act on it within 12 s; then it stays on record.
         """
         follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
         run_sync(self.aresume(num_workers, run_cap))
@@ -350,7 +351,8 @@ class Sweep(ItemHandle):
 
         Raises:
             NotFoundError: when the sweep has no such trial.
-            LaunchError: when one of them has neither failed nor was cancelled, or the sweep would end before they run.
+            LaunchError: when one of them has neither failed nor was cancelled, or the sweep would end before they run,
+                or is being stopped. Also as for `resume`.
         """
         follower().end_runs_at_sigterm()  # In the program's own thread, which the coroutine may not run in.
         return run_sync(self.aretry(trials))

@@ -172,6 +172,15 @@ async def test_running_sweep_takes_new_arguments_without_a_pause(job_api: InMemo
         assert await sweep.numbers() == [(k, 1) for k in range(5)]
 
 
+async def test_arguments_of_resumes_at_the_same_time_are_all_kept(job_api: InMemoryApi) -> None:
+    async with opened(job_api, method="random") as sweep:
+        await sweep.enter(ItemState.COMPLETED)
+        given: list[dict[str, Any]] = [{"num_workers": 3}, {"run_cap": 6}]
+        await asyncio.gather(*(resume_sweep(job_api, sweep.id, one, answer_seconds=0.01) for one in given))
+        parameters = (await read_sweep(sweep.session, sweep.id)).parameters
+        assert (parameters["num_workers"], parameters["run_cap"]) == (3, 6)
+
+
 async def test_parameters_that_are_refused_leave_a_sweep_as_it_is(job_api: InMemoryApi) -> None:
     async with opened(job_api) as sweep, running(sweep):
         await pause_sweep(job_api, sweep.id)
