@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+from prefect_launch.core.cancellation import ended
+
 T = TypeVar("T")
 
 
@@ -29,6 +31,4 @@ async def racing(work: Awaitable[T], *events: asyncio.Event) -> AsyncIterator[as
     finally:
         for wait in waits:
             wait.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+        await ended(task)

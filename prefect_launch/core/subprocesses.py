@@ -7,17 +7,19 @@ cancelled the way asyncio does it.)
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import signal
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, CompletedProcess
 from typing import Final
 
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CapacityLimiter, to_thread
+
+from prefect_launch.core.cancellation import finished
 
 #: How long to wait for killed programs; one in an uninterruptible call (a dead network disk) may never end.
 _GONE_SECONDS: Final = 5.0
@@ -60,14 +62,8 @@ async def run_command(
         start_new_session=True,
         pass_fds=tuple(inherited),
     )
-    reading = asyncio.ensure_future(to_thread.run_sync(process.communicate, limiter=CapacityLimiter(1)))
-    try:
-        said, complained = await asyncio.shield(reading)
-    except BaseException:
-        kill_group(process.pid)
-        with CancelScope(shield=True):
-            await asyncio.wait({reading}, timeout=_GONE_SECONDS)
-        raise
+    reading = to_thread.run_sync(process.communicate, limiter=CapacityLimiter(1))
+    said, complained = await finished(reading, hurry=partial(kill_group, process.pid), seconds=_GONE_SECONDS)
     return CompletedProcess(list(command), process.returncode, said, complained)
 
 

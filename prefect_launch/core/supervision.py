@@ -19,6 +19,7 @@ from typing import Final
 import anyio
 import anyio.abc
 
+from prefect_launch.core.cancellation import ended
 from prefect_launch.errors import InternalError, LaunchError, clause
 
 log = logging.getLogger(__name__)
@@ -99,6 +100,35 @@ async def restarted(name: str, run: Run, *, over: asyncio.Event | None = None) -
             await over.wait()
         if over.is_set():
             return
+
+
+class OwnedTasks:
+    """The owner of tasks beside other work: they run as `restarted` does, and have ended when its block has."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, name: str, run: Run, *, over: asyncio.Event | None = None) -> asyncio.Task[None]:
+        """Start a task, as `restarted` says, unless one of that name goes on."""
+        self._tasks = {known: task for known, task in self._tasks.items() if not task.done()}
+        if name not in self._tasks:
+            self._tasks[name] = asyncio.create_task(restarted(name, run, over=over))
+        return self._tasks[name]
+
+    async def done(self) -> None:
+        """Wait until the tasks have ended of their own accord."""
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+    async def end(self) -> None:
+        """Cancel the tasks, and wait until they have ended."""
+        await ended(*self._tasks.values())
+
+    async def __aenter__(self) -> OwnedTasks:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.end()
 
 
 class Supervisor:

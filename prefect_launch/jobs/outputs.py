@@ -18,6 +18,7 @@ import anyio
 from anyio import to_thread
 from pydantic import BaseModel, ConfigDict
 
+from prefect_launch.core.cancellation import finished
 from prefect_launch.core.filesystem import allocated_bytes, copy_file, make_folders, walk
 from prefect_launch.core.names import check_name
 from prefect_launch.core.output_limits import (
@@ -130,13 +131,7 @@ async def copy_outputs(folder: Path, target: Path, limits: OutputLimits) -> Kept
         OSError: when a file cannot be read or written.
     """
     stop = threading.Event()
-    copying = asyncio.ensure_future(asyncio.to_thread(_copy, folder, target, limits, stop))
-    try:
-        return await asyncio.shield(copying)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait({copying})
-        raise
+    return await finished(asyncio.to_thread(_copy, folder, target, limits, stop), hurry=stop.set)
 
 
 def _copy(folder: Path, target: Path, limits: OutputLimits, stop: threading.Event) -> KeptOutputs:

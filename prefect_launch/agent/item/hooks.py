@@ -25,7 +25,7 @@ from prefect_launch.agent.item.outputs import copy_previous_outputs, keep_output
 from prefect_launch.agent.item.transitions import retry_until_available
 from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.core.supervision import restarted
+from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.core.units import format_duration
 from prefect_launch.errors import LaunchError
 from prefect_launch.planning.image_pinning import digest_in
@@ -69,12 +69,9 @@ class TellWaitingParts(Hook):
     async def watching(self) -> AsyncIterator[None]:
         attempt = self.attempt
         parts = partial(attempt.runner.watch_parts, attempt.handle, self._note)
-        telling = asyncio.create_task(restarted(f"parts of {attempt.item.id}", parts))
-        try:
+        async with OwnedTasks() as beside:
+            beside.start(f"parts of {attempt.item.id}", parts)
             yield
-        finally:
-            telling.cancel()
-            await asyncio.wait({telling})
 
     async def _note(self, reason: str) -> None:
         attempt = self.attempt
@@ -149,12 +146,9 @@ class Stopping(Hook):
     async def watching(self) -> AsyncIterator[None]:
         held = self.attempt.describe_held()
         self._frees = f", {held} free" if held else ""
-        stopping = asyncio.create_task(restarted(f"stopping {self._running.id}", self._stop_when_due))
-        try:
+        async with OwnedTasks() as beside:
+            beside.start(f"stopping {self._running.id}", self._stop_when_due)
             yield
-        finally:
-            stopping.cancel()
-            await asyncio.wait({stopping})
 
     async def _stop_when_due(self) -> None:
         """Wait for a reason, then stop the run. Cancel it once the run has ended."""

@@ -27,10 +27,11 @@ from uuid import UUID
 import anyio
 
 from prefect_launch.agent.item.transitions import retry_until_available
+from prefect_launch.core.cancellation import finished
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.metric_lines import LINE_END, blank_metrics, from_first_whole_line, without_blanks
 from prefect_launch.core.pace import Pace
-from prefect_launch.core.supervision import restarted
+from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.runners.log_streams import parts as stream_parts
 from prefect_launch.server.protocol import Server
 from prefect_launch.server.values import LogRecord
@@ -122,17 +123,16 @@ class LogShipper:
         self._read_to = -1
         self._asked: Position | None = position if position.asked is not None else None
         self._ended = asyncio.Event()
-        self._following: asyncio.Task[None] | None = None
+        self._following = OwnedTasks()
 
     def follow(self) -> None:
         """Send what comes, from now on."""
-        self._following = asyncio.create_task(restarted(f"log of {self._item_id}", self._follow, over=self._ended))
+        self._following.start(f"log of {self._item_id}", self._follow, over=self._ended)
 
     async def finish(self) -> None:
         """Send what is left, now that nothing more is written."""
         self._ended.set()
-        if self._following is not None:
-            await self._following  # What it failed to send is sent below, and whoever asked hears what cannot be.
+        await self._following.done()  # What it failed to send is sent below, and whoever asked hears what cannot be.
         await self._settle()
         await self._send_new(whole_lines=False)
         size = await anyio.to_thread.run_sync(_size, self._path)
@@ -141,9 +141,7 @@ class LogShipper:
 
     async def let_go(self) -> None:
         """Stop to send; the next agent goes on where this one was."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait({self._following})
+        await self._following.end()
 
     async def _settle(self) -> None:
         """Find out whether a request whose answer nobody has, this agent's or the last one's, reached the server."""
@@ -275,14 +273,7 @@ async def whole(work: Coroutine[None, None, None]) -> None:
 
     A server that is away keeps nobody from leaving: the next agent finds out what has reached it.
     """
-    task = asyncio.ensure_future(work)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task}, timeout=LAST_WORDS_SECONDS)
-        task.cancel()
-        await asyncio.wait({task})
-        raise
+    await finished(work, seconds=LAST_WORDS_SECONDS)
 
 
 def _without_metrics(parts: Sequence[tuple[bool, bytes]]) -> Sequence[tuple[bool, bytes]]:

@@ -7,7 +7,6 @@ metrics is noted in its log once, not once a line.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
@@ -29,7 +28,7 @@ from prefect_launch.agent.log_notes import write_log_note
 from prefect_launch.core.metric_lines import MARK_BYTES, without_metrics
 from prefect_launch.core.metrics import MAX_METRICS, MAX_POINTS, Metrics, numbers_in, parse_line
 from prefect_launch.core.pace import Pace
-from prefect_launch.core.supervision import restarted
+from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import LaunchError, ServerFailedError, ServerUnavailableError
 from prefect_launch.inputs.metrics import MARK, MAX_LINE_BYTES, METRICS_FILE
 from prefect_launch.runners.base import RunPlan
@@ -289,17 +288,15 @@ class MetricsCollector:
         self._has_begun = False
         self._written = {_VALUES: 0, _CHART: 0}
         self._first_at = self._written_at = self._drawn_at = 0.0
-        self._following: asyncio.Task[None] | None = None
+        self._following = OwnedTasks()
 
     def follow(self) -> None:
         """Write what comes, from now on."""
-        self._following = asyncio.create_task(restarted(f"metrics of {self._item_id}", self._follow))
+        self._following.start(f"metrics of {self._item_id}", self._follow)
 
     async def let_go(self) -> None:
         """Stop to follow; the next agent goes on where this one was."""
-        if self._following is not None:
-            self._following.cancel()
-            await asyncio.wait({self._following})
+        await self._following.end()
 
     async def finish(self) -> None:
         """Write all, now that the run has ended and its outputs are kept.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Final
 from uuid import UUID, uuid5
 
@@ -21,7 +22,7 @@ from prefect_launch.agent.item.running_items import RunningItem, RunningItems
 from prefect_launch.agent.item.transitions import transition
 from prefect_launch.agent.polling.events import WakeEvent
 from prefect_launch.core.states import ItemState, StateType
-from prefect_launch.core.supervision import restarted
+from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import ItemGoneError, LaunchError
 from prefect_launch.queues.sweep_status import sweep_of
 from prefect_launch.server.protocol import Server
@@ -48,13 +49,12 @@ class CancellationWatcher:
         self._running_items = running_items
         self._poll_seconds = poll_seconds
         self._wake = WakeEvent()
-        self._confirming: dict[str, asyncio.Task[None]] = {}
+        self._confirming = OwnedTasks()
 
     def on_event(self, running_item: RunningItem) -> None:
         """Note that an event names an item in work; returns at once."""
-        known = self._confirming.get(running_item.thread_id)
-        if known is None or known.done():
-            self._confirming[running_item.thread_id] = asyncio.create_task(self._confirm(running_item))
+        confirm = partial(self._read_until_it_stops, running_item)
+        self._confirming.start(f"confirming a stop of {running_item.id}", confirm)
 
     def check_soon(self) -> None:
         """Check all that is in work soon: events may have been missed."""
@@ -70,8 +70,7 @@ class CancellationWatcher:
                     log.debug("cancellations not checked: %s", error)
                 await self._wake.wait(self._poll_seconds)
         finally:
-            for task in self._confirming.values():
-                task.cancel()
+            await self._confirming.end()
 
     async def _check(self) -> None:
         ids = self._running_items.held
@@ -94,12 +93,6 @@ class CancellationWatcher:
         for sweep, running_item in trials:
             if sweep in cancelled:
                 _stop(running_item)
-
-    async def _confirm(self, running_item: RunningItem) -> None:
-        try:
-            await restarted("confirming a stop", lambda: self._read_until_it_stops(running_item))
-        finally:
-            self._confirming.pop(running_item.thread_id, None)
 
     async def _read_until_it_stops(self, running_item: RunningItem) -> None:
         try:

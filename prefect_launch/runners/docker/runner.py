@@ -22,7 +22,7 @@ import anyio
 
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.core.states import ItemState
-from prefect_launch.core.supervision import restarted
+from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError, UnreachableError
 from prefect_launch.jobs.model import SourceKind
 from prefect_launch.registries.base import Registry
@@ -173,14 +173,9 @@ class PeakMemory:
 async def sampled_memory(engine: Engine, container_id: str) -> AsyncIterator[PeakMemory]:
     """Sample a container's memory for as long as the block lasts."""
     peak = PeakMemory()
-    sampling = asyncio.create_task(
-        restarted(f"memory of {container_id[:12]}", lambda: peak.sample(engine, container_id))
-    )
-    try:
+    async with OwnedTasks() as beside:
+        beside.start(f"memory of {container_id[:12]}", lambda: peak.sample(engine, container_id))
         yield peak
-    finally:
-        sampling.cancel()
-        await asyncio.wait({sampling})
 
 
 # --- exit status ---

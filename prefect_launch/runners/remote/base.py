@@ -33,6 +33,7 @@ import anyio
 
 from prefect_launch.core.output_limits import LeftOut
 from prefect_launch.core.pace import Pace
+from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import InfrastructureError, LaunchError
 from prefect_launch.runners.base import (
     TAKEOVER_SECONDS,
@@ -255,24 +256,17 @@ class RemoteRunner(Runner):
     async def watch(self, handle: str, plan: RunPlan, *, ended: Callable[[], None] = nothing) -> ExitStatus:
         await anyio.Path(plan.log_path).touch(mode=0o600)
         copy = LogCopy(plan.log_path, partial(self.read_run_log, handle, plan), self._log_pace, self.log_seconds)
-        copying = asyncio.create_task(copy.run())
-        try:
+        async with OwnedTasks() as beside:
+            copying = beside.start(f"copy of the log of {handle}", copy.run)
             status = await self._end_of(handle) or await self.left_end(plan)
             ended()
             copy.ended.set()
             if status is not None:
                 await asyncio.wait({copying}, timeout=_LOG_END_SECONDS)
-        finally:
-            # Also when this is cancelled: whoever watches next goes on from the position.
             done = copying.done()
-            copying.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({copying})
         stopped = await self._is_stopped(handle)
         if status is None:
             return ExitStatus(exit_code=None, stopped=stopped, error=self._why_gone(stopped))
-        if done and (error := copying.exception()) is not None:
-            raise error
         problems = copy.problems
         if not (done or problems):
             problems = ["the end of the log could not be read in time"]

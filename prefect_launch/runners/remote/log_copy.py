@@ -10,6 +10,7 @@ from typing import Final
 
 import anyio
 
+from prefect_launch.core.cancellation import finished
 from prefect_launch.core.pace import Pace
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.log_streams import CopiedLog
@@ -74,12 +75,7 @@ class LogCopy:
 
     async def _in_thread(self, part: LogPart | None) -> str | None:
         """Write a part as a whole, also when this is cancelled: whoever copies next goes on from the position."""
-        writing = asyncio.ensure_future(anyio.to_thread.run_sync(_append, self._path, part))
-        try:
-            return await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait({writing})
-            raise
+        return await finished(anyio.to_thread.run_sync(_append, self._path, part))
 
 
 def _append(path: Path, part: LogPart | None) -> str | None:

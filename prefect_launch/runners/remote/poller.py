@@ -16,7 +16,8 @@ from typing import Final
 import anyio
 
 from prefect_launch.core.backoff import Backoff
-from prefect_launch.core.supervision import restarted
+from prefect_launch.core.cancellation import ended
+from prefect_launch.core.supervision import OwnedTasks, restarted
 from prefect_launch.errors import LaunchError
 from prefect_launch.runners.remote.jobs import JobChange, RemoteState, RemoteStatus, RunHandle
 
@@ -145,23 +146,16 @@ class StatusPoller:
     async def aclose(self) -> None:
         """End polling."""
         task, self._task = self._task, None
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.wait({task})
+        if task is not None:
+            await ended(task)
 
     async def _run(self) -> None:
         # Again for whoever begins to follow a job while the connection of the last one is closed.
         while self._feeds:
-            listening = None
-            if self._changes is not None:
-                listening = asyncio.create_task(restarted(f"changes of {self._name}", self._listen))
-            try:
+            async with OwnedTasks() as beside:
+                if self._changes is not None:
+                    beside.start(f"changes of {self._name}", self._listen)
                 await self._poll_all()
-            finally:
-                self._is_told = False
-                if listening is not None:
-                    listening.cancel()
-                    await asyncio.wait({listening})
 
     async def _poll_all(self) -> None:
         pause = self._least_seconds

@@ -172,7 +172,7 @@ async def test_agent_that_is_killed_loses_no_step_and_doubles_none(run: Run) -> 
     first = run.collector()
     first.follow()
     await run.until_read("loss", 9)
-    first._following.cancel()  # type: ignore[union-attr]
+    await first.let_go()
     run.write(b"ne\n", *(line(step, loss=step) for step in range(10, 20)))
     second = run.collector()
     second.follow()

@@ -9,10 +9,11 @@ from uuid import uuid4
 
 import pytest
 
+from prefect_launch.core import supervision
 from prefect_launch.errors import ImagePullError, InfrastructureError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote import base
-from prefect_launch.runners.remote.jobs import JobChange, RemoteJob, RemoteState, RemoteStatus
+from prefect_launch.runners.remote.jobs import JobChange, LogPart, RemoteJob, RemoteState, RemoteStatus
 from prefect_launch.runners.remote.poller import StatusFeed
 from prefect_launch.testing import InMemoryCluster, InMemoryRemoteRunner, Script
 from prefect_launch.testing.remote_runner import InMemoryTellingRunner
@@ -92,6 +93,31 @@ async def test_end_of_a_log_that_cannot_be_read_is_reported_and_the_job_is_kept(
     end = await runner.watch(await started(runner, plan), plan)
     assert (end.exit_code, end.log_complete) == (0, False)
     assert "the log could not be copied" in end.warnings[0]
+
+
+async def test_copy_of_a_log_that_fails_unforeseen_is_told_at_once_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 0.01)
+
+    class Failing(InMemoryRemoteRunner):
+        failures = 1
+
+        async def read_logs(self, handle: str, after: str | None) -> AsyncIterator[LogPart]:
+            if self.failures:
+                self.failures -= 1
+                raise ValueError("not foreseen")
+            async for part in super().read_logs(handle, after):
+                yield part
+
+    cluster, plan = InMemoryCluster(lambda plan: Script(log=(b"one\n",), seconds=60)), plan_in(tmp_path)
+    runner = Failing(tmp_path, cluster)
+    watching = await followed(runner, plan)
+    await until(lambda: plan.log_path.read_bytes() == b"one\n")
+    assert "task-failed copy of the log of" in caplog.text
+    next(iter(cluster.jobs.values())).finish()
+    end = await asyncio.wait_for(watching, 60)
+    assert (end.exit_code, end.log_complete) == (0, True)
 
 
 async def until(is_so: Callable[[], bool]) -> None:

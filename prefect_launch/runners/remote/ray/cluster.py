@@ -13,9 +13,11 @@ import shlex
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
+from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.errors import InfrastructureError, LaunchError
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState, RunHandle
 from prefect_launch.runners.remote.marked_log import MarkedLog
@@ -84,7 +86,7 @@ class RayCluster:
         self._client = client
         self._known: dict[str, _Known] = {}
         self._nodes: tuple[float, Nodes | None] | None = None
-        self._removing: set[asyncio.Task[None]] = set()
+        self._removing = OwnedTasks()
         self._session = ""
         #: What the last list of all jobs took, and the last read of one, in seconds.
         self._list_seconds, self._one_seconds = 0.0, 0.0
@@ -112,10 +114,7 @@ class RayCluster:
 
     async def aclose(self) -> None:
         """End what is still done beside."""
-        for task in (removing := list(self._removing)):
-            task.cancel()
-        if removing:
-            await asyncio.wait(removing)
+        await self._removing.end()
 
     # --- jobs ---
 
@@ -249,9 +248,7 @@ class RayCluster:
 
     def remove_killer(self, handle: str) -> None:
         """Remove, beside all else, an ended job that has killed another one."""
-        removing = asyncio.create_task(self._remove_killer(handle))
-        self._removing.add(removing)
-        removing.add_done_callback(self._removing.discard)
+        self._removing.start(f"removal of job {handle} of Ray", partial(self._remove_killer, handle))
 
     async def _remove_killer(self, handle: str) -> None:
         try:

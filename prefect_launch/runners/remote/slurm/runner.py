@@ -12,12 +12,14 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import anyio
 
 from prefect_launch.core.states import ItemState
+from prefect_launch.core.supervision import OwnedTasks
 from prefect_launch.environments.venv import Environments, Venv
 from prefect_launch.errors import InfrastructureError, LaunchError, SpecError
 from prefect_launch.jobs.model import SourceKind
@@ -76,7 +78,7 @@ class SlurmRunner(RemoteRunner):
         self._environments = Environments(home / "environments")
         self._records = JobRecords(home.absolute() / "slurm" / "jobs")
         self._statuses = JobStatuses(self._records)
-        self._kills: set[asyncio.Task[None]] = set()
+        self._kills = OwnedTasks()
 
     # --- checks ---
 
@@ -295,9 +297,8 @@ class SlurmRunner(RemoteRunner):
         self._statuses.forget(handle)
         await _scancel(found, "--state=PENDING")
         await _scancel(found, "--batch", "--signal=TERM")
-        task = asyncio.create_task(self._kill(found, grace_seconds + _SCRIPT_SECONDS))
-        self._kills.add(task)
-        task.add_done_callback(self._kills.discard)
+        seconds = grace_seconds + _SCRIPT_SECONDS
+        self._kills.start(f"kill of job {found.id} of slurm after {seconds:g} s", partial(self._kill, found, seconds))
 
     async def _kill(self, job: JobRecord, seconds: float) -> None:
         """Let Slurm end all of a job that has not ended within a time: its node or its script may be stuck."""
@@ -337,8 +338,7 @@ class SlurmRunner(RemoteRunner):
 
     async def aclose(self) -> None:
         await super().aclose()
-        for task in tuple(self._kills):
-            task.cancel()
+        await self._kills.end()
 
     def _why_gone(self, stopped: bool) -> str:
         return super()._why_gone(stopped) if stopped else FORGOTTEN

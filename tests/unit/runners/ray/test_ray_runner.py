@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from prefect_launch.agent.item.outcome import outcome_of_exit
+from prefect_launch.core import supervision
 from prefect_launch.core.masking import Mask
 from prefect_launch.errors import InfrastructureError, LaunchError, QueueError, SpecError, UnreachableError
 from prefect_launch.runners.base import Labels
@@ -406,6 +407,29 @@ async def test_job_that_waits_is_stopped_by_killing_its_supervisor(
     while list(api.jobs) != [plan.name]:  # The job that killed it is removed.
         assert time.monotonic() < until
         await asyncio.sleep(0.01)
+    await runner.aclose()
+
+
+async def test_removal_that_fails_unforeseen_is_told_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 0.01)
+    api = RayApi()
+    runner, body = api.runner(tmp_path), {"submission_id": "killer", "entrypoint": "true", "metadata": {}}
+    await runner._cluster.submit(body)
+    api.end("killer")
+
+    def fail(request: httpx.Request) -> httpx.Response | None:
+        if request.method == "DELETE":
+            api.faults.remove(fail)
+            raise ValueError("not foreseen")
+        return None
+
+    api.faults.append(fail)
+    runner._cluster.remove_killer("killer")
+    await asyncio.wait_for(runner._cluster._removing.done(), 60)
+    assert "task-failed removal of job killer of Ray (1 within 300 s): ValueError('not foreseen')" in caplog.text
+    assert not api.jobs
     await runner.aclose()
 
 

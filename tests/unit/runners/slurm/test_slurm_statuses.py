@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pwd
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from prefect_launch.core import supervision
 from prefect_launch.errors import UnreachableError
 from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
 from prefect_launch.runners.remote.jobs import RemoteJob, RemoteState
@@ -281,10 +285,40 @@ async def test_kill_that_slurm_refuses_is_told_and_not_tried_again(
         'echo "scancel: error: Kill job error on job id 7: Access/permission denied" >&2; exit 1',
     )
     await made.runner.cancel("7", 0.0)
-    await until(lambda: not made.runner._kills)
+    await asyncio.wait_for(made.runner._kills.done(), 60)
     assert "Access/permission denied" in caplog.text
     assert site.called().count("scancel ") == 3
     await made.runner.aclose()
+
+
+async def test_kill_that_fails_unforeseen_is_told_and_tried_again(
+    made: Jobs, site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(slurm_runner, "_SCRIPT_SECONDS", 0.0)
+    monkeypatch.setattr(supervision, "FIRST_PAUSE_SECONDS", 0.01)
+    made.add(7)
+    starts, failures = subprocess.Popen, [RuntimeError("can't start new thread")]
+
+    def start(command: list[str], **options: Any) -> Any:
+        if failures and command[-2:] == [f"--name={name(7)}", "7"]:
+            raise failures.pop()
+        return starts(command, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    await made.runner.cancel("7", 0.0)
+    await asyncio.wait_for(made.runner._kills.done(), 60)
+    assert "task-failed kill of job 7 of slurm after 0 s" in caplog.text
+    assert "can't start new thread" in caplog.text
+    assert site.called().splitlines()[-1] == f"scancel --name={name(7)} 7"
+
+
+async def test_runner_that_is_closed_has_left_no_kill_behind(made: Jobs, site: Site) -> None:
+    made.add(7)
+    before = asyncio.all_tasks()
+    await made.runner.cancel("7", 60.0)
+    assert asyncio.all_tasks() != before
+    await made.runner.aclose()
+    assert asyncio.all_tasks() == before
 
 
 def test_record_of_a_name_is_found_among_many_without_reading_them(tmp_path: Path) -> None:
