@@ -5,7 +5,7 @@ blocks them. The main thread waits for that thread at the end of the program. A 
 before its call returns.
 
 A SIGINT or SIGTERM ends the runs. A signal during the wait is noted, and reaches the program once the runs have ended,
-so that a second one does not cut their end short.
+so that a second one does not cut their end short. Nor does a second SIGTERM cut short the end of the program itself.
 """
 
 from __future__ import annotations
@@ -232,6 +232,7 @@ class Follower:
         self._lock = threading.Lock()
         self._exit_call: Any = None
         self._signals: list[int] = []
+        self._is_exiting = False
         self._waits = 0
         self._handlers_before: dict[int, Any] = {}
         self._wait_first_at_exit()
@@ -270,6 +271,7 @@ class Follower:
             kind: of what is followed.
             work: runs the flow to its end, and marks what it is given as started.
         """
+        self._is_exiting = False
         self.end_runs_at_sigterm()
         context = FlowRunContext.get()
         run = kind(self._portal, self._loop, context.flow_run.id if context and context.flow_run else None)
@@ -359,7 +361,8 @@ class Follower:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
         _stop(self._living)
-        if not self._waits:
+        if not (self._waits or self._is_exiting):
+            self._is_exiting = True
             raise SystemExit(128 + number)
 
     # --- the end of a flow ---

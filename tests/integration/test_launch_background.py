@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 PROGRAM = """
 import asyncio, time
+
+import anyio
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,6 +68,19 @@ def sync_flow_at_work():
     launch(api, **given)
     (folder / "returned").write_text("now")
     time.sleep(60)
+
+async def works():
+    await alaunch(api, **given)
+    await anyio.to_thread.run_sync(str)  # The loop's end must see to the end of this thread.
+    (folder / "returned").write_text("now")
+    try:
+        await asyncio.sleep(60)
+    finally:
+        (folder / "interrupted").write_text("now")
+        await asyncio.sleep(1)
+
+def async_at_work():
+    asyncio.run(works())
 
 @flow(name={inner!r})
 def cancelled():
@@ -172,6 +187,7 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
         ("async_flow", [TERM, TERM], 128 + TERM),
         ("async_flow", [INT, INT], -INT),
         ("sync_flow_at_work", [TERM], 128 + TERM),
+        ("async_at_work", [TERM, TERM], 128 + TERM),
         ("cut_off", [], 0),
     ],
 )
@@ -182,12 +198,14 @@ def test_interrupted_process_ends_the_run_that_it_started(
     site.job(f'trap "echo caught; exit 3" TERM; echo "$LAUNCH_ITEM_ID" > {item}; sleep 60 & wait')
     process = program(site, call)
     run_id = until_written(item)
-    if call in ("sync_flow_at_work", "cut_off"):
+    if call in ("sync_flow_at_work", "async_at_work", "cut_off"):
         until_written(site.folder / "returned")
     else:
         until_it_waits(process)
     for number in sent:
         os.kill(process.pid, number)
+        if call == "async_at_work":
+            until_written(site.folder / "interrupted")  # The second one comes while the loop ends.
     assert process.wait(120) == code, process.tail()
     state, message = end_of(run_id)
     assert state is StateType.CANCELLED, process.tail()
@@ -195,7 +213,12 @@ def test_interrupted_process_ends_the_run_that_it_started(
     assert site.log(site.api.queued_run(run_id)) == "caught"
     assert "after shutdown" not in process.log.read_text()
     assert not (site.folder / "went on").exists()
-    inner = {"plain": [], "sync_flow_at_work": [StateType.CRASHED], "cut_off": [StateType.CANCELLING]}
+    inner = {
+        "plain": [],
+        "async_at_work": [],
+        "sync_flow_at_work": [StateType.CRASHED],
+        "cut_off": [StateType.CANCELLING],
+    }
     assert flow_ends(f"inner-{site.name}") == inner.get(call, [StateType.COMPLETED])
     assert flow_ends(f"outer-{site.name}") == ([StateType.CRASHED] if call == "sync_flow" else [])
 
