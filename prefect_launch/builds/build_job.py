@@ -35,6 +35,8 @@ from prefect_launch.runners.remote.kubernetes.options import one_container_job
 
 #: Written before the name of whoever waits for a build, in its Job's annotations. No label of a run begins so.
 WAITERS: Final = "builds.prefect-launch/"
+#: The annotation that tells who has made a Job: a value of one look at it, as no other has.
+MAKER: Final = "builds.prefect-launch.maker"
 _DOCKERFILE: Final = "Dockerfile.launch"
 _ARCHIVE: Final = "context.tar.gz"
 _CONTEXT_DIR: Final = "/launch/context"
@@ -106,7 +108,7 @@ def build_plan(
     settings: ClusterSettings,
     files: BuildFiles,
     run_dir: Path,
-    mark: tuple[str, str],
+    annotations: Mapping[str, str],
 ) -> RunPlan:
     """Return the plan of the run that builds an image.
 
@@ -116,7 +118,7 @@ def build_plan(
         settings: of builds in the cluster.
         files: what goes into the pod.
         run_dir: a folder.
-        mark: the annotation that says who waits, which the Job has from the start.
+        annotations: that the Job has from the start: who waits for it, and its maker.
     """
     item = f"build-{target.tag}"
     labels = {Labels.ITEM: item, Labels.ATTEMPT: "1", ImageLabels.TAG: target.tag}
@@ -127,7 +129,7 @@ def build_plan(
         args=(*_flags(target, destination, files), *settings.args),
         labels=labels,
     )
-    return plan.model_copy(update={"options": _options(plan.name, settings, files, mark)})
+    return plan.model_copy(update={"options": _options(plan.name, settings, files, annotations)})
 
 
 def _flags(target: ImageBuild, destination: str, files: BuildFiles) -> list[str]:
@@ -143,7 +145,7 @@ def _flags(target: ImageBuild, destination: str, files: BuildFiles) -> list[str]
     return flags + ([f"--custom-platform={target.platform}"] if target.platform else [])
 
 
-def _options(name: str, settings: ClusterSettings, files: BuildFiles, mark: tuple[str, str]) -> dict[str, Any]:
+def _options(name: str, settings: ClusterSettings, files: BuildFiles, annotations: Mapping[str, str]) -> dict[str, Any]:
     """Return the options of the run: the owner's, and what every build has."""
     options = {"service-account": None, **deepcopy(settings.options)}
     spec = {**one_container_job()["spec"], **options.pop("spec", {})}
@@ -167,7 +169,7 @@ def _options(name: str, settings: ClusterSettings, files: BuildFiles, mark: tupl
         "apiversion": "batch/v1",
         "kind": "Job",
         "spec": spec,
-        "annotations": {**options.get("annotations", {}), mark[0]: mark[1]},
+        "annotations": {**options.get("annotations", {}), **annotations},
         "image": settings.image,
         "ttl": _TTL_SECONDS,
         "wait-for-ready": False,

@@ -3,8 +3,8 @@
 The Job's name comes from the image's tag: an agent that wants an image which is being built joins the Job that does,
 and so does one that comes back after it was killed. Whoever waits has a mark among the Job's annotations. The last one
 to leave removes the Job, and stops the build if it still runs. A Job that had ended before somebody came is not asked:
-it is removed, and the image built anew. Where all who waited have died, the cluster ends a build by its deadline, also
-one that is held, and removes its Job.
+it is removed, and the image built anew. A Job is not held back: where all who waited have died, the cluster ends it by
+its deadline, and removes it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, aclosing
 from pathlib import Path
 from typing import ClassVar, Final
+from uuid import uuid4
 
 import anyio
 
 from prefect_launch.builds.build_engine import PushRefusedError, check_pushed
-from prefect_launch.builds.build_job import WAITERS, BuildFiles, build_plan, cut_context
+from prefect_launch.builds.build_job import MAKER, WAITERS, BuildFiles, build_plan, cut_context
 from prefect_launch.builds.builder import BuildOutput, BuildPlace, ImageBuild, LineSink, failure
 from prefect_launch.builds.full_disks import explaining_full_disks
 from prefect_launch.builds.settings import BuilderSettings, ClusterSettings
@@ -76,9 +77,9 @@ _REFUSED: Final = re.compile(
 
 
 class _BuildRunner(KubernetesRunner):
-    """Runs builds. One that is never released has its deadline all the same, which a suspended Job has not."""
+    """Runs builds, which are not held: nobody need release one whose agent has died. Its pod waits for its context."""
 
-    hold: ClassVar[Hold | None] = Hold.PARALLELISM
+    hold: ClassVar[Hold | None] = Hold.NONE
 
 
 class ClusterImages(BuildPlace):
@@ -120,9 +121,10 @@ class ClusterImages(BuildPlace):
         access = await anyio.to_thread.run_sync(lambda: read_pip_access(self._settings.pip_config, folders=False))
         async with anyio.TemporaryDirectory(prefix="launch-build-") as scratch:
             files = await self._files(target, access)
-            mark = (f"{WAITERS}{item}", self._holder)
-            plan = build_plan(target, self._name_of(target), self._settings.kubernetes, files, Path(scratch), mark)
-            one = _ClusterBuild(self._runner, plan, mark, self._settings.kubernetes)
+            mark, maker = f"{WAITERS}{item}", str(uuid4())
+            made = {mark: self._holder, MAKER: maker}
+            plan = build_plan(target, self._name_of(target), self._settings.kubernetes, files, Path(scratch), made)
+            one = _ClusterBuild(self._runner, plan, mark, self._holder, maker, self._settings.kubernetes)
             logins = _mask_of(files.auths)
 
             def masked(text: str) -> str:
@@ -204,16 +206,20 @@ class _ClusterBuild:
     Args:
         runner: of the cluster.
         plan: of the Job.
-        mark: the annotation that says that its item waits, and who waits.
+        mark: the annotation that says that its item waits.
+        holder: the value of that.
+        maker: the value of `MAKER`, if the Job is made here.
         settings: of builds in the cluster.
     """
 
     def __init__(
-        self, runner: KubernetesRunner, plan: RunPlan, mark: tuple[str, str], settings: ClusterSettings
+        self, runner: KubernetesRunner, plan: RunPlan, mark: str, holder: str, maker: str, settings: ClusterSettings
     ) -> None:
         self._runner = runner
         self._plan = plan
-        self._mark, self._holder = mark
+        self._mark = mark
+        self._holder = holder
+        self._maker = maker
         self._settings = settings
 
     async def run(self, log: LineSink) -> str:
@@ -225,8 +231,7 @@ class _ClusterBuild:
         """
         handle = await self._create()
         try:
-            if not await self._join(handle, log):
-                raise _LostBuildError("an earlier build of this image had ended")
+            await self._join(handle, log)
             return await self._follow(handle, log)
         finally:
             with anyio.CancelScope(shield=True):
@@ -240,31 +245,33 @@ class _ClusterBuild:
             said = clause(str(error).replace("resource_args.kubernetes", "builder.kubernetes"))
             raise AgentConfigError(f"The build cannot be made in the cluster: {said}.") from error
 
-    async def _join(self, handle: RunHandle, log: LineSink) -> bool:
-        """Mark that somebody waits for the Job; false when it has ended or is gone, and there is none any more."""
-        others = await self._mark_as(handle, self._holder)
+    async def _join(self, handle: RunHandle, log: LineSink) -> None:
+        """Mark that somebody waits for the Job; one that had ended before is removed, and its image built anew."""
+        marks = await self._runner.annotate(handle.job, {self._mark: self._holder})
         job = await self._runner.poll_one(handle.job)
-        if others is None or job is None or job.status.state is RemoteState.ENDED:
+        is_made_here = marks is not None and marks.get(MAKER) == self._maker
+        if marks is None or job is None or (job.status.state is RemoteState.ENDED and not is_made_here):
             # Whether it has just pushed the image, the registry says.
             await self._clear(handle, job)
-            return False
-        if others:
+            is_gone = marks is None or job is None
+            raise _LostBuildError("its Job is gone" if is_gone else "an earlier build of this image had ended")
+        if others := self._others(marks):
             log(f"{others[0]} builds this image already; its log follows.\n")
-        return True
 
-    async def _mark_as(self, handle: RunHandle, holder: str | None) -> list[str] | None:
-        """Set this mark, or take it back; return who else waits, None when the Job is gone."""
-        marks = await self._runner.annotate(handle.job, {self._mark: holder})
-        if marks is None:
-            return None
+    def _others(self, marks: Mapping[str, str]) -> list[str]:
         return [who for key, who in marks.items() if key.startswith(WAITERS) and key != self._mark]
+
+    async def _unmark(self, handle: RunHandle) -> list[str] | None:
+        """Take back the mark; return who else waits, None when the Job is gone."""
+        marks = await self._runner.annotate(handle.job, {self._mark: None})
+        return None if marks is None else self._others(marks)
 
     async def _clear(self, handle: RunHandle, job: RemoteJob | None) -> None:
         """Remove a Job that has ended: one that has failed once all who waited for it have left, or have died."""
         has_failed = job is not None and not (job.status.exit and job.status.exit.succeeded)
         pauses = Backoff(0.1, _AWAY_SECONDS)
         with anyio.move_on_after(_SEEN_SECONDS):
-            while has_failed and await self._mark_as(handle, None):
+            while has_failed and await self._unmark(handle):
                 await pauses.sleep()
         await self._runner.remove(str(handle))
 
@@ -367,7 +374,7 @@ class _ClusterBuild:
     async def _leave(self, handle: RunHandle) -> None:
         """Take back the mark; who is the last removes the Job, and stops what still runs."""
         try:
-            if await self._mark_as(handle, None) == []:
+            if await self._unmark(handle) == []:
                 await self._runner.stop(str(handle), _STOP_SECONDS)
                 await self._runner.remove(str(handle))
         except LaunchError as error:

@@ -240,14 +240,20 @@ def test_build_in_the_cluster_that_fails_is_told_with_its_step_and_last_lines(bu
     assert "about to fail" in builds.site.notes(run)
 
 
-def test_job_that_is_held_without_pods_ends_by_its_deadline_and_goes(
+def test_job_whose_pod_waits_for_what_never_comes_ends_by_its_deadline(
     builds: ClusterBuilds, kubernetes_cluster: KubernetesCluster
 ) -> None:
-    container = {"name": "build", "image": builds.image}
+    container = {"name": "build", "image": builds.image, "imagePullPolicy": "Never"}
+    volume = {"name": "context", "configMap": {"name": "not-there"}}
     spec = {
-        **{"parallelism": 0, "activeDeadlineSeconds": 1, "ttlSecondsAfterFinished": 1, "backoffLimit": 0},
-        "template": {"spec": {"restartPolicy": "Never", "containers": [container]}},
+        **{"activeDeadlineSeconds": 1, "backoffLimit": 0},
+        "template": {"spec": {"restartPolicy": "Never", "containers": [container], "volumes": [volume]}},
     }
-    metadata = {"name": "held", "namespace": builds.namespace}
+    metadata = {"name": "left", "namespace": builds.namespace}
     kubernetes_cluster.apply({"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec})
-    until(lambda: not kubernetes_cluster.get("jobs", "-n", builds.namespace)["items"], START_SECONDS)
+
+    def reasons() -> list[str]:
+        status = kubernetes_cluster.get("jobs", "left", "-n", builds.namespace)["status"]
+        return [one["reason"] for one in status.get("conditions", ())]
+
+    until(lambda: reasons() == ["DeadlineExceeded"], START_SECONDS)

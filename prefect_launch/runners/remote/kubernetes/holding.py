@@ -27,8 +27,9 @@ _GATE_DIR: Final = "/launch/ready"
 
 
 class Hold(str, Enum):
-    """How a batch Job is held: `SUSPEND` from Kubernetes 1.21 on, `PARALLELISM` (0 pods) on every server."""
+    """How a batch Job is held: `SUSPEND` from Kubernetes 1.21 on, `PARALLELISM` (0 pods) on every server; or not."""
 
+    NONE = "none"
     SUSPEND = "suspend"
     PARALLELISM = "parallelism"
 
@@ -42,6 +43,8 @@ def hold_back(manifest: dict[str, Any], kind: ObjectKind, hold: Hold) -> None:
         hold: how the server holds a batch Job.
     """
     annotations, labels = manifest["metadata"]["annotations"], manifest["metadata"]["labels"]
+    if hold is Hold.NONE:
+        return
     if kind.suspend and (queue := labels.get(QUEUE_LABEL)):
         annotations[HOLD] = f"{_BY_QUEUE}{queue}"
         labels[QUEUE_LABEL] = _NO_QUEUE
