@@ -17,7 +17,8 @@ from prefect_launch.client.queued_run import QueuedRun
 from prefect_launch.core.masking import Mask
 from prefect_launch.core.output_limits import OUTPUTS_FILE
 from prefect_launch.errors import QueueError, UnreachableError
-from prefect_launch.runners.base import ExitStatus, Labels, RunPlan
+from prefect_launch.runners.base import ExitStatus, Labels, RunPlan, RunState
+from prefect_launch.runners.remote.jobs import RunHandle
 from prefect_launch.runners.remote.kubernetes.holding import HOLD
 from prefect_launch.runners.remote.kubernetes.runner import KubernetesRunner
 from prefect_launch.testing.runner_contract import MISSING, RemoteRunnerContract, run
@@ -165,6 +166,24 @@ async def test_named_results_of_a_failed_job_come_back(world: KubernetesWorld) -
     assert json.loads((plan.output_dir / OUTPUTS_FILE).read_text(encoding="utf-8")) == {"loss": 0.5}
 
 
+@pytest.mark.parametrize(("containers", "most"), [(1, 4096), (4, 3072)])
+async def test_named_results_are_kept_or_told_to_be_too_long_for_what_the_kubelet_hands_over(
+    world: KubernetesWorld, containers: int, most: int
+) -> None:
+    helper = {"image": world.cluster.shell_image, "command": ["true"]}
+    helpers = [{"name": f"helper-{number}", **helper} for number in range(containers - 1)]
+    template = {"spec": {"containers": [{"name": "main"}, *helpers]}}
+    job = {"apiVersion": "batch/v1", "kind": "Job", "spec": {"template": template}}
+    for size in (most, most + 1):
+        script = f"""printf '{{"loss": "%0{size - 12}d"}}' 1 > "$LAUNCH_OUTPUT_DIR/outputs.json\""""
+        plan = world.plan(script, options=job)
+        end = await run(world.runner(), plan)
+        kept = plan.output_dir / OUTPUTS_FILE
+        assert end.succeeded
+        assert kept.exists() is (size == most)
+        assert any(f"more than the {most:,} bytes" in one for one in end.warnings) is (size > most)
+
+
 async def test_init_container_that_fails_says_the_end_of_its_log(world: KubernetesWorld) -> None:
     fetch = {
         "name": "fetch",
@@ -209,6 +228,34 @@ async def test_job_that_somebody_deletes_by_hand_is_reported_as_such(world: Kube
     assert (end.stopped, end.succeeded) == (False, False)
     assert f"somebody else deleted the Job {plan.name!r}" in end.describe()
     assert plan.log_path.read_bytes() == b"here\n"
+
+
+async def test_job_that_has_the_name_of_another_is_left_alone(world: KubernetesWorld) -> None:
+    runner, plan = world.runner(), world.plan("true")
+    job = RunHandle.parse(await runner.create(plan)).job
+    [made] = world.owned("jobs", plan)
+    of_another = job.replace(made["metadata"]["uid"], str(uuid4()))
+    assert await runner.annotate(of_another, {"mark": "mine"}) is None
+    await runner.cancel(of_another, 1.0)
+    [there] = world.owned("jobs", plan)
+    assert "mark" not in there["metadata"]["annotations"]
+    assert "deletionTimestamp" not in there["metadata"]
+
+
+async def test_pod_that_a_deleted_job_has_left_is_found_and_stopped_by_an_agent_that_starts_again(
+    world: KubernetesWorld,
+) -> None:
+    runner, plan = world.runner(), world.plan("echo here; sleep 600")
+    watching = await _logging(runner, plan, b"here\n")
+    watching.cancel()
+    await asyncio.wait({watching})
+    world.cluster.kubectl("delete", "job", plan.name, "--cascade=orphan", "-n", world.namespace)
+    again = world.runner()
+    [found] = await again.find({Labels.ITEM: plan.item_id})
+    assert found.state is RunState.RUNNING
+    await again.stop(found.handle, 1.0)
+    await again.remove(found.handle)
+    assert world.owned("pods", plan) == []
 
 
 async def test_run_goes_on_while_the_cluster_is_away_and_its_log_has_no_gap(world: KubernetesWorld) -> None:
@@ -297,6 +344,19 @@ async def test_namespace_that_is_not_there_is_told_to_the_owner(world: Kubernete
     plan = world.plan("true", options={"namespace": "nobody-has-made-it"})
     with pytest.raises(QueueError, match="Create the namespace, or correct the queue's config"):
         await world.runner().create(plan)
+
+
+async def test_namespace_that_is_being_deleted_is_told_to_the_owner(world: KubernetesWorld) -> None:
+    name = world.cluster.create_namespace()
+    metadata = {"name": "keeps", "namespace": name, "finalizers": ["tests.example.com/keeps"]}
+    world.cluster.apply({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+    world.cluster.kubectl("delete", "namespace", name, "--wait=false")
+    try:
+        with pytest.raises(QueueError, match="the namespace is being deleted"):
+            await world.runner().create(world.plan("true", options={"namespace": name}))
+    finally:
+        free = json.dumps({"metadata": {"finalizers": None}})
+        world.cluster.kubectl("patch", "configmap", "keeps", "-n", name, "--type=merge", "-p", free)
 
 
 @pytest.fixture(scope="module")
