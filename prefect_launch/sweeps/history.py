@@ -45,6 +45,7 @@ class Trial:
         steps: the values of the metric that it reported, in their order.
         tries: how many items it has had.
         cause: why it failed, for people.
+        cause_key: what it has in common with all that failed for the same cause; by default the cause itself.
     """
 
     number: int
@@ -54,6 +55,7 @@ class Trial:
     steps: tuple[float, ...] = ()
     tries: int = 1
     cause: str | None = None
+    cause_key: str | None = None
 
     @property
     def value(self) -> float | None:

@@ -60,6 +60,7 @@ def _sampler(config: SweepConfig) -> Sampler:
 
 def _samples(sampler: Sampler) -> tuple[dict[str, Any], ...]:
     history = History()
-    while len(history.trials) < SAMPLES and (params := next_params(sampler, history)) is not None:
+    most = min(SAMPLES, sampler.config.run_cap or SAMPLES)
+    while len(history.trials) < most and (params := next_params(sampler, history)) is not None:
         history = history.with_trial(params)
     return tuple(dict(trial.params) for trial in history.trials)

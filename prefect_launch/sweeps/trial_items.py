@@ -6,6 +6,8 @@ is no trial: somebody has queued it with the sweep's id by hand.
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,7 +23,6 @@ from prefect_launch.errors import NotFoundError, SpecError, nearest_name
 from prefect_launch.server.values import Item
 from prefect_launch.spec.launch_spec import LaunchSpec, parse_spec
 from prefect_launch.sweeps.config import SOURCES, Metric, SweepConfig
-from prefect_launch.sweeps.failures import LAST_LINE_LABEL
 from prefect_launch.sweeps.history import History, Trial, TrialState
 
 #: Label of a trial's item: its `TrialRecord`, as JSON.
@@ -29,6 +30,7 @@ TRIAL_LABEL: Final = "prefect-launch.trial"
 #: Label of an item that the sweep has cancelled: its `StopRecord`, as JSON.
 STOP_LABEL: Final = "prefect-launch.trial-stop"
 _LINE_CHARS: Final = 200
+_NUMBER: Final = re.compile(r"\d+(?:[.:\d]*\d)?(?:[eE][+-]?\d+)?")
 #: What a run has become, by the state that its item has ended in.
 ENDS: Final[Mapping[StateType, TrialState]] = {
     StateType.COMPLETED: TrialState.FINISHED,
@@ -150,7 +152,7 @@ class TrialItem:
             objective: the metric that trials are judged by.
             metrics: what the item has reported.
         """
-        state, cause = self._state(), None
+        state, cause, key = self._state(), None, None
         value: float | None = None
         steps: tuple[float, ...] = ()
         if objective is not None:
@@ -160,8 +162,8 @@ class TrialItem:
             if state is TrialState.FINISHED and value is None:
                 state, cause = TrialState.FAILED, _not_reported(objective.name, metrics.names)
         if state is TrialState.FAILED:
-            cause = cause or _cause_of(self.item)
-        return Trial(self.record.number, self.record.params, state, value, steps, self.record.attempt, cause)
+            cause, key = (cause, None) if cause else _cause_of(self.item)
+        return Trial(self.record.number, self.record.params, state, value, steps, self.record.attempt, cause, key)
 
     def _state(self) -> TrialState:
         kind = self.item.state_type
@@ -180,12 +182,21 @@ def _params(item: Item, record: TrialRecord) -> dict[str, Any]:
     return {name: given.get(name, value) for name, value in record.params.items()}
 
 
-def _cause_of(item: Item) -> str:
-    """Return why an item failed: its message, with the last line of its log where the agent has kept that."""
-    message = item.message or "No reason was given."
-    data = item.state.data if item.state else None
-    line = data.get(LAST_LINE) if isinstance(data, Mapping) else None
-    return f"{message}{LAST_LINE_LABEL}{line[:_LINE_CHARS]}" if isinstance(line, str) and line else message
+def _cause_of(item: Item) -> tuple[str, str | None]:
+    """Return why an item failed, for people, and what it has in common with those that failed for the same cause.
+
+    The last line of its log belongs to it, where the agent has kept that. Runs that ended with the same exit code and
+    the same last line, but for its numbers, have the same cause.
+    """
+    cause = item.message or "No reason was given."
+    data = item.state.data if item.state and isinstance(item.state.data, Mapping) else {}
+    line = str(data.get(LAST_LINE) or "")
+    if line:
+        cause = f"{cause} Last line: {line[:_LINE_CHARS]}"
+    if data.get("exit_code") is None:
+        return cause, None
+    how = [data.get(name) for name in ("exit_code", "signal", "oom_killed")]
+    return cause, json.dumps([*how, _NUMBER.sub("0", line)])
 
 
 def _not_reported(name: str, seen: Collection[str]) -> str:

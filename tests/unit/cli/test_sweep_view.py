@@ -118,7 +118,11 @@ def test_show_has_the_course_of_the_metric_as_a_sparkline(capsys: pytest.Capture
 
 def test_show_tells_why_trials_failed_once_for_each_cause(capsys: pytest.CaptureFixture[str]) -> None:
     causes = ("The job failed after 3 s: exit code 1.", "The job failed after 4 s: exit code 1.", "Killed.")
-    failed = (Trial(k, {"x": 0.5}, TrialState.FAILED, cause=cause) for k, cause in enumerate(causes))
+    keys = ("[1]", "[1]", None)
+    failed = (
+        Trial(k, {"x": 0.5}, TrialState.FAILED, cause=cause, cause_key=key)
+        for k, (cause, key) in enumerate(zip(causes, keys, strict=True))
+    )
     print_sweep(report_of(*failed))
     assert capsys.readouterr().out.splitlines()[-2:] == [f"2 failed: {causes[0]}", "1 failed: Killed."]
 

@@ -77,12 +77,6 @@ def test_markdown_tells_state_best_trial_charts_trials_and_failures_with_links()
     assert "11 more are in the table of the sweep" in text
 
 
-def test_failures_that_differ_only_in_their_duration_have_one_cause() -> None:
-    causes = ["ended after 0.2 s with exit code 1", "ended after 1 min 30 s with exit code 1", "ended with exit code 2"]
-    found = report_of(*(failed(k, cause) for k, cause in enumerate([causes[2], *causes]))).failures
-    assert [(failure.cause, failure.trials) for failure in found] == [(causes[2], (0, 3)), (causes[0], (1, 2))]
-
-
 def test_markdown_of_a_sweep_without_trials_or_without_a_metric_is_whole() -> None:
     assert len(images(report_of().markdown(link))) == 3
     plain = report_of(finished(0, None), metric=None).markdown(link)

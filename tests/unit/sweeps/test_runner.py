@@ -166,7 +166,7 @@ async def test_sweep_whose_first_five_trials_all_fail_fails_with_the_cause(job_a
         assert 5 <= len(await sweep.numbers()) <= 7
 
 
-async def test_two_errors_with_one_exit_code_are_two_causes(job_api: InMemoryApi) -> None:
+async def test_two_errors_with_one_exit_code_are_two_causes_however_long_the_runs_took(job_api: InMemoryApi) -> None:
     lines = ["KeyError: 'lr'", "ValueError: 17 of 20 rows", "ValueError: 3 of 20 rows", "ValueError: 9 of 20 rows"]
     async with opened(job_api, max_failures=4, workers=4) as sweep:
         running = asyncio.create_task(sweep.run())
@@ -174,13 +174,13 @@ async def test_two_errors_with_one_exit_code_are_two_causes(job_api: InMemoryApi
         for item in await sweep.items():
             read = TrialItem.of(item)
             assert read is not None
-            message = "[run] The job ended with exit code 1."
+            message = f"[run] The job ended after {read.record.number}.5 s with exit code 1."
             state = ItemState.FAILED
             data = {"exit_code": 1, LAST_LINE: lines[read.record.number]}
             ended = State(type=state.type, name=state.label, message=message, data=data)
             await job_api.server.propose(item.id, ended, force=True)
         end = await asyncio.wait_for(running, PATIENCE_SECONDS)
-        cause = "[run] The job ended with exit code 1. Last line: ValueError: 17 of 20 rows"
+        cause = "[run] The job ended after 1.5 s with exit code 1. Last line: ValueError: 17 of 20 rows"
         assert end.message == f"4 trials failed; the commonest cause (3): {cause}"
 
 
