@@ -252,5 +252,5 @@ def best_trial(name: str, config: SweepConfig, trials: SweepTrials) -> Trial:
         raise NotFoundError(f"The sweep {name} has no metric, so none of its trials is the best.")
     found = trials.best(config.objective)
     if found is None:
-        raise NotFoundError(f"No trial of the sweep {name} has finished with a value of its metric yet.")
+        raise NotFoundError(f"No trial of the sweep {name} has finished with a finite value of its metric.")
     return found

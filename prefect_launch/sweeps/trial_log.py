@@ -48,8 +48,9 @@ def describe_trial(trial: Trial, config: SweepConfig) -> str:
     """Return one line about a trial."""
     again = f" (try {trial.tries})" if trial.tries > 1 else ""
     metric = config.objective
-    ended = not trial.state.is_open and trial.value is not None and metric is not None
-    value = f", {metric.name} {format_number(trial.value)}" if ended and metric and trial.value is not None else ""
+    # Also one that is no finite number: it says why the trial is never the best.
+    found = trial.metric if trial.metric is not None else next(iter(trial.steps[-1:]), None)
+    value = "" if trial.state.is_open or metric is None or found is None else f", {metric.name} {format_number(found)}"
     if trial.state is TrialState.FAILED:
         return f"trial {trial.number}{again} failed: {trial.cause}"
     return f"trial {trial.number}{again} {trial.state.value}{value}: {params_in_words(trial.params)}"

@@ -63,7 +63,7 @@ def test_best_prints_the_parameters_as_a_launch_config(job_api: InMemoryApi) -> 
 
 def test_best_of_a_sweep_with_no_value_is_refused_in_words(job_api: InMemoryApi) -> None:
     run_sweep(job_api, name="hopeless")
-    assert "has finished with a value of its metric" in str(sweep("best", "hopeless").exception)
+    assert "has finished with a finite value of its metric" in str(sweep("best", "hopeless").exception)
 
 
 def test_sweeps_are_listed_and_an_unknown_one_is_reported_with_those_that_are_there(job_api: InMemoryApi) -> None:

@@ -16,6 +16,7 @@ import pytest
 from prefect_launch.sweeps.config import parse_sweep
 from prefect_launch.sweeps.history import Trial, TrialState
 from prefect_launch.sweeps.report import SweepReport
+from prefect_launch.sweeps.trial_log import describe_trial
 from tests.support.sweeping import finished, trials_of
 
 EVIL = '</script><script>alert(1)</script>|`<img src=x onerror="a">\n# [x](javascript:a)'
@@ -150,3 +151,8 @@ def test_fields_of_a_report_are_json_with_values_that_are_not_finite_as_text() -
     assert fields["failures"] == [{"cause": "exit code 3", "trials": [2]}]
     assert [trial["metric"] for trial in fields["trials"]] == [0.5, "NaN", None]
     assert fields["importance"]["values"] == 1
+
+
+def test_line_of_a_trial_shows_a_value_that_is_no_number() -> None:
+    config = report_of().config
+    assert describe_trial(finished(0, float("nan")), config).startswith("trial 0 finished, loss NaN: ")
